@@ -1,0 +1,10 @@
+"""The contract: custom resources, and the files that the operator and the trainer exchange.
+
+Everything here is data: pydantic models with a docstring on every field. The CRDs, their
+defaults and the API reference are generated from these models, so a field is described once.
+This package imports nothing else of ours and never does I/O.
+"""
+
+GROUP = "finetune.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"

@@ -1,0 +1,94 @@
+"""AcceleratorProfile: what a pool of nodes is, written once by the platform team.
+
+A FineTuneJob names a profile, or none: then the profile marked `default` is used. The planner
+reads the sizes to choose nodes, devices and a parallel strategy; the builders copy the
+scheduling fields into the pods. Nothing here can be set by the author of a job.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from finetune_api.base import ObjectName, Quantity, SpecModel, WireModel
+
+EnvName = Annotated[
+    str,
+    StringConstraints(pattern=r"^(NCCL|GLOO|UCX|FI|OMP|KMP|VLLM|TORCH)_[A-Z0-9_]+$", max_length=64),
+]
+
+
+class Toleration(SpecModel):
+    """A toleration that every pod on this pool carries."""
+
+    key: Annotated[str, StringConstraints(max_length=316)] | None = None
+    """Taint key; empty with operator Exists tolerates every taint."""
+    operator: Literal["Exists", "Equal"] = "Equal"
+    """How the value is compared."""
+    value: Annotated[str, StringConstraints(max_length=63)] | None = None
+    """Taint value, for operator Equal."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Taint effect; absent means every effect."""
+
+
+class EnvVar(SpecModel):
+    """An environment variable for communication or runtime libraries."""
+
+    name: EnvName
+    """Name; only NCCL_, GLOO_, UCX_, FI_, OMP_, KMP_, VLLM_ and TORCH_ are allowed."""
+    value: Annotated[str, StringConstraints(max_length=1024)]
+    """Value."""
+
+
+class ServingDefaults(SpecModel):
+    """How vLLM runs on this pool."""
+
+    image: Annotated[str, StringConstraints(max_length=512)] | None = None
+    """vLLM image for this pool; absent means the operator's own pinned one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Weights and activations of the served model."""
+    max_model_len: int | None = Field(default=None, ge=64, le=1048576)
+    """Context length in tokens that is served; absent means the model's own."""
+    args: list[Annotated[str, StringConstraints(max_length=256)]] = Field(
+        default_factory=list, max_length=32
+    )
+    """Further vLLM server arguments, one per item."""
+
+
+class AcceleratorProfileSpec(SpecModel):
+    """Sizes and scheduling of one pool of nodes."""
+
+    default: bool = False
+    """Used by jobs that name no profile. At most one profile should say so."""
+    node_selector: dict[str, Annotated[str, StringConstraints(max_length=63)]] = Field(
+        default_factory=dict, max_length=16
+    )
+    """Labels that the nodes of this pool carry."""
+    tolerations: list[Toleration] = Field(default_factory=list, max_length=16)
+    """Tolerations that pods need to run on this pool."""
+    resource_name: Annotated[str, StringConstraints(max_length=253)] | None = None
+    """Extended resource of one device, for example nvidia.com/gpu; absent means CPU only."""
+    devices_per_node: int = Field(default=1, ge=1, le=64)
+    """Devices on each node; on a CPU pool, training processes per node."""
+    max_nodes: int = Field(default=1, ge=1, le=1024)
+    """Most nodes that one job may take when it does not say how many it wants."""
+    memory_per_device: Quantity
+    """Memory of one device, for example 80Gi; on a CPU pool, memory of one process."""
+    cpu_per_device: Quantity = "4"
+    """CPU requested for each device."""
+    host_memory_per_device: Quantity = "16Gi"
+    """Host memory requested for each device."""
+    shared_memory: Quantity = "1Gi"
+    """Size of /dev/shm, which NCCL and vLLM need."""
+    env: list[EnvVar] = Field(default_factory=list, max_length=32)
+    """Environment of training and serving pods on this pool (NCCL settings of the network)."""
+    serving: ServingDefaults = Field(default_factory=ServingDefaults)
+    """How vLLM runs on this pool."""
+
+
+class AcceleratorProfile(WireModel):
+    """A pool of nodes as the platform team describes it."""
+
+    name: ObjectName
+    """metadata.name."""
+    spec: AcceleratorProfileSpec
+    """Sizes and scheduling."""

@@ -1,0 +1,85 @@
+"""What all resource models share: camelCase on the wire, docstrings as descriptions.
+
+`SpecModel` is for what users write: an unknown field is an error. `StatusModel` is for what we
+write and read back, possibly across versions of ourselves: an unknown field is ignored, so that
+an older operator can still read the status or stage result of a newer one.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+DNS_LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+PERCENT_PATTERN = r"^-?[0-9]{1,3}(\.[0-9]{1,4})?%$"
+QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
+
+DnsLabel = Annotated[str, StringConstraints(pattern=DNS_LABEL_PATTERN, max_length=63)]
+ObjectName = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        max_length=253,
+    ),
+]
+Percent = Annotated[str, StringConstraints(pattern=PERCENT_PATTERN, max_length=12)]
+Quantity = Annotated[str, StringConstraints(pattern=QUANTITY_PATTERN, max_length=20)]
+ShortText = Annotated[str, StringConstraints(max_length=256)]
+LongText = Annotated[str, StringConstraints(max_length=4096)]
+
+
+class WireModel(BaseModel):
+    """Base of every model that crosses the wire: camelCase keys, attribute docstrings."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+        frozen=True,
+    )
+
+    def to_wire(self) -> dict[str, Any]:
+        """The object as JSON-ready data with camelCase keys, absent fields left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+class SpecModel(WireModel):
+    """What users write: unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class StatusModel(WireModel):
+    """What we write and read back: unknown fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+def cel(rule: str, message: str, field_path: str | None = None) -> dict[str, str]:
+    """One CEL validation rule as `x-kubernetes-validations` wants it."""
+    out = {"rule": rule, "message": message}
+    if field_path:
+        out["fieldPath"] = field_path
+    return out
+
+
+def validations(*rules: dict[str, str]) -> ConfigDict:
+    """The model_config of a spec model whose schema carries these CEL rules."""
+    return ConfigDict(extra="forbid", json_schema_extra={"x-kubernetes-validations": list(rules)})
+
+
+class Condition(StatusModel):
+    """A Kubernetes condition (KEP-1623) with the generation that it speaks of."""
+
+    type: Annotated[str, StringConstraints(max_length=64)]
+    """Name of the condition, an adjective or past participle."""
+    status: Annotated[str, StringConstraints(pattern="^(True|False|Unknown)$", max_length=7)]
+    """True, False or Unknown."""
+    reason: Annotated[str, StringConstraints(max_length=128)]
+    """Machine-readable cause of the last change, in CamelCase."""
+    message: LongText = ""
+    """The same for people."""
+    last_transition_time: Annotated[str, StringConstraints(max_length=32)]
+    """When the status last changed, RFC 3339 in UTC."""
+    observed_generation: int = Field(default=0, ge=0)
+    """metadata.generation of the object that this condition was computed from."""
