@@ -1,0 +1,1 @@
+"""Container images for the local cluster, made without a container engine."""

@@ -1,0 +1,81 @@
+"""Where built things live between runs, and how they get there whole.
+
+Virtual environments, root filesystems, image layers and models are made once and kept outside the
+checkout, under a name that contains a digest of everything they were made from. An entry appears by
+a rename, so a crash leaves no half-made one, and a lock per entry keeps two builds at the same time
+from doing the work twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def cache_root() -> Path:
+    """The project's cache folder, created when it is missing."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    root = Path(base) / "finetune-operator"
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def digest(*parts: str | bytes | Path) -> str:
+    """Sixteen hex digits over `parts` in order; a Path stands for its file's content."""
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.read_bytes() if isinstance(part, Path) else part
+        data = data.encode() if isinstance(data, str) else data
+        total.update(hashlib.sha256(data).digest())
+    return total.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Hold the only lock on `target`, a cache entry that need not exist yet."""
+    locks = cache_root() / "locks"
+    locks.mkdir(exist_ok=True)
+    with (locks / target.name).open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def made(target: Path, make: Callable[[Path], None], what: str) -> Path:
+    """`target`, made by `make(scratch)` if it is not there yet.
+
+    `make` is given a free path next to the target and leaves a file or a folder at it, which is
+    then renamed. Whatever a killed run left behind is removed first.
+    """
+    if target.exists():
+        return target
+    with locked(target):
+        if target.exists():
+            return target
+        scratch = target.with_name(f".new-{target.name}")
+        remove(scratch)
+        say(f"{what} ...")
+        started = time.monotonic()
+        make(scratch)
+        scratch.rename(target)
+        say(f"{what}: {time.monotonic() - started:.1f} s")
+    return target
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder; nothing there is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def say(line: str) -> None:
+    """Progress for people: stderr, because stdout carries what scripts read."""
+    print(line, file=sys.stderr, flush=True)

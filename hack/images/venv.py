@@ -1,0 +1,107 @@
+"""The virtual environment with PyTorch, DeepSpeed and vLLM for the local CPU cluster.
+
+The same tree serves twice: tests run the trainer with it on this machine, and it is the layer
+/opt/venv of the images. So it is relocatable, and it stands on Debian 12's own Python, which is
+also in the image's base. Modules that every run imports are compiled beforehand, because a
+container with a read-only root would otherwise compile them at each start.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from hack.images import cuda_stubs
+from hack.images.cache import cache_root, digest, made, say
+from hack.images.uv import UV_VERSION, uv
+
+HERE = Path(__file__).parent
+LOCK = HERE / "requirements.ml.lock"
+SYSTEM_PYTHON = Path("/usr/bin/python3")
+SYSTEM_VERSION = (3, 11)
+
+# Imported once to compile them and all that they import.
+WARM = (
+    "torch.distributed.run, torch.distributed.fsdp, torch.distributed.checkpoint.state_dict",
+    "deepspeed",
+    "datasets, s3fs, gcsfs, fsspec.implementations.http, huggingface_hub",
+    "peft, transformers.models.llama.modeling_llama, transformers.models.auto.modeling_auto",
+    "transformers.models.llama.tokenization_llama, transformers.modeling_gguf_pytorch_utils",
+    "prometheus_client, pyarrow.parquet, transformers.generation",
+    "vllm.entrypoints.openai.api_server, vllm.v1.engine.core, vllm.v1.worker.cpu_worker",
+    "vllm.model_executor.models.llama, vllm.v1.executor.uniproc_executor, vllm.lora.request",
+)
+
+
+def ml_venv() -> Path:
+    """The environment's folder, built when its lock or its recipe is new."""
+    return made(_home(), _build, "Python libraries for training and serving on CPUs")
+
+
+def ml_python() -> Path:
+    """The environment's interpreter."""
+    return ml_venv() / "bin" / "python"
+
+
+def ml_digest() -> str:
+    """Names everything that the environment is made from."""
+    recipe = [HERE / "cuda_stubs.py", HERE / "venv.py"]
+    return digest(LOCK, *recipe, UV_VERSION, str(SYSTEM_VERSION), platform.machine())
+
+
+def _home() -> Path:
+    return cache_root() / f"venv-ml-{ml_digest()}"
+
+
+def _build(scratch: Path) -> None:
+    _check_system_python()
+    create_venv(scratch, SYSTEM_PYTHON)
+    install_locked(scratch / "bin" / "python", LOCK)
+    site = site_packages(scratch)
+    count = cuda_stubs.stub_cuda(site / "torch" / "lib")
+    say(f"  {count} CUDA functions replaced by stubs")
+    for modules in WARM:
+        _warm(scratch / "bin" / "python", modules)
+
+
+def create_venv(home: Path, python: Path) -> None:
+    """An empty environment at `home` that may be moved afterwards."""
+    command = [str(uv()), "venv", "--quiet", "--relocatable", "--python", str(python), str(home)]
+    subprocess.run(command, check=True)
+
+
+def install_locked(python: Path, lock: Path) -> None:
+    """Install exactly what `lock` lists, every file checked against its hash.
+
+    Nothing else is resolved: the lock leaves out libraries on purpose.
+    """
+    command = [str(uv()), "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
+    subprocess.run([*command, "--python", str(python), "-r", str(lock)], check=True)
+
+
+def site_packages(home: Path) -> Path:
+    """Where the environment's libraries lie."""
+    return home / "lib" / f"python{SYSTEM_VERSION[0]}.{SYSTEM_VERSION[1]}" / "site-packages"
+
+
+def _warm(python: Path, modules: str) -> None:
+    offline = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    command = [str(python), "-c", f"import {modules}"]
+    subprocess.run(command, check=True, env={**environment, **offline})
+
+
+def _check_system_python() -> None:
+    want = ".".join(map(str, SYSTEM_VERSION))
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    command = [str(SYSTEM_PYTHON), "-c", code]
+    found = "none"
+    if SYSTEM_PYTHON.exists():
+        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    if found != want:
+        raise SystemExit(
+            f"{SYSTEM_PYTHON} is Python {found}, but the local images need Python {want} "
+            "(Debian 12). Use a Debian 12 machine, or one with a Docker engine."
+        )
