@@ -7,7 +7,7 @@ an older operator can still read the status or stage result of a newer one.
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 from pydantic.alias_generators import to_camel
 
 DNS_LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
@@ -55,15 +55,15 @@ class StatusModel(WireModel):
     model_config = ConfigDict(extra="ignore")
 
 
-def cel(rule: str, message: str, field_path: str | None = None) -> dict[str, str]:
+def cel(rule: str, message: str, field_path: str | None = None) -> dict[str, JsonValue]:
     """One CEL validation rule as `x-kubernetes-validations` wants it."""
-    out = {"rule": rule, "message": message}
+    out: dict[str, JsonValue] = {"rule": rule, "message": message}
     if field_path:
         out["fieldPath"] = field_path
     return out
 
 
-def validations(*rules: dict[str, str]) -> ConfigDict:
+def validations(*rules: dict[str, JsonValue]) -> ConfigDict:
     """The model_config of a spec model whose schema carries these CEL rules."""
     return ConfigDict(extra="forbid", json_schema_extra={"x-kubernetes-validations": list(rules)})
 

@@ -1,0 +1,1 @@
+"""The controller: watches FineTuneJobs and ModelEndpoints and makes them come true."""
