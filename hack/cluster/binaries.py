@@ -28,7 +28,7 @@ HELM = "v3.21.4"
 
 @dataclass(frozen=True)
 class Program:
-    """One program: the Go module that pins it (a folder here), its package, its linker variables."""
+    """One program: the folder of the Go module that pins it, its package, its linker variables."""
 
     name: str
     module: Path
@@ -53,7 +53,6 @@ def _kubernetes(name: str) -> Program:
 PROGRAMS = {
     p.name: p
     for p in (
-        Program("pause", HERE / "pause", "."),
         Program("etcd", HERE / "gomod/etcd", "."),
         _kubernetes("kube-apiserver"),
         _kubernetes("kubectl"),
@@ -77,31 +76,36 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": ""}
 
 
-@functools.cache
-def folder() -> Path:
-    """The cache folder of exactly these programs; it may be empty, see `ensure`."""
+def digest_of(programs: Iterable[Program]) -> str:
+    """What decides these programs' bytes, as 16 hexadecimal digits: sources, flags, Go version."""
     if not shutil.which("go"):
         raise ClusterError(
             "Go is not installed: Kubernetes is built from source, so install Go 1.26 or newer "
             "(https://go.dev/dl) and run this again"
         )
-    environment = _environment()
-    version = run(["go", "version"], env=environment, cwd=PROGRAMS["etcd"].module)
+    listed = list(programs)
+    version = run(["go", "version"], env=_environment(), cwd=listed[0].module)
     digest = hashlib.sha256(version.encode())
-    for program in PROGRAMS.values():
-        digest.update("\0".join(program.command(Path(program.name))).encode())
-        for path in sorted(program.module.iterdir()):
+    for each in listed:
+        digest.update("\0".join(each.command(Path(each.name))).encode())
+        for path in sorted(each.module.iterdir()):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return cache_dir() / f"bin-{digest.hexdigest()[:16]}"
+    return digest.hexdigest()[:16]
 
 
-def ensure(names: Iterable[str] = tuple(PROGRAMS), quiet: bool = False) -> Path:
+@functools.cache
+def folder() -> Path:
+    """The cache folder of exactly these programs; it may be empty, see `ensure`."""
+    return cache_dir() / f"bin-{digest_of(PROGRAMS.values())}"
+
+
+def ensure(names: Iterable[str] = tuple(PROGRAMS)) -> Path:
     """Build what is missing of `names` and return the folder that holds them."""
     where = folder()
     if missing := [n for n in names if not (where / n).exists()]:
         with locked(where / ".lock"):
             for name in missing:
-                _build(PROGRAMS[name], where, quiet)
+                _build(PROGRAMS[name], where)
     return where
 
 
@@ -110,17 +114,18 @@ def program(name: str) -> Path:
     return ensure([name]) / name
 
 
-def _build(wanted: Program, where: Path, quiet: bool) -> None:
+def build(wanted: Program, target: Path) -> None:
+    """Compile one program to `target`, which appears only when it is whole."""
+    tmp = target.with_name(f".{target.name}.tmp")
+    run(wanted.command(tmp), env=_environment(), cwd=wanted.module)
+    tmp.rename(target)
+
+
+def _build(wanted: Program, where: Path) -> None:
     target = where / wanted.name
     if target.exists():  # another process built it while we waited for the lock
         return
     began = time.monotonic()
-    tmp = where / f".{wanted.name}.tmp"
-    run(wanted.command(tmp), env=_environment(), cwd=wanted.module)
-    tmp.rename(target)
-    if not quiet:
-        size = target.stat().st_size / 1e6
-        print(
-            f"  built {wanted.name:<26} {size:4.0f} MB {time.monotonic() - began:6.1f} s",
-            flush=True,
-        )
+    build(wanted, target)
+    size, took = target.stat().st_size / 1e6, time.monotonic() - began
+    print(f"  built {wanted.name:<26} {size:4.0f} MB {took:6.1f} s", flush=True)
