@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hack.images import cuda_stubs
 from hack.images.cache import cache_root, digest, made, say
+from hack.images.packages import need_programs
 from hack.images.uv import UV_VERSION, uv
 
 HERE = Path(__file__).parent
@@ -47,8 +48,8 @@ def ml_python() -> Path:
 
 def ml_digest() -> str:
     """Names everything that the environment is made from."""
-    recipe = [HERE / "cuda_stubs.py", HERE / "venv.py"]
-    return digest(LOCK, *recipe, UV_VERSION, str(SYSTEM_VERSION), platform.machine())
+    recipe = [repr(WARM), UV_VERSION, repr(SYSTEM_VERSION), platform.machine()]
+    return digest(LOCK, HERE / "cuda_stubs.py", *recipe)
 
 
 def _home() -> Path:
@@ -56,6 +57,7 @@ def _home() -> Path:
 
 
 def _build(scratch: Path) -> None:
+    need_programs({"gcc": "gcc", "readelf": "binutils"})
     _check_system_python()
     create_venv(scratch, SYSTEM_PYTHON)
     install_locked(scratch / "bin" / "python", LOCK)
