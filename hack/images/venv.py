@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 from hack.images import cuda_stubs
@@ -92,7 +93,7 @@ def _warm(python: Path, modules: str) -> None:
     offline = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     command = [str(python), "-c", f"import {modules}"]
-    subprocess.run(command, check=True, env={**environment, **offline})
+    subprocess.run(command, check=True, stdout=sys.stderr, env={**environment, **offline})
 
 
 def _check_system_python() -> None:
