@@ -1,0 +1,85 @@
+# The only place that knows commands. `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
+UV_VERSION := 0.13.9
+UV := $(CACHE)/uv-$(UV_VERSION)/bin/uv
+VENV := .venv
+PY := $(VENV)/bin/python
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help
+help: ## This list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 18
+
+.PHONY: demo
+demo: $(VENV)/.ready ## Bring up a cluster, fine-tune a real model with the operator, ask the served result
+	@$(PY) -m hack.demo run
+
+.PHONY: test
+test: $(VENV)/.ready ## The whole suite, on a real cluster too; prints the time of each part
+	@$(PY) -m hack.suite
+
+.PHONY: test-lint test-unit test-api test-trainer test-images test-cluster test-e2e
+test-lint test-unit test-api test-trainer test-images test-cluster test-e2e: $(VENV)/.ready ## One part of the suite
+	@$(PY) -m hack.suite $(@:test-%=%)
+
+.PHONY: cluster
+cluster: $(VENV)/.ready ## Bring up the local two-node cluster (kind where Docker answers)
+	@$(PY) -m hack.cluster up
+
+.PHONY: cluster-down
+cluster-down: ## Take the local cluster down
+	@$(PYTHON) -m hack.cluster down
+
+.PHONY: images
+images: $(VENV)/.ready ## Build the images and load them into the local cluster
+	@$(PY) -m hack.images load
+
+.PHONY: images-product
+images-product: $(VENV)/.ready ## Build the images that users run, from their Dockerfiles
+	@$(PY) -m hack.images product
+
+.PHONY: clean
+clean: ## Remove every trace but the caches outside the checkout: cluster, environment, reports
+	@$(PYTHON) -m hack.cluster down
+	@rm -rf $(VENV) .cluster demo-report.json .pytest_cache .mypy_cache .ruff_cache \
+	  .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: clean-cache
+clean-cache: ## Remove the caches too (the next run is a cold one)
+	@rm -rf "$(CACHE)"
+
+.PHONY: crds
+crds: $(VENV)/.ready ## Generate crds/, the chart's copy and docs/reference.md from the models
+	@PYTHONPATH=operator $(PY) -m finetune_api.crd
+
+.PHONY: format
+format: $(VENV)/.ready ## Format the code
+	@$(VENV)/bin/ruff check --fix -q . ; $(VENV)/bin/ruff format -q .
+
+.PHONY: bench
+bench: $(VENV)/.ready ## Benchmarks, each against a baseline in the same run
+	@for file in tests/bench/*.py; do echo "== $$file"; PYTHONPATH=.:operator $(PY) $$file; done
+
+COMPILE = $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-header --python-version 3.11
+.PHONY: lock
+lock: $(UV) ## Resolve every requirements file anew, with hashes
+	@$(COMPILE) --upgrade operator/requirements.in -o operator/requirements.lock
+	@$(COMPILE) --upgrade trainer_image/requirements.in -o trainer_image/requirements.lock
+	@for name in dev trainer-test kserve; do \
+	  $(COMPILE) --upgrade requirements/$$name.in -o requirements/$$name.lock; done
+
+$(UV):
+	@echo "Installing uv $(UV_VERSION)"
+	@mkdir -p $(CACHE)
+	@$(PYTHON) -m venv $(CACHE)/.uv-$(UV_VERSION).new
+	@$(CACHE)/.uv-$(UV_VERSION).new/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@rm -rf $(CACHE)/uv-$(UV_VERSION) && mv $(CACHE)/.uv-$(UV_VERSION).new $(CACHE)/uv-$(UV_VERSION)
+
+$(VENV)/.ready: requirements/dev.lock | $(UV)
+	@echo "Installing the development environment into $(VENV)"
+	@$(UV) venv --quiet --clear --python $(PYTHON) $(VENV)
+	@$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements/dev.lock
+	@touch $@

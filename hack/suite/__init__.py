@@ -1,0 +1,1 @@
+"""Runs the whole test suite and says how long each part took."""

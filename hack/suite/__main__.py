@@ -1,0 +1,68 @@
+"""`python -m hack.suite [PART ...]`: run the parts, stream their output, print a table of times.
+
+Every part runs even when an earlier one failed, so that one run shows everything that is wrong.
+Exit status 1 when a part failed. The closing line counts the parts.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+from hack.suite.parts import PARTS, ROOT, Part, Step
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One step and how it went."""
+
+    part: str
+    step: str
+    seconds: float
+    passed: bool
+
+
+def run_step(part: str, step: Step) -> Timed:
+    """Run one step with its output on ours."""
+    print(f"\n=== {part}: {step.name}", flush=True)
+    started = time.monotonic()
+    environment = {**os.environ, **step.environment()}
+    result = subprocess.run(
+        step.command(), cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, check=False
+    )
+    return Timed(part, step.name, time.monotonic() - started, result.returncode == 0)
+
+
+def run_part(part: Part) -> list[Timed]:
+    """Run the steps of a part until one fails."""
+    done: list[Timed] = []
+    for step in part.steps:
+        done.append(run_step(part.name, step))
+        if not done[-1].passed:
+            break
+    return done
+
+
+def main(names: list[str]) -> int:
+    known = {part.name: part for part in PARTS}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        print(f"unknown part {unknown[0]}; known: {' '.join(known)}", file=sys.stderr)
+        return 2
+    results = [timed for name in (names or known) for timed in run_part(known[name])]
+    print("\npart        step                 seconds  result")
+    for timed in results:
+        verdict = "ok" if timed.passed else "FAILED"
+        print(f"{timed.part:<11} {timed.step:<20} {timed.seconds:7.1f}  {verdict}")
+    print(f"{'total':<32} {sum(timed.seconds for timed in results):7.1f}")
+    failed = {timed.part for timed in results if not timed.passed}
+    ran = {timed.part for timed in results}
+    print(f"parts: {len(ran) - len(failed)} passed, {len(failed)} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

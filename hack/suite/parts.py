@@ -1,0 +1,85 @@
+"""The parts of the suite: what each needs first, and the commands that make it up.
+
+Order matters twice: cheap parts come first so that a typo fails in seconds, and the long builds
+(cluster programs, ML environment) are steps of their own so that their time is seen as theirs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hack.images.uv import uv
+from hack.images.venv import ml_python
+from hack.suite.environments import test_libraries
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = ROOT / ".venv" / "bin"
+PYTHON = str(BIN / "python")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a part; `command` is built late because it may install what it runs."""
+
+    name: str
+    command: Callable[[], list[str]]
+    environment: Callable[[], dict[str, str]] = field(default=dict)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A named group of steps; the first failing step ends the part."""
+
+    name: str
+    steps: tuple[Step, ...]
+
+
+def _step(name: str, *command: str, **environment: str) -> Step:
+    return Step(name, lambda: list(command), lambda: environment)
+
+
+def _pytest(name: str, *arguments: str) -> Step:
+    return _step(name, PYTHON, "-m", "pytest", *arguments)
+
+
+def _trainer_environment() -> dict[str, str]:
+    roots = [str(test_libraries()), "operator", "trainer_image", "."]
+    return {"PYTHONPATH": os.pathsep.join(roots), "UV": str(uv())}
+
+
+LINT = Part(
+    "lint",
+    (
+        _step("ruff", str(BIN / "ruff"), "check", "."),
+        _step("format", str(BIN / "ruff"), "format", "--check", "."),
+        _step("types", str(BIN / "mypy"), "operator", "trainer_image", "hack"),
+        _step("imports", str(BIN / "lint-imports"), PYTHONPATH="operator:trainer_image"),
+    ),
+)
+UNIT = Part("unit", (_pytest("unit", "tests/unit"),))
+API = Part(
+    "api",
+    (
+        _step("cluster programs", PYTHON, "-m", "hack.cluster", "binaries"),
+        _pytest("api", "tests/api"),
+    ),
+)
+TRAINER = Part(
+    "trainer",
+    (
+        Step("ML environment", lambda: [PYTHON, "-m", "hack.images", "venv"]),
+        Step(
+            "trainer",
+            lambda: [str(ml_python()), "-m", "pytest", "tests/trainer"],
+            _trainer_environment,
+        ),
+    ),
+)
+IMAGES = Part("images", (_pytest("images", "tests/images"),))
+CLUSTER = Part("cluster", (_pytest("cluster", "tests/cluster"),))
+E2E = Part("e2e", (_pytest("e2e", "tests/e2e", "-s"),))
+
+PARTS = (LINT, UNIT, API, TRAINER, IMAGES, CLUSTER, E2E)
