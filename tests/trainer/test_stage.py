@@ -1,0 +1,196 @@
+"""The shell of a stage: every way of ending gives one result, one line and one exit code."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import urllib.request
+from pathlib import Path
+
+import pytest
+from finetune_api.run import (
+    ChatMessage,
+    ExitCode,
+    Failure,
+    ProbeRecord,
+    RunConfig,
+    StageResult,
+    TrainFacts,
+)
+from finetune_trainer.stage import termination_message
+from finetune_trainer.telemetry import Report, serve
+from hypothesis import given
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(folder: Path, body: str, run: str | None = None) -> subprocess.Popen[str]:
+    """A stage whose work is `body`, in a process of its own."""
+    config = {
+        "job": {"name": "j", "namespace": "n", "uid": "u"},
+        "stage": "prepare",
+        "attempt": 3,
+        "spec": {},
+    }
+    (folder / "run.json").write_text(run if run is not None else json.dumps(config))
+    script = "from finetune_trainer.stage import *\nfrom finetune_api.run import StageResult\n"
+    script += "def work(run, report):\n" + textwrap.indent(textwrap.dedent(body), "    ")
+    script += "\nraise SystemExit(run_stage('prepare', work))\n"
+    env = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'trainer_image'}",
+        "FINETUNE_RUN_CONFIG": str(folder / "run.json"),
+        "FINETUNE_TERMINATION_PATH": str(folder / "result.json"),
+        "FINETUNE_TELEMETRY_PORT": "0",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def end(folder: Path, process: subprocess.Popen[str]) -> tuple[int, StageResult, str]:
+    """Exit code, result and log of a stage that ends by itself."""
+    log, _ = process.communicate(timeout=60)
+    return (
+        process.returncode,
+        StageResult.model_validate_json((folder / "result.json").read_bytes()),
+        log,
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "outcome", "reason"),
+    [
+        (
+            "return StageResult(stage='prepare', attempt=run.attempt, outcome='Succeeded')",
+            ExitCode.OK,
+            "Succeeded",
+            None,
+        ),
+        (
+            "raise UserError('BrokenRow', 'not JSON', 'mend it', file='a.jsonl', line=7)",
+            ExitCode.USER_ERROR,
+            "Failed",
+            "BrokenRow",
+        ),
+        (
+            "raise RetryableError('Unreachable', 'no answer')",
+            ExitCode.RETRYABLE,
+            "Failed",
+            "Unreachable",
+        ),
+        ("raise Preempted", ExitCode.PREEMPTED, "Preempted", None),
+        ("raise MemoryError", ExitCode.USER_ERROR, "Failed", "OutOfMemory"),
+        ("raise OSError(28, 'No space left', 'x')", ExitCode.RETRYABLE, "Failed", "NoSpaceLeft"),
+        ("{}['x']", ExitCode.RETRYABLE, "Failed", "InternalError"),
+    ],
+)
+def test_every_ending_has_its_exit_code_and_result(
+    tmp_path: Path, body: str, code: ExitCode, outcome: str, reason: str | None
+) -> None:
+    returned, result, log = end(tmp_path, start(tmp_path, body))
+    assert (returned, result.outcome) == (code, outcome)
+    assert (result.failure and result.failure.reason) == reason
+    assert ("Traceback" in log) == (reason in ("InternalError", "NoSpaceLeft", "OutOfMemory"))
+    if result.failure:
+        assert (result.failure.stage, result.failure.attempt) == ("prepare", 3)
+        assert "\n" not in result.failure.message
+
+
+def test_a_broken_run_file_is_named(tmp_path: Path) -> None:
+    code, result, _ = end(tmp_path, start(tmp_path, "return None", run='{"stage": "prepare"}'))
+    assert code == ExitCode.USER_ERROR
+    assert result.failure is not None
+    assert result.failure.reason == "BadRunConfig"
+    assert result.failure.file == str(tmp_path / "run.json")
+
+
+def test_a_run_file_of_another_stage_is_refused(tmp_path: Path) -> None:
+    run = RunConfig.model_validate(
+        {
+            "job": {"name": "j", "namespace": "n", "uid": "u"},
+            "stage": "export",
+            "attempt": 1,
+            "spec": {},
+        }
+    )
+    code, result, _ = end(tmp_path, start(tmp_path, "return None", run=run.model_dump_json()))
+    assert code == ExitCode.USER_ERROR
+    assert result.failure is not None
+    assert "export" in result.failure.message
+
+
+def test_sigterm_ends_a_stage_as_preempted(tmp_path: Path) -> None:
+    process = start(tmp_path, "import time\nprint('working', flush=True)\ntime.sleep(60)")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "working" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    code, result, _ = end(tmp_path, process)
+    assert (code, result.outcome) == (ExitCode.PREEMPTED, "Preempted")
+
+
+@given(st.text(max_size=6000), st.text(max_size=6000), st.integers(0, 100))
+def test_the_termination_message_is_always_valid_and_small(
+    message: str, answer: str, hosts: int
+) -> None:
+    result = StageResult(
+        stage="train",
+        attempt=1,
+        outcome="Failed",
+        failure=Failure(
+            reason="X", message=message[:4096], remedy=message[:4096], file=answer[:4096]
+        ),
+        probe=ProbeRecord(
+            messages=[ChatMessage(role="user", content="q")], answer=answer, max_tokens=8
+        ),
+        train=TrainFacts(
+            steps=1, world_size=1, engine="E", hosts=[f"pod-{i}.example" * 3 for i in range(hosts)]
+        ),
+    )
+    encoded = termination_message(result)
+    assert len(encoded) <= 4096
+    back = StageResult.model_validate_json(encoded)
+    assert back.failure is not None
+    assert back.failure.reason == "X"
+    assert back.failure.message[:40] == message[:40]
+
+
+def test_telemetry_serves_progress_metrics_and_health() -> None:
+    report = Report("train", 2, clock=lambda: 12.5)
+    report.update("training", step=3, total_steps=9, loss=1.25)
+    server = serve(report, host="127.0.0.1")
+
+    def get(path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}") as answer:
+            return str(answer.read().decode())
+
+    try:
+        progress = json.loads(get("/progress"))
+        assert (progress["step"], progress["totalSteps"], progress["loss"]) == (3, 9, 1.25)
+        assert (progress["message"], progress["updatedAt"]) == ("training", 12.5)
+        assert "finetune_train_loss 1.25" in get("/metrics")
+        assert "tokens_per_second" not in get("/metrics")
+        assert get("/healthz") == "ok\n"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_version_is_printed() -> None:
+    out = subprocess.run(
+        [sys.executable, "-m", "finetune_trainer", "--version"],
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'trainer_image'}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert out == "finetune-trainer 0.1.0\n"

@@ -1,0 +1,148 @@
+"""What a pod tells while its stage runs: /progress, /metrics and /healthz on one small server.
+
+`Report` is the one place where a stage writes what it is doing; any thread may write, the
+server reads. Training processes are children of the pod's first process and tell it through
+one small file per rank, replaced atomically: a file survives its writer, needs no protocol,
+and a reader never sees half of it.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from finetune_api.run import Progress, StageName
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+
+GAUGES = {
+    "step": "Optimizer steps, or items, done.",
+    "total_steps": "Optimizer steps, or items, in all.",
+    "loss": "Token-weighted training loss of the last step over all ranks.",
+    "grad_norm": "Global L2 norm of the gradients before clipping.",
+    "learning_rate": "Learning rate of the last step.",
+    "epoch": "Passes over the data so far.",
+    "tokens_per_second": "Non-padding tokens per second over all ranks, smoothed.",
+    "eta_seconds": "Seconds to the end of the stage.",
+    "world_size": "Processes that train together.",
+    "last_checkpoint_step": "Step of the newest complete checkpoint.",
+}
+
+
+class Report:
+    """The progress of one stage; safe to write and read from any thread."""
+
+    def __init__(
+        self, stage: StageName, attempt: int, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._progress = Progress(stage=stage, attempt=attempt, updated_at=clock())
+
+    def update(self, message: str | None = None, **fields: Any) -> None:
+        """Replace the given fields of Progress and stamp the time."""
+        if message is not None:
+            fields["message"] = message
+        fields["updated_at"] = self._clock()
+        with self._lock:
+            self._progress = self._progress.model_copy(update=fields)
+
+    def snapshot(self) -> Progress:
+        """The progress as it stands."""
+        with self._lock:
+            return self._progress
+
+
+class _ProgressCollector:
+    """Turns the report into Prometheus gauges named finetune_<stage>_<field>."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The gauges that have a value now."""
+        progress = self._report.snapshot()
+        prefix = f"finetune_{progress.stage}"
+        for name, text in GAUGES.items():
+            value = getattr(progress, name)
+            if value is not None:
+                yield GaugeMetricFamily(f"{prefix}_{name}", text, value=value)
+        beats = GaugeMetricFamily(
+            f"{prefix}_rank_heartbeat_timestamp_seconds",
+            "Unix time of the last sign of life of a rank.",
+            labels=["rank", "host"],
+        )
+        for rank in progress.ranks:
+            beats.add_metric([str(rank.rank), rank.host], rank.updated_at)
+        if progress.ranks:
+            yield beats
+
+
+def serve(report: Report, host: str = "0.0.0.0", port: int = 0) -> ThreadingHTTPServer:
+    """Start answering GET /progress, /metrics and /healthz in the background.
+
+    Returns the server; its `server_port` tells the port where 0 was asked for.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_ProgressCollector(report))
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/progress":
+                body, kind = report.snapshot().model_dump_json(by_alias=True), "application/json"
+                self._send(200, body.encode(), kind)
+            elif self.path == "/metrics":
+                self._send(200, generate_latest(registry), "text/plain; version=0.0.4")
+            elif self.path == "/healthz":
+                self._send(200, b"ok\n", "text/plain")
+            else:
+                self._send(404, b"try /progress, /metrics or /healthz\n", "text/plain")
+
+        def _send(self, status: int, body: bytes, kind: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing: the operator asks every few seconds."""
+
+    server = ThreadingHTTPServer((host, port), Answer)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, name="telemetry", daemon=True).start()
+    return server
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file so that no reader ever sees half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(data)
+    partial.chmod(0o644)
+    partial.replace(path)
+
+
+class RankFile:
+    """What one training process tells the first process of its pod, at most twice a second."""
+
+    INTERVAL = 0.5
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._path = folder / f"rank-{rank:05d}.json"
+        self._last = float("-inf")
+
+    def write(self, state: dict[str, Any], force: bool = False) -> None:
+        """Replace the file, unless that was done less than half a second ago."""
+        now = time.monotonic()
+        if force or now - self._last >= self.INTERVAL:
+            self._last = now
+            write_atomically(self._path, json.dumps(state).encode())
+
+
+def read_rank_files(folder: Path) -> list[dict[str, Any]]:
+    """What the training processes of this pod last told, by rank."""
+    return [json.loads(path.read_bytes()) for path in sorted(folder.glob("rank-*.json"))]
