@@ -1,8 +1,8 @@
 """A model and a data set so small that every test can have its own.
 
 The model is a random two-layer Llama of 0.2 M parameters with a byte-level BPE tokenizer of 2,048
-tokens and a ChatML template. It is written file by file with numpy, so making one needs no torch and
-takes about a second, and the same arguments give the same bytes on every machine. The rows have a
+tokens and a ChatML template. It is written file by file with numpy, so making one needs no torch
+and takes less than a second, and the same arguments always give the same bytes. The rows have a
 regular pattern (the answer repeats the question's term), so that a few steps of training show.
 """
 
@@ -72,9 +72,10 @@ def tiny_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
 
 def _row(name: str, dice: random.Random) -> dict[str, str]:
     kind, quality, action = (dice.choice(words) for words in (_KINDS, _QUALITIES, _ACTIONS))
+    what = f"{quality} {kind} that {action} {dice.choice(_KINDS)}s"
     return {
         "prompt": f"What does the term {name} mean?",
-        "completion": f"{name.capitalize()} is a {quality} {kind} that {action} {dice.choice(_KINDS)}s.",
+        "completion": f"{name.capitalize()} is a {what}.",
     }
 
 
