@@ -1,0 +1,82 @@
+"""The main job: apply examples/glossary.yaml, follow it, ask the served model three questions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hack.demo import ask, report
+from hack.demo.follow import follow
+from hack.demo.kubectl import Kubectl, KubectlError
+from hack.demo.platform import ROOT, Platform
+from hack.demo.timeline import Timeline
+
+NAME = "glossary"
+ENDPOINT = "glossary"
+EXAMPLE = ROOT / "examples" / "glossary.yaml"
+REPORT = ROOT / "demo-report.json"
+SECONDS = 900.0
+QUESTIONS = 3
+
+
+def run(
+    platform: Platform,
+    timeline: Timeline,
+    seen: Callable[[dict[str, Any]], None] = lambda job: None,
+    path: Path = REPORT,
+) -> dict[str, Any]:
+    """Run the job to its end and return the report, which is also written to `path`."""
+    kubectl = platform.kubectl
+    kubectl.run("delete", "finetunejob", NAME, "--ignore-not-found", "--wait", timeout=120)
+    with timeline.step(f"kubectl apply -f {EXAMPLE.relative_to(ROOT)}"):
+        kubectl.run("apply", "-f", str(EXAMPLE))
+    with timeline.step("Fine-tune, compare, export, roll out"):
+        job = follow(kubectl, NAME, SECONDS, timeline.say, seen)
+    with timeline.step(f"Ask the endpoint {QUESTIONS} questions"):
+        questions = _ask(kubectl, job)
+    data = report.build(job, timeline.seconds, timeline.total(), questions, _versions(kubectl))
+    report.write(data, path)
+    return data
+
+
+def _ask(kubectl: Kubectl, job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Ask what evaluation asked, and set the three answers side by side."""
+    samples = _evaluated(kubectl)["samples"]
+    limit = job["spec"]["evaluation"]["maxNewTokens"]
+    out = []
+    with ask.forwarded(kubectl, ENDPOINT) as url:
+        for sample in samples[:QUESTIONS]:
+            served = ask.chat(url, ENDPOINT, sample["messages"], limit)
+            out.append(
+                {
+                    "question": sample["messages"][-1]["content"],
+                    "reference": sample["reference"],
+                    "base": sample["base"],
+                    "tuned": sample["tuned"],
+                    "served": served,
+                    "equal": served.strip() == sample["tuned"].strip(),
+                }
+            )
+    return out
+
+
+def _evaluated(kubectl: Kubectl) -> dict[str, Any]:
+    """The evaluation report that lies in the served artifact."""
+    pod = ("-l", f"finetune.dev/endpoint={ENDPOINT}", "--field-selector=status.phase=Running")
+    pods = kubectl.json("get", "pods", *pod)["items"]
+    newest = max(pods, key=lambda item: str(item["metadata"]["creationTimestamp"]))
+    name = newest["metadata"]["name"]
+    found: dict[str, Any] = json.loads(
+        kubectl.run("exec", name, "--", "cat", "/mnt/models/evaluation.json")
+    )
+    return found
+
+
+def _versions(kubectl: Kubectl) -> dict[str, str]:
+    try:
+        server = json.loads(kubectl.run("version", "-o", "json"))["serverVersion"]["gitVersion"]
+    except (KubectlError, KeyError):
+        server = "unknown"
+    return {"kubernetes": server}

@@ -1,0 +1,49 @@
+"""kubectl, as a person would type it, with the answer as data."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+
+class KubectlError(RuntimeError):
+    """kubectl said no; the message is what it said."""
+
+
+class Kubectl:
+    """Runs one kubectl against one kubeconfig, in one namespace unless told otherwise."""
+
+    def __init__(self, program: Path, kubeconfig: Path, namespace: str = "default") -> None:
+        self.program = program
+        self.kubeconfig = kubeconfig
+        self.namespace = namespace
+
+    def command(self, *words: str) -> list[str]:
+        """The command line for these words."""
+        scope = ["--kubeconfig", str(self.kubeconfig), "--namespace", self.namespace]
+        return [str(self.program), *scope, *words]
+
+    def run(self, *words: str, stdin: str | None = None, timeout: float = 60) -> str:
+        """Standard output; raises KubectlError with standard error when it fails."""
+        done = subprocess.run(
+            self.command(*words),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise KubectlError(done.stderr.strip() or f"kubectl {words[0]} failed")
+        return done.stdout
+
+    def json(self, *words: str) -> Any:
+        """The answer of `kubectl WORDS -o json`."""
+        return json.loads(self.run(*words, "-o", "json"))
+
+    def apply(self, *manifests: dict[str, Any]) -> None:
+        """Server-side apply of manifests that are made here."""
+        items = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
+        self.run("apply", "--server-side", "-f", "-", stdin=json.dumps(items))

@@ -1,0 +1,97 @@
+"""Watches the pods of a namespace and remembers when each was first seen and when it ended.
+
+Times are this process's own clock at the arrival of the watch event, for starts and ends alike,
+so that a difference of two of them needs no synchronised clocks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from kubernetes import client, watch
+from urllib3.exceptions import HTTPError
+
+JOB_LABEL = "finetune.dev/job-name"
+STAGE_LABEL = "finetune.dev/stage"
+ENDPOINT_LABEL = "finetune.dev/endpoint"
+ORDER = ("prepare", "train", "evaluate", "export", "serve")
+
+
+@dataclass
+class PodTimes:
+    """One pod as the watch told of it."""
+
+    name: str
+    labels: dict[str, str]
+    created: float
+    ended: float | None = None
+    node: str | None = None
+    states: list[dict[str, Any]] = field(default_factory=list)
+
+
+class PodHistory:
+    """A context in which every pod event of a namespace is remembered."""
+
+    def __init__(self, api: client.CoreV1Api, namespace: str) -> None:
+        self._api = api
+        self._namespace = namespace
+        self._stop = threading.Event()
+        self._watch = watch.Watch()
+        self.pods: dict[str, PodTimes] = {}
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> PodHistory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._watch.stop()
+        self._thread.join(timeout=15)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                for event in self._watch.stream(
+                    self._api.list_namespaced_pod, self._namespace, timeout_seconds=10
+                ):
+                    self._record(event["raw_object"])
+            except (client.ApiException, HTTPError):
+                self._stop.wait(0.2)
+
+    def _record(self, pod: dict[str, Any]) -> None:
+        now = time.monotonic()
+        meta = pod["metadata"]
+        known = self.pods.setdefault(
+            meta["uid"], PodTimes(meta["name"], meta.get("labels", {}), created=now)
+        )
+        known.node = pod.get("spec", {}).get("nodeName") or known.node
+        if pod.get("status", {}).get("phase") in ("Succeeded", "Failed") and known.ended is None:
+            known.ended = now
+
+    def of(self, job: str, stage: str) -> list[PodTimes]:
+        """Pods of one stage of a job, all attempts."""
+        return [
+            pod
+            for pod in self.pods.values()
+            if pod.labels.get(JOB_LABEL) == job and pod.labels.get(STAGE_LABEL) == stage
+        ]
+
+    def handovers(self, job: str, endpoint: str | None = None) -> dict[str, float]:
+        """Seconds from the end of a stage's last pod to the next stage's first pod."""
+        out: dict[str, float] = {}
+        for stage, following in itertools.pairwise(ORDER):
+            before = self.of(job, stage)
+            after = self.of(job, following)
+            if following == "serve":
+                after = [p for p in self.pods.values() if p.labels.get(ENDPOINT_LABEL) == endpoint]
+            ends = [pod.ended for pod in before]
+            if not after or not ends or None in ends:
+                continue
+            last = max(end for end in ends if end is not None)
+            out[f"{stage} -> {following}"] = min(pod.created for pod in after) - last
+        return out
