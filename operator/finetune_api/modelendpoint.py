@@ -9,11 +9,22 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.base import Condition, LongText, ObjectName, ShortText, SpecModel, StatusModel
+from finetune_api.base import (
+    Condition,
+    LongText,
+    ObjectName,
+    ShortText,
+    SpecModel,
+    StatusModel,
+    Worded,
+    keyed_by,
+)
 from finetune_api.run import ChatMessage, Digest
 
 ArtifactUri = Annotated[
-    str, StringConstraints(pattern=r"^pvc://[a-z0-9][-a-z0-9.]*/[^\s]+$", max_length=1024)
+    str,
+    StringConstraints(pattern=r"^pvc://[a-z0-9][-a-z0-9.]*/[^\s]+$", max_length=1024),
+    Worded("uri must be pvc://claim/folder"),
 ]
 
 
@@ -67,6 +78,8 @@ class RevisionStatus(StatusModel):
     """Artifact."""
     state: RevisionState
     """How far it is; Active takes the traffic."""
+    key: ShortText | None = None
+    """Fingerprint of what makes it this revision: artifact, profile, devices and pod."""
     message: LongText | None = None
     """What it waits for or why it failed."""
     created_at: ShortText | None = None
@@ -84,7 +97,9 @@ class ModelEndpointStatus(StatusModel):
     """Where the endpoint is, in one word."""
     message: LongText = ""
     """Where the endpoint is, in one line."""
-    conditions: list[Condition] = Field(default_factory=list, max_length=16)
+    conditions: list[Condition] = Field(
+        default_factory=list, max_length=16, json_schema_extra=keyed_by("type")
+    )
     """Ready, Reconciling, Stalled."""
     runtime: Literal["Deployment", "KServe"] | None = None
     """What runs the pods: a Deployment, or KServe where it is installed."""
@@ -92,5 +107,7 @@ class ModelEndpointStatus(StatusModel):
     """Base URL of the OpenAI API inside the cluster."""
     active_revision: int | None = Field(default=None, ge=1)
     """The revision that takes the traffic."""
-    revisions: list[RevisionStatus] = Field(default_factory=list, max_length=10)
+    revisions: list[RevisionStatus] = Field(
+        default_factory=list, max_length=10, json_schema_extra=keyed_by("revision")
+    )
     """The newest revisions, oldest first."""
