@@ -10,15 +10,18 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import (
+    ChildName,
     Condition,
-    DnsLabel,
     LongText,
     ObjectName,
     Percent,
+    Share,
     ShortText,
     SpecModel,
     StatusModel,
+    Worded,
     cel,
+    keyed_by,
     validations,
 )
 from finetune_api.run import (
@@ -28,12 +31,17 @@ from finetune_api.run import (
     Failure,
     ModelFacts,
     StageName,
+    TrainFacts,
     TrainPlan,
 )
 
 MODEL_URI_PATTERN = r"^(hf|s3|gs|https|pvc)://[^\s/][^\s]*$"
 DATA_URI_PATTERN = MODEL_URI_PATTERN
-Uri = Annotated[str, StringConstraints(pattern=MODEL_URI_PATTERN, max_length=1024)]
+Uri = Annotated[
+    str,
+    StringConstraints(pattern=MODEL_URI_PATTERN, max_length=1024),
+    Worded("uri must start with hf://, s3://, gs://, https:// or pvc:// and hold no spaces"),
+]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
@@ -107,7 +115,7 @@ class Dataset(SpecModel):
     """Training data: exactly one source."""
     validation: DataSource | None = None
     """Held-out data; give this or holdout, not both."""
-    holdout: Percent | None = None
+    holdout: Share | None = None
     """Share of the training data that is held out, chosen by content hash so that equal rows
     never stand on both sides; 10% when neither validation nor holdout is given."""
     format: Literal["auto", "chat", "instruction"] = "auto"
@@ -231,7 +239,7 @@ class Evaluation(SpecModel):
 class Serve(SpecModel):
     """Roll the result out."""
 
-    endpoint: DnsLabel
+    endpoint: ChildName
     """Name of the ModelEndpoint in the job's namespace that gets the new revision; it is
     created when there is none."""
     profile: ObjectName | None = None
@@ -343,9 +351,13 @@ class FineTuneJobStatus(StatusModel):
     """Where the job is, in one word."""
     message: LongText = ""
     """Where the job is, in one line."""
-    conditions: list[Condition] = Field(default_factory=list, max_length=16)
+    conditions: list[Condition] = Field(
+        default_factory=list, max_length=16, json_schema_extra=keyed_by("type")
+    )
     """Succeeded, Reconciling, Stalled, Prepared, Trained, Evaluated, Exported, Deployed."""
-    stages: list[StageStatus] = Field(default_factory=list, max_length=8)
+    stages: list[StageStatus] = Field(
+        default_factory=list, max_length=8, json_schema_extra=keyed_by("name")
+    )
     """Every stage of this job in order."""
     plan: TrainPlan | None = None
     """What the planner chose for training."""
@@ -355,6 +367,8 @@ class FineTuneJobStatus(StatusModel):
     """What prepare found out about the model."""
     data: DataFacts | None = None
     """What prepare found out about the data."""
+    training: TrainFacts | None = None
+    """How training ended."""
     evaluation: EvaluationSummary | None = None
     """The tuned model compared with its base."""
     artifact: ArtifactRef | None = None

@@ -215,6 +215,8 @@ class RunConfig(StatusModel):
     """Result of prepare; absent for prepare."""
     evaluation: "EvaluationSummary | None" = None
     """Result of evaluate; only for export."""
+    probe: "ProbeRecord | None" = None
+    """Prompt and answer recorded by evaluate; only for export, kept for the roll-out."""
     artifact_uri: str | None = None
     """pvc:// address that the artifact will have; only for export."""
     paths: Paths = Field(default_factory=Paths)
