@@ -9,16 +9,39 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.base import ObjectName, Quantity, SpecModel, WireModel
+from finetune_api.base import (
+    ObjectName,
+    Quantity,
+    SpecModel,
+    WireModel,
+    Worded,
+    cel,
+    keyed_by,
+    validations,
+)
 
 EnvName = Annotated[
     str,
     StringConstraints(pattern=r"^(NCCL|GLOO|UCX|FI|OMP|KMP|VLLM|TORCH)_[A-Z0-9_]+$", max_length=64),
+    Worded("must begin with NCCL_, GLOO_, UCX_, FI_, OMP_, KMP_, VLLM_ or TORCH_"),
 ]
 
 
 class Toleration(SpecModel):
     """A toleration that every pod on this pool carries."""
+
+    model_config = validations(
+        cel(
+            "self.operator == 'Equal' || !has(self.value)",
+            "value is only for operator Equal",
+            ".value",
+        ),
+        cel(
+            "self.operator == 'Exists' || has(self.key)",
+            "operator Equal needs a key",
+            ".key",
+        ),
+    )
 
     key: Annotated[str, StringConstraints(max_length=316)] | None = None
     """Taint key; empty with operator Exists tolerates every taint."""
@@ -79,7 +102,9 @@ class AcceleratorProfileSpec(SpecModel):
     """Host memory requested for each device."""
     shared_memory: Quantity = "1Gi"
     """Size of /dev/shm, which NCCL and vLLM need."""
-    env: list[EnvVar] = Field(default_factory=list, max_length=32)
+    env: list[EnvVar] = Field(
+        default_factory=list, max_length=32, json_schema_extra=keyed_by("name")
+    )
     """Environment of training and serving pods on this pool (NCCL settings of the network)."""
     serving: ServingDefaults = Field(default_factory=ServingDefaults)
     """How vLLM runs on this pool."""

@@ -5,25 +5,75 @@ write and read back, possibly across versions of ourselves: an unknown field is 
 an older operator can still read the status or stage result of a newer one.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    JsonValue,
+    StringConstraints,
+)
 from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema
 
-DNS_LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+CHILD_NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+CHILD_NAME_MAX = 40
+OBJECT_NAME_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 PERCENT_PATTERN = r"^-?[0-9]{1,3}(\.[0-9]{1,4})?%$"
+SHARE_PATTERN = r"^([1-9][0-9]?(\.[0-9]{1,4})?|0\.0{0,3}[1-9][0-9]{0,3})%$"
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
 
-DnsLabel = Annotated[str, StringConstraints(pattern=DNS_LABEL_PATTERN, max_length=63)]
+
+def cel(rule: str, message: str, field_path: str | None = None) -> dict[str, JsonValue]:
+    """One CEL validation rule as `x-kubernetes-validations` wants it."""
+    out: dict[str, JsonValue] = {"rule": rule, "message": message}
+    if field_path:
+        out["fieldPath"] = field_path
+    return out
+
+
+@dataclass(frozen=True)
+class Worded:
+    """Lets the API server refuse a string with this sentence instead of a regular expression."""
+
+    message: str
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        out = handler(schema)
+        rule = cel(f"self.matches(r'{out.pop('pattern')}')", self.message)
+        return {**out, "x-kubernetes-validations": [rule]}
+
+
+ChildName = Annotated[
+    str,
+    StringConstraints(pattern=CHILD_NAME_PATTERN, max_length=CHILD_NAME_MAX),
+    Worded("must be lower-case letters, digits and '-', begin with a letter, not end with '-'"),
+]
 ObjectName = Annotated[
     str,
-    StringConstraints(
-        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
-        max_length=253,
-    ),
+    StringConstraints(pattern=OBJECT_NAME_PATTERN, max_length=253),
+    Worded("must be the name of an object: lower-case letters, digits, '-' and '.'"),
 ]
-Percent = Annotated[str, StringConstraints(pattern=PERCENT_PATTERN, max_length=12)]
-Quantity = Annotated[str, StringConstraints(pattern=QUANTITY_PATTERN, max_length=20)]
+Percent = Annotated[
+    str,
+    StringConstraints(pattern=PERCENT_PATTERN, max_length=12),
+    Worded("must be a percentage such as 2% or -0.5%"),
+]
+Share = Annotated[
+    str,
+    StringConstraints(pattern=SHARE_PATTERN, max_length=12),
+    Worded("must be a percentage above 0% and below 100%, such as 10%"),
+]
+Quantity = Annotated[
+    str,
+    StringConstraints(pattern=QUANTITY_PATTERN, max_length=20),
+    Worded("must be a quantity such as 80Gi, 500m or 4"),
+]
 ShortText = Annotated[str, StringConstraints(max_length=256)]
 LongText = Annotated[str, StringConstraints(max_length=4096)]
 
@@ -55,17 +105,14 @@ class StatusModel(WireModel):
     model_config = ConfigDict(extra="ignore")
 
 
-def cel(rule: str, message: str, field_path: str | None = None) -> dict[str, JsonValue]:
-    """One CEL validation rule as `x-kubernetes-validations` wants it."""
-    out: dict[str, JsonValue] = {"rule": rule, "message": message}
-    if field_path:
-        out["fieldPath"] = field_path
-    return out
-
-
 def validations(*rules: dict[str, JsonValue]) -> ConfigDict:
     """The model_config of a spec model whose schema carries these CEL rules."""
     return ConfigDict(extra="forbid", json_schema_extra={"x-kubernetes-validations": list(rules)})
+
+
+def keyed_by(key: str) -> dict[str, JsonValue]:
+    """The json_schema_extra of a list whose items are told apart by one of their fields."""
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
 
 
 class Condition(StatusModel):

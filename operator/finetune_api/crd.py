@@ -1,0 +1,265 @@
+"""The kinds and their CustomResourceDefinitions, generated from the pydantic models.
+
+`python -m finetune_api.crd crds/` writes one file per kind; a folder given with --chart gets
+the same files for Helm. What a kind is called, how `kubectl get` shows it and the rules that need
+the whole object (names, immutability) stand here; all else is said by the models, once.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel
+
+from finetune_api import GROUP, VERSION
+from finetune_api.acceleratorprofile import AcceleratorProfileSpec
+from finetune_api.base import CHILD_NAME_MAX, CHILD_NAME_PATTERN, cel
+from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
+from finetune_api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus
+from finetune_api.schema import Schema, structural
+
+HEADER = "# Generated from the models by `python -m finetune_api.crd`; edit those.\n"
+MUTABLE = frozenset({"serve", "maxRestarts"})
+KEEP = {"helm.sh/resource-policy": "keep"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of `kubectl get`; priority 1 is shown with -o wide only."""
+
+    name: str
+    path: str
+    type: Literal["string", "integer", "boolean", "date"] = "string"
+    priority: int = 0
+
+    def wire(self) -> dict[str, Any]:
+        """The column as the CRD wants it."""
+        out: dict[str, Any] = {"name": self.name, "type": self.type, "jsonPath": self.path}
+        return out | ({"priority": self.priority} if self.priority else {})
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A custom resource: its names, its models, its columns and rules over the whole object."""
+
+    name: str
+    plural: str
+    short: str
+    scope: Literal["Namespaced", "Cluster"]
+    description: str
+    spec: type[BaseModel]
+    status: type[BaseModel] | None
+    columns: tuple[Column, ...]
+    rules: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def crd_name(self) -> str:
+        """metadata.name of the CRD."""
+        return f"{self.plural}.{GROUP}"
+
+
+AGE = Column("Age", ".metadata.creationTimestamp", "date")
+
+
+def _name_rules(children: str) -> tuple[dict[str, Any], ...]:
+    return (
+        cel(
+            f"self.metadata.name.size() <= {CHILD_NAME_MAX}",
+            f"metadata.name must have at most {CHILD_NAME_MAX} characters, because {children} "
+            "are named after it",
+        ),
+        cel(
+            f"self.metadata.name.matches(r'{CHILD_NAME_PATTERN}')",
+            "metadata.name must be lower-case letters, digits and '-', begin with a letter and "
+            f"not end with '-', because {children} are named after it",
+        ),
+    )
+
+
+def _immutable(spec: type[BaseModel], mutable: frozenset[str]) -> tuple[dict[str, Any], ...]:
+    """A transition rule for each field of the spec that may not change once the job has begun."""
+    begun = "has(oldSelf.status) && has(oldSelf.status.phase) && oldSelf.status.phase != 'Pending'"
+    rules = []
+    for name, field in spec.model_fields.items():
+        wire = field.alias or name
+        if wire in mutable:
+            continue
+        new, old = f"self.spec.{wire}", f"oldSelf.spec.{wire}"
+        # A field with a default is always there; only then may it be named without asking.
+        always = field.is_required() or field.default_factory or field.default is not None
+        same = (
+            f"{new} == {old}"
+            if always
+            else f"(has({new}) ? has({old}) && {new} == {old} : !has({old}))"
+        )
+        message = (
+            f"{wire} cannot change once the job has begun (only {' and '.join(sorted(mutable))} "
+            "can): put it back and create a new FineTuneJob for the change"
+        )
+        rules.append(cel(f"!({begun}) || {same}", message, f".spec.{wire}"))
+    return tuple(rules)
+
+
+FINETUNEJOB = Kind(
+    name="FineTuneJob",
+    plural="finetunejobs",
+    short="ftj",
+    scope="Namespaced",
+    description="A wish: this model, fine-tuned on this data, evaluated and served.",
+    spec=FineTuneJobSpec,
+    status=FineTuneJobStatus,
+    columns=(
+        Column("Phase", ".status.phase"),
+        Column("Step", ".status.progress.summary"),
+        Column("Loss", ".status.progress.lossText"),
+        Column("ETA", ".status.progress.eta"),
+        Column("Message", ".status.message"),
+        Column("Model", ".spec.model.uri", priority=1),
+        Column("Endpoint", ".status.endpoint.name", priority=1),
+        Column("Restarts", ".status.restarts", "integer", priority=1),
+        AGE,
+    ),
+    rules=(*_name_rules("Jobs and pods"), *_immutable(FineTuneJobSpec, MUTABLE)),
+)
+MODELENDPOINT = Kind(
+    name="ModelEndpoint",
+    plural="modelendpoints",
+    short="mep",
+    scope="Namespaced",
+    description="A stable name and URL over immutable revisions of a model.",
+    spec=ModelEndpointSpec,
+    status=ModelEndpointStatus,
+    columns=(
+        Column("Phase", ".status.phase"),
+        Column("Revision", ".status.activeRevision", "integer"),
+        Column("URL", ".status.url"),
+        Column("Message", ".status.message"),
+        AGE,
+    ),
+    rules=_name_rules("Services and Deployments"),
+)
+ACCELERATORPROFILE = Kind(
+    name="AcceleratorProfile",
+    plural="acceleratorprofiles",
+    short="accel",
+    scope="Cluster",
+    description="What a pool of nodes is, written by the platform team.",
+    spec=AcceleratorProfileSpec,
+    status=None,
+    columns=(
+        Column("Default", ".spec.default", "boolean"),
+        Column("Resource", ".spec.resourceName"),
+        Column("Devices", ".spec.devicesPerNode", "integer"),
+        Column("Memory", ".spec.memoryPerDevice"),
+        AGE,
+    ),
+)
+KINDS = (FINETUNEJOB, MODELENDPOINT, ACCELERATORPROFILE)
+
+
+def crd(kind: Kind, annotations: dict[str, str] | None = None) -> dict[str, Any]:
+    """The CustomResourceDefinition of a kind."""
+    version: dict[str, Any] = {
+        "name": VERSION,
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": object_schema(kind)},
+        "additionalPrinterColumns": [column.wire() for column in kind.columns],
+    }
+    if kind.status:
+        version["subresources"] = {"status": {}}
+    everywhere = ["finetune", "all"] if kind.scope == "Namespaced" else ["finetune"]
+    names = {
+        "kind": kind.name,
+        "listKind": f"{kind.name}List",
+        "plural": kind.plural,
+        "singular": kind.name.lower(),
+        "shortNames": [kind.short],
+        "categories": everywhere,
+    }
+    metadata: dict[str, Any] = {"name": kind.crd_name}
+    if annotations:
+        metadata["annotations"] = annotations
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": metadata,
+        "spec": {"group": GROUP, "scope": kind.scope, "names": names, "versions": [version]},
+    }
+
+
+def object_schema(kind: Kind) -> Schema:
+    """The schema of the whole object."""
+    properties: dict[str, Schema] = {
+        "apiVersion": {"description": f"{GROUP}/{VERSION}.", "type": "string"},
+        "kind": {"description": f"{kind.name}.", "type": "string"},
+        "metadata": {"type": "object"},
+        "spec": structural(kind.spec, spec=True),
+    }
+    if kind.status:
+        properties["status"] = structural(kind.status, spec=False)
+    out: Schema = {
+        "description": kind.description,
+        "type": "object",
+        "required": ["spec"],
+        "properties": properties,
+    }
+    return out | ({"x-kubernetes-validations": list(kind.rules)} if kind.rules else {})
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what YAML 1.1 readers other than PyYAML would take for a boolean or a number."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Every node is written out: kubectl reads anchors, people do not."""
+        return True
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^[yYnN]$"), list("yYnN"))
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def to_yaml(manifest: dict[str, Any]) -> str:
+    """The manifest as YAML in the order of its keys, the same bytes every time."""
+    body: str = yaml.dump(
+        manifest, Dumper=_Dumper, sort_keys=False, width=100, default_flow_style=False
+    )
+    return HEADER + body
+
+
+def files(annotations: dict[str, str] | None = None) -> dict[str, str]:
+    """File name and content of every CRD."""
+    return {f"{GROUP}_{kind.plural}.yaml": to_yaml(crd(kind, annotations)) for kind in KINDS}
+
+
+def write(folder: Path, contents: dict[str, str]) -> None:
+    """Make the folder's YAML files exactly these and print their sizes in bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in sorted(p for p in folder.glob("*.yaml") if p.name not in contents):
+        stale.unlink()
+    for name, text in contents.items():
+        (folder / name).write_text(text)
+        print(f"{folder / name}: {len(text.encode())} bytes")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: write the CRDs."""
+    parser = argparse.ArgumentParser(prog="python -m finetune_api.crd", description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder of the CRDs")
+    parser.add_argument("--chart", type=Path, help="folder of the Helm chart's copy, kept by Helm")
+    arguments = parser.parse_args(argv)
+    write(arguments.folder, files())
+    if arguments.chart:
+        write(arguments.chart, files(KEEP))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""Pydantic models as structural schemas, the subset of OpenAPI v3 that the API server takes.
+
+Pydantic writes JSON Schema 2020-12: references, nullable unions, constants and numeric exclusive
+bounds. None of that is structural, so it is rewritten here. What would make a bad CRD is an error
+and not a surprise in the cluster: a field that nobody described, a string or list in a spec without
+a bound (CEL rules over it could not be priced), or a type that a structural schema cannot say.
+"""
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import core_schema
+
+Schema = dict[str, Any]
+
+KEPT = (
+    "type",
+    "format",
+    "enum",
+    "pattern",
+    "minLength",
+    "maxLength",
+    "minimum",
+    "maximum",
+    "minItems",
+    "maxItems",
+    "minProperties",
+    "maxProperties",
+    "x-kubernetes-validations",
+    "x-kubernetes-list-type",
+    "x-kubernetes-list-map-keys",
+)
+REWRITTEN = (
+    "$ref",
+    "anyOf",
+    "const",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "properties",
+    "required",
+    "items",
+    "additionalProperties",
+    "description",
+    "default",
+    "title",
+)
+BOUNDS = {"string": ("maxLength", "enum"), "array": ("maxItems",), "object": ("maxProperties",)}
+
+
+class SchemaError(Exception):
+    """A model cannot become a CRD; the message names the field and what to do."""
+
+
+class _WithFactories(GenerateJsonSchema):
+    """Knows the defaults that come from a factory, which pydantic leaves out."""
+
+    def get_default_value(self, schema: core_schema.WithDefaultSchema) -> Any:
+        factory = schema.get("default_factory")
+        if factory is None:
+            return super().get_default_value(schema)
+        value = factory()  # type: ignore[call-arg]
+        # The API server fills in the defaults of the fields of an empty object by itself.
+        return {} if isinstance(value, BaseModel) else value
+
+
+def structural(model: type[BaseModel], *, spec: bool) -> Schema:
+    """The structural schema of a model.
+
+    A spec gets defaults and must be bounded. A status gets no defaults: a field that the operator
+    left out of a status stays out. Raises SchemaError.
+    """
+    _check_described(model)
+    raw = model.model_json_schema(schema_generator=_WithFactories)
+    return _Rewriter(raw.pop("$defs", {}), spec).rewrite(raw, model.__name__)
+
+
+def _check_described(model: type[BaseModel]) -> None:
+    """Every field of the model and of the models below it says what it is."""
+    for name, field in model.model_fields.items():
+        if not field.description:
+            raise SchemaError(f"{model.__name__}.{name}: write a docstring below the field")
+        for below in _models_in(field.annotation):
+            _check_described(below)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+class _Rewriter:
+    """Rewrites one model's JSON Schema; `where` is the path that errors name."""
+
+    def __init__(self, definitions: dict[str, Schema], spec: bool) -> None:
+        self.definitions = definitions
+        self.spec = spec
+
+    def rewrite(self, raw: Schema, where: str) -> Schema:
+        """One node and everything below it."""
+        raw = self._resolved(raw, where)
+        if unknown := [k for k in raw if k not in (*KEPT, *REWRITTEN)]:
+            raise SchemaError(f"{where}: {unknown} cannot be said in a structural schema")
+        out: Schema = {}
+        if "description" in raw:
+            out["description"] = " ".join(raw["description"].split())
+        out |= {key: raw[key] for key in KEPT if key in raw}
+        if "const" in raw:
+            out["enum"] = [raw["const"]]
+        if self.spec and raw.get("default") is not None:
+            out["default"] = raw["default"]
+        self._exclusive(raw, out)
+        self._children(raw, out, where)
+        self._check_bounds(out, where)
+        return out
+
+    def _resolved(self, raw: Schema, where: str) -> Schema:
+        """The node with its reference followed and `null` taken out; its own words win."""
+        if "anyOf" in raw:
+            branches = [b for b in raw["anyOf"] if b != {"type": "null"}]
+            if len(branches) != 1:
+                raise SchemaError(f"{where}: a union cannot be said in a structural schema")
+            rest = {key: value for key, value in raw.items() if key != "anyOf"}
+            return self._resolved({**branches[0], **rest}, where)
+        if "$ref" in raw:
+            target = self.definitions[raw["$ref"].rsplit("/", 1)[1]]
+            rest = {key: value for key, value in raw.items() if key != "$ref"}
+            return self._resolved({**target, **rest}, where)
+        if "type" not in raw:
+            raise SchemaError(f"{where}: give it a type; anything goes is no contract")
+        return raw
+
+    def _children(self, raw: Schema, out: Schema, where: str) -> None:
+        if "items" in raw:
+            out["items"] = self.rewrite(raw["items"], f"{where}[]")
+        if isinstance(values := raw.get("additionalProperties"), dict):
+            out["additionalProperties"] = self.rewrite(values, f"{where}{{}}")
+        if raw["type"] == "object" and "properties" in raw:
+            if required := raw.get("required"):
+                out["required"] = required
+            out["properties"] = {
+                name: self.rewrite(node, f"{where}.{name}")
+                for name, node in raw["properties"].items()
+            }
+
+    def _exclusive(self, raw: Schema, out: Schema) -> None:
+        # OpenAPI 3.0 has the exclusive bound as a flag beside the bound.
+        for exclusive, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+            if exclusive in raw:
+                out |= {bound: raw[exclusive], exclusive: True}
+
+    def _check_bounds(self, out: Schema, where: str) -> None:
+        wanted = BOUNDS.get(out["type"], ())
+        if out["type"] == "object" and "properties" in out:
+            wanted = ()
+        if self.spec and wanted and not any(key in out for key in wanted):
+            raise SchemaError(f"{where}: give this {out['type']} a bound ({' or '.join(wanted)})")
+        if out["type"] == "object" and not ("properties" in out or "additionalProperties" in out):
+            raise SchemaError(f"{where}: name its fields; the API server would drop them")
