@@ -1,0 +1,51 @@
+"""A real kube-apiserver with our CRDs, once per session, and a fresh namespace for every test.
+
+There are no controllers and no nodes behind it: nothing but the test and the code under test
+changes an object.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hack.cluster.apiserver import ControlPlane
+from hack.cluster.errors import ClusterError
+from tests.api.client import Api
+
+ROOT = Path(__file__).resolve().parents[2]
+CRDS = ROOT / "crds"
+
+
+def started(folder: Path) -> ControlPlane:
+    """A control plane that is not running yet; skips where its programs cannot be had."""
+    try:
+        return ControlPlane(folder)
+    except ClusterError as reason:
+        pytest.skip(f"no kube-apiserver: {reason}")
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """etcd and kube-apiserver with the CRDs of this checkout established."""
+    with started(tmp_path_factory.mktemp("control-plane")) as plane:
+        plane.kubectl("apply", "--server-side", "-f", CRDS)
+        plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        yield plane
+
+
+@pytest.fixture(scope="session")
+def api(control_plane: ControlPlane) -> Api:
+    """A client with every right."""
+    return Api(control_plane.kubeconfig)
+
+
+@pytest.fixture
+def namespace(api: Api) -> str:
+    """The name of a namespace that only this test uses; it goes with the control plane."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    return name
