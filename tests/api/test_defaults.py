@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
 from finetune_api import API_VERSION
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.base import WireModel
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.modelendpoint import ModelEndpointSpec
+
 from tests.api.client import Api
 
 DIGEST = "sha256:" + 64 * "0"
