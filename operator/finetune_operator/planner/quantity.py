@@ -1,0 +1,49 @@
+"""Kubernetes quantities as numbers."""
+
+import math
+from decimal import Decimal
+
+GIB = 1024**3
+_SUFFIXES = {
+    "m": Decimal("0.001"),
+    "k": Decimal(10**3),
+    "M": Decimal(10**6),
+    "G": Decimal(10**9),
+    "T": Decimal(10**12),
+    "Ki": Decimal(2**10),
+    "Mi": Decimal(2**20),
+    "Gi": Decimal(2**30),
+    "Ti": Decimal(2**40),
+}
+
+
+def amount(quantity: str) -> Decimal:
+    """The number behind a quantity such as 80Gi or 500m."""
+    for length in (2, 1):
+        factor = _SUFFIXES.get(quantity[-length:])
+        if factor is not None:
+            return Decimal(quantity[:-length]) * factor
+    return Decimal(quantity)
+
+
+def whole(quantity: str) -> int:
+    """The number behind a quantity, rounded down: bytes of memory, or full CPUs."""
+    return math.floor(amount(quantity))
+
+
+def times(quantity: str, count: int) -> str:
+    """`count` times a quantity, in the same unit."""
+    for length in (2, 1):
+        if quantity[-length:] in _SUFFIXES:
+            return f"{_plain(Decimal(quantity[:-length]) * count)}{quantity[-length:]}"
+    return _plain(Decimal(quantity) * count)
+
+
+def gibibytes(number: int) -> str:
+    """Bytes for people, in GiB."""
+    return f"{number / GIB:.1f} GiB"
+
+
+def _plain(number: Decimal) -> str:
+    text = f"{number:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -1,0 +1,29 @@
+"""Requests and limits of a container, from a profile or from the size of a model."""
+
+from typing import Any
+
+from finetune_api.acceleratorprofile import AcceleratorProfileSpec
+
+from finetune_operator.planner.quantity import GIB, times
+
+
+def device_resources(profile: AcceleratorProfileSpec, devices: int) -> dict[str, Any]:
+    """Resources of a pod with `devices` devices of a pool.
+
+    Limits stand only on accelerator pools, where pods own their nodes; a CPU pool is shared, and
+    a limit there would throttle a process that could use idle cores.
+    """
+    requests = {
+        "cpu": times(profile.cpu_per_device, devices),
+        "memory": times(profile.host_memory_per_device, devices),
+    }
+    if profile.resource_name is None:
+        return {"requests": requests}
+    limits = {"memory": requests["memory"], profile.resource_name: str(devices)}
+    return {"requests": {**requests, profile.resource_name: str(devices)}, "limits": limits}
+
+
+def host_resources(weight_bytes: int = 0) -> dict[str, Any]:
+    """Resources of a pod without devices that holds a model in memory and half of it once more."""
+    memory = GIB + weight_bytes * 3 // 2
+    return {"requests": {"cpu": "500m", "memory": f"{-(-memory // GIB)}Gi"}}
