@@ -1,10 +1,12 @@
-"""Command line of the image builder; `python3 -m hack.images --help` lists what it does."""
+"""Build what the local cluster runs: libraries, images, and the product's images as a check."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
+from hack.images import catalog
+from hack.images.cache import say
 from hack.images.venv import ml_python
 
 
@@ -12,10 +14,29 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="hack.images", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("venv", help="build the CPU libraries and print their interpreter's path")
+    _with_names(commands.add_parser("build", help="build the images' layers into the cache"))
+    _with_names(commands.add_parser("load", help="build, and bring the images to the cluster"))
     chosen = parser.parse_args(arguments)
     if chosen.command == "venv":
         print(ml_python())
+    elif chosen.command == "build":
+        for name in _names(chosen.image):
+            built = catalog.image(name)
+            say(f"{built.reference} {built.digest}")
+    elif chosen.command == "load":
+        from hack.images.load import load
+
+        load(_names(chosen.image))
     return 0
+
+
+def _with_names(command: argparse.ArgumentParser) -> None:
+    choices = [*catalog.NAMES, "all"]
+    command.add_argument("image", nargs="?", default="all", choices=choices)
+
+
+def _names(chosen: str) -> tuple[str, ...]:
+    return catalog.NAMES if chosen == "all" else (chosen,)
 
 
 if __name__ == "__main__":

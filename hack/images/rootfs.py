@@ -1,0 +1,39 @@
+"""The base of every local image: a small Debian with Python, unpacked from Debian's own packages.
+
+mmdebstrap makes it, so no registry of container images is needed. The product's Dockerfiles take
+their base as an argument; the tests give them this one.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from hack.images.cache import cache_root, digest, made
+from hack.images.packages import need_programs
+
+SUITE = "bookworm"
+# libnuma1: vLLM asks it about the machine's memory. Python: what the virtual environments stand on.
+PACKAGES = ("python3", "ca-certificates", "libnuma1", "netbase", "tzdata")
+UNREAD = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
+USER = "nonroot:x:65532:65532:nonroot:/tmp:/usr/sbin/nologin"
+GROUP = "nonroot:x:65532:"
+
+
+def rootfs() -> Path:
+    """Tar file of the root filesystem."""
+    name = digest(SUITE, *PACKAGES, *UNREAD, USER, GROUP)
+    return made(cache_root() / f"rootfs-{name}.tar", _build, "base of the images")
+
+
+def _build(scratch: Path) -> None:
+    need_programs({"mmdebstrap": "mmdebstrap"})
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", "--format=tar"]
+    command.append(f"--include={','.join(PACKAGES)}")
+    command += [f"--dpkgopt=path-exclude={pattern}" for pattern in UNREAD]
+    command.append(f'--customize-hook=echo "{USER}" >> "$1/etc/passwd"')
+    command.append(f'--customize-hook=echo "{GROUP}" >> "$1/etc/group"')
+    command.append('--customize-hook=rm -rf "$1"/var/log/* "$1"/var/cache/apt/*')
+    # A tar on stdout keeps the format independent of the scratch file's name.
+    with scratch.open("wb") as target:
+        subprocess.run([*command, SUITE, "-"], check=True, stdout=target)
