@@ -51,7 +51,7 @@ def follow(
     last = ""
     while time.monotonic() < deadline:
         try:
-            job = kubectl.json("get", "finetunejob", name)
+            job: dict[str, Any] = kubectl.json("get", "finetunejob", name)
         except KubectlError as error:
             say(f"the API server does not answer, trying again: {error}")
             time.sleep(2)

@@ -52,7 +52,7 @@ class Platform:
     def workspace(self, namespace: str) -> Path:
         """This computer's folder behind a namespace's workspace claim."""
         claim = self.kubectl.json("get", "pvc", "finetune-workspace", "-n", namespace)
-        return paths.VOLUMES / claim["spec"]["volumeName"]
+        return paths.VOLUMES / str(claim["spec"]["volumeName"])
 
 
 def is_up() -> bool:
