@@ -1,0 +1,1 @@
+"""ModelEndpoint: rolls revisions out behind a stable address. observe → plan, both pure."""

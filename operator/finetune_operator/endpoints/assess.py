@@ -1,0 +1,85 @@
+"""How far a revision is that does not take traffic yet: starting, being checked, or failed."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from finetune_api.modelendpoint import RevisionState
+
+from finetune_operator.decision import HttpAsk, View
+from finetune_operator.endpoints import checks, pods, workload
+from finetune_operator.endpoints.observe import Observed, Obstacle, Revision
+from finetune_operator.resources.vllm import START_SECONDS
+
+START_DEADLINE = timedelta(seconds=START_SECONDS)
+"""From the start of the container, not from the wish: waiting for a node may take days."""
+ANSWER_DEADLINE = timedelta(minutes=10)
+"""From the readiness of the pods to the last right answer."""
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """The state of a revision and why."""
+
+    state: RevisionState
+    message: str | None = None
+    stalled: Obstacle | None = None
+    """What a person must provide, or why it failed."""
+    asks: tuple[HttpAsk, ...] = ()
+    look_again: float | None = None
+    """Seconds until time alone may change the assessment."""
+
+
+def assess(revision: Revision, observed: Observed, view: View, now: datetime) -> Assessment:
+    """Judge the wished revision."""
+    if revision.record.state == "Failed":
+        return _failed(_remembered(revision))
+    crash = pods.crashed(revision.pods)
+    if crash is not None:
+        return _failed(crash)
+    progress = workload.progress(revision, observed.spec.replicas, now)
+    if isinstance(progress, Obstacle):
+        return _failed(progress)
+    if progress == "Starting":
+        return _starting(revision, observed.spec.replicas, now)
+    return _checking(revision, observed, view, now)
+
+
+def _starting(revision: Revision, replicas: int, now: datetime) -> Assessment:
+    waiting = pods.obstacle(revision.pods) or workload.stuck(revision)
+    since = pods.running_since(revision.pods)
+    if since is not None and now - since >= START_DEADLINE:
+        minutes = int(START_DEADLINE.total_seconds() // 60)
+        text = f"no answer {minutes} minutes after the start of the container"
+        return _failed(Obstacle("StartTimeout", text))
+    count = len(pods.ready(revision.pods))
+    message = waiting.message if waiting else f"{count} of {replicas} pods ready"
+    left = None if since is None else (since + START_DEADLINE - now).total_seconds()
+    if revision.kserve:
+        grace = workload.INVALID_SPEC_GRACE.total_seconds()
+        left = grace if left is None else min(left, grace)
+    return Assessment("Starting", message, waiting, look_again=left)
+
+
+def _checking(revision: Revision, observed: Observed, view: View, now: datetime) -> Assessment:
+    verdict = checks.examine(
+        pods.ready(revision.pods), observed.name, revision.number, observed.spec.probe, view
+    )
+    if verdict.outcome == "Passed":
+        return Assessment("Active")
+    if isinstance(verdict.outcome, Obstacle):
+        return _failed(verdict.outcome)
+    since = pods.ready_since(revision.pods)
+    if since is not None and now - since >= ANSWER_DEADLINE:
+        return _failed(Obstacle("NoAnswer", verdict.detail))
+    return Assessment(
+        "Checking", verdict.detail, asks=verdict.asks, look_again=checks.RETRY_SECONDS
+    )
+
+
+def _failed(why: Obstacle) -> Assessment:
+    return Assessment("Failed", f"{why.reason}: {why.message}", why)
+
+
+def _remembered(revision: Revision) -> Obstacle:
+    reason, _, message = (revision.record.message or "").partition(": ")
+    return Obstacle(reason or "RevisionFailed", message or "no reason was kept")
