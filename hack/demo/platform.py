@@ -21,6 +21,7 @@ from hack.images.venv import ml_python
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "finetune-operator"
+CRDS_CHART = ROOT / "charts" / "finetune-operator-crds"
 SYSTEM_NAMESPACE = "finetune-system"
 RELEASE = "finetune-operator"
 NAMESPACE = "demo"
@@ -113,13 +114,8 @@ def _namespaces(kubectl: Kubectl) -> None:
 def _install(system: Kubectl) -> None:
     installed = _exists(system)
     settings = [f"--set-string={key}={value}" for key, value in VALUES.items()]
-    command = [str(binaries.program("helm")), "upgrade", "--install", RELEASE, str(CHART)]
-    where = ["--namespace", SYSTEM_NAMESPACE, "--kubeconfig", str(system.kubeconfig)]
-    done = subprocess.run(
-        [*command, *where, *settings], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise SystemExit(f"helm upgrade failed: {done.stderr.strip()}")
+    _helm_upgrade(system, f"{RELEASE}-crds", CRDS_CHART, "--wait")
+    _helm_upgrade(system, RELEASE, CHART, *settings)
     if installed:
         # The tag stays `dev` while the image behind it changes.
         system.run("rollout", "restart", f"deployment/{RELEASE}")
@@ -130,6 +126,14 @@ def _install(system: Kubectl) -> None:
         print(system.run("get", "pods", "-o", "wide"), file=sys.stderr)
         print(system.run("logs", f"deployment/{RELEASE}", "--tail=30"), file=sys.stderr)
         raise SystemExit(f"the operator did not start: {error}") from None
+
+
+def _helm_upgrade(system: Kubectl, release: str, chart: Path, *flags: str) -> None:
+    command = [str(binaries.program("helm")), "upgrade", "--install", release, str(chart)]
+    where = ["--namespace", SYSTEM_NAMESPACE, "--kubeconfig", str(system.kubeconfig)]
+    done = subprocess.run([*command, *where, *flags], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"helm upgrade {release} failed: {done.stderr.strip()}")
 
 
 def _exists(system: Kubectl) -> bool:

@@ -32,8 +32,11 @@
   resources: [deployments]
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [serving.kserve.io]
-  resources: [inferenceservices, servingruntimes]
+  resources: [inferenceservices]
   verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [serving.kserve.io]
+  resources: [servingruntimes]
+  verbs: [get, list, watch, create, delete]
 # Its own renewals of the Lease, to notice when watches have died.
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
