@@ -1,0 +1,292 @@
+"""From conversations to tokens and labels, through the model's own chat template.
+
+Only what the assistant says is learnt: every turn of it, up to and including the token that ends
+the turn. Where the template marks those parts ({% generation %}), the marks decide. Otherwise the
+part is what the rendered text gains by the turn, and it is verified token by token that the text
+before it is tokenised the same way alone, because that is all that a served model will see when
+it has to answer. Special tokens come from the template only, so there is no second BOS, and a pad
+token that equals EOS hides nothing, because nothing is padded here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer.data.bad_rows import BadRow
+from finetune_trainer.data.conversation import Conversation, Turn
+from finetune_trainer.data.store import IGNORED, Example
+from finetune_trainer.stage import UserError
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
+)
+"""For models without a chat template: prompt, line feed, answer, EOS."""
+_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+Ids = list[int]
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation, cut to the longest sequence."""
+
+    example: Example
+    full_length: int
+    """Tokens before cutting."""
+    prompt_length: int
+    """Tokens before the last answer."""
+    truncated: bool
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder, always with a chat template; see PLAIN_TEMPLATE.
+
+    Every stage uses this one, so that a model without a template of its own is trained, judged and
+    exported with the same one. Raises UserError where the tokenizer cannot be used.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:
+        text = str(error).strip().split("\n")[0][:300]
+        raise UserError(
+            "UnsupportedModel",
+            f"The tokenizer cannot be loaded: {text}",
+            "Use a model whose tokenizer Transformers loads without remote code.",
+        ) from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "UnsupportedModel",
+            "The tokenizer has no end-of-sequence token, so the model could not learn to stop.",
+            "Set eos_token in tokenizer_config.json.",
+        )
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _plain_template(tokenizer)
+    return tokenizer
+
+
+def is_plain(tokenizer: Any) -> bool:
+    """Whether the model came without a chat template."""
+    return str(tokenizer.chat_template).endswith(PLAIN_TEMPLATE)
+
+
+def _plain_template(tokenizer: Any) -> str:
+    # A base model has seen BOS in front exactly if its tokenizer puts it there.
+    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return ("{{ bos_token }}" if begins else "") + PLAIN_TEMPLATE
+
+
+class ChatEncoder:
+    """Tokenizer, template and longest sequence of one job."""
+
+    def __init__(self, tokenizer: Any, longest: int, context: int) -> None:
+        """`longest` is the job's maxSequenceLength in tokens, `context` the model's limit."""
+        self._tokenizer = tokenizer
+        self._longest = longest
+        self._context = context
+        self._marked = bool(_MARKS.search(str(tokenizer.chat_template)))
+        # Whatever was added to the plain vocabulary: among it, every token that ends a turn.
+        self._markers = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
+
+    def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | BadRow]:
+        """Each conversation as tokens, or why it cannot be used; in the same order."""
+        if self._marked:
+            found = [self._attempt(self._by_marks, each.turns) for each in conversations]
+        else:
+            found = self._by_prefixes(conversations)
+        return [each if isinstance(each, BadRow) else self._finished(*each) for each in found]
+
+    def render(self, turns: Sequence[Turn], for_answer: bool = False) -> str:
+        """The template's text; BadRow where the template refuses the conversation."""
+        from jinja2 import TemplateError
+
+        messages = [turn.to_dict() for turn in turns]
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=for_answer
+                )
+            )
+        except TemplateError as error:
+            raise BadRow(
+                "BadConversation",
+                f"the model's chat template refuses it: {error}",
+                "Follow the template: usually user and assistant take turns, and some models "
+                "know no system turn.",
+            ) from None
+
+    def _attempt(self, work: Any, *args: Any) -> Any:
+        try:
+            return work(*args)
+        except BadRow as error:
+            return error
+
+    def _by_marks(self, turns: tuple[Turn, ...]) -> tuple[Ids, list[Span]]:
+        self.render(turns)  # tells refusals apart from other failures
+        encoded = self._tokenizer.apply_chat_template(
+            [turn.to_dict() for turn in turns],
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        ids, mask = list(encoded["input_ids"]), list(encoded["assistant_masks"])
+        spans = _runs(mask)
+        if not spans:
+            raise _unsupported("its generation marks hold nothing of this conversation")
+        return ids, [self._with_end_token(ids, span) for span in spans]
+
+    def _with_end_token(self, ids: Ids, span: Span) -> Span:
+        # Some templates close the mark before the token that ends the turn.
+        start, end = span
+        outside = end < len(ids) and ids[end] in self._markers
+        return (start, end + 1) if outside and ids[end - 1] not in self._markers else span
+
+    def _by_prefixes(self, conversations: Sequence[Conversation]) -> list[Any]:
+        cuts = [self._attempt(self._cut, each.turns) for each in conversations]
+        texts = [
+            prefix
+            for cut in cuts
+            if not isinstance(cut, BadRow)
+            for prefix in (cut.text, *(cut.text[:end] for span in cut.spans for end in span))
+        ]
+        ids = self._tokenized(texts)
+        return [
+            cut if isinstance(cut, BadRow) else self._attempt(self._tokens_of, cut, ids)
+            for cut in cuts
+        ]
+
+    def _tokenized(self, texts: list[str]) -> dict[str, Ids]:
+        distinct = list(dict.fromkeys(text for text in texts if text))
+        if not distinct:
+            return {"": []}
+        ids = self._tokenizer(distinct, add_special_tokens=False)["input_ids"]
+        return {"": [], **dict(zip(distinct, ids, strict=True))}
+
+    def _cut(self, turns: tuple[Turn, ...]) -> _Cut:
+        text = self.render(turns)
+        spans = []
+        for index, turn in enumerate(turns):
+            if turn.role == "assistant":
+                before = self.render(turns[:index], for_answer=True)
+                if not text.startswith(before):
+                    raise _unsupported("the text before an answer changes when the answer comes")
+                after = text if turn is turns[-1] else self.render(turns[: index + 1])
+                spans.append((len(before), _end_of_turn(text, before, after, turn.content)))
+        return _Cut(text, spans)
+
+    def _tokens_of(self, cut: _Cut, ids: dict[str, Ids]) -> tuple[Ids, list[Span]]:
+        full = ids[cut.text]
+        ends = [ids[cut.text[:end]] for span in cut.spans for end in span]
+        if any(full[: len(prefix)] != prefix for prefix in ends):
+            return self._stitched(cut)
+        places = [len(prefix) for prefix in ends]
+        return full, list(zip(places[::2], places[1::2], strict=True))
+
+    def _stitched(self, cut: _Cut) -> tuple[Ids, list[Span]]:
+        """Tokens of each part alone, for text that merges across the border of an answer.
+
+        An answer that begins with a line feed may merge with the template's own. Served, the
+        model never sees the merged token: it is given the prompt's tokens and adds its own.
+        """
+        borders = [0, *itertools.chain.from_iterable(cut.spans), len(cut.text)]
+        parts = [cut.text[a:b] for a, b in itertools.pairwise(borders)]
+        ids = self._tokenized(parts)
+        joined = list(itertools.chain.from_iterable(ids[part] for part in parts))
+        whole = self._tokenized([cut.text])[cut.text]
+        if self._tokenizer.decode(joined) != self._tokenizer.decode(whole):
+            raise _unsupported("an answer cannot be tokenised apart from what stands before it")
+        places = list(itertools.accumulate(len(ids[part]) for part in parts))
+        return joined, [(places[i], places[i + 1]) for i in range(0, len(places) - 1, 2)]
+
+    def _finished(self, ids: Ids, spans: list[Span]) -> Encoded | BadRow:
+        spans = [
+            span for span in (self._without_blanks(ids, s) for s in spans) if span[0] < span[1]
+        ]
+        if not spans:
+            return BadRow("NothingToLearn", "no token of it belongs to an answer", "Remove it.")
+        prompt, end = spans[-1]
+        ids = ids[:end]
+        if ids[-1] not in self._markers:
+            ids = [*ids, self._tokenizer.eos_token_id]
+            spans[-1] = (prompt, len(ids))
+        if prompt >= self._longest:
+            return self._prompt_too_long(prompt)
+        labels = [IGNORED] * len(ids)
+        for start, stop in spans:
+            labels[start:stop] = ids[start:stop]
+        example = Example(ids[: self._longest], labels[: self._longest])
+        return Encoded(example, len(ids), prompt, truncated=len(ids) > self._longest)
+
+    def _without_blanks(self, ids: Ids, span: Span) -> Span:
+        """The span without the white space that many templates put behind the end of a turn."""
+        start, end = span
+        last = end
+        while last > start and ids[last - 1] not in self._markers:
+            last -= 1
+            if not self._tokenizer.decode([ids[last]]).isspace():
+                return span
+        return (start, last) if last > start else span
+
+    def _prompt_too_long(self, prompt: int) -> BadRow:
+        raise_it = (
+            f"Raise training.maxSequenceLength above {prompt} (the model allows {self._context}), "
+            if prompt < self._context
+            else ""
+        )
+        return BadRow(
+            "PromptTooLong",
+            f"the prompt has {prompt} tokens and a sequence at most {self._longest} "
+            f"(the model's context is {self._context}), so there is no room for the answer",
+            f"{raise_it}{'shorten' if raise_it else 'Shorten'} the prompt, or remove the row.",
+        )
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A rendered conversation and where, in characters, the answers stand in it."""
+
+    text: str
+    spans: list[Span]
+
+
+def _end_of_turn(text: str, before: str, after: str, content: str) -> int:
+    """Where the turn ends in `text`: `before` renders the turns before it, `after` it too.
+
+    Usually `after` is how the text begins. Some templates write the last turn differently from
+    the ones before it (Qwen3 adds an empty thought); then what follows the content is compared.
+    """
+    if text.startswith(after):
+        return len(after)
+    bare = content.strip()
+    where = text.find(bare, len(before))
+    tail = after[after.rfind(bare) + len(bare) :]
+    if where < 0 or text[len(before) : where].strip() or bare not in after:
+        raise _unsupported("an answer is written differently when the conversation goes on")
+    end = where + len(bare)
+    if not text.startswith(tail, end):
+        raise _unsupported("an answer ends differently when the conversation goes on")
+    return end + len(tail)
+
+
+def _runs(mask: Sequence[int]) -> list[Span]:
+    """Half-open ranges of ones."""
+    padded = [0, *mask, 0]
+    changes = [i for i in range(len(mask) + 1) if padded[i] != padded[i + 1]]
+    return list(zip(changes[::2], changes[1::2], strict=True))
+
+
+def _unsupported(why: str) -> BadRow:
+    return BadRow(
+        "ChatTemplateUnsupported",
+        f"the model's chat template cannot be split into prompts and answers: {why}",
+        "Put {% generation %} marks around the assistant's part of the template.",
+    )

@@ -1,0 +1,21 @@
+"""Where models and data come from: hf://, s3://, gs://, https:// and pvc:// addresses.
+
+`open_source` turns an address into a listing (names, sizes, tags that change with the content)
+and a way to fetch one file of it. What the files mean is not known here. Every way in which a
+source can disappoint becomes a typed error: the user's (missing, not allowed) or the world's (try
+again).
+"""
+
+from finetune_trainer.sources.address import Address
+from finetune_trainer.sources.base import Source, SourceFile
+from finetune_trainer.sources.credentials import Credentials, take_credentials
+from finetune_trainer.sources.opening import open_source
+
+__all__ = [
+    "Address",
+    "Credentials",
+    "Source",
+    "SourceFile",
+    "open_source",
+    "take_credentials",
+]

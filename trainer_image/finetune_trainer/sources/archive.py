@@ -1,0 +1,132 @@
+"""Unpacking a model that comes as one archive, without trusting the archive.
+
+Only plain files that a model needs are written, each below the target, never through a link; and no
+more bytes than the archive says it has, so that a small download cannot fill the workspace.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from finetune_trainer.stage import UserError
+
+ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A plain file of an archive."""
+
+    name: str
+    size: int
+    open: Callable[[], IO[bytes]]
+
+
+def unpack(
+    archive: Path,
+    target: Path,
+    wanted: Callable[[str], bool],
+    reserve: Callable[[int], None],
+    shown: str,
+) -> None:
+    """Write the files of the model's folder (the one with config.json) that are `wanted`.
+
+    `reserve` is told the bytes before the first is written and may refuse. Raises UserError where
+    the archive is broken or unsafe.
+    """
+    with _members(archive, shown) as members:
+        root = _model_root([member.name for member in members], shown)
+        inside = [member for member in members if member.name.startswith(root)]
+        chosen = [member for member in inside if wanted(member.name.removeprefix(root))]
+        reserve(sum(member.size for member in chosen))
+        for member in chosen:
+            _write(member, target / member.name.removeprefix(root), shown)
+
+
+def _write(member: Member, path: Path, shown: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with member.open() as source, path.open("wb") as sink:
+        while chunk := source.read(1 << 20):
+            sink.write(chunk)
+            if sink.tell() > member.size:
+                raise _unsafe(shown, member.name, "is longer than the archive says")
+
+
+def _model_root(names: list[str], shown: str) -> str:
+    roots = [name.removesuffix("config.json") for name in names if _base(name) == "config.json"]
+    if not roots:
+        raise UserError(
+            "ModelIncomplete",
+            f"{shown} has no config.json in it.",
+            "Pack the folder that holds config.json, the tokenizer and the safetensors files.",
+        )
+    return min(roots, key=len)
+
+
+def _base(name: str) -> str:
+    return name.rsplit("/", 1)[-1]
+
+
+@contextmanager
+def _members(archive: Path, shown: str) -> Iterator[list[Member]]:
+    try:
+        if zipfile.is_zipfile(archive) and archive.name.endswith(".zip"):
+            with zipfile.ZipFile(archive) as packed:
+                yield [_checked(member, shown) for member in _zip_members(packed, shown)]
+        else:
+            with tarfile.open(archive) as tar:
+                yield [_checked(member, shown) for member in _tar_members(tar, shown)]
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(
+            "BrokenArchive",
+            f"{shown} cannot be unpacked: {error}.",
+            "Pack the model again as .tar, .tar.gz or .zip and check that the upload is whole.",
+        ) from None
+
+
+def _zip_members(packed: zipfile.ZipFile, shown: str) -> Iterator[Member]:
+    for info in packed.infolist():
+        if (info.external_attr >> 16) & 0o170000 == 0o120000:
+            raise _unsafe(shown, info.filename, "is a link")
+        if not info.is_dir():
+            yield Member(info.filename, info.file_size, partial(packed.open, info))
+
+
+def _tar_members(tar: tarfile.TarFile, shown: str) -> Iterator[Member]:
+    for info in tar:
+        if info.isdir():
+            continue
+        if not info.isfile():
+            raise _unsafe(shown, info.name, "is not a plain file")
+        yield Member(info.name, info.size, partial(_opened, tar, info))
+
+
+def _opened(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+    stream = tar.extractfile(info)
+    if stream is None:
+        raise tarfile.ReadError(f"{info.name} has no content")
+    return stream
+
+
+def _checked(member: Member, shown: str) -> Member:
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts or "\\" in member.name or "\0" in member.name:
+        raise _unsafe(shown, member.name, "leads out of the archive")
+    return Member(path.as_posix(), member.size, member.open)
+
+
+def _unsafe(shown: str, name: str, why: str) -> UserError:
+    return UserError(
+        "UnsafeArchive",
+        f"{shown} is refused: its member {name!r} {why}.",
+        "Pack only plain files with relative names.",
+    )

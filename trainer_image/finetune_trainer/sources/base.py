@@ -1,0 +1,46 @@
+"""What every kind of source offers, so that callers need not know the kind."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from finetune_trainer.sources.address import Address
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source."""
+
+    path: str
+    """Relative path with forward slashes."""
+    size: int | None
+    """Bytes, where the source tells."""
+    tag: str
+    """Changes when the content does: an ETag, a blob id, or size and time of change."""
+    sha256: str | None = None
+    """Digest that the source vouches for, in hex."""
+
+
+class Source(Protocol):
+    """An opened address."""
+
+    address: Address
+    files: tuple[SourceFile, ...]
+    """Every file, sorted by path; never empty."""
+    revision: str
+    """A commit, or `sha256:` and a digest of the listing: the same revision, the same bytes."""
+
+    def fetch(self, file: SourceFile, folder: Path) -> Path:
+        """Bring one file to `folder`/`file.path`, or say where it can be read in place."""
+
+
+def listing_revision(files: Iterable[SourceFile]) -> str:
+    """A digest that changes when any name, size or tag of a listing does."""
+    total = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.path):
+        total.update(f"{file.path}\0{file.size}\0{file.tag}\n".encode())
+    return f"sha256:{total.hexdigest()}"

@@ -1,0 +1,93 @@
+"""pvc://claim/path: a folder of a volume claim that is mounted read-only into this pod.
+
+Links are followed only inside the claim (the Hugging Face cache layout is full of them): one that
+leaves it could read other claims, the workspace, or the pod's own files.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from finetune_trainer.sources.address import Address, safe_parts
+from finetune_trainer.sources.base import SourceFile, listing_revision
+from finetune_trainer.stage import UserError
+
+
+class ClaimSource:
+    """Files below one folder of a claim; or the one file that the address names."""
+
+    def __init__(self, address: Address, root: Path, base: Path, names: list[str]) -> None:
+        self.address = address
+        self._root = root
+        self._base = base
+        self.files = tuple(self._describe(name) for name in sorted(names))
+        self.revision = listing_revision(self.files)
+
+    def path_of(self, file: SourceFile) -> Path:
+        """Where the file lies in the claim."""
+        return _inside(self._root, self._base / file.path, self.address)
+
+    def fetch(self, file: SourceFile, folder: Path) -> Path:
+        """Data is read in place; a model is copied, because later stages do not see the claim."""
+        if self.address.kind == "dataset":
+            return self.path_of(file)
+        target = folder / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not (target.is_file() and target.stat().st_size == file.size):
+            part = target.with_name(f"{target.name}.part")
+            shutil.copyfile(self.path_of(file), part)
+            part.rename(target)
+        return target
+
+    def _describe(self, name: str) -> SourceFile:
+        state = _inside(self._root, self._base / name, self.address).stat()
+        return SourceFile(name, state.st_size, f"{state.st_size}-{state.st_mtime_ns}")
+
+
+def open_claim(address: Address, volumes: Path) -> ClaimSource:
+    """List the files at pvc://claim/path."""
+    claim, *inner = safe_parts(address.rest, address)
+    root = (volumes / claim).resolve()
+    path = root.joinpath(*inner)
+    try:
+        real = _inside(root, path, address)
+        if real.is_file():
+            return ClaimSource(address, root, path.parent, [path.name])
+        names = [] if not real.is_dir() else _walk(real)
+        if not names:
+            raise address.not_found(_why_empty(root, path))
+        return ClaimSource(address, root, real, names)
+    except PermissionError as error:
+        raise address.denied(f"{error.filename} cannot be read") from None
+
+
+def _walk(folder: Path) -> list[str]:
+    found = []
+    for here, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        visible = [Path(here, name) for name in names if not name.startswith(".")]
+        found += [path.relative_to(folder).as_posix() for path in visible if path.is_file()]
+    return found
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _why_empty(root: Path, path: Path) -> str:
+    if not root.exists():
+        return f"the claim {root.name} is not mounted"
+    return "the folder is empty" if path.exists() else "the claim has no such path"
+
+
+def _inside(root: Path, path: Path, address: Address) -> Path:
+    real = path.resolve()
+    if real != root and root not in real.parents:
+        raise UserError(
+            "PathEscape",
+            f"{path.name} of {address.shown} is a link that leaves the claim.",
+            "Replace the link by the file that it points to.",
+        )
+    return real

@@ -1,0 +1,205 @@
+"""s3://, gs:// and https:// addresses, through fsspec.
+
+Where a Secret has keys they are used and nothing else; else the identity of the pod (workload
+identity, IRSA) where there is one; else the source is asked anonymously, which is how public data
+is read. Nothing waits for a cloud's metadata service that is not there.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer.sources.address import Address, safe_parts
+from finetune_trainer.sources.base import SourceFile, listing_revision
+from finetune_trainer.stage import StageError
+
+_TAGS = ("ETag", "etag", "md5Hash", "crc32c", "Last-Modified", "LastModified", "updated")
+_POD_IDENTITY = (
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_ACCESS_KEY_ID",
+)
+_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
+
+
+class StoreSource:
+    """Objects below one prefix of an fsspec file system, or the one that the address names."""
+
+    def __init__(self, address: Address, system: Any, found: dict[str, dict[str, Any]]) -> None:
+        """`found` maps relative paths to what the file system says of them."""
+        self.address = address
+        self._system = system
+        self._remote = {path: info["name"] for path, info in found.items()}
+        for path in found:
+            safe_parts(path, address)
+        self.files = tuple(_describe(path, found[path]) for path in sorted(found))
+        self.revision = listing_revision(self.files)
+
+    def fetch(self, file: SourceFile, folder: Path) -> Path:
+        """Download one file; it appears under its name only when it is whole."""
+        target = folder / file.path
+        if target.is_file() and target.stat().st_size == file.size:
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.name}.part")
+        with typed_errors(self.address):
+            self._system.get_file(self._remote[file.path], str(part))
+        if file.size is not None and part.stat().st_size != file.size:
+            got = part.stat().st_size
+            raise self.address.unavailable(f"{file.path} ended at {got} of {file.size} bytes")
+        part.rename(target)
+        return target
+
+
+def open_s3(address: Address) -> StoreSource:
+    """List s3://bucket/key or s3://bucket/prefix."""
+    import s3fs
+
+    secret = address.credentials.get
+    key = secret("AWS_ACCESS_KEY_ID")
+    anonymous = not key and not any(os.environ.get(name) for name in _POD_IDENTITY)
+    region = secret("AWS_REGION") or os.environ.get("AWS_REGION")
+    system = s3fs.S3FileSystem(
+        anon=anonymous,
+        key=key,
+        secret=secret("AWS_SECRET_ACCESS_KEY"),
+        token=secret("AWS_SESSION_TOKEN"),
+        endpoint_url=secret("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL"),
+        client_kwargs={"region_name": region} if region else {},
+        config_kwargs={
+            "connect_timeout": 15,
+            "read_timeout": 60,
+            "retries": {"max_attempts": 3, "mode": "standard"},
+        },
+        skip_instance_cache=True,
+        use_listings_cache=False,
+    )
+    return _open(address, system)
+
+
+def open_gs(address: Address) -> StoreSource:
+    """List gs://bucket/object or gs://bucket/prefix."""
+    import gcsfs
+
+    text = address.credentials.get("GOOGLE_APPLICATION_CREDENTIALS_JSON")
+    token: Any = "anon"
+    if text:
+        try:
+            token = json.loads(text)
+        except ValueError:
+            raise address.denied("GOOGLE_APPLICATION_CREDENTIALS_JSON is not JSON") from None
+    elif os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
+        token = "google_default"
+    elif os.environ.get("KUBERNETES_SERVICE_HOST") and os.environ.get("GCE_METADATA_HOST"):
+        token = "cloud"
+    with typed_errors(address):
+        system = gcsfs.GCSFileSystem(
+            token=token, skip_instance_cache=True, use_listings_cache=False
+        )
+    return _open(address, system)
+
+
+def open_https(address: Address) -> StoreSource:
+    """Ask for size and tag of one file behind https://."""
+    import aiohttp
+    from fsspec.implementations.http import HTTPFileSystem
+
+    if "@" in address.uri.split("://", 1)[1].split("/", 1)[0]:
+        remedy = f"Put USERNAME and PASSWORD into the Secret {address.where}.credentialsSecret."
+        raise address.bad("a password does not belong into an address", remedy)
+    secret = address.credentials.get
+    options: dict[str, Any] = {
+        "headers": {"Accept-Encoding": "identity"},
+        "timeout": aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=60),
+    }
+    if token := secret("TOKEN"):
+        options["headers"]["Authorization"] = f"Bearer {token}"
+    elif (user := secret("USERNAME")) and (password := secret("PASSWORD")):
+        options["auth"] = aiohttp.BasicAuth(user, password)
+    system = HTTPFileSystem(client_kwargs=options, skip_instance_cache=True)
+    with typed_errors(address):
+        info = system.info(address.uri)
+    if not str(info.get("url", address.uri)).startswith("https://"):
+        raise address.bad("it redirects to an address without TLS", "Use the final address.")
+    name = safe_parts(address.rest, address)[-1]
+    return StoreSource(address, system, {name: {**info, "name": address.uri}})
+
+
+def _open(address: Address, system: Any) -> StoreSource:
+    root = "/".join(safe_parts(address.rest, address))
+    with typed_errors(address):
+        found = system.find(root, detail=True)
+    objects = {name: info for name, info in found.items() if info.get("type") == "file"}
+    if root in objects:
+        return StoreSource(address, system, {root.rsplit("/", 1)[-1]: objects[root]})
+    relative = {name.removeprefix(f"{root}/"): info for name, info in objects.items()}
+    visible = {path: info for path, info in relative.items() if path and not path.endswith("/")}
+    if not visible:
+        raise address.not_found("no object has this name or begins with it")
+    return StoreSource(address, system, visible)
+
+
+def _describe(path: str, info: dict[str, Any]) -> SourceFile:
+    tag = next((str(info[name]) for name in _TAGS if info.get(name)), "")
+    return SourceFile(path, info.get("size"), tag)
+
+
+@contextmanager
+def typed_errors(address: Address) -> Iterator[None]:
+    """Turn what the libraries raise into the errors of `address`."""
+    try:
+        yield
+    except StageError:
+        raise
+    except Exception as error:
+        raise _typed(address, error) from None
+
+
+def _typed(address: Address, error: BaseException) -> BaseException:
+    chain = _chain(error)
+    if any(getattr(each, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for each in chain):
+        return error
+    statuses = [status for each in chain if (status := _status(each)) is not None]
+    codes = {str(_s3_code(each)) for each in chain}
+    if {401, 403} & set(statuses) or codes & _DENIED:
+        return address.denied(next(iter(codes & _DENIED), "the server refused us"))
+    if any(status >= 500 or status in (408, 425, 429) for status in statuses):
+        return address.unavailable(f"the server answered {max(statuses)}")
+    if {404, 410} & set(statuses) or codes & {"NoSuchBucket", "NoSuchKey"}:
+        return address.not_found()
+    if statuses == [] and any(isinstance(each, PermissionError) for each in chain):
+        return address.denied("the server refused us")
+    if statuses == [] and len(chain) == 1 and isinstance(error, FileNotFoundError):
+        return address.not_found()
+    return address.unavailable(f"{type(chain[-1]).__name__}")
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None and cause not in chain:
+        chain.append(cause)
+    return chain
+
+
+def _status(error: BaseException) -> int | None:
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        value = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        value = getattr(error, "status", None) or getattr(error, "code", None)
+    try:
+        return int(value) if value is not None else None
+    except (TypeError, ValueError):
+        return None
+
+
+def _s3_code(error: BaseException) -> str | None:
+    response = getattr(error, "response", None)
+    return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
