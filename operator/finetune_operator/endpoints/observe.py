@@ -54,7 +54,7 @@ class Revision:
     @property
     def kserve(self) -> bool:
         """Whether KServe runs it."""
-        return self.child is not None and self.child.get("kind") == "InferenceService"
+        return self.child is not None and self.child["kind"] == "InferenceService"
 
 
 @dataclass(frozen=True)
@@ -211,20 +211,12 @@ def _revisions(endpoint: Manifest, status: ModelEndpointStatus, view: View) -> t
             number=number,
             record=records.get(number) or _record_of(number, children[number]),
             recorded=number in records,
-            child=_with_kind(children.get(number)),
+            child=children.get(number),
             predictor=view.get("Deployment", namespace, f"{revision_name(name, number)}-predictor"),
             pods=_pods_of(pods, number),
         )
         for number in sorted(records.keys() | children.keys())
     )
-
-
-def _with_kind(child: Manifest | None) -> Manifest | None:
-    """Items of a list carry no kind; only the InferenceService has a predictor."""
-    if child is None or "kind" in child:
-        return child
-    kind = "InferenceService" if "predictor" in child.get("spec", {}) else "Deployment"
-    return {**child, "kind": kind}
 
 
 def _pods_of(pods: Sequence[Manifest], number: int) -> tuple[Manifest, ...]:

@@ -263,12 +263,10 @@ def _runtime_of(child: Manifest) -> str | None:
 
 def _reference(child: Manifest) -> ObjectRef:
     metadata = child["metadata"]
-    kind = child.get("kind", "ServingRuntime")
-    versions = {
-        "Deployment": "apps/v1",
-        "InferenceService": "serving.kserve.io/v1beta1",
-        "ServingRuntime": "serving.kserve.io/v1alpha1",
-    }
     return ObjectRef(
-        versions[kind], kind, metadata["namespace"], metadata["name"], metadata.get("uid")
+        child["apiVersion"],
+        child["kind"],
+        metadata["namespace"],
+        metadata["name"],
+        metadata.get("uid"),
     )

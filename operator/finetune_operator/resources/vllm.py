@@ -4,10 +4,8 @@ The command line, probes, mounts and sizes live here once, so that both roads ru
 container. What KServe itself adds (mounting the model) is left to it.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 from finetune_api.acceleratorprofile import AcceleratorProfile, AcceleratorProfileSpec
@@ -19,6 +17,7 @@ from finetune_operator.decision import (
     Settings,
 )
 from finetune_operator.resources.common import container_security_context, labels, owner_reference
+from finetune_operator.resources.compute import device_resources
 
 PORT = 8080
 MODEL_PATH = "/mnt/models"
@@ -127,24 +126,9 @@ def environment(profile: AcceleratorProfileSpec) -> list[dict[str, str]]:
     return [{"name": name, "value": value} for name, value in {**fixed, **pool}.items()]
 
 
-def resources(profile: AcceleratorProfileSpec, gpus: int) -> dict[str, dict[str, str]]:
-    """Requests and limits of a replica. No CPU limit: throttling only makes vLLM slower."""
-    devices = gpus if profile.resource_name else 1
-    memory = times(profile.host_memory_per_device, devices)
-    requests = {"cpu": times(profile.cpu_per_device, devices), "memory": memory}
-    limits = {"memory": memory}
-    if profile.resource_name:
-        requests[profile.resource_name] = limits[profile.resource_name] = str(devices)
-    return {"requests": requests, "limits": limits}
-
-
-def times(quantity: str, count: int) -> str:
-    """A Kubernetes quantity multiplied by a whole number, in the same unit."""
-    match = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", quantity)
-    if match is None:
-        raise ValueError(f"{quantity!r} is not a quantity such as 500m or 16Gi")
-    number = f"{Decimal(match[1]) * count:f}"
-    return (number.rstrip("0").rstrip(".") if "." in number else number) + match[2]
+def resources(profile: AcceleratorProfileSpec, gpus: int) -> dict[str, Any]:
+    """Requests and limits of a replica."""
+    return device_resources(profile, gpus if profile.resource_name else 1)
 
 
 def volumes(profile: AcceleratorProfileSpec) -> list[dict[str, Any]]:
