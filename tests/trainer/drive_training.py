@@ -1,0 +1,109 @@
+"""Runs many training cases in one launch of torchrun, to import the libraries once.
+
+Called with a file of cases: [{"name", "run": RunConfig, "stop_after": step or null}]. Each case
+calls what production calls; what it saw is written beside the run file as <name>-<rank>.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from finetune_api.run import RunConfig
+from finetune_trainer import strategies, worker
+from finetune_trainer.telemetry import RankFile
+from torch import distributed as dist
+
+
+def inside(engine: Any, seen: dict[str, Any]) -> None:
+    """What the ranks hold: shapes of local shards, and a checksum of the gathered weights."""
+    model = getattr(engine.model, "module", engine.model)
+    name, weight = next(strategies.trained(model))
+    local = weight.to_local() if hasattr(weight, "to_local") else weight
+    # ZeRO-3 keeps a flat share in ds_tensor and leaves the weight itself empty.
+    local = getattr(weight, "ds_tensor", local)
+    seen["first"] = name
+    seen["local_elements"] = local.numel()
+    seen["optimizer_elements"] = optimizer_elements(engine)
+    digest = hashlib.sha256()
+    for _, whole in engine.full_weights():
+        digest.update(whole.contiguous().numpy().tobytes())
+    seen["trained_digest"] = digest.hexdigest()
+
+
+def optimizer_elements(engine: Any) -> int:
+    """Elements of AdamW's first moment that this rank holds."""
+    optimizer = getattr(engine, "_optimizer", None) or engine.model.optimizer
+    total = 0
+    for state in getattr(optimizer, "optimizer", optimizer).state.values():
+        moment = state["exp_avg"]
+        total += (moment.to_local() if hasattr(moment, "to_local") else moment).numel()
+    return total
+
+
+def run_case(case: dict[str, Any], folder: Path) -> None:
+    run = RunConfig.model_validate(case["run"])
+    rank = dist.get_rank()
+    seen: dict[str, Any] = {}
+    finished_build = worker.build
+    steps = {"asked": 0}
+
+    def build(*args: Any) -> Any:
+        model, engine, spread = finished_build(*args)
+        close = engine.close
+
+        def look_and_close() -> None:
+            inside(engine, seen)
+            close()
+
+        engine.close = look_and_close
+        return model, engine, spread
+
+    def stop_asked() -> bool:
+        steps["asked"] += 1
+        # Only one rank is told, as when one node is drained.
+        return rank == 1 and steps["asked"] == case.get("stop_after")
+
+    ranks = folder / "ranks" / case["name"]
+    ranks.mkdir(parents=True, exist_ok=True)
+    tell = worker.Told(RankFile(ranks, rank))
+    worker.build = build
+    try:
+        finished, facts = worker.train(run, tell, stop_asked)
+        seen.update(finished=finished, facts=facts.to_wire(), told=tell.state)
+    except Exception as error:
+        if not case.get("fails"):
+            raise
+        seen["error"] = worker.failure_of(error)[0].to_wire()
+    finally:
+        worker.build = finished_build
+    (folder / f"{case['name']}-{rank}.json").write_text(json.dumps(seen))
+    dist.barrier()
+
+
+def main() -> None:
+    cases = json.loads(Path(sys.argv[1]).read_text())
+    folder = Path(sys.argv[1]).parent
+    torch.set_num_threads(1)
+    first = RunConfig.model_validate(cases[0]["run"])
+    strategies.prepare_communication("ZeRO2", "cpu")
+    worker.join(first)
+    for case in cases:
+        if case.get("copy_from") and dist.get_rank() == 0:
+            source, target = case["copy_from"], Path(case["run"]["paths"]["job"])
+            shutil.copytree(source, target, dirs_exist_ok=True)
+        dist.barrier()
+        run_case(case, folder)
+        if os.environ.get("RANK") == "0":
+            print("case", case["name"], flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Job folders for the trainer's tests: a token store, held-out prompts and a run file."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from finetune_api.run import RunConfig
+from finetune_trainer.data.store import IGNORED, Example, TokenStore
+from tokenizers import Tokenizer
+
+from tests.trainer.tiny import tiny_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGEST = "sha256:" + "0" * 64
+
+
+def encode(tokenizer: Tokenizer, row: dict[str, str]) -> Example:
+    """One question and answer as the tiny model's template writes them; the answer is learnt."""
+    prompt = f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
+    asked = tokenizer.encode(prompt, add_special_tokens=False).ids
+    told = tokenizer.encode(f"{row['completion']}<|im_end|>", add_special_tokens=False).ids
+    return Example(asked + told, [IGNORED] * len(asked) + told)
+
+
+def pack(examples: list[Example], longest: int) -> list[list[int]]:
+    """Examples in order, as many to a row as fit."""
+    rows: list[list[int]] = []
+    room = 0
+    for index, example in enumerate(examples):
+        if len(example.tokens) > room:
+            rows.append([])
+            room = longest
+        rows[-1].append(index)
+        room -= len(example.tokens)
+    return rows
+
+
+def write_data(folder: Path, model: Path, train: int = 60, held_out: int = 12) -> None:
+    """data/ of a job: packed training rows, held-out rows and their prompts."""
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    rows = tiny_rows(train + held_out)
+    learnt = [encode(tokenizer, row) for row in rows[:train]]
+    judged = [encode(tokenizer, row) for row in rows[train:]]
+    TokenStore.write(folder / "train", learnt, pack(learnt, 96))
+    TokenStore.write(folder / "eval", judged, [[i] for i in range(held_out)])
+    prompts = [
+        {
+            "messages": [{"role": "user", "content": row["prompt"]}],
+            "reference": row["completion"],
+        }
+        for row in rows[train:]
+    ]
+    (folder / "eval.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
+
+
+def make_run(
+    root: Path,
+    model: Path,
+    stage: str = "train",
+    attempt: int = 1,
+    method: str = "LoRA",
+    strategy: str = "DDP",
+    world_size: int = 2,
+    steps: int = 6,
+    training: dict[str, Any] | None = None,
+    lora: dict[str, Any] | None = None,
+    evaluation: dict[str, Any] | None = None,
+    batch_size: int = 6,
+    micro_batch_size: int = 2,
+) -> RunConfig:
+    """The run file of one attempt; the job's folder is root/job and its data must be there."""
+    settings = {"precision": "fp32", "gradientCheckpointing": False, **(training or {})}
+    how: dict[str, Any] = {"type": method}
+    if method == "LoRA":
+        how["lora"] = {"rank": 8, "alpha": 16, **(lora or {})}
+    rate = 1e-2 if method == "LoRA" else 5e-3
+    memory = dict.fromkeys(
+        ("weights", "gradients", "optimizer", "activations", "total", "available"), 0
+    )
+    plan = {
+        "profile": "cpu",
+        "nodes": 1,
+        "gpusPerNode": world_size,
+        "worldSize": world_size,
+        "device": "cpu",
+        "strategy": strategy,
+        "microBatchSize": micro_batch_size,
+        "gradientAccumulation": -(-batch_size // (world_size * micro_batch_size)),
+        "batchSize": batch_size,
+        "totalSteps": steps,
+        "learningRate": rate,
+        "memory": memory,
+    }
+    facts = {
+        "architecture": "LlamaForCausalLM",
+        "parameters": 1,
+        "layers": 2,
+        "hiddenSize": 64,
+        "intermediateSize": 172,
+        "attentionHeads": 4,
+        "keyValueHeads": 2,
+        "vocabulary": 2048,
+        "contextLength": 512,
+        "weightBytes": 1,
+        "folder": model.name,
+        "revision": "r1",
+    }
+    data = {
+        "format": "instruction",
+        "trainExamples": 60,
+        "evalExamples": 12,
+        "trainTokens": 1,
+        "evalTokens": 1,
+        "trainSequences": 1,
+        "longestExample": 1,
+        "digest": DIGEST,
+    }
+    spec: dict[str, Any] = {
+        "model": {"uri": "pvc://models/tiny"},
+        "dataset": {"train": [{"uri": "pvc://data/rows.jsonl"}]},
+        "method": how,
+        "training": settings,
+        "evaluation": evaluation or {},
+    }
+    return RunConfig.model_validate(
+        {
+            "job": {"name": "tiny", "namespace": "default", "uid": "0000"},
+            "stage": stage,
+            "attempt": attempt,
+            "spec": spec,
+            "plan": plan,
+            "model": facts,
+            "data": data,
+            "artifactUri": "pvc://finetune-workspace/artifacts/tiny-0000",
+            "paths": {
+                "modelCache": str(model.parent),
+                "job": str(root / "job"),
+                "artifact": str(root / "artifact"),
+            },
+        }
+    )
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a trainer process started by a test."""
+    path = f"{ROOT / 'operator'}:{ROOT / 'trainer_image'}:{ROOT}"
+    inherited = os.environ.get("PYTHONPATH", "")
+    return {**os.environ, "PYTHONPATH": f"{path}:{inherited}", "OMP_NUM_THREADS": "1", **more}
+
+
+def torchrun(processes: int, module: str, *arguments: str) -> None:
+    """Run a module under torchrun on this machine; its output is shown when it fails."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    done = subprocess.run(
+        [*command, "-m", module, *arguments],
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+
+
+def losses(job: Path, attempt: int = 1) -> list[float]:
+    """Training loss of every step of an attempt."""
+    lines = (job / "report" / f"train-{attempt}.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def write_run(run: RunConfig, path: Path) -> Path:
+    """The run file on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(run.model_dump_json(by_alias=True, exclude_none=True))
+    return path
+
+
+def array_of(row: Any) -> np.ndarray:
+    """A row's tokens as int64."""
+    return np.asarray(row.input_ids, dtype=np.int64)
