@@ -1,10 +1,151 @@
-"""FineTuneJob: what to do next."""
+"""FineTuneJob: what to do next.
 
+Level-triggered: everything follows from the children and the status, nothing from what happened
+before. Facts that a later stage needs go into the status with the same write that moves on.
+A job that has ended is never touched again, whatever happens to its children.
+"""
+
+from collections.abc import Iterator
 from datetime import datetime
 
-from finetune_operator.decision import Decision, Manifest, Settings, View
+from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, StageStatus
+from finetune_api.run import StageName
+from pydantic import ValidationError
+
+from finetune_operator.decision import Decision, EventRecord, Manifest, Settings, View
+from finetune_operator.jobs.attempts import run_stage
+from finetune_operator.jobs.conditions import is_terminal, job_conditions, time_text
+from finetune_operator.jobs.evaluate import EVALUATE, comparison
+from finetune_operator.jobs.export import EXPORT
+from finetune_operator.jobs.observe import observe
+from finetune_operator.jobs.prepare import PREPARE
+from finetune_operator.jobs.serve import run_serve
+from finetune_operator.jobs.stage import Context, Draft
+from finetune_operator.jobs.stall import Stall
+from finetune_operator.jobs.train import TRAIN
+from finetune_operator.progress import trained
+
+POD_STAGES = (PREPARE, TRAIN, EVALUATE, EXPORT)
+EVENT_LIMIT = 1000
 
 
 def reconcile_job(job: Manifest, view: View, settings: Settings, now: datetime) -> Decision:
     """What a job needs now; `now` must be timezone-aware, in UTC."""
-    raise NotImplementedError
+    if is_terminal(job) or job["metadata"].get("deletionTimestamp"):
+        return Decision()
+    before = _read_status(job)
+    try:
+        spec = FineTuneJobSpec.model_validate(job.get("spec") or {})
+    except ValidationError as error:
+        draft = Draft(before, stall=_invalid(error))
+        return _decide(job, before, draft, now)
+    draft = Draft(before)
+    draft.update(stages=_stages(before, spec))
+    _advance(Context(job, spec, observe(job, view), view, settings, now), draft)
+    return _decide(job, before, draft, now)
+
+
+def _advance(ctx: Context, draft: Draft) -> None:
+    """Walk the stages; one that has just ended lets the next one start in the same decision."""
+    for stage in POD_STAGES:
+        if not run_stage(ctx, draft, stage):
+            return
+    if ctx.spec.serve is None or run_serve(ctx, draft):
+        _finish(draft, ctx.now)
+
+
+def _finish(draft: Draft, now: datetime) -> None:
+    status = draft.status
+    parts = []
+    if status.evaluation is not None:
+        parts.append(comparison(status.evaluation))
+    if status.endpoint is not None:
+        parts.append(f"served at {status.endpoint.url}")
+    elif status.artifact is not None:
+        parts.append(f"artifact at {status.artifact.uri}")
+    progress = status.progress
+    if status.training is not None:
+        progress = trained(status.training, status.plan, time_text(now))
+    draft.update(phase="Succeeded", message="; ".join(parts), progress=progress, failure=None)
+    draft.requeue = None
+
+
+def _read_status(job: Manifest) -> FineTuneJobStatus:
+    """The status as last written; one that cannot be read is derived anew from the children."""
+    try:
+        return FineTuneJobStatus.model_validate(job.get("status") or {})
+    except ValidationError:
+        return FineTuneJobStatus()
+
+
+def _stages(status: FineTuneJobStatus, spec: FineTuneJobSpec) -> list[StageStatus]:
+    names: list[StageName] = [stage.name for stage in POD_STAGES]
+    if spec.serve is not None:
+        names.append("serve")
+    known = {stage.name: stage for stage in status.stages}
+    return [known.get(name) or StageStatus(name=name, state="Pending") for name in names]
+
+
+def _invalid(error: ValidationError) -> Stall:
+    detail = error.errors()[0]
+    where = ".".join(str(part) for part in detail["loc"])
+    return Stall(
+        "InvalidSpec", f"spec.{where}: {detail['msg']}; is the operator older than its CRDs?"
+    )
+
+
+def _decide(job: Manifest, before: FineTuneJobStatus, draft: Draft, now: datetime) -> Decision:
+    """Round the draft off: message, conditions, events, one status."""
+    generation = int(job["metadata"].get("generation") or 0)
+    ended = draft.status.phase in ("Succeeded", "Failed")
+    if ended:
+        draft.update(finished_at=time_text(now))
+        draft.stall, draft.requeue, draft.asks = None, None, []
+    elif draft.stall is not None:
+        draft.update(message=draft.stall.message[:4096])
+    _settle_progress(draft, ended)
+    conditions = job_conditions(draft.status, draft.stall, generation, now)
+    draft.update(conditions=conditions, observed_generation=generation)
+    return Decision(
+        create=tuple(draft.create),
+        apply=tuple(draft.apply),
+        delete=tuple(draft.delete),
+        status=draft.status.to_wire(),
+        events=tuple([*draft.events, *_events(before, draft)]),
+        asks=tuple(draft.asks),
+        requeue_after=draft.requeue,
+    )
+
+
+def _settle_progress(draft: Draft, ended: bool) -> None:
+    """Progress is about the running stage; a job that has ended has no time left to tell."""
+    progress = draft.status.progress
+    if progress is None:
+        return
+    if ended:
+        draft.update(progress=progress.model_copy(update={"eta": None}))
+        return
+    running = next((s.name for s in draft.status.stages if s.state != "Succeeded"), None)
+    if progress.stage != running:
+        draft.update(progress=None)
+
+
+def _events(before: FineTuneJobStatus, draft: Draft) -> Iterator[EventRecord]:
+    """What this status says that the one before did not."""
+    after = draft.status
+    if after.plan is not None and before.plan is None:
+        yield EventRecord("Normal", "Planned", after.plan.reason[:EVENT_LIMIT])
+    failure = after.failure
+    if failure is not None and failure != before.failure and after.phase != "Failed":
+        text = f"{failure.stage} attempt {failure.attempt} ended: {failure.message}"
+        yield EventRecord("Warning", failure.reason, text[:EVENT_LIMIT])
+    if after.phase != before.phase or not before.conditions:
+        kind, reason = ("Normal", after.phase)
+        if after.phase == "Failed" and failure is not None:
+            kind, reason = ("Warning", failure.reason)
+        yield EventRecord(kind, reason, after.message[:EVENT_LIMIT])  # type: ignore[arg-type]
+    old = next((c for c in before.conditions if c.type == "Stalled"), None)
+    if draft.stall is not None and not (
+        old and old.status == "True" and old.reason == draft.stall.reason
+    ):
+        yield EventRecord("Warning", draft.stall.reason, draft.stall.message[:EVENT_LIMIT])

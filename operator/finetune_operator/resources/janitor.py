@@ -1,6 +1,5 @@
 """The Job that removes the files of a deleted FineTuneJob from the workspace."""
 
-import json
 from collections.abc import Sequence
 
 from finetune_operator.decision import JOB_NAME_LABEL, Manifest, Settings
@@ -13,7 +12,7 @@ from finetune_operator.resources.common import (
 )
 
 WORKSPACE_ROOT = "/workspace"
-DELETE_ENV = "FINETUNE_JANITOR_DELETE"
+REMOVE_ENV = "FINETUNE_JANITOR_REMOVE"
 SECONDS_KEPT = 60
 
 
@@ -53,10 +52,7 @@ def _pod_spec(folders: Sequence[str], settings: Settings) -> Manifest:
         "image": settings.trainer_image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["python", "-m", "finetune_trainer.janitor"],
-        "env": [
-            {"name": "FINETUNE_WORKSPACE", "value": WORKSPACE_ROOT},
-            {"name": DELETE_ENV, "value": json.dumps(list(folders))},
-        ],
+        "env": [{"name": REMOVE_ENV, "value": " ".join(folders)}],
         "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
         "securityContext": container_security_context(),
         "terminationMessagePolicy": "FallbackToLogsOnError",

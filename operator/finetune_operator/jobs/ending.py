@@ -1,0 +1,165 @@
+"""How an attempt ended, judged by its pods as soon as they end.
+
+A gang goes down together, so most of its pods fail because another one did. The first thing
+that went wrong is the cause: a rank that was killed and whose peers then lost their connection
+is not a crash, and ranks that saved a checkpoint because a peer ran out of memory were not
+preempted. An error of the user is one on whichever pod it was found.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from finetune_api.run import ExitCode, Failure, StageResult
+
+from finetune_operator.jobs.observe import Attempt, PodFacts
+
+EndKind = Literal["Succeeded", "UserError", "Crashed", "Disrupted", "Preempted"]
+KILL_SLACK = timedelta(seconds=10)
+"""Time after a pod's deadline in which the kubelet reports that it killed it."""
+CAUSE_RANK = {"Disrupted": 0, "Crashed": 1, "Preempted": 2}
+"""Which of two causes in the same second came first; the API server counts in seconds."""
+CACHE_SLACK = timedelta(seconds=5)
+"""Time in which the pods of an ended Job may still be missing from the cache."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How and when an attempt ended."""
+
+    kind: EndKind
+    at: datetime
+    result: StageResult | None = None
+    failure: Failure | None = None
+
+
+def ending(attempt: Attempt, now: datetime) -> Ending | None:
+    """How the attempt ended; None while it runs, or while what ended it is not clear."""
+    mistake = _user_error(attempt, now)
+    if mistake is not None:
+        return mistake
+    success = _success(attempt, now)
+    if success is not None:
+        return success
+    lost = _node_lost(attempt, now)
+    if lost is not None:
+        return lost
+    cause = _first_cause(attempt, now)
+    if cause is not None and cause.kind == "Crashed":
+        return cause
+    if any(_may_still_report(pod, now) for pod in attempt.pods):
+        return None
+    return cause or _vanished(attempt, now)
+
+
+def _user_error(attempt: Attempt, now: datetime) -> Ending | None:
+    for pod in attempt.pods:
+        if pod.exit_code == ExitCode.USER_ERROR:
+            failure = pod.result.failure if pod.result and pod.result.failure else _plain(pod)
+            at = _when(pod, now)
+            return Ending("UserError", at, pod.result, _complete(failure, attempt))
+    return None
+
+
+def _success(attempt: Attempt, now: datetime) -> Ending | None:
+    if len(attempt.pods) < attempt.nodes:
+        return None
+    if any(pod.phase != "Succeeded" for pod in attempt.pods):
+        return None
+    at = max(_when(pod, now) for pod in attempt.pods)
+    leader = attempt.leader()
+    result = leader.result if leader else None
+    if result is not None and result.outcome == "Succeeded" and result.stage == attempt.stage:
+        return Ending("Succeeded", at, result)
+    message = f"pod {leader.name if leader else attempt.stage} ended without a readable result"
+    failure = Failure(reason="NoResult", message=message)
+    return Ending("Crashed", at, None, _complete(failure, attempt))
+
+
+def _node_lost(attempt: Attempt, now: datetime) -> Ending | None:
+    """A pod on a dead node never ends; its peers cannot go on without it."""
+    for pod in attempt.pods:
+        if pod.disruption and pod.disruption.node_lost and not pod.finished:
+            return _disrupted(attempt, pod, pod.disruption.at or _when(pod, now))
+    return None
+
+
+def _may_still_report(pod: PodFacts, now: datetime) -> bool:
+    """Whether the pod was asked to end and is within the time that it was given."""
+    return pod.deadline is not None and not pod.finished and now < pod.deadline + KILL_SLACK
+
+
+def _first_cause(attempt: Attempt, now: datetime) -> Ending | None:
+    causes = sorted(_causes(attempt, now), key=lambda cause: (cause.at, CAUSE_RANK[cause.kind]))
+    return causes[0] if causes else None
+
+
+def _causes(attempt: Attempt, now: datetime) -> Iterator[Ending]:
+    for pod in attempt.pods:
+        if pod.disruption is not None and (pod.finished or pod.deadline is not None):
+            yield _disrupted(attempt, pod, pod.disruption.at or _when(pod, now))
+        elif pod.phase == "Failed" and pod.exit_code == ExitCode.PREEMPTED:
+            failure = Failure(
+                reason="Preempted", message=f"pod {pod.name} was asked to stop and saved its work"
+            )
+            at = pod.deleted_at or _when(pod, now)
+            yield Ending("Preempted", at, pod.result, _complete(failure, attempt))
+        elif pod.deleted_at is not None and pod.phase != "Succeeded":
+            failure = Failure(reason="PodDeleted", message=f"pod {pod.name} was deleted")
+            yield Ending("Preempted", pod.deleted_at, pod.result, _complete(failure, attempt))
+        elif pod.phase == "Failed":
+            failure = pod.result.failure if pod.result and pod.result.failure else _plain(pod)
+            yield Ending("Crashed", _when(pod, now), pod.result, _complete(failure, attempt))
+
+
+def _vanished(attempt: Attempt, now: datetime) -> Ending | None:
+    """The Job is over or gone, and the pods that would tell why are not there."""
+    if attempt.job is None:
+        if any(not pod.finished and pod.deadline is None for pod in attempt.pods):
+            return None
+        failure = Failure(
+            reason="JobDeleted", message=f"the Job of {attempt.stage} {attempt.number} was deleted"
+        )
+        return Ending("Disrupted", now, None, _complete(failure, attempt))
+    over = attempt.job_end()
+    if over is None or len(attempt.pods) >= attempt.nodes or now < over + CACHE_SLACK:
+        return None
+    failure = Failure(
+        reason="PodDeleted",
+        message=f"a pod of {attempt.job['metadata']['name']} was deleted before its end was seen",
+    )
+    return Ending("Disrupted", over, None, _complete(failure, attempt))
+
+
+def _disrupted(attempt: Attempt, pod: PodFacts, at: datetime) -> Ending:
+    disruption = pod.disruption
+    detail = f": {disruption.message}" if disruption and disruption.message else ""
+    reason = disruption.reason if disruption else "Disrupted"
+    failure = Failure(reason=reason, message=f"pod {pod.name} was disrupted{detail}")
+    return Ending("Disrupted", at, pod.result, _complete(failure, attempt))
+
+
+def _when(pod: PodFacts, now: datetime) -> datetime:
+    """When it ended; a pod that the kubelet refused never ran, so the time of its creation."""
+    return pod.finished_at or pod.created_at or now
+
+
+def _plain(pod: PodFacts) -> Failure:
+    """What can be said of a pod that left no result."""
+    if pod.exit_reason == "OOMKilled":
+        return Failure(
+            reason="OutOfHostMemory",
+            message=f"pod {pod.name} was killed for using more host memory than it may",
+            remedy="raise hostMemoryPerDevice in the AcceleratorProfile",
+        )
+    code = "no exit code" if pod.exit_code is None else f"exit code {pod.exit_code}"
+    return Failure(
+        reason="Crashed",
+        message=f"pod {pod.name} ended with {code} and left no result",
+        remedy=f"kubectl logs {pod.name}",
+    )
+
+
+def _complete(failure: Failure, attempt: Attempt) -> Failure:
+    return failure.model_copy(update={"stage": attempt.stage, "attempt": attempt.number})

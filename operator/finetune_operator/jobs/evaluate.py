@@ -1,0 +1,80 @@
+"""evaluate: the tuned model against its base, and the gate."""
+
+from finetune_api.finetunejob import FineTuneJobStatus, Phase
+from finetune_api.run import EvaluationSummary, Failure, Paths, RunConfig, StageResult
+
+from finetune_operator.jobs.observe import Attempt
+from finetune_operator.jobs.profile import find_pool
+from finetune_operator.jobs.stage import Accepted, Context, PodStage
+from finetune_operator.jobs.stall import Stall
+from finetune_operator.names import job_path, model_path
+from finetune_operator.planner.serving import serving_devices
+from finetune_operator.resources.compute import device_resources
+from finetune_operator.resources.pod import Mount, PodShape
+
+
+def phase(attempt: Attempt | None) -> Phase:
+    """One phase from beginning to end."""
+    return "Evaluating"
+
+
+def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig | Stall | Failure:
+    """Plan and facts, as train had them."""
+    return ctx.run_config(
+        "evaluate", attempt, plan=status.plan, model=status.model, data=status.data
+    )
+
+
+def shape(ctx: Context, config: RunConfig) -> PodShape | Stall:
+    """One pod on the pool of the training, with one device, or as many as inference needs."""
+    pool = find_pool(ctx.view, config.plan.profile if config.plan else ctx.spec.compute.profile)
+    if isinstance(pool, Stall):
+        return pool
+    devices = serving_devices(config.model, pool.name, pool.spec) if config.model else 1
+    if isinstance(devices, Failure):
+        devices = pool.spec.devices_per_node
+    model = ctx.spec.model
+    return PodShape(
+        resources=device_resources(pool.spec, devices),
+        shared_memory=pool.spec.shared_memory,
+        mounts=(
+            Mount(Paths().model_cache, model_path(model.uri, model.revision), read_only=True),
+            Mount(Paths().job, job_path(ctx.uid)),
+        ),
+        profile=pool.spec,
+    )
+
+
+def accept(ctx: Context, status: FineTuneJobStatus, result: StageResult) -> Accepted | None:
+    """The comparison; a gate that does not hold ends the job, and the figures stay."""
+    summary = result.evaluation
+    if summary is None:
+        return None
+    status = status.model_copy(update={"evaluation": summary})
+    return Accepted(status, comparison(summary), None if summary.passed else gate_failure(summary))
+
+
+def comparison(summary: EvaluationSummary) -> str:
+    """The held-out losses in one line."""
+    loss = summary.loss
+    better = "better" if loss.improvement_percent >= 0 else "worse"
+    return (
+        f"held-out loss {loss.base:.3f} -> {loss.tuned:.3f}, "
+        f"{abs(loss.improvement_percent):.1f} % {better} (95 % interval "
+        f"{loss.low_percent:.1f} to {loss.high_percent:.1f} %)"
+    )
+
+
+def gate_failure(summary: EvaluationSummary) -> Failure:
+    """Which rules of the gate do not hold."""
+    broken = [rule for rule in summary.gate if not rule.passed]
+    rules = ", ".join(f"{r.metric} improved by {r.measured}, not {r.required}" for r in broken)
+    return Failure(
+        stage="evaluate",
+        reason="GateNotMet",
+        message=f"the tuned model is not good enough: {rules or comparison(summary)}",
+        remedy="train longer or on more data, or lower evaluation.gate",
+    )
+
+
+EVALUATE = PodStage("evaluate", phase, config, shape, accept)

@@ -1,0 +1,259 @@
+"""What is seen of a job's children, as plain facts.
+
+Raw manifests end here. Whatever a pod wrote is read defensively: a termination message that is
+not a StageResult is no result, and a time that cannot be read is no time.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, get_args
+
+from finetune_api.run import RunConfig, StageName, StageResult
+from pydantic import ValidationError
+
+from finetune_operator.decision import (
+    ATTEMPT_LABEL,
+    JOB_UID_LABEL,
+    STAGE_LABEL,
+    Manifest,
+    View,
+)
+from finetune_operator.resources.configmap import RUN_FILE
+
+STAGES: tuple[StageName, ...] = get_args(StageName)
+INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+DISRUPTION_REASONS = frozenset({"Evicted", "NodeShutdown", "Terminated", "NodeLost", "Preempting"})
+"""status.reason of pods that the kubelet or the node ended, where no condition says so."""
+
+
+@dataclass(frozen=True)
+class Disruption:
+    """Someone outside the job ended a pod."""
+
+    reason: str
+    message: str
+    at: datetime | None
+
+    @property
+    def node_lost(self) -> bool:
+        """Whether the pod will never report its end, because its node is gone."""
+        return self.reason == "DeletionByTaintManager"
+
+
+@dataclass(frozen=True)
+class PodFacts:
+    """One pod of an attempt."""
+
+    name: str
+    uid: str
+    index: int
+    phase: str
+    ip: str | None
+    created_at: datetime | None
+    exit_code: int | None
+    exit_reason: str | None
+    """Reason that the kubelet gives, such as Error or OOMKilled."""
+    finished_at: datetime | None
+    result: StageResult | None
+    disruption: Disruption | None
+    deleted_at: datetime | None
+    """When its deletion was asked for."""
+    deadline: datetime | None
+    """When a deleted pod is killed at the latest."""
+    waiting_reason: str | None
+    waiting_message: str
+    unscheduled_since: datetime | None
+    unscheduled_message: str
+
+    @property
+    def finished(self) -> bool:
+        """Whether it reached a final phase."""
+        return self.phase in ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt of a stage: its Job, its pods, what they were given."""
+
+    stage: StageName
+    number: int
+    job: Manifest | None
+    """None when the Job is gone or going."""
+    pods: tuple[PodFacts, ...]
+    config: RunConfig | None
+
+    @property
+    def nodes(self) -> int:
+        """Pods that the attempt wants."""
+        return int((self.job or {}).get("spec", {}).get("completions") or 1)
+
+    def leader(self) -> PodFacts | None:
+        """The pod with index 0."""
+        return next((pod for pod in self.pods if pod.index == 0), None)
+
+    def job_created(self) -> datetime | None:
+        """When the Job was created."""
+        return parse_time((self.job or {}).get("metadata", {}).get("creationTimestamp"))
+
+    def job_end(self) -> datetime | None:
+        """When the Job controller called the Job Complete or Failed."""
+        for condition in (self.job or {}).get("status", {}).get("conditions") or ():
+            if condition.get("type") in ("Complete", "Failed") and condition["status"] == "True":
+                return parse_time(condition.get("lastTransitionTime"))
+        return None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Every attempt of every stage of a job, oldest first."""
+
+    attempts: Mapping[StageName, tuple[Attempt, ...]]
+
+    def newest(self, stage: StageName) -> Attempt | None:
+        """The attempt with the highest number that has a Job or a pod."""
+        living = [a for a in self.attempts.get(stage, ()) if a.job is not None or a.pods]
+        return living[-1] if living else None
+
+    def numbered(self, stage: StageName, number: int) -> Attempt:
+        """One attempt, empty when nothing of it is there."""
+        for attempt in self.attempts.get(stage, ()):
+            if attempt.number == number:
+                return attempt
+        return Attempt(stage, number, None, (), None)
+
+    def config(self, stage: StageName) -> RunConfig | None:
+        """What the newest attempt whose run.json is still there was given."""
+        configs = [a.config for a in self.attempts.get(stage, ()) if a.config is not None]
+        return configs[-1] if configs else None
+
+
+def observe(job: Manifest, view: View) -> Observed:
+    """The attempts of a job as the cache has them."""
+    namespace, uid = job["metadata"]["namespace"], job["metadata"]["uid"]
+    jobs = _grouped(view.labelled("Job", namespace, JOB_UID_LABEL, uid))
+    pods = _grouped(view.labelled("Pod", namespace, JOB_UID_LABEL, uid))
+    configs = _grouped(view.labelled("ConfigMap", namespace, JOB_UID_LABEL, uid))
+    attempts: dict[StageName, list[Attempt]] = {}
+    for stage, number in sorted({*jobs, *pods, *configs}):
+        key = (stage, number)
+        attempt = Attempt(
+            stage=stage,
+            number=number,
+            job=next((j for j in jobs.get(key, ()) if not _going(j)), None),
+            pods=_newest_per_index(pods.get(key, ())),
+            config=next((_run_config(c) for c in configs.get(key, ())), None),
+        )
+        attempts.setdefault(stage, []).append(attempt)
+    return Observed({stage: tuple(found) for stage, found in attempts.items()})
+
+
+def parse_time(text: object) -> datetime | None:
+    """A time as the API server writes it; None for anything else."""
+    if not isinstance(text, str):
+        return None
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def _grouped(
+    manifests: Sequence[Manifest],
+) -> dict[tuple[StageName, int], list[Manifest]]:
+    groups: dict[tuple[StageName, int], list[Manifest]] = {}
+    for manifest in manifests:
+        labels = manifest["metadata"].get("labels") or {}
+        stage = next((name for name in STAGES if name == labels.get(STAGE_LABEL)), None)
+        number = labels.get(ATTEMPT_LABEL, "")
+        if stage is not None and number.isdigit():
+            groups.setdefault((stage, int(number)), []).append(manifest)
+    return groups
+
+
+def _going(manifest: Manifest) -> bool:
+    return bool(manifest["metadata"].get("deletionTimestamp"))
+
+
+def _run_config(configmap: Manifest) -> RunConfig | None:
+    try:
+        return RunConfig.model_validate_json((configmap.get("data") or {}).get(RUN_FILE) or "")
+    except ValidationError:
+        return None
+
+
+def _newest_per_index(manifests: Sequence[Manifest]) -> tuple[PodFacts, ...]:
+    """One pod for each index: one that succeeded, else the newest."""
+    chosen: dict[int, tuple[tuple[bool, str, str], PodFacts]] = {}
+    for manifest in manifests:
+        pod = _pod(manifest)
+        created = manifest["metadata"].get("creationTimestamp") or ""
+        rank = (pod.phase == "Succeeded", created, pod.name)
+        if pod.index not in chosen or chosen[pod.index][0] < rank:
+            chosen[pod.index] = (rank, pod)
+    return tuple(chosen[index][1] for index in sorted(chosen))
+
+
+def _pod(manifest: Manifest) -> PodFacts:
+    meta, status = manifest["metadata"], manifest.get("status") or {}
+    state = _container_state(status)
+    terminated, waiting = state.get("terminated") or {}, state.get("waiting") or {}
+    deadline = parse_time(meta.get("deletionTimestamp"))
+    scheduled = _condition(status, "PodScheduled")
+    unscheduled = scheduled.get("status") == "False"
+    return PodFacts(
+        name=meta["name"],
+        uid=meta["uid"],
+        index=_index(meta),
+        phase=status.get("phase") or "Pending",
+        ip=status.get("podIP"),
+        created_at=parse_time(meta.get("creationTimestamp")),
+        exit_code=terminated.get("exitCode"),
+        exit_reason=terminated.get("reason"),
+        finished_at=parse_time(terminated.get("finishedAt")),
+        result=_result(terminated.get("message")),
+        disruption=_disruption(status),
+        deleted_at=deadline - _grace(meta) if deadline else None,
+        deadline=deadline,
+        waiting_reason=waiting.get("reason"),
+        waiting_message=waiting.get("message") or "",
+        unscheduled_since=parse_time(scheduled.get("lastTransitionTime")) if unscheduled else None,
+        unscheduled_message=scheduled.get("message") or "" if unscheduled else "",
+    )
+
+
+def _container_state(status: Manifest) -> dict[str, Any]:
+    statuses = status.get("containerStatuses") or ()
+    return (statuses[0].get("state") or {}) if statuses else {}
+
+
+def _index(meta: Manifest) -> int:
+    text = (meta.get("labels") or {}).get(INDEX_LABEL, "0")
+    return int(text) if text.isdigit() else 0
+
+
+def _grace(meta: Manifest) -> timedelta:
+    return timedelta(seconds=meta.get("deletionGracePeriodSeconds") or 0)
+
+
+def _condition(status: Manifest, kind: str) -> dict[str, Any]:
+    return next((c for c in status.get("conditions") or () if c.get("type") == kind), {})
+
+
+def _disruption(status: Manifest) -> Disruption | None:
+    target = _condition(status, "DisruptionTarget")
+    if target.get("status") == "True":
+        at = parse_time(target.get("lastTransitionTime"))
+        return Disruption(target.get("reason") or "Disrupted", target.get("message") or "", at)
+    if status.get("phase") == "Failed" and status.get("reason") in DISRUPTION_REASONS:
+        return Disruption(status["reason"], status.get("message") or "", None)
+    return None
+
+
+def _result(message: object) -> StageResult | None:
+    if not isinstance(message, str):
+        return None
+    try:
+        return StageResult.model_validate_json(message)
+    except ValidationError:
+        return None

@@ -1,0 +1,103 @@
+"""train: the gang, one pod per node, on the devices that the planner chose."""
+
+from finetune_api.acceleratorprofile import AcceleratorProfileSpec
+from finetune_api.finetunejob import FineTuneJobStatus, Phase
+from finetune_api.run import Failure, Paths, RunConfig, StageResult, TrainPlan
+
+from finetune_operator.jobs.observe import Attempt
+from finetune_operator.jobs.profile import find_pool
+from finetune_operator.jobs.stage import Accepted, Context, PodStage
+from finetune_operator.jobs.stall import Stall
+from finetune_operator.names import child_name, job_path, master_host, model_path
+from finetune_operator.planner.quantity import whole
+from finetune_operator.planner.serving import serving_devices
+from finetune_operator.planner.training import plan_training
+from finetune_operator.progress import loss_text
+from finetune_operator.resources.compute import device_resources
+from finetune_operator.resources.pod import Mount, PodShape
+
+
+def phase(attempt: Attempt | None) -> Phase:
+    """Queued until every pod of the gang runs, as none can train alone."""
+    if attempt is None or len(attempt.pods) < attempt.nodes:
+        return "Queued"
+    return "Queued" if any(pod.phase == "Pending" for pod in attempt.pods) else "Training"
+
+
+def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig | Stall | Failure:
+    """The plan is made once; later attempts are given the same."""
+    if status.model is None or status.data is None:
+        return Stall("FactsMissing", "the result of prepare is not in the status")
+    plan = status.plan or _plan(ctx, status)
+    if not isinstance(plan, TrainPlan):
+        return plan
+    return ctx.run_config(
+        "train",
+        attempt,
+        plan=plan,
+        model=status.model,
+        data=status.data,
+        master_host=master_host(child_name(ctx.name, "train", attempt)),
+    )
+
+
+def _plan(ctx: Context, status: FineTuneJobStatus) -> TrainPlan | Stall | Failure:
+    """A model that could be trained but not be served is refused now, not after the training."""
+    assert status.model is not None
+    assert status.data is not None
+    pool = find_pool(ctx.view, ctx.spec.compute.profile)
+    if isinstance(pool, Stall):
+        return pool
+    plan = plan_training(ctx.spec, status.model, status.data, pool.name, pool.spec)
+    if isinstance(plan, TrainPlan) and ctx.spec.serve is not None:
+        target = find_pool(ctx.view, ctx.spec.serve.profile) if ctx.spec.serve.profile else pool
+        if not isinstance(target, Stall):
+            devices = serving_devices(status.model, target.name, target.spec)
+            if isinstance(devices, Failure):
+                return devices
+    return plan
+
+
+def shape(ctx: Context, config: RunConfig) -> PodShape | Stall:
+    """One pod per node with the devices of the plan."""
+    if config.plan is None:
+        return Stall("PlanMissing", "run.json of this attempt has no plan")
+    pool = find_pool(ctx.view, config.plan.profile)
+    if isinstance(pool, Stall):
+        return pool
+    model = ctx.spec.model
+    return PodShape(
+        resources=device_resources(pool.spec, config.plan.gpus_per_node),
+        shared_memory=pool.spec.shared_memory,
+        mounts=(
+            Mount(Paths().model_cache, model_path(model.uri, model.revision), read_only=True),
+            Mount(Paths().job, job_path(ctx.uid)),
+        ),
+        nodes=config.plan.nodes,
+        rendezvous=True,
+        profile=pool.spec,
+        env=_threads(pool.spec),
+    )
+
+
+def _threads(profile: AcceleratorProfileSpec) -> dict[str, str]:
+    """Without it every process on a CPU pool starts a thread for every core of the node."""
+    if profile.resource_name is not None:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, whole(profile.cpu_per_device)))}
+
+
+def accept(ctx: Context, status: FineTuneJobStatus, result: StageResult) -> Accepted | None:
+    """Steps, loss and who trained."""
+    facts = result.train
+    if facts is None:
+        return None
+    message = f"{facts.steps} steps by {facts.world_size} processes of {facts.engine}"
+    if (loss := loss_text(facts.final_loss)) is not None:
+        message += f", last loss {loss}"
+    if facts.resumed_from_step:
+        message += f", resumed from step {facts.resumed_from_step}"
+    return Accepted(status.model_copy(update={"training": facts}), message)
+
+
+TRAIN = PodStage("train", phase, config, shape, accept)

@@ -1,0 +1,114 @@
+"""Progress that a pod tells, as the status shows it. Pure: the engine does the asking."""
+
+import math
+from datetime import UTC, datetime
+
+from finetune_api.finetunejob import JobProgress
+from finetune_api.run import TELEMETRY_PORT, Progress, StageName, TrainFacts, TrainPlan
+from pydantic import ValidationError
+
+from finetune_operator.decision import HttpAnswer, HttpAsk
+
+
+def progress_ask(pod_uid: str, pod_ip: str, interval: float) -> HttpAsk:
+    """The question to a running pod; `interval` in seconds."""
+    host = f"[{pod_ip}]" if ":" in pod_ip else pod_ip
+    url = f"http://{host}:{TELEMETRY_PORT}/progress"
+    return HttpAsk(id=ask_id(pod_uid), url=url, interval=interval)
+
+
+def ask_id(pod_uid: str) -> str:
+    """Under which the answer of a pod is found."""
+    return f"progress/{pod_uid}"
+
+
+def read_progress(answer: HttpAnswer | None, stage: StageName, attempt: int) -> Progress | None:
+    """What the pod told; None for no answer, an error, nonsense, or another attempt's answer."""
+    if answer is None or answer.status != 200:
+        return None
+    try:
+        progress = Progress.model_validate(answer.body)
+    except ValidationError:
+        return None
+    return progress if (progress.stage, progress.attempt) == (stage, attempt) else None
+
+
+def shown(progress: Progress, before: JobProgress | None) -> JobProgress:
+    """Progress for the status.
+
+    `updated_at` moves only when something else does, so that a pod with no news costs no write.
+    """
+    told = JobProgress(
+        stage=progress.stage,
+        step=progress.step,
+        total_steps=progress.total_steps,
+        summary=_summary(progress.step, progress.total_steps),
+        loss=_finite(progress.loss),
+        loss_text=loss_text(progress.loss),
+        tokens_per_second=_rounded(progress.tokens_per_second),
+        learning_rate=_finite(progress.learning_rate),
+        epoch=_rounded(progress.epoch),
+        world_size=progress.world_size,
+        engine=progress.engine,
+        last_checkpoint_step=progress.last_checkpoint_step,
+        eta=duration_text(progress.eta_seconds),
+    )
+    if before is not None and before.model_copy(update={"updated_at": None}) == told:
+        return before
+    return told.model_copy(update={"updated_at": _time(progress.updated_at)})
+
+
+def trained(facts: TrainFacts, plan: TrainPlan | None, at: str) -> JobProgress:
+    """The last progress of training, from its result."""
+    total = plan.total_steps if plan else None
+    return JobProgress(
+        stage="train",
+        step=facts.steps,
+        total_steps=total,
+        summary=_summary(facts.steps, total),
+        loss=_finite(facts.final_loss),
+        loss_text=loss_text(facts.final_loss),
+        tokens_per_second=_rounded(facts.tokens_per_second),
+        world_size=facts.world_size,
+        engine=facts.engine,
+        updated_at=at,
+    )
+
+
+def loss_text(loss: float | None) -> str | None:
+    """A loss with three decimals."""
+    return None if _finite(loss) is None else f"{loss:.3f}"
+
+
+def duration_text(seconds: float | None) -> str | None:
+    """Seconds for people: 45s, 3m20s, 2h05m, 3d04h."""
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return None
+    whole = math.ceil(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def _summary(step: int, total: int | None) -> str:
+    return f"{step}/{total}" if total else (str(step) if step else "")
+
+
+def _finite(number: float | None) -> float | None:
+    """NaN and infinity have no place in JSON."""
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _rounded(number: float | None) -> float | None:
+    finite = _finite(number)
+    return None if finite is None else round(finite, 3)
+
+
+def _time(unix: float) -> str | None:
+    if not math.isfinite(unix) or not 0 < unix < 4102444800:
+        return None
+    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
