@@ -1,8 +1,9 @@
 """The kinds and their CustomResourceDefinitions, generated from the pydantic models.
 
-`python -m finetune_api.crd crds/` writes one file per kind; a folder given with --chart gets
-the same files for Helm. What a kind is called, how `kubectl get` shows it and the rules that need
-the whole object (names, immutability) stand here; all else is said by the models, once.
+`python -m finetune_api.crd crds --chart charts/finetune-operator-crds/templates --docs
+docs/reference.md` writes a file per kind, Helm's copy of it and the API reference. What a kind is
+called, how `kubectl get` shows it and the rules that need the whole object (names, immutability)
+stand here; all else is said by the models, once.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.base import CHILD_NAME_MAX, CHILD_NAME_PATTERN, cel
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus
+from finetune_api.reference import HEAD, section
 from finetune_api.schema import Schema, structural
 
 HEADER = "# Generated from the models by `python -m finetune_api.crd`; edit those.\n"
@@ -239,6 +241,17 @@ def files(annotations: dict[str, str] | None = None) -> dict[str, str]:
     return {f"{GROUP}_{kind.plural}.yaml": to_yaml(crd(kind, annotations)) for kind in KINDS}
 
 
+def reference() -> str:
+    """The page of the API reference, in Markdown."""
+    return "\n".join([HEAD, *(section(k.name, _facts(k), object_schema(k)) for k in KINDS)])
+
+
+def _facts(kind: Kind) -> str:
+    where = "namespaced" if kind.scope == "Namespaced" else "cluster-scoped"
+    columns = ", ".join(column.name for column in kind.columns)
+    return f"Short name `{kind.short}`, {where}. `kubectl get` shows {columns}."
+
+
 def write(folder: Path, contents: dict[str, str]) -> None:
     """Make the folder's YAML files exactly these and print their sizes in bytes."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -250,14 +263,17 @@ def write(folder: Path, contents: dict[str, str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: write the CRDs."""
+    """Command line: write the CRDs and the API reference."""
     parser = argparse.ArgumentParser(prog="python -m finetune_api.crd", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of the CRDs")
     parser.add_argument("--chart", type=Path, help="folder of the Helm chart's copy, kept by Helm")
+    parser.add_argument("--docs", type=Path, help="file of the API reference")
     arguments = parser.parse_args(argv)
     write(arguments.folder, files())
     if arguments.chart:
         write(arguments.chart, files(KEEP))
+    if arguments.docs:
+        arguments.docs.write_text(reference())
     return 0
 
 

@@ -1,0 +1,54 @@
+"""The files that are generated from the models are those that the models generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from finetune_api import crd
+
+ROOT = Path(__file__).resolve().parents[3]
+FOLDERS = {
+    "crds": crd.files(),
+    "charts/finetune-operator-crds/templates": crd.files(crd.KEEP),
+}
+REMEDY = (
+    "run: python -m finetune_api.crd crds --chart charts/finetune-operator-crds/templates "
+    "--docs docs/reference.md"
+)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_crds_in_the_repository_are_those_of_the_models(folder: str) -> None:
+    found = {path.name: path.read_text() for path in (ROOT / folder).glob("*.yaml")}
+    assert found.keys() == FOLDERS[folder].keys(), REMEDY
+    stale = [name for name, text in FOLDERS[folder].items() if found[name] != text]
+    assert not stale, REMEDY
+
+
+def test_the_api_reference_is_that_of_the_models() -> None:
+    assert (ROOT / "docs/reference.md").read_text() == crd.reference(), REMEDY
+
+
+def test_the_same_models_give_the_same_bytes_and_nothing_else_is_left(tmp_path: Path) -> None:
+    (tmp_path / "finetune.dev_gone.yaml").write_text("a kind that is no more")
+    crd.main([str(tmp_path)])
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == crd.files()
+
+
+@pytest.mark.parametrize("kind", crd.KINDS, ids=lambda kind: kind.name)
+def test_a_crd_is_small_enough_for_every_tool(kind: crd.Kind) -> None:
+    # kubectl apply copies an object into an annotation, which may have 256 KiB.
+    assert len(crd.to_yaml(crd.crd(kind))) < 100_000
+
+
+@pytest.mark.parametrize("text", ["y", "n", "Y", "N", "on", "no", "1e3", "12", "null", "~"])
+def test_a_string_that_other_readers_take_for_something_else_is_quoted(text: str) -> None:
+    written = crd.to_yaml({text: text})
+    assert f"'{text}': '{text}'" in written
+    assert yaml.safe_load(written) == {text: text}
+
+
+def test_helm_finds_nothing_to_expand_in_a_crd() -> None:
+    assert not [name for name, text in crd.files().items() if "{{" in text]
