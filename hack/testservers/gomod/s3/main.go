@@ -1,0 +1,36 @@
+// An S3 server for tests: the one behind `rclone serve s3`, in memory, with signatures checked.
+//
+// It listens on a free port of the loopback interface and prints the address. The one key it knows
+// comes from the environment: S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY. It ends with its parent,
+// when standard input is closed.
+package main
+
+import (
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+
+	"github.com/rclone/gofakes3"
+	"github.com/rclone/gofakes3/s3mem"
+)
+
+func main() {
+	key, secret := os.Getenv("S3_ACCESS_KEY_ID"), os.Getenv("S3_SECRET_ACCESS_KEY")
+	if key == "" || secret == "" {
+		log.Fatal("set S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY")
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	server := gofakes3.New(s3mem.New(), gofakes3.WithV4Auth(map[string]string{key: secret}))
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	}()
+	fmt.Printf("http://%s\n", listener.Addr())
+	log.Fatal(http.Serve(listener, server.Server()))
+}

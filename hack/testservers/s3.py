@@ -1,0 +1,57 @@
+"""The S3 server of the tests: the library behind `rclone serve s3`, with signatures checked.
+
+It keeps objects in memory and knows one key, so that a wrong key is refused as AWS would. The
+program is built once (a few seconds with Go) into the project's cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hack.cluster.binaries import Program, build, digest_of
+from hack.cluster.paths import cache_dir, locked
+
+SOURCE = Program("s3", Path(__file__).resolve().parent / "gomod/s3", ".")
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server and the one key that it accepts."""
+
+    url: str
+    access_key: str
+    secret_key: str
+
+
+def program() -> Path:
+    """The path of the server's program, built if need be."""
+    path = cache_dir() / f"testservers-{digest_of([SOURCE])}" / SOURCE.name
+    if not path.exists():
+        with locked(path.parent / ".lock"):
+            if not path.exists():
+                build(SOURCE, path)
+    return path
+
+
+@contextlib.contextmanager
+def s3_server(access_key: str = "test-key", secret_key: str = "test-secret") -> Iterator[S3Server]:
+    """Run the server on a free port of the loopback interface; it ends with the block."""
+    keys = {"S3_ACCESS_KEY_ID": access_key, "S3_SECRET_ACCESS_KEY": secret_key}
+    with subprocess.Popen(
+        [program()],
+        env={**os.environ, **keys},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield S3Server(process.stdout.readline().strip(), access_key, secret_key)
+        finally:
+            process.kill()
