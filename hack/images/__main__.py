@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 
 from hack.images import catalog
 from hack.images.cache import say
+from hack.images.product import PRODUCTS, checked
 from hack.images.venv import ml_python
 
 
@@ -16,6 +18,8 @@ def main(arguments: list[str]) -> int:
     commands.add_parser("venv", help="build the CPU libraries and print their interpreter's path")
     _with_names(commands.add_parser("build", help="build the images' layers into the cache"))
     _with_names(commands.add_parser("load", help="build, and bring the images to the cluster"))
+    product = commands.add_parser("product", help="build and start the images that users run")
+    product.add_argument("image", nargs="?", default="all", choices=[*PRODUCTS, "all"])
     chosen = parser.parse_args(arguments)
     if chosen.command == "venv":
         print(ml_python())
@@ -27,6 +31,9 @@ def main(arguments: list[str]) -> int:
         from hack.images.load import load
 
         load(_names(chosen.image))
+    elif chosen.command == "product":
+        names = PRODUCTS if chosen.image == "all" else (chosen.image,)
+        print(json.dumps({name: checked(PRODUCTS[name]) for name in names}, indent=2))
     return 0
 
 

@@ -76,7 +76,7 @@ def operator_layer() -> Layer:
 
 def code_layer(packages: Sequence[Path]) -> Layer:
     """Our own `packages` at /app, compiled; a new layer whenever one of their files changes."""
-    files = sorted(path for package in packages for path in _sources(package))
+    files = [path for package in packages for path in sources(package)]
     parts: list[str | bytes | Path] = []
     for path in files:
         parts += [str(path.relative_to(CHECKOUT)), path]
@@ -91,9 +91,10 @@ def code_layer(packages: Sequence[Path]) -> Layer:
         return _layer(f"code-{name}", "layer of our code", pack)
 
 
-def _sources(package: Path) -> list[Path]:
+def sources(package: Path) -> list[Path]:
+    """The files of a package that belong into an image."""
     found = (path for path in package.rglob("*") if "__pycache__" not in path.parts)
-    return [path for path in found if path.is_file()]
+    return sorted(path for path in found if path.is_file())
 
 
 def _stage(packages: Sequence[Path], files: Sequence[Path], stage: Path) -> None:

@@ -13,8 +13,8 @@ from hack.images.cache import cache_root, digest, made
 from hack.images.packages import need_programs
 
 SUITE = "bookworm"
-# libnuma1: vLLM asks it about the machine's memory. Python: what the virtual environments stand on.
-PACKAGES = ("python3", "ca-certificates", "libnuma1", "netbase", "tzdata")
+# python3-venv brings pip for the Dockerfiles; vLLM asks libnuma1 about the memory of the machine.
+PACKAGES = ("python3", "python3-venv", "ca-certificates", "libnuma1", "netbase", "tzdata")
 UNREAD = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 USER = "nonroot:x:65532:65532:nonroot:/tmp:/usr/sbin/nologin"
 GROUP = "nonroot:x:65532:"

@@ -19,6 +19,8 @@ from finetune_api.run import Progress, StageName
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
+RANK_FOLDER_ENV = "FINETUNE_RANK_FOLDER"
+"""Names the folder in which the ranks of a pod tell their parent how they are."""
 GAUGES = {
     "step": "Optimizer steps, or items, done.",
     "total_steps": "Optimizer steps, or items, in all.",

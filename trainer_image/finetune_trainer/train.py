@@ -28,11 +28,10 @@ from finetune_api.run import (
 )
 
 from finetune_trainer.stage import Report, RetryableError, StageError, UserError, run_stage
-from finetune_trainer.telemetry import read_rank_files
+from finetune_trainer.telemetry import RANK_FOLDER_ENV, read_rank_files
 
 POLL_SECONDS = 0.25
 RENDEZVOUS_SECONDS = 600.0
-RANK_FOLDER_ENV = "FINETUNE_RANK_FOLDER"
 PORT_ENV = "FINETUNE_RENDEZVOUS_PORT"
 TOLD = set(Progress.model_fields) - {"stage", "attempt", "ranks"}
 

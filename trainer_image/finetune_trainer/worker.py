@@ -26,11 +26,10 @@ from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RUN_CONFIG_PATH, RunConfig, TrainFacts
 
 from finetune_trainer.stage import RetryableError, StageError, UserError, failure_of
-from finetune_trainer.telemetry import RankFile, write_atomically
+from finetune_trainer.telemetry import RANK_FOLDER_ENV, RankFile, write_atomically
 
 log = logging.getLogger("finetune")
 
-RANK_FOLDER_ENV = "FINETUNE_RANK_FOLDER"
 COLLECTIVE_TIMEOUT = timedelta(minutes=15)
 SMOOTHING = 0.9
 """Weight of the past in the smoothed speed."""
