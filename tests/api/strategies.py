@@ -1,0 +1,86 @@
+"""Hypothesis strategies for every spec, made from the models: all that pydantic admits.
+
+Strings with a pattern come from the pattern, numbers from their bounds, optional fields are there
+or not. So a rule that the CRD has and the model has not, or the other way round, is found.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api.schema import Schema, structural
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+# What a person or a YAML file may hold; control characters and lone surrogates are neither.
+TEXT = st.characters(min_codepoint=0x20, max_codepoint=0x2FF, exclude_categories=("Cc", "Cs"))
+SAFE_INTEGER = 2**53 - 1
+
+
+def specs(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
+    """Specs of a model in wire form, defaults left out at random."""
+    out: st.SearchStrategy[dict[str, Any]] = _of(structural(model, spec=True))
+    return out
+
+
+def _of(schema: Schema) -> st.SearchStrategy[Any]:
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    match schema["type"]:
+        case "object":
+            return _object(schema)
+        case "array":
+            return _array(schema)
+        case "string":
+            return _string(schema)
+        case "integer":
+            return st.integers(schema.get("minimum"), schema.get("maximum", SAFE_INTEGER))
+        case "number":
+            return _number(schema)
+        case "boolean":
+            return st.booleans()
+    raise AssertionError(f"no strategy for {schema}")
+
+
+def _object(schema: Schema) -> st.SearchStrategy[dict[str, Any]]:
+    if isinstance(values := schema.get("additionalProperties"), dict):
+        keys = st.from_regex(r"[a-z]{1,8}(\.[a-z]{1,8}/[a-z]{1,8})?", fullmatch=True)
+        return st.dictionaries(keys, _of(values), max_size=min(schema["maxProperties"], 3))
+    fields = {name: _of(field) for name, field in schema["properties"].items()}
+    required = set(schema.get("required", ()))
+    return st.fixed_dictionaries(
+        {name: field for name, field in fields.items() if name in required},
+        optional={name: field for name, field in fields.items() if name not in required},
+    )
+
+
+def _array(schema: Schema) -> st.SearchStrategy[list[Any]]:
+    key = schema.get("x-kubernetes-list-map-keys", [None])[0]
+    return st.lists(
+        _of(schema["items"]),
+        min_size=schema.get("minItems", 0),
+        max_size=min(schema["maxItems"], 3),
+        unique_by=(lambda item: item[key]) if key else None,
+    )
+
+
+def _string(schema: Schema) -> st.SearchStrategy[str]:
+    patterns = [schema["pattern"]] if "pattern" in schema else []
+    for rule in schema.get("x-kubernetes-validations", ()):
+        patterns.append(rule["rule"].removeprefix("self.matches(r'").removesuffix("')"))
+    least, most = schema.get("minLength", 0), schema["maxLength"]
+    if not patterns:
+        return st.text(TEXT, min_size=least, max_size=min(most, 20))
+    # In Python `$` also matches before a line break, which Go and Rust do not do.
+    strict = patterns[0].replace("$", r"\Z")
+    return st.from_regex(strict, alphabet=TEXT).filter(lambda text: least <= len(text) <= most)
+
+
+def _number(schema: Schema) -> st.SearchStrategy[float]:
+    return st.floats(
+        schema["minimum"],
+        schema["maximum"],
+        exclude_min=schema.get("exclusiveMinimum", False),
+        exclude_max=schema.get("exclusiveMaximum", False),
+        allow_subnormal=False,
+    )

@@ -1,0 +1,107 @@
+"""Whatever the models admit the API server admits, stores and gives back unchanged; and no more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from finetune_api import API_VERSION
+from finetune_api.crd import KINDS, Kind
+from finetune_api.schema import Schema, structural
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tests.api.client import Api, ApiError
+from tests.api.strategies import specs
+
+SLOW = settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    derandomize=True,
+)
+
+
+def stored(api: Api, kind: Kind, namespace: str, spec: dict[str, Any]) -> dict[str, Any] | str:
+    """The spec that came back, or why it was refused."""
+    metadata = {"generateName": "made-", "namespace": namespace}
+    manifest = {"apiVersion": API_VERSION, "kind": kind.name, "metadata": metadata, "spec": spec}
+    try:
+        out: dict[str, Any] = api.create(manifest, namespace)["spec"]
+        return out
+    except ApiError as refusal:
+        return refusal.message
+
+
+def rules_over_fields(schema: Schema) -> set[str]:
+    """What the rules say that compare several fields; those are the API server's alone."""
+    if schema["type"] == "array":
+        return rules_over_fields(schema["items"])
+    if schema["type"] != "object":
+        return set()
+    said = {rule["message"] for rule in schema.get("x-kubernetes-validations", ())}
+    return said.union(*map(rules_over_fields, schema.get("properties", {}).values()))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_spec_that_the_model_admits_comes_back_as_the_model_reads_it(
+    api: Api, namespace: str, kind: Kind
+) -> None:
+    seen = {"stored": 0}
+    allowed = rules_over_fields(structural(kind.spec, spec=True))
+
+    @SLOW
+    @given(specs(kind.spec))
+    def roundtrip(spec: dict[str, Any]) -> None:
+        read = kind.spec.model_validate(spec)
+        back = stored(api, kind, namespace, spec)
+        if isinstance(back, str):
+            assert any(rule in back for rule in allowed), back
+            return
+        seen["stored"] += 1
+        assert kind.spec.model_validate(back) == read
+
+    roundtrip()
+    assert seen["stored"] >= 10, "hardly any spec got past the rules"
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_string_is_admitted_by_both_or_by_none(api: Api, namespace: str, kind: Kind) -> None:
+    fields = {
+        "FineTuneJob": [("model", "uri"), ("dataset", "holdout"), ("serve", "endpoint")],
+        "ModelEndpoint": [("artifact", "uri"), ("artifact", "digest")],
+        "AcceleratorProfile": [("memoryPerDevice",)],
+    }[kind.name]
+    alphabet = "aZ0-._/:% \nGi€hfpvcs"
+
+    @SLOW
+    @given(st.sampled_from(fields), st.text(alphabet, max_size=12), st.sampled_from(PREFIXES))
+    def agree(path: tuple[str, ...], text: str, prefix: str) -> None:
+        spec = minimal(kind.name)
+        at = spec
+        for parent in path[:-1]:
+            at = at.setdefault(parent, {})
+        at[path[-1]] = prefix + text
+        try:
+            kind.spec.model_validate(spec)
+            admitted = True
+        except ValidationError:
+            admitted = False
+        back = stored(api, kind, namespace, spec)
+        assert isinstance(back, dict) == admitted, back
+
+    agree()
+
+
+PREFIXES = ["", "hf://", "pvc://", "pvc://c/", "sha256:", "10", "a"]
+
+
+def minimal(kind: str) -> dict[str, Any]:
+    """The least spec of a kind."""
+    if kind == "FineTuneJob":
+        data = {"train": [{"uri": "s3://b/rows.jsonl"}]}
+        return {"model": {"uri": "hf://org/model"}, "dataset": data}
+    if kind == "ModelEndpoint":
+        return {"artifact": {"uri": "pvc://claim/folder", "digest": "sha256:" + 64 * "0"}}
+    return {"memoryPerDevice": "80Gi"}
