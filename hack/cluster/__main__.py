@@ -96,10 +96,10 @@ def perform(asked: argparse.Namespace) -> None:
             print(f"{volumes.offer(engine.volumes_folder())} shared volumes are available")
 
 
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     """Run the command line; errors are one line on stderr."""
     try:
-        perform(parser().parse_args())
+        perform(parser().parse_args(words))
     except ClusterError as error:
         warn(f"hack.cluster: {error}")
         return error.exit_code

@@ -1,8 +1,9 @@
-"""A Kubernetes API for tests: etcd and kube-apiserver as plain processes on loopback, no root needed.
+"""A Kubernetes API for tests: etcd and kube-apiserver as plain processes, no root needed.
 
 It is the real API server with RBAC, admission, CRDs, server-side apply and service account tokens;
 there is no node and, unless asked for, no controller: nothing but the test changes an object. Every
-process is tied to this one by the kernel's parent-death signal, so that nothing outlives a test run.
+process is tied to this one by the kernel's parent-death signal, so that nothing outlives a test
+run.
 
     with ControlPlane(tmp_path) as cp:
         cp.kubectl("apply", "-f", "crds/")
@@ -33,9 +34,9 @@ START_SECONDS = 60.0
 class ControlPlane:
     """A running API server in `folder` (its data, certificates and logs); use it as a context.
 
-    `controllers` adds kube-controller-manager: garbage collection, Jobs, namespace deletion, default
-    service accounts. Without it a namespace never finishes to terminate, owner references are not
-    followed and pods are admitted without a ServiceAccount object.
+    `controllers` adds kube-controller-manager: garbage collection, Jobs, namespace deletion,
+    default service accounts. Without it a namespace never finishes to terminate, owner references
+    are not followed and pods are admitted without a ServiceAccount object.
     """
 
     def __init__(self, folder: Path, controllers: bool = False) -> None:
@@ -64,7 +65,7 @@ class ControlPlane:
         self.stop()
 
     def kubectl(self, *words: str | Path, stdin: str | None = None) -> str:
-        """Run kubectl as cluster administrator and return what it printed; ClusterError on failure."""
+        """Run kubectl as administrator and return what it printed; ClusterError if it fails."""
         argv = [self.binaries / "kubectl", "--kubeconfig", self.kubeconfig, *words]
         return run(argv, stdin=stdin, timeout=120)
 
@@ -182,7 +183,7 @@ class ControlPlane:
 
 
 def binaries(*more: str) -> Path:
-    """The folder with etcd, kube-apiserver, kube-controller-manager, kubectl and helm, built if need be."""
+    """The folder with etcd, the API server, its controllers, kubectl and helm, built if missing."""
     return ensure(["etcd", "kube-apiserver", "kube-controller-manager", "kubectl", "helm", *more])
 
 

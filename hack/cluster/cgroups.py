@@ -1,7 +1,7 @@
-"""Control groups: each node gets a root of its own, in version 1 and in version 2 of the kernel's API.
+"""Control groups: each node gets a root of its own, in version 1 and version 2 of the API.
 
-Two kubelets on one kernel must not share a root, or each would remove the other's pods as leftovers. A
-frozen root is a hung node: daemons and pods stop alike, and nothing of it answers.
+Two kubelets on one kernel must not share a root, or each would remove the other's pods as
+leftovers. A frozen root is a hung node: daemons and pods stop alike, and nothing of it answers.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ def unified() -> bool:
 def _hierarchies() -> list[Path]:
     if unified():
         return [ROOT]
-    mounted = (p for p in sorted(ROOT.iterdir()) if p.is_dir() and not p.is_symlink())
-    return [p for p in mounted if p.name != "unified"]
+    return [p for p in sorted(ROOT.iterdir()) if p.is_dir() and not p.is_symlink()]
 
 
 def daemons_file(node: str) -> Path:
@@ -41,6 +40,8 @@ def create(node: str) -> None:
         _create_unified(node)
         return
     for hierarchy in _hierarchies():
+        if hierarchy.name == "unified":  # has no controller here; runc makes what it wants
+            continue
         for group in (hierarchy / PREFIX, hierarchy / PREFIX / node):
             group.mkdir(exist_ok=True)
             if hierarchy.name == "cpuset":  # empty in a new group, and then no process may join

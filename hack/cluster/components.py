@@ -1,8 +1,8 @@
-"""The daemons of the cluster: command lines and configuration files, as a stock installation has them.
+"""The daemons of the cluster: command lines and configuration, as a stock installation has.
 
-What differs from a stock installation, and why: times are shorter so that a test of a dead node does not
-take minutes; the control plane's own daemons listen on its private loopback; nothing is supervised,
-because a test wants to see what happens when a daemon stays dead.
+What differs from a stock installation, and why: times are shorter so that a test of a dead node
+does not take minutes; the control plane's own daemons listen on its private loopback; nothing is
+supervised, because a test wants to see what happens when a daemon stays dead.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def _etcd() -> Flags:
         "listen-client-urls": _ETCD,
         "advertise-client-urls": _ETCD,
         "listen-peer-urls": "http://127.0.0.1:2380",
-        # The data need not survive a power cut of this computer, and a slow disk would look like dead nodes.
+        # The data need not survive a power cut of this computer, and a slow disk would look like
+        # dead nodes.
         "unsafe-no-fsync": "true",
     }
 

@@ -44,7 +44,7 @@ def choose() -> Engine:
     if sys.platform == "linux" and os.geteuid() == 0:
         return nodes.NodesCluster()
     raise NotPossibleHere(
-        "no cluster can run here: this needs root on Linux, or a Docker engine that answers and kind"
+        "no cluster can run here: it needs root on Linux, or Docker that answers and kind"
     )
 
 

@@ -1,4 +1,4 @@
-"""The errors that a user of the local cluster may see: one line that says what, where, what to do."""
+"""The errors that a user of the local cluster may see: one line with what, where, what to do."""
 
 from __future__ import annotations
 

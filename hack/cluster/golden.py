@@ -1,8 +1,8 @@
-"""The golden containerd roots of the cache: every image imported and unpacked once, cloned by nodes.
+"""The golden containerd roots of the cache: each image unpacked once, then cloned by nodes.
 
-A root is named after the digest of its set of images and never changes. A new set starts as a clone of
-the root that shares most with it, so that one changed layer costs seconds; the hard links also make
-ten roots hardly larger than one.
+A root is named after the digest of its set of images and never changes. A new set starts as a
+clone of the root that shares most with it, so that one changed layer costs seconds; the hard
+links also make ten roots hardly larger than one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def ensure(images: list[Image]) -> Path:
 
 
 def clone(golden: Path, target: Path) -> None:
-    """Make `target` a containerd root with the images of `golden`, without copying them if possible."""
+    """Make `target` a containerd root with the images of `golden`, by hard links if possible."""
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
 """Images and how they get to the nodes: by import, never by pull.
 
-An image is imported and unpacked once, into a "golden" containerd root in the cache, named after the
-exact set of images in it. A node starts from a clone of that root: hard links for blobs and unpacked
-layers, which are never written in place, and copies of the databases. That takes a second however large
-the images are. Nodes that are already running import what changed.
+An image is imported and unpacked once, into a "golden" containerd root in the cache, named after
+the exact set of images in it. A node starts from a clone of that root: hard links for blobs and
+unpacked layers, which are never written in place, and copies of the databases. That takes a
+second however large the images are. Nodes that are already running import what changed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _WANTED = STATE / "images.json"
 class Image:
     """An image: its name, the digest (`sha256:...`) of its manifest, and how to get its archive.
 
-    `write(stream, have)` writes an OCI archive to `stream`; the blobs whose digests are in `have` are
-    on the other side already and may be left out.
+    `write(stream, have)` writes an OCI archive to `stream`; the blobs whose digests are in `have`
+    are on the other side already and may be left out.
     """
 
     reference: str
@@ -39,7 +39,7 @@ class Image:
 
     @staticmethod
     def from_archive(path: Path) -> Image:
-        """The image in a ready OCI archive that holds exactly one, with its name as an annotation."""
+        """The image in an OCI archive that holds exactly one, with its name as an annotation."""
         try:
             with tarfile.open(path) as archive:
                 member = archive.extractfile("index.json")
@@ -60,7 +60,7 @@ class Image:
 
 
 def import_image(ctr: Sequence[str], image: Image, have: Collection[str]) -> None:
-    """Stream one image into the containerd that the command prefix `ctr` talks to, and unpack it."""
+    """Stream one image into the containerd that the command `ctr` talks to, and unpack it."""
     argv = [*ctr, "images", "import", "-"]
     process = subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -1,8 +1,8 @@
 """The same cluster on kind, for people who have a Docker engine: the same commands, other means.
 
 A node is a container: its power is `docker stop`, its link is its Docker network, a hang is
-`docker pause`. kind brings containerd, CNI and CoreDNS; shared volumes are a folder of the checkout that
-`kind-config.yaml` mounts into every node.
+`docker pause`. kind brings containerd, CNI and CoreDNS; shared volumes are a folder of the
+checkout that `kind-config.yaml` mounts into every node.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hack.cluster import volumes
 from hack.cluster.errors import ClusterError
 from hack.cluster.images import Image, import_image, listed
 from hack.cluster.kubectl import answers, kubectl, ready_nodes
-from hack.cluster.paths import CHECKOUT, KUBECONFIG, STATE, VOLUMES, put
+from hack.cluster.paths import CHECKOUT, KUBECONFIG, VOLUMES
 from hack.cluster.process import Steps, run, succeeds, wait_for
 
 NAME = "finetune-operator"
@@ -29,7 +29,7 @@ class KindCluster:
     nodes = (f"{NAME}-worker", f"{NAME}-worker2")
 
     def up(self, grace: float) -> None:
-        """Create the cluster, or say that it is up; the grace period is that of `kind-config.yaml`."""
+        """Create the cluster, or say that it is up; the grace period is in `kind-config.yaml`."""
         del grace
         if len(ready_nodes()) == len(self.nodes) + 1:
             print(f"the cluster is up: export KUBECONFIG={KUBECONFIG}")
@@ -37,7 +37,6 @@ class KindCluster:
         if NAME in run(["kind", "get", "clusters"]).split():
             self.down()
         steps = Steps()
-        put(STATE / "images.json", "{}")  # a new kind node has no image of ours
         VOLUMES.mkdir(parents=True, exist_ok=True)
         # Relative paths in the configuration count from the working directory.
         files = ["--config", str(CONFIG), "--kubeconfig", str(KUBECONFIG)]
@@ -120,7 +119,6 @@ class KindCluster:
             for image in images:
                 if present.get(image.reference) != image.digest:
                     import_image(ctr, image, frozenset(content))
-        remember(images)
 
     def volumes_folder(self) -> Path:
         """Where the nodes see the folder of the shared volumes."""

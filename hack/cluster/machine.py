@@ -1,9 +1,10 @@
 """A machine: one set of PID, mount, network, host name and IPC namespaces of this computer.
 
-Its init process is the only process recorded, together with its start time, so that a reused process
-number is never signalled. Killing that init is a power failure: the kernel ends every process of the
-machine, containers included, and drops its mounts, links and pod networks. Paths inside a node are the
-stock ones (/var/lib/kubelet, ...), because what differs is mounted over them.
+Its init process is the only process recorded, together with its start time, so that a reused
+process number is never signalled. Killing that init is a power failure: the kernel ends every
+process of the machine, containers included, and drops its mounts, links and pod networks. Paths
+inside a node are the stock ones (/var/lib/kubelet, ...), because what differs is mounted over
+them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +54,17 @@ set +e
 trap : TERM HUP INT
 while :; do sleep 86400 & wait; done
 """
-# $1 the cgroup to join (may be empty), $2 log, $3 file for the process number, then the command. The
-# group must be joined by hand: entering namespaces leaves a process in the group of its caller.
+# $1 log, then a command that outlives its caller; prints the number of its process
+_DETACH = """
+cd /
+log=$1
+shift
+setsid "$@" </dev/null >>"$log" 2>&1 &
+echo $!
+"""
+# $1 the cgroup to join (may be empty), $2 log, $3 file for the process number, then the command.
+# The group must be joined by hand: entering namespaces leaves a process in the group of its
+# caller.
 _START = """
 cd /
 if [ -n "$1" ]; then echo 0 > "$1"; fi
@@ -119,22 +128,15 @@ class Machine:
         mounts = "" if self.name == CONTROL_PLANE else " ".join(MOUNT_POINTS)
         flags = ["-m", "-n", "-p", "-f", "-u", "-i", "--mount-proc", "--propagation", "private"]
         script = ["bash", "-c", _INIT, f"{self.name}-init", str(self.folder), self.name, mounts]
-        with (LOGS / f"{self.name}-init.log").open("ab") as log:
-            outer = subprocess.Popen(
-                ["unshare", *flags, "--", *script],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=ENVIRONMENT,
-                cwd="/",
-            )
+        log = LOGS / f"{self.name}-init.log"
+        command = ["unshare", *flags, "--", *script]
+        detached = ["bash", "-c", _DETACH, "boot", str(log), *command]
+        outer = run(detached, env=ENVIRONMENT).strip()
         # unshare forks: its child is process 1 of the new namespaces.
-        children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
+        children = Path(f"/proc/{outer}/task/{outer}/children")
         pid = int(wait_for(lambda: read_text(children).split(), 10, f"the init of {self.name}")[0])
         put(self.folder / "init.pid", f"{pid} {identity(pid)}")
-        log_name = LOGS / f"{self.name}-init.log"
-        wait_for(booted.exists, 20, f"the mounts of {self.name}, see {log_name}")
+        wait_for(booted.exists, 20, f"the mounts of {self.name}, see {log}")
 
     def power_off(self) -> None:
         """End everything on this machine at once, as when its power fails; safe when it is off."""

@@ -1,7 +1,7 @@
-"""Links and routes between the machines: a bridge in the control plane's network, no rule on the host.
+"""Links and routes of the machines: a bridge in the control plane's network, none on the host.
 
-Pods talk to pods of the other node by static routes and see each other's real addresses. Nothing leads
-out: the control plane does not forward, so the cluster is closed.
+Pods talk to pods of the other node by static routes and see each other's real addresses. Nothing
+leads out: the control plane does not forward, so the cluster is closed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LINK = Path("/sys/class/net") / HOST_LINK
 
 
 def owner() -> str | None:
-    """The checkout whose cluster is up on this computer, or None: the host's link carries its name."""
+    """The checkout whose cluster is up here, or None: the host's link carries its name."""
     try:
         return (_LINK / "ifalias").read_text().strip() or "an unknown program"
     except OSError:

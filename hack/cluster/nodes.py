@@ -1,8 +1,8 @@
 """The cluster whose nodes are namespaces of this computer: up, down, and faults. Needs root.
 
 Real binaries with the flags of a stock installation; no Docker, no systemd, nothing outside the
-namespaces but one network link, the nodes' control groups and a few empty folders, all of which `down`
-takes away again. Two checkouts cannot use it at the same time: the link says whose it is.
+namespaces but one network link, the nodes' control groups and a few empty folders, all of which
+`down` takes away again. Two checkouts cannot use it at the same time: the link says whose it is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,7 +43,7 @@ class NodesCluster:
     nodes = tuple(NODES)
 
     def up(self, grace: float) -> None:
-        """Bring the cluster up, or say that it is; `grace` is the stock node monitor grace period."""
+        """Bring the cluster up, or say that it is; a node silent for `grace` s is NotReady."""
         with _exclusive():
             if self._healthy():
                 print(f"the cluster is up: export KUBECONFIG={KUBECONFIG}")
@@ -266,10 +265,10 @@ def _restore_host() -> None:
 
 
 def _remove_tree(path: Path) -> None:
-    """Remove a folder; overlay mounts of a dead machine go a moment after it."""
-    deadline = time.monotonic() + 10
-    while path.exists():
+    """Remove a folder; the kernel drops the mounts of a dead machine a moment after it."""
+
+    def gone() -> bool:
         shutil.rmtree(path, ignore_errors=True)
-        if time.monotonic() > deadline:
-            raise ClusterError(f"{path} cannot be removed: look for mounts below it")
-        time.sleep(0.05)
+        return not path.exists()
+
+    wait_for(gone, 60, f"the removal of {path}: look for mounts below it")

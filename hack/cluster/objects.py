@@ -71,7 +71,7 @@ def storage_class() -> dict[str, Any]:
 
 
 def volume(name: str, path: str, claim: tuple[str, str] | None = None) -> dict[str, Any]:
-    """A PersistentVolume on the directory `path` of every node, kept for `claim` (namespace, name)."""
+    """A PersistentVolume on `path` of every node, kept for `claim` (namespace, name) if given."""
     spec: dict[str, Any] = {
         "capacity": {"storage": "100Gi"},
         "accessModes": ["ReadWriteMany", "ReadWriteOnce", "ReadOnlyMany"],

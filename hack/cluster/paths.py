@@ -1,7 +1,8 @@
 """Where things live: state inside the checkout, caches outside of it.
 
-State (`.cluster/`) belongs to one checkout and dies with `down`. Caches are content-addressed, shared
-by every checkout of a user, may be empty at any time, and are only ever filled by tmp + rename.
+State (`.cluster/`) belongs to one checkout and dies with `down`. Caches are content-addressed,
+shared by every checkout of a user, may be empty at any time, and are only ever filled by tmp +
+rename.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ VOLUMES = STATE / "volumes"
 
 
 def cache_dir() -> Path:
-    """The cache of this project, `${XDG_CACHE_HOME:-~/.cache}/finetune-operator`, made if missing."""
+    """The folder `${XDG_CACHE_HOME:-~/.cache}/finetune-operator`, made if missing."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     path = Path(base) / "finetune-operator"
     path.mkdir(parents=True, exist_ok=True)
@@ -28,7 +29,7 @@ def cache_dir() -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path`; the kernel frees it when the process dies, however it dies."""
+    """Hold an exclusive lock on `path`; the kernel frees it however the process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

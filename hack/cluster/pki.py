@@ -1,7 +1,7 @@
 """Certificates and kubeconfigs: one authority per cluster, made anew at every `up`, by openssl.
 
-Elliptic keys because they take milliseconds. Kubeconfigs carry their certificates inside, so a copy of
-the file works anywhere on the machine.
+Elliptic keys because they take milliseconds. Kubeconfigs carry their certificates inside, so a
+copy of the file works anywhere on the machine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the cluster needs from the distribution, installed by apt where it is missing.
 
-Only looked at, in milliseconds, when all is there. Packages must not start their services: the nodes
-run containerd themselves, and a second one on the host would only be in the way.
+Only looked at, in milliseconds, when all is there. Packages must not start their services: the
+nodes run containerd themselves, and a second one on the host would only be in the way.
 """
 
 from __future__ import annotations

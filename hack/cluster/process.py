@@ -25,7 +25,7 @@ def run(
     cwd: Path | None = None,
     timeout: float | None = None,
 ) -> str:
-    """Run a command and return what it printed; ClusterError with the end of its stderr if it fails."""
+    """Run a command and return what it printed; ClusterError with its stderr if it fails."""
     words = [str(a) for a in argv]
     try:
         done = subprocess.run(
@@ -46,12 +46,12 @@ def succeeds(argv: Sequence[str | Path]) -> bool:
     """Whether a command exists and ends with status 0; its output is dropped."""
     try:
         return subprocess.run([str(a) for a in argv], capture_output=True).returncode == 0
-    except FileNotFoundError:
+    except OSError:
         return False
 
 
 def wait_for(condition: Callable[[], T], seconds: float, what: str, interval: float = 0.05) -> T:
-    """Poll `condition` until it is true and return its value; ClusterError naming `what` if late."""
+    """Poll `condition` until it is true and return its value; ClusterError if it is late."""
     deadline = time.monotonic() + seconds
     while True:
         value = condition()

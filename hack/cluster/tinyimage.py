@@ -1,7 +1,7 @@
 """The image of the pause container: one static program, packed into an OCI archive by hand.
 
-Every pod needs it, and a closed cluster cannot pull it. With an argument the program is also the small
-tool that the cluster's own tests run in pods, see `pause/main.go`.
+Every pod needs it, and a closed cluster cannot pull it. With an argument the program is also the
+small tool that the cluster's own tests run in pods, see `pause/main.go`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Shared volumes: directories of this computer that pods of both nodes see, a stand-in for NFS or EFS.
+"""Shared volumes: directories that pods of both nodes see, a stand-in for NFS or EFS.
 
-Twenty of them wait for claims. A volume whose claim was deleted keeps its data until `offer` is called
-again (`python3 -m hack.cluster volumes`), which empties it and makes it available.
+Twenty of them wait for claims. A volume whose claim was deleted keeps its data until `offer` is
+called again (`python3 -m hack.cluster volumes`), which empties it and makes it available.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ def offer(seen_by_nodes: Path) -> int:
 def make_volume(
     name: str, namespace: str, claim: str, seen_by_nodes: Path, path: Path | None = None
 ) -> Path:
-    """Offer a directory of this computer to pods as the claim `namespace/claim`; returns the directory.
+    """Offer a directory to pods as the claim `namespace/claim`; returns the directory.
 
-    Without `path` it is a new one, in VOLUMES. Make it readable for the pods' user before they start.
+    Without `path` it is a new one, in VOLUMES. Make it readable for the pods' user before they
+    start.
     """
     if path is None:
         path = VOLUMES / name
