@@ -11,12 +11,14 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from finetune_api.run import RunConfig
 from finetune_trainer import strategies, worker
+from finetune_trainer.stage import failure_of
 from finetune_trainer.telemetry import RankFile
 from torch import distributed as dist
 
@@ -73,16 +75,16 @@ def run_case(case: dict[str, Any], folder: Path) -> None:
     ranks = folder / "ranks" / case["name"]
     ranks.mkdir(parents=True, exist_ok=True)
     tell = worker.Told(RankFile(ranks, rank))
-    worker.build = build
+    setattr(worker, "build", build)  # noqa: B010
     try:
         finished, facts = worker.train(run, tell, stop_asked)
         seen.update(finished=finished, facts=facts.to_wire(), told=tell.state)
     except Exception as error:
         if not case.get("fails"):
             raise
-        seen["error"] = worker.failure_of(error)[0].to_wire()
+        seen["error"] = failure_of(error)[0].to_wire()
     finally:
-        worker.build = finished_build
+        setattr(worker, "build", finished_build)  # noqa: B010
     (folder / f"{case['name']}-{rank}.json").write_text(json.dumps(seen))
     dist.barrier()
 
@@ -95,13 +97,14 @@ def main() -> None:
     strategies.prepare_communication("ZeRO2", "cpu")
     worker.join(first)
     for case in cases:
+        started = time.monotonic()
         if case.get("copy_from") and dist.get_rank() == 0:
             source, target = case["copy_from"], Path(case["run"]["paths"]["job"])
             shutil.copytree(source, target, dirs_exist_ok=True)
         dist.barrier()
         run_case(case, folder)
         if os.environ.get("RANK") == "0":
-            print("case", case["name"], flush=True)
+            print("case", case["name"], round(time.monotonic() - started, 1), flush=True)
     dist.destroy_process_group()
 
 

@@ -162,7 +162,7 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{path}:{inherited}", "OMP_NUM_THREADS": "1", **more}
 
 
-def torchrun(processes: int, module: str, *arguments: str) -> None:
+def torchrun(processes: int, module: str, *arguments: str) -> str:
     """Run a module under torchrun on this machine; its output is shown when it fails."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
@@ -176,6 +176,7 @@ def torchrun(processes: int, module: str, *arguments: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-6000:]
+    return done.stdout
 
 
 def losses(job: Path, attempt: int = 1) -> list[float]:

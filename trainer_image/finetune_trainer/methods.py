@@ -20,7 +20,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 def load_model(folder: Path, dtype: torch.dtype, attention: str = "sdpa") -> Any:
     """A causal language model from a local snapshot; code in the snapshot is never run."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(
             folder,

@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -387,6 +388,8 @@ def cause(error: BaseException) -> BaseException:
 def main() -> None:
     """Run as a child of torchrun; tell how it ended in the rank folder."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # DeepSpeed warns of its own use of PyTorch on every call.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     rank, folder = int(os.environ["RANK"]), Path(os.environ[RANK_FOLDER_ENV])
     stop = {"asked": False}
     signal.signal(signal.SIGTERM, lambda *_: stop.update(asked=True))
