@@ -68,6 +68,20 @@ def made(target: Path, make: Callable[[Path], None], what: str) -> Path:
     return target
 
 
+def keep_newest(entry: Path, count: int) -> None:
+    """Mark `entry` as used and remove all but the `count` last used of its kind.
+
+    The kind is what stands before the last dash of the name; the rest is the digest.
+    """
+    os.utime(entry)
+    kind = entry.name.rpartition("-")[0]
+    alike = [
+        path for path in entry.parent.glob(f"{kind}-*") if path.name.rpartition("-")[0] == kind
+    ]
+    for path in sorted(alike, key=lambda path: path.stat().st_mtime, reverse=True)[count:]:
+        remove(path)
+
+
 def remove(path: Path) -> None:
     """Delete a file or a folder; nothing there is fine."""
     if path.is_dir() and not path.is_symlink():

@@ -31,15 +31,16 @@ def image(name: str) -> OciImage:
     if name == "operator":
         layers = (base_layer(), operator_layer(), code_layer([CONTRACT, OPERATOR]))
         entrypoint = ["python", "-m", "finetune_operator"]
-        return OciImage(_reference(name), layers, _settings(_CODE, Entrypoint=entrypoint))
+        return OciImage(reference(name), layers, _settings(_CODE, Entrypoint=entrypoint))
     if name == "trainer":
         layers = (base_layer(), ml_layer(), code_layer([CONTRACT, TRAINER]))
-        return OciImage(_reference(name), layers, _settings(_CODE))
-    return OciImage(_reference("vllm-cpu"), (base_layer(), ml_layer()), _settings(_OFFLINE))
+        return OciImage(reference(name), layers, _settings(_CODE))
+    return OciImage(reference(name), (base_layer(), ml_layer()), _settings(_OFFLINE))
 
 
-def _reference(name: str) -> str:
-    return f"localhost/finetune-{name}:dev"
+def reference(name: str) -> str:
+    """What pods call the image `name` of NAMES."""
+    return f"localhost/finetune-{'vllm-cpu' if name == 'vllm' else name}:dev"
 
 
 def _settings(environment: tuple[str, ...], **more: object) -> dict[str, object]:

@@ -20,9 +20,11 @@ def answers() -> bool:
     return subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
 
 
-def build(dockerfile: Path, tag: str) -> None:
-    """Build `dockerfile` from the checkout as `tag`."""
-    command = ["docker", "build", "--file", str(dockerfile), "--tag", tag, str(CHECKOUT)]
+def build(dockerfile: Path, tag: str, target: str = "") -> None:
+    """Build `dockerfile`, or its stage `target`, from the checkout as `tag`."""
+    command = ["docker", "build", "--file", str(dockerfile), "--tag", tag]
+    command += [f"--target={target}"] if target else []
+    command.append(str(CHECKOUT))
     done = subprocess.run(command, check=False)
     if done.returncode:
         raise SystemExit(f"docker could not build {dockerfile.relative_to(CHECKOUT)}; see above")

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from hack.images import rootfs
-from hack.images.cache import cache_root, digest, made
+from hack.images.cache import cache_root, digest, keep_newest, made
 from hack.images.venv import (
     RECIPE,
     SYSTEM_PYTHON,
@@ -31,6 +31,10 @@ from hack.images.venv import (
 CHECKOUT = Path(__file__).parents[2]
 OPERATOR_LOCK = CHECKOUT / "operator" / "requirements.lock"
 CODE_AT = "app"
+# How many layers of a kind stay in the cache: a change back and forth should cost nothing, but
+# libraries are gigabytes and code is not even one megabyte.
+KEEP_LIBRARIES = 2
+KEEP_CODE = 40
 _CHUNK = 1 << 22
 
 
@@ -76,19 +80,19 @@ def operator_layer() -> Layer:
 
 def code_layer(packages: Sequence[Path]) -> Layer:
     """Our own `packages` at /app, compiled; a new layer whenever one of their files changes."""
-    files = [path for package in packages for path in sources(package)]
-    parts: list[str | bytes | Path] = []
-    for path in files:
-        parts += [str(path.relative_to(CHECKOUT)), path]
-    name = digest(repr(SYSTEM_VERSION), *parts)
+    files = {
+        f"{package.name}/{path.relative_to(package)}": path
+        for package in packages
+        for path in sources(package)
+    }
+    parts = [part for name, path in files.items() for part in (name, path)]
     with TemporaryDirectory() as scratch:
 
         def pack() -> list[str]:
-            check_system_python()
-            _stage(packages, files, Path(scratch))
+            _stage(files, Path(scratch))
             return _tar(Path(scratch), CODE_AT, "--mtime=@0")
 
-        return _layer(f"code-{name}", "layer of our code", pack)
+        return _layer(f"code-{digest(repr(SYSTEM_VERSION), *parts)}", "layer of our code", pack)
 
 
 def sources(package: Path) -> list[Path]:
@@ -97,18 +101,17 @@ def sources(package: Path) -> list[Path]:
     return sorted(path for path in found if path.is_file())
 
 
-def _stage(packages: Sequence[Path], files: Sequence[Path], stage: Path) -> None:
-    """Copy `files` of `packages` to `stage` and compile them for a read-only root.
+def _stage(files: dict[str, Path], stage: Path) -> None:
+    """Copy `files` to `stage` under their names and compile them for a read-only root.
 
     The compiled files carry a hash of their source, not its time: the layer's bytes then depend on
     nothing but the code.
     """
-    for package in packages:
-        for path in files:
-            if path.is_relative_to(package):
-                target = stage / package.name / path.relative_to(package)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(path.read_bytes())
+    check_system_python()
+    for name, path in files.items():
+        target = stage / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
     command = [str(SYSTEM_PYTHON), "-m", "compileall", "-q", "-s", str(stage), "-p", f"/{CODE_AT}"]
     subprocess.run([*command, "--invalidation-mode", "unchecked-hash", str(stage)], check=True)
 
@@ -132,6 +135,7 @@ def _layer(name: str, what: str, pack: Callable[[], list[str]]) -> Layer:
     home = cache_root() / "layers" / name
     home.parent.mkdir(exist_ok=True)
     made(home, lambda scratch: _write(scratch, pack()), what)
+    keep_newest(home, KEEP_CODE if name.startswith("code-") else KEEP_LIBRARIES)
     tar = home / "layer.tar"
     return Layer(tar, (home / "digest").read_text(), tar.stat().st_size)
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from hack.images import cuda_stubs
-from hack.images.cache import cache_root, digest, made, say
+from hack.images.cache import cache_root, digest, keep_newest, made, say
 from hack.images.packages import need_programs
 from hack.images.uv import UV_VERSION, uv
 
@@ -25,11 +25,16 @@ SYSTEM_VERSION = (3, 11)
 
 # Raise this when what _build does changes, so that nobody goes on with an older environment.
 RECIPE = 3
+# How many environments stay in the cache, each a few gigabytes.
+KEEP = 2
 
 
 def ml_venv() -> Path:
     """The environment's folder, built when its lock or its recipe is new."""
-    return made(_home(), _build, "Python libraries for training and serving on CPUs")
+    home = cache_root() / f"venv-ml-{ml_digest()}"
+    made(home, _build, "Python libraries for training and serving on CPUs")
+    keep_newest(home, KEEP)
+    return home
 
 
 def ml_python() -> Path:
@@ -41,10 +46,6 @@ def ml_digest() -> str:
     """Names everything that the environment is made from."""
     build = [str(RECIPE), UV_VERSION, repr(SYSTEM_VERSION), platform.machine()]
     return digest(LOCK, HERE / "cuda_stubs.py", *build)
-
-
-def _home() -> Path:
-    return cache_root() / f"venv-ml-{ml_digest()}"
 
 
 def _build(scratch: Path) -> None:
