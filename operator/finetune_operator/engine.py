@@ -1,0 +1,195 @@
+"""The leader's work, put together: lists and watches in, workers in the middle, writes out.
+
+Only the process that holds the Lease runs this. It ends when it is asked to, after the running
+reconciles are through, or with the error of the first part that failed: the parts do not survive
+each other, a new process is cheaper to reason about than a half-dead one.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from finetune_operator.asks import Asks
+from finetune_operator.cache import Cache
+from finetune_operator.cluster import Cluster, ClusterError
+from finetune_operator.events import Events
+from finetune_operator.health import Health
+from finetune_operator.intake import Intake
+from finetune_operator.kinds import Resource
+from finetune_operator.leader import Election
+from finetune_operator.metrics import Metrics
+from finetune_operator.queue import WorkQueue, work
+from finetune_operator.reconcile import Product, Reconciler, finish
+from finetune_operator.settings import Options
+from finetune_operator.sync import Sync
+from finetune_operator.watch import LeaseWatch, watch
+
+DRAIN_SECONDS = 10.0
+DISCOVERY_PERIOD = 30.0
+WATCH_RETRY = 1.0
+SILENCE = 10.0
+"""Seconds without an echo after which a watch may have been interrupted."""
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Engine:
+    """Everything between the API server and the plans of one product."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        options: Options,
+        product: Product,
+        metrics: Metrics,
+        health: Health,
+        election: Election,
+    ) -> None:
+        self._cluster = cluster
+        self._options = options
+        self._product = product
+        self._health = health
+        self._election = election
+        self.queue = WorkQueue(metrics.queue)
+        self.asks = Asks(self.queue.add)
+        self.cache = Cache(self.asks.answers)
+        self._intake = Intake(self.cache, self.queue, metrics.handovers, product.farewell)
+        self.sync = Sync(cluster, self.cache, self._intake, metrics, options.namespaces)
+        self._reconciler = Reconciler(
+            cluster,
+            self.cache,
+            self.queue,
+            product.plans,
+            self.asks,
+            Events(cluster, options.identity, _utc_now),
+            metrics,
+            election.leads,
+            _utc_now,
+        )
+        metrics.jobs(lambda: self.cache.list("FineTuneJob"))
+        metrics.watch_age(health.echo_age)
+        metrics.queue.longest.set_function(self.queue.longest_running)
+
+    async def run(self, stop: asyncio.Event, started: Callable[[], None]) -> None:
+        """Work until `stop` is set. `started` is called whenever kopf took the signals."""
+        self._health.leading()
+        kinds = await self._first(stop)
+        if kinds is None:
+            return
+        workers = asyncio.create_task(
+            work(self.queue, self._reconciler.run, self._options.workers), name="workers"
+        )
+        parts = {
+            workers,
+            asyncio.create_task(self._watch(kinds, started), name="watch"),
+            asyncio.create_task(stop.wait(), name="stop"),
+        }
+        self._health.watching()
+        self._health.synced()
+        log.info("cache complete, working with %d workers", self._options.workers)
+        try:
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in done:
+                part.result()
+        finally:
+            self.queue.close()
+            await finish(workers, DRAIN_SECONDS)
+            await self.asks.close()
+            for part in parts:
+                part.cancel()
+            await asyncio.wait(parts, timeout=6)
+
+    async def _first(self, stop: asyncio.Event) -> tuple[Resource, ...] | None:
+        kinds = await unless(stop, self._served())
+        if kinds is None or await unless(stop, self._listed(kinds)) is None:
+            return None
+        for key in self._product.orphans(self.cache):
+            self.queue.add(key)
+        return kinds
+
+    async def _listed(self, kinds: tuple[Resource, ...]) -> bool:
+        await self.sync.first(kinds)
+        return True
+
+    async def _served(self) -> tuple[Resource, ...]:
+        while True:
+            try:
+                return await self.sync.served()
+            except ClusterError as error:
+                log.warning("cannot ask which kinds there are: %s", error)
+                await asyncio.sleep(WATCH_RETRY)
+
+    async def _watch(self, kinds: tuple[Resource, ...], started: Callable[[], None]) -> None:
+        """Watch, and start anew when a watch fails or the optional kinds come or go."""
+        while True:
+            tasks = [
+                asyncio.create_task(each)
+                for each in (self._watch_once(kinds, started), self._other_kinds(kinds))
+            ]
+            repairs = asyncio.create_task(self.sync.repair(kinds))
+            try:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for each in done:
+                    each.exception()
+            finally:
+                for each in (*tasks, repairs):
+                    each.cancel()
+                await asyncio.wait({*tasks, repairs}, timeout=6)
+            kinds = await self._served()
+            await self.sync.first(kinds)
+            for kind in ("FineTuneJob", "ModelEndpoint"):
+                for found in self.cache.list(kind):
+                    self._intake.wake(found)
+
+    async def _watch_once(self, kinds: tuple[Resource, ...], started: Callable[[], None]) -> None:
+        lease = LeaseWatch(
+            self._options.lease_name,
+            self._options.lease_namespace,
+            self._options.identity,
+            self._echoed,
+        )
+        try:
+            await watch(
+                self._cluster,
+                kinds,
+                self._options.namespaces,
+                self._intake,
+                self.sync.request,
+                started,
+                lease,
+            )
+        except Exception as error:
+            log.error("watching failed, starting anew: %r", error)
+            await asyncio.sleep(WATCH_RETRY)
+
+    async def _other_kinds(self, kinds: tuple[Resource, ...]) -> None:
+        """Return once other optional kinds are served than those that are watched."""
+        while True:
+            await asyncio.sleep(DISCOVERY_PERIOD)
+            served = await self._served()
+            if served != kinds:
+                log.info("now served: %s", ", ".join(each.kind for each in served))
+                return
+
+    def _echoed(self) -> None:
+        if self._health.echoed() > SILENCE:
+            self.sync.request()
+
+
+async def unless(stop: asyncio.Event, call: Coroutine[Any, Any, T]) -> T | None:
+    """What the call returns, or None if `stop` was set first."""
+    stopped, called = asyncio.create_task(stop.wait()), asyncio.create_task(call)
+    try:
+        await asyncio.wait({stopped, called}, return_when=asyncio.FIRST_COMPLETED)
+        return called.result() if called.done() else None
+    finally:
+        stopped.cancel()
+        called.cancel()
+        await asyncio.wait({stopped, called})
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,127 @@
+"""What becomes of news about an object: into the cache, and the keys that care into the queue.
+
+Watches and lists both end here. Nothing is decided and nothing is awaited, so an event can
+neither fail nor wait. Which key cares is read from the object alone or, for what many jobs may
+wait for (claims, profiles, endpoints), from the cache.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from finetune_operator.cache import Cache, address_of
+from finetune_operator.decision import (
+    ENDPOINT_LABEL,
+    JOB_NAME_LABEL,
+    JOB_UID_LABEL,
+    STAGE_LABEL,
+    Key,
+    Manifest,
+    View,
+)
+from finetune_operator.metrics import Handover
+from finetune_operator.queue import WorkQueue
+
+TERMINAL = ("Succeeded", "Failed")
+
+
+class Intake:
+    """Feeds one cache and one queue."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        queue: WorkQueue,
+        handovers: Handover,
+        farewell: Callable[[Manifest], Key] | None = None,
+    ) -> None:
+        self._cache = cache
+        self._queue = queue
+        self._handovers = handovers
+        self._farewell = farewell
+
+    def changed(self, manifest: Manifest) -> bool:
+        """The object exists like this; whether that was news."""
+        kind, namespace, name = address_of(manifest)
+        old = self._cache.get(kind, namespace, name)
+        if not self._cache.put(manifest):
+            return False
+        if kind == "Pod":
+            self._note_end(manifest, old)
+        self.wake(manifest)
+        return True
+
+    def removed(self, manifest: Manifest) -> bool:
+        """The object is gone; whether that was news."""
+        kind, namespace, name = address_of(manifest)
+        known = self._cache.remove(kind, namespace, name, manifest["metadata"]["uid"])
+        if kind == "FineTuneJob":
+            self._handovers.forget(namespace, name)
+            if self._farewell is not None:
+                self._queue.add(self._farewell(manifest))
+        self.wake(manifest)
+        return known is not None
+
+    def wake(self, manifest: Manifest) -> None:
+        """Whoever cares about the object should look at it."""
+        for key in keys_of(manifest, self._cache):
+            self._queue.add(key)
+
+    def _note_end(self, pod: Manifest, old: Manifest | None) -> None:
+        labels: Mapping[str, str] = pod["metadata"].get("labels") or {}
+        if _ended(pod) and (old is None or not _ended(old)) and JOB_NAME_LABEL in labels:
+            self._handovers.ended(
+                pod["metadata"]["namespace"], labels[JOB_NAME_LABEL], labels.get(STAGE_LABEL, "")
+            )
+
+
+def keys_of(manifest: Manifest, view: View) -> Iterator[Key]:
+    """The keys that may want something else now that this object changed or went."""
+    kind, namespace, name = address_of(manifest)
+    if kind == "FineTuneJob":
+        yield Key("FineTuneJob", namespace, name)
+    elif kind == "ModelEndpoint":
+        yield Key("ModelEndpoint", namespace, name)
+        for job in _unfinished(view, namespace):
+            if ((job.get("spec") or {}).get("serve") or {}).get("endpoint") == name:
+                yield _key("FineTuneJob", job)
+    elif kind == "AcceleratorProfile":
+        yield from _waiting(view, None)
+    else:
+        yield from _owners(manifest, view)
+        if kind == "PersistentVolumeClaim":
+            yield from _waiting(view, namespace)
+
+
+def _owners(child: Manifest, view: View) -> Iterator[Key]:
+    labels: Mapping[str, str] = child["metadata"].get("labels") or {}
+    namespace = child["metadata"].get("namespace", "")
+    if endpoint := labels.get(ENDPOINT_LABEL):
+        yield Key("ModelEndpoint", namespace, endpoint)
+    if job := labels.get(JOB_NAME_LABEL):
+        yield Key("FineTuneJob", namespace, job)
+        uid = labels.get(JOB_UID_LABEL)
+        known = view.get("FineTuneJob", namespace, job)
+        if uid and (known is None or known["metadata"]["uid"] != uid):
+            # What removes a deleted job's files outlives the job.
+            yield Key("Workspace", namespace, f"{job}/{uid}")
+
+
+def _waiting(view: View, namespace: str | None) -> Iterator[Key]:
+    for job in _unfinished(view, namespace):
+        yield _key("FineTuneJob", job)
+    for endpoint in view.list("ModelEndpoint", namespace):
+        yield _key("ModelEndpoint", endpoint)
+
+
+def _unfinished(view: View, namespace: str | None) -> Iterator[Manifest]:
+    for job in view.list("FineTuneJob", namespace):
+        if (job.get("status") or {}).get("phase") not in TERMINAL:
+            yield job
+
+
+def _key(kind: Any, manifest: Manifest) -> Key:
+    return Key(kind, manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+
+
+def _ended(pod: Manifest) -> bool:
+    return (pod.get("status") or {}).get("phase") in TERMINAL

@@ -1,0 +1,110 @@
+"""Lists: how the cache begins, and how it is repaired when a watch has missed something.
+
+No reconcile acts before the first list of every kind is complete. Later lists exist because a
+watch that had to start anew does not say what was deleted meanwhile. They run every few minutes,
+and at once when there is a sign that a watch was interrupted.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Iterable, Sequence
+
+from finetune_operator.cache import Cache
+from finetune_operator.cluster import Cluster, ClusterError, NotFound
+from finetune_operator.intake import Intake
+from finetune_operator.kinds import WATCHED, Resource
+from finetune_operator.metrics import Metrics
+
+PERIOD = 300.0
+SETTLE = 1.0
+"""Seconds to wait after a request, so that a burst of them is one list."""
+RETRY = 2.0
+
+log = logging.getLogger(__name__)
+
+
+class Sync:
+    """Keeps the cache equal to what the API server lists."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        cache: Cache,
+        intake: Intake,
+        metrics: Metrics,
+        namespaces: Sequence[str] = (),
+        kinds: Sequence[Resource] = WATCHED,
+    ) -> None:
+        self._cluster = cluster
+        self._cache = cache
+        self._intake = intake
+        self._metrics = metrics
+        self._namespaces = tuple(namespaces)
+        self._kinds = tuple(kinds)
+        self._wanted = asyncio.Event()
+
+    async def served(self) -> tuple[Resource, ...]:
+        """The kinds to watch: all that must be there, and those of the others that are."""
+        present: list[Resource] = []
+        for each in self._kinds:
+            if not each.optional or each.kind in await self._cluster.kinds_of(each):
+                present.append(each)
+        return tuple(present)
+
+    async def first(self, kinds: Iterable[Resource]) -> None:
+        """List every kind, however long the API server or the CRDs take to appear."""
+        for each in kinds:
+            while True:
+                try:
+                    await self.list(each)
+                    break
+                except NotFound:
+                    log.error(
+                        "the API server has no %s.%s; install the CRDs of the chart",
+                        each.plural,
+                        each.group,
+                    )
+                except ClusterError as error:
+                    log.error("cannot list %s: %s", each.plural, error)
+                await asyncio.sleep(RETRY)
+        self._cache.now_serves(frozenset((each.group, each.kind) for each in kinds))
+
+    async def list(self, of: Resource) -> int:
+        """List a kind and correct the cache; how many objects differed."""
+        spaces = self._namespaces if of.namespaced and self._namespaces else ("",)
+        differed = 0
+        for namespace in spaces:
+            items, version = await self._cluster.list(of, namespace)
+            differed += sum([self._intake.changed(item) for item in items])
+            listed = {item["metadata"]["uid"] for item in items}
+            for gone in self._cache.absent(of.kind, namespace or None, listed, version):
+                differed += self._intake.removed(gone)
+        return differed
+
+    def request(self) -> None:
+        """A watch may have missed something: list soon."""
+        self._wanted.set()
+
+    async def repair(self, kinds: Sequence[Resource]) -> None:
+        """List now and then, and when requested, for ever."""
+        while True:
+            try:
+                async with asyncio.timeout(PERIOD * random.uniform(0.9, 1.1)):
+                    await self._wanted.wait()
+                await asyncio.sleep(SETTLE)
+            except TimeoutError:
+                pass
+            self._wanted.clear()
+            await self._repair(kinds)
+
+    async def _repair(self, kinds: Sequence[Resource]) -> None:
+        for each in kinds:
+            try:
+                differed = await self.list(each)
+            except ClusterError as error:
+                log.warning("cannot list %s: %s", each.plural, error)
+                continue
+            if differed:
+                self._metrics.repairs.labels(each.kind).inc(differed)
+                log.info("a list of %s differed from the cache %d times", each.plural, differed)
