@@ -35,6 +35,7 @@ PARTIAL = ".partial-"
 STALE_SECONDS = 24 * 3600
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _FETCHES = 4
+_NOTE = ".revision"
 
 FreeBytes = Callable[[Path], int]
 
@@ -118,7 +119,6 @@ class Snapshot:
             self._fetch(by_path[path] for path in weights)
         else:
             weights = weight_files(self._unpacked(), self.partial, self.address.shown)
-        shutil.rmtree(self.partial / ".cache", ignore_errors=True)
         self._write_mark(weights, by_path)
         return self._publish()
 
@@ -128,7 +128,7 @@ class Snapshot:
 
     def _open_partial(self) -> None:
         # What an earlier attempt of the job gathered is only good for the same revision.
-        note = self.partial / ".revision"
+        note = self.partial / _NOTE
         if self.partial.exists() and (_text(note) != self.revision):
             self.discard()
         self.partial.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ class Snapshot:
 
     def _write_mark(self, weights: list[str], by_path: dict[str, SourceFile]) -> None:
         files: dict[str, Any] = {}
-        for path in sorted(self._unpacked()):
+        for path in sorted(path for path in self._unpacked() if not path.startswith(".")):
             file = self.partial / path
             if not is_small_file(path) and path not in weights:
                 file.unlink()
@@ -189,6 +189,9 @@ class Snapshot:
             "files": files,
         }
         (self.partial / MARK).write_text(json.dumps(mark, indent=1) + "\n")
+        # Only now: until here another attempt can go on with what there is.
+        shutil.rmtree(self.partial / ".cache", ignore_errors=True)
+        (self.partial / _NOTE).unlink()
 
     def _publish(self) -> Path:
         final = self._cache / folder_name(self.revision)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,13 +124,23 @@ def open_https(address: Address) -> StoreSource:
         options["headers"]["Authorization"] = f"Bearer {token}"
     elif (user := secret("USERNAME")) and (password := secret("PASSWORD")):
         options["auth"] = aiohttp.BasicAuth(user, password)
-    system = HTTPFileSystem(client_kwargs=options, skip_instance_cache=True)
+    system = HTTPFileSystem(
+        client_kwargs=options, get_client=_https_client, skip_instance_cache=True
+    )
     with typed_errors(address):
         info = system.info(address.uri)
     if not str(info.get("url", address.uri)).startswith("https://"):
         raise address.bad("it redirects to an address without TLS", "Use the final address.")
     name = safe_parts(address.rest, address)[-1]
     return StoreSource(address, system, {name: {**info, "name": address.uri}})
+
+
+async def _https_client(loop: Any = None, **options: Any) -> Any:
+    """A session that trusts what SSL_CERT_FILE says now; aiohttp would remember its import's."""
+    import aiohttp
+
+    trusted = aiohttp.TCPConnector(ssl=ssl.create_default_context())
+    return aiohttp.ClientSession(connector=trusted, **options)
 
 
 def _open(address: Address, system: Any) -> StoreSource:

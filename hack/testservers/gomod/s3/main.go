@@ -6,6 +6,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log"
@@ -17,6 +18,17 @@ import (
 	"github.com/rclone/gofakes3/s3mem"
 )
 
+// storage reads an empty delimiter as none, as AWS does.
+type storage struct{ *s3mem.Backend }
+
+func (s storage) ListBucket(
+	ctx context.Context, bucket string, prefix *gofakes3.Prefix, page gofakes3.ListBucketPage,
+) (*gofakes3.ObjectList, error) {
+	wanted := *prefix
+	wanted.HasDelimiter = wanted.Delimiter != ""
+	return s.Backend.ListBucket(ctx, bucket, &wanted, page)
+}
+
 func main() {
 	key, secret := os.Getenv("S3_ACCESS_KEY_ID"), os.Getenv("S3_SECRET_ACCESS_KEY")
 	if key == "" || secret == "" {
@@ -26,7 +38,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	server := gofakes3.New(s3mem.New(), gofakes3.WithV4Auth(map[string]string{key: secret}))
+	server := gofakes3.New(storage{s3mem.New()}, gofakes3.WithV4Auth(map[string]string{key: secret}))
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		os.Exit(0)

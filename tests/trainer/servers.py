@@ -1,0 +1,254 @@
+"""Servers on the loopback interface that stand in for a model hub and for a web server with TLS.
+
+The hub answers what huggingface_hub asks (repository information, file headers, file content)
+with the hub's own status codes and error headers. Both count what was fetched, so that a test can
+say that something was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import ipaddress
+import json
+import ssl
+import threading
+import urllib.parse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+COMMIT = "c0ffee" + "0" * 34
+
+
+@dataclass
+class Answer:
+    """An HTTP answer."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    respond: Callable[[str, str, dict[str, str]], Answer]
+
+
+class _Requests(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        assert isinstance(self.server, _Server)
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        answer = self.server.respond(self.command, self.path, headers)
+        self.send_response(answer.status)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        if "Content-Length" not in answer.headers:
+            self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep the tests' output clean."""
+
+
+@contextlib.contextmanager
+def _running(server: _Server) -> Iterator[_Server]:
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@dataclass
+class Repository:
+    """One repository of the hub stand-in."""
+
+    folder: Path
+    commit: str = COMMIT
+    token: str | None = None
+    """Only this token may read it; others are told that it does not exist, as on the hub."""
+    gated: bool = False
+
+
+class Hub:
+    """A hub with the repositories `{"org/name" or "datasets/org/name": Repository}`."""
+
+    def __init__(self, repositories: dict[str, Repository]) -> None:
+        self.repositories = repositories
+        self.url = ""
+        self.fetched: list[str] = []
+        """Files whose content was asked for."""
+        self.requests = 0
+        self.broken_with: int | None = None
+        """Status that every request is answered with."""
+
+    def respond(self, method: str, target: str, headers: dict[str, str]) -> Answer:
+        """Answer one request."""
+        self.requests += 1
+        if self.broken_with:
+            return Answer(self.broken_with)
+        path = urllib.parse.unquote(urllib.parse.urlsplit(target).path).lstrip("/")
+        for name, repository in self.repositories.items():
+            api = f"api/{name if name.startswith('datasets/') else f'models/{name}'}"
+            if path == api or path.startswith(f"{api}/revision/"):
+                revision = path.removeprefix(api).removeprefix("/revision/") or "main"
+                return self._refusal(repository, revision, headers) or _info(name, repository)
+            if path.startswith(f"{name}/resolve/"):
+                revision, file = path.removeprefix(f"{name}/resolve/").split("/", 1)
+                refusal = self._refusal(repository, revision, headers)
+                return refusal or self._file(method, repository, file)
+        return _error(401, "RepoNotFound", "Invalid username or password.")
+
+    def _refusal(
+        self, repository: Repository, revision: str, headers: dict[str, str]
+    ) -> Answer | None:
+        token = headers.get("authorization", "").removeprefix("Bearer ")
+        if repository.token and token and token != repository.token:
+            return _error(401, None, "Invalid credentials in Authorization header")
+        if repository.token and not token:
+            return _error(401, "RepoNotFound", "Invalid username or password.")
+        if repository.gated:
+            return _error(403, "GatedRepo", "Access to this model is restricted.")
+        if revision not in ("main", repository.commit):
+            return _error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        return None
+
+    def _file(self, method: str, repository: Repository, name: str) -> Answer:
+        path = repository.folder / name
+        if not path.is_file():
+            return _error(404, "EntryNotFound", "Entry not found")
+        body = path.read_bytes()
+        headers = {
+            "ETag": f'"{hashlib.sha256(body).hexdigest()}"',
+            "X-Repo-Commit": repository.commit,
+            "Content-Length": str(len(body)),
+        }
+        if method == "GET":
+            self.fetched.append(name)
+        return Answer(200, body, headers)
+
+
+def _info(name: str, repository: Repository) -> Answer:
+    files = sorted(path for path in repository.folder.rglob("*") if path.is_file())
+    siblings = [_sibling(path, path.relative_to(repository.folder).as_posix()) for path in files]
+    info = {"id": name.removeprefix("datasets/"), "sha": repository.commit, "siblings": siblings}
+    return Answer(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+
+
+def _sibling(path: Path, name: str) -> dict[str, object]:
+    body = path.read_bytes()
+    entry: dict[str, object] = {
+        "rfilename": name,
+        "size": len(body),
+        "blobId": hashlib.sha1(body).hexdigest(),
+    }
+    if name.endswith(".safetensors"):
+        digest = hashlib.sha256(body).hexdigest()
+        entry["lfs"] = {"sha256": digest, "size": len(body), "pointerSize": 130}
+    return entry
+
+
+def _error(status: int, code: str | None, message: str) -> Answer:
+    headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
+    return Answer(status, json.dumps({"error": message}).encode(), headers)
+
+
+@contextlib.contextmanager
+def running_hub(repositories: dict[str, Repository]) -> Iterator[Hub]:
+    """A hub stand-in on a free port."""
+    hub = Hub(repositories)
+    server = _Server(("127.0.0.1", 0), _Requests)
+    server.respond = hub.respond
+    with _running(server):
+        hub.url = f"http://127.0.0.1:{server.server_port}"
+        yield hub
+
+
+class Web:
+    """Files behind https://localhost:port/."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+        self.url = ""
+        self.authorization: str | None = None
+        """What the Authorization header must be, where one is needed."""
+        self.broken_with: int | None = None
+        self.fetched: list[str] = []
+
+    def respond(self, method: str, target: str, headers: dict[str, str]) -> Answer:
+        """Answer one request."""
+        name = urllib.parse.urlsplit(target).path.lstrip("/")
+        if self.broken_with:
+            return Answer(self.broken_with)
+        if self.authorization and headers.get("authorization") != self.authorization:
+            return Answer(401)
+        if name not in self.files:
+            return Answer(404)
+        if method == "GET":
+            self.fetched.append(name)
+        body = self.files[name]
+        return Answer(200, body, {"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
+
+
+@contextlib.contextmanager
+def running_web(files: dict[str, bytes], certificate: tuple[Path, Path]) -> Iterator[Web]:
+    """A web server with TLS on a free port; `certificate` as `make_certificate` returns it."""
+    web = Web(files)
+    server = _Server(("127.0.0.1", 0), _Requests)
+    server.respond = web.respond
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    with _running(server):
+        web.url = f"https://localhost:{server.server_port}"
+        yield web
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for localhost that vouches for itself, and its key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(minutes=5))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / "certificate.pem", folder / "key.pem"
+    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return paths
