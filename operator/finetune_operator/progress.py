@@ -58,6 +58,15 @@ def shown(progress: Progress, before: JobProgress | None) -> JobProgress:
     return told.model_copy(update={"updated_at": _time(progress.updated_at)})
 
 
+def waiting_to_train(plan: TrainPlan) -> JobProgress:
+    """What is known before the first answer of a training pod."""
+    return JobProgress(
+        stage="train",
+        total_steps=plan.total_steps,
+        summary=f"0/{plan.total_steps}",
+    )
+
+
 def trained(facts: TrainFacts, plan: TrainPlan | None, at: str) -> JobProgress:
     """The last progress of training, from its result."""
     total = plan.total_steps if plan else None

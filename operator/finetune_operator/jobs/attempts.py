@@ -17,7 +17,7 @@ from finetune_operator.jobs.prepare import user_claims
 from finetune_operator.jobs.stage import Context, Draft, PodStage
 from finetune_operator.jobs.stall import Stall, attempt_stall
 from finetune_operator.names import child_name, master_host
-from finetune_operator.progress import ask_id, progress_ask, read_progress, shown
+from finetune_operator.progress import ask_id, progress_ask, read_progress, shown, waiting_to_train
 from finetune_operator.resources.configmap import run_configmap
 from finetune_operator.resources.identity import AttemptIdentity
 from finetune_operator.resources.job import stage_job
@@ -46,6 +46,8 @@ def run_stage(ctx: Context, draft: Draft, stage: PodStage) -> bool:
     draft.update(started_at=draft.status.started_at or started)
     _delete_older(ctx, draft, stage, seen)
     attempt = ctx.observed.numbered(stage.name, seen)
+    if attempt.config is not None:
+        draft.update(plan=draft.status.plan or attempt.config.plan)
     over = ending(attempt, ctx.now)
     if over is None:
         _watch(ctx, draft, stage, attempt)
@@ -61,7 +63,9 @@ def run_stage(ctx: Context, draft: Draft, stage: PodStage) -> bool:
 
 def _launch(ctx: Context, draft: Draft, stage: PodStage, number: int) -> None:
     """Ask for every child of an attempt that is not there yet; the Job comes last."""
-    draft.update(phase=stage.phase(None))
+    draft.update(
+        phase=stage.phase(ctx.observed.numbered(stage.name, number) if number > 1 else None)
+    )
     draft.wake(RECHECK)
     config = _config(ctx, draft, stage, number)
     if isinstance(config, Failure):
@@ -139,6 +143,9 @@ def _watch(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> Non
     draft.stall = attempt_stall(attempt, ctx.view, ctx.namespace, claims, ctx.now)
     if attempt.config is None:
         _restore(ctx, draft, stage, attempt)
+    plan, progress = draft.status.plan, draft.status.progress
+    if stage.name == "train" and plan and not (progress and progress.stage == "train"):
+        draft.update(progress=waiting_to_train(plan))
     leader = attempt.leader()
     message = _waiting(attempt)
     if leader is not None and leader.phase == "Running":
@@ -164,7 +171,9 @@ def _waiting(attempt: Attempt) -> str:
     if any(pod.deadline is not None for pod in attempt.pods):
         return f"{attempt.stage} is stopping"
     if running == attempt.nodes:
-        return f"{attempt.stage} is running"
+        plan = attempt.config.plan if attempt.config and attempt.stage == "train" else None
+        where = f" on {plan.nodes} x {plan.gpus_per_node} {plan.device}" if plan else ""
+        return f"{attempt.stage} is running{where}" + (f" with {plan.strategy}" if plan else "")
     return f"{attempt.stage} is starting: {running} of {attempt.nodes} pods run"
 
 
@@ -180,7 +189,7 @@ def _listen(
     answer = ctx.view.answer(ask_id(leader.uid))
     progress = read_progress(answer, stage.name, attempt.number)
     if progress is None:
-        return draft.stage(stage.name).message
+        return None
     draft.update(progress=shown(progress, draft.status.progress))
     return progress.message[:1024] or None
 
@@ -199,8 +208,7 @@ def _succeed(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, over
         _retry(ctx, draft, stage, attempt, Ending("Crashed", over.at, None, failure))
         return False
     draft.status = accepted.status
-    plan = draft.status.plan or (attempt.config.plan if attempt.config else None)
-    draft.update(failure=None, plan=plan, message=accepted.message)
+    draft.update(failure=None, message=accepted.message)
     draft.update_stage(
         stage.name, state="Succeeded", finished_at=time_text(over.at), message=accepted.message
     )

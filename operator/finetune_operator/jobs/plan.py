@@ -111,7 +111,7 @@ def _decide(job: Manifest, before: FineTuneJobStatus, draft: Draft, now: datetim
         apply=tuple(draft.apply),
         delete=tuple(draft.delete),
         status=draft.status.to_wire(),
-        events=tuple([*draft.events, *_events(before, draft)]),
+        events=tuple(_events(before, draft)),
         asks=tuple(draft.asks),
         requeue_after=draft.requeue,
     )
@@ -140,10 +140,11 @@ def _events(before: FineTuneJobStatus, draft: Draft) -> Iterator[EventRecord]:
         text = f"{failure.stage} attempt {failure.attempt} ended: {failure.message}"
         yield EventRecord("Warning", failure.reason, text[:EVENT_LIMIT])
     if after.phase != before.phase or not before.conditions:
-        kind, reason = ("Normal", after.phase)
+        message = after.message[:EVENT_LIMIT]
         if after.phase == "Failed" and failure is not None:
-            kind, reason = ("Warning", failure.reason)
-        yield EventRecord(kind, reason, after.message[:EVENT_LIMIT])  # type: ignore[arg-type]
+            yield EventRecord("Warning", failure.reason, message)
+        else:
+            yield EventRecord("Normal", after.phase, message)
     old = next((c for c in before.conditions if c.type == "Stalled"), None)
     if draft.stall is not None and not (
         old and old.status == "True" and old.reason == draft.stall.reason

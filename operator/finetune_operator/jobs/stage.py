@@ -12,7 +12,7 @@ from typing import Any
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase, StageStatus
 from finetune_api.run import Failure, JobRef, RunConfig, StageName, StageResult
 
-from finetune_operator.decision import EventRecord, HttpAsk, Manifest, ObjectRef, Settings, View
+from finetune_operator.decision import HttpAsk, Manifest, ObjectRef, Settings, View
 from finetune_operator.jobs.observe import Attempt, Observed
 from finetune_operator.jobs.stall import Stall
 from finetune_operator.resources.pod import PodShape
@@ -84,7 +84,6 @@ class Draft:
     create: list[Manifest] = field(default_factory=list)
     apply: list[Manifest] = field(default_factory=list)
     delete: list[ObjectRef] = field(default_factory=list)
-    events: list[EventRecord] = field(default_factory=list)
     asks: list[HttpAsk] = field(default_factory=list)
     requeue: float | None = None
 

@@ -35,12 +35,12 @@ def claim_stall(view: View, namespace: str, claims: list[str]) -> Stall | None:
         found = view.get("PersistentVolumeClaim", namespace, claim)
         if found is None:
             return Stall(
-                "ClaimNotFound",
+                "VolumeClaimNotFound",
                 f"PersistentVolumeClaim {claim} does not exist in namespace {namespace}; the job "
                 "goes on when it is created",
             )
         if (found.get("status") or {}).get("phase") == "Lost":
-            return Stall("ClaimLost", f"PersistentVolumeClaim {claim} has lost its volume")
+            return Stall("VolumeClaimLost", f"PersistentVolumeClaim {claim} has lost its volume")
     return None
 
 
@@ -80,7 +80,7 @@ def _scheduling_stall(
         found = view.get("PersistentVolumeClaim", namespace, claim) or {}
         if (found.get("status") or {}).get("phase") != "Bound":
             return Stall(
-                "ClaimNotBound",
+                "VolumeClaimNotBound",
                 f"PersistentVolumeClaim {claim} has no volume: {pod.unscheduled_message}",
             )
     return Stall("Unschedulable", f"pod {pod.name}: {pod.unscheduled_message}")

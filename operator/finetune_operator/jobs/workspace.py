@@ -37,7 +37,7 @@ def orphan_keys(view: View) -> tuple[Key, ...]:
     operator was running. Nothing is lost if the same key is enqueued twice.
     """
     living = {job["metadata"]["uid"] for job in view.list("FineTuneJob")}
-    keys = {}
+    keys: dict[Key, None] = {}
     for kind in ("Job", "Pod", "ConfigMap"):
         for child in view.list(kind):
             labels = child["metadata"].get("labels") or {}
