@@ -68,15 +68,14 @@ def test_a_spec_that_the_model_admits_comes_back_as_the_model_reads_it(
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_a_string_is_admitted_by_both_or_by_none(api: Api, namespace: str, kind: Kind) -> None:
-    fields = {
-        "FineTuneJob": [("model", "uri"), ("dataset", "holdout"), ("serve", "endpoint")],
-        "ModelEndpoint": [("artifact", "uri"), ("artifact", "digest")],
-        "AcceleratorProfile": [("memoryPerDevice",)],
-    }[kind.name]
     alphabet = "aZ0-._/:% \nGi€hfpvcs"
 
     @SLOW
-    @given(st.sampled_from(fields), st.text(alphabet, max_size=12), st.sampled_from(PREFIXES))
+    @given(
+        st.sampled_from(PATTERNED[kind.name]),
+        st.text(alphabet, max_size=12),
+        st.sampled_from(PREFIXES),
+    )
     def agree(path: tuple[str, ...], text: str, prefix: str) -> None:
         spec = minimal(kind.name)
         at = spec
@@ -94,6 +93,11 @@ def test_a_string_is_admitted_by_both_or_by_none(api: Api, namespace: str, kind:
     agree()
 
 
+PATTERNED: dict[str, list[tuple[str, ...]]] = {
+    "FineTuneJob": [("model", "uri"), ("dataset", "holdout"), ("serve", "endpoint")],
+    "ModelEndpoint": [("artifact", "uri"), ("artifact", "digest")],
+    "AcceleratorProfile": [("memoryPerDevice",)],
+}
 PREFIXES = ["", "hf://", "pvc://", "pvc://c/", "sha256:", "10", "a"]
 
 

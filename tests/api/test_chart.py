@@ -1,0 +1,193 @@
+"""The charts: what they render is right, safe, and installs and upgrades on a real API server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from finetune_api.acceleratorprofile import AcceleratorProfileSpec
+from finetune_operator import settings
+
+from hack.cluster.errors import ClusterError
+from tests.api.charts import CRDS, OPERATOR, RELEASE, helm, one, rendered, template, upgrade
+from tests.api.client import Api, Manifest
+from tests.api.conftest import started
+
+PROFILES = {"a100-40gb", "a100-80gb", "h100-80gb", "h200-141gb", "l4-24gb", "cpu"}
+
+
+def container(*values: str) -> dict[str, Any]:
+    """The operator's container."""
+    (out,) = one(rendered(*values), "Deployment")["spec"]["template"]["spec"]["containers"]
+    found: dict[str, Any] = out
+    return found
+
+
+def profiles(*values: str) -> dict[str, dict[str, Any]]:
+    found = [each for each in rendered(*values) if each["kind"] == "AcceleratorProfile"]
+    return {each["metadata"]["name"]: each["spec"] for each in found}
+
+
+@pytest.mark.parametrize("chart", [OPERATOR, CRDS], ids=lambda chart: chart.name)
+def test_helm_finds_nothing_to_complain_about(chart: Path) -> None:
+    assert "0 chart(s) failed" in helm("lint", "--strict", chart)
+
+
+def test_the_operator_understands_the_arguments_that_the_chart_gives() -> None:
+    values = (
+        "image.tag=v1",
+        "trainer.image.tag=v2",
+        "workspace.storageClass=nfs",
+        "logFormat=text",
+    )
+    pinned = "serving.image.digest=sha256:" + 64 * "a"
+    options = settings.parse(container(*values, pinned, "imagePullSecrets={reg,two}")["args"], {})
+
+    assert options.settings.trainer_image.endswith("/finetune-trainer:v2")
+    assert options.settings.serving_image == "vllm/vllm-openai@sha256:" + 64 * "a"
+    assert options.settings.image_pull_secrets == ("reg", "two")
+    assert options.settings.workspace_storage_class == "nfs"
+    assert options.lease_namespace == "finetune-system"
+    assert options.lease_name == RELEASE
+    assert options.log_format == "text"
+    assert options.namespaces == ()
+
+
+def test_the_lease_is_in_a_namespace_that_is_looked_after() -> None:
+    options = settings.parse(container("watchNamespaces={team-a,team-b}")["args"], {})
+    assert options.namespaces == ("team-a", "team-b")
+    assert options.lease_namespace == "team-a"
+
+
+def test_images_follow_the_charts_version_where_no_tag_is_given() -> None:
+    version = yaml.safe_load((OPERATOR / "Chart.yaml").read_text())["appVersion"]
+    assert container()["image"].endswith(f"/finetune-operator:{version}")
+
+
+def test_both_charts_have_the_same_version() -> None:
+    texts = [(chart / "Chart.yaml").read_text() for chart in (OPERATOR, CRDS)]
+    first, second = (yaml.safe_load(text) for text in texts)
+    assert (first["version"], first["appVersion"]) == (second["version"], second["appVersion"])
+
+
+def test_the_operators_pod_is_admitted_where_only_restricted_pods_are(
+    api: Api, namespace: str
+) -> None:
+    restricted = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+    api.patch("Namespace", "", namespace, restricted)
+    spec = one(rendered("replicas=2"), "Deployment")["spec"]["template"]["spec"]
+    del spec["serviceAccountName"]
+    metadata = {"name": "operator", "namespace": namespace}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+    assert api.create(pod)["spec"]["containers"][0]["securityContext"]["readOnlyRootFilesystem"]
+
+
+def test_one_replica_needs_no_disruption_budget_and_two_have_one() -> None:
+    kinds = [{each["kind"] for each in rendered(f"replicas={n}")} for n in (1, 2)]
+    assert ["PodDisruptionBudget" in each for each in kinds] == [False, True]
+
+
+def test_the_service_monitor_is_there_only_when_asked_for() -> None:
+    assert "ServiceMonitor" not in template()
+    monitor = one(rendered("metrics.serviceMonitor.enabled=true"), "ServiceMonitor")
+    service = one(rendered(), "Service")
+    assert monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+    assert (
+        monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    )
+
+
+def test_every_profile_is_one_that_the_model_admits() -> None:
+    found = profiles()
+    assert found.keys() == PROFILES
+    for spec in found.values():
+        AcceleratorProfileSpec.model_validate(spec)
+
+
+def test_the_default_profile_is_the_one_that_the_values_name() -> None:
+    assert [n for n, spec in profiles("profiles.default=cpu").items() if spec["default"]] == ["cpu"]
+    assert not [n for n, spec in profiles().items() if spec["default"]]
+
+
+def test_a_profile_can_be_left_out_and_another_put_in() -> None:
+    names = profiles("profiles.pools.cpu=null", "profiles.pools.mi300.memoryPerDevice=190Gi").keys()
+    assert names == PROFILES - {"cpu"} | {"mi300"}
+
+
+def test_the_values_schema_knows_every_field_of_a_profile() -> None:
+    schema = json.loads((OPERATOR / "values.schema.json").read_text())
+    known = schema["definitions"]["profile"]["properties"].keys()
+    fields = {each.alias for each in AcceleratorProfileSpec.model_fields.values()}
+    assert known == fields - {"default"}
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("replica=2", "replica"),
+        ("profiles.default=none-such", 'profiles.default is "none-such"'),
+        ("workspace.size=big", "/workspace/size"),
+        ("image.digest=sha256:12", "/image/digest"),
+        ("profiles.pools.cpu.memory=6Gi", "/profiles/pools/cpu"),
+        ("logFormat=xml", "/logFormat"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused_by_name(value: str, says: str) -> None:
+    with pytest.raises(ClusterError) as refusal:
+        template(value)
+    assert says in str(refusal.value)
+
+
+def old_crds(folder: Path) -> Path:
+    """The CRDs' chart as an older version would have had it: without a field and a column."""
+    chart = Path(shutil.copytree(CRDS, folder / "old"))
+    path = chart / "templates" / "finetune.dev_finetunejobs.yaml"
+    crd = yaml.safe_load(path.read_text())
+    (version,) = crd["spec"]["versions"]
+    del version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["maxRestarts"]
+    rules = version["schema"]["openAPIV3Schema"]["x-kubernetes-validations"]
+    assert not [rule for rule in rules if rule.get("fieldPath") == ".spec.maxRestarts"]
+    version["additionalPrinterColumns"].pop()
+    path.write_text(yaml.safe_dump(crd))
+    return chart
+
+
+WISH: Manifest = {
+    "apiVersion": "finetune.dev/v1alpha1",
+    "kind": "FineTuneJob",
+    "metadata": {"name": "wish", "namespace": "default"},
+    "spec": {
+        "model": {"uri": "hf://org/model"},
+        "dataset": {"train": [{"uri": "s3://bucket/rows.jsonl"}]},
+    },
+}
+
+
+def test_install_upgrade_and_uninstall_keep_every_job(tmp_path: Path) -> None:
+    with started(tmp_path / "plane") as plane:
+        with pytest.raises(ClusterError, match="install the chart finetune-operator-crds"):
+            upgrade(plane, RELEASE, OPERATOR)
+
+        upgrade(plane, "crds", old_crds(tmp_path), "--wait")
+        upgrade(plane, RELEASE, OPERATOR, "--set=profiles.default=cpu")
+        api = Api(plane.kubeconfig)
+        made = api.create(WISH)
+        uid = made["metadata"]["uid"]
+        assert "maxRestarts" not in made["spec"]
+
+        upgrade(plane, "crds", CRDS, "--wait")
+        upgrade(plane, RELEASE, OPERATOR, "--set=profiles.default=l4-24gb")
+        assert api.get("FineTuneJob", "default", "wish")["spec"]["maxRestarts"] == 3
+        pools = api.list("AcceleratorProfile")
+        default = [each["metadata"]["name"] for each in pools if each["spec"]["default"]]
+        assert default == ["l4-24gb"]
+
+        for release in (RELEASE, "crds"):
+            where = ("--kubeconfig", plane.kubeconfig, "--namespace", "finetune-system")
+            helm("uninstall", release, *where)
+        assert api.get("FineTuneJob", "default", "wish")["metadata"]["uid"] == uid
+        upgrade(plane, "crds", CRDS)

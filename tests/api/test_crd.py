@@ -1,0 +1,209 @@
+"""The kinds as kubectl shows them: columns, names, status apart from spec, shared ownership."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from finetune_api import API_VERSION
+from finetune_api.finetunejob import FineTuneJobStatus
+from finetune_api.modelendpoint import ModelEndpointStatus
+
+from hack.cluster.apiserver import ControlPlane
+from tests.api.client import Api, ApiError, Manifest
+
+DIGEST = "sha256:" + 64 * "0"
+NOW = "2026-01-02T03:04:05Z"
+
+
+def job(namespace: str) -> Manifest:
+    spec = {
+        "model": {"uri": "hf://org/model"},
+        "dataset": {"train": [{"uri": "s3://bucket/rows.jsonl"}]},
+    }
+    metadata = {"name": "wish", "namespace": namespace}
+    return {"apiVersion": API_VERSION, "kind": "FineTuneJob", "metadata": metadata, "spec": spec}
+
+
+def endpoint(namespace: str, **spec: Any) -> Manifest:
+    artifact = {"uri": "pvc://finetune-workspace/artifacts/wish-01234567", "digest": DIGEST}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "ModelEndpoint",
+        "metadata": {"name": "bot", "namespace": namespace},
+        "spec": {"artifact": artifact, **spec},
+    }
+
+
+def condition(kind: str, status: str = "False") -> dict[str, Any]:
+    return {"type": kind, "status": status, "reason": "Running", "lastTransitionTime": NOW}
+
+
+JOB_STATUS = FineTuneJobStatus.model_validate(
+    {
+        "observedGeneration": 1,
+        "phase": "Training",
+        "message": "training on 2 nodes",
+        "conditions": [condition("Succeeded", "Unknown"), condition("Reconciling", "True")],
+        "stages": [{"name": "train", "state": "Running", "attempt": 1}],
+        "progress": {
+            "stage": "train",
+            "step": 40,
+            "totalSteps": 380,
+            "summary": "40/380",
+            "loss": 2.3456,
+            "lossText": "2.346",
+            "eta": "3m20s",
+        },
+    }
+).to_wire()
+
+
+def table(plane: ControlPlane, *words: str) -> dict[str, str]:
+    """The first row of what kubectl get prints, by the column's heading."""
+    heading, row = plane.kubectl("get", *words).splitlines()[:2]
+    starts = [i for i, c in enumerate(heading) if c != " " and (i == 0 or heading[i - 1] == " ")]
+    cells = [slice(a, b) for a, b in zip(starts, [*starts[1:], None], strict=True)]
+    return {heading[cell].strip(): row[cell].strip() for cell in cells}
+
+
+def test_kubectl_get_tells_in_one_line_where_a_job_is(
+    control_plane: ControlPlane, api: Api, namespace: str
+) -> None:
+    api.create(job(namespace))
+    api.patch("FineTuneJob", namespace, "wish", {"status": JOB_STATUS}, "status")
+
+    row = table(control_plane, "ftj", "-n", namespace)
+    age = row.pop("AGE")
+    assert age.endswith("s")
+    assert row == {
+        "NAME": "wish",
+        "PHASE": "Training",
+        "STEP": "40/380",
+        "LOSS": "2.346",
+        "ETA": "3m20s",
+        "MESSAGE": "training on 2 nodes",
+    }
+    wide = table(control_plane, "ftj", "-n", namespace, "-o", "wide")
+    assert wide["MODEL"] == "hf://org/model"
+    assert wide["RESTARTS"] == str(JOB_STATUS["restarts"])
+
+
+def test_kubectl_get_tells_in_one_line_where_an_endpoint_is(
+    control_plane: ControlPlane, api: Api, namespace: str
+) -> None:
+    api.create(endpoint(namespace))
+    status = {"phase": "Ready", "activeRevision": 2, "url": "http://bot.x.svc/v1", "message": "ok"}
+    whole = ModelEndpointStatus.model_validate(status).to_wire()
+    api.patch("ModelEndpoint", namespace, "bot", {"status": whole}, "status")
+
+    row = table(control_plane, "mep", "-n", namespace)
+    assert [row[k] for k in ("PHASE", "REVISION", "URL", "MESSAGE")] == [
+        "Ready",
+        "2",
+        "http://bot.x.svc/v1",
+        "ok",
+    ]
+
+
+def test_kubectl_get_shows_the_profiles(control_plane: ControlPlane, api: Api) -> None:
+    spec = {
+        "memoryPerDevice": "79Gi",
+        "resourceName": "nvidia.com/gpu",
+        "devicesPerNode": 8,
+        "default": True,
+    }
+    metadata = {"name": "shown"}
+    kind = "AcceleratorProfile"
+    api.create({"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec})
+
+    row = table(control_plane, "accel", "shown")
+    assert [row[k] for k in ("DEFAULT", "RESOURCE", "DEVICES", "MEMORY")] == [
+        "true",
+        "nvidia.com/gpu",
+        "8",
+        "79Gi",
+    ]
+    api.delete(kind, "", "shown")
+
+
+@pytest.mark.parametrize("category", ["all", "finetune"])
+def test_jobs_and_endpoints_are_found_by_category(
+    control_plane: ControlPlane, api: Api, namespace: str, category: str
+) -> None:
+    api.create(job(namespace))
+    api.create(endpoint(namespace))
+    found = control_plane.kubectl("get", category, "-n", namespace, "-o", "name").split()
+    assert found == ["finetunejob.finetune.dev/wish", "modelendpoint.finetune.dev/bot"]
+
+
+def test_every_field_is_explained(control_plane: ControlPlane) -> None:
+    said = control_plane.kubectl("explain", "finetunejob.spec.dataset.holdout")
+    assert "Share of the training data that is held out" in said
+
+
+def test_who_writes_the_spec_cannot_write_the_status_and_the_other_way_round(
+    api: Api, namespace: str
+) -> None:
+    made = api.create({**job(namespace), "status": JOB_STATUS})
+    assert "status" not in made
+
+    edit = {"status": {"phase": "Succeeded"}, "spec": {"maxRestarts": 9}}
+    assert "status" not in api.patch("FineTuneJob", namespace, "wish", edit)
+    edit = {"status": {"phase": "Succeeded"}, "spec": {"maxRestarts": 1}}
+    assert api.patch("FineTuneJob", namespace, "wish", edit, "status")["spec"]["maxRestarts"] == 9
+
+
+def test_a_status_comes_back_as_it_was_written(api: Api, namespace: str) -> None:
+    api.create(job(namespace))
+    back = api.patch("FineTuneJob", namespace, "wish", {"status": JOB_STATUS}, "status")["status"]
+    assert back == JOB_STATUS
+    assert back == api.get("FineTuneJob", namespace, "wish")["status"]
+
+
+def test_a_status_write_that_was_planned_from_an_old_object_is_refused(
+    api: Api, namespace: str
+) -> None:
+    planned_from = api.create(job(namespace))["metadata"]["resourceVersion"]
+    api.patch("FineTuneJob", namespace, "wish", {"spec": {"maxRestarts": 9}})
+    late = {"metadata": {"resourceVersion": planned_from}, "status": JOB_STATUS}
+    with pytest.raises(ApiError) as refusal:
+        api.patch("FineTuneJob", namespace, "wish", late, "status")
+    assert refusal.value.status == 409
+
+
+def test_conditions_are_told_apart_by_their_type(api: Api, namespace: str) -> None:
+    api.create(job(namespace))
+    twice = {"conditions": [condition("Succeeded"), condition("Succeeded")]}
+    with pytest.raises(ApiError, match="Duplicate value"):
+        api.patch("FineTuneJob", namespace, "wish", {"status": twice}, "status")
+
+
+def test_the_operator_can_apply_an_endpoint_and_leaves_the_users_replicas_alone(
+    api: Api, namespace: str
+) -> None:
+    first = api.apply(endpoint(namespace), manager="finetune-operator")
+    assert first["spec"]["replicas"] == 1
+    mine = {**endpoint(namespace), "spec": {"replicas": 3}}
+    api.apply(mine, manager="kubectl")
+
+    new = {"uri": "pvc://finetune-workspace/artifacts/wish-76543210", "digest": DIGEST[:-1] + "1"}
+    rolled = api.apply(endpoint(namespace, artifact=new), manager="finetune-operator")
+
+    assert rolled["spec"]["artifact"] == new
+    assert rolled["spec"]["replicas"] == 3
+
+
+def test_an_apply_that_changes_nothing_leaves_the_object_as_it_is(api: Api, namespace: str) -> None:
+    first = api.apply(endpoint(namespace), manager="finetune-operator")
+    again = api.apply(endpoint(namespace), manager="finetune-operator")
+    assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
+
+
+def test_a_user_who_takes_over_the_artifact_is_told_of_the_conflict(
+    api: Api, namespace: str
+) -> None:
+    api.apply(endpoint(namespace), manager="finetune-operator")
+    other = {"uri": "pvc://mine/model", "digest": DIGEST}
+    with pytest.raises(ApiError, match=r'conflict with "finetune-operator".*\.spec\.artifact\.uri'):
+        api.apply(endpoint(namespace, artifact=other), manager="kubectl")
