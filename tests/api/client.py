@@ -131,7 +131,9 @@ class Api:
 
     def delete(self, kind: str, namespace: str, name: str) -> Manifest:
         """Delete an object in the background."""
-        return self.request("DELETE", object_path(kind, namespace, name))
+        path = object_path(kind, namespace, name)
+        # Without it a Job would be kept to orphan its pods, which nobody here does.
+        return self.request("DELETE", path, propagationPolicy="Background")
 
 
 def _api_error(answer: Any) -> ApiError:
