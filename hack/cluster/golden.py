@@ -1,8 +1,9 @@
 """The golden containerd roots of the cache: each image unpacked once, then cloned by nodes.
 
-A root is named after the digest of its set of images and never changes. A new set starts as a
-clone of the root that shares most with it, so that one changed layer costs seconds; the hard
-links also make ten roots hardly larger than one.
+A root is named after the digest of its set of images and never changes. Its unpacked layers stand
+in a pool that all roots share, and roots name them by symbolic links: layers are only ever read,
+so a new root or a node costs a handful of links, not a hundred thousand, and a changed image
+costs only its changed layers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,12 +25,15 @@ from hack.cluster.paths import cache_dir, locked, put
 from hack.cluster.process import read_text, run, succeeds, wait_for, warn
 
 _KEEP = 4
+_POOL = "layers"
+_USER = "used-by"
+_SNAPSHOTTER = "io.containerd.snapshotter.v1.overlayfs"
 
 
 def folder() -> Path:
-    """Where the golden roots are."""
-    path = cache_dir() / "containerd"
-    path.mkdir(exist_ok=True)
+    """Where the golden roots are, with their pool of layers."""
+    path = cache_dir() / "containerd-roots"
+    (path / _POOL).mkdir(parents=True, exist_ok=True)
     return path
 
 
@@ -39,29 +44,52 @@ def ensure(images: list[Image]) -> Path:
         root = _path(wanted)
         if not _is_whole(root):
             root = _build(wanted, images)
-        remember(i for i in images)
+        remember(images)
         os.utime(root)
         _prune(root)
         return root
 
 
-def clone(golden: Path, target: Path) -> None:
-    """Make `target` a containerd root with the images of `golden`, by hard links if possible."""
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
+def clone(golden: Path, target: Path, user: Path) -> None:
+    """Make `target` a node's containerd root; `golden` is kept while the folder `user` exists."""
+    if not target.exists():
+        put(golden / _USER, str(user))
+        _clone(golden, target)
+
+
+def _clone(golden: Path, target: Path) -> None:
     tmp = target.with_name(f"{target.name}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
-    if golden.stat().st_dev == target.parent.stat().st_dev:
-        run(["cp", "-al", golden, tmp])
-        for database in tmp.glob("*/*.db"):  # the only files that are written in place
-            original = golden / database.relative_to(tmp)
-            database.unlink()
-            shutil.copy2(original, database)
-    else:
-        run(["cp", "-a", "--reflink=auto", golden, tmp])
-    (tmp / "images.json").unlink(missing_ok=True)
+    tmp.mkdir(parents=True)
+    for part in golden.iterdir():
+        if part.name == _SNAPSHOTTER:
+            snapshots = tmp / _SNAPSHOTTER / "snapshots"
+            snapshots.mkdir(parents=True, mode=0o700)
+            shutil.copy2(part / "metadata.db", tmp / _SNAPSHOTTER)
+            for layer in (part / "snapshots").iterdir():
+                (snapshots / layer.name).symlink_to(layer.readlink())
+        elif part.is_dir():
+            _copy(part, tmp / part.name)
     tmp.rename(target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder of containerd by hard links where that is possible."""
+    if source.stat().st_dev != target.parent.stat().st_dev:
+        run(["cp", "-a", "--reflink=auto", source, target])
+        return
+    run(["cp", "-al", source, target])
+    for database in target.glob("*.db"):  # the only files that are written in place
+        database.unlink()
+        shutil.copy2(source / database.name, database)
+
+
+def _move_layers_to_pool(root: Path) -> None:
+    for layer in (root / _SNAPSHOTTER / "snapshots").iterdir():
+        if not layer.is_symlink():
+            pooled = folder() / _POOL / uuid.uuid4().hex
+            layer.rename(pooled)
+            layer.symlink_to(pooled)
 
 
 def _path(wanted: dict[str, str]) -> Path:
@@ -84,7 +112,7 @@ def _build(wanted: dict[str, str], images: list[Image]) -> Path:
     tmp = folder() / "new.tmp"
     shutil.rmtree(tmp, ignore_errors=True)
     if base:
-        clone(base, tmp)
+        _clone(base, tmp)
     tmp.mkdir(exist_ok=True)
     present = _fill(tmp, wanted, images)
     for name in wanted.keys() - present.keys():
@@ -93,6 +121,7 @@ def _build(wanted: dict[str, str], images: list[Image]) -> Path:
     if _is_whole(root):
         shutil.rmtree(tmp)
         return root
+    _move_layers_to_pool(tmp)
     put(tmp / "images.json", json.dumps(present, indent=1, sort_keys=True))
     shutil.rmtree(root, ignore_errors=True)
     tmp.rename(root)
@@ -150,7 +179,14 @@ def _end_child(process: subprocess.Popen[bytes]) -> None:
 
 
 def _prune(used: Path) -> None:
-    roots = sorted((p for p in folder().iterdir() if p.is_dir()), key=lambda p: -p.stat().st_mtime)
+    roots = [p for p in folder().iterdir() if _is_whole(p)]
+    roots.sort(key=lambda p: p.stat().st_mtime, reverse=True)
     for root in roots[_KEEP:]:
-        if root != used:
-            shutil.rmtree(root, ignore_errors=True)
+        user = read_text(root / _USER)
+        if root != used and not (user and Path(user).exists()):
+            shutil.rmtree(root)
+    snapshots = f"{_SNAPSHOTTER}/snapshots/*"
+    named = {p.readlink().name for r in roots if r.exists() for p in r.glob(snapshots)}
+    for layer in (folder() / _POOL).iterdir():
+        if layer.name not in named:
+            shutil.rmtree(layer, ignore_errors=True)

@@ -1,9 +1,9 @@
 """Images and how they get to the nodes: by import, never by pull.
 
 An image is imported and unpacked once, into a "golden" containerd root in the cache, named after
-the exact set of images in it. A node starts from a clone of that root: hard links for blobs and
-unpacked layers, which are never written in place, and copies of the databases. That takes a
-second however large the images are. Nodes that are already running import what changed.
+the exact set of images in it. A node starts from a clone of that root: blobs by hard links,
+unpacked layers by name, both never written in place. That takes half a second however large the
+images are. Nodes that are already running import what changed.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class NodesCluster:
         self._start_control_plane()
         steps.done("etcd, kube-apiserver, controllers, scheduler, CoreDNS")
         for name in NODES:
-            golden.clone(root, layout.containerd_root(name))
+            golden.clone(root, layout.containerd_root(name), RUN)
             self.power_on(name)
             steps.done(f"{name}: containerd, kubelet, kube-proxy")
         volumes.offer(VOLUMES)
