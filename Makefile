@@ -68,8 +68,9 @@ COMPILE = $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-h
 lock: $(UV) ## Resolve every requirements file anew, with hashes
 	@$(COMPILE) --upgrade operator/requirements.in -o operator/requirements.lock
 	@$(COMPILE) --upgrade trainer_image/requirements.in -o trainer_image/requirements.lock
-	@for name in dev trainer-test kserve; do \
+	@for name in dev trainer-test; do \
 	  $(COMPILE) --upgrade requirements/$$name.in -o requirements/$$name.lock; done
+	@$(COMPILE) --upgrade --no-deps requirements/kserve.in -o requirements/kserve.lock
 
 $(UV):
 	@echo "Installing uv $(UV_VERSION)"

@@ -12,8 +12,8 @@ from finetune_operator.resources.vllm import START_SECONDS
 
 START_DEADLINE = timedelta(seconds=START_SECONDS)
 """From the start of the container, not from the wish: waiting for a node may take days."""
-ANSWER_DEADLINE = timedelta(minutes=10)
-"""From the readiness of the pods to the last right answer."""
+SILENCE = timedelta(minutes=1)
+"""How long ready pods may be silent before that is worth a person's attention."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,13 @@ def _checking(revision: Revision, observed: Observed, view: View, now: datetime)
     if isinstance(verdict.outcome, Obstacle):
         return _failed(verdict.outcome)
     since = pods.ready_since(revision.pods)
-    if since is not None and now - since >= ANSWER_DEADLINE:
-        return _failed(Obstacle("NoAnswer", verdict.detail))
+    silent = verdict.silent and since is not None and now - since >= SILENCE
     return Assessment(
-        "Checking", verdict.detail, asks=verdict.asks, look_again=checks.RETRY_SECONDS
+        "Checking",
+        verdict.detail,
+        Obstacle("NoAnswer", verdict.detail) if silent else None,
+        verdict.asks,
+        checks.RETRY_SECONDS,
     )
 
 

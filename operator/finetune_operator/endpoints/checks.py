@@ -4,10 +4,11 @@ Every ready pod is asked two things: whether it lists the model under the endpoi
 where there is a probe, what it answers to it. Decoding is greedy and penalties are off, so the
 answer is a property of the weights; it must equal the recorded one, with white space at the end
 of both left out. Anything but equality means that something else is served than was evaluated.
-A wrong answer counts when it was given twice; no answer is asked for again.
+A wrong answer counts when it was given twice. Where there is none, it is asked for again: that
+the operator cannot reach a pod says nothing about the model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from finetune_api.modelendpoint import Probe
@@ -33,6 +34,8 @@ class Verdict:
     """An Obstacle is final: the revision has failed."""
     detail: str = ""
     """What is being waited for."""
+    silent: bool = False
+    """Whether a pod was asked and did not answer."""
     asks: tuple[HttpAsk, ...] = ()
 
 
@@ -46,9 +49,10 @@ def examine(
         if isinstance(each.outcome, Obstacle):
             return Verdict(each.outcome, asks=asks)
     waiting = [each for each in verdicts if each.outcome == "Pending"]
-    if waiting or not verdicts:
-        return Verdict("Pending", waiting[0].detail if waiting else "no pod is ready", asks)
-    return Verdict("Passed", asks=asks)
+    if waiting:
+        worst = max(waiting, key=lambda each: each.silent)
+        return Verdict("Pending", worst.detail, worst.silent, asks)
+    return Verdict("Passed" if verdicts else "Pending", asks=asks)
 
 
 def _examine_pod(
@@ -62,7 +66,7 @@ def _examine_pod(
         verdict = _pursue(question, view)
         asks += verdict.asks
         if verdict.outcome != "Passed":
-            return Verdict(verdict.outcome, verdict.detail, asks)
+            return replace(verdict, asks=asks)
     return Verdict("Passed", asks=asks)
 
 
@@ -156,7 +160,7 @@ def _pursue(question: _Question, view: View) -> Verdict:
         settled = _settled(answer)
         asks += (question.ask(attempt, settled),)
         if answer is None or not settled:
-            return Verdict("Pending", _silence(question, answer), asks)
+            return Verdict("Pending", _silence(question, answer), answer is not None, asks)
         wrong = question.judge(answer.status or 0, answer.body)
         if wrong is None:
             return Verdict("Passed", asks=asks)

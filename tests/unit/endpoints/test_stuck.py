@@ -205,22 +205,34 @@ def test_start_has_half_an_hour_from_the_start_of_the_container() -> None:
 @pytest.mark.parametrize(
     "reply", [{"error": "ClientConnectorError: no route"}, {"status": 503}, {"status": 429}]
 )
-def test_silence_is_asked_again_and_fails_after_ten_minutes(reply: dict[str, Any]) -> None:
+def test_silence_is_asked_again_and_told_after_a_minute(reply: dict[str, Any]) -> None:
     world = World()
     world.settle()
     world.pods_are_ready(1)
     world.settle()
     world.answer_asks(**reply)
     world.settle()
-    assert world.states() == {1: "Checking"}
     assert "does not answer /v1/models" in world.status["message"]
     assert len(world.asks) == 1
-    world.later(599)
-    world.settle()
-    assert world.states() == {1: "Checking"}
-    world.later(1)
+    assert world.asks[0].interval == 2
+    assert world.condition("Stalled") == ("False", "Clear")
+    world.later(60)
     world.settle()
     assert world.condition("Stalled") == ("True", "NoAnswer")
+    assert world.states() == {1: "Checking"}
+    world.answers.clear()
+    world.rolled_out()
+
+
+def test_pods_that_were_ready_while_no_operator_ran_are_asked_first() -> None:
+    world = World()
+    world.settle()
+    world.pods_are_ready(1)
+    world.later(24 * 3600)
+    world.settle()
+    assert world.condition("Stalled") == ("False", "Clear")
+    assert world.states() == {1: "Checking"}
+    world.rolled_out()
 
 
 def test_refused_probe_fails_with_what_the_model_said() -> None:

@@ -1,0 +1,101 @@
+"""The operator's engine without its watches: it lists and reconciles when it is told to.
+
+Everything but the watch is the real thing: client, cache, reconciler, questions over HTTP. So a
+test can write something, let the operator look, and know that it has seen it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from finetune_operator.asks import Asks
+from finetune_operator.cache import Cache
+from finetune_operator.cluster import Cluster
+from finetune_operator.decision import Key, Settings
+from finetune_operator.events import Events
+from finetune_operator.intake import Intake
+from finetune_operator.metrics import Metrics
+from finetune_operator.product import product
+from finetune_operator.queue import WorkQueue
+from finetune_operator.reconcile import Reconciler
+from finetune_operator.sync import Sync
+
+SETTINGS = Settings(trainer_image="trainer:v1", serving_image="vllm:v1")
+ANSWER_SECONDS = 10.0
+LOOKS = 20
+
+
+class Operator:
+    """One operator for one namespace."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        self.namespace = namespace
+        self.ahead = timedelta()
+        """How much the operator's clock is ahead."""
+        self._cluster = cluster
+        self._answered = asyncio.Event()
+        metrics = Metrics()
+        self._queue = WorkQueue(metrics.queue)
+        self._asks = Asks(lambda _key: self._answered.set())
+        self._cache = Cache(self._asks.answers)
+        intake = Intake(self._cache, self._queue, metrics.handovers)
+        self._sync = Sync(cluster, self._cache, intake, metrics, (namespace,))
+        self._reconciler = Reconciler(
+            cluster,
+            self._cache,
+            self._queue,
+            product(SETTINGS).plans,
+            self._asks,
+            Events(cluster, "test", self._now),
+            metrics,
+            lambda: True,
+            self._now,
+        )
+
+    @classmethod
+    async def start(cls, kubeconfig: Path, namespace: str) -> Operator:
+        """Connect to an API server."""
+        return cls(await Cluster.connect(str(kubeconfig)), namespace)
+
+    async def stop(self) -> None:
+        """Give everything back."""
+        await self._asks.close()
+        await self._cluster.close()
+
+    async def look(self, name: str) -> None:
+        """See all that there is, and act until there is nothing left to do but wait."""
+        for _ in range(LOOKS):
+            before = await self._list(name)
+            await self._reconciler.run(Key("ModelEndpoint", self.namespace, name))
+            if await self._list(name) == before:
+                return
+        raise AssertionError("the operator never comes to rest")
+
+    async def examine(self, name: str) -> None:
+        """Let the pods answer, and look again, until no revision is being checked."""
+        async with asyncio.timeout(ANSWER_SECONDS):
+            while self._checking(name):
+                await self._answered.wait()
+                self._answered.clear()
+                await self.look(name)
+
+    def _checking(self, name: str) -> bool:
+        found = self._cache.get("ModelEndpoint", self.namespace, name) or {}
+        revisions = found.get("status", {}).get("revisions", [])
+        return any(each["state"] == "Checking" for each in revisions)
+
+    async def _list(self, name: str) -> str:
+        await self._sync.first(await self._sync.served())
+        found = self._cache.get("ModelEndpoint", self.namespace, name)
+        assert found is not None
+        versions = [
+            each["metadata"]["resourceVersion"]
+            for kind in ("ModelEndpoint", "InferenceService", "ServingRuntime", "Service")
+            for each in self._cache.list(kind, self.namespace)
+        ]
+        return ",".join(versions)
+
+    def _now(self) -> datetime:
+        return datetime.now(UTC) + self.ahead

@@ -1,0 +1,302 @@
+"""ModelEndpoints where KServe is installed: its real schema, its writes, our real engine."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from finetune_api.acceleratorprofile import AcceleratorProfile
+from finetune_operator.decision import Settings
+from finetune_operator.endpoints.observe import read_artifact
+from finetune_operator.resources.inferenceservice import inference_service
+from finetune_operator.resources.servingruntime import serving_runtime
+from finetune_operator.resources.vllm import Artifact, ServedRevision
+
+from tests.api.client import Api, ApiError, Manifest
+from tests.api.kserve.drive import Operator
+from tests.api.kserve.manager import KServeManager
+from tests.api.kserve.model_server import ModelServer
+
+NAME = "glossary"
+PROFILE = "cpu"
+
+
+def artifact(letter: str) -> dict[str, str]:
+    return {
+        "uri": f"pvc://finetune-workspace/artifacts/{letter}",
+        "digest": "sha256:" + letter * 64,
+    }
+
+
+@pytest.fixture(scope="session")
+def profile(api: Api) -> Manifest:
+    """A profile with something in every field."""
+    spec = {
+        "default": True,
+        "nodeSelector": {"pool": "h100"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "resourceName": "nvidia.com/gpu",
+        "devicesPerNode": 8,
+        "memoryPerDevice": "80Gi",
+        "env": [{"name": "NCCL_DEBUG", "value": "WARN"}],
+        "serving": {"dtype": "bfloat16", "maxModelLen": 4096, "args": ["--max-num-seqs", "8"]},
+    }
+    return api.create(
+        {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "AcceleratorProfile",
+            "metadata": {"name": PROFILE},
+            "spec": spec,
+        }
+    )
+
+
+@pytest.fixture
+def endpoint(api: Api, namespace: str, profile: Manifest) -> Manifest:
+    """An endpoint with a probe."""
+    question = {"role": "user", "content": "What is a compiler?"}
+    answer = "A compiler translates programs."
+    return api.create(
+        {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "ModelEndpoint",
+            "metadata": {"name": NAME, "namespace": namespace},
+            "spec": {
+                "artifact": artifact("a"),
+                "probe": {"messages": [question], "answer": answer, "maxTokens": 16},
+            },
+        }
+    )
+
+
+def served(endpoint: Manifest, profile: Manifest, gpus: int = 4) -> ServedRevision:
+    found = read_artifact(**artifact("a"))
+    assert isinstance(found, Artifact)
+    return ServedRevision(
+        endpoint=endpoint,
+        number=7,
+        key="wish-shape",
+        artifact=found,
+        profile=AcceleratorProfile.model_validate({"name": PROFILE, "spec": profile["spec"]}),
+        gpus=gpus,
+        replicas=2,
+        settings=Settings("trainer:v1", "vllm:v1", image_pull_secrets=("registry",)),
+    )
+
+
+def status(api: Api, namespace: str) -> dict[str, Any]:
+    found: dict[str, Any] = api.get("ModelEndpoint", namespace, NAME).get("status", {})
+    return found
+
+
+def condition(api: Api, namespace: str, kind: str) -> tuple[str, str]:
+    every = status(api, namespace)["conditions"]
+    found = next(each for each in every if each["type"] == kind)
+    return found["status"], found["reason"]
+
+
+def names(api: Api, kind: str, namespace: str) -> list[str]:
+    return [each["metadata"]["name"] for each in api.list(kind, namespace)]
+
+
+async def roll_out(operator: Operator, manager: KServeManager, child: str) -> None:
+    """Let KServe bring a revision up, and the operator check it."""
+    await operator.look(NAME)
+    manager.appear(child)
+    manager.loading(child)
+    manager.pod_ready(child)
+    manager.ready(child)
+    await operator.look(NAME)
+    await operator.examine(NAME)
+
+
+def test_every_field_that_we_send_is_known_to_the_sdk(
+    api: Api, endpoint: Manifest, profile: Manifest
+) -> None:
+    ours = served(endpoint, profile)
+    sent = [serving_runtime(ours), inference_service(ours)]
+    for manifest in sent:
+        stored = api.create(manifest)
+        assert stored["spec"] == manifest["spec"], "nothing was pruned"
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value"),
+    [
+        ("isvc", ("predictor", "autoscalerClass"), "none"),
+        ("isvc", ("predictor", "model", "storageUrl"), "pvc://a/b"),
+        ("isvc", ("predictor", "model", "args"), "--one-string"),
+        ("runtime", ("containers", 0, "mounts"), []),
+    ],
+)
+def test_schema_refuses_what_the_sdk_does_not_know(
+    api: Api, endpoint: Manifest, profile: Manifest, kind: str, path: tuple[Any, ...], value: Any
+) -> None:
+    ours = served(endpoint, profile)
+    manifest = inference_service(ours) if kind == "isvc" else serving_runtime(ours)
+    place = manifest["spec"]
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    with pytest.raises(ApiError, match=str(path[-1])):
+        api.create(manifest)
+
+
+async def test_endpoint_is_ready_only_after_kserve_and_the_answer(
+    api: Api,
+    operator: Operator,
+    manager: KServeManager,
+    server: ModelServer,
+    endpoint: Manifest,
+    namespace: str,
+) -> None:
+    await operator.look(NAME)
+    assert names(api, "InferenceService", namespace) == ["glossary-r1"]
+    assert names(api, "Deployment", namespace) == []
+    runtime = manager.isvc("glossary-r1")["spec"]["predictor"]["model"]["runtime"]
+    assert names(api, "ServingRuntime", namespace) == [runtime]
+    for step in (manager.appear, manager.loading, manager.pod_ready):
+        step("glossary-r1")
+        await operator.look(NAME)
+        assert status(api, namespace)["phase"] == "Deploying"
+        assert status(api, namespace)["revisions"][0]["state"] == "Starting"
+        assert NAME not in names(api, "Service", namespace)
+        assert server.asked == []
+    manager.ready("glossary-r1")
+    await operator.look(NAME)
+    await operator.examine(NAME)
+    assert server.asked[0]["temperature"] == 0
+    assert status(api, namespace)["phase"] == "Ready"
+    assert status(api, namespace)["runtime"] == "KServe"
+    assert status(api, namespace)["url"] == f"http://{NAME}.{namespace}.svc/v1"
+    assert condition(api, namespace, "Ready") == ("True", "RevisionActive")
+    pointer = api.get("Service", namespace, NAME)
+    pod = api.get("Pod", namespace, "glossary-r1-predictor-0")
+    assert pointer["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    assert pointer["spec"]["ports"][0]["targetPort"] == 8080
+
+
+async def test_old_status_written_by_kserve_does_not_move_us(
+    api: Api, operator: Operator, manager: KServeManager, endpoint: Manifest, namespace: str
+) -> None:
+    await operator.look(NAME)
+    manager.appear("glossary-r1")
+    manager.loading("glossary-r1")
+    manager.ready("glossary-r1")  # Ready, but the pod is not
+    await operator.look(NAME)
+    assert status(api, namespace)["revisions"][0]["state"] == "Starting"
+
+
+@pytest.mark.parametrize(
+    ("transition", "state", "reason"),
+    [
+        ("InProgress", "FailedToLoad", "FailedToLoad"),
+        ("BlockedByFailedLoad", "FailedToLoad", "BlockedByFailedLoad"),
+    ],
+)
+async def test_model_that_does_not_load_fails_with_kserves_message(
+    api: Api,
+    operator: Operator,
+    manager: KServeManager,
+    endpoint: Manifest,
+    namespace: str,
+    transition: str,
+    state: str,
+    reason: str,
+) -> None:
+    await operator.look(NAME)
+    manager.appear("glossary-r1")
+    manager.loading("glossary-r1")
+    words = "ValueError: unknown architecture"
+    manager.failed("glossary-r1", transition, state, "ModelLoadFailed", words)
+    await operator.look(NAME)
+    assert status(api, namespace)["phase"] == "Failed"
+    assert status(api, namespace)["message"] == (
+        f"revision 1 failed: {reason}: KServe: ModelLoadFailed: {words}"
+    )
+    assert condition(api, namespace, "Stalled") == ("True", reason)
+    assert names(api, "InferenceService", namespace) == []
+    assert names(api, "ServingRuntime", namespace) == []
+
+
+async def test_runtime_that_kserve_has_not_seen_yet_is_no_failure(
+    api: Api, operator: Operator, manager: KServeManager, endpoint: Manifest, namespace: str
+) -> None:
+    await operator.look(NAME)
+    manager.failed("glossary-r1", "InvalidSpec", "", "RuntimeNotRecognized", "no such runtime")
+    await operator.look(NAME)
+    assert status(api, namespace)["revisions"][0]["state"] == "Starting"
+    operator.ahead = timedelta(seconds=31)
+    await operator.look(NAME)
+    assert condition(api, namespace, "Stalled") == ("True", "InvalidSpec")
+
+
+async def test_update_runs_beside_the_old_revision_and_takes_over(
+    api: Api, operator: Operator, manager: KServeManager, endpoint: Manifest, namespace: str
+) -> None:
+    await roll_out(operator, manager, "glossary-r1")
+    api.patch("ModelEndpoint", namespace, NAME, {"spec": {"artifact": artifact("b")}})
+    await operator.look(NAME)
+    assert names(api, "InferenceService", namespace) == ["glossary-r1", "glossary-r2"]
+    before = api.get("Service", namespace, NAME)
+    assert before["spec"]["selector"] == {"app": "isvc.glossary-r1-predictor"}
+    await roll_out(operator, manager, "glossary-r2")
+    after = api.get("Service", namespace, NAME)
+    assert after["spec"]["selector"] == {"app": "isvc.glossary-r2-predictor"}
+    assert after["spec"]["clusterIP"] == before["spec"]["clusterIP"]
+    operator.ahead = timedelta(seconds=31)
+    await operator.look(NAME)
+    assert names(api, "InferenceService", namespace) == ["glossary-r2"]
+    assert len(names(api, "ServingRuntime", namespace)) == 1
+
+
+async def test_wrong_answer_keeps_the_old_revision(
+    api: Api,
+    operator: Operator,
+    manager: KServeManager,
+    server: ModelServer,
+    endpoint: Manifest,
+    namespace: str,
+) -> None:
+    await roll_out(operator, manager, "glossary-r1")
+    api.patch("ModelEndpoint", namespace, NAME, {"spec": {"artifact": artifact("b")}})
+    server.sentence = "Something else."
+    await roll_out(operator, manager, "glossary-r2")
+    assert condition(api, namespace, "Stalled") == ("True", "ParityMismatch")
+    assert condition(api, namespace, "Ready") == ("True", "RevisionActive")
+    pointer = api.get("Service", namespace, NAME)
+    assert pointer["spec"]["selector"] == {"app": "isvc.glossary-r1-predictor"}
+
+
+async def test_stopped_service_is_unready_until_it_is_started_again(
+    api: Api, operator: Operator, manager: KServeManager, endpoint: Manifest, namespace: str
+) -> None:
+    await roll_out(operator, manager, "glossary-r1")
+    annotations = {"serving.kserve.io/stop": "true"}
+    api.patch(
+        "InferenceService", namespace, "glossary-r1", {"metadata": {"annotations": annotations}}
+    )
+    manager.stop("glossary-r1")
+    await operator.look(NAME)
+    assert condition(api, namespace, "Ready") == ("False", "PodsNotReady")
+    annotations["serving.kserve.io/stop"] = "false"
+    api.patch(
+        "InferenceService", namespace, "glossary-r1", {"metadata": {"annotations": annotations}}
+    )
+    for step in (manager.appear, manager.loading, manager.pod_ready, manager.ready):
+        step("glossary-r1")
+    await operator.look(NAME)
+    assert condition(api, namespace, "Ready") == ("True", "RevisionActive")
+
+
+async def test_replicas_are_applied_and_nothing_else_is_taken(
+    api: Api, operator: Operator, manager: KServeManager, endpoint: Manifest, namespace: str
+) -> None:
+    await roll_out(operator, manager, "glossary-r1")
+    before = manager.isvc("glossary-r1")["spec"]["predictor"]
+    api.patch("ModelEndpoint", namespace, NAME, {"spec": {"replicas": 3}})
+    await operator.look(NAME)
+    after = manager.isvc("glossary-r1")["spec"]["predictor"]
+    assert after == before | {"minReplicas": 3, "maxReplicas": 3}
+    assert status(api, namespace)["revisions"][-1]["revision"] == 1
