@@ -143,12 +143,14 @@ def _layer(name: str, what: str, pack: Callable[[], list[str]]) -> Layer:
 def _write(scratch: Path, command: list[str]) -> None:
     scratch.mkdir()
     total = hashlib.sha256()
-    with (scratch / "layer.tar").open("wb") as target:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    with (
+        (scratch / "layer.tar").open("wb") as target,
+        subprocess.Popen(command, stdout=subprocess.PIPE) as process,
+    ):
         assert process.stdout is not None
         while chunk := process.stdout.read(_CHUNK):
             total.update(chunk)
             target.write(chunk)
-        if process.wait():
-            raise subprocess.CalledProcessError(process.returncode, command)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
     (scratch / "digest").write_text(f"sha256:{total.hexdigest()}")
