@@ -1,9 +1,8 @@
 """The kinds and their CustomResourceDefinitions, generated from the pydantic models.
 
-`python -m finetune_api.crd crds --chart charts/finetune-operator-crds/templates --docs
-docs/reference.md` writes a file per kind, Helm's copy of it and the API reference. What a kind is
-called, how `kubectl get` shows it and the rules that need the whole object (names, immutability)
-stand here; all else is said by the models, once.
+`python -m finetune_api.crd`, run in the root of the checkout, writes a file per kind to crds/,
+Helm's copy of it and the API reference. What a kind is called, how `kubectl get` shows it and the
+rules that need the whole object (names, immutability) stand here; all else is said by the models.
 """
 
 import argparse
@@ -25,7 +24,8 @@ from finetune_api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus
 from finetune_api.reference import HEAD, section
 from finetune_api.schema import Schema, structural
 
-HEADER = "# Generated from the models by `python -m finetune_api.crd`; edit those.\n"
+HEADER = "# Generated from the models by `make crds`; edit those.\n"
+CHART = Path("charts/finetune-operator-crds/templates")
 MUTABLE = frozenset({"serve", "maxRestarts"})
 KEEP = {"helm.sh/resource-policy": "keep"}
 
@@ -265,15 +265,15 @@ def write(folder: Path, contents: dict[str, str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: write the CRDs and the API reference."""
     parser = argparse.ArgumentParser(prog="python -m finetune_api.crd", description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder of the CRDs")
-    parser.add_argument("--chart", type=Path, help="folder of the Helm chart's copy, kept by Helm")
-    parser.add_argument("--docs", type=Path, help="file of the API reference")
-    arguments = parser.parse_args(argv)
-    write(arguments.folder, files())
-    if arguments.chart:
-        write(arguments.chart, files(KEEP))
-    if arguments.docs:
-        arguments.docs.write_text(reference())
+    add = parser.add_argument
+    add("--crds", type=Path, default=Path("crds"), help="folder of the CRDs")
+    add("--chart", type=Path, default=CHART, help="folder of Helm's copy of them")
+    add("--docs", type=Path, default=Path("docs/reference.md"), help="page of the API reference")
+    given = parser.parse_args(argv)
+    write(given.crds, files())
+    write(given.chart, files(KEEP))
+    given.docs.parent.mkdir(parents=True, exist_ok=True)
+    given.docs.write_text(reference())
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from finetune_api import API_VERSION
 from finetune_api.schema import Schema
 
-HEAD = f"""<!-- Generated from the models by `python -m finetune_api.crd --docs`; edit those. -->
+HEAD = f"""<!-- Generated from the models by `make crds`; edit those. -->
 
 # API reference
 
