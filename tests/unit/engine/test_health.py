@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import asyncio
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+from finetune_operator.health import Health, serve
+from finetune_operator.metrics import Metrics
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_standby_is_healthy_and_ready_for_ever() -> None:
+    clock = Clock()
+    health = Health(clock=clock)
+    clock.now += 10_000
+    assert health.sick() is None
+    assert health.unready() is None
+
+
+def test_a_leader_is_not_ready_before_its_cache_is_complete() -> None:
+    health = Health(clock=Clock())
+    health.leading()
+    assert health.unready() == "the first lists are not complete"
+    assert health.sick() is None
+    health.synced()
+    assert health.unready() is None
+
+
+def test_a_leader_whose_watch_is_silent_for_a_minute_is_sick() -> None:
+    clock = Clock()
+    health = Health(clock=clock)
+    health.leading()
+    health.watching()
+    clock.now += 59
+    assert health.sick() is None
+    health.echoed()
+    clock.now += 61
+    assert "the watch is dead" in (health.sick() or "")
+    assert health.echoed() == 61
+    assert health.sick() is None
+
+
+async def test_the_endpoints_answer_with_the_verdict() -> None:
+    clock, metrics = Clock(), Metrics()
+    health = Health(clock=clock)
+    runner = await serve(health, metrics, 0)
+    port = runner.addresses[0][1]
+
+    def status(path: str) -> int:
+        try:
+            with urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+                return int(answer.status)
+        except HTTPError as error:
+            with error:
+                return int(error.code)
+
+    try:
+        health.watching()
+        paths = ("/healthz", "/readyz", "/metrics")
+        assert [await asyncio.to_thread(status, path) for path in paths] == [200, 200, 200]
+        clock.now += 61
+        assert [await asyncio.to_thread(status, path) for path in paths] == [503, 503, 200]
+    finally:
+        await runner.cleanup()

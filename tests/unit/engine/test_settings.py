@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+from finetune_operator.settings import parse
+
+IMAGES = ["--trainer-image", "trainer:1", "--serving-image", "vllm:1"]
+
+
+def test_flags_win_over_variables_and_lists_are_split() -> None:
+    environ = {
+        "FINETUNE_TRAINER_IMAGE": "from-variable",
+        "FINETUNE_SERVING_IMAGE": "vllm:2",
+        "FINETUNE_NAMESPACE": "team-a,team-b",
+        "FINETUNE_WORKERS": "4",
+        "FINETUNE_OPERATOR_SERVICE_HOST": "10.0.0.1",
+    }
+    options = parse(["--trainer-image", "from-flag"], environ)
+    assert options.settings.trainer_image == "from-flag"
+    assert options.settings.serving_image == "vllm:2"
+    assert options.namespaces == ("team-a", "team-b")
+    assert options.lease_namespace == "team-a"
+    assert options.workers == 4
+
+
+def test_repeated_flags_replace_the_variable() -> None:
+    argv = [*IMAGES, "--namespace", "x", "--namespace", "y"]
+    assert parse(argv, {"FINETUNE_NAMESPACE": "team-a"}).namespaces == ("x", "y")
+
+
+def test_the_lease_is_beside_the_pod_when_all_namespaces_are_served() -> None:
+    options = parse(IMAGES, {"POD_NAMESPACE": "finetune-system", "POD_NAME": "operator-1"})
+    assert options.namespaces == ()
+    assert options.lease_namespace == "finetune-system"
+    assert options.identity.startswith("operator-1_")
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "message"),
+    [
+        ([], {}, "--trainer-image"),
+        ([*IMAGES, "--workers", "0"], {}, "'0' is not a whole number from 1 to 256"),
+        ([*IMAGES, "--log-format", "xml"], {}, "invalid choice: 'xml'"),
+        (IMAGES, {"FINETUNE_LOG_FORMAT": "xml"}, "'xml' is not one of json, text"),
+        (IMAGES, {"FINETUNE_WORKERS": "many"}, "FINETUNE_WORKERS: 'many' is not a whole number"),
+        ([*IMAGES, "--namespace", "Team_A"], {}, "'Team_A' is not a name"),
+        ([*IMAGES, "--workspace-size", "big"], {}, "'big' is not a quantity"),
+        ([*IMAGES, "--no-such-flag"], {}, "--no-such-flag"),
+        (
+            [*IMAGES, "--namespace", "a", "--lease-namespace", "b"],
+            {},
+            "--lease-namespace b must be one of the served namespaces (a)",
+        ),
+    ],
+)
+def test_nonsense_ends_with_one_clear_line(
+    argv: list[str],
+    environ: dict[str, str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(argv, environ)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
