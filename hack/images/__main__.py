@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 
+from hack.cluster.errors import ClusterError
 from hack.images import catalog
 from hack.images.cache import say
+from hack.images.load import load
+from hack.images.locks import lock
 from hack.images.product import PRODUCTS, checked
 from hack.images.venv import ml_python
 
@@ -20,21 +24,30 @@ def main(arguments: list[str]) -> int:
     _with_names(commands.add_parser("load", help="build, and bring the images to the cluster"))
     product = commands.add_parser("product", help="build and start the images that users run")
     product.add_argument("image", nargs="?", default="all", choices=[*PRODUCTS, "all"])
+    commands.add_parser("lock", help="resolve the libraries of the local images anew")
     chosen = parser.parse_args(arguments)
-    if chosen.command == "venv":
+    try:
+        _run(chosen.command, getattr(chosen, "image", "all"))
+    except (ClusterError, subprocess.CalledProcessError) as error:
+        say(f"hack.images {chosen.command}: {error}")
+        return 1
+    return 0
+
+
+def _run(command: str, image: str) -> None:
+    if command == "venv":
         print(ml_python())
-    elif chosen.command == "build":
-        for name in _names(chosen.image):
+    elif command == "build":
+        for name in _names(image):
             built = catalog.image(name)
             say(f"{built.reference} {built.digest}")
-    elif chosen.command == "load":
-        from hack.images.load import load
-
-        load(_names(chosen.image))
-    elif chosen.command == "product":
-        names = PRODUCTS if chosen.image == "all" else (chosen.image,)
+    elif command == "load":
+        load(_names(image))
+    elif command == "product":
+        names = PRODUCTS if image == "all" else (image,)
         print(json.dumps({name: checked(PRODUCTS[name]) for name in names}, indent=2))
-    return 0
+    else:
+        lock()
 
 
 def _with_names(command: argparse.ArgumentParser) -> None:

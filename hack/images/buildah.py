@@ -28,6 +28,8 @@ def build(dockerfile: Path, tag: str) -> None:
     options = ["--isolation", "chroot", "--layers", "--pull-never", "--format", "oci"]
     options += ["--build-arg", f"BASE_IMAGE={base}", *_index_settings()]
     _buildah("bud", *options, "--file", str(dockerfile), "--tag", tag, str(CHECKOUT))
+    # What earlier builds left without a name; the steps of named images stay.
+    _buildah("rmi", "--prune", "--force")
 
 
 def start(tag: str, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
