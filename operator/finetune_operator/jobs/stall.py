@@ -20,6 +20,8 @@ IMAGE_REASONS = frozenset(
 )
 _MISSING = re.compile(r'(secret|configmap|serviceaccount) "?([^"\s]+)"? not found')
 
+_ABOUT_VOLUMES = re.compile(r"persistent ?volume", re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class Stall:
@@ -76,7 +78,7 @@ def _scheduling_stall(
     since = pod.unscheduled_since
     if since is None or pod.finished or now < since + SCHEDULING_PATIENCE:
         return None
-    for claim in claims:
+    for claim in claims if _ABOUT_VOLUMES.search(pod.unscheduled_message) else ():
         found = view.get("PersistentVolumeClaim", namespace, claim) or {}
         if (found.get("status") or {}).get("phase") != "Bound":
             return Stall(

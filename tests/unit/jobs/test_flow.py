@@ -110,7 +110,10 @@ Steps = list[Callable[[World], None]]
 
 def _steps() -> Steps:
     def start(stage: str) -> Callable[[World], None]:
-        return lambda world: world.add_pods(f"glossary-{stage}-1") and None
+        def step(world: World) -> None:
+            world.add_pods(f"glossary-{stage}-1")
+
+        return step
 
     def end(stage: str) -> Callable[[World], None]:
         return lambda world: world.succeed(stage)

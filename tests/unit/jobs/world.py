@@ -218,6 +218,8 @@ class World:
         made["metadata"]["creationTimestamp"] = self._time()
         key = (made["kind"], made["metadata"]["namespace"], made["metadata"]["name"])
         assert key not in self.objects, f"{key} is created twice"
+        if made["kind"] == "PersistentVolumeClaim":
+            made["status"] = {"phase": "Bound"}
         self.objects[key] = made
 
     def _apply(self, manifest: Manifest) -> None:

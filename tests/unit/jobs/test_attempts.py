@@ -1,0 +1,344 @@
+"""What becomes of a failed attempt."""
+
+import json
+
+import pytest
+from finetune_operator.decision import Manifest
+from finetune_operator.resources.configmap import RUN_FILE
+
+from tests.unit.jobs.world import NAMESPACE, World, failed, job_manifest, result
+
+
+def training(world: World | None = None, attempt: int = 1) -> tuple[World, list[Manifest]]:
+    """A world in which both pods of a training attempt run."""
+    world = world or World()
+    if attempt == 1:
+        world.run_until("train")
+    pods = world.add_pods(f"glossary-train-{attempt}")
+    world.settle()
+    assert world.status["phase"] == "Training"
+    return world, list(pods)
+
+
+def recover(world: World, seconds: float) -> None:
+    """Let the back-off pass."""
+    world.tick(seconds)
+    world.settle()
+
+
+def test_error_of_the_user_ends_the_job_with_place_and_remedy() -> None:
+    world = World()
+    world.settle()
+    (pod,) = world.add_pods("glossary-prepare-1")
+    text = failed("prepare", "BrokenRow", file="foldoc.jsonl", line=17, remedy="mend the row")
+    world.end_pod(pod, 64, text)
+    world.settle()
+    status = world.status
+    assert status["phase"] == "Failed"
+    assert status["failure"] == {
+        "stage": "prepare",
+        "attempt": 1,
+        "reason": "BrokenRow",
+        "message": "BrokenRow it is",
+        "file": "foldoc.jsonl",
+        "line": 17,
+        "remedy": "mend the row",
+    }
+    assert status["message"] == "prepare: BrokenRow it is (mend the row)"
+    assert world.condition("Succeeded")["status"] == "False"
+    assert world.condition("Succeeded")["reason"] == "BrokenRow"
+    assert world.condition("Reconciling")["status"] == "False"
+    assert world.condition("Prepared")["reason"] == "BrokenRow"
+    assert world.stage("prepare")["state"] == "Failed"
+    assert ("Warning", "BrokenRow") in [(e.type, e.reason) for e in world.events]
+    assert world.names("Job") == ["glossary-prepare-1"]
+    assert world.status["restarts"] == 0
+
+
+def test_error_of_the_user_on_any_rank_ends_the_job() -> None:
+    world, pods = training()
+    world.mark_disrupted(pods[0], "EvictionByEvictionAPI")
+    world.end_pod(pods[0], 76)
+    world.end_pod(pods[1], 64, failed("train", "BrokenTokenizer"))
+    world.settle()
+    assert world.status["failure"]["reason"] == "BrokenTokenizer"
+    assert world.status["phase"] == "Failed"
+
+
+def test_crash_is_tried_again_after_ten_seconds_with_the_old_job_gone_first() -> None:
+    world, pods = training()
+    world.end_pod(pods[1], 1)
+    world.settle()
+    assert world.status["phase"] == "Queued"
+    assert world.status["restarts"] == 1
+    assert world.status["failure"]["reason"] == "Crashed"
+    assert world.status["failure"]["attempt"] == 1
+    assert world.decision.requeue_after == pytest.approx(10)
+    recover(world, 9)
+    assert "glossary-train-1" in world.names("Job")
+    world.tick(1)
+    first = world.reconcile()
+    assert [ref.name for ref in first.delete] == ["glossary-train-1"]
+    assert not first.create
+    second = world.reconcile()
+    assert {m["metadata"]["name"] for m in second.create} == {"glossary-train-2"}
+    world.settle()
+    assert world.stage("train")["attempt"] == 2
+    assert world.status["failure"]["attempt"] == 1
+
+
+def test_back_off_doubles_and_restarts_run_out() -> None:
+    world = World(job_manifest(maxRestarts=3))
+    world.run_until("train")
+    for attempt, wait in ((1, 10), (2, 20), (3, 40)):
+        pods = world.add_pods(f"glossary-train-{attempt}")
+        world.settle()
+        world.end_pod(pods[0], 75, failed("train", "OutOfDeviceMemory", attempt))
+        world.settle()
+        assert world.status["restarts"] == attempt
+        assert world.decision.requeue_after == pytest.approx(wait)
+        recover(world, wait)
+    pods = world.add_pods("glossary-train-4")
+    world.end_pod(pods[0], 75, failed("train", "OutOfDeviceMemory", 4))
+    world.settle()
+    status = world.status
+    assert status["phase"] == "Failed"
+    assert status["restarts"] == 3
+    assert status["failure"]["reason"] == "OutOfDeviceMemory"
+    assert status["failure"]["attempt"] == 4
+    assert status["failure"]["message"].endswith("(after 3 restarts)")
+
+
+def test_no_restarts_asked_for_means_none() -> None:
+    world, pods = training(World(job_manifest(maxRestarts=0)))
+    world.end_pod(pods[0], 1)
+    world.settle()
+    assert world.status["phase"] == "Failed"
+
+
+def test_typed_failure_is_kept_until_the_stage_succeeds() -> None:
+    world, pods = training()
+    world.end_pod(pods[0], 75, failed("train", "CheckpointNotWritten"))
+    world.settle()
+    assert world.status["failure"]["reason"] == "CheckpointNotWritten"
+    assert ("Warning", "CheckpointNotWritten") in [(e.type, e.reason) for e in world.events]
+    recover(world, 10)
+    world.add_pods("glossary-train-2")
+    world.settle()
+    assert world.status["failure"]["reason"] == "CheckpointNotWritten"
+    world.succeed("train", 2)
+    world.settle()
+    assert "failure" not in world.status
+    assert world.status["restarts"] == 1
+
+
+def test_preempted_gang_is_replaced_and_not_counted() -> None:
+    world, pods = training()
+    for pod in pods:
+        world.end_pod(pod, 76, result("train", outcome="Preempted"))
+    world.settle()
+    recover(world, 1)
+    assert world.stage("train")["attempt"] == 2
+    assert world.status["restarts"] == 0
+    assert world.status["failure"]["reason"] == "Preempted"
+
+
+def test_lost_node_is_not_waited_for_and_not_counted() -> None:
+    """Its pod stays Running and Terminating for ever; only the condition tells."""
+    world, pods = training()
+    world.mark_disrupted(pods[1], "DeletionByTaintManager")
+    world.mark_deleted(pods[1], 120)
+    world.settle()
+    recover(world, 1)
+    assert "glossary-train-2" in world.names("Job")
+    assert world.status["restarts"] == 0
+    assert world.status["failure"]["reason"] == "DeletionByTaintManager"
+
+
+def test_evicted_gang_gets_its_grace_to_save_before_it_is_replaced() -> None:
+    world, pods = training()
+    world.mark_disrupted(pods[0], "EvictionByEvictionAPI")
+    for pod in pods:
+        world.mark_deleted(pod, 120)
+    recover(world, 60)
+    assert "glossary-train-1" in world.names("Job")
+    assert world.status["message"] == "train is stopping"
+    for pod in pods:
+        world.end_pod(pod, 76)
+    world.settle()
+    recover(world, 1)
+    assert world.stage("train")["attempt"] == 2
+    assert world.status["restarts"] == 0
+
+
+def test_pod_that_overstays_its_grace_is_given_up() -> None:
+    world, pods = training()
+    for pod in pods:
+        world.mark_deleted(pod, 120)
+    recover(world, 129)
+    assert world.names("Job")[-1] == "glossary-train-1"
+    recover(world, 2)
+    recover(world, 2)
+    assert world.names("Job")[-1] == "glossary-train-2"
+
+
+def test_first_cause_decides_a_crash_whose_peers_were_told_to_stop() -> None:
+    world, pods = training()
+    world.end_pod(pods[1], 137, reason="OOMKilled")
+    world.tick(1)
+    world.mark_deleted(pods[0], 120)
+    world.tick(2)
+    world.end_pod(pods[0], 76)
+    world.settle()
+    assert world.status["failure"]["reason"] == "OutOfHostMemory"
+    assert "hostMemoryPerDevice" in world.status["failure"]["remedy"]
+    assert world.status["restarts"] == 1
+
+
+def test_first_cause_decides_a_deleted_pod_whose_peers_then_crashed() -> None:
+    world, pods = training()
+    world.mark_deleted(pods[0], 120)
+    world.tick(3)
+    world.end_pod(pods[1], 1)
+    world.tick(2)
+    world.end_pod(pods[0], 143)
+    world.settle()
+    assert world.status["restarts"] == 0
+    assert world.status["failure"]["reason"] == "PodDeleted"
+
+
+def test_crash_is_not_held_up_by_peers_that_hang() -> None:
+    world, pods = training()
+    world.end_pod(pods[1], 1)
+    world.mark_deleted(pods[0], 120)
+    world.settle()
+    recover(world, 10)
+    assert world.stage("train")["attempt"] == 2
+
+
+@pytest.mark.parametrize("reason", ["Evicted", "NodeShutdown"])
+def test_kubelet_that_ended_a_pod_without_a_condition_is_a_disruption(reason: str) -> None:
+    world, pods = training()
+    pods[0]["status"] = {"phase": "Failed", "reason": reason, "message": "low on disk"}
+    world.settle()
+    recover(world, 1)
+    assert world.stage("train")["attempt"] == 2
+    assert world.status["restarts"] == 0
+
+
+def test_pod_that_the_kubelet_refused_is_tried_again() -> None:
+    """It has no container status, so no time and no exit code."""
+    world, pods = training()
+    pods[0]["status"] = {"phase": "Failed", "reason": "UnexpectedAdmissionError"}
+    world.settle()
+    assert world.status["restarts"] == 1
+    recover(world, 10)
+    assert world.stage("train")["attempt"] == 2
+
+
+def test_job_deleted_by_hand_is_replaced_and_not_counted() -> None:
+    world, pods = training()
+    for pod in pods:
+        world.remove_pod(pod)
+    del world.objects["Job", NAMESPACE, "glossary-train-1"]
+    world.settle()
+    assert world.stage("train")["attempt"] == 2
+    assert world.status["restarts"] == 0
+    assert world.status["failure"]["reason"] == "JobDeleted"
+
+
+def test_pods_deleted_by_force_are_missed_once_the_job_is_over() -> None:
+    world, pods = training()
+    for pod in pods:
+        world.remove_pod(pod)
+    world.settle()
+    assert world.stage("train")["attempt"] == 1
+    world.end_job("glossary-train-1", "Failed")
+    world.settle()
+    assert world.stage("train")["attempt"] == 1, "the cache may lag"
+    recover(world, 6)
+    recover(world, 1)
+    assert world.stage("train")["attempt"] == 2
+    assert world.status["restarts"] == 0
+
+
+def test_asked_for_but_unseen_attempt_is_asked_for_again_under_the_same_name() -> None:
+    world = World()
+    world.reconcile()
+    for name in world.names("Job"):
+        del world.objects["Job", NAMESPACE, name]
+    again = world.reconcile()
+    assert [m["kind"] for m in again.create] == ["Job"]
+    assert again.create[0]["metadata"]["name"] == "glossary-prepare-1"
+
+
+def test_failure_noted_before_a_crash_of_the_operator_is_not_counted_twice() -> None:
+    world, pods = training()
+    world.end_pod(pods[0], 1)
+    world.reconcile()
+    assert world.status["restarts"] == 1
+    for _ in range(3):
+        world.tick(1)
+        world.reconcile()
+    assert world.status["restarts"] == 1
+
+
+def test_retry_gets_the_same_bytes_but_for_attempt_and_host() -> None:
+    world, pods = training()
+    world.job["spec"]["training"]["maxSteps"] = 31
+    world.add_profile("cpu", {"devicesPerNode": 2, "memoryPerDevice": "2Gi", "cpuPerDevice": "2"})
+    world.end_pod(pods[0], 1)
+    world.settle()
+    recover(world, 10)
+    first, second = (_run_config(world, f"glossary-train-{n}") for n in (1, 2))
+    assert (first.pop("attempt"), second.pop("attempt")) == (1, 2)
+    assert first.pop("masterHost") == "glossary-train-1-0.glossary-train-1"
+    assert second.pop("masterHost") == "glossary-train-2-0.glossary-train-2"
+    assert first == second
+
+
+def _run_config(world: World, name: str) -> dict[str, object]:
+    found = world.get("ConfigMap", NAMESPACE, name)
+    assert found is not None
+    assert found["immutable"]
+    return dict(json.loads(found["data"][RUN_FILE]))
+
+
+def test_jobs_of_older_attempts_are_removed_when_seen() -> None:
+    world, pods = training()
+    old = world.objects["Job", NAMESPACE, "glossary-train-1"]
+    world.end_pod(pods[0], 1)
+    world.settle()
+    recover(world, 10)
+    world.put(old)
+    assert [ref.uid for ref in world.reconcile().delete] == [old["metadata"]["uid"]]
+
+
+def test_configmap_and_service_lost_while_it_waits_are_made_again() -> None:
+    world = World()
+    world.run_until("train")
+    world.add_pods("glossary-train-1", "Pending")
+    for kind in ("ConfigMap", "Service"):
+        del world.objects[kind, NAMESPACE, "glossary-train-1"]
+    world.settle()
+    assert "glossary-train-1" in world.names("ConfigMap")
+    assert "glossary-train-1" in world.names("Service")
+    assert world.stage("train")["attempt"] == 1
+
+
+def test_name_held_by_the_remains_of_an_earlier_job_is_waited_for() -> None:
+    world = World()
+    meta = {
+        "name": "glossary-prepare-1",
+        "namespace": NAMESPACE,
+        "uid": "old",
+        "ownerReferences": [{"uid": "another-job"}],
+    }
+    world.put({"kind": "ConfigMap", "metadata": meta})
+    world.settle()
+    assert world.condition("Stalled")["reason"] == "NameTaken"
+    assert world.names("Job") == []
+    del world.objects["ConfigMap", NAMESPACE, "glossary-prepare-1"]
+    world.settle()
+    assert world.names("Job") == ["glossary-prepare-1"]
+    assert world.condition("Stalled")["status"] == "False"

@@ -1,0 +1,112 @@
+"""Progress on its way from a pod to the status."""
+
+import math
+from typing import Any
+
+import pytest
+from finetune_operator.decision import HttpAnswer
+from finetune_operator.progress import duration_text, progress_ask
+
+from tests.unit.jobs.world import World
+
+TOLD: dict[str, Any] = {
+    "stage": "train",
+    "attempt": 1,
+    "message": "training",
+    "step": 12,
+    "totalSteps": 30,
+    "loss": 3.2104,
+    "learningRate": 0.002,
+    "tokensPerSecond": 181.23456,
+    "etaSeconds": 83.2,
+    "worldSize": 2,
+    "engine": "DeepSpeedEngine",
+    "lastCheckpointStep": 10,
+    "updatedAt": 1767614400.5,
+}
+
+
+def training() -> tuple[World, str]:
+    world = World()
+    world.run_until("train")
+    pods = world.add_pods("glossary-train-1")
+    world.settle()
+    return world, f"progress/{pods[0]['metadata']['uid']}"
+
+
+def tell(world: World, ask: str, **changes: Any) -> dict[str, Any]:
+    world.answers[ask] = HttpAnswer(at=0, status=200, body={**TOLD, **changes})
+    world.settle()
+    return dict(world.status["progress"])
+
+
+def test_answer_is_shown_for_programs_and_for_kubectl() -> None:
+    world, ask = training()
+    assert tell(world, ask) == {
+        "stage": "train",
+        "step": 12,
+        "totalSteps": 30,
+        "summary": "12/30",
+        "loss": 3.2104,
+        "lossText": "3.210",
+        "tokensPerSecond": 181.235,
+        "learningRate": 0.002,
+        "worldSize": 2,
+        "engine": "DeepSpeedEngine",
+        "lastCheckpointStep": 10,
+        "eta": "1m24s",
+        "updatedAt": "2026-01-05T12:00:00Z",
+    }
+    assert world.status["message"] == "training"
+
+
+def test_answer_without_news_causes_no_write() -> None:
+    world, ask = training()
+    before = tell(world, ask)
+    assert tell(world, ask, updatedAt=1767614460.0) == before
+    assert tell(world, ask, updatedAt=1767614460.0, step=13) != before
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HttpAnswer(at=0, error="connection refused"),
+        HttpAnswer(at=0, status=500, body=TOLD),
+        HttpAnswer(at=0, status=200, body="busy"),
+        HttpAnswer(at=0, status=200, body={**TOLD, "attempt": 2}),
+        HttpAnswer(at=0, status=200, body={**TOLD, "stage": "prepare"}),
+    ],
+)
+def test_last_progress_stays_when_a_pod_does_not_answer(answer: HttpAnswer) -> None:
+    world, ask = training()
+    before = tell(world, ask)
+    world.answers[ask] = answer
+    world.settle()
+    assert world.status["progress"] == before
+
+
+def test_numbers_that_json_cannot_hold_are_left_out() -> None:
+    world, ask = training()
+    progress = tell(world, ask, loss=math.nan, tokensPerSecond=math.inf, etaSeconds=math.nan)
+    assert not {"loss", "lossText", "tokensPerSecond", "eta"} & set(progress)
+
+
+def test_progress_of_a_stage_that_is_over_is_not_shown_for_the_next() -> None:
+    world, ask = training()
+    tell(world, ask)
+    world.succeed("train")
+    world.settle()
+    assert world.status["phase"] == "Evaluating"
+    assert "progress" not in world.status
+
+
+def test_address_of_an_ipv6_pod_is_bracketed() -> None:
+    assert progress_ask("u", "fd00::7", 2.0).url == "http://[fd00::7]:9400/progress"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "1s"), (59, "59s"), (200, "3m20s"), (7500, "2h05m"), (273600, "3d04h"), (-1, None)],
+)
+def test_duration_is_short(seconds: float, text: str | None) -> None:
+    assert duration_text(seconds) == text

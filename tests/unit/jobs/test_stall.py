@@ -1,0 +1,171 @@
+"""What is missing is named, and the job goes on by itself when it appears."""
+
+import pytest
+
+from tests.unit.jobs.world import CPU_PROFILE, NAMESPACE, World, job_manifest
+
+
+def stalled(world: World) -> tuple[str, str]:
+    """Reason and message of the Stalled condition, which must be True."""
+    condition = world.condition("Stalled")
+    assert condition["status"] == "True"
+    assert world.status["message"] == condition["message"]
+    assert world.condition("Succeeded")["status"] == "Unknown"
+    return condition["reason"], condition["message"]
+
+
+def goes_on(world: World) -> None:
+    world.settle()
+    assert world.condition("Stalled")["status"] == "False"
+
+
+def test_missing_profile() -> None:
+    world = World()
+    del world.objects["AcceleratorProfile", "", "cpu"]
+    decision = world.settle()
+    reason, message = stalled(world)
+    assert reason == "ProfileNotFound"
+    assert "AcceleratorProfile cpu " in message
+    assert world.status["phase"] == "Pending"
+    assert world.names("Job") == []
+    assert decision.requeue_after is not None
+    assert [(e.type, e.reason) for e in world.events] == [
+        ("Normal", "Pending"),
+        ("Warning", "ProfileNotFound"),
+    ]
+    world.add_profile("cpu", CPU_PROFILE)
+    goes_on(world)
+    assert world.names("Job") == ["glossary-prepare-1"]
+
+
+def test_no_default_profile_or_two_of_them() -> None:
+    world = World(job_manifest(compute={}))
+    world.settle()
+    assert stalled(world)[0] == "ProfileNotFound"
+    world.add_profile("a", {**CPU_PROFILE, "default": True})
+    world.add_profile("b", {**CPU_PROFILE, "default": True})
+    world.settle()
+    reason, message = stalled(world)
+    assert reason == "ProfileAmbiguous"
+    assert "a, b" in message
+    world.add_profile("b", CPU_PROFILE)
+    goes_on(world)
+
+
+def test_profile_that_cannot_be_read() -> None:
+    world = World()
+    world.add_profile("cpu", {"memoryPerDevice": "much"})
+    world.settle()
+    reason, message = stalled(world)
+    assert reason == "ProfileInvalid"
+    assert "memoryPerDevice" in message
+
+
+def test_profile_that_goes_before_the_training() -> None:
+    world = World()
+    world.settle()
+    world.add_pods("glossary-prepare-1")
+    world.settle()
+    del world.objects["AcceleratorProfile", "", "cpu"]
+    world.succeed("prepare")
+    world.settle()
+    assert stalled(world)[0] == "ProfileNotFound"
+    assert world.status["phase"] == "Queued"
+    assert world.status["data"]["trainSequences"] == 800
+    world.add_profile("cpu", CPU_PROFILE)
+    goes_on(world)
+    assert "glossary-train-1" in world.names("Job")
+
+
+def test_missing_claim_of_the_user_is_waited_for_before_a_pod_is_made() -> None:
+    world = World()
+    del world.objects["PersistentVolumeClaim", NAMESPACE, "assets"]
+    world.settle()
+    reason, message = stalled(world)
+    assert reason == "VolumeClaimNotFound"
+    assert "PersistentVolumeClaim assets " in message
+    assert world.names("Job") == []
+    world.add_claim("assets", "Pending")
+    goes_on(world)
+    assert world.names("Job") == ["glossary-prepare-1"]
+
+
+def test_claim_without_a_volume_is_named_instead_of_the_scheduler() -> None:
+    world = World()
+    world.settle()
+    (pod,) = world.add_pods("glossary-prepare-1", "Pending")
+    text = "pod has unbound immediate PersistentVolumeClaims"
+    world.set_unschedulable(pod, text)
+    world.add_claim("assets", "Pending")
+    world.add_claim("finetune-workspace", "Bound")
+    world.tick(11)
+    world.settle()
+    reason, message = stalled(world)
+    assert reason == "VolumeClaimNotBound"
+    assert "assets" in message
+    assert text in message
+
+
+def test_missing_secret() -> None:
+    world = World()
+    world.settle()
+    (pod,) = world.add_pods("glossary-prepare-1", "Pending")
+    world.set_waiting(pod, "CreateContainerConfigError", 'secret "hf-token" not found')
+    world.settle()
+    reason, message = stalled(world)
+    assert reason == "SecretNotFound"
+    assert "Secret hf-token " in message
+    assert world.status["phase"] == "Preparing"
+    pod["status"] = {"phase": "Running", "podIP": "10.0.0.7"}
+    goes_on(world)
+    assert world.stage("prepare")["attempt"] == 1
+
+
+@pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff", "InvalidImageName"])
+def test_image_that_cannot_be_pulled(reason: str) -> None:
+    world = World()
+    world.settle()
+    (pod,) = world.add_pods("glossary-prepare-1", "Pending")
+    world.set_waiting(pod, reason, "no such host")
+    world.settle()
+    assert stalled(world)[0] == "ImagePullFailed"
+    assert "no such host" in world.status["message"]
+
+
+def test_unschedulable_gang_is_queued_and_told_after_ten_seconds() -> None:
+    world = World()
+    world.run_until("train")
+    pods = world.add_pods("glossary-train-1")
+    text = "0/2 nodes are available: 2 Insufficient nvidia.com/gpu."
+    world.set_unschedulable(pods[1], text)
+    world.settle()
+    assert world.status["phase"] == "Queued"
+    assert world.condition("Stalled")["status"] == "False"
+    world.tick(10)
+    world.settle()
+    reason, message = stalled(world)
+    assert reason == "Unschedulable"
+    assert text in message
+    assert world.status["phase"] == "Queued"
+    pods[1]["status"] = {"phase": "Running"}
+    goes_on(world)
+    assert world.status["phase"] == "Training"
+
+
+def test_pods_that_are_never_created() -> None:
+    world = World()
+    world.settle()
+    world.tick(21)
+    world.settle()
+    reason, message = stalled(world)
+    assert reason == "PodsNotCreated"
+    assert "kubectl describe job glossary-prepare-1" in message
+
+
+def test_a_stall_is_told_once() -> None:
+    world = World()
+    del world.objects["AcceleratorProfile", "", "cpu"]
+    for _ in range(5):
+        world.tick(5)
+        world.reconcile()
+    assert [e.reason for e in world.events] == ["Pending", "ProfileNotFound"]

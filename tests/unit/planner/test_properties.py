@@ -1,0 +1,126 @@
+"""What holds for every plan, whatever is asked."""
+
+import math
+from typing import Any
+
+from finetune_api.acceleratorprofile import AcceleratorProfileSpec
+from finetune_api.run import DataFacts, Failure, ModelFacts, TrainPlan
+from finetune_operator.planner.quantity import amount, times, whole
+from finetune_operator.planner.training import plan_training
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.planner.facts import DATA, model, spec
+
+MODELS = st.builds(
+    lambda layers, heads, group, head, ratio, vocabulary: model(
+        parameters=layers * (4 + 3 * ratio) * (heads * group * head) ** 2
+        + vocabulary * heads * group * head,
+        layers=layers,
+        width=heads * group * head,
+        inner=ratio * heads * group * head,
+        heads=(heads * group, heads),
+        vocabulary=vocabulary,
+    ),
+    layers=st.integers(1, 90),
+    heads=st.integers(1, 8),
+    group=st.integers(1, 8),
+    head=st.sampled_from([16, 64, 128]),
+    ratio=st.integers(2, 4),
+    vocabulary=st.integers(100, 200000),
+)
+PROFILES = st.tuples(
+    st.sampled_from([None, "nvidia.com/gpu"]),
+    st.integers(1, 8),
+    st.integers(1, 4),
+    st.integers(1, 200),
+).map(
+    lambda drawn: AcceleratorProfileSpec(
+        resource_name=drawn[0],
+        devices_per_node=drawn[1],
+        max_nodes=drawn[2],
+        memory_per_device=f"{drawn[3]}Gi",
+    )
+)
+DATASETS = st.integers(1, 100000).map(
+    lambda rows: DATA.model_copy(update={"train_sequences": rows})
+)
+
+
+@st.composite
+def jobs(draw: st.DrawFn) -> dict[str, Any]:
+    """Fields of a spec that matter to the planner."""
+    compute: dict[str, Any] = {
+        "strategy": draw(st.sampled_from(["Auto", "DDP", "ZeRO1", "ZeRO2", "ZeRO3", "FSDP"]))
+    }
+    for field, most in (("nodes", 4), ("gpusPerNode", 8)):
+        if draw(st.booleans()):
+            compute[field] = draw(st.integers(1, most))
+    training: dict[str, Any] = {
+        "batchSize": draw(st.integers(1, 300)),
+        "maxSequenceLength": draw(st.integers(16, 8192)),
+        "packing": draw(st.booleans()),
+        "gradientCheckpointing": draw(st.booleans()),
+        "precision": draw(st.sampled_from(["bf16", "fp32"])),
+        "epochs": draw(st.integers(1, 5)),
+    }
+    if draw(st.booleans()):
+        training["microBatchSize"] = draw(st.integers(1, 16))
+    if draw(st.booleans()):
+        training["maxSteps"] = draw(st.integers(1, 1000))
+    method = {"type": draw(st.sampled_from(["LoRA", "Full"]))}
+    return {"compute": compute, "training": training, "method": method}
+
+
+@settings(max_examples=150, deadline=None)
+@given(MODELS, DATASETS, PROFILES, jobs())
+def test_every_plan_fits_divides_the_batch_and_does_what_was_asked(
+    facts: ModelFacts, data: DataFacts, profile: AcceleratorProfileSpec, fields: dict[str, Any]
+) -> None:
+    job = spec(**fields)
+    plan = plan_training(job, facts, data, "pool", profile)
+    assert plan == plan_training(job, facts, data, "pool", profile)
+    if isinstance(plan, Failure):
+        assert plan.reason in ("DoesNotFit", "BatchTooSmall")
+        assert plan.remedy
+        return
+    assert plan.memory.total <= plan.memory.available == whole(profile.memory_per_device)
+    assert plan.world_size == plan.nodes * plan.gpus_per_node
+    product = plan.micro_batch_size * plan.gradient_accumulation * plan.world_size
+    assert product == plan.batch_size <= job.training.batch_size
+    steps = math.ceil(data.train_sequences / plan.batch_size) * job.training.epochs
+    assert plan.total_steps == min(steps, job.training.max_steps or steps)
+    assert plan.nodes == (job.compute.nodes or plan.nodes)
+    assert plan.gpus_per_node == (job.compute.gpus_per_node or plan.gpus_per_node)
+    assert job.compute.strategy in ("Auto", plan.strategy)
+    assert job.training.micro_batch_size in (None, plan.micro_batch_size)
+    if job.compute.nodes is None:
+        assert plan.nodes <= profile.max_nodes
+
+
+@settings(max_examples=150, deadline=None)
+@given(MODELS, DATASETS, PROFILES, jobs(), st.integers(1, 200))
+def test_more_memory_never_refuses_what_fitted_and_never_takes_more_devices(
+    facts: ModelFacts,
+    data: DataFacts,
+    profile: AcceleratorProfileSpec,
+    fields: dict[str, Any],
+    more: int,
+) -> None:
+    job = spec(**fields)
+    plan = plan_training(job, facts, data, "pool", profile)
+    gib = int(profile.memory_per_device.removesuffix("Gi")) + more
+    larger = profile.model_copy(update={"memory_per_device": f"{gib}Gi"})
+    if isinstance(plan, TrainPlan):
+        again = plan_training(job, facts, data, "pool", larger)
+        assert isinstance(again, TrainPlan)
+        assert again.world_size <= plan.world_size
+
+
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(["", "m", "k", "M", "G", "T", "Ki", "Mi", "Gi", "Ti"]),
+    st.integers(1, 64),
+)
+def test_a_multiple_of_a_quantity_is_worth_as_much(number: int, unit: str, count: int) -> None:
+    assert amount(times(f"{number}{unit}", count)) == amount(f"{number}{unit}") * count
