@@ -1,0 +1,228 @@
+"""What the cluster is asked to create for a job, stage by stage."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from finetune_operator.decision import (
+    HASH_ANNOTATION,
+    JOB_UID_LABEL,
+    MANAGED_BY_LABEL,
+    Manifest,
+    Settings,
+)
+from finetune_operator.jobs.plan import reconcile_job
+from finetune_operator.resources.compute import device_resources, host_resources
+from finetune_operator.resources.janitor import janitor_job
+from finetune_operator.resources.pvc import workspace_claim
+
+from tests.unit.jobs.world import JOB_UID, NAMESPACE, SETTINGS, World, job_manifest
+from tests.unit.planner.facts import H100
+from tests.unit.resources.golden import assert_golden
+
+STAGES = ["prepare", "train", "evaluate", "export"]
+CREDENTIALS = {
+    "model": {"uri": "hf://org/smol", "revision": "v1", "credentialsSecret": "hf-token"},
+    "dataset": {
+        "train": [{"uri": "s3://bucket/train.jsonl", "credentialsSecret": "s3-keys"}],
+        "validation": {"uri": "pvc://held-out/eval.jsonl", "credentialsSecret": "s3-keys"},
+    },
+}
+GPU_POOL = {
+    "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"},
+    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    "resourceName": "nvidia.com/gpu",
+    "devicesPerNode": 8,
+    "memoryPerDevice": "79Gi",
+    "cpuPerDevice": "20",
+    "hostMemoryPerDevice": "180Gi",
+    "sharedMemory": "64Gi",
+    "env": [{"name": "NCCL_IB_HCA", "value": "mlx5"}],
+}
+
+
+def children(stage: str, job: Manifest, pool: dict[str, Any] | None = None) -> list[Manifest]:
+    """What is created for the first attempt of a stage."""
+    world = World(job)
+    world.add_claim("held-out")
+    if pool is not None:
+        world.add_profile("cpu", pool)
+    world.run_until(stage)
+    found = [
+        world.get(k, NAMESPACE, f"glossary-{stage}-1") for k in ("ConfigMap", "Service", "Job")
+    ]
+    out = []
+    for child in found:
+        if child is not None:
+            bare = copy.deepcopy(child)
+            del bare["metadata"]["uid"], bare["metadata"]["creationTimestamp"]
+            out.append(bare)
+    return out
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_children_on_a_cpu_pool(stage: str) -> None:
+    assert_golden(f"cpu-{stage}", *children(stage, job_manifest()))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_children_on_a_gpu_pool_with_credentials(stage: str) -> None:
+    assert_golden(f"gpu-{stage}", *children(stage, job_manifest(**CREDENTIALS), GPU_POOL))
+
+
+def test_workspace_claim() -> None:
+    settings = Settings("t", "s", workspace_size="1Ti", workspace_storage_class="nfs")
+    assert_golden("workspace-claim", workspace_claim(NAMESPACE, settings))
+
+
+def test_janitor() -> None:
+    folders = [f"jobs/{JOB_UID}", "artifacts/glossary-1b4e28ba"]
+    assert_golden("janitor", janitor_job(NAMESPACE, "glossary", JOB_UID, folders, SETTINGS))
+
+
+def every_child() -> Iterator[Manifest]:
+    for stage in STAGES:
+        yield from children(stage, job_manifest())
+        yield from children(stage, job_manifest(**CREDENTIALS), GPU_POOL)
+
+
+def test_every_child_is_owned_labelled_and_hashed() -> None:
+    for child in every_child():
+        meta = child["metadata"]
+        assert meta["labels"][MANAGED_BY_LABEL] == "finetune-operator"
+        assert meta["labels"][JOB_UID_LABEL] == JOB_UID
+        assert len(meta["annotations"][HASH_ANNOTATION]) >= 16
+        (owner,) = meta["ownerReferences"]
+        assert (owner["kind"], owner["uid"]) == ("FineTuneJob", JOB_UID)
+        assert owner["controller"]
+        assert owner["blockOwnerDeletion"]
+
+
+def test_every_pod_fits_the_restricted_standard_and_has_no_token() -> None:
+    pods = [c["spec"]["template"]["spec"] for c in every_child() if c["kind"] == "Job"]
+    pods.append(janitor_job("n", "j", JOB_UID, [], SETTINGS)["spec"]["template"]["spec"])
+    for pod in pods:
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False
+        assert pod["restartPolicy"] == "Never"
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        ids = {pod["securityContext"][name] for name in ("runAsUser", "runAsGroup", "fsGroup")}
+        assert ids == {65532}
+        for container in pod["containers"]:
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert context["readOnlyRootFilesystem"] is True
+        kinds = {next(k for k in volume if k != "name") for volume in pod["volumes"]}
+        assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim"}
+
+
+def _pod(stage: str, **changes: Any) -> Manifest:
+    pool = changes.pop("pool", None)
+    job = children(stage, job_manifest(**changes), pool)[-1]
+    return dict(job["spec"]["template"]["spec"])
+
+
+def test_only_prepare_sees_secrets_claims_and_the_network() -> None:
+    for stage in STAGES:
+        pod = _pod(stage, **CREDENTIALS)
+        (container,) = pod["containers"]
+        env = {variable["name"]: variable["value"] for variable in container["env"]}
+        paths = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+        if stage == "prepare":
+            prefixes = [source["prefix"] for source in container["envFrom"]]
+            assert prefixes == [
+                "FINETUNE_SECRET_MODEL_",
+                "FINETUNE_SECRET_DATA_",
+                "FINETUNE_SECRET_VALIDATION_",
+            ]
+            assert "HF_HUB_OFFLINE" not in env
+            assert paths["/pvc/held-out"]["readOnly"]
+            assert "readOnly" not in paths["/workspace/model"]
+        else:
+            assert "envFrom" not in container
+            assert env["HF_HUB_OFFLINE"] == "1"
+            assert not any(path.startswith("/pvc") for path in paths)
+            assert paths["/workspace/model"]["readOnly"]
+        assert ("/workspace/artifact" in paths) == (stage == "export")
+        assert paths["/workspace/job"]["subPath"] == f"jobs/{JOB_UID}"
+
+
+def test_jobs_that_name_the_same_model_share_its_cache_and_nothing_else() -> None:
+    one, other = _pod("prepare", **CREDENTIALS), _pod("prepare", dataset=CREDENTIALS["dataset"])
+    paths = [
+        {m["mountPath"]: m.get("subPath") for m in pod["containers"][0]["volumeMounts"]}
+        for pod in (one, other)
+    ]
+    assert paths[0]["/workspace/model"] != paths[1]["/workspace/model"]
+    assert str(paths[0]["/workspace/model"]).startswith("models/")
+
+
+def test_gang_of_two_stands_on_two_nodes_and_finds_index_0() -> None:
+    pod = _pod("train")
+    (spread,) = pod["topologySpreadConstraints"]
+    assert spread["whenUnsatisfiable"] == "DoNotSchedule"
+    assert spread["minDomains"] == 2
+    assert spread["labelSelector"]["matchLabels"]["finetune.dev/attempt"] == "1"
+    assert pod["subdomain"] == "glossary-train-1"
+    assert pod["terminationGracePeriodSeconds"] == 120
+    env = {v["name"]: v["value"] for v in pod["containers"][0]["env"]}
+    assert env["OMP_NUM_THREADS"] == "1"
+
+
+def test_gang_of_one_needs_no_spread() -> None:
+    assert "topologySpreadConstraints" not in _pod("train", compute={"profile": "cpu"})
+
+
+def test_a_failed_pod_fails_the_gang_at_once() -> None:
+    job = children("train", job_manifest())[-1]
+    assert job["spec"]["backoffLimit"] == 0
+    assert "podFailurePolicy" not in job["spec"]
+    assert job["spec"]["completionMode"] == "Indexed"
+    assert (job["spec"]["completions"], job["spec"]["parallelism"]) == (2, 2)
+
+
+def test_devices_are_limited_and_cpu_pools_are_not() -> None:
+    gpu = device_resources(H100, 4)
+    assert gpu["limits"]["nvidia.com/gpu"] == gpu["requests"]["nvidia.com/gpu"] == "4"
+    assert gpu["limits"]["memory"] == gpu["requests"]["memory"] == "64Gi"
+    assert "cpu" not in gpu["limits"]
+    cpu = device_resources(H100.model_copy(update={"resource_name": None}), 2)
+    assert cpu == {"requests": {"cpu": "8", "memory": "32Gi"}}
+
+
+def test_stages_without_devices_run_anywhere_with_room_for_the_weights() -> None:
+    for stage in ("prepare", "export"):
+        pod = _pod(stage, **CREDENTIALS, pool=GPU_POOL)
+        assert not {"nodeSelector", "tolerations"} & set(pod)
+        assert "nvidia.com/gpu" not in pod["containers"][0]["resources"]["requests"]
+    assert host_resources(16 * 2**30)["requests"]["memory"] == "25Gi"
+
+
+def test_a_plan_is_the_same_whenever_it_is_made() -> None:
+    world = World()
+    first = reconcile_job(world.job, world, SETTINGS, world.now)
+    assert first == reconcile_job(world.job, world, SETTINGS, world.now)
+
+
+def test_settings_reach_every_pod() -> None:
+    settings = Settings(
+        trainer_image="mirror/trainer@sha256:1",
+        serving_image="s",
+        image_pull_policy="Always",
+        image_pull_secrets=("mirror",),
+        trainer_service_account="trainer",
+        workspace_claim="shared",
+    )
+    world = World()
+    made = reconcile_job(world.job, world, settings, world.now).create
+    pods = [made[-1], janitor_job("n", "j", JOB_UID, [], settings)]
+    for pod in (job["spec"]["template"]["spec"] for job in pods):
+        assert pod["serviceAccountName"] == "trainer"
+        assert pod["imagePullSecrets"] == [{"name": "mirror"}]
+        assert pod["containers"][0]["image"] == "mirror/trainer@sha256:1"
+        assert pod["containers"][0]["imagePullPolicy"] == "Always"
+        claims = [v.get("persistentVolumeClaim", {}).get("claimName") for v in pod["volumes"]]
+        assert "shared" in claims
