@@ -162,11 +162,7 @@ class KServeManager:
                 "minReplicas": 1,
                 "maxReplicas": 1,
                 "metrics": [metric],
-                "scaleTargetRef": {
-                    "apiVersion": "apps/v1",
-                    "kind": "Deployment",
-                    "name": predictor,
-                },
+                "scaleTargetRef": scaled,
             },
         }
         self.api.request("POST", HPA.format(self.namespace), body, fieldValidation="Strict")
