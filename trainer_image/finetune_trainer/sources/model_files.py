@@ -101,9 +101,13 @@ def check_config(folder: Path, shown: str) -> dict[str, Any]:
             f"its weights are quantised ({how})",
             "Use the model's release in bf16 or fp32.",
         )
-    if kind not in _known_causal_models():
+    known = _known_causal_models()
+    if kind not in known:
         code = " and brings code of its own, which is never run" if "auto_map" in config else ""
         raise unsupported(shown, f"{kind} is not a causal language model known here{code}")
+    architecture = (config.get("architectures") or [None])[0]
+    if architecture and architecture.lower() not in known[kind]:
+        raise unsupported(shown, f"{architecture} is not a causal language model")
     return config
 
 
@@ -127,11 +131,15 @@ def read_json(path: Path, shown: str) -> dict[str, Any]:
     return value
 
 
-def _known_causal_models() -> set[str]:
+def _known_causal_models() -> dict[str, set[str]]:
+    """Lower-case class names by model_type."""
     # Imported late: this costs a second, and a missing model should be told at once.
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    return set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    return {
+        kind: {name.lower() for name in ((names,) if isinstance(names, str) else names)}
+        for kind, names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
+    }
 
 
 def _shards(index: Path, shown: str) -> set[str]:

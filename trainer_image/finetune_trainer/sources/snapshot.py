@@ -98,6 +98,7 @@ class Snapshot:
         self.address: Address = source.address
         self.revision = source.revision
         self.partial = cache / f"{PARTIAL}{job_uid}"
+        self._weights: list[str] = []
         self._open_partial()
 
     def fetch_small_files(self) -> Path:
@@ -105,21 +106,19 @@ class Snapshot:
         names = [file.path for file in self._source.files]
         if len(names) == 1 and names[0].endswith(ARCHIVE_SUFFIXES):
             self._fetch_archive(self._source.files[0])
-            check_listing(self._unpacked(), self.address.shown)
+            names = self._unpacked()
+            check_listing(names, self.address.shown)
         else:
             check_listing(names, self.address.shown)
             self._fetch(file for file in self._source.files if is_small_file(file.path))
+        self._weights = weight_files(names, self.partial, self.address.shown)
         return self.partial
 
     def finish(self) -> Path:
         """Get the weights, digest every file, and publish the folder under its name."""
         by_path = {file.path: file for file in self._source.files}
-        if any(is_small_file(path) for path in by_path):
-            weights = weight_files(by_path, self.partial, self.address.shown)
-            self._fetch(by_path[path] for path in weights)
-        else:
-            weights = weight_files(self._unpacked(), self.partial, self.address.shown)
-        self._write_mark(weights, by_path)
+        self._fetch(by_path[path] for path in self._weights if path in by_path)
+        self._write_mark(by_path)
         return self._publish()
 
     def discard(self) -> None:
@@ -166,11 +165,11 @@ class Snapshot:
         files = (path for path in self.partial.rglob("*") if path.is_file())
         return [path.relative_to(self.partial).as_posix() for path in files]
 
-    def _write_mark(self, weights: list[str], by_path: dict[str, SourceFile]) -> None:
+    def _write_mark(self, by_path: dict[str, SourceFile]) -> None:
         files: dict[str, Any] = {}
         for path in sorted(path for path in self._unpacked() if not path.startswith(".")):
             file = self.partial / path
-            if not is_small_file(path) and path not in weights:
+            if not is_small_file(path) and path not in self._weights:
                 file.unlink()
                 continue
             self._tell(f"checking {path}", 0, None)
@@ -185,7 +184,7 @@ class Snapshot:
             "version": 1,
             "uri": self.address.shown,
             "revision": self.revision,
-            "weights": weights,
+            "weights": self._weights,
             "files": files,
         }
         (self.partial / MARK).write_text(json.dumps(mark, indent=1) + "\n")

@@ -1,0 +1,381 @@
+"""The prepare stage as a whole: sources in, tokens and facts out, faults told before weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_api.run import DataFacts, ExitCode, Failure, RunConfig, StageResult
+from finetune_trainer.data.chat import load_tokenizer
+from finetune_trainer.data.store import IGNORED, TokenStore
+from finetune_trainer.prepare import prepare
+from finetune_trainer.sources import Credentials
+from finetune_trainer.stage import Report, RetryableError, UserError
+
+from tests.trainer.servers import COMMIT, Hub, Repository, running_hub
+from tests.trainer.tiny import CHATML, tiny_model, tiny_rows, write_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+UID = "0b0e7c0e-1111-4222-8333-444455556666"
+
+
+class World:
+    """Folders as a pod sees them: a claim `data` with rows, a cache and a job folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.report = Report("prepare", 1)
+        self.secrets = {role: Credentials() for role in ("model", "train", "validation")}
+        self.rows("rows.jsonl", list(tiny_rows(100)))
+
+    @property
+    def data(self) -> Path:
+        return self.root / "job" / "data"
+
+    def rows(self, name: str, rows: list[dict[str, Any]]) -> Path:
+        return write_rows(self.root / "pvc" / "data" / name, rows)
+
+    def run_config(self, **changes: Any) -> RunConfig:
+        spec: dict[str, Any] = {
+            "model": {"uri": "hf://acme/tiny"},
+            "dataset": {"train": [{"uri": "pvc://data/rows.jsonl"}]},
+            "training": {"maxSequenceLength": 128},
+        }
+        for name, change in changes.items():
+            spec[name] = {**spec.get(name, {}), **change}
+        folders = {"modelCache": "cache", "job": "job", "volumes": "pvc"}
+        paths = {name: str(self.root / folder) for name, folder in folders.items()}
+        job = {"name": "bot", "namespace": "team", "uid": UID}
+        config = {"job": job, "stage": "prepare", "attempt": 1, "spec": spec, "paths": paths}
+        return RunConfig.model_validate(config)
+
+    def prepare(self, **changes: Any) -> StageResult:
+        return prepare(self.run_config(**changes), self.report, self.secrets)
+
+    def fails(self, **changes: Any) -> Failure:
+        with pytest.raises(UserError) as caught:
+            self.prepare(**changes)
+        assert not self.data.exists()
+        assert not list(self.root.glob("job/*"))
+        assert not list(self.root.glob("cache/*")), "a model that failed leaves nothing behind"
+        return caught.value.failure
+
+    def manifest(self) -> dict[str, Any]:
+        found = json.loads((self.data / "manifest.json").read_text())
+        assert isinstance(found, dict)
+        return found
+
+
+@pytest.fixture
+def hub(tiny_model_folder: Path) -> Iterator[Hub]:
+    with running_hub({"acme/tiny": Repository(tiny_model_folder)}) as running:
+        yield running
+
+
+@pytest.fixture
+def world(tmp_path: Path, hub: Hub) -> World:
+    made = World(tmp_path)
+    made.secrets["model"] = Credentials({"HF_ENDPOINT": hub.url})
+    return made
+
+
+def facts_of(result: StageResult) -> DataFacts:
+    assert result.data is not None
+    return result.data
+
+
+def test_result_tells_model_and_data(world: World) -> None:
+    result = world.prepare()
+    assert result.model is not None
+    assert (result.model.revision, result.model.folder) == (COMMIT, COMMIT[:16])
+    assert (world.root / "cache" / result.model.folder / "model.safetensors").is_file()
+    facts = facts_of(result)
+    assert facts.format == "instruction"
+    assert facts.train_examples + facts.eval_examples == 100
+    assert 1 <= facts.eval_examples <= 25
+    assert facts.train_sequences < facts.train_examples
+    assert (facts.truncated_examples, facts.duplicate_examples) == (0, 0)
+    assert world.report.snapshot().message
+
+
+def test_store_holds_the_rows_and_references_stand_in_the_same_order(
+    world: World, tiny_model_folder: Path
+) -> None:
+    facts = facts_of(world.prepare())
+    tokenizer = load_tokenizer(tiny_model_folder)
+    train, held_out = (TokenStore.open(world.data / side) for side in ("train", "eval"))
+    assert (train.examples, train.rows) == (facts.train_examples, facts.train_sequences)
+    assert (train.tokens, held_out.tokens) == (facts.train_tokens, facts.eval_tokens)
+    assert held_out.rows == held_out.examples == facts.eval_examples
+    assert max(train.row_lengths) <= 128
+    references = [json.loads(line) for line in _lines(world.data / "eval.jsonl")]
+    for index, reference in enumerate(references):
+        row = held_out.row(index)
+        told = tokenizer.decode(row.labels[row.labels != IGNORED])
+        assert told == reference["reference"] + "<|im_end|>"
+        prompt = tokenizer.apply_chat_template(reference["messages"], add_generation_prompt=True)
+        first = int((row.labels != IGNORED).argmax())
+        assert row.input_ids[:first].tolist() == prompt["input_ids"]
+    held = {reference["messages"][0]["content"] for reference in references}
+    asked = tokenizer.decode([t for i in range(train.rows) for t in train.row(i).input_ids])
+    assert held
+    assert not any(prompt in asked for prompt in held)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+def test_without_packing_every_row_has_one_example(world: World) -> None:
+    facts = facts_of(world.prepare(training={"packing": False}))
+    assert facts.train_sequences == facts.train_examples
+
+
+def test_same_inputs_give_the_same_bytes_and_another_seed_others(
+    world: World, tmp_path: Path, hub: Hub
+) -> None:
+    world.prepare()
+    other = World(tmp_path / "other")
+    other.secrets = world.secrets
+    os.utime(other.root / "pvc" / "data" / "rows.jsonl", ns=(1, 1))
+    other.prepare()
+    assert other.manifest()["files"] == world.manifest()["files"]
+    other.prepare(training={"seed": 7})
+    assert other.manifest()["files"] != world.manifest()["files"]
+    assert other.manifest()["facts"]["digest"] == world.manifest()["facts"]["digest"]
+
+
+def test_second_attempt_keeps_what_the_first_one_finished(world: World, hub: Hub) -> None:
+    first = world.prepare()
+    kept = (world.data / "manifest.json").stat()
+    hub.fetched.clear()
+    assert world.prepare() == first
+    assert hub.fetched == []
+    assert (world.data / "manifest.json").stat() == kept
+
+
+@pytest.mark.parametrize("damage", ["train/tokens.npy", "manifest.json"])
+def test_damaged_data_is_made_again(world: World, damage: str) -> None:
+    first = world.prepare()
+    (world.data / damage).unlink()
+    assert world.prepare() == first
+    assert (world.data / damage).is_file()
+
+
+def test_rows_that_change_are_tokenised_again(world: World) -> None:
+    before = facts_of(world.prepare())
+    world.rows("rows.jsonl", list(tiny_rows(50)))
+    after = facts_of(world.prepare())
+    assert after.train_examples + after.eval_examples == 50
+    assert after.digest != before.digest
+
+
+def test_broken_row_fails_before_the_weights_are_fetched(world: World, hub: Hub) -> None:
+    path = world.root / "pvc" / "data" / "rows.jsonl"
+    path.write_text(path.read_text() + '{"prompt": "half\n')
+    told = world.fails()
+    assert (told.reason, told.file, told.line) == ("BrokenRow", "rows.jsonl", 101)
+    assert "config.json" in hub.fetched
+    assert "model.safetensors" not in hub.fetched
+
+
+def test_prompt_longer_than_a_sequence_fails_with_its_line(world: World) -> None:
+    rows = list(tiny_rows(20))
+    rows[13] = {"prompt": "word " * 400, "completion": "no room"}
+    world.rows("rows.jsonl", list(rows))
+    told = world.fails()
+    assert (told.reason, told.file, told.line) == ("PromptTooLong", "rows.jsonl", 14)
+    assert "128" in told.message
+
+
+def test_long_answers_are_cut_and_counted(world: World) -> None:
+    rows = [{"prompt": f"p{i}", "completion": "word " * 300} for i in range(10)]
+    world.rows("rows.jsonl", rows)
+    facts = facts_of(world.prepare())
+    assert facts.truncated_examples == 10
+    assert facts.longest_example > 300
+    assert facts.train_tokens == 128 * facts.train_examples
+
+
+def test_equal_rows_are_counted(world: World) -> None:
+    world.rows("rows.jsonl", [*tiny_rows(20), *tiny_rows(20)[:5]])
+    assert facts_of(world.prepare()).duplicate_examples == 5
+
+
+def test_sequence_longer_than_the_context_fails(world: World) -> None:
+    told = world.fails(training={"maxSequenceLength": 1024})
+    assert told.reason == "ContextTooLong"
+    assert "512" in (told.remedy or "")
+
+
+def test_validation_data_is_held_out_whole(world: World) -> None:
+    world.rows("check.jsonl", list(tiny_rows(130))[90:])
+    facts = facts_of(world.prepare(dataset={"validation": {"uri": "pvc://data/check.jsonl"}}))
+    assert (facts.train_examples, facts.eval_examples) == (90, 40)
+    assert world.manifest()["removedFromTraining"] == 10
+
+
+def test_fault_of_the_validation_data_names_its_file(world: World) -> None:
+    world.rows("check.jsonl", [{"prompt": "p", "completion": ""}])
+    told = world.fails(dataset={"validation": {"uri": "pvc://data/check.jsonl"}})
+    assert (told.reason, told.file, told.line) == ("EmptyText", "check.jsonl", 1)
+
+
+def test_folder_without_rows_is_told(world: World) -> None:
+    (world.root / "pvc" / "data" / "notes").mkdir()
+    (world.root / "pvc" / "data" / "notes" / "README.md").write_text("hello")
+    told = world.fails(dataset={"train": [{"uri": "pvc://data/notes"}]})
+    assert (told.reason, told.file) == ("UnsupportedFormat", "README.md")
+
+
+def use_model(hub: Hub, folder: Path, config: dict[str, Any] | None = None) -> None:
+    if config is not None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    hub.repositories["acme/tiny"] = Repository(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "my_own", "auto_map": {"AutoModel": "m.My"}}, "never run"),
+        ({"model_type": "t5"}, "not a causal language model"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "ForSequenceClassification is"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised (gptq)"),
+        ({"model_type": None}, "no model_type"),
+        ({"vocab_size": 300}, "only 300 rows"),
+    ],
+)
+def test_model_that_cannot_be_trained_is_told_before_its_weights(
+    world: World, hub: Hub, tmp_path: Path, config: dict[str, Any], words: str
+) -> None:
+    use_model(hub, tiny_model(tmp_path / "model"), config)
+    told = world.fails()
+    assert told.reason == "UnsupportedModel"
+    assert words in told.message
+    assert "model.safetensors" not in hub.fetched
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("config.json", "config.json is missing"),
+        ("tokenizer.json", "tokenizer.json is missing"),
+        ("model.safetensors", "pytorch_model.bin is a pickle"),
+    ],
+)
+def test_incomplete_model_names_what_is_missing(
+    world: World, hub: Hub, tmp_path: Path, missing: str, words: str
+) -> None:
+    folder = tiny_model(tmp_path / "model")
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    (folder / missing).unlink()
+    use_model(hub, folder)
+    told = world.fails()
+    assert told.reason == "ModelIncomplete"
+    assert words in told.message
+
+
+def test_missing_shard_is_named(world: World, hub: Hub, tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    use_model(hub, folder)
+    told = world.fails()
+    assert told.reason == "ModelIncomplete"
+    assert "model-00002-of-00002.safetensors" in told.message
+
+
+def test_chat_without_a_template_is_told_but_instructions_work(
+    world: World, hub: Hub, tmp_path: Path
+) -> None:
+    use_model(hub, tiny_model(tmp_path / "base", template=None))
+    rows = [
+        {"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "a"}]}
+        for i in range(10)
+    ]
+    world.rows("chat.jsonl", rows)
+    told = world.fails(dataset={"train": [{"uri": "pvc://data/chat.jsonl"}]})
+    assert told.reason == "NoChatTemplate"
+    assert facts_of(world.prepare()).format == "instruction"
+
+
+def test_hub_in_trouble_is_tried_again_and_then_works(world: World, hub: Hub) -> None:
+    hub.broken_with = 503
+    with pytest.raises(RetryableError):
+        world.prepare()
+    hub.broken_with = None
+    assert world.prepare().outcome == "Succeeded"
+
+
+def test_progress_tells_the_rows_done(world: World) -> None:
+    told: list[str] = []
+
+    class Listening(Report):
+        def update(self, message: str | None = None, **fields: Any) -> None:
+            super().update(message, **fields)
+            told.append(message or "")
+
+    world.report = Listening("prepare", 1)
+    world.prepare()
+    assert "tokenising 100/100" in told
+    assert any(line.startswith("downloading") for line in told)
+
+
+def as_a_pod(world: World, **environ: str) -> tuple[int, StageResult, str]:
+    run_file, result_file = world.root / "run.json", world.root / "result.json"
+    run_file.write_text(world.run_config().model_dump_json(by_alias=True))
+    done = subprocess.run(
+        [sys.executable, "-m", "finetune_trainer.prepare"],
+        env={
+            "PATH": os.defpath,
+            "HOME": "/nonexistent",
+            "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'trainer_image'}",
+            "TMPDIR": str(world.root),
+            "FINETUNE_RUN_CONFIG": str(run_file),
+            "FINETUNE_TERMINATION_PATH": str(result_file),
+            "FINETUNE_TELEMETRY_PORT": "0",
+            **environ,
+        },
+        capture_output=True,
+        text=True,
+    )
+    result = StageResult.model_validate_json(result_file.read_bytes())
+    return done.returncode, result, done.stdout + done.stderr
+
+
+def test_pod_reads_secrets_from_the_environment_and_tells_nobody(world: World, hub: Hub) -> None:
+    hub.repositories["acme/tiny"].token = "hf_s3cret"
+    code, result, log = as_a_pod(
+        world, HF_ENDPOINT=hub.url, FINETUNE_SECRET_MODEL_HF_TOKEN="hf_s3cret"
+    )
+    assert (code, result.outcome) == (ExitCode.OK, "Succeeded"), log
+    assert "hf_s3cret" not in log
+    stored = [path for path in world.root.rglob("*") if path.is_file()]
+    assert not any(b"hf_s3cret" in path.read_bytes() for path in stored)
+
+
+def test_pod_ends_with_a_typed_failure(world: World, hub: Hub) -> None:
+    world.rows("rows.jsonl", [{"text": "no column that is known"}])
+    code, result, log = as_a_pod(world, HF_ENDPOINT=hub.url)
+    assert code == ExitCode.USER_ERROR
+    assert result.failure is not None
+    assert (result.failure.reason, result.failure.line) == ("MissingColumn", 1)
+    assert "Traceback" not in log
+
+
+def test_template_file_beside_the_tokenizer_counts(world: World, hub: Hub, tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "model", template=None)
+    (folder / "chat_template.jinja").write_text(CHATML)
+    use_model(hub, folder)
+    world.prepare()
+    tokenizer = load_tokenizer(world.root / "cache" / COMMIT[:16])
+    text = tokenizer.decode(TokenStore.open(world.data / "eval").row(0).input_ids)
+    assert text.startswith("<|im_start|>user\n")
