@@ -86,6 +86,8 @@ class Attempt:
     @property
     def nodes(self) -> int:
         """Pods that the attempt wants."""
+        if self.job is None and self.stage == "train" and self.config and self.config.plan:
+            return self.config.plan.nodes
         return int((self.job or {}).get("spec", {}).get("completions") or 1)
 
     def leader(self) -> PodFacts | None:

@@ -25,6 +25,16 @@ def empty_dataset() -> Failure:
     )
 
 
+def not_enough_devices(asked: int, profile_name: str, present: int) -> Failure:
+    """No node of the pool could ever take the pod."""
+    return Failure(
+        stage="train",
+        reason="NotEnoughDevices",
+        message=f"compute.gpusPerNode is {asked}, but nodes of profile {profile_name} have {present}",
+        remedy=f"set compute.gpusPerNode to {present} or less, and compute.nodes to more",
+    )
+
+
 def batch_too_small(spec: FineTuneJobSpec, nodes: int, devices: int) -> Failure:
     """The batch cannot be divided among the processes."""
     world, micro = nodes * devices, spec.training.micro_batch_size or 1

@@ -25,6 +25,7 @@ from finetune_operator.planner.refusal import (
     batch_too_small,
     does_not_fit,
     empty_dataset,
+    not_enough_devices,
     remedies,
 )
 
@@ -82,7 +83,7 @@ def plan_training(
     profile_name: str,
     profile: AcceleratorProfileSpec,
 ) -> TrainPlan | Failure:
-    """The plan, or why there is none: DoesNotFit, BatchTooSmall or EmptyDataset.
+    """The plan, or why there is none: DoesNotFit, BatchTooSmall, NotEnoughDevices, EmptyDataset.
 
     The same question always has the same answer, and more memory never turns a plan into a
     refusal.
@@ -90,6 +91,9 @@ def plan_training(
     question = Question(spec, model, data, profile_name, profile)
     if data.train_sequences == 0:
         return empty_dataset()
+    asked = spec.compute.gpus_per_node or 0
+    if question.device == "cuda" and asked > profile.devices_per_node:
+        return not_enough_devices(asked, profile_name, profile.devices_per_node)
     plan = first_fit(question)
     if plan is not None:
         return plan

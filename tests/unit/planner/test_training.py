@@ -114,6 +114,12 @@ def test_batch_smaller_than_the_gang_is_refused() -> None:
     assert "multiple of 16" in failure.remedy
 
 
+def test_more_devices_than_a_node_has_are_refused() -> None:
+    failure = refusal(SMOL, compute={"gpusPerNode": 16}, training={"batchSize": 64})
+    assert failure.reason == "NotEnoughDevices"
+    assert failure.message.endswith("nodes of profile pool have 8")
+
+
 def test_steps_are_counted_over_epochs_and_capped() -> None:
     data = DATA.model_copy(update={"train_sequences": 33})
     fields = {"batchSize": 16, "epochs": 3, "maxSequenceLength": 128}
