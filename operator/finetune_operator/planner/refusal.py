@@ -30,7 +30,9 @@ def not_enough_devices(asked: int, profile_name: str, present: int) -> Failure:
     return Failure(
         stage="train",
         reason="NotEnoughDevices",
-        message=f"compute.gpusPerNode is {asked}, but nodes of profile {profile_name} have {present}",
+        message=(
+            f"compute.gpusPerNode is {asked}, but nodes of profile {profile_name} have {present}"
+        ),
         remedy=f"set compute.gpusPerNode to {present} or less, and compute.nodes to more",
     )
 
