@@ -20,6 +20,10 @@ KILL_SLACK = timedelta(seconds=10)
 """Time after a pod's deadline in which the kubelet reports that it killed it."""
 CAUSE_RANK = {"Disrupted": 0, "Crashed": 1, "Preempted": 2}
 """Which of two causes in the same second came first; the API server counts in seconds."""
+PEER_LOST = "PeerLost"
+"""Reason of a rank that lost the connection to another one: a consequence, not a cause."""
+PEER_PATIENCE = timedelta(seconds=30)
+"""Time that the other rank, or its node, has to tell what happened."""
 CACHE_SLACK = timedelta(seconds=5)
 """Time in which the pods of an ended Job may still be missing from the cache."""
 
@@ -91,8 +95,21 @@ def _may_still_report(pod: PodFacts, now: datetime) -> bool:
 
 
 def _first_cause(attempt: Attempt, now: datetime) -> Ending | None:
+    """The earliest cause; a rank that only lost its peer waits for the peer's own story."""
     causes = sorted(_causes(attempt, now), key=lambda cause: (cause.at, CAUSE_RANK[cause.kind]))
-    return causes[0] if causes else None
+    echoes = [cause for cause in causes if _is_echo(cause)]
+    if not echoes:
+        return causes[0] if causes else None
+    first = echoes[0]
+    told = [c for c in causes if not _is_echo(c) and (c.kind != "Preempted" or c.at < first.at)]
+    if told:
+        return told[0]
+    silent = any(not pod.finished for pod in attempt.pods)
+    return None if silent and now < first.at + PEER_PATIENCE else first
+
+
+def _is_echo(cause: Ending) -> bool:
+    return cause.failure is not None and cause.failure.reason == PEER_LOST
 
 
 def _causes(attempt: Attempt, now: datetime) -> Iterator[Ending]:

@@ -207,6 +207,44 @@ def test_first_cause_decides_a_deleted_pod_whose_peers_then_crashed() -> None:
     assert world.status["failure"]["reason"] == "PodDeleted"
 
 
+PEER_LOST = failed("train", "PeerLost")
+
+
+def test_rank_that_lost_its_peer_waits_for_the_peers_story() -> None:
+    world, pods = training()
+    world.end_pod(pods[0], 75, PEER_LOST)
+    world.settle()
+    assert world.status["restarts"] == 0
+    world.tick(1)
+    world.end_pod(pods[1], 75, failed("train", "OutOfDeviceMemory"))
+    world.settle()
+    assert world.status["failure"]["reason"] == "OutOfDeviceMemory"
+    assert world.status["restarts"] == 1
+
+
+def test_peer_that_was_on_a_lost_node_is_a_disruption_although_it_shows_later() -> None:
+    world, pods = training()
+    world.end_pod(pods[0], 75, PEER_LOST)
+    world.mark_deleted(pods[1], 120)
+    world.settle()
+    world.tick(12)
+    world.mark_disrupted(pods[1], "DeletionByTaintManager")
+    world.settle()
+    recover(world, 1)
+    assert world.status["restarts"] == 0
+    assert world.status["failure"]["reason"] == "DeletionByTaintManager"
+
+
+def test_lost_peer_that_never_tells_is_a_crash_after_half_a_minute() -> None:
+    world, pods = training()
+    world.end_pod(pods[0], 75, PEER_LOST)
+    world.tick(1)
+    world.mark_deleted(pods[1], 120)
+    recover(world, 30)
+    assert world.status["failure"]["reason"] == "PeerLost"
+    assert world.status["restarts"] == 1
+
+
 def test_crash_is_not_held_up_by_peers_that_hang() -> None:
     world, pods = training()
     world.end_pod(pods[1], 1)

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.unit.jobs.world import NAMESPACE, World, job_manifest
+from tests.unit.jobs.world import NAMESPACE, World, failed, job_manifest
 
 STAGES = ["prepare", "train", "evaluate", "export"]
 pick = st.integers(0, 1)
@@ -63,6 +63,15 @@ class MisfortunesOfAJob(RuleBasedStateMachine):
     def pod_ends_badly(self, which: int, code: int) -> None:
         running = self.active()
         self.world.end_pod(running[which % len(running)], code)
+
+    @precondition(lambda self: self.active())
+    @rule(which=pick)
+    def rank_loses_its_peer(self, which: int) -> None:
+        running = self.active()
+        job = self.newest()
+        assert job is not None
+        message = failed(_stage(job), "PeerLost", _attempt(job))
+        self.world.end_pod(running[which % len(running)], 75, message)
 
     @precondition(lambda self: self.active())
     @rule(which=pick)
