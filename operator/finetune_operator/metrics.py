@@ -83,7 +83,8 @@ class Metrics:
     """Everything that /metrics shows."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a second series for each, of use to nobody here
+        # A second series for each, of use to nobody here.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.queue = QueueMetrics(self.registry)
         self.reconciles = Counter(

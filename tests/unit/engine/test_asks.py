@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import pairwise
 
 import pytest
 from aiohttp import web
@@ -121,7 +122,7 @@ async def test_a_wanted_question_is_asked_again_after_its_interval_and_no_sooner
         await enough.wait()
     await asks.close()
     times = [at for _, at in pod.asked]
-    assert all(later - earlier >= 0.2 for earlier, later in zip(times, times[1:], strict=False))
+    assert all(later - earlier >= 0.2 for earlier, later in pairwise(times))
 
 
 async def test_what_is_no_longer_wanted_is_forgotten(pod: Pod) -> None:

@@ -50,7 +50,7 @@ async def test_the_endpoints_answer_with_the_verdict() -> None:
     clock, metrics = Clock(), Metrics()
     health = Health(clock=clock)
     runner = await serve(health, metrics, 0)
-    port = runner.addresses[0][1]
+    port = next(address[1] for address in runner.addresses if "." in address[0])
 
     def status(path: str) -> int:
         try:

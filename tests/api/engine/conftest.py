@@ -1,0 +1,97 @@
+"""One reconciler on the real API server, whose cache knows only what the test has it list."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from finetune_operator.asks import Asks
+from finetune_operator.cache import Cache
+from finetune_operator.cluster import Cluster
+from finetune_operator.decision import Key
+from finetune_operator.events import Events
+from finetune_operator.intake import Intake
+from finetune_operator.kinds import WATCHED
+from finetune_operator.metrics import Metrics
+from finetune_operator.queue import WorkQueue
+from finetune_operator.reconcile import Plan, Reconciler
+from finetune_operator.sync import Sync
+
+from hack.cluster.apiserver import ControlPlane
+
+
+class Bench:
+    """A reconciler with everything around it, but nothing that runs by itself."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        self.cluster = cluster
+        self.namespace = namespace
+        self.metrics = Metrics()
+        self.leads: Callable[[], bool] = lambda: True
+        self.forget_everything()
+
+    def forget_everything(self) -> None:
+        """As after a restart of the process."""
+        self.queue = WorkQueue(self.metrics.queue)
+        self.cache = Cache()
+        intake = Intake(self.cache, self.queue, self.metrics.handovers)
+        self._sync = Sync(self.cluster, self.cache, intake, self.metrics, [self.namespace])
+
+    async def list(self, *kinds: str) -> None:
+        """Have the cache see the API server as it is now."""
+        for each in WATCHED:
+            if not each.optional and (not kinds or each.kind in kinds):
+                await self._sync.list(each)
+
+    async def reconcile(self, plan: Plan, name: str) -> str:
+        """Run one key once; the result."""
+        before = self.results()
+        asks = Asks(self.queue.add)
+        events = Events(self.cluster, "test", lambda: datetime.now(UTC))
+        reconciler = Reconciler(
+            self.cluster,
+            self.cache,
+            self.queue,
+            {"FineTuneJob": plan},
+            asks,
+            events,
+            self.metrics,
+            lambda: self.leads(),
+            lambda: datetime.now(UTC),
+        )
+        await reconciler.run(Key("FineTuneJob", self.namespace, name))
+        await asks.close()
+        after = self.results()
+        return next(each for each in after if after[each] != before.get(each))
+
+    def results(self) -> dict[str, float]:
+        """How often a reconcile ended how."""
+        return _by_label(self.metrics.reconciles, "result")
+
+    def writes(self) -> dict[str, float]:
+        """Writes that succeeded, by verb."""
+        counts: dict[str, float] = {}
+        for sample in _samples(self.metrics.writes):
+            if sample.labels["result"] == "ok" and sample.labels["kind"] != "Event":
+                counts[sample.labels["verb"]] = counts.get(sample.labels["verb"], 0) + sample.value
+        return counts
+
+
+@pytest.fixture
+async def bench(control_plane: ControlPlane, namespace: str) -> AsyncIterator[Bench]:
+    """A reconciler that serves the test's own namespace."""
+    cluster = await Cluster.connect(str(control_plane.kubeconfig))
+    yield Bench(cluster, namespace)
+    await cluster.close()
+    await asyncio.sleep(0)  # lets the transport close its sockets
+
+
+def _by_label(counter: Any, label: str) -> dict[str, float]:
+    return {sample.labels[label]: sample.value for sample in _samples(counter)}
+
+
+def _samples(counter: Any) -> list[Any]:
+    return [each for each in next(iter(counter.collect())).samples if each.name.endswith("_total")]

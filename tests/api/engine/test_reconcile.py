@@ -1,0 +1,176 @@
+"""What a reconcile writes, seen at the real API server."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pytest
+from finetune_operator.decision import Decision, Key, Manifest, ObjectRef, View
+
+from tests.api.client import Api
+from tests.api.engine import toy
+from tests.api.engine.conftest import Bench
+
+
+def uids(api: Api, namespace: str) -> dict[str, str]:
+    return {
+        f"{kind} {found['metadata']['name']}": found["metadata"]["uid"]
+        for kind in ("ConfigMap", "Job")
+        for found in api.list(kind, namespace)
+    }
+
+
+async def test_children_are_created_once_and_an_equal_status_is_not_written_again(
+    bench: Bench, api: Api, namespace: str
+) -> None:
+    api.create(toy.finetune_job(namespace, "a"))
+    await bench.list()
+    await bench.reconcile(toy.plan, "a")
+    made = uids(api, namespace)
+    assert sorted(made) == ["ConfigMap a-prepare-1", "Job a-prepare-1"]
+    assert bench.writes() == {"create": 2, "status": 1}
+    version = api.get("FineTuneJob", namespace, "a")["metadata"]["resourceVersion"]
+
+    await bench.reconcile(toy.plan, "a")  # its own writes are all that the cache has heard of
+
+    assert uids(api, namespace) == made
+    assert bench.writes() == {"create": 2, "status": 1}
+    assert api.get("FineTuneJob", namespace, "a")["metadata"]["resourceVersion"] == version
+
+
+@pytest.mark.parametrize("writes", range(5))
+@pytest.mark.parametrize("stale", [False, True], ids=["listed anew", "children not seen yet"])
+async def test_a_crash_between_any_two_writes_is_repaired_by_the_next_process(
+    bench: Bench, api: Api, namespace: str, writes: int, stale: bool
+) -> None:
+    api.create(toy.finetune_job(namespace, "a"))
+    await bench.list()
+    left = iter([True] * writes)
+    bench.leads = lambda: next(left, False)
+    await bench.reconcile(toy.plan, "a")
+    before = uids(api, namespace)
+    assert len(before) == min(writes, 2)
+
+    bench.forget_everything()
+    bench.leads = lambda: True
+    await bench.list(*(["FineTuneJob"] if stale else []))
+    await bench.reconcile(toy.plan, "a")
+
+    after = uids(api, namespace)
+    assert len(after) == 2
+    assert before.items() <= after.items(), "nothing was made twice or replaced"
+    assert api.get("FineTuneJob", namespace, "a")["status"]["phase"] == "Preparing"
+
+
+async def test_a_name_that_is_taken_stops_the_plan_and_is_told_by_an_event(
+    bench: Bench, api: Api, namespace: str
+) -> None:
+    job = api.create(toy.finetune_job(namespace, "a"))
+    other = toy.config_map(job)
+    del other["metadata"]["ownerReferences"]
+    api.create(other)
+    await bench.list("FineTuneJob")
+
+    assert await bench.reconcile(toy.plan, "a") == "error"
+
+    assert "status" not in api.get("FineTuneJob", namespace, "a")
+    assert not api.list("Job", namespace)
+    events = api.list("Event", namespace)
+    assert [(e["type"], e["reason"]) for e in events] == [("Warning", "NameTaken")]
+    assert f"ConfigMap {namespace}/a-prepare-1 exists already" in events[0]["message"]
+
+
+async def test_a_child_of_ours_with_another_hash_is_not_taken_for_the_one_wanted(
+    bench: Bench, api: Api, namespace: str
+) -> None:
+    job = api.create(toy.finetune_job(namespace, "a"))
+    api.create(toy.config_map(job, digest="another"))
+    await bench.list("FineTuneJob")
+    assert await bench.reconcile(toy.plan, "a") == "error"
+    assert api.list("Event", namespace)[0]["reason"] == "NameTaken"
+
+
+async def test_a_status_planned_from_an_old_object_is_refused(
+    bench: Bench, api: Api, namespace: str
+) -> None:
+    api.create(toy.finetune_job(namespace, "a"))
+    await bench.list()
+    api.patch("FineTuneJob", namespace, "a", {"metadata": {"annotations": {"by": "user"}}})
+
+    assert await bench.reconcile(toy.plan, "a") == "conflict"
+    assert "status" not in api.get("FineTuneJob", namespace, "a")
+    assert not api.list("Event", namespace), "events come only after their status"
+
+    await bench.list()
+    assert await bench.reconcile(toy.plan, "a") in ("success", "requeue_after")
+    assert api.get("FineTuneJob", namespace, "a")["status"]["phase"] == "Preparing"
+    assert [e["reason"] for e in api.list("Event", namespace)] == ["Preparing"]
+
+
+async def test_apply_writes_only_what_differs(bench: Bench, api: Api, namespace: str) -> None:
+    api.create(toy.finetune_job(namespace, "a"))
+    await bench.list()
+
+    def plan(key: Key, view: View, now: datetime) -> Decision:
+        job = view.get(key.kind, key.namespace, key.name)
+        assert job is not None
+        return Decision(apply=(toy.service(job, ports),))
+
+    async def apply() -> Manifest:
+        bench.forget_everything()
+        await bench.list()
+        await bench.reconcile(plan, "a")
+        return api.get("Service", namespace, "a-svc")
+
+    ports: tuple[int, ...] = (80,)
+    first = await apply()
+    again = await apply()
+    assert bench.writes() == {"apply": 1}, "defaults of the server are no difference"
+    assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
+
+    change = {"spec": {"selector": {"app": "somebody"}}}
+    api.patch("Service", namespace, "a-svc", change)
+    repaired = await apply()
+    assert repaired["spec"]["selector"] == {"app": "x"}
+
+    ports = (80, 81)
+    assert len((await apply())["spec"]["ports"]) == 2
+    ports = (80,)
+    assert len((await apply())["spec"]["ports"]) == 1
+    assert bench.writes() == {"apply": 4}
+
+
+async def test_only_the_very_object_that_was_meant_is_deleted(
+    bench: Bench, api: Api, namespace: str
+) -> None:
+    job = api.create(toy.finetune_job(namespace, "a"))
+    child = api.create(toy.config_map(job))
+    await bench.list()
+    uid = "00000000-0000-0000-0000-000000000000"
+
+    def plan(key: Key, view: View, now: datetime) -> Decision:
+        return Decision(delete=(ObjectRef("v1", "ConfigMap", namespace, "a-prepare-1", uid),))
+
+    assert await bench.reconcile(plan, "a") == "success"
+    assert api.get("ConfigMap", namespace, "a-prepare-1")
+
+    uid = child["metadata"]["uid"]
+    await bench.reconcile(plan, "a")
+    assert not [c for c in api.list("ConfigMap", namespace) if c["metadata"]["uid"] == uid]
+    assert bench.cache.get("ConfigMap", namespace, "a-prepare-1") is None
+    assert await bench.reconcile(plan, "a") == "success", "gone already is as good"
+
+
+async def test_a_status_that_the_schema_refuses_is_told_by_an_event(
+    bench: Bench, api: Api, namespace: str
+) -> None:
+    api.create(toy.finetune_job(namespace, "a"))
+    await bench.list()
+
+    def plan(key: Key, view: View, now: datetime) -> Decision:
+        return Decision(status={"phase": "Dancing"})
+
+    assert await bench.reconcile(plan, "a") == "error"
+    [event] = api.list("Event", namespace)
+    assert (event["type"], event["reason"]) == ("Warning", "Refused")
+    assert "Dancing" in event["message"]
