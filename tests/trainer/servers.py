@@ -1,4 +1,4 @@
-"""Servers on the loopback interface that stand in for a model hub and for a web server with TLS.
+"""Servers on the loopback interface that stand in for a model hub, a web server and a bucket.
 
 The hub answers what huggingface_hub asks (repository information, file headers, file content)
 with the hub's own status codes and error headers. Both count what was fetched, so that a test can
@@ -7,6 +7,7 @@ say that something was not.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import datetime
 import hashlib
@@ -44,6 +45,10 @@ class _Requests(BaseHTTPRequestHandler):
         self._answer()
 
     def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self._answer()
 
     def _answer(self) -> None:
@@ -218,6 +223,78 @@ def running_web(files: dict[str, bytes], certificate: tuple[Path, Path]) -> Iter
     with _running(server):
         web.url = f"https://localhost:{server.server_port}"
         yield web
+
+
+class Bucket:
+    """Google's JSON API for the objects of one bucket `acme`, and its token endpoint."""
+
+    def __init__(self, objects: dict[str, bytes]) -> None:
+        self.objects = objects
+        self.url = ""
+        self.token: str | None = None
+        """What the token endpoint hands out, and what is then asked for."""
+
+    def respond(self, method: str, target: str, headers: dict[str, str]) -> Answer:
+        """Answer one request."""
+        parts = urllib.parse.urlsplit(target)
+        path, query = urllib.parse.unquote(parts.path), urllib.parse.parse_qs(parts.query)
+        if path == "/token":
+            token = {"access_token": self.token, "expires_in": 3600, "token_type": "Bearer"}
+            return _json(token)
+        if self.token and headers.get("authorization") != f"Bearer {self.token}":
+            return Answer(401, b'{"error": {"code": 401, "message": "Anonymous caller"}}')
+        if path == "/storage/v1/b/acme/o":
+            prefix = query.get("prefix", [""])[0]
+            names = [name for name in sorted(self.objects) if name.startswith(prefix)]
+            return _json({"items": [self._describe(name) for name in names]})
+        for start in ("/download/storage/v1/b/acme/o/", "/storage/v1/b/acme/o/"):
+            if (name := path.removeprefix(start)) in self.objects:
+                media = start.startswith("/download")
+                return Answer(200, self.objects[name]) if media else _json(self._describe(name))
+        return Answer(404, b'{"error": {"code": 404, "message": "Not Found"}}')
+
+    def _describe(self, name: str) -> dict[str, str]:
+        body = self.objects[name]
+        digest = base64.b64encode(hashlib.md5(body).digest()).decode()
+        return {"bucket": "acme", "name": name, "size": str(len(body)), "md5Hash": digest}
+
+
+def _json(value: object) -> Answer:
+    return Answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+
+@contextlib.contextmanager
+def running_bucket(objects: dict[str, bytes]) -> Iterator[Bucket]:
+    """Google Cloud Storage with one bucket on a free port."""
+    bucket = Bucket(objects)
+    server = _Server(("127.0.0.1", 0), _Requests)
+    server.respond = bucket.respond
+    with _running(server):
+        bucket.url = f"http://127.0.0.1:{server.server_port}"
+        yield bucket
+
+
+def make_service_account(token_url: str) -> str:
+    """A service account's key file with a new key, whose tokens come from `token_url`."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    encoded = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    account = {
+        "type": "service_account",
+        "project_id": "test",
+        "private_key_id": "1",
+        "private_key": encoded.decode(),
+        "client_email": "trainer@test.example",
+        "client_id": "1",
+        "token_uri": token_url,
+    }
+    return json.dumps(account)
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:

@@ -17,7 +17,14 @@ from finetune_trainer.sources.snapshot import open_snapshot
 from finetune_trainer.stage import RetryableError, StageError, UserError
 
 from hack.testservers.s3 import S3Server, s3_server
-from tests.trainer.servers import Web, make_certificate, running_web
+from tests.trainer.servers import (
+    Bucket,
+    Web,
+    make_certificate,
+    make_service_account,
+    running_bucket,
+    running_web,
+)
 from tests.trainer.tiny import tiny_model
 
 NOWHERE = Path("/nonexistent")
@@ -128,6 +135,51 @@ def test_s3_without_keys_is_asked_anonymously_and_denied(s3: S3Server) -> None:
 def test_s3_that_nobody_answers_for_is_tried_again(s3: S3Server) -> None:
     address = on_s3(s3, "s3://acme/data", AWS_ENDPOINT_URL="http://127.0.0.1:9")
     assert failure(address, kind=RetryableError).failure.reason == "SourceUnavailable"
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    objects = {"data/a.jsonl": ROWS, "data/a.jsonl.bak": b"old", "data2/b.jsonl": ROWS}
+    with running_bucket(objects) as running:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", running.url)
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("uri", "names"),
+    [("gs://acme/data/a.jsonl", ["a.jsonl"]), ("gs://acme/data", ["a.jsonl", "a.jsonl.bak"])],
+)
+def test_gs_object_and_prefix_are_found_and_fetched(
+    bucket: Bucket, tmp_path: Path, uri: str, names: list[str]
+) -> None:
+    source = open_source(Address("dataset", uri), NOWHERE)
+    assert paths(source) == names
+    assert source.fetch(source.files[0], tmp_path).read_bytes() == ROWS
+
+
+@pytest.mark.parametrize("uri", ["gs://acme/dat", "gs://acme/gone.jsonl", "gs://other/a.jsonl"])
+def test_gs_object_that_does_not_exist_is_not_found(bucket: Bucket, uri: str) -> None:
+    assert failure(Address("dataset", uri)).failure.reason == "DatasetNotFound"
+
+
+def test_gs_private_bucket_opens_with_a_service_account_only(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    bucket.token = "gs-token"
+    told = failure(Address("dataset", "gs://acme/data/a.jsonl")).failure
+    assert told.reason == "AccessDenied"
+    assert "GOOGLE_APPLICATION_CREDENTIALS_JSON" in (told.remedy or "")
+    account = make_service_account(f"{bucket.url}/token")
+    secrets = Credentials({"GOOGLE_APPLICATION_CREDENTIALS_JSON": account})
+    source = open_source(Address("dataset", "gs://acme/data/a.jsonl", None, secrets), NOWHERE)
+    assert source.fetch(source.files[0], tmp_path).read_bytes() == ROWS
+
+
+def test_gs_key_that_is_not_json_is_told_without_repeating_it(bucket: Bucket) -> None:
+    secrets = Credentials({"GOOGLE_APPLICATION_CREDENTIALS_JSON": "s3cret"})
+    told = failure(Address("dataset", "gs://acme/data", None, secrets)).failure
+    assert told.reason == "AccessDenied"
+    assert "s3cret" not in told.message
 
 
 @pytest.fixture(scope="module")
