@@ -48,7 +48,7 @@ def run_stage(ctx: Context, draft: Draft, stage: PodStage) -> bool:
     attempt = ctx.observed.numbered(stage.name, seen)
     if attempt.config is not None:
         draft.update(plan=draft.status.plan or attempt.config.plan)
-    over = ending(attempt, ctx.now)
+    over = ending(attempt, ctx.now) or _noted_ending(ctx, draft, attempt)
     if over is None:
         _watch(ctx, draft, stage, attempt)
         return False
@@ -59,6 +59,22 @@ def run_stage(ctx: Context, draft: Draft, stage: PodStage) -> bool:
         return False
     _retry(ctx, draft, stage, attempt, over)
     return False
+
+
+def _noted_ending(ctx: Context, draft: Draft, attempt: Attempt) -> Ending | None:
+    """An attempt whose failure is in the status is over, even when its pods are gone since."""
+    if not _noted(draft, attempt) or any(not pod.finished for pod in attempt.pods):
+        return None
+    return Ending("Disrupted", attempt.job_created() or ctx.now, None, draft.status.failure)
+
+
+def _noted(draft: Draft, attempt: Attempt) -> bool:
+    """Whether the status tells already that this attempt failed."""
+    failure = draft.status.failure
+    return failure is not None and (failure.stage, failure.attempt) == (
+        attempt.stage,
+        attempt.number,
+    )
 
 
 def _launch(ctx: Context, draft: Draft, stage: PodStage, number: int) -> None:
@@ -233,8 +249,7 @@ def _retry(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, over: 
     """Note the failure once, wait, remove the old Job, and when it is gone launch the next."""
     failure = over.failure
     assert failure is not None
-    noted = draft.status.failure
-    known = noted is not None and (noted.stage, noted.attempt) == (stage.name, attempt.number)
+    known = _noted(draft, attempt)
     counted = over.kind == "Crashed"
     if counted and not known:
         if draft.status.restarts >= ctx.spec.max_restarts:

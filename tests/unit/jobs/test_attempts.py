@@ -300,6 +300,17 @@ def test_pods_deleted_by_force_are_missed_once_the_job_is_over() -> None:
     assert world.status["restarts"] == 0
 
 
+def test_failed_attempt_stays_failed_when_its_pods_go() -> None:
+    world, pods = training()
+    world.end_pod(pods[0], 1)
+    world.settle()
+    for pod in pods:
+        world.remove_pod(pod)
+    recover(world, 11)
+    assert world.stage("train")["attempt"] == 2
+    assert world.status["restarts"] == 1
+
+
 def test_asked_for_but_unseen_attempt_is_asked_for_again_under_the_same_name() -> None:
     world = World()
     world.reconcile()
