@@ -80,6 +80,7 @@ def import_image(ctr: Sequence[str], image: Image, have: Collection[str]) -> Non
     finally:
         status = process.wait()
         reader.join()
+        cast(BinaryIO, process.stdout).close()
     if status != 0 or broken:
         message = b"".join(output).decode(errors="replace").strip()[-1500:]
         raise ClusterError(f"the import of {image.reference} failed: {message}")
