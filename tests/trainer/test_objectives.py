@@ -1,0 +1,107 @@
+"""The loss: packed, padded or alone, an example costs the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from finetune_trainer import objectives
+from finetune_trainer.data.store import Row
+from finetune_trainer.methods import load_model
+from torch.nn import functional
+
+from tests.trainer.jobs import array_of
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+def example(length: int, prompt: int, seed: int) -> Row:
+    dice = np.random.default_rng(seed)
+    ids = dice.integers(3, 2048, length).astype(np.int32)
+    labels = ids.copy()
+    labels[:prompt] = -100
+    return Row(ids, labels, np.arange(length, dtype=np.int32))
+
+
+def packed(*rows: Row) -> Row:
+    return Row(
+        np.concatenate([row.input_ids for row in rows]),
+        np.concatenate([row.labels for row in rows]),
+        np.concatenate([row.position_ids for row in rows]),
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_folder: Path) -> torch.nn.Module:
+    loaded: torch.nn.Module = load_model(tiny_model_folder, torch.float32)
+    return loaded.eval()
+
+
+def reference_loss(model: torch.nn.Module, row: Row) -> torch.Tensor:
+    """An example alone, by the textbook."""
+    ids = torch.from_numpy(array_of(row))[None]
+    labels = torch.from_numpy(row.labels.astype(np.int64))
+    logits = model(input_ids=ids).logits[0, :-1]
+    return functional.cross_entropy(logits, labels[1:], ignore_index=-100, reduction="sum")
+
+
+EXAMPLES = [example(17, 5, 1), example(9, 1, 2), example(30, 12, 3), example(12, 0, 4)]
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+def test_packed_examples_do_not_see_each_other(model: torch.nn.Module, flatten: bool) -> None:
+    rows = [packed(*EXAMPLES[:2]), packed(*EXAMPLES[2:])]
+    loss_of = objectives.AnswerLoss(model)
+    losses = loss_of(model, objectives.collate(rows, flatten))
+    loss_of.remove()
+    alone = [reference_loss(model, row) for row in EXAMPLES]
+    assert len(losses) == sum(map(objectives.trained_tokens, rows))
+    assert losses.sum().item() == pytest.approx(sum(alone).item(), rel=1e-6)
+    lengths = [objectives.trained_tokens(row) for row in EXAMPLES]
+    for part, whole in zip(losses.split(lengths), alone, strict=True):
+        assert part.sum().item() == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_padding_changes_nothing(model: torch.nn.Module) -> None:
+    loss_of = objectives.AnswerLoss(model)
+    batch = objectives.collate(EXAMPLES)
+    losses = loss_of(model, batch)
+    loss_of.remove()
+    for index, row in enumerate(EXAMPLES):
+        mine = losses[batch.owners == index].sum().item()
+        assert mine == pytest.approx(reference_loss(model, row).item(), rel=1e-5)
+    assert batch.tokens == sum(len(row.input_ids) for row in EXAMPLES)
+
+
+def test_a_rank_without_rows_adds_nothing(model: torch.nn.Module) -> None:
+    loss_of = objectives.AnswerLoss(model)
+    batch = objectives.collate([])
+    loss = loss_of(model, batch).sum()
+    loss_of.remove()
+    assert loss.item() == 0
+    assert batch.tokens == 0
+    loss.backward()
+
+
+def test_the_head_is_as_before_when_the_loss_is_removed(model: torch.nn.Module) -> None:
+    ids = torch.from_numpy(array_of(EXAMPLES[0]))[None]
+    before = model(input_ids=ids).logits
+    loss_of = objectives.AnswerLoss(model)
+    loss_of(model, objectives.collate(EXAMPLES))
+    loss_of.remove()
+    assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_chunks_give_the_same_losses_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, 31, generator=generator, requires_grad=True)
+    targets = torch.randint(0, 31, (50,), generator=generator)
+    whole = objectives.token_losses(logits, targets)
+    (expected,) = torch.autograd.grad(whole.sum(), logits)
+    monkeypatch.setattr(objectives, "CHUNK", 16)
+    chunked = objectives.token_losses(logits, targets)
+    (found,) = torch.autograd.grad(chunked.sum(), logits)
+    assert torch.equal(chunked, whole)
+    assert torch.equal(found, expected)

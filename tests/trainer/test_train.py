@@ -1,0 +1,180 @@
+"""The train stage as it runs in a pod: launcher, torchrun, ranks, telemetry, one result."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from finetune_api.run import ExitCode, Progress, RunConfig, StageResult
+from safetensors.numpy import load_file, save_file
+
+from tests.trainer.jobs import environment, free_port, losses, make_run, write_data, write_run
+from tests.trainer.tiny import tiny_model
+
+STEPS = 30
+
+
+class Stage:
+    """One launcher process, asked and stopped from outside as in a pod."""
+
+    def __init__(self, folder: Path, run: RunConfig) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        env = environment(
+            FINETUNE_RUN_CONFIG=str(write_run(run, folder / "run.json")),
+            FINETUNE_TERMINATION_PATH=str(folder / "result.json"),
+            FINETUNE_TELEMETRY_PORT=str(self.port),
+            FINETUNE_RENDEZVOUS_PORT=str(free_port()),
+        )
+        self.log = (folder / "log.txt").open("w")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "finetune_trainer.train"],
+            env=env,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    def wait_for(self, wanted: Callable[[Progress], bool]) -> Progress:
+        """The first progress that is as wanted; fails when the stage ends before."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, (self.folder / "log.txt").read_text()[-4000:]
+            try:
+                progress = Progress.model_validate_json(self.get("/progress"))
+            except OSError:
+                continue
+            if wanted(progress):
+                return progress
+            time.sleep(0.02)
+        raise AssertionError("the stage never got there")
+
+    def end(self) -> tuple[int, StageResult]:
+        code = self.process.wait(timeout=120)
+        self.log.close()
+        return code, StageResult.model_validate_json((self.folder / "result.json").read_bytes())
+
+    def text(self) -> str:
+        return (self.folder / "log.txt").read_text()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return tiny_model(tmp_path / "models" / "tiny")
+
+
+def settings(**more: Any) -> dict[str, Any]:
+    return {"strategy": "ZeRO2", "steps": STEPS, **more}
+
+
+def test_a_stopped_attempt_is_resumed_by_the_next_one(tmp_path: Path, model: Path) -> None:
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    for root in (straight, stopped):
+        write_data(root / "job" / "data", model)
+    first = Stage(tmp_path / "a", make_run(straight, model, **settings()))
+    told = first.wait_for(lambda p: p.step >= 2)
+    assert (told.world_size, told.engine, told.total_steps) == (2, "DeepSpeedEngine", STEPS)
+    assert [rank.rank for rank in told.ranks] == [0, 1]
+    assert told.loss is not None
+    assert told.tokens_per_second is not None
+    assert told.eta_seconds is not None
+    metrics = first.get("/metrics")
+    assert re.search(r"^finetune_train_loss \d", metrics, re.M)
+    assert "finetune_train_rank_heartbeat_timestamp_seconds{host=" in metrics
+    code, result = first.end()
+    assert (code, result.outcome) == (ExitCode.OK, "Succeeded"), first.text()[-3000:]
+    assert result.train is not None
+    assert result.train.steps == STEPS
+    assert (straight / "job" / "output" / "adapter_model.safetensors").exists()
+
+    second = Stage(tmp_path / "b", make_run(stopped, model, **settings()))
+    second.wait_for(lambda p: p.step >= 2)
+    second.process.send_signal(signal.SIGTERM)
+    code, result = second.end()
+    assert (code, result.outcome) == (ExitCode.PREEMPTED, "Preempted"), second.text()[-3000:]
+    assert result.train is not None
+    at = result.train.steps
+    assert 2 <= at < STEPS
+    assert not (stopped / "job" / "output").exists()
+
+    third = Stage(tmp_path / "c", make_run(stopped, model, attempt=2, **settings()))
+    code, result = third.end()
+    assert code == ExitCode.OK, third.text()[-3000:]
+    assert result.train is not None
+    assert result.train.resumed_from_step == at
+    together = losses(stopped / "job", 1) + losses(stopped / "job", 2)
+    assert together == losses(straight / "job")
+
+
+def test_a_loss_that_is_not_a_number_is_the_users_error(tmp_path: Path, model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"] = np.full_like(weights["model.norm.weight"], np.nan)
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    write_data(tmp_path / "job" / "data", model)
+    stage = Stage(tmp_path / "a", make_run(tmp_path, model, strategy="DDP"))
+    code, result = stage.end()
+    assert code == ExitCode.USER_ERROR, stage.text()[-3000:]
+    assert result.failure is not None
+    assert result.failure.reason == "LossNotFinite"
+    assert "step 1 " in result.failure.message
+    assert result.failure.remedy is not None
+    assert "Traceback" not in (tmp_path / "a" / "result.json").read_text()
+
+
+def test_a_killed_rank_makes_the_attempt_retryable(tmp_path: Path, model: Path) -> None:
+    write_data(tmp_path / "job" / "data", model)
+    stage = Stage(tmp_path / "a", make_run(tmp_path, model, strategy="DDP", steps=100000))
+    stage.wait_for(lambda p: p.step >= 1)
+    os.kill(child_named("finetune_trainer.worker", stage.process.pid), signal.SIGKILL)
+    code, result = stage.end()
+    assert code == ExitCode.RETRYABLE, stage.text()[-3000:]
+    assert result.failure is not None
+    assert result.failure.reason in ("PeerLost", "RankFailed")
+
+
+def child_named(module: str, ancestor: int) -> int:
+    """The first descendant of a process whose command line names a module."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and descends(int(entry.name), ancestor):
+            try:
+                command = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if module.encode() in command and b"torch.distributed.run" not in command:
+                return int(entry.name)
+    raise AssertionError(f"no {module} below process {ancestor}")
+
+
+def descends(pid: int, ancestor: int) -> bool:
+    while pid > 1:
+        if pid == ancestor:
+            return True
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            return False
+    return False
+
+
+def test_history_has_a_line_for_every_step(tmp_path: Path, model: Path) -> None:
+    write_data(tmp_path / "job" / "data", model)
+    stage = Stage(tmp_path / "a", make_run(tmp_path, model, strategy="DDP", world_size=1, steps=3))
+    code, _ = stage.end()
+    assert code == ExitCode.OK, stage.text()[-3000:]
+    lines = (tmp_path / "job" / "report" / "train-1.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]

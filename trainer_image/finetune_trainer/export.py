@@ -1,0 +1,212 @@
+"""The export stage: the tuned model as one folder that any server can load.
+
+The folder is complete once manifest.json is in it; the manifest holds the SHA-256 of every
+other file, and its own digest is what the rest of the system knows the model by. A retry may
+find half a folder and starts over. Everything is readable by other users, because whoever
+serves the model runs under another one.
+"""
+
+import hashlib
+import json
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from finetune_api.finetunejob import FineTuneJobSpec, LoRA
+from finetune_api.run import ArtifactRef, RunConfig, StageResult
+
+from finetune_trainer import __version__
+from finetune_trainer.stage import Report, RetryableError, run_stage
+
+MANIFEST = "manifest.json"
+LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "safetensors", "tokenizers")
+
+
+def export(run: RunConfig, report: Report) -> StageResult:
+    """Merge, write, check and publish."""
+    report.update("merging", step=0, total_steps=3)
+    from finetune_trainer.checkpoint import describe, seal
+    from finetune_trainer.data.chat import load_tokenizer
+    from finetune_trainer.merge import base_folder, tuned_model
+    from finetune_trainer.methods import saved_dtype
+
+    assert run.artifact_uri is not None
+    target = Path(run.paths.artifact)
+    partial = target / ".partial"
+    clear(target)
+    partial.mkdir(parents=True)
+    model = tuned_model(run, saved_dtype(base_folder(run)))
+    report.update("writing", step=1)
+    model.config.use_cache = True
+    model.save_pretrained(partial, max_shard_size="5GB")
+    load_tokenizer(base_folder(run)).save_pretrained(partial)
+    (partial / "README.md").write_text(model_card(run))
+    verify_weights(partial, model)
+    report.update("publishing", step=2)
+    seal(partial)
+    files = describe(partial)
+    manifest = json.dumps(manifest_of(run, files), indent=1, sort_keys=True).encode()
+    publish(partial, target, manifest)
+    if describe(target) != {**files, MANIFEST: fingerprint(manifest)}:
+        raise RetryableError(
+            "ArtifactChanged",
+            "The files of the artifact are not those that were written.",
+            "Check the workspace's storage.",
+            file=str(target),
+        )
+    report.update("done", step=3)
+    reference = ArtifactRef(
+        uri=run.artifact_uri,
+        digest=f"sha256:{hashlib.sha256(manifest).hexdigest()}",
+        bytes=sum(int(facts["size"]) for facts in files.values()) + len(manifest),
+    )
+    return StageResult(stage="export", attempt=run.attempt, outcome="Succeeded", artifact=reference)
+
+
+def clear(target: Path) -> None:
+    """Remove what an earlier attempt left; its manifest first, so that it never looks whole."""
+    target.mkdir(parents=True, exist_ok=True)
+    (target / MANIFEST).unlink(missing_ok=True)
+    for path in target.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def publish(partial: Path, target: Path, manifest: bytes) -> None:
+    """Move the files to their place, the manifest last."""
+    from finetune_trainer.checkpoint import seal
+
+    for path in sorted(partial.iterdir()):
+        path.rename(target / path.name)
+    partial.rmdir()
+    unfinished = target / f".{MANIFEST}"
+    unfinished.write_bytes(manifest)
+    seal(target)
+    unfinished.rename(target / MANIFEST)
+
+
+def fingerprint(data: bytes) -> dict[str, Any]:
+    """SHA-256 and size, as `describe` gives them."""
+    return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+
+
+def verify_weights(folder: Path, model: Any) -> None:
+    """Read the headers back: the files must hold as many numbers as the model.
+
+    Numbers and not names, because some architectures are saved under other names than they run.
+    """
+    from math import prod
+
+    from safetensors import safe_open
+
+    written = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                written += prod(tensors.get_slice(name).get_shape())
+    wanted = sum(weight.numel() for weight in model.parameters())
+    if written < wanted:
+        raise RetryableError(
+            "ArtifactIncomplete",
+            f"The export holds {written} of {wanted} weights.",
+            "Check the workspace's storage.",
+            file=str(folder),
+        )
+
+
+def manifest_of(run: RunConfig, files: dict[str, Any]) -> dict[str, Any]:
+    """What the folder holds and where it came from."""
+    spec = FineTuneJobSpec.model_validate(run.spec)
+    return {
+        "version": 1,
+        "job": run.job.to_wire(),
+        "base": {"uri": spec.model.uri, "revision": run.model.revision if run.model else None},
+        "method": spec.method.to_wire(),
+        "data": run.data.to_wire() if run.data else None,
+        "evaluation": run.evaluation.to_wire() if run.evaluation else None,
+        "versions": {"finetune-trainer": __version__} | library_versions(),
+        "files": files,
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what made the weights."""
+    return {name: metadata.version(name) for name in LIBRARIES}
+
+
+def model_card(run: RunConfig) -> str:
+    """README.md in the form that model hubs read: YAML head, then Markdown."""
+    spec = FineTuneJobSpec.model_validate(run.spec)
+    settings, plan = spec.training, run.plan
+    base = spec.model.uri.removeprefix("hf://")
+    lines = [
+        "---",
+        *([f"base_model: {base}"] if spec.model.uri.startswith("hf://") else []),
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        "",
+        f"# {run.job.name}",
+        "",
+        f"`{base}` fine-tuned by the FineTuneJob `{run.job.namespace}/{run.job.name}`.",
+        "",
+        "## Data",
+        "",
+        f"Source: `{spec.dataset.train[0].uri}`",
+    ]
+    if run.data:
+        lines += [
+            f"({run.data.train_examples} rows to learn from with {run.data.train_tokens} tokens, "
+            f"{run.data.eval_examples} held out; `{run.data.digest}`).",
+        ]
+    lines += ["", "## Training", "", "| Setting | Value |", "| --- | --- |"]
+    rows: dict[str, Any] = {"method": spec.method.type}
+    if spec.method.type == "LoRA":
+        lora = spec.method.lora or LoRA()
+        rows |= {"rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout}
+        rows["target modules"] = ", ".join(lora.target_modules)
+    if plan:
+        rows |= {
+            "optimizer steps": plan.total_steps,
+            "sequences per step": plan.batch_size,
+            "learning rate": plan.learning_rate,
+            "strategy": f"{plan.strategy}, {plan.world_size} processes",
+        }
+    rows |= {
+        "schedule": settings.schedule,
+        "warm-up ratio": settings.warmup_ratio,
+        "sequence length": settings.max_sequence_length,
+        "precision": settings.precision,
+        "seed": settings.seed,
+    }
+    lines += [f"| {name} | {value} |" for name, value in rows.items()]
+    return "\n".join([*lines, *evaluation_table(run), ""])
+
+
+def evaluation_table(run: RunConfig) -> list[str]:
+    """The evaluation in Markdown, or nothing."""
+    summary = run.evaluation
+    if summary is None:
+        return []
+    loss = summary.loss
+    lines = ["", "## Evaluation on held-out rows", "", "| Measure | Base | Tuned |"]
+    lines += [
+        "| --- | --- | --- |",
+        f"| loss (nats per token) | {loss.base:.4f} | {loss.tuned:.4f} |",
+    ]
+    for name, pair in (("exact match", summary.exact_match), ("ROUGE-L", summary.rouge_l)):
+        if pair:
+            lines.append(f"| {name} | {pair.base:.4f} | {pair.tuned:.4f} |")
+    lines += [
+        "",
+        f"The loss improved by {loss.improvement_percent:.2f} % "
+        f"(95 % interval {loss.low_percent:.2f} to {loss.high_percent:.2f} %).",
+    ]
+    return lines
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage("export", export))

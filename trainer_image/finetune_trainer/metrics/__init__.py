@@ -1,0 +1,1 @@
+"""Measures of an answer against its reference; each is one pure function."""
