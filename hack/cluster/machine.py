@@ -9,6 +9,8 @@ them.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import re
 import signal
@@ -140,11 +142,22 @@ class Machine:
 
     def power_off(self) -> None:
         """End everything on this machine at once, as when its power fails; safe when it is off."""
-        pid = self.pid
-        if pid is not None:
-            os.kill(pid, signal.SIGKILL)
-            wait_for(lambda: _ended(pid), 60, f"the end of {self.name}")
+        recorded = self.pid
+        for pid in {*self._inits(), *([recorded] if recorded else [])}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            wait_for(functools.partial(_ended, pid), 60, f"the end of {self.name}")
         (self.folder / "init.pid").unlink(missing_ok=True)
+
+    def _inits(self) -> list[int]:
+        """Init processes of this very machine, also one whose number a crash kept from the file."""
+        wanted = [f"{self.name}-init", str(self.folder), self.name]
+        found = []
+        for entry in Path("/proc").iterdir():
+            words = read_text(entry / "cmdline").split("\0") if entry.name.isdigit() else []
+            if words[0:2] == ["bash", "-c"] and words[3:6] == wanted:
+                found.append(int(entry.name))
+        return found
 
     def processes(self) -> list[Process]:
         """Every process in this machine's own PID namespace (the pods' are in theirs)."""
