@@ -42,6 +42,16 @@ def test_ready_pods_alone_take_no_traffic() -> None:
     assert [ask.url for ask in world.asks] == ["http://10.0.1.0:8080/v1/models"]
 
 
+def test_ready_deployment_whose_pod_is_lost_by_now_is_not_asked() -> None:
+    world = World()
+    world.settle()
+    world.pods_are_ready(1)
+    world.pod_is("glossary-r1-0", ready=False)
+    world.settle()
+    assert world.states() == {1: "Starting"}
+    assert world.asks == ()
+
+
 def test_revision_takes_the_traffic_after_the_right_answer() -> None:
     world = World()
     world.rolled_out()
@@ -128,6 +138,16 @@ def test_failed_update_leaves_the_old_revision_serving() -> None:
         "revision 1 answers on 1 of 1 pods; revision 2 failed: ParityMismatch: "
     )
     assert world.names("Deployment") == ["glossary-r1"]
+
+
+def test_failed_revision_is_taken_away_only_after_the_status_says_so() -> None:
+    world = World()
+    world.settle()
+    world.pods_appear(1)
+    world.container_is("glossary-r1-0", restarts=3, running={})
+    assert world.reconcile().delete == ()
+    assert world.states() == {1: "Failed"}
+    assert [ref.name for ref in world.reconcile().delete] == ["glossary-r1"]
 
 
 def test_failed_revision_is_not_tried_again_by_itself() -> None:
@@ -404,6 +424,7 @@ def test_lost_status_is_told_again_from_the_children() -> None:
     found = dict(world.need("ModelEndpoint", NAME))
     del found["status"]
     world.put(found)
+    world.restart()
     world.settle()
     assert world.states() == {1: "Active"}
     assert world.status["url"] == "http://glossary.team-a.svc/v1"
