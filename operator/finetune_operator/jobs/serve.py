@@ -77,7 +77,9 @@ def _create(ctx: Context, draft: Draft, name: str, artifact: ArtifactRef) -> Non
         draft.fail("serve", devices)
         return
     spec = _spec(ctx, artifact, profile=pool.name, gpus=devices)
-    draft.create.append(_manifest(ctx, name, spec))
+    endpoint = _manifest(ctx, name, spec)
+    endpoint["metadata"]["labels"] = labels()
+    draft.create.append(endpoint)
     _say(draft, f"endpoint {name} is being created")
 
 
@@ -187,6 +189,6 @@ def _manifest(ctx: Context, name: str, spec: dict[str, Any]) -> Manifest:
     return {
         "apiVersion": API_VERSION,
         "kind": "ModelEndpoint",
-        "metadata": {"name": name, "namespace": ctx.namespace, "labels": labels()},
+        "metadata": {"name": name, "namespace": ctx.namespace},
         "spec": spec,
     }

@@ -49,6 +49,9 @@ def test_endpoint_made_by_hand_keeps_what_is_not_ours() -> None:
     assert (spec["replicas"], spec["profile"], spec["gpus"]) == (3, "l4", 2)
     assert spec["artifact"]["digest"] == DIGEST
     assert spec["probe"]["answer"] == "Eight bits."
+    found = world.get("ModelEndpoint", NAMESPACE, "glossary")
+    assert found is not None
+    assert "labels" not in found["metadata"]
 
 
 def test_job_waits_until_its_own_digest_takes_the_traffic() -> None:

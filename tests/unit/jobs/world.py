@@ -226,7 +226,8 @@ class World:
         meta = manifest["metadata"]
         key = (manifest["kind"], meta["namespace"], meta["name"])
         old = self.objects[key]
-        self.objects[key] = {**old, "spec": {**old["spec"], **copy.deepcopy(manifest["spec"])}}
+        spec = {**old["spec"], **copy.deepcopy(manifest["spec"])}
+        self.objects[key] = {**old, "metadata": {**old["metadata"], **meta}, "spec": spec}
 
     def delete(self, ref: ObjectRef) -> None:
         """Background deletion: the Job goes at once, its pods follow without grace."""
