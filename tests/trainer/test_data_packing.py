@@ -61,6 +61,10 @@ def test_hundred_thousand_examples_are_packed_in_seconds() -> None:
     assert sum(lengths) / (len(rows) * 4096) > 0.99
 
 
+def example(tokens: list[int], labels: list[int]) -> Example:
+    return Example(np.asarray(tokens, dtype=np.int32), np.asarray(labels, dtype=np.int32))
+
+
 EXAMPLES = st.lists(
     st.lists(st.tuples(st.integers(0, 999), st.booleans()), min_size=1, max_size=20),
     min_size=1,
@@ -74,7 +78,7 @@ def test_store_gives_back_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, parts: list[list[tuple[int, bool]]], seed: int
 ) -> None:
     examples = [
-        Example([t for t, _ in part], [t if learnt else IGNORED for t, learnt in part])
+        example([t for t, _ in part], [t if learnt else IGNORED for t, learnt in part])
         for part in parts
     ]
     rows = pack([len(part) for part in parts], 40, seed)
@@ -95,9 +99,9 @@ def test_store_gives_back_what_was_written(
 
 
 def test_store_does_not_write_over_another(tmp_path: Path) -> None:
-    TokenStore.write(tmp_path / "train", [Example([1], [1])], [[0]])
+    TokenStore.write(tmp_path / "train", [example([1], [1])], [[0]])
     with pytest.raises(FileExistsError):
-        TokenStore.write(tmp_path / "train", [Example([2], [2])], [[0]])
+        TokenStore.write(tmp_path / "train", [example([2], [2])], [[0]])
 
 
 def rows_of(texts: list[str]) -> list[Conversation]:

@@ -225,6 +225,17 @@ def test_faulty_conversation_is_told(
     assert words in told.message
 
 
+def test_named_columns_decide_the_layout(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "no"}, {"role": "assistant", "content": "no"}]
+    row = {"messages": chat, "prompt": "p", "answer": "c"}
+    columns = Columns(prompt="prompt")
+    assert said(read(tmp_path, "a.jsonl", lines(row), columns=columns)) == [AS_TURNS]
+    told = fault(tmp_path, "a.jsonl", lines(PAIR), columns=Columns(messages="talk"))
+    assert (told.reason, "'talk'" in told.message) == ("MissingColumn", True)
+    told = fault(tmp_path, "a.jsonl", lines(PAIR), columns=Columns(system="role"))
+    assert (told.reason, "'role'" in told.message) == ("MissingColumn", True)
+
+
 def test_missing_named_column_is_told(tmp_path: Path) -> None:
     told = fault(tmp_path, "a.jsonl", lines(PAIR), columns=Columns(prompt="ask"))
     assert (told.reason, told.line) == ("MissingColumn", 1)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from finetune_trainer.data.bad_rows import BadRow
 from finetune_trainer.data.conversation import Conversation, Turn
 from finetune_trainer.data.store import IGNORED, Example
@@ -223,7 +225,9 @@ class ChatEncoder:
         labels = [IGNORED] * len(ids)
         for start, stop in spans:
             labels[start:stop] = ids[start:stop]
-        example = Example(ids[: self._longest], labels[: self._longest])
+        # Arrays at once: a million rows as lists of Python integers would not fit the pod.
+        kept = [np.asarray(part[: self._longest], dtype=np.int32) for part in (ids, labels)]
+        example = Example(kept[0], kept[1])
         return Encoded(example, len(ids), prompt, truncated=len(ids) > self._longest)
 
     def _without_blanks(self, ids: Ids, span: Span) -> Span:

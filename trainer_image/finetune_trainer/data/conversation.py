@@ -82,6 +82,12 @@ def find_layout(
     wanted: Literal["auto", "chat", "instruction"], columns: Columns, present: Sequence[str]
 ) -> Layout:
     """The layout of a file whose first row has the columns `present`; BadRow where none fits."""
+    if wanted == "auto" and columns.messages:
+        wanted = "chat"
+    elif wanted == "auto" and (columns.prompt or columns.completion or columns.system):
+        wanted = "instruction"
+    if columns.system and columns.system not in present:
+        raise _no_layout("instruction", Columns(prompt=columns.system), present, None)
     messages = _pick(columns.messages, MESSAGES, present)
     prompt = _pick(columns.prompt, PROMPT, present)
     completion = _pick(columns.completion, COMPLETION, present)

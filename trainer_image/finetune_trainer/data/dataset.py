@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from finetune_api.finetunejob import Dataset, FineTuneJobSpec
 from finetune_api.run import DataFacts
 
@@ -193,7 +194,7 @@ def encode_split(
 
 def check_vocabulary(rows: Sequence[Encoded], limits: ModelLimits) -> None:
     """UserError where a token has no row in the embedding: training would crash on it."""
-    highest = max(max(row.example.tokens) for row in rows)
+    highest = max(int(np.max(row.example.tokens)) for row in rows)
     if highest >= limits.vocabulary:
         raise UserError(
             "UnsupportedModel",

@@ -1,8 +1,8 @@
 """s3://, gs:// and https:// addresses, through fsspec.
 
-Where a Secret has keys they are used and nothing else; else the identity of the pod
-(IRSA, workload identity federation) where there is one; else the source is asked anonymously, which is how public data
-is read. Nothing waits for a cloud's metadata service that is not there.
+Where a Secret has keys they are used and nothing else; else the identity of the pod (IRSA,
+workload identity federation) where there is one; else the source is asked anonymously, which is
+how public data is read. Nothing waits for a cloud's metadata service that is not there.
 """
 
 from __future__ import annotations
