@@ -58,7 +58,10 @@ def make_volume(
     else:
         raise ClusterError(f"the nodes cannot see {path}: place the files below {VOLUMES}")
     volume = objects.volume(name, str(target), (namespace, claim))
-    apply([volume, objects.claim(claim, namespace, name)])
+    apply([volume])
+    # A claim that comes before its volume is noticed waits for the controller's next round, 15 s.
+    wait_for(lambda: bool(get("pv", name)["status"].get("phase")), 30, f"the volume {name}")
+    apply([objects.claim(claim, namespace, name)])
 
     def bound() -> bool:
         return bool(get("pvc", claim, "-n", namespace)["status"].get("phase") == "Bound")
