@@ -52,6 +52,15 @@ def test_ready_deployment_whose_pod_is_lost_by_now_is_not_asked() -> None:
     assert world.asks == ()
 
 
+def test_pod_that_is_being_deleted_counts_no_more() -> None:
+    world = World()
+    world.rolled_out()
+    leaving = {"metadata": {"deletionTimestamp": "2026-11-21T12:00:00Z"}}
+    world.change("Pod", "glossary-r1-0", leaving)
+    world.settle()
+    assert world.condition("Ready") == ("False", "PodsNotReady")
+
+
 def test_revision_takes_the_traffic_after_the_right_answer() -> None:
     world = World()
     world.rolled_out()
