@@ -334,7 +334,7 @@ def choose_probe(tokenizer: Any, samples: Sequence[Sample]) -> ProbeRecord | Non
             continue
         small = len(record.model_dump_json().encode()) <= PROBE_BYTES
         least = min(sample.tuned.margins[: record.max_tokens])
-        rank = (small, length > 0, length >= PROBE_GOOD_TOKENS, least)
+        rank = (small, length > 0, length >= PROBE_GOOD_TOKENS, least, length)
         if rank > best:
             best, found = rank, record
     return found

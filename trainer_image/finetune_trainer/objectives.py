@@ -8,24 +8,17 @@ the largest matrix product and the largest tensor of a step for every prompt tok
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-IGNORED = -100
+from finetune_trainer.data.store import IGNORED, Row
+
 CHUNK = 4096
 """Positions whose logits are widened to fp32 at a time."""
-
-
-class Row(Protocol):
-    """A row of the token store; three int32 arrays of one length."""
-
-    input_ids: Any
-    labels: Any
-    position_ids: Any
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,332 @@
+"""Evaluate and export on the tiny model: what is judged is what is exported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from finetune_api.run import EvaluationSummary, ExitCode, Progress, RunConfig, StageResult
+from finetune_trainer import evaluate, export, generate, merge, methods, worker
+from finetune_trainer.data.chat import load_tokenizer
+from finetune_trainer.data.store import TokenStore
+from finetune_trainer.telemetry import RankFile, Report
+from torch import distributed as dist
+
+from tests.trainer.jobs import environment, make_run, write_data, write_run
+from tests.trainer.tiny import tiny_model
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+EVALUATION: dict[str, Any] = {
+    "maxSamples": 10,
+    "generations": 6,
+    "maxNewTokens": 24,
+    "gate": [{"metric": "loss", "minImprovement": "5%"}],
+}
+STEPS = 60
+
+
+def bf16_model(folder: Path) -> Path:
+    """The tiny model saved in bf16, as most models are."""
+    tiny_model(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    model = methods.load_model(folder, torch.bfloat16)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """This process as the only rank of a process group."""
+    meeting = tmp_path_factory.mktemp("meeting") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=["LoRA", "Full"])
+def job(
+    alone: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, str]:
+    """A trained job: its root, its base model and its method."""
+    root = tmp_path_factory.mktemp(request.param)
+    model = bf16_model(root / "models" / "tiny")
+    write_data(root / "job" / "data", model)
+    run = make_run(root, model, method=request.param, world_size=1, steps=STEPS)
+    finished, _ = worker.train(run, worker.Told(RankFile(root, 0)), lambda: False)
+    assert finished
+    return root, model, request.param
+
+
+def run_for(job: tuple[Path, Path, str], stage: str, **more: Any) -> RunConfig:
+    root, model, method = job
+    more = {"evaluation": EVALUATION, **more}
+    return make_run(root, model, stage=stage, method=method, world_size=1, steps=STEPS, **more)
+
+
+@pytest.fixture(scope="module")
+def judged(job: tuple[Path, Path, str]) -> tuple[StageResult, Progress]:
+    report = Report("evaluate", 1)
+    return evaluate.evaluate(run_for(job, "evaluate"), report), report.snapshot()
+
+
+@pytest.fixture(scope="module")
+def exported(
+    job: tuple[Path, Path, str], judged: tuple[StageResult, Progress]
+) -> tuple[StageResult, Path]:
+    run = run_for(job, "export").model_copy(update={"evaluation": judged[0].evaluation})
+    return export.export(run, Report("export", 1)), job[0] / "artifact"
+
+
+def test_the_tuned_model_is_better_and_passes_the_gate(
+    judged: tuple[StageResult, Progress],
+) -> None:
+    result, progress = judged
+    assert result.outcome == "Succeeded"
+    assert result.evaluation is not None
+    loss = result.evaluation.loss
+    assert loss.tuned < 0.95 * loss.base
+    assert loss.low_percent < loss.improvement_percent < loss.high_percent
+    assert loss.low_percent > 0
+    assert result.evaluation.gate[0].passed
+    assert result.evaluation.generations == 6
+    assert progress.step == progress.total_steps == 2 * (10 + 6)
+
+
+def test_the_loss_is_weighted_by_tokens(
+    job: tuple[Path, Path, str], judged: tuple[StageResult, Progress]
+) -> None:
+    root, folder, _ = job
+    model = methods.load_model(folder, torch.float32).eval()
+    store = TokenStore.open(root / "job" / "data" / "eval")
+    chosen = np.random.default_rng(42).permutation(store.rows)[:10]
+    total, count = 0.0, 0
+    for index in chosen:
+        row = store.row(int(index))
+        ids = torch.from_numpy(row.input_ids.astype(np.int64))[None]
+        labels = torch.from_numpy(row.labels.astype(np.int64))[1:]
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, :-1]
+        total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        count += int((labels != -100).sum())
+    assert judged[0].evaluation is not None
+    assert judged[0].evaluation.loss.tokens == count
+    assert judged[0].evaluation.loss.base == pytest.approx(total / count, rel=1e-6)
+
+
+def test_the_report_holds_every_example_and_answer(
+    job: tuple[Path, Path, str], judged: tuple[StageResult, Progress]
+) -> None:
+    result = judged[0]
+    assert result.report is not None
+    data = (job[0] / "job" / result.report).read_bytes()
+    assert result.report_digest == f"sha256:{hashlib.sha256(data).hexdigest()}"
+    body = json.loads(data)
+    assert len(body["examples"]) == 10
+    assert result.evaluation is not None
+    mean = sum(e["tunedLoss"] for e in body["examples"]) / sum(
+        e["tokens"] for e in body["examples"]
+    )
+    assert mean == pytest.approx(result.evaluation.loss.tuned)
+    prompts = (job[0] / "job" / "data" / "eval.jsonl").read_text()
+    for sample in body["samples"]:
+        assert json.dumps(sample["reference"]) in prompts
+        assert sample["tuned"]["tokens"] <= 24
+
+
+def test_a_missed_gate_fails_the_job_with_figures(
+    job: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    rules = [
+        {"metric": "loss", "minImprovement": "99.5%"},
+        {"metric": "rougeL", "minImprovement": "-100%"},
+        {"metric": "exactMatch", "minImprovement": "100%"},
+    ]
+    run = run_for(job, "evaluate", evaluation={**EVALUATION, "gate": rules})
+    env = environment(
+        FINETUNE_RUN_CONFIG=str(write_run(run, tmp_path / "run.json")),
+        FINETUNE_TERMINATION_PATH=str(tmp_path / "result.json"),
+        FINETUNE_TELEMETRY_PORT="0",
+    )
+    command = [sys.executable, "-m", "finetune_trainer.evaluate"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.USER_ERROR, done.stderr[-3000:]
+    result = StageResult.model_validate_json((tmp_path / "result.json").read_bytes())
+    assert result.outcome == "Failed"
+    assert result.failure is not None
+    assert result.failure.reason == "GateNotMet"
+    assert "not 99.5%" in result.failure.message
+    assert "rougeL" not in result.failure.message
+    assert result.evaluation is not None
+    assert [outcome.passed for outcome in result.evaluation.gate] == [False, True, False]
+    assert not result.evaluation.passed
+
+
+def test_exported_weights_are_the_judged_ones_to_the_last_bit(
+    job: tuple[Path, Path, str], exported: tuple[StageResult, Path]
+) -> None:
+    judged = merge.tuned_model(run_for(job, "evaluate"), torch.float32)
+    served = methods.load_model(exported[1], torch.float32)
+    assert methods.saved_dtype(exported[1]) == torch.bfloat16
+    weights = dict(judged.named_parameters())
+    assert weights.keys() == dict(served.named_parameters()).keys()
+    for name, weight in served.named_parameters():
+        assert torch.equal(weight, weights[name]), name
+
+
+def test_merged_weights_answer_like_base_plus_adapter(job: tuple[Path, Path, str]) -> None:
+    root, folder, method = job
+    if method != "LoRA":
+        output = methods.load_model(root / "job" / "output", torch.float32)
+        merged = merge.tuned_model(run_for(job, "evaluate"), torch.float32)
+        pairs = zip(output.parameters(), merged.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+        return
+    from peft import PeftModel
+
+    base = methods.load_model(folder, torch.float32)
+    adapted = PeftModel.from_pretrained(base, root / "job" / "output").eval()
+    plain = methods.load_model(folder, torch.float32)
+    merged = merge.merge_adapter(plain, root / "job" / "output", torch.float32).eval()
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.allclose(adapted(ids).logits, merged(ids).logits, atol=1e-4)
+
+
+def test_the_probe_is_what_the_exported_folder_says(
+    judged: tuple[StageResult, Progress], exported: tuple[StageResult, Path]
+) -> None:
+    probe = judged[0].probe
+    assert probe is not None
+    assert probe.max_tokens <= 32
+    model = methods.load_model(exported[1], torch.float32).eval()
+    tokenizer = load_tokenizer(exported[1])
+    messages = [turn.to_wire() for turn in probe.messages]
+    prompt = torch.tensor(generate.render(tokenizer, messages))[None]
+    said = []
+    for _ in range(probe.max_tokens):
+        with torch.no_grad():
+            said.append(int(model(prompt).logits[0, -1].argmax()))
+        prompt = torch.cat([prompt, torch.tensor([[said[-1]]])], dim=1)
+    assert tokenizer.decode(said, skip_special_tokens=True) == probe.answer
+
+
+def test_the_artifact_is_described_by_its_manifest(
+    exported: tuple[StageResult, Path], job: tuple[Path, Path, str]
+) -> None:
+    result, folder = exported
+    assert result.artifact is not None
+    manifest = (folder / "manifest.json").read_bytes()
+    assert result.artifact.digest == f"sha256:{hashlib.sha256(manifest).hexdigest()}"
+    files = json.loads(manifest)["files"]
+    present = {p.name: p for p in folder.iterdir()}
+    assert set(files) | {"manifest.json"} == set(present)
+    for name, facts in files.items():
+        assert facts["sha256"] == hashlib.sha256(present[name].read_bytes()).hexdigest()
+    needed = {"config.json", "generation_config.json", "tokenizer.json", "README.md"}
+    assert needed | {"model.safetensors", "chat_template.jinja"} <= set(files)
+    assert result.artifact.bytes == sum(p.stat().st_size for p in present.values())
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert {p.stat().st_mode & 0o777 for p in present.values()} == {0o644}
+    card = (folder / "README.md").read_text()
+    assert job[2] in card
+    assert "loss (nats per token)" in card
+
+
+def test_export_starts_over_where_an_attempt_left_half_a_folder(
+    job: tuple[Path, Path, str], exported: tuple[StageResult, Path]
+) -> None:
+    result, folder = exported
+    (folder / "manifest.json").unlink()
+    (folder / "model.safetensors").write_bytes(b"half")
+    (folder / ".partial").mkdir()
+    (folder / ".partial" / "stray").write_text("x")
+    run = run_for(job, "export").model_copy(update={"evaluation": None})
+    again = export.export(run, Report("export", 2))
+    assert again.artifact is not None
+    assert not (folder / ".partial").exists()
+    before = result.artifact
+    assert before is not None
+    assert before.uri == again.artifact.uri
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    assert files["model.safetensors"]["size"] == (folder / "model.safetensors").stat().st_size
+
+
+def test_changed_weights_are_not_judged(job: tuple[Path, Path, str], tmp_path: Path) -> None:
+    import shutil
+
+    from finetune_trainer.stage import RetryableError
+
+    root, model, method = job
+    shutil.copytree(root / "job", tmp_path / "job")
+    weights = next((tmp_path / "job" / "output").glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    run = make_run(tmp_path, model, stage="evaluate", method=method, world_size=1)
+    with pytest.raises(RetryableError, match=weights.name):
+        merge.tuned_model(run, torch.float32)
+
+
+def test_equal_models_have_an_interval_around_zero() -> None:
+    losses = np.random.default_rng(1).gamma(2.0, 10.0, 200)
+    assert evaluate.bootstrap(losses, losses, 7) == (0.0, 0.0)
+    shaken = losses + np.random.default_rng(2).normal(0, 3, 200)
+    low, high = evaluate.bootstrap(losses, shaken, 7)
+    assert low < 0 < high
+    assert evaluate.bootstrap(losses, shaken, 7) == (low, high)
+
+
+def test_an_improvement_has_an_interval_around_itself() -> None:
+    losses = np.random.default_rng(1).gamma(2.0, 10.0, 200)
+    low, high = evaluate.bootstrap(losses, 0.8 * losses, 7)
+    assert low == pytest.approx(20.0)
+    assert high == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "equal"),
+    [
+        ("The  Answer.", "the answer", True),
+        ("ﬁne", "fine", True),
+        ("co-operate", "co operate", True),
+        ("one", "two", False),
+    ],
+)
+def test_exact_match_ignores_case_punctuation_and_spaces(
+    left: str, right: str, equal: bool
+) -> None:
+    assert (evaluate.normalised(left) == evaluate.normalised(right)) is equal
+
+
+def test_margins_decide_where_a_probe_is_cut(tiny_model_folder: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model_folder)
+    tokens = tokenizer("Badera is a small protocol", add_special_tokens=False)["input_ids"]
+    sure = [2.0] * len(tokens)
+    unsure = [2.0, 2.0, 0.1] + [2.0] * (len(tokens) - 3)
+    messages = [{"role": "user", "content": "q"}]
+
+    def sample(margins: list[float]) -> evaluate.Sample:
+        answer = generate.Answer(tokens, margins, generate.decode(tokenizer, tokens))
+        return evaluate.Sample(messages, "", answer, answer)
+
+    assert evaluate.robust_length(tokenizer, sample(unsure).tuned) == 2
+    probe = evaluate.choose_probe(tokenizer, [sample(unsure), sample(sure)])
+    assert probe is not None
+    assert (probe.max_tokens, probe.answer) == (len(tokens), "Badera is a small protocol")
+    assert evaluate.choose_probe(tokenizer, []) is None
+
+
+def test_the_summary_survives_the_wire(judged: tuple[StageResult, Progress]) -> None:
+    summary = judged[0].evaluation
+    assert summary is not None
+    assert EvaluationSummary.model_validate(summary.to_wire()) == summary
