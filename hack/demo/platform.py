@@ -76,6 +76,7 @@ def bring_up(timeline: Timeline) -> Platform:
         assets.describe()
     with timeline.step("Bring the cluster up"):
         engine.choose().up(GRACE_SECONDS)
+        image_loader.load()  # kind takes images only while it runs; elsewhere nothing is left to do
     kubectl = Kubectl(binaries.program("kubectl"), paths.KUBECONFIG, NAMESPACE)
     system = Kubectl(kubectl.program, kubectl.kubeconfig, SYSTEM_NAMESPACE)
     with timeline.step("Install the chart"):
