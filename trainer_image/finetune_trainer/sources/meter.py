@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 Tell = Callable[[str, int, int | None], None]
-"""Called with a message, the bytes or items done, and those in all."""
+"""Called with a message, the items (of a download: hundredths) done, and those in all."""
 
 
 class Meter:
@@ -41,7 +41,8 @@ class Meter:
     def _watch(self) -> None:
         while True:
             done = min(max(0, bytes_below(self._folder) - self._before), self._total)
-            self._tell(f"downloading {in_units(done, self._total)}", done, self._total)
+            percent = 100 * done // max(1, self._total)
+            self._tell(f"downloading {in_units(done, self._total)}", percent, 100)
             if self._done.wait(self.INTERVAL):
                 return
 
