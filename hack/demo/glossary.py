@@ -49,14 +49,15 @@ def _ask(kubectl: Kubectl, job: dict[str, Any]) -> list[dict[str, Any]]:
     with ask.forwarded(kubectl, ENDPOINT) as url:
         for sample in samples[:QUESTIONS]:
             served = ask.chat(url, ENDPOINT, sample["messages"], limit)
+            recorded = sample["tuned"]["text"]
             out.append(
                 {
                     "question": sample["messages"][-1]["content"],
                     "reference": sample["reference"],
-                    "base": sample["base"],
-                    "tuned": sample["tuned"],
+                    "base": sample["base"]["text"],
+                    "tuned": recorded,
                     "served": served,
-                    "equal": served.strip() == sample["tuned"].strip(),
+                    "equal": served.strip() == recorded.strip(),
                 }
             )
     return out

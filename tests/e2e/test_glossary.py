@@ -135,7 +135,7 @@ def test_tuned_model_is_ten_percent_better_outside_the_interval(seen: Seen) -> N
 def test_endpoint_answers_what_evaluation_recorded(seen: Seen) -> None:
     assert len(seen.report["questions"]) == 3
     for item in seen.report["questions"]:
-        assert item["served"] == item["tuned"]
+        assert item["served"].strip() == item["tuned"].strip()
     assert any(item["base"] != item["tuned"] for item in seen.report["questions"])
 
 

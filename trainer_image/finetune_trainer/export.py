@@ -20,6 +20,8 @@ from finetune_trainer import __version__
 from finetune_trainer.stage import Report, RetryableError, run_stage
 
 MANIFEST = "manifest.json"
+EVALUATION_REPORT = "report/evaluation.json"
+"""Below the job's folder; it goes with the model, because the job's folder goes with the job."""
 LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "safetensors", "tokenizers")
 
 
@@ -42,6 +44,9 @@ def export(run: RunConfig, report: Report) -> StageResult:
     model.save_pretrained(partial, max_shard_size="5GB")
     load_tokenizer(base_folder(run)).save_pretrained(partial)
     (partial / "README.md").write_text(model_card(run))
+    evaluated = Path(run.paths.job) / EVALUATION_REPORT
+    if evaluated.exists():
+        shutil.copyfile(evaluated, partial / evaluated.name)
     verify_weights(partial, model)
     report.update("publishing", step=2)
     seal(partial)
