@@ -7,6 +7,7 @@ is always safe; failed writes are not, they come back as a typed error and the w
 
 import asyncio
 import json
+import os
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,13 @@ class Credentials:
     insecure: bool
 
 
+async def _load_default(configuration: Any) -> None:
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        config.load_incluster_config(client_configuration=configuration)
+    else:
+        await config.load_kube_config(client_configuration=configuration)
+
+
 class Cluster:
     """A connection to one API server. Close it when done."""
 
@@ -92,7 +100,7 @@ class Cluster:
                     config_file=kubeconfig, client_configuration=configuration
                 )
             else:
-                await config.load_config(client_configuration=configuration)
+                await _load_default(configuration)
         except Exception as error:  # the client raises its own, OSError and YAML errors here
             where = kubeconfig or "the service account of this pod or ~/.kube/config"
             raise NoConnection(f"cannot use {where}: {error}") from error
@@ -106,14 +114,15 @@ class Cluster:
         """Address and current credentials; a rotated token is read anew."""
         headers: dict[str, str] = {}
         await self._api.update_params_for_auth(headers, [], ["BearerToken"], "", "GET", None)
-        token = next((v for k, v in headers.items() if k.lower() == "authorization"), "")
+        header = next((v for k, v in headers.items() if k.lower() == "authorization"), "")
         conf = self._configuration
         return Credentials(
             server=conf.host,
             ca_path=conf.ssl_ca_cert,
             certificate_path=conf.cert_file,
             private_key_path=conf.key_file,
-            token=token.removeprefix("Bearer ").strip() or None,
+            # "Bearer" from a kubeconfig, "bearer" from a pod's service account.
+            token=header.partition(" ")[2].strip() or None,
             insecure=not conf.verify_ssl,
         )
 
