@@ -99,10 +99,11 @@ def seal(folder: Path) -> None:
     """Make a folder readable by other users and durable on disk."""
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
-        _fsync(path)
+        sync(path)
 
 
-def _fsync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file or a folder durable on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -163,13 +164,13 @@ def _publish(partial: Path, final: Path, marker: dict[str, Any]) -> None:
     partial.rename(final)
     (final.parent.parent).chmod(0o755)
     final.parent.chmod(0o755)
-    _fsync(final.parent)
+    sync(final.parent)
     unfinished = final / f".{MARKER}"
     unfinished.write_text(json.dumps(marker))
     unfinished.chmod(0o644)
-    _fsync(unfinished)
+    sync(unfinished)
     unfinished.rename(final / MARKER)
-    _fsync(final)
+    sync(final)
 
 
 def candidates(job: Path, attempt: int) -> list[Candidate]:

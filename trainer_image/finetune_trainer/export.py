@@ -81,16 +81,21 @@ def clear(target: Path) -> None:
 
 
 def publish(partial: Path, target: Path, manifest: bytes) -> None:
-    """Move the files to their place, the manifest last."""
-    from finetune_trainer.checkpoint import seal
+    """Move the files to their place, the manifest last.
+
+    `target` itself is a mount point that somebody else may own, so its mode is left alone.
+    """
+    from finetune_trainer.checkpoint import sync
 
     for path in sorted(partial.iterdir()):
         path.rename(target / path.name)
     partial.rmdir()
     unfinished = target / f".{MANIFEST}"
     unfinished.write_bytes(manifest)
-    seal(target)
+    unfinished.chmod(0o644)
+    sync(unfinished)
     unfinished.rename(target / MANIFEST)
+    sync(target)
 
 
 def fingerprint(data: bytes) -> dict[str, Any]:
