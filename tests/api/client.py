@@ -7,6 +7,7 @@ too. Paths are made from the kind, because discovery would cost each test a roun
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,3 +145,16 @@ def _api_error(answer: Any) -> ApiError:
         return ApiError(said["code"], said.get("reason", ""), said["message"])
     except (ValueError, KeyError):
         return ApiError(answer.status, answer.reason or "", text)
+
+
+def wait_established(api: Api, seconds: float = 60.0) -> None:
+    """`kubectl wait` fails on a CRD that has no conditions yet."""
+    deadline = time.monotonic() + seconds
+    while not all(_is_established(each) for each in api.list("CustomResourceDefinition")):
+        assert time.monotonic() < deadline, "the CRDs were never established"
+        time.sleep(0.1)
+
+
+def _is_established(crd: Manifest) -> bool:
+    every = crd.get("status", {}).get("conditions") or []
+    return any(each["type"] == "Established" and each["status"] == "True" for each in every)

@@ -14,7 +14,7 @@ import pytest
 
 from hack.cluster.apiserver import ControlPlane
 from hack.cluster.errors import ClusterError
-from tests.api.client import Api
+from tests.api.client import Api, wait_established
 
 ROOT = Path(__file__).resolve().parents[2]
 CRDS = ROOT / "crds"
@@ -33,7 +33,7 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
     """etcd and kube-apiserver with the CRDs of this checkout established."""
     with started(tmp_path_factory.mktemp("control-plane")) as plane:
         plane.kubectl("apply", "--server-side", "-f", CRDS)
-        plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        wait_established(Api(plane.kubeconfig))
         yield plane
 
 

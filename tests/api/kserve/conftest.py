@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ import pytest
 from hack.cluster.apiserver import ControlPlane
 from hack.images.cache import cache_root, digest, made
 from hack.images.uv import uv
-from tests.api.client import Api, Manifest
+from tests.api.client import Api, wait_established
 from tests.api.conftest import CRDS, ROOT, started
 from tests.api.kserve.drive import Operator
 from tests.api.kserve.manager import KServeManager
@@ -48,7 +47,7 @@ def kserve_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPl
         plane.kubectl("apply", "--server-side", "-f", CRDS)
         crds = {"apiVersion": "v1", "kind": "List", "items": json.loads(kserve_crds().read_text())}
         plane.kubectl("create", "-f", "-", stdin=json.dumps(crds))
-        _wait_established(Api(plane.kubeconfig))
+        wait_established(Api(plane.kubeconfig))
         yield plane
 
 
@@ -85,19 +84,6 @@ async def operator(kserve_plane: ControlPlane, namespace: str) -> AsyncIterator[
     running = await Operator.start(kserve_plane.kubeconfig, namespace)
     yield running
     await running.stop()
-
-
-def _wait_established(api: Api, seconds: float = 60.0) -> None:
-    """`kubectl wait` fails on a CRD that has no conditions yet."""
-    deadline = time.monotonic() + seconds
-    while not all(_is_established(each) for each in api.list("CustomResourceDefinition")):
-        assert time.monotonic() < deadline, "the CRDs were never established"
-        time.sleep(0.1)
-
-
-def _is_established(crd: Manifest) -> bool:
-    every = crd.get("status", {}).get("conditions") or []
-    return any(each["type"] == "Established" and each["status"] == "True" for each in every)
 
 
 def _install(scratch: Path) -> None:
