@@ -61,6 +61,7 @@ class Engine:
         self._reconciler = Reconciler(
             cluster,
             self.cache,
+            self._intake,
             self.queue,
             product.plans,
             self.asks,

@@ -50,6 +50,19 @@ class Intake:
         self.wake(manifest)
         return True
 
+    def wrote(self, manifest: Manifest, by: Key) -> bool:
+        """We made the object like this; whether that was news.
+
+        The watch will bring it too, but as nothing new: so whoever cares is told now, but for the
+        key that wrote it.
+        """
+        if not self._cache.put(manifest):
+            return False
+        for key in keys_of(manifest, self._cache):
+            if key != by:
+                self._queue.add(key)
+        return True
+
     def removed(self, manifest: Manifest) -> bool:
         """The object is gone; whether that was news."""
         kind, namespace, name = address_of(manifest)

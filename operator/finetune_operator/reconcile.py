@@ -42,6 +42,7 @@ from finetune_operator.decision import (
     View,
 )
 from finetune_operator.events import Events
+from finetune_operator.intake import Intake
 from finetune_operator.logs import tracing
 from finetune_operator.metrics import Metrics
 from finetune_operator.queue import WorkQueue
@@ -80,6 +81,7 @@ class Reconciler:
         self,
         cluster: Cluster,
         cache: Cache,
+        intake: Intake,
         queue: WorkQueue,
         plans: Mapping[str, Plan],
         asks: Asks,
@@ -90,6 +92,7 @@ class Reconciler:
     ) -> None:
         self._cluster = cluster
         self._cache = cache
+        self._intake = intake
         self._queue = queue
         self._plans = plans
         self._asks = asks
@@ -142,9 +145,9 @@ class Reconciler:
         if decision is None:
             self._asks.want(key, ())
             return None
-        wrote = await self._children(decision)
+        wrote = await self._children(key, decision)
         if decision.status is not None and loaded is not None:
-            await self._status(loaded, decision.status)
+            await self._status(key, loaded, decision.status)
         if loaded is not None:
             for event in decision.events:
                 await self._write("create", "Event", self._events.record(loaded, event))
@@ -152,17 +155,17 @@ class Reconciler:
         # What was just written is news that no watch will bring: the cache has it already.
         return 0.0 if wrote else decision.requeue_after
 
-    async def _children(self, decision: Decision) -> bool:
+    async def _children(self, key: Key, decision: Decision) -> bool:
         wrote = False
         for manifest in decision.create:
-            wrote |= await self._create(manifest)
+            wrote |= await self._create(key, manifest)
         for manifest in decision.apply:
-            wrote |= await self._apply(manifest)
+            wrote |= await self._apply(key, manifest)
         for ref in decision.delete:
             wrote |= await self._delete(ref)
         return wrote
 
-    async def _create(self, manifest: Manifest) -> bool:
+    async def _create(self, key: Key, manifest: Manifest) -> bool:
         kind, metadata = manifest["kind"], manifest["metadata"]
         namespace, name = metadata.get("namespace", ""), metadata["name"]
         known = self._cache.get(kind, namespace, name)
@@ -177,7 +180,7 @@ class Reconciler:
             if kind == "Job" and STAGE_LABEL in labels:
                 job = labels.get(JOB_NAME_LABEL, "")
                 self._metrics.handovers.began(namespace, job, labels[STAGE_LABEL])
-        self._cache.put(made)
+        self._intake.wrote(made, key)
         return True
 
     async def _taken(self, manifest: Manifest) -> Manifest:
@@ -195,14 +198,16 @@ class Reconciler:
             )
         return found
 
-    async def _apply(self, manifest: Manifest) -> bool:
+    async def _apply(self, key: Key, manifest: Manifest) -> bool:
         kind, metadata = manifest["kind"], manifest["metadata"]
         wanted = _stamped(manifest)
         known = self._cache.get(kind, metadata.get("namespace", ""), metadata["name"])
         if known is not None and within(wanted, known):
             return False
         applied = await self._write("apply", kind, self._cluster.apply(wanted))
-        return self._cache.put(applied)  # False when the server knew better that nothing differs
+        return self._intake.wrote(
+            applied, key
+        )  # False when the server knew better that nothing differs
 
     async def _delete(self, ref: ObjectRef) -> bool:
         try:
@@ -220,7 +225,7 @@ class Reconciler:
             return self._cache.remove(ref.kind, ref.namespace, ref.name, uid) is not None
         return False
 
-    async def _status(self, loaded: Manifest, wanted: Mapping[str, Any]) -> None:
+    async def _status(self, key: Key, loaded: Manifest, wanted: Mapping[str, Any]) -> None:
         difference = merge_patch(loaded.get("status") or {}, wanted)
         if not difference:
             return
@@ -233,7 +238,7 @@ class Reconciler:
             loaded["kind"], metadata["namespace"], metadata["name"], patch, "status"
         )
         with suppress(NotFound):  # deleted meanwhile: there is nothing to tell any more
-            self._cache.put(await self._write("status", loaded["kind"], call))
+            self._intake.wrote(await self._write("status", loaded["kind"], call), key)
 
     async def _write(self, verb: str, kind: str, call: Any) -> Any:
         """Every write passes here: none is sent once the Lease may be somebody else's."""

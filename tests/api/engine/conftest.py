@@ -37,8 +37,8 @@ class Bench:
         """As after a restart of the process."""
         self.queue = WorkQueue(self.metrics.queue)
         self.cache = Cache()
-        intake = Intake(self.cache, self.queue, self.metrics.handovers)
-        self._sync = Sync(self.cluster, self.cache, intake, self.metrics, [self.namespace])
+        self._intake = Intake(self.cache, self.queue, self.metrics.handovers)
+        self._sync = Sync(self.cluster, self.cache, self._intake, self.metrics, [self.namespace])
 
     async def list(self, *kinds: str) -> None:
         """Have the cache see the API server as it is now."""
@@ -54,6 +54,7 @@ class Bench:
         reconciler = Reconciler(
             self.cluster,
             self.cache,
+            self._intake,
             self.queue,
             {"FineTuneJob": plan},
             asks,
@@ -66,6 +67,14 @@ class Bench:
         await asks.close()
         after = self.results()
         return next(each for each in after if after[each] != before.get(each))
+
+    async def drain(self) -> list[Key]:
+        """The keys that are due now, taken off the queue."""
+        keys: list[Key] = []
+        while self.queue.depth and (key := await self.queue.take()):
+            self.queue.done(key)
+            keys.append(key)
+        return keys
 
     def results(self) -> dict[str, float]:
         """How often a reconcile ended how."""

@@ -174,3 +174,24 @@ async def test_a_status_that_the_schema_refuses_is_told_by_an_event(
     [event] = api.list("Event", namespace)
     assert (event["type"], event["reason"]) == ("Warning", "Refused")
     assert "Dancing" in event["message"]
+
+
+async def test_an_endpoint_that_a_job_makes_is_looked_at_without_waiting_for_the_watch(
+    bench: Bench, api: Api, namespace: str
+) -> None:
+    api.create(toy.finetune_job(namespace, "a"))
+    await bench.list()
+    await bench.drain()
+    endpoint: Manifest = {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "ModelEndpoint",
+        "metadata": {"name": "served", "namespace": namespace},
+        "spec": {"artifact": {"uri": "pvc://claim/folder", "digest": f"sha256:{'0' * 64}"}},
+    }
+
+    def plan(_key: Key, _view: View, _now: datetime) -> Decision:
+        return Decision(create=(endpoint,))
+
+    await bench.reconcile(plan, "a")
+
+    assert Key("ModelEndpoint", namespace, "served") in await bench.drain()

@@ -45,6 +45,7 @@ class Operator:
         self._reconciler = Reconciler(
             cluster,
             self._cache,
+            intake,
             self._queue,
             product(SETTINGS).plans,
             self._asks,
