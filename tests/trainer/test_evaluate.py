@@ -319,11 +319,29 @@ def test_margins_decide_where_a_probe_is_cut(tiny_model_folder: Path) -> None:
         answer = generate.Answer(tokens, margins, generate.decode(tokenizer, tokens))
         return evaluate.Sample(messages, "", answer, answer)
 
-    assert evaluate.robust_length(tokenizer, sample(unsure).tuned) == 2
-    probe = evaluate.choose_probe(tokenizer, [sample(unsure), sample(sure)])
+    assert evaluate.robust_length(tokenizer, sample(unsure).tuned, 0.5) == 2
+    assert evaluate.robust_length(tokenizer, sample(unsure).tuned, 0.05) == len(tokens)
+    probe = evaluate.choose_probe(tokenizer, [sample(unsure), sample(sure)], 0.5)
     assert probe is not None
     assert (probe.max_tokens, probe.answer) == (len(tokens), "Badera is a small protocol")
-    assert evaluate.choose_probe(tokenizer, []) is None
+    assert evaluate.choose_probe(tokenizer, [], 0.5) is None
+
+
+def test_a_longer_probe_is_preferred_to_a_surer_one_of_a_single_token(
+    tiny_model_folder: Path,
+) -> None:
+    tokenizer = load_tokenizer(tiny_model_folder)
+    tokens = tokenizer("Badera is a small protocol", add_special_tokens=False)["input_ids"]
+    text = generate.decode(tokenizer, tokens)
+    short = generate.Answer(tokens, [9.0] + [0.0] * (len(tokens) - 1), text)
+    long = generate.Answer(tokens, [1.0] * len(tokens), text)
+    samples = [
+        evaluate.Sample([{"role": "user", "content": "q"}], "", each, each)
+        for each in (short, long)
+    ]
+    probe = evaluate.choose_probe(tokenizer, samples, 0.5)
+    assert probe is not None
+    assert probe.max_tokens == len(tokens)
 
 
 def test_the_summary_survives_the_wire(judged: tuple[StageResult, Progress]) -> None:

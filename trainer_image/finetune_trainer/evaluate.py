@@ -35,8 +35,9 @@ from finetune_trainer.telemetry import write_atomically
 REPORT = "report/evaluation.json"
 RESAMPLES = 1000
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
-PROBE_MARGIN = 0.5
-"""Nats between best and second token below which rounding might choose the other one."""
+PROBE_MARGINS = {"cpu": 0.05, "cuda": 0.5}
+"""Nats between best and second token below which rounding might choose the other one: in fp32 on
+CPUs, and in bf16 on GPUs."""
 PROBE_TOKENS = 32
 PROBE_GOOD_TOKENS = 8
 PROBE_BYTES = 1500
@@ -92,7 +93,7 @@ def evaluate(run: RunConfig, report: Report) -> StageResult:
         outcome="Failed" if failed else "Succeeded",
         failure=failed,
         evaluation=summary,
-        probe=choose_probe(tokenizer, samples),
+        probe=choose_probe(tokenizer, samples, PROBE_MARGINS[device]),
         report=REPORT,
         report_digest=digest,
     )
@@ -319,32 +320,32 @@ def gate_failure(summary: EvaluationSummary) -> Failure | None:
     )
 
 
-def choose_probe(tokenizer: Any, samples: Sequence[Sample]) -> ProbeRecord | None:
+def choose_probe(tokenizer: Any, samples: Sequence[Sample], margin: float) -> ProbeRecord | None:
     """The answer of the tuned model that another server is surest to reproduce.
 
-    An answer is cut before its first unsure token (PROBE_MARGIN) and at 32 tokens. Answers of
-    at least 8 tokens come first, then the one whose least margin is largest.
+    An answer is cut before its first token with less than `margin` nats and at 32 tokens. A longer
+    answer says more, up to 8 tokens; from there on the one whose least margin is largest is taken.
     """
     best: tuple[Any, ...] = ()
     found = None
     for sample in samples:
-        length = robust_length(tokenizer, sample.tuned)
+        length = robust_length(tokenizer, sample.tuned, margin)
         record = probe_of(tokenizer, sample, max(1, length))
         if record is None:
             continue
         small = len(record.model_dump_json().encode()) <= PROBE_BYTES
         least = min(sample.tuned.margins[: record.max_tokens])
-        rank = (small, length > 0, length >= PROBE_GOOD_TOKENS, least, length)
+        rank = (small, min(length, PROBE_GOOD_TOKENS), least, length)
         if rank > best:
             best, found = rank, record
     return found
 
 
-def robust_length(tokenizer: Any, answer: Any) -> int:
+def robust_length(tokenizer: Any, answer: Any, margin: float) -> int:
     """Tokens before the first unsure one, 32 at most, and never half a character."""
     from finetune_trainer.generate import decode
 
-    sure = (i for i, margin in enumerate(answer.margins) if margin < PROBE_MARGIN)
+    sure = (i for i, least in enumerate(answer.margins) if least < margin)
     length = min(next(sure, len(answer.margins)), PROBE_TOKENS)
     # A character of several bytes may need several tokens.
     while length and decode(tokenizer, answer.tokens[:length]).endswith("�"):
