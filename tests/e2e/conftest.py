@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import pytest
 from kubernetes import client, config
 
+from hack.cluster import engine
+from hack.cluster.errors import NotPossibleHere
 from hack.demo import platform
 from hack.demo.timeline import Timeline
 from tests.e2e.history import PodHistory
@@ -23,6 +25,10 @@ def timeline() -> Timeline:
 @pytest.fixture(scope="session")
 def running(timeline: Timeline) -> Iterator[platform.Platform]:
     """The cluster with the operator, the demo's model and data, and a tiny model and data."""
+    try:
+        engine.choose()
+    except NotPossibleHere as reason:
+        pytest.skip(str(reason))
     was_up = platform.is_up()
     up = platform.bring_up(timeline)
     platform.add_tiny_assets(up)
