@@ -15,8 +15,11 @@ import pytest
 import torch
 from finetune_api.run import EvaluationSummary, ExitCode, Progress, RunConfig, StageResult
 from finetune_trainer import evaluate, export, generate, merge, methods, worker
+from finetune_trainer import probe as probing
 from finetune_trainer.data.chat import load_tokenizer
 from finetune_trainer.data.store import TokenStore
+from finetune_trainer.metrics.bootstrap import bootstrap
+from finetune_trainer.metrics.exact_match import normalised
 from finetune_trainer.telemetry import RankFile, Report
 from torch import distributed as dist
 
@@ -279,16 +282,16 @@ def test_changed_weights_are_not_judged(job: tuple[Path, Path, str], tmp_path: P
 
 def test_equal_models_have_an_interval_around_zero() -> None:
     losses = np.random.default_rng(1).gamma(2.0, 10.0, 200)
-    assert evaluate.bootstrap(losses, losses, 7) == (0.0, 0.0)
+    assert bootstrap(losses, losses, 7) == (0.0, 0.0)
     shaken = losses + np.random.default_rng(2).normal(0, 3, 200)
-    low, high = evaluate.bootstrap(losses, shaken, 7)
+    low, high = bootstrap(losses, shaken, 7)
     assert low < 0 < high
-    assert evaluate.bootstrap(losses, shaken, 7) == (low, high)
+    assert bootstrap(losses, shaken, 7) == (low, high)
 
 
 def test_an_improvement_has_an_interval_around_itself() -> None:
     losses = np.random.default_rng(1).gamma(2.0, 10.0, 200)
-    low, high = evaluate.bootstrap(losses, 0.8 * losses, 7)
+    low, high = bootstrap(losses, 0.8 * losses, 7)
     assert low == pytest.approx(20.0)
     assert high == pytest.approx(20.0)
 
@@ -305,7 +308,7 @@ def test_an_improvement_has_an_interval_around_itself() -> None:
 def test_exact_match_ignores_case_punctuation_and_spaces(
     left: str, right: str, equal: bool
 ) -> None:
-    assert (evaluate.normalised(left) == evaluate.normalised(right)) is equal
+    assert (normalised(left) == normalised(right)) is equal
 
 
 def test_margins_decide_where_a_probe_is_cut(tiny_model_folder: Path) -> None:
@@ -315,16 +318,16 @@ def test_margins_decide_where_a_probe_is_cut(tiny_model_folder: Path) -> None:
     unsure = [2.0, 2.0, 0.1] + [2.0] * (len(tokens) - 3)
     messages = [{"role": "user", "content": "q"}]
 
-    def sample(margins: list[float]) -> evaluate.Sample:
+    def sample(margins: list[float]) -> probing.Sample:
         answer = generate.Answer(tokens, margins, generate.decode(tokenizer, tokens))
-        return evaluate.Sample(messages, "", answer, answer)
+        return probing.Sample(messages, "", answer, answer)
 
-    assert evaluate.robust_length(tokenizer, sample(unsure).tuned, 0.5) == 2
-    assert evaluate.robust_length(tokenizer, sample(unsure).tuned, 0.05) == len(tokens)
-    probe = evaluate.choose_probe(tokenizer, [sample(unsure), sample(sure)], 0.5)
+    assert probing.robust_length(tokenizer, sample(unsure).tuned, 0.5) == 2
+    assert probing.robust_length(tokenizer, sample(unsure).tuned, 0.05) == len(tokens)
+    probe = probing.choose_probe(tokenizer, [sample(unsure), sample(sure)], 0.5)
     assert probe is not None
     assert (probe.max_tokens, probe.answer) == (len(tokens), "Badera is a small protocol")
-    assert evaluate.choose_probe(tokenizer, [], 0.5) is None
+    assert probing.choose_probe(tokenizer, [], 0.5) is None
 
 
 def test_a_longer_probe_is_preferred_to_a_surer_one_of_a_single_token(
@@ -336,10 +339,9 @@ def test_a_longer_probe_is_preferred_to_a_surer_one_of_a_single_token(
     short = generate.Answer(tokens, [9.0] + [0.0] * (len(tokens) - 1), text)
     long = generate.Answer(tokens, [1.0] * len(tokens), text)
     samples = [
-        evaluate.Sample([{"role": "user", "content": "q"}], "", each, each)
-        for each in (short, long)
+        probing.Sample([{"role": "user", "content": "q"}], "", each, each) for each in (short, long)
     ]
-    probe = evaluate.choose_probe(tokenizer, samples, 0.5)
+    probe = probing.choose_probe(tokenizer, samples, 0.5)
     assert probe is not None
     assert probe.max_tokens == len(tokens)
 

@@ -8,7 +8,6 @@ that what both find hard cancels out (paired bootstrap, Koehn 2004).
 
 import hashlib
 import json
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,40 +16,23 @@ from typing import Any
 import numpy as np
 from finetune_api.finetunejob import Evaluation, FineTuneJobSpec, GateRule
 from finetune_api.run import (
-    ChatMessage,
     EvaluationSummary,
     Failure,
     GateOutcome,
     LossComparison,
     MetricPair,
-    ProbeRecord,
     RunConfig,
     StageResult,
 )
 
+from finetune_trainer.metrics.bootstrap import bootstrap
+from finetune_trainer.metrics.exact_match import exact_match
 from finetune_trainer.metrics.rouge import rouge_l
 from finetune_trainer.stage import Report, UserError, run_stage
 from finetune_trainer.telemetry import write_atomically
 
 REPORT = "report/evaluation.json"
-RESAMPLES = 1000
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
-PROBE_MARGINS = {"cpu": 0.05, "cuda": 0.5}
-"""Nats between best and second token below which rounding might choose the other one: in fp32 on
-CPUs, and in bf16 on GPUs."""
-PROBE_TOKENS = 32
-PROBE_GOOD_TOKENS = 8
-PROBE_BYTES = 1500
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A held-out prompt and what both models said."""
-
-    messages: list[dict[str, str]]
-    reference: str
-    base: Any
-    tuned: Any
 
 
 def evaluate(run: RunConfig, report: Report) -> StageResult:
@@ -60,6 +42,7 @@ def evaluate(run: RunConfig, report: Report) -> StageResult:
     from finetune_trainer.data.store import TokenStore
     from finetune_trainer.merge import base_folder, tuned_model, verify
     from finetune_trainer.methods import load_model
+    from finetune_trainer.probe import PROBE_MARGINS, Sample, choose_probe
 
     spec, job = FineTuneJobSpec.model_validate(run.spec), Path(run.paths.job)
     wanted = spec.evaluation
@@ -238,31 +221,8 @@ def compare_losses(base: Verdict, tuned: Verdict, seed: int) -> LossComparison:
     )
 
 
-def bootstrap(base: np.ndarray, tuned: np.ndarray, seed: int) -> tuple[float, float]:
-    """2.5th and 97.5th percentile of 100 * (base - tuned) / base over resampled rows.
-
-    Rows are drawn with replacement, the same for both models. Both losses of a resample share
-    their token count, which therefore cancels.
-    """
-    dice = np.random.default_rng(seed)
-    improvements = np.empty(RESAMPLES)
-    for resample in range(RESAMPLES):
-        drawn = dice.integers(0, len(base), len(base))
-        before = base[drawn].sum()
-        improvements[resample] = 100 * (before - tuned[drawn].sum()) / before
-    low, high = np.percentile(improvements, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def normalised(text: str) -> str:
-    """Without case, punctuation and extra spaces; Unicode compatibility forms folded."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    kept = "".join(" " if unicodedata.category(c).startswith("P") else c for c in folded)
-    return " ".join(kept.split())
-
-
 def summarise(
-    base: Verdict, tuned: Verdict, samples: Sequence[Sample], rules: Sequence[GateRule], seed: int
+    base: Verdict, tuned: Verdict, samples: Sequence[Any], rules: Sequence[GateRule], seed: int
 ) -> EvaluationSummary:
     """All measures and how the gate's rules go."""
 
@@ -275,7 +235,7 @@ def summarise(
         )
 
     loss = compare_losses(base, tuned, seed)
-    exact = pair(lambda said, wanted: float(normalised(said) == normalised(wanted)))
+    exact = pair(exact_match)
     rouge = pair(rouge_l)
     gate = [apply_rule(rule, loss, {"exactMatch": exact, "rougeL": rouge}) for rule in rules]
     return EvaluationSummary(
@@ -320,57 +280,13 @@ def gate_failure(summary: EvaluationSummary) -> Failure | None:
     )
 
 
-def choose_probe(tokenizer: Any, samples: Sequence[Sample], margin: float) -> ProbeRecord | None:
-    """The answer of the tuned model that another server is surest to reproduce.
-
-    An answer is cut before its first token with less than `margin` nats and at 32 tokens. A longer
-    answer says more, up to 8 tokens; from there on the one whose least margin is largest is taken.
-    """
-    best: tuple[Any, ...] = ()
-    found = None
-    for sample in samples:
-        length = robust_length(tokenizer, sample.tuned, margin)
-        record = probe_of(tokenizer, sample, max(1, length))
-        if record is None:
-            continue
-        small = len(record.model_dump_json().encode()) <= PROBE_BYTES
-        least = min(sample.tuned.margins[: record.max_tokens])
-        rank = (small, min(length, PROBE_GOOD_TOKENS), least, length)
-        if rank > best:
-            best, found = rank, record
-    return found
-
-
-def robust_length(tokenizer: Any, answer: Any, margin: float) -> int:
-    """Tokens before the first unsure one, 32 at most, and never half a character."""
-    from finetune_trainer.generate import decode
-
-    sure = (i for i, least in enumerate(answer.margins) if least < margin)
-    length = min(next(sure, len(answer.margins)), PROBE_TOKENS)
-    # A character of several bytes may need several tokens.
-    while length and decode(tokenizer, answer.tokens[:length]).endswith("�"):
-        length -= 1
-    return length
-
-
-def probe_of(tokenizer: Any, sample: Sample, length: int) -> ProbeRecord | None:
-    """The record for an answer cut to `length` tokens; None where there is nothing to compare."""
-    from finetune_trainer.generate import decode
-
-    text = decode(tokenizer, sample.tuned.tokens[:length])
-    if not text.strip() or any(len(turn["content"]) > 8192 for turn in sample.messages):
-        return None
-    messages = [ChatMessage.model_validate(turn) for turn in sample.messages]
-    return ProbeRecord(messages=messages, answer=text, max_tokens=length)
-
-
 def write_report(
     run: RunConfig,
     path: Path,
     summary: EvaluationSummary,
     base: Verdict,
     tuned: Verdict,
-    samples: Sequence[Sample],
+    samples: Sequence[Any],
     order: np.ndarray,
 ) -> str:
     """Everything that was measured, as JSON; returns its digest."""

@@ -140,7 +140,8 @@ def ending(run: RunConfig, folder: Path, node_rank: int, stopped: bool) -> Stage
     assert run.plan is not None
     errors = [json.loads(path.read_bytes()) for path in folder.glob("error-*.json")]
     results = [json.loads(path.read_bytes()) for path in sorted(folder.glob("result-*.json"))]
-    if errors:
+    lost = all(error["failure"]["reason"] == "PeerLost" for error in errors)
+    if errors and not (stopped and lost):
         raise first_error(errors)
     if len(results) == run.plan.gpus_per_node:
         facts = TrainFacts.model_validate(results[0]["train"]) if node_rank == 0 else None

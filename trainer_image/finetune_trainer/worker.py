@@ -10,14 +10,13 @@ import json
 import logging
 import math
 import os
-import shutil
 import signal
 import socket
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -26,14 +25,13 @@ from typing import Any
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RUN_CONFIG_PATH, RunConfig, TrainFacts
 
+from finetune_trainer.pace import History, Pace
 from finetune_trainer.stage import RetryableError, StageError, UserError, failure_of
 from finetune_trainer.telemetry import RANK_FOLDER_ENV, RankFile, write_atomically
 
 log = logging.getLogger("finetune")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=15)
-SMOOTHING = 0.9
-"""Weight of the past in the smoothed speed."""
 
 
 @dataclass
@@ -43,12 +41,12 @@ class Told:
     file: RankFile
     state: dict[str, Any] = field(default_factory=dict)
 
-    def __call__(self, message: str | None = None, force: bool = False, **fields: Any) -> None:
-        """Change some fields and stamp the time."""
+    def __call__(self, message: Any = None, **fields: Any) -> None:
+        """Change some fields and stamp the time; a new message is told at once."""
         if message is not None:
             fields["message"] = message
         self.state.update(fields, updated_at=time.time())
-        self.file.write(self.state, force=force or message is not None)
+        self.file.write(self.state, force=message is not None)
 
 
 def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[bool, TrainFacts]:
@@ -57,18 +55,18 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
     Returns whether the run got to its end, and how it went; it did not when `stop_asked` was
     true on any rank: then a checkpoint was saved instead. Raises UserError LossNotFinite.
     """
-    import torch
     from torch import distributed as dist
 
-    from finetune_trainer import checkpoint
+    from finetune_trainer import checkpoint, schedule
     from finetune_trainer.data.store import TokenStore
     from finetune_trainer.objectives import AnswerLoss
+    from finetune_trainer.output import write_output
 
     spec, plan, job = FineTuneJobSpec.model_validate(run.spec), run.plan, Path(run.paths.job)
     assert plan is not None
+    settings, keep = spec.training, spec.training.checkpoint
     if dist.get_rank() == 0:
         checkpoint.claim(job, run.attempt)
-    settings = spec.training
     tell("loading the model", total_steps=plan.total_steps, world_size=dist.get_world_size())
     model, engine, spread = build(run, spec)
     loss_of = AnswerLoss(model)
@@ -76,32 +74,19 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
     fingerprint = fingerprint_of(run)
     position = checkpoint.resume(job, run.attempt, engine, fingerprint)
     resumed_from = position.step
-    saved_at = position.step
     store = TokenStore.open(job / "data" / "train")
-    history = History(job / "report" / f"train-{run.attempt}.jsonl")
-    pace = Pace(plan.total_steps, position.step)
+    epoch_steps = schedule.steps_per_epoch(store.rows, plan.batch_size)
+    history = History(job / "report" / f"train-{run.attempt}.jsonl", dist.get_rank())
+    pace = Pace(plan.total_steps, resumed_from)
     flatten = model.config._attn_implementation.startswith("flash")
-    tell("training", step=position.step, resumed_from_step=resumed_from)
+    tell("training", step=resumed_from, resumed_from_step=resumed_from)
 
-    def save() -> int:
-        tell("saving a checkpoint")
-        keep = settings.checkpoint.keep_last
-        checkpoint.save(job, run.attempt, position, engine, fingerprint, keep)
-        tell("training", last_checkpoint_step=position.step)
-        return position.step
-
-    for step in range(position.step + 1, plan.total_steps + 1):
+    for step in range(resumed_from + 1, plan.total_steps + 1):
         started = time.monotonic()
-        rows = global_batch(store, step, plan.batch_size, settings.seed)
-        batches, tokens, targets = micro_batches(rows, plan.micro_batch_size, flatten)
-        rate = learning_rate(step, plan, settings)
-        total = torch.zeros(2, dtype=torch.float64, device=spread.device)
-        for index, batch in enumerate(batches):
-            with engine.accumulate(last=index == len(batches) - 1):
-                losses = loss_of(engine.model, batch, spread.device)
-                # Every strategy averages over the ranks; this makes it a mean over all tokens.
-                engine.backward(losses.sum() * (dist.get_world_size() / targets))
-            total[0] += losses.detach().sum()
+        rows = schedule.global_batch(store, step, plan.batch_size, settings.seed)
+        batches, tokens, targets = schedule.micro_batches(rows, plan.micro_batch_size, flatten)
+        rate = schedule.learning_rate(step, plan, settings)
+        total = accumulate(engine, loss_of, batches, targets, spread.device)
         norm = engine.step(rate)
         total[1] = float(stop_asked())
         dist.all_reduce(total)
@@ -110,20 +95,16 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
             raise not_finite(step, loss, norm, rate)
         position = checkpoint.Position(step=step, loss=loss)
         pace.add(step, tokens, time.monotonic() - started)
-        history.add(step=step, loss=loss, grad_norm=norm, learning_rate=rate, tokens=tokens)
-        tell(
-            step=step,
-            loss=loss,
-            grad_norm=norm,
-            learning_rate=rate,
-            epoch=step / steps_per_epoch(store.rows, plan.batch_size),
-            tokens_per_second=pace.tokens_per_second,
-            eta_seconds=pace.eta_seconds,
-        )
-        if stopping or step == plan.total_steps or step % settings.checkpoint.interval_steps == 0:
-            saved_at = save()
-        if stopping and step < plan.total_steps:
+        seen = {"step": step, "loss": loss, "grad_norm": norm, "learning_rate": rate}
+        history.add(**seen, tokens=tokens)
+        tell(**seen, epoch=step / epoch_steps, **pace.speeds())
+        if stopping or step == plan.total_steps or step % keep.interval_steps == 0:
+            tell("saving a checkpoint")
+            checkpoint.save(job, run.attempt, position, engine, fingerprint, keep.keep_last)
+            tell("training", last_checkpoint_step=step)
+        if stopping:
             break
+
     facts = TrainFacts(
         steps=position.step,
         resumed_from_step=resumed_from,
@@ -140,8 +121,27 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
         write_output(run, spec, model, engine)
     loss_of.remove()
     engine.close()
-    tell("finished" if finished else f"stopped after a checkpoint at step {saved_at}")
+    tell("finished" if finished else f"stopped after a checkpoint at step {position.step}")
     return finished, facts
+
+
+def accumulate(engine: Any, loss_of: Any, batches: list[Any], targets: int, device: Any) -> Any:
+    """Forward and backward of this rank's micro-batches.
+
+    `targets` are the trained tokens of the whole global batch. Returns float64 [2]: this rank's
+    summed loss, and room for one more number in the all-reduce that follows.
+    """
+    import torch
+    from torch import distributed as dist
+
+    total = torch.zeros(2, dtype=torch.float64, device=device)
+    for index, batch in enumerate(batches):
+        with engine.accumulate(last=index == len(batches) - 1):
+            losses = loss_of(engine.model, batch, device)
+            # Every strategy averages over the ranks; this makes it a mean over all tokens.
+            engine.backward(losses.sum() * (dist.get_world_size() / targets))
+        total[0] += losses.detach().sum()
+    return total
 
 
 def build(run: RunConfig, spec: FineTuneJobSpec) -> tuple[Any, Any, Any]:
@@ -194,57 +194,6 @@ def fingerprint_of(run: RunConfig) -> dict[str, Any]:
     }
 
 
-def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """Optimizer steps in one pass; the last one may be smaller."""
-    return -(-rows // batch_size)
-
-
-def global_batch(store: Any, step: int, batch_size: int, seed: int) -> list[Any]:
-    """The rows of a step, counted from 1, over all ranks; longest first.
-
-    Sorting changes no sum, and gives ranks and micro-batches rows of about equal length.
-    """
-    import numpy as np
-
-    epoch, index = divmod(step - 1, steps_per_epoch(store.rows, batch_size))
-    order = np.random.default_rng([seed, epoch]).permutation(store.rows)
-    chosen = [store.row(int(i)) for i in order[index * batch_size : (index + 1) * batch_size]]
-    return sorted(chosen, key=lambda row: -len(row.input_ids))
-
-
-def micro_batches(rows: list[Any], size: int, flatten: bool) -> tuple[list[Any], int, int]:
-    """This rank's share of a global batch.
-
-    Returns as many micro-batches as every other rank gets, the tokens of the whole global
-    batch, and how many of them are trained on.
-    """
-    from torch import distributed as dist
-
-    from finetune_trainer.objectives import collate, trained_tokens
-
-    rank, world = dist.get_rank(), dist.get_world_size()
-    count = -(-len(rows) // (world * size))
-    mine = rows[rank::world]
-    batches = [collate(mine[i * size : (i + 1) * size], flatten) for i in range(count)]
-    tokens = sum(len(row.input_ids) for row in rows)
-    return batches, tokens, max(1, sum(trained_tokens(row) for row in rows))
-
-
-def learning_rate(step: int, plan: Any, settings: Any) -> float:
-    """The rate of a step, counted from 1: linear warm-up, then the schedule's course to zero."""
-    total, peak = plan.total_steps, plan.learning_rate
-    warmup = math.ceil(settings.warmup_ratio * total)
-    if step <= warmup:
-        return float(peak * step / warmup)
-    done = (step - warmup - 1) / max(1, total - warmup)
-    course = {
-        "constant": 1.0,
-        "linear": 1.0 - done,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
-    }
-    return float(peak * course[settings.schedule])
-
-
 def not_finite(step: int, loss: float, norm: float, rate: float) -> UserError:
     """The error for a run that has diverged."""
     what = "loss" if not math.isfinite(loss) else "gradient norm"
@@ -257,62 +206,6 @@ def not_finite(step: int, loss: float, norm: float, rate: float) -> UserError:
     )
 
 
-class Pace:
-    """How fast it goes: non-padding tokens over all ranks."""
-
-    def __init__(self, total_steps: int, first_step: int) -> None:
-        self._total_steps = total_steps
-        self._step = first_step
-        self.tokens = 0
-        self._seconds = 0.0
-        self._recent_tokens = 0.0
-        self._recent_seconds = 0.0
-        self._recent_steps = 0.0
-
-    def add(self, step: int, tokens: int, seconds: float) -> None:
-        """Count one step."""
-        self._step = step
-        self.tokens += tokens
-        self._seconds += seconds
-        self._recent_tokens = SMOOTHING * self._recent_tokens + tokens
-        self._recent_seconds = SMOOTHING * self._recent_seconds + seconds
-        self._recent_steps = SMOOTHING * self._recent_steps + 1
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Smoothed over about the last ten steps."""
-        return self._recent_tokens / self._recent_seconds
-
-    @property
-    def mean_tokens_per_second(self) -> float | None:
-        """Over all steps of this attempt."""
-        return self.tokens / self._seconds if self._seconds else None
-
-    @property
-    def eta_seconds(self) -> float:
-        """Seconds until the last step."""
-        per_step = self._recent_seconds / self._recent_steps
-        return (self._total_steps - self._step) * per_step
-
-
-class History:
-    """Every step of an attempt as one JSON line; written by rank 0."""
-
-    def __init__(self, path: Path) -> None:
-        from torch import distributed as dist
-
-        self._path = path if dist.get_rank() == 0 else None
-        if self._path:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.touch(mode=0o644)
-
-    def add(self, **values: Any) -> None:
-        """Append one line."""
-        if self._path:
-            with self._path.open("a") as file:
-                file.write(json.dumps(values) + "\n")
-
-
 def hosts() -> list[str]:
     """Host names of the pods, by node rank."""
     from torch import distributed as dist
@@ -320,35 +213,6 @@ def hosts() -> list[str]:
     told: list[tuple[int, str]] = [(0, "")] * dist.get_world_size()
     dist.all_gather_object(told, (int(os.environ.get("GROUP_RANK", "0")), socket.gethostname()))
     return [host for _, host in sorted(set(told))]
-
-
-def write_output(run: RunConfig, spec: FineTuneJobSpec, model: Any, engine: Any) -> None:
-    """Gather the trained weights and publish output/: an adapter, or a whole model."""
-    import torch
-    from torch import distributed as dist
-
-    from finetune_trainer import checkpoint, methods
-
-    assert run.model is not None
-    job, lora = Path(run.paths.job), spec.method.type == "LoRA"
-    dtype = torch.float32
-    if not lora:
-        dtype = methods.saved_dtype(Path(run.paths.model_cache) / run.model.folder)
-    weights = {}
-    for name, weight in engine.full_weights():
-        if dist.get_rank() == 0:
-            weights[name] = weight.to("cpu", dtype, copy=True)
-    if dist.get_rank() == 0:
-        checkpoint.require_newest(job, run.attempt)
-        partial = job / f".output-{run.attempt}"
-        shutil.rmtree(partial, ignore_errors=True)
-        methods.save_trained(model, weights, spec.method, partial)
-        files = checkpoint.describe(partial)
-        (partial / "files.json").write_text(json.dumps({"files": files}, indent=1))
-        checkpoint.seal(partial)
-        shutil.rmtree(job / "output", ignore_errors=True)
-        partial.rename(job / "output")
-    dist.barrier()
 
 
 def join(run: RunConfig) -> None:
@@ -367,7 +231,8 @@ def join(run: RunConfig) -> None:
         # Adapters are fp32 beside a bf16 base: TF32 is exact enough for their products.
         torch.set_float32_matmul_precision("high")
     backend = "nccl" if run.plan.device == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    device = torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else None
+    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, device_id=device)
     if dist.get_world_size() != run.plan.world_size:
         raise RetryableError(
             "WrongWorldSize",
@@ -414,12 +279,6 @@ def main() -> None:
     from torch import distributed as dist
 
     dist.destroy_process_group()
-
-
-def read_history(path: Path) -> Iterator[dict[str, Any]]:
-    """The steps of an attempt as `train` wrote them."""
-    for line in path.read_text().splitlines():
-        yield json.loads(line)
 
 
 if __name__ == "__main__":

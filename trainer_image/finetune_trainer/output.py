@@ -1,0 +1,38 @@
+"""output/: what training leaves for evaluation and export, whole or not there."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.run import RunConfig
+from torch import distributed as dist
+
+from finetune_trainer import checkpoint, methods
+from finetune_trainer.strategies import Engine
+
+
+def write_output(run: RunConfig, spec: FineTuneJobSpec, model: Any, engine: Engine) -> None:
+    """Gather the trained weights and publish output/: an adapter, or a whole model."""
+    assert run.model is not None
+    job, lora = Path(run.paths.job), spec.method.type == "LoRA"
+    dtype = torch.float32
+    if not lora:
+        dtype = methods.saved_dtype(Path(run.paths.model_cache) / run.model.folder)
+    weights = {}
+    for name, weight in engine.full_weights():
+        if dist.get_rank() == 0:
+            weights[name] = weight.to("cpu", dtype, copy=True)
+    if dist.get_rank() == 0:
+        checkpoint.require_newest(job, run.attempt)
+        partial = job / f".output-{run.attempt}"
+        shutil.rmtree(partial, ignore_errors=True)
+        methods.save_trained(model, weights, spec.method, partial)
+        files = checkpoint.describe(partial)
+        (partial / "files.json").write_text(json.dumps({"files": files}, indent=1))
+        checkpoint.seal(partial)
+        shutil.rmtree(job / "output", ignore_errors=True)
+        partial.rename(job / "output")
+    dist.barrier()
