@@ -12,7 +12,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -147,7 +146,7 @@ class Reconciler:
             return None
         wrote = await self._children(key, decision)
         if decision.status is not None and loaded is not None:
-            await self._status(key, loaded, decision.status)
+            wrote |= await self._status(key, loaded, decision.status)
         if loaded is not None:
             for event in decision.events:
                 await self._write("create", "Event", self._events.record(loaded, event))
@@ -225,10 +224,10 @@ class Reconciler:
             return self._cache.remove(ref.kind, ref.namespace, ref.name, uid) is not None
         return False
 
-    async def _status(self, key: Key, loaded: Manifest, wanted: Mapping[str, Any]) -> None:
+    async def _status(self, key: Key, loaded: Manifest, wanted: Mapping[str, Any]) -> bool:
         difference = merge_patch(loaded.get("status") or {}, wanted)
         if not difference:
-            return
+            return False
         metadata = loaded["metadata"]
         patch = {
             "metadata": {"resourceVersion": metadata["resourceVersion"]},
@@ -237,8 +236,10 @@ class Reconciler:
         call = self._cluster.patch(
             loaded["kind"], metadata["namespace"], metadata["name"], patch, "status"
         )
-        with suppress(NotFound):  # deleted meanwhile: there is nothing to tell any more
-            self._intake.wrote(await self._write("status", loaded["kind"], call), key)
+        try:
+            return self._intake.wrote(await self._write("status", loaded["kind"], call), key)
+        except NotFound:  # deleted meanwhile: there is nothing to tell any more
+            return False
 
     async def _write(self, verb: str, kind: str, call: Any) -> Any:
         """Every write passes here: none is sent once the Lease may be somebody else's."""

@@ -195,3 +195,19 @@ async def test_an_endpoint_that_a_job_makes_is_looked_at_without_waiting_for_the
     await bench.reconcile(plan, "a")
 
     assert Key("ModelEndpoint", namespace, "served") in await bench.drain()
+
+
+async def test_what_follows_from_a_status_is_done_at_once_though_no_watch_will_tell(
+    bench: Bench, api: Api, namespace: str
+) -> None:
+    api.create(toy.finetune_job(namespace, "a"))
+    await bench.list()
+    await bench.drain()
+
+    def plan(_key: Key, _view: View, _now: datetime) -> Decision:
+        return Decision(status=toy.status("Failed"))
+
+    await bench.reconcile(plan, "a")
+    assert [key.name for key in await bench.drain()] == ["a"], "the plan may want more by now"
+    await bench.reconcile(plan, "a")
+    assert await bench.drain() == [], "an equal status is no news"
