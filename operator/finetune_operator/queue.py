@@ -51,12 +51,15 @@ class WorkQueue:
         elif not self._closed:
             self._set_alarm(key, asyncio.get_running_loop().time() + seconds)
 
-    def add_failed(self, key: Key) -> float:
-        """Look again after an error: 0.1 s, 0.2 s … 60 s, half of it random. Returns the delay."""
+    def add_failed(self, key: Key, least: float = 0.0) -> float:
+        """Look again after an error: 0.1 s, 0.2 s … 60 s, half of it random. Returns the delay.
+
+        `least` is how many seconds the server asked us to wait.
+        """
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         delay = min(MAX_DELAY, BASE_DELAY * 2.0 ** min(failures, 30))
-        delay *= self._rng.uniform(0.5, 1.0)
+        delay = max(least, delay * self._rng.uniform(0.5, 1.0))
         self._metrics.retried(key)
         self.add_after(key, delay)
         return delay

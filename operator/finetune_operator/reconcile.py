@@ -44,7 +44,7 @@ from finetune_operator.events import Events
 from finetune_operator.intake import Intake
 from finetune_operator.logs import tracing
 from finetune_operator.metrics import Metrics
-from finetune_operator.queue import WorkQueue
+from finetune_operator.queue import MAX_DELAY, WorkQueue
 
 log = logging.getLogger(__name__)
 
@@ -120,10 +120,8 @@ class Reconciler:
             self._queue.add_failed(key)
             return "conflict"
         except Unavailable as error:
-            delay = self._queue.add_failed(key)
-            if error.retry_after is not None:
-                self._queue.add_after(key, error.retry_after)
-            log.warning("again in %.1f s: %s", error.retry_after or delay, error)
+            delay = self._queue.add_failed(key, min(error.retry_after or 0.0, MAX_DELAY))
+            log.warning("again in %.1f s: %s", delay, error)
             return "error"
         except ClusterError as error:
             log.warning("again in %.1f s: %s", self._queue.add_failed(key), error)

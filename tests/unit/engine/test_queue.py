@@ -70,6 +70,16 @@ def test_the_earliest_alarm_wins_and_a_run_clears_it() -> None:
     assert virtual_time.run(main()) == [10, 10, 210]
 
 
+def test_a_server_that_asks_for_time_gets_it() -> None:
+    async def main() -> float:
+        queue = new_queue()
+        assert queue.add_failed(A, least=5.0) == 5.0
+        assert await queue.take() == A
+        return asyncio.get_running_loop().time()
+
+    assert virtual_time.run(main()) == 5.0
+
+
 def test_errors_back_off_from_a_tenth_of_a_second_to_a_minute() -> None:
     async def main() -> list[float]:
         queue = new_queue()
