@@ -2,8 +2,8 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
-UV_VERSION := 0.13.9
-UV := $(CACHE)/uv-$(UV_VERSION)/bin/uv
+# Prints the path of the pinned uv, installed on first use.
+UV = $(PYTHON) -m hack.images.uv
 VENV := .venv
 PY := $(VENV)/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
@@ -48,8 +48,8 @@ clean: ## Remove every trace but the caches outside the checkout: cluster, envir
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: clean-cache
-clean-cache: ## Remove the caches too (the next run is a cold one)
-	@rm -rf "$(CACHE)"
+clean-cache: cluster-down ## Remove the caches too (the next run is a cold one)
+	@rm -rf "$(CACHE)" /run/finetune-operator-buildah
 
 .PHONY: crds
 crds: $(VENV)/.ready ## Generate crds/, the chart's copy and docs/reference.md from the models
@@ -63,24 +63,22 @@ format: $(VENV)/.ready ## Format the code
 bench: $(VENV)/.ready ## Benchmarks, each against a baseline in the same run
 	@for file in tests/bench/*.py; do echo "== $$file"; PYTHONPATH=.:operator $(PY) $$file; done
 
-COMPILE = $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-header --python-version 3.11
+COMPILE = "$$(cd "$(CURDIR)" && $(UV))" pip compile --quiet --generate-hashes --no-emit-index-url --no-header --python-version 3.11
 .PHONY: lock
-lock: $(UV) ## Resolve every requirements file anew, with hashes
+lock: ## Resolve every requirements file anew, with hashes
 	@$(COMPILE) --upgrade operator/requirements.in -o operator/requirements.lock
 	@$(COMPILE) --upgrade trainer_image/requirements.in -o trainer_image/requirements.lock
 	@for name in dev trainer-test; do \
 	  $(COMPILE) --upgrade requirements/$$name.in -o requirements/$$name.lock; done
 	@$(COMPILE) --upgrade --no-deps requirements/kserve.in -o requirements/kserve.lock
+	@cd hack/demo && $(COMPILE) --upgrade --no-deps model.in -o model.lock
+	@$(PYTHON) -m hack.images lock
 
-$(UV):
-	@echo "Installing uv $(UV_VERSION)"
-	@mkdir -p $(CACHE)
-	@$(PYTHON) -m venv $(CACHE)/.uv-$(UV_VERSION).new
-	@$(CACHE)/.uv-$(UV_VERSION).new/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@rm -rf $(CACHE)/uv-$(UV_VERSION) && mv $(CACHE)/.uv-$(UV_VERSION).new $(CACHE)/uv-$(UV_VERSION)
-
-$(VENV)/.ready: requirements/dev.lock | $(UV)
+$(VENV)/.ready: requirements/dev.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "$(PYTHON) is not Python 3.11 or newer: name one, make PYTHON=/path/to/python3" >&2; exit 1; }
 	@echo "Installing the development environment into $(VENV)"
-	@$(UV) venv --quiet --clear --python $(PYTHON) $(VENV)
-	@$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements/dev.lock
+	@set -e; uv=$$($(UV)); \
+	  "$$uv" venv --quiet --clear --python "$$(command -v $(PYTHON))" $(VENV); \
+	  "$$uv" pip install --quiet --python $(PY) --require-hashes -r requirements/dev.lock
 	@touch $@

@@ -25,6 +25,7 @@ from types import TracebackType
 from hack.cluster.binaries import ensure
 from hack.cluster.errors import ClusterError
 from hack.cluster.pki import Authority
+from hack.cluster.prerequisites import install
 from hack.cluster.process import run
 
 ISSUER = "https://kubernetes.default.svc.cluster.local"
@@ -42,6 +43,7 @@ class ControlPlane:
     def __init__(self, folder: Path, controllers: bool = False) -> None:
         self.folder = Path(folder).resolve()
         self.controllers = controllers
+        install(["openssl"])
         self.binaries = binaries()
         self.url = ""
         self.kubeconfig = self.folder / "pki" / "admin.kubeconfig"

@@ -21,7 +21,7 @@ from hack.cluster.kubectl import answers, apply, ready_nodes
 from hack.cluster.layout import CONTROL_PLANE, LOGS, NODES, PKI, RUN
 from hack.cluster.machine import MOUNT_POINTS, Machine, names
 from hack.cluster.paths import CHECKOUT, KUBECONFIG, VOLUMES, cache_dir, locked, put
-from hack.cluster.prerequisites import install
+from hack.cluster.prerequisites import CLUSTER, install
 from hack.cluster.process import Steps, read_text, run, succeeds, wait_for
 from hack.cluster.tinyimage import pause_image
 
@@ -58,7 +58,7 @@ class NodesCluster:
 
     def _up(self, grace: float) -> None:
         steps = Steps()
-        install()
+        install(CLUSTER)
         binaries.ensure()
         steps.done("programs")
         root = golden.ensure([pause_image()])
@@ -169,7 +169,7 @@ class NodesCluster:
 
     def load(self, images: list[Image]) -> None:
         """Put images into the cache from which nodes start, and into the nodes that run."""
-        install()
+        install(CLUSTER)
         with _exclusive():
             golden.ensure([pause_image(), *images])
             for node in NODES:

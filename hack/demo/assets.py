@@ -16,8 +16,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hack.cluster.paths import cache_dir
 from hack.demo import foldoc
-from hack.images.cache import cache_root, digest, made
+from hack.images.cache import digest, made
 from hack.images.packages import download_package
 from hack.images.uv import uv
 from hack.images.venv import ml_digest, ml_python
@@ -35,7 +36,7 @@ FOLDOC_SHA256 = "c2dfea8326f0adb810f3624a8c0de234134c927434fb74737275719b0085a1b
 def model() -> Path:
     """Folder of the converted model in the cache."""
     name = digest(HERE / "model.lock", HERE / "convert_model.py", ml_digest())
-    target = cache_root() / "models" / name / MODEL_NAME
+    target = cache_dir() / "models" / name / MODEL_NAME
     target.parent.mkdir(parents=True, exist_ok=True)
     return made(target, _make_model, f"model {MODEL_NAME}")
 
@@ -43,7 +44,7 @@ def model() -> Path:
 def dataset() -> Path:
     """The JSONL file of the dictionary in the cache, one prompt and completion per line."""
     name = digest(HERE / "foldoc.py", FOLDOC_PACKAGE, FOLDOC_SHA256)
-    target = cache_root() / "data" / name / DATASET_NAME
+    target = cache_dir() / "data" / name / DATASET_NAME
     target.parent.mkdir(parents=True, exist_ok=True)
     return made(target, _make_dataset, "dataset FOLDOC")
 

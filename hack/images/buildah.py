@@ -14,16 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hack.images.cache import cache_root
+from hack.cluster.paths import cache_dir
+from hack.cluster.prerequisites import install
 from hack.images.layers import CHECKOUT, base_layer
-from hack.images.packages import need_programs
 
 USER = 65532
 
 
 def build(dockerfile: Path, tag: str) -> None:
     """Build `dockerfile` from the checkout as `tag`, on the base of the local images."""
-    need_programs({"buildah": "buildah", "runc": "runc"})
+    install(["buildah", "runc"])
     base = _base_image()
     options = ["--isolation", "chroot", "--layers", "--pull-never", "--format", "oci"]
     options += ["--build-arg", f"BASE_IMAGE={base}", *_index_settings()]
@@ -48,7 +48,7 @@ def start(tag: str, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _buildah(*arguments: str) -> str:
-    home = cache_root() / "buildah"
+    home = cache_dir() / "buildah"
     # buildah keeps the mounts of type cache below TMPDIR.
     scratch = home / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)

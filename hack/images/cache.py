@@ -8,23 +8,15 @@ from doing the work twice.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-
-def cache_root() -> Path:
-    """The project's cache folder, created when it is missing."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    root = Path(base) / "finetune-operator"
-    root.mkdir(parents=True, exist_ok=True)
-    return root
+from hack.cluster.paths import cache_dir, locked
 
 
 def digest(*parts: str | bytes | Path) -> str:
@@ -37,16 +29,6 @@ def digest(*parts: str | bytes | Path) -> str:
     return total.hexdigest()[:16]
 
 
-@contextlib.contextmanager
-def locked(target: Path) -> Iterator[None]:
-    """Hold the only lock on `target`, a cache entry that need not exist yet."""
-    locks = cache_root() / "locks"
-    locks.mkdir(exist_ok=True)
-    with (locks / target.name).open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
 def made(target: Path, make: Callable[[Path], None], what: str) -> Path:
     """`target`, made by `make(scratch)` if it is not there yet.
 
@@ -55,7 +37,7 @@ def made(target: Path, make: Callable[[Path], None], what: str) -> Path:
     """
     if target.exists():
         return target
-    with locked(target):
+    with locked(cache_dir() / "locks" / target.name):
         if target.exists():
             return target
         scratch = target.with_name(f".new-{target.name}")

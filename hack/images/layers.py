@@ -14,8 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
+from hack.cluster.paths import cache_dir
 from hack.images import rootfs
-from hack.images.cache import cache_root, digest, keep_newest, made
+from hack.images.cache import digest, keep_newest, made
 from hack.images.venv import (
     RECIPE,
     SYSTEM_PYTHON,
@@ -69,7 +70,7 @@ def ml_layer() -> Layer:
 def operator_layer() -> Layer:
     """The operator's libraries at /opt/venv."""
     name = digest(OPERATOR_LOCK, str(RECIPE), repr(SYSTEM_VERSION))
-    home = cache_root() / f"venv-operator-{name}"
+    home = cache_dir() / f"venv-operator-{name}"
 
     def pack() -> list[str]:
         made(home, _build_operator_venv, "Python libraries of the operator")
@@ -132,7 +133,7 @@ def _tar(folder: Path, name: str, *options: str) -> list[str]:
 
 def _layer(name: str, what: str, pack: Callable[[], list[str]]) -> Layer:
     """The cached layer `name`; `pack()` gives the command that writes its tar to stdout."""
-    home = cache_root() / "layers" / name
+    home = cache_dir() / "layers" / name
     home.parent.mkdir(exist_ok=True)
     made(home, lambda scratch: _write(scratch, pack()), what)
     keep_newest(home, KEEP_CODE if name.startswith("code-") else KEEP_LIBRARIES)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from hack.cluster.paths import cache_dir
 from hack.images import buildah, docker
-from hack.images.cache import cache_root, digest, made
+from hack.images.cache import digest, made
 from hack.images.catalog import CONTRACT, OPERATOR, TRAINER
 from hack.images.layers import CHECKOUT, sources
 
@@ -93,7 +94,7 @@ def checked(product: Product) -> dict[str, object]:
     Keys: uid, gid, rootIsWritable, python, versions, output (of its command), buildSeconds,
     startSeconds. Ends with the engine's message when something fails.
     """
-    stamps = cache_root() / "product"
+    stamps = cache_dir() / "product"
     stamps.mkdir(exist_ok=True)
     stamp = stamps / f"{product.name}-{product.digest}.json"
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from hack.images.cache import cache_root, digest, made
-from hack.images.packages import need_programs
+from hack.cluster.paths import cache_dir
+from hack.cluster.prerequisites import install
+from hack.images.cache import digest, made
 
 SUITE = "bookworm"
 # python3-venv brings pip for the Dockerfiles; vLLM asks libnuma1 about the memory of the machine.
@@ -23,11 +24,11 @@ GROUP = "nonroot:x:65532:"
 def rootfs() -> Path:
     """Tar file of the root filesystem."""
     name = digest(SUITE, *PACKAGES, *UNREAD, USER, GROUP)
-    return made(cache_root() / f"rootfs-{name}.tar", _build, "base of the images")
+    return made(cache_dir() / f"rootfs-{name}.tar", _build, "base of the images")
 
 
 def _build(scratch: Path) -> None:
-    need_programs({"mmdebstrap": "mmdebstrap"})
+    install(["mmdebstrap"])
     command = ["mmdebstrap", "--quiet", "--variant=minbase", "--format=tar"]
     command.append(f"--include={','.join(PACKAGES)}")
     command += [f"--dpkgopt=path-exclude={pattern}" for pattern in UNREAD]

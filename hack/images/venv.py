@@ -13,9 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hack.cluster.paths import cache_dir
+from hack.cluster.prerequisites import install
 from hack.images import cuda_stubs
-from hack.images.cache import cache_root, digest, keep_newest, made, say
-from hack.images.packages import need_programs
+from hack.images.cache import digest, keep_newest, made, say
 from hack.images.uv import UV_VERSION, uv
 
 HERE = Path(__file__).parent
@@ -31,7 +32,7 @@ KEEP = 2
 
 def ml_venv() -> Path:
     """The environment's folder, built when its lock or its recipe is new."""
-    home = cache_root() / f"venv-ml-{ml_digest()}"
+    home = cache_dir() / f"venv-ml-{ml_digest()}"
     made(home, _build, "Python libraries for training and serving on CPUs")
     keep_newest(home, KEEP)
     return home
@@ -49,7 +50,7 @@ def ml_digest() -> str:
 
 
 def _build(scratch: Path) -> None:
-    need_programs({"gcc": "gcc", "readelf": "binutils"})
+    install(["gcc", "libc6-dev", "binutils", "python3"])
     check_system_python()
     create_venv(scratch, SYSTEM_PYTHON)
     install_locked(scratch / "bin" / "python", LOCK)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from hack.images.cache import cache_root, digest, made
+from hack.cluster.paths import cache_dir
+from hack.images.cache import digest, made
 from hack.images.uv import uv
 from hack.images.venv import ml_python
 
@@ -18,7 +19,7 @@ LOCK = Path(__file__).resolve().parents[2] / "requirements" / "trainer-test.lock
 
 def test_libraries() -> Path:
     """Folder with pytest for the ML environment, installed on first use."""
-    target = cache_root() / f"testlibs-{digest(LOCK)}"
+    target = cache_dir() / f"testlibs-{digest(LOCK)}"
     return made(target, _install, "test libraries of the trainer")
 
 

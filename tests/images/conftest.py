@@ -16,8 +16,8 @@ import pytest
 
 from hack.cluster import golden, kind
 from hack.cluster.images import Image, blobs, import_image, listed
+from hack.cluster.paths import cache_dir
 from hack.cluster.process import run, succeeds, wait_for
-from hack.images.cache import cache_root
 from hack.images.catalog import NAMES
 from hack.images.load import as_cluster_image
 
@@ -59,7 +59,7 @@ def containerd() -> Iterator[Containerd]:
     need_root()
     if kind.possible():
         pytest.skip("Docker and kind build the local images here")
-    root = cache_root() / f"images-test-{os.getpid()}"
+    root = cache_dir() / f"images-test-{os.getpid()}"
     _copy(golden.ensure([as_cluster_image(name) for name in NAMES]), root)
     state = Path(tempfile.mkdtemp(prefix="ft-"))
     process = _serve(root, state)

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from hack.cluster.apiserver import ControlPlane
-from hack.images.cache import cache_root, digest, made
+from hack.cluster.paths import cache_dir
+from hack.images.cache import digest, made
 from hack.images.uv import uv
 from tests.api.client import Api, wait_established
 from tests.api.conftest import CRDS, ROOT, started
@@ -31,12 +32,12 @@ GENERATOR = Path(__file__).with_name("crds.py")
 
 def kserve_sdk() -> Path:
     """Folder with the KServe SDK, installed on first use."""
-    return made(cache_root() / f"kserve-sdk-{digest(LOCK)}", _install, "the KServe SDK")
+    return made(cache_dir() / f"kserve-sdk-{digest(LOCK)}", _install, "the KServe SDK")
 
 
 def kserve_crds() -> Path:
     """File with KServe's CRDs as a JSON list."""
-    target = cache_root() / f"kserve-crds-{digest(LOCK, GENERATOR)}.json"
+    target = cache_dir() / f"kserve-crds-{digest(LOCK, GENERATOR)}.json"
     return made(target, _generate, "KServe's CRDs")
 
 
