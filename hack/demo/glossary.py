@@ -9,7 +9,7 @@ from typing import Any
 
 from hack.demo import ask, report
 from hack.demo.follow import follow
-from hack.demo.kubectl import Kubectl, KubectlError
+from hack.demo.kubectl import Kubectl
 from hack.demo.platform import ROOT, Platform
 from hack.demo.timeline import Timeline
 
@@ -35,15 +35,17 @@ def run(
     with timeline.step("Fine-tune, compare, export, roll out"):
         job = follow(kubectl, NAME, SECONDS, timeline.say, seen)
     with timeline.step(f"Ask the endpoint {QUESTIONS} questions"):
-        questions = _ask(kubectl, job)
-    data = report.build(job, timeline.seconds, timeline.total(), questions, _versions(kubectl))
+        pod = _serving_pod(kubectl)
+        questions = _ask(kubectl, pod, job)
+        versions = _versions(kubectl, pod)
+    data = report.build(job, timeline.seconds, timeline.total(), questions, versions)
     report.write(data, path)
     return data
 
 
-def _ask(kubectl: Kubectl, job: dict[str, Any]) -> list[dict[str, Any]]:
+def _ask(kubectl: Kubectl, pod: str, job: dict[str, Any]) -> list[dict[str, Any]]:
     """Ask what evaluation asked, and set the three answers side by side."""
-    samples = _evaluated(kubectl)["samples"]
+    samples = _read(kubectl, pod, "evaluation.json")["samples"]
     limit = job["spec"]["evaluation"]["maxNewTokens"]
     out = []
     with ask.forwarded(kubectl, ENDPOINT) as url:
@@ -63,21 +65,22 @@ def _ask(kubectl: Kubectl, job: dict[str, Any]) -> list[dict[str, Any]]:
     return out
 
 
-def _evaluated(kubectl: Kubectl) -> dict[str, Any]:
-    """The evaluation report that lies in the served artifact."""
-    pod = ("-l", f"finetune.dev/endpoint={ENDPOINT}", "--field-selector=status.phase=Running")
-    pods = kubectl.json("get", "pods", *pod)["items"]
+def _serving_pod(kubectl: Kubectl) -> str:
+    """The newest pod that serves the endpoint; the artifact is mounted in it."""
+    running = ("-l", f"finetune.dev/endpoint={ENDPOINT}", "--field-selector=status.phase=Running")
+    pods = kubectl.json("get", "pods", *running)["items"]
     newest = max(pods, key=lambda item: str(item["metadata"]["creationTimestamp"]))
-    name = newest["metadata"]["name"]
-    found: dict[str, Any] = json.loads(
-        kubectl.run("exec", name, "--", "cat", "/mnt/models/evaluation.json")
-    )
+    return str(newest["metadata"]["name"])
+
+
+def _read(kubectl: Kubectl, pod: str, name: str) -> dict[str, Any]:
+    """A JSON file of the served artifact."""
+    found: dict[str, Any] = json.loads(kubectl.run("exec", pod, "--", "cat", f"/mnt/models/{name}"))
     return found
 
 
-def _versions(kubectl: Kubectl) -> dict[str, str]:
-    try:
-        server = json.loads(kubectl.run("version", "-o", "json"))["serverVersion"]["gitVersion"]
-    except (KubectlError, KeyError):
-        server = "unknown"
-    return {"kubernetes": server}
+def _versions(kubectl: Kubectl, pod: str) -> dict[str, str]:
+    """Kubernetes, and the libraries that made the artifact."""
+    server = json.loads(kubectl.run("version", "-o", "json"))["serverVersion"]["gitVersion"]
+    libraries: dict[str, str] = _read(kubectl, pod, "manifest.json")["versions"]
+    return {"kubernetes": server, **libraries}
