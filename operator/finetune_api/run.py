@@ -265,7 +265,7 @@ class Progress(StatusModel):
     """Seconds to the end of the stage."""
     world_size: int | None = None
     """torch.distributed.get_world_size()."""
-    engine: str | None = None
+    engine: ShortText | None = None
     """Class name of the wrapped model, such as DeepSpeedEngine."""
     last_checkpoint_step: int | None = None
     """Step of the newest complete checkpoint."""

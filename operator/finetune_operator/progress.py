@@ -9,6 +9,8 @@ from pydantic import ValidationError
 
 from finetune_operator.decision import HttpAnswer, HttpAsk
 
+MESSAGE_LIMIT = 1024
+
 
 def progress_ask(pod_uid: str, pod_ip: str, interval: float) -> HttpAsk:
     """The question to a running pod; `interval` in seconds."""
@@ -56,6 +58,17 @@ def shown(progress: Progress, before: JobProgress | None) -> JobProgress:
     if before is not None and before.model_copy(update={"updated_at": None}) == told:
         return before
     return told.model_copy(update={"updated_at": _time(progress.updated_at)})
+
+
+def told(progress: Progress) -> str | None:
+    """What the pod does, in one line; while it trains that alone would be a bare "training"."""
+    message = progress.message[:MESSAGE_LIMIT]
+    if progress.stage != "train" or not progress.total_steps:
+        return message or None
+    parts = [f"step {progress.step} of {progress.total_steps}"]
+    if speed := _finite(progress.tokens_per_second):
+        parts.append(f"{speed:.0f} tokens/s")
+    return f"{message or 'training'}: {', '.join(parts)}"
 
 
 def waiting_to_train(plan: TrainPlan) -> JobProgress:

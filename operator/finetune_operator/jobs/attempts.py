@@ -17,7 +17,14 @@ from finetune_operator.jobs.prepare import user_claims
 from finetune_operator.jobs.stage import Context, Draft, PodStage
 from finetune_operator.jobs.stall import Stall, attempt_stall
 from finetune_operator.names import child_name, master_host
-from finetune_operator.progress import ask_id, progress_ask, read_progress, shown, waiting_to_train
+from finetune_operator.progress import (
+    ask_id,
+    progress_ask,
+    read_progress,
+    shown,
+    told,
+    waiting_to_train,
+)
 from finetune_operator.resources.configmap import run_configmap
 from finetune_operator.resources.identity import AttemptIdentity
 from finetune_operator.resources.job import stage_job
@@ -190,7 +197,11 @@ def _waiting(attempt: Attempt) -> str:
         plan = attempt.config.plan if attempt.config and attempt.stage == "train" else None
         where = f" on {plan.nodes} x {plan.gpus_per_node} {plan.device}" if plan else ""
         return f"{attempt.stage} is running{where}" + (f" with {plan.strategy}" if plan else "")
-    return f"{attempt.stage} is starting: {running} of {attempt.nodes} pods run"
+    if ended := sum(pod.finished for pod in attempt.pods):
+        return f"{attempt.stage} is ending: {ended} of {attempt.nodes} pods have ended"
+    waiting = sorted({pod.waiting_reason for pod in attempt.pods if pod.waiting_reason})
+    why = f" ({', '.join(waiting)})" if waiting else ""
+    return f"{attempt.stage} is starting: {running} of {attempt.nodes} pods run{why}"
 
 
 def _listen(
@@ -207,7 +218,7 @@ def _listen(
     if progress is None:
         return None
     draft.update(progress=shown(progress, draft.status.progress))
-    return progress.message[:1024] or None
+    return told(progress)
 
 
 def _succeed(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, over: Ending) -> bool:
@@ -267,7 +278,9 @@ def _retry(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, over: 
     draft.wake(left if left > 0 else 1.0)
     if left <= 0 and attempt.job is not None:
         draft.delete.append(_reference(attempt.job))
-    message = f"{stage.name} attempt {attempt.number} ended: {failure.message}; trying again"
+    message = (
+        f"{stage.name} attempt {attempt.number} ended: {failure.message.rstrip('.')}; trying again"
+    )
     draft.update(message=message[:4096])
     draft.update_stage(stage.name, message=message[:4096])
 

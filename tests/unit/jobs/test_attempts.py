@@ -215,6 +215,7 @@ def test_rank_that_lost_its_peer_waits_for_the_peers_story() -> None:
     world.end_pod(pods[0], 75, PEER_LOST)
     world.settle()
     assert world.status["restarts"] == 0
+    assert world.status["message"] == "train is ending: 1 of 2 pods have ended"
     world.tick(1)
     world.end_pod(pods[1], 75, failed("train", "OutOfDeviceMemory"))
     world.settle()

@@ -57,7 +57,7 @@ def test_answer_is_shown_for_programs_and_for_kubectl() -> None:
         "eta": "1m24s",
         "updatedAt": "2026-01-05T12:00:00Z",
     }
-    assert world.status["message"] == "training"
+    assert world.status["message"] == "training: step 12 of 30, 181 tokens/s"
 
 
 def test_answer_without_news_causes_no_write() -> None:
@@ -110,3 +110,16 @@ def test_address_of_an_ipv6_pod_is_bracketed() -> None:
 )
 def test_duration_is_short(seconds: float, text: str | None) -> None:
     assert duration_text(seconds) == text
+
+
+def test_the_line_of_a_training_job_tells_how_far_it_is_whatever_its_pod_calls_it() -> None:
+    world, ask = training()
+    tell(world, ask, message="", tokensPerSecond=None)
+    assert world.status["message"] == "training: step 12 of 30"
+    tell(world, ask, message="saving a checkpoint", tokensPerSecond=math.nan)
+    assert world.status["message"] == "saving a checkpoint: step 12 of 30"
+
+
+def test_answer_with_a_name_that_the_status_has_no_room_for_is_no_answer() -> None:
+    world, ask = training()
+    assert tell(world, ask, engine="E" * 300)["summary"] == "0/30"

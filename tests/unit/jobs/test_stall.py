@@ -169,3 +169,13 @@ def test_a_stall_is_told_once() -> None:
         world.tick(5)
         world.reconcile()
     assert [e.reason for e in world.events] == ["Pending", "ProfileNotFound"]
+
+
+def test_pods_that_do_not_run_yet_say_what_the_kubelet_says() -> None:
+    world = World()
+    world.settle()
+    (pod,) = world.add_pods("glossary-prepare-1", phase="Pending")
+    world.set_waiting(pod, "ContainerCreating", "")
+    world.settle()
+    assert world.condition("Stalled")["status"] == "False"
+    assert world.status["message"] == ("prepare is starting: 0 of 1 pods run (ContainerCreating)")
