@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 from hack.cluster import binaries, prerequisites, volumes
-from hack.cluster.engine import choose
+from hack.cluster.engine import choose, possible
 from hack.cluster.errors import ClusterError
 from hack.cluster.images import Image
-from hack.cluster.paths import KUBECONFIG
+from hack.cluster.paths import KUBECONFIG, STATE
 from hack.cluster.process import warn
 
 GRACE = "FINETUNE_CLUSTER_GRACE"
@@ -60,6 +60,8 @@ def perform(asked: argparse.Namespace) -> None:
             return
         case "prerequisites":
             prerequisites.install()
+            return
+        case "down" if not STATE.exists() and not possible():
             return
         case "kubeconfig":
             if not KUBECONFIG.exists():

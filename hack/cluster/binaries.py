@@ -114,8 +114,16 @@ def program(name: str) -> Path:
     return ensure([name]) / name
 
 
-def build(wanted: Program, target: Path) -> None:
-    """Compile one program to `target`, which appears only when it is whole."""
+def built(wanted: Program, folder: str) -> Path:
+    """A program that is not one of PROGRAMS: its path below `folder`-DIGEST in the cache."""
+    target = cache_dir() / f"{folder}-{digest_of([wanted])}" / wanted.name
+    if not target.exists():
+        with locked(target.parent / ".lock"):
+            _build(wanted, target.parent)
+    return target
+
+
+def _compile(wanted: Program, target: Path) -> None:
     tmp = target.with_name(f".{target.name}.tmp")
     run(wanted.command(tmp), env=_environment(), cwd=wanted.module)
     tmp.rename(target)
@@ -126,6 +134,6 @@ def _build(wanted: Program, where: Path) -> None:
     if target.exists():  # another process built it while we waited for the lock
         return
     began = time.monotonic()
-    build(wanted, target)
+    _compile(wanted, target)
     size, took = target.stat().st_size / 1e6, time.monotonic() - began
     print(f"  built {wanted.name:<26} {size:4.0f} MB {took:6.1f} s", flush=True)

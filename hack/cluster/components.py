@@ -144,7 +144,7 @@ def _scheduler() -> Flags:
 def write_corefile() -> None:
     """Configure CoreDNS: names of the cluster only, at the control plane's address."""
     kubeconfig = PKI / "coredns.kubeconfig"
-    plugin = f"kubernetes {DOMAIN} in-addr.arpa {{\n    kubeconfig {kubeconfig}\n    ttl 1\n  }}"
+    plugin = f'kubernetes {DOMAIN} in-addr.arpa {{\n    kubeconfig "{kubeconfig}"\n    ttl 1\n  }}'
     text = f".:53 {{\n  bind {CONTROL_PLANE_IP}\n  errors\n  {plugin}\n}}\n"
     put(RUN / CONTROL_PLANE / "Corefile", text)
 

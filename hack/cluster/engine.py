@@ -48,6 +48,15 @@ def choose() -> Engine:
     )
 
 
+def possible() -> bool:
+    """Whether any engine can run a cluster on this machine."""
+    try:
+        choose()
+    except NotPossibleHere:
+        return False
+    return True
+
+
 def load(images: list[Image]) -> None:
     """Make images available to the cluster: those that changed are imported, others left alone."""
     choose().load(images)

@@ -8,6 +8,7 @@ checkout that `kind-config.yaml` mounts into every node.
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from hack.cluster import volumes
@@ -32,7 +33,7 @@ class KindCluster:
         """Create the cluster, or say that it is up; the grace period is in `kind-config.yaml`."""
         del grace
         if len(ready_nodes()) == len(self.nodes) + 1:
-            print(f"the cluster is up: export KUBECONFIG={KUBECONFIG}")
+            print(f"the cluster is up: export KUBECONFIG={shlex.quote(str(KUBECONFIG))}")
             return
         if NAME in run(["kind", "get", "clusters"]).split():
             self.down()
@@ -49,7 +50,7 @@ class KindCluster:
         _only_default_class()
         volumes.offer(SEEN_BY_NODES)
         steps.done("shared volumes")
-        print(f"the cluster is up: export KUBECONFIG={KUBECONFIG}")
+        print(f"the cluster is up: export KUBECONFIG={shlex.quote(str(KUBECONFIG))}")
 
     def down(self) -> None:
         """Delete the cluster and its volumes; safe when there is none."""

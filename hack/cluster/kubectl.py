@@ -19,11 +19,17 @@ def kubectl(*words: str | Path, stdin: str | None = None, timeout: float = 60) -
     """Run kubectl against this checkout's cluster and return what it printed."""
     if not KUBECONFIG.exists():
         raise ClusterError("no cluster is up: `python3 -m hack.cluster up`")
-    # The cluster's addresses are private to this machine: a proxy would only be in the way.
-    proxies = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
-    env = {k: v for k, v in os.environ.items() if k not in proxies}
-    binary = _binary()
-    return run([binary, "--kubeconfig", KUBECONFIG, *words], stdin=stdin, env=env, timeout=timeout)
+    argv = [_binary(), "--kubeconfig", KUBECONFIG, *words]
+    return run(argv, stdin=stdin, env=without_proxies(), timeout=timeout)
+
+
+def without_proxies() -> dict[str, str]:
+    """The environment for whatever talks to the cluster.
+
+    Its addresses are private to this machine: a proxy would only be in the way.
+    """
+    proxies = ("http_proxy", "https_proxy", "all_proxy")
+    return {k: v for k, v in os.environ.items() if k.lower() not in proxies}
 
 
 def answers(*words: str, wanted: str | None = None) -> bool:

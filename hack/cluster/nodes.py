@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +47,7 @@ class NodesCluster:
         """Bring the cluster up, or say that it is; a node silent for `grace` s is NotReady."""
         with _exclusive():
             if self._healthy():
-                print(f"the cluster is up: export KUBECONFIG={KUBECONFIG}")
+                print(f"the cluster is up: export KUBECONFIG={shlex.quote(str(KUBECONFIG))}")
                 return
             if _leftovers():
                 self._down()
@@ -54,7 +55,7 @@ class NodesCluster:
                 self._up(grace)
             except ClusterError as error:
                 raise ClusterError(f"{error} (logs: {LOGS}; `down` cleans up)") from None
-        print(f"the cluster is up: export KUBECONFIG={KUBECONFIG}")
+        print(f"the cluster is up: export KUBECONFIG={shlex.quote(str(KUBECONFIG))}")
 
     def _up(self, grace: float) -> None:
         steps = Steps()
@@ -82,6 +83,8 @@ class NodesCluster:
 
     def down(self) -> None:
         """Take everything away, also after a crash; the image cache and the logs stay."""
+        if not RUN.exists() and network.owner() not in (None, str(CHECKOUT)):
+            return  # the cluster that is up belongs to another checkout
         with _exclusive():
             self._down()
 

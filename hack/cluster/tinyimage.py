@@ -14,9 +14,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO
 
-from hack.cluster.binaries import HERE, Program, build, digest_of
+from hack.cluster.binaries import HERE, Program, built
 from hack.cluster.images import Image
-from hack.cluster.paths import cache_dir
 
 PAUSE = "localhost/pause:1"
 _OCI = "application/vnd.oci.image."
@@ -24,11 +23,7 @@ _OCI = "application/vnd.oci.image."
 
 def pause_image() -> Image:
     """The pause image; its program is compiled (in a second) where the cache has none."""
-    program = Program("pause", HERE / "pause", ".")
-    binary = cache_dir() / f"pause-{digest_of([program])}"
-    if not binary.exists():
-        build(program, binary)
-    blobs, manifest = _pack(binary)
+    blobs, manifest = _pack(built(Program("pause", HERE / "pause", "."), "pause-image"))
 
     def write(stream: BinaryIO, have: Collection[str]) -> None:
         with tarfile.open(fileobj=stream, mode="w|") as archive:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
 import sys
+import urllib.error
 
 from hack.cluster import paths
 from hack.cluster.errors import ClusterError
@@ -13,13 +16,13 @@ from hack.demo.timeline import Timeline
 
 AROUND = """Look around:
   export KUBECONFIG={kubeconfig}
-  export PATH={programs}:$PATH
+  export PATH={programs}:"$PATH"
   kubectl -n {namespace} get ftj,mep
   kubectl -n {namespace} describe ftj {name}
-  kubectl -n {namespace} port-forward service/{endpoint} 8000:80
+  kubectl -n {namespace} port-forward service/{endpoint} 8000:80 &
   curl -s localhost:8000/v1/models
 The whole report: {report}
-The cluster stays up; `make clean` removes every trace."""
+The cluster stays up; `make clean` takes it away."""
 
 
 def run() -> int:
@@ -30,8 +33,8 @@ def run() -> int:
     print(report.show(data))
     print(
         AROUND.format(
-            kubeconfig=paths.KUBECONFIG,
-            programs=up.kubectl.program.parent,
+            kubeconfig=shlex.quote(str(paths.KUBECONFIG)),
+            programs=shlex.quote(str(up.kubectl.program.parent)),
             namespace=platform.NAMESPACE,
             name=glossary.NAME,
             endpoint=glossary.ENDPOINT,
@@ -53,9 +56,18 @@ def main(arguments: list[str]) -> int:
     except ClusterError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    except (JobFailed, TookTooLong, KubectlError) as error:
+    except (
+        JobFailed,
+        TookTooLong,
+        KubectlError,
+        subprocess.CalledProcessError,
+        urllib.error.URLError,
+    ) as error:
         print(f"The demo did not work: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Interrupted: `make demo` goes on from here, `make clean` cleans up", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

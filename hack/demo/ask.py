@@ -10,8 +10,11 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-from hack.demo.kubectl import Kubectl
+from hack.cluster.kubectl import without_proxies
+from hack.demo.kubectl import Kubectl, KubectlError
 
+# The address is this computer's own: no proxy, whatever the environment says.
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 FORWARDING = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
 
 
@@ -19,23 +22,23 @@ FORWARDING = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
 def forwarded(kubectl: Kubectl, service: str) -> Iterator[str]:
     """Base URL of port 80 of a service while the context lasts."""
     words = kubectl.command("port-forward", f"service/{service}", ":80", "--address", "127.0.0.1")
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        words,
+        env=without_proxies(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
         found = FORWARDING.search(line)
         if not found:
-            raise RuntimeError(f"kubectl port-forward service/{service} said: {line.strip()}")
+            raise KubectlError(f"kubectl port-forward service/{service} said: {line.strip()}")
         yield f"http://127.0.0.1:{found[1]}"
     finally:
         process.terminate()
         process.wait(timeout=10)
-
-
-def models(url: str) -> list[str]:
-    """Names that /v1/models lists."""
-    with urllib.request.urlopen(f"{url}/v1/models", timeout=30) as answer:
-        return [str(model["id"]) for model in json.load(answer)["data"]]
 
 
 def chat(url: str, model: str, messages: list[dict[str, Any]], max_tokens: int) -> str:
@@ -46,5 +49,5 @@ def chat(url: str, model: str, messages: list[dict[str, Any]], max_tokens: int) 
         json.dumps(body).encode(),
         {"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=300) as answer:
+    with OPENER.open(request, timeout=300) as answer:
         return str(json.load(answer)["choices"][0]["message"]["content"])

@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from hack.cluster.kubectl import without_proxies
+
 
 class KubectlError(RuntimeError):
     """kubectl said no; the message is what it said."""
@@ -27,14 +29,18 @@ class Kubectl:
 
     def run(self, *words: str, stdin: str | None = None, timeout: float = 60) -> str:
         """Standard output; raises KubectlError with standard error when it fails."""
-        done = subprocess.run(
-            self.command(*words),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                self.command(*words),
+                input=stdin,
+                env=without_proxies(),
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise KubectlError(f"kubectl {words[0]} did not end within {timeout:.0f} s") from None
         if done.returncode != 0:
             raise KubectlError(done.stderr.strip() or f"kubectl {words[0]} failed")
         return done.stdout

@@ -11,8 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from hack.cluster import binaries, engine, paths
-from hack.cluster.kubectl import ready_nodes
+from hack.cluster import binaries, engine, kind, paths
+from hack.cluster.kubectl import ready_nodes, without_proxies
 from hack.demo import assets
 from hack.demo.kubectl import Kubectl, KubectlError
 from hack.demo.timeline import Timeline
@@ -69,7 +69,7 @@ def take_down() -> None:
 def bring_up(timeline: Timeline) -> Platform:
     """Everything up to, not including, the first FineTuneJob."""
     with timeline.step("Build the cluster's programs"):
-        binaries.ensure()
+        binaries.ensure(("kubectl", "helm") if kind.possible() else binaries.PROGRAMS)
     with timeline.step("Build and load the images"):
         image_loader.load()
     with timeline.step("Fetch model and data"):
@@ -132,7 +132,13 @@ def _install(system: Kubectl) -> None:
 def _helm_upgrade(system: Kubectl, release: str, chart: Path, *flags: str) -> None:
     command = [str(binaries.program("helm")), "upgrade", "--install", release, str(chart)]
     where = ["--namespace", SYSTEM_NAMESPACE, "--kubeconfig", str(system.kubeconfig)]
-    done = subprocess.run([*command, *where, *flags], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, *where, *flags],
+        env=without_proxies(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode != 0:
         raise SystemExit(f"helm upgrade {release} failed: {done.stderr.strip()}")
 

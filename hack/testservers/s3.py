@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hack.cluster.binaries import Program, build, digest_of
-from hack.cluster.paths import cache_dir, locked
+from hack.cluster.binaries import Program, built
 
 SOURCE = Program("s3", Path(__file__).resolve().parent / "gomod/s3", ".")
 
@@ -30,12 +29,7 @@ class S3Server:
 
 def program() -> Path:
     """The path of the server's program, built if need be."""
-    path = cache_dir() / f"testservers-{digest_of([SOURCE])}" / SOURCE.name
-    if not path.exists():
-        with locked(path.parent / ".lock"):
-            if not path.exists():
-                build(SOURCE, path)
-    return path
+    return built(SOURCE, "testservers")
 
 
 @contextlib.contextmanager
