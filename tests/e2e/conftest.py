@@ -1,6 +1,7 @@
 """One cluster for all end-to-end tests, brought up as `make demo` does.
 
-It is taken down at the end only when it was down at the start.
+It is taken down at the end only when it was down at the start. What an earlier run or the demo left
+in its namespace goes first: a job that has ended already would prove nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from hack.cluster.errors import NotPossibleHere
 from hack.demo import platform
 from hack.demo.timeline import Timeline
 from tests.e2e.history import PodHistory
+from tests.e2e.jobs import until
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +33,8 @@ def running(timeline: Timeline) -> Iterator[platform.Platform]:
         pytest.skip(str(reason))
     was_up = platform.is_up()
     up = platform.bring_up(timeline)
+    with timeline.step(f"Empty the namespace {platform.NAMESPACE}"):
+        _empty(up)
     platform.add_tiny_assets(up)
     yield up
     if not was_up:
@@ -38,10 +42,17 @@ def running(timeline: Timeline) -> Iterator[platform.Platform]:
             platform.take_down()
 
 
+def _empty(up: platform.Platform) -> None:
+    kinds = "finetunejobs,modelendpoints"
+    up.kubectl.run("delete", kinds, "--all", "--wait", "--timeout=120s", timeout=150)
+    until("the pods to go", 180, lambda: not up.kubectl.json("get", "pods")["items"])
+
+
 @pytest.fixture(scope="session")
 def core(running: platform.Platform) -> client.CoreV1Api:
-    api = config.new_client_from_config(str(running.kubectl.kubeconfig))
-    return client.CoreV1Api(api)
+    settings = client.Configuration(proxy="")  # the cluster is on this computer
+    config.load_kube_config(str(running.kubectl.kubeconfig), client_configuration=settings)
+    return client.CoreV1Api(client.ApiClient(settings))
 
 
 @pytest.fixture(scope="session")

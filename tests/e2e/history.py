@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from kubernetes import client, watch
@@ -30,7 +30,6 @@ class PodTimes:
     created: float
     ended: float | None = None
     node: str | None = None
-    states: list[dict[str, Any]] = field(default_factory=list)
 
 
 class PodHistory:

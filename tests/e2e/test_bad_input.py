@@ -72,6 +72,7 @@ def test_model_that_does_not_exist_is_not_tried_again(
 
 
 def test_job_waits_for_a_missing_profile_and_goes_on(running: Platform) -> None:
+    _absent(running, "acceleratorprofile", "later")
     running.kubectl.apply(tiny_job("waits-profile", compute={"profile": "later"}))
     _stalled(running, "waits-profile", "ProfileNotFound", "later")
     profile = running.kubectl.json("get", "acceleratorprofile", "cpu")
@@ -88,6 +89,7 @@ def test_job_waits_for_a_missing_profile_and_goes_on(running: Platform) -> None:
 
 
 def test_job_waits_for_a_missing_secret_and_goes_on(running: Platform) -> None:
+    _absent(running, "secret", "later-token")
     source = {"uri": "pvc://demo-assets/models/tiny", "credentialsSecret": "later-token"}
     running.kubectl.apply(tiny_job("waits-secret", model=source))
     _stalled(running, "waits-secret", "SecretNotFound", "later-token")
@@ -96,6 +98,7 @@ def test_job_waits_for_a_missing_secret_and_goes_on(running: Platform) -> None:
 
 
 def test_job_waits_for_a_missing_claim_and_goes_on(running: Platform) -> None:
+    _absent(running, "persistentvolumeclaim", "later-claim")
     source = {"uri": "pvc://later-claim/models/tiny"}
     running.kubectl.apply(tiny_job("waits-claim", model=source))
     _stalled(running, "waits-claim", "VolumeClaimNotFound", "later-claim")
@@ -115,10 +118,15 @@ def test_job_waits_for_a_missing_claim_and_goes_on(running: Platform) -> None:
     assert found["status"]["failure"]["reason"] == "ModelNotFound"
 
 
+def _absent(running: Platform, kind: str, name: str) -> None:
+    """Remove what an earlier run may have left."""
+    running.kubectl.run("delete", kind, name, "--ignore-not-found", "--wait")
+
+
 def _stalled(running: Platform, name: str, reason: str, missing: str) -> None:
     def look() -> bool:
         stalled = condition(job(running.kubectl, name), "Stalled")
-        return stalled.get("status") == "True" and stalled.get("reason") == reason
+        return (stalled.get("status"), stalled.get("reason")) == ("True", reason)
 
     until(f"{name} to be Stalled for {reason}", 60, look)
     found = job(running.kubectl, name)
@@ -131,7 +139,7 @@ def _goes_on(running: Platform, name: str) -> None:
     def look() -> bool:
         found = job(running.kubectl, name)
         stages = {stage["name"]: stage["state"] for stage in found["status"]["stages"]}
-        return stages["prepare"] == "Succeeded"
+        return bool(stages["prepare"] == "Succeeded")
 
     until(f"{name} to have prepared", 120, look)
     assert condition(job(running.kubectl, name), "Stalled")["status"] == "False"

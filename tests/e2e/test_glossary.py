@@ -25,6 +25,7 @@ class Seen:
     states: list[dict[str, Any]] = field(default_factory=list)
     lines: list[list[str]] = field(default_factory=list)
     killed_at_step: int | None = None
+    killed_pods: set[str] = field(default_factory=set)
     report: dict[str, Any] = field(default_factory=dict)
 
 
@@ -41,11 +42,17 @@ def seen(running: Platform, history: PodHistory, timeline: Timeline) -> Seen:
             step = progress.get("step", 0)
             if step >= 3:
                 record.killed_at_step = step
+                record.killed_pods = _operator_pods(running)
                 kill = ("delete", "pod", "-l", OPERATOR, "--grace-period=0", "--force")
                 running.system.run(*kill)
 
     record.report = glossary.run(running, timeline, look)
     return record
+
+
+def _operator_pods(running: Platform) -> set[str]:
+    found = running.system.json("get", "pods", "-l", OPERATOR)["items"]
+    return {item["metadata"]["uid"] for item in found}
 
 
 def _record_line(running: Platform, record: Seen) -> None:
@@ -78,8 +85,12 @@ def test_both_processes_train_together_under_deepspeed(seen: Seen) -> None:
     assert {item["engine"] for item in during} == {"DeepSpeedEngine"}
 
 
-def test_operator_killed_during_training_loses_no_step(seen: Seen, history: PodHistory) -> None:
+def test_operator_killed_during_training_loses_no_step(
+    seen: Seen, running: Platform, history: PodHistory
+) -> None:
     assert seen.killed_at_step is not None, "training was over before the operator was killed"
+    assert seen.killed_pods, "there was no operator to kill"
+    assert not seen.killed_pods & _operator_pods(running), "the operator was not killed"
     status = seen.states[-1]["status"]
     attempts = {stage["name"]: stage["attempt"] for stage in status["stages"]}
     assert attempts == dict.fromkeys(ORDER, 1)
@@ -91,6 +102,7 @@ def test_operator_killed_during_training_loses_no_step(seen: Seen, history: PodH
         if state.get("status", {}).get("progress", {}).get("stage") == "train"
     ]
     assert steps == sorted(steps)
+    assert steps[-1] > seen.killed_at_step, "nothing was told of training after the kill"
     assert status["plan"]["totalSteps"] == seen.report["job"]["spec"]["training"]["maxSteps"]
 
 
@@ -172,8 +184,9 @@ def test_deleting_a_job_leaves_nothing_behind(running: Platform, history: PodHis
     uid = found["metadata"]["uid"]
     shared = running.workspace(running.kubectl.namespace)
     assert (shared / "jobs" / uid).is_dir()
+    assert {trace.split("/")[0] for trace in _traces(running, uid)} >= {"Job", "Pod", "ConfigMap"}
     running.kubectl.run("delete", "finetunejob", "short-lived", "--wait=false")
-    until("every trace of short-lived to go", 120, lambda: not _traces(running, uid))
+    until("every trace of short-lived to go", 180, lambda: not _traces(running, uid))
     until("its files to go", 120, lambda: not (shared / "jobs" / uid).exists())
 
 
@@ -184,7 +197,7 @@ def test_deleting_a_finished_job_leaves_nothing_but_what_is_served(
     uid = found["metadata"]["uid"]
     shared = running.workspace(running.kubectl.namespace)
     running.kubectl.run("delete", "finetunejob", glossary.NAME)
-    until("every trace of the job to go", 120, lambda: not _traces(running, uid))
+    until("every trace of the job to go", 180, lambda: not _traces(running, uid))
     until("its files to go", 120, lambda: not (shared / "jobs" / uid).exists())
     folder = f"{glossary.NAME}-{uid[:8]}"
     assert (shared / "artifacts" / folder / "manifest.json").exists()
@@ -200,8 +213,14 @@ def _at_step(running: Platform, name: str, step: int) -> dict[str, Any] | None:
 
 
 def _traces(running: Platform, uid: str) -> list[str]:
-    """Everything in the namespace that carries the job's uid."""
-    kinds = "jobs,pods,configmaps,services,deployments,persistentvolumeclaims"
-    selector = f"finetune.dev/job-uid={uid}"
-    found = running.kubectl.json("get", kinds, "-l", selector)["items"]
-    return [f"{item['kind']}/{item['metadata']['name']}" for item in found]
+    """Everything in the namespace that has the job's uid in its labels, owners or name."""
+    kinds = "jobs,pods,configmaps,services,endpointslices,deployments,persistentvolumeclaims"
+    found = []
+    for item in running.kubectl.json("get", f"{kinds},secrets,modelendpoints")["items"]:
+        meta = item["metadata"]
+        ties = [*meta.get("labels", {}).values(), meta["name"]]
+        ties += [owner["uid"] for owner in meta.get("ownerReferences", [])]
+        # The short Job that removes the files has the uid's first part in its name.
+        if any(uid in tie for tie in ties) or meta["name"].endswith(uid[:8]):
+            found.append(f"{item['kind']}/{meta['name']}")
+    return found
