@@ -69,6 +69,7 @@ class Engine:
             metrics,
             election.leads,
             _utc_now,
+            product.refused,
         )
         metrics.jobs(lambda: self.cache.list("FineTuneJob"))
         metrics.watch_age(health.echo_age)

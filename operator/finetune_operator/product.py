@@ -3,8 +3,8 @@
 from datetime import datetime
 
 from finetune_operator.decision import Decision, Key, Settings, View
-from finetune_operator.endpoints.plan import reconcile_endpoint
-from finetune_operator.jobs.plan import reconcile_job
+from finetune_operator.endpoints.plan import reconcile_endpoint, refused_endpoint
+from finetune_operator.jobs.plan import reconcile_job, refused_job
 from finetune_operator.jobs.workspace import orphan_keys, reconcile_workspace, workspace_key
 from finetune_operator.reconcile import Product
 
@@ -24,4 +24,5 @@ def product(settings: Settings) -> Product:
         return reconcile_workspace(key, view, settings, now)
 
     plans = {"FineTuneJob": job, "ModelEndpoint": endpoint, "Workspace": workspace}
-    return Product(plans=plans, farewell=workspace_key, orphans=orphan_keys)
+    refused = {"FineTuneJob": refused_job, "ModelEndpoint": refused_endpoint}
+    return Product(plans, refused, farewell=workspace_key, orphans=orphan_keys)

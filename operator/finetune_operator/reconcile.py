@@ -51,6 +51,9 @@ log = logging.getLogger(__name__)
 Plan = Callable[[Key, View, datetime], Decision | None]
 """What a key needs now; None when its object is not there. Pure."""
 
+Refused = Callable[[Manifest, EventRecord, datetime], Mapping[str, Any] | None]
+"""The status of an object for which the API server refuses a write; None to leave it alone."""
+
 APPLIED_ANNOTATION = "finetune.dev/applied-hash"
 
 
@@ -59,6 +62,8 @@ class Product:
     """What the engine runs: a plan per kind of key, and who cares about jobs that are gone."""
 
     plans: Mapping[str, Plan]
+    refused: Mapping[str, Refused] = field(default_factory=dict)
+    """How the objects of a kind tell what the API server refuses."""
     farewell: Callable[[Manifest], Key] | None = None
     """The key to look at when a FineTuneJob is gone."""
     orphans: Callable[[View], Iterable[Key]] = field(default=lambda _view: ())
@@ -88,6 +93,7 @@ class Reconciler:
         metrics: Metrics,
         leads: Callable[[], bool],
         clock: Callable[[], datetime],
+        refused: Mapping[str, Refused],
     ) -> None:
         self._cluster = cluster
         self._cache = cache
@@ -99,6 +105,7 @@ class Reconciler:
         self._metrics = metrics
         self._leads = leads
         self._clock = clock
+        self._refused = refused
 
     async def run(self, key: Key) -> None:
         """Look at a key once. Errors end in the queue's back-off, never here."""
@@ -253,12 +260,21 @@ class Reconciler:
         return answer
 
     async def _complain(self, key: Key, error: ClusterError) -> None:
-        """What a plan cannot know goes where the user looks: an event on the object."""
+        """What a plan cannot know goes where the user looks: into the status, and an event."""
         about = self._cache.get(key.kind, key.namespace, key.name)
+        if about is None or not self._leads():
+            return
         reasons = {NameTaken: "NameTaken", Forbidden: "Forbidden", Invalid: "Refused"}
-        reason = reasons.get(type(error), "ApiError")
-        if about is not None and self._leads():
-            await self._events.record(about, EventRecord("Warning", reason, str(error)))
+        event = EventRecord("Warning", reasons.get(type(error), "ApiError"), str(error))
+        await self._events.record(about, event)
+        refused = self._refused.get(key.kind)
+        status = refused(about, event, self._clock()) if refused else None
+        if status is None:
+            return
+        try:
+            await self._status(key, about, status)
+        except ClusterError as again:
+            log.warning("the status does not tell that: %s", again)
 
 
 def _same(manifest: Manifest, found: Manifest) -> bool:

@@ -8,13 +8,15 @@ Nothing is taken away before the status says so: a crash between two writes can 
 a step, never forget why it was taken.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from finetune_api.modelendpoint import ModelEndpointStatus, RevisionStatus
 from pydantic import ValidationError
 
-from finetune_operator.decision import Decision, Manifest, ObjectRef, Settings, View
+from finetune_operator.decision import Decision, EventRecord, Manifest, ObjectRef, Settings, View
 from finetune_operator.endpoints import pods, status, workload
 from finetune_operator.endpoints.assess import Assessment, assess
 from finetune_operator.endpoints.observe import (
@@ -82,16 +84,34 @@ def reconcile_endpoint(
     )
 
 
+def refused_endpoint(
+    endpoint: Manifest, why: EventRecord, now: datetime
+) -> Mapping[str, Any] | None:
+    """The status of an endpoint for which the API server refuses a write."""
+    old = _read_status(endpoint)
+    return _told(endpoint, old, Obstacle(why.reason, why.message), now).to_wire()
+
+
 def _unreadable(endpoint: Manifest, error: ValidationError, now: datetime) -> Decision:
     first = error.errors()[0]
     field = ".".join(str(each) for each in first["loc"])
     why = Obstacle("InvalidSpec", f"spec.{field}: {first['msg']}; correct it and apply again")
-    try:
-        old = ModelEndpointStatus.model_validate(endpoint.get("status") or {})
-    except ValidationError:
-        old = ModelEndpointStatus()
-    new = status.invalid(endpoint["metadata"].get("generation", 0), old, why, now)
+    old = _read_status(endpoint)
+    new = _told(endpoint, old, why, now)
     return Decision(status=new.to_wire(), events=status.events(old, new))
+
+
+def _read_status(endpoint: Manifest) -> ModelEndpointStatus:
+    try:
+        return ModelEndpointStatus.model_validate(endpoint.get("status") or {})
+    except ValidationError:
+        return ModelEndpointStatus()
+
+
+def _told(
+    endpoint: Manifest, old: ModelEndpointStatus, why: Obstacle, now: datetime
+) -> ModelEndpointStatus:
+    return status.halted(endpoint["metadata"].get("generation", 0), old, why, now)
 
 
 def _step(

@@ -48,10 +48,11 @@ def compose(observed: Observed, rollout: Rollout, now: datetime) -> ModelEndpoin
     )
 
 
-def invalid(
+def halted(
     generation: int, old: ModelEndpointStatus, why: Obstacle, now: datetime
 ) -> ModelEndpointStatus:
-    """The status of an endpoint whose spec cannot be read: all that runs is left alone."""
+    """The status of an endpoint that cannot be worked on: all that runs is left alone."""
+    why = Obstacle(why.reason, pods.shorten(why.message, 1000))
     wanted = {
         "Reconciling": (False, why.reason, why.message),
         "Stalled": (True, why.reason, why.message),

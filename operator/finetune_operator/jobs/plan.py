@@ -5,8 +5,10 @@ before. Facts that a later stage needs go into the status with the same write th
 A job that has ended is never touched again, whatever happens to its children.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
+from typing import Any
 
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, StageStatus
 from finetune_api.run import StageName
@@ -43,6 +45,17 @@ def reconcile_job(job: Manifest, view: View, settings: Settings, now: datetime) 
     draft.update(stages=_stages(before, spec))
     _advance(Context(job, spec, observe(job, view), view, settings, now), draft)
     return _decide(job, before, draft, now)
+
+
+def refused_job(job: Manifest, why: EventRecord, now: datetime) -> Mapping[str, Any] | None:
+    """The status of a job for which the API server refuses a write, a quota for example."""
+    if is_terminal(job):
+        return None
+    before = _read_status(job)
+    draft = Draft(before, stall=Stall(why.reason, why.message))
+    with suppress(ValidationError):
+        draft.update(stages=_stages(before, FineTuneJobSpec.model_validate(job.get("spec") or {})))
+    return _decide(job, before, draft, now).status
 
 
 def _advance(ctx: Context, draft: Draft) -> None:

@@ -14,6 +14,7 @@ from finetune_operator.cluster import Cluster
 from finetune_operator.decision import Key
 from finetune_operator.events import Events
 from finetune_operator.intake import Intake
+from finetune_operator.jobs.plan import refused_job
 from finetune_operator.kinds import WATCHED
 from finetune_operator.metrics import Metrics
 from finetune_operator.queue import WorkQueue
@@ -62,6 +63,7 @@ class Bench:
             self.metrics,
             lambda: self.leads(),
             lambda: datetime.now(UTC),
+            {"FineTuneJob": refused_job},
         )
         await reconciler.run(Key("FineTuneJob", self.namespace, name))
         await asks.close()

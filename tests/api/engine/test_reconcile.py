@@ -62,7 +62,7 @@ async def test_a_crash_between_any_two_writes_is_repaired_by_the_next_process(
     assert api.get("FineTuneJob", namespace, "a")["status"]["phase"] == "Preparing"
 
 
-async def test_a_name_that_is_taken_stops_the_plan_and_is_told_by_an_event(
+async def test_a_name_that_is_taken_stops_the_plan_and_is_told(
     bench: Bench, api: Api, namespace: str
 ) -> None:
     job = api.create(toy.finetune_job(namespace, "a"))
@@ -73,8 +73,12 @@ async def test_a_name_that_is_taken_stops_the_plan_and_is_told_by_an_event(
 
     assert await bench.reconcile(toy.plan, "a") == "error"
 
-    assert "status" not in api.get("FineTuneJob", namespace, "a")
     assert not api.list("Job", namespace)
+    told = api.get("FineTuneJob", namespace, "a")["status"]
+    assert told["phase"] == "Pending"
+    assert f"ConfigMap {namespace}/a-prepare-1 exists already" in told["message"]
+    [stalled] = [each for each in told["conditions"] if each["type"] == "Stalled"]
+    assert (stalled["status"], stalled["reason"]) == ("True", "NameTaken")
     events = api.list("Event", namespace)
     assert [(e["type"], e["reason"]) for e in events] == [("Warning", "NameTaken")]
     assert f"ConfigMap {namespace}/a-prepare-1 exists already" in events[0]["message"]
@@ -211,3 +215,26 @@ async def test_what_follows_from_a_status_is_done_at_once_though_no_watch_will_t
     assert [key.name for key in await bench.drain()] == ["a"], "the plan may want more by now"
     await bench.reconcile(plan, "a")
     assert await bench.drain() == [], "an equal status is no news"
+
+
+async def test_a_child_that_the_server_refuses_is_told_once_in_the_status(
+    bench: Bench, api: Api, namespace: str
+) -> None:
+    api.create(toy.finetune_job(namespace, "a"))
+    await bench.list()
+
+    def plan(key: Key, view: View, _now: datetime) -> Decision:
+        job = view.get(key.kind, key.namespace, key.name)
+        assert job is not None
+        child = toy.batch_job(job)
+        child["spec"]["template"]["spec"]["containers"] = []
+        return Decision(create=(child,), status=toy.status("Preparing"))
+
+    assert await bench.reconcile(plan, "a") == "error"
+    told = api.get("FineTuneJob", namespace, "a")
+    assert told["status"]["phase"] == "Pending"
+    assert "spec.template.spec.containers: Required value" in told["status"]["message"]
+
+    assert await bench.reconcile(plan, "a") == "error"
+    again = api.get("FineTuneJob", namespace, "a")
+    assert again["metadata"]["resourceVersion"] == told["metadata"]["resourceVersion"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from finetune_operator.decision import EventRecord
+from finetune_operator.endpoints.plan import refused_endpoint
 
 from tests.unit.endpoints.world import (
     GPU_PROFILE,
@@ -312,3 +314,16 @@ def test_failure_is_one_event() -> None:
     world.settle()
     assert [event.reason for event in world.events] == ["RevisionStarting", "RevisionFailed"]
     assert world.get("Service", NAME) is None
+
+
+def test_write_that_the_api_server_refuses_is_told_and_what_answers_stays_ready() -> None:
+    world = World()
+    world.rolled_out()
+    why = EventRecord("Warning", "Forbidden", "exceeded quota: gpus")
+    told = refused_endpoint(world.need("ModelEndpoint", NAME), why, world.now)
+    assert told is not None
+    states = {each["type"]: (each["status"], each["reason"]) for each in told["conditions"]}
+    assert states["Stalled"] == ("True", "Forbidden")
+    assert states["Ready"] == ("True", "RevisionActive")
+    assert told["message"] == "exceeded quota: gpus"
+    assert told["activeRevision"] == 1
