@@ -15,6 +15,14 @@ from datetime import UTC, datetime
 
 from finetune_operator.decision import Key
 
+TOLD_BY_US = (
+    "kopf._cogs.clients",
+    "kopf._core.reactor.orchestration",
+    "kopf._core.reactor.running",
+)
+"""Loggers of kopf that tell each failed try of each watch, the last with a traceback. The engine
+says in one line when a watch has failed for good, and so do the Lease and the lists meanwhile."""
+
 _trace: ContextVar[tuple[Key, int] | None] = ContextVar("trace", default=None)
 _numbers = itertools.count(1)
 
@@ -39,6 +47,8 @@ def configure(style: str, level: str) -> None:
     logging.getLogger("finetune_operator").setLevel(level.upper())
     # kopf warns of every optional thing that this operator does not use.
     logging.getLogger("kopf").setLevel(logging.ERROR)
+    for told in TOLD_BY_US:
+        logging.getLogger(told).setLevel(logging.CRITICAL)
 
 
 class JsonFormatter(logging.Formatter):

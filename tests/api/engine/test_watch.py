@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from finetune_operator import logs
 from finetune_operator.cluster import Cluster
 from finetune_operator.engine import Engine
 from finetune_operator.health import Health
@@ -54,6 +56,19 @@ def own_api(own_plane: ControlPlane) -> Api:
     return Api(own_plane.kubeconfig)
 
 
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """What a real process would have logged."""
+    root = logging.getLogger()
+    before, written = (root.handlers[:], root.level), io.StringIO()
+    logs.configure("text", "info")
+    for handler in root.handlers:
+        assert isinstance(handler, logging.StreamHandler)
+        handler.setStream(written)
+    yield written
+    root.handlers[:], root.level = before
+
+
 @asynccontextmanager
 async def running(kubeconfig: Path, health: Health, lease: str) -> AsyncIterator[Engine]:
     """An engine with the tiny product that leads for as long as the context lasts."""
@@ -94,9 +109,8 @@ async def test_watches_recover_after_the_api_server_was_restarted(
     own_plane: ControlPlane,
     own_api: Api,
     thread: ThreadPoolExecutor,
-    caplog: pytest.LogCaptureFixture,
+    log: io.StringIO,
 ) -> None:
-    caplog.set_level(logging.CRITICAL, "kopf")
     async with running(own_plane.kubeconfig, Health(), "restarted") as engine:
         own_api.create(toy.finetune_job("default", "before"))
         own_api.create(toy.finetune_job("default", "leaves"))
@@ -112,7 +126,9 @@ async def test_watches_recover_after_the_api_server_was_restarted(
             "the deletion is known",
             lambda: engine.cache.get("FineTuneJob", "default", "leaves") is None,
         )
-        print(f"\nwatch back {took:.1f} s after the API server was ready again")
+        lines = log.getvalue().splitlines()
+        assert [each for each in lines if each.split()[1] not in ("INFO", "WARNING")] == []
+        print(f"\nwatch back {took:.1f} s after the API server was ready again, {len(lines)} lines")
 
 
 async def test_a_silent_watch_is_noticed_though_all_else_works(
