@@ -11,9 +11,9 @@ from datetime import datetime
 
 from finetune_api.acceleratorprofile import AcceleratorProfile
 from finetune_api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus, RevisionStatus
-from pydantic import ValidationError
 
 from finetune_operator.decision import ENDPOINT_LABEL, REVISION_LABEL, Manifest, View
+from finetune_operator.profiles import NoProfile, find_profile
 from finetune_operator.resources.vllm import (
     ARTIFACT_ANNOTATION,
     DIGEST_ANNOTATION,
@@ -110,7 +110,7 @@ def observe(endpoint: Manifest, view: View) -> Observed:
         spec=spec,
         status=status,
         artifact=read_artifact(spec.artifact.uri, spec.artifact.digest),
-        profile=find_profile(spec, view),
+        profile=profile_of(spec, view),
         revisions=_revisions(endpoint, status, view),
         pointer=pointer if ours else None,
         runtimes=_owned(view, "ServingRuntime", endpoint) if _kserve(view) else (),
@@ -129,21 +129,18 @@ def read_artifact(uri: str, digest: str) -> Artifact | Obstacle:
     return Artifact(claim=claim, path="/".join(parts), uri=uri, digest=digest)
 
 
-def find_profile(spec: ModelEndpointSpec, view: View) -> AcceleratorProfile | Obstacle:
-    """The profile that the endpoint names, or the default one."""
-    if spec.profile is not None:
-        found = view.get("AcceleratorProfile", "", spec.profile)
-        if found is None:
-            text = f"AcceleratorProfile {spec.profile!r} does not exist"
-            return Obstacle("ProfileNotFound", text)
-    else:
-        every = view.list("AcceleratorProfile")
-        marked = [each for each in every if each.get("spec", {}).get("default")]
-        if not marked:
-            text = "no AcceleratorProfile is marked as default; name one in spec.profile"
-            return Obstacle("ProfileNotFound", text)
-        found = min(marked, key=lambda each: str(each["metadata"]["name"]))
-    return _parse_profile(found, spec.gpus)
+def profile_of(spec: ModelEndpointSpec, view: View) -> AcceleratorProfile | Obstacle:
+    """The profile that the endpoint names, or the default one, if it has enough devices."""
+    found = find_profile(view, spec.profile, "spec.profile")
+    if isinstance(found, NoProfile):
+        return Obstacle(found.reason, found.message)
+    if found.spec.resource_name and spec.gpus > found.spec.devices_per_node:
+        text = (
+            f"spec.gpus is {spec.gpus}, but a node of AcceleratorProfile {found.name} "
+            f"has {found.spec.devices_per_node} devices"
+        )
+        return Obstacle("TooManyDevices", text)
+    return found
 
 
 def parse_time(text: str | None) -> datetime | None:
@@ -166,23 +163,6 @@ def owned(child: Manifest, owner: Manifest) -> bool:
     """Whether an object belongs to exactly this owner, and not to one of the same name before."""
     references = child["metadata"].get("ownerReferences", [])
     return any(each.get("uid") == owner["metadata"]["uid"] for each in references)
-
-
-def _parse_profile(found: Manifest, gpus: int) -> AcceleratorProfile | Obstacle:
-    name = found["metadata"]["name"]
-    try:
-        profile = AcceleratorProfile.model_validate({"name": name, "spec": found.get("spec", {})})
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(each) for each in first["loc"])
-        return Obstacle("ProfileInvalid", f"AcceleratorProfile {name!r}: {field}: {first['msg']}")
-    if profile.spec.resource_name and gpus > profile.spec.devices_per_node:
-        text = (
-            f"spec.gpus is {gpus}, but a node of AcceleratorProfile {name!r} "
-            f"has {profile.spec.devices_per_node} devices"
-        )
-        return Obstacle("TooManyDevices", text)
-    return profile
 
 
 def _kserve(view: View) -> bool:

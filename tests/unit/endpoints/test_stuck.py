@@ -37,7 +37,9 @@ def test_missing_profile_is_named_and_waited_for() -> None:
     world.settle()
     assert world.status["phase"] == "Pending"
     assert world.condition("Stalled") == ("True", "ProfileNotFound")
-    assert world.status["message"] == "AcceleratorProfile 'h100' does not exist"
+    assert world.status["message"] == (
+        "AcceleratorProfile h100 does not exist; this goes on when it is created"
+    )
     assert world.status["revisions"] == []
     world.put(profile("h100", **GPU_PROFILE))
     world.rolled_out()
@@ -49,8 +51,17 @@ def test_no_default_profile_says_what_to_do() -> None:
     world.change("AcceleratorProfile", "cpu", {"spec": {"default": False}}, namespace="")
     world.settle()
     assert world.status["message"] == (
-        "no AcceleratorProfile is marked as default; name one in spec.profile"
+        "no AcceleratorProfile is marked as default; mark one, or name one in spec.profile"
     )
+
+
+def test_two_default_profiles_are_told_and_neither_is_guessed() -> None:
+    world = World()
+    world.put(profile("h100", **{**GPU_PROFILE, "default": True}))
+    world.settle()
+    assert world.condition("Stalled") == ("True", "ProfileAmbiguous")
+    assert "cpu, h100" in world.status["message"]
+    assert world.names("Deployment") == []
 
 
 def test_more_gpus_than_a_node_has_are_refused_in_words() -> None:
