@@ -266,7 +266,7 @@ class FineTuneJobSpec(SpecModel):
     serve: Serve | None = None
     """Where it is served; absent means that the job ends with the artifact."""
     max_restarts: int = Field(default=3, ge=0, le=100)
-    """Failed attempts of a stage that are tried again; errors of the user never are."""
+    """Failed attempts that are tried again, over all stages; errors of the user never are."""
 
 
 Phase = Literal[

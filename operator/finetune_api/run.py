@@ -9,7 +9,7 @@ operator can tell a user's error from a crash without reading logs.
 from enum import IntEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_api.base import LongText, ShortText, SpecModel, StatusModel
 
@@ -26,6 +26,10 @@ SECRET_ENV_PREFIX = "FINETUNE_SECRET_"
 MODEL_SECRET_PREFIX = SECRET_ENV_PREFIX + "MODEL_"
 DATA_SECRET_PREFIX = SECRET_ENV_PREFIX + "DATA_"
 VALIDATION_SECRET_PREFIX = SECRET_ENV_PREFIX + "VALIDATION_"
+
+
+FINITE = ConfigDict(allow_inf_nan=False)
+"""For what is copied into a status: JSON, and so the API server, knows neither."""
 
 
 class ExitCode(IntEnum):
@@ -278,6 +282,8 @@ class Progress(StatusModel):
 class MetricPair(StatusModel):
     """A metric of both models."""
 
+    model_config = FINITE
+
     base: float
     """The base model's."""
     tuned: float
@@ -286,6 +292,8 @@ class MetricPair(StatusModel):
 
 class LossComparison(StatusModel):
     """Token-weighted held-out loss of both models."""
+
+    model_config = FINITE
 
     base: float
     """Mean negative log-likelihood per answer token of the base model, in nats."""
@@ -355,6 +363,8 @@ class ArtifactRef(StatusModel):
 
 class TrainFacts(StatusModel):
     """How training ended."""
+
+    model_config = FINITE
 
     steps: int = Field(ge=0)
     """Optimizer steps done."""

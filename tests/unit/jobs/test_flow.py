@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Callable
 
 import pytest
@@ -254,6 +255,14 @@ def test_progress_is_asked_of_index_0_and_shown() -> None:
     assert world.status["message"] == "train is running on 2 x 1 cpu with ZeRO2"
 
 
+NAN = json.dumps(
+    {
+        **json.loads(result("prepare")),
+        "train": {"steps": 1, "finalLoss": math.nan, "worldSize": 1, "engine": "DDP"},
+    }
+)
+
+
 @pytest.mark.parametrize(
     ("message", "why"),
     [
@@ -261,6 +270,7 @@ def test_progress_is_asked_of_index_0_and_shown() -> None:
         ("Traceback (most recent call last)", "text"),
         ("[]", "another type"),
         (result("export"), "another stage's result"),
+        (NAN, "a number that no status can hold"),
         (json.dumps({"stage": "prepare", "attempt": 1, "outcome": "Succeeded"}), "no facts"),
     ],
 )
