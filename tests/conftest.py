@@ -1,21 +1,29 @@
 """What every suite shares: with CI=true nothing may be left out.
 
-A machine without root or without Go cannot run every part, so tests skip with a reason there. In CI
-a skip would be a hole that nobody sees, so it is a failure.
+A machine without root or without Go cannot run every part, so tests skip with a reason there, which
+the suite repeats at its end. In CI a skip would be a hole that nobody sees, so it is a failure.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
+# The file into which the suite wants the reasons of skipped tests, one per line.
+SKIPPED = "FINETUNE_SUITE_SKIPPED"
+
 
 def _refuse(report: pytest.TestReport | pytest.CollectReport) -> None:
-    skipped_on_purpose = hasattr(report, "wasxfail")
-    if report.skipped and not skipped_on_purpose and os.environ.get("CI") == "true":
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+    if not report.skipped or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+    if os.environ.get(SKIPPED):
+        with Path(os.environ[SKIPPED]).open("a") as file:
+            file.write(" ".join(str(reason).removeprefix("Skipped: ").split()) + "\n")
+    if os.environ.get("CI") == "true":
         report.outcome = "failed"
         report.longrepr = f"{report.nodeid} was skipped, which CI does not allow: {reason}"
 

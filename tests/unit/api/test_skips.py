@@ -28,6 +28,7 @@ def outcome(folder: Path, test: str, ci: str) -> subprocess.CompletedProcess[str
     (folder / "test_it.py").write_text(test)
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", str(folder)]
     environment = {**os.environ, "CI": ci, "PYTEST_ADDOPTS": ""}
+    environment["FINETUNE_SUITE_SKIPPED"] = str(folder / "skipped")
     return subprocess.run(
         command, cwd=folder, env=environment, text=True, capture_output=True, check=False
     )
@@ -46,6 +47,7 @@ def test_a_skip_is_only_told_elsewhere(tmp_path: Path, where: str) -> None:
     done = outcome(tmp_path, SKIPS[where], ci="")
     assert done.returncode in (0, 5)
     assert "no cluster" in done.stdout
+    assert (tmp_path / "skipped").read_text() == "no cluster\n"
 
 
 def test_an_expected_failure_is_no_skip(tmp_path: Path) -> None:
