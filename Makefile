@@ -41,7 +41,7 @@ images-product: $(VENV)/.ready ## Build the images that users run, from their Do
 	@$(PY) -m hack.images product
 
 .PHONY: clean
-clean: ## Remove every trace but the caches outside the checkout: cluster, environment, reports
+clean: ## Take away the cluster, the environment and reports; caches and Debian packages stay
 	@$(PYTHON) -m hack.cluster down
 	@rm -rf $(VENV) .cluster demo-report.json .pytest_cache .mypy_cache .ruff_cache \
 	  .import_linter_cache .hypothesis

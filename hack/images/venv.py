@@ -101,5 +101,5 @@ def check_system_python() -> None:
     if found != want:
         raise SystemExit(
             f"{SYSTEM_PYTHON} is Python {found}, but the local images need Python {want} "
-            "(Debian 12). Use a Debian 12 machine, or one with a Docker engine."
+            "(Debian 12), also where Docker builds the images. Use a Debian 12 machine."
         )
