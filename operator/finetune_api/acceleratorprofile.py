@@ -70,7 +70,8 @@ class ServingDefaults(SpecModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Weights and activations of the served model."""
     max_model_len: int | None = Field(default=None, ge=64, le=1048576)
-    """Context length in tokens that is served; absent means the model's own."""
+    """Context length in tokens that is served; absent means the model's own, or as much of it as
+    fits into the memory."""
     args: list[Annotated[str, StringConstraints(max_length=256)]] = Field(
         default_factory=list, max_length=32
     )
