@@ -54,10 +54,11 @@ def clone(golden: Path, target: Path, user: Path) -> None:
     """Make `target` a node's containerd root; `golden` is kept while the folder `user` exists."""
     if not target.exists():
         put(golden / _USER, str(user))
-        _clone(golden, target)
+        copy_root(golden, target)
 
 
-def _clone(golden: Path, target: Path) -> None:
+def copy_root(golden: Path, target: Path) -> None:
+    """Make `target` a root of its own with the images of `golden`."""
     tmp = target.with_name(f"{target.name}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir(parents=True)
@@ -112,7 +113,7 @@ def _build(wanted: dict[str, str], images: list[Image]) -> Path:
     tmp = folder() / "new.tmp"
     shutil.rmtree(tmp, ignore_errors=True)
     if base:
-        _clone(base, tmp)
+        copy_root(base, tmp)
     tmp.mkdir(exist_ok=True)
     present = _fill(tmp, wanted, images)
     for name in wanted.keys() - present.keys():
@@ -129,7 +130,7 @@ def _build(wanted: dict[str, str], images: list[Image]) -> Path:
 
 
 def _fill(root: Path, wanted: dict[str, str], images: list[Image]) -> dict[str, str]:
-    with _containerd(root) as ctr:
+    with serve(root) as ctr:
         present = listed(run([*ctr, "images", "ls"]))
         for image in images:
             if present.get(image.reference) != image.digest:
@@ -142,7 +143,7 @@ def _fill(root: Path, wanted: dict[str, str], images: list[Image]) -> dict[str, 
 
 
 @contextlib.contextmanager
-def _containerd(root: Path) -> Iterator[list[str]]:
+def serve(root: Path) -> Iterator[list[str]]:
     """A containerd of its own on `root`, as the command prefix of `ctr`."""
     disabled = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
     with tempfile.TemporaryDirectory(prefix="golden-") as name:  # a socket's path must be short

@@ -22,23 +22,22 @@ FORWARDING = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
 def forwarded(kubectl: Kubectl, service: str) -> Iterator[str]:
     """Base URL of port 80 of a service while the context lasts."""
     words = kubectl.command("port-forward", f"service/{service}", ":80", "--address", "127.0.0.1")
-    process = subprocess.Popen(
+    with subprocess.Popen(
         words,
         env=without_proxies(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = FORWARDING.search(line)
-        if not found:
-            raise KubectlError(f"kubectl port-forward service/{service} said: {line.strip()}")
-        yield f"http://127.0.0.1:{found[1]}"
-    finally:
-        process.terminate()
-        process.wait(timeout=10)
+    ) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            found = FORWARDING.search(line)
+            if not found:
+                raise KubectlError(f"kubectl port-forward service/{service} said: {line.strip()}")
+            yield f"http://127.0.0.1:{found[1]}"
+        finally:
+            process.terminate()
 
 
 def chat(url: str, model: str, messages: list[dict[str, Any]], max_tokens: int) -> str:

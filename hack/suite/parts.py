@@ -41,6 +41,10 @@ def _step(name: str, *command: str, **environment: str) -> Step:
     return Step(name, lambda: list(command), lambda: environment)
 
 
+# A test may wait for its fixture to build images or to train; on a cold machine that takes long.
+PATIENT = ("-o", "timeout=2400")
+
+
 def _pytest(name: str, *arguments: str) -> Step:
     return _step(name, PYTHON, "-m", "pytest", *arguments)
 
@@ -73,13 +77,13 @@ TRAINER = Part(
         Step("ML environment", lambda: [PYTHON, "-m", "hack.images", "venv"]),
         Step(
             "trainer",
-            lambda: [str(ml_python()), "-m", "pytest", "tests/trainer"],
+            lambda: [str(ml_python()), "-m", "pytest", "tests/trainer", *PATIENT],
             _trainer_environment,
         ),
     ),
 )
-IMAGES = Part("images", (_pytest("images", "tests/images"),))
-CLUSTER = Part("cluster", (_pytest("cluster", "tests/cluster"),))
-E2E = Part("e2e", (_pytest("e2e", "tests/e2e", "-s"),))
+IMAGES = Part("images", (_pytest("images", "tests/images", *PATIENT),))
+CLUSTER = Part("cluster", (_pytest("cluster", "tests/cluster", *PATIENT),))
+E2E = Part("e2e", (_pytest("e2e", "tests/e2e", "-s", *PATIENT),))
 
 PARTS = (LINT, UNIT, API, TRAINER, IMAGES, CLUSTER, E2E)
