@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +14,12 @@ import pytest
 from hack.cluster import golden, kind
 from hack.cluster.images import Image, blobs, import_image, listed
 from hack.cluster.paths import cache_dir
-from hack.cluster.process import run, succeeds, wait_for
+from hack.cluster.process import run
 from hack.images.catalog import NAMES
 from hack.images.load import as_cluster_image
+
+# With kind Docker builds these images, and the end-to-end tests start them.
+collect_ignore = ["test_local_images.py"] if kind.possible() else []
 
 
 @dataclass(frozen=True)
@@ -57,42 +57,10 @@ def need_root() -> None:
 def containerd() -> Iterator[Containerd]:
     """A containerd that holds the local images, cloned from the root that nodes start from."""
     need_root()
-    if kind.possible():
-        pytest.skip("Docker and kind build the local images here")
     root = cache_dir() / f"images-test-{os.getpid()}"
-    _copy(golden.ensure([as_cluster_image(name) for name in NAMES]), root)
-    state = Path(tempfile.mkdtemp(prefix="ft-"))
-    process = _serve(root, state)
-    ctr = ["ctr", "--address", str(state / "c.sock"), "--namespace", "k8s.io"]
+    golden.copy_root(golden.ensure([as_cluster_image(name) for name in NAMES]), root)
     try:
-        wait_for(lambda: succeeds([*ctr, "version"]), 30, "the containerd of the tests")
-        yield Containerd(ctr, root)
+        with golden.serve(root) as ctr:
+            yield Containerd(ctr, root)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
         shutil.rmtree(root, ignore_errors=True)
-        shutil.rmtree(state, ignore_errors=True)
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a root of containerd: links for what is never written in place, else real copies."""
-    run(["cp", "-al", str(source), str(target)])
-    for database in target.glob("*/*.db"):
-        database.unlink()
-        shutil.copy2(source / database.relative_to(target), database)
-
-
-def _serve(root: Path, state: Path) -> subprocess.Popen[bytes]:
-    config = [
-        "version = 2",
-        f"root = {json.dumps(str(root))}",
-        f"state = {json.dumps(str(state / 'state'))}",
-        'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]',
-        f"[grpc]\naddress = {json.dumps(str(state / 'c.sock'))}",
-    ]
-    (state / "config.toml").write_text("\n".join(config) + "\n")
-    # The death of this process takes the containers and mounts of its namespaces along.
-    own = ["unshare", "-m", "-p", "-f", "--kill-child", "--mount-proc"]
-    with (state / "log").open("wb") as log:
-        command = [*own, "containerd", "--config", str(state / "config.toml")]
-        return subprocess.Popen(command, stdout=log, stderr=log)

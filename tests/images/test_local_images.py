@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,8 @@ def test_change_of_our_code_ships_only_our_code(
     """Seconds, not minutes: the libraries are not packed, shipped or unpacked again."""
     changed = tmp_path / "finetune_trainer"
     shutil.copytree(catalog.TRAINER, changed)
-    (changed / "changed.py").write_text(f'"""{tmp_path}"""\n')
+    # Never the same twice, or the layer would come from the cache.
+    (changed / "changed.py").write_text(f'"""{uuid.uuid4()}"""\n')
     started = time.monotonic()
     before = catalog.image("trainer")
     code = code_layer([catalog.CONTRACT, changed])
