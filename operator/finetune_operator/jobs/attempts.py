@@ -190,6 +190,8 @@ def _restore(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> N
 
 
 def _waiting(attempt: Attempt) -> str:
+    if attempt.suspended and not attempt.pods:
+        return f"{attempt.stage} waits: its Job is suspended, as by a queue that has no room yet"
     running = sum(pod.phase == "Running" for pod in attempt.pods)
     if any(pod.deadline is not None for pod in attempt.pods):
         return f"{attempt.stage} is stopping"

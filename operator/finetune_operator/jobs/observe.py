@@ -90,6 +90,11 @@ class Attempt:
             return self.config.plan.nodes
         return int((self.job or {}).get("spec", {}).get("completions") or 1)
 
+    @property
+    def suspended(self) -> bool:
+        """Whether somebody, such as a queue, holds the Job back: it gets no pods for now."""
+        return bool((self.job or {}).get("spec", {}).get("suspend"))
+
     def leader(self) -> PodFacts | None:
         """The pod with index 0."""
         return next((pod for pod in self.pods if pod.index == 0), None)

@@ -92,6 +92,8 @@ def _creation_stall(attempt: Attempt, now: datetime) -> Stall | None:
     """Quota and admission refuse pods with an event on the Job only."""
     if attempt.job is None or len(attempt.pods) >= attempt.nodes or attempt.job_end():
         return None
+    if attempt.suspended:
+        return None
     created = attempt.job_created()
     if created is None or now < created + CREATION_PATIENCE:
         return None

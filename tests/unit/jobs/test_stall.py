@@ -179,3 +179,13 @@ def test_pods_that_do_not_run_yet_say_what_the_kubelet_says() -> None:
     world.settle()
     assert world.condition("Stalled")["status"] == "False"
     assert world.status["message"] == ("prepare is starting: 0 of 1 pods run (ContainerCreating)")
+
+
+def test_job_that_a_queue_holds_back_is_no_stall() -> None:
+    world = World()
+    world.settle()
+    world.objects["Job", NAMESPACE, "glossary-prepare-1"]["spec"]["suspend"] = True
+    world.tick(60)
+    world.settle()
+    assert world.condition("Stalled")["status"] == "False"
+    assert "its Job is suspended" in world.status["message"]
