@@ -53,6 +53,7 @@ class Operator:
             metrics,
             lambda: True,
             self._now,
+            product(SETTINGS).refused,
         )
 
     @classmethod
