@@ -88,6 +88,26 @@ def end(folder: Path, process: subprocess.Popen[str]) -> tuple[int, StageResult,
         ),
         ("raise Preempted", ExitCode.PREEMPTED, "Preempted", None),
         ("raise MemoryError", ExitCode.USER_ERROR, "Failed", "OutOfMemory"),
+        (
+            "raise RuntimeError('[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: '"
+            " 'can\\'t allocate memory: you tried to allocate 800000000000 bytes.')",
+            ExitCode.USER_ERROR,
+            "Failed",
+            "OutOfMemory",
+        ),
+        (
+            "raise UserError('Long', 'column ' * 9000, 'mend ' * 9000, file='f' * 9000)",
+            ExitCode.USER_ERROR,
+            "Failed",
+            "Long",
+        ),
+        (
+            "raise UserError('Odd', 'half \\ud800 of a pair \\x01\\n', 'mend it')",
+            ExitCode.USER_ERROR,
+            "Failed",
+            "Odd",
+        ),
+        ("raise RuntimeError('\\ud800' * 2000)", ExitCode.RETRYABLE, "Failed", "InternalError"),
         ("raise OSError(28, 'No space left', 'x')", ExitCode.RETRYABLE, "Failed", "NoSpaceLeft"),
         ("{}['x']", ExitCode.RETRYABLE, "Failed", "InternalError"),
     ],
@@ -138,6 +158,25 @@ def test_sigterm_ends_a_stage_as_preempted(tmp_path: Path) -> None:
     assert (code, result.outcome) == (ExitCode.PREEMPTED, "Preempted")
 
 
+def test_no_error_handler_takes_a_stop_for_a_fault(tmp_path: Path) -> None:
+    body = """
+        import time
+        try:
+            print("working", flush=True)
+            time.sleep(60)
+        except Exception as error:
+            raise UserError("UnsupportedModel", f"a library was interrupted: {error}") from None
+    """
+    process = start(tmp_path, body)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "working" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    code, result, _ = end(tmp_path, process)
+    assert (code, result.outcome) == (ExitCode.PREEMPTED, "Preempted")
+
+
 @given(st.text(max_size=6000), st.text(max_size=6000), st.integers(0, 100))
 def test_the_termination_message_is_always_valid_and_small(
     message: str, answer: str, hosts: int
@@ -162,6 +201,20 @@ def test_the_termination_message_is_always_valid_and_small(
     assert back.failure is not None
     assert back.failure.reason == "X"
     assert back.failure.message[:40] == message[:40]
+
+
+def test_even_texts_that_json_must_escape_fit_the_termination_message() -> None:
+    text = "\x01" * 4096
+    result = StageResult(
+        stage="train",
+        attempt=1,
+        outcome="Failed",
+        failure=Failure(reason="X", message=text, remedy=text, file=text),
+        train=TrainFacts(steps=1, world_size=64, engine="E", hosts=["h" * 253] * 64),
+    )
+    encoded = termination_message(result)
+    assert len(encoded) <= 4096
+    assert StageResult.model_validate_json(encoded).failure is not None
 
 
 def test_telemetry_serves_progress_metrics_and_health() -> None:

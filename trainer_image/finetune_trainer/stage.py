@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ EXIT_CODES = {
     "Failed": ExitCode.USER_ERROR,
     "Preempted": ExitCode.PREEMPTED,
 }
+TEXT_MAX_BYTES = 2000
+"""Of a failure's message: enough for a person, and a status has room for it."""
 OUT_OF_MEMORY_REMEDY = (
     "Lower training.microBatchSize or training.maxSequenceLength, turn on "
     "training.gradientCheckpointing, or use compute.strategy ZeRO3 or FSDP on more devices."
@@ -63,7 +66,13 @@ class StageError(Exception):
     ) -> None:
         """`reason` is CamelCase for machines, `message` and `remedy` are for people."""
         super().__init__(message)
-        self.failure = Failure(reason=reason, message=message, remedy=remedy, file=file, line=line)
+        self.failure = Failure(
+            reason=reason,
+            message=_plain(message),
+            remedy=remedy and _plain(remedy),
+            file=file and _plain(file),
+            line=line,
+        )
 
 
 class UserError(StageError):
@@ -76,32 +85,54 @@ class RetryableError(StageError):
     """Something outside the input failed: another attempt may succeed."""
 
 
-class Preempted(Exception):
-    """The stage was asked to stop (SIGTERM) and has put its work in order."""
+class Preempted(BaseException):
+    """The stage was asked to stop (SIGTERM) and has put its work in order.
+
+    Not an Exception: it may be raised at any line, and a library's `except Exception`, or ours
+    that tells a broken tokenizer, must not take it for a fault of the input.
+    """
 
 
 def failure_of(error: BaseException) -> tuple[Failure, ExitCode]:
     """What an exception means for the user, and whether another attempt makes sense."""
     if isinstance(error, StageError):
         return error.failure, error.exit_code
-    # torch names its own type so; importing torch here would cost seconds.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        first_line = str(error).split("\n", 1)[0] or "no memory left"
-        failure = Failure(
-            reason="OutOfMemory", message=first_line[:1000], remedy=OUT_OF_MEMORY_REMEDY
-        )
+    if _is_out_of_memory(error):
+        first_line = _plain(str(error).split("\n", 1)[0], 1000) or "no memory left"
+        failure = Failure(reason="OutOfMemory", message=first_line, remedy=OUT_OF_MEMORY_REMEDY)
         return failure, ExitCode.USER_ERROR
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         failure = Failure(
             reason="NoSpaceLeft",
             message=f"The volume is full: {error.strerror}.",
-            file=str(error.filename) if error.filename else None,
+            file=_plain(str(error.filename)) if error.filename else None,
             remedy="Enlarge the workspace claim or delete old jobs.",
         )
         return failure, ExitCode.RETRYABLE
-    text = str(error).strip().split("\n", 1)[0][:1000]
+    text = _plain(str(error).strip().split("\n", 1)[0], 1000)
     message = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return Failure(reason="InternalError", message=message), ExitCode.RETRYABLE
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch names its own type so; importing torch here would cost seconds. On CPUs, and inside
+    # of cuBLAS and NCCL, it raises a plain RuntimeError.
+    signs = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))
+    )
+
+
+def _plain(text: str, limit: int = TEXT_MAX_BYTES) -> str:
+    """Text that a status can hold: valid UTF-8 without control characters, not too long.
+
+    Messages quote the user's data, where a column name may be anything.
+    """
+    valid = text.encode(errors="replace").decode()
+    shown = "".join(" " if unicodedata.category(c) == "Cc" else c for c in valid)
+    return _shorten(shown, limit) or ""
 
 
 def _shorten(text: str | None, limit: int) -> str | None:
@@ -123,6 +154,7 @@ def termination_message(result: StageResult, limit: int = TERMINATION_MAX_BYTES)
         lambda r: {"probe": None},
         lambda r: {"failure": _with_short_texts(r.failure, 200)},
         lambda r: {"evaluation": None},
+        lambda r: {"train": None},
     ]
     for change in shorter:
         if len(encode(result)) <= limit:
