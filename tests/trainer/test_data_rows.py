@@ -176,7 +176,7 @@ def test_folder_of_files_is_read_in_order_and_faults_name_the_file(tmp_path: Pat
         ('{"prompt": "\\ud800", "completion": "c"}', "BrokenRow", 1, "surrogate"),
         (lines({"text": "p", "label": 1}), "MissingColumn", 1, "label, text"),
         (lines({"prompt": "p"}), "MissingColumn", 1, "other half"),
-        ("[" * 100_000, "BrokenRow", 1, "nested"),
+        ('{"prompt": ' + "[" * 100_000, "BrokenRow", 1, "nested"),
     ],
 )
 def test_faulty_row_is_told_with_its_line(
@@ -297,3 +297,48 @@ def test_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     assert read(tmp_path, "a.jsonl", b"\xef\xbb\xbf" + lines(PAIR).encode())
     assert read(tmp_path, "a.csv", b"\xef\xbb\xbfprompt,completion\na,b\n")
     assert read(tmp_path, "a.json", b"\xef\xbb\xbf" + json.dumps([PAIR]).encode())
+
+
+def test_a_damaged_parquet_file_is_the_users_error(tmp_path: Path) -> None:
+    table = pyarrow.table(
+        {"prompt": ["p" * 50] * 5000, "completion": [f"{i}" for i in range(5000)]}
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "whole.parquet")
+    content = bytearray((tmp_path / "whole.parquet").read_bytes())
+    middle = len(content) // 3
+    content[middle : middle + 200] = bytes(200)
+    found = fault(tmp_path, "rows.parquet", bytes(content))
+    assert found.reason == "BrokenRow"
+    assert (found.file, found.line) == ("rows.parquet", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.jsonl", lines(PAIR) + '{"prompt": "p", "prompt": "q", "completion": "c"}\n', 2),
+        ("a.json", '[{"prompt": "p", "completion": "c"},\n{"prompt": 1, "prompt": 2}]', 2),
+        ("a.csv", "prompt,completion,prompt\np,c,q\n", 1),
+    ],
+)
+def test_a_column_that_stands_twice_is_refused(
+    tmp_path: Path, name: str, content: str, line: int
+) -> None:
+    found = fault(tmp_path, name, content)
+    assert found.reason == "BrokenRow"
+    assert found.line == line
+    assert "'prompt' stands twice" in found.message
+
+
+@pytest.mark.parametrize("content", ['[{"prompt": "p"}]', '[\n {"prompt": "p"}\n]', " [\n1]"])
+def test_a_list_in_a_file_of_lines_is_told_as_such(tmp_path: Path, content: str) -> None:
+    found = fault(tmp_path, "rows.jsonl", content)
+    assert found.line == 1
+    assert "JSON list" in found.message
+    assert found.remedy is not None
+    assert ".json" in found.remedy
+
+
+def test_column_names_that_no_status_can_hold_are_still_told(tmp_path: Path) -> None:
+    many = {f"column number {i}": "x" for i in range(2000)}
+    assert fault(tmp_path, "a.jsonl", lines(many)).reason == "MissingColumn"
+    assert fault(tmp_path, "b.jsonl", '{"\\ud800": "x"}').reason == "MissingColumn"

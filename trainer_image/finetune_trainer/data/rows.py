@@ -56,8 +56,11 @@ def _records(file: DataFile) -> Iterator[tuple[int, Any]]:
         with _opened(file.path) as stream:
             if name.endswith(".csv"):
                 yield from _csv(stream)
-            elif name.endswith(".json") and _first_character(file.path) == b"[":
-                yield from _json_list(stream.read())
+            elif _first_character(file.path) == b"[":
+                if name.endswith(".json"):
+                    yield from _json_list(stream.read())
+                else:
+                    yield 1, _list_of_rows()
             else:
                 yield from _json_lines(stream)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -90,7 +93,9 @@ def _json_lines(stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
+    except _KeyTwice as error:
+        return _twice(str(error))
     except json.JSONDecodeError as error:
         return BadRow(
             "BrokenRow",
@@ -99,6 +104,34 @@ def _parsed(text: str) -> Any:
         )
     except (ValueError, RecursionError):
         return BadRow("BrokenRow", "a number is too long, or it is nested too deep", "Simplify it.")
+
+
+class _KeyTwice(ValueError):
+    """An object has a key twice; the message is the key."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _KeyTwice(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def _twice(name: str) -> BadRow:
+    return BadRow(
+        "BrokenRow",
+        f"the column {name!r} stands twice, and only one of both could be used",
+        "Give every column a name of its own.",
+    )
+
+
+def _list_of_rows() -> BadRow:
+    return BadRow(
+        "BrokenRow",
+        "the file holds one JSON list, not a JSON object on every line",
+        "Rename it to .json, or write one complete JSON object per line.",
+    )
 
 
 def _decoded(raw: bytes) -> str | BadRow:
@@ -119,7 +152,7 @@ def _json_list(raw: bytes) -> Iterator[tuple[int, Any]]:
         bad_at = _undecodable(raw)
         yield raw.count(b"\n", 0, bad_at) + 1, text
         return
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
     position, line, counted = _skip(text, text.index("[") + 1), 1, 0
     while text[position : position + 1] != "]":
         line += text.count("\n", counted, position)
@@ -153,6 +186,8 @@ def _skip(text: str, position: int) -> int:
 
 def _broken_list(error: Exception, line: int) -> tuple[int, BadRow]:
     remedy = "Write one JSON list of objects, or one object per line in a .jsonl file."
+    if isinstance(error, _KeyTwice):
+        return line, _twice(str(error))
     if isinstance(error, json.JSONDecodeError):
         message = f"not valid JSON at column {error.colno}: {error.msg}"
         return error.lineno, BadRow("BrokenRow", message, remedy)
@@ -179,6 +214,9 @@ def _csv(stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
             return
         if header is None:
             header = [cell.strip() for cell in cells]
+            if twice := [name for name in header if name and header.count(name) > 1]:
+                yield start, _twice(twice[0])
+                return
         elif cells:
             yield start, _csv_record(header, cells)
 
@@ -231,7 +269,9 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
                 yield number, record
     except UnicodeDecodeError:
         yield number + 1, BadRow("NotUTF8", "a text is not UTF-8", "Save the texts as UTF-8.")
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         text = str(error).split("\n")[0][:200]
         yield number + 1, BadRow("BrokenRow", f"not valid Parquet: {text}", "Write it again.")
 
