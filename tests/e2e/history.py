@@ -86,7 +86,7 @@ class PodHistory:
         for stage, following in itertools.pairwise(ORDER):
             before = self.of(job, stage)
             after = self.of(job, following)
-            if following == "serve":
+            if following == "serve" and endpoint is not None:
                 after = [p for p in self.pods.values() if p.labels.get(ENDPOINT_LABEL) == endpoint]
             ends = [pod.ended for pod in before]
             if not after or not ends or None in ends:
