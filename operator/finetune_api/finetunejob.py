@@ -208,7 +208,8 @@ class Compute(SpecModel):
     nodes: int | None = Field(default=None, ge=1, le=1024)
     """Nodes, one pod each."""
     gpus_per_node: int | None = Field(default=None, ge=1, le=64)
-    """Devices on each node; on a CPU pool, processes on each node."""
+    """Devices on each node; on a CPU pool, processes on each node. Absent means the fewest that
+    fit, or whole nodes where nodes is 2 or more."""
     strategy: Literal["Auto", "DDP", "ZeRO1", "ZeRO2", "ZeRO3", "FSDP"] = "Auto"
     """How model and optimizer are spread over the devices."""
 

@@ -123,7 +123,10 @@ def first_fit(question: Question) -> TrainPlan | None:
 
 
 def shapes(question: Question) -> Iterator[Shape]:
-    """Every shape that may be chosen, cheapest first."""
+    """Every shape that may be chosen, cheapest first.
+
+    Who asks for several nodes means whole ones, so there the order is the other way round.
+    """
     compute, profile = question.spec.compute, question.profile
     if compute.nodes is not None:
         node_counts: Sequence[int] = [compute.nodes]
@@ -137,7 +140,10 @@ def shapes(question: Question) -> Iterator[Shape]:
         elif nodes > 1 and compute.nodes is None:
             yield Shape(nodes, profile.devices_per_node)
         else:
-            yield from (Shape(nodes, devices) for devices in ladder(profile.devices_per_node))
+            counts = ladder(profile.devices_per_node)
+            yield from (
+                Shape(nodes, devices) for devices in (counts[::-1] if nodes > 1 else counts)
+            )
 
 
 def ladder(most: int) -> list[int]:

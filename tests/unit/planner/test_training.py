@@ -100,6 +100,13 @@ def test_what_the_job_says_is_honoured() -> None:
     assert found.total_steps == 30
 
 
+def test_two_nodes_mean_two_whole_nodes_as_far_as_the_batch_reaches() -> None:
+    whole = plan(LLAMA_8B, compute={"nodes": 2}, training={"batchSize": 16})
+    assert (whole.nodes, whole.gpus_per_node) == (2, 8)
+    small = plan(LLAMA_8B, compute={"nodes": 2}, training={"batchSize": 8})
+    assert (small.nodes, small.gpus_per_node) == (2, 4)
+
+
 def test_batch_that_does_not_divide_is_made_smaller_and_said() -> None:
     found = plan(LLAMA_8B, compute={"gpusPerNode": 3}, training={"batchSize": 16})
     assert found.batch_size == 15
