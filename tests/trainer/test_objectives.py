@@ -11,6 +11,7 @@ from finetune_trainer import objectives
 from finetune_trainer.data.store import Row
 from finetune_trainer.methods import load_model
 from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.trainer.jobs import array_of
 
@@ -62,6 +63,29 @@ def test_packed_examples_do_not_see_each_other(model: torch.nn.Module, flatten: 
     lengths = [objectives.trained_tokens(row) for row in EXAMPLES]
     for part, whole in zip(losses.split(lengths), alone, strict=True):
         assert part.sum().item() == pytest.approx(whole.item(), rel=1e-5)
+
+
+def other_architecture(kind: str) -> torch.nn.Module:
+    """A random model of a family that treats packed rows in its own way."""
+    sizes = {"vocab_size": 2048, "hidden_size": 64, "num_hidden_layers": 2}
+    more = {"opt": {"ffn_dim": 64, "word_embed_proj_dim": 64, "num_attention_heads": 4}}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **sizes, **more.get(kind, {}))
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+def test_packed_examples_are_found_to_be_apart(model: torch.nn.Module, flatten: bool) -> None:
+    loss_of = objectives.AnswerLoss(model)
+    assert objectives.keeps_apart(loss_of, model, packed(*EXAMPLES[:2]), "cpu", flatten)
+    loss_of.remove()
+
+
+@pytest.mark.parametrize("kind", ["mamba", "opt"])
+def test_models_whose_packed_examples_see_each_other_are_found(kind: str) -> None:
+    model = other_architecture(kind)
+    loss_of = objectives.AnswerLoss(model)
+    assert not objectives.keeps_apart(loss_of, model, packed(*EXAMPLES[:2]), "cpu")
 
 
 def test_padding_changes_nothing(model: torch.nn.Module) -> None:

@@ -18,20 +18,27 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def load_model(folder: Path, dtype: torch.dtype, attention: str = "sdpa") -> Any:
-    """A causal language model from a local snapshot; code in the snapshot is never run."""
+    """A causal language model from a local snapshot; code in the snapshot is never run.
+
+    Raises UserError where the architecture is not known or the snapshot lacks a weight, which
+    the library would make up.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model, told = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation=attention,
             local_files_only=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
     except ValueError as error:
+        if "does not support an attention implementation" in str(error) and attention != "eager":
+            return load_model(folder, dtype, "eager")
         if "trust_remote_code" not in str(error) and "Unrecognized" not in str(error):
             raise
         raise UserError(
@@ -40,6 +47,14 @@ def load_model(folder: Path, dtype: torch.dtype, attention: str = "sdpa") -> Any
             "Use a model whose architecture transformers knows.",
             file=str(folder / "config.json"),
         ) from error
+    if missing := sorted(told["missing_keys"]):
+        raise UserError(
+            "ModelIncomplete",
+            f"The weight files lack {len(missing)} weights of the model: {', '.join(missing[:5])}.",
+            "Save the whole model, with its output layer, by save_pretrained.",
+            file=str(folder),
+        )
+    return model
 
 
 def saved_dtype(folder: Path) -> torch.dtype:

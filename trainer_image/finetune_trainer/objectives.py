@@ -19,6 +19,8 @@ from finetune_trainer.data.store import IGNORED, Row
 
 CHUNK = 4096
 """Positions whose logits are widened to fp32 at a time."""
+SAME_LOSS = 0.01
+"""Nats that rounding may make of equal losses: the same kernels see the same shapes."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,29 @@ class AnswerLoss:
     def remove(self) -> None:
         """Give the model its ordinary output head back."""
         self._hook.remove()
+
+
+def keeps_apart(
+    loss_of: AnswerLoss, model: Any, row: Row, device: Any, flatten: bool = False
+) -> bool:
+    """Whether packed examples cannot see each other: other tokens before them change nothing.
+
+    Not every architecture derives borders from position ids: recurrent ones carry their state
+    on, some attend across. `row` holds at least two examples. A collective where `model` is.
+    """
+    border = int(np.flatnonzero(row.position_ids == 0)[1])
+    ids = np.array(row.input_ids)
+    ids[:border] = ids[-1] if ids[0] != ids[-1] else ids[-1] - 1
+    changed = Row(ids, row.labels, row.position_ids)
+    batch = collate([row], flatten)
+    later = batch.selected >= border
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        losses = [loss_of(model, collate([each], flatten), device) for each in (row, changed)]
+    model.train(was_training)
+    difference = (losses[0] - losses[1]).abs()[later.to(losses[0].device)]
+    return bool(difference.max() <= SAME_LOSS)
 
 
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -75,10 +75,12 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
     position = checkpoint.resume(job, run.attempt, engine, fingerprint)
     resumed_from = position.step
     store = TokenStore.open(job / "data" / "train")
+    flatten = model.config._attn_implementation.startswith("flash")
+    if settings.packing:
+        check_packing(loss_of, engine, store, spread.device, flatten)
     epoch_steps = schedule.steps_per_epoch(store.rows, plan.batch_size)
     history = History(job / "report" / f"train-{run.attempt}.jsonl", dist.get_rank())
     pace = Pace(plan.total_steps, resumed_from)
-    flatten = model.config._attn_implementation.startswith("flash")
     tell("training", step=resumed_from, resumed_from_step=resumed_from)
 
     for step in range(resumed_from + 1, plan.total_steps + 1):
@@ -142,6 +144,19 @@ def accumulate(engine: Any, loss_of: Any, batches: list[Any], targets: int, devi
             engine.backward(losses.sum() * (dist.get_world_size() / targets))
         total[0] += losses.detach().sum()
     return total
+
+
+def check_packing(loss_of: Any, engine: Any, store: Any, device: Any, flatten: bool) -> None:
+    """Raise UserError where examples in one row would learn from each other."""
+    from finetune_trainer.objectives import keeps_apart
+
+    row = next((row for row in map(store.row, range(store.rows)) if row.examples > 1), None)
+    if row and not keeps_apart(loss_of, engine.model, row, device, flatten):
+        raise UserError(
+            "PackingUnsupported",
+            "In this model's architecture the examples of a packed row see each other.",
+            "Set training.packing to false.",
+        )
 
 
 def build(run: RunConfig, spec: FineTuneJobSpec) -> tuple[Any, Any, Any]:

@@ -42,6 +42,11 @@ class Row:
     position_ids: Int32
     """Starts from 0 again at each example."""
 
+    @property
+    def examples(self) -> int:
+        """Conversations in the sequence."""
+        return int(np.count_nonzero(self.position_ids == 0))
+
 
 class TokenStore:
     """Examples and the rows that they are packed into."""
