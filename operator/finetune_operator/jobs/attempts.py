@@ -5,7 +5,7 @@ same attempt is asked for again, which is harmless as names are fixed; so neithe
 two API calls nor a cache that lags behind our own writes can start a second gang.
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from finetune_api.run import Failure, RunConfig
 
@@ -206,13 +206,22 @@ def _waiting(attempt: Attempt) -> str:
     return f"{attempt.stage} is starting: {running} of {attempt.nodes} pods run{why}"
 
 
+def pace(base: float, started: datetime | None, now: datetime) -> float:
+    """Seconds between two looks at a stage: a sixtieth of its age, between `base` and 30 s.
+
+    Every look may cost a status write, and who waits for hours does not wait for seconds.
+    """
+    age = (now - started).total_seconds() if started else 0.0
+    return max(base, min(30.0, age / 60))
+
+
 def _listen(
     ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, leader: PodFacts
 ) -> str | None:
     """Ask the leader for its progress, show the newest answer, return what it says it does."""
     if leader.ip is None:
         return None
-    interval = ctx.settings.progress_interval
+    interval = pace(ctx.settings.progress_interval, attempt.job_created(), ctx.now)
     draft.asks.append(progress_ask(leader.uid, leader.ip, interval))
     draft.wake(interval)
     answer = ctx.view.answer(ask_id(leader.uid))

@@ -1,10 +1,12 @@
 """Progress on its way from a pod to the status."""
 
 import math
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from finetune_operator.decision import HttpAnswer
+from finetune_operator.jobs.attempts import pace
 from finetune_operator.progress import duration_text, progress_ask
 
 from tests.unit.jobs.world import World
@@ -123,3 +125,12 @@ def test_the_line_of_a_training_job_tells_how_far_it_is_whatever_its_pod_calls_i
 def test_answer_with_a_name_that_the_status_has_no_room_for_is_no_answer() -> None:
     world, ask = training()
     assert tell(world, ask, engine="E" * 300)["summary"] == "0/30"
+
+
+@pytest.mark.parametrize(
+    ("age", "seconds"), [(None, 2.0), (0, 2.0), (300, 5.0), (1800, 30.0), (86400, 30.0)]
+)
+def test_the_longer_a_stage_runs_the_rarer_it_is_asked(age: int | None, seconds: float) -> None:
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    started = None if age is None else now - timedelta(seconds=age)
+    assert pace(2.0, started, now) == seconds
