@@ -6,12 +6,14 @@ calls what production calls; what it saw is written beside the run file as <name
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ def run_case(case: dict[str, Any], folder: Path) -> None:
     run = RunConfig.model_validate(case["run"])
     rank = dist.get_rank()
     seen: dict[str, Any] = {}
-    finished_build = worker.build
+    finished_build, finished_load = worker.build, strategies.load
     steps = {"asked": 0}
 
     def build(*args: Any) -> Any:
@@ -65,7 +67,23 @@ def run_case(case: dict[str, Any], folder: Path) -> None:
             close()
 
         engine.close = look_and_close
+        accumulate = engine.accumulate
+
+        @contextlib.contextmanager
+        def watched(last: bool) -> Iterator[None]:
+            with accumulate(last):
+                yield
+            if not last:
+                _, weight = next(strategies.trained(model))
+                seen["reduced_between"] = weight.grad is not None
+
+        engine.accumulate = watched
         return model, engine, spread
+
+    def load(*args: Any) -> Any:
+        model = finished_load(*args)
+        seen["loaded_on"] = next(model.parameters()).device.type
+        return model
 
     def stop_asked() -> bool:
         steps["asked"] += 1
@@ -76,6 +94,7 @@ def run_case(case: dict[str, Any], folder: Path) -> None:
     ranks.mkdir(parents=True, exist_ok=True)
     tell = worker.Told(RankFile(ranks, rank))
     setattr(worker, "build", build)  # noqa: B010
+    setattr(strategies, "load", load)  # noqa: B010
     try:
         finished, facts = worker.train(run, tell, stop_asked)
         seen.update(finished=finished, facts=facts.to_wire(), told=tell.state)
@@ -85,6 +104,7 @@ def run_case(case: dict[str, Any], folder: Path) -> None:
         seen["error"] = failure_of(error)[0].to_wire()
     finally:
         setattr(worker, "build", finished_build)  # noqa: B010
+        setattr(strategies, "load", finished_load)  # noqa: B010
     (folder / f"{case['name']}-{rank}.json").write_text(json.dumps(seen))
     dist.barrier()
 

@@ -110,6 +110,20 @@ def test_the_model_is_really_wrapped_and_sharded(runs: Runs, method: str, strate
 
 
 @pytest.mark.parametrize(("method", "strategy"), PAIRS)
+def test_only_one_rank_loads_what_is_sharded_afterwards(
+    runs: Runs, method: str, strategy: str
+) -> None:
+    places = [runs.seen(f"{method}-{strategy}", rank)["loaded_on"] for rank in (0, 1)]
+    assert places == (["cpu", "meta"] if strategy == "FSDP" else ["cpu", "cpu"])
+
+
+def test_a_whole_models_gradients_are_never_held_unsharded(runs: Runs) -> None:
+    # Adapters are small: theirs are reduced once per step.
+    assert runs.seen("Full-FSDP")["reduced_between"] is True
+    assert runs.seen("LoRA-FSDP")["reduced_between"] is False
+
+
+@pytest.mark.parametrize(("method", "strategy"), PAIRS)
 def test_ranks_end_with_equal_weights(runs: Runs, method: str, strategy: str) -> None:
     first, second = (runs.seen(f"{method}-{strategy}", rank) for rank in (0, 1))
     assert first["trained_digest"] == second["trained_digest"]

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
+from finetune_trainer import waiting
 from finetune_trainer.stage import RetryableError
 from finetune_trainer.strategies import Engine
 
@@ -111,12 +112,6 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _from_rank_zero(value: Any) -> Any:
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
 def save(
     job: Path,
     attempt: int,
@@ -135,12 +130,14 @@ def save(
     if rank == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    dist.barrier()
+    waiting.barrier()
     engine.save(partial)
     torch.save(_random_states(), partial / f"random-{rank:05d}.pt")
-    dist.barrier()
-    shares: list[FileList] = [{} for _ in range(world)]
-    dist.all_gather_object(shares, describe(partial, rank, world))
+    waiting.barrier()
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        # What a node wrote, only that node can make durable.
+        seal(partial)
+    shares = waiting.gathered(describe(partial, rank, world))
     fenced = None
     if rank == 0:
         try:
@@ -152,14 +149,13 @@ def save(
             marker = {"fingerprint": fingerprint, "files": files, **asdict(position)}
             _publish(partial, final, marker)
             prune(job, attempt, keep_last)
-    fenced = _from_rank_zero(fenced)
+    fenced = waiting.from_rank_zero(fenced)
     if fenced:
         raise RetryableError("Fenced", fenced)
     return final
 
 
 def _publish(partial: Path, final: Path, marker: dict[str, Any]) -> None:
-    seal(partial)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     (final.parent.parent).chmod(0o755)
@@ -208,9 +204,8 @@ def resume(job: Path, attempt: int, engine: Engine, fingerprint: dict[str, Any])
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     found = list(_usable(job, attempt, fingerprint)) if rank == 0 else []
-    for candidate in _from_rank_zero(found):
-        seen: list[FileList] = [{} for _ in range(world)]
-        dist.all_gather_object(seen, describe(candidate.folder, rank, world))
+    for candidate in waiting.from_rank_zero(found):
+        seen = waiting.gathered(describe(candidate.folder, rank, world))
         files = {name: facts for share in seen for name, facts in share.items()}
         if files != candidate.marker["files"]:
             log.warning("not used, files differ from its marker: %s", candidate.folder)

@@ -17,9 +17,12 @@ from finetune_trainer.stage import UserError
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def load_model(folder: Path, dtype: torch.dtype, attention: str = "sdpa") -> Any:
+def load_model(
+    folder: Path, dtype: torch.dtype, attention: str = "sdpa", device: Any = "cpu"
+) -> Any:
     """A causal language model from a local snapshot; code in the snapshot is never run.
 
+    Its weights go straight to `device`, past the host's memory; None leaves that to DeepSpeed.
     Raises UserError where the architecture is not known or the snapshot lacks a weight, which
     the library would make up.
     """
@@ -32,13 +35,14 @@ def load_model(folder: Path, dtype: torch.dtype, attention: str = "sdpa") -> Any
             folder,
             dtype=dtype,
             attn_implementation=attention,
+            device_map=None if device is None else {"": device},
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
     except ValueError as error:
         if "does not support an attention implementation" in str(error) and attention != "eager":
-            return load_model(folder, dtype, "eager")
+            return load_model(folder, dtype, "eager", device)
         if "trust_remote_code" not in str(error) and "Unrecognized" not in str(error):
             raise
         raise UserError(
@@ -55,6 +59,17 @@ def load_model(folder: Path, dtype: torch.dtype, attention: str = "sdpa") -> Any
             file=str(folder),
         )
     return model
+
+
+def empty_model(folder: Path, dtype: torch.dtype, attention: str) -> Any:
+    """The same model without memory: its weights are on the device `meta`."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        )
 
 
 def saved_dtype(folder: Path) -> torch.dtype:

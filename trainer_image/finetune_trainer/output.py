@@ -10,7 +10,7 @@ from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RunConfig
 from torch import distributed as dist
 
-from finetune_trainer import checkpoint, methods
+from finetune_trainer import checkpoint, methods, waiting
 from finetune_trainer.strategies import Engine
 
 
@@ -35,4 +35,5 @@ def write_output(run: RunConfig, spec: FineTuneJobSpec, model: Any, engine: Engi
         checkpoint.seal(partial)
         shutil.rmtree(job / "output", ignore_errors=True)
         partial.rename(job / "output")
-    dist.barrier()
+        checkpoint.sync(job)
+    waiting.barrier()

@@ -21,6 +21,8 @@ from finetune_api.finetunejob import Method, Training
 from finetune_api.run import Strategy
 from torch import distributed as dist
 
+from finetune_trainer import methods, waiting
+
 log = logging.getLogger("finetune")
 
 ZERO_STAGES: dict[str, int] = {"ZeRO1": 1, "ZeRO2": 2, "ZeRO3": 3}
@@ -179,19 +181,23 @@ class FullyShardedData:
             if mixed
             else MixedPrecisionPolicy()
         )
+        # Rank 0 has the weights, the others only their shapes; see `load`.
+        whole = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for layer in decoder_layers(model):
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         self.model: Any = fully_shard(model, mesh=mesh, mp_policy=policy)
         assert isinstance(self.model, FSDPModule)
-        self.model.to(spread.device)
+        self.model.to_empty(device=spread.device)
+        hand_out(whole, self.model, spread.device)
         self.name = type(self.model).__name__
         self._spread = spread
         self._optimizer = make_optimizer(self.model, spread)
 
     @contextlib.contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
-        """Gradients are reduced on the last micro-batch only."""
-        self.model.set_requires_gradient_sync(last)
+        """Adapters' gradients are reduced on the last micro-batch only; a whole model's after
+        each one, because until then every rank holds all of them."""
+        self.model.set_requires_gradient_sync(last or self._spread.method.type == "Full")
         yield
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -244,6 +250,25 @@ class FullyShardedData:
         """Nothing outlives the object."""
 
 
+def hand_out(whole: dict[str, torch.Tensor], model: Any, device: torch.device) -> None:
+    """Give every rank its shards of rank 0's weights, and all of its buffers, one by one."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    waiting.barrier()
+    for name, weight in [*model.named_parameters(), *model.named_buffers()]:
+        here = weight.detach()
+        sent = torch.empty(here.shape, dtype=here.dtype, device=device)
+        if dist.get_rank() == 0:
+            sent.copy_(whole.pop(name).detach())
+        dist.broadcast(sent, src=0)
+        if isinstance(here, DTensor):
+            mesh, placements = here.device_mesh, here.placements
+            shards = distribute_tensor(sent, mesh, placements, src_data_rank=None)
+            here.to_local().copy_(shards.to_local())
+        else:
+            here.copy_(sent)
+
+
 def decoder_layers(model: Any) -> list[Any]:
     """The transformer blocks, by the class names that the architecture declares."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -271,12 +296,18 @@ def deepspeed_config(spread: Spread) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def sharded_loading(spread: Spread) -> Iterator[None]:
-    """Inside, models are loaded straight into ZeRO-3's shards, never whole on any rank."""
+def load(spread: Spread, folder: Path, dtype: torch.dtype, attention: str) -> Any:
+    """The base model as its strategy wants it; no host ever holds it once for every rank.
+
+    ZeRO-3 loads straight into its shards. For FSDP rank 0 alone loads it, and hands it out when
+    it is wrapped. Else every rank loads it straight to its device.
+    """
+    if spread.strategy == "FSDP":
+        if dist.get_rank() == 0:
+            return methods.load_model(folder, dtype, attention)
+        return methods.empty_model(folder, dtype, attention)
     if spread.strategy != "ZeRO3":
-        yield
-        return
+        return methods.load_model(folder, dtype, attention, spread.device)
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
     # The frozen base keeps the run's precision even where the engine itself runs in fp32.
@@ -287,7 +318,7 @@ def sharded_loading(spread: Spread) -> Iterator[None]:
     # transformers looks at this object, by a weak reference, whenever it loads a model.
     keep = HfDeepSpeedConfig(config)
     try:
-        yield
+        return methods.load_model(folder, dtype, attention, None)
     finally:
         del keep
         unset_hf_deepspeed_config()

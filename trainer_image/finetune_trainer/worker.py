@@ -184,9 +184,8 @@ def build(run: RunConfig, spec: FineTuneJobSpec) -> tuple[Any, Any, Any]:
     dtype = methods.weight_dtype(method, settings, plan.strategy)
     # The same adapters on every rank now, other dropout on each of them later.
     torch.manual_seed(settings.seed)
-    with strategies.sharded_loading(spread):
-        folder = Path(run.paths.model_cache) / run.model.folder
-        model = methods.load_model(folder, dtype, attention)
+    folder = Path(run.paths.model_cache) / run.model.folder
+    model = strategies.load(spread, folder, dtype, attention)
     model = methods.prepare_method(model, method, settings)
     engine = strategies.wrap(model, spread)
     torch.manual_seed(settings.seed + 1_000_003 * (dist.get_rank() + 1))
@@ -235,6 +234,7 @@ def join(run: RunConfig) -> None:
     import torch
     from torch import distributed as dist
 
+    from finetune_trainer import waiting
     from finetune_trainer.strategies import prepare_communication
 
     assert run.plan is not None
@@ -248,6 +248,7 @@ def join(run: RunConfig) -> None:
     backend = "nccl" if run.plan.device == "cuda" else "gloo"
     device = torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else None
     dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, device_id=device)
+    waiting.barrier()
     if dist.get_world_size() != run.plan.world_size:
         raise RetryableError(
             "WrongWorldSize",
@@ -258,6 +259,8 @@ def join(run: RunConfig) -> None:
 def cause(error: BaseException) -> BaseException:
     """Name the loss of another rank as what it is; every other error stands for itself."""
     text = str(error)
+    if failure_of(error)[0].reason == "OutOfMemory":
+        return error
     lost = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "gloo")
     if isinstance(error, RuntimeError) and any(sign in text for sign in lost):
         line = text.strip().split("\n", 1)[0][:300]
