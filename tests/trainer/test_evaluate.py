@@ -240,9 +240,36 @@ def test_the_artifact_is_described_by_its_manifest(
     assert result.artifact.bytes == sum(p.stat().st_size for p in present.values())
     assert folder.stat().st_mode & 0o777 == 0o755
     assert {p.stat().st_mode & 0o777 for p in present.values()} == {0o644}
+    ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    assert ends == [2]
     card = (folder / "README.md").read_text()
     assert job[2] in card
     assert "loss (nats per token)" in card
+
+
+def test_a_presigned_address_does_not_get_into_the_artifact(
+    job: tuple[Path, Path, str], exported: tuple[StageResult, Path]
+) -> None:
+    run = run_for(job, "export").model_copy(update={"evaluation": None})
+    uri = "https://files.example/tiny.tar.gz?X-Signature=hidden"
+    data = {**run.spec["dataset"], "train": [{"uri": uri.replace("tar.gz", "jsonl")}]}
+    spec = {**run.spec, "model": {"uri": uri}, "dataset": data}
+    leaky = run.model_copy(update={"spec": spec})
+    written = export.model_card(leaky) + json.dumps(export.manifest_of(leaky, {}))
+    assert "https://files.example/tiny.tar.gz" in written
+    assert "https://files.example/tiny.jsonl" in written
+    assert "hidden" not in written
+
+
+def test_what_ends_a_turn_of_the_template_ends_generation(tmp_path: Path) -> None:
+    # As in base models, whose lists know the end of a document only.
+    folder = tiny_model(tmp_path / "tiny")
+    (folder / "generation_config.json").write_text('{"eos_token_id": 0}')
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["eos_token"] = "<|endoftext|>"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    model = methods.load_model(folder, torch.float32)
+    assert generate.ending_tokens(model, load_tokenizer(folder)) == [0, 2]
 
 
 def test_export_starts_over_where_an_attempt_left_half_a_folder(

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 from finetune_api.run import ExitCode, Progress, RunConfig, StageResult
+from finetune_trainer.stage import RetryableError
+from finetune_trainer.train import ending
 from safetensors.numpy import load_file, save_file
 
 from tests.trainer.jobs import environment, free_port, losses, make_run, write_data, write_run
@@ -145,6 +147,14 @@ def test_a_killed_rank_makes_the_attempt_retryable(tmp_path: Path, model: Path) 
     assert code == ExitCode.RETRYABLE, stage.text()[-3000:]
     assert result.failure is not None
     assert result.failure.reason in ("PeerLost", "RankFailed")
+
+
+def test_a_pod_that_meets_no_other_does_not_blame_its_memory(tmp_path: Path, model: Path) -> None:
+    run = make_run(tmp_path, model, strategy="DDP")
+    with pytest.raises(RetryableError) as caught:
+        ending(run, tmp_path, 0, stopped=False)
+    assert caught.value.failure.reason == "RendezvousFailed"
+    assert "memory" not in caught.value.failure.message
 
 
 def child_named(module: str, ancestor: int) -> int:

@@ -57,9 +57,10 @@ def evaluate(run: RunConfig, report: Report) -> StageResult:
     chosen = answerable(run, wanted, tokenizer, [prompts[int(i)] for i in order])
     items = Items(report, 2 * (len(rows) + len(chosen)))
 
-    model = load_model(base_folder(run), dtype).to(device).eval()
+    place = placement(device)
+    model = load_model(base_folder(run), dtype, device=place).eval()
     base = judge(model, tokenizer, rows, chosen, wanted, items, "base model")
-    model = tuned_model(run, dtype, base=model).to(device).eval()
+    model = tuned_model(run, dtype, base=model, device=place).eval()
     tuned = judge(model, tokenizer, rows, chosen, wanted, items, "tuned model")
 
     report.update("comparing")
@@ -89,6 +90,13 @@ def compute_device(run: RunConfig) -> tuple[str, Any]:
     if run.plan is not None and run.plan.device == "cuda" and torch.cuda.is_available():
         return "cuda", torch.bfloat16
     return "cpu", torch.float32
+
+
+def placement(device: str) -> str:
+    """The device, or all of them: the pod has several only where one cannot hold the model."""
+    import torch
+
+    return "auto" if device == "cuda" and torch.cuda.device_count() > 1 else device
 
 
 class Items:

@@ -17,6 +17,7 @@ from finetune_api.finetunejob import FineTuneJobSpec, LoRA
 from finetune_api.run import ArtifactRef, RunConfig, StageResult
 
 from finetune_trainer import __version__
+from finetune_trainer.sources import Address
 from finetune_trainer.stage import Report, RetryableError, run_stage
 
 MANIFEST = "manifest.json"
@@ -30,6 +31,7 @@ def export(run: RunConfig, report: Report) -> StageResult:
     report.update("merging", step=0, total_steps=3)
     from finetune_trainer.checkpoint import describe, seal
     from finetune_trainer.data.chat import load_tokenizer
+    from finetune_trainer.generate import ending_tokens
     from finetune_trainer.merge import base_folder, tuned_model
     from finetune_trainer.methods import saved_dtype
 
@@ -40,9 +42,12 @@ def export(run: RunConfig, report: Report) -> StageResult:
     partial.mkdir(parents=True)
     model = tuned_model(run, saved_dtype(base_folder(run)))
     report.update("writing", step=1)
+    tokenizer = load_tokenizer(base_folder(run))
     model.config.use_cache = True
+    # Servers stop where this says; a base model's own list lacks what ends a turn.
+    model.generation_config.eos_token_id = ending_tokens(model, tokenizer)
     model.save_pretrained(partial, max_shard_size="5GB")
-    load_tokenizer(base_folder(run)).save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
     (partial / "README.md").write_text(model_card(run))
     evaluated = Path(run.paths.job) / EVALUATION_REPORT
     if evaluated.exists():
@@ -133,13 +138,21 @@ def manifest_of(run: RunConfig, files: dict[str, Any]) -> dict[str, Any]:
     return {
         "version": 1,
         "job": run.job.to_wire(),
-        "base": {"uri": spec.model.uri, "revision": run.model.revision if run.model else None},
+        "base": {
+            "uri": _shown(spec.model.uri),
+            "revision": run.model.revision if run.model else None,
+        },
         "method": spec.method.to_wire(),
         "data": run.data.to_wire() if run.data else None,
         "evaluation": run.evaluation.to_wire() if run.evaluation else None,
         "versions": {"finetune-trainer": __version__} | library_versions(),
         "files": files,
     }
+
+
+def _shown(uri: str) -> str:
+    # A presigned address carries a secret, and the artifact goes further than the job.
+    return Address("model", uri).shown
 
 
 def library_versions() -> dict[str, str]:
@@ -151,7 +164,7 @@ def model_card(run: RunConfig) -> str:
     """README.md in the form that model hubs read: YAML head, then Markdown."""
     spec = FineTuneJobSpec.model_validate(run.spec)
     settings, plan = spec.training, run.plan
-    base = spec.model.uri.removeprefix("hf://")
+    base = _shown(spec.model.uri).removeprefix("hf://")
     lines = [
         "---",
         *([f"base_model: {base}"] if spec.model.uri.startswith("hf://") else []),
@@ -165,7 +178,7 @@ def model_card(run: RunConfig) -> str:
         "",
         "## Data",
         "",
-        f"Source: `{spec.dataset.train[0].uri}`",
+        f"Source: `{_shown(spec.dataset.train[0].uri)}`",
     ]
     if run.data:
         lines += [

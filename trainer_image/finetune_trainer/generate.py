@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from finetune_trainer.data.chat import end_of_turn
+
 BATCH = 32
 
 
@@ -40,9 +42,13 @@ class Margins:
 
 
 def ending_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end a turn: the model's own list, or the tokenizer's."""
+    """Tokens that end a turn: the model's own list, or the tokenizer's, and what training taught.
+
+    A base model that was trained with a chat template ends its turns as the template does.
+    """
     ends = model.generation_config.eos_token_id or tokenizer.eos_token_id
-    return [ends] if isinstance(ends, int) else list(ends or [])
+    listed = [ends] if isinstance(ends, int) else list(ends or [])
+    return list(dict.fromkeys([*listed, end_of_turn(tokenizer)]))
 
 
 def render(tokenizer: Any, messages: Sequence[Any]) -> list[int]:

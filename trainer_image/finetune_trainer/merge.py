@@ -24,18 +24,21 @@ def base_folder(run: RunConfig) -> Path:
     return Path(run.paths.model_cache) / run.model.folder
 
 
-def tuned_model(run: RunConfig, dtype: torch.dtype, base: Any = None) -> Any:
+def tuned_model(run: RunConfig, dtype: torch.dtype, base: Any = None, device: Any = "cpu") -> Any:
     """The tuned model in `dtype`; its weights are exact in the format of the saved base.
 
-    With LoRA a `base` that is loaded already is changed in place. Raises RetryableError when
+    A `base` that is loaded already is used up: changed in place with LoRA, else emptied, because
+    two models may be more than the device holds. Raises RetryableError when
     the files in output/ are not those that training wrote.
     """
     output = Path(run.paths.job) / "output"
     verify(output)
     saved = saved_dtype(base_folder(run))
     if FineTuneJobSpec.model_validate(run.spec).method.type == "Full":
-        return load_model(output, saved).to(dtype)
-    model = base if base is not None else load_model(base_folder(run), dtype)
+        for weight in base.parameters() if base is not None else ():
+            weight.data = weight.data.new_empty(0)
+        return load_model(output, saved, device=device).to(dtype)
+    model = base if base is not None else load_model(base_folder(run), dtype, device=device)
     return merge_adapter(model, output, saved)
 
 

@@ -22,7 +22,8 @@ def load_model(
 ) -> Any:
     """A causal language model from a local snapshot; code in the snapshot is never run.
 
-    Its weights go straight to `device`, past the host's memory; None leaves that to DeepSpeed.
+    Its weights go straight to `device`, past the host's memory; None leaves that to DeepSpeed,
+    and "auto" spreads its layers over every device there is.
     Raises UserError where the architecture is not known or the snapshot lacks a weight, which
     the library would make up.
     """
@@ -35,7 +36,7 @@ def load_model(
             folder,
             dtype=dtype,
             attn_implementation=attention,
-            device_map=None if device is None else {"": device},
+            device_map=device if device in (None, "auto") else {"": device},
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,

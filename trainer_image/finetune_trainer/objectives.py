@@ -113,7 +113,9 @@ class AnswerLoss:
     def _select(self, head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = inputs[0]
         assert self._selected is not None
-        return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, self._selected),)
+        return (
+            hidden.reshape(-1, hidden.shape[-1]).index_select(0, self._selected.to(hidden.device)),
+        )
 
     def __call__(self, model: Any, batch: MicroBatch, device: Any = "cpu") -> torch.Tensor:
         """Losses in nats, fp32 [n], in the order of `batch.targets`.
@@ -126,7 +128,7 @@ class AnswerLoss:
             position_ids=batch.position_ids.to(device),
             use_cache=False,
         ).logits
-        return token_losses(logits, batch.targets.to(device))
+        return token_losses(logits, batch.targets.to(logits.device))
 
     def remove(self) -> None:
         """Give the model its ordinary output head back."""

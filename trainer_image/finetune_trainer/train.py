@@ -154,6 +154,12 @@ def ending(run: RunConfig, folder: Path, node_rank: int, stopped: bool) -> Stage
         )
     if stopped:
         return StageResult(stage="train", attempt=run.attempt, outcome="Preempted")
+    if not read_rank_files(folder):
+        raise RetryableError(
+            "RendezvousFailed",
+            "No training process was started: torchrun gave up before all pods had met.",
+            "Look at the log of this pod and at whether all pods of this attempt came up.",
+        )
     raise RetryableError(
         "RankFailed",
         f"{run.plan.gpus_per_node - len(results)} of {run.plan.gpus_per_node} training "

@@ -81,6 +81,27 @@ def is_plain(tokenizer: Any) -> bool:
     return str(tokenizer.chat_template).endswith(PLAIN_TEMPLATE)
 
 
+def end_of_turn(tokenizer: Any) -> int:
+    """The token that ends an answer in training: the template's, or else EOS."""
+    from jinja2 import TemplateError
+
+    answer = "answer"
+    talk = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
+    try:
+        text = str(tokenizer.apply_chat_template(talk, tokenize=False))
+    except TemplateError:
+        return int(tokenizer.eos_token_id)
+    tail = text[text.rfind(answer) + len(answer) :]
+    ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
+    markers = _markers(tokenizer)
+    return int(next((token for token in ids if token in markers), tokenizer.eos_token_id))
+
+
+def _markers(tokenizer: Any) -> set[int]:
+    # Whatever was added to the plain vocabulary: among it, every token that ends a turn.
+    return set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
+
+
 def _plain_template(tokenizer: Any) -> str:
     # A base model has seen BOS in front exactly if its tokenizer puts it there.
     begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
@@ -96,8 +117,7 @@ class ChatEncoder:
         self._longest = longest
         self._context = context
         self._marked = bool(_MARKS.search(str(tokenizer.chat_template)))
-        # Whatever was added to the plain vocabulary: among it, every token that ends a turn.
-        self._markers = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
+        self._markers = _markers(tokenizer)
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | BadRow]:
         """Each conversation as tokens, or why it cannot be used; in the same order."""
