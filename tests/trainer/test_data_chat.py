@@ -41,6 +41,13 @@ GEMMA = (
     "{% if add_generation_prompt %}{{ '<turn>model\\n' }}{% endif %}"
 )
 
+PHI3 = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+    "{% else %}{{ '<|endoftext|>' }}{% endif %}"
+)
+"""As in Phi-3: the end of the document follows the last turn, and only that one."""
+
 NO_END = (
     "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
@@ -104,9 +111,10 @@ END = "<|im_end|>"
         (QWEN3, [f"one{END}", f"<think>\n\n</think>\n\ntwo{END}"]),
         (LLAMA2, [f" one {END}", f" two {END}"]),
         (GEMMA, [f"one{END}", f"two{END}"]),
+        (PHI3, [f"one{END}", f"two{END}\n<|endoftext|>"]),
         (NO_END, ["one\n", f"two\n{END}"]),
     ],
-    ids=["chatml", "marked", "marks-without-end", "qwen3", "llama2", "gemma", "no-end"],
+    ids=["chatml", "marked", "marks-without-end", "qwen3", "llama2", "gemma", "phi3", "no-end"],
 )
 def test_answers_are_learnt_with_the_token_that_ends_them(
     tokenizer: Any, template: str, expected: list[str]
@@ -115,7 +123,9 @@ def test_answers_are_learnt_with_the_token_that_ends_them(
     assert learnt(tokenizer, encoded) == expected
 
 
-@pytest.mark.parametrize("template", [CHATML, CHATML_GENERATION, QWEN3, LLAMA2, GEMMA, NO_END])
+@pytest.mark.parametrize(
+    "template", [CHATML, CHATML_GENERATION, QWEN3, LLAMA2, GEMMA, PHI3, NO_END]
+)
 def test_prompt_is_what_a_server_would_be_given(tokenizer: Any, template: str) -> None:
     row = talk("A?", "one", "B?", "two")
     encoded = one(encoder(tokenizer, template).encode([row]))

@@ -118,6 +118,7 @@ class ChatEncoder:
         self._context = context
         self._marked = bool(_MARKS.search(str(tokenizer.chat_template)))
         self._markers = _markers(tokenizer)
+        self._marker_texts = tuple(tokenizer.convert_ids_to_tokens(sorted(self._markers)))
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | BadRow]:
         """Each conversation as tokens, or why it cannot be used; in the same order."""
@@ -202,7 +203,8 @@ class ChatEncoder:
                 if not text.startswith(before):
                     raise _unsupported("the text before an answer changes when the answer comes")
                 after = text if turn is turns[-1] else self.render(turns[: index + 1])
-                spans.append((len(before), _end_of_turn(text, before, after, turn.content)))
+                end = _end_of_turn(text, before, after, turn.content, self._marker_texts)
+                spans.append((len(before), end))
         return _Cut(text, spans)
 
     def _tokens_of(self, cut: _Cut, ids: dict[str, Ids]) -> tuple[Ids, list[Span]]:
@@ -282,11 +284,12 @@ class _Cut:
     spans: list[Span]
 
 
-def _end_of_turn(text: str, before: str, after: str, content: str) -> int:
+def _end_of_turn(text: str, before: str, after: str, content: str, markers: Sequence[str]) -> int:
     """Where the turn ends in `text`: `before` renders the turns before it, `after` it too.
 
     Usually `after` is how the text begins. Some templates write the last turn differently from
-    the ones before it (Qwen3 adds an empty thought); then what follows the content is compared.
+    the ones before it (Qwen3 adds an empty thought); then what follows the content is compared,
+    or at least its first one of `markers` (Phi-3 ends the document after the last turn).
     """
     if text.startswith(after):
         return len(after)
@@ -297,8 +300,16 @@ def _end_of_turn(text: str, before: str, after: str, content: str) -> int:
         raise _unsupported("an answer is written differently when the conversation goes on")
     end = where + len(bare)
     if not text.startswith(tail, end):
+        tail = _to_first(tail, markers)
+    if not tail or not text.startswith(tail, end):
         raise _unsupported("an answer ends differently when the conversation goes on")
     return end + len(tail)
+
+
+def _to_first(text: str, markers: Sequence[str]) -> str:
+    """The text up to the end of the first marker in it; nothing where it has none."""
+    ends = [(at, at + len(marker)) for marker in markers if (at := text.find(marker)) >= 0]
+    return text[: min(ends, key=lambda found: (found[0], -found[1]))[1]] if ends else ""
 
 
 def _runs(mask: Sequence[int]) -> list[Span]:
