@@ -24,7 +24,8 @@ from safetensors.numpy import load_file, save_file
 from tests.trainer.jobs import environment, free_port, losses, make_run, write_data, write_run
 from tests.trainer.tiny import tiny_model
 
-STEPS = 30
+STEPS = 150
+"""Enough to be stopped in the middle, however fast the machine and seldom the telemetry."""
 
 
 class Stage:
