@@ -342,3 +342,10 @@ def test_column_names_that_no_status_can_hold_are_still_told(tmp_path: Path) -> 
     many = {f"column number {i}": "x" for i in range(2000)}
     assert fault(tmp_path, "a.jsonl", lines(many)).reason == "MissingColumn"
     assert fault(tmp_path, "b.jsonl", '{"\\ud800": "x"}').reason == "MissingColumn"
+
+
+def test_column_of_a_cut_off_line_is_where_it_was_cut(tmp_path: Path) -> None:
+    good = '{"prompt": "a", "completion": "b"}\n'
+    failure = fault(tmp_path, "d.jsonl", good + '{"prompt": "a", "completion": \n' + good)
+    assert failure.line == 2
+    assert "column 31" in failure.message

@@ -64,6 +64,8 @@ def pod_spec(served: ServedRevision) -> dict[str, Any]:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": pod_security_context(),
+        # As PID 1 a vLLM that still starts would not be ended by SIGTERM.
+        "shareProcessNamespace": True,
         "terminationGracePeriodSeconds": 60,
         **vllm.scheduling(profile, served.settings),
         "containers": [container],

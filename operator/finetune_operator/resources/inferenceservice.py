@@ -39,6 +39,8 @@ def inference_service(served: ServedRevision) -> Manifest:
                     "automountServiceAccountToken": False,
                     "enableServiceLinks": False,
                     "securityContext": pod_security_context(),
+                    # As PID 1 a vLLM that still starts would not be ended by SIGTERM.
+                    "shareProcessNamespace": True,
                     "terminationGracePeriodSeconds": 60,
                     **vllm.scheduling(profile, served.settings),
                     "deploymentStrategy": {

@@ -93,7 +93,8 @@ def _json_lines(stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        # Without its line break, which the decoder would count as a line of its own.
+        return json.loads(text.rstrip("\r\n"), object_pairs_hook=_object)
     except _KeyTwice as error:
         return _twice(str(error))
     except json.JSONDecodeError as error:
