@@ -7,11 +7,11 @@ ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS libraries
 RUN apt-get update -q && apt-get install -qy --no-install-recommends gcc libc6-dev binutils
-COPY hack/requirements/uv.lock hack/images/requirements.ml.lock hack/images/cuda_stubs.py /build/
+COPY hack/requirements/bootstrap.lock hack/images/requirements.ml.lock hack/images/cuda_stubs.py /build/
 RUN --mount=type=cache,id=finetune-uv,target=/var/cache/uv \
     export UV_CACHE_DIR=/var/cache/uv UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 \
  && python3 -m venv /tmp/uv \
- && /tmp/uv/bin/pip install --quiet --no-cache-dir --require-hashes -r /build/uv.lock \
+ && /tmp/uv/bin/pip install --quiet --no-cache-dir --require-hashes -r /build/bootstrap.lock \
  && /tmp/uv/bin/uv venv --quiet --python python3 /opt/venv \
  && /tmp/uv/bin/uv pip install --quiet --python /opt/venv/bin/python --no-deps --require-hashes \
     --compile-bytecode -r /build/requirements.ml.lock

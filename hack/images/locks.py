@@ -16,7 +16,7 @@ def lock() -> None:
     """Write requirements.ml.lock and the lock of uv, with the hash of every file."""
     platform = ("--python-platform", "x86_64-manylinux_2_36")
     _compile(HERE, "requirements.ml.in", "requirements.ml.lock", *platform, *LEAVE_OUT)
-    _compile(CHECKOUT / "hack" / "requirements", "uv.in", "uv.lock")
+    _compile(CHECKOUT / "hack" / "requirements", "bootstrap.in", "bootstrap.lock")
 
 
 def _compile(folder: Path, source: str, target: str, *options: str) -> None:

@@ -18,7 +18,7 @@ from hack.images.cache import digest, made
 from hack.images.catalog import CONTRACT, OPERATOR, TRAINER
 from hack.images.layers import CHECKOUT, sources
 
-UV_LOCK = CHECKOUT / "hack" / "requirements" / "uv.lock"
+BOOTSTRAP_LOCK = CHECKOUT / "hack" / "requirements" / "bootstrap.lock"
 IGNORED = CHECKOUT / ".dockerignore"
 
 # Prints who runs, whether the root can be written to, and the versions of what was imported.
@@ -59,7 +59,7 @@ class Product:
     @property
     def digest(self) -> str:
         """Names everything that goes into the image."""
-        files = [self.dockerfile, self.folder / "requirements.lock", UV_LOCK, IGNORED]
+        files = [self.dockerfile, self.folder / "requirements.lock", BOOTSTRAP_LOCK, IGNORED]
         files += [path for package in self.packages for path in sources(package)]
         named: list[str | bytes | Path] = [PROBE, *self.modules, *self.command]
         for path in files:

@@ -16,7 +16,7 @@ from hack.cluster.paths import cache_dir
 from hack.cluster.prerequisites import install
 from hack.images.cache import made
 
-LOCK = Path(__file__).resolve().parents[1] / "requirements" / "uv.lock"
+LOCK = Path(__file__).resolve().parents[1] / "requirements" / "bootstrap.lock"
 UV_VERSION = LOCK.read_text().split(maxsplit=1)[0].removeprefix("uv==")
 
 
