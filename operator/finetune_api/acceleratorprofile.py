@@ -97,6 +97,9 @@ class AcceleratorProfileSpec(SpecModel):
     """Most nodes that one job may take when it does not say how many it wants."""
     memory_per_device: Quantity
     """Memory of one device, for example 80Gi; on a CPU pool, memory of one process."""
+    peak_flops_per_device: float | None = Field(default=None, gt=0, le=1e18)
+    """Dense bf16 FLOP/s of one device, without sparsity, for model FLOP/s utilisation; for example
+    9.89e14 of an H100 SXM."""
     cpu_per_device: Quantity = "4"
     """CPU requested for each device."""
     host_memory_per_device: Quantity = "16Gi"

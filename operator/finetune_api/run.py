@@ -26,6 +26,7 @@ SECRET_ENV_PREFIX = "FINETUNE_SECRET_"
 MODEL_SECRET_PREFIX = SECRET_ENV_PREFIX + "MODEL_"
 DATA_SECRET_PREFIX = SECRET_ENV_PREFIX + "DATA_"
 VALIDATION_SECRET_PREFIX = SECRET_ENV_PREFIX + "VALIDATION_"
+REWARD_SECRET_PREFIX = SECRET_ENV_PREFIX + "REWARD_"
 
 
 FINITE = ConfigDict(allow_inf_nan=False)
@@ -104,8 +105,10 @@ class ModelFacts(StatusModel):
 class DataFacts(StatusModel):
     """What the planner must know of the data."""
 
-    format: Literal["chat", "instruction"]
+    format: Literal["chat", "instruction", "completion", "preference", "unpaired", "prompt"]
     """Layout of the rows as found."""
+    packed: bool = False
+    """Whether sequences hold several examples."""
     train_examples: int = Field(ge=0)
     """Rows to learn from."""
     eval_examples: int = Field(ge=0)
@@ -115,7 +118,7 @@ class DataFacts(StatusModel):
     eval_tokens: int = Field(ge=0)
     """Tokens in the held-out rows."""
     train_sequences: int = Field(ge=0)
-    """Sequences after packing; one for each row without packing."""
+    """Sequences after packing; without packing one for each row, pair or prompt."""
     longest_example: int = Field(ge=0)
     """Tokens of the longest row before cutting."""
     truncated_examples: int = Field(default=0, ge=0)
@@ -158,6 +161,10 @@ class TrainPlan(StatusModel):
     """What the processes compute on."""
     strategy: Strategy
     """How model and optimizer are spread."""
+    offload: bool = False
+    """Whether optimizer states or shards live in host memory."""
+    peak_flops: float | None = Field(default=None, gt=0)
+    """Peak bf16 FLOP/s of one device, as its profile tells."""
     micro_batch_size: int = Field(ge=1)
     """Sequences per process and forward pass."""
     gradient_accumulation: int = Field(ge=1)
@@ -273,6 +280,20 @@ class Progress(StatusModel):
     """Class name of the wrapped model, such as DeepSpeedEngine."""
     last_checkpoint_step: int | None = None
     """Step of the newest complete checkpoint."""
+    eval_loss: float | None = None
+    """Held-out loss as early stopping last saw it."""
+    data_wait_share: float | None = None
+    """Share of a step that waited for data, smoothed, 0 to 1."""
+    mfu: float | None = None
+    """Model FLOP/s utilisation, smoothed, 0 to 1 (Chowdhery et al. 2022, arXiv 2204.02311,
+    appendix B)."""
+    peak_memory_bytes: int | None = None
+    """Most memory that this process has held: of the device, or resident on a CPU."""
+    start_seconds: dict[str, float] | None = None
+    """Seconds from the start of the pod's first process to the first step, by part."""
+    measures: dict[str, float] = Field(default_factory=dict)
+    """Further measures of the objective or the model, by TRL's names, such as rewards/accuracies
+    or expert_load/0."""
     ranks: list[RankProgress] = Field(default_factory=list)
     """Heartbeats of the ranks of this pod."""
     updated_at: float = 0.0
@@ -325,8 +346,12 @@ class GateOutcome(StatusModel):
 class EvaluationSummary(StatusModel):
     """The tuned model compared with its base."""
 
-    loss: LossComparison
-    """Held-out loss."""
+    loss: LossComparison | None = None
+    """Held-out loss of the objective; absent for GRPO."""
+    preference_accuracy: MetricPair | None = None
+    """Share of held-out pairs whose better answer is preferred, 0 to 1."""
+    reward: MetricPair | None = None
+    """Mean reward of answers to held-out prompts; only for GRPO."""
     exact_match: MetricPair | None = None
     """Share of answers equal to the reference after normalisation, 0 to 1."""
     rouge_l: MetricPair | None = None
@@ -380,6 +405,14 @@ class TrainFacts(StatusModel):
     """torch.distributed.get_world_size()."""
     engine: ShortText
     """Class name of the wrapped model."""
+    best_step: int | None = None
+    """With early stopping: the step whose weights are the result."""
+    best_eval_loss: float | None = None
+    """Held-out loss at that step."""
+    peak_memory_bytes: int | None = None
+    """Most memory that rank 0 has held."""
+    mfu: float | None = None
+    """Mean model FLOP/s utilisation, 0 to 1."""
     hosts: list[str] = Field(default_factory=list)
     """Host names of the pods, by node rank."""
 
