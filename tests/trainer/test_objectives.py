@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from finetune_trainer import objectives
+from finetune_trainer.objectives import batches, language
 from finetune_trainer.data.store import Row
 from finetune_trainer.methods import load_model
 from torch.nn import functional
@@ -54,13 +54,13 @@ EXAMPLES = [example(17, 5, 1), example(9, 1, 2), example(30, 12, 3), example(12,
 @pytest.mark.parametrize("flatten", [False, True])
 def test_packed_examples_do_not_see_each_other(model: torch.nn.Module, flatten: bool) -> None:
     rows = [packed(*EXAMPLES[:2]), packed(*EXAMPLES[2:])]
-    loss_of = objectives.AnswerLoss(model)
-    losses = loss_of(model, objectives.collate(rows, flatten))
+    loss_of = language.AnswerLoss(model)
+    losses = loss_of(model, batches.collate(rows, flatten))
     loss_of.remove()
     alone = [reference_loss(model, row) for row in EXAMPLES]
-    assert len(losses) == sum(map(objectives.trained_tokens, rows))
+    assert len(losses) == sum(map(batches.trained_tokens, rows))
     assert losses.sum().item() == pytest.approx(sum(alone).item(), rel=1e-6)
-    lengths = [objectives.trained_tokens(row) for row in EXAMPLES]
+    lengths = [batches.trained_tokens(row) for row in EXAMPLES]
     for part, whole in zip(losses.split(lengths), alone, strict=True):
         assert part.sum().item() == pytest.approx(whole.item(), rel=1e-5)
 
@@ -76,21 +76,21 @@ def other_architecture(kind: str) -> torch.nn.Module:
 
 @pytest.mark.parametrize("flatten", [False, True])
 def test_packed_examples_are_found_to_be_apart(model: torch.nn.Module, flatten: bool) -> None:
-    loss_of = objectives.AnswerLoss(model)
-    assert objectives.keeps_apart(loss_of, model, packed(*EXAMPLES[:2]), "cpu", flatten)
+    loss_of = language.AnswerLoss(model)
+    assert language.keeps_apart(loss_of, model, packed(*EXAMPLES[:2]), "cpu", flatten)
     loss_of.remove()
 
 
 @pytest.mark.parametrize("kind", ["mamba", "opt"])
 def test_models_whose_packed_examples_see_each_other_are_found(kind: str) -> None:
     model = other_architecture(kind)
-    loss_of = objectives.AnswerLoss(model)
-    assert not objectives.keeps_apart(loss_of, model, packed(*EXAMPLES[:2]), "cpu")
+    loss_of = language.AnswerLoss(model)
+    assert not language.keeps_apart(loss_of, model, packed(*EXAMPLES[:2]), "cpu")
 
 
 def test_padding_changes_nothing(model: torch.nn.Module) -> None:
-    loss_of = objectives.AnswerLoss(model)
-    batch = objectives.collate(EXAMPLES)
+    loss_of = language.AnswerLoss(model)
+    batch = batches.collate(EXAMPLES)
     losses = loss_of(model, batch)
     loss_of.remove()
     for index, row in enumerate(EXAMPLES):
@@ -100,8 +100,8 @@ def test_padding_changes_nothing(model: torch.nn.Module) -> None:
 
 
 def test_a_rank_without_rows_adds_nothing(model: torch.nn.Module) -> None:
-    loss_of = objectives.AnswerLoss(model)
-    batch = objectives.collate([])
+    loss_of = language.AnswerLoss(model)
+    batch = batches.collate([])
     loss = loss_of(model, batch).sum()
     loss_of.remove()
     assert loss.item() == 0
@@ -112,8 +112,8 @@ def test_a_rank_without_rows_adds_nothing(model: torch.nn.Module) -> None:
 def test_the_head_is_as_before_when_the_loss_is_removed(model: torch.nn.Module) -> None:
     ids = torch.from_numpy(array_of(EXAMPLES[0]))[None]
     before = model(input_ids=ids).logits
-    loss_of = objectives.AnswerLoss(model)
-    loss_of(model, objectives.collate(EXAMPLES))
+    loss_of = language.AnswerLoss(model)
+    loss_of(model, batches.collate(EXAMPLES))
     loss_of.remove()
     assert torch.equal(model(input_ids=ids).logits, before)
 
@@ -122,10 +122,10 @@ def test_chunks_give_the_same_losses_and_gradients(monkeypatch: pytest.MonkeyPat
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(50, 31, generator=generator, requires_grad=True)
     targets = torch.randint(0, 31, (50,), generator=generator)
-    whole = objectives.token_losses(logits, targets)
+    whole = language.token_losses(logits, targets)
     (expected,) = torch.autograd.grad(whole.sum(), logits)
     monkeypatch.setattr(objectives, "CHUNK", 16)
-    chunked = objectives.token_losses(logits, targets)
+    chunked = language.token_losses(logits, targets)
     (found,) = torch.autograd.grad(chunked.sum(), logits)
     assert torch.equal(chunked, whole)
     assert torch.equal(found, expected)

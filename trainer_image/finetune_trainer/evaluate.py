@@ -178,7 +178,8 @@ def row_losses(
     """Summed loss and number of answer tokens of each row."""
     import torch
 
-    from finetune_trainer.objectives import AnswerLoss, collate
+    from finetune_trainer.objectives.batches import collate
+    from finetune_trainer.objectives.language import AnswerLoss
 
     loss_of = AnswerLoss(model)
     losses, tokens = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)

@@ -12,7 +12,8 @@ from finetune_api.run import TrainPlan
 from torch import distributed as dist
 
 from finetune_trainer.data.store import Row, TokenStore
-from finetune_trainer.objectives import MicroBatch, collate, trained_tokens
+from finetune_trainer.objectives.base import Share
+from finetune_trainer.objectives.batches import collate, trained_tokens
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
@@ -31,18 +32,14 @@ def global_batch(store: TokenStore, step: int, batch_size: int, seed: int) -> li
     return sorted(chosen, key=lambda row: -len(row.input_ids))
 
 
-def micro_batches(rows: list[Row], size: int, flatten: bool) -> tuple[list[MicroBatch], int, int]:
-    """This rank's share of a global batch.
-
-    Returns as many micro-batches as every other rank gets, the tokens of the whole global
-    batch, and how many of them are trained on.
-    """
+def share_of(rows: list[Row], size: int, flatten: bool) -> Share:
+    """This rank's part of a global batch of rows, in micro-batches of `size` rows."""
     rank, world = dist.get_rank(), dist.get_world_size()
     count = -(-len(rows) // (world * size))
     mine = rows[rank::world]
     batches = [collate(mine[i * size : (i + 1) * size], flatten) for i in range(count)]
     tokens = sum(len(row.input_ids) for row in rows)
-    return batches, tokens, max(1, sum(trained_tokens(row) for row in rows))
+    return Share(batches, max(1, sum(trained_tokens(row) for row in rows)), tokens)
 
 
 def learning_rate(step: int, plan: TrainPlan, settings: Training) -> float:

@@ -58,48 +58,47 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
     from torch import distributed as dist
 
     from finetune_trainer import checkpoint, schedule
-    from finetune_trainer.data.store import TokenStore
-    from finetune_trainer.objectives import AnswerLoss
+    from finetune_trainer.objectives import Setting, make_objective
     from finetune_trainer.output import write_output
 
     spec, plan, job = FineTuneJobSpec.model_validate(run.spec), run.plan, Path(run.paths.job)
     assert plan is not None
+    assert run.data is not None
     settings, keep = spec.training, spec.training.checkpoint
     if dist.get_rank() == 0:
         checkpoint.claim(job, run.attempt)
     tell("loading the model", total_steps=plan.total_steps, world_size=dist.get_world_size())
     model, engine, spread = build(run, spec)
-    loss_of = AnswerLoss(model)
+    flatten = model.config._attn_implementation.startswith("flash")
+    objective = make_objective(model, Setting(run, spec, plan, spread.device, flatten))
     tell("looking for a checkpoint", engine=engine.name)
     fingerprint = fingerprint_of(run)
     position = checkpoint.resume(job, run.attempt, engine, fingerprint)
     resumed_from = position.step
-    store = TokenStore.open(job / "data" / "train")
-    flatten = model.config._attn_implementation.startswith("flash")
-    if settings.packing:
-        check_packing(loss_of, engine, store, spread.device, flatten)
-    epoch_steps = schedule.steps_per_epoch(store.rows, plan.batch_size)
+    objective.begin(engine, resumed_from + 1)
+    epoch_steps = schedule.steps_per_epoch(run.data.train_sequences, plan.batch_size)
     history = History(job / "report" / f"train-{run.attempt}.jsonl", dist.get_rank())
     pace = Pace(plan.total_steps, resumed_from)
     tell("training", step=resumed_from, resumed_from_step=resumed_from)
 
     for step in range(resumed_from + 1, plan.total_steps + 1):
         started = time.monotonic()
-        rows = schedule.global_batch(store, step, plan.batch_size, settings.seed)
-        batches, tokens, targets = schedule.micro_batches(rows, plan.micro_batch_size, flatten)
+        share = objective.share(step)
         rate = schedule.learning_rate(step, plan, settings)
-        total = accumulate(engine, loss_of, batches, targets, spread.device)
+        sums = accumulate(engine, objective, share, spread.device)
         norm = engine.step(rate)
-        total[1] = float(stop_asked())
-        dist.all_reduce(total)
-        loss, stopping = float(total[0]) / targets, bool(total[1] > 0)
+        sums[1] = float(stop_asked())
+        dist.all_reduce(sums)
+        loss, stopping = float(sums[0]) / share.weight, bool(sums[1] > 0)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise not_finite(step, loss, norm, rate)
         position = checkpoint.Position(step=step, loss=loss)
-        pace.add(step, tokens, time.monotonic() - started)
+        pace.add(step, share.tokens, time.monotonic() - started)
+        measured = (sums[2:] / share.weight).tolist()
         seen = {"step": step, "loss": loss, "grad_norm": norm, "learning_rate": rate}
-        history.add(**seen, tokens=tokens)
-        tell(**seen, epoch=step / epoch_steps, **pace.speeds())
+        measures = dict(zip(objective.MEASURES, measured, strict=True))
+        history.add(**seen, tokens=share.tokens, **measures)
+        tell(**seen, measures=measures, epoch=step / epoch_steps, **pace.speeds())
         if stopping or step == plan.total_steps or step % keep.interval_steps == 0:
             tell("saving a checkpoint")
             checkpoint.save(job, run.attempt, position, engine, fingerprint, keep.keep_last)
@@ -121,42 +120,33 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
     if finished:
         tell("writing the trained weights")
         write_output(run, spec, model, engine)
-    loss_of.remove()
+    objective.remove()
     engine.close()
     tell("finished" if finished else f"stopped after a checkpoint at step {position.step}")
     return finished, facts
 
 
-def accumulate(engine: Any, loss_of: Any, batches: list[Any], targets: int, device: Any) -> Any:
+def accumulate(engine: Any, objective: Any, share: Any, device: Any) -> Any:
     """Forward and backward of this rank's micro-batches.
 
-    `targets` are the trained tokens of the whole global batch. Returns float64 [2]: this rank's
-    summed loss, and room for one more number in the all-reduce that follows.
+    Returns float64 [2 + measures]: this rank's summed loss, room for one more number in the
+    all-reduce that follows, and the objective's measures.
     """
     import torch
     from torch import distributed as dist
 
+    # Every strategy averages over the ranks; this makes it a mean over the global batch.
+    scale = dist.get_world_size() / share.weight
     total = torch.zeros(2, dtype=torch.float64, device=device)
-    for index, batch in enumerate(batches):
-        with engine.accumulate(last=index == len(batches) - 1):
-            losses = loss_of(engine.model, batch, device)
-            # Every strategy averages over the ranks; this makes it a mean over all tokens.
-            engine.backward(losses.sum() * (dist.get_world_size() / targets))
-        total[0] += losses.detach().sum()
-    return total
-
-
-def check_packing(loss_of: Any, engine: Any, store: Any, device: Any, flatten: bool) -> None:
-    """Raise UserError where examples in one row would learn from each other."""
-    from finetune_trainer.objectives import keeps_apart
-
-    row = next((row for row in map(store.row, range(store.rows)) if row.examples > 1), None)
-    if row and not keeps_apart(loss_of, engine.model, row, device, flatten):
-        raise UserError(
-            "PackingUnsupported",
-            "In this model's architecture the examples of a packed row see each other.",
-            "Set training.packing to false.",
-        )
+    for index, batch in enumerate(share.batches):
+        with engine.accumulate(last=index == len(share.batches) - 1):
+            losses = objective.losses(engine.model, batch)
+            loss = losses.each.sum()
+            if losses.penalty is not None:
+                loss = loss + losses.penalty * (batch.tokens * share.weight / share.tokens)
+            engine.backward(loss * scale)
+        total[0] += loss.detach()
+    return torch.cat([total, objective.measures().to(device)])
 
 
 def build(run: RunConfig, spec: FineTuneJobSpec) -> tuple[Any, Any, Any]:
@@ -178,6 +168,7 @@ def build(run: RunConfig, spec: FineTuneJobSpec) -> tuple[Any, Any, Any]:
         device=device,
         learning_rate=plan.learning_rate,
         micro_batch_size=plan.micro_batch_size,
+        offload=plan.offload,
         autocast=methods.computes_in_autocast(method, settings, plan.strategy),
     )
     attention = methods.attention_kernel(device.type, methods.DTYPES[settings.precision])

@@ -1,0 +1,148 @@
+"""SFT and Completion: the negative log-likelihood of tokens.
+
+Logits are computed only at positions whose next token is trained on, which spares the largest
+matrix product and the largest tensor of a step for every prompt token.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from finetune_trainer import schedule
+from finetune_trainer.data.store import Row, TokenStore
+from finetune_trainer.objectives.base import Losses, Setting, Share
+from finetune_trainer.objectives.batches import MicroBatch, collate
+from finetune_trainer.stage import UserError
+from finetune_trainer.strategies import Engine
+
+CHUNK = 4096
+"""Positions whose logits are widened to fp32 at a time."""
+SAME_LOSS = 0.01
+"""Nats that rounding may make of equal losses: the same kernels see the same shapes."""
+
+
+class LanguageModelling:
+    """Mean negative log-likelihood of the trained tokens of the global batch."""
+
+    MEASURES: tuple[str, ...] = ()
+
+    def __init__(self, model: Any, setting: Setting) -> None:
+        self._setting = setting
+        self._store = TokenStore.open(setting.job / "data" / "train")
+        self._held_out = TokenStore.open(setting.job / "data" / "eval")
+        self._loss = AnswerLoss(model)
+
+    def begin(self, engine: Engine, first_step: int) -> None:
+        """Raise UserError where examples in one row would learn from each other."""
+        store, setting = self._store, self._setting
+        row = next((row for row in map(store.row, range(store.rows)) if row.examples > 1), None)
+        if row and not keeps_apart(self._loss, engine.model, row, setting.device, setting.flatten):
+            raise UserError(
+                "PackingUnsupported",
+                "In this model's architecture the examples of a packed row see each other.",
+                "Set training.packing to false.",
+            )
+
+    def share(self, step: int) -> Share:
+        """This rank's rows of a step."""
+        plan, setting = self._setting.plan, self._setting
+        rows = schedule.global_batch(self._store, step, plan.batch_size, setting.spec.training.seed)
+        return schedule.share_of(rows, plan.micro_batch_size, setting.flatten)
+
+    def held_out(self) -> Share:
+        """This rank's held-out rows."""
+        most = self._setting.spec.evaluation.max_samples
+        rows = [self._held_out.row(i) for i in range(min(most, self._held_out.rows))]
+        rows.sort(key=lambda row: -len(row.input_ids))
+        return schedule.share_of(rows, self._setting.plan.micro_batch_size, self._setting.flatten)
+
+    def losses(self, model: Any, batch: MicroBatch) -> Losses:
+        """One loss for every trained token."""
+        return Losses(self._loss(model, batch, self._setting.device))
+
+    def measures(self) -> torch.Tensor:
+        """None."""
+        return torch.zeros(0, dtype=torch.float64)
+
+    def remove(self) -> None:
+        """Give the model its ordinary output head back."""
+        self._loss.remove()
+
+
+class AnswerLoss:
+    """Negative log-likelihood of every trained token of a micro-batch.
+
+    Hooks the model's output head so that it sees the selected positions only; works inside any
+    wrapper because the head is reached by the model's own forward. Call `remove` when done.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """`model` is a causal language model of transformers, with or without adapters."""
+        self._selected: torch.Tensor | None = None
+        self._hook = model.get_output_embeddings().register_forward_pre_hook(self._select)
+
+    def _select(self, head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = inputs[0]
+        assert self._selected is not None
+        return (
+            hidden.reshape(-1, hidden.shape[-1]).index_select(0, self._selected.to(hidden.device)),
+        )
+
+    def __call__(self, model: Any, batch: MicroBatch, device: Any = "cpu") -> torch.Tensor:
+        """Losses in nats, fp32 [n], in the order of `batch.targets`.
+
+        `model` is the hooked model or what wraps it; its parameters decide the precision.
+        """
+        self._selected = batch.selected.to(device)
+        logits = model(
+            input_ids=batch.input_ids.to(device),
+            position_ids=batch.position_ids.to(device),
+            use_cache=False,
+        ).logits
+        return token_losses(logits, batch.targets.to(logits.device))
+
+    def remove(self) -> None:
+        """Give the model its ordinary output head back."""
+        self._hook.remove()
+
+
+def keeps_apart(
+    loss_of: AnswerLoss, model: Any, row: Row, device: Any, flatten: bool = False
+) -> bool:
+    """Whether packed examples cannot see each other: other tokens before them change nothing.
+
+    Not every architecture derives borders from position ids: recurrent ones carry their state
+    on, some attend across. `row` holds at least two examples. A collective where `model` is.
+    """
+    border = int(np.flatnonzero(row.position_ids == 0)[1])
+    ids = np.array(row.input_ids)
+    ids[:border] = ids[-1] if ids[0] != ids[-1] else ids[-1] - 1
+    changed = Row(ids, row.labels, row.position_ids)
+    batch = collate([row], flatten)
+    later = batch.selected >= border
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        losses = [loss_of(model, collate([each], flatten), device) for each in (row, changed)]
+    model.train(was_training)
+    difference = (losses[0] - losses[1]).abs()[later.to(losses[0].device)]
+    # A loss that is not a number says nothing about borders; training will tell it.
+    return not bool(difference.max() > SAME_LOSS)
+
+
+def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """-log p(target) in fp32 for logits [n, vocabulary]; large n in chunks to save memory."""
+    if len(targets) <= CHUNK:
+        return _cross_entropy(logits, targets)
+    parts = [
+        checkpoint(_cross_entropy, some, those, use_reentrant=False, preserve_rng_state=False)
+        for some, those in zip(logits.split(CHUNK), targets.split(CHUNK), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(logits.float(), targets, reduction="none")
