@@ -124,7 +124,7 @@ def test_chunks_give_the_same_losses_and_gradients(monkeypatch: pytest.MonkeyPat
     targets = torch.randint(0, 31, (50,), generator=generator)
     whole = language.token_losses(logits, targets)
     (expected,) = torch.autograd.grad(whole.sum(), logits)
-    monkeypatch.setattr(objectives, "CHUNK", 16)
+    monkeypatch.setattr(language, "CHUNK", 16)
     chunked = language.token_losses(logits, targets)
     (found,) = torch.autograd.grad(chunked.sum(), logits)
     assert torch.equal(chunked, whole)

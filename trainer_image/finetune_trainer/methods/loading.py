@@ -1,0 +1,80 @@
+"""The base model from its snapshot; code in the snapshot is never run."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_trainer.stage import UserError
+
+
+def load_model(
+    folder: Path, dtype: torch.dtype, attention: str = "sdpa", device: Any = "cpu"
+) -> Any:
+    """A causal language model from a local snapshot; code in the snapshot is never run.
+
+    Its weights go straight to `device`, past the host's memory; None leaves that to DeepSpeed,
+    and "auto" spreads its layers over every device there is.
+    Raises UserError where the architecture is not known or the snapshot lacks a weight, which
+    the library would make up.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model, told = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            device_map=device if device in (None, "auto") else {"": device},
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except ValueError as error:
+        if "does not support an attention implementation" in str(error) and attention != "eager":
+            return load_model(folder, dtype, "eager", device)
+        if "trust_remote_code" not in str(error) and "Unrecognized" not in str(error):
+            raise
+        raise UserError(
+            "UnsupportedModel",
+            f"The model's architecture is not part of transformers: {str(error)[:300]}",
+            "Use a model whose architecture transformers knows.",
+            file=str(folder / "config.json"),
+        ) from error
+    if missing := sorted(told["missing_keys"]):
+        raise UserError(
+            "ModelIncomplete",
+            f"The weight files lack {len(missing)} weights of the model: {', '.join(missing[:5])}.",
+            "Save the whole model, with its output layer, by save_pretrained.",
+            file=str(folder),
+        )
+    return model
+
+
+def empty_model(folder: Path, dtype: torch.dtype, attention: str) -> Any:
+    """The same model without memory: its weights are on the device `meta`."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        )
+
+
+def saved_dtype(folder: Path) -> torch.dtype:
+    """The number format of the snapshot's weights, in which results are saved too."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return getattr(config.get_text_config(), "dtype", None) or config.dtype or torch.float32
+
+
+def attention_kernel(device: str, dtype: torch.dtype) -> str:
+    """flash_attention_2 where it is installed and can run, else PyTorch's own."""
+    from transformers.utils import is_flash_attn_2_available
+
+    usable = device == "cuda" and dtype == torch.bfloat16 and is_flash_attn_2_available()
+    return "flash_attention_2" if usable else "sdpa"

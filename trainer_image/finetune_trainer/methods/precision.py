@@ -1,0 +1,25 @@
+"""Number formats.
+
+The frozen base keeps the run's precision; whatever is trained has fp32 weights somewhere (adapters
+themselves, fp32 weights under autocast, or DeepSpeed's and FSDP's master copies), because AdamW's
+updates vanish in bf16.
+"""
+
+import torch
+from finetune_api.finetunejob import Method, Training
+from finetune_api.run import Strategy
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def weight_dtype(method: Method, training: Training, strategy: Strategy) -> torch.dtype:
+    """Number format in which the base is loaded for training."""
+    # DDP and FSDP train fp32 weights and compute in bf16; DeepSpeed keeps its own fp32 copy.
+    if method.type == "Full" and strategy in ("DDP", "FSDP"):
+        return torch.float32
+    return DTYPES[training.precision]
+
+
+def computes_in_autocast(method: Method, training: Training, strategy: Strategy) -> bool:
+    """Whether the forward pass itself must turn fp32 weights into bf16."""
+    return method.type == "Full" and training.precision == "bf16" and strategy == "DDP"

@@ -1,0 +1,69 @@
+"""What every strategy is given and what it offers: the few verbs that the loop knows.
+
+All strategies average gradients over the ranks, so the loop scales its loss by the number of ranks:
+what is minimised is the mean over the global batch, whatever the world size, the accumulation or
+the strategy.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from finetune_api.finetunejob import Method, Training
+from finetune_api.run import Strategy
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What a strategy needs to know."""
+
+    strategy: Strategy
+    method: Method
+    training: Training
+    device: torch.device
+    learning_rate: float
+    micro_batch_size: int
+    offload: bool
+    autocast: bool
+
+
+class Engine(Protocol):
+    """A wrapped model with its optimizer."""
+
+    model: Any
+    """What is called for the forward pass."""
+    name: str
+    """Class of the wrapped model."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add this micro-batch's gradients."""
+
+    def accumulate(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Surrounds forward and backward of a micro-batch; the last one of a step syncs."""
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, update and clear; returns the gradients' global L2 norm before clipping."""
+
+    def full_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every trained weight in fp32, gathered. A collective: all ranks must exhaust it."""
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of weights and optimizer. A collective."""
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote. A collective."""
+
+    @property
+    def bare(self) -> Any:
+        """The model inside the wrapper, with its adapters."""
+
+    def close(self) -> None:
+        """Let go of memory and hooks."""
+
+
+def trained(model: Any) -> Iterator[tuple[str, Any]]:
+    """Names and tensors of the weights that are trained."""
+    return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
