@@ -387,9 +387,9 @@ class DPO(SpecModel):
     """Loss of a pair, by the names that TRL gives them."""
     beta: float = Field(default=0.1, gt=0, le=100)
     """Strength of the tie to the reference model."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Share of pairs that are thought to be labelled the wrong way round; sigmoid, robust and
-    exo_pair use it."""
+    label_smoothing: float = Field(default=0.0, ge=0, le=0.49)
+    """Share of pairs that are thought to be labelled the wrong way round, below one half; sigmoid,
+    robust and exo_pair use it."""
 
 
 class KTO(SpecModel):
@@ -722,6 +722,8 @@ class FineTuneJobStatus(StatusModel):
     """What prepare found out about the model."""
     data: DataFacts | None = None
     """What prepare found out about the data."""
+    reward: ModelFacts | None = None
+    """What prepare found out about grpo.rewardModel."""
     training: TrainFacts | None = None
     """How training ended."""
     evaluation: EvaluationSummary | None = None

@@ -24,7 +24,8 @@ TELEMETRY_PORT = 9400
 RENDEZVOUS_PORT = 29500
 SECRET_ENV_PREFIX = "FINETUNE_SECRET_"
 MODEL_SECRET_PREFIX = SECRET_ENV_PREFIX + "MODEL_"
-DATA_SECRET_PREFIX = SECRET_ENV_PREFIX + "DATA_"
+DATA_SECRET_PREFIXES = tuple(f"{SECRET_ENV_PREFIX}DATA_{index}_" for index in range(16))
+"""One for each item of dataset.train: every source sees its own Secret only."""
 VALIDATION_SECRET_PREFIX = SECRET_ENV_PREFIX + "VALIDATION_"
 REWARD_SECRET_PREFIX = SECRET_ENV_PREFIX + "REWARD_"
 
@@ -91,9 +92,9 @@ class ModelFacts(StatusModel):
     key_value_heads: int = Field(ge=1)
     """Key and value heads."""
     vocabulary: int = Field(ge=1)
-    """Rows of the embedding."""
+    """Rows of the embedding, with those that the job's new special tokens need."""
     context_length: int = Field(ge=1)
-    """Longest sequence in tokens that the model was made for."""
+    """Longest sequence in tokens that the model was made for, stretched by the job's rope."""
     weight_bytes: int = Field(ge=1)
     """Size of the weight files in bytes."""
     revision: ShortText | None = None
@@ -125,6 +126,9 @@ class DataFacts(StatusModel):
     """Rows whose answer was cut to maxSequenceLength."""
     duplicate_examples: int = Field(default=0, ge=0)
     """Rows that stood more than once."""
+    date: ShortText | None = None
+    """Day, YYYY-MM-DD, that every stage gives to a chat template that prints today's; absent
+    where it prints none."""
     digest: Digest
     """SHA-256 over the source files."""
 
@@ -190,6 +194,8 @@ class Paths(StatusModel):
     """What belongs to this job: data/, checkpoints/, output/, report/, claims/."""
     artifact: str = "/workspace/artifact"
     """Where export writes."""
+    reward_cache: str = "/workspace/reward"
+    """Cache entry of grpo.rewardModel, laid out as model_cache; only there where one is named."""
     volumes: str = "/pvc"
     """Claims that pvc:// sources name are mounted below, by name."""
 
@@ -224,6 +230,8 @@ class RunConfig(StatusModel):
     """Result of prepare; absent for prepare."""
     data: DataFacts | None = None
     """Result of prepare; absent for prepare."""
+    reward: ModelFacts | None = None
+    """Result of prepare about grpo.rewardModel, whose snapshot lies in paths.reward_cache."""
     evaluation: "EvaluationSummary | None" = None
     """Result of evaluate; only for export."""
     probe: "ProbeRecord | None" = None
@@ -432,6 +440,8 @@ class StageResult(StatusModel):
     """From prepare."""
     data: DataFacts | None = None
     """From prepare."""
+    reward: ModelFacts | None = None
+    """From prepare, about grpo.rewardModel."""
     train: TrainFacts | None = None
     """From train, index 0."""
     evaluation: EvaluationSummary | None = None

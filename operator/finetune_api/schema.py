@@ -112,7 +112,7 @@ class _Rewriter:
             out["enum"] = [raw["const"]]
         if self.spec and raw.get("default") is not None:
             out["default"] = raw["default"]
-        self._exclusive(raw, out)
+        self._exclusive(raw, out, where)
         self._children(raw, out, where)
         self._check_bounds(out, where)
         return out
@@ -146,10 +146,13 @@ class _Rewriter:
                 for name, node in raw["properties"].items()
             }
 
-    def _exclusive(self, raw: Schema, out: Schema) -> None:
+    def _exclusive(self, raw: Schema, out: Schema, where: str) -> None:
         # OpenAPI 3.0 has the exclusive bound as a flag beside the bound.
         for exclusive, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
             if exclusive in raw:
+                # The API server rounds the bound to compare it with a value such as 0 or 1.
+                if raw[exclusive] != int(raw[exclusive]):
+                    raise SchemaError(f"{where}: an exclusive bound must be whole; include it")
                 out |= {bound: raw[exclusive], exclusive: True}
 
     def _check_bounds(self, out: Schema, where: str) -> None:

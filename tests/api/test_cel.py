@@ -42,7 +42,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         'spec.method.type: Unsupported value: "Lora": supported values: "LoRA", "Full"',
     ),
     "a wrong strategy": ({"compute__strategy": "Magic"}, "spec.compute.strategy: Unsupported"),
-    "two data sources": ({"dataset__train": TWO}, "spec.dataset.train: Too many: 2"),
+    "more data sources than are taken": (
+        {"dataset__train": 9 * TWO},
+        "spec.dataset.train: Too many: 18",
+    ),
     "no data source": ({"dataset__train": []}, "spec.dataset.train"),
     "validation and holdout": (
         {"dataset__validation": TWO[0], "dataset__holdout": "10%"},

@@ -152,17 +152,7 @@ def _goes_on(running: Platform, name: str) -> None:
     [
         ({"training": {"epoch": 2}}, "spec.training.epoch"),
         ({"method": {"type": "QLora"}}, "spec.method.type"),
-        (
-            {
-                "dataset": {
-                    "train": [
-                        {"uri": "pvc://demo-assets/data/tiny.jsonl"},
-                        {"uri": "pvc://demo-assets/data/tiny.jsonl"},
-                    ]
-                }
-            },
-            "spec.dataset.train",
-        ),
+        ({"method": {"type": "AdaLoRA"}, "compute": {"strategy": "FSDP"}}, "spec.compute.strategy"),
     ],
 )
 def test_api_server_refuses_and_names_the_field(

@@ -156,3 +156,14 @@ def test_a_model_that_makes_a_bad_crd_is_refused_by_field(
 ) -> None:
     with pytest.raises(SchemaError, match=says):
         structural(model, spec=issubclass(model, SpecModel))
+
+
+def test_an_exclusive_bound_that_the_api_server_would_round_is_refused() -> None:
+    class Half(SpecModel):
+        """Below a half."""
+
+        share: float = Field(default=0.0, ge=0, lt=0.5)
+        """A share."""
+
+    with pytest.raises(SchemaError, match="share: an exclusive bound must be whole"):
+        structural(Half, spec=True)
