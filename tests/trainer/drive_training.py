@@ -1,4 +1,4 @@
-"""Runs many training cases in one launch of torchrun, to import the libraries once.
+"""Runs many training cases in one launch of torchrun, or in ranks that `pool` forks.
 
 Called with a file of cases: [{"name", "run": RunConfig, "stop_after": step or null}]. Each case
 calls what production calls; what it saw is written beside the run file as <name>-<rank>.json.
@@ -109,9 +109,10 @@ def run_case(case: dict[str, Any], folder: Path) -> None:
     dist.barrier()
 
 
-def main() -> None:
-    cases = json.loads(Path(sys.argv[1]).read_text())
-    folder = Path(sys.argv[1]).parent
+def drive(path: Path) -> None:
+    """Run every case of the file: what each rank does."""
+    cases = json.loads(path.read_text())
+    folder = path.parent
     torch.set_num_threads(1)
     first = RunConfig.model_validate(cases[0]["run"])
     strategies.prepare_communication("ZeRO2", "cpu")
@@ -129,4 +130,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    drive(Path(sys.argv[1]))
