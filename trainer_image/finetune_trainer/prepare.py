@@ -20,7 +20,7 @@ from typing import Any
 
 from finetune_api.finetunejob import DataSource, FineTuneJobSpec
 from finetune_api.run import (
-    DATA_SECRET_PREFIX,
+    DATA_SECRET_PREFIXES,
     MODEL_SECRET_PREFIX,
     VALIDATION_SECRET_PREFIX,
     DataFacts,
@@ -51,7 +51,7 @@ from finetune_trainer.stage import Report, UserError, run_stage
 
 PREFIXES = {
     "model": MODEL_SECRET_PREFIX,
-    "train": DATA_SECRET_PREFIX,
+    "train": DATA_SECRET_PREFIXES[0],
     "validation": VALIDATION_SECRET_PREFIX,
 }
 Secrets = Mapping[str, Credentials]

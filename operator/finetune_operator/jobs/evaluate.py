@@ -4,6 +4,7 @@ from finetune_api.finetunejob import FineTuneJobStatus, Phase
 from finetune_api.run import EvaluationSummary, Failure, Paths, RunConfig, StageResult
 
 from finetune_operator.jobs.observe import Attempt
+from finetune_operator.jobs.prepare import reward_mount
 from finetune_operator.jobs.profile import find_pool
 from finetune_operator.jobs.stage import Accepted, Context, PodStage
 from finetune_operator.jobs.stall import Stall
@@ -21,7 +22,12 @@ def phase(attempt: Attempt | None) -> Phase:
 def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig | Stall | Failure:
     """Plan and facts, as train had them."""
     return ctx.run_config(
-        "evaluate", attempt, plan=status.plan, model=status.model, data=status.data
+        "evaluate",
+        attempt,
+        plan=status.plan,
+        model=status.model,
+        data=status.data,
+        reward=status.reward,
     )
 
 
@@ -40,6 +46,7 @@ def shape(ctx: Context, config: RunConfig) -> PodShape | Stall:
         mounts=(
             Mount(Paths().model_cache, model_path(model.uri, model.revision), read_only=True),
             Mount(Paths().job, job_path(ctx.uid)),
+            *reward_mount(ctx.spec, read_only=True),
         ),
         profile=pool.spec,
     )

@@ -1,9 +1,16 @@
 """prepare: fetch model and data, check every row, tokenise; on a CPU, before a GPU is asked for."""
 
-from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase
+from finetune_api.finetunejob import (
+    DataSource,
+    FineTuneJobSpec,
+    FineTuneJobStatus,
+    ModelSource,
+    Phase,
+)
 from finetune_api.run import (
-    DATA_SECRET_PREFIX,
+    DATA_SECRET_PREFIXES,
     MODEL_SECRET_PREFIX,
+    REWARD_SECRET_PREFIX,
     VALIDATION_SECRET_PREFIX,
     Failure,
     Paths,
@@ -49,28 +56,43 @@ def shape(ctx: Context, config: RunConfig) -> PodShape | Stall:
         mounts=(
             Mount(Paths().model_cache, model_path(model.uri, model.revision)),
             Mount(Paths().job, job_path(ctx.uid)),
+            *reward_mount(ctx.spec),
         ),
         secrets=secrets(ctx.spec),
         claims=claims,
     )
 
 
+def reward_mount(spec: FineTuneJobSpec, read_only: bool = False) -> tuple[Mount, ...]:
+    """The cache entry of grpo.rewardModel, where there is one."""
+    reward = spec.grpo and spec.grpo.reward_model
+    if not reward:
+        return ()
+    return (Mount(Paths().reward_cache, model_path(reward.uri, reward.revision), read_only),)
+
+
+def sources(spec: FineTuneJobSpec) -> list[tuple[ModelSource | DataSource, str]]:
+    """Everything that prepare fetches, each with the prefix of its Secret's variables."""
+    found: list[tuple[ModelSource | DataSource, str]] = [
+        (spec.model, MODEL_SECRET_PREFIX),
+        *zip(spec.dataset.train, DATA_SECRET_PREFIXES, strict=False),
+    ]
+    if spec.dataset.validation:
+        found.append((spec.dataset.validation, VALIDATION_SECRET_PREFIX))
+    if spec.grpo and spec.grpo.reward_model:
+        found.append((spec.grpo.reward_model, REWARD_SECRET_PREFIX))
+    return found
+
+
 def user_claims(spec: FineTuneJobSpec) -> list[str]:
     """Claims that pvc:// sources name, each once, in the order of the spec."""
-    sources = [spec.model.uri, *(source.uri for source in spec.dataset.train)]
-    if spec.dataset.validation:
-        sources.append(spec.dataset.validation.uri)
-    return list(dict.fromkeys(claim for uri in sources if (claim := claim_of(uri))))
+    claims = (claim_of(source.uri) for source, _ in sources(spec))
+    return list(dict.fromkeys(claim for claim in claims if claim))
 
 
 def secrets(spec: FineTuneJobSpec) -> list[SecretEnv]:
     """Secrets that the sources name; each source has a prefix of its own."""
-    named = [
-        (spec.model.credentials_secret, MODEL_SECRET_PREFIX),
-        *((source.credentials_secret, DATA_SECRET_PREFIX) for source in spec.dataset.train),
-    ]
-    if spec.dataset.validation:
-        named.append((spec.dataset.validation.credentials_secret, VALIDATION_SECRET_PREFIX))
+    named = ((source.credentials_secret, prefix) for source, prefix in sources(spec))
     return [SecretEnv(name, prefix) for name, prefix in named if name]
 
 
@@ -83,7 +105,8 @@ def accept(ctx: Context, status: FineTuneJobStatus, result: StageResult) -> Acce
         f"{data.train_examples} rows to learn from in {data.train_sequences} sequences, "
         f"{data.eval_examples} held out; model of {model.parameters / 1e9:.2f} B parameters"
     )
-    return Accepted(status.model_copy(update={"model": model, "data": data}), message)
+    facts = {"model": model, "data": data, "reward": result.reward}
+    return Accepted(status.model_copy(update=facts), message)
 
 
 PREPARE = PodStage("prepare", phase, config, shape, accept)

@@ -5,6 +5,7 @@ from finetune_api.finetunejob import FineTuneJobStatus, Phase
 from finetune_api.run import Failure, Paths, RunConfig, StageResult, TrainPlan
 
 from finetune_operator.jobs.observe import Attempt
+from finetune_operator.jobs.prepare import reward_mount
 from finetune_operator.jobs.profile import find_pool
 from finetune_operator.jobs.stage import Accepted, Context, PodStage
 from finetune_operator.jobs.stall import Stall
@@ -37,6 +38,7 @@ def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig |
         plan=plan,
         model=status.model,
         data=status.data,
+        reward=status.reward,
         master_host=master_host(child_name(ctx.name, "train", attempt)),
     )
 
@@ -72,6 +74,7 @@ def shape(ctx: Context, config: RunConfig) -> PodShape | Stall:
         mounts=(
             Mount(Paths().model_cache, model_path(model.uri, model.revision), read_only=True),
             Mount(Paths().job, job_path(ctx.uid)),
+            *reward_mount(ctx.spec, read_only=True),
         ),
         nodes=config.plan.nodes,
         rendezvous=True,

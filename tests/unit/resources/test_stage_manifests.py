@@ -135,7 +135,7 @@ def test_only_prepare_sees_secrets_claims_and_the_network() -> None:
             prefixes = [source["prefix"] for source in container["envFrom"]]
             assert prefixes == [
                 "FINETUNE_SECRET_MODEL_",
-                "FINETUNE_SECRET_DATA_",
+                "FINETUNE_SECRET_DATA_0_",
                 "FINETUNE_SECRET_VALIDATION_",
             ]
             assert "HF_HUB_OFFLINE" not in env
@@ -148,6 +148,54 @@ def test_only_prepare_sees_secrets_claims_and_the_network() -> None:
             assert paths["/workspace/model"]["readOnly"]
         assert ("/workspace/artifact" in paths) == (stage == "export")
         assert paths["/workspace/job"]["subPath"] == f"jobs/{JOB_UID}"
+
+
+MIXTURE = {
+    "objective": "GRPO",
+    "grpo": {"rewardModel": {"uri": "pvc://judges/one", "credentialsSecret": "judge-keys"}},
+    "dataset": {
+        "train": [
+            {"uri": "s3://one/rows.jsonl", "credentialsSecret": "keys-of-one"},
+            {"uri": "pvc://two/rows.jsonl"},
+            {"uri": "s3://three/rows.jsonl", "credentialsSecret": "keys-of-three"},
+        ]
+    },
+}
+
+
+def test_every_source_of_a_mixture_sees_its_own_secret() -> None:
+    world = World(job_manifest(**MIXTURE))
+    for claim in ("two", "judges"):
+        world.add_claim(claim)
+    world.run_until("prepare")
+    job = world.get("Job", NAMESPACE, "glossary-prepare-1")
+    assert job is not None
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    seen = {each["prefix"]: each["secretRef"]["name"] for each in container["envFrom"]}
+    assert seen == {
+        "FINETUNE_SECRET_DATA_0_": "keys-of-one",
+        "FINETUNE_SECRET_DATA_2_": "keys-of-three",
+        "FINETUNE_SECRET_REWARD_": "judge-keys",
+    }
+    paths = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    assert paths["/pvc/two"]["readOnly"]
+    assert paths["/pvc/judges"]["readOnly"]
+    assert "readOnly" not in paths["/workspace/reward"]
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate"])
+def test_reward_model_is_read_where_it_judges(stage: str) -> None:
+    world = World(job_manifest(**MIXTURE))
+    for claim in ("two", "judges"):
+        world.add_claim(claim)
+    world.run_until(stage)
+    job = world.get("Job", NAMESPACE, f"glossary-{stage}-1")
+    assert job is not None
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    paths = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    assert paths["/workspace/reward"]["readOnly"]
+    assert paths["/workspace/reward"]["subPath"].startswith("models/")
+    assert paths["/workspace/reward"]["subPath"] != paths["/workspace/model"]["subPath"]
 
 
 def test_jobs_that_name_the_same_model_share_its_cache_and_nothing_else() -> None:
