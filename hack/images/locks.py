@@ -10,12 +10,16 @@ from hack.images.uv import uv
 
 HERE = Path(__file__).parent
 LEAVE_OUT = ("--excludes", "ml-excludes.txt", "--override", "ml-overrides.txt")
+PLATFORM = ("--python-platform", "x86_64-manylinux_2_36")
 
 
 def lock() -> None:
-    """Write requirements.ml.lock and the lock of uv, with the hash of every file."""
-    platform = ("--python-platform", "x86_64-manylinux_2_36")
-    _compile(HERE, "requirements.ml.in", "requirements.ml.lock", *platform, *LEAVE_OUT)
+    """Write requirements.ml.lock and the locks of the contenders and of uv, with hashes."""
+    _compile(HERE, "requirements.ml.in", "requirements.ml.lock", *PLATFORM, *LEAVE_OUT)
+    for name in ("trl", "llamafactory"):
+        leave_out = ("--excludes", "bench-excludes.txt")
+        files = (f"bench-{name}.in", f"bench-{name}.lock")
+        _compile(CHECKOUT / "requirements", *files, *PLATFORM, *leave_out)
     _compile(CHECKOUT / "hack" / "requirements", "bootstrap.in", "bootstrap.lock")
 
 
