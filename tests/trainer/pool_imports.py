@@ -16,8 +16,8 @@ import bitsandbytes  # noqa: E402, F401
 import deepspeed  # noqa: E402, F401
 import peft  # noqa: E402, F401
 import torch  # noqa: E402
-import torch.distributed.checkpoint.state_dict  # noqa: E402, F401
-import torch.distributed.fsdp  # noqa: E402, F401
+import torch.distributed.checkpoint.state_dict  # noqa: E402
+import torch.distributed.fsdp  # noqa: E402
 import transformers  # noqa: E402, F401
 from transformers import AutoModelForCausalLM  # noqa: E402, F401
 from transformers.integrations import deepspeed as _  # noqa: E402, F401
