@@ -5,6 +5,8 @@ arise at any world size, and a resumed run needs to know nothing but its step.
 """
 
 import math
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from finetune_api.finetunejob import Training
@@ -15,10 +17,27 @@ from finetune_trainer.data.store import Row, TokenStore
 from finetune_trainer.objectives.base import Share
 from finetune_trainer.objectives.batches import collate, trained_tokens
 
+Unit = TypeVar("Unit")
+
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
     """Optimizer steps in one pass; the last one may be smaller."""
     return -(-rows // batch_size)
+
+
+def units_of(units: int, step: int, batch_size: int, seed: int) -> list[int]:
+    """Which of `units` rows, or pairs of rows, a step has, counted from 1, over all ranks."""
+    epoch, index = divmod(step - 1, steps_per_epoch(units, batch_size))
+    order = np.random.default_rng([seed, epoch]).permutation(units)
+    return [int(unit) for unit in order[index * batch_size : (index + 1) * batch_size]]
+
+
+def units_until(units: int, steps: int, batch_size: int, seed: int) -> list[int]:
+    """Every unit that the first `steps` steps have, in ascending order."""
+    if steps >= steps_per_epoch(units, batch_size):
+        return list(range(units))
+    first = range(1, steps + 1)
+    return sorted(unit for step in first for unit in units_of(units, step, batch_size, seed))
 
 
 def global_batch(store: TokenStore, step: int, batch_size: int, seed: int) -> list[Row]:
@@ -26,18 +45,21 @@ def global_batch(store: TokenStore, step: int, batch_size: int, seed: int) -> li
 
     Sorting changes no sum, and gives ranks and micro-batches rows of about equal length.
     """
-    epoch, index = divmod(step - 1, steps_per_epoch(store.rows, batch_size))
-    order = np.random.default_rng([seed, epoch]).permutation(store.rows)
-    chosen = [store.row(int(i)) for i in order[index * batch_size : (index + 1) * batch_size]]
+    chosen = [store.row(unit) for unit in units_of(store.rows, step, batch_size, seed)]
     return sorted(chosen, key=lambda row: -len(row.input_ids))
+
+
+def deal(units: Sequence[Unit], size: int) -> list[list[Unit]]:
+    """This rank's units in lists of `size`; every rank has as many lists, some may be empty."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    count = -(-len(units) // (world * size))
+    mine = list(units[rank::world])
+    return [mine[i * size : (i + 1) * size] for i in range(count)]
 
 
 def share_of(rows: list[Row], size: int, flatten: bool) -> Share:
     """This rank's part of a global batch of rows, in micro-batches of `size` rows."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    count = -(-len(rows) // (world * size))
-    mine = rows[rank::world]
-    batches = [collate(mine[i * size : (i + 1) * size], flatten) for i in range(count)]
+    batches = [collate(members, flatten) for members in deal(rows, size)]
     tokens = sum(len(row.input_ids) for row in rows)
     return Share(batches, max(1, sum(trained_tokens(row) for row in rows)), tokens)
 

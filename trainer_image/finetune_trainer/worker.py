@@ -71,11 +71,13 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
     model, engine, spread = build(run, spec)
     flatten = model.config._attn_implementation.startswith("flash")
     objective = make_objective(model, Setting(run, spec, plan, spread.device, flatten))
-    tell("looking for a checkpoint", engine=engine.name)
+    tell("looking at the data", engine=engine.name)
+    # What is told of the untrained model must not come from a resumed one.
+    objective.begin(engine)
+    tell("looking for a checkpoint")
     fingerprint = fingerprint_of(run)
     position = checkpoint.resume(job, run.attempt, engine, fingerprint)
     resumed_from = position.step
-    objective.begin(engine, resumed_from + 1)
     epoch_steps = schedule.steps_per_epoch(run.data.train_sequences, plan.batch_size)
     history = History(job / "report" / f"train-{run.attempt}.jsonl", dist.get_rank())
     pace = Pace(plan.total_steps, resumed_from)

@@ -55,8 +55,8 @@ class Objective(Protocol):
     MEASURES: tuple[str, ...]
     """Names of what is measured besides the loss, by TRL's names."""
 
-    def begin(self, engine: Engine, first_step: int) -> None:
-        """Called once before step `first_step`, with the untrained or the resumed model. A
+    def begin(self, engine: Engine) -> None:
+        """Called once with the untrained model, before a checkpoint's weights take its place. A
         collective. Raises UserError where model and data do not go together."""
 
     def share(self, step: int) -> Share:

@@ -35,7 +35,7 @@ class LanguageModelling:
         self._held_out = TokenStore.open(setting.job / "data" / "eval")
         self._loss = AnswerLoss(model)
 
-    def begin(self, engine: Engine, first_step: int) -> None:
+    def begin(self, engine: Engine) -> None:
         """Raise UserError where examples in one row would learn from each other."""
         store, setting = self._store, self._setting
         row = next((row for row in map(store.row, range(store.rows)) if row.examples > 1), None)
