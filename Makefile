@@ -52,7 +52,7 @@ clean-cache: cluster-down ## Remove the caches too (the next run is a cold one)
 	@rm -rf "$(CACHE)" /run/finetune-operator-buildah
 
 .PHONY: crds
-crds: $(VENV)/.ready ## Generate crds/, the chart's copy and docs/reference.md from the models
+crds: $(VENV)/.ready ## Generate crds/, the chart's copy, docs/reference.md and docs/combinations.md
 	@PYTHONPATH=operator $(PY) -m finetune_api.crd
 
 .PHONY: format

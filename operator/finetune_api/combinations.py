@@ -14,109 +14,15 @@ from typing import Any
 from pydantic import JsonValue
 
 from finetune_api.base import cel
+from finetune_api.conditions import Above, Condition, Given, Is, NotEmpty, Spec, value_at
 
 ZERO = ("ZeRO1", "ZeRO2", "ZeRO3")
 SHARDED = (*ZERO, "FSDP")
 LORA_LIKE = ("LoRA", "QLoRA", "DoRA")
 ADAPTERS = (*LORA_LIKE, "IA3", "AdaLoRA", "Prefix")
+WHOLE = ("AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "Adafactor")
+"""Optimizers that need whole weights."""
 PREFERENCES = ("DPO", "KTO", "ORPO", "Reward")
-ALWAYS = ("model", "dataset", "method", "training", "compute", "evaluation", "objective")
-"""Fields of the spec that the API server always fills in."""
-
-Spec = Mapping[str, Any]
-"""A FineTuneJob's spec as JSON, defaults filled in."""
-
-
-@dataclass(frozen=True)
-class Is:
-    """A field has one of these values."""
-
-    path: str
-    values: tuple[str | bool, ...]
-
-    def holds(self, spec: Spec) -> bool:
-        """Whether it does."""
-        return _at(spec, self.path) in self.values
-
-    def expression(self) -> str:
-        """The same in CEL."""
-        if self.values in ((True,), (False,)):
-            value = f"self.{self.path}"
-            test = value if self.values[0] else f"!{value}"
-        else:
-            test = f"self.{self.path} in [{', '.join(repr(v) for v in self.values)}]"
-        return " && ".join([*_present(self.path), test])
-
-    def words(self) -> str:
-        """The same for people."""
-        return f"`{self.path}` " + " or ".join(f"`{_shown(value)}`" for value in self.values)
-
-
-@dataclass(frozen=True)
-class Given:
-    """An optional field or section is there."""
-
-    path: str
-
-    def holds(self, spec: Spec) -> bool:
-        """Whether it is."""
-        return _at(spec, self.path) is not None
-
-    def expression(self) -> str:
-        """The same in CEL."""
-        return " && ".join(_present(self.path))
-
-    def words(self) -> str:
-        """The same for people."""
-        return f"`{self.path}` given"
-
-
-@dataclass(frozen=True)
-class NotEmpty:
-    """A list has at least one item."""
-
-    path: str
-
-    def holds(self, spec: Spec) -> bool:
-        """Whether it has."""
-        return bool(_at(spec, self.path))
-
-    def expression(self) -> str:
-        """The same in CEL."""
-        return " && ".join([*_present(self.path), f"size(self.{self.path}) > 0"])
-
-    def words(self) -> str:
-        """The same for people."""
-        return f"`{self.path}` not empty"
-
-
-@dataclass(frozen=True)
-class Above:
-    """A number exceeds a limit; an absent one counts as `default`."""
-
-    path: str
-    limit: float
-    default: float
-
-    def holds(self, spec: Spec) -> bool:
-        """Whether it does."""
-        value = _at(spec, self.path)
-        return float(self.default if value is None else value) > self.limit
-
-    def expression(self) -> str:
-        """The same in CEL."""
-        there = " && ".join(_present(self.path))
-        test = f"self.{self.path} > {float(self.limit)}"
-        if self.default > self.limit:
-            return f"(!({there}) || {test})"
-        return f"{there} && {test}"
-
-    def words(self) -> str:
-        """The same for people."""
-        return f"`{self.path}` above {self.limit:g}"
-
-
-Condition = Is | Given | NotEmpty | Above
 
 
 @dataclass(frozen=True)
@@ -157,7 +63,7 @@ def refusals(spec: Spec) -> list[str]:
 
 
 def allows(spec: Spec, **changes: Any) -> bool:
-    """Whether the spec is allowed with some fields changed, paths written with `__`."""
+    """Whether changes of some fields break no rule; paths are written with `__`."""
     changed = dict(spec)
     for name, value in changes.items():
         *parents, last = name.split("__")
@@ -166,7 +72,17 @@ def allows(spec: Spec, **changes: Any) -> bool:
             at[parent] = dict(at.get(parent) or {})
             at = at[parent]
         at[last] = value
-    return not refusals(changed)
+    return set(refusals(changed)) <= set(refusals(spec))
+
+
+def resolved(spec: Spec, field: str) -> bool:
+    """What an optional switch of `training` comes to: as it says, or on wherever that is allowed.
+
+    For packing this is what objective and method allow; the data facts tell what was done, as the
+    model's architecture has a say too.
+    """
+    said = value_at(spec, f"training.{field}")
+    return allows(spec, **{f"training__{field}": True}) if said is None else bool(said)
 
 
 def schema_rules() -> Iterator[dict[str, JsonValue]]:
@@ -174,37 +90,41 @@ def schema_rules() -> Iterator[dict[str, JsonValue]]:
     return (rule.validation() for rule in RULES)
 
 
-def _at(spec: Spec, path: str) -> Any:
-    value: Any = spec
-    for name in path.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
-
-
-def _present(path: str) -> list[str]:
-    names = path.split(".")
-    prefixes = [".".join(names[: i + 1]) for i in range(len(names))]
-    return [f"has(self.{prefix})" for prefix in prefixes if prefix not in ALWAYS]
-
-
-def _shown(value: str | bool) -> str:
-    return str(value).lower() if isinstance(value, bool) else value
+def listed(names: Sequence[str]) -> str:
+    """Names as people list them."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 
 
 def _sections() -> Iterator[Rule]:
     """A section of settings belongs to some values of another field."""
     for path, owner, values in SECTIONS:
         others = tuple(value for value in EVERY[owner] if value not in values)
-        listed = " and ".join([", ".join(values[:-1]), values[-1]] if values[1:] else values)
-        name = owner.removeprefix("method.")
-        reason = f"{path.rsplit('.', 1)[-1]} is only for {name} {listed}"
+        section, name = path.rsplit(".", 1)[-1], owner.removeprefix("method.")
+        reason = f"{section} is only for {name} {listed(values)}; leave it out, or change {name}"
         yield Rule((Given(path), Is(owner, others)), reason, path)
 
 
-EVERY: dict[str, tuple[str, ...]] = {
+def _formats() -> Iterator[Rule]:
+    """An objective learns from some formats of data."""
+    for objectives, formats in FORMATS.items():
+        others = tuple(each for each in EVERY["dataset.format"] if each not in formats)
+        reason = (
+            f"objective {listed(objectives)} learns from data in format {' or '.join(formats)} "
+            "only; leave dataset.format out, or change objective"
+        )
+        yield Rule(
+            (Is("objective", objectives), Is("dataset.format", others)), reason, "dataset.format"
+        )
+
+
+EVERY: Mapping[str, tuple[str, ...]] = {
     "method.type": ("LoRA", "Full", "QLoRA", "DoRA", "IA3", "AdaLoRA", "Prefix", "Bottleneck"),
     "objective": ("SFT", "Completion", "DPO", "KTO", "ORPO", "Reward", "GRPO"),
+    "compute.strategy": ("DDP", *ZERO, "FSDP"),
+    "dataset.format": ("chat", "instruction", "completion", "preference", "unpaired", "prompt"),
 }
+"""Every value of the fields that the tables of docs/combinations.md are about."""
+
 SECTIONS: Sequence[tuple[str, str, tuple[str, ...]]] = (
     ("method.lora", "method.type", LORA_LIKE),
     ("method.quantization", "method.type", ("QLoRA",)),
@@ -219,29 +139,21 @@ SECTIONS: Sequence[tuple[str, str, tuple[str, ...]]] = (
     ("grpo", "objective", ("GRPO",)),
 )
 FORMATS: Mapping[tuple[str, ...], tuple[str, ...]] = {
-    ("SFT",): ("completion", "preference", "unpaired", "prompt"),
-    ("Completion",): ("chat", "instruction", "preference", "unpaired", "prompt"),
-    ("DPO", "ORPO", "Reward"): ("chat", "instruction", "completion", "unpaired", "prompt"),
-    ("KTO",): ("chat", "instruction", "completion", "prompt"),
-    ("GRPO",): ("chat", "instruction", "completion", "preference", "unpaired"),
+    ("SFT",): ("chat", "instruction"),
+    ("Completion",): ("completion",),
+    ("DPO", "ORPO", "Reward"): ("preference",),
+    ("KTO",): ("unpaired", "preference"),
+    ("GRPO",): ("prompt",),
 }
-"""Data formats that an objective cannot learn from."""
+"""Data formats that an objective can learn from."""
 
 RULES: tuple[Rule, ...] = (
     *_sections(),
-    *(
-        Rule(
-            (Is("objective", objectives), Is("dataset.format", formats)),
-            f"objective {' and '.join(objectives)} cannot learn from this dataset.format; "
-            "leave it out, or see the table of formats in docs/concepts.md",
-            "dataset.format",
-        )
-        for objectives, formats in FORMATS.items()
-    ),
+    *_formats(),
     Rule(
         (Is("method.type", ("Bottleneck",)),),
         "bottleneck adapters are not offered: no kept library adds them to current transformers, "
-        "and vLLM cannot serve them; use LoRA or DoRA",
+        "and vLLM cannot serve them; set method.type to LoRA or DoRA",
         "method.type",
     ),
     Rule(
@@ -277,7 +189,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         (
             Is("method.moe.experts", (True,)),
-            Is("method.type", LORA_LIKE),
+            Is("method.type", ("LoRA",)),
             Above("method.lora.dropout", 0, 0.05),
         ),
         "adapters on experts' weights cannot have dropout; set method.lora.dropout to 0",
@@ -293,25 +205,39 @@ RULES: tuple[Rule, ...] = (
         "method.moe.experts",
     ),
     Rule(
+        (Is("method.type", ("AdaLoRA",)), Is("compute.offload", (True,))),
+        "AdaLoRA trains with DDP, which keeps everything on its device; leave compute.offload out, "
+        "or set method.type to LoRA",
+        "compute.offload",
+    ),
+    Rule(
         (Is("compute.offload", (True,)), Is("compute.strategy", ("DDP",))),
-        "DDP keeps everything on its device; offload needs ZeRO or FSDP",
+        "DDP keeps everything on its device; offload needs strategy ZeRO1, ZeRO2, ZeRO3, FSDP or "
+        "Auto, so change compute.strategy or leave compute.offload out",
         "compute.offload",
     ),
     Rule(
         (
-            Is("training.optimizer", ("AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "Adafactor")),
+            Is("training.optimizer", WHOLE),
             Is("compute.strategy", SHARDED),
         ),
-        "this optimizer needs whole weights, which ZeRO and FSDP do not keep; use AdamW, whose "
-        "states they shard",
+        "this optimizer needs whole weights, which ZeRO and FSDP do not keep; set "
+        "training.optimizer to AdamW, whose states they shard, or strategy to DDP",
         "training.optimizer",
+    ),
+    Rule(
+        (Is("training.optimizer", WHOLE), Is("compute.offload", (True,))),
+        "this optimizer works with DDP only, which keeps everything on its device; set "
+        "training.optimizer to AdamW, or leave compute.offload out",
+        "compute.offload",
     ),
     Rule(
         (
             Is("training.selectiveCheckpointing", (True,)),
             Is("training.gradientCheckpointing", (False,)),
         ),
-        "selectiveCheckpointing is a kind of gradientCheckpointing, which is false",
+        "selectiveCheckpointing is a kind of gradientCheckpointing, which is false; leave one of "
+        "both out",
         "training.selectiveCheckpointing",
     ),
     Rule(

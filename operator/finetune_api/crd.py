@@ -1,8 +1,9 @@
 """The kinds and their CustomResourceDefinitions, generated from the pydantic models.
 
 `python -m finetune_api.crd`, run in the root of the checkout, writes a file per kind to crds/,
-Helm's copy of it and the API reference. What a kind is called, how `kubectl get` shows it and the
-rules that need the whole object (names, immutability) stand here; all else is said by the models.
+Helm's copy of it, the API reference and the page of combinations. What a kind is called, how
+`kubectl get` shows it and the rules that need the whole object (names, immutability) stand here;
+all else is said by the models.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pydantic import BaseModel
 from finetune_api import GROUP, VERSION
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.base import CHILD_NAME_MAX, CHILD_NAME_PATTERN, cel
+from finetune_api.combinations_page import page
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus
 from finetune_api.reference import HEAD, section
@@ -246,6 +248,11 @@ def reference() -> str:
     return "\n".join([HEAD, *(section(k.name, _facts(k), object_schema(k)) for k in KINDS)])
 
 
+def pages() -> dict[str, str]:
+    """File name and content of every page that is made from the models."""
+    return {"reference.md": reference(), "combinations.md": page()}
+
+
 def _facts(kind: Kind) -> str:
     where = "namespaced" if kind.scope == "Namespaced" else "cluster-scoped"
     columns = ", ".join(column.name for column in kind.columns)
@@ -263,17 +270,18 @@ def write(folder: Path, contents: dict[str, str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: write the CRDs and the API reference."""
+    """Command line: write the CRDs and the pages that are made from the models."""
     parser = argparse.ArgumentParser(prog="python -m finetune_api.crd", description=__doc__)
     add = parser.add_argument
     add("--crds", type=Path, default=Path("crds"), help="folder of the CRDs")
     add("--chart", type=Path, default=CHART, help="folder of Helm's copy of them")
-    add("--docs", type=Path, default=Path("docs/reference.md"), help="page of the API reference")
+    add("--docs", type=Path, default=Path("docs"), help="folder of the pages")
     given = parser.parse_args(argv)
     write(given.crds, files())
     write(given.chart, files(KEEP))
-    given.docs.parent.mkdir(parents=True, exist_ok=True)
-    given.docs.write_text(reference())
+    given.docs.mkdir(parents=True, exist_ok=True)
+    for name, text in pages().items():
+        (given.docs / name).write_text(text)
     return 0
 
 
