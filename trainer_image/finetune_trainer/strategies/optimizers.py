@@ -1,11 +1,19 @@
-"""Which optimizer changes the weights."""
+"""Which optimizer changes the weights.
 
+Only AdamW keeps states that ZeRO and FSDP can shard and hand to another number of ranks; see the
+table of combinations.
+"""
+
+import warnings
 from typing import Any
 
 import torch
 from finetune_api.finetunejob import Training
 
 from finetune_trainer.strategies.base import Spread
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
 
 
 def parameter_groups(model: Any, training: Training) -> list[dict[str, Any]]:
@@ -22,10 +30,37 @@ def parameter_groups(model: Any, training: Training) -> list[dict[str, Any]]:
     ]
 
 
-def make_optimizer(model: Any, spread: Spread) -> torch.optim.AdamW:
-    """AdamW with betas 0.9 and 0.999 (Loshchilov and Hutter 2019), fused kernels."""
+def make_optimizer(model: Any, spread: Spread) -> torch.optim.Optimizer:
+    """The job's optimizer over the trained weights.
+
+    AdamW has betas 0.9 and 0.999 (Loshchilov and Hutter 2019, arXiv 1711.05101) in every form.
+    """
     groups = parameter_groups(model, spread.training)
-    return torch.optim.AdamW(groups, lr=spread.learning_rate, fused=True)
+    name = spread.training.optimizer
+    if name == "AdamW":
+        return torch.optim.AdamW(
+            groups, lr=spread.learning_rate, betas=BETAS, eps=EPSILON, fused=True
+        )
+    if name == "Adafactor":
+        return _adafactor(groups, spread.learning_rate)
+    import bitsandbytes
+
+    # On a CPU all memory is the host's, so there is nothing to page.
+    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
+    kind = getattr(bitsandbytes.optim, name)
+    made: torch.optim.Optimizer = kind(groups, lr=spread.learning_rate, betas=BETAS, eps=EPSILON)
+    return made
+
+
+def _adafactor(groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Optimizer:
+    # PyTorch's own multiplies the rate by the size of the weights, and the second matrix of an
+    # adapter starts at zero: it would hardly move. This one takes the rate as it is.
+    from transformers.optimization import Adafactor
+
+    made: torch.optim.Optimizer = Adafactor(
+        groups, lr=learning_rate, scale_parameter=False, relative_step=False, warmup_init=False
+    )
+    return made
 
 
 def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
