@@ -64,6 +64,10 @@ bench: $(VENV)/.ready ## Benchmarks, each against a baseline in the same run
 	@for file in tests/bench/*.py; do echo "== $$file"; PYTHONPATH=.:operator $(PY) $$file; done
 
 COMPILE = "$$(cd "$(CURDIR)" && $(UV))" pip compile --quiet --generate-hashes --no-emit-index-url --no-header --python-version 3.11
+.PHONY: matrix
+matrix: $(VENV)/.ready ## Train every method x objective x strategy that is allowed; prints each case
+	@FINETUNE_MATRIX=all $(PY) -m hack.suite matrix
+
 .PHONY: lock
 lock: ## Resolve every requirements file anew, with hashes
 	@$(COMPILE) --upgrade operator/requirements.in -o operator/requirements.lock

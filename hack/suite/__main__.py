@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hack.cluster.errors import ClusterError
-from hack.suite.parts import PARTS, ROOT, Part, Step
+from hack.suite.parts import ON_DEMAND, PARTS, ROOT, Part, Step
 
 # Where tests/conftest.py writes the reason of every skipped test.
 SKIPPED = "FINETUNE_SUITE_SKIPPED"
@@ -59,7 +59,8 @@ def run_part(part: Part) -> list[Timed]:
 
 
 def main(names: list[str]) -> int:
-    known = {part.name: part for part in PARTS}
+    known = {part.name: part for part in (*PARTS, *ON_DEMAND)}
+    usual = [part.name for part in PARTS]
     unknown = [name for name in names if name not in known]
     if unknown:
         print(f"unknown part {unknown[0]}; known: {' '.join(known)}", file=sys.stderr)
@@ -68,7 +69,7 @@ def main(names: list[str]) -> int:
         skipped = Path(folder) / "skipped"
         skipped.touch()
         os.environ[SKIPPED] = str(skipped)
-        results = [timed for name in (names or known) for timed in run_part(known[name])]
+        results = [timed for name in (names or usual) for timed in run_part(known[name])]
         reasons = Counter(skipped.read_text().splitlines())
     return report(results, reasons)
 

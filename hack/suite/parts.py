@@ -71,19 +71,26 @@ API = Part(
         _pytest("api", "tests/api"),
     ),
 )
-TRAINER = Part(
-    "trainer",
-    (
-        Step("ML environment", lambda: [PYTHON, "-m", "hack.images", "venv"]),
-        Step(
-            "trainer",
-            lambda: [str(ml_python()), "-m", "pytest", "tests/trainer", *PATIENT],
-            _trainer_environment,
-        ),
-    ),
-)
+ML_ENVIRONMENT = Step("ML environment", lambda: [PYTHON, "-m", "hack.images", "venv"])
+
+
+def _trainer(name: str, *arguments: str) -> Part:
+    """Tests that run with the trainer's own libraries."""
+    tests = Step(
+        name,
+        lambda: [str(ml_python()), "-m", "pytest", *arguments, *PATIENT],
+        _trainer_environment,
+    )
+    return Part(name, (ML_ENVIRONMENT, tests))
+
+
+TRAINER = _trainer("trainer", "tests/trainer")
+# The whole of what the trainer's tests hold a cut of; `make matrix`.
+MATRIX = _trainer("matrix", "tests/trainer/test_matrix.py", "-s")
 IMAGES = Part("images", (_pytest("images", "tests/images", *PATIENT),))
 CLUSTER = Part("cluster", (_pytest("cluster", "tests/cluster", *PATIENT),))
 E2E = Part("e2e", (_pytest("e2e", "tests/e2e", "-s", *PATIENT),))
 
 PARTS = (LINT, UNIT, API, TRAINER, IMAGES, CLUSTER, E2E)
+ON_DEMAND = (MATRIX,)
+"""Too long for every run; only by name."""

@@ -34,6 +34,7 @@ def inside(engine: Any, seen: dict[str, Any]) -> None:
     local = getattr(weight, "ds_tensor", local)
     seen["first"] = name
     seen["local_elements"] = local.numel()
+    seen["whole_elements"] = getattr(weight, "ds_numel", weight.numel())
     seen["optimizer_elements"] = optimizer_elements(engine)
     digest = hashlib.sha256()
     for _, whole in engine.full_weights():
@@ -88,7 +89,7 @@ def run_case(case: dict[str, Any], folder: Path) -> None:
     def stop_asked() -> bool:
         steps["asked"] += 1
         # Only one rank is told, as when one node is drained.
-        return rank == 1 and steps["asked"] == case.get("stop_after")
+        return rank == dist.get_world_size() - 1 and steps["asked"] == case.get("stop_after")
 
     ranks = folder / "ranks" / case["name"]
     ranks.mkdir(parents=True, exist_ok=True)

@@ -162,7 +162,7 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{path}:{inherited}", "OMP_NUM_THREADS": "1", **more}
 
 
-def torchrun(processes: int, module: str, *arguments: str) -> str:
+def torchrun(processes: int, module: str, *arguments: str, seconds: float = 280) -> str:
     """Run a module under torchrun on this machine; its output is shown when it fails."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
@@ -172,7 +172,7 @@ def torchrun(processes: int, module: str, *arguments: str) -> str:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=280,
+        timeout=seconds,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-6000:]
