@@ -1,0 +1,81 @@
+"""ORPO: likelihood of the chosen answer, and its odds against the rejected one; no reference."""
+
+from typing import Any
+
+import torch
+from finetune_api import finetunejob
+from torch.nn.functional import logsigmoid
+
+from finetune_trainer.objectives import pairs
+from finetune_trainer.objectives.base import Losses, Setting, Share
+from finetune_trainer.objectives.likelihood import RowLikelihood
+from finetune_trainer.objectives.pairs import PairBatch, PairStore
+from finetune_trainer.strategies import Engine
+
+SUREST = -1e-6
+"""Largest mean log-probability whose odds are computed; those of certainty are infinite."""
+
+
+class OddsRatio:
+    """Mean loss of the pairs of the global batch."""
+
+    MEASURES: tuple[str, ...] = (*pairs.MEASURES, "nll_loss", "log_odds_chosen", "log_odds_ratio")
+
+    def __init__(self, model: Any, setting: Setting) -> None:
+        self._setting = setting
+        self._settings = setting.spec.orpo or finetunejob.ORPO()
+        self._train = PairStore(setting.job / "data" / "train")
+        self._held_out = PairStore(setting.job / "data" / "eval")
+        self._likelihood = RowLikelihood(model, setting.device)
+        self._tally = pairs.Tally(len(self.MEASURES))
+
+    def begin(self, engine: Engine) -> None:
+        """Nothing to look at."""
+
+    def share(self, step: int) -> Share:
+        """This rank's pairs of a step."""
+        numbers = pairs.pairs_of_step(self._train, step, self._setting)
+        return pairs.share_of_pairs(self._train, numbers, self._setting)
+
+    def held_out(self) -> Share:
+        """This rank's held-out pairs."""
+        numbers = pairs.held_out_pairs(self._held_out, self._setting)
+        return pairs.share_of_pairs(self._held_out, numbers, self._setting)
+
+    def losses(self, model: Any, batch: PairBatch) -> Losses:
+        """One loss for every pair."""
+        seen = self._likelihood(model, batch.rows, 2 * len(batch.reference))
+        means = per_token(seen.logps.view(-1, 2), seen.tokens.view(-1, 2))
+        odds = log_odds_ratios(means)
+        more = [(-means[:, 0]).sum(), odds.sum(), logsigmoid(odds).sum()]
+        usual = pairs.pair_measures(self._settings.beta * means, means)
+        self._tally.add(torch.cat([usual, torch.stack(more).detach().double()]))
+        return Losses(orpo_losses(self._settings, means))
+
+    def measures(self) -> torch.Tensor:
+        """Sums of MEASURES."""
+        return self._tally.take()
+
+    def remove(self) -> None:
+        """Give the model its ordinary output head back."""
+        self._likelihood.remove()
+
+
+def per_token(logps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Mean log-probability of the tokens of each answer."""
+    return logps / tokens.clamp(min=1)
+
+
+def log_odds_ratios(means: torch.Tensor) -> torch.Tensor:
+    """log(odds of chosen / odds of rejected) [pairs], odds = p / (1 - p) with p the geometric mean
+    of the tokens' probabilities; `means` is [pairs, 2] (Hong et al. 2024, arXiv 2403.07691, eq. 3
+    and 4)."""
+    sure = means.clamp(max=SUREST)
+    log_odds = sure - torch.log(-torch.expm1(sure))
+    return log_odds[:, 0] - log_odds[:, 1]
+
+
+def orpo_losses(settings: finetunejob.ORPO, means: torch.Tensor) -> torch.Tensor:
+    """Loss of each pair [pairs]: -log p(chosen) per token - beta log s(log odds ratio) (Hong et al.
+    2024, eq. 6 and 7)."""
+    return -means[:, 0] - settings.beta * logsigmoid(log_odds_ratios(means))

@@ -1,0 +1,111 @@
+"""Reward: a number for a conversation, larger for the chosen answer than for the rejected one.
+
+The model is a sequence classifier with one output, read at the last token that is not padding, by
+the rule of transformers, so that whoever loads the exported folder gets the scores of training.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from finetune_api import finetunejob
+from torch.nn.functional import logsigmoid
+
+from finetune_trainer import schedule
+from finetune_trainer.data.store import Row
+from finetune_trainer.objectives import pairs
+from finetune_trainer.objectives.base import Losses, Setting, Share
+from finetune_trainer.objectives.pairs import PairStore, Tally
+from finetune_trainer.strategies import Engine
+
+
+@dataclass(frozen=True)
+class ScoreBatch:
+    """The rows of one forward pass."""
+
+    input_ids: torch.Tensor
+    """int64 [rows, length], padded on the right."""
+    rows: int
+    """0 where one padding token stands for no rows at all."""
+    tokens: int
+    """Tokens without padding."""
+
+
+class RewardModel:
+    """Mean loss of the pairs of the global batch."""
+
+    MEASURES: tuple[str, ...] = ("accuracy", "margin", "mean_reward")
+
+    def __init__(self, model: Any, setting: Setting) -> None:
+        self._setting = setting
+        self._settings = setting.spec.reward or finetunejob.Reward()
+        self._train = PairStore(setting.job / "data" / "train")
+        self._held_out = PairStore(setting.job / "data" / "eval")
+        self._pad = int(model.config.pad_token_id)
+        self._tally = Tally(len(self.MEASURES))
+
+    def begin(self, engine: Engine) -> None:
+        """Nothing to look at."""
+
+    def share(self, step: int) -> Share:
+        """This rank's pairs of a step."""
+        return self._share(self._train, pairs.pairs_of_step(self._train, step, self._setting))
+
+    def held_out(self) -> Share:
+        """This rank's held-out pairs."""
+        return self._share(self._held_out, pairs.held_out_pairs(self._held_out, self._setting))
+
+    def _share(self, store: PairStore, numbers: Sequence[int]) -> Share:
+        found = sorted(map(store.pair, numbers), key=lambda pair: -pair.length)
+        batches = [
+            collate_scored([row for p in dealt for row in (p.chosen, p.rejected)], self._pad)
+            for dealt in schedule.deal(found, self._setting.plan.micro_batch_size)
+        ]
+        return Share(batches, max(1, len(found)), sum(pair.tokens for pair in found))
+
+    def losses(self, model: Any, batch: ScoreBatch) -> Losses:
+        """One loss for every pair."""
+        scores = scores_of(model, batch, self._setting.device).view(-1, 2)
+        self._tally.add(score_measures(scores))
+        return Losses(reward_losses(self._settings, scores))
+
+    def measures(self) -> torch.Tensor:
+        """Sums of MEASURES."""
+        return self._tally.take()
+
+    def remove(self) -> None:
+        """Nothing was changed."""
+
+
+def collate_scored(rows: Sequence[Row], pad: int) -> ScoreBatch:
+    """Rows side by side; causal attention sees no padding to its right."""
+    longest = max((len(row.input_ids) for row in rows), default=1)
+    ids = np.full((max(1, len(rows)), longest), pad, dtype=np.int64)
+    for line, row in zip(ids, rows, strict=False):
+        line[: len(row.input_ids)] = row.input_ids
+    tokens = sum(len(row.input_ids) for row in rows)
+    return ScoreBatch(torch.from_numpy(ids), len(rows), tokens)
+
+
+def scores_of(model: Any, batch: ScoreBatch, device: Any) -> torch.Tensor:
+    """fp32 [rows]; `model` is a sequence classifier with one output, or what wraps it."""
+    logits = model(input_ids=batch.input_ids.to(device), use_cache=False).logits
+    scores: torch.Tensor = logits.float()[: batch.rows, 0]
+    return scores
+
+
+def reward_losses(settings: finetunejob.Reward, scores: torch.Tensor) -> torch.Tensor:
+    """Loss of each pair [pairs]: -log s(chosen - rejected) (Ouyang et al. 2022, arXiv 2203.02155,
+    eq. 1) + centering * (chosen + rejected)^2 (Eisenstein et al. 2023, arXiv 2312.09244, section
+    2.2). `scores` is [pairs, 2]."""
+    chosen, rejected = scores.unbind(-1)
+    return -logsigmoid(chosen - rejected) + settings.centering * (chosen + rejected) ** 2
+
+
+def score_measures(scores: torch.Tensor) -> torch.Tensor:
+    """Sums of RewardModel.MEASURES, float64 [3]."""
+    scores = scores.detach().double()
+    margins = scores[:, 0] - scores[:, 1]
+    return torch.stack([(margins > 0).double().sum(), margins.sum(), scores.mean(-1).sum()])
