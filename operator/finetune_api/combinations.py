@@ -22,7 +22,9 @@ LORA_LIKE = ("LoRA", "QLoRA", "DoRA")
 ADAPTERS = (*LORA_LIKE, "IA3", "AdaLoRA", "Prefix")
 WHOLE = ("AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "Adafactor")
 """Optimizers that need whole weights."""
-PREFERENCES = ("DPO", "KTO", "ORPO", "Reward")
+PAIRED = ("DPO", "ORPO", "Reward")
+"""Objectives whose unit of a batch is a pair of sequences."""
+PREFERENCES = (*PAIRED, "KTO")
 
 
 @dataclass(frozen=True)
@@ -261,6 +263,12 @@ RULES: tuple[Rule, ...] = (
         "training.earlyStopping",
     ),
     Rule(
+        (Is("method.type", ("Full",)), Above("grpo.beta", 0, 0)),
+        "Full changes the base model itself, and grpo.beta above 0 compares with it; leave "
+        "grpo.beta out, or use LoRA, which keeps the base",
+        "grpo.beta",
+    ),
+    Rule(
         (Is("objective", ("GRPO",)), Given("training.neftuneAlpha")),
         "noise on the embeddings would spoil the ratio of probabilities that GRPO learns from; "
         "leave training.neftuneAlpha out",
@@ -288,6 +296,24 @@ PREPARE_RULES: tuple[PrepareRule, ...] = (
         "PackingUnsupported",
         "`training.packing: true` with an architecture whose packed examples see each other",
         "Its layers do not take borders from position ids; leave `training.packing` out.",
+    ),
+    PrepareRule(
+        "ReferenceMissing",
+        "a reward `exactMatch`, `contains`, `numeric` or `rougeL` for a prompt without a reference",
+        "They compare with it; name the column in `dataset.columns.reference`, or use other "
+        "rewards.",
+    ),
+    PrepareRule(
+        "BadPattern",
+        "a reward `regex` whose pattern is no regular expression, or takes too long",
+        "The patterns are those of Python's `regex` library; correct it, and write no repetition "
+        "inside a repetition.",
+    ),
+    PrepareRule(
+        "NotARewardModel",
+        "`grpo.rewardModel` that is no sequence classifier with one output",
+        "Use the artifact of a Reward job, or another model for sequence classification with "
+        "`num_labels` 1.",
     ),
     PrepareRule(
         "NotMixtureOfExperts",

@@ -324,7 +324,8 @@ class Training(SpecModel):
     max_steps: int | None = Field(default=None, ge=1, le=100000000)
     """Stop after this many optimizer steps even when epochs are left."""
     batch_size: int = Field(default=16, ge=1, le=65536)
-    """Sequences per optimizer step over all devices."""
+    """Sequences per optimizer step over all devices, pairs of them for DPO, ORPO and Reward; for
+    GRPO answers, so a multiple of grpo.generations: batchSize / generations prompts a step."""
     micro_batch_size: int | None = Field(default=None, ge=1, le=4096)
     """Sequences per device and forward pass; absent means the planner chooses."""
     learning_rate: float | None = Field(default=None, gt=0, le=1)
@@ -461,11 +462,12 @@ class GRPO(SpecModel):
     temperature: float = Field(default=1.0, gt=0, le=10)
     """Of sampling."""
     beta: float = Field(default=0.0, ge=0, le=10)
-    """Weight of the divergence from the base model."""
+    """Weight of the divergence from the base model, which is the model without its adapters (the
+    unbiased low-variance estimate of the paper's equation 4); 0 leaves it out."""
     epsilon: float = Field(default=0.2, gt=0, lt=1)
     """Clipping range of the ratio of probabilities."""
     updates: int = Field(default=1, ge=1, le=16)
-    """Optimizer steps on the same answers."""
+    """Optimizer steps on the same answers; an epoch has that many times more steps."""
     loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
     """How the losses of tokens are averaged, by the names that TRL gives them."""
     scale_rewards: bool = True
@@ -570,6 +572,13 @@ class FineTuneJobSpec(SpecModel):
             "self.objective != 'GRPO' || has(self.grpo)",
             "objective GRPO needs grpo.rewards or grpo.rewardModel",
             ".grpo",
+        ),
+        cel(
+            "self.objective != 'GRPO' || !has(self.grpo) || "
+            "self.training.batchSize % self.grpo.generations == 0",
+            "with GRPO training.batchSize counts answers and must be a multiple of "
+            "grpo.generations",
+            ".training.batchSize",
         ),
         cel(
             "self.evaluation.gate.all(g, g.metric == 'reward' ? self.objective == 'GRPO' : "
