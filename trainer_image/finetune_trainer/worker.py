@@ -172,6 +172,7 @@ def build(run: RunConfig, spec: FineTuneJobSpec) -> tuple[Any, Any, Any]:
         micro_batch_size=plan.micro_batch_size,
         offload=plan.offload,
         autocast=methods.computes_in_autocast(method, settings, plan.strategy),
+        scores=spec.objective == "Reward",
     )
     attention = methods.attention_kernel(device.type, methods.DTYPES[settings.precision])
     dtype = methods.weight_dtype(method, settings, plan.strategy)

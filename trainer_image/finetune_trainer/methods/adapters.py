@@ -1,37 +1,116 @@
-"""Adapters beside a frozen base, by PEFT."""
+"""Adapters beside a frozen base, by PEFT: one function for each method gives its configuration."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from finetune_api.finetunejob import LoRA
+from finetune_api.finetunejob import IA3, AdaLoRA, LoRA, Method, MixtureOfExperts, Prefix
 
-from finetune_trainer.stage import UserError
+from finetune_trainer.methods.experts import expert_weights
+from finetune_trainer.methods.targets import chosen_layers, scaled_layers
+
+PREFIX_DEVIATION = 0.02
+"""Standard deviation of a new prefix: that of usual initial weights, not PyTorch's 1."""
+ALLOCATIONS = 100
+"""Rank allocations of AdaLoRA at most, evenly spread over the steps in which ranks shrink."""
 
 
-def add_adapters(model: Any, lora: LoRA) -> Any:
-    """Low-rank adapters in fp32 on the named linear layers (Hu et al. 2021, section 4)."""
-    from peft import LoraConfig, get_peft_model
+def add_adapters(
+    model: Any, method: Method, total_steps: int, new_tokens: Sequence[int] = ()
+) -> Any:
+    """The model with adapters in fp32; nothing else of it is trained.
 
-    named = lora.target_modules
-    config = LoraConfig(
+    `new_tokens` are ids whose rows of embedding and head are trained as well. Raises UserError
+    where the method's settings do not fit the model.
+    """
+    from peft import get_peft_model
+
+    config = configuration(model, method, total_steps, new_tokens)
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+    if method.type == "Prefix" and not config.prefix_projection:
+        encoder = adapted.prompt_encoder["default"]
+        torch.nn.init.normal_(encoder.embedding.weight, std=PREFIX_DEVIATION)
+    for weight in adapted.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    return adapted
+
+
+def configuration(
+    model: Any, method: Method, total_steps: int, new_tokens: Sequence[int] = ()
+) -> Any:
+    """The method's settings as PEFT wants them."""
+    if method.type == "IA3":
+        return _ia3(model, method.ia3 or IA3())
+    if method.type == "AdaLoRA":
+        return _adalora(model, method.adalora or AdaLoRA(), total_steps)
+    if method.type == "Prefix":
+        return _prefix(model, method.prefix or Prefix())
+    return _lora(model, method, new_tokens)
+
+
+def _lora(model: Any, method: Method, new_tokens: Sequence[int]) -> Any:
+    from peft import LoraConfig
+
+    lora, experts = method.lora or LoRA(), (method.moe or MixtureOfExperts()).experts
+    return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules="all-linear" if named == ["all-linear"] else named,
+        use_rslora=lora.rank_stabilized,
+        use_dora=method.type == "DoRA",
+        target_modules=chosen_layers(model, lora.target_modules, "method.lora.targetModules"),
+        target_parameters=expert_weights(model) if experts else None,
+        trainable_token_indices=token_rows(model, new_tokens) if new_tokens else None,
         task_type="CAUSAL_LM",
     )
-    try:
-        return get_peft_model(model, config, autocast_adapter_dtype=True)
-    except ValueError as error:
-        if "arget modules" not in str(error):
-            raise
-        linear = {
-            name.rsplit(".", 1)[-1]
-            for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear)
-        }
-        raise UserError(
-            "UnknownTargetModule",
-            f"method.lora.targetModules {named} names no layer of this model.",
-            f"Use all-linear, or some of: {', '.join(sorted(linear))}.",
-        ) from error
+
+
+def token_rows(model: Any, new_tokens: Sequence[int]) -> dict[str, list[int]]:
+    """Rows to train, by the names of the embedding and of a head that is not tied to it."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = model.config.get_text_config().tie_word_embeddings
+    wanted = [embedding] if tied or head is None else [embedding, head]
+    return {
+        name: list(new_tokens)
+        for name, module in model.named_modules()
+        if any(module is each for each in wanted)
+    }
+
+
+def _adalora(model: Any, adalora: AdaLoRA, total_steps: int) -> Any:
+    from peft import AdaLoraConfig
+
+    # A run of few steps keeps at least one in which ranks shrink.
+    final = min(round(adalora.final_ratio * total_steps), total_steps - 1)
+    warmup = min(round(adalora.warmup_ratio * total_steps), total_steps - final - 1)
+    return AdaLoraConfig(
+        init_r=adalora.initial_rank,
+        target_r=adalora.target_rank,
+        lora_alpha=adalora.alpha,
+        lora_dropout=adalora.dropout,
+        target_modules=chosen_layers(model, adalora.target_modules, "method.adalora.targetModules"),
+        tinit=warmup,
+        tfinal=final,
+        total_step=total_steps,
+        deltaT=max(1, (total_steps - final - warmup) // ALLOCATIONS),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _ia3(model: Any, ia3: IA3) -> Any:
+    from peft import IA3Config
+
+    layers, inputs = scaled_layers(model, ia3.target_modules, ia3.feedforward_modules)
+    return IA3Config(target_modules=layers, feedforward_modules=inputs, task_type="CAUSAL_LM")
+
+
+def _prefix(model: Any, prefix: Prefix) -> Any:
+    from peft import PrefixTuningConfig
+
+    return PrefixTuningConfig(
+        num_virtual_tokens=prefix.virtual_tokens,
+        prefix_projection=prefix.projection,
+        encoder_hidden_size=model.config.get_text_config().hidden_size,
+        task_type="CAUSAL_LM",
+    )

@@ -5,25 +5,34 @@ from typing import Any
 
 import torch
 
+from finetune_trainer.methods.scoring import HEADS, begin_head, scorer_config
 from finetune_trainer.stage import UserError
 
 
 def load_model(
-    folder: Path, dtype: torch.dtype, attention: str = "sdpa", device: Any = "cpu"
+    folder: Path,
+    dtype: torch.dtype,
+    attention: str = "sdpa",
+    device: Any = "cpu",
+    score_seed: int | None = None,
 ) -> Any:
     """A causal language model from a local snapshot; code in the snapshot is never run.
 
-    Its weights go straight to `device`, past the host's memory; None leaves that to DeepSpeed,
-    and "auto" spreads its layers over every device there is.
+    With `score_seed` it is a sequence classifier with one output instead, whose head, where the
+    snapshot has none, is begun from that seed. Weights go straight to `device`, past the host's
+    memory; None leaves that to DeepSpeed, and "auto" spreads the layers over every device there is.
     Raises UserError where the architecture is not known or the snapshot lacks a weight, which
     the library would make up.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    scored = score_seed is not None
+    kind = AutoModelForSequenceClassification if scored else AutoModelForCausalLM
+    more = {"config": scorer_config(folder)} if scored else {}
     try:
-        model, told = AutoModelForCausalLM.from_pretrained(
+        model, told = kind.from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation=attention,
@@ -31,10 +40,11 @@ def load_model(
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **more,
         )
     except ValueError as error:
         if "does not support an attention implementation" in str(error) and attention != "eager":
-            return load_model(folder, dtype, "eager", device)
+            return load_model(folder, dtype, "eager", device, score_seed)
         if "trust_remote_code" not in str(error) and "Unrecognized" not in str(error):
             raise
         raise UserError(
@@ -43,7 +53,11 @@ def load_model(
             "Use a model whose architecture transformers knows.",
             file=str(folder / "config.json"),
         ) from error
-    if missing := sorted(told["missing_keys"]):
+    missing = sorted(told["missing_keys"])
+    if score_seed is not None and any(name.split(".")[0] in HEADS for name in missing):
+        begin_head(model, score_seed)
+        missing = [name for name in missing if name.split(".")[0] not in HEADS]
+    if missing:
         raise UserError(
             "ModelIncomplete",
             f"The weight files lack {len(missing)} weights of the model: {', '.join(missing[:5])}.",
@@ -53,13 +67,18 @@ def load_model(
     return model
 
 
-def empty_model(folder: Path, dtype: torch.dtype, attention: str) -> Any:
+def empty_model(folder: Path, dtype: torch.dtype, attention: str, scored: bool = False) -> Any:
     """The same model without memory: its weights are on the device `meta`."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    kind = AutoModelForSequenceClassification if scored else AutoModelForCausalLM
+    config = (
+        scorer_config(folder)
+        if scored
+        else AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    )
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
+        return kind.from_config(
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
         )
 

@@ -28,6 +28,8 @@ class Spread:
     micro_batch_size: int
     offload: bool
     autocast: bool
+    scores: bool = False
+    """Whether the model is a reward model, which gives a number and no tokens."""
 
 
 class Engine(Protocol):

@@ -1,0 +1,116 @@
+"""The head of a reward model: one number for a sequence.
+
+A language model has none, so it is begun from the seed: the same numbers on every rank, under
+every strategy and in evaluation, which judges the untrained head too. It is trained in full, beside
+adapters as well.
+"""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_trainer.stage import UserError
+
+HEADS = ("score", "classifier")
+"""What architectures of transformers call it."""
+
+
+def is_scorer(model: Any) -> bool:
+    """Whether a model gives numbers and no tokens."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return type(inner).__name__.removeprefix("FSDP").endswith("ForSequenceClassification")
+
+
+def scorer_config(folder: Path) -> Any:
+    """The snapshot's config with one output, and the tokenizer's padding.
+
+    The score is read at the last token that is not padding, so the model must know which one the
+    tokenizer pads with. Raises UserError where the snapshot is a classifier with more outputs.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(folder, **local)
+    classifier = any("ForSequenceClassification" in name for name in config.architectures or ())
+    if classifier and config.num_labels != 1:
+        raise UserError(
+            "NotARewardModel",
+            f"The model is a classifier with {config.num_labels} outputs.",
+            "Use a language model, or a classifier with one output.",
+            file=str(folder / "config.json"),
+        )
+    config.num_labels = 1
+    tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+    pad = tokenizer.pad_token_id
+    config.get_text_config().pad_token_id = tokenizer.eos_token_id if pad is None else pad
+    return config
+
+
+def head_of(model: Any) -> torch.nn.Linear:
+    """The layer that gives the number; the trained one where there are adapters."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = next(getattr(inner, name) for name in HEADS if hasattr(inner, name))
+    if hasattr(head, "modules_to_save"):
+        head = head.modules_to_save["default"]
+    if not isinstance(head, torch.nn.Linear):
+        raise UserError(
+            "UnsupportedModel",
+            f"The head of {type(inner).__name__} is no linear layer.",
+            "Use a decoder model such as Llama, Qwen or Mistral.",
+        )
+    return head
+
+
+def begin_head(model: Any, seed: int) -> None:
+    """Fill the head with normal numbers of deviation 1 / sqrt(width + 1) (Stiennon et al. 2020,
+    arXiv 2009.01325, appendix B.1)."""
+    head = head_of(model)
+    if head.weight.is_meta:
+        return
+    dice = torch.Generator().manual_seed(seed)
+    with _whole(head), torch.no_grad():
+        shape = head.weight.shape
+        numbers = torch.randn(shape, generator=dice) / (shape[-1] + 1) ** 0.5
+        head.weight.copy_(numbers)
+        if head.bias is not None:
+            head.bias.zero_()
+
+
+def train_head(adapted: Any) -> None:
+    """Give a model with adapters a head in fp32, as its adapters are: AdamW's updates vanish in
+    half precision."""
+    wrapper = next(
+        getattr(adapted.get_base_model(), name)
+        for name in HEADS
+        if hasattr(adapted.get_base_model(), name)
+    )
+    old = wrapper.original_module
+    with _whole(old), torch.no_grad():
+        new = torch.nn.Linear(
+            old.in_features,
+            old.out_features,
+            bias=old.bias is not None,
+            dtype=torch.float32,
+            device=old.weight.device,
+        )
+        new.load_state_dict({name: each.float() for name, each in old.state_dict().items()})
+    new.register_forward_pre_hook(_in_own_format)
+    wrapper.modules_to_save["default"] = new
+
+
+def _in_own_format(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (inputs[0].to(head.weight.dtype), *inputs[1:])
+
+
+def _whole(module: Any) -> contextlib.AbstractContextManager[Any]:
+    """The module's weights where ZeRO-3 has sharded them; changes are those of every rank."""
+    if not hasattr(module.weight, "ds_id"):
+        return contextlib.nullcontext()
+    import deepspeed
+
+    whole: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
+        list(module.parameters()), modifier_rank=0
+    )
+    return whole
