@@ -7,6 +7,7 @@ import torch
 from finetune_api.finetunejob import IA3, AdaLoRA, LoRA, Method, MixtureOfExperts, Prefix
 
 from finetune_trainer.methods.experts import expert_weights
+from finetune_trainer.methods.scoring import is_scorer, task_of, train_head
 from finetune_trainer.methods.targets import chosen_layers, scaled_layers
 
 PREFIX_DEVIATION = 0.02
@@ -33,6 +34,8 @@ def add_adapters(
     for weight in adapted.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
+    if is_scorer(model):
+        train_head(adapted)
     return adapted
 
 
@@ -62,7 +65,7 @@ def _lora(model: Any, method: Method, new_tokens: Sequence[int]) -> Any:
         target_modules=chosen_layers(model, lora.target_modules, "method.lora.targetModules"),
         target_parameters=expert_weights(model) if experts else None,
         trainable_token_indices=token_rows(model, new_tokens) if new_tokens else None,
-        task_type="CAUSAL_LM",
+        task_type=task_of(model),
     )
 
 
@@ -94,7 +97,7 @@ def _adalora(model: Any, adalora: AdaLoRA, total_steps: int) -> Any:
         tfinal=final,
         total_step=total_steps,
         deltaT=max(1, (total_steps - final - warmup) // ALLOCATIONS),
-        task_type="CAUSAL_LM",
+        task_type=task_of(model),
     )
 
 
@@ -102,7 +105,7 @@ def _ia3(model: Any, ia3: IA3) -> Any:
     from peft import IA3Config
 
     layers, inputs = scaled_layers(model, ia3.target_modules, ia3.feedforward_modules)
-    return IA3Config(target_modules=layers, feedforward_modules=inputs, task_type="CAUSAL_LM")
+    return IA3Config(target_modules=layers, feedforward_modules=inputs, task_type=task_of(model))
 
 
 def _prefix(model: Any, prefix: Prefix) -> Any:

@@ -23,6 +23,11 @@ def is_scorer(model: Any) -> bool:
     return type(inner).__name__.removeprefix("FSDP").endswith("ForSequenceClassification")
 
 
+def task_of(model: Any) -> str:
+    """What PEFT calls the task; it trains the head of a classifier in full."""
+    return "SEQ_CLS" if is_scorer(model) else "CAUSAL_LM"
+
+
 def scorer_config(folder: Path) -> Any:
     """The snapshot's config with one output, and the tokenizer's padding.
 
