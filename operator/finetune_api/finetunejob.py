@@ -329,7 +329,9 @@ class Training(SpecModel):
     micro_batch_size: int | None = Field(default=None, ge=1, le=4096)
     """Sequences per device and forward pass; absent means the planner chooses."""
     learning_rate: float | None = Field(default=None, gt=0, le=1)
-    """Peak learning rate; absent means 1e-4 for LoRA and 1e-5 for Full."""
+    """Peak learning rate; absent means, by method, 1e-5 for Full, 1e-4 for LoRA, QLoRA and DoRA,
+    5e-4 for AdaLoRA, 3e-3 for IA3 and 1e-2 for Prefix, and of that half for ORPO and a tenth for
+    DPO, KTO and GRPO."""
     optimizer: Literal["AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "Adafactor"] = "AdamW"
     """AdamW (fused); 8-bit states take a quarter of the memory (Dettmers et al. 2021, arXiv
     2110.02861); paged ones move to host memory under pressure; Adafactor (Shazeer and Stern 2018,

@@ -53,6 +53,9 @@ def shown(progress: Progress, before: JobProgress | None) -> JobProgress:
         world_size=progress.world_size,
         engine=progress.engine,
         last_checkpoint_step=progress.last_checkpoint_step,
+        eval_loss=_finite(progress.eval_loss),
+        mfu=_rounded(progress.mfu),
+        peak_memory_bytes=progress.peak_memory_bytes,
         eta=duration_text(progress.eta_seconds),
     )
     if before is not None and before.model_copy(update={"updated_at": None}) == told:
@@ -93,6 +96,9 @@ def trained(facts: TrainFacts, plan: TrainPlan | None, at: str) -> JobProgress:
         tokens_per_second=_rounded(facts.tokens_per_second),
         world_size=facts.world_size,
         engine=facts.engine,
+        eval_loss=_finite(facts.best_eval_loss),
+        mfu=_rounded(facts.mfu),
+        peak_memory_bytes=facts.peak_memory_bytes,
         updated_at=at,
     )
 

@@ -62,14 +62,22 @@ def accept(ctx: Context, status: FineTuneJobStatus, result: StageResult) -> Acce
 
 
 def comparison(summary: EvaluationSummary) -> str:
-    """The held-out losses in one line."""
-    loss = summary.loss
-    better = "better" if loss.improvement_percent >= 0 else "worse"
-    return (
-        f"held-out loss {loss.base:.3f} -> {loss.tuned:.3f}, "
-        f"{abs(loss.improvement_percent):.1f} % {better} (95 % interval "
-        f"{loss.low_percent:.1f} to {loss.high_percent:.1f} %)"
-    )
+    """What was compared, in one line: the loss, or what the objective has besides or instead."""
+    parts = []
+    if (loss := summary.loss) is not None:
+        better = "better" if loss.improvement_percent >= 0 else "worse"
+        parts.append(
+            f"held-out loss {loss.base:.3f} -> {loss.tuned:.3f}, "
+            f"{abs(loss.improvement_percent):.1f} % {better} (95 % interval "
+            f"{loss.low_percent:.1f} to {loss.high_percent:.1f} %)"
+        )
+    if (reward := summary.reward) is not None:
+        parts.append(f"mean reward {reward.base:.3f} -> {reward.tuned:.3f}")
+    if (preferred := summary.preference_accuracy) is not None:
+        parts.append(
+            f"better answer preferred {100 * preferred.base:.1f} % -> {100 * preferred.tuned:.1f} %"
+        )
+    return ", ".join(parts) or f"{summary.generations} answers compared"
 
 
 def gate_failure(summary: EvaluationSummary) -> Failure:

@@ -50,7 +50,7 @@ def _plan(ctx: Context, status: FineTuneJobStatus) -> TrainPlan | Stall | Failur
     pool = find_pool(ctx.view, ctx.spec.compute.profile)
     if isinstance(pool, Stall):
         return pool
-    plan = plan_training(ctx.spec, status.model, status.data, pool.name, pool.spec)
+    plan = plan_training(ctx.spec, status.model, status.data, pool.name, pool.spec, status.reward)
     if isinstance(plan, TrainPlan) and ctx.spec.serve is not None:
         target = find_pool(ctx.view, ctx.spec.serve.profile) if ctx.spec.serve.profile else pool
         if not isinstance(target, Stall):
@@ -98,6 +98,8 @@ def accept(ctx: Context, status: FineTuneJobStatus, result: StageResult) -> Acce
     message = f"{facts.steps} steps by {facts.world_size} processes of {facts.engine}"
     if (loss := loss_text(facts.final_loss)) is not None:
         message += f", last loss {loss}"
+    if facts.best_step is not None:
+        message += f", best at step {facts.best_step}"
     if facts.resumed_from_step:
         message += f", resumed from step {facts.resumed_from_step}"
     return Accepted(status.model_copy(update={"training": facts}), message)

@@ -1,11 +1,14 @@
 """Why there is no plan, and what would help: every remedy named here was tried and fits."""
 
+import math
 from collections.abc import Callable, Iterator
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
+from finetune_api.combinations import refusals
 from finetune_api.finetunejob import FineTuneJobSpec, Method
 from finetune_api.run import Failure, ModelFacts
 
+from finetune_operator.planner.load import recomputation
 from finetune_operator.planner.quantity import GIB, gibibytes, whole
 
 Fits = Callable[[FineTuneJobSpec, AcceleratorProfileSpec], bool]
@@ -37,19 +40,20 @@ def not_enough_devices(asked: int, profile_name: str, present: int) -> Failure:
     )
 
 
-def batch_too_small(spec: FineTuneJobSpec, nodes: int, devices: int) -> Failure:
-    """The batch cannot be divided among the processes."""
+def batch_too_small(spec: FineTuneJobSpec, nodes: int, devices: int, group: int) -> Failure:
+    """The batch cannot be divided among the processes; a group of answers stays together."""
     world, micro = nodes * devices, spec.training.micro_batch_size or 1
+    wholly = f" in whole groups of {group}" if group > 1 else ""
     return Failure(
         stage="train",
         reason="BatchTooSmall",
         message=(
             f"training.batchSize {spec.training.batch_size} is smaller than one micro-batch of "
-            f"{micro} on each of {nodes} x {devices} devices"
+            f"{micro} on each of {nodes} x {devices} devices{wholly}"
         ),
         remedy=(
-            f"set training.batchSize to a multiple of {world * micro}, or ask for fewer devices "
-            "in compute"
+            f"set training.batchSize to a multiple of {math.lcm(world * micro, group)}, or ask for "
+            "fewer devices in compute"
         ),
     )
 
@@ -78,37 +82,82 @@ def does_not_fit(
     )
 
 
+def host_too_small(
+    profile_name: str, profile: AcceleratorProfileSpec, need: int, alternatives: list[str]
+) -> Failure:
+    """Offload would make it fit on the device, but not into the host."""
+    have = whole(profile.host_memory_per_device)
+    ways = alternatives or [f"use a profile with at least {-(-need // GIB)}Gi of host memory"]
+    return Failure(
+        stage="train",
+        reason="HostMemoryTooSmall",
+        message=(
+            f"compute.offload takes {gibibytes(need)} of host memory for each device; profile "
+            f"{profile_name} has {gibibytes(have)}"
+        ),
+        remedy="; or ".join(ways),
+    )
+
+
 def remedies(spec: FineTuneJobSpec, profile: AcceleratorProfileSpec, fits: Fits) -> list[str]:
-    """Changes of one field, each of which makes the job fit."""
-    return [text for text, changed in _changes(spec, profile, fits) if fits(changed, profile)]
+    """Changes of one field, each of which is allowed and makes the job fit."""
+    return [
+        text
+        for text, changed in _changes(spec, profile, fits)
+        if _allowed(spec, changed) and fits(changed, profile)
+    ]
+
+
+def _allowed(before: FineTuneJobSpec, after: FineTuneJobSpec) -> bool:
+    """Whether the table of combinations has nothing against the change."""
+    return set(refusals(after.to_wire())) <= set(refusals(before.to_wire()))
 
 
 def _changes(
     spec: FineTuneJobSpec, profile: AcceleratorProfileSpec, fits: Fits
 ) -> Iterator[tuple[str, FineTuneJobSpec]]:
     training, compute = spec.training, spec.compute
+    gpus = profile.resource_name is not None
     if training.micro_batch_size not in (None, 1):
-        changed = training.model_copy(update={"micro_batch_size": None})
-        yield "leave out training.microBatchSize", spec.model_copy(update={"training": changed})
-    if not training.gradient_checkpointing:
-        changed = training.model_copy(update={"gradient_checkpointing": True})
+        yield "leave out training.microBatchSize", _with(spec, micro_batch_size=None)
+    if recomputation(spec) == "None":
         yield (
             "set training.gradientCheckpointing to true",
-            spec.model_copy(update={"training": changed}),
+            _with(spec, gradient_checkpointing=True),
+        )
+    if training.selective_checkpointing:
+        yield (
+            "leave out training.selectiveCheckpointing",
+            _with(spec, selective_checkpointing=False),
         )
     if compute.strategy != "Auto":
-        auto = compute.model_copy(update={"strategy": "Auto"})
-        yield "set compute.strategy to Auto", spec.model_copy(update={"compute": auto})
+        yield "set compute.strategy to Auto", _spread(spec, strategy="Auto")
+    if not compute.offload and gpus:
+        yield "set compute.offload to true", _spread(spec, offload=True)
     if compute.nodes is not None or compute.gpus_per_node is not None:
-        free = compute.model_copy(update={"nodes": None, "gpus_per_node": None})
-        yield (
-            "leave out compute.nodes and compute.gpusPerNode",
-            spec.model_copy(update={"compute": free}),
-        )
-    if spec.method.type == "Full":
-        yield "set method.type to LoRA", spec.model_copy(update={"method": Method()})
+        free = _spread(spec, nodes=None, gpus_per_node=None)
+        yield "leave out compute.nodes and compute.gpusPerNode", free
+    if gpus and training.optimizer == "AdamW" and spec.method.type == "Full":
+        yield "set training.optimizer to AdamW8bit", _with(spec, optimizer="AdamW8bit")
+    yield from _smaller_methods(spec)
     yield from _shorter(spec, profile, fits)
     yield from _more_nodes(spec, profile, fits)
+
+
+def _with(spec: FineTuneJobSpec, **changes: object) -> FineTuneJobSpec:
+    return spec.model_copy(update={"training": spec.training.model_copy(update=changes)})
+
+
+def _spread(spec: FineTuneJobSpec, **changes: object) -> FineTuneJobSpec:
+    return spec.model_copy(update={"compute": spec.compute.model_copy(update=changes)})
+
+
+def _smaller_methods(spec: FineTuneJobSpec) -> Iterator[tuple[str, FineTuneJobSpec]]:
+    if spec.method.type == "Full":
+        yield "set method.type to LoRA", spec.model_copy(update={"method": Method()})
+    if spec.method.type in ("Full", "LoRA", "DoRA"):
+        quantized = spec.method.model_copy(update={"type": "QLoRA"})
+        yield "set method.type to QLoRA", spec.model_copy(update={"method": quantized})
 
 
 def _shorter(
@@ -116,8 +165,7 @@ def _shorter(
 ) -> Iterator[tuple[str, FineTuneJobSpec]]:
     length = spec.training.max_sequence_length // 2
     while length >= SHORTEST:
-        training = spec.training.model_copy(update={"max_sequence_length": length})
-        changed = spec.model_copy(update={"training": training})
+        changed = _with(spec, max_sequence_length=length)
         if fits(changed, profile):
             yield f"set training.maxSequenceLength to {length}", changed
             return

@@ -6,8 +6,10 @@ least. Data is spread over more devices than memory asks for only when the job s
 nobody wants to pay for eight devices by leaving a field out.
 
 Order of strategies on several devices: DDP, ZeRO-2, then full sharding; FSDP for Full, because
-it keeps fp32 master weights of its own shards, and ZeRO-3 for LoRA, because it gathers frozen
-and trained weights of different types one by one.
+it keeps fp32 master weights of its own shards, and for QLoRA, whose four-bit weights it moves as
+they are; ZeRO-3 for other adapters, because it gathers frozen and trained weights of different
+types one by one. What the table of combinations forbids is left out, so a job with offload gets
+ZeRO or FSDP on a single device too.
 """
 
 import math
@@ -16,20 +18,22 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
+from finetune_api.combinations import allows
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import DataFacts, Failure, MemoryEstimate, ModelFacts, Strategy, TrainPlan
 
-from finetune_operator.planner.memory import Load, estimate
+from finetune_operator.planner.learning_rate import default_learning_rate
+from finetune_operator.planner.load import Load, load_of
+from finetune_operator.planner.memory import CPU_OVERHEAD, estimate, host_bytes
 from finetune_operator.planner.quantity import gibibytes, whole
 from finetune_operator.planner.refusal import (
     batch_too_small,
     does_not_fit,
     empty_dataset,
+    host_too_small,
     not_enough_devices,
     remedies,
 )
-
-DEFAULT_LEARNING_RATE = {"LoRA": 1e-4, "Full": 1e-5}
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,14 @@ class Question:
     data: DataFacts
     profile_name: str
     profile: AcceleratorProfileSpec
+    reward: ModelFacts | None = None
+    """Of grpo.rewardModel."""
+
+    @property
+    def group(self) -> int:
+        """Units that a batch must hold together: the answers to one prompt."""
+        grpo = self.spec.grpo if self.spec.objective == "GRPO" else None
+        return grpo.generations if grpo else 1
 
     @property
     def device(self) -> Literal["cuda", "cpu"]:
@@ -50,17 +62,7 @@ class Question:
     @property
     def load(self) -> Load:
         """What decides the memory of one step."""
-        training = self.spec.training
-        sequence = training.max_sequence_length
-        if not training.packing:
-            sequence = min(sequence, max(1, self.data.longest_example))
-        return Load(
-            method=self.spec.method,
-            precision=training.precision,
-            checkpointing=training.gradient_checkpointing,
-            sequence=sequence,
-            device=self.device,
-        )
+        return load_of(self.spec, self.data, self.reward, self.device)
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,14 @@ def plan_training(
     data: DataFacts,
     profile_name: str,
     profile: AcceleratorProfileSpec,
+    reward: ModelFacts | None = None,
 ) -> TrainPlan | Failure:
     """The plan, or why there is none: DoesNotFit, BatchTooSmall, NotEnoughDevices, EmptyDataset.
 
     The same question always has the same answer, and more memory never turns a plan into a
     refusal.
     """
-    question = Question(spec, model, data, profile_name, profile)
+    question = Question(spec, model, data, profile_name, profile, reward)
     if data.train_sequences == 0:
         return empty_dataset()
     asked = spec.compute.gpus_per_node or 0
@@ -100,14 +103,22 @@ def plan_training(
     usable = [shape for shape in shapes(question) if splits_batch(question, shape)]
     if not usable:
         smallest = min(shapes(question), key=lambda shape: shape.world)
-        return batch_too_small(spec, smallest.nodes, smallest.devices)
-    largest = max(usable, key=lambda shape: shape.world)
-    need = min(
-        estimate(model, question.load, strategy, largest.world, least_micro(question), 0).total
-        for strategy in strategies(question, largest)
+        return batch_too_small(spec, smallest.nodes, smallest.devices, question.group)
+    return _too_large(question, max(usable, key=lambda shape: shape.world))
+
+
+def _too_large(question: Question, largest: Shape) -> Failure:
+    """Why not even the largest shape fits."""
+    least, every = least_micro(question), strategies(question, largest)
+    memory = min((_memory(question, largest, each, least) for each in every), key=_total)
+    profile, name = question.profile, question.profile_name
+    ways = remedies(question.spec, profile, lambda s, p: _fits(question, s, p))
+    if memory.total <= memory.available:
+        need = min(_host(question, largest, each) for each in every)
+        return host_too_small(name, profile, need, ways)
+    return does_not_fit(
+        question.spec, question.model, name, profile, largest.world, memory.total, ways
     )
-    alternatives = remedies(spec, profile, lambda s, p: _fits(question, s, p))
-    return does_not_fit(spec, model, profile_name, profile, largest.world, need, alternatives)
 
 
 def first_fit(question: Question) -> TrainPlan | None:
@@ -116,6 +127,8 @@ def first_fit(question: Question) -> TrainPlan | None:
         if not splits_batch(question, shape):
             continue
         for strategy in strategies(question, shape):
+            if not host_holds(question, shape, strategy):
+                continue
             micro = micro_batch(question, shape, strategy)
             if micro is not None:
                 return _plan(question, shape, strategy, micro)
@@ -154,16 +167,41 @@ def ladder(most: int) -> list[int]:
 
 def strategies(question: Question, shape: Shape) -> list[Strategy]:
     """Strategies to try, the one that communicates least first."""
-    if question.spec.compute.strategy != "Auto":
-        return [question.spec.compute.strategy]
-    if shape.world == 1:
-        return ["DDP"]
-    return ["DDP", "ZeRO2", "FSDP" if question.spec.method.type == "Full" else "ZeRO3"]
+    spec = question.spec
+    if spec.compute.strategy != "Auto":
+        return [spec.compute.strategy]
+    wire = spec.to_wire()
+    full: Strategy = "FSDP" if spec.method.type in ("Full", "QLoRA") else "ZeRO3"
+    order: list[Strategy] = ["DDP", "ZeRO2", full]
+    allowed = [each for each in order if allows(wire, compute__strategy=each)]
+    # On one device there is nothing to divide: only offload makes the others save memory.
+    return allowed[:1] if shape.world == 1 and not spec.compute.offload else allowed
 
 
 def splits_batch(question: Question, shape: Shape) -> bool:
     """Whether every process gets at least one micro-batch of an optimizer step."""
-    return question.spec.training.batch_size >= shape.world * least_micro(question)
+    return accumulation(question, shape, least_micro(question)) > 0
+
+
+def accumulation(question: Question, shape: Shape, micro: int) -> int:
+    """Forward passes per optimizer step, as many as the batch has room for in whole groups."""
+    together = shape.world * micro
+    whole_groups = question.group // math.gcd(question.group, together)
+    return question.spec.training.batch_size // together // whole_groups * whole_groups
+
+
+def host_holds(question: Question, shape: Shape, strategy: Strategy) -> bool:
+    """Whether what offload takes off the device fits into the host memory of the profile."""
+    need = _host(question, shape, strategy)
+    return not need or need <= whole(question.profile.host_memory_per_device)
+
+
+def _host(question: Question, shape: Shape, strategy: Strategy) -> int:
+    """Host memory that one process takes with offload, in bytes; 0 where nothing is moved."""
+    if question.device == "cpu":
+        return 0
+    moved = host_bytes(question.model, question.load, strategy, shape.world)
+    return moved + CPU_OVERHEAD if moved else 0
 
 
 def least_micro(question: Question) -> int:
@@ -177,7 +215,7 @@ def micro_batch(question: Question, shape: Shape, strategy: Strategy) -> int | N
     asked = question.spec.training.micro_batch_size
     candidates = [asked] if asked else [2**p for p in range(share.bit_length(), -1, -1)]
     for micro in candidates:
-        if asked is None and share % micro:
+        if (asked is None and share % micro) or not accumulation(question, shape, micro):
             continue
         need = _memory(question, shape, strategy, micro)
         if need.total <= need.available:
@@ -190,11 +228,15 @@ def _memory(question: Question, shape: Shape, strategy: Strategy, micro: int) ->
     return estimate(question.model, question.load, strategy, shape.world, micro, available)
 
 
+def _total(memory: MemoryEstimate) -> int:
+    return memory.total
+
+
 def _plan(question: Question, shape: Shape, strategy: Strategy, micro: int) -> TrainPlan:
     training = question.spec.training
-    accumulation = training.batch_size // shape.world // micro
-    batch = micro * accumulation * shape.world
-    steps = math.ceil(question.data.train_sequences / batch) * training.epochs
+    passes = accumulation(question, shape, micro)
+    batch = micro * passes * shape.world
+    steps = _steps(question, batch)
     memory = _memory(question, shape, strategy, micro)
     return TrainPlan(
         profile=question.profile_name,
@@ -203,14 +245,25 @@ def _plan(question: Question, shape: Shape, strategy: Strategy, micro: int) -> T
         world_size=shape.world,
         device=question.device,
         strategy=strategy,
+        offload=question.spec.compute.offload,
+        peak_flops=question.profile.peak_flops_per_device,
         micro_batch_size=micro,
-        gradient_accumulation=accumulation,
+        gradient_accumulation=passes,
         batch_size=batch,
         total_steps=min(steps, training.max_steps or steps),
-        learning_rate=training.learning_rate or DEFAULT_LEARNING_RATE[question.spec.method.type],
+        learning_rate=training.learning_rate or default_learning_rate(question.spec),
         memory=memory,
-        reason=_reason(question, shape, strategy, micro, accumulation, memory),
+        reason=_reason(question, shape, strategy, micro, passes, memory),
     )
+
+
+def _steps(question: Question, batch: int) -> int:
+    """Optimizer steps of all epochs; GRPO's data are prompts, and it learns several times from the
+    same answers where the job says so."""
+    spec = question.spec
+    updates = spec.grpo.updates if spec.objective == "GRPO" and spec.grpo else 1
+    a_pass = math.ceil(question.data.train_sequences * question.group / batch)
+    return a_pass * spec.training.epochs * updates
 
 
 def _reason(
@@ -218,16 +271,17 @@ def _reason(
     shape: Shape,
     strategy: Strategy,
     micro: int,
-    accumulation: int,
+    passes: int,
     memory: MemoryEstimate,
 ) -> str:
     asked = question.spec.training.batch_size
-    batch = micro * accumulation * shape.world
+    batch = micro * passes * shape.world
+    away = " and offload" if question.spec.compute.offload else ""
     text = (
-        f"{question.spec.method.type} with {strategy} on {shape.nodes} x {shape.devices} "
+        f"{question.spec.method.type} with {strategy}{away} on {shape.nodes} x {shape.devices} "
         f"{question.device} of {question.profile_name} takes {gibibytes(memory.total)} of "
         f"{gibibytes(memory.available)} each; batch {batch} = {shape.world} x {micro} x "
-        f"{accumulation}"
+        f"{passes}"
     )
     if batch != asked:
         text += f" instead of {asked}, which {shape.world} x {micro} does not divide"

@@ -24,6 +24,10 @@ TOLD: dict[str, Any] = {
     "worldSize": 2,
     "engine": "DeepSpeedEngine",
     "lastCheckpointStep": 10,
+    "evalLoss": 3.3,
+    "mfu": 0.41237,
+    "peakMemoryBytes": 2500000000,
+    "measures": {"expert_load/0": 0.5},
     "updatedAt": 1767614400.5,
 }
 
@@ -56,6 +60,9 @@ def test_answer_is_shown_for_programs_and_for_kubectl() -> None:
         "worldSize": 2,
         "engine": "DeepSpeedEngine",
         "lastCheckpointStep": 10,
+        "evalLoss": 3.3,
+        "mfu": 0.412,
+        "peakMemoryBytes": 2500000000,
         "eta": "1m24s",
         "updatedAt": "2026-01-05T12:00:00Z",
     }

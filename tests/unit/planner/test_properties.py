@@ -4,10 +4,12 @@ import math
 from typing import Any
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
+from finetune_api.combinations import EVERY, refusals
+from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import DataFacts, Failure, ModelFacts, TrainPlan
 from finetune_operator.planner.quantity import amount, times, whole
 from finetune_operator.planner.training import plan_training
-from hypothesis import given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.planner.facts import DATA, model, spec
@@ -47,6 +49,14 @@ DATASETS = st.integers(1, 100000).map(
 )
 
 
+REASONS = ("DoesNotFit", "BatchTooSmall", "NotEnoughDevices", "HostMemoryTooSmall")
+
+
+def spec_with_strategy(job: FineTuneJobSpec, strategy: str) -> dict[str, Any]:
+    wire = job.to_wire()
+    return {**wire, "compute": {**wire["compute"], "strategy": strategy}}
+
+
 @st.composite
 def jobs(draw: st.DrawFn) -> dict[str, Any]:
     """Fields of a spec that matter to the planner."""
@@ -59,20 +69,33 @@ def jobs(draw: st.DrawFn) -> dict[str, Any]:
     training: dict[str, Any] = {
         "batchSize": draw(st.integers(1, 300)),
         "maxSequenceLength": draw(st.integers(16, 8192)),
-        "packing": draw(st.booleans()),
-        "gradientCheckpointing": draw(st.booleans()),
-        "precision": draw(st.sampled_from(["bf16", "fp32"])),
+        "gradientCheckpointing": draw(st.sampled_from([None, False, True])),
+        "selectiveCheckpointing": draw(st.booleans()),
+        "precision": draw(st.sampled_from(["bf16", "fp16", "fp32"])),
+        "optimizer": draw(st.sampled_from(["AdamW", "AdamW8bit", "PagedAdamW", "Adafactor"])),
         "epochs": draw(st.integers(1, 5)),
     }
     if draw(st.booleans()):
         training["microBatchSize"] = draw(st.integers(1, 16))
     if draw(st.booleans()):
         training["maxSteps"] = draw(st.integers(1, 1000))
-    method = {"type": draw(st.sampled_from(["LoRA", "Full"]))}
-    return {"compute": compute, "training": training, "method": method}
+    compute["offload"] = draw(st.booleans())
+    method = {"type": draw(st.sampled_from(EVERY["method.type"]))}
+    objective = draw(st.sampled_from(EVERY["objective"]))
+    grpo: dict[str, Any] = {
+        "rewards": [{"type": "length"}],
+        "generations": draw(st.integers(2, 16)),
+    }
+    grpo["updates"] = draw(st.integers(1, 3))
+    if objective == "GRPO":
+        training["batchSize"] = draw(st.integers(1, 20)) * grpo["generations"]
+    job = {"compute": compute, "training": training, "method": method, "objective": objective}
+    job |= {"grpo": grpo} if objective == "GRPO" else {}
+    assume(not refusals(spec(**job).to_wire()))
+    return job
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(MODELS, DATASETS, PROFILES, jobs())
 def test_every_plan_fits_divides_the_batch_and_does_what_was_asked(
     facts: ModelFacts, data: DataFacts, profile: AcceleratorProfileSpec, fields: dict[str, Any]
@@ -81,24 +104,31 @@ def test_every_plan_fits_divides_the_batch_and_does_what_was_asked(
     plan = plan_training(job, facts, data, "pool", profile)
     assert plan == plan_training(job, facts, data, "pool", profile)
     if isinstance(plan, Failure):
-        assert plan.reason in ("DoesNotFit", "BatchTooSmall", "NotEnoughDevices")
+        assert plan.reason in REASONS
         assert plan.remedy
         return
     assert plan.memory.total <= plan.memory.available == whole(profile.memory_per_device)
     assert plan.world_size == plan.nodes * plan.gpus_per_node
     product = plan.micro_batch_size * plan.gradient_accumulation * plan.world_size
     assert product == plan.batch_size <= job.training.batch_size
-    steps = math.ceil(data.train_sequences / plan.batch_size) * job.training.epochs
+    prompts, updates = plan.batch_size, 1
+    if job.objective == "GRPO":
+        assert job.grpo
+        assert plan.batch_size % job.grpo.generations == 0
+        prompts, updates = plan.batch_size // job.grpo.generations, job.grpo.updates
+    steps = math.ceil(data.train_sequences / prompts) * job.training.epochs * updates
     assert plan.total_steps == min(steps, job.training.max_steps or steps)
     assert plan.nodes == (job.compute.nodes or plan.nodes)
     assert plan.gpus_per_node == (job.compute.gpus_per_node or plan.gpus_per_node)
     assert job.compute.strategy in ("Auto", plan.strategy)
+    assert not refusals(spec_with_strategy(job, plan.strategy))
+    assert plan.offload == job.compute.offload
     assert job.training.micro_batch_size in (None, plan.micro_batch_size)
     if job.compute.nodes is None:
         assert plan.nodes <= profile.max_nodes
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(MODELS, DATASETS, PROFILES, jobs(), st.integers(1, 200))
 def test_more_memory_never_refuses_what_fitted_and_never_takes_more_devices(
     facts: ModelFacts,

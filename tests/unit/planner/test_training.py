@@ -1,5 +1,7 @@
 """What the planner chooses for models and pools that people have."""
 
+from typing import Any
+
 import pytest
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.run import DataFacts, Failure, ModelFacts, TrainPlan
@@ -140,18 +142,144 @@ def test_data_without_rows_is_refused() -> None:
 
 
 def test_rows_shorter_than_the_limit_take_less_without_packing() -> None:
-    data = DATA.model_copy(update={"longest_example": 64})
-    loose = plan(LLAMA_8B, H100, data, training={"packing": False, "microBatchSize": 1})
-    packed = plan(LLAMA_8B, H100, data, training={"packing": True, "microBatchSize": 1})
+    short = DATA.model_copy(update={"longest_example": 64})
+    loose = plan(LLAMA_8B, H100, short, training={"microBatchSize": 1})
+    full = short.model_copy(update={"packed": True})
+    packed = plan(LLAMA_8B, H100, full, training={"microBatchSize": 1})
     assert loose.memory.activations < packed.memory.activations
 
 
 def test_remedies_name_the_one_field_that_helps() -> None:
     training = {"gradientCheckpointing": False, "maxSequenceLength": 8192}
-    failure = refusal(LLAMA_8B, training=training, compute={"gpusPerNode": 1})
+    packed = DATA.model_copy(update={"packed": True})
+    failure = refusal(LLAMA_8B, H100, packed, training=training, compute={"gpusPerNode": 1})
     assert failure.remedy is not None
     assert "set training.gradientCheckpointing to true" in failure.remedy
     assert "set training.maxSequenceLength to" in failure.remedy
+
+
+def test_remedies_are_never_what_the_table_forbids() -> None:
+    pool = H100.model_copy(update={"host_memory_per_device": "2Ti"})
+    adalora = refusal(LLAMA_70B, pool, method={"type": "AdaLoRA"}, compute={"gpusPerNode": 1})
+    assert adalora.remedy is not None
+    assert "offload" not in adalora.remedy
+    experts = {"type": "LoRA", "lora": {"dropout": 0}, "moe": {"experts": True}}
+    one = {"gpusPerNode": 1}
+    assert "QLoRA" not in str(refusal(LLAMA_70B, pool, method=experts, compute=one).remedy)
+    assert "QLoRA" in str(refusal(LLAMA_70B, pool, compute=one).remedy)
+    full = refusal(LLAMA_8B, pool, method=FULL, compute={"gpusPerNode": 1})
+    assert full.remedy is not None
+    assert "set compute.offload to true" in full.remedy
+    assert "set method.type to QLoRA" in full.remedy
+
+
+@pytest.mark.parametrize("changes", [{"optimizer": "AdamW8bit"}, {"optimizer": "Adafactor"}])
+def test_an_optimizer_that_needs_whole_weights_gets_ddp(changes: dict[str, str]) -> None:
+    found = plan(LLAMA_8B, compute={"gpusPerNode": 8}, training=changes)
+    assert found.strategy == "DDP"
+
+
+def test_adalora_is_never_divided() -> None:
+    assert plan(LLAMA_8B, compute={"gpusPerNode": 8}, method={"type": "AdaLoRA"}).strategy == "DDP"
+    assert refusal(LLAMA_70B, compute={"gpusPerNode": 8}, method={"type": "AdaLoRA"})
+
+
+def test_qlora_of_70b_takes_one_h100_and_is_divided_by_fsdp_on_smaller_ones() -> None:
+    found = plan(LLAMA_70B, method={"type": "QLoRA"}, training={"maxSequenceLength": 1024})
+    assert (found.world_size, found.strategy) == (1, "DDP")
+    small = H100.model_copy(update={"memory_per_device": "24Gi"})
+    found = plan(LLAMA_70B, small, method={"type": "QLoRA"}, compute={"gpusPerNode": 8})
+    assert found.strategy == "FSDP"
+
+
+def test_offload_moves_the_optimizer_to_the_host_where_there_is_room() -> None:
+    pool = H100.model_copy(update={"host_memory_per_device": "200Gi"})
+    found = plan(LLAMA_8B, pool, method=FULL, compute={"offload": True})
+    assert (found.world_size, found.strategy, found.offload) == (1, "ZeRO2", True)
+    assert found.memory.optimizer == 0
+    assert "ZeRO2 and offload" in found.reason
+    failure = refusal(LLAMA_8B, H100, method=FULL, compute={"offload": True, "gpusPerNode": 1})
+    assert failure.reason == "HostMemoryTooSmall"
+    assert "GiB of host memory for each device; profile pool has 16.0 GiB" in failure.message
+
+
+def test_the_peak_of_the_profile_is_in_the_plan() -> None:
+    pool = H100.model_copy(update={"peak_flops_per_device": 9.89e14})
+    assert plan(LLAMA_8B, pool).peak_flops == 9.89e14
+    assert plan(LLAMA_8B).peak_flops is None
+
+
+@pytest.mark.parametrize(
+    ("method", "objective", "rate"),
+    [
+        ("Full", "SFT", 1e-5),
+        ("Full", "DPO", 1e-6),
+        ("Full", "ORPO", 5e-6),
+        ("LoRA", "SFT", 1e-4),
+        ("DoRA", "DPO", 1e-5),
+        ("QLoRA", "GRPO", 1e-5),
+        ("LoRA", "Reward", 1e-4),
+        ("AdaLoRA", "SFT", 5e-4),
+        ("IA3", "SFT", 3e-3),
+        ("IA3", "KTO", 3e-4),
+        ("Prefix", "Completion", 1e-2),
+    ],
+)
+def test_the_learning_rate_follows_method_and_objective(
+    method: str, objective: str, rate: float
+) -> None:
+    fields: dict[str, object] = {"method": {"type": method}, "objective": objective}
+    if objective == "GRPO":
+        fields["grpo"] = {"rewards": [{"type": "exactMatch"}]}
+    assert plan(SMOL, **fields).learning_rate == rate
+
+
+def activations(model: ModelFacts = LLAMA_8B, **fields: object) -> int:
+    training = {"microBatchSize": 1, **fields.pop("training", {})}  # type: ignore[dict-item]
+    return plan(model, training=training, **fields).memory.activations
+
+
+def test_a_pair_is_two_sequences_and_an_answer_follows_its_prompt() -> None:
+    one = activations()
+    assert activations(objective="KTO") == one
+    assert 1.5 * one < activations(objective="DPO") <= 2 * one
+    grpo = {"rewards": [{"type": "length"}], "maxNewTokens": DATA.longest_example}
+    assert activations(objective="GRPO", grpo=grpo) > 1.5 * one
+
+
+def test_steps_of_grpo_count_prompts_and_updates_in_whole_groups() -> None:
+    grpo = {"rewards": [{"type": "length"}], "generations": 8, "updates": 2}
+    data = DATA.model_copy(update={"format": "prompt", "train_sequences": 33})
+    training = {"batchSize": 16, "epochs": 3}
+    fields: dict[str, Any] = {"objective": "GRPO", "grpo": grpo, "training": training}
+    assert plan(SMOL, H100, data, **fields).total_steps == 17 * 3 * 2
+    three = plan(
+        SMOL, H100, data, **fields | {"training": {"batchSize": 24}}, compute={"gpusPerNode": 3}
+    )
+    assert (three.batch_size, three.world_size) == (24, 3)
+    failure = refusal(SMOL, H100, data, **fields, compute={"gpusPerNode": 3})
+    assert failure.reason == "BatchTooSmall"
+    assert "in whole groups of 8" in failure.message
+    assert failure.remedy is not None
+    assert "multiple of 24" in failure.remedy
+
+
+def test_recomputation_takes_less_the_more_is_recomputed() -> None:
+    whole = activations(training={"gradientCheckpointing": False})
+    some = activations(training={"selectiveCheckpointing": True})
+    assert activations() < some < whole
+    assert activations(training={"gradientCheckpointing": True}) == activations()
+    prefix = {"type": "Prefix"}
+    assert activations(method=prefix) > 2 * activations()
+
+
+def test_a_reward_model_takes_its_place_beside_the_one_that_learns() -> None:
+    job = spec(objective="GRPO", grpo={"rewardModel": {"uri": "hf://a/b"}})
+    alone = plan_training(job, LLAMA_8B, DATA, "pool", H100)
+    beside = plan_training(job, LLAMA_8B, DATA, "pool", H100, LLAMA_8B)
+    assert isinstance(alone, TrainPlan)
+    assert isinstance(beside, TrainPlan)
+    assert beside.memory.weights == alone.memory.weights + 2 * LLAMA_8B.parameters
 
 
 def test_when_nothing_helps_the_memory_that_would_is_named() -> None:

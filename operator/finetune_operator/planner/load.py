@@ -1,0 +1,74 @@
+"""What decides the memory of a training step besides the model: read off a job and its data."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from finetune_api.combinations import PAIRED, resolved
+from finetune_api.finetunejob import GRPO, FineTuneJobSpec, Method, Objective
+from finetune_api.run import DataFacts, ModelFacts
+
+Optimizer = Literal["AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "Adafactor"]
+Recomputation = Literal["None", "Selective", "Full"]
+
+
+@dataclass(frozen=True)
+class Load:
+    """One step of training."""
+
+    method: Method
+    objective: Objective
+    optimizer: Optimizer
+    precision: Literal["bf16", "fp16", "fp32"]
+    recomputation: Recomputation
+    """What is computed again in the backward pass instead of being kept."""
+    rows: int
+    """Sequences in one unit of a batch: two of a pair, else one."""
+    sequence: int
+    """Tokens of the longest sequence."""
+    device: Literal["cuda", "cpu"]
+    offload: bool = False
+    beside: int = 0
+    """Bytes of a reward model beside the one that is trained."""
+
+    @property
+    def number_bytes(self) -> int:
+        """Bytes of a weight or an activation."""
+        return 4 if self.precision == "fp32" else 2
+
+
+def load_of(
+    spec: FineTuneJobSpec,
+    data: DataFacts,
+    reward: ModelFacts | None,
+    device: Literal["cuda", "cpu"],
+) -> Load:
+    """The load of a job whose facts are known."""
+    training = spec.training
+    size = 4 if training.precision == "fp32" else 2
+    return Load(
+        method=spec.method,
+        objective=spec.objective,
+        optimizer=training.optimizer,
+        precision=training.precision,
+        recomputation=recomputation(spec),
+        rows=2 if spec.objective in PAIRED else 1,
+        sequence=_sequence(spec, data),
+        device=device,
+        offload=spec.compute.offload,
+        beside=size * reward.parameters if reward else 0,
+    )
+
+
+def recomputation(spec: FineTuneJobSpec) -> Recomputation:
+    """How much of the forward pass is done again in the backward pass."""
+    if not resolved(spec.to_wire(), "gradientCheckpointing"):
+        return "None"
+    return "Selective" if spec.training.selective_checkpointing else "Full"
+
+
+def _sequence(spec: FineTuneJobSpec, data: DataFacts) -> int:
+    longest = spec.training.max_sequence_length
+    if not data.packed:
+        longest = min(longest, max(1, data.longest_example))
+    answer = (spec.grpo or GRPO()).max_new_tokens if spec.objective == "GRPO" else 0
+    return longest + answer
