@@ -1,8 +1,9 @@
 """The tuned model as one set of weights, the same for the judge and for the world.
 
-Evaluation must judge exactly the weights that export writes. So both come through here: the
-update is added in fp32 and rounded once to the number format in which the base was saved,
-whatever format the model computes in afterwards.
+Evaluation must judge exactly the weights that export writes. So both come through here: each
+method's update is computed in fp32 and rounded once to the number format in which the base was
+saved, whatever format the model computes in afterwards. A prefix is the exception: it is no change
+of weights and stays an adapter.
 """
 
 import json
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.finetunejob import FineTuneJobSpec, Quantization
 from finetune_api.run import RunConfig
 
 from finetune_trainer.checkpoint import describe
-from finetune_trainer.methods import load_model, saved_dtype
+from finetune_trainer.methods import DTYPES, load_model, make_room, saved_dtype
+from finetune_trainer.methods.merging import FourBits, four_bits, merge_layers
 from finetune_trainer.stage import RetryableError
 
 
@@ -24,22 +26,48 @@ def base_folder(run: RunConfig) -> Path:
     return Path(run.paths.model_cache) / run.model.folder
 
 
+def base_model(run: RunConfig, dtype: torch.dtype, device: Any = "cpu") -> Any:
+    """The base as the job sees it: with its positions and with room for its new tokens."""
+    from finetune_trainer.data.tokenizer import job_tokenizer, new_token_ids
+
+    spec = FineTuneJobSpec.model_validate(run.spec)
+    seed = spec.training.seed if spec.objective == "Reward" else None
+    folder, rope = base_folder(run), spec.model.rope
+    model = load_model(folder, dtype, device=device, score_seed=seed, rope=rope)
+    if spec.model.tokenizer and spec.model.tokenizer.special_tokens:
+        make_room(model, new_token_ids(job_tokenizer(run), spec.model.tokenizer))
+    return model
+
+
 def tuned_model(run: RunConfig, dtype: torch.dtype, base: Any = None, device: Any = "cpu") -> Any:
     """The tuned model in `dtype`; its weights are exact in the format of the saved base.
 
-    A `base` that is loaded already is used up: changed in place with LoRA, else emptied, because
-    two models may be more than the device holds. Raises RetryableError when
-    the files in output/ are not those that training wrote.
+    A `base` that is loaded already is used up: changed in place, or emptied, because two models may
+    be more than the device holds. Raises RetryableError when the files in output/ are not those
+    that training wrote.
     """
     output = Path(run.paths.job) / "output"
     verify(output)
-    saved = saved_dtype(base_folder(run))
-    if FineTuneJobSpec.model_validate(run.spec).method.type == "Full":
-        for weight in base.parameters() if base is not None else ():
-            weight.data = weight.data.new_empty(0)
-        return load_model(output, saved, device=device).to(dtype)
-    model = base if base is not None else load_model(base_folder(run), dtype, device=device)
+    spec, saved = FineTuneJobSpec.model_validate(run.spec), saved_dtype(base_folder(run))
+    if spec.method.type == "Full":
+        empty(base)
+        seed = spec.training.seed if spec.objective == "Reward" else None
+        return load_model(output, saved, device=device, score_seed=seed).to(dtype)
+    if spec.method.type == "QLoRA":
+        # Bits are made of the weights in the run's precision, which `base` may not have.
+        empty(base)
+        model = base_model(run, saved, device)
+        how = spec.method.quantization or Quantization()
+        rounded = four_bits(model, how, DTYPES[spec.training.precision])
+        return merge_adapter(model, output, saved, rounded).to(dtype)
+    model = base if base is not None else base_model(run, dtype, device)
     return merge_adapter(model, output, saved)
+
+
+def empty(base: Any) -> None:
+    """Let go of a model's memory."""
+    for weight in base.parameters() if base is not None else ():
+        weight.data = weight.data.new_empty(0)
 
 
 def verify(output: Path) -> None:
@@ -61,16 +89,17 @@ def verify(output: Path) -> None:
         )
 
 
-def merge_adapter(model: Any, adapter: Path, saved: torch.dtype) -> Any:
-    """Add alpha / rank * B A to every adapted weight (Hu et al. 2021, section 4.1)."""
+def merge_adapter(
+    model: Any, adapter: Path, saved: torch.dtype, rounded: FourBits | None = None
+) -> Any:
+    """The model with the adapter's update in its weights; a prefix is put before it instead.
+
+    With `rounded` the base's linear layers become first what QLoRA held them as.
+    """
     from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
 
     adapted = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=True)
-    with torch.no_grad():
-        for module in adapted.modules():
-            if isinstance(module, LoraLayer):
-                weight = module.get_base_layer().weight
-                total = weight.float() + module.get_delta_weight("default").float()
-                weight.copy_(total.to(saved))
+    if adapted.active_peft_config.is_prompt_learning:
+        return adapted
+    merge_layers(adapted, saved, rounded)
     return adapted.unload()

@@ -17,9 +17,9 @@ from finetune_trainer.strategies import Engine
 def write_output(run: RunConfig, spec: FineTuneJobSpec, model: Any, engine: Engine) -> None:
     """Gather the trained weights and publish output/: an adapter, or a whole model."""
     assert run.model is not None
-    job, lora = Path(run.paths.job), spec.method.type == "LoRA"
+    job, adapted = Path(run.paths.job), spec.method.type != "Full"
     dtype = torch.float32
-    if not lora:
+    if not adapted:
         dtype = methods.saved_dtype(Path(run.paths.model_cache) / run.model.folder)
     weights = {}
     for name, weight in engine.full_weights():

@@ -180,7 +180,7 @@ def build(run: RunConfig, spec: FineTuneJobSpec) -> tuple[Any, Any, Any]:
     torch.manual_seed(settings.seed)
     folder = Path(run.paths.model_cache) / run.model.folder
     model = strategies.load(spread, folder, dtype, attention)
-    model = methods.prepare_method(model, method, settings)
+    model = methods.prepare_method(model, spec, plan.total_steps)
     engine = strategies.wrap(model, spread)
     torch.manual_seed(settings.seed + 1_000_003 * (dist.get_rank() + 1))
     return model, engine, spread

@@ -1,14 +1,19 @@
 """What is trained: every weight, or adapters beside frozen ones."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_api.finetunejob import LoRA, Method, Training
+from finetune_api.combinations import resolved
+from finetune_api.finetunejob import FineTuneJobSpec, Method
 
 from finetune_trainer.methods.adapters import add_adapters
 from finetune_trainer.methods.loading import attention_kernel, empty_model, load_model, saved_dtype
 from finetune_trainer.methods.precision import DTYPES, computes_in_autocast, weight_dtype
+from finetune_trainer.methods.prefix import flat_prefix
+from finetune_trainer.methods.quantization import quantization_config
+from finetune_trainer.methods.tokens import make_room
 
 __all__ = [
     "DTYPES",
@@ -16,20 +21,29 @@ __all__ = [
     "computes_in_autocast",
     "empty_model",
     "load_model",
+    "make_room",
     "prepare_method",
+    "quantization_config",
     "save_trained",
     "saved_dtype",
     "weight_dtype",
 ]
 
 
-def prepare_method(model: Any, method: Method, training: Training) -> Any:
-    """The model ready to be wrapped: adapters added or everything trainable."""
+def prepare_method(
+    model: Any, spec: FineTuneJobSpec, total_steps: int, new_tokens: Sequence[int] = ()
+) -> Any:
+    """The model ready to be wrapped: adapters added or everything trainable.
+
+    `new_tokens` are the ids of model.tokenizer.specialTokens. A collective where ZeRO-3 has sharded
+    the model.
+    """
     model.config.use_cache = False
-    if training.gradient_checkpointing:
+    make_room(model, new_tokens)
+    if resolved(spec.to_wire(), "gradientCheckpointing"):
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if method.type == "LoRA":
-        model = add_adapters(model, method.lora or LoRA())
+    if spec.method.type != "Full":
+        model = add_adapters(model, spec.method, total_steps, new_tokens)
     model.train()
     return model
 
@@ -37,15 +51,19 @@ def prepare_method(model: Any, method: Method, training: Training) -> Any:
 def save_trained(
     model: Any, weights: dict[str, torch.Tensor], method: Method, folder: Path
 ) -> None:
-    """Write an adapter folder (LoRA) or a model folder (Full) from gathered weights."""
-    if method.type == "LoRA":
-        from peft import get_peft_model_state_dict
-        from safetensors.torch import save_file
-
-        adapter = get_peft_model_state_dict(model, state_dict=weights)
-        tensors = {name: tensor.contiguous() for name, tensor in adapter.items()}
-        folder.mkdir(parents=True, exist_ok=True)
-        model.peft_config["default"].save_pretrained(folder)
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    else:
+    """Write an adapter folder, or a model folder (Full), from gathered weights."""
+    if method.type == "Full":
         model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")
+        return
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    adapter = (
+        flat_prefix(model, weights)
+        if method.type == "Prefix"
+        else get_peft_model_state_dict(model, state_dict=weights, save_embedding_layers=False)
+    )
+    tensors = {name: tensor.contiguous() for name, tensor in adapter.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    model.peft_config["default"].save_pretrained(folder)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from finetune_api.finetunejob import RopeScaling
 
+from finetune_trainer.methods.quantization import quantize_empty
+from finetune_trainer.methods.rope import stretch
 from finetune_trainer.methods.scoring import HEADS, begin_head, scorer_config
 from finetune_trainer.stage import UserError
 
@@ -15,8 +18,12 @@ def load_model(
     attention: str = "sdpa",
     device: Any = "cpu",
     score_seed: int | None = None,
+    rope: RopeScaling | None = None,
+    quantization: Any = None,
 ) -> Any:
     """A causal language model from a local snapshot; code in the snapshot is never run.
+
+    `rope` stretches its positions, `quantization` is what `quantization_config` gives.
 
     With `score_seed` it is a sequence classifier with one output instead, whose head, where the
     snapshot has none, is begun from that seed. Weights go straight to `device`, past the host's
@@ -30,10 +37,11 @@ def load_model(
     logging.disable_progress_bar()
     scored = score_seed is not None
     kind = AutoModelForSequenceClassification if scored else AutoModelForCausalLM
-    more = {"config": scorer_config(folder)} if scored else {}
+    more = {"quantization_config": quantization} if quantization else {}
     try:
         model, told = kind.from_pretrained(
             folder,
+            config=job_config(folder, rope, scored),
             dtype=dtype,
             attn_implementation=attention,
             device_map=device if device in (None, "auto") else {"": device},
@@ -44,7 +52,7 @@ def load_model(
         )
     except ValueError as error:
         if "does not support an attention implementation" in str(error) and attention != "eager":
-            return load_model(folder, dtype, "eager", device, score_seed)
+            return load_model(folder, dtype, "eager", device, score_seed, rope, quantization)
         if "trust_remote_code" not in str(error) and "Unrecognized" not in str(error):
             raise
         raise UserError(
@@ -67,20 +75,42 @@ def load_model(
     return model
 
 
-def empty_model(folder: Path, dtype: torch.dtype, attention: str, scored: bool = False) -> Any:
+def empty_model(
+    folder: Path,
+    dtype: torch.dtype,
+    attention: str,
+    scored: bool = False,
+    rope: RopeScaling | None = None,
+    quantization: Any = None,
+) -> Any:
     """The same model without memory: its weights are on the device `meta`."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind = AutoModelForSequenceClassification if scored else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = kind.from_config(
+            job_config(folder, rope, scored),
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=False,
+        )
+    if quantization:
+        quantize_empty(model, quantization)
+    return model
+
+
+def job_config(folder: Path, rope: RopeScaling | None = None, scored: bool = False) -> Any:
+    """The snapshot's config as the job changes it."""
+    from transformers import AutoConfig
+
     config = (
         scorer_config(folder)
         if scored
         else AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     )
-    with torch.device("meta"):
-        return kind.from_config(
-            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
-        )
+    if rope:
+        stretch(config, rope, folder)
+    return config
 
 
 def saved_dtype(folder: Path) -> torch.dtype:

@@ -1,0 +1,116 @@
+"""Mixture-of-experts models: their expert weights, their router and how evenly it spreads tokens.
+
+The load-balancing loss is that of the Switch Transformer (Fedus et al. 2021, arXiv 2101.03961,
+section 2.2, equations 4 to 6): experts * sum_i f_i P_i, f the share of tokens sent to expert i and
+P its mean routing probability. Only real tokens count: padding is routed too, always the same way.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from finetune_trainer.stage import UserError
+
+COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "num_selected_experts")
+MOST_LOADS = 64
+"""Experts up to which the load of each one is told."""
+
+
+def expert_count(config: Any) -> int:
+    """Routed experts of a layer; 0 for a dense model. `config` is of transformers or JSON."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    known = text if isinstance(text, dict) else vars(text)
+    found = [known.get(name) or getattr(text, name, None) for name in COUNTS]
+    return next((int(value) for value in found if isinstance(value, int) and value > 1), 0)
+
+
+def is_mixture(config: Any) -> bool:
+    """Whether the model has experts."""
+    return expert_count(config) > 0
+
+
+def expert_weights(model: Any) -> list[str]:
+    """Full names of the three-dimensional weights that hold all experts of a layer.
+
+    Raises UserError ExpertsNotAdaptable where an architecture stores its experts otherwise.
+    """
+    names = [
+        name
+        for name, weight in model.named_parameters()
+        if len(getattr(weight, "ds_shape", weight.shape)) == 3 and "expert" in name
+    ]
+    if not names:
+        raise UserError(
+            "ExpertsNotAdaptable",
+            "The experts of this architecture are not stored as one weight for each layer.",
+            "Set method.moe.experts to false, or method.type to Full.",
+        )
+    return names
+
+
+def tells_routing(model: Any) -> bool:
+    """Whether the architecture has a router that is trained with a load-balancing loss."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return (
+        is_mixture(inner.config)
+        and "output_router_logits" in inspect.signature(inner.forward).parameters
+    )
+
+
+class Routing:
+    """The router's loss in every forward pass of training, and what it did over a step."""
+
+    def __init__(self, model: Any, coefficient: float) -> None:
+        """`model` tells its routing; see `tells_routing`."""
+        config = model.config.get_text_config()
+        self._experts = expert_count(config)
+        chosen = [getattr(config, name, None) for name in CHOSEN]
+        self._chosen = next((int(each) for each in chosen if isinstance(each, int)), 1)
+        self._coefficient = coefficient
+        self.names: tuple[str, ...] = ("router_entropy", "expert_load_max")
+        if self._experts <= MOST_LOADS:
+            self.names += tuple(f"expert_load/{index}" for index in range(self._experts))
+        self._seen = torch.zeros(len(self.names), dtype=torch.float64)
+
+    def penalty(
+        self, layers: Sequence[torch.Tensor], real: torch.Tensor, measured: bool
+    ) -> torch.Tensor | None:
+        """The weighted load-balancing loss of a forward pass, fp32 scalar; None when it is off.
+
+        `layers` are the router's logits of each layer, [tokens, experts]; `real` tells the tokens
+        that are not padding, bool [tokens].
+        """
+        from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+        if measured:
+            self._measure(layers, real)
+        if not self._coefficient:
+            return None
+        loss = load_balancing_loss_func(tuple(layers), self._experts, self._chosen, real)
+        return self._coefficient * loss.float()
+
+    def _measure(self, layers: Sequence[torch.Tensor], real: torch.Tensor) -> None:
+        entropy, most = 0.0, 0.0
+        loads = torch.zeros(self._experts, dtype=torch.float64)
+        for logits in layers:
+            probabilities = logits.detach()[real.reshape(-1)].float().softmax(-1)
+            sent = probabilities.topk(self._chosen, -1).indices.reshape(-1)
+            load = torch.bincount(sent, minlength=self._experts).double().cpu() / self._chosen
+            entropies = torch.special.entr(probabilities).sum(-1)
+            entropy += float(entropies.sum()) / len(layers)
+            most += float(load.max()) / len(layers)
+            loads += load / len(layers)
+        told = loads if self._experts <= MOST_LOADS else loads[:0]
+        self._seen += torch.cat([torch.tensor([entropy, most], dtype=torch.float64), told])
+
+    def measures(self) -> torch.Tensor:
+        """Sums over this rank's tokens since the last call, float64 [names].
+
+        Divided by the tokens of the global batch: mean entropy of the routing in nats; share of
+        the busiest expert, in the mean over forward passes; and the share of each expert.
+        """
+        seen, self._seen = self._seen, torch.zeros_like(self._seen)
+        return seen
