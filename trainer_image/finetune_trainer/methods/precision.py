@@ -21,5 +21,5 @@ def weight_dtype(method: Method, training: Training, strategy: Strategy) -> torc
 
 
 def computes_in_autocast(method: Method, training: Training, strategy: Strategy) -> bool:
-    """Whether the forward pass itself must turn fp32 weights into bf16."""
-    return method.type == "Full" and training.precision == "bf16" and strategy == "DDP"
+    """Whether the forward pass itself must turn fp32 weights into half precision."""
+    return method.type == "Full" and training.precision != "fp32" and strategy == "DDP"

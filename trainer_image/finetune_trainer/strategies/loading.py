@@ -30,6 +30,7 @@ def load(spread: Spread, folder: Path, dtype: torch.dtype, attention: str) -> An
     config = {
         **deepspeed_config(spread),
         "bf16": {"enabled": spread.training.precision == "bf16"},
+        "fp16": {"enabled": spread.training.precision == "fp16"},
     }
     # transformers looks at this object, by a weak reference, whenever it loads a model.
     keep = HfDeepSpeedConfig(config)

@@ -4,6 +4,7 @@ Only AdamW keeps states that ZeRO and FSDP can shard and hand to another number 
 table of combinations.
 """
 
+import math
 import warnings
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from finetune_api.finetunejob import Training
 
 from finetune_trainer.strategies.base import Spread
+from finetune_trainer.strategies.loss_scale import LossScale
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -67,3 +69,27 @@ def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
     """The same rate for every group."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+
+
+def clip_and_update(
+    weights: list[torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    max_norm: float,
+    learning_rate: float,
+    scale: LossScale | None,
+) -> float:
+    """Clip, update and clear; returns the gradients' global L2 norm before clipping.
+
+    Where it is not finite nothing is updated: with fp16 that step is left out, else the run ends.
+    """
+    if scale:
+        scale.unscale(weights)
+    total: Any = torch.nn.utils.clip_grad_norm_(weights, max_norm)
+    norm = float(total.full_tensor() if hasattr(total, "full_tensor") else total)
+    if scale:
+        scale.update(math.isfinite(norm))
+    if math.isfinite(norm):
+        set_learning_rate(optimizer, learning_rate)
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
