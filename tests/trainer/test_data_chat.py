@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from finetune_trainer.data.bad_rows import BadRow
-from finetune_trainer.data.chat import ChatEncoder, Encoded, is_plain, load_tokenizer
+from finetune_trainer.data.chat import ChatEncoder, Encoded
 from finetune_trainer.data.conversation import Conversation, Turn
 from finetune_trainer.data.store import IGNORED
+from finetune_trainer.data.tokenizer import is_plain, load_tokenizer
 from finetune_trainer.stage import UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from finetune_api.finetunejob import Columns, Dataset
+from finetune_api.finetunejob import Columns, FineTuneJobSpec
 from finetune_api.run import Failure
 from finetune_trainer.data.conversation import Conversation
-from finetune_trainer.data.dataset import read_conversations
+from finetune_trainer.data.reading import read_units
 from finetune_trainer.sources.dataset_files import DataFile
 from finetune_trainer.stage import UserError
 from hypothesis import given, settings
@@ -26,8 +26,14 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str
 PAIRS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=8)
 
 
-def dataset(**fields: Any) -> Dataset:
-    return Dataset.model_validate({"train": [{"uri": "pvc://data/rows.jsonl"}], **fields})
+def job(objective: str = "SFT", grpo: dict[str, Any] | None = None, **dataset: Any) -> Any:
+    """The spec of a job; `dataset` are fields of spec.dataset."""
+    spec: dict[str, Any] = {
+        "model": {"uri": "hf://acme/tiny"},
+        "dataset": {"train": [{"uri": "pvc://data/rows.jsonl"}], **dataset},
+        "objective": objective,
+    }
+    return FineTuneJobSpec.model_validate(spec if grpo is None else {**spec, "grpo": grpo})
 
 
 def put(folder: Path, name: str, content: bytes | str) -> DataFile:
@@ -36,8 +42,8 @@ def put(folder: Path, name: str, content: bytes | str) -> DataFile:
     return DataFile(name, path, "0" * 64)
 
 
-def read(folder: Path, name: str, content: bytes | str, **fields: Any) -> list[Conversation]:
-    return read_conversations([put(folder, name, content)], dataset(**fields))[1]
+def read(folder: Path, name: str, content: bytes | str, **fields: Any) -> list[Any]:
+    return read_units([put(folder, name, content)], job(**fields))[1]
 
 
 def fault(folder: Path, name: str, content: bytes | str, **fields: Any) -> Failure:
@@ -155,7 +161,7 @@ def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
 def test_folder_of_files_is_read_in_order_and_faults_name_the_file(tmp_path: Path) -> None:
     files = [put(tmp_path, "a.jsonl", lines(PAIR)), put(tmp_path, "b.csv", "prompt,completion\n,c")]
     with pytest.raises(UserError) as caught:
-        read_conversations(files, dataset())
+        read_units(files, job())
     told = caught.value.failure
     assert (told.reason, told.file, told.line) == ("EmptyText", "b.csv", 2)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from finetune_api.run import DataFacts, ExitCode, Failure, RunConfig, StageResult
-from finetune_trainer.data.chat import load_tokenizer
 from finetune_trainer.data.store import IGNORED, TokenStore
+from finetune_trainer.data.tokenizer import load_tokenizer
 from finetune_trainer.prepare import prepare
 from finetune_trainer.sources import Credentials
 from finetune_trainer.stage import Report, RetryableError, UserError
@@ -31,7 +31,7 @@ class World:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.report = Report("prepare", 1)
-        self.secrets = {role: Credentials() for role in ("model", "train", "validation")}
+        self.secrets: dict[str, Credentials] = {}
         self.rows("rows.jsonl", list(tiny_rows(100)))
 
     @property
@@ -157,7 +157,8 @@ def test_second_attempt_keeps_what_the_first_one_finished(world: World, hub: Hub
     hub.fetched.clear()
     assert world.prepare() == first
     assert hub.fetched == []
-    assert (world.data / "manifest.json").stat() == kept
+    now = (world.data / "manifest.json").stat()
+    assert (now.st_ino, now.st_mtime_ns) == (kept.st_ino, kept.st_mtime_ns)
 
 
 @pytest.mark.parametrize("damage", ["train/tokens.npy", "manifest.json"])

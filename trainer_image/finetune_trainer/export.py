@@ -30,7 +30,7 @@ def export(run: RunConfig, report: Report) -> StageResult:
     """Merge, write, check and publish."""
     report.update("merging", step=0, total_steps=3)
     from finetune_trainer.checkpoint import describe, seal
-    from finetune_trainer.data.chat import load_tokenizer
+    from finetune_trainer.data.tokenizer import job_tokenizer
     from finetune_trainer.generate import ending_tokens
     from finetune_trainer.merge import base_folder, tuned_model
     from finetune_trainer.methods import saved_dtype
@@ -42,7 +42,7 @@ def export(run: RunConfig, report: Report) -> StageResult:
     partial.mkdir(parents=True)
     model = tuned_model(run, saved_dtype(base_folder(run)))
     report.update("writing", step=1)
-    tokenizer = load_tokenizer(base_folder(run))
+    tokenizer = job_tokenizer(run)
     model.config.use_cache = True
     # Servers stop where this says; a base model's own list lacks what ends a turn.
     model.generation_config.eos_token_id = ending_tokens(model, tokenizer)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.data.chat import end_of_turn
+from finetune_trainer.data.tokenizer import end_of_turn
 
 BATCH = 32
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune_api.finetunejob import RopeScaling
 from finetune_api.run import ModelFacts
 
 from finetune_trainer.sources.model_files import unsupported
@@ -39,6 +40,7 @@ CONTEXT = (
     "max_seq_len",
     "n_ctx",
 )
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 DEFAULT_CONTEXT = 2048
 _HEADER_LIMIT = 100_000_000
 
@@ -90,6 +92,47 @@ def shape_of(config: dict[str, Any], shown: str) -> dict[str, int]:
 def context_length(config: dict[str, Any]) -> int:
     """Longest sequence that the model was made for; 2048 where its config is silent (Falcon)."""
     return _first(_text(config), CONTEXT) or DEFAULT_CONTEXT
+
+
+def stretched_context(folder: Path, config: dict[str, Any], rope: RopeScaling | None) -> int:
+    """The context length with the job's RoPE scaling.
+
+    Raises UserError where the architecture has no rotary positions, or not one kind of them, or
+    where they are stretched already.
+    """
+    context = context_length(config)
+    if rope is None:
+        return context
+    from transformers import AutoConfig
+
+    loaded = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    positions = getattr(loaded.get_text_config(), "rope_parameters", None)
+    kind = _text(config).get("model_type") or config["model_type"]
+    if not positions:
+        raise _no_rope(f"the architecture {kind} has no rotary positions")
+    if "rope_theta" not in positions:
+        raise _no_rope(f"the layers of {kind} have several kinds of rotary positions")
+    if (how := positions.get("rope_type", "default")) != "default":
+        raise _no_rope(f"the model's positions are scaled already ({how})")
+    return int(context * rope.factor)
+
+
+def check_experts(config: dict[str, Any], shown: str) -> None:
+    """UserError where a job has settings for experts and the model has none."""
+    if (_first(_text(config), EXPERTS) or 0) < 2:
+        raise UserError(
+            "NotMixtureOfExperts",
+            f"method.moe is given, and {shown} has no experts.",
+            "Leave method.moe out.",
+        )
+
+
+def _no_rope(why: str) -> UserError:
+    return UserError(
+        "RopeUnsupported",
+        f"model.rope cannot be used: {why}.",
+        "Leave model.rope out, and keep training.maxSequenceLength within the model's context.",
+    )
 
 
 def count_parameters(headers: Iterable[Header], tied: bool) -> int:

@@ -14,135 +14,177 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from finetune_api.finetunejob import DataSource, FineTuneJobSpec
+from finetune_api.finetunejob import DataSource, FineTuneJobSpec, ModelSource
 from finetune_api.run import (
     DATA_SECRET_PREFIXES,
     MODEL_SECRET_PREFIX,
+    REWARD_SECRET_PREFIX,
     VALIDATION_SECRET_PREFIX,
     DataFacts,
+    ModelFacts,
     RunConfig,
     StageResult,
 )
 
-from finetune_trainer.data.chat import load_tokenizer
-from finetune_trainer.data.dataset import (
-    Inputs,
-    ModelLimits,
-    Prepared,
-    check_vocabulary,
-    encode_split,
-    find_prepared,
-    make_encoder,
-    read_conversations,
-    split_rows,
-    write_data,
-)
-from finetune_trainer.model_facts import context_length, model_facts, shape_of
+from finetune_trainer.data.dataset import Inputs, find_prepared
+from finetune_trainer.data.making import Target, make_data, too_few_rows
+from finetune_trainer.data.packable import is_packed
+from finetune_trainer.data.tokenizer import load_tokenizer, new_token_ids, prints_date
+from finetune_trainer.model_facts import check_experts, model_facts, shape_of, stretched_context
 from finetune_trainer.sources import Address, Credentials, Source, open_source, take_credentials
 from finetune_trainer.sources.dataset_files import fetch_data_files
 from finetune_trainer.sources.meter import Tell
-from finetune_trainer.sources.model_files import check_config, is_small_file
-from finetune_trainer.sources.snapshot import open_snapshot, remove_stale_partials, weights_of
+from finetune_trainer.sources.model_files import check_config, check_reward_config, is_small_file
+from finetune_trainer.sources.snapshot import (
+    CachedSnapshot,
+    Snapshot,
+    open_snapshot,
+    remove_stale_partials,
+    weights_of,
+)
 from finetune_trainer.stage import Report, UserError, run_stage
 
+MODEL, REWARD, VALIDATION = "model", "grpo.rewardModel", "dataset.validation"
 PREFIXES = {
-    "model": MODEL_SECRET_PREFIX,
-    "train": DATA_SECRET_PREFIXES[0],
-    "validation": VALIDATION_SECRET_PREFIX,
+    MODEL: MODEL_SECRET_PREFIX,
+    REWARD: REWARD_SECRET_PREFIX,
+    VALIDATION: VALIDATION_SECRET_PREFIX,
+    **{f"dataset.train[{index}]": prefix for index, prefix in enumerate(DATA_SECRET_PREFIXES)},
 }
+"""The prefix of a Secret's variables by the field of the spec that names the source."""
 Secrets = Mapping[str, Credentials]
 
 
-def prepare(run: RunConfig, report: Report, secrets: Secrets) -> StageResult:
-    """Fetch and check the model and the data; `secrets` has a Credentials per key of PREFIXES."""
+def prepare(
+    run: RunConfig, report: Report, secrets: Secrets, today: str | None = None
+) -> StageResult:
+    """Fetch and check models and data; `secrets` has Credentials by the keys of PREFIXES.
+
+    `today`, YYYY-MM-DD, is for chat templates that print it; absent means the clock's, in UTC.
+    """
     spec = FineTuneJobSpec.model_validate(run.spec)
-    cache, job, volumes = (
-        Path(path) for path in (run.paths.model_cache, run.paths.job, run.paths.volumes)
-    )
 
     def tell(message: str, done: int, total: int | None) -> None:
         report.update(message, step=done, total_steps=total)
 
     tell("looking for model and data", 0, None)
-    remove_stale_partials(cache, time.time())
-    address = Address("model", spec.model.uri, spec.model.revision, secrets["model"])
-    snapshot = open_snapshot(address, volumes, cache, run.job.uid, tell)
+    fetch = Fetch(run, secrets, tell)
+    opened = [fetch.model(spec.model, MODEL, run.paths.model_cache)]
     try:
-        sources = _open_data(spec, secrets, volumes)
-        small = snapshot.fetch_small_files()
-        config = check_config(small, address.shown)
-        limits = ModelLimits(context_length(config), shape_of(config, address.shown)["vocabulary"])
-        inputs = Inputs(
-            spec, (snapshot.revision, *(source.revision for source in sources.values()))
+        sources = {where: fetch.source(source, where) for where, source in data_sources(spec)}
+        small = opened[0].fetch_small_files()
+        config = check_config(small, fetch.address("model", spec.model, MODEL).shown)
+        target = target_of(spec, small, config, today or datetime.now(UTC).date().isoformat())
+        reward_config = None
+        if spec.grpo and spec.grpo.reward_model:
+            opened.append(fetch.model(spec.grpo.reward_model, REWARD, run.paths.reward_cache))
+            reward_config = _check_reward(opened[1], spec.grpo.reward_model.uri)
+        packed = is_packed(spec, str(config["model_type"]))
+        revisions = (opened[0].revision, *(source.revision for source in sources.values()))
+        inputs = Inputs(spec, revisions, packed)
+        data = find_prepared(Path(run.paths.job) / "data", inputs)
+        data = data or _make_data(inputs, sources, target, Path(run.paths.job), tell)
+        model = _facts(opened[0], config).model_copy(
+            update={"vocabulary": target.vocabulary, "context_length": target.context}
         )
-        data = find_prepared(job / "data", inputs)
-        data = data or _prepare_data(inputs, sources, small, limits, job, tell)
-        folder = snapshot.finish()
-        model = model_facts(folder, config, weights_of(folder), snapshot.revision)
+        reward = _facts(opened[1], reward_config) if reward_config else None
     except UserError:
-        snapshot.discard()
+        for snapshot in opened:
+            snapshot.discard()
         raise
     return StageResult(
-        stage="prepare", attempt=run.attempt, outcome="Succeeded", model=model, data=data
+        stage="prepare",
+        attempt=run.attempt,
+        outcome="Succeeded",
+        model=model,
+        data=data,
+        reward=reward,
     )
 
 
-def _open_data(spec: FineTuneJobSpec, secrets: Secrets, volumes: Path) -> dict[str, Source]:
-    wanted: dict[str, tuple[DataSource, str]] = {
-        "train": (spec.dataset.train[0], "dataset.train[0]")
-    }
+@dataclass(frozen=True)
+class Fetch:
+    """Opens addresses of a job with the credentials that belong to them."""
+
+    run: RunConfig
+    secrets: Secrets
+    tell: Tell
+
+    def address(self, kind: Any, source: ModelSource | DataSource, where: str) -> Address:
+        """Of a model or a data set; `where` is the field that names it."""
+        credentials = self.secrets.get(where) or Credentials()
+        return Address(kind, source.uri, source.revision, credentials, where)
+
+    def model(self, source: ModelSource, where: str, folder: str) -> Snapshot | CachedSnapshot:
+        """A snapshot that is in the cache entry `folder`, or is to be gathered there."""
+        cache, volumes = Path(folder), Path(self.run.paths.volumes)
+        remove_stale_partials(cache, time.time())
+        address = self.address("model", source, where)
+        return open_snapshot(address, volumes, cache, self.run.job.uid, self.tell)
+
+    def source(self, source: DataSource, where: str) -> Source:
+        """A listed source of rows."""
+        return open_source(self.address("dataset", source, where), Path(self.run.paths.volumes))
+
+
+def data_sources(spec: FineTuneJobSpec) -> Iterator[tuple[str, DataSource]]:
+    """Every source of rows with the field that names it; the validation data last."""
+    for index, source in enumerate(spec.dataset.train):
+        yield f"dataset.train[{index}]", source
     if spec.dataset.validation:
-        wanted["validation"] = (spec.dataset.validation, "dataset.validation")
-    return {
-        role: open_source(
-            Address("dataset", source.uri, source.revision, secrets[role], where), volumes
-        )
-        for role, (source, where) in wanted.items()
-    }
+        yield VALIDATION, spec.dataset.validation
 
 
-def _prepare_data(
-    inputs: Inputs,
-    sources: dict[str, Source],
-    model: Path,
-    limits: ModelLimits,
-    job: Path,
-    tell: Tell,
+def target_of(spec: FineTuneJobSpec, folder: Path, config: dict[str, Any], today: str) -> Target:
+    """What the data must keep to; UserError where job and model do not go together."""
+    shown = Address("model", spec.model.uri).shown
+    rows = shape_of(config, shown)["vocabulary"]
+    if spec.method.moe:
+        check_experts(config, shown)
+    changes = spec.model.tokenizer
+    tokenizer = load_tokenizer(folder, changes, today)
+    new = new_token_ids(tokenizer, changes)
+    if new and min(new) > rows:
+        raise too_few_rows(min(new) - 1, rows)
+    return Target(
+        tokenizer=tokenizer,
+        tokenizer_digest=_tokenizer_digest(folder),
+        context=stretched_context(folder, config, spec.model.rope),
+        vocabulary=max(rows, *(token + 1 for token in new)) if new else rows,
+        date=today if prints_date(tokenizer) else None,
+    )
+
+
+def _check_reward(snapshot: Snapshot | CachedSnapshot, uri: str) -> dict[str, Any]:
+    """Config and tokenizer of the reward model; UserError where it cannot judge."""
+    small = snapshot.fetch_small_files()
+    config = check_reward_config(small, Address("model", uri).shown)
+    load_tokenizer(small)
+    return config
+
+
+def _facts(snapshot: Snapshot | CachedSnapshot, config: dict[str, Any]) -> ModelFacts:
+    folder = snapshot.finish()
+    return model_facts(folder, config, weights_of(folder), snapshot.revision)
+
+
+def _make_data(
+    inputs: Inputs, sources: dict[str, Source], target: Target, job: Path, tell: Tell
 ) -> DataFacts:
-    spec = inputs.spec
     downloads = job / "downloads"
     try:
         files = {
-            role: fetch_data_files(source, downloads / role, tell)
-            for role, source in sources.items()
+            where: fetch_data_files(source, downloads / where, tell)
+            for where, source in sources.items()
         }
-        tell("reading rows", 0, None)
-        form, train = read_conversations(files["train"], spec.dataset)
-        validation = None
-        if "validation" in files:
-            _, validation = read_conversations(files["validation"], spec.dataset)
-        split = split_rows(train, validation, spec)
-        tokenizer = load_tokenizer(model)
-        encoder = make_encoder(tokenizer, limits, form, spec.training.max_sequence_length)
-        learnt, held_out = encode_split(split, encoder, tell)
-        check_vocabulary([*learnt, *held_out], limits)
-        tell("writing tokens", 0, None)
-        every_file = [file for listed in files.values() for file in listed]
-        prepared = Prepared(
-            inputs=inputs,
-            format=form,
-            split=split,
-            files=every_file,
-            train=learnt,
-            held_out=held_out,
-            template=str(tokenizer.chat_template),
-            tokenizer_digest=_tokenizer_digest(model),
-        )
-        return write_data(job / "data", prepared)
+        validation = files.pop(VALIDATION, None)
+        return make_data(job / "data", inputs, list(files.values()), validation, target, tell)
     finally:
         shutil.rmtree(downloads, ignore_errors=True)
 
@@ -165,7 +207,7 @@ def _quiet_libraries(environ: dict[str, str] | os._Environ[str]) -> None:
 
 def main() -> int:
     """Run the stage; the secrets leave the environment before anything else happens."""
-    secrets = {role: take_credentials(os.environ, prefix) for role, prefix in PREFIXES.items()}
+    secrets = {where: take_credentials(os.environ, prefix) for where, prefix in PREFIXES.items()}
     _quiet_libraries(os.environ)
 
     def work(run: RunConfig, report: Report) -> Any:

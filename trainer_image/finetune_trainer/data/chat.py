@@ -14,7 +14,6 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,13 +21,8 @@ import numpy as np
 from finetune_trainer.data.bad_rows import BadRow
 from finetune_trainer.data.conversation import Conversation, Turn
 from finetune_trainer.data.store import IGNORED, Example
-from finetune_trainer.stage import UserError
+from finetune_trainer.data.tokenizer import markers_of
 
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ message['content'] }}"
-    "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
-)
-"""For models without a chat template: prompt, line feed, answer, EOS."""
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Ids = list[int]
 Span = tuple[int, int]
@@ -46,84 +40,26 @@ class Encoded:
     truncated: bool
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder, always with a chat template; see PLAIN_TEMPLATE.
-
-    Every stage uses this one, so that a model without a template of its own is trained, judged and
-    exported with the same one. Raises UserError where the tokenizer cannot be used.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:
-        text = str(error).strip().split("\n")[0][:300]
-        raise UserError(
-            "UnsupportedModel",
-            f"The tokenizer cannot be loaded: {text}",
-            "Use a model whose tokenizer Transformers loads without remote code.",
-        ) from None
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            "UnsupportedModel",
-            "The tokenizer has no end-of-sequence token, so the model could not learn to stop.",
-            "Set eos_token in tokenizer_config.json.",
-        )
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = _plain_template(tokenizer)
-    return tokenizer
-
-
-def is_plain(tokenizer: Any) -> bool:
-    """Whether the model came without a chat template."""
-    return str(tokenizer.chat_template).endswith(PLAIN_TEMPLATE)
-
-
-def end_of_turn(tokenizer: Any) -> int:
-    """The token that ends an answer in training: the template's, or else EOS."""
-    from jinja2 import TemplateError
-
-    answer = "answer"
-    talk = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
-    try:
-        text = str(tokenizer.apply_chat_template(talk, tokenize=False))
-    except TemplateError:
-        return int(tokenizer.eos_token_id)
-    tail = text[text.rfind(answer) + len(answer) :]
-    ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
-    markers = _markers(tokenizer)
-    return int(next((token for token in ids if token in markers), tokenizer.eos_token_id))
-
-
-def _markers(tokenizer: Any) -> set[int]:
-    # Whatever was added to the plain vocabulary: among it, every token that ends a turn.
-    return set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
-
-
-def _plain_template(tokenizer: Any) -> str:
-    # A base model has seen BOS in front exactly if its tokenizer puts it there.
-    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return ("{{ bos_token }}" if begins else "") + PLAIN_TEMPLATE
-
-
 class ChatEncoder:
     """Tokenizer, template and longest sequence of one job."""
 
-    def __init__(self, tokenizer: Any, longest: int, context: int) -> None:
-        """`longest` is the job's maxSequenceLength in tokens, `context` the model's limit."""
+    def __init__(self, tokenizer: Any, longest: int, context: int, learn_all: bool = False) -> None:
+        """`longest` is the job's maxSequenceLength in tokens, `context` the model's limit.
+
+        With `learn_all` the prompts are learnt too (sft.lossOn All).
+        """
         self._tokenizer = tokenizer
         self._longest = longest
         self._context = context
+        self._learn_all = learn_all
         self._marked = bool(_MARKS.search(str(tokenizer.chat_template)))
-        self._markers = _markers(tokenizer)
+        self._markers = markers_of(tokenizer)
         self._marker_texts = tuple(tokenizer.convert_ids_to_tokens(sorted(self._markers)))
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | BadRow]:
         """Each conversation as tokens, or why it cannot be used; in the same order."""
         if self._marked:
-            found = [self._attempt(self._by_marks, each.turns) for each in conversations]
+            found = [self._attempt(self._by_marks, each) for each in conversations]
         else:
             found = self._by_prefixes(conversations)
         return [each if isinstance(each, BadRow) else self._finished(*each) for each in found]
@@ -147,13 +83,19 @@ class ChatEncoder:
                 "know no system turn.",
             ) from None
 
+    def prompt_tokens(self, turns: Sequence[Turn]) -> Ids:
+        """What a server is given to answer: the turns and the beginning of the answer."""
+        text = self.render(turns, for_answer=True)
+        return self._tokenized([text])[text]
+
     def _attempt(self, work: Any, *args: Any) -> Any:
         try:
             return work(*args)
         except BadRow as error:
             return error
 
-    def _by_marks(self, turns: tuple[Turn, ...]) -> tuple[Ids, list[Span]]:
+    def _by_marks(self, row: Conversation) -> tuple[Ids, list[Span]]:
+        turns = row.turns
         self.render(turns)  # tells refusals apart from other failures
         encoded = self._tokenizer.apply_chat_template(
             [turn.to_dict() for turn in turns],
@@ -162,7 +104,8 @@ class ChatEncoder:
             return_assistant_tokens_mask=True,
         )
         ids, mask = list(encoded["input_ids"]), list(encoded["assistant_masks"])
-        spans = _runs(mask)
+        asked = self.prompt_tokens(turns[: row.asked]) if row.asked else []
+        spans = [span for span in _runs(mask) if span[1] > len(asked)]
         if not spans:
             raise _unsupported("its generation marks hold nothing of this conversation")
         return ids, [self._with_end_token(ids, span) for span in spans]
@@ -174,7 +117,7 @@ class ChatEncoder:
         return (start, end + 1) if outside and ids[end - 1] not in self._markers else span
 
     def _by_prefixes(self, conversations: Sequence[Conversation]) -> list[Any]:
-        cuts = [self._attempt(self._cut, each.turns) for each in conversations]
+        cuts = [self._attempt(self._cut, each) for each in conversations]
         texts = [
             prefix
             for cut in cuts
@@ -194,11 +137,12 @@ class ChatEncoder:
         ids = self._tokenizer(distinct, add_special_tokens=False)["input_ids"]
         return {"": [], **dict(zip(distinct, ids, strict=True))}
 
-    def _cut(self, turns: tuple[Turn, ...]) -> _Cut:
+    def _cut(self, row: Conversation) -> _Cut:
+        turns = row.turns
         text = self.render(turns)
         spans = []
         for index, turn in enumerate(turns):
-            if turn.role == "assistant":
+            if turn.role == "assistant" and index >= row.asked:
                 before = self.render(turns[:index], for_answer=True)
                 if not text.startswith(before):
                     raise _unsupported("the text before an answer changes when the answer comes")
@@ -244,7 +188,7 @@ class ChatEncoder:
             spans[-1] = (prompt, len(ids))
         if prompt >= self._longest:
             return self._prompt_too_long(prompt)
-        labels = [IGNORED] * len(ids)
+        labels = list(ids) if self._learn_all else [IGNORED] * len(ids)
         for start, stop in spans:
             labels[start:stop] = ids[start:stop]
         # Arrays at once: a million rows as lists of Python integers would not fit the pod.

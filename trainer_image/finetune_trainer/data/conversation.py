@@ -1,8 +1,8 @@
-"""Records in the layouts that people use, turned into one: a list of turns.
+"""Turns: what is said, by whom, in the spellings that people use.
 
-Chat: a column of {role, content} turns (ShareGPT's {from, value} is understood). Instruction: a
-prompt and a completion, Alpaca's instruction + input + output included. Which columns are meant is
-settled once, by the job's `columns` and the first row, and holds for every row.
+Chat: a column of {role, content} turns (ShareGPT's {from, value} is understood), in columnar files
+often as JSON text. Instruction: a prompt and an answer, Alpaca's instruction + input included.
+Every fault is a BadRow in words of the file, and whoever knows the line adds it.
 """
 
 from __future__ import annotations
@@ -10,20 +10,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from finetune_api.finetunejob import Columns
+from typing import Any
 
 from finetune_trainer.data.bad_rows import BadRow
-
-Format = Literal["chat", "instruction"]
-MESSAGES = ("messages", "conversations")
-PROMPT = ("prompt", "instruction", "question")
-COMPLETION = ("completion", "output", "response", "answer")
-SYSTEM = ("system",)
-ALPACA_PROMPT, ALPACA_INPUT = "instruction", "input"
+from finetune_trainer.data.layout import Layout
 
 ROLES = {
     "system": "system",
@@ -51,106 +44,139 @@ class Turn:
         return {"role": self.role, "content": self.content}
 
 
-@dataclass(frozen=True)
-class Conversation:
-    """A row that can be learnt from; ends with the assistant's turn."""
+Turns = tuple[Turn, ...]
 
-    turns: tuple[Turn, ...]
-    file: str = ""
-    line: int = 0
+
+class Unit:
+    """A row of the data, whatever its format."""
+
+    file: str
+    line: int
+    source: int
+    """Index of its source in dataset.train."""
+
+    @property
+    @abstractmethod
+    def content(self) -> Any:
+        """What it says, as JSON, without where it stands."""
+
+    @abstractmethod
+    def shown(self) -> dict[str, Any]:
+        """Its line of eval.jsonl."""
 
     @property
     def key(self) -> bytes:
         """SHA-256 of the content alone: equal rows have equal keys, wherever they stand."""
-        plain = json.dumps([[turn.role, turn.content] for turn in self.turns])
-        return hashlib.sha256(plain.encode()).digest()
+        return hashlib.sha256(json.dumps(self.content).encode()).digest()
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Which columns hold what."""
+class Conversation(Unit):
+    """A row that can be learnt from; ends with the assistant's turn."""
 
-    format: Format
-    messages: str = ""
-    prompt: str = ""
-    completion: str = ""
-    system: str | None = None
-    input: str | None = None
+    turns: Turns
+    file: str = ""
+    line: int = 0
+    source: int = 0
+    asked: int = 0
+    """Turns at the beginning of which nothing is learnt, whoever speaks."""
 
+    @property
+    def content(self) -> Any:
+        """What it says."""
+        return [[turn.role, turn.content] for turn in self.turns]
 
-def find_layout(
-    wanted: Literal["auto", "chat", "instruction"], columns: Columns, present: Sequence[str]
-) -> Layout:
-    """The layout of a file whose first row has the columns `present`; BadRow where none fits."""
-    if wanted == "auto" and columns.messages:
-        wanted = "chat"
-    elif wanted == "auto" and (columns.prompt or columns.completion or columns.system):
-        wanted = "instruction"
-    if columns.system and columns.system not in present:
-        raise _no_layout("instruction", Columns(prompt=columns.system), present, None)
-    messages = _pick(columns.messages, MESSAGES, present)
-    prompt = _pick(columns.prompt, PROMPT, present)
-    completion = _pick(columns.completion, COMPLETION, present)
-    if wanted != "instruction" and messages:
-        return Layout("chat", messages=messages)
-    if wanted != "chat" and prompt and completion:
-        return Layout(
-            "instruction",
-            prompt=prompt,
-            completion=completion,
-            system=columns.system or _pick(None, SYSTEM, present),
-            input=ALPACA_INPUT if prompt == ALPACA_PROMPT and not columns.prompt else None,
-        )
-    raise _no_layout(wanted, columns, present, prompt or completion)
+    def shown(self) -> dict[str, Any]:
+        """The prompt of the last answer, and that answer."""
+        prompt = [turn.to_dict() for turn in self.turns[:-1]]
+        return {"messages": prompt, "reference": self.turns[-1].content}
 
 
-def to_conversation(values: dict[str, Any], layout: Layout) -> tuple[Turn, ...]:
-    """The turns of one record; BadRow where something is missing or of the wrong kind."""
-    if layout.format == "chat":
-        return _checked(_chat_turns(_column(values, layout.messages)))
-    prompt = _text(_column(values, layout.prompt), layout.prompt)
+def conversation_of(prompt: Turns, answer: Turns) -> Conversation:
+    """A prompt with an answer of which alone is learnt; BadRow where they do not go together."""
+    return Conversation(checked([*prompt, *answer]), asked=len(prompt))
+
+
+def instruction_prompt(values: Mapping[str, Any], layout: Layout) -> str:
+    """What is asked in the prompt column, with Alpaca's input after it."""
+    assert layout.prompt
+    prompt = text_of(column(values, layout.prompt), layout.prompt)
     extra = values.get(layout.input) if layout.input else None
     if layout.input and extra not in (None, ""):
-        prompt = f"{prompt}\n\n{_text(extra, layout.input)}"
-    turns = [
-        Turn("user", _filled(prompt, f"the column {layout.prompt!r}")),
-        Turn(
-            "assistant",
-            _filled(
-                _text(_column(values, layout.completion), layout.completion),
-                f"the column {layout.completion!r}",
-            ),
-        ),
-    ]
-    system = values.get(layout.system) if layout.system else None
-    if layout.system and system not in (None, ""):
-        turns.insert(0, Turn("system", _text(system, layout.system)))
-    return tuple(turns)
+        prompt = f"{prompt}\n\n{text_of(extra, layout.input)}"
+    return filled(prompt, f"the column {layout.prompt!r}")
 
 
-def _pick(override: str | None, usual: Iterable[str], present: Sequence[str]) -> str | None:
-    names = (override,) if override else usual
-    return next((name for name in names if name in present), None)
+def system_turn(values: Mapping[str, Any], name: str | None) -> Turns:
+    """The system turn of a column that may be empty or not be there."""
+    value = values.get(name) if name else None
+    return (Turn("system", text_of(value, name)),) if name and value not in (None, "") else ()
 
 
-def _no_layout(wanted: str, columns: Columns, present: Sequence[str], half: str | None) -> BadRow:
-    listed = ", ".join(sorted(present)) or "none"
-    named = [columns.messages] if wanted == "chat" else [columns.prompt, columns.completion]
-    if absent := [name for name in named if name and name not in present]:
-        missing = f"there is no column {absent[0]!r}"
-    elif wanted == "chat":
-        missing = "there is no column 'messages' or 'conversations'"
-    else:
-        missing = "there is no column for the " + ("other half of the pair" if half else "prompt")
-    return BadRow(
-        "MissingColumn",
-        f"{missing}; the columns are: {listed}",
-        "Name your columns in dataset.columns, or rename them to prompt and completion, "
-        "or to messages.",
-    )
+def prompt_turns(values: Mapping[str, Any], layout: Layout, system: Turns) -> Turns:
+    """The turns before the answer: a text, or a conversation that ends with the user."""
+    name = layout.prompt if layout.prompt is not None else layout.messages
+    if name is None:
+        raise BadRow(
+            "MissingColumn",
+            "the answers begin with the assistant, and there is no column for the prompt",
+            "Add a column prompt, or begin both conversations with the user's turn.",
+        )
+    value = column(values, name)
+    if layout.input and isinstance(value, str):
+        value = instruction_prompt(values, layout)
+    return checked_prompt(turns_or_text(value, name, "user"), system)
 
 
-def _column(values: dict[str, Any], name: str) -> Any:
+def checked_prompt(turns: Turns, system: Turns = ()) -> Turns:
+    """The turns, after `system` where they have no system turn; they must end with the user."""
+    if not turns:
+        raise BadRow("BadConversation", "the assistant is asked nothing", "Add the user's turn.")
+    turns = turns if turns[0].role == "system" else (*system, *turns)
+    if turns[-1].role != "user":
+        raise BadRow(
+            "BadConversation",
+            f"the prompt ends with the {turns[-1].role}",
+            "End every prompt with the user's turn.",
+        )
+    _check_system(turns)
+    return turns
+
+
+def answer_turns(turns: Turns, name: str) -> Turns:
+    """The same turns; BadRow where they do not begin and end with the assistant."""
+    if not turns or turns[0].role != "assistant" or turns[-1].role != "assistant":
+        raise BadRow(
+            "BadConversation",
+            f"the column {name!r} does not hold an answer of the assistant",
+            "Begin and end the answer with the assistant's turn.",
+        )
+    return turns
+
+
+def turns_or_text(value: Any, name: str, role: str) -> Turns:
+    """A conversation, one turn, or a text that `role` says; never empty."""
+    if isinstance(value, str) and value.lstrip().startswith(("[{", "{")):
+        with contextlib.suppress(ValueError):
+            parsed = json.loads(value)
+            value = parsed if _like_turns(parsed) else value
+    if isinstance(value, dict):
+        value = [value]
+    if isinstance(value, list):
+        turns = tuple(chat_turns(value))
+        if not turns:
+            raise BadRow("EmptyText", f"the column {name!r} is empty", "Fill it or remove the row.")
+        return turns
+    return (Turn(role, filled(text_of(value, name), f"the column {name!r}")),)
+
+
+def _like_turns(value: Any) -> bool:
+    turns = value if isinstance(value, list) else [value]
+    return all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in turns)
+
+
+def column(values: Mapping[str, Any], name: str) -> Any:
+    """What a column holds; BadRow where it holds nothing."""
     if values.get(name) is None:
         listed = ", ".join(sorted(str(key) for key in values)) or "none"
         raise BadRow(
@@ -162,7 +188,8 @@ def _column(values: dict[str, Any], name: str) -> Any:
     return values[name]
 
 
-def _text(value: Any, column: str) -> str:
+def text_of(value: Any, column: str) -> str:
+    """A text that can be tokenised; BadRow where it is none."""
     if not isinstance(value, str):
         raise BadRow(
             "WrongType",
@@ -180,7 +207,8 @@ def _text(value: Any, column: str) -> str:
     return value
 
 
-def _filled(text: str, what: str) -> str:
+def filled(text: str, what: str) -> str:
+    """The same text; BadRow where it is blank."""
     if not text.strip():
         raise BadRow("EmptyText", f"{what} is empty", "Fill it or remove the row.")
     return text
@@ -191,7 +219,8 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _chat_turns(value: Any) -> list[Turn]:
+def chat_turns(value: Any) -> list[Turn]:
+    """The turns of a chat column, without empty system turns."""
     # Columnar files and CSV often carry the list as JSON text.
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
@@ -221,9 +250,9 @@ def _turn(entry: dict[str, Any], number: int) -> Turn:
     content = entry.get("content", entry.get("value"))
     if isinstance(content, list):
         content = _joined_parts(content, number)
-    text = _text(content, f"content of turn {number}")
+    text = text_of(content, f"content of turn {number}")
     if ROLES[role] != "system":
-        _filled(text, f"turn {number}")
+        filled(text, f"turn {number}")
     return Turn(ROLES[role], text)
 
 
@@ -235,21 +264,26 @@ def _joined_parts(parts: list[Any], number: int) -> str:
             f"turn {number} has parts that are not text",
             "Use text only.",
         )
-    return "".join(_text(text, f"content of turn {number}") for text in texts)
+    return "".join(text_of(text, f"content of turn {number}") for text in texts)
 
 
-def _checked(turns: list[Turn]) -> tuple[Turn, ...]:
+def checked(turns: list[Turn]) -> Turns:
+    """A conversation that ends with an answer to something; BadRow where it does not."""
     roles = [turn.role for turn in turns]
     if "assistant" not in roles:
         raise BadRow("BadConversation", "the assistant says nothing", _ENDS_REMEDY)
     if roles[-1] != "assistant":
         raise BadRow("BadConversation", f"the conversation ends with the {roles[-1]}", _ENDS_REMEDY)
-    if "system" in roles[1:]:
+    _check_system(turns)
+    if len(turns) < 2 or roles[:2] == ["system", "assistant"]:
+        raise BadRow("BadConversation", "the assistant is asked nothing", "Add the user's turn.")
+    return tuple(turns)
+
+
+def _check_system(turns: Sequence[Turn]) -> None:
+    if any(turn.role == "system" for turn in turns[1:]):
         raise BadRow(
             "BadConversation",
             "a system turn stands in the middle",
             "Put the system turn first.",
         )
-    if len(turns) < 2 or roles[:2] == ["system", "assistant"]:
-        raise BadRow("BadConversation", "the assistant is asked nothing", "Add the user's turn.")
-    return tuple(turns)

@@ -1,9 +1,17 @@
-"""The data half of prepare: files of rows in, the folder `data/` of the job out.
+"""The data half of prepare: units in, the folder `data/` of the job out.
 
-`data/` holds train/ and eval/ (token stores), eval.jsonl (the held-out rows as text, in the order
-of the eval store's examples) and manifest.json. It is written beside its place and renamed, so it
-is whole or not there; the manifest says what it was made from, and a later attempt that would
-make the same keeps it.
+`data/` is written beside its place and renamed, so it is whole or not there; the manifest says
+what it was made from, and a later attempt that would make the same keeps it. It holds
+
+- train/ and eval/: token stores (see store.py). Rows of SFT and Completion may be packed. Else a
+  row is one example; rows 2i and 2i + 1 are the chosen and the rejected answer of pair i (DPO,
+  ORPO, Reward); KTO has `desirable.npy`, bool [rows], in both; of GRPO only prompts are there,
+  with nothing to learn. An example that the mixture repeats stands in several rows.
+- eval.jsonl: a line for each held-out unit, in the order of the eval store. SFT and GRPO: messages
+  and reference (null where GRPO has none); DPO, ORPO and Reward: messages, chosen and rejected;
+  KTO: messages, completion and label; Completion: file and line of each sequence.
+- train.jsonl: only for GRPO, messages and reference of each row of the training store.
+- manifest.json: settings, facts, counts of every source, and the SHA-256 of every file.
 """
 
 from __future__ import annotations
@@ -11,46 +19,28 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from finetune_api.finetunejob import Dataset, FineTuneJobSpec
+from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import DataFacts
 
-from finetune_trainer.data.bad_rows import BadRow, BadRows
-from finetune_trainer.data.chat import ChatEncoder, Encoded, is_plain
-from finetune_trainer.data.conversation import (
-    Conversation,
-    Format,
-    Layout,
-    find_layout,
-    to_conversation,
-)
+from finetune_trainer.data.encoding import Coded
+from finetune_trainer.data.layout import Format
+from finetune_trainer.data.mixture import Task
 from finetune_trainer.data.packing import pack, unpacked
-from finetune_trainer.data.rows import read_rows
-from finetune_trainer.data.split import Split, holdout, with_validation
-from finetune_trainer.data.store import TokenStore
+from finetune_trainer.data.split import Split
+from finetune_trainer.data.store import Example, TokenStore
+from finetune_trainer.data.units import Rated
 from finetune_trainer.sources.dataset_files import DataFile, data_digest
-from finetune_trainer.sources.meter import Tell
-from finetune_trainer.sources.snapshot import sha256_of
-from finetune_trainer.stage import UserError
+from finetune_trainer.sources.snapshot import sha256_of, sync_folder, sync_path
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
-_BATCH = 256
-
-
-@dataclass(frozen=True)
-class ModelLimits:
-    """What the data must keep to."""
-
-    context: int
-    """Longest sequence of the model in tokens."""
-    vocabulary: int
-    """Rows of the embedding."""
+DESIRABLE = "desirable.npy"
 
 
 @dataclass(frozen=True)
@@ -59,20 +49,47 @@ class Inputs:
 
     spec: FineTuneJobSpec
     revisions: tuple[str, ...]
-    """Of the model, the training data and the validation data."""
+    """Of the model, each source of training data and the validation data."""
+    packed: bool
 
     @property
     def digest(self) -> str:
         """`sha256:` and a digest over everything that decides the result."""
-        training = self.spec.training
+        spec = self.spec
+        changes, sft, grpo = spec.model.tokenizer, spec.sft, spec.grpo
         parts = {
             "version": VERSION,
-            "dataset": self.spec.dataset.to_wire(),
+            "objective": spec.objective,
+            "dataset": spec.dataset.to_wire(),
             "revisions": self.revisions,
-            "training": [training.seed, training.max_sequence_length, training.packing],
+            "training": [spec.training.seed, spec.training.max_sequence_length, self.packed],
+            "tokenizer": changes.to_wire() if changes else None,
+            "lossOn": sft.loss_on if sft else None,
+            "answers": [grpo.max_new_tokens, [r.type for r in grpo.rewards]] if grpo else None,
         }
         text = json.dumps(parts, sort_keys=True)
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that goes into `data/`."""
+
+    inputs: Inputs
+    format: Format
+    split: Split
+    files: list[DataFile]
+    train: list[Coded]
+    """Every unit of the training side once."""
+    drawn: list[int]
+    """Which of them an epoch takes, by their index."""
+    tasks: list[Task]
+    held_out: list[Coded]
+    template: str
+    """SHA-256 of the chat template, in hex."""
+    date: str | None
+    """Day that the template was given."""
+    tokenizer_digest: str
 
 
 def find_prepared(folder: Path, inputs: Inputs) -> DataFacts | None:
@@ -89,169 +106,84 @@ def find_prepared(folder: Path, inputs: Inputs) -> DataFacts | None:
     return DataFacts.model_validate(manifest["facts"]) if same and whole else None
 
 
-def read_conversations(
-    files: list[DataFile], dataset: Dataset
-) -> tuple[Format, list[Conversation]]:
-    """All rows of a source; UserError with file and line where one cannot be used."""
-    bad = BadRows()
-    layout: Layout | None = None
-    found: list[Conversation] = []
-    for row in read_rows(files, bad):
-        try:
-            if layout is None:
-                layout = find_layout(dataset.format, dataset.columns, list(row.values))
-            turns = to_conversation(row.values, layout)
-        except BadRow as error:
-            bad.add(error, row.file, row.line)
-            if layout is None:
-                break
-        else:
-            found.append(Conversation(turns, row.file, row.line))
-    bad.check()
-    if layout is None:
-        names = ", ".join(file.name for file in files)
-        raise UserError(
-            "EmptyDataset",
-            f"There is no row in {names}.",
-            "Check that the upload is whole and dataset.train names the right file.",
-            file=files[0].name,
-        )
-    return layout.format, found
-
-
-def split_rows(
-    train: list[Conversation], validation: list[Conversation] | None, spec: FineTuneJobSpec
-) -> Split:
-    """Hold out a share of the rows, or take the validation data for it."""
-    seed = spec.training.seed
-    if validation is None:
-        return holdout(train, spec.dataset.holdout, seed)
-    return with_validation(train, validation, seed)
-
-
-def make_encoder(tokenizer: Any, limits: ModelLimits, form: Format, longest: int) -> ChatEncoder:
-    """Check job against model; UserError where a sequence or a chat cannot be had."""
-    if longest > limits.context:
-        raise UserError(
-            "ContextTooLong",
-            f"training.maxSequenceLength is {longest} and the model's context {limits.context}.",
-            f"Set training.maxSequenceLength to {limits.context} or less.",
-        )
-    if form == "chat" and is_plain(tokenizer):
-        raise UserError(
-            "NoChatTemplate",
-            "The data are conversations, but the model has no chat template.",
-            "Use the instruct release of the model, add chat_template.jinja to it, or give "
-            "prompt and completion columns.",
-        )
-    return ChatEncoder(tokenizer, longest, limits.context)
-
-
-def encode_all(
-    rows: Sequence[Conversation], encoder: ChatEncoder, tell: Callable[[int], None]
-) -> list[Encoded]:
-    """Tokens of every row; UserError where one cannot be used. `tell` is given the rows done."""
-    bad = BadRows()
-    found: list[Encoded] = []
-    for start in range(0, len(rows), _BATCH):
-        batch = rows[start : start + _BATCH]
-        for row, encoded in zip(batch, encoder.encode(batch), strict=True):
-            if isinstance(encoded, BadRow):
-                bad.add(encoded, row.file, row.line)
-            else:
-                found.append(encoded)
-        tell(start + len(batch))
-    bad.check()
-    return found
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything that goes into `data/`."""
-
-    inputs: Inputs
-    format: Format
-    split: Split
-    files: list[DataFile]
-    train: list[Encoded]
-    held_out: list[Encoded]
-    template: str
-    tokenizer_digest: str
-
-
-def encode_split(
-    split: Split, encoder: ChatEncoder, tell: Tell
-) -> tuple[list[Encoded], list[Encoded]]:
-    """Both sides as tokens, the shorter first because a fault may be in it too."""
-    total = len(split.train) + len(split.held_out)
-
-    def from_row(offset: int) -> Callable[[int], None]:
-        return lambda done: tell(f"tokenising {offset + done}/{total}", offset + done, total)
-
-    held_out = encode_all(split.held_out, encoder, from_row(0))
-    return encode_all(split.train, encoder, from_row(len(held_out))), held_out
-
-
-def check_vocabulary(rows: Sequence[Encoded], limits: ModelLimits) -> None:
-    """UserError where a token has no row in the embedding: training would crash on it."""
-    highest = max(int(np.max(row.example.tokens)) for row in rows)
-    if highest >= limits.vocabulary:
-        raise UserError(
-            "UnsupportedModel",
-            f"The tokenizer gives token {highest}, but the model's embedding has only "
-            f"{limits.vocabulary} rows.",
-            "Use the tokenizer that belongs to the model.",
-        )
-
-
 def write_data(folder: Path, prepared: Prepared) -> DataFacts:
     """Write `folder` whole, replacing one made from other inputs; returns its facts."""
     scratch = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    training = prepared.inputs.spec.training
-    lengths = [len(each.example.tokens) for each in prepared.train]
-    rows = (
-        pack(lengths, training.max_sequence_length, training.seed)
-        if training.packing
-        else unpacked(len(lengths))
-    )
-    train = TokenStore.write(scratch / "train", [e.example for e in prepared.train], rows)
-    held_out = TokenStore.write(
-        scratch / "eval",
-        [each.example for each in prepared.held_out],
-        unpacked(len(prepared.held_out)),
-    )
-    _write_references(scratch / "eval.jsonl", prepared.split.held_out)
-    facts = _facts(prepared, train, held_out)
+    drawn = [prepared.train[index] for index in prepared.drawn]
+    train = _write_train(scratch, prepared, drawn)
+    examples = [example for coded in prepared.held_out for example in coded.examples]
+    held_out = TokenStore.write(scratch / "eval", examples, unpacked(len(examples)))
+    _write_labels(scratch / "eval", prepared.held_out)
+    shown = [
+        coded.unit.shown()
+        for coded in prepared.held_out
+        for _ in (coded.examples if prepared.format == "completion" else (None,))
+    ]
+    _write_lines(scratch / "eval.jsonl", shown)
+    facts = _facts(prepared, drawn, train, held_out)
     _write_manifest(scratch, prepared, facts)
+    sync_folder(scratch)
     if folder.exists():
         shutil.rmtree(folder)
     scratch.rename(folder)
+    sync_path(folder.parent)
     return facts
 
 
-def _facts(prepared: Prepared, train: TokenStore, held_out: TokenStore) -> DataFacts:
-    both = [*prepared.train, *prepared.held_out]
+def _write_train(scratch: Path, prepared: Prepared, drawn: list[Coded]) -> TokenStore:
+    """The store with every example that is drawn once, and rows that name it as often as it is."""
+    numbers: dict[int, list[int]] = {}
+    examples: list[Example] = []
+    for index in dict.fromkeys(prepared.drawn):
+        new = prepared.train[index].examples
+        numbers[index] = list(range(len(examples), len(examples) + len(new)))
+        examples += new
+    members = [number for index in prepared.drawn for number in numbers[index]]
+    training = prepared.inputs.spec.training
+    rows = [[number] for number in members]
+    if prepared.inputs.packed:
+        lengths = [len(examples[number].tokens) for number in members]
+        packed = pack(lengths, training.max_sequence_length, training.seed)
+        rows = [[members[place] for place in row] for row in packed]
+    store = TokenStore.write(scratch / "train", examples, rows)
+    _write_labels(scratch / "train", drawn)
+    if prepared.format == "prompt":
+        _write_lines(scratch / "train.jsonl", (coded.unit.shown() for coded in drawn))
+    return store
+
+
+def _write_labels(folder: Path, units: Sequence[Coded]) -> None:
+    rated = [coded.unit.desirable for coded in units if isinstance(coded.unit, Rated)]
+    if rated:
+        np.save(folder / DESIRABLE, np.asarray(rated, dtype=np.bool_))
+
+
+def _facts(
+    prepared: Prepared, drawn: Sequence[Coded], train: TokenStore, held_out: TokenStore
+) -> DataFacts:
+    both = [*drawn, *prepared.held_out]
+    pairs = prepared.format == "preference" and prepared.inputs.spec.objective != "KTO"
     return DataFacts(
         format=prepared.format,
-        train_examples=train.examples,
-        eval_examples=held_out.examples,
-        train_tokens=train.tokens,
+        packed=prepared.inputs.packed,
+        train_examples=len(drawn),
+        eval_examples=len(prepared.held_out),
+        train_tokens=int(train.row_lengths.sum()),
         eval_tokens=held_out.tokens,
-        train_sequences=train.rows,
+        train_sequences=train.rows // 2 if pairs else train.rows,
         longest_example=max(each.full_length for each in both),
         truncated_examples=sum(each.truncated for each in both),
         duplicate_examples=prepared.split.duplicates,
+        date=prepared.date,
         digest=data_digest(prepared.files),
     )
 
 
-def _write_references(path: Path, rows: Sequence[Conversation]) -> None:
+def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     with path.open("w") as file:
-        for row in rows:
-            prompt = [turn.to_dict() for turn in row.turns[:-1]]
-            line = {"messages": prompt, "reference": row.turns[-1].content}
+        for line in lines:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
@@ -269,11 +201,12 @@ def _write_manifest(folder: Path, prepared: Prepared, facts: DataFacts) -> None:
         "facts": facts.to_wire(),
         "seed": training.seed,
         "maxSequenceLength": training.max_sequence_length,
-        "packing": training.packing,
+        "packing": prepared.inputs.packed,
+        "mixture": [{"examples": task.examples, "drawn": task.drawn} for task in prepared.tasks],
         "removedFromTraining": prepared.split.removed,
-        "chatTemplate": f"sha256:{hashlib.sha256(prepared.template.encode()).hexdigest()}",
+        "chatTemplate": f"sha256:{prepared.template}",
         "tokenizer": prepared.tokenizer_digest,
-        "sources": {file.name: file.sha256 for file in prepared.files},
+        "sources": [{"name": file.name, "sha256": file.sha256} for file in prepared.files],
         "files": files,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")

@@ -8,7 +8,7 @@ before the weights are fetched.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,33 @@ def check_config(folder: Path, shown: str) -> dict[str, Any]:
     return config
 
 
+def check_reward_config(folder: Path, shown: str) -> dict[str, Any]:
+    """Read config.json of grpo.rewardModel; UserError where it does not give one number."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    )
+
+    config = read_json(folder / CONFIG, shown)
+    architecture = (config.get("architectures") or [None])[0]
+    known = _names(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
+    if str(architecture).lower() not in known.get(str(config.get("model_type")), set()):
+        raise _no_reward(shown, f"{architecture} is not a sequence classifier known here")
+    # Two labels are the default and are not written down.
+    outputs = len(config.get("id2label") or "") or config.get("num_labels") or 2
+    if outputs != 1:
+        raise _no_reward(shown, f"it has {outputs} outputs")
+    return config
+
+
+def _no_reward(shown: str, why: str) -> UserError:
+    return UserError(
+        "NotARewardModel",
+        f"grpo.rewardModel {shown} gives no reward: {why}.",
+        "Use the artifact of a Reward job, or another model for sequence classification with "
+        "num_labels 1.",
+    )
+
+
 def unsupported(shown: str, why: str, remedy: str | None = None) -> UserError:
     """This model cannot be trained by this version."""
     return UserError(
@@ -136,9 +163,13 @@ def _known_causal_models() -> dict[str, set[str]]:
     # Imported late: this costs a second, and a missing model should be told at once.
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    return _names(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def _names(mapping: Mapping[str, str | tuple[str, ...]]) -> dict[str, set[str]]:
     return {
         kind: {name.lower() for name in ((names,) if isinstance(names, str) else names)}
-        for kind, names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
+        for kind, names in mapping.items()
     }
 
 

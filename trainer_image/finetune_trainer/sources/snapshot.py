@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -193,6 +194,7 @@ class Snapshot:
         (self.partial / _NOTE).unlink()
 
     def _publish(self) -> Path:
+        sync_folder(self.partial)
         final = self._cache / folder_name(self.revision)
         if find_complete(self._cache, self.revision):
             self.discard()  # another job was faster
@@ -202,6 +204,7 @@ class Snapshot:
             final.rename(broken)
             shutil.rmtree(broken, ignore_errors=True)
         self.partial.rename(final)
+        sync_path(self._cache)
         return final
 
 
@@ -234,6 +237,22 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder durable before it gets its name: files first, then the folders they are in."""
+    paths = list(folder.rglob("*"))
+    for path in [*filter(Path.is_file, paths), *filter(Path.is_dir, paths), folder]:
+        sync_path(path)
+
+
+def sync_path(path: Path) -> None:
+    """Make one file, or the names in one folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _size(path: Path) -> int | None:

@@ -1,0 +1,157 @@
+"""Measures which architectures keep packed examples apart: `python -m hack.measure_packing`.
+
+For every causal language model of the installed transformers a tiny random model is made; the
+logits of an example that stands second in a row must be those of the example alone. What it prints
+is the table of `finetune_trainer.data.packable`; run it again when transformers changes. Runs in
+the environment of the trainer, on a CPU, for some minutes.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections import defaultdict
+from typing import Any
+
+SECONDS = 60
+LARGEST = 60_000_000
+"""Weights above which the default sizes were not brought down, and memory would be at risk."""
+TINY: dict[str, Any] = {
+    "vocab_size": 128, "hidden_size": 64, "d_model": 64, "n_embd": 64, "dim": 64,
+    "intermediate_size": 96, "ffn_hidden_size": 96, "ffn_dim": 96, "n_inner": 96,
+    "decoder_ffn_dim": 96, "encoder_ffn_dim": 96, "moe_intermediate_size": 32, "d_ff": 96,
+    "shared_expert_intermediate_size": 32, "intermediate_size_mlp": 96, "num_hidden_layers": 4,
+    "num_layers": 4, "n_layer": 4, "n_layers": 4, "decoder_layers": 2, "encoder_layers": 2,
+    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4,
+    "decoder_attention_heads": 4, "encoder_attention_heads": 4, "num_key_value_heads": 2,
+    "num_kv_heads": 2, "n_kv_heads": 2, "head_dim": 16, "num_experts": 4,
+    "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4,
+    "num_experts_per_tok": 2, "moe_topk": 2, "moe_k": 2, "n_group": 1, "topk_group": 1,
+    "num_shared_experts": 1, "n_shared_experts": 1, "moe_num_shared_experts": 1,
+    "q_lora_rank": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "qk_head_dim": 16, "v_head_dim": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "max_position_embeddings": 64, "n_positions": 64, "n_ctx": 64, "is_decoder": True,
+    "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 16,
+    "mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 1, "mamba_n_groups": 1,
+    "state_size": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 2,
+    "linear_key_head_dim": 16, "linear_value_head_dim": 16, "lru_width": 64,
+    "attention_hidden_size": 64, "word_embed_proj_dim": 64, "embedding_size": 64,
+    "vocab_size_per_layer_input": 128, "hidden_size_per_layer_input": 8, "laurel_rank": 8,
+    "num_kv_shared_layers": 0, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 8,
+    "mamba_expand": 2, "expand": 2, "time_step_rank": 8, "mamba_dt_rank": 8,
+    "sliding_window": 8, "attention_window": 8, "block_size": 16, "rotary_dim": 8,
+}  # fmt: skip
+"""Sizes by the names that configs give them; a config takes those that it has."""
+
+
+SHIPPED: dict[str, dict[str, Any]] = {
+    kind: {"layer_types": ["conv", "full_attention"] * 2, "num_hidden_layers": 4}
+    for kind in ("lfm2", "lfm2_moe")
+}
+"""What every released model of a type has, and its default config has not."""
+DROPPED: tuple[frozenset[str], ...] = (
+    frozenset(),
+    frozenset({"head_dim"}),
+    frozenset({"num_key_value_heads"}),
+    frozenset({"head_dim", "num_key_value_heads"}),
+    frozenset({"head_dim", "qk_head_dim", "n_head", "n_embd"}),
+    frozenset({"num_hidden_layers", "num_layers", "n_layer"}),
+    frozenset({"mamba_n_heads", "mamba_d_head", "mamba_num_heads", "mamba_head_dim", "num_heads"}),
+    frozenset({"sliding_window"}),
+    frozenset({"hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim"}),
+)
+"""Sizes that are left as they are, tried in this order: not every config bears all of them."""
+
+
+def tiny_config(kind: str, dropped: frozenset[str]) -> Any:
+    """A config of this model type with small sizes."""
+    from transformers import CONFIG_MAPPING
+
+    made = CONFIG_MAPPING[kind]
+    usual = made()
+    text = usual.get_text_config()
+    known = set(dir(text))
+    wanted = {name: value for name, value in TINY.items() if name not in dropped and name in known}
+    layers = next((TINY[n] for n in ("num_hidden_layers", "num_layers") if n in wanted), 4)
+    for name in ("layer_types", "layers_block_type", "mlp_layer_types"):
+        listed = getattr(text, name, None)
+        if isinstance(listed, list) and name in text.to_dict():
+            # The first of every kind, so that a hybrid is measured with all its layers.
+            kinds = list(dict.fromkeys(listed))
+            wanted[name] = (kinds * layers)[: max(layers, len(kinds))]
+            layers = len(wanted[name])
+    wanted |= {n: layers for n in ("num_hidden_layers", "num_layers") if n in wanted}
+    return type(text)(**wanted | SHIPPED.get(kind, {}))
+
+
+def keeps_apart(kind: str) -> bool | str:
+    """Whether it does; or why that could not be measured."""
+    told: list[str] = []
+    for dropped in DROPPED:
+        try:
+            return _measured(kind, dropped)
+        except TimeoutError:
+            raise
+        except Exception as error:
+            told.append(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}")
+    return told[0]
+
+
+def _measured(kind: str, dropped: frozenset[str]) -> bool | str:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = tiny_config(kind, dropped)
+    with torch.device("meta"):
+        size = sum(
+            w.numel()
+            for w in AutoModelForCausalLM.from_config(config, dtype=torch.float32).parameters()
+        )
+    if size > LARGEST:
+        return f"{size} weights"
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for weight in model.parameters():
+        # Initial weights are so small that a leak would hide in rounding.
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.1)
+    ids = torch.randint(5, 100, (1, 24))
+    positions = torch.cat([torch.arange(10), torch.arange(14)])[None]
+    with torch.no_grad():
+        packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 10:]
+        alone = model(
+            input_ids=ids[:, 10:], position_ids=torch.arange(14)[None], use_cache=False
+        ).logits
+    if not torch.isfinite(alone).all():
+        return "its logits are not finite"
+    return bool((packed - alone).abs().max() < 1e-4 * alone.abs().max())
+
+
+def _too_long(signum: int, frame: object) -> None:
+    raise TimeoutError(f"more than {SECONDS} s")
+
+
+def main() -> int:
+    """Print the table."""
+    from transformers import __version__
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    signal.signal(signal.SIGALRM, _too_long)
+    for kind in sorted(sys.argv[1:] or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        signal.alarm(SECONDS)
+        try:
+            answer = keeps_apart(kind)
+        except TimeoutError as error:
+            answer = str(error)
+        signal.alarm(0)
+        print(f"{kind}: {answer}", file=sys.stderr, flush=True)
+        found[{True: "apart", False: "mixed"}.get(answer, "unknown")].append(kind)
+    print(f"transformers {__version__}")
+    for verdict, kinds in found.items():
+        print(f"\n{verdict}:\n{' '.join(kinds)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""The tokenizer of a job: the model's own, with what the job changes, the same in every stage.
+
+A model without a chat template gets a plain one, so that it is trained, judged and exported with
+the same. New special tokens and another template come from the job. A template that prints today's
+date is given the day on which the data was prepared: prompts in training, in evaluation and after
+a retry are then the same tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from finetune_api.finetunejob import FineTuneJobSpec, Tokenizer
+from finetune_api.run import RunConfig
+
+from finetune_trainer.stage import UserError
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
+)
+"""For models without a chat template: prompt, line feed, answer, EOS."""
+_TOKEN = re.compile(r"<\|[^|<>{}\s]+\|>")
+"""What looks like a special token in a template."""
+_ASKED, _TOLD = "the question 1234", "the answer 5678"
+_SAMPLE = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _TOLD}]
+
+
+def job_tokenizer(run: RunConfig) -> Any:
+    """The tokenizer of every stage after prepare."""
+    assert run.model is not None
+    spec = FineTuneJobSpec.model_validate(run.spec)
+    folder = Path(run.paths.model_cache) / run.model.folder
+    return load_tokenizer(folder, spec.model.tokenizer, run.data.date if run.data else None)
+
+
+def load_tokenizer(folder: Path, changes: Tokenizer | None = None, date: str | None = None) -> Any:
+    """The tokenizer of a model folder, always with a chat template; see PLAIN_TEMPLATE.
+
+    `changes` are the job's, `date` is DataFacts.date. Raises UserError where the tokenizer cannot
+    be used or changed.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:
+        text = str(error).strip().split("\n")[0][:300]
+        raise UserError(
+            "UnsupportedModel",
+            f"The tokenizer cannot be loaded: {text}",
+            "Use a model whose tokenizer Transformers loads without remote code.",
+        ) from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "UnsupportedModel",
+            "The tokenizer has no end-of-sequence token, so the model could not learn to stop.",
+            "Set eos_token in tokenizer_config.json.",
+        )
+    if changes:
+        _add_tokens(tokenizer, changes.special_tokens)
+        _set_template(tokenizer, changes.chat_template)
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _plain_template(tokenizer)
+    if date and prints_date(tokenizer):
+        now = datetime.fromisoformat(date)
+        render = tokenizer.apply_chat_template
+        tokenizer.apply_chat_template = functools.partial(render, strftime_now=now.strftime)
+    return tokenizer
+
+
+def new_token_ids(tokenizer: Any, changes: Tokenizer | None) -> list[int]:
+    """The ids of the job's special tokens, whose rows of the embedding are new."""
+    tokens = changes.special_tokens if changes else []
+    return [int(tokenizer.convert_tokens_to_ids(token)) for token in tokens]
+
+
+def is_plain(tokenizer: Any) -> bool:
+    """Whether the model came without a chat template."""
+    return str(tokenizer.chat_template).endswith(PLAIN_TEMPLATE)
+
+
+def prints_date(tokenizer: Any) -> bool:
+    """Whether the chat template asks for today's date, as Llama 3.2 does."""
+    return "strftime_now" in str(tokenizer.chat_template)
+
+
+def end_of_turn(tokenizer: Any) -> int:
+    """The token that ends an answer in training: the template's, or else EOS."""
+    from jinja2 import TemplateError
+
+    try:
+        text = str(tokenizer.apply_chat_template(_SAMPLE, tokenize=False))
+    except TemplateError:
+        return int(tokenizer.eos_token_id)
+    tail = text[text.rfind(_TOLD) + len(_TOLD) :]
+    ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
+    markers = markers_of(tokenizer)
+    return int(next((token for token in ids if token in markers), tokenizer.eos_token_id))
+
+
+def markers_of(tokenizer: Any) -> set[int]:
+    """Whatever was added to the plain vocabulary: among it, every token that ends a turn."""
+    return set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
+
+
+def _plain_template(tokenizer: Any) -> str:
+    # A base model has seen BOS in front exactly if its tokenizer puts it there.
+    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return ("{{ bos_token }}" if begins else "") + PLAIN_TEMPLATE
+
+
+def _add_tokens(tokenizer: Any, tokens: list[str]) -> None:
+    from tokenizers import AddedToken
+
+    known = dict(tokenizer.get_vocab())
+    for token in tokens:
+        if token in known or not token.strip():
+            raise UserError(
+                "BadSpecialToken",
+                f"model.tokenizer.specialTokens has {token!r}, which "
+                f"{'is blank' if not token.strip() else 'the vocabulary has already'}.",
+                "Leave it out, or give it another spelling.",
+            )
+        known[token] = len(known)
+    added = [AddedToken(token, special=True, normalized=False) for token in tokens]
+    tokenizer.add_tokens(added, special_tokens=True)
+
+
+def _set_template(tokenizer: Any, template: str | None) -> None:
+    if template is None:
+        return
+    vocabulary = tokenizer.get_vocab()
+    unknown = sorted(name for name in set(_TOKEN.findall(template)) if name not in vocabulary)
+    if unknown:
+        raise UserError(
+            "UnknownToken",
+            f"model.tokenizer.chatTemplate writes {unknown[0]}, which is no token of the model.",
+            "Add it to model.tokenizer.specialTokens, or use the model's own tokens.",
+        )
+    tokenizer.chat_template = template
+    try:
+        text = str(tokenizer.apply_chat_template(_SAMPLE, tokenize=False))
+    except Exception as error:
+        line = getattr(error, "lineno", None)
+        where = f" in line {line}" if line else ""
+        detail = str(error).strip().split("\n")[0][:300]
+        raise _bad_template(f"fails{where} for a question with its answer: {detail}") from None
+    if missing := [part for part in (_ASKED, _TOLD) if part not in text]:
+        raise _bad_template(f"leaves out {'the answer' if missing == [_TOLD] else 'the question'}")
+
+
+def _bad_template(why: str) -> UserError:
+    return UserError(
+        "BadChatTemplate",
+        f"model.tokenizer.chatTemplate {why}.",
+        "Render a conversation of user and assistant with it before, for example with "
+        "tokenizer.apply_chat_template.",
+    )
