@@ -1,0 +1,70 @@
+"""Jobs that learn from preferences: their data, written as prepare writes it, and their run files.
+
+The rejected answer is the chosen one backwards: a few steps are enough to tell them apart.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from finetune_api.run import RunConfig
+from finetune_trainer.data.store import Example, TokenStore
+from tokenizers import Tokenizer
+
+from tests.trainer.jobs import encode, make_run
+from tests.trainer.tiny import tiny_rows
+
+OBJECTIVES = ("DPO", "KTO", "ORPO", "Reward")
+PAIRS, HELD_OUT = 24, 6
+
+
+def write_preferences(folder: Path, model: Path, objective: str) -> None:
+    """data/ of a job: pairs, or for KTO their answers one by one with a verdict on each."""
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    rows = tiny_rows(PAIRS + HELD_OUT)
+    halves = {"train": range(PAIRS), "eval": range(PAIRS, PAIRS + HELD_OUT)}
+    for half, members in halves.items():
+        examples: list[Example] = []
+        shown: list[dict[str, Any]] = []
+        for index in members:
+            row, other = rows[index], backwards(rows[index]["completion"])
+            examples.append(encode(tokenizer, row))
+            examples.append(encode(tokenizer, {**row, "completion": other}))
+            asked = {"messages": [{"role": "user", "content": row["prompt"]}]}
+            if objective == "KTO":
+                shown.append({**asked, "completion": row["completion"], "label": True})
+                shown.append({**asked, "completion": other, "label": False})
+            else:
+                shown.append({**asked, "chosen": row["completion"], "rejected": other})
+        TokenStore.write(folder / half, examples, [[i] for i in range(len(examples))])
+        if objective == "KTO":
+            np.save(folder / half / "desirable.npy", np.arange(len(examples)) % 2 == 0)
+        if half == "eval":
+            lines = (json.dumps(line) + "\n" for line in shown)
+            (folder / "eval.jsonl").write_text("".join(lines))
+
+
+def backwards(text: str) -> str:
+    """The same words from the last to the first."""
+    return " ".join(reversed(text.split()))
+
+
+def preference_run(
+    root: Path, model: Path, objective: str, settings: dict[str, Any] | None = None, **more: Any
+) -> RunConfig:
+    """As `make_run`, for an objective that learns from preferences."""
+    run = make_run(root, model, **more)
+    spec = {**run.spec, "objective": objective}
+    if settings:
+        spec[objective.lower()] = settings
+    assert run.data is not None
+    data = run.data.model_copy(
+        update={
+            "format": "unpaired" if objective == "KTO" else "preference",
+            "train_sequences": 2 * PAIRS if objective == "KTO" else PAIRS,
+        }
+    )
+    return run.model_copy(update={"spec": spec, "data": data})

@@ -1,0 +1,206 @@
+"""Preferences on real processes: every objective under every strategy, with adapters and without.
+
+One set of cases for two ranks and one for a single rank; each set is one fork of the pool.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from tests.trainer import pool
+from tests.trainer.drive_training import drive
+from tests.trainer.jobs import losses
+from tests.trainer.preferences import OBJECTIVES, PAIRS, preference_run, write_preferences
+from tests.trainer.tiny import tiny_model
+
+STRATEGIES = ("DDP", "ZeRO2", "ZeRO3", "FSDP")
+METHODS = ("LoRA", "Full")
+EVERY = list(itertools.product(OBJECTIVES, METHODS, STRATEGIES))
+STEPS, STOP = 6, 3
+CUT = [
+    ("DPO", "LoRA", "ZeRO3"),
+    ("DPO", "Full", "DDP"),
+    ("KTO", "LoRA", "FSDP"),
+    ("KTO", "Full", "ZeRO2"),
+    ("ORPO", "LoRA", "DDP"),
+    ("Reward", "LoRA", "ZeRO2"),
+    ("Reward", "Full", "FSDP"),
+]
+"""Every objective, every method and every strategy; with FINETUNE_MATRIX=all, all of them."""
+RESUMED = EVERY if os.environ.get("FINETUNE_MATRIX") == "all" else CUT
+
+
+class Runs:
+    """What the cases left behind."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def seen(self, name: str, rank: int = 0) -> Any:
+        return json.loads((self.root / f"{name}-{rank}.json").read_text())
+
+    def job(self, name: str) -> Path:
+        return self.root / name / "job"
+
+    def history(self, name: str, attempt: int = 1) -> list[dict[str, Any]]:
+        text = (self.job(name) / "report" / f"train-{attempt}.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+
+def case(root: Path, model: Path, name: str, objective: str, **more: Any) -> dict[str, Any]:
+    """One case of the driver; its data are written once for a folder."""
+    where = root / more.pop("folder", name)
+    stop = more.pop("stop_after", None)
+    if not where.exists():
+        write_preferences(where / "job" / "data", model, objective)
+    if more.get("method") == "LoRA":
+        more["lora"] = {"dropout": 0.0}
+    run = preference_run(where, model, objective, steps=STEPS, **more)
+    wired = json.loads(run.model_dump_json(by_alias=True, exclude_none=True))
+    return {"name": name, "run": wired, "stop_after": stop}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    root = tmp_path_factory.mktemp("preferences")
+    model = tiny_model(root / "models" / "tiny")
+    cases = []
+    for objective, method, strategy in EVERY:
+        how = {"method": method, "strategy": strategy}
+        name = f"{objective}-{method}-{strategy}"
+        cases.append(case(root, model, name, objective, **how))
+        if (objective, method, strategy) in RESUMED:
+            cases.append(case(root, model, f"{name}-stopped", objective, stop_after=STOP, **how))
+            again = {"folder": f"{name}-stopped", "attempt": 2, **how}
+            cases.append(case(root, model, f"{name}-resumed", objective, **again))
+    (root / "cases.json").write_text(json.dumps(cases))
+    print(pool.run(drive, root / "cases.json", world=2, folder=root / "two", deadline=900))
+    alone = root / "alone"
+    single = []
+    for objective in OBJECTIVES:
+        how = {"method": "LoRA", "strategy": "DDP", "world_size": 1}
+        single.append(case(alone, model, f"{objective}-alone", objective, **how))
+        single.append(
+            case(alone, model, f"{objective}-large", objective, micro_batch_size=5, **how)
+        )
+    (alone / "cases.json").write_text(json.dumps(single))
+    print(pool.run(drive, alone / "cases.json", world=1, folder=root / "one", deadline=300))
+    return Runs(root)
+
+
+@pytest.mark.parametrize(("objective", "method", "strategy"), EVERY)
+def test_the_loss_falls_and_is_that_of_every_other_strategy(
+    runs: Runs, objective: str, method: str, strategy: str
+) -> None:
+    name = f"{objective}-{method}-{strategy}"
+    found = losses(runs.job(name))
+    assert len(found) == STEPS
+    assert np.mean(found[-2:]) < np.mean(found[:2])
+    assert found == pytest.approx(losses(runs.job(f"{objective}-{method}-DDP")), abs=2e-4)
+    engines = {"DDP": "DistributedDataParallel", "FSDP": "FSDP"}
+    engine = runs.seen(name)["facts"]["engine"]
+    assert engine.startswith(engines.get(strategy, "DeepSpeedEngine"))
+    assert runs.seen(name)["trained_digest"] == runs.seen(name, 1)["trained_digest"]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("other", ["alone", "large"])
+def test_ranks_and_micro_batches_do_not_change_the_loss(
+    runs: Runs, objective: str, other: str
+) -> None:
+    alone = Runs(runs.root / "alone")
+    two = runs.history(f"{objective}-LoRA-DDP")
+    one = alone.history(f"{objective}-{other}")
+    assert alone.seen(f"{objective}-{other}")["facts"]["worldSize"] == 1
+    for mine, theirs in zip(one, two, strict=True):
+        assert mine.keys() == theirs.keys()
+        for measure in mine:
+            assert mine[measure] == pytest.approx(theirs[measure], rel=1e-3, abs=2e-4), measure
+
+
+@pytest.mark.parametrize(("objective", "method", "strategy"), RESUMED)
+def test_a_resumed_run_has_bitwise_the_same_losses(
+    runs: Runs, objective: str, method: str, strategy: str
+) -> None:
+    name = f"{objective}-{method}-{strategy}"
+    straight = losses(runs.job(name))
+    assert runs.seen(f"{name}-stopped")["finished"] is False
+    resumed = runs.seen(f"{name}-resumed")
+    assert resumed["facts"]["resumedFromStep"] == STOP
+    job = runs.job(f"{name}-stopped")
+    assert losses(job, 1) + losses(job, 2) == straight
+    assert resumed["trained_digest"] == runs.seen(name)["trained_digest"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_first_loss_is_that_of_a_model_equal_to_its_reference(runs: Runs, method: str) -> None:
+    first = runs.history(f"DPO-{method}-ZeRO3")[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    first = runs.history(f"KTO-{method}-FSDP")[0]
+    assert first["loss"] == pytest.approx(0.5, abs=1e-6)
+    assert first["kl"] == pytest.approx(0, abs=1e-5)
+
+
+def test_measures_have_the_usual_names(runs: Runs) -> None:
+    last = runs.history("DPO-LoRA-DDP")[-1]
+    assert last["rewards/margins"] > 0
+    assert 0 <= last["rewards/accuracies"] <= 1
+    assert last["rewards/margins"] == pytest.approx(
+        last["rewards/chosen"] - last["rewards/rejected"], abs=1e-6
+    )
+    assert last["logps/chosen"] < 0
+    assert {"kl", "rewards/chosen", "rewards/rejected"} <= runs.history("KTO-LoRA-DDP")[0].keys()
+    assert {"nll_loss", "log_odds_ratio"} <= runs.history("ORPO-LoRA-DDP")[0].keys()
+    assert {"accuracy", "margin", "mean_reward"} <= runs.history("Reward-LoRA-DDP")[0].keys()
+
+
+def test_the_reference_is_kept_for_the_rows_of_the_run(runs: Runs) -> None:
+    (folder,) = (runs.job("DPO-LoRA-DDP") / "reference").iterdir()
+    stored = np.load(folder / "train.npy")
+    assert stored.shape == (2 * PAIRS,)
+    assert stored.dtype == np.float32
+    assert (stored < 0).all()
+    (sharded,) = (runs.job("DPO-LoRA-ZeRO3") / "reference").iterdir()
+    assert np.load(sharded / "train.npy") == pytest.approx(stored, abs=1e-4)
+    names = {path.name for path in (runs.job("KTO-LoRA-DDP") / "reference").glob("*/*")}
+    assert names == {f"{half}{kind}.npy" for half in ("train", "eval") for kind in ("", "-foreign")}
+
+
+def test_a_resumed_attempt_uses_the_stored_reference_at_any_world_size(
+    runs: Runs, tmp_path: Path
+) -> None:
+    shutil.copytree(runs.job("DPO-LoRA-DDP") / "data", tmp_path / "job" / "data")
+    shutil.copytree(runs.job("DPO-LoRA-DDP") / "reference", tmp_path / "job" / "reference")
+    (stored,) = (tmp_path / "job" / "reference").glob("*/train.npy")
+    # Numbers that no model gives show where they are used.
+    np.save(stored, np.load(stored) - np.tile([2.0, 0.0], PAIRS).astype(np.float32))
+    model = runs.root / "models" / "tiny"
+    how = {"method": "LoRA", "strategy": "DDP", "world_size": 1}
+    run = preference_run(tmp_path, model, "DPO", steps=1, lora={"dropout": 0.0}, **how)
+    wired = json.loads(run.model_dump_json(by_alias=True, exclude_none=True))
+    (tmp_path / "cases.json").write_text(json.dumps([{"name": "moved", "run": wired}]))
+    pool.run(drive, tmp_path / "cases.json", world=1, folder=tmp_path / "logs")
+    first = json.loads((tmp_path / "job/report/train-1.jsonl").read_text().splitlines()[0])
+    assert first["rewards/margins"] == pytest.approx(0.2, abs=1e-4)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_head_of_a_reward_model_is_trained_and_saved(runs: Runs, strategy: str) -> None:
+    for method, file, name in (
+        ("LoRA", "adapter_model.safetensors", "base_model.model.score.weight"),
+        ("Full", "model.safetensors", "score.weight"),
+    ):
+        output = runs.job(f"Reward-{method}-{strategy}") / "output" / file
+        with safe_open(output, "np") as tensors:
+            assert tensors.get_tensor(name).shape == (1, 64)
