@@ -26,6 +26,8 @@ class MicroBatch:
     """int64 [n]: those next tokens."""
     owners: torch.Tensor
     """int64 [n]: index of the row that each target belongs to."""
+    lengths: torch.Tensor
+    """int64 [batch, length]: length of the example that a position belongs to; 0 for padding."""
     tokens: int
     """Tokens without padding."""
 
@@ -45,6 +47,13 @@ def trained_tokens(row: Row) -> int:
     return int(np.count_nonzero(shifted_targets(row) != IGNORED))
 
 
+def example_lengths(row: Row) -> np.ndarray:
+    """For each position of a row the length of its example, which starts at position 0."""
+    starts = np.flatnonzero(row.position_ids == 0)
+    lengths = np.diff(np.append(starts, len(row.position_ids)))
+    return np.repeat(lengths, lengths)
+
+
 def collate(rows: Sequence[Row], flatten: bool = False) -> MicroBatch:
     """Rows side by side, padded on the right; or, with `flatten`, one after the other.
 
@@ -55,17 +64,19 @@ def collate(rows: Sequence[Row], flatten: bool = False) -> MicroBatch:
     if not rows:
         zero = torch.zeros(1, 1, dtype=torch.int64)
         none = torch.zeros(0, dtype=torch.int64)
-        return MicroBatch(zero, zero, none, none, none, 0)
+        return MicroBatch(zero, zero, none, none, none, zero, 0)
     lengths = [len(row.input_ids) for row in rows]
     if flatten:
         ids = np.concatenate([row.input_ids for row in rows])[None]
         positions = np.concatenate([row.position_ids for row in rows])[None]
         targets = np.concatenate([shifted_targets(row) for row in rows])
+        within = np.concatenate([example_lengths(row) for row in rows])[None]
         owners = np.repeat(np.arange(len(rows)), lengths)
     else:
         shape = (len(rows), max(lengths))
         ids = np.zeros(shape, dtype=np.int64)
         positions = np.zeros(shape, dtype=np.int64)
+        within = np.zeros(shape, dtype=np.int64)
         padded = np.full(shape, IGNORED, dtype=np.int64)
         for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
             ids[index, :length] = row.input_ids
@@ -73,6 +84,7 @@ def collate(rows: Sequence[Row], flatten: bool = False) -> MicroBatch:
             # Padding goes on counting, so it looks like the tail of the last example: nothing
             # before it can see it, and rows of one example need no mask at all.
             positions[index, length:] = np.arange(shape[1] - length) + row.position_ids[-1] + 1
+            within[index, :length] = example_lengths(row)
             padded[index, :length] = shifted_targets(row)
         targets = padded.reshape(-1)
         owners = np.repeat(np.arange(len(rows)), shape[1])
@@ -83,5 +95,6 @@ def collate(rows: Sequence[Row], flatten: bool = False) -> MicroBatch:
         selected=torch.from_numpy(selected),
         targets=torch.from_numpy(targets[selected]),
         owners=torch.from_numpy(owners[selected]),
+        lengths=torch.from_numpy(within.astype(np.int64)),
         tokens=sum(lengths),
     )

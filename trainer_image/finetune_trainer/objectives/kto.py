@@ -56,6 +56,11 @@ class AnswerBatch:
         """Tokens without padding."""
         return self.rows.tokens
 
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Length of the example that a position belongs to."""
+        return self.rows.lengths
+
 
 class AnswerStore:
     """The answers of one half of the data."""

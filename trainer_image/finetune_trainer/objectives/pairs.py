@@ -59,6 +59,11 @@ class PairBatch:
         """Tokens without padding."""
         return self.rows.tokens
 
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Length of the example that a position belongs to."""
+        return self.rows.lengths
+
 
 class PairStore:
     """The pairs of one half of the data."""

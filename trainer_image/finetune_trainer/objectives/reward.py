@@ -31,6 +31,8 @@ class ScoreBatch:
     """0 where one padding token stands for no rows at all."""
     tokens: int
     """Tokens without padding."""
+    lengths: torch.Tensor
+    """int64 [rows, length]: length of the row that a position belongs to; 0 for padding."""
 
 
 class RewardModel:
@@ -83,10 +85,12 @@ def collate_scored(rows: Sequence[Row], pad: int) -> ScoreBatch:
     """Rows side by side; causal attention sees no padding to its right."""
     longest = max((len(row.input_ids) for row in rows), default=1)
     ids = np.full((max(1, len(rows)), longest), pad, dtype=np.int64)
-    for line, row in zip(ids, rows, strict=False):
+    lengths = np.zeros(ids.shape, dtype=np.int64)
+    for line, within, row in zip(ids, lengths, rows, strict=False):
         line[: len(row.input_ids)] = row.input_ids
+        within[: len(row.input_ids)] = len(row.input_ids)
     tokens = sum(len(row.input_ids) for row in rows)
-    return ScoreBatch(torch.from_numpy(ids), len(rows), tokens)
+    return ScoreBatch(torch.from_numpy(ids), len(rows), tokens, torch.from_numpy(lengths))
 
 
 def scores_of(model: Any, batch: ScoreBatch, device: Any) -> torch.Tensor:
