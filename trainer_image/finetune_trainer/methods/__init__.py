@@ -8,6 +8,7 @@ import torch
 from finetune_api.combinations import resolved
 from finetune_api.finetunejob import FineTuneJobSpec, Method
 
+from finetune_trainer.activations import recompute
 from finetune_trainer.methods.adapters import add_adapters
 from finetune_trainer.methods.loading import attention_kernel, empty_model, load_model, saved_dtype
 from finetune_trainer.methods.precision import DTYPES, computes_in_autocast, weight_dtype
@@ -41,7 +42,7 @@ def prepare_method(
     model.config.use_cache = False
     make_room(model, new_tokens)
     if resolved(spec.to_wire(), "gradientCheckpointing"):
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(model, spec.training.selective_checkpointing)
     if spec.method.type != "Full":
         model = add_adapters(model, spec.method, total_steps, new_tokens)
     model.train()
