@@ -502,6 +502,20 @@ class MLflow(SpecModel):
 class Tracking(SpecModel):
     """Where the course of training is told besides /metrics, status and TensorBoard files."""
 
+    model_config = validations(
+        cel(
+            "has(self.wandb) || has(self.mlflow)",
+            "give wandb, mlflow or both; leave tracking out for none",
+            ".wandb",
+        ),
+        cel(
+            "!has(self.wandb) || self.wandb.offline || has(self.credentialsSecret)",
+            "Weights & Biases takes nothing without a key: name a Secret with WANDB_API_KEY, or "
+            "set wandb.offline to true",
+            ".credentialsSecret",
+        ),
+    )
+
     credentials_secret: ObjectName | None = None
     """Secret in the job's namespace with WANDB_API_KEY, MLFLOW_TRACKING_TOKEN,
     MLFLOW_TRACKING_USERNAME or MLFLOW_TRACKING_PASSWORD."""

@@ -54,6 +54,16 @@ def claim_of(uri: str) -> str | None:
     return parts.netloc if parts.scheme == "pvc" and parts.netloc else None
 
 
+def artifact_in(uri: str, workspace: str) -> str | None:
+    """Folder of the workspace that holds the artifact at this address; None where the address
+    names something else of the workspace, or leads out of the folder."""
+    parts = urlsplit(uri)
+    kind, *inner = parts.path.strip("/").split("/")
+    if parts.netloc != workspace or kind != WORKSPACE_ARTIFACTS or not inner:
+        return None
+    return None if {"", ".", ".."} & set(inner) else f"{WORKSPACE_ARTIFACTS}/{inner[0]}"
+
+
 def janitor_name(uid: str) -> str:
     """Name of the Job that removes the files of a deleted FineTuneJob."""
     return f"finetune-janitor-{uid[:8]}"

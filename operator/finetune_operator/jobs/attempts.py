@@ -162,7 +162,7 @@ def _watch(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> Non
     draft.update(phase=stage.phase(attempt))
     claims = [ctx.settings.workspace_claim]
     if stage.name == "prepare":
-        claims += user_claims(ctx.spec)
+        claims += user_claims(ctx.spec, ctx.settings.workspace_claim)
     draft.stall = attempt_stall(attempt, ctx.view, ctx.namespace, claims, ctx.now)
     if attempt.config is None:
         _restore(ctx, draft, stage, attempt)

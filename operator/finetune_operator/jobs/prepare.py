@@ -22,7 +22,7 @@ from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.profile import find_pool
 from finetune_operator.jobs.stage import Accepted, Context, PodStage
 from finetune_operator.jobs.stall import Stall, claim_stall
-from finetune_operator.names import claim_of, job_path, model_path
+from finetune_operator.names import artifact_in, claim_of, job_path, model_path
 from finetune_operator.resources.compute import host_resources
 from finetune_operator.resources.pod import Mount, PodShape, SecretEnv
 
@@ -33,7 +33,11 @@ def phase(attempt: Attempt | None) -> Phase:
 
 
 def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig | Stall | Failure:
-    """Needs nothing but the spec."""
+    """Needs nothing but the spec, and that no address names what is another job's."""
+    workspace = ctx.settings.workspace_claim
+    for source, _ in sources(ctx.spec):
+        if claim_of(source.uri) == workspace and artifact_in(source.uri, workspace) is None:
+            return not_an_artifact(source.uri, workspace)
     return ctx.run_config("prepare", attempt)
 
 
@@ -45,7 +49,8 @@ def shape(ctx: Context, config: RunConfig) -> PodShape | Stall:
     pool = find_pool(ctx.view, ctx.spec.compute.profile)
     if isinstance(pool, Stall):
         return pool
-    claims = user_claims(ctx.spec)
+    workspace = ctx.settings.workspace_claim
+    claims = user_claims(ctx.spec, workspace)
     stall = claim_stall(ctx.view, ctx.namespace, claims)
     if stall is not None:
         return stall
@@ -57,10 +62,34 @@ def shape(ctx: Context, config: RunConfig) -> PodShape | Stall:
             Mount(Paths().model_cache, model_path(model.uri, model.revision)),
             Mount(Paths().job, job_path(ctx.uid)),
             *reward_mount(ctx.spec),
+            *artifact_mounts(ctx.spec, workspace),
         ),
         secrets=secrets(ctx.spec),
         claims=claims,
     )
+
+
+def not_an_artifact(uri: str, workspace: str) -> Failure:
+    """The workspace holds other jobs' data and checkpoints; only artifacts are for everybody."""
+    return Failure(
+        stage="prepare",
+        reason="NotAnArtifact",
+        message=f"{uri} is not the address of an artifact",
+        remedy=(
+            f"use status.artifact.uri of a FineTuneJob, which is pvc://{workspace}/artifacts/..., "
+            "or a claim of your own"
+        ),
+    )
+
+
+def artifact_mounts(spec: FineTuneJobSpec, workspace: str) -> list[Mount]:
+    """Artifacts of earlier jobs that the sources name, each folder by itself and read-only."""
+    folders = (artifact_in(source.uri, workspace) for source, _ in sources(spec))
+    return [
+        Mount(f"{Paths().volumes}/{workspace}/{folder}", folder, read_only=True)
+        for folder in dict.fromkeys(folders)
+        if folder
+    ]
 
 
 def reward_mount(spec: FineTuneJobSpec, read_only: bool = False) -> tuple[Mount, ...]:
@@ -84,10 +113,11 @@ def sources(spec: FineTuneJobSpec) -> list[tuple[ModelSource | DataSource, str]]
     return found
 
 
-def user_claims(spec: FineTuneJobSpec) -> list[str]:
-    """Claims that pvc:// sources name, each once, in the order of the spec."""
+def user_claims(spec: FineTuneJobSpec, workspace: str) -> list[str]:
+    """Claims that pvc:// sources name, each once, in the order of the spec; never the workspace as
+    a whole."""
     claims = (claim_of(source.uri) for source, _ in sources(spec))
-    return list(dict.fromkeys(claim for claim in claims if claim))
+    return list(dict.fromkeys(claim for claim in claims if claim and claim != workspace))
 
 
 def secrets(spec: FineTuneJobSpec) -> list[SecretEnv]:

@@ -1,7 +1,7 @@
 """train: the gang, one pod per node, on the devices that the planner chose."""
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
-from finetune_api.finetunejob import FineTuneJobStatus, Phase
+from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase
 from finetune_api.run import Failure, Paths, RunConfig, StageResult, TrainPlan
 
 from finetune_operator.jobs.observe import Attempt
@@ -15,7 +15,9 @@ from finetune_operator.planner.serving import serving_devices
 from finetune_operator.planner.training import plan_training
 from finetune_operator.progress import loss_text
 from finetune_operator.resources.compute import device_resources
-from finetune_operator.resources.pod import Mount, PodShape
+from finetune_operator.resources.pod import Mount, PodShape, SecretKey
+
+MLFLOW_KEYS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 
 def phase(attempt: Attempt | None) -> Phase:
@@ -80,7 +82,21 @@ def shape(ctx: Context, config: RunConfig) -> PodShape | Stall:
         rendezvous=True,
         profile=pool.spec,
         env=_threads(pool.spec),
+        secret_keys=tracker_keys(ctx.spec),
     )
+
+
+def tracker_keys(spec: FineTuneJobSpec) -> list[SecretKey]:
+    """The keys that the job's trackers read by themselves; nothing that they do not ask for."""
+    tracking = spec.tracking
+    if tracking is None or tracking.credentials_secret is None:
+        return []
+    secret, keys = tracking.credentials_secret, []
+    if tracking.wandb and not tracking.wandb.offline:
+        keys.append(SecretKey(secret, "WANDB_API_KEY", required=True))
+    if tracking.mlflow and tracking.mlflow.tracking_uri:
+        keys += [SecretKey(secret, key, required=False) for key in MLFLOW_KEYS]
+    return keys
 
 
 def _threads(profile: AcceleratorProfileSpec) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 A pod mounts only what is its own, each by subPath: a job can neither read another job's data
 nor write the shared base model outside prepare. It has no API token and no Secret but the ones
-that its job names, and those only in prepare, which runs nothing that came with the data.
+that its job names, and those only in prepare, which runs nothing that came with the data; train
+sees the keys of its experiment trackers and nothing else of their Secret.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,16 @@ class SecretEnv:
 
 
 @dataclass(frozen=True)
+class SecretKey:
+    """One key of a Secret that becomes the environment variable of the same name."""
+
+    secret: str
+    key: str
+    required: bool
+    """Whether the pod waits for it."""
+
+
+@dataclass(frozen=True)
 class PodShape:
     """How large a stage is and what its pods see."""
 
@@ -58,6 +69,7 @@ class PodShape:
     """Pool to run on; None for stages that need no accelerator: anywhere."""
     env: Mapping[str, str] = field(default_factory=dict)
     secrets: Sequence[SecretEnv] = ()
+    secret_keys: Sequence[SecretKey] = ()
     claims: Sequence[str] = ()
     """Claims of the user, mounted read-only."""
 
@@ -92,7 +104,10 @@ def _container(identity: AttemptIdentity, shape: PodShape, settings: Settings) -
         "image": settings.trainer_image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["python", "-m", f"finetune_trainer.{identity.stage}"],
-        "env": [{"name": k, "value": v} for k, v in _environment(identity, shape).items()],
+        "env": [
+            *({"name": k, "value": v} for k, v in _environment(identity, shape).items()),
+            *(_from_secret(each) for each in shape.secret_keys),
+        ],
         "ports": [{"name": "telemetry", "containerPort": TELEMETRY_PORT, "protocol": "TCP"}],
         "resources": dict(shape.resources),
         "securityContext": container_security_context(),
@@ -106,6 +121,11 @@ def _container(identity: AttemptIdentity, shape: PodShape, settings: Settings) -
             for secret in shape.secrets
         ]
     return container
+
+
+def _from_secret(key: SecretKey) -> Manifest:
+    reference = {"name": key.secret, "key": key.key, "optional": not key.required}
+    return {"name": key.key, "valueFrom": {"secretKeyRef": reference}}
 
 
 def _environment(identity: AttemptIdentity, shape: PodShape) -> dict[str, str]:

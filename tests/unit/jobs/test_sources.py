@@ -1,0 +1,117 @@
+"""What the pods of a job see of Secrets, claims and other jobs' artifacts."""
+
+from typing import Any
+
+import pytest
+
+from tests.unit.jobs.world import NAMESPACE, World, job_manifest
+
+ARTIFACT = "pvc://finetune-workspace/artifacts/chat-0a1b2c3d"
+
+
+def container(world: World, stage: str) -> dict[str, Any]:
+    pod = world.objects["Job", NAMESPACE, f"glossary-{stage}-1"]["spec"]["template"]["spec"]
+    found: dict[str, Any] = pod["containers"][0]
+    return found
+
+
+def volumes(world: World, stage: str) -> list[str]:
+    pod = world.objects["Job", NAMESPACE, f"glossary-{stage}-1"]["spec"]["template"]["spec"]
+    return [volume["name"] for volume in pod["volumes"]]
+
+
+def mounts(world: World, stage: str) -> dict[str, dict[str, Any]]:
+    return {mount["mountPath"]: mount for mount in container(world, stage)["volumeMounts"]}
+
+
+@pytest.mark.parametrize("uri", [ARTIFACT, f"{ARTIFACT}/", f"{ARTIFACT}/sub"])
+def test_an_artifact_of_an_earlier_job_is_mounted_alone_and_read_only(uri: str) -> None:
+    world = World(job_manifest(model={"uri": uri}))
+    world.settle()
+    mount = mounts(world, "prepare")["/pvc/finetune-workspace/artifacts/chat-0a1b2c3d"]
+    assert mount["subPath"] == "artifacts/chat-0a1b2c3d"
+    assert mount["readOnly"] is True
+    assert "/pvc/finetune-workspace" not in mounts(world, "prepare")
+    assert volumes(world, "prepare").count("claim-0") == 1  # that of the data
+
+
+def test_later_stages_see_the_copy_and_not_the_artifact() -> None:
+    world = World(job_manifest(model={"uri": ARTIFACT}))
+    world.run_until("train")
+    assert "/workspace/model" in mounts(world, "train")
+    assert not [path for path in mounts(world, "train") if path.startswith("/pvc")]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "jobs/1b4e28ba-2fa1-41d2-883f-0016d3cca427/output",
+        "models/0123456789abcdef",
+        "artifacts",
+        "artifacts/",
+        "artifacts/../jobs/other",
+        "artifacts/x/../../jobs/other",
+        "artifacts//x",
+        "",
+    ],
+)
+def test_nothing_else_of_the_workspace_is_for_another_job(path: str) -> None:
+    world = World(job_manifest(model={"uri": f"pvc://finetune-workspace/{path}"}))
+    world.settle()
+    assert world.status["phase"] == "Failed"
+    assert world.status["failure"]["reason"] == "NotAnArtifact"
+    assert "status.artifact.uri" in world.status["failure"]["remedy"]
+    assert not world.names("Job")
+
+
+def test_the_artifact_of_a_reward_job_judges_answers() -> None:
+    grpo = {"rewardModel": {"uri": ARTIFACT}}
+    world = World(job_manifest(objective="GRPO", grpo=grpo, serve=None))
+    world.run_until("train")
+    prepare, train = mounts(world, "prepare"), mounts(world, "train")
+    assert "/pvc/finetune-workspace/artifacts/chat-0a1b2c3d" in prepare
+    assert "readOnly" not in prepare["/workspace/reward"]
+    assert train["/workspace/reward"]["readOnly"] is True
+
+
+def environment(world: World, stage: str) -> dict[str, Any]:
+    env: dict[str, Any] = {item["name"]: item for item in container(world, stage)["env"]}
+    return env
+
+
+def test_only_train_sees_the_trackers_keys_and_no_other_key_of_the_secret() -> None:
+    tracking = {
+        "credentialsSecret": "trackers",
+        "wandb": {"project": "p"},
+        "mlflow": {"experiment": "e", "trackingUri": "https://mlflow.example"},
+    }
+    world = World(job_manifest(tracking=tracking))
+    world.run_until("evaluate")
+    env = environment(world, "train")
+    key = env["WANDB_API_KEY"]["valueFrom"]["secretKeyRef"]
+    assert key == {"name": "trackers", "key": "WANDB_API_KEY", "optional": False}
+    assert env["MLFLOW_TRACKING_TOKEN"]["valueFrom"]["secretKeyRef"]["optional"] is True
+    assert "envFrom" not in container(world, "train")
+    for stage in ("prepare", "evaluate"):
+        assert not [name for name in environment(world, stage) if "WANDB" in name or "ML" in name]
+
+
+@pytest.mark.parametrize(
+    "trackers", [{"wandb": {"project": "p", "offline": True}}, {"mlflow": {"experiment": "e"}}]
+)
+def test_a_tracker_that_sends_nothing_sees_no_key(trackers: dict[str, Any]) -> None:
+    world = World(job_manifest(tracking={"credentialsSecret": "trackers", **trackers}))
+    world.run_until("train")
+    assert not [item for item in container(world, "train")["env"] if "valueFrom" in item]
+
+
+def test_a_job_waits_for_a_missing_key_of_its_tracker() -> None:
+    tracking = {"credentialsSecret": "trackers", "wandb": {"project": "p"}}
+    world = World(job_manifest(tracking=tracking))
+    world.run_until("train")
+    for pod in world.add_pods("glossary-train-1"):
+        said = "couldn't find key WANDB_API_KEY in Secret team-a/trackers"
+        world.set_waiting(pod, "CreateContainerConfigError", said)
+    world.settle()
+    assert world.condition("Stalled")["status"] == "True"
+    assert "WANDB_API_KEY" in world.condition("Stalled")["message"]
