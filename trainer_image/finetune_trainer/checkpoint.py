@@ -4,9 +4,8 @@ A checkpoint is a folder checkpoints/<attempt>/step-<8 digits>. It is written un
 name, renamed when every rank is done, and counts only once the marker COMPLETE is in it, which
 holds the SHA-256 and size of every file. Pods on a dead or partitioned node may run on for a
 while, so an attempt claims the job first and looks for later claims before it publishes: a
-fenced attempt can waste a device, never corrupt a run.
-
-All functions that take part in saving and resuming are collectives: every rank calls them.
+fenced attempt can waste a device, never corrupt a run. `saving` writes them; this room says what
+they are, and reads them. Resuming is a collective: every rank calls it.
 """
 
 import hashlib
@@ -15,15 +14,14 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import distributed as dist
 
-from finetune_trainer import waiting
+from finetune_trainer import shards, waiting
+from finetune_trainer.shards import NO_PARTS, Parts
 from finetune_trainer.stage import RetryableError
 from finetune_trainer.strategies import Engine
 
@@ -31,6 +29,8 @@ log = logging.getLogger("finetune")
 
 MARKER = "COMPLETE"
 FileList = dict[str, dict[str, Any]]
+Fingerprint = dict[str, Any]
+"""What a checkpoint must share with a run to be resumed from."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Position:
 
     step: int = 0
     loss: float | None = None
+    eval_loss: float | None = None
+    """Held-out loss, where it was looked at after this step."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,12 @@ def sha256(path: Path) -> str:
 def describe(folder: Path, share: int = 0, shares: int = 1) -> FileList:
     """SHA-256 and size of every file below a folder, or of every `shares`-th one of them."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
-    return {
-        str(path.relative_to(folder)): {"sha256": sha256(path), "size": path.stat().st_size}
-        for path in files[share::shares]
-    }
+    return {str(path.relative_to(folder)): facts_of(path) for path in files[share::shares]}
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """SHA-256 and size of a file."""
+    return {"sha256": sha256(path), "size": path.stat().st_size}
 
 
 def seal(folder: Path) -> None:
@@ -112,54 +116,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def save(
-    job: Path,
-    attempt: int,
-    position: Position,
-    engine: Engine,
-    fingerprint: dict[str, Any],
-    keep_last: int,
-) -> Path:
-    """Write and publish a checkpoint of all ranks, then drop the oldest ones.
-
-    Raises RetryableError on every rank when a later attempt has claimed the job.
-    """
-    rank, world = dist.get_rank(), dist.get_world_size()
-    final = job / "checkpoints" / str(attempt) / f"step-{position.step:08d}"
-    partial = final.with_name(f".{final.name}.partial")
-    if rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    waiting.barrier()
-    engine.save(partial)
-    torch.save(_random_states(), partial / f"random-{rank:05d}.pt")
-    waiting.barrier()
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        # What a node wrote, only that node can make durable.
-        seal(partial)
-    shares = waiting.gathered(describe(partial, rank, world))
-    fenced = None
-    if rank == 0:
-        try:
-            require_newest(job, attempt)
-        except RetryableError as error:
-            fenced = error.failure.message
-        else:
-            files = {name: facts for share in shares for name, facts in share.items()}
-            marker = {"fingerprint": fingerprint, "files": files, **asdict(position)}
-            _publish(partial, final, marker)
-            prune(job, attempt, keep_last)
-    fenced = waiting.from_rank_zero(fenced)
-    if fenced:
-        raise RetryableError("Fenced", fenced)
-    return final
-
-
-def _publish(partial: Path, final: Path, marker: dict[str, Any]) -> None:
+def publish(partial: Path, final: Path, marker: dict[str, Any]) -> None:
+    """Give a checkpoint that is durable on disk its name, and then its marker."""
     shutil.rmtree(final, ignore_errors=True)
+    for folder in (partial, final.parent, final.parent.parent):
+        folder.chmod(0o755)
+    sync(partial)
     partial.rename(final)
-    (final.parent.parent).chmod(0o755)
-    final.parent.chmod(0o755)
     sync(final.parent)
     unfinished = final / f".{MARKER}"
     unfinished.write_text(json.dumps(marker))
@@ -182,49 +145,72 @@ def candidates(job: Path, attempt: int) -> list[Candidate]:
 
 
 def prune(job: Path, attempt: int, keep_last: int) -> None:
-    """Remove complete checkpoints beyond the newest `keep_last`, whichever attempt wrote them."""
-    for old in candidates(job, attempt)[keep_last:]:
-        # Without its marker it is no checkpoint any more, even if removal is cut short.
-        (old.folder / MARKER).unlink()
-        shutil.rmtree(old.folder, ignore_errors=True)
+    """Remove complete checkpoints, whichever attempt wrote them, but the newest `keep_last` and
+    the best one."""
+    found = candidates(job, attempt)
+    kept = {candidate.folder for candidate in (*found[:keep_last], *best_first(found)[:1])}
+    for old in found:
+        if old.folder not in kept:
+            # Without its marker it is no checkpoint any more, even if removal is cut short.
+            (old.folder / MARKER).unlink()
+            shutil.rmtree(old.folder, ignore_errors=True)
 
 
-def _usable(job: Path, attempt: int, fingerprint: dict[str, Any]) -> Iterator[Candidate]:
-    for candidate in candidates(job, attempt):
-        if candidate.marker.get("fingerprint") == fingerprint:
-            yield candidate
-        else:
-            log.warning("not used, another plan or other data: %s", candidate.folder)
+def sweep(job: Path, attempt: int) -> None:
+    """Remove what earlier attempts left unfinished; they have been fenced by this one's claim."""
+    for folder in (job / "checkpoints").glob("*/*step-*"):
+        if int(folder.parent.name) < attempt and not (folder / MARKER).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def resume(job: Path, attempt: int, engine: Engine, fingerprint: dict[str, Any]) -> Position:
+def best_first(found: list[Candidate]) -> list[Candidate]:
+    """Those that were the best when they were saved, lowest held-out loss first."""
+    judged = [candidate for candidate in found if candidate.marker.get("best")]
+    return sorted(judged, key=lambda candidate: (candidate.marker["eval_loss"], candidate.step))
+
+
+def resume(
+    job: Path, attempt: int, engine: Engine, fingerprint: Fingerprint, parts: Parts = NO_PARTS
+) -> Position:
     """Restore the newest checkpoint whose files are as they were written.
 
     Returns where the run stands; step 0 where there is no checkpoint.
     """
+    if dist.get_rank() == 0:
+        sweep(job, attempt)
+    return _restore(_usable(job, attempt, fingerprint), engine, parts) or Position()
+
+
+def restore_best(
+    job: Path, attempt: int, engine: Engine, fingerprint: Fingerprint
+) -> Position | None:
+    """Restore the checkpoint with the lowest held-out loss; None where none was judged."""
+    return _restore(best_first(_usable(job, attempt, fingerprint)), engine, NO_PARTS)
+
+
+def _usable(job: Path, attempt: int, fingerprint: Fingerprint) -> list[Candidate]:
+    if dist.get_rank() != 0:
+        return []
+    found = candidates(job, attempt)
+    for other in [c for c in found if c.marker.get("fingerprint") != fingerprint]:
+        log.warning("not used, another plan or other data: %s", other.folder)
+        found.remove(other)
+    return found
+
+
+def _restore(found: list[Candidate], engine: Engine, parts: Parts) -> Position | None:
+    """Restore the first of rank 0's candidates that is whole."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    found = list(_usable(job, attempt, fingerprint)) if rank == 0 else []
     for candidate in waiting.from_rank_zero(found):
         seen = waiting.gathered(describe(candidate.folder, rank, world))
         files = {name: facts for share in seen for name, facts in share.items()}
         if files != candidate.marker["files"]:
             log.warning("not used, files differ from its marker: %s", candidate.folder)
             continue
-        engine.load(candidate.folder)
-        _restore_random_states(candidate.folder / f"random-{rank:05d}.pt")
-        return Position(step=candidate.step, loss=candidate.marker["loss"])
-    return Position()
-
-
-def _random_states() -> dict[str, torch.Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def _restore_random_states(path: Path) -> None:
-    states = torch.load(path, map_location="cpu", weights_only=True)
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"])
+        state = engine.state()
+        shards.read(candidate.folder, state)
+        engine.restored(state)
+        shards.read_parts(candidate.folder, parts)
+        marker = candidate.marker
+        return Position(candidate.step, marker["loss"], marker.get("eval_loss"))
+    return None

@@ -40,6 +40,11 @@ def units_until(units: int, steps: int, batch_size: int, seed: int) -> list[int]
     return sorted(unit for step in first for unit in units_of(units, step, batch_size, seed))
 
 
+def seed_of(seed: int, step: int, rank: int) -> int:
+    """What dropout and sampling of a step start from; so there is no random state to restore."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+
+
 def global_batch(store: TokenStore, step: int, batch_size: int, seed: int) -> list[Row]:
     """The rows of a step, counted from 1, over all ranks; longest first.
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
+import torch
 from torch import distributed as dist
 
 FILES_TIMEOUT = timedelta(hours=6)
@@ -31,6 +32,13 @@ def gathered(value: Any) -> list[Any]:
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, value, group=_group(dist.group.WORLD))
     return found
+
+
+def any_rank(value: bool) -> bool:
+    """Whether it is true on any rank."""
+    told = torch.tensor([int(value)])
+    dist.all_reduce(told, op=dist.ReduceOp.MAX, group=_group(dist.group.WORLD))
+    return bool(told)
 
 
 @cache

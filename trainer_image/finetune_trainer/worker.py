@@ -55,17 +55,20 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
     Returns whether the run got to its end, and how it went; it did not when `stop_asked` was
     true on any rank: then a checkpoint was saved instead. Raises UserError LossNotFinite.
     """
+    import torch
     from torch import distributed as dist
 
     from finetune_trainer import checkpoint, schedule
     from finetune_trainer.objectives import Setting, make_objective
     from finetune_trainer.output import write_output
+    from finetune_trainer.saving import Saver
 
     spec, plan, job = FineTuneJobSpec.model_validate(run.spec), run.plan, Path(run.paths.job)
     assert plan is not None
     assert run.data is not None
     settings, keep = spec.training, spec.training.checkpoint
-    if dist.get_rank() == 0:
+    rank = dist.get_rank()
+    if rank == 0:
         checkpoint.claim(job, run.attempt)
     tell("loading the model", total_steps=plan.total_steps, world_size=dist.get_world_size())
     model, engine, spread = build(run, spec)
@@ -78,35 +81,40 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
     fingerprint = fingerprint_of(run)
     position = checkpoint.resume(job, run.attempt, engine, fingerprint)
     resumed_from = position.step
+    saver = Saver(job, run.attempt, engine, fingerprint, keep)
     epoch_steps = schedule.steps_per_epoch(run.data.train_sequences, plan.batch_size)
-    history = History(job / "report" / f"train-{run.attempt}.jsonl", dist.get_rank())
+    history = History(job / "report" / f"train-{run.attempt}.jsonl", rank)
     pace = Pace(plan.total_steps, resumed_from)
     tell("training", step=resumed_from, resumed_from_step=resumed_from)
 
     for step in range(resumed_from + 1, plan.total_steps + 1):
         started = time.monotonic()
+        torch.manual_seed(schedule.seed_of(settings.seed, step, rank))
         share = objective.share(step)
         rate = schedule.learning_rate(step, plan, settings)
         sums = accumulate(engine, objective, share, spread.device)
         norm = engine.step(rate)
         sums[1] = float(stop_asked())
+        sums[2] = float(rank == 0 and saver.due())
         dist.all_reduce(sums)
-        loss, stopping = float(sums[0]) / share.weight, bool(sums[1] > 0)
+        loss, stopping, due = float(sums[0]) / share.weight, bool(sums[1] > 0), bool(sums[2] > 0)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise not_finite(step, loss, norm, rate)
         position = checkpoint.Position(step=step, loss=loss)
         pace.add(step, share.tokens, time.monotonic() - started)
-        measured = (sums[2:] / share.weight).tolist()
+        measured = (sums[3:] / share.weight).tolist()
         seen = {"step": step, "loss": loss, "grad_norm": norm, "learning_rate": rate}
         measures = dict(zip(objective.MEASURES, measured, strict=True))
         history.add(**seen, tokens=share.tokens, **measures)
         tell(**seen, measures=measures, epoch=step / epoch_steps, **pace.speeds())
-        if stopping or step == plan.total_steps or step % keep.interval_steps == 0:
-            tell("saving a checkpoint")
-            checkpoint.save(job, run.attempt, position, engine, fingerprint, keep.keep_last)
-            tell("training", last_checkpoint_step=step)
+        if published := saver.look():
+            tell(last_checkpoint_step=published)
+        if stopping or due or step == plan.total_steps or step % keep.interval_steps == 0:
+            saver.save(position)
         if stopping:
             break
+    saver.close()
+    tell(last_checkpoint_step=position.step)
 
     facts = TrainFacts(
         steps=position.step,
@@ -131,7 +139,7 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
 def accumulate(engine: Any, objective: Any, share: Any, device: Any) -> Any:
     """Forward and backward of this rank's micro-batches.
 
-    Returns float64 [2 + measures]: this rank's summed loss, room for one more number in the
+    Returns float64 [3 + measures]: this rank's summed loss, room for two more numbers in the
     all-reduce that follows, and the objective's measures.
     """
     import torch
@@ -139,7 +147,7 @@ def accumulate(engine: Any, objective: Any, share: Any, device: Any) -> Any:
 
     # Every strategy averages over the ranks; this makes it a mean over the global batch.
     scale = dist.get_world_size() / share.weight
-    total = torch.zeros(2, dtype=torch.float64, device=device)
+    total = torch.zeros(3, dtype=torch.float64, device=device)
     for index, batch in enumerate(share.batches):
         with engine.accumulate(last=index == len(share.batches) - 1):
             losses = objective.losses(engine.model, batch)
@@ -154,7 +162,6 @@ def accumulate(engine: Any, objective: Any, share: Any, device: Any) -> Any:
 def build(run: RunConfig, spec: FineTuneJobSpec) -> tuple[Any, Any, Any]:
     """The model with its method, the engine around it, and how it is spread."""
     import torch
-    from torch import distributed as dist
 
     from finetune_trainer import methods, strategies
 
@@ -176,13 +183,12 @@ def build(run: RunConfig, spec: FineTuneJobSpec) -> tuple[Any, Any, Any]:
     )
     attention = methods.attention_kernel(device.type, methods.DTYPES[settings.precision])
     dtype = methods.weight_dtype(method, settings, plan.strategy)
-    # The same adapters on every rank now, other dropout on each of them later.
+    # The same adapters on every rank; dropout differs by rank, see the loop.
     torch.manual_seed(settings.seed)
     folder = Path(run.paths.model_cache) / run.model.folder
     model = strategies.load(spread, folder, dtype, attention)
     model = methods.prepare_method(model, spec, plan.total_steps)
     engine = strategies.wrap(model, spread)
-    torch.manual_seed(settings.seed + 1_000_003 * (dist.get_rank() + 1))
     return model, engine, spread
 
 
@@ -192,7 +198,6 @@ def fingerprint_of(run: RunConfig) -> dict[str, Any]:
     assert plan is not None
     return {
         "strategy": plan.strategy,
-        "world_size": plan.world_size,
         "batch_size": plan.batch_size,
         "total_steps": plan.total_steps,
         "learning_rate": plan.learning_rate,

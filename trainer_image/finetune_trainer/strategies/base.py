@@ -8,7 +8,6 @@ the strategy.
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -32,6 +31,22 @@ class Spread:
     """Whether the model is a reward model, which gives a number and no tokens."""
 
 
+@dataclass(frozen=True)
+class Fragment:
+    """A run of the elements of one named tensor, flattened row by row."""
+
+    values: torch.Tensor
+    """One dimension; a view of what the rank trains with."""
+    start: int = 0
+    """Index of its first element in the whole tensor."""
+    replicated: bool = True
+    """Whether every rank holds the same run, which one of them has to write."""
+
+
+State = dict[str, Fragment]
+"""Fragments by name, `<what>/<weight>`; every rank has its own."""
+
+
 class Engine(Protocol):
     """A wrapped model with its optimizer."""
 
@@ -47,16 +62,21 @@ class Engine(Protocol):
         """Surrounds forward and backward of a micro-batch; the last one of a step syncs."""
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update and clear; returns the gradients' global L2 norm before clipping."""
+        """Clip, update and clear; returns the gradients' global L2 norm before clipping, which is
+        infinite or no number where nothing was updated."""
+
+    @property
+    def skipped(self) -> int:
+        """Steps that this attempt left out because fp16 gradients overflowed."""
 
     def full_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every trained weight in fp32, gathered. A collective: all ranks must exhaust it."""
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's part of weights and optimizer. A collective."""
+    def state(self) -> State:
+        """What a resumed run needs of this rank, as views of live memory. A collective."""
 
-    def load(self, folder: Path) -> None:
-        """Restore what `save` wrote. A collective."""
+    def restored(self, state: State) -> None:
+        """Go on from these views, which have been overwritten. A collective."""
 
     @property
     def bare(self) -> Any:
@@ -64,6 +84,16 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Let go of memory and hooks."""
+
+
+def decoder_layers(model: Any) -> list[Any]:
+    """The transformer blocks, by the class names that the architecture declares."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    names = set(inner._no_split_modules or ())
+    layers = [module for module in inner.modules() if type(module).__name__ in names]
+    if not layers:
+        raise ValueError(f"{type(inner).__name__} declares no decoder layers to shard")
+    return layers
 
 
 def trained(model: Any) -> Iterator[tuple[str, Any]]:

@@ -5,15 +5,16 @@ Source: Zhao et al. 2023 (arXiv 2304.11277).
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed as dist
 
 from finetune_trainer import waiting
-from finetune_trainer.strategies.base import Spread, trained
-from finetune_trainer.strategies.optimizers import make_optimizer, set_learning_rate
+from finetune_trainer.strategies.base import Fragment, Spread, State, decoder_layers, trained
+from finetune_trainer.strategies.loss_scale import LossScale
+from finetune_trainer.strategies.optimizers import clip_and_update, make_optimizer
+from finetune_trainer.strategies.state import restore_numbers, torch_state
 
 
 class FullyShardedData:
@@ -21,26 +22,24 @@ class FullyShardedData:
 
     def __init__(self, model: Any, spread: Spread) -> None:
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+        from torch.distributed.fsdp import FSDPModule, fully_shard
 
         mesh = init_device_mesh(spread.device.type, (dist.get_world_size(),))
-        mixed = spread.method.type == "Full" and spread.training.precision == "bf16"
-        policy = (
-            MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-            if mixed
-            else MixedPrecisionPolicy()
-        )
+        how: dict[str, Any] = {"mesh": mesh, "mp_policy": precision_policy(spread)}
+        if spread.offload:
+            how["offload_policy"] = offload_policy(spread)
         # Rank 0 has the weights, the others only their shapes; see `load`.
         whole = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for layer in decoder_layers(model):
-            fully_shard(layer, mesh=mesh, mp_policy=policy)
-        self.model: Any = fully_shard(model, mesh=mesh, mp_policy=policy)
+            fully_shard(layer, **how)
+        self.model: Any = fully_shard(model, **how)
         assert isinstance(self.model, FSDPModule)
-        self.model.to_empty(device=spread.device)
+        make_room(self.model, spread)
         hand_out(whole, self.model, spread.device)
         self.name = type(self.model).__name__
         self._spread = spread
         self._optimizer = make_optimizer(self.model, spread)
+        self._scale = LossScale() if spread.training.precision == "fp16" else None
 
     @contextlib.contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
@@ -51,49 +50,40 @@ class FullyShardedData:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add gradients."""
-        loss.backward()
+        (loss * self._scale.value if self._scale else loss).backward()
 
     def step(self, learning_rate: float) -> float:
         """Clip, update, clear."""
         weights = [weight for _, weight in trained(self.model)]
-        norm: Any = torch.nn.utils.clip_grad_norm_(weights, self._spread.training.max_grad_norm)
-        set_learning_rate(self._optimizer, learning_rate)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        most = self._spread.training.max_grad_norm
+        return clip_and_update(weights, self._optimizer, most, learning_rate, self._scale)
+
+    @property
+    def skipped(self) -> int:
+        """Steps left out."""
+        return self._scale.skipped if self._scale else 0
 
     def full_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Gather one weight at a time."""
         for name, weight in trained(self.model):
             yield name, weight.detach().full_tensor().float()
 
-    def _state(self) -> dict[str, Any]:
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+    def state(self) -> State:
+        """What the optimizer works on, and its own states."""
+        from torch.distributed.fsdp import FSDPModule
 
-        options = StateDictOptions(ignore_frozen_params=True)
-        weights, optimizer = get_state_dict(self.model, self._optimizer, options=options)
-        return {"weights": weights, "optimizer": optimizer}
+        for module in self.model.modules():
+            # After a forward pass without a backward one the outermost weights are still whole.
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        state = torch_state(self.model, self._optimizer)
+        return {**state, "scale": Fragment(self._scale.state())} if self._scale else state
 
-    def save(self, folder: Path) -> None:
-        """Every rank writes its shards."""
-        from torch.distributed import checkpoint as dcp
-
-        dcp.save(self._state(), checkpoint_id=folder)
-
-    def load(self, folder: Path) -> None:
-        """Every rank reads its shards."""
-        from torch.distributed import checkpoint as dcp
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
-
-        state = self._state()
-        dcp.load(state, checkpoint_id=folder)
-        set_state_dict(
-            self.model,
-            self._optimizer,
-            model_state_dict=state["weights"],
-            optim_state_dict=state["optimizer"],
-            options=StateDictOptions(ignore_frozen_params=True, strict=False),
-        )
+    def restored(self, state: State) -> None:
+        """Weights and moments are there; numbers follow."""
+        restore_numbers(self.model, self._optimizer, state)
+        if self._scale:
+            self._scale.restore(state["scale"].values)
 
     @property
     def bare(self) -> Any:
@@ -102,6 +92,33 @@ class FullyShardedData:
 
     def close(self) -> None:
         """Nothing outlives the object."""
+
+
+def precision_policy(spread: Spread) -> Any:
+    """A whole model computes in half precision on fp32 shards; adapters' numbers stay."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    computed = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
+    dtype = computed[spread.training.precision]
+    if dtype is None or spread.method.type != "Full":
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+
+
+def offload_policy(spread: Spread) -> Any:
+    """Shards, their gradients and the optimizer live in host memory."""
+    from torch.distributed.fsdp import CPUOffloadPolicy
+
+    return CPUOffloadPolicy(pin_memory=spread.device.type == "cuda")
+
+
+def make_room(model: Any, spread: Spread) -> None:
+    """Memory for this rank's shards, and for its buffers, which are not sharded."""
+    model.to_empty(device="cpu" if spread.offload else spread.device)
+    if spread.offload and spread.device.type != "cpu":
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = buffer.to(spread.device)
 
 
 def hand_out(whole: dict[str, torch.Tensor], model: Any, device: torch.device) -> None:
@@ -121,13 +138,3 @@ def hand_out(whole: dict[str, torch.Tensor], model: Any, device: torch.device) -
             here.to_local().copy_(shards.to_local())
         else:
             here.copy_(sent)
-
-
-def decoder_layers(model: Any) -> list[Any]:
-    """The transformer blocks, by the class names that the architecture declares."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    names = set(inner._no_split_modules or ())
-    layers = [module for module in inner.modules() if type(module).__name__ in names]
-    if not layers:
-        raise ValueError(f"{type(inner).__name__} declares no decoder layers to shard")
-    return layers

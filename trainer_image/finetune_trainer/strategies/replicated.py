@@ -2,14 +2,15 @@
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed as dist
 
-from finetune_trainer.strategies.base import Spread, trained
-from finetune_trainer.strategies.optimizers import make_optimizer, set_learning_rate
+from finetune_trainer.strategies.base import Fragment, Spread, State, trained
+from finetune_trainer.strategies.loss_scale import LossScale
+from finetune_trainer.strategies.optimizers import clip_and_update, make_optimizer
+from finetune_trainer.strategies.state import restore_numbers, torch_state
 
 
 class Replicated:
@@ -28,6 +29,8 @@ class Replicated:
             )
         self.name = type(self.model).__name__
         self._optimizer = make_optimizer(self._bare, spread)
+        self._half = spread.training.precision == "fp16"
+        self._scale = LossScale() if self._half else None
 
     @contextlib.contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
@@ -36,42 +39,44 @@ class Replicated:
         quiet = not last and model is not self._bare
         with (
             model.no_sync() if quiet else contextlib.nullcontext(),
-            torch.autocast(spread.device.type, torch.bfloat16, enabled=spread.autocast),
+            torch.autocast(
+                spread.device.type,
+                torch.float16 if self._half else torch.bfloat16,
+                enabled=spread.autocast,
+            ),
         ):
             yield
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add gradients."""
-        loss.backward()
+        (loss * self._scale.value if self._scale else loss).backward()
 
     def step(self, learning_rate: float) -> float:
         """Clip, update, clear."""
         weights = [weight for _, weight in trained(self._bare)]
-        norm = torch.nn.utils.clip_grad_norm_(weights, self._spread.training.max_grad_norm)
-        set_learning_rate(self._optimizer, learning_rate)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        most = self._spread.training.max_grad_norm
+        return clip_and_update(weights, self._optimizer, most, learning_rate, self._scale)
+
+    @property
+    def skipped(self) -> int:
+        """Steps left out."""
+        return self._scale.skipped if self._scale else 0
 
     def full_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Nothing to gather."""
         for name, weight in trained(self._bare):
             yield name, weight.detach().float()
 
-    def save(self, folder: Path) -> None:
-        """Rank 0 has it all."""
-        if dist.get_rank() == 0:
-            weights = {name: weight.detach() for name, weight in trained(self._bare)}
-            state = {"weights": weights, "optimizer": self._optimizer.state_dict()}
-            torch.save(state, folder / "state.pt")
+    def state(self) -> State:
+        """What the optimizer works on, and its own states."""
+        state = torch_state(self._bare, self._optimizer)
+        return {**state, "scale": Fragment(self._scale.state())} if self._scale else state
 
-    def load(self, folder: Path) -> None:
-        """Every rank reads the one file."""
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        with torch.no_grad():
-            for name, weight in trained(self._bare):
-                weight.copy_(state["weights"][name])
-        self._optimizer.load_state_dict(state["optimizer"])
+    def restored(self, state: State) -> None:
+        """Weights and moments are there; numbers follow."""
+        restore_numbers(self._bare, self._optimizer, state)
+        if self._scale:
+            self._scale.restore(state["scale"].values)
 
     @property
     def bare(self) -> Any:

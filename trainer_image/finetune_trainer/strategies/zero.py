@@ -5,34 +5,59 @@ Source: Rajbhandari et al. 2020 (arXiv 1910.02054).
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from finetune_api.run import Strategy
 
-from finetune_trainer.strategies.base import Spread, trained
+from finetune_trainer.strategies.base import Spread, State, trained
+from finetune_trainer.strategies.loss_scale import INITIAL_POWER, WINDOW
 from finetune_trainer.strategies.optimizers import make_optimizer, set_learning_rate
+from finetune_trainer.strategies.zero_state import restored, zero_state
 
 ZERO_STAGES: dict[str, int] = {"ZeRO1": 1, "ZeRO2": 2, "ZeRO3": 3}
 
 
 def deepspeed_config(spread: Spread) -> dict[str, Any]:
-    """The engine's settings; adapters are fp32 already and need no mixed precision."""
-    stage = ZERO_STAGES[spread.strategy]
-    zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True}
-    if spread.device.type == "cuda":
-        zero["overlap_comm"] = True
+    """The engine's settings.
+
+    With bf16 adapters are fp32 and need no mixed precision. With fp16 they become fp16 too and the
+    engine keeps fp32 copies, because its loss scaling comes with these only.
+    """
+    precision = spread.training.precision
     return {
         "train_micro_batch_size_per_gpu": spread.micro_batch_size,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": spread.training.max_grad_norm,
-        "zero_optimization": zero,
+        "zero_optimization": zero_config(spread),
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": spread.method.type == "Full" and spread.training.precision == "bf16"},
+        # DeepSpeed's own AdamW for CPUs is compiled on the spot; PyTorch's is as fast.
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": spread.method.type == "Full" and precision == "bf16"},
+        "fp16": {
+            "enabled": precision == "fp16",
+            "initial_scale_power": INITIAL_POWER,
+            "loss_scale_window": WINDOW,
+            "hysteresis": 1,
+        },
         "steps_per_print": 1_000_000_000,
     }
+
+
+def zero_config(spread: Spread) -> dict[str, Any]:
+    """Which stage, and what lives in host memory."""
+    stage = ZERO_STAGES[spread.strategy]
+    zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True}
+    if spread.device.type == "cuda":
+        zero["overlap_comm"] = True
+    if spread.offload:
+        host = {"device": "cpu", "pin_memory": spread.device.type == "cuda"}
+        zero["offload_optimizer"] = host
+        if stage == 3:
+            zero["offload_param"] = host
+    return zero
 
 
 class ZeroSharded:
@@ -43,14 +68,18 @@ class ZeroSharded:
 
         if spread.strategy != "ZeRO3":
             model = model.to(spread.device)
+        if spread.training.precision == "fp16":
+            halve(model)
         self.model, *_ = deepspeed.initialize(
             model=model,
             optimizer=make_optimizer(model, spread),
             config=deepspeed_config(spread),
             dist_init_required=False,
         )
+        if spread.training.precision == "fp16":
+            # A run whose every step overflows is ended by the loop, in words.
+            self.model.optimizer.loss_scaler.raise_error_at_min_scale = False
         self.name = type(self.model).__name__
-        self._lora = spread.method.type == "LoRA"
 
     @contextlib.contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
@@ -66,8 +95,16 @@ class ZeroSharded:
     def step(self, learning_rate: float) -> float:
         """Clip, update, clear: the engine does all three."""
         set_learning_rate(self.model.optimizer, learning_rate)
+        before = self.skipped
         self.model.step()
+        if self.skipped > before:
+            return math.inf
         return float(self.model.get_global_grad_norm())
+
+    @property
+    def skipped(self) -> int:
+        """Steps left out."""
+        return int(self.model.skipped_steps)
 
     def full_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Gather the optimizer's fp32 copy of one weight at a time."""
@@ -76,19 +113,13 @@ class ZeroSharded:
         for name, weight in trained(self.model.module):
             yield name, safe_get_full_fp32_param(weight).detach()
 
-    def save(self, folder: Path) -> None:
-        """Every rank writes its partition."""
-        self.model.save_checkpoint(
-            str(folder), tag="zero", save_latest=False, exclude_frozen_parameters=self._lora
-        )
+    def state(self) -> State:
+        """The fp32 partitions of this rank."""
+        return zero_state(self.model)
 
-    def load(self, folder: Path) -> None:
-        """Every rank reads its partition."""
-        path, _ = self.model.load_checkpoint(
-            str(folder), tag="zero", load_module_strict=not self._lora
-        )
-        if path is None:
-            raise FileNotFoundError(f"no DeepSpeed checkpoint in {folder}")
+    def restored(self, state: State) -> None:
+        """Copy the partitions to what the forward pass uses."""
+        restored(self.model, state)
 
     @property
     def bare(self) -> Any:
@@ -98,6 +129,13 @@ class ZeroSharded:
     def close(self) -> None:
         """Remove the engine's hooks."""
         self.model.destroy()
+
+
+def halve(model: Any) -> None:
+    """Adapters in fp16, which under ZeRO-3 are no shards yet."""
+    for _, weight in trained(model):
+        if not hasattr(weight, "ds_id"):
+            weight.data = weight.data.half()
 
 
 def prepare_communication(spread_strategy: Strategy, device: str) -> None:

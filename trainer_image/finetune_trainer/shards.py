@@ -1,0 +1,95 @@
+"""A checkpoint's files: one safetensors file per rank, readable by any number of ranks.
+
+An entry is named `<tensor>@<start>`: a run of the elements of a tensor, from that index on.
+Together the files hold every element once. A reader maps the files and copies the runs that it
+needs, so no rank ever holds more than its own share. What else a run must remember, a few small
+numbers that are the same on all ranks, stands in a file of rank 0.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import ExitStack
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from finetune_trainer.strategies.base import State
+
+OTHERS = "parts.pt"
+
+
+class Part(Protocol):
+    """Something small, equal on all ranks, that a resumed run must remember."""
+
+    def state(self) -> Any:
+        """Numbers, texts and tensors, in lists and dicts."""
+
+    def restore(self, state: Any) -> None:
+        """Go on from what `state` told."""
+
+
+Parts = Mapping[str, Part]
+NO_PARTS: Parts = {}
+
+
+def own_part(state: State, rank: int, world: int) -> dict[str, torch.Tensor]:
+    """What this rank has to write, by entry: replicated runs are dealt out to all ranks."""
+    copies = [name for name, part in state.items() if part.replicated]
+    mine = set(copies[rank::world])
+    return {
+        f"{name}@{part.start}": part.values
+        for name, part in state.items()
+        if not part.replicated or name in mine
+    }
+
+
+def write(folder: Path, rank: int, entries: Mapping[str, torch.Tensor]) -> Path:
+    """Write one rank's file; the interpreter stays free for training meanwhile."""
+    from safetensors.torch import save_file
+
+    path = folder / f"rank-{rank:05d}.safetensors"
+    save_file(dict(entries), path)
+    return path
+
+
+def read(folder: Path, state: State) -> None:
+    """Overwrite every fragment with its values from the files.
+
+    Raises ValueError where the files do not hold all of them.
+    """
+    from safetensors import safe_open
+
+    with ExitStack() as stack, torch.no_grad():
+        runs: dict[str, list[tuple[int, Any]]] = defaultdict(list)
+        for path in sorted(folder.glob("rank-*.safetensors")):
+            file = stack.enter_context(safe_open(path, "pt"))
+            for entry in file.keys():  # noqa: SIM118
+                name, _, start = entry.rpartition("@")
+                runs[name].append((int(start), file.get_slice(entry)))
+        for name, part in state.items():
+            first, end, found = part.start, part.start + part.values.numel(), 0
+            for start, values in runs[name]:
+                low, high = max(start, first), min(start + values.get_shape()[0], end)
+                if low < high:
+                    part.values[low - first : high - first] = values[low - start : high - start]
+                    found += high - low
+            if found != end - first:
+                raise ValueError(f"{folder} holds {found} of {end - first} elements of {name}")
+
+
+def parts_state(parts: Parts) -> bytes:
+    """A copy of all parts' states that training does not change any more."""
+    memory = BytesIO()
+    torch.save({name: part.state() for name, part in parts.items()}, memory)
+    return memory.getvalue()
+
+
+def read_parts(folder: Path, parts: Parts) -> None:
+    """Restore every part; tensors come back on the CPU."""
+    if not parts:
+        return
+    states = torch.load(folder / OTHERS, map_location="cpu", weights_only=True)
+    for name, part in parts.items():
+        part.restore(states[name])
