@@ -13,52 +13,21 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from finetune_api.finetunejob import Columns, FineTuneJobSpec
-from finetune_api.run import Failure
+from finetune_api.finetunejob import Columns
 from finetune_trainer.data.conversation import Conversation
 from finetune_trainer.data.reading import read_units
-from finetune_trainer.sources.dataset_files import DataFile
 from finetune_trainer.stage import UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.trainer.rows import fault, job, lines, put, read, talk
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 PAIRS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=8)
 
 
-def job(objective: str = "SFT", grpo: dict[str, Any] | None = None, **dataset: Any) -> Any:
-    """The spec of a job; `dataset` are fields of spec.dataset."""
-    spec: dict[str, Any] = {
-        "model": {"uri": "hf://acme/tiny"},
-        "dataset": {"train": [{"uri": "pvc://data/rows.jsonl"}], **dataset},
-        "objective": objective,
-    }
-    return FineTuneJobSpec.model_validate(spec if grpo is None else {**spec, "grpo": grpo})
-
-
-def put(folder: Path, name: str, content: bytes | str) -> DataFile:
-    path = folder / name
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return DataFile(name, path, "0" * 64)
-
-
-def read(folder: Path, name: str, content: bytes | str, **fields: Any) -> list[Any]:
-    return read_units([put(folder, name, content)], job(**fields))[1]
-
-
-def fault(folder: Path, name: str, content: bytes | str, **fields: Any) -> Failure:
-    with pytest.raises(UserError) as caught:
-        read(folder, name, content, **fields)
-    assert caught.value.failure.remedy
-    return caught.value.failure
-
-
-def lines(*rows: Any) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
 def said(rows: list[Conversation]) -> list[list[tuple[str, str]]]:
-    return [[(turn.role, turn.content) for turn in row.turns] for row in rows]
+    return [talk(row.turns) for row in rows]
 
 
 PAIR = {"prompt": "p", "completion": "c"}

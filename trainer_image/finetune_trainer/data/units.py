@@ -219,6 +219,8 @@ def _unpaired(values: Values, layout: Layout, where: Where) -> Unit:
 
 
 def _verdict(value: Any, name: str) -> bool:
+    if not isinstance(value, str) and value in (0, 1):
+        return bool(value)
     known = {**dict.fromkeys(_YES, True), **dict.fromkeys(_NO, False)}
     verdict = known.get(str(value).strip().lower())
     if verdict is None:

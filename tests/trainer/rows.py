@@ -1,0 +1,56 @@
+"""What tests of rows share: the spec of a job, a file, and what a read of it gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.run import Failure
+from finetune_trainer.data.reading import read_units
+from finetune_trainer.sources.dataset_files import DataFile
+from finetune_trainer.stage import UserError
+
+Said = list[tuple[str, str]]
+
+
+def job(objective: str = "SFT", grpo: dict[str, Any] | None = None, **dataset: Any) -> Any:
+    """The spec of a job; `dataset` are fields of spec.dataset."""
+    spec: dict[str, Any] = {
+        "model": {"uri": "hf://acme/tiny"},
+        "dataset": {"train": [{"uri": "pvc://data/rows.jsonl"}], **dataset},
+        "objective": objective,
+    }
+    return FineTuneJobSpec.model_validate(spec if grpo is None else {**spec, "grpo": grpo})
+
+
+def put(folder: Path, name: str, content: bytes | str) -> DataFile:
+    """A file of rows."""
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return DataFile(name, path, "0" * 64)
+
+
+def read(folder: Path, name: str, content: bytes | str, **fields: Any) -> list[Any]:
+    """The units of a file."""
+    return read_units([put(folder, name, content)], job(**fields))[1]
+
+
+def fault(folder: Path, name: str, content: bytes | str, **fields: Any) -> Failure:
+    """What is told of a file that cannot be used."""
+    with pytest.raises(UserError) as caught:
+        read(folder, name, content, **fields)
+    assert caught.value.failure.remedy
+    return caught.value.failure
+
+
+def lines(*rows: Any) -> str:
+    """Rows as JSON lines."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def talk(turns: Any) -> Said:
+    """Turns as pairs of role and content."""
+    return [(turn.role, turn.content) for turn in turns]
