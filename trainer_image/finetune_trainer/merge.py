@@ -7,6 +7,7 @@ of weights and stays an adapter.
 """
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from finetune_api.run import RunConfig
 from finetune_trainer.checkpoint import describe
 from finetune_trainer.methods import DTYPES, load_model, make_room, saved_dtype
 from finetune_trainer.methods.merging import FourBits, four_bits, merge_layers
+from finetune_trainer.methods.scoring import is_scorer, round_head
 from finetune_trainer.stage import RetryableError
 
 
@@ -98,8 +100,16 @@ def merge_adapter(
     """
     from peft import PeftModel
 
-    adapted = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=True)
+    with warnings.catch_warnings():
+        # PEFT looks for AdaLoRA's ranks among LoRA's, finds none and says so; it does use them.
+        warnings.filterwarnings("ignore", message="The following rank_pattern keys")
+        # GPT-2's layers in four bits were no Conv1D.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+        adapted = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=True)
     if adapted.active_peft_config.is_prompt_learning:
         return adapted
     merge_layers(adapted, saved, rounded)
-    return adapted.unload()
+    merged = adapted.unload()
+    if is_scorer(merged):
+        round_head(merged, saved)
+    return merged

@@ -8,7 +8,7 @@ from finetune_api.finetunejob import IA3, AdaLoRA, LoRA, Method, MixtureOfExpert
 
 from finetune_trainer.methods.experts import expert_weights
 from finetune_trainer.methods.scoring import is_scorer, task_of, train_head
-from finetune_trainer.methods.targets import chosen_layers, scaled_layers
+from finetune_trainer.methods.targets import chosen_layers, scaled_layers, turned
 
 PREFIX_DEVIATION = 0.02
 """Standard deviation of a new prefix: that of usual initial weights, not PyTorch's 1."""
@@ -56,13 +56,15 @@ def _lora(model: Any, method: Method, new_tokens: Sequence[int]) -> Any:
     from peft import LoraConfig
 
     lora, experts = method.lora or LoRA(), (method.moe or MixtureOfExperts()).experts
+    layers = chosen_layers(model, lora.target_modules, "method.lora.targetModules")
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         use_rslora=lora.rank_stabilized,
         use_dora=method.type == "DoRA",
-        target_modules=chosen_layers(model, lora.target_modules, "method.lora.targetModules"),
+        target_modules=layers,
+        fan_in_fan_out=turned(model, layers),
         target_parameters=expert_weights(model) if experts else None,
         trainable_token_indices=token_rows(model, new_tokens) if new_tokens else None,
         task_type=task_of(model),
@@ -87,12 +89,14 @@ def _adalora(model: Any, adalora: AdaLoRA, total_steps: int) -> Any:
     # A run of few steps keeps at least one in which ranks shrink.
     final = min(round(adalora.final_ratio * total_steps), total_steps - 1)
     warmup = min(round(adalora.warmup_ratio * total_steps), total_steps - final - 1)
+    layers = chosen_layers(model, adalora.target_modules, "method.adalora.targetModules")
     return AdaLoraConfig(
         init_r=adalora.initial_rank,
         target_r=adalora.target_rank,
         lora_alpha=adalora.alpha,
         lora_dropout=adalora.dropout,
-        target_modules=chosen_layers(model, adalora.target_modules, "method.adalora.targetModules"),
+        target_modules=layers,
+        fan_in_fan_out=turned(model, layers),
         tinit=warmup,
         tfinal=final,
         total_step=total_steps,
@@ -105,7 +109,12 @@ def _ia3(model: Any, ia3: IA3) -> Any:
     from peft import IA3Config
 
     layers, inputs = scaled_layers(model, ia3.target_modules, ia3.feedforward_modules)
-    return IA3Config(target_modules=layers, feedforward_modules=inputs, task_type=task_of(model))
+    return IA3Config(
+        target_modules=layers,
+        feedforward_modules=inputs,
+        fan_in_fan_out=turned(model, layers),
+        task_type=task_of(model),
+    )
 
 
 def _prefix(model: Any, prefix: Prefix) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from finetune_api.finetunejob import RopeScaling
 
-from finetune_trainer.methods.quantization import quantize_empty
+from finetune_trainer.methods.quantization import keep_packing, quantize_empty
 from finetune_trainer.methods.rope import stretch
 from finetune_trainer.methods.scoring import HEADS, begin_head, scorer_config
 from finetune_trainer.stage import UserError
@@ -72,6 +72,8 @@ def load_model(
             "Save the whole model, with its output layer, by save_pretrained.",
             file=str(folder),
         )
+    if quantization:
+        keep_packing(model)
     return model
 
 

@@ -6,6 +6,7 @@ al. 2023, arXiv 2303.10512, equation 3), IA3 multiplies rows or columns (Liu et 
 2205.05638, section 3.3).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +25,21 @@ class FourBits:
     how: Quantization
     precision: torch.dtype
     """Number format that the weights had before."""
-    layers: frozenset[int]
-    """Addresses of the weights that were rounded."""
+    layers: Mapping[int, bool]
+    """Addresses of the weights that were rounded, and whether they are stored [in, out]."""
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight as its bits have it, in fp32."""
+        turned = self.layers[weight.data_ptr()]
+        rounded = rounded_to_four_bits(weight.T if turned else weight, self.how, self.precision)
+        return rounded.T if turned else rounded
 
 
 def four_bits(model: Any, how: Quantization, precision: torch.dtype) -> FourBits:
     """The same for a base that is loaded in an ordinary format and has no adapters yet."""
-    layers = (model.get_submodule(name) for name in quantized_names(model))
-    return FourBits(how, precision, frozenset(layer.weight.data_ptr() for layer in layers))
+    layers = [model.get_submodule(name) for name in quantized_names(model)]
+    stored = {each.weight.data_ptr(): type(each).__name__ == "Conv1D" for each in layers}
+    return FourBits(how, precision, stored)
 
 
 def merge_layers(adapted: Any, saved: torch.dtype, rounded: FourBits | None = None) -> None:
@@ -43,7 +51,7 @@ def merge_layers(adapted: Any, saved: torch.dtype, rounded: FourBits | None = No
 
     def base(weight: torch.Tensor) -> torch.Tensor:
         if rounded and weight.data_ptr() in rounded.layers:
-            return rounded_to_four_bits(weight, rounded.how, rounded.precision)
+            return rounded(weight)
         return weight.float()
 
     done: set[int] = set()
@@ -52,7 +60,7 @@ def merge_layers(adapted: Any, saved: torch.dtype, rounded: FourBits | None = No
             for weight, merged in _merged(module, base):
                 weight.copy_(merged.to(saved))
                 done.add(weight.data_ptr())
-        left = rounded.layers - done if rounded else frozenset[int]()
+        left = set(rounded.layers) - done if rounded else set[int]()
         for weight in adapted.parameters():
             if weight.data_ptr() in left:
                 weight.copy_(base(weight).to(saved))

@@ -56,6 +56,14 @@ def quantize_empty(model: Any, config: Any) -> None:
             bnb_quantized=True,
         )
     model.is_loaded_in_4bit = True
+    keep_packing(model)
+
+
+def keep_packing(model: Any) -> None:
+    """Forbid layers to pack their bits anew: on CPUs with AVX512-BF16 bitsandbytes would do that in
+    place at the first forward pass outside training, and training would go on with other bits."""
+    for _, layer in four_bit_layers(model):
+        layer.support_avx512bf16_for_cpu = False
 
 
 def four_bit_layers(model: Any) -> Iterator[tuple[str, Any]]:

@@ -28,6 +28,11 @@ def is_linear(module: Any) -> bool:
     return isinstance(module, torch.nn.Linear | Conv1D)
 
 
+def turned(model: Any, layers: Sequence[str]) -> bool:
+    """Whether the layers store their weights [in, out], as those of GPT-2 do."""
+    return bool(layers) and type(model.get_submodule(layers[0])).__name__ == "Conv1D"
+
+
 def linear_layers(model: Any) -> list[str]:
     """Full names of the layers that may be adapted: every linear one but the head."""
     head = model.get_output_embeddings()

@@ -19,15 +19,16 @@ def make_room(model: Any, new_tokens: Sequence[int]) -> None:
     """
     if not new_tokens:
         return
-    rows = getattr(model.get_input_embeddings().weight, "ds_shape", None)
-    rows = rows or model.get_input_embeddings().weight.shape
-    if max(new_tokens) >= rows[0]:
+    weight = model.get_input_embeddings().weight
+    before = int(getattr(weight, "ds_shape", weight.shape)[0])
+    if max(new_tokens) >= before:
         model.resize_token_embeddings(max(new_tokens) + 1, mean_resizing=False)
-    first = min(new_tokens)
+    old = min(*new_tokens, before)
+    rows = sorted({*new_tokens, *range(before, max(new_tokens) + 1)})
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         if layer is not None and not layer.weight.is_meta:
-            with _whole(layer.weight) as weight, torch.no_grad():
-                weight[list(new_tokens)] = weight[:first].float().mean(0).to(weight.dtype)
+            with _whole(layer.weight) as whole, torch.no_grad():
+                whole[rows] = whole[:old].float().mean(0).to(whole.dtype)
 
 
 @contextlib.contextmanager
