@@ -1,0 +1,90 @@
+"""Tiny random models of other architectures, beside the tiny Llama and with its tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.trainer.tiny import (
+    CONTEXT,
+    HEADS,
+    HIDDEN,
+    INTERMEDIATE,
+    KV_HEADS,
+    LAYERS,
+    VOCABULARY,
+    tiny_model,
+)
+
+EXPERTS = 4
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "intermediate_size": INTERMEDIATE,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "max_position_embeddings": CONTEXT,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+SPARSE: dict[str, Any] = {**SHAPE, "intermediate_size": 64, "num_experts_per_tok": 2}
+
+
+def tiny_mixtral(folder: Path) -> Path:
+    """Two layers with four experts each, two of them for a token; tied embeddings."""
+    from transformers import MixtralConfig
+
+    return _write(folder, MixtralConfig(**SPARSE, num_local_experts=EXPERTS))
+
+
+def tiny_qwen_moe(folder: Path) -> Path:
+    """Two layers with four experts each and normalised keys."""
+    from transformers import Qwen3MoeConfig
+
+    sizes = {"moe_intermediate_size": 64, "head_dim": 16, "num_experts": EXPERTS}
+    return _write(folder, Qwen3MoeConfig(**SPARSE, **sizes))
+
+
+def tiny_qwen(folder: Path) -> Path:
+    """Qwen 2: biases on queries, keys and values; a head of its own."""
+    from transformers import Qwen2Config
+
+    return _write(folder, Qwen2Config(**SHAPE, tie_word_embeddings=False))
+
+
+def tiny_neox(folder: Path) -> Path:
+    """GPT-NeoX: one layer for queries, keys and values; a head of its own; biases."""
+    from transformers import GPTNeoXConfig
+
+    shape = {name: value for name, value in SHAPE.items() if name != "num_key_value_heads"}
+    return _write(folder, GPTNeoXConfig(**shape, tie_word_embeddings=False))
+
+
+def tiny_gpt2(folder: Path) -> Path:
+    """GPT-2: weights are stored [in, out]; no rotary positions; tied embeddings."""
+    from transformers import GPT2Config
+
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=HIDDEN,
+        n_layer=LAYERS,
+        n_head=HEADS,
+        n_positions=CONTEXT,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return _write(folder, config)
+
+
+def _write(folder: Path, config: Any) -> Path:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tiny_model(folder)
+    (folder / "model.safetensors").unlink()
+    torch.manual_seed(0)
+    config.dtype = torch.float32
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
