@@ -320,12 +320,13 @@ class MetricPair(StatusModel):
 
 
 class LossComparison(StatusModel):
-    """Token-weighted held-out loss of both models."""
+    """Held-out loss of both models, by the loss that was trained."""
 
     model_config = FINITE
 
     base: float
-    """Mean negative log-likelihood per answer token of the base model, in nats."""
+    """Loss of the base model: nats per token for SFT and Completion, else the mean loss of a pair
+    or an answer, with the base itself as the reference."""
     tuned: float
     """The same of the tuned model."""
     improvement_percent: float
@@ -335,7 +336,7 @@ class LossComparison(StatusModel):
     high_percent: float
     """Upper end of it."""
     tokens: int = Field(ge=0)
-    """Answer tokens compared."""
+    """Tokens compared: of answers, or for a reward model of whole conversations."""
 
 
 class GateOutcome(StatusModel):
@@ -357,7 +358,9 @@ class EvaluationSummary(StatusModel):
     loss: LossComparison | None = None
     """Held-out loss of the objective; absent for GRPO."""
     preference_accuracy: MetricPair | None = None
-    """Share of held-out pairs whose better answer is preferred, 0 to 1."""
+    """Share of held-out pairs whose better answer is preferred, 0 to 1: by log-probability, by it
+    per token for ORPO and KTO (KTO: all pairs of a desirable and an undesirable answer), by score
+    for Reward, whose base has the head that training began from."""
     reward: MetricPair | None = None
     """Mean reward of answers to held-out prompts; only for GRPO."""
     exact_match: MetricPair | None = None

@@ -137,7 +137,7 @@ def test_the_report_holds_every_example_and_answer(
     assert len(body["examples"]) == 10
     assert result.evaluation is not None
     mean = sum(e["tunedLoss"] for e in body["examples"]) / sum(
-        e["tokens"] for e in body["examples"]
+        e["weight"] for e in body["examples"]
     )
     assert mean == pytest.approx(result.evaluation.loss.tuned)
     prompts = (job[0] / "job" / "data" / "eval.jsonl").read_text()

@@ -1,20 +1,20 @@
 """The evaluate stage: is the tuned model better than its base, and by how much?
 
 Both models see the same held-out rows in a process of their own: never inside the training
-job, where an evaluation can unwrap a model and thereby change what is trained. The loss is
-weighted by tokens; its interval comes from resampling rows, the same rows for both models, so
+job, where an evaluation can unwrap a model and thereby change what is trained. The loss is that of
+the job's objective; its interval comes from resampling rows, the same rows for both models, so
 that what both find hard cancels out (paired bootstrap, Koehn 2004).
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from finetune_api.finetunejob import Evaluation, FineTuneJobSpec, GateRule
+from finetune_api.finetunejob import FineTuneJobSpec, GateRule
 from finetune_api.run import (
     EvaluationSummary,
     Failure,
@@ -32,44 +32,46 @@ from finetune_trainer.stage import Report, UserError, run_stage
 from finetune_trainer.telemetry import write_atomically
 
 REPORT = "report/evaluation.json"
-TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
+ANSWERED = ("SFT", "GRPO")
+"""Objectives whose models' answers are compared."""
+PROBES = 8
+"""Prompts that the tuned model alone answers, so that one of the answers can be the probe."""
+PROBE_BEGINNING = 32
+"""Tokens of a plain text that are asked as a question, where there are only texts."""
 
 
 def evaluate(run: RunConfig, report: Report) -> StageResult:
     """Compare both models, write the report and apply the gate."""
     report.update("loading the base model")
-    from finetune_trainer.data.store import TokenStore
-    from finetune_trainer.data.tokenizer import job_tokenizer, prints_date
-    from finetune_trainer.merge import base_folder, tuned_model, verify
-    from finetune_trainer.methods import load_model
-    from finetune_trainer.probe import PROBE_MARGINS, Sample, choose_probe
+    from finetune_trainer.data.tokenizer import job_tokenizer
+    from finetune_trainer.held_out import open_held_out
+    from finetune_trainer.merge import base_model, tuned_model, verify
+    from finetune_trainer.probe import PROBE_MARGINS, choose_probe
 
     spec, job = FineTuneJobSpec.model_validate(run.spec), Path(run.paths.job)
-    wanted = spec.evaluation
     # Early, before minutes are spent on the base model.
     verify(job / "output")
     device, dtype = compute_device(run)
     tokenizer = job_tokenizer(run)
-    store = TokenStore.open(job / "data" / "eval")
-    order = np.random.default_rng(spec.training.seed).permutation(store.rows)
-    rows = [store.row(int(index)) for index in order[: wanted.max_samples]]
-    prompts = held_out_prompts(job / "data" / "eval.jsonl")
-    chosen = answerable(run, wanted, tokenizer, [prompts[int(i)] for i in order])
-    items = Items(report, 2 * (len(rows) + len(chosen)))
+    held_out = open_held_out(spec, job / "data" / "eval")
+    chosen = questions(run, spec, tokenizer)
+    compared = spec.objective in ANSWERED
+    rows = held_out.items if held_out else 0
+    items = Items(report, 2 * rows + (1 + compared) * len(chosen))
 
     place = placement(device)
-    model = load_model(base_folder(run), dtype, device=place).eval()
-    base = judge(model, tokenizer, rows, chosen, wanted, items, "base model")
+    model = base_model(run, dtype, device=place).eval()
+    base = examine(
+        model, tokenizer, held_out, chosen if compared else [], spec, items, "base model"
+    )
     model = tuned_model(run, dtype, base=model, device=place).eval()
-    tuned = judge(model, tokenizer, rows, chosen, wanted, items, "tuned model")
+    tuned = examine(model, tokenizer, held_out, chosen, spec, items, "tuned model")
 
     report.update("comparing")
-    samples = [
-        Sample(prompt["messages"], prompt["reference"], before, after)
-        for (prompt, _), before, after in zip(chosen, base.answers, tuned.answers, strict=True)
-    ]
-    summary = summarise(base, tuned, samples, wanted.gate, spec.training.seed)
-    digest = write_report(run, job / REPORT, summary, base, tuned, samples, order)
+    losses = losses_of(held_out, base, tuned)
+    samples = samples_of(chosen, base, tuned)
+    summary = summarise(losses, accuracies(held_out, base, tuned), samples, spec)
+    digest = write_report(run, job / REPORT, summary, losses, samples, held_out)
     failed = gate_failure(summary)
     return StageResult(
         stage="evaluate",
@@ -77,10 +79,7 @@ def evaluate(run: RunConfig, report: Report) -> StageResult:
         outcome="Failed" if failed else "Succeeded",
         failure=failed,
         evaluation=summary,
-        # A server would print another date, and so answer another prompt.
-        probe=None
-        if prints_date(tokenizer)
-        else choose_probe(tokenizer, samples, PROBE_MARGINS[device]),
+        probe=choose_probe(tokenizer, samples, PROBE_MARGINS[device]),
         report=REPORT,
         report_digest=digest,
     )
@@ -122,22 +121,25 @@ class Items:
         return done
 
 
-def held_out_prompts(path: Path) -> list[dict[str, Any]]:
-    """Conversations and references, in the order of the held-out store."""
-    with path.open() as file:
-        return [json.loads(line) for line in file]
-
-
-def answerable(
-    run: RunConfig, wanted: Evaluation, tokenizer: Any, prompts: Sequence[dict[str, Any]]
+def questions(
+    run: RunConfig, spec: FineTuneJobSpec, tokenizer: Any
 ) -> list[tuple[dict[str, Any], list[int]]]:
-    """The first prompts that leave room for an answer in the model's context, tokenised."""
+    """Held-out prompts to be answered, tokenised; with the right answer where there is one.
+
+    Where answers are compared, as many as the job asks for; else some, for the probe; none where
+    the model gives no answers. They are taken in the order of the judged rows, and leave room for
+    an answer in the model's context.
+    """
     from finetune_trainer.generate import render
 
+    if spec.objective == "Reward":
+        return []
+    wanted = spec.evaluation
+    most = wanted.generations if spec.objective in ANSWERED else PROBES
     context = run.model.context_length if run.model else 1 << 30
     found: list[tuple[dict[str, Any], list[int]]] = []
-    for prompt in prompts:
-        if len(found) == wanted.generations:
+    for prompt in held_out_prompts(spec, Path(run.paths.job) / "data", tokenizer):
+        if len(found) == most:
             break
         tokens = render(tokenizer, prompt["messages"])
         if len(tokens) + wanted.max_new_tokens <= context:
@@ -145,130 +147,165 @@ def answerable(
     return found
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What one model made of the held-out rows."""
+def held_out_prompts(spec: FineTuneJobSpec, data: Path, tokenizer: Any) -> Iterator[dict[str, Any]]:
+    """Conversations and right answers, in the order that follows from the seed."""
+    from finetune_trainer.data.store import TokenStore
 
-    losses: np.ndarray
-    """Summed negative log-likelihood of each row's answer in nats, float64 [rows]."""
-    tokens: np.ndarray
-    """Answer tokens of each row, int64 [rows]."""
+    if spec.objective == "Completion":
+        store = TokenStore.open(data / "eval")
+        for index in np.random.default_rng(spec.training.seed).permutation(store.rows):
+            beginning = store.row(int(index)).input_ids[:PROBE_BEGINNING].tolist()
+            text = tokenizer.decode(beginning, skip_special_tokens=True).strip()
+            if text:
+                yield {"messages": [{"role": "user", "content": text}], "reference": ""}
+        return
+    lines = (data / "eval.jsonl").read_text().splitlines()
+    for index in np.random.default_rng(spec.training.seed).permutation(len(lines)):
+        line = json.loads(lines[int(index)])
+        names = ("reference", "chosen", "completion")
+        right = next((line[name] for name in names if line.get(name) is not None), "")
+        yield {"messages": line["messages"], "reference": right}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found out about one model."""
+
+    look: Any
+    """A held_out.Look, or None where there is no held-out loss."""
     answers: list[Any]
 
 
-def judge(
+def examine(
     model: Any,
     tokenizer: Any,
-    rows: Sequence[Any],
+    held_out: Any,
     chosen: Sequence[tuple[dict[str, Any], list[int]]],
-    wanted: Evaluation,
+    spec: FineTuneJobSpec,
     items: Items,
     name: str,
-) -> Verdict:
-    """Losses of all rows, and greedy answers to the chosen prompts."""
+) -> Findings:
+    """Show the model all held-out rows, and take its greedy answers to the chosen prompts."""
     from finetune_trainer.generate import answer_all
 
-    losses, tokens = row_losses(model, rows, items.start(f"held-out loss of the {name}"))
+    look = held_out.look(model, items.start(f"held-out loss of the {name}")) if held_out else None
+    if not chosen:
+        return Findings(look, [])
     done = items.start(f"answers of the {name}")
     prompts = [tokenised for _, tokenised in chosen]
-    answers = answer_all(model, tokenizer, prompts, wanted.max_new_tokens, done)
-    return Verdict(losses, tokens, answers)
+    answers = answer_all(model, tokenizer, prompts, spec.evaluation.max_new_tokens, done)
+    return Findings(look, answers)
 
 
-def row_losses(
-    model: Any, rows: Sequence[Any], progress: Callable[[int], None]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Summed loss and number of answer tokens of each row."""
-    import torch
+def samples_of(
+    chosen: Sequence[tuple[dict[str, Any], list[int]]], base: Findings, tuned: Findings
+) -> list[Any]:
+    """Prompts with the answers of both, or of the tuned model alone."""
+    from finetune_trainer.probe import Sample
 
-    from finetune_trainer.objectives.batches import collate
-    from finetune_trainer.objectives.language import AnswerLoss
-
-    loss_of = AnswerLoss(model)
-    losses, tokens = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
-    done = 0
-    with torch.inference_mode():
-        for members in batches_by_length([len(row.input_ids) for row in rows], model.device.type):
-            batch = collate([rows[index] for index in members])
-            each = loss_of(model, batch, model.device).double().cpu().numpy()
-            owners = np.asarray(members)[batch.owners.numpy()]
-            np.add.at(losses, owners, each)
-            np.add.at(tokens, owners, 1)
-            done += len(members)
-            progress(done)
-    loss_of.remove()
-    return losses, tokens
+    before: Sequence[Any] = base.answers or [None] * len(chosen)
+    return [
+        Sample(prompt["messages"], prompt["reference"], one, other)
+        for (prompt, _), one, other in zip(chosen, before, tuned.answers, strict=True)
+    ]
 
 
-def batches_by_length(lengths: Sequence[int], device: str) -> list[list[int]]:
-    """Indices of rows of similar length, in batches that with padding fit a token budget."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        longest = lengths[batches[-1][0]] if batches else 0
-        if not batches or longest * (len(batches[-1]) + 1) > TOKENS_PER_BATCH[device]:
-            batches.append([])
-        batches[-1].append(index)
-    return batches
+@dataclass(frozen=True)
+class Losses:
+    """Of every held-out unit, under both models."""
+
+    base: np.ndarray
+    """float64 [units]."""
+    tuned: np.ndarray
+    """float64 [units]."""
+    weights: np.ndarray
+    """int64 [units]: what the sum of the losses is divided by, summed."""
+    tokens: int
+    """Tokens of all units that a loss was computed of."""
 
 
-def compare_losses(base: Verdict, tuned: Verdict, seed: int) -> LossComparison:
-    """Token-weighted losses, and the 95 % interval of the relative improvement."""
-    tokens = int(base.tokens.sum())
-    before, after = float(base.losses.sum()), float(tuned.losses.sum())
-    if not np.isfinite(before) or not np.isfinite(after) or not tokens or before <= 0:
+def losses_of(held_out: Any, base: Findings, tuned: Findings) -> Losses | None:
+    """The objective's loss of both models; the base is the reference of both."""
+    if held_out is None:
+        return None
+    before, after = held_out.loss(base.look, base.look), held_out.loss(tuned.look, base.look)
+    return Losses(before.each, after.each, before.weights, int(base.look.tokens.sum()))
+
+
+def accuracies(held_out: Any, base: Findings, tuned: Findings) -> MetricPair | None:
+    """How often each model prefers the better answer, where the objective has pairs."""
+    if held_out is None:
+        return None
+    before, after = held_out.accuracy(base.look), held_out.accuracy(tuned.look)
+    if before is None or after is None:
+        return None
+    return MetricPair(base=before, tuned=after)
+
+
+def compare_losses(losses: Losses, seed: int) -> LossComparison:
+    """Mean losses, and the 95 % interval of the relative improvement."""
+    weight = int(losses.weights.sum())
+    before, after = float(losses.base.sum()), float(losses.tuned.sum())
+    if not np.isfinite(before) or not np.isfinite(after) or not weight or before <= 0:
         raise UserError(
             "LossNotFinite",
             f"The held-out loss is {before} of the base and {after} of the tuned model "
-            f"over {tokens} answer tokens.",
+            f"over {losses.tokens} tokens.",
             "Lower training.learningRate, or give a larger held-out set.",
         )
-    low, high = bootstrap(base.losses, tuned.losses, seed)
+    low, high = bootstrap(losses.base, losses.tuned, seed)
     return LossComparison(
-        base=before / tokens,
-        tuned=after / tokens,
+        base=before / weight,
+        tuned=after / weight,
         improvement_percent=100 * (before - after) / before,
         low_percent=low,
         high_percent=high,
-        tokens=tokens,
+        tokens=losses.tokens,
     )
 
 
 def summarise(
-    base: Verdict, tuned: Verdict, samples: Sequence[Any], rules: Sequence[GateRule], seed: int
+    losses: Losses | None,
+    preferred: MetricPair | None,
+    samples: Sequence[Any],
+    spec: FineTuneJobSpec,
 ) -> EvaluationSummary:
     """All measures and how the gate's rules go."""
+    both = [sample for sample in samples if sample.base is not None]
 
     def pair(score: Callable[[str, str], float]) -> MetricPair | None:
-        if not samples:
+        if not both or spec.objective != "SFT":
             return None
         return MetricPair(
-            base=float(np.mean([score(s.base.text, s.reference) for s in samples])),
-            tuned=float(np.mean([score(s.tuned.text, s.reference) for s in samples])),
+            base=float(np.mean([score(s.base.text, s.reference) for s in both])),
+            tuned=float(np.mean([score(s.tuned.text, s.reference) for s in both])),
         )
 
-    loss = compare_losses(base, tuned, seed)
-    exact = pair(exact_match)
-    rouge = pair(rouge_l)
-    gate = [apply_rule(rule, loss, {"exactMatch": exact, "rougeL": rouge}) for rule in rules]
+    loss = compare_losses(losses, spec.training.seed) if losses else None
+    exact, rouge = pair(exact_match), pair(rouge_l)
+    pairs = {"exactMatch": exact, "rougeL": rouge, "preferenceAccuracy": preferred}
+    gate = [apply_rule(rule, loss, pairs) for rule in spec.evaluation.gate]
     return EvaluationSummary(
         loss=loss,
+        preference_accuracy=preferred,
         exact_match=exact,
         rouge_l=rouge,
-        generations=len(samples),
+        generations=len(both),
         gate=gate,
         passed=all(outcome.passed for outcome in gate),
     )
 
 
 def apply_rule(
-    rule: GateRule, loss: LossComparison, pairs: dict[str, MetricPair | None]
+    rule: GateRule, loss: LossComparison | None, pairs: dict[str, MetricPair | None]
 ) -> GateOutcome:
     """Loss is measured relative to the base, the others in points of a hundred above it."""
     required = float(rule.min_improvement.rstrip("%"))
+    measured: float | None
     if rule.metric == "loss":
-        measured: float | None = loss.improvement_percent
+        measured = loss.improvement_percent if loss else None
     else:
-        pair = pairs[rule.metric]
+        pair = pairs.get(rule.metric)
         measured = 100 * (pair.tuned - pair.base) if pair else None
     return GateOutcome(
         metric=rule.metric,
@@ -296,27 +333,30 @@ def write_report(
     run: RunConfig,
     path: Path,
     summary: EvaluationSummary,
-    base: Verdict,
-    tuned: Verdict,
+    losses: Losses | None,
     samples: Sequence[Any],
-    order: np.ndarray,
+    held_out: Any,
 ) -> str:
     """Everything that was measured, as JSON; returns its digest."""
-    measured = zip(order, base.tokens, base.losses, tuned.losses, strict=False)
+    examples: list[dict[str, Any]] = []
+    if losses is not None:
+        measured = zip(held_out.units, losses.weights, losses.base, losses.tuned, strict=True)
+        examples = [
+            {"index": int(i), "weight": int(w), "baseLoss": float(b), "tunedLoss": float(t)}
+            for i, w, b, t in measured
+        ]
     body = {
         "job": run.job.to_wire(),
         "attempt": run.attempt,
+        "objective": run.spec.get("objective", "SFT"),
         "summary": summary.to_wire(),
-        "examples": [
-            {"index": int(i), "tokens": int(n), "baseLoss": float(b), "tunedLoss": float(t)}
-            for i, n, b, t in measured
-        ],
+        "examples": examples,
         "samples": [
             {
                 "messages": sample.messages,
                 "reference": sample.reference,
-                "base": {"text": sample.base.text, "tokens": len(sample.base.tokens)},
-                "tuned": {"text": sample.tuned.text, "tokens": len(sample.tuned.tokens)},
+                "base": said(sample.base),
+                "tuned": said(sample.tuned),
             }
             for sample in samples
         ],
@@ -325,6 +365,11 @@ def write_report(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, data)
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def said(answer: Any) -> dict[str, Any] | None:
+    """An answer for the report; None where the model was not asked."""
+    return {"text": answer.text, "tokens": len(answer.tokens)} if answer else None
 
 
 if __name__ == "__main__":

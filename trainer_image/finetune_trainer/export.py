@@ -44,8 +44,9 @@ def export(run: RunConfig, report: Report) -> StageResult:
     report.update("writing", step=1)
     tokenizer = job_tokenizer(run)
     model.config.use_cache = True
-    # Servers stop where this says; a base model's own list lacks what ends a turn.
-    model.generation_config.eos_token_id = ending_tokens(model, tokenizer)
+    if model.can_generate():
+        # Servers stop where this says; a base model's own list lacks what ends a turn.
+        model.generation_config.eos_token_id = ending_tokens(model, tokenizer)
     model.save_pretrained(partial, max_shard_size="5GB")
     tokenizer.save_pretrained(partial)
     (partial / "README.md").write_text(model_card(run))
@@ -169,7 +170,7 @@ def model_card(run: RunConfig) -> str:
         "---",
         *([f"base_model: {base}"] if spec.model.uri.startswith("hf://") else []),
         "library_name: transformers",
-        "pipeline_tag: text-generation",
+        f"pipeline_tag: text-{'classification' if spec.objective == 'Reward' else 'generation'}",
         "---",
         "",
         f"# {run.job.name}",
@@ -186,7 +187,7 @@ def model_card(run: RunConfig) -> str:
             f"{run.data.eval_examples} held out; `{run.data.digest}`).",
         ]
     lines += ["", "## Training", "", "| Setting | Value |", "| --- | --- |"]
-    rows: dict[str, Any] = {"method": spec.method.type}
+    rows: dict[str, Any] = {"objective": spec.objective, "method": spec.method.type}
     if spec.method.type == "LoRA":
         lora = spec.method.lora or LoRA()
         rows |= {"rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout}
@@ -214,20 +215,28 @@ def evaluation_table(run: RunConfig) -> list[str]:
     summary = run.evaluation
     if summary is None:
         return []
-    loss = summary.loss
     lines = ["", "## Evaluation on held-out rows", "", "| Measure | Base | Tuned |"]
+    lines.append("| --- | --- | --- |")
+    objective = FineTuneJobSpec.model_validate(run.spec).objective
+    by_token = objective in ("SFT", "Completion")
+    measures: dict[str, Any] = {
+        "loss (nats per token)" if by_token else f"{objective} loss": summary.loss,
+        "better answer preferred": summary.preference_accuracy,
+        "mean reward": summary.reward,
+        "exact match": summary.exact_match,
+        "ROUGE-L": summary.rouge_l,
+    }
     lines += [
-        "| --- | --- | --- |",
-        f"| loss (nats per token) | {loss.base:.4f} | {loss.tuned:.4f} |",
+        f"| {name} | {pair.base:.4f} | {pair.tuned:.4f} |"
+        for name, pair in measures.items()
+        if pair
     ]
-    for name, pair in (("exact match", summary.exact_match), ("ROUGE-L", summary.rouge_l)):
-        if pair:
-            lines.append(f"| {name} | {pair.base:.4f} | {pair.tuned:.4f} |")
-    lines += [
-        "",
-        f"The loss improved by {loss.improvement_percent:.2f} % "
-        f"(95 % interval {loss.low_percent:.2f} to {loss.high_percent:.2f} %).",
-    ]
+    if loss := summary.loss:
+        lines += [
+            "",
+            f"The loss improved by {loss.improvement_percent:.2f} % "
+            f"(95 % interval {loss.low_percent:.2f} to {loss.high_percent:.2f} %).",
+        ]
     return lines
 
 

@@ -26,7 +26,8 @@ class Sample:
 
     messages: list[dict[str, str]]
     reference: str
-    base: Answer
+    base: Answer | None
+    """None where only the tuned model was asked."""
     tuned: Answer
 
 

@@ -105,6 +105,13 @@ def train_head(adapted: Any) -> None:
     wrapper.modules_to_save["default"] = new
 
 
+def round_head(model: Any, saved: torch.dtype) -> None:
+    """Round the head to the number format that it is saved in."""
+    with torch.no_grad():
+        for weight in head_of(model).parameters():
+            weight.copy_(weight.to(saved))
+
+
 def _in_own_format(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (inputs[0].to(head.weight.dtype), *inputs[1:])
 
