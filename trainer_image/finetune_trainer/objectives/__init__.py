@@ -4,6 +4,7 @@ from typing import Any
 
 from finetune_trainer.objectives.base import Losses, Objective, Setting, Share
 from finetune_trainer.objectives.dpo import DirectPreference
+from finetune_trainer.objectives.grpo import GroupRelativePolicy
 from finetune_trainer.objectives.kto import KahnemanTversky
 from finetune_trainer.objectives.language import LanguageModelling
 from finetune_trainer.objectives.orpo import OddsRatio
@@ -23,5 +24,7 @@ def make_objective(model: Any, setting: Setting) -> Objective:
             return OddsRatio(model, setting)
         case "Reward":
             return RewardModel(model, setting)
+        case "GRPO":
+            return GroupRelativePolicy(model, setting)
         case _:
             return LanguageModelling(model, setting)

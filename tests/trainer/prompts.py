@@ -1,0 +1,59 @@
+"""Jobs that learn by sampling: their prompts, written as prepare writes them, and their run files.
+
+A random model hardly ever says the one token that ends a turn, so here a hundred tokens do.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from finetune_api.run import RunConfig
+from finetune_trainer.data.store import IGNORED, Example, TokenStore
+from tokenizers import Tokenizer
+
+from tests.trainer.jobs import make_run
+from tests.trainer.tiny import tiny_model, tiny_rows
+
+PROMPTS, HELD_OUT = 16, 6
+ENDS = list(range(2, 102))
+
+
+def talkative_model(folder: Path) -> Path:
+    """The tiny model, which ends about every second answer of eight tokens."""
+    tiny_model(folder)
+    config = {"eos_token_id": ENDS, "pad_token_id": 0}
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def write_prompts(folder: Path, model: Path) -> None:
+    """data/ of a job: prompts as tokens, and as text with their references."""
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    rows = tiny_rows(PROMPTS + HELD_OUT)
+    for half, members in {"train": rows[:PROMPTS], "eval": rows[PROMPTS:]}.items():
+        examples, shown = [], []
+        for index, row in enumerate(members):
+            # Of different lengths, so that batches are padded.
+            asked = row["prompt"] + " Please." * (index % 3)
+            text = f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n"
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
+            examples.append(Example(ids, [IGNORED] * len(ids)))
+            messages = [{"role": "user", "content": asked}]
+            shown.append({"messages": messages, "reference": row["completion"]})
+        TokenStore.write(folder / half, examples, [[i] for i in range(len(examples))])
+        (folder / f"{half}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in shown))
+
+
+def prompt_run(
+    root: Path, model: Path, settings: dict[str, Any] | None = None, **more: Any
+) -> RunConfig:
+    """As `make_run`, for GRPO; four answers of eight tokens at most to each of four prompts."""
+    run = make_run(root, model, **{"batch_size": 16, "micro_batch_size": 4, **more})
+    grpo = {"rewards": [{"type": "length"}], "generations": 4, "maxNewTokens": 8}
+    spec = {**run.spec, "objective": "GRPO", "grpo": {**grpo, **(settings or {})}}
+    assert run.data is not None
+    data = run.data.model_copy(update={"format": "prompt", "train_sequences": PROMPTS})
+    return run.model_copy(update={"spec": spec, "data": data})

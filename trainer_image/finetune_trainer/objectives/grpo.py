@@ -1,0 +1,357 @@
+"""GRPO: the policy writes several answers to each prompt and learns from how they compare.
+
+A step samples batchSize answers from the current weights, rewards them, and turns the rewards of
+each prompt's answers into advantages. `updates` steps in a row learn from the same answers. Source:
+Shao et al. 2024 (arXiv 2402.03300, section 4.1); the ways of averaging are those of TRL 1.16.
+"""
+
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed as dist
+
+from finetune_trainer import checkpoint, schedule, waiting
+from finetune_trainer.data.store import TokenStore
+from finetune_trainer.data.tokenizer import job_tokenizer
+from finetune_trainer.generate import ending_tokens
+from finetune_trainer.judging import Judges, prompts_of
+from finetune_trainer.objectives import rollout as rollouts
+from finetune_trainer.objectives import sampling
+from finetune_trainer.objectives.base import Losses, Setting, Share
+from finetune_trainer.objectives.batches import MicroBatch, collate
+from finetune_trainer.objectives.likelihood import at_rest
+from finetune_trainer.objectives.policy import Policy, TokenLikelihood, adapters_off
+from finetune_trainer.objectives.rollout import Floats, Rollout, Sampled
+from finetune_trainer.rewards import Reply
+from finetune_trainer.stage import UserError
+from finetune_trainer.strategies import Engine
+
+log = logging.getLogger("finetune")
+
+SHARDED = ("ZeRO3", "FSDP")
+"""Strategies whose ranks hold one model together, so that each forward pass needs all of them."""
+
+
+@dataclass(frozen=True)
+class AnswerBatch:
+    """The answers of one forward pass; the arrays follow `rows.targets`, fp32 [n]."""
+
+    rows: MicroBatch
+    answers: int
+    advantages: torch.Tensor
+    old: torch.Tensor | None
+    reference: torch.Tensor | None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of prompts and answers."""
+        return self.rows.tokens
+
+
+class GroupRelativePolicy:
+    """The clipped policy gradient of sampled answers."""
+
+    def __init__(self, model: Any, setting: Setting) -> None:
+        settings = setting.spec.grpo
+        assert settings is not None
+        self._setting, self._settings = setting, settings
+        data = setting.job / "data"
+        self._prompts = TokenStore.open(data / "train")
+        self._asked = prompts_of(data / "train.jsonl")
+        self._tokenizer = job_tokenizer(setting.run)
+        self._policy = Policy(model, settings.temperature, setting.device)
+        self._judges = Judges(setting.run, settings, setting.device)
+        self._engine: Engine | None = None
+        self._rollout: Rollout | None = None
+        self._weight = self._trained = 1
+        self.MEASURES: tuple[str, ...] = (
+            "reward",
+            "reward_std",
+            "frac_reward_zero_std",
+            "completions/mean_length",
+            "completions/clipped_ratio",
+            *(f"rewards/{name}/mean" for name in self._judges.names),
+            *TOKEN_MEASURES,
+        )
+        self._tally = torch.zeros(len(TOKEN_MEASURES), dtype=torch.float64)
+
+    def begin(self, engine: Engine) -> None:
+        """Remember where answers are sampled; raise UserError where one would not fit."""
+        self._engine = engine
+        context = self._setting.run.model.context_length if self._setting.run.model else 1 << 30
+        longest = int(self._prompts.row_lengths.max()) + self._settings.max_new_tokens
+        if longest > context:
+            raise UserError(
+                "ContextTooLong",
+                f"The longest prompt and grpo.maxNewTokens are {longest} tokens, and the model's "
+                f"context is {context}.",
+                "Lower grpo.maxNewTokens, or shorten the prompts.",
+            )
+
+    def share(self, step: int) -> Share:
+        """This rank's answers of a step. A collective that samples them where it must."""
+        first = step - (step - 1) % self._settings.updates
+        if self._rollout is None or self._rollout.step != first:
+            self._rollout = (self._kept(first) if step > first else None) or self._sampled(first)
+        answers = self._rollout.answers
+        dealt = schedule.deal(answers, self._setting.plan.micro_batch_size)
+        self._trained = sum(len(each.answer) for each in answers)
+        self._weight = self._weight_of(answers)
+        batches = [collate_answers(members, self._setting.flatten) for members in dealt]
+        return Share(batches, self._weight, sum(each.tokens for each in answers))
+
+    def _weight_of(self, answers: Sequence[Sampled]) -> int:
+        match self._settings.loss:
+            case "grpo":
+                return len(answers)
+            case "bnpo":
+                size = self._setting.plan.micro_batch_size
+                world = dist.get_world_size()
+                return sum(-(-len(answers[rank::world]) // size) for rank in range(world))
+            case "dr_grpo":
+                return len(answers) * self._settings.max_new_tokens
+            case "dapo":
+                return self._trained
+
+    def held_out(self) -> Share:
+        """Nothing: answers are judged by their reward, in the evaluate stage."""
+        raise NotImplementedError("GRPO has no held-out loss")
+
+    def losses(self, model: Any, batch: AnswerBatch) -> Losses:
+        """One loss for every answer (grpo), forward pass (bnpo) or token (dr_grpo, dapo)."""
+        found = self._policy(model, batch.rows)
+        each = token_losses(found.logps, batch, self._settings.epsilon, self._settings.beta)
+        self._tally = self._tally.to(each.device) + token_measures(
+            found, batch, self._settings.epsilon
+        )
+        owners = batch.rows.owners.to(each.device)
+        return Losses(averaged(each, owners, batch.answers, self._settings.loss))
+
+    def measures(self) -> torch.Tensor:
+        """Sums of MEASURES; what every rank knows of all answers, rank 0 tells."""
+        assert self._rollout is not None
+        known = [self._rollout.measures[name] for name in self.MEASURES[: -len(TOKEN_MEASURES)]]
+        here = torch.tensor(known, dtype=torch.float64) * self._weight * (dist.get_rank() == 0)
+        tokens = self._tally.cpu() * (self._weight / self._trained)
+        self._tally = torch.zeros_like(self._tally)
+        return torch.cat([here, tokens])
+
+    def remove(self) -> None:
+        """Give the model its ordinary output head back."""
+        self._policy.remove()
+
+    def _kept(self, first: int) -> Rollout | None:
+        """The answers that a stopped run was learning from."""
+        setting = self._setting
+        found = rollouts.find(setting.job, setting.run.attempt, first) if _is_first() else None
+        kept: Rollout | None = waiting.from_rank_zero(found)
+        if kept is None:
+            log.warning("sampled again in the middle of its updates: step %d", first)
+        return kept
+
+    def _sampled(self, first: int) -> Rollout:
+        """New answers with everything that is learnt from them."""
+        settings, setting = self._settings, self._setting
+        assert self._engine is not None
+        with self._engine.accumulate(last=False), at_rest(self._engine.model):
+            answers = self._answers(first)
+            totals = self._judges.totals([each.rewards for each in answers])
+            if not np.isfinite(totals).all():
+                raise UserError(
+                    "RewardNotFinite",
+                    f"A reward of step {first} is not a number.",
+                    "Check the reward model: it may need fp32, or not belong to its tokenizer.",
+                )
+            gains = rollouts.advantages(totals, settings.generations, settings.scale_rewards)
+            measures = rollouts.measures_of(
+                answers, totals, self._judges.names, settings.generations
+            )
+            answers = [
+                replace(each, advantage=float(gain))
+                for each, gain in zip(answers, gains, strict=True)
+            ]
+            answers.sort(key=lambda each: -each.tokens)
+            if settings.updates > 1:
+                answers = self._with_logps(answers, "old")
+            if settings.beta > 0:
+                with adapters_off(self._engine.bare):
+                    answers = self._with_logps(answers, "reference")
+        found = Rollout(first, answers, measures)
+        if settings.updates > 1 and _is_first():
+            checkpoint.require_newest(setting.job, setting.run.attempt)
+            rollouts.save(found, setting.job, setting.run.attempt, settings.updates)
+        return found
+
+    def _answers(self, first: int) -> list[Sampled]:
+        """All ranks' answers with their rewards, those to one prompt in a row."""
+        settings, seed = self._settings, self._setting.spec.training.seed
+        number = (first - 1) // settings.updates + 1
+        asked = schedule.units_of(
+            self._prompts.rows,
+            number,
+            self._setting.plan.batch_size // settings.generations,
+            seed,
+        )
+        owners = [prompt for prompt in asked for _ in range(settings.generations)]
+        world, rank = dist.get_world_size(), dist.get_rank()
+        part = -(-len(owners) // world)
+        mine = range(rank * part, min((rank + 1) * part, len(owners)))
+        written = self._written(owners, mine, part, first)
+        rewards = self._judges(
+            [
+                self._reply(owners[index], answer)
+                for index, answer in zip(mine, written, strict=True)
+            ]
+        )
+        told = waiting.gathered(list(zip(written, rewards, strict=True)))
+        everything = itertools.chain.from_iterable(told)
+        return [
+            Sampled(self._prompts.row(owner).input_ids, answer, self._ended(answer), reward)
+            for owner, (answer, reward) in zip(owners, everything, strict=True)
+        ]
+
+    def _written(
+        self, owners: Sequence[int], mine: range, part: int, first: int
+    ) -> list[sampling.Tokens]:
+        """Sample this rank's answers, as many at once as their keys and values fit memory."""
+        assert self._engine is not None
+        settings, setting, model = self._settings, self._setting, self._engine.bare
+        how = sampling.Sampling(
+            temperature=settings.temperature,
+            most=settings.max_new_tokens,
+            ends=tuple(ending_tokens(model, self._tokenizer)),
+            together=setting.plan.strategy in SHARDED,
+        )
+        prompts = {owner: self._prompts.row(owner).input_ids for owner in set(owners)}
+        longest = max(map(len, prompts.values())) + settings.max_new_tokens
+        size = sampling.answers_at_once(model.config, longest, setting.device)
+        found: list[sampling.Tokens] = []
+        for start in range(0, part, size):
+            # A rank without answers of its own takes part with one that nobody looks at.
+            chosen = list(mine[start : start + size]) or [0]
+            asked = sorted({owners[index] for index in chosen})
+            found += sampling.sample(
+                model,
+                [prompts[owner] for owner in asked],
+                [asked.index(owners[index]) for index in chosen],
+                [
+                    sampling.draws(setting.spec.training.seed, first, index, how.most)
+                    for index in chosen
+                ],
+                how,
+                setting.device,
+            )
+        return found[: len(mine)]
+
+    def _ended(self, answer: sampling.Tokens) -> bool:
+        assert self._engine is not None
+        return int(answer[-1]) in ending_tokens(self._engine.bare, self._tokenizer)
+
+    def _reply(self, prompt: int, answer: sampling.Tokens) -> Reply:
+        asked, ended = self._asked[prompt], self._ended(answer)
+        return asked.reply(self._tokenizer, answer.tolist()[: -1 if ended else None], ended)
+
+    def _with_logps(self, answers: list[Sampled], name: str) -> list[Sampled]:
+        """The answers with the model's log-probabilities as `name`, computed by all ranks."""
+        assert self._engine is not None
+        size, flatten = self._setting.plan.micro_batch_size, self._setting.flatten
+        here: list[Floats] = []
+        for members in schedule.deal(answers, size):
+            rows = collate([each.row() for each in members], flatten)
+            logps = self._policy(self._engine.bare, rows).logps.cpu().numpy()
+            borders = np.cumsum([len(each.answer) for each in members])[:-1]
+            here += np.split(logps, borders) if members else []
+        gathered = waiting.gathered(here)
+        world = dist.get_world_size()
+        return [
+            replace(each, **{name: gathered[index % world][index // world]})
+            for index, each in enumerate(answers)
+        ]
+
+
+def _is_first() -> bool:
+    return bool(dist.get_rank() == 0)
+
+
+def collate_answers(answers: Sequence[Sampled], flatten: bool) -> AnswerBatch:
+    """Answers as one batch of rows; none at all give one token that is not trained on."""
+
+    def joined(parts: Sequence[Floats | None]) -> torch.Tensor | None:
+        there = [part for part in parts if part is not None]
+        return torch.from_numpy(np.concatenate(there)) if there else None
+
+    rows = collate([each.row() for each in answers], flatten)
+    advantages = torch.tensor([each.advantage for each in answers], dtype=torch.float32)
+    return AnswerBatch(
+        rows=rows,
+        answers=len(answers),
+        advantages=advantages[rows.owners],
+        old=joined([each.old for each in answers]),
+        reference=joined([each.reference for each in answers]),
+    )
+
+
+def token_losses(
+    logps: torch.Tensor, batch: AnswerBatch, epsilon: float, beta: float
+) -> torch.Tensor:
+    """Loss of each token, fp32 [n] (Shao et al. 2024, equation 3): the clipped ratio of
+    probabilities times the advantage (Schulman et al. 2017, arXiv 1707.06347, equation 7), and
+    beta times the unbiased estimate of the divergence from the base model (equation 4)."""
+    ratio, gains = _ratio(logps, batch), batch.advantages.to(logps.device)
+    clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
+    losses = -torch.minimum(ratio * gains, clipped * gains)
+    if beta > 0:
+        losses = losses + beta * divergence(logps, batch)
+    return losses
+
+
+def divergence(logps: torch.Tensor, batch: AnswerBatch) -> torch.Tensor:
+    """Estimate of the divergence from the base model in nats, fp32 [n]; 0 without a reference."""
+    if batch.reference is None:
+        return torch.zeros_like(logps)
+    further = batch.reference.to(logps.device) - logps
+    return further.exp() - further - 1
+
+
+def _ratio(logps: torch.Tensor, batch: AnswerBatch) -> torch.Tensor:
+    # Where nothing was learnt since sampling the ratio is one, and its gradient is that of logps.
+    old = logps.detach() if batch.old is None else batch.old.to(logps.device)
+    return (logps - old).exp()
+
+
+def averaged(losses: torch.Tensor, owners: torch.Tensor, answers: int, loss: str) -> torch.Tensor:
+    """What is summed and divided by the weight of the share, from the losses of tokens [n].
+
+    grpo: the mean of each answer [answers], then over answers (Shao et al. 2024). bnpo: the mean
+    over the tokens of the forward pass [1], then over forward passes. dr_grpo: the tokens, divided
+    by the longest answer allowed and the answers (Liu et al. 2025, arXiv 2503.20783, section 3.2).
+    dapo: the tokens, divided by all tokens of the step (Yu et al. 2025, arXiv 2503.14476, section
+    3.3).
+    """
+    if loss == "grpo":
+        lengths = torch.bincount(owners, minlength=answers)[:answers].clamp(min=1)
+        return torch.zeros(answers, device=losses.device).index_add(0, owners, losses) / lengths
+    if loss == "bnpo":
+        return losses.sum(0, keepdim=True) / max(1, len(losses))
+    return losses
+
+
+TOKEN_MEASURES = ("entropy", "kl", "clip_ratio/low_mean", "clip_ratio/high_mean")
+
+
+def token_measures(found: TokenLikelihood, batch: AnswerBatch, epsilon: float) -> torch.Tensor:
+    """Sums of TOKEN_MEASURES over tokens, float64 [4]."""
+    logps = found.logps.detach()
+    ratio, gains = _ratio(logps, batch), batch.advantages.to(logps.device)
+    columns = (
+        found.entropies,
+        divergence(logps, batch),
+        (ratio < 1 - epsilon) & (gains < 0),
+        (ratio > 1 + epsilon) & (gains > 0),
+    )
+    return torch.stack([column.double().sum() for column in columns])
