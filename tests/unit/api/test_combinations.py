@@ -1,0 +1,78 @@
+"""The table of combinations speaks of fields that exist, and leaves every admitted job a way."""
+
+import itertools
+
+import pytest
+from finetune_api.combinations import EVERY, RULES, allows, refusals, resolved
+from finetune_api.conditions import Above, Condition, Is
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.schema import Schema, structural
+
+SCHEMA = structural(FineTuneJobSpec, spec=True)
+CONDITIONS = [condition for rule in RULES for condition in rule.when]
+OFFLOAD = (False, True)
+OPTIMIZERS = ("AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "Adafactor")
+
+
+def field(path: str) -> Schema:
+    schema = SCHEMA
+    for name in path.split("."):
+        schema = schema["properties"][name]
+    return schema
+
+
+@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.words())
+def test_a_condition_is_about_a_field_that_can_be_so(condition: Condition) -> None:
+    schema = field(condition.path)
+    if isinstance(condition, Is):
+        assert set(condition.values) <= set(schema.get("enum", (True, False)))
+    if isinstance(condition, Above):
+        assert condition.default == schema.get("default", condition.default)
+        assert condition.limit < schema.get("maximum", condition.limit + 1)
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_the_tables_on_the_page_show_every_value(path: str) -> None:
+    assert set(field(path)["enum"]) - {"Auto", "auto"} == set(EVERY[path])
+
+
+def test_a_reason_tells_what_to_do_in_one_sentence() -> None:
+    for rule in RULES:
+        assert not rule.reason.endswith(".")
+        assert any(word in rule.reason for word in ("leave", "set ", "use ")), rule.reason
+
+
+def test_what_is_admitted_can_be_trained_with_some_strategy() -> None:
+    cells = itertools.product(EVERY["method.type"], EVERY["objective"], OPTIMIZERS, OFFLOAD)
+    for method, objective, optimizer, offload in cells:
+        spec = {
+            "method": {"type": method},
+            "objective": objective,
+            "training": {"optimizer": optimizer},
+            "compute": {"strategy": "Auto", "offload": offload},
+        }
+        if not refusals(spec):
+            ways = [
+                each for each in EVERY["compute.strategy"] if allows(spec, compute__strategy=each)
+            ]
+            assert ways, spec
+
+
+def spec(**fields: object) -> dict[str, object]:
+    return {"method": {"type": "LoRA"}, "objective": "SFT", "training": {}, **fields}
+
+
+@pytest.mark.parametrize("name", ["packing", "gradientCheckpointing"])
+def test_an_absent_switch_is_on_wherever_it_is_allowed(name: str) -> None:
+    assert resolved(spec(), name)
+    assert not resolved(spec(method={"type": "Prefix"}), name)
+    assert not resolved(spec(training={name: False}), name)
+    assert resolved(spec(objective="DPO"), "gradientCheckpointing")
+    assert not resolved(spec(objective="DPO"), "packing")
+
+
+def test_a_change_is_allowed_that_adds_no_reason() -> None:
+    broken = spec(method={"type": "Bottleneck"})
+    assert refusals(broken)
+    assert allows(broken, training__packing=True)
+    assert not allows(broken, method__type="Prefix", training__packing=True)
