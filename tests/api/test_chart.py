@@ -32,6 +32,18 @@ def profiles(*values: str) -> dict[str, dict[str, Any]]:
     return {each["metadata"]["name"]: each["spec"] for each in found}
 
 
+def test_every_pool_of_gpus_tells_its_peak() -> None:
+    told = {name: spec.get("peakFlopsPerDevice") for name, spec in profiles().items()}
+    assert told.pop("cpu") is None
+    assert told == {
+        "a100-40gb": 3.12e14,
+        "a100-80gb": 3.12e14,
+        "h100-80gb": 9.89e14,
+        "h200-141gb": 9.89e14,
+        "l4-24gb": 1.21e14,
+    }
+
+
 @pytest.mark.parametrize("chart", [OPERATOR, CRDS], ids=lambda chart: chart.name)
 def test_helm_finds_nothing_to_complain_about(chart: Path) -> None:
     assert "0 chart(s) failed" in helm("lint", "--strict", chart)
