@@ -68,6 +68,10 @@ COMPILE = "$$(cd "$(CURDIR)" && $(UV))" pip compile --quiet --generate-hashes --
 matrix: $(VENV)/.ready ## Train every method x objective x strategy that is allowed; prints each case
 	@FINETUNE_MATRIX=all $(PY) -m hack.suite matrix
 
+.PHONY: kills
+kills: $(VENV)/.ready ## Kill a rank at twenty random moments and resume; prints a table of what was lost
+	@FINETUNE_KILLS=20 $(PY) -m hack.suite kills
+
 .PHONY: lock
 lock: ## Resolve every requirements file anew, with hashes
 	@$(COMPILE) --upgrade operator/requirements.in -o operator/requirements.lock
