@@ -151,7 +151,7 @@ class HeldOutScores:
         scores = np.zeros(len(self._rows))
         tokens = np.array([len(row.input_ids) for row in self._rows], dtype=np.int64)
         pad, done = int(model.config.get_text_config().pad_token_id), 0
-        with torch.inference_mode():
+        with torch.no_grad():
             for members in batches_by_length(tokens.tolist(), model.device.type):
                 batch = collate_scored([self._rows[index] for index in members], pad)
                 scores[members] = scores_of(model, batch, model.device).double().cpu().numpy()
@@ -227,7 +227,7 @@ def likelihoods(model: Any, rows: Sequence[Row], tell: Tell) -> Look:
     loss_of = AnswerLoss(model)
     logps, tokens = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
     done = 0
-    with torch.inference_mode():
+    with torch.no_grad():
         for members in batches_by_length([len(row.input_ids) for row in rows], model.device.type):
             batch = collate([rows[index] for index in members])
             each = loss_of(model, batch, model.device).double().cpu().numpy()
