@@ -1,10 +1,10 @@
 """SFT and Completion: the negative log-likelihood of tokens.
 
 Logits are computed only at positions whose next token is trained on, which spares the largest
-matrix product and the largest tensor of a step for every prompt token.
+matrix product of a step for every prompt token, and only a few at a time (see head.py).
 """
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from finetune_trainer import schedule
 from finetune_trainer.data.store import Row, TokenStore
 from finetune_trainer.objectives.base import Losses, Setting, Share
 from finetune_trainer.objectives.batches import MicroBatch, collate
+from finetune_trainer.objectives.head import head_losses, is_plain
 from finetune_trainer.stage import UserError
 from finetune_trainer.strategies import Engine
 
@@ -75,38 +76,70 @@ class LanguageModelling:
 class AnswerLoss:
     """Negative log-likelihood of every trained token of a micro-batch.
 
-    Hooks the model's output head so that it sees the selected positions only; works inside any
-    wrapper because the head is reached by the model's own forward. Call `remove` when done.
+    Changes the model's output head while it runs: the head sees the selected positions only, and
+    where nothing changes its logits afterwards it gives losses instead of them (see `head`). Works
+    inside any wrapper because the head is reached by the model's own forward. Call `remove` when
+    done.
     """
 
     def __init__(self, model: Any) -> None:
         """`model` is a causal language model of transformers, with or without adapters."""
-        self._selected: torch.Tensor | None = None
-        self._hook = model.get_output_embeddings().register_forward_pre_hook(self._select)
+        self._head = model.get_output_embeddings()
+        self._fused = is_plain(self._head)
+        self._batch: MicroBatch | None = None
+        self._given: torch.Tensor | None = None
+        self._plain = self._head.forward
+        self._head.forward = self._forward
 
-    def _select(self, head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = inputs[0]
-        assert self._selected is not None
-        return (
-            hidden.reshape(-1, hidden.shape[-1]).index_select(0, self._selected.to(hidden.device)),
-        )
+    @property
+    def fused(self) -> bool:
+        """Whether the head gives losses: false for a model that scales or caps its logits."""
+        return self._fused
+
+    def _forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self._batch is None:
+            return cast(torch.Tensor, self._plain(hidden))
+        selected = self._batch.selected.to(hidden.device)
+        chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, selected)
+        if not self._fused:
+            return cast(torch.Tensor, self._plain(chosen))
+        losses = head_losses(self._head, chosen, self._batch.targets.to(hidden.device))
+        self._given = losses[:, None]
+        return self._given
 
     def __call__(self, model: Any, batch: MicroBatch, device: Any = "cpu") -> torch.Tensor:
         """Losses in nats, fp32 [n], in the order of `batch.targets`.
 
-        `model` is the hooked model or what wraps it; its parameters decide the precision.
+        `model` is the changed model or what wraps it; its parameters decide the precision.
         """
-        self._selected = batch.selected.to(device)
-        logits = model(
-            input_ids=batch.input_ids.to(device),
-            position_ids=batch.position_ids.to(device),
-            use_cache=False,
-        ).logits
-        return token_losses(logits, batch.targets.to(logits.device))
+        self._batch, self._given = batch, None
+        try:
+            logits = model(
+                input_ids=batch.input_ids.to(device),
+                position_ids=batch.position_ids.to(device),
+                use_cache=False,
+            ).logits
+        finally:
+            self._batch = None
+        if not self._fused:
+            return token_losses(logits, batch.targets.to(logits.device))
+        if not self._untouched(logits):
+            # The same on every rank: it follows from the model's code.
+            self._fused = False
+            return self(model, batch, device)
+        return cast(torch.Tensor, logits.squeeze(1))
+
+    def _untouched(self, logits: torch.Tensor) -> bool:
+        """Whether the model returns what its head gave. A wrapper may have made a view of it."""
+        given = self._given
+        return given is not None and (
+            (logits.data_ptr(), logits.shape, logits.dtype, logits._version)
+            == (given.data_ptr(), given.shape, given.dtype, given._version)
+        )
 
     def remove(self) -> None:
         """Give the model its ordinary output head back."""
-        self._hook.remove()
+        del self._head.forward
 
 
 def keeps_apart(

@@ -14,7 +14,7 @@ from hack.cluster.prerequisites import install
 from hack.images import cuda_stubs, venv
 from hack.images.cache import digest, made
 
-REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements"
+REQUIREMENTS = Path(__file__).resolve().parents[3] / "requirements"
 
 
 def python_of(name: str) -> Path:

@@ -1,0 +1,356 @@
+"""How fast training is beside TRL, LLaMA-Factory and a hand-written loop: `make bench-trainer`.
+
+    python -m tests.bench.trainer [--only ours,loop] [--steps N] [--method LoRA|Full]
+        [--device cuda --model FOLDER --here]
+
+Everybody trains the same model on the same rows with the same optimizer settings, in a process of
+its own, and they take turns: one optimizer step each, in an order that rotates. So noise of the
+machine falls on all alike. Prints Markdown for docs/benchmarks.md. `--here` runs everything with
+the interpreter at hand, for a machine whose image has the libraries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from finetune_api.acceleratorprofile import AcceleratorProfileSpec
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.run import DataFacts, Failure, ModelFacts, RunConfig
+from finetune_operator.planner.training import plan_training
+
+from hack.demo import assets
+from hack.images.venv import ml_python
+from tests.bench.contenders.environments import python_of
+from tests.bench.contenders.setting import Setting
+
+ROOT = Path(__file__).resolve().parents[2]
+CONTENDERS: dict[str, tuple[str, str, Callable[[], Path], tuple[str, ...]]] = {
+    "ours": ("this trainer", "ours", ml_python, ()),
+    "trl": ("TRL 1.16.0, its defaults", "trl_script", lambda: python_of("trl"), ()),
+    "loop": ("hand-written PyTorch loop", "loop", ml_python, ()),
+    "llamafactory": (
+        "LLaMA-Factory 0.9.5, its defaults",
+        "llamafactory_script",
+        lambda: python_of("llamafactory"),
+        (),
+    ),
+    "trl-equal": (
+        "TRL, packed, activations kept",
+        "trl_script",
+        lambda: python_of("trl"),
+        ("--equal",),
+    ),
+    "llamafactory-equal": (
+        "LLaMA-Factory, packed, activations kept",
+        "llamafactory_script",
+        lambda: python_of("llamafactory"),
+        ("--equal",),
+    ),
+}
+TRAIN_ROWS, HELD_OUT_ROWS = 1500, 48
+WARM_UP = 2
+"""First steps that no figure counts: allocators and threads settle."""
+
+
+@dataclass
+class Contender:
+    """A process that waits for its turns, and what it told."""
+
+    name: str
+    title: str
+    process: subprocess.Popen[bytes]
+    orders: TextIO
+    answers: TextIO
+    log: Path
+    told: list[dict[str, Any]] = field(default_factory=list)
+    failed: bool = False
+
+    def turn(self) -> None:
+        """Let it do one step; a contender that died is left out from then on."""
+        try:
+            self.orders.write("go\n")
+            self.orders.flush()
+            line = self.answers.readline()
+        except BrokenPipeError:
+            line = ""
+        if line:
+            self.told.append(json.loads(line))
+        else:
+            self.failed = True
+            tail = self.log.read_text(errors="replace")[-1500:]
+            print(f"{self.title} failed:\n{tail}", file=sys.stderr)
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """The steps that count."""
+        return [told for told in self.told if told["step"] > WARM_UP]
+
+    @property
+    def speed(self) -> float:
+        """Non-padding tokens per second."""
+        return sum(t["tokens"] for t in self.steps) / sum(t["seconds"] for t in self.steps)
+
+    def seconds_to(self, loss: float) -> float | None:
+        """Training time until the held-out loss is that low, interpolated between looks."""
+        spent, before = 0.0, (0.0, float("inf"))
+        for told in self.told:
+            spent += told.get("seconds", 0.0)
+            if (seen := told.get("held_out")) is None:
+                continue
+            if seen <= loss:
+                (then, worse) = before
+                return then + (spent - then) * (worse - loss) / (worse - seen)
+            before = (spent, seen)
+        return None
+
+
+def main() -> int:
+    options = parse()
+    names = options.only.split(",")
+    with tempfile.TemporaryDirectory(prefix="bench-trainer-") as folder:
+        setting = prepare(Path(folder), options)
+        setting.write(Path(folder) / "setting.json")
+        contenders = [start(name, Path(folder), options.here) for name in names]
+        try:
+            race(contenders, setting.steps)
+        finally:
+            for contender in contenders:
+                contender.process.kill()
+                contender.process.wait()
+        print(report(setting, contenders, options))
+    return int(any(contender.failed for contender in contenders))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default=",".join(CONTENDERS))
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--method", choices=["LoRA", "Full"], default="LoRA")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--model", type=Path, help="default: the demo's SmolLM2-135M-Instruct")
+    parser.add_argument("--sequence", type=int, default=256)
+    parser.add_argument("--batch-rows", type=int, default=4)
+    parser.add_argument("--memory", default="12Gi", help="of the device, for the planner")
+    parser.add_argument("--peak-flops", type=float, help="of the device, bf16; prints MFU")
+    parser.add_argument("--here", action="store_true")
+    return parser.parse_args()
+
+
+def prepare(folder: Path, options: argparse.Namespace) -> Setting:
+    """Data through the product's own prepare stage, and the plan that its planner makes."""
+    model = options.model or assets.model()
+    rows = assets.dataset().read_text().splitlines()
+    random.Random(0).shuffle(rows)
+    claim = folder / "pvc" / "bench"
+    claim.mkdir(parents=True)
+    shutil.copytree(model, claim / "model")
+    (claim / "train.jsonl").write_text("\n".join(rows[:TRAIN_ROWS]) + "\n")
+    held_out = rows[TRAIN_ROWS : TRAIN_ROWS + 4 * HELD_OUT_ROWS]
+    (claim / "eval.jsonl").write_text("\n".join(held_out) + "\n")
+    lora = {"rank": 16, "alpha": 32, "dropout": 0.0}
+    spec = {
+        "model": {"uri": "pvc://bench/model"},
+        "dataset": {
+            "train": [{"uri": "pvc://bench/train.jsonl"}],
+            "validation": {"uri": "pvc://bench/eval.jsonl"},
+        },
+        "method": {"type": options.method, **({"lora": lora} if options.method == "LoRA" else {})},
+        "training": {
+            "maxSteps": options.steps,
+            "epochs": 100,
+            "batchSize": options.batch_rows,
+            "maxSequenceLength": options.sequence,
+            "learningRate": 2e-3 if options.method == "LoRA" else 1e-4,
+            "gradientCheckpointing": False,
+            "checkpoint": {"intervalSteps": 100_000},
+        },
+    }
+    paths = {"modelCache": folder / "cache", "job": folder / "job", "volumes": folder / "pvc"}
+    run = {
+        "job": {"name": "bench", "namespace": "bench", "uid": "0" * 8},
+        "stage": "prepare",
+        "attempt": 1,
+        "spec": spec,
+        "paths": {name: str(path) for name, path in paths.items()},
+    }
+    found = run_prepare(run, folder, interpreter(ml_python, options.here))
+    planned = plan(spec, found, options)
+    run |= {"stage": "train", "model": found["model"], "data": found["data"], "plan": planned}
+    config = RunConfig.model_validate(run)
+    (folder / "run.json").write_text(config.model_dump_json(by_alias=True, exclude_none=True))
+    facts = found["data"]
+    examples_per_row = facts["trainExamples"] / facts["trainSequences"]
+    return Setting(
+        model=str(claim / "model"),
+        train_rows=str(claim / "train.jsonl"),
+        job=str(folder / "job"),
+        run=str(folder / "run.json"),
+        work=str(folder),
+        method=options.method,
+        device=options.device,
+        sequence=options.sequence,
+        batch_rows=options.batch_rows,
+        micro_rows=planned["microBatchSize"],
+        batch_examples=round(options.batch_rows * examples_per_row),
+        steps=options.steps,
+        learning_rate=planned["learningRate"],
+        rank=16,
+        alpha=32,
+        seed=42,
+        look_every=max(1, options.steps // 5),
+        held_out=HELD_OUT_ROWS,
+    )
+
+
+def run_prepare(run: dict[str, Any], folder: Path, python: Path) -> dict[str, Any]:
+    """Facts about model and data."""
+    (folder / "prepare.json").write_text(json.dumps(run))
+    told = folder / "prepared.json"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'trainer_image'}",
+        "FINETUNE_RUN_CONFIG": str(folder / "prepare.json"),
+        "FINETUNE_TERMINATION_PATH": str(told),
+        "FINETUNE_TELEMETRY_PORT": "0",
+    }
+    command = [str(python), "-m", "finetune_trainer.prepare"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"prepare failed:\n{done.stderr[-3000:]}")
+    found = json.loads(told.read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def plan(
+    spec: dict[str, Any], found: dict[str, Any], options: argparse.Namespace
+) -> dict[str, Any]:
+    """What the operator would plan on one device with this much memory."""
+    profile = AcceleratorProfileSpec.model_validate(
+        {
+            "memoryPerDevice": options.memory,
+            "resourceName": "nvidia.com/gpu" if options.device == "cuda" else None,
+        }
+    )
+    model, data = (
+        ModelFacts.model_validate(found["model"]),
+        DataFacts.model_validate(found["data"]),
+    )
+    chosen = plan_training(FineTuneJobSpec.model_validate(spec), model, data, "bench", profile)
+    if isinstance(chosen, Failure):
+        raise SystemExit(f"no plan: {chosen.message}")
+    wire = chosen.to_wire()
+    assert isinstance(wire, dict)
+    return wire
+
+
+def interpreter(choose: Callable[[], Path], here: bool) -> Path:
+    """The contender's own interpreter, or the one that runs this."""
+    return Path(sys.executable) if here else choose()
+
+
+def start(name: str, folder: Path, here: bool) -> Contender:
+    """Start a contender; it loads its libraries and model while others do."""
+    title, module, choose, arguments = CONTENDERS[name]
+    theirs_in, ours_out = os.pipe()
+    ours_in, theirs_out = os.pipe()
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'operator'}:{ROOT / 'trainer_image'}",
+        # The product's setting, for everybody: threads that spin would slow those who compute.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "huggingface"),
+        "TURNS_IN": str(theirs_in),
+        "TURNS_OUT": str(theirs_out),
+    }
+    log = folder / f"{name}.log"
+    command = [str(interpreter(choose, here)), "-m", f"tests.bench.contenders.{module}"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, str(folder / "setting.json"), *arguments],
+            env=environment,
+            pass_fds=(theirs_in, theirs_out),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+        )
+    os.close(theirs_in)
+    os.close(theirs_out)
+    return Contender(name, title, process, os.fdopen(ours_out, "w"), os.fdopen(ours_in), log)
+
+
+def race(contenders: Sequence[Contender], steps: int) -> None:
+    """A look at the untrained model, then all steps; who begins a round rotates."""
+    for number in range(steps + 1):
+        for place in range(len(contenders)):
+            contender = contenders[(number + place) % len(contenders)]
+            if not contender.failed:
+                contender.turn()
+        print(f"step {number} of {steps}", file=sys.stderr)
+
+
+def report(setting: Setting, contenders: Sequence[Contender], options: argparse.Namespace) -> str:
+    """Markdown: the circumstances, and one line for each contender."""
+    alive = [contender for contender in contenders if not contender.failed]
+    ours = next((contender for contender in alive if contender.name == "ours"), alive[0])
+    target = max(contender.told[-1]["held_out"] for contender in alive) + 0.005
+    lines = [
+        circumstances(setting, options),
+        "",
+        f"| Contender | Tokens/s | Ours is faster by (quartiles) | Peak GB | Seconds to held-out "
+        f"loss {target:.2f} | Held-out loss at the end |",
+        "|---|---|---|---|---|---|",
+    ]
+    for contender in alive:
+        low, middle, high = ratios(ours, contender)
+        peak = max(told["peak_bytes"] for told in contender.steps) / 1e9
+        took = contender.seconds_to(target)
+        lines.append(
+            f"| {contender.title} | {contender.speed:.0f} | {middle:.2f} ({low:.2f} to {high:.2f}) "
+            f"| {peak:.2f} | {f'{took:.0f}' if took else 'not reached'} "
+            f"| {contender.told[0]['held_out']:.3f} to {contender.told[-1]['held_out']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def circumstances(setting: Setting, options: argparse.Namespace) -> str:
+    """Date, machine, task."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    load = os.getloadavg()[1]
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"{memory:.0f} GiB, {setting.device}, load average {load:.0f}. "
+        f"{(options.model or Path(setting.model)).name}, {setting.method}, {setting.steps} steps "
+        f"of {setting.batch_rows} x {setting.sequence} tokens ({setting.batch_examples} examples), "
+        f"{setting.micro_rows} rows in a forward pass."
+    )
+
+
+def ratios(ours: Contender, other: Contender) -> tuple[float, float, float]:
+    """Quartiles over the rounds of our speed divided by theirs."""
+    pairs = zip(ours.steps, other.steps, strict=True)
+    each = [
+        (mine["tokens"] / mine["seconds"]) / (theirs["tokens"] / theirs["seconds"])
+        for mine, theirs in pairs
+    ]
+    low, middle, high = statistics.quantiles(each, n=4)
+    return low, middle, high
+
+
+if __name__ == "__main__":
+    sys.exit(main())
