@@ -63,7 +63,7 @@ def _logits_gradient(logs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return gradient.scatter_add_(1, targets[:, None], minus_one)
 
 
-class _FrozenHead(torch.autograd.Function):
+class _FrozenHead(torch.autograd.Function):  # type: ignore[misc]
     """The weights need no gradient: that of the hidden states is made on the way forward."""
 
     @staticmethod
@@ -84,12 +84,12 @@ class _FrozenHead(torch.autograd.Function):
         return losses
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, upstream: torch.Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
         return gradient * upstream[:, None].to(gradient.dtype), None, None, None
 
 
-class _TrainedHead(torch.autograd.Function):
+class _TrainedHead(torch.autograd.Function):  # type: ignore[misc]
     """Keeps the gradient of the logits, or nothing but its inputs where that would be large."""
 
     @staticmethod
@@ -108,7 +108,7 @@ class _TrainedHead(torch.autograd.Function):
         return losses
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, upstream: torch.Tensor) -> Any:
         hidden, weight, bias, targets, kept = ctx.saved_tensors
         if kept is not None:
             of_logits = kept * upstream[:, None].to(kept.dtype)
