@@ -6,88 +6,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_api.run import DataFacts, ExitCode, Failure, RunConfig, StageResult
+from finetune_api.run import ExitCode, StageResult
 from finetune_trainer.data.store import IGNORED, TokenStore
 from finetune_trainer.data.tokenizer import load_tokenizer
-from finetune_trainer.prepare import prepare
-from finetune_trainer.sources import Credentials
-from finetune_trainer.stage import Report, RetryableError, UserError
+from finetune_trainer.stage import Report, RetryableError
 
-from tests.trainer.servers import COMMIT, Hub, Repository, running_hub
-from tests.trainer.tiny import CHATML, tiny_model, tiny_rows, write_rows
+from tests.trainer.prepare_world import World, facts_of, use_model
+from tests.trainer.servers import COMMIT, Hub
+from tests.trainer.tiny import CHATML, tiny_model, tiny_rows
 
 ROOT = Path(__file__).resolve().parents[2]
-UID = "0b0e7c0e-1111-4222-8333-444455556666"
-
-
-class World:
-    """Folders as a pod sees them: a claim `data` with rows, a cache and a job folder."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.report = Report("prepare", 1)
-        self.secrets: dict[str, Credentials] = {}
-        self.rows("rows.jsonl", list(tiny_rows(100)))
-
-    @property
-    def data(self) -> Path:
-        return self.root / "job" / "data"
-
-    def rows(self, name: str, rows: list[dict[str, Any]]) -> Path:
-        return write_rows(self.root / "pvc" / "data" / name, rows)
-
-    def run_config(self, **changes: Any) -> RunConfig:
-        spec: dict[str, Any] = {
-            "model": {"uri": "hf://acme/tiny"},
-            "dataset": {"train": [{"uri": "pvc://data/rows.jsonl"}]},
-            "training": {"maxSequenceLength": 128},
-        }
-        for name, change in changes.items():
-            spec[name] = {**spec.get(name, {}), **change}
-        folders = {"modelCache": "cache", "job": "job", "volumes": "pvc"}
-        paths = {name: str(self.root / folder) for name, folder in folders.items()}
-        job = {"name": "bot", "namespace": "team", "uid": UID}
-        config = {"job": job, "stage": "prepare", "attempt": 1, "spec": spec, "paths": paths}
-        return RunConfig.model_validate(config)
-
-    def prepare(self, **changes: Any) -> StageResult:
-        return prepare(self.run_config(**changes), self.report, self.secrets)
-
-    def fails(self, **changes: Any) -> Failure:
-        with pytest.raises(UserError) as caught:
-            self.prepare(**changes)
-        assert not self.data.exists()
-        assert not list(self.root.glob("job/*"))
-        assert not list(self.root.glob("cache/*")), "a model that failed leaves nothing behind"
-        return caught.value.failure
-
-    def manifest(self) -> dict[str, Any]:
-        found = json.loads((self.data / "manifest.json").read_text())
-        assert isinstance(found, dict)
-        return found
-
-
-@pytest.fixture
-def hub(tiny_model_folder: Path) -> Iterator[Hub]:
-    with running_hub({"acme/tiny": Repository(tiny_model_folder)}) as running:
-        yield running
-
-
-@pytest.fixture
-def world(tmp_path: Path, hub: Hub) -> World:
-    made = World(tmp_path)
-    made.secrets["model"] = Credentials({"HF_ENDPOINT": hub.url})
-    return made
-
-
-def facts_of(result: StageResult) -> DataFacts:
-    assert result.data is not None
-    return result.data
 
 
 def test_result_tells_model_and_data(world: World) -> None:
@@ -233,13 +165,6 @@ def test_folder_without_rows_is_told(world: World) -> None:
     (world.root / "pvc" / "data" / "notes" / "README.md").write_text("hello")
     told = world.fails(dataset={"train": [{"uri": "pvc://data/notes"}]})
     assert (told.reason, told.file) == ("UnsupportedFormat", "README.md")
-
-
-def use_model(hub: Hub, folder: Path, config: dict[str, Any] | None = None) -> None:
-    if config is not None:
-        path = folder / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
-    hub.repositories["acme/tiny"] = Repository(folder)
 
 
 @pytest.mark.parametrize(

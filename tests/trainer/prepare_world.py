@@ -1,0 +1,99 @@
+"""What tests of prepare share: folders as its pod sees them, and a hub with a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_api.run import DataFacts, Failure, RunConfig, StageResult
+from finetune_trainer.prepare import prepare
+from finetune_trainer.sources import Credentials
+from finetune_trainer.stage import Report, UserError
+
+from tests.trainer.servers import Hub, Repository
+from tests.trainer.tiny import tiny_rows, write_rows
+
+UID = "0b0e7c0e-1111-4222-8333-444455556666"
+
+
+class World:
+    """Folders as a pod sees them: a claim `data` with rows, a cache and a job folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.report = Report("prepare", 1)
+        self.secrets: dict[str, Credentials] = {}
+        self.rows("rows.jsonl", list(tiny_rows(100)))
+
+    @property
+    def data(self) -> Path:
+        """The job's data folder."""
+        return self.root / "job" / "data"
+
+    def rows(self, name: str, rows: list[dict[str, Any]]) -> Path:
+        """Write a file into the claim `data`."""
+        return write_rows(self.root / "pvc" / "data" / name, rows)
+
+    def run_config(self, **changes: Any) -> RunConfig:
+        """A run file; sections of the spec are merged with `changes`."""
+        spec: dict[str, Any] = {
+            "model": {"uri": "hf://acme/tiny"},
+            "dataset": {"train": [{"uri": "pvc://data/rows.jsonl"}]},
+            "training": {"maxSequenceLength": 128},
+        }
+        for name, change in changes.items():
+            spec[name] = {**spec.get(name, {}), **change} if isinstance(change, dict) else change
+        folders = {
+            "modelCache": "cache",
+            "rewardCache": "judges",
+            "job": "job",
+            "volumes": "pvc",
+        }
+        paths = {name: str(self.root / folder) for name, folder in folders.items()}
+        job = {"name": "bot", "namespace": "team", "uid": UID}
+        config = {"job": job, "stage": "prepare", "attempt": 1, "spec": spec, "paths": paths}
+        return RunConfig.model_validate(config)
+
+    def prepare(self, today: str | None = None, **changes: Any) -> StageResult:
+        """Run the stage."""
+        return prepare(self.run_config(**changes), self.report, self.secrets, today)
+
+    def fails(self, **changes: Any) -> Failure:
+        """Run the stage, which must fail and leave nothing behind."""
+        told = self.fails_again(**changes)
+        assert not self.data.exists()
+        assert not list(self.root.glob("job/*"))
+        left = [*self.root.glob("cache/*"), *self.root.glob("judges/*")]
+        assert not left, "a model that failed leaves nothing behind"
+        return told
+
+    def fails_again(self, **changes: Any) -> Failure:
+        """Run the stage, which must fail; an earlier run may have left something."""
+        with pytest.raises(UserError) as caught:
+            self.prepare(**changes)
+        assert caught.value.failure.remedy
+        return caught.value.failure
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest of the data."""
+        found = json.loads((self.data / "manifest.json").read_text())
+        assert isinstance(found, dict)
+        return found
+
+
+def use_model(hub: Hub, folder: Path, config: dict[str, Any] | None = None) -> None:
+    """Let the hub offer the model in `folder`, with some of its config changed."""
+    if config is not None:
+        path = folder / "config.json"
+        changed = {**json.loads(path.read_text()), **config}
+        told = {name: value for name, value in changed.items() if value is not None}
+        path.write_text(json.dumps(told))
+    hub.repositories["acme/tiny"] = Repository(folder)
+
+
+def facts_of(result: StageResult) -> DataFacts:
+    """The facts about the data."""
+    assert result.data is not None
+    return result.data

@@ -1,0 +1,459 @@
+"""prepare for every objective: the store, the held-out file and the facts that training gets."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from finetune_trainer.data.store import IGNORED, TokenStore
+from finetune_trainer.data.tokenizer import job_tokenizer, load_tokenizer
+from finetune_trainer.sources import Credentials
+
+from tests.trainer.prepare_world import World, facts_of, use_model
+from tests.trainer.servers import Hub, Repository
+from tests.trainer.test_data_tokenizer import DATED
+from tests.trainer.tiny import CHATML, tiny_model, tiny_rows
+
+END = "<|im_end|>"
+FUNCTION = {"rewards": [{"type": "exactMatch"}], "maxNewTokens": 32}
+
+
+def pairs(count: int) -> list[dict[str, Any]]:
+    rows = tiny_rows(count + 1)
+    return [
+        {"prompt": a["prompt"], "chosen": a["completion"], "rejected": b["completion"]}
+        for a, b in itertools.pairwise(rows)
+    ]
+
+
+def held_out(world: World) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (world.data / "eval.jsonl").read_text().splitlines()]
+
+
+def stores(world: World) -> tuple[TokenStore, TokenStore]:
+    return TokenStore.open(world.data / "train"), TokenStore.open(world.data / "eval")
+
+
+def learnt(tokenizer: Any, row: Any) -> str:
+    return str(tokenizer.decode(row.labels[row.labels != IGNORED]))
+
+
+@pytest.mark.parametrize("objective", ["DPO", "ORPO", "Reward"])
+def test_pairs_stand_side_by_side(world: World, tiny_model_folder: Path, objective: str) -> None:
+    world.rows("rows.jsonl", [*pairs(40), pairs(1)[0]])
+    facts = facts_of(world.prepare(objective=objective))
+    train, judged = stores(world)
+    assert (facts.format, facts.packed) == ("preference", False)
+    assert facts.train_examples + facts.eval_examples == 41
+    assert facts.duplicate_examples == 1
+    assert (train.rows, train.examples) == (2 * facts.train_sequences, 2 * facts.train_examples)
+    assert judged.rows == 2 * facts.eval_examples
+    assert facts.train_tokens == int(train.row_lengths.sum())
+    tokenizer = load_tokenizer(tiny_model_folder)
+    for index, shown in enumerate(held_out(world)):
+        chosen, rejected = judged.row(2 * index), judged.row(2 * index + 1)
+        assert learnt(tokenizer, chosen) == shown["chosen"] + END
+        assert learnt(tokenizer, rejected) == shown["rejected"] + END
+        first = int((chosen.labels != IGNORED).argmax())
+        assert chosen.input_ids[:first].tolist() == rejected.input_ids[:first].tolist()
+        assert shown["messages"][0]["content"] in tokenizer.decode(chosen.input_ids[:first])
+    sides = [
+        {learnt(tokenizer, store.row(i)) for i in range(0, store.rows, 2)}
+        for store in (train, judged)
+    ]
+    assert not sides[0] & sides[1]
+
+
+def test_kto_from_pairs_keeps_both_answers_on_one_side(
+    world: World, tiny_model_folder: Path
+) -> None:
+    world.rows("rows.jsonl", pairs(40))
+    facts = facts_of(world.prepare(objective="KTO"))
+    assert facts.format == "preference"
+    assert facts.train_examples + facts.eval_examples == 80
+    prompts = []
+    for side in ("train", "eval"):
+        store = TokenStore.open(world.data / side)
+        desirable = np.load(world.data / side / "desirable.npy")
+        assert desirable.dtype == np.bool_
+        assert len(desirable) == store.rows
+        assert desirable.sum() * 2 == store.rows
+        tokenizer = load_tokenizer(tiny_model_folder)
+        texts = [tokenizer.decode(store.row(i).input_ids) for i in range(store.rows)]
+        prompts.append({text.split("assistant")[0] for text in texts})
+    assert not prompts[0] & prompts[1]
+    assert facts.train_sequences == TokenStore.open(world.data / "train").rows
+    shown = held_out(world)[0]
+    assert set(shown) == {"messages", "completion", "label"}
+
+
+def test_kto_labels_stand_in_the_order_of_the_rows(world: World, tiny_model_folder: Path) -> None:
+    rows = [{**row, "label": index % 3 == 0} for index, row in enumerate(tiny_rows(60))]
+    world.rows("rows.jsonl", rows)
+    known = {row["completion"] + END: row["label"] for row in rows}
+    assert facts_of(world.prepare(objective="KTO")).format == "unpaired"
+    tokenizer = load_tokenizer(tiny_model_folder)
+    for side in ("train", "eval"):
+        store = TokenStore.open(world.data / side)
+        desirable = np.load(world.data / side / "desirable.npy")
+        found = [known[learnt(tokenizer, store.row(i))] for i in range(store.rows)]
+        assert found == desirable.tolist()
+
+
+def test_texts_are_packed_and_lose_nothing(world: World, tiny_model_folder: Path) -> None:
+    texts = [" ".join(row["completion"] for row in tiny_rows(30, seed)) for seed in range(12)]
+    world.rows("rows.jsonl", [{"text": text} for text in texts])
+    facts = facts_of(world.prepare(objective="Completion"))
+    assert (facts.format, facts.packed) == ("completion", True)
+    assert facts.train_examples + facts.eval_examples == 12
+    assert facts.truncated_examples == 0
+    assert facts.longest_example > 128
+    train, judged = stores(world)
+    assert train.examples > facts.train_examples
+    assert int(train.row_lengths.max()) <= 128
+    tokenizer = load_tokenizer(tiny_model_folder)
+    lengths = {len(tokenizer(text)["input_ids"]) + 1 for text in texts}
+    assert facts.longest_example in lengths
+    shown = held_out(world)
+    assert len(shown) == judged.rows
+    assert {line["file"] for line in shown} == {"rows.jsonl"}
+    assert len({line["line"] for line in shown}) == facts.eval_examples
+    row = judged.row(0)
+    assert row.labels[1:].tolist() == row.input_ids[1:].tolist()
+
+
+def test_prompts_go_to_training_with_their_references(
+    world: World, tiny_model_folder: Path
+) -> None:
+    facts = facts_of(world.prepare(objective="GRPO", grpo=FUNCTION))
+    assert (facts.format, facts.packed) == ("prompt", False)
+    train, judged = stores(world)
+    assert train.rows == facts.train_sequences == facts.train_examples
+    lines = [json.loads(line) for line in (world.data / "train.jsonl").read_text().splitlines()]
+    assert len(lines) == train.rows
+    references = {row["prompt"]: row["completion"] for row in tiny_rows(100)}
+    tokenizer = load_tokenizer(tiny_model_folder)
+    for store, shown in ((train, lines), (judged, held_out(world))):
+        for index, line in enumerate(shown):
+            row = store.row(index)
+            assert set(row.labels.tolist()) == {IGNORED}
+            served = tokenizer.apply_chat_template(line["messages"], add_generation_prompt=True)
+            assert row.input_ids.tolist() == served["input_ids"]
+            assert line["reference"] == references[line["messages"][0]["content"]]
+
+
+def test_answers_leave_room_for_the_prompt(world: World) -> None:
+    told = world.fails(objective="GRPO", grpo={**FUNCTION, "maxNewTokens": 128})
+    assert told.reason == "AnswerTooLong"
+    told = world.fails(objective="GRPO", grpo={**FUNCTION, "maxNewTokens": 120})
+    assert (told.reason, told.file) == ("PromptTooLong", "rows.jsonl")
+    assert told.line
+
+
+def test_prompts_are_learnt_where_the_job_says_so(world: World) -> None:
+    few = facts_of(world.prepare())
+    train, _ = stores(world)
+    before = sum(int((train.row(i).labels != IGNORED).sum()) for i in range(train.rows))
+    every = facts_of(world.prepare(sft={"lossOn": "All"}))
+    train, _ = stores(world)
+    after = sum(int((train.row(i).labels != IGNORED).sum()) for i in range(train.rows))
+    assert few.train_tokens == every.train_tokens == after > before
+
+
+def test_mixture_repeats_the_small_source_and_counts_both(
+    world: World, tiny_model_folder: Path
+) -> None:
+    world.rows("large.jsonl", tiny_rows(100)[:90])
+    world.rows("small.jsonl", tiny_rows(100)[90:])
+    world.rows("check.jsonl", tiny_rows(120)[100:])
+    dataset = {
+        "train": [{"uri": "pvc://data/large.jsonl"}, {"uri": "pvc://data/small.jsonl"}],
+        "temperature": 2,
+        "validation": {"uri": "pvc://data/check.jsonl"},
+    }
+    facts = facts_of(world.prepare(dataset=dataset, training={"packing": False}))
+    assert (facts.train_examples, facts.train_sequences, facts.eval_examples) == (100, 100, 20)
+    assert world.manifest()["mixture"] == [
+        {"examples": 90, "drawn": 75},
+        {"examples": 10, "drawn": 25},
+    ]
+    assert [entry["name"] for entry in world.manifest()["sources"]] == [
+        "large.jsonl",
+        "small.jsonl",
+        "check.jsonl",
+    ]
+    train, _ = stores(world)
+    tokenizer = load_tokenizer(tiny_model_folder)
+    times = Counter(learnt(tokenizer, train.row(index)) for index in range(train.rows))
+    small = {row["completion"] + END for row in tiny_rows(100)[90:]}
+    assert sum(times[text] for text in small) == 25
+    assert {times[text] for text in small} == {2, 3}
+    assert train.examples == 85, "an example that is repeated is stored once"
+
+
+def test_weights_of_a_mixture_count(world: World) -> None:
+    world.rows("other.jsonl", tiny_rows(200)[100:])
+    train = [
+        {"uri": "pvc://data/rows.jsonl", "weight": 3},
+        {"uri": "pvc://data/other.jsonl", "weight": 1},
+    ]
+    world.prepare(dataset={"train": train, "holdout": "5%"})
+    one, two = world.manifest()["mixture"]
+    assert one["drawn"] + two["drawn"] == one["examples"] + two["examples"]
+    assert one["drawn"] / two["drawn"] == pytest.approx(
+        3 * one["examples"] / two["examples"], rel=0.05
+    )
+
+
+def test_pairs_of_a_mixture_stay_together(world: World, tiny_model_folder: Path) -> None:
+    world.rows("rows.jsonl", pairs(60))
+    world.rows("few.jsonl", pairs(70)[60:])
+    train = [{"uri": "pvc://data/rows.jsonl"}, {"uri": "pvc://data/few.jsonl"}]
+    facts = facts_of(world.prepare(objective="DPO", dataset={"train": train, "temperature": 5}))
+    store, _ = stores(world)
+    assert store.rows == 2 * facts.train_sequences == 2 * facts.train_examples
+    tokenizer = load_tokenizer(tiny_model_folder)
+    known = {row["chosen"] + END: row["rejected"] + END for row in pairs(70)}
+    for index in range(facts.train_sequences):
+        chosen, rejected = (learnt(tokenizer, store.row(2 * index + i)) for i in (0, 1))
+        assert known[chosen] == rejected
+
+
+def test_fault_of_a_later_source_names_its_file(world: World) -> None:
+    world.rows("other.jsonl", [{"prompt": "p", "completion": "c"}, {"prompt": "p"}])
+    train = [{"uri": "pvc://data/rows.jsonl"}, {"uri": "pvc://data/other.jsonl"}]
+    told = world.fails(dataset={"train": train})
+    assert (told.reason, told.file, told.line) == ("MissingColumn", "other.jsonl", 2)
+    world.rows("other.jsonl", [{"messages": [{"role": "user", "content": "a"}]}])
+    told = world.fails(dataset={"train": train})
+    assert told.file == "other.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("changes", "packed"),
+    [
+        ({}, True),
+        ({"training": {"packing": False}}, False),
+        ({"training": {"packing": True}}, True),
+        ({"method": {"type": "Prefix"}}, False),
+    ],
+)
+def test_rows_are_packed_wherever_that_works(
+    world: World, changes: dict[str, Any], packed: bool
+) -> None:
+    facts = facts_of(world.prepare(**changes))
+    assert facts.packed is packed
+    assert (facts.train_sequences < facts.train_examples) is packed
+
+
+FALCON = {"model_type": "falcon", "architectures": ["FalconForCausalLM"], "head_dim": None}
+
+
+def test_architecture_that_mixes_examples_is_not_packed(
+    world: World, hub: Hub, tmp_path: Path
+) -> None:
+    use_model(hub, tiny_model(tmp_path / "model"), FALCON)
+    told = world.fails(training={"packing": True})
+    assert told.reason == "PackingUnsupported"
+    assert "falcon" in told.message
+    assert "out" in (told.remedy or "")
+    assert "model.safetensors" not in hub.fetched
+    facts = facts_of(world.prepare())
+    assert not facts.packed
+    assert facts.train_sequences == facts.train_examples
+
+
+def test_date_of_the_template_is_that_of_prepare_for_good(
+    world: World, hub: Hub, tmp_path: Path
+) -> None:
+    use_model(hub, tiny_model(tmp_path / "dated", template=DATED))
+    first = world.prepare(today="2024-02-29")
+    assert facts_of(first).date == "2024-02-29"
+    files = world.manifest()["files"]
+    assert world.prepare(today="2024-03-01") == first
+    (world.data / "manifest.json").unlink()
+    world.prepare(today="2024-02-29")
+    assert world.manifest()["files"] == files
+    run = world.run_config().model_copy(update={"model": first.model, "data": first.data})
+    store = TokenStore.open(world.data / "eval")
+    prompt = held_out(world)[0]["messages"]
+    served = job_tokenizer(run).apply_chat_template(prompt, add_generation_prompt=True)
+    assert store.row(0).input_ids[: len(served["input_ids"])].tolist() == served["input_ids"]
+
+
+def test_template_without_a_date_has_none(world: World) -> None:
+    assert facts_of(world.prepare()).date is None
+
+
+def test_new_tokens_make_the_vocabulary_larger_only_where_it_is_full(
+    world: World, hub: Hub, tmp_path: Path
+) -> None:
+    tokens = {"tokenizer": {"specialTokens": ["<|tool|>", "<|call|>"]}}
+    folder = tiny_model(tmp_path / "model")
+    size = len(load_tokenizer(folder))
+    use_model(hub, folder, {"vocab_size": size - 1})
+    told = world.fails(model=tokens)
+    assert told.reason == "UnsupportedModel"
+    for rows, wanted in ((size, size + 2), (size + 1, size + 2), (size + 9, size + 9)):
+        use_model(hub, folder, {"vocab_size": rows})
+        model = world.prepare(model=tokens).model
+        assert model is not None
+        assert model.vocabulary == wanted
+        shutil.rmtree(world.root / "cache")
+
+
+def test_changed_tokenizer_is_that_of_every_stage(world: World, hub: Hub, tmp_path: Path) -> None:
+    use_model(hub, tiny_model(tmp_path / "base", template=None))
+    template = "{% for m in messages %}<|turn|>{{ m.role }}: {{ m.content }}<|stop|>{% endfor %}"
+    model = {"tokenizer": {"chatTemplate": template, "specialTokens": ["<|turn|>", "<|stop|>"]}}
+    result = world.prepare(model=model)
+    run = world.run_config(model=model).model_copy(update={"model": result.model})
+    tokenizer = job_tokenizer(run)
+    text = tokenizer.decode(TokenStore.open(world.data / "eval").row(0).input_ids)
+    assert text.startswith("<|turn|>user: What")
+    assert text.endswith("<|stop|>")
+    plain = facts_of(world.prepare())
+    assert plain.train_tokens != facts_of(result).train_tokens
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn"])
+def test_context_grows_by_the_factor_of_rope(world: World, kind: str) -> None:
+    model = {"rope": {"type": kind, "factor": 2.5}}
+    result = world.prepare(model=model, training={"maxSequenceLength": 1280})
+    assert result.model is not None
+    assert result.model.context_length == 1280
+    told = world.fails_again(model=model, training={"maxSequenceLength": 1281})
+    assert told.reason == "ContextTooLong"
+    assert "1280" in told.message
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "no rotary positions"),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            "scaled already (linear)",
+        ),
+    ],
+)
+def test_positions_that_cannot_be_stretched_are_told(
+    world: World, hub: Hub, tmp_path: Path, config: dict[str, Any], words: str
+) -> None:
+    use_model(hub, tiny_model(tmp_path / "model"), config)
+    told = world.fails(model={"rope": {"type": "yarn", "factor": 2}})
+    assert told.reason == "RopeUnsupported"
+    assert words in told.message
+
+
+def test_settings_for_experts_need_experts(world: World) -> None:
+    assert world.fails(method={"moe": {}}).reason == "NotMixtureOfExperts"
+
+
+JUDGE = {
+    "architectures": ["LlamaForSequenceClassification"],
+    "id2label": {"0": "LABEL_0"},
+}
+WITH_JUDGE = {"rewardModel": {"uri": "hf://acme/judge"}, "maxNewTokens": 32}
+
+
+def offer_judge(world: World, hub: Hub, folder: Path, **config: Any) -> None:
+    tiny_model(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **JUDGE, **config}))
+    hub.repositories["acme/judge"] = Repository(folder, token="hf_of_the_judge")
+    secret = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_the_judge"}
+    world.secrets["grpo.rewardModel"] = Credentials(secret)
+
+
+def test_reward_model_is_fetched_into_its_own_entry(world: World, hub: Hub, tmp_path: Path) -> None:
+    offer_judge(world, hub, tmp_path / "judge")
+    result = world.prepare(objective="GRPO", grpo=WITH_JUDGE)
+    assert result.reward is not None
+    assert result.reward.architecture == "LlamaForSequenceClassification"
+    assert (world.root / "judges" / result.reward.folder / "model.safetensors").is_file()
+    again = world.prepare(objective="GRPO", grpo=WITH_JUDGE)
+    assert again == result
+    assert world.prepare().reward is None
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"architectures": ["LlamaForCausalLM"]}, "not a sequence classifier"),
+        ({"id2label": {"0": "no", "1": "yes"}}, "2 outputs"),
+        ({"id2label": None}, "2 outputs"),
+    ],
+)
+def test_model_that_gives_no_reward_is_told_before_any_weights(
+    world: World, hub: Hub, tmp_path: Path, config: dict[str, Any], words: str
+) -> None:
+    offer_judge(world, hub, tmp_path / "judge", **config)
+    told = world.fails(objective="GRPO", grpo=WITH_JUDGE)
+    assert told.reason == "NotARewardModel"
+    assert words in told.message
+    assert "model.safetensors" not in hub.fetched
+
+
+def test_conversations_of_pairs_need_a_template(world: World, hub: Hub, tmp_path: Path) -> None:
+    use_model(hub, tiny_model(tmp_path / "base", template=None))
+    world.rows("rows.jsonl", pairs(20))
+    assert facts_of(world.prepare(objective="DPO")).format == "preference"
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
+    talks = [
+        {**row, "prompt": [*turns[:2], {**turns[2], "content": row["prompt"]}]} for row in pairs(20)
+    ]
+    world.rows("rows.jsonl", talks)
+    assert world.fails_again(objective="DPO").reason == "NoChatTemplate"
+
+
+def test_template_of_the_job_makes_up_for_a_missing_one(
+    world: World, hub: Hub, tmp_path: Path
+) -> None:
+    use_model(hub, tiny_model(tmp_path / "base", template=None))
+    rows = [
+        {"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "a"}]}
+        for i in range(10)
+    ]
+    world.rows("rows.jsonl", rows)
+    facts = facts_of(world.prepare(model={"tokenizer": {"chatTemplate": CHATML}}))
+    assert facts.format == "chat"
+
+
+def test_nothing_secret_is_written(world: World, hub: Hub, tmp_path: Path) -> None:
+    offer_judge(world, hub, tmp_path / "judge")
+    world.prepare(objective="GRPO", grpo=WITH_JUDGE)
+    for folder in ("job", "cache", "judges"):
+        for path in (world.root / folder).rglob("*"):
+            assert path.is_dir() or b"hf_of_the_judge" not in path.read_bytes()
+
+
+def test_data_is_durable_before_it_has_its_name(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[str] = set()
+    named: list[set[str]] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def noted(descriptor: int) -> None:
+        synced.add(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    def renamed(path: Path, target: Path) -> Path:
+        files = {str(each) for each in path.rglob("*") if each.is_file()}
+        named.append(files - synced)
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "rename", renamed)
+    world.prepare()
+    assert str(world.root / "job" / "data.tmp" / "train" / "tokens.npy") in synced
+    assert len(named) >= 2, "the model and the data"
+    assert not set().union(*named), "renamed before it was durable"
