@@ -24,6 +24,10 @@ test: $(VENV)/.ready ## The whole suite, on a real cluster too; prints the time 
 test-lint test-unit test-api test-trainer test-images test-cluster test-e2e: $(VENV)/.ready ## One part of the suite
 	@$(PY) -m hack.suite $(@:test-%=%)
 
+.PHONY: e2e-training
+e2e-training: $(VENV)/.ready ## Sharded training over two nodes and one job after another, on a real cluster
+	@$(PY) -m pytest tests/e2e/test_training.py -s -o timeout=2400
+
 .PHONY: cluster
 cluster: $(VENV)/.ready ## Bring up the local two-node cluster (kind where Docker answers)
 	@$(PY) -m hack.cluster up
