@@ -46,6 +46,8 @@ def scorer_config(folder: Path) -> Any:
             "Use a language model, or a classifier with one output.",
             file=str(folder / "config.json"),
         )
+    if classifier and config.get_text_config().pad_token_id is not None:
+        return config
     config.num_labels = 1
     tokenizer = AutoTokenizer.from_pretrained(folder, **local)
     pad = tokenizer.pad_token_id
