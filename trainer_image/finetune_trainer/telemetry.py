@@ -32,6 +32,10 @@ GAUGES = {
     "eta_seconds": "Seconds to the end of the stage.",
     "world_size": "Processes that train together.",
     "last_checkpoint_step": "Step of the newest complete checkpoint.",
+    "eval_loss": "Held-out loss as early stopping last saw it.",
+    "data_wait_share": "Share of a step that waited for data, smoothed, 0 to 1.",
+    "mfu": "Model FLOP/s utilisation, smoothed, 0 to 1.",
+    "peak_memory_bytes": "Most memory that the first process has held.",
 }
 
 
@@ -73,6 +77,13 @@ class _ProgressCollector:
             value = getattr(progress, name)
             if value is not None:
                 yield GaugeMetricFamily(f"{prefix}_{name}", text, value=value)
+        measures = GaugeMetricFamily(
+            f"{prefix}_measure", "Further measures of the objective or the model.", labels=["name"]
+        )
+        for name, value in progress.measures.items():
+            measures.add_metric([name], value)
+        if progress.measures:
+            yield measures
         beats = GaugeMetricFamily(
             f"{prefix}_rank_heartbeat_timestamp_seconds",
             "Unix time of the last sign of life of a rank.",

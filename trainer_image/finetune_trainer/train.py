@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from finetune_api.run import (
     TrainPlan,
 )
 
+from finetune_trainer import tracking
 from finetune_trainer.stage import Report, RetryableError, StageError, UserError, run_stage
 from finetune_trainer.telemetry import RANK_FOLDER_ENV, read_rank_files
 
@@ -48,8 +50,11 @@ def train(run: RunConfig, report: Report) -> StageResult:
     report.update("starting the ranks")
     with tempfile.TemporaryDirectory(prefix="ranks-") as name:
         folder = Path(name)
+        # The history is written by rank 0, so by a child of the first pod.
+        tracked = tracking.beside(run, lambda: stop["asked"]) if node_rank == 0 else nullcontext()
         if not stop["asked"]:
-            follow(torchrun(run.plan, host, node_rank, folder), folder, report, stop)
+            with tracked:
+                follow(torchrun(run.plan, host, node_rank, folder), folder, report, stop)
         return ending(run, folder, node_rank, stop["asked"])
 
 

@@ -17,6 +17,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -25,8 +26,9 @@ from typing import Any
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RUN_CONFIG_PATH, RunConfig, TrainFacts
 
-from finetune_trainer.pace import History, Pace
-from finetune_trainer.stage import RetryableError, StageError, UserError, failure_of
+from finetune_trainer.health import Health
+from finetune_trainer.pace import History, Pace, peak_memory_bytes
+from finetune_trainer.stage import RetryableError, StageError, failure_of
 from finetune_trainer.telemetry import RANK_FOLDER_ENV, RankFile, write_atomically
 
 log = logging.getLogger("finetune")
@@ -53,12 +55,16 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
     """Train as the run file says; needs an initialised process group.
 
     Returns whether the run got to its end, and how it went; it did not when `stop_asked` was
-    true on any rank: then a checkpoint was saved instead. Raises UserError LossNotFinite.
+    true on any rank: then a checkpoint was saved instead. Raises UserError LossNotFinite or
+    LossDiverged.
     """
     import torch
     from torch import distributed as dist
 
     from finetune_trainer import checkpoint, schedule
+    from finetune_trainer.early_stopping import EarlyStopping, held_out_loss
+    from finetune_trainer.flops import operations_of
+    from finetune_trainer.neftune import EmbeddingNoise
     from finetune_trainer.objectives import Setting, make_objective
     from finetune_trainer.output import write_output
     from finetune_trainer.saving import Saver
@@ -79,38 +85,62 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
     objective.begin(engine)
     tell("looking for a checkpoint")
     fingerprint = fingerprint_of(run)
-    position = checkpoint.resume(job, run.attempt, engine, fingerprint)
+    early = EarlyStopping(settings.early_stopping) if settings.early_stopping else None
+    parts = {"early_stopping": early} if early else {}
+    position = checkpoint.resume(job, run.attempt, engine, fingerprint, parts)
     resumed_from = position.step
-    saver = Saver(job, run.attempt, engine, fingerprint, keep)
+    saver = Saver(job, run.attempt, engine, fingerprint, keep, parts)
     epoch_steps = schedule.steps_per_epoch(run.data.train_sequences, plan.batch_size)
     history = History(job / "report" / f"train-{run.attempt}.jsonl", rank)
-    pace = Pace(plan.total_steps, resumed_from)
+    peak = plan.peak_flops * dist.get_world_size() if plan.peak_flops else None
+    pace = Pace(plan.total_steps, resumed_from, peak)
+    operations = operations_of(model)
+    health = Health(loss_must_fall=spec.objective != "GRPO")
+    noise = EmbeddingNoise(model, settings.neftune_alpha) if settings.neftune_alpha else None
     tell("training", step=resumed_from, resumed_from_step=resumed_from)
 
     for step in range(resumed_from + 1, plan.total_steps + 1):
-        started = time.monotonic()
+        if early and early.exhausted:
+            break
+        started, skipped = time.monotonic(), engine.skipped
         torch.manual_seed(schedule.seed_of(settings.seed, step, rank))
         share = objective.share(step)
+        waited = time.monotonic() - started
         rate = schedule.learning_rate(step, plan, settings)
-        sums = accumulate(engine, objective, share, spread.device)
+        sums = accumulate(engine, objective, share, spread.device, noise)
         norm = engine.step(rate)
         sums[1] = float(stop_asked())
         sums[2] = float(rank == 0 and saver.due())
         dist.all_reduce(sums)
         loss, stopping, due = float(sums[0]) / share.weight, bool(sums[1] > 0), bool(sums[2] > 0)
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise not_finite(step, loss, norm, rate)
-        position = checkpoint.Position(step=step, loss=loss)
-        pace.add(step, share.tokens, time.monotonic() - started)
-        measured = (sums[3:] / share.weight).tolist()
-        seen = {"step": step, "loss": loss, "grad_norm": norm, "learning_rate": rate}
-        measures = dict(zip(objective.MEASURES, measured, strict=True))
+        health.check(step, loss, norm, rate, engine.skipped > skipped)
+        flops = operations.of(share.tokens, *sums[3:5].tolist())
+        pace.add(step, share.tokens, time.monotonic() - started, waited, flops)
+        measures = dict(zip(objective.MEASURES, (sums[5:] / share.weight).tolist(), strict=True))
+        if settings.precision == "fp16":
+            measures["skipped_steps"] = float(engine.skipped)
+        seen = {
+            "step": step,
+            "loss": loss,
+            "grad_norm": norm if math.isfinite(norm) else None,
+            "learning_rate": rate,
+            "epoch": step / epoch_steps,
+            "peak_memory_bytes": peak_memory_bytes(spread.device.type),
+            **pace.speeds(),
+        }
+        best, eval_loss = False, None
+        if early and early.due(step, last=step == plan.total_steps):
+            eval_loss = held_out_loss(engine, objective, spread.device)
+            best = early.add(step, eval_loss)
+            seen["eval_loss"] = eval_loss
+        position = checkpoint.Position(step, loss, eval_loss)
         history.add(**seen, tokens=share.tokens, **measures)
-        tell(**seen, measures=measures, epoch=step / epoch_steps, **pace.speeds())
+        tell(**seen, measures=measures)
+        last = step == plan.total_steps or (early is not None and early.exhausted)
         if published := saver.look():
             tell(last_checkpoint_step=published)
-        if stopping or due or step == plan.total_steps or step % keep.interval_steps == 0:
-            saver.save(position)
+        if stopping or due or best or last or step % keep.interval_steps == 0:
+            saver.save(position, best)
         if stopping:
             break
     saver.close()
@@ -124,38 +154,52 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
         tokens_per_second=pace.mean_tokens_per_second,
         world_size=dist.get_world_size(),
         engine=engine.name,
+        best_step=early.best_step if early else None,
+        best_eval_loss=early.best_loss if early else None,
+        peak_memory_bytes=peak_memory_bytes(spread.device.type),
+        mfu=pace.mean_utilisation,
         hosts=hosts(),
     )
-    finished = position.step == plan.total_steps
+    finished = position.step == plan.total_steps or (early is not None and early.exhausted)
+    if finished and early and early.best_step not in (None, position.step):
+        tell(f"going back to the best weights, of step {early.best_step}")
+        checkpoint.restore_best(job, run.attempt, engine, fingerprint)
     if finished:
         tell("writing the trained weights")
         write_output(run, spec, model, engine)
+    if noise:
+        noise.remove()
     objective.remove()
     engine.close()
     tell("finished" if finished else f"stopped after a checkpoint at step {position.step}")
     return finished, facts
 
 
-def accumulate(engine: Any, objective: Any, share: Any, device: Any) -> Any:
-    """Forward and backward of this rank's micro-batches.
+def accumulate(engine: Any, objective: Any, share: Any, device: Any, noise: Any = None) -> Any:
+    """Forward and backward of this rank's micro-batches, with noise on their embeddings if asked.
 
-    Returns float64 [3 + measures]: this rank's summed loss, room for two more numbers in the
-    all-reduce that follows, and the objective's measures.
+    Returns float64 [5 + measures]: this rank's summed loss, room for two more numbers in the
+    all-reduce that follows, its trained positions, the sum over its tokens of the lengths of their
+    examples, and the objective's measures.
     """
     import torch
     from torch import distributed as dist
 
+    from finetune_trainer.flops import counted
+
     # Every strategy averages over the ranks; this makes it a mean over the global batch.
     scale = dist.get_world_size() / share.weight
-    total = torch.zeros(3, dtype=torch.float64, device=device)
+    total = torch.zeros(5, dtype=torch.float64, device=device)
     for index, batch in enumerate(share.batches):
-        with engine.accumulate(last=index == len(share.batches) - 1):
+        noisy = noise.on(batch.lengths) if noise else nullcontext()
+        with engine.accumulate(last=index == len(share.batches) - 1), noisy:
             losses = objective.losses(engine.model, batch)
             loss = losses.each.sum()
             if losses.penalty is not None:
                 loss = loss + losses.penalty * (batch.tokens * share.weight / share.tokens)
             engine.backward(loss * scale)
         total[0] += loss.detach()
+        total[3:] += torch.tensor(counted(batch), dtype=torch.float64, device=device)
     return torch.cat([total, objective.measures().to(device)])
 
 
@@ -205,18 +249,6 @@ def fingerprint_of(run: RunConfig) -> dict[str, Any]:
         "data": run.data.digest if run.data else None,
         "method": run.spec.get("method"),
     }
-
-
-def not_finite(step: int, loss: float, norm: float, rate: float) -> UserError:
-    """The error for a run that has diverged."""
-    what = "loss" if not math.isfinite(loss) else "gradient norm"
-    value = loss if what == "loss" else norm
-    return UserError(
-        "LossNotFinite",
-        f"The {what} became {value} at step {step} with learning rate {rate:.3g}.",
-        "Lower training.learningRate or raise training.warmupRatio; with precision bf16, "
-        "check that the base model was not made for fp16.",
-    )
 
 
 def hosts() -> list[str]:

@@ -52,6 +52,11 @@ class AnswerBatch:
         """Tokens of prompts and answers."""
         return self.rows.tokens
 
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Length of the example that a position belongs to."""
+        return self.rows.lengths
+
 
 class GroupRelativePolicy:
     """The clipped policy gradient of sampled answers."""

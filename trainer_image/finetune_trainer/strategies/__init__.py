@@ -17,6 +17,8 @@ __all__ = ["Engine", "Spread", "load", "prepare_communication", "trained", "wrap
 
 def wrap(model: Any, spread: Spread) -> Engine:
     """The model under its strategy."""
+    if spread.training.compile:
+        compile_blocks(model, spread)
     if spread.strategy == "DDP":
         return Replicated(model, spread)
     if spread.strategy == "FSDP":

@@ -1,0 +1,41 @@
+"""torch.compile for every transformer block.
+
+Blocks are alike, so one compilation serves all of them; whole models would break at every hook and
+take minutes. What is compiled are the modules in place: names of weights, and so checkpoints and
+adapters, stay what they are. A machine without a compiler is found out before the model trains.
+"""
+
+from typing import Any
+
+import torch
+
+from finetune_trainer.stage import UserError
+from finetune_trainer.strategies.base import Spread, decoder_layers
+
+
+def compile_blocks(model: Any, spread: Spread) -> None:
+    """Compile the blocks of a model that is not wrapped yet.
+
+    Raises UserError CannotCompile where this machine cannot.
+    """
+    require_compiler(spread.device)
+    for layer in decoder_layers(model):
+        layer.compile()
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raise UserError CannotCompile unless a small function compiles and runs on the device."""
+    try:
+        torch.compile(_sum_of_sines)(torch.ones(64, device=device))
+    except Exception as error:
+        said = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise UserError(
+            "CannotCompile",
+            f"torch.compile does not work on this machine: {said[:300]}",
+            "Set training.compile to false, or use an image with a C++ compiler (on a CPU), or "
+            "with Triton and a C compiler (on a GPU).",
+        ) from error
+
+
+def _sum_of_sines(values: torch.Tensor) -> torch.Tensor:
+    return torch.sin(values).sum()
