@@ -43,11 +43,14 @@ def inside(engine: Any, seen: dict[str, Any]) -> None:
 
 
 def optimizer_elements(engine: Any) -> int:
-    """Elements of AdamW's first moment that this rank holds."""
+    """Elements of AdamW's first moment that this rank holds; 0 where another optimizer has none."""
     optimizer = getattr(engine, "_optimizer", None) or engine.model.optimizer
     total = 0
     for state in getattr(optimizer, "optimizer", optimizer).state.values():
-        moment = state["exp_avg"]
+        # bitsandbytes calls the first moment state1.
+        moment = state.get("exp_avg", state.get("state1"))
+        if moment is None:
+            continue
         total += (moment.to_local() if hasattr(moment, "to_local") else moment).numel()
     return total
 
