@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from finetune_api.run import RunConfig
 from finetune_trainer.data.store import IGNORED, Example, TokenStore
 from tokenizers import Tokenizer

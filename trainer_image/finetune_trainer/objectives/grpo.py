@@ -72,6 +72,7 @@ class GroupRelativePolicy:
         self._policy = Policy(model, settings.temperature, setting.device)
         self._judges = Judges(setting.run, settings, setting.device)
         self._engine: Engine | None = None
+        self._ends: tuple[int, ...] = ()
         self._rollout: Rollout | None = None
         self._weight = self._trained = 1
         self.MEASURES: tuple[str, ...] = (
@@ -88,6 +89,8 @@ class GroupRelativePolicy:
     def begin(self, engine: Engine) -> None:
         """Remember where answers are sampled; raise UserError where one would not fit."""
         self._engine = engine
+        # Under FSDP the other ranks have made their model without its folder.
+        self._ends = waiting.from_rank_zero(tuple(ending_tokens(engine.bare, self._tokenizer)))
         context = self._setting.run.model.context_length if self._setting.run.model else 1 << 30
         longest = int(self._prompts.row_lengths.max()) + self._settings.max_new_tokens
         if longest > context:
@@ -229,7 +232,7 @@ class GroupRelativePolicy:
         how = sampling.Sampling(
             temperature=settings.temperature,
             most=settings.max_new_tokens,
-            ends=tuple(ending_tokens(model, self._tokenizer)),
+            ends=self._ends,
             together=setting.plan.strategy in SHARDED,
         )
         prompts = {owner: self._prompts.row(owner).input_ids for owner in set(owners)}
@@ -254,8 +257,7 @@ class GroupRelativePolicy:
         return found[: len(mine)]
 
     def _ended(self, answer: sampling.Tokens) -> bool:
-        assert self._engine is not None
-        return int(answer[-1]) in ending_tokens(self._engine.bare, self._tokenizer)
+        return int(answer[-1]) in self._ends
 
     def _reply(self, prompt: int, answer: sampling.Tokens) -> Reply:
         asked, ended = self._asked[prompt], self._ended(answer)
@@ -340,7 +342,7 @@ def averaged(losses: torch.Tensor, owners: torch.Tensor, answers: int, loss: str
     """
     if loss == "grpo":
         lengths = torch.bincount(owners, minlength=answers)[:answers].clamp(min=1)
-        return torch.zeros(answers, device=losses.device).index_add(0, owners, losses) / lengths
+        return losses.new_zeros(answers).index_add(0, owners, losses) / lengths
     if loss == "bnpo":
         return losses.sum(0, keepdim=True) / max(1, len(losses))
     return losses
