@@ -1,9 +1,8 @@
 """What a forward pass leaves behind for the backward pass, in bytes.
 
 After Korthikanti et al. 2022 (arXiv 2205.05198, sections 4.1 and 5), for blocks with grouped-query
-attention, a gated feed-forward layer and attention that never stores its scores. Logits are made
-for a few thousand tokens at a time, and counted three times: as computed, upcast to fp32, and their
-fp32 gradient.
+attention, a gated feed-forward layer and attention that never stores its scores. The trainer makes
+logits for a few positions at a time, and the numbers below that say how many are the trainer's own.
 """
 
 from finetune_api.finetunejob import AdaLoRA, LoRA, Prefix
@@ -12,8 +11,16 @@ from finetune_api.run import ModelFacts
 from finetune_operator.planner.load import Load
 from finetune_operator.planner.parameters import key_width, linear_layers
 
-LOSS_CHUNK = 4096
-"""Most tokens whose logits are there at the same time."""
+LOGITS_AT_ONCE = {"cpu": 2**23, "cuda": 2**27}
+"""Most logits that are there at the same time."""
+KEPT_LOGITS = 2**27
+"""Most logits whose gradient a trained output head keeps until the backward pass."""
+WIDENED = 4096
+"""Positions whose logits are fp32 at a time, where logits are needed whole."""
+CACHE = {"cpu": 256 * 1024**2, "cuda": 2 * 1024**3}
+"""Keys and values of the answers that GRPO samples at once, in bytes."""
+SCALED_LOGITS = ("Cohere", "Gemma2", "Gemma3", "Gemma4", "Granite")
+"""Architectures that change the logits after the output head, so that they are needed whole."""
 
 
 def activation_bytes(model: ModelFacts, load: Load, micro_batch: int) -> int:
@@ -33,7 +40,7 @@ def activation_bytes(model: ModelFacts, load: Load, micro_batch: int) -> int:
     }[load.recomputation]
     mask = rows * load.sequence**2 * size
     learning = kept + mask + passing_bytes(model, load) + logit_bytes(model, load, tokens)
-    return max(learning, sampling_bytes(model, load, tokens))
+    return max(learning, sampling_bytes(model, load))
 
 
 def block_bytes(model: ModelFacts, load: Load, tokens: int) -> int:
@@ -73,18 +80,28 @@ def products_bytes(model: ModelFacts, load: Load, tokens: int) -> int:
 
 
 def logit_bytes(model: ModelFacts, load: Load, tokens: int) -> int:
-    """Logits; a reward model has one number for each sequence instead."""
+    """Logits as computed, widened to fp32, and their gradient; a reward model has none.
+
+    Policies and models that scale their logits hold those of every learnt position; otherwise they
+    exist for a few positions at a time.
+    """
     if load.objective == "Reward":
         return 0
-    return min(tokens, LOSS_CHUNK) * model.vocabulary * (load.number_bytes + 4 + 4)
+    size = load.number_bytes
+    if load.objective == "GRPO" or model.architecture.startswith(SCALED_LOGITS):
+        learnt = tokens * load.answer // load.sequence if load.answer else tokens
+        return model.vocabulary * (2 * size * learnt + 8 * min(learnt, WIDENED))
+    logits = tokens * model.vocabulary
+    kept = min(logits, KEPT_LOGITS) * size if load.method.type == "Full" else 0
+    return min(logits, LOGITS_AT_ONCE[load.device]) * (size + 4 + 4) + kept
 
 
-def sampling_bytes(model: ModelFacts, load: Load, tokens: int) -> int:
-    """Key-value cache and logits while GRPO writes its answers, when nothing else is kept."""
+def sampling_bytes(model: ModelFacts, load: Load) -> int:
+    """Keys and values while GRPO writes its answers, when nothing else is kept."""
     if load.objective != "GRPO":
         return 0
-    cache = 2 * model.layers * key_width(model) * load.number_bytes * tokens
-    return cache + tokens // load.sequence * model.vocabulary * (load.number_bytes + 4)
+    one = 2 * model.layers * key_width(model) * load.number_bytes * load.sequence
+    return max(one, CACHE[load.device])
 
 
 def dropout(load: Load) -> float:

@@ -25,6 +25,8 @@ class Load:
     """Sequences in one unit of a batch: two of a pair, else one."""
     sequence: int
     """Tokens of the longest sequence."""
+    answer: int
+    """Of these the tokens that GRPO writes; 0 for other objectives."""
     device: Literal["cuda", "cpu"]
     offload: bool = False
     beside: int = 0
@@ -45,6 +47,7 @@ def load_of(
     """The load of a job whose facts are known."""
     training = spec.training
     size = 4 if training.precision == "fp32" else 2
+    answer = (spec.grpo or GRPO()).max_new_tokens if spec.objective == "GRPO" else 0
     return Load(
         method=spec.method,
         objective=spec.objective,
@@ -52,7 +55,8 @@ def load_of(
         precision=training.precision,
         recomputation=recomputation(spec),
         rows=2 if spec.objective in PAIRED else 1,
-        sequence=_sequence(spec, data),
+        sequence=_longest(spec, data) + answer,
+        answer=answer,
         device=device,
         offload=spec.compute.offload,
         beside=size * reward.parameters if reward else 0,
@@ -66,9 +70,6 @@ def recomputation(spec: FineTuneJobSpec) -> Recomputation:
     return "Selective" if spec.training.selective_checkpointing else "Full"
 
 
-def _sequence(spec: FineTuneJobSpec, data: DataFacts) -> int:
+def _longest(spec: FineTuneJobSpec, data: DataFacts) -> int:
     longest = spec.training.max_sequence_length
-    if not data.packed:
-        longest = min(longest, max(1, data.longest_example))
-    answer = (spec.grpo or GRPO()).max_new_tokens if spec.objective == "GRPO" else 0
-    return longest + answer
+    return longest if data.packed else min(longest, max(1, data.longest_example))

@@ -153,10 +153,11 @@ def _spread(spec: FineTuneJobSpec, **changes: object) -> FineTuneJobSpec:
 
 
 def _smaller_methods(spec: FineTuneJobSpec) -> Iterator[tuple[str, FineTuneJobSpec]]:
-    if spec.method.type == "Full":
-        yield "set method.type to LoRA", spec.model_copy(update={"method": Method()})
-    if spec.method.type in ("Full", "LoRA", "DoRA"):
-        quantized = spec.method.model_copy(update={"type": "QLoRA"})
+    method = spec.method
+    if method.type in ("Full", "AdaLoRA", "Prefix"):
+        yield "set method.type to LoRA", spec.model_copy(update={"method": Method(moe=method.moe)})
+    if method.type != "QLoRA":
+        quantized = Method(type="QLoRA", lora=method.lora, moe=method.moe)
         yield "set method.type to QLoRA", spec.model_copy(update={"method": quantized})
 
 
