@@ -141,6 +141,8 @@ def _succeed(
 ) -> bool:
     url = status.url or ""
     message = f"revision {revision.revision} of endpoint {name} answers at {url}"
+    if _probe(ctx) is None:
+        message += "; there was no probe, so its answers were not compared with evaluation's"
     draft.update(endpoint=EndpointRef(name=name, url=url), failure=None)
     _say(draft, message)
     draft.update_stage("serve", state="Succeeded", finished_at=time_text(ctx.now))

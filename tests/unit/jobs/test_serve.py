@@ -69,6 +69,21 @@ def test_job_waits_until_its_own_digest_takes_the_traffic() -> None:
     assert world.status["phase"] == "Succeeded"
 
 
+def test_a_job_without_a_probe_is_served_and_says_that_nothing_was_compared() -> None:
+    world = World()
+    world.run_until("evaluate")
+    world.add_pods("glossary-evaluate-1")
+    world.settle()
+    world.succeed("evaluate", probe=None)
+    world.settle()
+    world.run_stage("export")
+    assert "probe" not in endpoint(world)
+    world.serve()
+    world.settle()
+    assert world.status["phase"] == "Succeeded"
+    assert "there was no probe" in world.stage("serve")["message"]
+
+
 def test_failed_revision_fails_the_job_with_the_endpoints_words() -> None:
     world = World()
     world.run_until("serve")
