@@ -298,6 +298,29 @@ PREPARE_RULES: tuple[PrepareRule, ...] = (
         "Its layers do not take borders from position ids; leave `training.packing` out.",
     ),
     PrepareRule(
+        "RopeUnsupported",
+        "`model.rope` with an architecture without rotary positions, with several kinds of them, "
+        "or whose positions are scaled already",
+        "There is nothing to stretch, or not in one way; leave `model.rope` out.",
+    ),
+    PrepareRule(
+        "ContextTooLong",
+        "`training.maxSequenceLength` above the model's context, which `model.rope` multiplies by "
+        "its factor",
+        "The model knows no such positions; lower it, or stretch them.",
+    ),
+    PrepareRule(
+        "MixedFormats",
+        "sources of `dataset.train` and `dataset.validation` in different formats",
+        "A job learns from one format; set `dataset.format` and `dataset.columns`, or run two "
+        "jobs, the second from the artifact of the first.",
+    ),
+    PrepareRule(
+        "NoChatTemplate",
+        "conversations of several turns with a model that has no chat template",
+        "Give `model.tokenizer.chatTemplate`, or use the instruct release of the model.",
+    ),
+    PrepareRule(
         "ReferenceMissing",
         "a reward `exactMatch`, `contains`, `numeric` or `rougeL` for a prompt without a reference",
         "They compare with it; name the column in `dataset.columns.reference`, or use other "

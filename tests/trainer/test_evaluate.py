@@ -357,6 +357,16 @@ def test_margins_decide_where_a_probe_is_cut(tiny_model_folder: Path) -> None:
     assert probing.choose_probe(tokenizer, [], 0.5) is None
 
 
+def test_a_template_that_prints_the_date_gives_no_probe(tiny_model_folder: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model_folder)
+    tokens = tokenizer("Badera is a small protocol", add_special_tokens=False)["input_ids"]
+    answer = generate.Answer(tokens, [2.0] * len(tokens), generate.decode(tokenizer, tokens))
+    samples = [probing.Sample([{"role": "user", "content": "q"}], "", answer, answer)]
+    assert probing.choose_probe(tokenizer, samples, 0.5) is not None
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
+    assert probing.choose_probe(tokenizer, samples, 0.5) is None
+
+
 def test_a_longer_probe_is_preferred_to_a_surer_one_of_a_single_token(
     tiny_model_folder: Path,
 ) -> None:

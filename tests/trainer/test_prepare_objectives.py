@@ -457,3 +457,10 @@ def test_data_is_durable_before_it_has_its_name(
     assert str(world.root / "job" / "data.tmp" / "train" / "tokens.npy") in synced
     assert len(named) >= 2, "the model and the data"
     assert not set().union(*named), "renamed before it was durable"
+
+
+def test_pattern_that_would_hang_is_told_before_anything_is_fetched(world: World, hub: Hub) -> None:
+    rewards = [{"type": "regex", "pattern": "(a+)+$"}]
+    told = world.fails(objective="GRPO", grpo={"rewards": rewards})
+    assert told.reason == "BadPattern"
+    assert hub.fetched == []

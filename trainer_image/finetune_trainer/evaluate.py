@@ -349,6 +349,8 @@ def write_report(
         "job": run.job.to_wire(),
         "attempt": run.attempt,
         "objective": run.spec.get("objective", "SFT"),
+        # That the chat template was given; then there is no probe.
+        "date": run.data.date if run.data else None,
         "summary": summary.to_wire(),
         "examples": examples,
         "samples": [

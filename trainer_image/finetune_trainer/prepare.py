@@ -32,6 +32,7 @@ from finetune_api.run import (
     StageResult,
 )
 
+from finetune_trainer import rewards
 from finetune_trainer.data.dataset import Inputs, find_prepared
 from finetune_trainer.data.making import Target, make_data, too_few_rows
 from finetune_trainer.data.packable import is_packed
@@ -69,6 +70,8 @@ def prepare(
     `today`, YYYY-MM-DD, is for chat templates that print it; absent means the clock's, in UTC.
     """
     spec = FineTuneJobSpec.model_validate(run.spec)
+    if spec.grpo:
+        rewards.check(spec.grpo.rewards, ())
 
     def tell(message: str, done: int, total: int | None) -> None:
         report.update(message, step=done, total_steps=total)

@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune_api.run import ChatMessage, ProbeRecord
 
+from finetune_trainer.data.tokenizer import prints_date
 from finetune_trainer.generate import Answer, decode
 
 PROBE_MARGINS = {"cpu": 0.05, "cuda": 0.5}
@@ -36,7 +37,10 @@ def choose_probe(tokenizer: Any, samples: Sequence[Sample], margin: float) -> Pr
 
     An answer is cut before its first token with less than `margin` nats and at 32 tokens. A longer
     answer says more, up to 8 tokens; from there on the one whose least margin is largest is taken.
+    None where the chat template prints the date: a server would be asked another question each day.
     """
+    if prints_date(tokenizer):
+        return None
     best: tuple[Any, ...] = ()
     found = None
     for sample in samples:

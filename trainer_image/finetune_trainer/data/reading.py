@@ -12,11 +12,9 @@ from finetune_trainer.data.conversation import Unit
 from finetune_trainer.data.layout import Format, Layout, find_layout
 from finetune_trainer.data.rows import read_rows
 from finetune_trainer.data.units import Question, to_unit
+from finetune_trainer.rewards import COMPARING
 from finetune_trainer.sources.dataset_files import DataFile
 from finetune_trainer.stage import UserError
-
-COMPARING = ("exactMatch", "contains", "numeric", "rougeL")
-"""Reward functions that need the right answer."""
 
 
 @dataclass(frozen=True)
