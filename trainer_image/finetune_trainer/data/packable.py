@@ -12,6 +12,7 @@ before the first step whether that is right.
 
 from __future__ import annotations
 
+from finetune_api.combinations import resolved
 from finetune_api.finetunejob import FineTuneJobSpec
 
 from finetune_trainer.stage import UserError
@@ -54,5 +55,4 @@ def is_packed(spec: FineTuneJobSpec, kind: str) -> bool:
             f"In the architecture {kind} the examples of a packed row would see each other.",
             "Leave training.packing out, or set it to false.",
         )
-    allowed = spec.objective in ("SFT", "Completion") and spec.method.type != "Prefix"
-    return allowed and (kind in APART if wanted is None else wanted)
+    return resolved(spec.to_wire(), "packing") and (bool(wanted) or kind in APART)
