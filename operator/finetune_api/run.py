@@ -304,6 +304,8 @@ class Progress(StatusModel):
     or expert_load/0."""
     ranks: list[RankProgress] = Field(default_factory=list)
     """Heartbeats of the ranks of this pod."""
+    stalled: list[RankProgress] = Field(default_factory=list)
+    """Ranks that give no sign of life; the first pod names those of all pods."""
     updated_at: float = 0.0
     """Unix time in seconds."""
 
@@ -362,7 +364,7 @@ class EvaluationSummary(StatusModel):
     per token for ORPO and KTO (KTO: all pairs of a desirable and an undesirable answer), by score
     for Reward, whose base has the head that training began from."""
     reward: MetricPair | None = None
-    """Mean reward of answers to held-out prompts; only for GRPO."""
+    """Mean of the weighted rewards of greedy answers to held-out prompts; only for GRPO."""
     exact_match: MetricPair | None = None
     """Share of answers equal to the reference after normalisation, 0 to 1."""
     rouge_l: MetricPair | None = None

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from finetune_api.run import ExitCode, Progress, RunConfig, StageResult
 from finetune_trainer.stage import RetryableError
+from finetune_trainer.telemetry import RANK_FOLDER_ENV, read_rank_files
 from finetune_trainer.train import ending
 from safetensors.numpy import load_file, save_file
 
@@ -66,6 +67,14 @@ class Stage:
                 return progress
             time.sleep(0.02)
         raise AssertionError("the stage never got there")
+
+    def rank_files(self) -> list[dict[str, Any]]:
+        """What the ranks of this pod last told, as the launcher reads it."""
+        child = child_named("finetune_trainer.worker", self.process.pid)
+        environ = Path(f"/proc/{child}/environ").read_text()
+        folder = re.search(f"{RANK_FOLDER_ENV}=([^\0]*)", environ)
+        assert folder
+        return read_rank_files(Path(folder[1]))
 
     def end(self) -> tuple[int, StageResult]:
         code = self.process.wait(timeout=120)

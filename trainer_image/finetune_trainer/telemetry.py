@@ -91,8 +91,15 @@ class _ProgressCollector:
         )
         for rank in progress.ranks:
             beats.add_metric([str(rank.rank), rank.host], rank.updated_at)
+        stalled = GaugeMetricFamily(
+            f"{prefix}_rank_stalled",
+            "1 for a rank that gives no sign of life.",
+            labels=["host", "rank"],
+        )
+        for rank in progress.stalled:
+            stalled.add_metric([rank.host, str(rank.rank)], 1.0)
         if progress.ranks:
-            yield beats
+            yield from (beats, stalled)
 
 
 def serve(report: Report, host: str = "0.0.0.0", port: int = 0) -> ThreadingHTTPServer:

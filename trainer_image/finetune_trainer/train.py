@@ -29,13 +29,14 @@ from finetune_api.run import (
 )
 
 from finetune_trainer import tracking
+from finetune_trainer.heartbeat import silent_seconds
 from finetune_trainer.stage import Report, RetryableError, StageError, UserError, run_stage
 from finetune_trainer.telemetry import RANK_FOLDER_ENV, read_rank_files
 
 POLL_SECONDS = 0.25
 RENDEZVOUS_SECONDS = 600.0
 PORT_ENV = "FINETUNE_RENDEZVOUS_PORT"
-TOLD = set(Progress.model_fields) - {"stage", "attempt", "ranks"}
+TOLD = set(Progress.model_fields) - {"stage", "attempt", "ranks", "stalled"}
 
 
 def train(run: RunConfig, report: Report) -> StageResult:
@@ -55,7 +56,7 @@ def train(run: RunConfig, report: Report) -> StageResult:
         if not stop["asked"]:
             with tracked:
                 follow(torchrun(run.plan, host, node_rank, folder), folder, report, stop)
-        return ending(run, folder, node_rank, stop["asked"])
+        return ending(run, folder, node_rank, stop["asked"], report.snapshot().stalled)
 
 
 def await_host(host: str, stop: dict[str, bool]) -> None:
@@ -97,11 +98,11 @@ def follow(
     while process.poll() is None:
         ranks = read_rank_files(folder)
         if ranks:
-            aggregate(ranks, report)
+            aggregate(ranks, report, silent_ranks(ranks))
         if stop["asked"]:
             pass_on_stop(process, ranks, signalled)
         time.sleep(POLL_SECONDS)
-    aggregate(read_rank_files(folder), report)
+    aggregate(read_rank_files(folder), report, report.snapshot().stalled)
 
 
 def pass_on_stop(
@@ -126,22 +127,50 @@ def pass_on_stop(
                 continue
 
 
-def aggregate(ranks: list[dict[str, Any]], report: Report) -> None:
-    """Progress of this pod: what its first rank tells, and a heartbeat for each rank."""
+def aggregate(ranks: list[dict[str, Any]], report: Report, stalled: list[RankProgress]) -> None:
+    """Progress of this pod: what its first rank tells, a heartbeat for each rank, and who has
+    none."""
     if not ranks:
         return
     told = {name: value for name, value in ranks[0].items() if name in TOLD}
-    beats = [
-        RankProgress(
-            rank=rank["rank"], host=rank["host"], step=rank["step"], updated_at=rank["updated_at"]
-        )
-        for rank in ranks
-    ]
-    report.update(**{**told, "ranks": beats})
+    report.update(**{**told, "ranks": [heartbeat_of(rank) for rank in ranks], "stalled": stalled})
 
 
-def ending(run: RunConfig, folder: Path, node_rank: int, stopped: bool) -> StageResult:
-    """The result of this pod from what its ranks left behind; raises when they failed."""
+def heartbeat_of(rank: dict[str, Any]) -> RankProgress:
+    """A rank's sign of life from its file."""
+    at = rank.get("beat_at", rank["updated_at"])
+    return RankProgress(rank=rank["rank"], host=rank["host"], step=rank["step"], updated_at=at)
+
+
+def silent_ranks(ranks: list[dict[str, Any]]) -> list[RankProgress]:
+    """Ranks without a sign of life, by rank: of this pod, and those that rank 0 misses."""
+    now, limit = time.time(), silent_seconds()
+    here = [heartbeat_of(rank) for rank in ranks if "beat_at" in rank and is_running(rank["pid"])]
+    found = {rank.rank: rank for rank in here if now - rank.updated_at > limit}
+    for missed in ranks[0].get("silent", ()):
+        found.setdefault(missed["rank"], RankProgress(**missed, updated_at=now - limit))
+    return [found[rank] for rank in sorted(found)]
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process exists; one that has been killed is no stalled one."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def ending(
+    run: RunConfig,
+    folder: Path,
+    node_rank: int,
+    stopped: bool,
+    stalled: list[RankProgress] | None = None,
+) -> StageResult:
+    """The result of this pod from what its ranks left behind; raises when they failed.
+
+    `stalled` are ranks that lived without a sign of life until the others gave up.
+    """
     assert run.plan is not None
     errors = [json.loads(path.read_bytes()) for path in folder.glob("error-*.json")]
     results = [json.loads(path.read_bytes()) for path in sorted(folder.glob("result-*.json"))]
@@ -164,6 +193,14 @@ def ending(run: RunConfig, folder: Path, node_rank: int, stopped: bool) -> Stage
             "RendezvousFailed",
             "No training process was started: torchrun gave up before all pods had met.",
             "Look at the log of this pod and at whether all pods of this attempt came up.",
+        )
+    if stalled:
+        who = ", ".join(f"rank {rank.rank} on host {rank.host}" for rank in stalled[:4])
+        raise RetryableError(
+            "RankStalled",
+            f"No sign of life from {who}, after step {stalled[0].step}.",
+            "Look at that pod and its node: a device that hangs, a volume that does not answer, or "
+            "a process that was stopped.",
         )
     raise RetryableError(
         "RankFailed",

@@ -13,13 +13,13 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,12 @@ from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RUN_CONFIG_PATH, RunConfig, TrainFacts
 
 from finetune_trainer.health import Health
+from finetune_trainer.heartbeat import Heartbeat, collective_timeout
 from finetune_trainer.pace import History, Pace, peak_memory_bytes
 from finetune_trainer.stage import RetryableError, StageError, failure_of
 from finetune_trainer.telemetry import RANK_FOLDER_ENV, RankFile, write_atomically
 
 log = logging.getLogger("finetune")
-
-COLLECTIVE_TIMEOUT = timedelta(minutes=15)
-
 
 @dataclass
 class Told:
@@ -42,13 +40,24 @@ class Told:
 
     file: RankFile
     state: dict[str, Any] = field(default_factory=dict)
+    moves: int = 0
+    """How often the main thread has told something."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, message: Any = None, **fields: Any) -> None:
         """Change some fields and stamp the time; a new message is told at once."""
         if message is not None:
             fields["message"] = message
-        self.state.update(fields, updated_at=time.time())
-        self.file.write(self.state, force=message is not None)
+        self.moves += 1
+        with self._lock:
+            self.state.update(fields, updated_at=time.time())
+            self.file.write(self.state, force=message is not None)
+
+    def beat(self, **fields: Any) -> None:
+        """Stamp the time of a sign of life; the second thread does."""
+        with self._lock:
+            self.state.update(fields, beat_at=time.time())
+            self.file.write(self.state, force=True)
 
 
 def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[bool, TrainFacts]:
@@ -278,7 +287,7 @@ def join(run: RunConfig) -> None:
         torch.set_float32_matmul_precision("high")
     backend = "nccl" if run.plan.device == "cuda" else "gloo"
     device = torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else None
-    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, device_id=device)
+    dist.init_process_group(backend, timeout=collective_timeout(), device_id=device)
     waiting.barrier()
     if dist.get_world_size() != run.plan.world_size:
         raise RetryableError(
@@ -308,23 +317,29 @@ def main() -> None:
     stop = {"asked": False}
     signal.signal(signal.SIGTERM, lambda *_: stop.update(asked=True))
     tell = Told(RankFile(folder, rank))
-    tell("starting", rank=rank, host=socket.gethostname(), pid=os.getpid(), step=0)
-    try:
-        path = Path(os.environ.get("FINETUNE_RUN_CONFIG", RUN_CONFIG_PATH))
-        run = RunConfig.model_validate_json(path.read_bytes())
-        join(run)
-        finished, facts = train(run, tell, lambda: stop["asked"])
-        outcome = {"finished": finished, "train": facts.to_wire()}
-        write_atomically(folder / f"result-{rank:05d}.json", json.dumps(outcome).encode())
-    except BaseException as error:
+
+    def give_up(error: BaseException) -> None:
         if not isinstance(error, StageError):
-            traceback.print_exc()
+            traceback.print_exception(error)
         failure, code = failure_of(cause(error))
         told = {"at": time.time(), "failure": failure.to_wire(), "code": int(code)}
         write_atomically(folder / f"error-{rank:05d}.json", json.dumps(told).encode())
         sys.stderr.flush()
         # Other ranks wait in a collective; an orderly exit would wait for them.
         os._exit(1)
+
+    tell("starting", rank=rank, host=socket.gethostname(), pid=os.getpid(), step=0)
+    try:
+        path = Path(os.environ.get("FINETUNE_RUN_CONFIG", RUN_CONFIG_PATH))
+        run = RunConfig.model_validate_json(path.read_bytes())
+        join(run)
+        heartbeat = Heartbeat(tell, give_up)
+        finished, facts = train(run, tell, lambda: stop["asked"])
+        outcome = {"finished": finished, "train": facts.to_wire()}
+        write_atomically(folder / f"result-{rank:05d}.json", json.dumps(outcome).encode())
+        heartbeat.stop()
+    except BaseException as error:
+        give_up(error)
     from torch import distributed as dist
 
     dist.destroy_process_group()
