@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from finetune_api.finetunejob import IA3, AdaLoRA, LoRA, Method, Prefix
 from finetune_api.run import ModelFacts
 
+FEEDFORWARD = ("gate_proj", "up_proj", "down_proj")
 KEYS_VALUES_FEEDFORWARD = ("k_proj", "v_proj", "down_proj")
 """What IA3 scales when the job names nothing (Liu et al. 2022, arXiv 2205.05638, section 3.3)."""
 
@@ -71,7 +72,25 @@ def trained_parameters(model: ModelFacts, method: Method) -> int:
         case _:
             lora = method.lora or LoRA()
             trained = lora.rank * _ends(model, lora.target_modules)
+            if method.moe and method.moe.experts:
+                trained += lora.rank * (experts(model) - 1) * _feedforward_ends(model)
             return trained + (_lengths(model, lora) if method.type == "DoRA" else 0)
+
+
+def experts(model: ModelFacts) -> int:
+    """About how many feed-forward layers a block has: 1 unless it is a mixture of experts.
+
+    Embedding and output layer are taken for attention's, so that it is rather one too many.
+    """
+    layers = linear_layers(model)
+    one = sum(layers[name].weights for name in FEEDFORWARD)
+    attention = sum(layer.weights for layer in layers.values()) - one
+    return max(1, round((model.parameters // model.layers - attention) / one))
+
+
+def _feedforward_ends(model: ModelFacts) -> int:
+    layers = linear_layers(model)
+    return model.layers * sum(layers[name].inputs + layers[name].outputs for name in FEEDFORWARD)
 
 
 def _adapted(model: ModelFacts, modules: Iterable[str]) -> list[Linear]:

@@ -1,13 +1,15 @@
 """The table of combinations speaks of fields that exist, and leaves every admitted job a way."""
 
 import itertools
+from pathlib import Path
 
 import pytest
-from finetune_api.combinations import EVERY, RULES, allows, refusals, resolved
+from finetune_api.combinations import EVERY, PREPARE_RULES, RULES, allows, refusals, resolved
 from finetune_api.conditions import Above, Condition, Is
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.schema import Schema, structural
 
+TRAINER = Path(__file__).resolve().parents[3] / "trainer_image" / "finetune_trainer"
 SCHEMA = structural(FineTuneJobSpec, spec=True)
 CONDITIONS = [condition for rule in RULES for condition in rule.when]
 OFFLOAD = (False, True)
@@ -56,6 +58,12 @@ def test_what_is_admitted_can_be_trained_with_some_strategy() -> None:
                 each for each in EVERY["compute.strategy"] if allows(spec, compute__strategy=each)
             ]
             assert ways, spec
+
+
+@pytest.mark.parametrize("reason", [rule.reason for rule in PREPARE_RULES])
+def test_what_prepare_is_said_to_refuse_is_refused_somewhere(reason: str) -> None:
+    sources = (path.read_text() for path in TRAINER.rglob("*.py"))
+    assert any(f'"{reason}"' in text for text in sources)
 
 
 def spec(**fields: object) -> dict[str, object]:

@@ -5,18 +5,18 @@ from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import ModelFacts
 from finetune_operator.planner.load import Load, load_of
 from finetune_operator.planner.memory import estimate, frozen_bytes, host_bytes, states
-from finetune_operator.planner.parameters import trained_parameters
+from finetune_operator.planner.parameters import experts, trained_parameters
 
-from tests.unit.planner.facts import DATA, LLAMA_8B, SMOL, spec
+from tests.unit.planner.facts import DATA, LLAMA_8B, SMOL, model, spec
 
 
 def load(**fields: object) -> Load:
     return load_of(spec(**fields), DATA, None, "cuda")
 
 
-def trained(model: ModelFacts, **method: object) -> int:
+def trained(facts: ModelFacts, **method: object) -> int:
     job: FineTuneJobSpec = spec(method=method)
-    return trained_parameters(model, job.method)
+    return trained_parameters(facts, job.method)
 
 
 def test_the_adapters_of_lora_are_as_many_as_peft_counts() -> None:
@@ -35,6 +35,16 @@ def test_other_methods_train_what_their_papers_say() -> None:
     assert trained(LLAMA_8B, type="IA3") == layers * (1024 + 1024 + 14336)
     assert trained(LLAMA_8B, type="Prefix") == 20 * layers * 2 * 1024
     assert trained(LLAMA_8B, type="AdaLoRA") > trained(LLAMA_8B, type="LoRA", lora={"rank": 12})
+
+
+def test_adapters_on_experts_are_counted_for_each_expert() -> None:
+    mixtral = model(46702792704, 32, 4096, 14336, (32, 8), 32000)
+    assert experts(LLAMA_8B) == 1
+    assert experts(mixtral) == 8
+    moe = {"type": "LoRA", "lora": {"dropout": 0}, "moe": {"experts": True}}
+    one = trained(mixtral, type="LoRA")
+    feedforward = 16 * 32 * 3 * (4096 + 14336)
+    assert trained(mixtral, **moe) == one + 7 * feedforward
 
 
 def test_an_unknown_module_counts_as_the_largest() -> None:
