@@ -227,6 +227,13 @@ def test_columns_that_the_job_names_are_used(
     assert next(iter(columns.values())) in told.message
 
 
+@pytest.mark.parametrize("columns", [{"chosen": "a"}, {"messages": "m", "prompt": "prompt"}])
+def test_column_that_would_not_be_used_is_told(tmp_path: Path, columns: dict[str, str]) -> None:
+    row = {"prompt": "p", "completion": "c", "a": "x", "m": [ASKED, GOOD]}
+    told = fault(tmp_path, "a.jsonl", lines(row), columns=columns)
+    assert told.reason == "UnusedColumn"
+
+
 @pytest.mark.parametrize("objective", ["SFT", "Completion", "DPO", "KTO", "GRPO"])
 def test_empty_file_is_told(tmp_path: Path, objective: str) -> None:
     grpo = FREE if objective == "GRPO" else None

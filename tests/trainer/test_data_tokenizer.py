@@ -112,6 +112,8 @@ def test_template_that_prints_the_date_is_given_that_of_prepare(tmp_path: Path) 
     assert tokenizer.apply_chat_template(TALK) == load_tokenizer(
         folder, date="2024-02-29"
     ).apply_chat_template(TALK)
+    tokenizer.save_pretrained(tmp_path / "out")
+    assert load_tokenizer(tmp_path / "out").chat_template == DATED
     other = load_tokenizer(folder, date="2025-01-01").apply_chat_template(TALK, tokenize=False)
     assert "Date: 01 Jan 2025<" in other
 

@@ -71,7 +71,7 @@ def prepare(
     """
     spec = FineTuneJobSpec.model_validate(run.spec)
     if spec.grpo:
-        rewards.check(spec.grpo.rewards, ())
+        rewards.check_patterns(spec.grpo.rewards)
 
     def tell(message: str, done: int, total: int | None) -> None:
         report.update(message, step=done, total_steps=total)
@@ -183,8 +183,8 @@ def _make_data(
     downloads = job / "downloads"
     try:
         files = {
-            where: fetch_data_files(source, downloads / where, tell)
-            for where, source in sources.items()
+            where: fetch_data_files(source, downloads / str(number), tell)
+            for number, (where, source) in enumerate(sources.items())
         }
         validation = files.pop(VALIDATION, None)
         return make_data(job / "data", inputs, list(files.values()), validation, target, tell)

@@ -91,8 +91,19 @@ def find_layout(
     named = tuple(form for form in formats if given and given <= _known(form))
     for form in named or formats:
         if layout := _layout(form, columns, present):
+            _check_used(given, form)
             return layout
     raise _no_layout(named or formats, columns, present)
+
+
+def _check_used(given: set[str], form: Format) -> None:
+    if unused := sorted(given - _known(form)):
+        raise BadRow(
+            "UnusedColumn",
+            f"dataset.columns.{unused[0]} is given, but rows of the format {form} have no such "
+            "column",
+            "Leave it out, or set dataset.format.",
+        )
 
 
 def _known(form: Format) -> set[str]:
