@@ -146,7 +146,8 @@ def main() -> int:
             answer = str(error)
         signal.alarm(0)
         print(f"{kind}: {answer}", file=sys.stderr, flush=True)
-        found[{True: "apart", False: "mixed"}.get(answer, "unknown")].append(kind)
+        verdict = "unknown" if isinstance(answer, str) else "apart" if answer else "mixed"
+        found[verdict].append(kind)
     print(f"transformers {__version__}")
     for verdict, kinds in found.items():
         print(f"\n{verdict}:\n{' '.join(kinds)}")

@@ -9,7 +9,6 @@ from finetune_trainer.stage import UserError
 
 from hack.measure_packing import keeps_apart
 
-
 APART_HERE = ("llama", "qwen2", "qwen3_moe", "gemma2", "mixtral", "phi3", "gpt2", "gpt_neox")
 MIXED_HERE = ("falcon", "bloom", "mpt", "opt", "mamba", "rwkv", "lfm2", "gpt_oss")
 

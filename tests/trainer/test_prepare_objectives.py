@@ -364,8 +364,10 @@ JUDGE = {
 WITH_JUDGE = {"rewardModel": {"uri": "hf://acme/judge"}, "maxNewTokens": 32}
 
 
-def offer_judge(world: World, hub: Hub, folder: Path, **config: Any) -> None:
-    tiny_model(folder)
+def offer_judge(
+    world: World, hub: Hub, folder: Path, template: str = CHATML, **config: Any
+) -> None:
+    tiny_model(folder, template)
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **JUDGE, **config}))
     hub.repositories["acme/judge"] = Repository(folder, token="hf_of_the_judge")
@@ -382,6 +384,14 @@ def test_reward_model_is_fetched_into_its_own_entry(world: World, hub: Hub, tmp_
     again = world.prepare(objective="GRPO", grpo=WITH_JUDGE)
     assert again == result
     assert world.prepare().reward is None
+
+
+def test_date_counts_for_the_template_of_the_reward_model_too(
+    world: World, hub: Hub, tmp_path: Path
+) -> None:
+    offer_judge(world, hub, tmp_path / "judge", template=DATED)
+    result = world.prepare(today="2024-02-29", objective="GRPO", grpo=WITH_JUDGE)
+    assert facts_of(result).date == "2024-02-29"
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from finetune_api.finetunejob import DataSource, FineTuneJobSpec, ModelSource
+from finetune_api.finetunejob import DataSource, FineTuneJobSpec, ModelAddress
 from finetune_api.run import (
     DATA_SECRET_PREFIXES,
     MODEL_SECRET_PREFIX,
@@ -83,11 +83,13 @@ def prepare(
         sources = {where: fetch.source(source, where) for where, source in data_sources(spec)}
         small = opened[0].fetch_small_files()
         config = check_config(small, fetch.address("model", spec.model, MODEL).shown)
-        target = target_of(spec, small, config, today or datetime.now(UTC).date().isoformat())
+        today = today or datetime.now(UTC).date().isoformat()
+        target = target_of(spec, small, config, today)
         reward_config = None
         if spec.grpo and spec.grpo.reward_model:
             opened.append(fetch.model(spec.grpo.reward_model, REWARD, run.paths.reward_cache))
-            reward_config = _check_reward(opened[1], spec.grpo.reward_model.uri)
+            reward_config, dated = _check_reward(opened[1], spec.grpo.reward_model.uri)
+            target = replace(target, date=target.date or (today if dated else None))
         packed = is_packed(spec, str(config["model_type"]))
         revisions = (opened[0].revision, *(source.revision for source in sources.values()))
         inputs = Inputs(spec, revisions, packed)
@@ -119,12 +121,12 @@ class Fetch:
     secrets: Secrets
     tell: Tell
 
-    def address(self, kind: Any, source: ModelSource | DataSource, where: str) -> Address:
+    def address(self, kind: Any, source: ModelAddress | DataSource, where: str) -> Address:
         """Of a model or a data set; `where` is the field that names it."""
         credentials = self.secrets.get(where) or Credentials()
         return Address(kind, source.uri, source.revision, credentials, where)
 
-    def model(self, source: ModelSource, where: str, folder: str) -> Snapshot | CachedSnapshot:
+    def model(self, source: ModelAddress, where: str, folder: str) -> Snapshot | CachedSnapshot:
         """A snapshot that is in the cache entry `folder`, or is to be gathered there."""
         cache, volumes = Path(folder), Path(self.run.paths.volumes)
         remove_stale_partials(cache, time.time())
@@ -164,12 +166,14 @@ def target_of(spec: FineTuneJobSpec, folder: Path, config: dict[str, Any], today
     )
 
 
-def _check_reward(snapshot: Snapshot | CachedSnapshot, uri: str) -> dict[str, Any]:
-    """Config and tokenizer of the reward model; UserError where it cannot judge."""
+def _check_reward(snapshot: Snapshot | CachedSnapshot, uri: str) -> tuple[dict[str, Any], bool]:
+    """Config of the reward model, and whether its template prints the date.
+
+    Raises UserError where it cannot judge.
+    """
     small = snapshot.fetch_small_files()
     config = check_reward_config(small, Address("model", uri).shown)
-    load_tokenizer(small)
-    return config
+    return config, prints_date(load_tokenizer(small))
 
 
 def _facts(snapshot: Snapshot | CachedSnapshot, config: dict[str, Any]) -> ModelFacts:

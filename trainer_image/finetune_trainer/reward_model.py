@@ -23,9 +23,12 @@ TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
 class RewardModel:
     """Scores conversations; one is loaded by every process that judges answers."""
 
-    def __init__(self, folder: Path, device: torch.device, context: int) -> None:
-        """`context` is the longest sequence in tokens that the model was made for."""
-        self._tokenizer = load_tokenizer(folder)
+    def __init__(
+        self, folder: Path, device: torch.device, context: int, date: str | None = None
+    ) -> None:
+        """`context` is the longest sequence in tokens that the model was made for, `date` what a
+        template that prints today's is given."""
+        self._tokenizer = load_tokenizer(folder, date=date)
         self._model = load_classifier(folder, device)
         self._device = device
         self._context = context
@@ -106,4 +109,6 @@ def load_reward_model(run: RunConfig, device: torch.device) -> RewardModel | Non
     if run.reward is None:
         return None
     folder = Path(run.paths.reward_cache) / run.reward.folder
-    return RewardModel(folder, device, run.reward.context_length)
+    return RewardModel(
+        folder, device, run.reward.context_length, run.data.date if run.data else None
+    )
