@@ -61,7 +61,7 @@ CONTENDERS: dict[str, tuple[str, str, Callable[[], Path], tuple[str, ...]]] = {
         ("--equal",),
     ),
 }
-TRAIN_ROWS, HELD_OUT_ROWS = 1500, 48
+TRAIN_ROWS, HELD_OUT_ROWS = 1500, 24
 WARM_UP = 2
 """First steps that no figure counts: allocators and threads settle."""
 
@@ -138,12 +138,12 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default=",".join(CONTENDERS))
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--method", choices=["LoRA", "Full"], default="LoRA")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--model", type=Path, help="default: the demo's SmolLM2-135M-Instruct")
-    parser.add_argument("--sequence", type=int, default=256)
-    parser.add_argument("--batch-rows", type=int, default=4)
+    parser.add_argument("--sequence", type=int, default=512)
+    parser.add_argument("--batch-rows", type=int, default=2)
     parser.add_argument("--memory", default="12Gi", help="of the device, for the planner")
     parser.add_argument("--peak-flops", type=float, help="of the device, bf16; prints MFU")
     parser.add_argument("--here", action="store_true")

@@ -38,7 +38,7 @@ def main() -> None:
         }
         if "--equal" in sys.argv
         else {
-            "per_device_train_batch_size": PER_DEVICE,
+            "per_device_train_batch_size": min(PER_DEVICE, setting.batch_examples),
             "gradient_accumulation_steps": max(1, round(setting.batch_examples / PER_DEVICE)),
         }
     )

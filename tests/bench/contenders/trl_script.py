@@ -41,7 +41,10 @@ def main() -> None:
             "gradient_checkpointing": False,
         }
         if equal
-        else {"gradient_accumulation_steps": max(1, round(setting.batch_examples / PER_DEVICE))}
+        else {
+            "per_device_train_batch_size": min(PER_DEVICE, setting.batch_examples),
+            "gradient_accumulation_steps": max(1, round(setting.batch_examples / PER_DEVICE)),
+        }
     )
     arguments = SFTConfig(
         output_dir=f"{setting.work}/trl",

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from finetune_api.finetunejob import RopeScaling
 
+from finetune_trainer.methods.attention import separate_packed_examples
 from finetune_trainer.methods.quantization import keep_packing, quantize_empty
 from finetune_trainer.methods.rope import stretch
 from finetune_trainer.methods.scoring import HEADS, begin_head, scorer_config
@@ -35,6 +36,7 @@ def load_model(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    separate_packed_examples()
     scored = score_seed is not None
     kind = AutoModelForSequenceClassification if scored else AutoModelForCausalLM
     more = {"quantization_config": quantization} if quantization else {}
@@ -88,6 +90,7 @@ def empty_model(
     """The same model without memory: its weights are on the device `meta`."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    separate_packed_examples()
     kind = AutoModelForSequenceClassification if scored else AutoModelForCausalLM
     with torch.device("meta"):
         model = kind.from_config(

@@ -1,0 +1,89 @@
+"""Attention among packed examples on CPUs: each example by itself.
+
+With a mask, PyTorch's kernel for CPUs computes every score of a row and then drops those between
+examples: a row of 512 tokens with three examples costs three times what the examples cost. So
+where a mask says no more than "causal, within these borders", each example goes through the same
+kernel alone, without a mask. The borders are read off the mask itself, so this is right for any
+architecture: windows, chunks or prefixes leave another mask, and that one is obeyed as it is.
+"""
+
+import itertools
+from typing import Any
+
+import torch
+
+Borders = list[list[slice]]
+"""For each row of a batch, where its examples stand."""
+
+
+def separate_packed_examples() -> None:
+    """Make this what "sdpa" means to transformers' models, for the whole process."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("sdpa", attend)
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **named: Any,
+) -> tuple[torch.Tensor, None]:
+    """Scaled dot-product attention as transformers' own: heads [batch, heads, length, width] in,
+    [batch, length, heads, width] out."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    def plain(mask: Any, row: Any, span: slice, **more: Any) -> torch.Tensor:
+        heads = (tensor[row, :, span] for tensor in (query, key, value))
+        out: torch.Tensor = sdpa_attention_forward(module, *heads, mask, **{**named, **more})[0]
+        return out
+
+    whole = slice(None)
+    if attention_mask is None or query.device.type != "cpu" or torch.compiler.is_compiling():
+        return plain(attention_mask, whole, whole), None
+    if named.get("position_bias") is not None or named.get("cache") is not None:
+        return plain(attention_mask, whole, whole), None
+    borders = borders_of(attention_mask)
+    if borders is None:
+        return plain(attention_mask, whole, whole), None
+    rows = [
+        torch.cat([plain(None, slice(i, i + 1), s, is_causal=True) for s in spans], dim=1)
+        for i, spans in enumerate(borders)
+    ]
+    return torch.cat(rows), None
+
+
+def borders_of(mask: torch.Tensor) -> Borders | None:
+    """The examples of each row, or None where the mask is not exactly causal within examples.
+
+    `mask` is bool [batch, 1, length, length], true where a query may see a key. The answer is
+    kept on the tensor, which all layers of a forward pass share.
+    """
+    kept: dict[str, Borders | None] | None = getattr(mask, "_example_borders", None)
+    if kept is None:
+        kept = {"borders": _read_borders(mask)}
+        mask._example_borders = kept
+    return kept["borders"]
+
+
+def _read_borders(mask: torch.Tensor) -> Borders | None:
+    if mask.dtype != torch.bool or mask.dim() != 4 or mask.shape[1] != 1:
+        return None
+    batch, _, length, keys = mask.shape
+    if length != keys or length < 2:
+        return None
+    seen = mask[:, 0]
+    # A token that does not see the one before it begins an example.
+    begins = torch.ones(batch, length, dtype=torch.bool)
+    begins[:, 1:] = ~seen.diagonal(offset=-1, dim1=1, dim2=2)
+    owner = begins.cumsum(1)
+    expected = (owner[:, :, None] == owner[:, None, :]).tril_()
+    if not torch.equal(seen, expected):
+        return None
+    borders = []
+    for row in begins:
+        starts = [*row.nonzero().flatten().tolist(), length]
+        borders.append([slice(*pair) for pair in itertools.pairwise(starts)])
+    return borders
