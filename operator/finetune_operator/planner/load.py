@@ -55,7 +55,7 @@ def load_of(
         precision=training.precision,
         recomputation=recomputation(spec),
         rows=2 if spec.objective in PAIRED else 1,
-        sequence=_longest(spec, data) + answer,
+        sequence=_longest(spec, data, answer),
         answer=answer,
         device=device,
         offload=spec.compute.offload,
@@ -70,6 +70,6 @@ def recomputation(spec: FineTuneJobSpec) -> Recomputation:
     return "Selective" if spec.training.selective_checkpointing else "Full"
 
 
-def _longest(spec: FineTuneJobSpec, data: DataFacts) -> int:
+def _longest(spec: FineTuneJobSpec, data: DataFacts, answer: int) -> int:
     longest = spec.training.max_sequence_length
-    return longest if data.packed else min(longest, max(1, data.longest_example))
+    return longest if data.packed else min(longest, max(1, data.longest_example) + answer)
