@@ -234,6 +234,7 @@ def build(run: RunConfig, spec: FineTuneJobSpec) -> tuple[Any, Any, Any]:
         autocast=methods.computes_in_autocast(method, settings, plan.strategy),
         scores=spec.objective == "Reward",
     )
+    strategies.require_precision(spread)
     attention = methods.attention_kernel(device.type, methods.DTYPES[settings.precision])
     dtype = methods.weight_dtype(method, settings, plan.strategy)
     # The same adapters on every rank; dropout differs by rank, see the loop.

@@ -7,12 +7,21 @@ one runs.
 from typing import Any
 
 from finetune_trainer.strategies.base import Engine, Spread, trained
+from finetune_trainer.strategies.compiling import compile_blocks
 from finetune_trainer.strategies.fully_sharded import FullyShardedData
 from finetune_trainer.strategies.loading import load
 from finetune_trainer.strategies.replicated import Replicated
-from finetune_trainer.strategies.zero import ZeroSharded, prepare_communication
+from finetune_trainer.strategies.zero import ZeroSharded, prepare_communication, require_precision
 
-__all__ = ["Engine", "Spread", "load", "prepare_communication", "trained", "wrap"]
+__all__ = [
+    "Engine",
+    "Spread",
+    "load",
+    "prepare_communication",
+    "require_precision",
+    "trained",
+    "wrap",
+]
 
 
 def wrap(model: Any, spread: Spread) -> Engine:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from finetune_api.run import Strategy
 
+from finetune_trainer.stage import UserError
 from finetune_trainer.strategies.base import Spread, State, trained
 from finetune_trainer.strategies.loss_scale import INITIAL_POWER, WINDOW
 from finetune_trainer.strategies.optimizers import make_optimizer, set_learning_rate
@@ -136,6 +137,19 @@ def halve(model: Any) -> None:
     for _, weight in trained(model):
         if not hasattr(weight, "ds_id"):
             weight.data = weight.data.half()
+
+
+def require_precision(spread: Spread) -> None:
+    """Raise UserError PrecisionUnsupported where DeepSpeed does not know the number format."""
+    if spread.strategy in ZERO_STAGES and spread.training.precision == "fp16":
+        from deepspeed.accelerator import get_accelerator
+
+        if not get_accelerator().is_fp16_supported():
+            raise UserError(
+                "PrecisionUnsupported",
+                f"DeepSpeed has no fp16 on this device, so strategy {spread.strategy} cannot run.",
+                "Set training.precision to bf16 or fp32, or compute.strategy to DDP or FSDP.",
+            )
 
 
 def prepare_communication(spread_strategy: Strategy, device: str) -> None:
