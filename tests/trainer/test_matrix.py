@@ -21,6 +21,7 @@ from finetune_trainer.prepare import prepare
 from finetune_trainer.sources import Credentials
 from finetune_trainer.telemetry import Report
 
+from tests.trainer.families import tiny_mixtral
 from tests.trainer.jobs import free_port, torchrun
 from tests.trainer.matrix import (
     ALLOWED,
@@ -34,7 +35,7 @@ from tests.trainer.matrix import (
     wire,
     write_data,
 )
-from tests.trainer.tiny import tiny_model, tiny_moe_model
+from tests.trainer.tiny import tiny_model
 
 CASES = ALLOWED if os.environ.get("FINETUNE_MATRIX") == "all" else pairwise(ALLOWED)
 SHARDED = ("ZeRO3", "FSDP", "ZeRO3 with offload", "FSDP with offload")
@@ -87,7 +88,7 @@ def cell(case: Case, root: Path) -> dict[str, Any]:
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     root = tmp_path_factory.mktemp("matrix")
     tiny_model(root / "volumes" / "models" / "dense")
-    tiny_moe_model(root / "volumes" / "models" / "moe")
+    tiny_mixtral(root / "volumes" / "models" / "moe")
     write_data(root / "volumes" / "data")
     (root / "cases.json").write_text(json.dumps([cell(case, root) for case in CASES]))
     print(torchrun(2, "tests.trainer.matrix_host", str(root), seconds=30 + 30 * len(CASES)))
