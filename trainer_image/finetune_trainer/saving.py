@@ -85,6 +85,11 @@ class Saver:
         # Fresh memory costs more than copying: it is taken before the first step needs it.
         self._room = self._thread.submit(make_room, self._own())
 
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is under way; the same on all ranks."""
+        return self._pending is not None
+
     def due(self) -> bool:
         """Whether this rank's clock says that the last checkpoint is old; ask rank 0's."""
         minutes = self._settings.interval_minutes
@@ -92,8 +97,8 @@ class Saver:
 
     def save(self, position: Position, best: bool = False) -> None:
         """Begin a checkpoint; waits for the one before it. `best` keeps it until a better one."""
-        self.finish()
         started = time.monotonic()
+        self.finish()
         room, own = self._room.result(), self._own()
         with torch.no_grad():
             for entry, values in own.items():

@@ -35,9 +35,15 @@ NO_PARTS: Parts = {}
 
 
 def own_part(state: State, rank: int, world: int) -> dict[str, torch.Tensor]:
-    """What this rank has to write, by entry: replicated runs are dealt out to all ranks."""
-    copies = [name for name, part in state.items() if part.replicated]
-    mine = set(copies[rank::world])
+    """What this rank has to write, by entry: replicated runs are dealt out, the largest first."""
+    copies = {name: part.values.nbytes for name, part in state.items() if part.replicated}
+    loads = [0] * world
+    mine = set()
+    for name in sorted(copies, key=lambda name: (-copies[name], name)):
+        taker = loads.index(min(loads))
+        loads[taker] += copies[name]
+        if taker == rank:
+            mine.add(name)
     return {
         f"{name}@{part.start}": part.values
         for name, part in state.items()

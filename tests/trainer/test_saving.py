@@ -1,0 +1,266 @@
+"""Checkpoints beside training: what a step waits for, what is kept, and what goes wrong.
+
+The ranks here train a plain network under the real engines; what a checkpoint holds and how it is
+resumed under every strategy is shown by test_resume and test_strategies.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetune_api.finetunejob import Checkpointing, Method, Training
+from finetune_trainer import checkpoint, shards, waiting
+from finetune_trainer.checkpoint import MARKER, Position
+from finetune_trainer.saving import Saver
+from finetune_trainer.stage import RetryableError
+from finetune_trainer.strategies.base import Fragment, Spread
+from finetune_trainer.strategies.replicated import Replicated
+from torch import distributed as dist
+
+from tests.trainer import pool
+
+pytestmark = pytest.mark.filterwarnings("default")
+FINGERPRINT = {"run": "this"}
+
+
+class Counter:
+    """A part that remembers a number and a tensor."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, Any] = {"count": 0, "tensor": torch.zeros(2)}
+
+    def state(self) -> Any:
+        return self.told
+
+    def restore(self, state: Any) -> None:
+        self.told = state
+
+
+class Rank:
+    """One rank with an engine around a network of `width` x 64 weights."""
+
+    def __init__(self, job: Path, width: int, attempt: int = 1, **settings: Any) -> None:
+        torch.manual_seed(0)
+        spread = Spread(
+            strategy="DDP",
+            method=Method(type="Full"),
+            training=Training(precision="fp32"),
+            device=torch.device("cpu"),
+            learning_rate=1e-2,
+            micro_batch_size=1,
+            offload=False,
+            autocast=False,
+        )
+        self.engine = Replicated(torch.nn.Sequential(torch.nn.Embedding(width, 64)), spread)
+        self.job, self.attempt, self.width = job, attempt, width
+        self.part = Counter()
+        if dist.get_rank() == 0:
+            checkpoint.claim(job, attempt)
+        waiting.barrier()
+        keep = Checkpointing(**settings)
+        parts = {"counter": self.part}
+        self.saver = Saver(job, attempt, self.engine, FINGERPRINT, keep, parts)
+
+    def step(self, step: int) -> float:
+        """Train a step; its seconds."""
+        started = time.monotonic()
+        torch.manual_seed(step)
+        with self.engine.accumulate(last=True):
+            rows = torch.randint(self.width, (4096,))
+            self.engine.backward(self.engine.model(rows).pow(2).sum())
+        self.engine.step(1e-2)
+        self.saver.look()
+        return time.monotonic() - started
+
+    def weights(self) -> torch.Tensor:
+        """A copy of all weights."""
+        return torch.cat([weight.flatten().clone() for _, weight in self.engine.full_weights()])
+
+    def resume(self) -> Position:
+        """Restore the newest usable checkpoint."""
+        parts = {"counter": self.part}
+        return checkpoint.resume(self.job, self.attempt, self.engine, FINGERPRINT, parts)
+
+
+def alone(work: Callable[..., None], *arguments: Any) -> None:
+    """Run in a process group, and leave it."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    work(*arguments)
+    waiting.barrier()
+    dist.destroy_process_group()
+
+
+def steps_of(job: Path) -> list[int]:
+    return sorted(int(path.parent.name[5:]) for path in (job / "checkpoints").glob(f"*/*/{MARKER}"))
+
+
+def large(job: Path) -> None:
+    """Save 480 MB three times while training goes on, and note what each save cost."""
+    rank = Rank(job, 625_000, keepLast=1)
+    quiet = [rank.step(step) for step in range(1, 4)]
+    beside = []
+    for step in range(4, 100):
+        if not rank.saver.busy and len(rank.saver.costs) < 3:
+            rank.saver.save(Position(step))
+        beside.append(rank.step(step))
+        if len(rank.saver.costs) == 3 and not rank.saver.busy:
+            break
+    rank.saver.close()
+    costs = [(cost.waited, cost.wrote) for cost in rank.saver.costs]
+    told = {"costs": costs, "quiet": sorted(quiet)[1], "beside": sorted(beside)[len(beside) // 2]}
+    (job / f"told-{dist.get_rank()}.json").write_text(json.dumps(told))
+
+
+def test_a_step_waits_less_than_a_twentieth_of_the_writing(tmp_path: Path) -> None:
+    pool.run(alone, large, tmp_path, world=2, folder=tmp_path / "logs")
+    for rank in (0, 1):
+        told = json.loads((tmp_path / f"told-{rank}.json").read_text())
+        for waited, wrote in told["costs"]:
+            print(
+                f"rank {rank}: the step waited {1000 * waited:.0f} ms for a checkpoint that took "
+                f"{wrote:.2f} s to write: {100 * waited / wrote:.1f} %"
+            )
+        print(f"a step took {told['quiet']:.3f} s, beside a save {told['beside']:.3f} s")
+        assert all(wrote > 0.5 for _, wrote in told["costs"]), told
+        waited, wrote = (sum(part) for part in zip(*told["costs"], strict=True))
+        assert waited < 0.05 * wrote, told
+
+
+def kept(job: Path) -> None:
+    rank = Rank(job, 64, keepLast=2)
+    losses = {2: 3.0, 4: 1.0, 6: 2.0}
+    at = {}
+    for step in range(1, 13):
+        rank.step(step)
+        at[step] = rank.weights()
+        rank.part.told = {"count": step, "tensor": torch.tensor([step, 0.5])}
+        if step % 2 == 0:
+            eval_loss = losses.get(step)
+            rank.saver.save(Position(step, 0.25 * step, eval_loss), best=step in (2, 4))
+            rank.part.told["tensor"][1] = 99.0
+    rank.saver.close()
+    if dist.get_rank() == 0:
+        assert steps_of(job) == [4, 10, 12]
+
+    later = Rank(job, 64, attempt=2)
+    assert later.resume() == Position(12, 3.0, None)
+    assert torch.equal(later.weights(), at[12])
+    assert later.part.told["count"] == 12
+    assert later.part.told["tensor"].tolist() == [12, 0.5]
+    best = checkpoint.restore_best(job, 2, later.engine, FINGERPRINT)
+    assert best == Position(4, 1.0, 1.0)
+    assert torch.equal(later.weights(), at[4])
+    later.saver.close()
+
+    newest = job / "checkpoints" / "1" / "step-00000012"
+    if dist.get_rank() == 0:
+        file = newest / "rank-00000.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+        (job / "checkpoints" / "1" / ".step-00000014.partial").mkdir()
+        (job / "checkpoints" / "1" / "step-00000014").mkdir()
+    waiting.barrier()
+    third = Rank(job, 64, attempt=3)
+    assert third.resume().step == 10
+    assert torch.equal(third.weights(), at[10])
+    third.saver.close()
+    if dist.get_rank() == 0:
+        left = {path.name for path in (job / "checkpoints" / "1").iterdir()}
+        assert left == {"step-00000004", "step-00000010", "step-00000012"}
+
+
+def test_the_newest_and_the_best_are_kept_and_broken_ones_passed_over(tmp_path: Path) -> None:
+    pool.run(alone, kept, tmp_path, world=2, folder=tmp_path / "logs")
+
+
+def broken(job: Path) -> None:
+    rank = Rank(job, 64)
+    if dist.get_rank() == 1:
+        blocked = job / "checkpoints" / "1" / ".step-00000001.partial"
+        blocked.parent.mkdir(parents=True)
+        blocked.write_text("no folder")
+    waiting.barrier()
+    rank.step(1)
+    rank.saver.save(Position(1))
+
+    def train_on() -> None:
+        for step in range(2, 10_000):
+            rank.step(step)
+
+    with pytest.raises(RetryableError) as caught:
+        train_on()
+    assert "FileExistsError" in caught.value.failure.message
+    assert steps_of(job) == []
+
+
+def test_what_fails_in_the_thread_fails_a_step_of_every_rank(tmp_path: Path) -> None:
+    pool.run(alone, broken, tmp_path, world=2, folder=tmp_path / "logs")
+
+
+def fenced(job: Path) -> None:
+    rank = Rank(job, 64)
+    rank.step(1)
+    rank.saver.save(Position(1))
+    assert rank.saver.finish() == 1
+    if dist.get_rank() == 0:
+        checkpoint.claim(job, 2)
+    waiting.barrier()
+    rank.step(2)
+    rank.saver.save(Position(2))
+    with pytest.raises(RetryableError) as caught:
+        rank.saver.finish()
+    assert caught.value.failure.reason == "Fenced"
+    assert steps_of(job) == [1]
+
+
+def test_an_attempt_that_was_replaced_publishes_nothing(tmp_path: Path) -> None:
+    pool.run(alone, fenced, tmp_path, world=2, folder=tmp_path / "logs")
+
+
+def timed(job: Path) -> None:
+    rank = Rank(job, 64, intervalMinutes=1)
+    assert not rank.saver.due()
+    rank.saver._saved_at -= 60
+    assert rank.saver.due()
+    rank.saver.save(Position(1))
+    assert not rank.saver.due()
+    rank.saver.close()
+
+
+def test_a_checkpoint_is_due_when_the_last_one_is_old(tmp_path: Path) -> None:
+    pool.run(alone, timed, tmp_path, world=1, folder=tmp_path / "logs")
+
+
+def test_an_attempt_is_claimed_once(tmp_path: Path) -> None:
+    checkpoint.claim(tmp_path, 1)
+    with pytest.raises(RetryableError) as caught:
+        checkpoint.claim(tmp_path, 1)
+    assert caught.value.failure.reason == "AttemptAlreadyClaimed"
+
+
+def test_what_all_ranks_hold_is_written_once_and_in_equal_parts() -> None:
+    sizes = {"weight": 64, "exp_avg": 64, "exp_avg_sq": 64, "step": 1}
+    state = {
+        f"{what}/{name}": Fragment(torch.zeros(size))
+        for name in "abcd"
+        for what, size in sizes.items()
+    }
+    parts = [shards.own_part(state, rank, 3) for rank in range(3)]
+    assert sorted(name for part in parts for name in part) == sorted(f"{n}@0" for n in state)
+    held = [sum(values.numel() for values in part.values()) for part in parts]
+    assert max(held) - min(held) <= 4
+
+
+def test_missing_elements_are_never_read_as_something_else(tmp_path: Path) -> None:
+    shards.write(tmp_path, 0, {"weight/a@0": torch.arange(4.0)})
+    whole = {"weight/a": Fragment(torch.zeros(3), start=1)}
+    shards.read(tmp_path, whole)
+    assert whole["weight/a"].values.tolist() == [1, 2, 3]
+    with pytest.raises(ValueError, match="3 of 4 elements"):
+        shards.read(tmp_path, {"weight/a": Fragment(torch.zeros(4), start=1)})
