@@ -68,8 +68,8 @@ class Tokenizer(SpecModel):
     """Jinja template that replaces the model's own; needed to teach a base model to chat."""
 
 
-class ModelSource(SpecModel):
-    """Where the base model comes from."""
+class ModelAddress(SpecModel):
+    """Where a model comes from."""
 
     model_config = validations(
         cel(
@@ -87,6 +87,11 @@ class ModelSource(SpecModel):
     credentials_secret: ObjectName | None = None
     """Secret in the job's namespace with keys such as HF_TOKEN, AWS_ACCESS_KEY_ID,
     AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL or GOOGLE_APPLICATION_CREDENTIALS_JSON."""
+
+
+class ModelSource(ModelAddress):
+    """Where the base model comes from, and how it is changed before training."""
+
     rope: RopeScaling | None = None
     """Longer context by RoPE scaling; absent leaves the model's positions as they are."""
     tokenizer: Tokenizer | None = None
@@ -121,17 +126,20 @@ class TrainSource(DataSource):
 
 
 class Columns(SpecModel):
-    """Names of the columns where they differ from the usual ones."""
+    """Names of the columns where they differ from the usual ones; one that the format does not
+    have is refused. docs/concepts.md has the table of formats."""
 
     messages: Column | None = None
-    """Chat format: list of {role, content}; usual names are messages and conversations."""
+    """Chat format: list of {role, content}; usual names are messages and conversations. Of the
+    preference and prompt format the prompt, of the unpaired one prompt and answer."""
     prompt: Column | None = None
-    """Instruction format: what is asked; usual names are prompt, instruction and question."""
+    """What is asked, a text or a list of turns; usual names are prompt, instruction and
+    question."""
     completion: Column | None = None
-    """Instruction format: what is answered; usual names are completion, output, response and
-    answer."""
+    """Instruction and unpaired format: what is answered; usual names are completion, output,
+    response and answer."""
     system: Column | None = None
-    """Instruction and preference format: a system prompt of the row; usual name is system."""
+    """A system prompt of the row, where it is no turn of a conversation; usual name is system."""
     text: Column | None = None
     """Completion format: the whole text; usual names are text and content."""
     chosen: Column | None = None
@@ -455,8 +463,9 @@ class GRPO(SpecModel):
 
     rewards: list[RewardFunction] = Field(default_factory=list, max_length=8)
     """Computed rewards."""
-    reward_model: ModelSource | None = None
-    """A sequence classifier with one output, such as the artifact of a Reward job."""
+    reward_model: ModelAddress | None = None
+    """A sequence classifier with one output, such as the artifact of a Reward job; its score of
+    the conversation is added with weight 1."""
     generations: int = Field(default=8, ge=2, le=128)
     """Answers to each prompt; they are compared with each other."""
     max_new_tokens: int = Field(default=256, ge=1, le=16384)
@@ -559,9 +568,9 @@ class Evaluation(SpecModel):
     max_samples: int = Field(default=512, ge=1, le=100000)
     """Most held-out rows used for the loss."""
     generations: int = Field(default=64, ge=3, le=10000)
-    """Most held-out prompts answered by both models, for exactMatch and rougeL."""
+    """Most held-out prompts answered by both models, for exactMatch, rougeL and reward."""
     max_new_tokens: int = Field(default=128, ge=1, le=8192)
-    """Longest answer in tokens."""
+    """Longest answer in tokens; for GRPO at least grpo.maxNewTokens."""
     gate: list[GateRule] = Field(default_factory=list, max_length=8)
     """Every rule must hold; an empty list lets every model through."""
 

@@ -80,27 +80,14 @@ def test_a_pattern_without_end_counts_as_not_found_and_is_stopped() -> None:
 def test_prepare_refuses_patterns_that_cannot_be_used(pattern: str) -> None:
     functions = [RewardFunction(type="regex", pattern=pattern)]
     with pytest.raises(UserError) as raised:
-        rewards.check(functions, [])
+        rewards.check_patterns(functions)
     assert raised.value.failure.reason == "BadPattern"
     assert pattern in raised.value.failure.message
 
 
 @pytest.mark.parametrize("pattern", [r"\\boxed\{[^}]*\}", r"^(?:yes|no)\b", r"(?i)answer:\s*\d+"])
 def test_prepare_takes_usual_patterns(pattern: str) -> None:
-    rewards.check([RewardFunction(type="regex", pattern=pattern)], [])
-
-
-@pytest.mark.parametrize("kind", rewards.COMPARING)
-@pytest.mark.parametrize("missing", [None, "", "  "])
-def test_a_prompt_without_the_reference_that_a_reward_needs_is_told(
-    kind: str, missing: str | None
-) -> None:
-    functions = [RewardFunction.model_validate({"type": kind})]
-    with pytest.raises(UserError) as raised:
-        rewards.check(functions, [("ok", "a.jsonl", 1), (missing, "a.jsonl", 2)])
-    failure = raised.value.failure
-    assert (failure.reason, failure.file, failure.line) == ("ReferenceMissing", "a.jsonl", 2)
-    rewards.check([RewardFunction(type="length")], [(missing, "a.jsonl", 2)])
+    rewards.check_patterns([RewardFunction(type="regex", pattern=pattern)])
 
 
 def test_rewards_of_one_type_have_names_of_their_own() -> None:

@@ -67,11 +67,15 @@ def evaluate(run: RunConfig, report: Report) -> StageResult:
     model = tuned_model(run, dtype, base=model, device=place).eval()
     tuned = examine(model, tokenizer, held_out, chosen, spec, items, "tuned model")
 
+    # A reward model may need the room.
+    del model
     report.update("comparing")
     losses = losses_of(held_out, base, tuned)
     samples = samples_of(chosen, base, tuned)
-    summary = summarise(losses, accuracies(held_out, base, tuned), samples, spec)
-    digest = write_report(run, job / REPORT, summary, losses, samples, held_out)
+    rewards = rewards_of(run, spec, samples, device)
+    measured = Measured(losses, accuracies(held_out, base, tuned), rewards, samples)
+    summary = summarise(measured, spec)
+    digest = write_report(run, job / REPORT, summary, measured, held_out)
     failed = gate_failure(summary)
     return StageResult(
         stage="evaluate",
@@ -134,17 +138,21 @@ def questions(
 
     if spec.objective == "Reward":
         return []
-    wanted = spec.evaluation
-    most = wanted.generations if spec.objective in ANSWERED else PROBES
+    most = spec.evaluation.generations if spec.objective in ANSWERED else PROBES
     context = run.model.context_length if run.model else 1 << 30
     found: list[tuple[dict[str, Any], list[int]]] = []
     for prompt in held_out_prompts(spec, Path(run.paths.job) / "data", tokenizer):
         if len(found) == most:
             break
         tokens = render(tokenizer, prompt["messages"])
-        if len(tokens) + wanted.max_new_tokens <= context:
+        if len(tokens) + longest_answer(spec) <= context:
             found.append((prompt, tokens))
     return found
+
+
+def longest_answer(spec: FineTuneJobSpec) -> int:
+    """In tokens; rewards are given for answers that may be as long as those that were learnt."""
+    return max(spec.evaluation.max_new_tokens, spec.grpo.max_new_tokens if spec.grpo else 0)
 
 
 def held_out_prompts(spec: FineTuneJobSpec, data: Path, tokenizer: Any) -> Iterator[dict[str, Any]]:
@@ -193,7 +201,7 @@ def examine(
         return Findings(look, [])
     done = items.start(f"answers of the {name}")
     prompts = [tokenised for _, tokenised in chosen]
-    answers = answer_all(model, tokenizer, prompts, spec.evaluation.max_new_tokens, done)
+    answers = answer_all(model, tokenizer, prompts, longest_answer(spec), done)
     return Findings(look, answers)
 
 
@@ -242,6 +250,44 @@ def accuracies(held_out: Any, base: Findings, tuned: Findings) -> MetricPair | N
     return MetricPair(base=before, tuned=after)
 
 
+def rewards_of(
+    run: RunConfig, spec: FineTuneJobSpec, samples: Sequence[Any], device: str
+) -> list[tuple[float, float]] | None:
+    """The summed reward of the base model's and the tuned model's answer to each prompt."""
+    if spec.grpo is None:
+        return None
+    import torch
+
+    from finetune_trainer.judging import Judges
+    from finetune_trainer.rewards import Reply
+
+    judges = Judges(run, spec.grpo, torch.device(device))
+    replies = [
+        Reply(s.messages, answer.text, len(answer.tokens) < longest_answer(spec), s.reference)
+        for s in samples
+        for answer in (s.base, s.tuned)
+    ]
+    totals = judges.totals(judges(replies))
+    if not np.isfinite(totals).all():
+        raise UserError(
+            "RewardNotFinite",
+            "The reward of a held-out answer is not a number.",
+            "Check the reward model: it may not belong to its tokenizer.",
+        )
+    return [(float(before), float(after)) for before, after in totals.reshape(-1, 2)]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that was found out about both models."""
+
+    losses: Losses | None
+    preferred: MetricPair | None
+    rewards: list[tuple[float, float]] | None
+    """The base model's and the tuned model's, for each sample; only for GRPO."""
+    samples: Sequence[Any]
+
+
 def compare_losses(losses: Losses, seed: int) -> LossComparison:
     """Mean losses, and the 95 % interval of the relative improvement."""
     weight = int(losses.weights.sum())
@@ -264,14 +310,9 @@ def compare_losses(losses: Losses, seed: int) -> LossComparison:
     )
 
 
-def summarise(
-    losses: Losses | None,
-    preferred: MetricPair | None,
-    samples: Sequence[Any],
-    spec: FineTuneJobSpec,
-) -> EvaluationSummary:
+def summarise(measured: Measured, spec: FineTuneJobSpec) -> EvaluationSummary:
     """All measures and how the gate's rules go."""
-    both = [sample for sample in samples if sample.base is not None]
+    both = [sample for sample in measured.samples if sample.base is not None]
 
     def pair(score: Callable[[str, str], float]) -> MetricPair | None:
         if not both or spec.objective != "SFT":
@@ -281,15 +322,21 @@ def summarise(
             tuned=float(np.mean([score(s.tuned.text, s.reference) for s in both])),
         )
 
-    loss = compare_losses(losses, spec.training.seed) if losses else None
-    exact, rouge = pair(exact_match), pair(rouge_l)
-    pairs = {"exactMatch": exact, "rougeL": rouge, "preferenceAccuracy": preferred}
+    loss = compare_losses(measured.losses, spec.training.seed) if measured.losses else None
+    rewards = np.mean(measured.rewards, axis=0).tolist() if measured.rewards else None
+    pairs = {
+        "exactMatch": pair(exact_match),
+        "rougeL": pair(rouge_l),
+        "preferenceAccuracy": measured.preferred,
+        "reward": MetricPair(base=rewards[0], tuned=rewards[1]) if rewards else None,
+    }
     gate = [apply_rule(rule, loss, pairs) for rule in spec.evaluation.gate]
     return EvaluationSummary(
         loss=loss,
-        preference_accuracy=preferred,
-        exact_match=exact,
-        rouge_l=rouge,
+        preference_accuracy=pairs["preferenceAccuracy"],
+        reward=pairs["reward"],
+        exact_match=pairs["exactMatch"],
+        rouge_l=pairs["rougeL"],
         generations=len(both),
         gate=gate,
         passed=all(outcome.passed for outcome in gate),
@@ -333,17 +380,19 @@ def write_report(
     run: RunConfig,
     path: Path,
     summary: EvaluationSummary,
-    losses: Losses | None,
-    samples: Sequence[Any],
+    measured: Measured,
     held_out: Any,
 ) -> str:
     """Everything that was measured, as JSON; returns its digest."""
+    losses = measured.losses
+    none: list[tuple[float | None, float | None]] = [(None, None)] * len(measured.samples)
+    rewards = measured.rewards or none
     examples: list[dict[str, Any]] = []
     if losses is not None:
-        measured = zip(held_out.units, losses.weights, losses.base, losses.tuned, strict=True)
+        each = zip(held_out.units, losses.weights, losses.base, losses.tuned, strict=True)
         examples = [
             {"index": int(i), "weight": int(w), "baseLoss": float(b), "tunedLoss": float(t)}
-            for i, w, b, t in measured
+            for i, w, b, t in each
         ]
     body = {
         "job": run.job.to_wire(),
@@ -357,10 +406,10 @@ def write_report(
             {
                 "messages": sample.messages,
                 "reference": sample.reference,
-                "base": said(sample.base),
-                "tuned": said(sample.tuned),
+                "base": said(sample.base, before),
+                "tuned": said(sample.tuned, after),
             }
-            for sample in samples
+            for sample, (before, after) in zip(measured.samples, rewards, strict=True)
         ],
     }
     data = json.dumps(body, indent=1, ensure_ascii=False).encode()
@@ -369,9 +418,12 @@ def write_report(
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def said(answer: Any) -> dict[str, Any] | None:
+def said(answer: Any, reward: float | None) -> dict[str, Any] | None:
     """An answer for the report; None where the model was not asked."""
-    return {"text": answer.text, "tokens": len(answer.tokens)} if answer else None
+    if not answer:
+        return None
+    told = {"text": answer.text, "tokens": len(answer.tokens)}
+    return told if reward is None else {**told, "reward": reward}
 
 
 if __name__ == "__main__":

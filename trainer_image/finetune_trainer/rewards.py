@@ -9,7 +9,7 @@ syntax and can be stopped.
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NoReturn
@@ -23,7 +23,7 @@ from finetune_trainer.stage import UserError
 log = logging.getLogger("finetune")
 
 COMPARING = ("exactMatch", "contains", "numeric", "rougeL")
-"""Rewards that need a reference."""
+"""Rewards that need a reference; prepare refuses prompts without one."""
 PATTERN_SECONDS = 0.25
 """CPU time of one search: thousands of times what a usual pattern needs for a long answer."""
 NUMBER = re.compile(
@@ -143,29 +143,11 @@ def bad_pattern(pattern: str, why: str) -> UserError:
     )
 
 
-def check(
-    functions: Sequence[RewardFunction], references: Iterable[tuple[str | None, str, int]]
-) -> None:
-    """Tell what training would stumble over; `references` come with their file and line.
-
-    Raises UserError BadPattern or ReferenceMissing.
-    """
+def check_patterns(functions: Sequence[RewardFunction]) -> None:
+    """Tell what training would stumble over. Raises UserError BadPattern."""
     for function in functions:
         if function.type == "regex":
             _try_out(function.pattern or "")
-    comparing = [function.type for function in functions if function.type in COMPARING]
-    if not comparing:
-        return
-    for reference, file, line in references:
-        if not (reference or "").strip():
-            raise UserError(
-                "ReferenceMissing",
-                f"The reward {comparing[0]} compares with a reference, and this prompt has none.",
-                "Give every prompt a reference, name its column in dataset.columns.reference, or "
-                "use other rewards.",
-                file=file,
-                line=line,
-            )
 
 
 def _try_out(pattern: str) -> None:

@@ -4,7 +4,7 @@ from finetune_api.finetunejob import (
     DataSource,
     FineTuneJobSpec,
     FineTuneJobStatus,
-    ModelSource,
+    ModelAddress,
     Phase,
 )
 from finetune_api.run import (
@@ -100,9 +100,9 @@ def reward_mount(spec: FineTuneJobSpec, read_only: bool = False) -> tuple[Mount,
     return (Mount(Paths().reward_cache, model_path(reward.uri, reward.revision), read_only),)
 
 
-def sources(spec: FineTuneJobSpec) -> list[tuple[ModelSource | DataSource, str]]:
+def sources(spec: FineTuneJobSpec) -> list[tuple[ModelAddress | DataSource, str]]:
     """Everything that prepare fetches, each with the prefix of its Secret's variables."""
-    found: list[tuple[ModelSource | DataSource, str]] = [
+    found: list[tuple[ModelAddress | DataSource, str]] = [
         (spec.model, MODEL_SECRET_PREFIX),
         *zip(spec.dataset.train, DATA_SECRET_PREFIXES, strict=False),
     ]
