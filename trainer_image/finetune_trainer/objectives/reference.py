@@ -8,7 +8,6 @@ numbers, at whatever world size, so that a resumed run is the run that was stopp
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -26,8 +25,8 @@ from finetune_trainer.objectives.batches import collate
 from finetune_trainer.objectives.likelihood import RowLikelihood, untrained
 from finetune_trainer.strategies import Engine
 
-log = logging.getLogger("finetune")
-
+BLOCK = 4096
+"""Rows after which the numbers are stored."""
 Logps: TypeAlias = NDArray[np.float32]
 """fp32 [rows of the store], NaN for rows that no step trains."""
 
@@ -42,18 +41,27 @@ def reference_logps(
 ) -> Logps:
     """The untrained model's log-probabilities of `rows(i)` for every i in `wanted`.
 
-    Read from the job's folder, or computed by all ranks together and stored there under `name`.
-    A collective.
+    Read from the job's folder, or computed by all ranks together and stored there under `name`,
+    block by block: an attempt that is stopped meanwhile leaves the next one less to do. A
+    collective.
     """
     path = folder_of(setting.run) / f"{name}.npy"
-    stored = waiting.from_rank_zero(_stored(path, wanted) if dist.get_rank() == 0 else None)
+    size = max(wanted, default=-1) + 1
+    found = np.full(size, np.nan, dtype=np.float32)
+    stored: Logps | None = waiting.from_rank_zero(_stored(path) if dist.get_rank() == 0 else None)
     if stored is not None:
-        return np.asarray(stored, dtype=np.float32)
-    found = _compute(rows, wanted, setting, engine, likelihood)
-    if dist.get_rank() == 0:
-        checkpoint.require_newest(setting.job, setting.run.attempt)
-        _store(path, found)
-    waiting.barrier()
+        found[: len(stored)] = stored[:size]
+    # Long rows first: what does not fit into memory fails at once.
+    order = sorted(wanted, key=lambda index: -len(rows(index).input_ids))
+    for start in range(0, len(order), BLOCK):
+        block = order[start : start + BLOCK]
+        if not np.isnan(found[block]).any():
+            continue
+        found[block] = _compute(rows, block, setting, engine, likelihood)
+        if dist.get_rank() == 0:
+            checkpoint.require_newest(setting.job, setting.run.attempt)
+            _store(path, found)
+        waiting.barrier()
     return found
 
 
@@ -71,14 +79,8 @@ def folder_of(run: RunConfig) -> Path:
     return Path(run.paths.job) / "reference" / key
 
 
-def _stored(path: Path, wanted: Sequence[int]) -> Logps | None:
-    if not path.is_file():
-        return None
-    found: Logps = np.load(path)
-    if len(found) <= max(wanted, default=-1) or np.isnan(found[list(wanted)]).any():
-        log.warning("computed again, rows are missing: %s", path)
-        return None
-    return found
+def _stored(path: Path) -> Logps | None:
+    return np.load(path) if path.is_file() else None
 
 
 def _store(path: Path, logps: Logps) -> None:
@@ -94,23 +96,16 @@ def _store(path: Path, logps: Logps) -> None:
 
 def _compute(
     rows: Callable[[int], Row],
-    wanted: Sequence[int],
+    block: Sequence[int],
     setting: Setting,
     engine: Engine,
     likelihood: RowLikelihood,
 ) -> Logps:
-    total = max(wanted, default=-1) + 1
-    found = torch.zeros(total, dtype=torch.float64, device=setting.device)
-    order = sorted(wanted, key=lambda index: -len(rows(index).input_ids))
+    found = torch.zeros(len(block), dtype=torch.float64, device=setting.device)
     with untrained(engine, prefix=setting.spec.method.type == "Prefix") as model:
-        for members in schedule.deal(order, setting.plan.micro_batch_size):
-            batch = collate([rows(index) for index in members], setting.flatten)
-            each = likelihood(model, batch, len(members)).logps
-            found[members] = each.double()
+        for members in schedule.deal(range(len(block)), setting.plan.micro_batch_size):
+            batch = collate([rows(block[member]) for member in members], setting.flatten)
+            found[members] = likelihood(model, batch, len(members)).logps.double()
     # Each row was looked at by one rank, and is zero on the others.
     dist.all_reduce(found)
-    logps = found.float().cpu().numpy()
-    missing = np.ones(total, dtype=bool)
-    missing[list(wanted)] = False
-    logps[missing] = np.nan
-    return np.asarray(logps, dtype=np.float32)
+    return np.asarray(found.float().cpu().numpy())
