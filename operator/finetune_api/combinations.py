@@ -284,6 +284,22 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         (
+            NotEmpty("model.tokenizer.specialTokens"),
+            Is("method.type", LORA_LIKE),
+            Is("compute.strategy", ("ZeRO3",)),
+        ),
+        "ZeRO3 loses gradients of new rows that embedding and head share; set compute.strategy to "
+        "ZeRO2, FSDP or Auto, or method.type to Full",
+        "compute.strategy",
+    ),
+    Rule(
+        (Is("method.type", ("Prefix",)), Given("model.rope")),
+        "a prefix is exported beside the base model, whose config model.rope would change; leave "
+        "model.rope out, or use LoRA",
+        "model.rope",
+    ),
+    Rule(
+        (
             Above("dpo.labelSmoothing", 0, 0),
             Is("dpo.loss", ("hinge", "ipo", "nca_pair", "sppo_hard", "apo_zero", "apo_down")),
         ),
@@ -319,6 +335,32 @@ PREPARE_RULES: tuple[PrepareRule, ...] = (
         "NoChatTemplate",
         "conversations of several turns with a model that has no chat template",
         "Give `model.tokenizer.chatTemplate`, or use the instruct release of the model.",
+    ),
+    PrepareRule(
+        "ExpertsNotAdaptable",
+        "`method.moe.experts` with an architecture that has no one weight for a layer's experts",
+        "Set `method.moe.experts` to false, or `method.type` to Full.",
+    ),
+    PrepareRule(
+        "UnknownTargetModule",
+        "`targetModules` that no layer of the model is called; `IA3` without them where keys and "
+        "values have unusual names",
+        "Use names of the model's layers, which the message lists, or `all-linear`.",
+    ),
+    PrepareRule(
+        "RopeUnsupported",
+        "`model.rope` with a model without plain rotary positions",
+        "Leave `model.rope` out.",
+    ),
+    PrepareRule(
+        "ContextTooLong",
+        "`training.maxSequenceLength`, with GRPO prompt and answer, above the model's context",
+        "Lower it, or stretch the context by `model.rope`.",
+    ),
+    PrepareRule(
+        "PrecisionUnsupported",
+        "`training.precision: fp16` with ZeRO on a CPU pool",
+        "DeepSpeed has no fp16 there; use bf16 or fp32, or strategy DDP or FSDP.",
     ),
     PrepareRule(
         "ReferenceMissing",

@@ -95,7 +95,7 @@ def train(model: Any, method: str) -> list[float]:
         loss.backward()
         optimizer.step()
         if allocation:
-            allocation.after_update()
+            allocation.after_step(updated=True)
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     return losses
@@ -110,6 +110,7 @@ def test_the_merged_model_is_the_adapted_one(
     new = NEW if method == "new-tokens" else []
     quantization = methods.quantization_config(spec.method, torch.float32, "DDP")
     base = methods.load_model(folder, torch.float32, quantization=quantization)
+    methods.make_room(base, new)
     model = methods.prepare_method(base, spec, STEPS, new)
     assert {w.dtype for w in model.parameters() if w.requires_grad} == {torch.float32}
     losses = train(model, method)

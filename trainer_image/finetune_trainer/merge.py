@@ -16,7 +16,7 @@ from finetune_api.finetunejob import FineTuneJobSpec, Quantization
 from finetune_api.run import RunConfig
 
 from finetune_trainer.checkpoint import describe
-from finetune_trainer.methods import DTYPES, load_model, make_room, saved_dtype
+from finetune_trainer.methods import DTYPES, load_model, make_room, new_tokens_of, saved_dtype
 from finetune_trainer.methods.merging import FourBits, four_bits, merge_layers
 from finetune_trainer.methods.scoring import is_scorer, round_head
 from finetune_trainer.stage import RetryableError
@@ -30,14 +30,11 @@ def base_folder(run: RunConfig) -> Path:
 
 def base_model(run: RunConfig, dtype: torch.dtype, device: Any = "cpu") -> Any:
     """The base as the job sees it: with its positions and with room for its new tokens."""
-    from finetune_trainer.data.tokenizer import job_tokenizer, new_token_ids
-
     spec = FineTuneJobSpec.model_validate(run.spec)
     seed = spec.training.seed if spec.objective == "Reward" else None
     folder, rope = base_folder(run), spec.model.rope
     model = load_model(folder, dtype, device=device, score_seed=seed, rope=rope)
-    if spec.model.tokenizer and spec.model.tokenizer.special_tokens:
-        make_room(model, new_token_ids(job_tokenizer(run), spec.model.tokenizer))
+    make_room(model, new_tokens_of(run, spec))
     return model
 
 

@@ -34,6 +34,7 @@ from finetune_trainer.telemetry import RANK_FOLDER_ENV, RankFile, write_atomical
 
 log = logging.getLogger("finetune")
 
+
 @dataclass
 class Told:
     """What this rank tells the first process of its pod."""
@@ -99,7 +100,7 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
     position = checkpoint.resume(job, run.attempt, engine, fingerprint, parts)
     resumed_from = position.step
     saver = Saver(job, run.attempt, engine, fingerprint, keep, parts)
-    epoch_steps = schedule.steps_per_epoch(run.data.train_sequences, plan.batch_size)
+    epoch_steps = schedule.epoch_steps(spec, plan, run.data.train_sequences)
     history = History(job / "report" / f"train-{run.attempt}.jsonl", rank)
     peak = plan.peak_flops * dist.get_world_size() if plan.peak_flops else None
     pace = Pace(plan.total_steps, resumed_from, peak)
@@ -240,8 +241,9 @@ def build(run: RunConfig, spec: FineTuneJobSpec) -> tuple[Any, Any, Any]:
     # The same adapters on every rank; dropout differs by rank, see the loop.
     torch.manual_seed(settings.seed)
     folder = Path(run.paths.model_cache) / run.model.folder
-    model = strategies.load(spread, folder, dtype, attention)
-    model = methods.prepare_method(model, spec, plan.total_steps)
+    new_tokens = methods.new_tokens_of(run, spec)
+    model = strategies.load(spread, folder, dtype, attention, spec.model.rope, new_tokens)
+    model = strategies.prepare(model, spread, spec, plan.total_steps, new_tokens)
     engine = strategies.wrap(model, spread)
     return model, engine, spread
 

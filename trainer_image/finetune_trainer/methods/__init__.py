@@ -14,7 +14,7 @@ from finetune_trainer.methods.loading import attention_kernel, empty_model, load
 from finetune_trainer.methods.precision import DTYPES, computes_in_autocast, weight_dtype
 from finetune_trainer.methods.prefix import flat_prefix
 from finetune_trainer.methods.quantization import quantization_config
-from finetune_trainer.methods.tokens import make_room
+from finetune_trainer.methods.tokens import make_room, new_tokens_of
 
 __all__ = [
     "DTYPES",
@@ -23,6 +23,7 @@ __all__ = [
     "empty_model",
     "load_model",
     "make_room",
+    "new_tokens_of",
     "prepare_method",
     "quantization_config",
     "save_trained",
@@ -36,11 +37,9 @@ def prepare_method(
 ) -> Any:
     """The model ready to be wrapped: adapters added or everything trainable.
 
-    `new_tokens` are the ids of model.tokenizer.specialTokens. A collective where ZeRO-3 has sharded
-    the model.
+    `new_tokens` are the ids of model.tokenizer.specialTokens, which the model has room for.
     """
     model.config.use_cache = False
-    make_room(model, new_tokens)
     if resolved(spec.to_wire(), "gradientCheckpointing"):
         recompute(model, spec.training.selective_checkpointing)
     if spec.method.type != "Full":

@@ -5,13 +5,18 @@ examples: a row of 512 tokens with three examples costs three times what the exa
 where a mask says no more than "causal, within these borders", each example goes through the same
 kernel alone, without a mask. The borders are read off the mask itself, so this is right for any
 architecture: windows, chunks or prefixes leave another mask, and that one is obeyed as it is.
+Short examples are multiplied out: the kernel's backward pass takes twice as long for them.
 """
 
 import itertools
 from typing import Any
 
 import torch
+from torch.nn import functional
 
+SHORT = 256
+"""Tokens up to which an example's scores are held whole: 2.2 times as fast at 170 tokens and 9
+heads, equally fast at 512."""
 Borders = list[list[slice]]
 """For each row of a batch, where its examples stand."""
 
@@ -48,11 +53,41 @@ def attend(
     borders = borders_of(attention_mask)
     if borders is None:
         return plain(attention_mask, whole, whole), None
-    rows = [
-        torch.cat([plain(None, slice(i, i + 1), s, is_causal=True) for s in spans], dim=1)
-        for i, spans in enumerate(borders)
-    ]
+    rows = []
+    for index, spans in enumerate(borders):
+        row = slice(index, index + 1)
+        parts = [
+            multiplied_out(*(t[row, :, span] for t in (query, key, value)), **named)
+            if span.stop - span.start <= SHORT
+            else plain(None, row, span, is_causal=True)
+            for span in spans
+        ]
+        rows.append(torch.cat(parts, dim=1))
     return torch.cat(rows), None
+
+
+def multiplied_out(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    """Causal attention of one example by the textbook (Vaswani et al. 2017, section 3.2.1).
+
+    Scores and their softmax are in fp32, as in the kernel. [1, heads, length, width] in, with
+    fewer heads for keys and values where queries share them; [1, length, heads, width] out.
+    """
+    (_, heads, length, width), shared = query.shape, query.shape[1] // key.shape[1]
+    if shared > 1:
+        key, value = (tensor.repeat_interleave(shared, dim=1) for tensor in (key, value))
+    hidden = torch.full((length, length), float("-inf")).triu_(1).expand(heads, -1, -1)
+    factor = width**-0.5 if scaling is None else scaling
+    wide = query[0].float(), key[0].float().transpose(1, 2)
+    weights = torch.softmax(torch.baddbmm(hidden, *wide, alpha=factor), -1).to(value.dtype)
+    weights = functional.dropout(weights, dropout) if dropout else weights
+    return (weights @ value[0]).transpose(0, 1)[None]
 
 
 def borders_of(mask: torch.Tensor) -> Borders | None:

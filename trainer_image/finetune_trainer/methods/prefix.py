@@ -1,6 +1,5 @@
 """Prefix tuning's result: keys and values of the virtual tokens, without what made them."""
 
-import copy
 from typing import Any
 
 import torch
@@ -11,14 +10,15 @@ def flat_prefix(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch
 
     `weights` are the trained ones, gathered, by their names in `model`, whose own may be shards.
     """
-    encoder = copy.copy(model.prompt_encoder["default"])
+    config = model.peft_config["default"]
+    encoder = type(model.prompt_encoder["default"])(config)
     start = "prompt_encoder.default."
     own = {
         name.removeprefix(start): weight.float()
         for name, weight in weights.items()
         if name.startswith(start)
     }
-    tokens = torch.arange(model.peft_config["default"].num_virtual_tokens)
+    encoder.load_state_dict(own)
     with torch.no_grad():
-        told = torch.func.functional_call(encoder, own, (tokens,))
+        told = encoder(torch.arange(config.num_virtual_tokens))
     return {"prompt_embeddings": told.detach()}

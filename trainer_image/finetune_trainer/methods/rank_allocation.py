@@ -9,42 +9,68 @@ from typing import Any
 
 import torch
 
-STATES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+IMPORTANCES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+"""What PEFT keeps for every weight of the adapters."""
+KEPT = "kept/"
 
 
 class RankAllocation:
-    """Counts updates and lets PEFT allocate ranks after each of them."""
+    """Counts steps and lets PEFT allocate ranks after each update."""
 
     def __init__(self, model: Any) -> None:
         """`model` has AdaLoRA adapters; their gradients must be whole and equal on all ranks."""
         self._tuner = model.base_model
         self._settings = model.peft_config["default"]
+        self._weights = {
+            name: weight
+            for name, weight in self._tuner.model.named_parameters()
+            if "lora_" in name and weight.requires_grad
+        }
         self._step = 0
+        self._decided = False
 
-    def after_update(self) -> None:
-        """Called after an update, while the gradients are still there."""
+    def after_step(self, updated: bool) -> None:
+        """Called after every step, while the gradients are still there; `updated` is false for a
+        step that was left out."""
         self._step += 1
         # With nothing to shrink PEFT would look for the zeroth smallest importance.
-        if self._settings.target_r < self._settings.init_r:
-            self._tuner.update_and_allocate(self._step)
+        if not updated or self._settings.target_r == self._settings.init_r:
+            return
+        last = self._settings.total_step - self._settings.tfinal
+        # The last decision is made once, even where its own step was left out.
+        step = self._step if self._decided else min(self._step, last)
+        self._tuner.update_and_allocate(step)
+        self._decided = self._decided or step == last
 
-    def state(self) -> dict[str, Any]:
-        """What a resumed run needs: tensors, lists and numbers."""
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a resumed run needs, as tensors whose names and shapes never change."""
+        allocator, pattern = self._tuner.rankallocator, self._settings.rank_pattern or {}
+        told = {"progress": torch.tensor([self._step, self._decided], dtype=torch.int64)}
+        for name, weight in self._weights.items():
+            for what in IMPORTANCES:
+                kept = getattr(allocator, what).get(name)
+                told[f"{what}/{name}"] = torch.zeros_like(weight) if kept is None else kept
+            if "lora_E" in name:
+                ranks = pattern.get(name, [True] * len(weight))
+                told[KEPT + name] = torch.tensor(ranks, dtype=torch.int64)
+        return told
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on where `state` was told; its tensors may have been flattened."""
+        step, decided = state["progress"].tolist()
+        self._step, self._decided = int(step), bool(decided)
         allocator = self._tuner.rankallocator
-        return {
-            "step": self._step,
-            "pattern": self._settings.rank_pattern,
-            **{name: dict(getattr(allocator, name)) for name in STATES},
+        for what in IMPORTANCES:
+            shaped = {
+                name: state[f"{what}/{name}"].view_as(weight).clone()
+                for name, weight in self._weights.items()
+            }
+            setattr(allocator, what, shaped)
+        self._settings.rank_pattern = {
+            name: [bool(rank) for rank in state[KEPT + name].tolist()]
+            for name in self._weights
+            if "lora_E" in name
         }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was told."""
-        self._step = state["step"]
-        self._settings.rank_pattern = state["pattern"]
-        device = self._tuner.model.device
-        for name in STATES:
-            tensors = {key: tensor.to(device) for key, tensor in state[name].items()}
-            setattr(self._tuner.rankallocator, name, tensors)
 
 
 def orthogonality(model: Any) -> torch.Tensor:

@@ -10,6 +10,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.run import RunConfig
+
+
+def new_tokens_of(run: RunConfig, spec: FineTuneJobSpec) -> list[int]:
+    """Ids of the tokens that the job adds to the vocabulary."""
+    changes = spec.model.tokenizer
+    if not changes or not changes.special_tokens:
+        return []
+    from finetune_trainer.data.tokenizer import job_tokenizer, new_token_ids
+
+    return new_token_ids(job_tokenizer(run), changes)
 
 
 def make_room(model: Any, new_tokens: Sequence[int]) -> None:
@@ -25,18 +37,26 @@ def make_room(model: Any, new_tokens: Sequence[int]) -> None:
         model.resize_token_embeddings(max(new_tokens) + 1, mean_resizing=False)
     old = min(*new_tokens, before)
     rows = sorted({*new_tokens, *range(before, max(new_tokens) + 1)})
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        if layer is not None and not layer.weight.is_meta:
-            with _whole(layer.weight) as whole, torch.no_grad():
-                whole[rows] = whole[:old].float().mean(0).to(whole.dtype)
+    for layer in token_layers(model):
+        if not layer.weight.is_meta:
+            with whole([layer]), torch.no_grad():
+                layer.weight[rows] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
+
+
+def token_layers(model: Any) -> list[Any]:
+    """The embedding and, where there is one, the head."""
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [layer for layer in layers if layer is not None]
 
 
 @contextlib.contextmanager
-def _whole(weight: Any) -> Iterator[Any]:
-    if not hasattr(weight, "ds_id"):
-        yield weight
+def whole(layers: Sequence[Any]) -> Iterator[None]:
+    """The layers' weights gathered where ZeRO-3 has sharded them; changes are those of rank 0."""
+    weights = [layer.weight for layer in layers if hasattr(layer.weight, "ds_id")]
+    if not weights:
+        yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters([weight], modifier_rank=0):
-        yield weight
+    with deepspeed.zero.GatheredParameters(weights, modifier_rank=0):
+        yield

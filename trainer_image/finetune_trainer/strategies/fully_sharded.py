@@ -11,6 +11,7 @@ import torch
 from torch import distributed as dist
 
 from finetune_trainer import waiting
+from finetune_trainer.methods.quantization import four_bit_layers
 from finetune_trainer.strategies.base import Fragment, Spread, State, decoder_layers, trained
 from finetune_trainer.strategies.loss_scale import LossScale
 from finetune_trainer.strategies.optimizers import clip_and_update, make_optimizer
@@ -28,6 +29,8 @@ class FullyShardedData:
         how: dict[str, Any] = {"mesh": mesh, "mp_policy": precision_policy(spread)}
         if spread.offload:
             how["offload_policy"] = offload_policy(spread)
+        # FSDP knows ordinary weights only; the layers know what their bits mean.
+        plain_bits(model)
         # Rank 0 has the weights, the others only their shapes; see `load`.
         whole = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for layer in decoder_layers(model):
@@ -36,6 +39,7 @@ class FullyShardedData:
         assert isinstance(self.model, FSDPModule)
         make_room(self.model, spread)
         hand_out(whole, self.model, spread.device)
+        hand_out_scales(self.model, spread.device)
         self.name = type(self.model).__name__
         self._spread = spread
         self._optimizer = make_optimizer(self.model, spread)
@@ -119,6 +123,21 @@ def make_room(model: Any, spread: Spread) -> None:
         for module in model.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 module._buffers[name] = buffer.to(spread.device)
+
+
+def plain_bits(model: Any) -> None:
+    """Weights in four bits as ordinary parameters, which bitsandbytes takes them from again."""
+    for _, layer in four_bit_layers(model):
+        layer.weight = torch.nn.Parameter(layer.weight.data, requires_grad=False)
+
+
+def hand_out_scales(model: Any, device: torch.device) -> None:
+    """Give every rank what rank 0 knows of its bits: scales are needed whole everywhere."""
+    for _, layer in four_bit_layers(model):
+        told = [layer.quant_state]
+        dist.broadcast_object_list(told, src=0)
+        layer.quant_state = told[0]
+        layer.quant_state.to(device)
 
 
 def hand_out(whole: dict[str, torch.Tensor], model: Any, device: torch.device) -> None:

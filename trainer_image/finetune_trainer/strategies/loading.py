@@ -1,9 +1,12 @@
 """The base model as its strategy wants it; no host ever holds it once for every rank."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from finetune_api.finetunejob import FineTuneJobSpec, RopeScaling
 from torch import distributed as dist
 
 from finetune_trainer import methods
@@ -11,19 +14,56 @@ from finetune_trainer.strategies.base import Spread
 from finetune_trainer.strategies.zero import deepspeed_config
 
 
-def load(spread: Spread, folder: Path, dtype: torch.dtype, attention: str) -> Any:
+def load(
+    spread: Spread,
+    folder: Path,
+    dtype: torch.dtype,
+    attention: str,
+    rope: RopeScaling | None = None,
+    new_tokens: Sequence[int] = (),
+) -> Any:
     """The base model as its strategy wants it; no host ever holds it once for every rank.
 
-    ZeRO-3 loads straight into its shards. For FSDP rank 0 alone loads it, and hands it out when
-    it is wrapped. Else every rank loads it straight to its device.
+    ZeRO-3 loads straight into its shards, but for a base in four bits, which every rank loads and
+    then shards: bits cannot be made of shards. For FSDP rank 0 alone loads it, and hands it out
+    when it is wrapped. Else every rank loads it straight to its device.
     """
     seed = spread.training.seed if spread.scores else None
-    if spread.strategy == "FSDP":
-        if dist.get_rank() == 0:
-            return methods.load_model(folder, dtype, attention, score_seed=seed)
-        return methods.empty_model(folder, dtype, attention, spread.scores)
-    if spread.strategy != "ZeRO3":
-        return methods.load_model(folder, dtype, attention, spread.device, seed)
+    bits = methods.quantization_config(spread.method, dtype, spread.strategy)
+    changes: dict[str, Any] = {"rope": rope, "quantization": bits}
+    if spread.strategy == "FSDP" and dist.get_rank() > 0:
+        model = methods.empty_model(folder, dtype, attention, spread.scores, **changes)
+    elif spread.strategy == "FSDP":
+        model = methods.load_model(folder, dtype, attention, score_seed=seed, **changes)
+    elif spread.strategy == "ZeRO3" and not bits:
+        with sharded(spread):
+            model = methods.load_model(folder, dtype, attention, None, seed, **changes)
+            methods.make_room(model, new_tokens)
+        return model
+    else:
+        model = methods.load_model(folder, dtype, attention, spread.device, seed, **changes)
+    methods.make_room(model, new_tokens)
+    return model
+
+
+def prepare(
+    model: Any,
+    spread: Spread,
+    spec: FineTuneJobSpec,
+    total_steps: int,
+    new_tokens: Sequence[int] = (),
+) -> Any:
+    """The model with its method, whatever its weights are sharded by."""
+    if spread.strategy == "ZeRO3" and spread.method.type == "DoRA":
+        # PEFT gathers the weights whose norms it needs where it knows that they are shards.
+        with sharded(spread):
+            return methods.prepare_method(model, spec, total_steps)
+    return methods.prepare_method(model, spec, total_steps, new_tokens)
+
+
+@contextlib.contextmanager
+def sharded(spread: Spread) -> Iterator[None]:
+    """Let transformers and PEFT know that DeepSpeed shards weights as soon as they are loaded."""
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
     # The frozen base keeps the run's precision even where the engine itself runs in fp32.
@@ -32,10 +72,10 @@ def load(spread: Spread, folder: Path, dtype: torch.dtype, attention: str) -> An
         "bf16": {"enabled": spread.training.precision == "bf16"},
         "fp16": {"enabled": spread.training.precision == "fp16"},
     }
-    # transformers looks at this object, by a weak reference, whenever it loads a model.
+    # The libraries look at this object, by a weak reference.
     keep = HfDeepSpeedConfig(config)
     try:
-        return methods.load_model(folder, dtype, attention, None, seed)
+        yield
     finally:
         del keep
         unset_hf_deepspeed_config()

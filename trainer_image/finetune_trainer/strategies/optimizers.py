@@ -6,6 +6,7 @@ table of combinations.
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -77,8 +78,11 @@ def clip_and_update(
     max_norm: float,
     learning_rate: float,
     scale: LossScale | None,
+    after: Callable[[bool], None] | None = None,
 ) -> float:
     """Clip, update and clear; returns the gradients' global L2 norm before clipping.
+
+    `after` is called while the gradients are still there, with whether there was an update.
 
     Where it is not finite nothing is updated: with fp16 that step is left out, else the run ends.
     """
@@ -91,5 +95,7 @@ def clip_and_update(
     if math.isfinite(norm):
         set_learning_rate(optimizer, learning_rate)
         optimizer.step()
+    if after:
+        after(math.isfinite(norm))
     optimizer.zero_grad(set_to_none=True)
     return norm

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
+from finetune_trainer.methods.rank_allocation import RankAllocation
 from finetune_trainer.strategies.base import Fragment, Spread, State, trained
 from finetune_trainer.strategies.loss_scale import LossScale
 from finetune_trainer.strategies.optimizers import clip_and_update, make_optimizer
@@ -31,6 +32,8 @@ class Replicated:
         self._optimizer = make_optimizer(self._bare, spread)
         self._half = spread.training.precision == "fp16"
         self._scale = LossScale() if self._half else None
+        adaptive = spread.method.type == "AdaLoRA"
+        self._ranks = RankAllocation(self._bare) if adaptive else None
 
     @contextlib.contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
@@ -55,7 +58,8 @@ class Replicated:
         """Clip, update, clear."""
         weights = [weight for _, weight in trained(self._bare)]
         most = self._spread.training.max_grad_norm
-        return clip_and_update(weights, self._optimizer, most, learning_rate, self._scale)
+        after = self._ranks.after_step if self._ranks else None
+        return clip_and_update(weights, self._optimizer, most, learning_rate, self._scale, after)
 
     @property
     def skipped(self) -> int:
@@ -70,13 +74,21 @@ class Replicated:
     def state(self) -> State:
         """What the optimizer works on, and its own states."""
         state = torch_state(self._bare, self._optimizer)
-        return {**state, "scale": Fragment(self._scale.state())} if self._scale else state
+        if self._scale:
+            state["scale"] = Fragment(self._scale.state())
+        if self._ranks:
+            told = self._ranks.state()
+            state |= {f"ranks/{name}": Fragment(each.view(-1)) for name, each in told.items()}
+        return state
 
     def restored(self, state: State) -> None:
         """Weights and moments are there; numbers follow."""
         restore_numbers(self._bare, self._optimizer, state)
         if self._scale:
             self._scale.restore(state["scale"].values)
+        if self._ranks:
+            told = {name: part.values for name, part in state.items() if name.startswith("ranks/")}
+            self._ranks.restore({name.removeprefix("ranks/"): told[name] for name in told})
 
     @property
     def bare(self) -> Any:

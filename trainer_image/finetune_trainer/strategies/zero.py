@@ -67,7 +67,9 @@ class ZeroSharded:
     def __init__(self, model: Any, spread: Spread) -> None:
         import deepspeed
 
-        if spread.strategy != "ZeRO3":
+        if spread.strategy == "ZeRO3":
+            keep_whole(model)
+        else:
             model = model.to(spread.device)
         if spread.training.precision == "fp16":
             halve(model)
@@ -130,6 +132,19 @@ class ZeroSharded:
     def close(self) -> None:
         """Remove the engine's hooks."""
         self.model.destroy()
+
+
+def keep_whole(model: Any) -> None:
+    """Gather the experts of a layer together with the adapters that change them.
+
+    DeepSpeed notices by itself when a part of an adapter reads the weight of a layer, but not when
+    PEFT puts another weight in its place.
+    """
+    from deepspeed.utils import set_z3_leaf_module
+
+    for module in model.modules():
+        if type(module).__name__ == "ParamWrapper":
+            set_z3_leaf_module(module, True)
 
 
 def halve(model: Any) -> None:

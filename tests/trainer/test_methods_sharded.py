@@ -1,0 +1,208 @@
+"""Every method under every strategy on two real ranks: the same losses, resumed exactly, mergeable.
+
+LoRA and Full have tests of their own in test_strategies. One launch trains all cases: six steps
+straight; the same stopped after three; and a second attempt that resumes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetune_api.run import RunConfig
+from finetune_trainer import merge
+from finetune_trainer.objectives.batches import collate
+from finetune_trainer.objectives.language import AnswerLoss
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from tests.trainer import families
+from tests.trainer.jobs import encode, losses, make_run, pack, torchrun
+from tests.trainer.test_strategies import Runs, wire
+from tests.trainer.tiny import tiny_model, tiny_rows
+
+STEPS, STOP = 6, 3
+LORA = {"rank": 8, "alpha": 16, "dropout": 0.1}
+EXACT = {**LORA, "dropout": 0}
+METHODS: dict[str, dict[str, Any]] = {
+    "QLoRA": {"type": "QLoRA", "lora": LORA},
+    "DoRA": {"type": "DoRA", "lora": {**LORA, "rankStabilized": True}},
+    "IA3": {"type": "IA3"},
+    "AdaLoRA": {
+        "type": "AdaLoRA",
+        "adalora": {"initialRank": 6, "targetRank": 3, "warmupRatio": 0.1, "finalRatio": 0.3},
+    },
+    "Prefix": {"type": "Prefix", "prefix": {"virtualTokens": 6}},
+    "Prefix-projection": {"type": "Prefix", "prefix": {"virtualTokens": 6, "projection": True}},
+    "tokens-LoRA": {"type": "LoRA", "lora": LORA},
+    "tokens-Full": {"type": "Full"},
+    "untied-tokens-LoRA": {"type": "LoRA", "lora": LORA},
+    "untied-tokens-QLoRA": {"type": "QLoRA", "lora": LORA},
+    "tokens-DoRA": {"type": "DoRA", "lora": LORA},
+    "moe-LoRA": {"type": "LoRA", "lora": LORA, "moe": {}},
+    "moe-experts": {"type": "LoRA", "lora": EXACT, "moe": {"experts": True}},
+    "moe-QLoRA": {"type": "QLoRA", "lora": LORA},
+    "moe-Full": {"type": "Full", "moe": {"routerAuxLossCoefficient": 0.02}},
+}
+RATES = {"IA3": 0.1, "Prefix": 0.1, "AdaLoRA": 2e-2, "moe-Full": 5e-3, "tokens-Full": 5e-3}
+SHARDED = ("ZeRO1", "ZeRO2", "ZeRO3", "FSDP")
+PAIRS = [
+    (method, strategy)
+    for method in METHODS
+    for strategy in ("DDP", *SHARDED)
+    if (method != "AdaLoRA" or strategy == "DDP")
+    and not (strategy == "ZeRO3" and "tokens" in method and method != "tokens-Full")
+]
+HALVES = [
+    (method, strategy)
+    for method, strategy in PAIRS
+    if method in ("QLoRA", "DoRA", "moe-experts", "moe-Full", "untied-tokens-LoRA")
+    and strategy in ("DDP", "ZeRO3", "FSDP")
+]
+TOKENS = ["<|first|>", "<|second|>"]
+SWAPPED = (400, 500)
+"""Ordinary tokens that the new ones take the place of in the data."""
+
+
+def model_of(method: str) -> str:
+    for name in ("moe", "untied"):
+        if method.startswith(name):
+            return name
+    return "tiny"
+
+
+def write_data(folder: Path, model: Path, new: bool) -> None:
+    from finetune_trainer.data.store import Example, TokenStore
+
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    ids = dict(zip(SWAPPED, (2048, 2049), strict=True)) if new else {}
+
+    def changed(tokens: list[int]) -> list[int]:
+        return [ids.get(token, token) for token in tokens]
+
+    rows = [encode(tokenizer, row) for row in tiny_rows(60)]
+    examples = [Example(changed(row.tokens), changed(row.labels)) for row in rows]
+    TokenStore.write(folder / "train", examples[:48], [[i] for i in range(48)])
+    TokenStore.write(folder / "eval", examples[48:], pack(examples[48:], 96))
+
+
+def cases_of(root: Path, models: Path) -> list[dict[str, Any]]:
+    cases = []
+
+    def add(method: str, name: str, where: str, **more: Any) -> None:
+        stop = more.pop("stop_after", None)
+        model = models / model_of(method)
+        if not (root / where).exists():
+            write_data(root / where / "job" / "data", model, "tokens" in method)
+        run = wire(make_run(root / where, model, steps=STEPS, **more))
+        run["spec"]["method"] = METHODS[method]
+        run["plan"]["learningRate"] = RATES.get(method, 1e-2)
+        if "tokens" in method:
+            run["spec"]["model"]["tokenizer"] = {"specialTokens": TOKENS}
+        cases.append({"name": name, "run": run, "stop_after": stop})
+
+    for method, strategy in PAIRS:
+        name = f"{method}-{strategy}"
+        add(method, name, name, strategy=strategy)
+        add(method, f"{name}-stopped", f"{name}-stopped", strategy=strategy, stop_after=STOP)
+        add(method, f"{name}-resumed", f"{name}-stopped", strategy=strategy, attempt=2)
+    for method, strategy in HALVES:
+        half = {"precision": "bf16", "gradientCheckpointing": True}
+        name = f"{method}-{strategy}-bf16"
+        add(method, name, name, strategy=strategy, training=half)
+    return cases
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    root = tmp_path_factory.mktemp("methods")
+    tiny_model(root / "models" / "tiny")
+    families.tiny_qwen(root / "models" / "untied")
+    families.tiny_mixtral(root / "models" / "moe")
+    (root / "cases.json").write_text(json.dumps(cases_of(root, root / "models")))
+    print(torchrun(2, "tests.trainer.drive_training", str(root / "cases.json")))
+    return Runs(root)
+
+
+@pytest.mark.parametrize(("method", "strategy"), PAIRS)
+def test_ranks_end_with_equal_weights(runs: Runs, method: str, strategy: str) -> None:
+    first, second = (runs.seen(f"{method}-{strategy}", rank) for rank in (0, 1))
+    assert first["trained_digest"] == second["trained_digest"]
+    share = 2 if strategy in ("ZeRO3", "FSDP") and first["whole_elements"] > 1 else 1
+    held = first["local_elements"] + second["local_elements"]
+    assert held in (first["whole_elements"] * 2 // share, first["whole_elements"] * 2 // share + 1)
+    wrapped = {"DDP": "DistributedDataParallel", "FSDP": "FSDP"}.get(strategy, "DeepSpeedEngine")
+    assert first["facts"]["engine"].startswith(wrapped)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_strategies_have_the_same_falling_loss(runs: Runs, method: str) -> None:
+    reference = losses(runs.job(f"{method}-DDP"))
+    assert reference[-1] < reference[0] - 0.1
+    for strategy in SHARDED:
+        if (method, strategy) in PAIRS:
+            other = losses(runs.job(f"{method}-{strategy}"))
+            assert other == pytest.approx(reference, abs=2e-4), strategy
+
+
+@pytest.mark.parametrize(("method", "strategy"), PAIRS)
+def test_a_resumed_run_has_bitwise_the_same_losses(runs: Runs, method: str, strategy: str) -> None:
+    name = f"{method}-{strategy}"
+    straight, job = losses(runs.job(name)), runs.job(f"{name}-stopped")
+    assert losses(job, 1) == straight[:STOP]
+    assert losses(job, 2) == straight[STOP:]
+    assert runs.seen(f"{name}-resumed")["trained_digest"] == runs.seen(name)["trained_digest"]
+
+
+@pytest.mark.parametrize(("method", "strategy"), PAIRS)
+def test_the_output_is_the_model_that_was_trained(runs: Runs, method: str, strategy: str) -> None:
+    """Six steps lower the held-out loss too, by as much under every strategy."""
+    root = runs.root / f"{method}-{strategy}"
+    assert held_out_loss(root, runs, method) == pytest.approx(
+        held_out_loss(runs.root / f"{method}-DDP", runs, method), abs=2e-3
+    )
+    assert held_out_loss(root, runs, method) < held_out_loss(root, runs, method, base=True) - 0.1
+
+
+def held_out_loss(root: Path, runs: Runs, method: str, base: bool = False) -> float:
+    from finetune_trainer.data.store import TokenStore
+
+    kept = root / ("base-loss" if base else "tuned-loss")
+    if not kept.exists():
+        run = make_run(root, runs.root / "models" / model_of(method))
+        spec = {**run.spec, "method": METHODS[method]}
+        if "tokens" in method:
+            spec["model"] = {**spec["model"], "tokenizer": {"specialTokens": TOKENS}}
+        run = RunConfig.model_validate({**run.to_wire(), "spec": spec})
+        made = merge.base_model if base else merge.tuned_model
+        model = made(run, torch.float32).eval()
+        store = TokenStore.open(root / "job" / "data" / "eval")
+        loss_of = AnswerLoss(model)
+        with torch.no_grad():
+            each = [loss_of(model, collate([store.row(i)])) for i in range(store.rows)]
+        kept.write_text(str(float(torch.cat(each).mean())))
+    return float(kept.read_text())
+
+
+@pytest.mark.parametrize(("method", "strategy"), HALVES)
+def test_bf16_with_recomputed_activations_learns_nearly_the_same(
+    runs: Runs, method: str, strategy: str
+) -> None:
+    exact = losses(runs.job(f"{method}-{strategy}"))
+    rounded = losses(runs.job(f"{method}-{strategy}-bf16"))
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.03)
+
+
+def test_the_result_of_adalora_has_the_ranks_that_were_asked_for(runs: Runs) -> None:
+    folder = runs.job("AdaLoRA-DDP") / "output"
+    ranks = json.loads((folder / "adapter_config.json").read_text())["rank_pattern"]
+    kept = [sum(each) for each in ranks.values()]
+    assert sum(kept) == 3 * len(kept)
+    assert len(set(kept)) > 1
+    weights = load_file(folder / "adapter_model.safetensors")
+    shapes = {w.shape[0] for name, w in weights.items() if "lora_E" in name}
+    assert shapes == set(kept)
