@@ -70,10 +70,12 @@ def lengths_seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+@pytest.mark.parametrize("short", [0, 20, 100])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_losses_and_gradients_are_those_with_the_mask(
-    recompute: bool, monkeypatch: pytest.MonkeyPatch
+    recompute: bool, short: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(attention, "SHORT", short)
     model = model_of("llama").train()
     if recompute:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -83,10 +85,32 @@ def test_losses_and_gradients_are_those_with_the_mask(
     seen = lengths_seen(monkeypatch)
     found = losses_and_gradients(model)
     # Padding belongs to the example before it, so the second row is 40 and 8.
-    assert seen == [17, 1, 30, 40, 8] * 2 * (2 if recompute else 1)
+    kernels = [length for length in (17, 1, 30, 40, 8) if length > short]
+    assert seen == kernels * 2 * (2 if recompute else 1)
     torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
     for mine, theirs in zip(found[1], expected[1], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_in_bf16_short_examples_are_about_as_exact_as_in_the_kernel() -> None:
+    torch.manual_seed(0)
+    exact = [3 * torch.randn(1, heads, 50, 16) for heads in (4, 2, 2)]
+    rounded = [tensor.bfloat16() for tensor in exact]
+    wide = [tensor.double() for tensor in rounded]
+    truth = attention.multiplied_out(*wide)
+    named = {"is_causal": True, "enable_gqa": True}
+    kernel = functional.scaled_dot_product_attention(*rounded, **named).transpose(1, 2)
+    found = attention.multiplied_out(*rounded)
+    assert found.shape == kernel.shape
+    assert (found - truth).norm() < 1.5 * (kernel - truth).norm()
+
+
+def test_dropout_drops_weights() -> None:
+    torch.manual_seed(0)
+    query, key = torch.zeros(2, 1, 1, 200, 4)
+    some = attention.multiplied_out(query, key, torch.ones(1, 1, 200, 4), dropout=0.5)
+    assert some.mean().item() == pytest.approx(1.0, abs=0.1)
+    assert some.std() > 0
 
 
 def test_a_sliding_window_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
