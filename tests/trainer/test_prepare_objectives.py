@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_operator.jobs.prepare import sources
 from finetune_trainer.data.store import IGNORED, TokenStore
 from finetune_trainer.data.tokenizer import job_tokenizer, load_tokenizer
+from finetune_trainer.prepare import PREFIXES, REWARD, Fetch, data_sources
 from finetune_trainer.sources import Credentials
 
 from tests.trainer.prepare_world import World, facts_of, use_model
@@ -435,6 +438,25 @@ def test_template_of_the_job_makes_up_for_a_missing_one(
     world.rows("rows.jsonl", rows)
     facts = facts_of(world.prepare(model={"tokenizer": {"chatTemplate": CHATML}}))
     assert facts.format == "chat"
+
+
+def test_operator_and_stage_agree_which_secret_is_whose(world: World) -> None:
+    train = [{"uri": f"pvc://data/{index}.jsonl"} for index in range(16)]
+    validation = {"uri": "pvc://data/check.jsonl"}
+    config = world.run_config(
+        objective="GRPO", grpo=WITH_JUDGE, dataset={"train": train, "validation": validation}
+    )
+    spec = FineTuneJobSpec.model_validate(config.spec)
+    given = {id(source): prefix for source, prefix in sources(spec)}
+    named = [("model", spec.model), *data_sources(spec)]
+    assert {where: given[id(source)] for where, source in named} == {
+        where: prefix for where, prefix in PREFIXES.items() if where != REWARD
+    }
+    secrets = {where: Credentials({"TOKEN": where}) for where in PREFIXES}
+    fetch = Fetch(config, secrets, lambda *_: None)
+    for where, source in data_sources(spec):
+        address = fetch.address("dataset", source, where)
+        assert address.credentials.get("TOKEN") == address.where == where
 
 
 def test_nothing_secret_is_written(world: World, hub: Hub, tmp_path: Path) -> None:
