@@ -16,7 +16,7 @@ import pytest
 from finetune_trainer.checkpoint import MARKER
 
 from tests.trainer.jobs import losses
-from tests.trainer.kills import EVERY, HEAD, STEPS, STRATEGIES, Doom, Runs, kill_and_resume
+from tests.trainer.kills import EVERY, HEAD, STEPS, Doom, Runs, kill_and_resume
 from tests.trainer.test_strategies import dropout_model
 
 COUNT = int(os.environ.get("FINETUNE_KILLS", "3"))
@@ -67,7 +67,7 @@ def test_a_stop_of_any_one_rank_loses_no_step(runs: Runs, strategy: str, rank: i
     assert together == losses(runs.job(straight))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["ZeRO2", "FSDP"])
 def test_a_half_written_checkpoint_is_never_loaded(runs: Runs, strategy: str) -> None:
     name = f"half-{strategy}"
     doom = Doom(rank=0, signum=signal.SIGKILL, step=3, writing=True)
