@@ -17,9 +17,9 @@ HEAD = """<!-- Generated from finetune_api.combinations by `make crds`; edit tha
 
 # Combinations
 
-What the API server refuses, it refuses when the job is applied; what needs the model or the data,
-the prepare stage tells before a device is asked for. What is not refused here works, and a test
-trains it.
+What the API server refuses, it refuses when the job is applied; what needs the model, the data or
+the pool is told after them, in `status.failure`. What is not refused here works, and a test trains
+it.
 """
 STRATEGY = "compute.strategy"
 
@@ -37,7 +37,7 @@ def page() -> str:
         "\n".join(_sections()),
         "\n## Refused by the API server\n",
         "\n".join(_rules()),
-        "\n## Refused by prepare\n",
+        "\n## Refused before training\n",
         "\n".join(_prepare_rules()),
     ]
     return "\n".join(parts) + "\n"

@@ -40,6 +40,17 @@ def not_enough_devices(asked: int, profile_name: str, present: int) -> Failure:
     )
 
 
+def no_fp16(strategy: str, profile_name: str) -> Failure:
+    """DeepSpeed cannot compute in this number format on the pool."""
+    return Failure(
+        stage="train",
+        reason="PrecisionUnsupported",
+        message=f"DeepSpeed has no fp16 on the CPUs of profile {profile_name}, so {strategy} "
+        "cannot run",
+        remedy="set training.precision to bf16 or fp32, or compute.strategy to DDP or FSDP",
+    )
+
+
 def batch_too_small(spec: FineTuneJobSpec, nodes: int, devices: int, group: int) -> Failure:
     """The batch cannot be divided among the processes; a group of answers stays together."""
     world, micro = nodes * devices, spec.training.micro_batch_size or 1

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
-from finetune_api.combinations import allows
+from finetune_api.combinations import ZERO, allows
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import DataFacts, Failure, MemoryEstimate, ModelFacts, Strategy, TrainPlan
 
@@ -31,6 +31,7 @@ from finetune_operator.planner.refusal import (
     does_not_fit,
     empty_dataset,
     host_too_small,
+    no_fp16,
     not_enough_devices,
     remedies,
 )
@@ -86,7 +87,8 @@ def plan_training(
     profile: AcceleratorProfileSpec,
     reward: ModelFacts | None = None,
 ) -> TrainPlan | Failure:
-    """The plan, or why there is none: DoesNotFit, BatchTooSmall, NotEnoughDevices, EmptyDataset.
+    """The plan, or why there is none: DoesNotFit, HostMemoryTooSmall, BatchTooSmall,
+    NotEnoughDevices, PrecisionUnsupported, EmptyDataset.
 
     The same question always has the same answer, and more memory never turns a plan into a
     refusal.
@@ -97,6 +99,8 @@ def plan_training(
     asked = spec.compute.gpus_per_node or 0
     if question.device == "cuda" and asked > profile.devices_per_node:
         return not_enough_devices(asked, profile_name, profile.devices_per_node)
+    if spec.compute.strategy in ZERO and not has_zero(question):
+        return no_fp16(spec.compute.strategy, profile_name)
     plan = first_fit(question)
     if plan is not None:
         return plan
@@ -172,10 +176,15 @@ def strategies(question: Question, shape: Shape) -> list[Strategy]:
         return [spec.compute.strategy]
     wire = spec.to_wire()
     full: Strategy = "FSDP" if spec.method.type in ("Full", "QLoRA") else "ZeRO3"
-    order: list[Strategy] = ["DDP", "ZeRO2", full]
+    order: list[Strategy] = ["DDP", "ZeRO2", full] if has_zero(question) else ["DDP", "FSDP"]
     allowed = [each for each in order if allows(wire, compute__strategy=each)]
     # On one device there is nothing to divide: only offload makes the others save memory.
     return allowed[:1] if shape.world == 1 and not spec.compute.offload else allowed
+
+
+def has_zero(question: Question) -> bool:
+    """Whether DeepSpeed knows the number format: there is no fp16 on a CPU."""
+    return question.device == "cuda" or question.spec.training.precision != "fp16"
 
 
 def splits_batch(question: Question, shape: Shape) -> bool:

@@ -5,7 +5,7 @@ from random import Random
 import pytest
 from finetune_operator.cache import Cache
 from finetune_operator.decision import JOB_NAME_LABEL, Manifest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
@@ -72,6 +72,7 @@ def test_a_list_shows_what_is_gone_but_not_what_is_younger_than_the_list() -> No
     assert [each["metadata"]["name"] for each in absent] == ["gone"]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.sampled_from("ab")), max_size=30),
     st.randoms(use_true_random=False),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from finetune_operator.reconcile import merge_patch, within
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 SCALARS = st.one_of(st.booleans(), st.integers(-3, 3), st.text("ab", max_size=2))
@@ -33,12 +33,14 @@ def apply_patch(target: Any, patch: Any) -> Any:
     return target
 
 
+@settings(deadline=None)
 @given(OBJECTS, OBJECTS)
 def test_the_patch_makes_the_new_of_the_old(old: dict[str, Any], new: dict[str, Any]) -> None:
     patched = apply_patch(old, merge_patch(old, new))
     assert json.dumps(patched, sort_keys=True) == json.dumps(new, sort_keys=True)
 
 
+@settings(deadline=None)
 @given(OBJECTS)
 def test_nothing_is_written_when_nothing_differs(value: dict[str, Any]) -> None:
     assert merge_patch(value, deepcopy(value)) == {}

@@ -204,6 +204,15 @@ def test_offload_moves_the_optimizer_to_the_host_where_there_is_room() -> None:
     assert "GiB of host memory for each device; profile pool has 16.0 GiB" in failure.message
 
 
+def test_zero_is_never_chosen_for_fp16_on_a_cpu_pool() -> None:
+    half: dict[str, Any] = {"training": {"precision": "fp16", "maxSequenceLength": 128}}
+    found = plan(SMOL, CPU, compute={"offload": True}, **half)
+    assert found.strategy == "FSDP"
+    assert plan(SMOL, H100, compute={"strategy": "ZeRO2"}, **half).strategy == "ZeRO2"
+    failure = refusal(SMOL, CPU, compute={"strategy": "ZeRO2"}, **half)
+    assert failure.reason == "PrecisionUnsupported"
+
+
 def test_the_peak_of_the_profile_is_in_the_plan() -> None:
     pool = H100.model_copy(update={"peak_flops_per_device": 9.89e14})
     assert plan(LLAMA_8B, pool).peak_flops == 9.89e14
