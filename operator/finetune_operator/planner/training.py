@@ -15,6 +15,7 @@ ZeRO or FSDP on a single device too.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
@@ -60,7 +61,7 @@ class Question:
         """What the processes compute on."""
         return "cuda" if self.profile.resource_name else "cpu"
 
-    @property
+    @cached_property
     def load(self) -> Load:
         """What decides the memory of one step."""
         return load_of(self.spec, self.data, self.reward, self.device)
