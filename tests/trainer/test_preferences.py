@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from finetune_trainer.data.store import TokenStore
 from safetensors import safe_open
 
 from tests.trainer import pool
@@ -109,6 +110,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
             again = {"folder": f"{name}-stopped", "attempt": 2, **how}
             cases.append(case(root, model, f"{name}-resumed", objective, **again))
     cases += [looked_at(root, model, objective) for objective in OBJECTIVES]
+    odd = {"method": "LoRA", "strategy": "FSDP", "batch_size": 5, "micro_batch_size": 1}
+    cases += [case(root, model, f"{name}-odd", name, **odd) for name in OBJECTIVES]
     for name, (objective, how) in ROUNDED.items():
         more = {"training": {"precision": "bf16"}, **how}
         cases.append(case(root, model, name, objective, **more))
@@ -124,6 +127,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         single.append(
             case(alone, model, f"{objective}-large", objective, micro_batch_size=5, **how)
         )
+        odd = {"batch_size": 5, "micro_batch_size": 5, **how}
+        single.append(case(alone, model, f"{objective}-odd", objective, **odd))
     (alone / "cases.json").write_text(json.dumps(single))
     print(pool.run(drive, alone / "cases.json", world=1, folder=root / "one", deadline=300))
     return Runs(root)
@@ -157,6 +162,14 @@ def test_ranks_and_micro_batches_do_not_change_the_loss(
         assert {*ALIKE[objective], "loss", "grad_norm", "tokens"} <= mine.keys() & theirs.keys()
         for measure in (*ALIKE[objective], "loss", "grad_norm", "tokens"):
             assert mine[measure] == pytest.approx(theirs[measure], rel=1e-3, abs=2e-4), measure
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_rank_without_pairs_changes_nothing(runs: Runs, objective: str) -> None:
+    # Five units, one at a time, on two ranks: the second has nothing left in the third pass.
+    found = losses(runs.job(f"{objective}-odd"))
+    alone = losses(Runs(runs.root / "alone").job(f"{objective}-odd"))
+    assert found == pytest.approx(alone, abs=2e-4)
 
 
 @pytest.mark.parametrize(("objective", "method", "strategy"), RESUMED)
@@ -251,6 +264,39 @@ def test_a_resumed_attempt_uses_the_stored_reference_at_any_world_size(
     pool.run(drive, tmp_path / "cases.json", world=1, folder=tmp_path / "logs")
     first = json.loads((tmp_path / "job/report/train-1.jsonl").read_text().splitlines()[0])
     assert first["rewards/margins"] == pytest.approx(0.2, abs=1e-4)
+
+
+def drive_in_blocks(path: Path) -> None:
+    """As `drive`, with the reference stored after every eight rows."""
+    from finetune_trainer.objectives import reference
+
+    setattr(reference, "BLOCK", 8)  # noqa: B010
+    drive(path)
+
+
+def test_an_attempt_goes_on_with_the_reference_of_the_one_before(
+    runs: Runs, tmp_path: Path
+) -> None:
+    straight = runs.job("DPO-LoRA-DDP")
+    shutil.copytree(straight / "data", tmp_path / "job" / "data")
+    shutil.copytree(straight / "reference", tmp_path / "job" / "reference")
+    (path,) = (tmp_path / "job" / "reference").glob("*/train.npy")
+    whole = np.load(path)
+    rows = TokenStore.open(straight / "data" / "train")
+    order = sorted(range(2 * PAIRS), key=lambda index: -len(rows.row(index).input_ids))
+    # The first attempt got as far as two blocks; numbers that no model gives show what is kept.
+    half = np.full_like(whole, np.nan)
+    half[order[:16]] = -1000
+    np.save(path, half)
+    model = runs.root / "models" / "tiny"
+    how = {"method": "LoRA", "strategy": "DDP", "lora": {"dropout": 0.0}}
+    run = preference_run(tmp_path, model, "DPO", steps=4, **how)
+    wired = json.loads(run.model_dump_json(by_alias=True, exclude_none=True))
+    (tmp_path / "cases.json").write_text(json.dumps([{"name": "half", "run": wired}]))
+    pool.run(drive_in_blocks, tmp_path / "cases.json", world=2, folder=tmp_path / "logs")
+    found = np.load(path)
+    assert (found[order[:16]] == -1000).all()
+    assert found[order[16:]] == pytest.approx(whole[order[16:]], abs=1e-4)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
