@@ -16,6 +16,7 @@ from finetune_operator.decision import (
     Settings,
     View,
 )
+from finetune_operator.jobs.conditions import is_terminal
 from finetune_operator.names import artifact_path, artifact_uri, janitor_name, job_path
 from finetune_operator.resources.janitor import janitor_job
 
@@ -77,12 +78,26 @@ def _lives(view: View, namespace: str, name: str, uid: str) -> bool:
 
 
 def _folders(view: View, namespace: str, name: str, uid: str, settings: Settings) -> Iterator[str]:
-    """The job's own folder, and its artifact unless an endpoint may still read it."""
+    """The job's own folder, and its artifact unless an endpoint or another job may read it."""
     yield job_path(uid)
     uri = artifact_uri(settings.workspace_claim, name, uid)
     endpoints = view.list("ModelEndpoint", namespace)
-    if not any(uri in _addresses(endpoint) for endpoint in endpoints):
+    served = any(uri in _addresses(endpoint) for endpoint in endpoints)
+    if not served and not any(
+        _starts_from(job, uri) for job in view.list("FineTuneJob", namespace)
+    ):
         yield artifact_path(name, uid)
+
+
+def _starts_from(job: Manifest, uri: str) -> bool:
+    """Whether a job that has not ended names the artifact as one of its sources."""
+    spec = job.get("spec") or {}
+    dataset = spec.get("dataset") or {}
+    sources = [spec.get("model"), (spec.get("grpo") or {}).get("rewardModel")]
+    sources += [*(dataset.get("train") or ()), dataset.get("validation")]
+    named = [str(source.get("uri")) for source in sources if source]
+    inside = any(address == uri or address.startswith(f"{uri}/") for address in named)
+    return inside and not is_terminal(job)
 
 
 def _addresses(endpoint: Manifest) -> Iterator[str | None]:

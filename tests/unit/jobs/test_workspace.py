@@ -1,12 +1,15 @@
 """The files of a deleted job."""
 
 from datetime import timedelta
+from typing import Any
 
+import pytest
 from finetune_operator.decision import Decision
 from finetune_operator.jobs.workspace import orphan_keys, reconcile_workspace, workspace_key
 
-from tests.unit.jobs.world import JOB_UID, NAMESPACE, SETTINGS, START, World
+from tests.unit.jobs.world import JOB_UID, NAMESPACE, SETTINGS, START, World, job_manifest
 
+ARTIFACT = "pvc://finetune-workspace/artifacts/glossary-1b4e28ba"
 JANITOR = "finetune-janitor-1b4e28ba"
 
 
@@ -68,6 +71,29 @@ def test_artifact_goes_with_the_job_when_nothing_reads_it() -> None:
     collect(world)
     del world.objects["ModelEndpoint", NAMESPACE, "glossary"]
     assert removed_folders(look(world)) == [f"jobs/{JOB_UID}", "artifacts/glossary-1b4e28ba"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"uri": ARTIFACT}},
+        {"model": {"uri": f"{ARTIFACT}/"}},
+        {"objective": "GRPO", "grpo": {"rewardModel": {"uri": ARTIFACT}}},
+        {"dataset": {"train": [{"uri": f"{ARTIFACT}/rows.jsonl"}]}},
+    ],
+)
+def test_artifact_stays_for_a_job_that_starts_from_it(changes: dict[str, Any]) -> None:
+    world = deleted()
+    collect(world)
+    del world.objects["ModelEndpoint", NAMESPACE, "glossary"]
+    other = job_manifest(**changes)
+    other["metadata"] |= {"name": "next", "uid": "another"}
+    world.put(other)
+    assert removed_folders(look(world)) == [f"jobs/{JOB_UID}"]
+
+    other["status"] = {"conditions": [{"type": "Succeeded", "status": "True"}]}
+    world.put(other)
+    assert len(removed_folders(look(world))) == 2
 
 
 def test_key_is_kept_until_the_janitor_is_done() -> None:
