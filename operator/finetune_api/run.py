@@ -291,7 +291,7 @@ class Progress(StatusModel):
     eval_loss: float | None = None
     """Held-out loss as early stopping last saw it."""
     data_wait_share: float | None = None
-    """Share of a step that waited for data, smoothed, 0 to 1."""
+    """Share of a step that waited for data, smoothed, 0 to 1; with GRPO answers are data."""
     mfu: float | None = None
     """Model FLOP/s utilisation, smoothed, 0 to 1 (Chowdhery et al. 2022, arXiv 2204.02311,
     appendix B)."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
-from finetune_api.finetunejob import Training
+from finetune_api.finetunejob import FineTuneJobSpec, Training
 from finetune_api.run import TrainPlan
 from torch import distributed as dist
 
@@ -23,6 +23,14 @@ Unit = TypeVar("Unit")
 def steps_per_epoch(rows: int, batch_size: int) -> int:
     """Optimizer steps in one pass; the last one may be smaller."""
     return -(-rows // batch_size)
+
+
+def epoch_steps(spec: FineTuneJobSpec, plan: TrainPlan, sequences: int) -> int:
+    """Optimizer steps in one pass over the data; with GRPO a prompt has several answers, and they
+    are learnt from several times."""
+    if spec.objective != "GRPO" or spec.grpo is None:
+        return steps_per_epoch(sequences, plan.batch_size)
+    return steps_per_epoch(sequences, plan.batch_size // spec.grpo.generations) * spec.grpo.updates
 
 
 def units_of(units: int, step: int, batch_size: int, seed: int) -> list[int]:
