@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -251,6 +252,8 @@ def main() -> None:
     """Follow the attempt of the run file until standard input is closed."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("urllib3").setLevel(logging.ERROR)
+    # MLflow would rather have a database than files.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     path = Path(os.environ.get("FINETUNE_RUN_CONFIG", RUN_CONFIG_PATH))
     run = RunConfig.model_validate_json(path.read_bytes())
     over = threading.Event()
