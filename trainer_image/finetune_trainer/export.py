@@ -9,6 +9,7 @@ serves the model runs under another one.
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def verify_weights(folder: Path, model: Any) -> None:
         with safe_open(path, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 written += prod(tensors.get_slice(name).get_shape())
-    wanted = sum(weight.numel() for weight in model.parameters())
+    wanted = sum(weight.numel() for weight in saved_weights(model))
     if written < wanted:
         raise RetryableError(
             "ArtifactIncomplete",
@@ -131,6 +132,15 @@ def verify_weights(folder: Path, model: Any) -> None:
             "Check the workspace's storage.",
             file=str(folder),
         )
+
+
+def saved_weights(model: Any) -> Iterator[Any]:
+    """What is saved of a model: all of it, or only the prefix where it has one."""
+    if not hasattr(model, "peft_config"):
+        return iter(model.parameters())
+    from peft import get_peft_model_state_dict
+
+    return iter(get_peft_model_state_dict(model).values())
 
 
 def manifest_of(run: RunConfig, files: dict[str, Any]) -> dict[str, Any]:
