@@ -205,10 +205,11 @@ def accumulate(engine: Any, objective: Any, share: Any, device: Any, noise: Any 
         with engine.accumulate(last=index == len(share.batches) - 1), noisy:
             losses = objective.losses(engine.model, batch)
             loss = losses.each.sum()
+            # Told without penalties, so that it compares with the held-out loss.
+            total[0] += loss.detach()
             if losses.penalty is not None:
                 loss = loss + losses.penalty * (batch.tokens * share.weight / share.tokens)
             engine.backward(loss * scale)
-        total[0] += loss.detach()
         total[3:] += torch.tensor(counted(batch), dtype=torch.float64, device=device)
     return torch.cat([total, objective.measures().to(device)])
 

@@ -5,8 +5,10 @@ section 2.2, equations 4 to 6): experts * sum_i f_i P_i, f the share of tokens s
 P its mean routing probability. Only real tokens count: padding is routed too, always the same way.
 """
 
+import contextlib
+import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -51,20 +53,32 @@ def expert_weights(model: Any) -> list[str]:
     return names
 
 
-def tells_routing(model: Any) -> bool:
-    """Whether the architecture has a router that is trained with a load-balancing loss."""
+def routers(model: Any) -> list[tuple[Any, int]]:
+    """The routers that are trained with a load-balancing loss, and which output is their logits.
+
+    Empty for a dense model, and for an architecture that balances otherwise, such as DeepSeek V3.
+    """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return (
-        is_mixture(inner.config)
-        and "output_router_logits" in inspect.signature(inner.forward).parameters
-    )
+    forward = inspect.signature(inner.forward).parameters
+    if not is_mixture(inner.config) or "output_router_logits" not in forward:
+        return []
+    known = (getattr(module, "_can_record_outputs", None) or {} for module in inner.modules())
+    found = next((each["router_logits"] for each in known if "router_logits" in each), None)
+    if found is None:
+        return []
+    return [
+        (module, found.index)
+        for name, module in inner.named_modules()
+        if isinstance(module, found.target_class)
+        and (not found.layer_name or found.layer_name in name)
+    ]
 
 
 class Routing:
     """The router's loss in every forward pass of training, and what it did over a step."""
 
     def __init__(self, model: Any, coefficient: float) -> None:
-        """`model` tells its routing; see `tells_routing`."""
+        """`model` has routers; see `routers`."""
         config = model.config.get_text_config()
         self._experts = expert_count(config)
         chosen = [getattr(config, name, None) for name in CHOSEN]
@@ -74,37 +88,58 @@ class Routing:
         if self._experts <= MOST_LOADS:
             self.names += tuple(f"expert_load/{index}" for index in range(self._experts))
         self._seen = torch.zeros(len(self.names), dtype=torch.float64)
+        self._logits: list[torch.Tensor] | None = None
+        self._layers: list[torch.Tensor] = []
+        self._hooks = [
+            router.register_forward_hook(functools.partial(self._see, index))
+            for router, index in routers(model)
+        ]
 
-    def penalty(
-        self, layers: Sequence[torch.Tensor], real: torch.Tensor, measured: bool
-    ) -> torch.Tensor | None:
-        """The weighted load-balancing loss of a forward pass, fp32 scalar; None when it is off.
+    def _see(self, index: int, router: Any, inputs: Any, outputs: Any) -> None:
+        # Not when activations are recomputed, for the first pass has told; nor in what is only
+        # looked at, such as KTO's foreign answers.
+        if self._logits is not None and torch.is_grad_enabled():
+            self._logits.append(outputs[index] if isinstance(outputs, tuple) else outputs)
 
-        `layers` are the router's logits of each layer, [tokens, experts]; `real` tells the tokens
-        that are not padding, bool [tokens].
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Keep what the routers say within; `penalty` uses it up."""
+        self._logits = []
+        try:
+            yield
+            self._layers = self._logits
+        finally:
+            self._logits = None
+
+    def penalty(self, real: torch.Tensor) -> torch.Tensor | None:
+        """The weighted load-balancing loss of what was watched, fp32 scalar; None when it is off.
+
+        `real` tells the tokens that are not padding, bool [batch, length].
         """
         from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-        if measured:
-            self._measure(layers, real)
+        layers = [logits.reshape(-1, self._experts) for logits in self._layers]
+        self._layers = []
+        if not layers or not bool(real.any()):
+            return None
+        self._measure(layers, real.reshape(-1).to(layers[0].device))
         if not self._coefficient:
             return None
         loss = load_balancing_loss_func(tuple(layers), self._experts, self._chosen, real)
         return self._coefficient * loss.float()
 
     def _measure(self, layers: Sequence[torch.Tensor], real: torch.Tensor) -> None:
-        entropy, most = 0.0, 0.0
-        loads = torch.zeros(self._experts, dtype=torch.float64)
+        entropy = torch.zeros((), dtype=torch.float64, device=real.device)
+        most, loads = entropy.clone(), entropy.new_zeros(self._experts)
         for logits in layers:
-            probabilities = logits.detach()[real.reshape(-1)].float().softmax(-1)
+            probabilities = logits.detach()[real].float().softmax(-1)
             sent = probabilities.topk(self._chosen, -1).indices.reshape(-1)
-            load = torch.bincount(sent, minlength=self._experts).double().cpu() / self._chosen
-            entropies = torch.special.entr(probabilities).sum(-1)
-            entropy += float(entropies.sum()) / len(layers)
-            most += float(load.max()) / len(layers)
+            load = torch.bincount(sent, minlength=self._experts).double() / self._chosen
+            entropy += torch.special.entr(probabilities).sum() / len(layers)
+            most += load.max() / len(layers)
             loads += load / len(layers)
         told = loads if self._experts <= MOST_LOADS else loads[:0]
-        self._seen += torch.cat([torch.tensor([entropy, most], dtype=torch.float64), told])
+        self._seen = self._seen.to(real.device) + torch.cat([entropy[None], most[None], told])
 
     def measures(self) -> torch.Tensor:
         """Sums over this rank's tokens since the last call, float64 [names].
@@ -114,3 +149,8 @@ class Routing:
         """
         seen, self._seen = self._seen, torch.zeros_like(self._seen)
         return seen
+
+    def remove(self) -> None:
+        """Watch no more."""
+        for hook in self._hooks:
+            hook.remove()

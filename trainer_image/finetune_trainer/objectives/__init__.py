@@ -8,6 +8,7 @@ from finetune_trainer.objectives.grpo import GroupRelativePolicy
 from finetune_trainer.objectives.kto import KahnemanTversky
 from finetune_trainer.objectives.language import LanguageModelling
 from finetune_trainer.objectives.orpo import OddsRatio
+from finetune_trainer.objectives.penalised import penalised
 from finetune_trainer.objectives.reward import RewardModel
 
 __all__ = ["Losses", "Objective", "Setting", "Share", "make_objective"]
@@ -15,6 +16,10 @@ __all__ = ["Losses", "Objective", "Setting", "Share", "make_objective"]
 
 def make_objective(model: Any, setting: Setting) -> Objective:
     """The job's objective on a model that is not wrapped yet, or on the one inside the wrapper."""
+    return penalised(_objective(model, setting), model, setting)
+
+
+def _objective(model: Any, setting: Setting) -> Objective:
     match setting.spec.objective:
         case "DPO":
             return DirectPreference(model, setting)
