@@ -43,15 +43,25 @@ class Encoded:
 class ChatEncoder:
     """Tokenizer, template and longest sequence of one job."""
 
-    def __init__(self, tokenizer: Any, longest: int, context: int, learn_all: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        longest: int,
+        context: int,
+        learn_all: bool = False,
+        scored: bool = False,
+    ) -> None:
         """`longest` is the job's maxSequenceLength in tokens, `context` the model's limit.
 
-        With `learn_all` the prompts are learnt too (sft.lossOn All).
+        With `learn_all` the prompts are learnt too (sft.lossOn All). With `scored` a conversation
+        keeps what the template writes behind its last turn: a reward model gives its score there
+        to whoever renders the template.
         """
         self._tokenizer = tokenizer
         self._longest = longest
         self._context = context
         self._learn_all = learn_all
+        self._scored = scored
         self._marked = bool(_MARKS.search(str(tokenizer.chat_template)))
         self._markers = markers_of(tokenizer)
         self._marker_texts = tuple(tokenizer.convert_ids_to_tokens(sorted(self._markers)))
@@ -182,6 +192,7 @@ class ChatEncoder:
         if not spans:
             return BadRow("NothingToLearn", "no token of it belongs to an answer", "Remove it.")
         prompt, end = spans[-1]
+        tail = ids[end:] if self._scored and ids[end - 1] in self._markers else []
         ids = ids[:end]
         if ids[-1] not in self._markers:
             ids = [*ids, self._tokenizer.eos_token_id]
@@ -191,6 +202,7 @@ class ChatEncoder:
         labels = list(ids) if self._learn_all else [IGNORED] * len(ids)
         for start, stop in spans:
             labels[start:stop] = ids[start:stop]
+        ids, labels = [*ids, *tail], [*labels, *[IGNORED] * len(tail)]
         # Arrays at once: a million rows as lists of Python integers would not fit the pod.
         kept = [np.asarray(part[: self._longest], dtype=np.int32) for part in (ids, labels)]
         example = Example(kept[0], kept[1])

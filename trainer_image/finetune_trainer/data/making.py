@@ -125,7 +125,8 @@ def make_encoder(target: Target, rows: Rows, spec: FineTuneJobSpec) -> UnitEncod
             "prompt and completion columns.",
         )
     whole = bool(spec.sft and spec.sft.loss_on == "All")
-    chat = ChatEncoder(target.tokenizer, longest, target.context, learn_all=whole)
+    scored = spec.objective == "Reward"
+    chat = ChatEncoder(target.tokenizer, longest, target.context, whole, scored)
     return UnitEncoder(target.tokenizer, chat, longest, answer)
 
 
