@@ -381,6 +381,16 @@ PREPARE_RULES: tuple[PrepareRule, ...] = (
         "`num_labels` 1.",
     ),
     PrepareRule(
+        "NotARewardModel",
+        "`objective: Reward` with a classifier that has several outputs",
+        "Use a language model, or a classifier with one output.",
+    ),
+    PrepareRule(
+        "NoRewardHead",
+        "`objective: Reward` with an architecture that transformers has no sequence classifier of",
+        "Use another model, such as a Llama, Qwen, Mistral or Gemma.",
+    ),
+    PrepareRule(
         "NotMixtureOfExperts",
         "`method.moe` with a model that has no experts",
         "Leave `method.moe` out.",

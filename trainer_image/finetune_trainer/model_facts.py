@@ -127,6 +127,29 @@ def check_experts(config: dict[str, Any], shown: str) -> None:
         )
 
 
+def check_scorable(config: dict[str, Any], shown: str) -> None:
+    """UserError where no reward model can be made of a model."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as SCORABLE,
+    )
+
+    if config["model_type"] not in SCORABLE:
+        raise UserError(
+            "NoRewardHead",
+            f"objective Reward cannot train {shown}: transformers has no sequence classifier of "
+            f"the architecture {config['model_type']}.",
+            "Use another model, such as a Llama, Qwen, Mistral or Gemma.",
+        )
+    names = config.get("architectures") or ()
+    outputs = len(config.get("id2label") or ()) or config.get("num_labels", 2)
+    if any("ForSequenceClassification" in name for name in names) and outputs != 1:
+        raise UserError(
+            "NotARewardModel",
+            f"{shown} is a classifier with {outputs} outputs.",
+            "Use a language model, or a classifier with one output.",
+        )
+
+
 def _no_rope(why: str) -> UserError:
     return UserError(
         "RopeUnsupported",

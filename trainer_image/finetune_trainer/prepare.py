@@ -37,7 +37,13 @@ from finetune_trainer.data.dataset import Inputs, find_prepared
 from finetune_trainer.data.making import Target, make_data, too_few_rows
 from finetune_trainer.data.packable import is_packed
 from finetune_trainer.data.tokenizer import load_tokenizer, new_token_ids, prints_date
-from finetune_trainer.model_facts import check_experts, model_facts, shape_of, stretched_context
+from finetune_trainer.model_facts import (
+    check_experts,
+    check_scorable,
+    model_facts,
+    shape_of,
+    stretched_context,
+)
 from finetune_trainer.sources import Address, Credentials, Source, open_source, take_credentials
 from finetune_trainer.sources.dataset_files import fetch_data_files
 from finetune_trainer.sources.meter import Tell
@@ -152,6 +158,8 @@ def target_of(spec: FineTuneJobSpec, folder: Path, config: dict[str, Any], today
     rows = shape_of(config, shown)["vocabulary"]
     if spec.method.moe:
         check_experts(config, shown)
+    if spec.objective == "Reward":
+        check_scorable(config, shown)
     changes = spec.model.tokenizer
     tokenizer = load_tokenizer(folder, changes, today)
     new = new_token_ids(tokenizer, changes)

@@ -32,20 +32,13 @@ def scorer_config(folder: Path) -> Any:
     """The snapshot's config with one output, and the tokenizer's padding.
 
     The score is read at the last token that is not padding, so the model must know which one the
-    tokenizer pads with. Raises UserError where the snapshot is a classifier with more outputs.
+    tokenizer pads with.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     config = AutoConfig.from_pretrained(folder, **local)
     classifier = any("ForSequenceClassification" in name for name in config.architectures or ())
-    if classifier and config.num_labels != 1:
-        raise UserError(
-            "NotARewardModel",
-            f"The model is a classifier with {config.num_labels} outputs.",
-            "Use a language model, or a classifier with one output.",
-            file=str(folder / "config.json"),
-        )
     if classifier and config.get_text_config().pad_token_id is not None:
         return config
     config.num_labels = 1
@@ -58,7 +51,7 @@ def scorer_config(folder: Path) -> Any:
 def head_of(model: Any) -> torch.nn.Linear:
     """The layer that gives the number; the trained one where there are adapters."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    head = next(getattr(inner, name) for name in HEADS if hasattr(inner, name))
+    head: Any = next((getattr(inner, name) for name in HEADS if hasattr(inner, name)), None)
     if hasattr(head, "modules_to_save"):
         head = head.modules_to_save["default"]
     if not isinstance(head, torch.nn.Linear):
