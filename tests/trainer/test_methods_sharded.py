@@ -42,6 +42,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "untied-tokens-LoRA": {"type": "LoRA", "lora": LORA},
     "untied-tokens-QLoRA": {"type": "QLoRA", "lora": LORA},
     "tokens-DoRA": {"type": "DoRA", "lora": LORA},
+    "rope-LoRA": {"type": "LoRA", "lora": LORA},
     "moe-LoRA": {"type": "LoRA", "lora": LORA, "moe": {}},
     "moe-experts": {"type": "LoRA", "lora": EXACT, "moe": {"experts": True}},
     "moe-QLoRA": {"type": "QLoRA", "lora": LORA},
@@ -62,6 +63,7 @@ HALVES = [
     if method in ("QLoRA", "DoRA", "moe-experts", "moe-Full", "untied-tokens-LoRA")
     and strategy in ("DDP", "ZeRO3", "FSDP")
 ]
+ROPE = {"type": "yarn", "factor": 4}
 TOKENS = ["<|first|>", "<|second|>"]
 SWAPPED = (400, 500)
 """Ordinary tokens that the new ones take the place of in the data."""
@@ -72,6 +74,13 @@ def model_of(method: str) -> str:
         if method.startswith(name):
             return name
     return "tiny"
+
+
+def changes_of(method: str) -> dict[str, Any]:
+    """What the job changes about the model."""
+    if "tokens" in method:
+        return {"tokenizer": {"specialTokens": TOKENS}}
+    return {"rope": ROPE} if "rope" in method else {}
 
 
 def write_data(folder: Path, model: Path, new: bool) -> None:
@@ -100,8 +109,7 @@ def cases_of(root: Path, models: Path) -> list[dict[str, Any]]:
         run = wire(make_run(root / where, model, steps=STEPS, **more))
         run["spec"]["method"] = METHODS[method]
         run["plan"]["learningRate"] = RATES.get(method, 1e-2)
-        if "tokens" in method:
-            run["spec"]["model"]["tokenizer"] = {"specialTokens": TOKENS}
+        run["spec"]["model"].update(changes_of(method))
         cases.append({"name": name, "run": run, "stop_after": stop})
 
     for method, strategy in PAIRS:
@@ -173,16 +181,15 @@ def held_out_loss(root: Path, runs: Runs, method: str, base: bool = False) -> fl
     kept = root / ("base-loss" if base else "tuned-loss")
     if not kept.exists():
         run = make_run(root, runs.root / "models" / model_of(method))
-        spec = {**run.spec, "method": METHODS[method]}
-        if "tokens" in method:
-            spec["model"] = {**spec["model"], "tokenizer": {"specialTokens": TOKENS}}
+        model = {**run.spec["model"], **changes_of(method)}
+        spec = {**run.spec, "method": METHODS[method], "model": model}
         run = RunConfig.model_validate({**run.to_wire(), "spec": spec})
         made = merge.base_model if base else merge.tuned_model
-        model = made(run, torch.float32).eval()
+        loaded = made(run, torch.float32).eval()
         store = TokenStore.open(root / "job" / "data" / "eval")
-        loss_of = AnswerLoss(model)
+        loss_of = AnswerLoss(loaded)
         with torch.no_grad():
-            each = [loss_of(model, collate([store.row(i)])) for i in range(store.rows)]
+            each = [loss_of(loaded, collate([store.row(i)])) for i in range(store.rows)]
         kept.write_text(str(float(torch.cat(each).mean())))
     return float(kept.read_text())
 
@@ -195,6 +202,22 @@ def test_bf16_with_recomputed_activations_learns_nearly_the_same(
     rounded = losses(runs.job(f"{method}-{strategy}-bf16"))
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.03)
+
+
+@pytest.mark.parametrize("strategy", ["DDP", *SHARDED])
+def test_the_load_of_every_expert_is_told(runs: Runs, strategy: str) -> None:
+    told = runs.seen(f"moe-Full-{strategy}")["told"]["measures"]
+    loads = [told[f"expert_load/{index}"] for index in range(families.EXPERTS)]
+    assert sum(loads) == pytest.approx(1.0)
+    assert told["expert_load_max"] >= max(loads) - 1e-9
+    reference = runs.seen("moe-Full-DDP")["told"]["measures"]
+    assert told["router_entropy"] == pytest.approx(reference["router_entropy"], abs=1e-4)
+
+
+def test_a_whole_model_keeps_its_stretched_positions_and_new_tokens(runs: Runs) -> None:
+    config = json.loads((runs.job("tokens-Full-FSDP") / "output" / "config.json").read_text())
+    assert config["vocab_size"] == 2050
+    assert config["tie_word_embeddings"] is True
 
 
 def test_the_result_of_adalora_has_the_ranks_that_were_asked_for(runs: Runs) -> None:

@@ -114,7 +114,7 @@ def job_config(folder: Path, rope: RopeScaling | None = None, scored: bool = Fal
         else AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     )
     if rope:
-        stretch(config, rope, folder)
+        stretch(config, rope)
     return config
 
 
