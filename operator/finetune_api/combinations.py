@@ -243,6 +243,18 @@ RULES: tuple[Rule, ...] = (
         "training.selectiveCheckpointing",
     ),
     Rule(
+        (Is("training.compile", (True,)), Is("compute.strategy", ("ZeRO3",))),
+        "the compiler cannot follow ZeRO-3, which gathers weights in the middle of a block; leave "
+        "training.compile out, or set compute.strategy to FSDP",
+        "training.compile",
+    ),
+    Rule(
+        (Is("training.compile", (True,)), Is("training.selectiveCheckpointing", (True,))),
+        "a compiled block is one operation, of which nothing can be kept selectively; leave "
+        "training.compile or training.selectiveCheckpointing out",
+        "training.selectiveCheckpointing",
+    ),
+    Rule(
         (Is("objective", (*PREFERENCES, "GRPO")), Is("training.packing", (True,))),
         "pairs and sampled answers are never packed; leave training.packing out",
         "training.packing",
