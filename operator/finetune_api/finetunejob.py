@@ -198,13 +198,15 @@ class LoRA(SpecModel):
     target_modules: list[Annotated[str, StringConstraints(min_length=1, max_length=128)]] = Field(
         default_factory=lambda: ["all-linear"], min_length=1, max_length=64
     )
-    """Module names that get adapters; all-linear means every linear layer but the head."""
+    """Module names that get adapters; all-linear means every linear layer but the head. In a
+    mixture of experts only those of attention can be named; see method.moe.experts."""
     rank_stabilized: bool = False
     """Scale the update by alpha / sqrt(rank), rsLoRA (Kalajdzievski 2023, arXiv 2312.03732)."""
 
 
 class Quantization(SpecModel):
-    """How QLoRA holds the frozen base (Dettmers et al. 2023, arXiv 2305.14314)."""
+    """How QLoRA holds the frozen base's linear layers (Dettmers et al. 2023, arXiv 2305.14314);
+    embedding, head and the experts of a mixture keep the run's precision."""
 
     format: Literal["NF4", "FP4"] = "NF4"
     """Four-bit type; NF4 suits weights, which are about normally distributed."""
@@ -253,11 +255,13 @@ class IA3(SpecModel):
     target_modules: list[Annotated[str, StringConstraints(min_length=1, max_length=128)]] = Field(
         default_factory=list, max_length=64
     )
-    """Modules whose output is scaled; empty means keys, values and the feed-forward output."""
+    """Modules that are scaled; empty means keys, values and the last layer of each feed-forward
+    block, or the one layer in which an architecture computes queries, keys and values."""
     feedforward_modules: list[Annotated[str, StringConstraints(min_length=1, max_length=128)]] = (
         Field(default_factory=list, max_length=64)
     )
-    """Those of them whose input is scaled instead."""
+    """Those of them whose input is scaled and not their output; empty means those with the usual
+    name of a last feed-forward layer."""
 
 
 class Prefix(SpecModel):
@@ -273,10 +277,12 @@ class MixtureOfExperts(SpecModel):
     """What to do with a mixture-of-experts model."""
 
     experts: bool = False
-    """Adapt the experts' weights too, and not attention alone."""
+    """Adapt the experts' weights too, and not attention alone; the router is never adapted. Full
+    trains all three."""
     router_aux_loss_coefficient: float = Field(default=0.001, ge=0, le=1)
     """Weight of the load-balancing loss of the router (Fedus et al. 2021, arXiv 2101.03961,
-    section 2.2); 0 leaves it out."""
+    section 2.2), for tokens that are not padding; 0 leaves it out. Architectures that balance
+    their experts otherwise, such as DeepSeek V3, have none."""
 
 
 class Method(SpecModel):
