@@ -289,8 +289,12 @@ def join(run: RunConfig) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         # Adapters are fp32 beside a bf16 base: TF32 is exact enough for their products.
         torch.set_float32_matmul_precision("high")
-    backend = "nccl" if run.plan.device == "cuda" else "gloo"
-    device = torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else None
+    cuda = run.plan.device == "cuda"
+    backend = "nccl" if cuda else "gloo"
+    if cuda and run.plan.offload:
+        # Norms of gradients and whole weights are gathered from shards in host memory.
+        backend = "cpu:gloo,cuda:nccl"
+    device = torch.device("cuda", torch.cuda.current_device()) if cuda else None
     dist.init_process_group(backend, timeout=collective_timeout(), device_id=device)
     waiting.barrier()
     if dist.get_world_size() != run.plan.world_size:
