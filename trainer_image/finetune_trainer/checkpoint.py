@@ -65,6 +65,8 @@ def claim(job: Path, attempt: int) -> None:
     try:
         with path.open("x") as file:
             json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
+        sync(path)
+        sync(claims)
     except FileExistsError:
         raise RetryableError(
             "AttemptAlreadyClaimed",

@@ -31,7 +31,7 @@ BEATS = 60
 SILENT = 0.1
 """Share of the limit after which a rank that does not beat is named."""
 GIVE_UP = 0.8
-"""Share of the limit without a step after which the waiting ranks end."""
+"""Share of the limit after which ranks that waited all the time end."""
 WAITS = ("torch/distributed/", "torch/nn/parallel/", "torch/autograd/", "deepspeed/comm/")
 """Files of libraries in which a main thread stands that waits for other ranks."""
 
@@ -102,28 +102,30 @@ class Heartbeat:
         self._thread.join()
 
     def _run(self) -> None:
-        moves, since = self._tell.moves, time.monotonic()
+        moves, waiting_since = self._tell.moves, time.monotonic()
         seen: dict[int, tuple[int, float]] = {}
         try:
             while not self._stop.wait(self._every):
-                self._beat()
+                waits = self._beat()
                 if self._rank == 0:
                     self._name_the_silent(seen)
-                if moves != self._tell.moves or self._tell.state.get("message") != "training":
-                    moves, since = self._tell.moves, time.monotonic()
-                elif time.monotonic() - since > GIVE_UP * self._limit:
+                if not waits or moves != self._tell.moves:
+                    moves, waiting_since = self._tell.moves, time.monotonic()
+                elif time.monotonic() - waiting_since > GIVE_UP * self._limit:
                     self._end_if_stalled()
         except RuntimeError as error:
             # The store is gone: the process that kept it has ended, and with it the run.
             log.info("no more heartbeats: %s", str(error).split("\n", 1)[0])
 
-    def _beat(self) -> None:
+    def _beat(self) -> bool:
+        """Tell the others; returns whether the main thread waits for them."""
         self._count += 1
         waits, place = whereabouts(sys._current_frames().get(self._main or 0))
         step = int(self._tell.state.get("step") or 0)
         beat = Beat(self._rank, socket.gethostname(), self._count, step, waits, place)
         self._store.set(f"beat/{self._rank}", json.dumps(asdict(beat)))
         self._tell.beat()
+        return waits
 
     def _beats(self) -> list[Beat]:
         keys = [f"beat/{rank}" for rank in range(self._world)]
@@ -174,12 +176,16 @@ def rank_stalled(named: list[Beat], limit: float) -> RetryableError:
 
 
 def whereabouts(frame: FrameType | None) -> tuple[bool, str]:
-    """Whether a thread waits for other ranks, and the innermost function of ours it is in."""
+    """Whether a thread waits for other ranks, and the innermost function of ours it is in.
+
+    To wait for files (`waiting`) may take hours, and is no sign of anything.
+    """
     waits = False
     while frame:
         name = frame.f_code.co_filename
         if "finetune_trainer/" in name:
-            return waits, f"{name.rsplit('finetune_trainer/', 1)[1]}:{frame.f_code.co_name}"
+            file = name.rsplit("finetune_trainer/", 1)[1]
+            return waits and file != "waiting.py", f"{file}:{frame.f_code.co_name}"
         waits = waits or any(part in name for part in WAITS)
         frame = frame.f_back
     return waits, "?"
