@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from tests.trainer.drive_training import drive
 from tests.trainer.jobs import losses
 from tests.trainer.prompts import prompt_run, talkative_model, write_prompts
 
-STRATEGIES = ("DDP", "ZeRO1", "ZeRO2", "ZeRO3", "FSDP")
+STRATEGIES = ("DDP", "ZeRO2", "ZeRO3", "FSDP")
 METHODS = ("LoRA", "Full")
 PAIRS = list(itertools.product(METHODS, STRATEGIES))
+RESUMED = STRATEGIES if os.environ.get("FINETUNE_MATRIX") == "all" else ("ZeRO3", "FSDP")
 STEPS, STOP = 12, 5
 SHARP = {"temperature": 0.1}
 """A random model's logits are nearly equal; at this temperature a few steps tell them apart."""
@@ -79,12 +81,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for method, strategy in PAIRS:
         name = f"{method}-{strategy}"
         how = {"method": method, "strategy": strategy}
-        if method == "LoRA":
-            found.stopped(name, SHARP, lora={"dropout": 0.1}, **how)
-        else:
-            found.add(name, SHARP, **how)
-    for strategy in ("ZeRO3", "FSDP", "DDP"):
-        found.stopped(f"reused-{strategy}", REUSED, strategy=strategy)
+        more: dict[str, Any] = {"lora": {"dropout": 0.1}} if method == "LoRA" else {}
+        add = found.stopped if method == "LoRA" and strategy in RESUMED else found.add
+        add(name, SHARP, **how, **more)
+    found.stopped("reused-DDP", REUSED, strategy="DDP")
+    found.stopped("reused-FSDP", REUSED, strategy="FSDP")
+    found.add("reused-ZeRO3", REUSED, strategy="ZeRO3", steps=6)
     found.add("alone", REUSED, world_size=1, steps=6)
     found.add("alone-large", REUSED, world_size=1, steps=6, micro_batch_size=16)
     for loss in LOSSES:
@@ -121,7 +123,7 @@ def test_every_strategy_samples_the_same_answers(runs: Runs, method: str) -> Non
                 assert mine[measure] == pytest.approx(theirs[measure], abs=2e-3), measure
 
 
-@pytest.mark.parametrize("name", [f"LoRA-{s}" for s in STRATEGIES] + ["reused-DDP", "reused-FSDP"])
+@pytest.mark.parametrize("name", [f"LoRA-{s}" for s in RESUMED] + ["reused-DDP", "reused-FSDP"])
 def test_a_resumed_run_has_bitwise_the_same_losses(runs: Runs, name: str) -> None:
     straight = losses(runs.job(name))
     job = runs.job(f"{name}-stopped")
@@ -176,12 +178,12 @@ def test_a_group_whose_answers_are_lost_is_sampled_again(runs: Runs, tmp_path: P
     assert (tmp_path / "job" / "rollouts" / "3" / "step-00000004.npz").is_file()
 
 
-@pytest.mark.parametrize("other", ["alone", "alone-large"])
-def test_ranks_and_micro_batches_change_no_step(runs: Runs, other: str) -> None:
+@pytest.mark.parametrize("other", ["alone", "alone-large", "reused-ZeRO3"])
+def test_ranks_micro_batches_and_shards_change_no_step(runs: Runs, other: str) -> None:
     two, one = runs.history("reused-DDP")[:6], runs.history(other)
     for mine, theirs in zip(one, two, strict=True):
-        assert mine.keys() == theirs.keys()
-        for measure in mine:
+        told = {name for name in theirs if "/" in name} | {"reward", "entropy", "kl", "tokens"}
+        for measure in (*told, "loss", "grad_norm"):
             assert mine[measure] == pytest.approx(theirs[measure], rel=1e-3, abs=1e-3), measure
 
 

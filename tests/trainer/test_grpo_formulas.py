@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from finetune_trainer.methods import load_model
-from finetune_trainer.objectives import grpo, policy, rollout, sampling
+from finetune_trainer.objectives import policy, policy_loss, rollout, sampling
+from finetune_trainer.objectives.policy_loss import AnswerBatch
 from finetune_trainer.objectives.rollout import Rollout, Sampled
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,7 +75,7 @@ def test_equal_rewards_teach_nothing() -> None:
 # Losses.
 
 
-def batch_of(advantages: list[float], lengths: list[int], learnt: bool = True) -> grpo.AnswerBatch:
+def batch_of(advantages: list[float], lengths: list[int], learnt: bool = True) -> AnswerBatch:
     answers = [
         Sampled(
             prompt(3 + index, index),
@@ -87,14 +88,14 @@ def batch_of(advantages: list[float], lengths: list[int], learnt: bool = True) -
         )
         for index, (gain, length) in enumerate(zip(advantages, lengths, strict=True))
     ]
-    return grpo.collate_answers(answers, flatten=False)
+    return policy_loss.collate_answers(answers, flatten=False)
 
 
 def test_the_loss_of_a_token_is_clipped_on_the_side_that_would_gain() -> None:
     batch = batch_of([1.0, -1.0], [4, 4])
     old = np.linspace(-2, -1, 4)
     logps = np.tile(old + np.array([0.5, 0.1, -0.1, -0.5]), 2)
-    found = grpo.token_losses(torch.tensor(logps), batch, epsilon=0.2, beta=0.0)
+    found = policy_loss.token_losses(torch.tensor(logps), batch, epsilon=0.2, beta=0.0)
     ratio = np.exp([0.5, 0.1, -0.1, -0.5])
     wanted = [-1.2, *-ratio[1:], *ratio[:3], 0.8]
     assert found.tolist() == pytest.approx(wanted, abs=1e-6)
@@ -103,7 +104,7 @@ def test_the_loss_of_a_token_is_clipped_on_the_side_that_would_gain() -> None:
 def test_clipped_tokens_have_no_gradient() -> None:
     batch = batch_of([1.0], [2])
     logps = torch.tensor([-2.0 + 0.5, -1.0 + 0.1], requires_grad=True)
-    grpo.token_losses(logps, batch, 0.2, 0.0).sum().backward()
+    policy_loss.token_losses(logps, batch, 0.2, 0.0).sum().backward()
     assert logps.grad is not None
     assert logps.grad.tolist() == pytest.approx([0.0, -np.exp(0.1)], abs=1e-6)
 
@@ -112,7 +113,7 @@ def test_beta_adds_the_unbiased_estimate_of_the_divergence() -> None:
     batch = batch_of([0.0], [3])
     logps = np.array([-1.5, -2.0, -0.5])
     reference = np.linspace(-1, -3, 3)
-    found = grpo.token_losses(torch.tensor(logps), batch, 0.2, beta=0.3)
+    found = policy_loss.token_losses(torch.tensor(logps), batch, 0.2, beta=0.3)
     wanted = 0.3 * (np.exp(reference - logps) - (reference - logps) - 1)
     assert found.tolist() == pytest.approx(wanted.tolist(), abs=1e-6)
     assert (wanted >= 0).all()
@@ -121,7 +122,7 @@ def test_beta_adds_the_unbiased_estimate_of_the_divergence() -> None:
 def test_a_single_step_has_the_gradient_of_the_policy() -> None:
     batch = batch_of([0.5, -2.0], [2, 1], learnt=False)
     logps = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
-    losses = grpo.token_losses(logps, batch, 0.2, 0.0)
+    losses = policy_loss.token_losses(logps, batch, 0.2, 0.0)
     losses.sum().backward()
     assert losses.tolist() == [-0.5, -0.5, 2.0]
     assert logps.grad is not None
@@ -133,7 +134,7 @@ def test_losses_are_averaged_as_their_papers_say(loss: str) -> None:
     lengths = [3, 1, 5, 2]
     batch = batch_of([1.0] * 4, lengths)
     tokens = DICE.normal(size=sum(lengths))
-    found = grpo.averaged(torch.tensor(tokens), batch.rows.owners, 4, loss).sum().item()
+    found = policy_loss.averaged(torch.tensor(tokens), batch.rows.owners, 4, loss).sum().item()
     answers = np.split(tokens, np.cumsum(lengths)[:-1])
     wanted = {
         "grpo": sum(answer.mean() for answer in answers),
@@ -227,7 +228,7 @@ def test_log_probabilities_are_those_that_answers_are_drawn_with(
         Sampled(prompt(6, 1), prompt(4, 2), True, (0.0,)),
         Sampled(prompt(3, 3), prompt(7, 4), True, (0.0,)),
     ]
-    found = likelihood(model, grpo.collate_answers(answers, flatten).rows)
+    found = likelihood(model, policy_loss.collate_answers(answers, flatten).rows)
     wanted, entropies = [], []
     for each in answers:
         ids = torch.from_numpy(np.concatenate([each.prompt, each.answer]).astype(np.int64))
@@ -244,11 +245,11 @@ def test_log_probabilities_are_those_that_answers_are_drawn_with(
 def test_a_rank_without_answers_has_an_empty_loss_with_gradients(
     model: Any, likelihood: policy.Policy
 ) -> None:
-    batch = grpo.collate_answers([], flatten=False)
+    batch = policy_loss.collate_answers([], flatten=False)
     found = likelihood(model, batch.rows)
     for loss in ("grpo", "bnpo", "dr_grpo", "dapo"):
-        each = grpo.averaged(
-            grpo.token_losses(found.logps, batch, 0.2, 0.1), batch.rows.owners, 0, loss
+        each = policy_loss.averaged(
+            policy_loss.token_losses(found.logps, batch, 0.2, 0.1), batch.rows.owners, 0, loss
         )
         assert each.sum().item() == 0
         each.sum().backward(retain_graph=True)

@@ -46,7 +46,7 @@ class Judges:
 
     def __init__(self, run: RunConfig, settings: GRPO, device: torch.device) -> None:
         self._functions = [judge_of(function) for function in settings.rewards]
-        self._model = load_reward_model(run, device)
+        self._model = load_reward_model(run, settings, device)
         learnt = [LEARNT] if self._model else []
         self.names = [*names_of(settings.rewards), *learnt]
         """One for each reward."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from finetune_api.finetunejob import GRPO
 from finetune_api.run import RunConfig
 from numpy.typing import NDArray
 
@@ -104,11 +105,10 @@ def _not_one(why: str, folder: Path) -> UserError:
     )
 
 
-def load_reward_model(run: RunConfig, device: torch.device) -> RewardModel | None:
+def load_reward_model(run: RunConfig, settings: GRPO, device: torch.device) -> RewardModel | None:
     """The job's reward model; None where it names none."""
-    if run.reward is None:
+    if settings.reward_model is None:
         return None
+    assert run.reward is not None
     folder = Path(run.paths.reward_cache) / run.reward.folder
-    return RewardModel(
-        folder, device, run.reward.context_length, run.data.date if run.data else None
-    )
+    return RewardModel(folder, device, run.reward.context_length)
