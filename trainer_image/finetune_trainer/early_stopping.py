@@ -64,4 +64,4 @@ def held_out_loss(engine: Any, objective: Any, device: Any) -> float:
     engine.model.train()
     objective.measures()
     dist.all_reduce(total)
-    return float(total) / share.weight
+    return float(total) / float(share.weight)

@@ -85,7 +85,7 @@ def peak_memory_bytes(device: str) -> int:
     if device == "cuda":
         import torch
 
-        return torch.cuda.max_memory_allocated()
+        return int(torch.cuda.max_memory_allocated())
     # Linux counts in KiB.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
