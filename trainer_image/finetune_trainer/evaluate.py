@@ -8,36 +8,21 @@ that what both find hard cancels out (paired bootstrap, Koehn 2004).
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from finetune_api.finetunejob import FineTuneJobSpec, GateRule
-from finetune_api.run import (
-    EvaluationSummary,
-    Failure,
-    GateOutcome,
-    LossComparison,
-    MetricPair,
-    RunConfig,
-    StageResult,
-)
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.run import EvaluationSummary, MetricPair, RunConfig, StageResult
 
-from finetune_trainer.metrics.bootstrap import bootstrap
-from finetune_trainer.metrics.exact_match import exact_match
-from finetune_trainer.metrics.rouge import rouge_l
+from finetune_trainer.comparison import Losses, Measured, gate_failure, summarise
+from finetune_trainer.questions import ANSWERED, longest_answer, questions
 from finetune_trainer.stage import Report, UserError, run_stage
 from finetune_trainer.telemetry import write_atomically
 
 REPORT = "report/evaluation.json"
-ANSWERED = ("SFT", "GRPO")
-"""Objectives whose models' answers are compared."""
-PROBES = 8
-"""Prompts that the tuned model alone answers, so that one of the answers can be the probe."""
-PROBE_BEGINNING = 32
-"""Tokens of a plain text that are asked as a question, where there are only texts."""
 
 
 def evaluate(run: RunConfig, report: Report) -> StageResult:
@@ -125,56 +110,6 @@ class Items:
         return done
 
 
-def questions(
-    run: RunConfig, spec: FineTuneJobSpec, tokenizer: Any
-) -> list[tuple[dict[str, Any], list[int]]]:
-    """Held-out prompts to be answered, tokenised; with the right answer where there is one.
-
-    Where answers are compared, as many as the job asks for; else some, for the probe; none where
-    the model gives no answers. They are taken in the order of the judged rows, and leave room for
-    an answer in the model's context.
-    """
-    from finetune_trainer.generate import render
-
-    if spec.objective == "Reward":
-        return []
-    most = spec.evaluation.generations if spec.objective in ANSWERED else PROBES
-    context = run.model.context_length if run.model else 1 << 30
-    found: list[tuple[dict[str, Any], list[int]]] = []
-    for prompt in held_out_prompts(spec, Path(run.paths.job) / "data", tokenizer):
-        if len(found) == most:
-            break
-        tokens = render(tokenizer, prompt["messages"])
-        if len(tokens) + longest_answer(spec) <= context:
-            found.append((prompt, tokens))
-    return found
-
-
-def longest_answer(spec: FineTuneJobSpec) -> int:
-    """In tokens; rewards are given for answers that may be as long as those that were learnt."""
-    return max(spec.evaluation.max_new_tokens, spec.grpo.max_new_tokens if spec.grpo else 0)
-
-
-def held_out_prompts(spec: FineTuneJobSpec, data: Path, tokenizer: Any) -> Iterator[dict[str, Any]]:
-    """Conversations and right answers, in the order that follows from the seed."""
-    from finetune_trainer.data.store import TokenStore
-
-    if spec.objective == "Completion":
-        store = TokenStore.open(data / "eval")
-        for index in np.random.default_rng(spec.training.seed).permutation(store.rows):
-            beginning = store.row(int(index)).input_ids[:PROBE_BEGINNING].tolist()
-            text = tokenizer.decode(beginning, skip_special_tokens=True).strip()
-            if text:
-                yield {"messages": [{"role": "user", "content": text}], "reference": ""}
-        return
-    lines = (data / "eval.jsonl").read_text().splitlines()
-    for index in np.random.default_rng(spec.training.seed).permutation(len(lines)):
-        line = json.loads(lines[int(index)])
-        names = ("reference", "chosen", "completion")
-        right = next((line[name] for name in names if line.get(name) is not None), "")
-        yield {"messages": line["messages"], "reference": right}
-
-
 @dataclass(frozen=True)
 class Findings:
     """What was found out about one model."""
@@ -216,20 +151,6 @@ def samples_of(
         Sample(prompt["messages"], prompt["reference"], one, other)
         for (prompt, _), one, other in zip(chosen, before, tuned.answers, strict=True)
     ]
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Of every held-out unit, under both models."""
-
-    base: np.ndarray
-    """float64 [units]."""
-    tuned: np.ndarray
-    """float64 [units]."""
-    weights: np.ndarray
-    """int64 [units]: what the sum of the losses is divided by, summed."""
-    tokens: int
-    """Tokens of all units that a loss was computed of."""
 
 
 def losses_of(held_out: Any, base: Findings, tuned: Findings) -> Losses | None:
@@ -275,105 +196,6 @@ def rewards_of(
             "Check the reward model: it may not belong to its tokenizer.",
         )
     return [(float(before), float(after)) for before, after in totals.reshape(-1, 2)]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Everything that was found out about both models."""
-
-    losses: Losses | None
-    preferred: MetricPair | None
-    rewards: list[tuple[float, float]] | None
-    """The base model's and the tuned model's, for each sample; only for GRPO."""
-    samples: Sequence[Any]
-
-
-def compare_losses(losses: Losses, seed: int) -> LossComparison:
-    """Mean losses, and the 95 % interval of the relative improvement."""
-    weight = int(losses.weights.sum())
-    before, after = float(losses.base.sum()), float(losses.tuned.sum())
-    if not np.isfinite(before) or not np.isfinite(after) or not weight or before <= 0:
-        raise UserError(
-            "LossNotFinite",
-            f"The held-out loss is {before} of the base and {after} of the tuned model "
-            f"over {losses.tokens} tokens.",
-            "Lower training.learningRate, or give a larger held-out set.",
-        )
-    low, high = bootstrap(losses.base, losses.tuned, seed)
-    return LossComparison(
-        base=before / weight,
-        tuned=after / weight,
-        improvement_percent=100 * (before - after) / before,
-        low_percent=low,
-        high_percent=high,
-        tokens=losses.tokens,
-    )
-
-
-def summarise(measured: Measured, spec: FineTuneJobSpec) -> EvaluationSummary:
-    """All measures and how the gate's rules go."""
-    both = [sample for sample in measured.samples if sample.base is not None]
-
-    def pair(score: Callable[[str, str], float]) -> MetricPair | None:
-        if not both or spec.objective != "SFT":
-            return None
-        return MetricPair(
-            base=float(np.mean([score(s.base.text, s.reference) for s in both])),
-            tuned=float(np.mean([score(s.tuned.text, s.reference) for s in both])),
-        )
-
-    loss = compare_losses(measured.losses, spec.training.seed) if measured.losses else None
-    rewards = np.mean(measured.rewards, axis=0).tolist() if measured.rewards else None
-    pairs = {
-        "exactMatch": pair(exact_match),
-        "rougeL": pair(rouge_l),
-        "preferenceAccuracy": measured.preferred,
-        "reward": MetricPair(base=rewards[0], tuned=rewards[1]) if rewards else None,
-    }
-    gate = [apply_rule(rule, loss, pairs) for rule in spec.evaluation.gate]
-    return EvaluationSummary(
-        loss=loss,
-        preference_accuracy=pairs["preferenceAccuracy"],
-        reward=pairs["reward"],
-        exact_match=pairs["exactMatch"],
-        rouge_l=pairs["rougeL"],
-        generations=len(both),
-        gate=gate,
-        passed=all(outcome.passed for outcome in gate),
-    )
-
-
-def apply_rule(
-    rule: GateRule, loss: LossComparison | None, pairs: dict[str, MetricPair | None]
-) -> GateOutcome:
-    """Loss is measured relative to the base, the others in points of a hundred above it."""
-    required = float(rule.min_improvement.rstrip("%"))
-    measured: float | None
-    if rule.metric == "loss":
-        measured = loss.improvement_percent if loss else None
-    else:
-        pair = pairs.get(rule.metric)
-        measured = 100 * (pair.tuned - pair.base) if pair else None
-    return GateOutcome(
-        metric=rule.metric,
-        required=rule.min_improvement,
-        measured="not measured" if measured is None else f"{measured:.2f}%",
-        passed=measured is not None and measured >= required,
-    )
-
-
-def gate_failure(summary: EvaluationSummary) -> Failure | None:
-    """The failure of a model that may not be served."""
-    broken = [outcome for outcome in summary.gate if not outcome.passed]
-    if not broken:
-        return None
-    listed = ", ".join(f"{o.metric} improved by {o.measured}, not {o.required}" for o in broken)
-    return Failure(
-        reason="GateNotMet",
-        message=f"The tuned model is not good enough: {listed}.",
-        remedy="Look at the answers in the evaluation report; train longer, on more or better "
-        "data, or ask less of evaluation.gate.",
-    )
 
 
 def write_report(
