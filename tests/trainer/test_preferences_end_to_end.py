@@ -212,7 +212,7 @@ def test_the_exported_reward_model_scores_as_the_judged_one(jobs: Jobs, method: 
     for line in map(json.loads, lines):
         for answer in (line["chosen"], line["rejected"]):
             turns = [*line["messages"], {"role": "assistant", "content": answer}]
-            texts.append(tokenizer.apply_chat_template(turns, tokenize=False).rstrip("\n"))
+            texts.append(tokenizer.apply_chat_template(turns, tokenize=False))
     inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
     with torch.no_grad():
         scores = model(**inputs).logits[:, 0].double().numpy().reshape(-1, 2)
