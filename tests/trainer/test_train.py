@@ -113,6 +113,8 @@ def test_a_stopped_attempt_is_resumed_by_the_next_one(tmp_path: Path, model: Pat
     assert result.train is not None
     assert result.train.steps == STEPS
     assert (straight / "job" / "output" / "adapter_model.safetensors").exists()
+    charts = (straight / "job" / "report" / "tensorboard").glob("events*")
+    assert sum(chart.stat().st_size for chart in charts) > STEPS * 100
 
     second = Stage(tmp_path / "b", make_run(stopped, model, **settings()))
     second.wait_for(lambda p: p.step >= 2)
