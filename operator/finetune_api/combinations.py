@@ -249,6 +249,12 @@ RULES: tuple[Rule, ...] = (
         "training.compile",
     ),
     Rule(
+        (Is("training.compile", (True,)), Is("method.type", ("DoRA",))),
+        "the compiler cannot follow DoRA's layers and would leave every block in pieces, which is "
+        "no faster; leave training.compile out, or set method.type to LoRA",
+        "training.compile",
+    ),
+    Rule(
         (Is("training.compile", (True,)), Is("training.selectiveCheckpointing", (True,))),
         "a compiled block is one operation, of which nothing can be kept selectively; leave "
         "training.compile or training.selectiveCheckpointing out",
