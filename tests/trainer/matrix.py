@@ -48,9 +48,12 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "Reward": {},
     "GRPO": {
         "grpo": {
-            "rewards": [{"type": "length"}],
+            # About every second answer of a random model ends so.
+            "rewards": [{"type": "regex", "pattern": "[aeiou]$"}],
             "generations": 4,
             "maxNewTokens": 8,
+            "temperature": 0.2,
+            "updates": 2,
         }
     },
 }
