@@ -84,6 +84,15 @@ class _ProgressCollector:
             measures.add_metric([name], value)
         if progress.measures:
             yield measures
+        start = GaugeMetricFamily(
+            f"{prefix}_start_seconds",
+            "Seconds from the start of the pod's first process to the first step, by part.",
+            labels=["part"],
+        )
+        for part, seconds in (progress.start_seconds or {}).items():
+            start.add_metric([part], seconds)
+        if progress.start_seconds:
+            yield start
         beats = GaugeMetricFamily(
             f"{prefix}_rank_heartbeat_timestamp_seconds",
             "Unix time of the last sign of life of a rank.",

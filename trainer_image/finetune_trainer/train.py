@@ -1,41 +1,37 @@
 """The train stage: first process of a training pod, parent of its ranks.
 
 It stays light, so that telemetry answers at once and outlives any crash of the libraries: it
-starts torchrun, reads what the ranks tell (one small file each), passes a stop on to them, and
+starts the ranks, reads what they tell (one small file each), passes a stop on to them, and
 turns how they ended into one result. The training itself is in `worker`.
 """
 
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
+import threading
 import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from finetune_api.run import (
-    RENDEZVOUS_PORT,
     ExitCode,
     Progress,
     RankProgress,
     RunConfig,
     StageResult,
     TrainFacts,
-    TrainPlan,
 )
 
 from finetune_trainer import tracking
 from finetune_trainer.heartbeat import silent_seconds
+from finetune_trainer.launch import Ranks, read_ahead
 from finetune_trainer.stage import Report, RetryableError, StageError, UserError, run_stage
-from finetune_trainer.telemetry import RANK_FOLDER_ENV, read_rank_files
+from finetune_trainer.startup import BEGAN_ENV, process_began
+from finetune_trainer.telemetry import read_rank_files
 
 POLL_SECONDS = 0.25
-RENDEZVOUS_SECONDS = 600.0
-PORT_ENV = "FINETUNE_RENDEZVOUS_PORT"
 TOLD = set(Progress.model_fields) - {"stage", "attempt", "ranks", "stalled"}
 
 
@@ -46,78 +42,33 @@ def train(run: RunConfig, report: Report) -> StageResult:
     signal.signal(signal.SIGTERM, lambda *_: stop.update(asked=True))
     node_rank = int(os.environ.get("JOB_COMPLETION_INDEX", "0"))
     host = run.master_host or "127.0.0.1"
-    report.update("waiting for the first pod", total_steps=run.plan.total_steps)
-    await_host(host, stop)
-    report.update("starting the ranks")
+    report.update("starting the ranks", total_steps=run.plan.total_steps)
+    threading.Thread(target=read_ahead, args=(run,), daemon=True).start()
     with tempfile.TemporaryDirectory(prefix="ranks-") as name:
         folder = Path(name)
         # The history is written by rank 0, so by a child of the first pod.
         tracked = tracking.beside(run, lambda: stop["asked"]) if node_rank == 0 else nullcontext()
         if not stop["asked"]:
             with tracked:
-                follow(torchrun(run.plan, host, node_rank, folder), folder, report, stop)
+                follow(Ranks(run.plan, host, node_rank, folder), folder, report, stop)
         return ending(run, folder, node_rank, stop["asked"], report.snapshot().stalled)
 
 
-def await_host(host: str, stop: dict[str, bool]) -> None:
-    """Wait until the name of the pod with index 0 resolves: its Service has just been made."""
-    deadline = time.monotonic() + RENDEZVOUS_SECONDS
-    while not stop["asked"]:
-        try:
-            socket.getaddrinfo(host, None)
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise RetryableError(
-                    "RendezvousTimeout",
-                    f"The host {host} of the first pod has no address: {error}.",
-                    "Look at the other pods of this attempt and at the cluster's DNS.",
-                ) from error
-            time.sleep(POLL_SECONDS)
-        else:
-            return
-
-
-def torchrun(plan: TrainPlan, host: str, node_rank: int, folder: Path) -> "subprocess.Popen[bytes]":
-    """Start one rank per device; no restarts, because the operator replaces the whole gang."""
-    port = os.environ.get(PORT_ENV, str(RENDEZVOUS_PORT))
-    command = [sys.executable, "-m", "torch.distributed.run"]
-    command += ["--nnodes", str(plan.nodes), "--nproc-per-node", str(plan.gpus_per_node)]
-    command += ["--node-rank", str(node_rank), "--master-addr", host, "--master-port", port]
-    command += ["--max-restarts", "0", "-m", "finetune_trainer.worker"]
-    threads = max(1, len(os.sched_getaffinity(0)) // plan.gpus_per_node)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, RANK_FOLDER_ENV: str(folder)}
-    # A group of its own: a signal to this process's group must not reach the ranks twice.
-    return subprocess.Popen(command, env=environment, start_new_session=True)
-
-
-def follow(
-    process: "subprocess.Popen[bytes]", folder: Path, report: Report, stop: dict[str, bool]
-) -> None:
-    """Report what the ranks tell until torchrun ends."""
+def follow(processes: Ranks, folder: Path, report: Report, stop: dict[str, bool]) -> None:
+    """Report what the ranks tell until they have ended."""
     signalled: set[int] = set()
-    while process.poll() is None:
+    while processes.poll() is None:
         ranks = read_rank_files(folder)
         if ranks:
             aggregate(ranks, report, silent_ranks(ranks))
         if stop["asked"]:
-            pass_on_stop(process, ranks, signalled)
+            pass_on_stop(ranks, signalled)
         time.sleep(POLL_SECONDS)
     aggregate(read_rank_files(folder), report, report.snapshot().stalled)
 
 
-def pass_on_stop(
-    process: "subprocess.Popen[bytes]", ranks: list[dict[str, Any]], signalled: set[int]
-) -> None:
-    """Ask every rank to stop, once.
-
-    The ranks and not torchrun, which would kill them 30 s later, checkpoint or not. Before any
-    rank has told of itself there is nothing to save, and torchrun is what can be stopped.
-    """
-    if not ranks:
-        if process.pid not in signalled:
-            signalled.add(process.pid)
-            process.terminate()
-        return
+def pass_on_stop(ranks: list[dict[str, Any]], signalled: set[int]) -> None:
+    """Ask every rank that has told of itself to stop, once; the others are asked when they have."""
     for rank in ranks:
         if rank["pid"] not in signalled:
             signalled.add(rank["pid"])
@@ -191,7 +142,7 @@ def ending(
     if not read_rank_files(folder):
         raise RetryableError(
             "RendezvousFailed",
-            "No training process was started: torchrun gave up before all pods had met.",
+            "No training process told of itself.",
             "Look at the log of this pod and at whether all pods of this attempt came up.",
         )
     if stalled:
@@ -222,4 +173,5 @@ def first_error(errors: list[dict[str, Any]]) -> StageError:
 
 
 if __name__ == "__main__":
+    os.environ[BEGAN_ENV] = str(process_began())
     raise SystemExit(run_stage("train", train))

@@ -1,4 +1,4 @@
-"""One training process: what torchrun starts once per device. Read it from `train` down.
+"""One training process: what `launch` starts once per device. Read it from `train` down.
 
 The loss of a step is the mean over every trained token of the global batch. The order of the
 data follows from seed and step alone, so the same global batches arise at any world size and
@@ -28,8 +28,10 @@ from finetune_api.run import RUN_CONFIG_PATH, RunConfig, TrainFacts
 
 from finetune_trainer.health import Health
 from finetune_trainer.heartbeat import Heartbeat, collective_timeout
+from finetune_trainer.launch import MEETING_ENV, meet
 from finetune_trainer.pace import History, Pace, peak_memory_bytes
-from finetune_trainer.stage import RetryableError, StageError, failure_of
+from finetune_trainer.stage import Preempted, RetryableError, StageError, failure_of
+from finetune_trainer.startup import Startup, import_libraries
 from finetune_trainer.telemetry import RANK_FOLDER_ENV, RankFile, write_atomically
 
 log = logging.getLogger("finetune")
@@ -43,6 +45,7 @@ class Told:
     state: dict[str, Any] = field(default_factory=dict)
     moves: int = 0
     """How often the main thread has told something."""
+    startup: Startup = field(default_factory=Startup)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, message: Any = None, **fields: Any) -> None:
@@ -87,12 +90,13 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
     if rank == 0:
         checkpoint.claim(job, run.attempt)
     tell("loading the model", total_steps=plan.total_steps, world_size=dist.get_world_size())
-    model, engine, spread = build(run, spec)
+    model, engine, spread = build(run, spec, tell.startup)
     flatten = model.config._attn_implementation.startswith("flash")
     objective = make_objective(model, Setting(run, spec, plan, spread.device, flatten))
     tell("looking at the data", engine=engine.name)
     # What is told of the untrained model must not come from a resumed one.
     objective.begin(engine)
+    tell.startup.mark("data")
     tell("looking for a checkpoint")
     fingerprint = fingerprint_of(run)
     early = EarlyStopping(settings.early_stopping) if settings.early_stopping else None
@@ -107,6 +111,7 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
     operations = operations_of(model)
     health = Health(loss_must_fall=spec.objective != "GRPO")
     noise = EmbeddingNoise(model, settings.neftune_alpha) if settings.neftune_alpha else None
+    tell.startup.mark("checkpoint")
     tell("training", step=resumed_from, resumed_from_step=resumed_from)
 
     for step in range(resumed_from + 1, plan.total_steps + 1):
@@ -145,6 +150,8 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
             seen["eval_loss"] = eval_loss
         position = checkpoint.Position(step, loss, eval_loss)
         history.add(**seen, tokens=share.tokens, **measures)
+        if step == resumed_from + 1:
+            tell(start_seconds=tell.startup.first_step(settings.compile))
         tell(**seen, measures=measures)
         last = step == plan.total_steps or (early is not None and early.exhausted)
         if published := saver.look():
@@ -214,7 +221,7 @@ def accumulate(engine: Any, objective: Any, share: Any, device: Any, noise: Any 
     return torch.cat([total, objective.measures().to(device)])
 
 
-def build(run: RunConfig, spec: FineTuneJobSpec) -> tuple[Any, Any, Any]:
+def build(run: RunConfig, spec: FineTuneJobSpec, startup: Startup) -> tuple[Any, Any, Any]:
     """The model with its method, the engine around it, and how it is spread."""
     import torch
 
@@ -243,9 +250,12 @@ def build(run: RunConfig, spec: FineTuneJobSpec) -> tuple[Any, Any, Any]:
     torch.manual_seed(settings.seed)
     folder = Path(run.paths.model_cache) / run.model.folder
     new_tokens = methods.new_tokens_of(run, spec)
+    startup.mark("other")
     model = strategies.load(spread, folder, dtype, attention, spec.model.rope, new_tokens)
+    startup.mark("model")
     model = strategies.prepare(model, spread, spec, plan.total_steps, new_tokens)
     engine = strategies.wrap(model, spread)
+    startup.mark("wrap")
     return model, engine, spread
 
 
@@ -273,8 +283,8 @@ def hosts() -> list[str]:
     return [host for _, host in sorted(set(told))]
 
 
-def join(run: RunConfig) -> None:
-    """Become a rank of the process group."""
+def join(run: RunConfig, stop_asked: Callable[[], bool] = lambda: False) -> None:
+    """Become a rank of the process group. Raises Preempted when asked to stop meanwhile."""
     import torch
     from torch import distributed as dist
 
@@ -295,7 +305,11 @@ def join(run: RunConfig) -> None:
         # Norms of gradients and whole weights are gathered from shards in host memory.
         backend = "cpu:gloo,cuda:nccl"
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else None
-    dist.init_process_group(backend, timeout=collective_timeout(), device_id=device)
+    met: dict[str, Any] = {}
+    if MEETING_ENV in os.environ:
+        places = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+        met = {"store": meet(stop_asked), **places}
+    dist.init_process_group(backend, timeout=collective_timeout(), device_id=device, **met)
     waiting.barrier()
     if dist.get_world_size() != run.plan.world_size:
         raise RetryableError(
@@ -317,7 +331,7 @@ def cause(error: BaseException) -> BaseException:
 
 
 def main() -> None:
-    """Run as a child of torchrun; tell how it ended in the rank folder."""
+    """Run as a child of the stage; tell how it ended in the rank folder."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # DeepSpeed warns of its own use of PyTorch on every call.
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -340,12 +354,24 @@ def main() -> None:
     try:
         path = Path(os.environ.get("FINETUNE_RUN_CONFIG", RUN_CONFIG_PATH))
         run = RunConfig.model_validate_json(path.read_bytes())
-        join(run)
+        tell("importing libraries")
+        import_libraries(run)
+        tell.startup.mark("imports")
+        tell("waiting for the other ranks")
+        join(run, lambda: stop["asked"])
+        tell.startup.mark("rendezvous")
         heartbeat = Heartbeat(tell, give_up)
+        from finetune_trainer import waiting
+
         finished, facts = train(run, tell, lambda: stop["asked"])
         outcome = {"finished": finished, "train": facts.to_wire()}
         write_atomically(folder / f"result-{rank:05d}.json", json.dumps(outcome).encode())
+        # The store ends with the ranks of the first pod; nobody may need it then.
+        waiting.barrier()
         heartbeat.stop()
+    except Preempted:
+        log.info("asked to stop before all ranks were there")
+        os._exit(0)
     except BaseException as error:
         give_up(error)
     from torch import distributed as dist
