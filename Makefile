@@ -65,7 +65,16 @@ format: $(VENV)/.ready ## Format the code
 
 .PHONY: bench
 bench: $(VENV)/.ready ## Benchmarks, each against a baseline in the same run
-	@for file in tests/bench/*.py; do echo "== $$file"; PYTHONPATH=.:operator $(PY) $$file; done
+	@for name in $(filter-out trainer cold_start,$(basename $(notdir $(wildcard tests/bench/*.py)))); do \
+	  echo "== $$name"; PYTHONPATH=.:operator $(PY) tests/bench/$$name.py; done
+
+.PHONY: bench-trainer
+bench-trainer: $(VENV)/.ready ## The trainer beside TRL, LLaMA-Factory and a hand-written loop
+	@PYTHONPATH=.:operator $(PY) -m tests.bench.trainer
+
+.PHONY: bench-cold-start
+bench-cold-start: $(VENV)/.ready ## How long a cold trainer takes to its first step
+	@PYTHONPATH=.:operator:trainer_image "$$($(PY) -m hack.images venv)" -m tests.bench.cold_start
 
 COMPILE = "$$(cd "$(CURDIR)" && $(UV))" pip compile --quiet --generate-hashes --no-emit-index-url --no-header --python-version 3.11
 .PHONY: matrix

@@ -1,0 +1,95 @@
+"""How long a cold trainer takes to its first step, beside the same ranks started by torchrun.
+
+    make bench-cold-start
+
+Both roads train a tiny model with LoRA under DDP in two processes, in turn. torchrun's ranks also
+import bitsandbytes, as PEFT does wherever it is installed. Prints Markdown for docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from finetune_trainer.startup import BEGAN_ENV
+from finetune_trainer.telemetry import RANK_FOLDER_ENV, read_rank_files
+
+from tests.trainer.jobs import environment, free_port, make_run, write_data, write_run
+from tests.trainer.tiny import tiny_model
+
+PARTS = ("launch", "imports", "rendezvous", "model", "wrap", "data", "checkpoint", "first_step")
+
+
+def main(rounds: int) -> None:
+    """Print the median of every part for both roads."""
+    found: dict[str, list[dict[str, float]]] = {"launch": [], "torchrun": []}
+    with tempfile.TemporaryDirectory(prefix="cold-start-") as folder:
+        root = Path(folder)
+        model = tiny_model(root / "models" / "tiny")
+        for number in range(2 * rounds):
+            road = ("torchrun", "launch")[(number + number // 2) % 2]
+            found[road].append(one(road, root / str(number), model))
+    processors, load = os.cpu_count(), os.getloadavg()[1]
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {processors} cores, load average {load:.0f}, ", end="")
+    print(f"median of {rounds} starts each. Seconds:\n")
+    print("| Part | with torchrun | now |\n|---|---|---|")
+    for part in (*PARTS, "in all"):
+        cells = [statistics.median(amount(each, part) for each in found[r]) for r in found]
+        print(f"| {part.replace('_', ' ')} | {cells[1]:.1f} | {cells[0]:.1f} |")
+
+
+def amount(start: dict[str, float], part: str) -> float:
+    """Seconds of a part, or of all."""
+    return sum(start.values()) if part == "in all" else start.get(part, 0.0)
+
+
+def one(road: str, root: Path, model: Path) -> dict[str, float]:
+    """Start a trainer once; what rank 0 tells of its start."""
+    write_data(root / "job" / "data", model)
+    ranks = root / "ranks"
+    ranks.mkdir()
+    run = make_run(root, model, world_size=2, steps=1)
+    env = environment(
+        FINETUNE_RUN_CONFIG=str(write_run(run, root / "run.json")),
+        FINETUNE_TERMINATION_PATH=str(root / "result.json"),
+        FINETUNE_TELEMETRY_PORT="0",
+        FINETUNE_RENDEZVOUS_PORT=str(free_port()),
+        TMPDIR=str(ranks),
+    )
+    command = [sys.executable, "-m", "finetune_trainer.train"]
+    if road == "torchrun":
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+        command += ["--max-restarts", "0", __file__, "rank"]
+        env |= {RANK_FOLDER_ENV: str(ranks), BEGAN_ENV: str(time.time())}
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    _, log = process.communicate()
+    if process.returncode:
+        raise SystemExit(log[-3000:])
+    if road == "torchrun":
+        return dict(read_rank_files(ranks)[0]["start_seconds"])
+    told = [line for line in log.splitlines() if "first step after" in line]
+    parts = told[0].split(": ", 1)[1].split(", ")
+    return {part.rsplit(" ", 2)[0]: float(part.rsplit(" ", 2)[1]) for part in parts}
+
+
+def rank() -> None:
+    """A rank as torchrun starts it."""
+    import bitsandbytes
+    from finetune_trainer import worker
+
+    assert bitsandbytes
+    worker.main()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["rank"]:
+        rank()
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
