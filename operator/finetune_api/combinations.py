@@ -183,6 +183,12 @@ RULES: tuple[Rule, ...] = (
         "serve",
     ),
     Rule(
+        (Is("method.type", ("DoRA",)), Is("compute.strategy", ("ZeRO3",))),
+        "DoRA takes the norms of whole weights in every forward pass, and ZeRO-3 has let go of "
+        "them by then; set compute.strategy to FSDP, ZeRO2 or Auto, or method.type to LoRA",
+        "compute.strategy",
+    ),
+    Rule(
         (Is("method.type", ("AdaLoRA",)), Is("compute.strategy", SHARDED)),
         "AdaLoRA ranks adapters by whole gradients, which ZeRO and FSDP do not keep; use "
         "strategy DDP or Auto, or method LoRA",

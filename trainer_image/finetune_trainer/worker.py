@@ -242,6 +242,7 @@ def build(run: RunConfig, spec: FineTuneJobSpec, startup: Startup) -> tuple[Any,
         offload=plan.offload,
         autocast=methods.computes_in_autocast(method, settings, plan.strategy),
         scores=spec.objective == "Reward",
+        kept_whole=10 * run.model.hidden_size,
     )
     strategies.require_precision(spread)
     attention = methods.attention_kernel(device.type, methods.DTYPES[settings.precision])
@@ -253,7 +254,7 @@ def build(run: RunConfig, spec: FineTuneJobSpec, startup: Startup) -> tuple[Any,
     startup.mark("other")
     model = strategies.load(spread, folder, dtype, attention, spec.model.rope, new_tokens)
     startup.mark("model")
-    model = strategies.prepare(model, spread, spec, plan.total_steps, new_tokens)
+    model = methods.prepare_method(model, spec, plan.total_steps, new_tokens)
     engine = strategies.wrap(model, spread)
     startup.mark("wrap")
     return model, engine, spread

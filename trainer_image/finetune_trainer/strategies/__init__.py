@@ -9,7 +9,7 @@ from typing import Any
 from finetune_trainer.strategies.base import Engine, Spread, trained
 from finetune_trainer.strategies.compiling import compile_blocks
 from finetune_trainer.strategies.fully_sharded import FullyShardedData
-from finetune_trainer.strategies.loading import load, prepare
+from finetune_trainer.strategies.loading import load
 from finetune_trainer.strategies.replicated import Replicated
 from finetune_trainer.strategies.zero import ZeroSharded, prepare_communication, require_precision
 
@@ -17,7 +17,6 @@ __all__ = [
     "Engine",
     "Spread",
     "load",
-    "prepare",
     "prepare_communication",
     "require_precision",
     "trained",

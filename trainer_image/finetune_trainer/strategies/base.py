@@ -29,6 +29,8 @@ class Spread:
     autocast: bool
     scores: bool = False
     """Whether the model is a reward model, which gives a number and no tokens."""
+    kept_whole: int = 0
+    """ZeRO-3 keeps weights of at most so many elements whole between uses: norms and biases."""
 
 
 @dataclass(frozen=True)

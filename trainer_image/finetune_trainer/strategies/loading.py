@@ -46,21 +46,6 @@ def load(
     return model
 
 
-def prepare(
-    model: Any,
-    spread: Spread,
-    spec: FineTuneJobSpec,
-    total_steps: int,
-    new_tokens: Sequence[int] = (),
-) -> Any:
-    """The model with its method, whatever its weights are sharded by."""
-    if spread.strategy == "ZeRO3" and spread.method.type == "DoRA":
-        # PEFT gathers the weights whose norms it needs where it knows that they are shards.
-        with sharded(spread):
-            return methods.prepare_method(model, spec, total_steps)
-    return methods.prepare_method(model, spec, total_steps, new_tokens)
-
-
 @contextlib.contextmanager
 def sharded(spread: Spread) -> Iterator[None]:
     """Let transformers and PEFT know that DeepSpeed shards weights as soon as they are loaded."""

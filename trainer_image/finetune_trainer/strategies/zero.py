@@ -51,6 +51,8 @@ def zero_config(spread: Spread) -> dict[str, Any]:
     """Which stage, and what lives in host memory."""
     stage = ZERO_STAGES[spread.strategy]
     zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True}
+    if stage == 3:
+        zero["stage3_param_persistence_threshold"] = spread.kept_whole
     if spread.device.type == "cuda":
         zero["overlap_comm"] = True
     if spread.offload:
