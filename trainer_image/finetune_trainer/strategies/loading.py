@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_api.finetunejob import FineTuneJobSpec, RopeScaling
+from finetune_api.finetunejob import RopeScaling
 from torch import distributed as dist
 
 from finetune_trainer import methods
