@@ -16,8 +16,8 @@ import torch
 from finetune_api.run import EvaluationSummary, ExitCode, Progress, RunConfig, StageResult
 from finetune_trainer import evaluate, export, generate, merge, methods, worker
 from finetune_trainer import probe as probing
-from finetune_trainer.data.tokenizer import load_tokenizer
 from finetune_trainer.data.store import TokenStore
+from finetune_trainer.data.tokenizer import load_tokenizer
 from finetune_trainer.metrics.bootstrap import bootstrap
 from finetune_trainer.metrics.exact_match import normalised
 from finetune_trainer.telemetry import RankFile, Report
