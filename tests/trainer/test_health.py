@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from finetune_trainer.health import Divergence, Health
 from finetune_trainer.pace import Pace, peak_memory_bytes
 from finetune_trainer.stage import UserError
 from finetune_trainer.strategies import loss_scale
+from finetune_trainer.telemetry import Report, serve
 
 from tests.trainer import pool
 from tests.trainer.drive_training import drive
@@ -115,6 +117,24 @@ def test_peak_memory_of_a_cpu_process_is_what_was_resident() -> None:
     before = peak_memory_bytes("cpu")
     held = np.ones(50_000_000)
     assert peak_memory_bytes("cpu") >= max(before, held.nbytes)
+
+
+def test_metrics_show_what_progress_knows() -> None:
+    report = Report("train", attempt=1)
+    measures = {"rewards/accuracies": 0.75}
+    report.update(mfu=0.5, data_wait_share=0.25, peak_memory_bytes=7, eval_loss=2.0)
+    report.update(measures=measures)
+    server = serve(report, host="127.0.0.1")
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    server.shutdown()
+    server.server_close()
+    shown = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert float(shown["finetune_train_mfu"]) == 0.5
+    assert float(shown["finetune_train_data_wait_share"]) == 0.25
+    assert float(shown["finetune_train_peak_memory_bytes"]) == 7
+    assert float(shown["finetune_train_eval_loss"]) == 2
+    assert float(shown['finetune_train_measure{name="rewards/accuracies"}']) == 0.75
 
 
 class Runs:
