@@ -451,7 +451,8 @@ class RewardFunction(SpecModel):
     regex: the answer matches the pattern; json: it is valid JSON; length: 1 for an answer that
     ended by itself, 0 for one that was cut. Each gives 0 to 1."""
     pattern: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
-    """Of regex; searched in the answer."""
+    """Of regex, in the syntax of Python's regex library; searched in the answer. A search that
+    takes a quarter of a second counts as none."""
     weight: float = Field(default=1.0, ge=-100, le=100)
     """The rewards are summed with these weights."""
 
