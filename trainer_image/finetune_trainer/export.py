@@ -14,7 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from finetune_api.finetunejob import FineTuneJobSpec, LoRA
+from finetune_api.base import SpecModel
+from finetune_api.finetunejob import AdaLoRA, FineTuneJobSpec, LoRA, Method, Prefix, Quantization
 from finetune_api.run import ArtifactRef, RunConfig, StageResult
 
 from finetune_trainer import __version__
@@ -49,6 +50,7 @@ def export(run: RunConfig, report: Report) -> StageResult:
         # Servers stop where this says; a base model's own list lacks what ends a turn.
         model.generation_config.eos_token_id = ending_tokens(model, tokenizer)
     model.save_pretrained(partial, max_shard_size="5GB")
+    name_base(partial / "adapter_config.json", run)
     tokenizer.save_pretrained(partial)
     (partial / "README.md").write_text(model_card(run))
     evaluated = Path(run.paths.job) / EVALUATION_REPORT
@@ -74,6 +76,16 @@ def export(run: RunConfig, report: Report) -> StageResult:
         bytes=sum(int(facts["size"]) for facts in files.values()) + len(manifest),
     )
     return StageResult(stage="export", attempt=run.attempt, outcome="Succeeded", artifact=reference)
+
+
+def name_base(adapter_config: Path, run: RunConfig) -> None:
+    """Let an exported prefix name its base as the user does, and not by a folder of this pod."""
+    if adapter_config.is_file():
+        address = FineTuneJobSpec.model_validate(run.spec).model
+        config = json.loads(adapter_config.read_text())
+        config["base_model_name_or_path"] = _shown(address.uri).removeprefix("hf://")
+        config["revision"] = address.revision
+        adapter_config.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
 def clear(target: Path) -> None:
@@ -179,7 +191,7 @@ def model_card(run: RunConfig) -> str:
     lines = [
         "---",
         *([f"base_model: {base}"] if spec.model.uri.startswith("hf://") else []),
-        "library_name: transformers",
+        f"library_name: {'peft' if spec.method.type == 'Prefix' else 'transformers'}",
         f"pipeline_tag: text-{'classification' if spec.objective == 'Reward' else 'generation'}",
         "---",
         "",
@@ -198,10 +210,7 @@ def model_card(run: RunConfig) -> str:
         ]
     lines += ["", "## Training", "", "| Setting | Value |", "| --- | --- |"]
     rows: dict[str, Any] = {"objective": spec.objective, "method": spec.method.type}
-    if spec.method.type == "LoRA":
-        lora = spec.method.lora or LoRA()
-        rows |= {"rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout}
-        rows["target modules"] = ", ".join(lora.target_modules)
+    rows |= method_settings(spec.method)
     if plan:
         rows |= {
             "optimizer steps": plan.total_steps,
@@ -218,6 +227,25 @@ def model_card(run: RunConfig) -> str:
     }
     lines += [f"| {name} | {value} |" for name, value in rows.items()]
     return "\n".join([*lines, *evaluation_table(run), ""])
+
+
+def method_settings(method: Method) -> dict[str, Any]:
+    """The settings of the method that was used, by their names in the job."""
+    used: dict[str, tuple[SpecModel | None, ...]] = {
+        "LoRA": (method.lora or LoRA(), method.moe),
+        "DoRA": (method.lora or LoRA(), method.moe),
+        "QLoRA": (method.lora or LoRA(), method.quantization or Quantization(), method.moe),
+        "AdaLoRA": (method.adalora or AdaLoRA(), method.moe),
+        "IA3": (method.ia3, method.moe),
+        "Prefix": (method.prefix or Prefix(), method.moe),
+    }
+    sections = [each for each in used.get(method.type, (method.moe,)) if each is not None]
+    settings = {name: value for each in sections for name, value in each.to_wire().items()}
+    return {
+        name: ", ".join(value) if isinstance(value, list) else value
+        for name, value in settings.items()
+        if value != []
+    }
 
 
 def evaluation_table(run: RunConfig) -> list[str]:
