@@ -122,7 +122,7 @@ def repaired(rule: Rule, broken: Spec) -> Spec:
         spec = deepcopy(broken)
         put(spec, rule.field, value)
         spec = completed(spec)
-        if set(refusals(defaulted(spec))) == set(refusals(defaulted(broken))) - {rule.reason}:
+        if set(refusals(defaulted(spec))) <= set(refusals(defaulted(broken))) - {rule.reason}:
             return spec
     raise AssertionError(f"no value of {rule.field} repairs {broken}")
 

@@ -8,8 +8,8 @@ nobody wants to pay for eight devices by leaving a field out.
 Order of strategies on several devices: DDP, ZeRO-2, then full sharding; FSDP for Full, because
 it keeps fp32 master weights of its own shards, and for QLoRA, whose four-bit weights it moves as
 they are; ZeRO-3 for other adapters, because it gathers frozen and trained weights of different
-types one by one. What the table of combinations forbids is left out, so a job with offload gets
-ZeRO or FSDP on a single device too.
+types one by one; the other of both after it. What the table of combinations forbids is left out,
+so a job with offload gets ZeRO or FSDP on a single device too.
 """
 
 import math
@@ -176,9 +176,15 @@ def strategies(question: Question, shape: Shape) -> list[Strategy]:
     if spec.compute.strategy != "Auto":
         return [spec.compute.strategy]
     wire = spec.to_wire()
-    full: Strategy = "FSDP" if spec.method.type in ("Full", "QLoRA") else "ZeRO3"
-    order: list[Strategy] = ["DDP", "ZeRO2", full] if has_zero(question) else ["DDP", "FSDP"]
-    allowed = [each for each in order if allows(wire, compute__strategy=each)]
+    sharded: list[Strategy] = ["FSDP", "ZeRO3"]
+    if spec.method.type not in ("Full", "QLoRA"):
+        sharded.reverse()
+    order: list[Strategy] = ["DDP", "ZeRO2", *sharded]
+    allowed = [
+        each
+        for each in order
+        if allows(wire, compute__strategy=each) and (each not in ZERO or has_zero(question))
+    ]
     # On one device there is nothing to divide: only offload makes the others save memory.
     return allowed[:1] if shape.world == 1 and not spec.compute.offload else allowed
 

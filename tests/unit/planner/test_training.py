@@ -193,6 +193,11 @@ def test_qlora_of_70b_takes_one_h100_and_is_divided_by_fsdp_on_smaller_ones() ->
     assert found.strategy == "FSDP"
 
 
+def test_dora_is_divided_by_fsdp_because_the_table_forbids_zero3() -> None:
+    found = plan(LLAMA_70B, method={"type": "DoRA"}, compute={"gpusPerNode": 8})
+    assert found.strategy == "FSDP"
+
+
 def test_offload_moves_the_optimizer_to_the_host_where_there_is_room() -> None:
     pool = H100.model_copy(update={"host_memory_per_device": "200Gi"})
     found = plan(LLAMA_8B, pool, method=FULL, compute={"offload": True})
