@@ -145,7 +145,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sequence", type=int, default=512)
     parser.add_argument("--batch-rows", type=int, default=2)
     parser.add_argument("--memory", default="12Gi", help="of the device, for the planner")
-    parser.add_argument("--peak-flops", type=float, help="of the device, bf16; prints MFU")
+    parser.add_argument("--peak-flops", type=float, help="of the device, bf16; prints our MFU")
     parser.add_argument("--here", action="store_true")
     return parser.parse_args()
 
@@ -244,6 +244,7 @@ def plan(
         {
             "memoryPerDevice": options.memory,
             "resourceName": "nvidia.com/gpu" if options.device == "cuda" else None,
+            "peakFlopsPerDevice": options.peak_flops,
         }
     )
     model, data = (
@@ -325,6 +326,9 @@ def report(setting: Setting, contenders: Sequence[Contender], options: argparse.
             f"| {peak:.2f} | {f'{took:.0f}' if took else 'not reached'} "
             f"| {contender.told[0]['held_out']:.3f} to {contender.told[-1]['held_out']:.3f} |"
         )
+    if options.peak_flops and ours.name == "ours":
+        history = (Path(setting.job) / "report" / "train-1.jsonl").read_text().splitlines()
+        lines.append(f"\nOur model FLOP/s utilisation: {json.loads(history[-1])['mfu']:.2f}")
     return "\n".join(lines)
 
 
@@ -335,7 +339,8 @@ def circumstances(setting: Setting, options: argparse.Namespace) -> str:
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, "
         f"{memory:.0f} GiB, {setting.device}, load average {load:.0f}. "
-        f"{(options.model or Path(setting.model)).name}, {setting.method}, {setting.steps} steps "
+        f"{options.model.name if options.model else assets.MODEL_NAME}, {setting.method}, "
+        f"{setting.steps} steps "
         f"of {setting.batch_rows} x {setting.sequence} tokens ({setting.batch_examples} examples), "
         f"{setting.micro_rows} rows in a forward pass."
     )
