@@ -146,6 +146,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-rows", type=int, default=2)
     parser.add_argument("--memory", default="12Gi", help="of the device, for the planner")
     parser.add_argument("--peak-flops", type=float, help="of the device, bf16; prints our MFU")
+    parser.add_argument(
+        "--recompute", action="store_true", help="activations, in ours and the loop"
+    )
     parser.add_argument("--here", action="store_true")
     return parser.parse_args()
 
@@ -175,7 +178,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> Setting:
             "batchSize": options.batch_rows,
             "maxSequenceLength": options.sequence,
             "learningRate": 2e-3 if options.method == "LoRA" else 1e-4,
-            "gradientCheckpointing": False,
+            "gradientCheckpointing": options.recompute,
             "checkpoint": {"intervalSteps": 100_000},
         },
     }
@@ -201,6 +204,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> Setting:
         run=str(folder / "run.json"),
         work=str(folder),
         method=options.method,
+        recompute=options.recompute,
         device=options.device,
         sequence=options.sequence,
         batch_rows=options.batch_rows,
@@ -342,7 +346,8 @@ def circumstances(setting: Setting, options: argparse.Namespace) -> str:
         f"{options.model.name if options.model else assets.MODEL_NAME}, {setting.method}, "
         f"{setting.steps} steps "
         f"of {setting.batch_rows} x {setting.sequence} tokens ({setting.batch_examples} examples), "
-        f"{setting.micro_rows} rows in a forward pass."
+        f"{setting.micro_rows} rows in a forward pass, activations of this trainer and "
+        f"of the loop {'recomputed' if setting.recompute else 'kept'}."
     )
 
 

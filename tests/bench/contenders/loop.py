@@ -65,6 +65,9 @@ def load(setting: Setting) -> Any:
             task_type="CAUSAL_LM",
         )
         model = get_peft_model(model, config)
+    if setting.recompute:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
     model.train()
     return model
 

@@ -26,6 +26,8 @@ class Setting:
     """Folder for whatever the contenders write."""
     method: str
     """LoRA or Full."""
+    recompute: bool
+    """Whether this trainer and the loop recompute activations."""
     device: str
     """cpu or cuda."""
     sequence: int
