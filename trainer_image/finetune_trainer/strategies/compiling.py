@@ -12,6 +12,9 @@ import torch
 from finetune_trainer.stage import UserError
 from finetune_trainer.strategies.base import Spread, decoder_layers
 
+RECOMPILATIONS = 64
+"""Variants of a block; batches with and without masks and of new lengths make a few."""
+
 
 def compile_blocks(model: Any, spread: Spread) -> None:
     """Compile the blocks of a model that is not wrapped yet.
@@ -19,6 +22,9 @@ def compile_blocks(model: Any, spread: Spread) -> None:
     Raises UserError CannotCompile where this machine cannot.
     """
     require_compiler(spread.device)
+    # A block that is computed again must run as it ran first: falling back to uncompiled code in
+    # between, as after the default of 8 shapes and masks, keeps other tensors.
+    torch._dynamo.config.recompile_limit = RECOMPILATIONS
     for layer in decoder_layers(model):
         layer.compile()
 
