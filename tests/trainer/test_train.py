@@ -1,4 +1,4 @@
-"""The train stage as it runs in a pod: launcher, torchrun, ranks, telemetry, one result."""
+"""The train stage as it runs in a pod: launcher, ranks, telemetry, one result."""
 
 from __future__ import annotations
 
