@@ -55,13 +55,26 @@ def keep_newest(entry: Path, count: int) -> None:
 
     The kind is what stands before the last dash of the name; the rest is the digest.
     """
-    os.utime(entry)
+    stamp = _stamp(entry)
+    stamp.parent.mkdir(exist_ok=True)
+    stamp.touch()
     kind = entry.name.rpartition("-")[0]
     alike = [
         path for path in entry.parent.glob(f"{kind}-*") if path.name.rpartition("-")[0] == kind
     ]
-    for path in sorted(alike, key=lambda path: path.stat().st_mtime, reverse=True)[count:]:
+    for path in sorted(alike, key=_last_used, reverse=True)[count:]:
         remove(path)
+        _stamp(path).unlink(missing_ok=True)
+
+
+def _stamp(entry: Path) -> Path:
+    # Not the entry's own time: somebody may be packing it just now, and would see it change.
+    return entry.parent / ".used" / entry.name
+
+
+def _last_used(entry: Path) -> float:
+    stamp = _stamp(entry)
+    return (stamp if stamp.exists() else entry).stat().st_mtime
 
 
 def remove(path: Path) -> None:
