@@ -39,6 +39,8 @@ Adafactor keeps a number for each row and column only (Shazeer and Stern 2018, a
 IMPORTANCE = 12
 """Bytes for each parameter by which AdaLoRA ranks: importance, its mean and its uncertainty (Zhang
 et al. 2023, arXiv 2303.10512, section 3.2)."""
+SUB_GROUP = 10**9
+"""Weights that ZeRO-3 updates at a time, DeepSpeed's default."""
 
 
 @dataclass(frozen=True)
@@ -87,19 +89,24 @@ def estimate(
     """Memory on one of `world` devices.
 
     ZeRO-1 divides the optimizer states, ZeRO-2 the gradients too, ZeRO-3 and FSDP the weights too.
-    With offload the optimizer states (and with FSDP the shards) are in host memory, which on a CPU
-    pool is the same memory.
+    With offload the optimizer states (with ZeRO-3 the weights too, with FSDP all shards) are in
+    host memory, which on a CPU pool is the same memory.
     """
     held = _divided(model, load, strategy, world)
+    kept = _on_device(model, load, strategy, world)
     activations = activation_bytes(model, load, micro_batch)
-    away = host_bytes(model, load, strategy, world) if load.device == "cuda" else 0
-    kept = held
-    if away:
-        kept = States(0, 0, 0) if strategy == "FSDP" else States(held.weights, held.gradients, 0)
-    tensors = kept.weights + kept.gradients + kept.optimizer + activations + load.beside
+    passing = activations + load.beside
     if strategy in ("ZeRO3", "FSDP"):
         whole = states(model, load).weights
-        tensors += min(whole - kept.weights, gathered_bytes(model, load))
+        passing += min(whole - kept.weights, gathered_bytes(model, load))
+    if strategy == "DDP" and load.method.type == "Full" and load.number_bytes == 2:
+        # Autocast keeps a 16-bit copy of the fp32 weights until the forward pass has ended.
+        passing += held.weights
+    stepping = load.beside + widened_bytes(model, load, strategy, world)
+    tensors = kept.weights + kept.gradients + kept.optimizer + max(passing, stepping)
+    if strategy == "ZeRO3" and load.method.type == "QLoRA":
+        # Weights are brought to four bits on the device and divided afterwards.
+        tensors = max(tensors, states(model, load).weights)
     overhead = CUDA_OVERHEAD if load.device == "cuda" else CPU_OVERHEAD
     return MemoryEstimate(
         weights=kept.weights + load.beside,
@@ -111,12 +118,37 @@ def estimate(
     )
 
 
+def widened_bytes(model: ModelFacts, load: Load, strategy: Strategy, world: int) -> int:
+    """The fp32 copy of its part of the 16-bit gradients that DeepSpeed makes for the optimizer's
+    step, when activations have gone; ZeRO-3 makes it for so many weights at a time."""
+    sixteen = load.number_bytes == 2 and (load.method.type == "Full" or load.precision == "fp16")
+    if load.offload or strategy in ("DDP", "FSDP") or not sixteen:
+        return 0
+    part = -(-trained_parameters(model, load.method) // world)
+    return 4 * (min(part, SUB_GROUP) if strategy == "ZeRO3" else part)
+
+
 def host_bytes(model: ModelFacts, load: Load, strategy: Strategy, world: int) -> int:
-    """What offload takes of one process's host memory, in bytes; 0 without offload."""
+    """What offload takes of one process's host memory, in bytes; 0 without offload.
+
+    With ZeRO these are the optimizer states and fp32 gradients, with ZeRO-3 the weights too.
+    """
     if not load.offload or strategy == "DDP":
         return 0
     held = _divided(model, load, strategy, world)
-    return held.optimizer + (held.weights + held.gradients if strategy == "FSDP" else 0)
+    if strategy == "FSDP":
+        return held.weights + held.gradients + held.optimizer
+    gradients = -(-4 * trained_parameters(model, load.method) // world)
+    return held.optimizer + gradients + (held.weights if strategy == "ZeRO3" else 0)
+
+
+def _on_device(model: ModelFacts, load: Load, strategy: Strategy, world: int) -> States:
+    held = _divided(model, load, strategy, world)
+    if load.device == "cpu" or not host_bytes(model, load, strategy, world):
+        return held
+    if strategy == "FSDP":
+        return States(0, 0, 0)
+    return States(0 if strategy == "ZeRO3" else held.weights, held.gradients, 0)
 
 
 def _divided(model: ModelFacts, load: Load, strategy: Strategy, world: int) -> States:

@@ -150,6 +150,9 @@ def _changes(
         yield "leave out compute.nodes and compute.gpusPerNode", free
     if gpus and training.optimizer == "AdamW" and spec.method.type == "Full":
         yield "set training.optimizer to AdamW8bit", _with(spec, optimizer="AdamW8bit")
+    if training.optimizer != "AdamW":
+        # The only one whose states can be divided.
+        yield "set training.optimizer to AdamW", _with(spec, optimizer="AdamW")
     yield from _smaller_methods(spec)
     yield from _shorter(spec, profile, fits)
     yield from _more_nodes(spec, profile, fits)

@@ -4,7 +4,13 @@ import pytest
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import ModelFacts
 from finetune_operator.planner.load import Load, load_of
-from finetune_operator.planner.memory import estimate, frozen_bytes, host_bytes, states
+from finetune_operator.planner.memory import (
+    estimate,
+    frozen_bytes,
+    host_bytes,
+    states,
+    widened_bytes,
+)
 from finetune_operator.planner.parameters import experts, trained_parameters
 
 from tests.unit.planner.facts import DATA, LLAMA_8B, SMOL, model, spec
@@ -99,7 +105,10 @@ def test_offload_takes_from_the_device_what_it_gives_to_the_host() -> None:
         moved = estimate(LLAMA_8B, away, strategy, 4, 1, 0)
         kept = estimate(LLAMA_8B, here, strategy, 4, 1, 0)
         assert moved.optimizer == 0
-        assert host_bytes(LLAMA_8B, away, strategy, 4) == kept.optimizer
+        weights = kept.weights if strategy == "ZeRO3" else 0
+        assert moved.weights == kept.weights - weights
+        gradients = LLAMA_8B.parameters  # 4 bytes each, a quarter of them
+        assert host_bytes(LLAMA_8B, away, strategy, 4) == kept.optimizer + gradients + weights
     moved = estimate(LLAMA_8B, away, "FSDP", 4, 1, 0)
     kept = estimate(LLAMA_8B, here, "FSDP", 4, 1, 0)
     assert (moved.weights, moved.gradients, moved.optimizer) == (0, 0, 0)
@@ -127,3 +136,29 @@ def test_sharding_divides_what_it_says() -> None:
     )
     three = estimate(LLAMA_8B, full, "ZeRO3", 8, 1, 0)
     assert three.weights == -(-whole.weights // 8)
+
+
+def test_zero_makes_fp32_gradients_for_its_step() -> None:
+    # DeepSpeed 0.19.8, stage_1_and_2.py: single_grad_partition = flat_grad_partition.to(fp32).
+    full, adapters = load(method={"type": "Full"}), load(method={"type": "LoRA"})
+    per_rank = LLAMA_8B.parameters // 2
+    assert widened_bytes(LLAMA_8B, full, "ZeRO2", 2) == 4 * per_rank
+    assert widened_bytes(LLAMA_8B, full, "ZeRO3", 2) == 4 * 10**9
+    assert widened_bytes(LLAMA_8B, adapters, "ZeRO2", 2) == 0
+    assert widened_bytes(LLAMA_8B, full, "FSDP", 2) == 0
+    found = estimate(LLAMA_8B, full, "ZeRO2", 2, 1, 0)
+    held = found.weights + found.gradients + found.optimizer
+    assert found.total > held + 4 * per_rank > held + found.activations
+
+
+def test_autocast_keeps_sixteen_bits_of_every_weight_beside_its_thirty_two() -> None:
+    full = load(method={"type": "Full"})
+    found = estimate(LLAMA_8B, full, "DDP", 1, 1, 0)
+    assert found.total > (16 + 2) * LLAMA_8B.parameters + found.activations
+
+
+def test_zero_3_holds_a_base_in_four_bits_whole_before_it_is_divided() -> None:
+    four_bits = load(method={"type": "QLoRA"}, training={"maxSequenceLength": 16})
+    found = estimate(LLAMA_8B, four_bits, "ZeRO3", 16, 1, 0)
+    assert found.weights < frozen_bytes(LLAMA_8B, four_bits) / 10
+    assert found.total > frozen_bytes(LLAMA_8B, four_bits)
