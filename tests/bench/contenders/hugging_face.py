@@ -20,8 +20,7 @@ class InTurns(TrainerCallback):
         """`training_step` that counts; its inputs have a mask, or no padding at all."""
 
         def counted(model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Any:
-            mask = inputs.get("attention_mask")
-            self._tokens += int(inputs["input_ids"].numel() if mask is None else (mask > 0).sum())
+            self._tokens += tokens_of(inputs)
             return training_step(model, inputs, *more, **named)
 
         return counted
@@ -35,3 +34,13 @@ class InTurns(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         self._turns.end(self._tokens, plain_loss(given["model"]))
         self._tokens = 0
+
+
+def tokens_of(inputs: dict[str, Any]) -> int:
+    """Tokens that are no padding. A mask of pairs adds 0 where a token sees itself."""
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        return int(inputs["input_ids"].numel())
+    if mask.dim() == 2:
+        return int((mask > 0).sum())
+    return int((mask[:, 0].diagonal(dim1=1, dim2=2) == 0).sum())
