@@ -345,9 +345,14 @@ PREPARE_RULES: tuple[PrepareRule, ...] = (
     ),
     PrepareRule(
         "ContextTooLong",
-        "`training.maxSequenceLength` above the model's context, which `model.rope` multiplies by "
-        "its factor",
+        "`training.maxSequenceLength` (with GRPO it holds prompt and answer) above the model's "
+        "context, which `model.rope` multiplies by its factor",
         "The model knows no such positions; lower it, or stretch them.",
+    ),
+    PrepareRule(
+        "AnswerTooLong",
+        "`grpo.maxNewTokens` that leaves nothing of `training.maxSequenceLength` for the prompt",
+        "Raise `training.maxSequenceLength`, or lower `grpo.maxNewTokens`.",
     ),
     PrepareRule(
         "MixedFormats",
@@ -370,16 +375,6 @@ PREPARE_RULES: tuple[PrepareRule, ...] = (
         "`targetModules` that no layer of the model is called; `IA3` without them where keys and "
         "values have unusual names",
         "Use names of the model's layers, which the message lists, or `all-linear`.",
-    ),
-    PrepareRule(
-        "RopeUnsupported",
-        "`model.rope` with a model without plain rotary positions",
-        "Leave `model.rope` out.",
-    ),
-    PrepareRule(
-        "ContextTooLong",
-        "`training.maxSequenceLength`, with GRPO prompt and answer, above the model's context",
-        "Lower it, or stretch the context by `model.rope`.",
     ),
     PrepareRule(
         "PrecisionUnsupported",

@@ -554,8 +554,8 @@ class Compute(SpecModel):
     strategy: Literal["Auto", "DDP", "ZeRO1", "ZeRO2", "ZeRO3", "FSDP"] = "Auto"
     """How model and optimizer are spread over the devices."""
     offload: bool = False
-    """Keep optimizer states (ZeRO-1 and ZeRO-2; ZeRO-3 the weights too) or all shards (FSDP) in host
-    memory: slower, and larger models fit. On a CPU pool it saves nothing."""
+    """Keep optimizer states (ZeRO; with ZeRO-3 the weights too) or all shards (FSDP) in host memory:
+    slower, and larger models fit. On a CPU pool it saves nothing."""
 
 
 class GateRule(SpecModel):
