@@ -9,7 +9,6 @@ from doing the work twice.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import sys
 import time
