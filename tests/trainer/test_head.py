@@ -160,6 +160,35 @@ def test_models_that_change_their_logits_lose_nothing(kind: str, fused: bool) ->
     assert textbook(model, ROWS) == expected
 
 
+@pytest.mark.parametrize(("kind", "fused"), [("llama", True), ("granite", False)])
+def test_a_rank_without_targets_learns_the_same_of_a_model(kind: str, fused: bool) -> None:
+    more = {"granite": {"logits_scaling": 8.0}}.get(kind, {})
+    config = AutoConfig.for_model(kind, **SIZES, **more)
+    model = AutoModelForCausalLM.from_config(config)
+    loss_of = language.AnswerLoss(model)
+    losses = loss_of(model, batches.collate([]))
+    assert loss_of.fused == fused
+    assert losses.shape == (0,)
+    losses.sum().backward()
+    assert not any(w.grad.any() for w in model.parameters() if w.grad is not None)
+
+
+def test_what_another_library_put_around_a_head_is_obeyed_and_left(tiny_model_folder: Path) -> None:
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    class Doubled(ModelHook):  # type: ignore[misc]
+        def post_forward(self, module: Any, output: torch.Tensor) -> torch.Tensor:
+            return 2 * output
+
+    model = load_model(tiny_model_folder, torch.float32)
+    add_hook_to_module(model.get_output_embeddings(), Doubled())
+    expected = textbook(model, ROWS)
+    loss_of = language.AnswerLoss(model)
+    assert loss_of(model, batches.collate(ROWS)).sum().item() == pytest.approx(expected, rel=1e-5)
+    loss_of.remove()
+    assert textbook(model, ROWS) == expected
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_weights_learn_as_with_the_plain_loss(tiny_model_folder: Path, trained: bool) -> None:
     found = []

@@ -39,8 +39,10 @@ def head_losses(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch
 
 
 def is_plain(head: Any) -> bool:
-    """Whether the head multiplies by its weights and does nothing else: no adapter, no codes."""
-    return isinstance(head, torch.nn.Linear) and type(head).forward is torch.nn.Linear.forward
+    """Whether the head multiplies by its weights and does nothing else: no adapter, no codes, and
+    nothing put around it, as by Accelerate for a model on several devices."""
+    plain = isinstance(head, torch.nn.Linear) and type(head).forward is torch.nn.Linear.forward
+    return plain and "forward" not in vars(head)
 
 
 def _spans(count: int, vocabulary: int, device: torch.device) -> list[slice]:

@@ -4,6 +4,7 @@ Logits are computed only at positions whose next token is trained on, which spar
 matrix product of a step for every prompt token, and only a few at a time (see head.py).
 """
 
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -89,6 +90,7 @@ class AnswerLoss:
         self._batch: MicroBatch | None = None
         self._given: torch.Tensor | None = None
         self._plain = self._head.forward
+        self._replaced = vars(self._head).get("forward")
         self._head.forward = self._forward
 
     @property
@@ -112,7 +114,9 @@ class AnswerLoss:
 
         `model` is the changed model or what wraps it; its parameters decide the precision.
         """
-        self._batch, self._given = batch, None
+        wanted = len(batch.targets)
+        self._batch, self._given = batch if wanted else with_one_target(batch), None
+        targets = self._batch.targets
         try:
             logits = model(
                 input_ids=batch.input_ids.to(device),
@@ -122,12 +126,12 @@ class AnswerLoss:
         finally:
             self._batch = None
         if not self._fused:
-            return token_losses(logits, batch.targets.to(logits.device))
+            return token_losses(logits, targets.to(logits.device))[:wanted]
         if not self._untouched(logits):
             # The same on every rank: it follows from the model's code.
             self._fused = False
             return self(model, batch, device)
-        return cast(torch.Tensor, logits.squeeze(1))
+        return cast(torch.Tensor, logits.squeeze(1)[:wanted])
 
     def _untouched(self, logits: torch.Tensor) -> bool:
         """Whether the model returns what its head gave. A wrapper may have made a view of it."""
@@ -140,6 +144,19 @@ class AnswerLoss:
     def remove(self) -> None:
         """Give the model its ordinary output head back."""
         del self._head.forward
+        if self._replaced is not None:
+            # Accelerate moves what goes into a head on another device than the last layer.
+            self._head.forward = self._replaced
+
+
+def with_one_target(batch: MicroBatch) -> MicroBatch:
+    """The batch with a target that nobody asks for.
+
+    What a model does with no logits at all cannot be seen, and every rank must see the same: one
+    that looks again alone would wait for the shards of the others for ever.
+    """
+    first = torch.zeros(1, dtype=torch.int64)
+    return replace(batch, selected=first, targets=first)
 
 
 def keeps_apart(
