@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.finetunejob import FineTuneJobSpec, Method
 from finetune_trainer import flops
 from finetune_trainer.activations import recompute
 from finetune_trainer.data.store import Row
-from finetune_trainer.methods import load_model, prepare_method
+from finetune_trainer.methods import load_model, prepare_method, quantization_config
 from finetune_trainer.neftune import EmbeddingNoise
 from finetune_trainer.objectives import batches
+from finetune_trainer.strategies.fully_sharded import plain_bits
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+
+from tests.trainer import families
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -229,6 +232,18 @@ def test_frozen_weights_cost_two_thirds(tiny_model_folder: Path) -> None:
     # What the first block's frozen weights would hand down is not computed.
     counted = counter.get_total_flops()
     assert counted <= found.of(48, 48, 48 * 48) < 1.2 * counted
+
+
+def test_weights_in_four_bits_are_counted_as_what_they_stand_for(tmp_path: Path) -> None:
+    folder = families.tiny_qwen(tmp_path / "qwen")
+    method = Method.model_validate({"type": "QLoRA"})
+    bits = quantization_config(method, torch.bfloat16, "FSDP")
+    whole = load_model(folder, torch.bfloat16).requires_grad_(requires_grad=False)
+    packed = load_model(folder, torch.bfloat16, quantization=bits)
+    packed.requires_grad_(requires_grad=False)
+    assert flops.operations_of(packed) == flops.operations_of(whole)
+    plain_bits(packed)
+    assert flops.operations_of(packed) == flops.operations_of(whole)
 
 
 def test_a_batch_tells_trained_positions_and_how_far_tokens_look() -> None:

@@ -66,7 +66,9 @@ def _costs(module: Any, text: Any) -> list[float]:
     for weight in module.parameters(recurse=False):
         # Under ZeRO-3 a weight is empty until it is gathered; four-bit ones are packed.
         shape = tuple(getattr(weight, "ds_shape", weight.shape))
-        if hasattr(weight, "quant_state"):
+        packed = getattr(module, "quant_state", None) is not None
+        if packed and weight is module.weight:
+            # Under FSDP the layer alone knows that they are.
             shape = (module.out_features, module.in_features)
         if len(shape) > 1:
             per_weight = 6.0 if weight.requires_grad else 4.0
