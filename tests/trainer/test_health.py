@@ -162,6 +162,20 @@ def drive_scaled(path: Path, power: int) -> None:
     drive(path)
 
 
+def drive_broken(path: Path) -> None:
+    """Train with gradients that are no numbers though the losses are."""
+    from torch.nn.modules.module import register_module_full_backward_hook
+
+    def spoil(module: Any, down: Any, up: Any) -> Any:
+        return tuple(each * math.nan for each in down) if is_feed_forward(module) else None
+
+    def is_feed_forward(module: Any) -> bool:
+        return type(module).__name__ == "LlamaMLP"
+
+    with register_module_full_backward_hook(spoil):
+        drive(path)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     root = tmp_path_factory.mktemp("health")
@@ -191,6 +205,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
             case("fp32", training={"precision": "fp32"}),
         ],
     )
+    path = root / "broken.json"
+    path.write_text(json.dumps([case(f"broken-{s}", strategy=s) for s in STRATEGIES]))
+    pool.run(drive_broken, path, world=2, folder=root / "logs-broken")
     half = {"precision": "fp16"}
     train("refused", [case("refused", strategy="ZeRO2", training=half)])
     train("half", [case(f"half-{s}", strategy=s, training=half) for s in STRATEGIES], 16)
@@ -221,6 +238,16 @@ def test_every_step_tells_its_health(runs: Runs) -> None:
     facts = runs.seen("fine")["facts"]
     assert 0 < facts["mfu"] < 1
     assert facts["peakMemoryBytes"] >= told["peak_memory_bytes"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_without_fp16_the_first_gradients_that_are_no_numbers_end_the_run(
+    runs: Runs, strategy: str
+) -> None:
+    error = runs.seen(f"broken-{strategy}")["error"]
+    assert error["reason"] == "LossNotFinite"
+    assert "gradient norm" in error["message"]
+    assert "step 1 " in error["message"]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -81,7 +81,8 @@ class ZeroSharded:
             config=deepspeed_config(spread),
             dist_init_required=False,
         )
-        if spread.training.precision == "fp16":
+        self._scaled = spread.training.precision == "fp16"
+        if self._scaled:
             # A run whose every step overflows is ended by the loop, in words.
             self.model.optimizer.loss_scaler.raise_error_at_min_scale = False
         self.name = type(self.model).__name__
@@ -100,16 +101,16 @@ class ZeroSharded:
     def step(self, learning_rate: float) -> float:
         """Clip, update, clear: the engine does all three."""
         set_learning_rate(self.model.optimizer, learning_rate)
-        before = self.skipped
+        before = self.model.skipped_steps
         self.model.step()
-        if self.skipped > before:
+        if self.model.skipped_steps > before:
             return math.inf
         return float(self.model.get_global_grad_norm())
 
     @property
     def skipped(self) -> int:
-        """Steps left out."""
-        return int(self.model.skipped_steps)
+        """Steps left out; the engine leaves them out in every format, but only fp16 recovers."""
+        return int(self.model.skipped_steps) if self._scaled else 0
 
     def full_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Gather the optimizer's fp32 copy of one weight at a time."""
