@@ -47,6 +47,18 @@ def tiny_qwen_moe(folder: Path) -> Path:
     return _write(folder, Qwen3MoeConfig(**SPARSE, **sizes))
 
 
+def tiny_deepseek(folder: Path) -> Path:
+    """DeepSeek V3: low-rank keys and values; its router's bias stays in fp32."""
+    from transformers import DeepseekV3Config
+
+    experts = {"n_routed_experts": EXPERTS, "moe_intermediate_size": 32, "first_k_dense_replace": 1}
+    groups = {"n_group": 1, "topk_group": 1, "num_key_value_heads": HEADS}
+    ranks = {"kv_lora_rank": 16, "q_lora_rank": 16}
+    widths = {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    shape = {**SPARSE, **experts, **groups, **ranks, **widths}
+    return _write(folder, DeepseekV3Config(**shape))
+
+
 def tiny_qwen(folder: Path) -> Path:
     """Qwen 2: biases on queries, keys and values; a head of its own."""
     from transformers import Qwen2Config

@@ -31,6 +31,7 @@ class FullyShardedData:
             how["offload_policy"] = offload_policy(spread)
         # FSDP knows ordinary weights only; the layers know what their bits mean.
         plain_bits(model)
+        agree_on_formats(model)
         # Rank 0 has the weights, the others only their shapes; see `load`.
         whole = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for layer in decoder_layers(model):
@@ -129,6 +130,15 @@ def plain_bits(model: Any) -> None:
     """Weights in four bits as ordinary parameters, which bitsandbytes takes them from again."""
     for _, layer in four_bit_layers(model):
         layer.weight = torch.nn.Parameter(layer.weight.data, requires_grad=False)
+
+
+def agree_on_formats(model: Any) -> None:
+    """Give every rank's weights the number formats of rank 0: some architectures keep a few in
+    fp32, which the library knows only where it reads them."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    formats = waiting.from_rank_zero({name: each.dtype for name, each in tensors.items()})
+    for name, each in tensors.items():
+        each.data = each.data.to(formats[name])
 
 
 def hand_out_scales(model: Any, device: torch.device) -> None:
