@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from finetune_trainer.objectives import batches, language
 from finetune_trainer.data.store import Row
 from finetune_trainer.methods import load_model
+from finetune_trainer.objectives import batches, language
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
