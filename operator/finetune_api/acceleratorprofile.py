@@ -103,7 +103,9 @@ class AcceleratorProfileSpec(SpecModel):
     cpu_per_device: Quantity = "4"
     """CPU requested for each device."""
     host_memory_per_device: Quantity = "16Gi"
-    """Host memory requested for each device."""
+    """Host memory requested for each device, on an accelerator pool its limit too. It holds a copy
+    of what a checkpoint saves (with AdamW 12 bytes for each trained weight, divided among the
+    devices) and what is offloaded; with FSDP the first pod loads the whole model into it."""
     shared_memory: Quantity = "1Gi"
     """Size of /dev/shm, which NCCL and vLLM need."""
     env: list[EnvVar] = Field(

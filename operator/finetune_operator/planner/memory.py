@@ -39,6 +39,8 @@ Adafactor keeps a number for each row and column only (Shazeer and Stern 2018, a
 IMPORTANCE = 12
 """Bytes for each parameter by which AdaLoRA ranks: importance, its mean and its uncertainty (Zhang
 et al. 2023, arXiv 2303.10512, section 3.2)."""
+SAVED = {"AdamW": 12, "AdamW8bit": 6, "PagedAdamW": 12, "PagedAdamW8bit": 6, "Adafactor": 4}
+"""Bytes of fp32 weight and optimizer states in a checkpoint for each trained parameter."""
 SUB_GROUP = 10**9
 """Weights that ZeRO-3 updates at a time, DeepSpeed's default."""
 
@@ -128,7 +130,20 @@ def widened_bytes(model: ModelFacts, load: Load, strategy: Strategy, world: int)
     return 4 * (min(part, SUB_GROUP) if strategy == "ZeRO3" else part)
 
 
-def host_bytes(model: ModelFacts, load: Load, strategy: Strategy, world: int) -> int:
+def host_bytes(model: ModelFacts, load: Load, strategy: Strategy, world: int, on_node: int) -> int:
+    """Host memory of one of `on_node` processes that share a pod, `world` in all, in bytes.
+
+    It holds a copy of the process's share of a checkpoint while that is written, and what is
+    offloaded; before that, under FSDP, one process loads the whole model.
+    """
+    trained = trained_parameters(model, load.method)
+    copy = -(-SAVED[load.optimizer] * trained // world)
+    whole = 4 * trained if load.method.type == "Full" else states(model, load).weights
+    loading = -(-whole // on_node) if strategy == "FSDP" else 0
+    return max(loading, copy + offloaded_bytes(model, load, strategy, world))
+
+
+def offloaded_bytes(model: ModelFacts, load: Load, strategy: Strategy, world: int) -> int:
     """What offload takes of one process's host memory, in bytes; 0 without offload.
 
     With ZeRO these are the optimizer states and fp32 gradients, with ZeRO-3 the weights too.
@@ -144,7 +159,7 @@ def host_bytes(model: ModelFacts, load: Load, strategy: Strategy, world: int) ->
 
 def _on_device(model: ModelFacts, load: Load, strategy: Strategy, world: int) -> States:
     held = _divided(model, load, strategy, world)
-    if load.device == "cpu" or not host_bytes(model, load, strategy, world):
+    if load.device == "cpu" or not offloaded_bytes(model, load, strategy, world):
         return held
     if strategy == "FSDP":
         return States(0, 0, 0)

@@ -96,15 +96,15 @@ def does_not_fit(
 def host_too_small(
     profile_name: str, profile: AcceleratorProfileSpec, need: int, alternatives: list[str]
 ) -> Failure:
-    """Offload would make it fit on the device, but not into the host."""
+    """It would fit on the device, but not into the host."""
     have = whole(profile.host_memory_per_device)
     ways = alternatives or [f"use a profile with at least {-(-need // GIB)}Gi of host memory"]
     return Failure(
         stage="train",
         reason="HostMemoryTooSmall",
         message=(
-            f"compute.offload takes {gibibytes(need)} of host memory for each device; profile "
-            f"{profile_name} has {gibibytes(have)}"
+            f"loading, copies for checkpoints and compute.offload take {gibibytes(need)} of host "
+            f"memory for each device; profile {profile_name} has {gibibytes(have)}"
         ),
         remedy="; or ".join(ways),
     )

@@ -207,17 +207,17 @@ def accumulation(question: Question, shape: Shape, micro: int) -> int:
 
 
 def host_holds(question: Question, shape: Shape, strategy: Strategy) -> bool:
-    """Whether what offload takes off the device fits into the host memory of the profile."""
-    need = _host(question, shape, strategy)
-    return not need or need <= whole(question.profile.host_memory_per_device)
+    """Whether loading, copies for checkpoints and what is offloaded fit into the host memory of
+    the profile, which limits the pods of an accelerator pool."""
+    return _host(question, shape, strategy) <= whole(question.profile.host_memory_per_device)
 
 
 def _host(question: Question, shape: Shape, strategy: Strategy) -> int:
-    """Host memory that one process takes with offload, in bytes; 0 where nothing is moved."""
+    """Host memory that one process takes, in bytes; on a CPU pool there is no other memory."""
     if question.device == "cpu":
         return 0
-    moved = host_bytes(question.model, question.load, strategy, shape.world)
-    return moved + CPU_OVERHEAD if moved else 0
+    held = host_bytes(question.model, question.load, strategy, shape.world, shape.devices)
+    return held + CPU_OVERHEAD
 
 
 def least_micro(question: Question) -> int:

@@ -40,7 +40,11 @@ DATA = DataFacts(
     digest="sha256:" + "0" * 64,
 )
 H100 = AcceleratorProfileSpec(
-    resource_name="nvidia.com/gpu", devices_per_node=8, max_nodes=1, memory_per_device="80Gi"
+    resource_name="nvidia.com/gpu",
+    devices_per_node=8,
+    max_nodes=1,
+    memory_per_device="80Gi",
+    host_memory_per_device="180Gi",
 )
 CPU = AcceleratorProfileSpec(devices_per_node=1, max_nodes=2, memory_per_device="4Gi")
 

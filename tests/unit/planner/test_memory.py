@@ -8,6 +8,7 @@ from finetune_operator.planner.memory import (
     estimate,
     frozen_bytes,
     host_bytes,
+    offloaded_bytes,
     states,
     widened_bytes,
 )
@@ -108,11 +109,13 @@ def test_offload_takes_from_the_device_what_it_gives_to_the_host() -> None:
         weights = kept.weights if strategy == "ZeRO3" else 0
         assert moved.weights == kept.weights - weights
         gradients = LLAMA_8B.parameters  # 4 bytes each, a quarter of them
-        assert host_bytes(LLAMA_8B, away, strategy, 4) == kept.optimizer + gradients + weights
+        assert offloaded_bytes(LLAMA_8B, away, strategy, 4) == kept.optimizer + gradients + weights
     moved = estimate(LLAMA_8B, away, "FSDP", 4, 1, 0)
     kept = estimate(LLAMA_8B, here, "FSDP", 4, 1, 0)
     assert (moved.weights, moved.gradients, moved.optimizer) == (0, 0, 0)
-    assert host_bytes(LLAMA_8B, away, "FSDP", 4) == kept.weights + kept.gradients + kept.optimizer
+    assert (
+        offloaded_bytes(LLAMA_8B, away, "FSDP", 4) == kept.weights + kept.gradients + kept.optimizer
+    )
     assert moved.total < kept.total
 
 
@@ -162,3 +165,21 @@ def test_zero_3_holds_a_base_in_four_bits_whole_before_it_is_divided() -> None:
     found = estimate(LLAMA_8B, four_bits, "ZeRO3", 16, 1, 0)
     assert found.weights < frozen_bytes(LLAMA_8B, four_bits) / 10
     assert found.total > frozen_bytes(LLAMA_8B, four_bits)
+
+
+def test_the_host_holds_a_copy_of_the_states_until_they_are_saved() -> None:
+    full = load(method={"type": "Full"})
+    share = 12 * LLAMA_8B.parameters // 8
+    assert host_bytes(LLAMA_8B, full, "ZeRO2", 8, 8) == share
+    paged = load(method={"type": "Full"}, training={"optimizer": "PagedAdamW8bit"})
+    assert host_bytes(LLAMA_8B, paged, "DDP", 8, 8) == share // 2
+    away = load(method={"type": "Full"}, compute={"offload": True})
+    moved = offloaded_bytes(LLAMA_8B, away, "ZeRO2", 8)
+    assert host_bytes(LLAMA_8B, away, "ZeRO2", 8, 8) == share + moved
+
+
+def test_under_fsdp_one_process_of_a_node_loads_the_whole_model() -> None:
+    adapters, full = load(method={"type": "LoRA"}), load(method={"type": "Full"})
+    assert host_bytes(LLAMA_8B, adapters, "FSDP", 4, 1) > 2 * LLAMA_8B.parameters
+    assert host_bytes(LLAMA_8B, adapters, "ZeRO3", 4, 1) < LLAMA_8B.parameters / 10
+    assert host_bytes(LLAMA_8B, full, "FSDP", 64, 8) == LLAMA_8B.parameters // 2

@@ -199,14 +199,22 @@ def test_dora_is_divided_by_fsdp_because_the_table_forbids_zero3() -> None:
 
 
 def test_offload_moves_the_optimizer_to_the_host_where_there_is_room() -> None:
-    pool = H100.model_copy(update={"host_memory_per_device": "200Gi"})
+    pool = H100.model_copy(update={"host_memory_per_device": "240Gi"})
     found = plan(LLAMA_8B, pool, method=FULL, compute={"offload": True})
     assert (found.world_size, found.strategy, found.offload) == (1, "ZeRO2", True)
     assert found.memory.optimizer == 0
     assert "ZeRO2 and offload" in found.reason
     failure = refusal(LLAMA_8B, H100, method=FULL, compute={"offload": True, "gpusPerNode": 1})
     assert failure.reason == "HostMemoryTooSmall"
-    assert "GiB of host memory for each device; profile pool has 16.0 GiB" in failure.message
+    assert "GiB of host memory for each device; profile pool has 180.0 GiB" in failure.message
+
+
+def test_a_host_without_room_for_a_copy_of_the_states_takes_more_devices() -> None:
+    small = H100.model_copy(update={"host_memory_per_device": "16Gi"})
+    assert plan(LLAMA_8B, small, method=FULL).world_size == 8
+    assert plan(LLAMA_8B, H100, method=FULL).world_size == 2
+    failure = refusal(LLAMA_8B, small, method=FULL, compute={"gpusPerNode": 4})
+    assert failure.reason == "HostMemoryTooSmall"
 
 
 def test_zero_is_never_chosen_for_fp16_on_a_cpu_pool() -> None:
