@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,19 @@ def test_a_step_waits_less_than_a_twentieth_of_the_writing(tmp_path: Path) -> No
         assert all(wrote > 0.5 for _, wrote in told["costs"]), told
         waited, wrote = (sum(part) for part in zip(*told["costs"], strict=True))
         assert waited < 0.05 * wrote, told
+
+
+def closed(job: Path) -> None:
+    rank = Rank(job, 64)
+    rank.saver.save(Position(1))
+    copies = [weakref.ref(copy) for copy in rank.saver._room.result().values()]
+    assert copies
+    rank.saver.close()
+    assert not any(copy() is not None for copy in copies)
+
+
+def test_what_follows_the_last_checkpoint_has_its_memory_again(tmp_path: Path) -> None:
+    pool.run(alone, closed, tmp_path, world=2, folder=tmp_path / "logs")
 
 
 def kept(job: Path) -> None:

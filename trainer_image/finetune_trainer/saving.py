@@ -131,6 +131,7 @@ class Saver:
     def close(self) -> None:
         """Finish, and let go of the memory."""
         self.finish()
+        self._room.result().clear()
         self._thread.shutdown()
 
     def _move_on(self, pending: Pending) -> int | None:
