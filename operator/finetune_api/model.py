@@ -35,9 +35,11 @@ class Tokenizer(SpecModel):
     special_tokens: list[Annotated[str, StringConstraints(min_length=1, max_length=64)]] = Field(
         default_factory=list, max_length=64
     )
-    """Tokens added to the vocabulary; the embedding grows, and the new rows are trained."""
+    """Tokens added to the vocabulary, none of which it may have; the embedding grows, and the new
+    rows are trained."""
     chat_template: Annotated[str, StringConstraints(min_length=1, max_length=32768)] | None = None
-    """Jinja template that replaces the model's own; needed to teach a base model to chat."""
+    """Jinja template that replaces the model's own; needed to teach a base model to chat. Its tokens
+    must be in the vocabulary or in specialTokens; the one that ends an answer ends generation."""
 
 
 class ModelAddress(SpecModel):

@@ -25,7 +25,8 @@ class EarlyStopping(SpecModel):
     """Stop when the held-out loss no longer falls, and promote the best checkpoint."""
 
     every_steps: int = Field(default=50, ge=1, le=1000000)
-    """Optimizer steps between looks at the held-out loss."""
+    """Optimizer steps between looks at the held-out loss, of at most evaluation.maxSamples rows; the
+    last step is looked at too."""
     patience: int = Field(default=3, ge=1, le=100)
     """Looks without improvement after which training ends."""
     min_improvement: float = Field(default=0.0, ge=0, le=10)
@@ -64,7 +65,8 @@ class Training(SpecModel):
     max_grad_norm: float = Field(default=1.0, gt=0, le=1000)
     """Gradients are clipped to this global L2 norm."""
     max_sequence_length: int = Field(default=2048, ge=16, le=1048576)
-    """Longest row in tokens; a longer answer is cut, a longer prompt is an error."""
+    """Longest row in tokens, with GRPO prompt and answer together; a longer answer is cut, a longer
+    prompt is an error, and longer plain text goes on in the next row."""
     packing: bool | None = None
     """Fill rows with several examples that do not see each other; absent means wherever
     objective, method and architecture allow it."""
