@@ -38,8 +38,8 @@ class Tokenizer(SpecModel):
     """Tokens added to the vocabulary, none of which it may have; the embedding grows, and the new
     rows are trained."""
     chat_template: Annotated[str, StringConstraints(min_length=1, max_length=32768)] | None = None
-    """Jinja template that replaces the model's own; needed to teach a base model to chat. Its tokens
-    must be in the vocabulary or in specialTokens; the one that ends an answer ends generation."""
+    """Jinja template that replaces the model's own; needed to teach a base model to chat. Its
+    tokens must be in the vocabulary or in specialTokens; the one that ends an answer ends generation."""
 
 
 class ModelAddress(SpecModel):

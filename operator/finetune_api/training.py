@@ -25,8 +25,8 @@ class EarlyStopping(SpecModel):
     """Stop when the held-out loss no longer falls, and promote the best checkpoint."""
 
     every_steps: int = Field(default=50, ge=1, le=1000000)
-    """Optimizer steps between looks at the held-out loss, of at most evaluation.maxSamples rows; the
-    last step is looked at too."""
+    """Optimizer steps between looks at the held-out loss, of at most evaluation.maxSamples rows;
+    the last step is looked at too."""
     patience: int = Field(default=3, ge=1, le=100)
     """Looks without improvement after which training ends."""
     min_improvement: float = Field(default=0.0, ge=0, le=10)
