@@ -39,7 +39,8 @@ class Tokenizer(SpecModel):
     rows are trained."""
     chat_template: Annotated[str, StringConstraints(min_length=1, max_length=32768)] | None = None
     """Jinja template that replaces the model's own; needed to teach a base model to chat. Its
-    tokens must be in the vocabulary or in specialTokens; the one that ends an answer ends generation."""
+    tokens must be in the vocabulary or in specialTokens; the one that ends an answer ends
+    generation."""
 
 
 class ModelAddress(SpecModel):
