@@ -207,6 +207,8 @@ def accumulate(engine: Any, objective: Any, share: Any, device: Any, noise: Any 
     # Every strategy averages over the ranks; this makes it a mean over the global batch.
     scale = dist.get_world_size() / share.weight
     total = torch.zeros(5, dtype=torch.float64, device=device)
+    # On the host: a copy to the device would make every micro-batch wait for it.
+    counts = torch.zeros(2, dtype=torch.float64)
     for index, batch in enumerate(share.batches):
         noisy = noise.on(batch.lengths) if noise else nullcontext()
         with engine.accumulate(last=index == len(share.batches) - 1), noisy:
@@ -217,7 +219,8 @@ def accumulate(engine: Any, objective: Any, share: Any, device: Any, noise: Any 
             if losses.penalty is not None:
                 loss = loss + losses.penalty * (batch.tokens * share.weight / share.tokens)
             engine.backward(loss * scale)
-        total[3:] += torch.tensor(counted(batch), dtype=torch.float64, device=device)
+        counts += torch.tensor(counted(batch), dtype=torch.float64)
+    total[3:] = counts.to(device)
     return torch.cat([total, objective.measures().to(device)])
 
 

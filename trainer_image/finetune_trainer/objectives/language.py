@@ -101,11 +101,13 @@ class AnswerLoss:
     def _forward(self, hidden: torch.Tensor) -> torch.Tensor:
         if self._batch is None:
             return cast(torch.Tensor, self._plain(hidden))
-        selected = self._batch.selected.to(hidden.device)
+        # Without waiting: the device is busy, and has more to do than is known here.
+        selected = self._batch.selected.to(hidden.device, non_blocking=True)
         chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, selected)
         if not self._fused:
             return cast(torch.Tensor, self._plain(chosen))
-        losses = head_losses(self._head, chosen, self._batch.targets.to(hidden.device))
+        targets = self._batch.targets.to(hidden.device, non_blocking=True)
+        losses = head_losses(self._head, chosen, targets)
         self._given = losses[:, None]
         return self._given
 
@@ -119,8 +121,8 @@ class AnswerLoss:
         targets = self._batch.targets
         try:
             logits = model(
-                input_ids=batch.input_ids.to(device),
-                position_ids=batch.position_ids.to(device),
+                input_ids=batch.input_ids.to(device, non_blocking=True),
+                position_ids=batch.position_ids.to(device, non_blocking=True),
                 use_cache=False,
             ).logits
         finally:
@@ -130,6 +132,8 @@ class AnswerLoss:
         if not self._untouched(logits):
             # The same on every rank: it follows from the model's code.
             self._fused = False
+            # The activations of one pass may be all that fits into memory.
+            del logits
             return self(model, batch, device)
         return cast(torch.Tensor, logits.squeeze(1)[:wanted])
 
