@@ -235,10 +235,10 @@ def test_a_failed_pod_fails_the_gang_at_once() -> None:
 def test_devices_are_limited_and_cpu_pools_are_not() -> None:
     gpu = device_resources(H100, 4)
     assert gpu["limits"]["nvidia.com/gpu"] == gpu["requests"]["nvidia.com/gpu"] == "4"
-    assert gpu["limits"]["memory"] == gpu["requests"]["memory"] == "64Gi"
+    assert gpu["limits"]["memory"] == gpu["requests"]["memory"] == "720Gi"
     assert "cpu" not in gpu["limits"]
     cpu = device_resources(H100.model_copy(update={"resource_name": None}), 2)
-    assert cpu == {"requests": {"cpu": "8", "memory": "32Gi"}}
+    assert cpu == {"requests": {"cpu": "8", "memory": "360Gi"}}
 
 
 def test_stages_without_devices_run_anywhere_with_room_for_the_weights() -> None:
