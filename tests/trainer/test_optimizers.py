@@ -12,6 +12,8 @@ import torch
 from finetune_api.finetunejob import Method, Training
 from finetune_api.run import TrainPlan
 from finetune_trainer import schedule
+from finetune_trainer.methods import load_model
+from finetune_trainer.methods.adapters import add_adapters
 from finetune_trainer.strategies import Spread, loss_scale
 from finetune_trainer.strategies.loss_scale import LossScale
 from finetune_trainer.strategies.optimizers import (
@@ -94,6 +96,14 @@ def test_matrices_decay_and_vectors_do_not() -> None:
         (group["weight_decay"], *map(tuple, [p.shape for p in group["params"]])) for group in groups
     }
     assert found == {(0.3, (128, 64)), (0.0, (128,), (128,), (128,))}
+
+
+def test_factors_that_begin_at_one_do_not_decay(tiny_model_folder: Path) -> None:
+    method = Method.model_validate({"type": "IA3"})
+    model = add_adapters(load_model(tiny_model_folder, torch.float32), method, total_steps=1)
+    groups = parameter_groups(model, Training(weight_decay=0.3))
+    assert [group["weight_decay"] for group in groups] == [0.0]
+    assert groups[0]["params"]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -12,20 +12,23 @@ from typing import Any
 import torch
 from finetune_api.finetunejob import Training
 
-from finetune_trainer.strategies.base import Spread
+from finetune_trainer.strategies.base import Spread, trained
 from finetune_trainer.strategies.loss_scale import LossScale
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
+FACTORS = "ia3_l"
+"""IA3's vectors, stored as matrices of one row or column. They begin at one, and decay would take
+them to zero, where a layer gives nothing."""
 
 
 def parameter_groups(model: Any, training: Training) -> list[dict[str, Any]]:
     """Trained weights in two groups: matrices decay, vectors (norms, biases) do not."""
     groups: dict[bool, list[Any]] = {True: [], False: []}
-    for weight in model.parameters():
-        if weight.requires_grad:
-            # Under ZeRO-3 a weight is empty until it is gathered; ds_shape is its real shape.
-            groups[len(getattr(weight, "ds_shape", weight.shape)) > 1].append(weight)
+    for name, weight in trained(model):
+        # Under ZeRO-3 a weight is empty until it is gathered; ds_shape is its real shape.
+        matrix = len(getattr(weight, "ds_shape", weight.shape)) > 1 and FACTORS not in name
+        groups[matrix].append(weight)
     return [
         {"params": weights, "weight_decay": training.weight_decay if matrices else 0.0}
         for matrices, weights in groups.items()
