@@ -18,8 +18,9 @@ HEAD = """<!-- Generated from finetune_api.combinations by `make crds`; edit tha
 # Combinations
 
 What the API server refuses, it refuses when the job is applied; what needs the model, the data or
-the pool is told after them, in `status.failure`. What is not refused here works: `make matrix` trains
-every cell of the first table, and every run of the tests so many that each pair of choices occurs.
+the pool is told after them, in `status.failure`. What is not refused here works: `make matrix`
+trains every cell of the first table, every run of the tests so many that each pair of choices
+occurs.
 """
 STRATEGY = "compute.strategy"
 
