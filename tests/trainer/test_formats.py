@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from tests.trainer import families, pool
+from tests.trainer.jobs import make_run, write_data
+from tests.trainer.tiny import tiny_model
 
 
 def look(folder: Path) -> None:
@@ -47,3 +49,33 @@ def test_what_an_architecture_keeps_in_fp32_is_so_on_every_rank(tmp_path: Path) 
     kept = [name for name in first["held"] if name.endswith("e_score_correction_bias")]
     assert kept
     assert {first["held"][name] for name in kept} == {"torch.float32"}
+
+
+def look_at_packing(root: Path, model: Path) -> None:
+    """Begin a run that trains fp32 weights in bf16, and write down what its layers compute in."""
+    from finetune_api.finetunejob import FineTuneJobSpec
+    from finetune_trainer import worker
+    from finetune_trainer.objectives import Setting, make_objective
+    from finetune_trainer.startup import Startup
+    from torch import distributed as dist
+
+    dist.init_process_group("gloo")
+    run = make_run(root, model, method="Full", training={"precision": "bf16"})
+    assert run.plan is not None
+    spec = FineTuneJobSpec.model_validate(run.spec)
+    wrapped, engine, spread = worker.build(run, spec, Startup())
+    setting = Setting(run, spec, run.plan, spread.device, flatten=False)
+    objective = make_objective(wrapped, setting)
+    formats = set()
+    layer = wrapped.get_decoder().layers[0].self_attn.q_proj
+    layer.register_forward_hook(lambda module, inputs, output: formats.add(str(output.dtype)))
+    objective.begin(engine)
+    (root / "formats.json").write_text(json.dumps(sorted(formats)))
+
+
+def test_packed_rows_are_looked_at_in_the_format_of_training(tmp_path: Path) -> None:
+    """Flash attention, where it is there, knows no fp32."""
+    model = tiny_model(tmp_path / "models" / "tiny")
+    write_data(tmp_path / "job" / "data", model)
+    pool.run(look_at_packing, tmp_path, model, world=1, folder=tmp_path / "logs", deadline=120)
+    assert json.loads((tmp_path / "formats.json").read_text()) == ["torch.bfloat16"]

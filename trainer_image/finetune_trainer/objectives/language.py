@@ -41,7 +41,12 @@ class LanguageModelling:
         """Raise UserError where examples in one row would learn from each other."""
         store, setting = self._store, self._setting
         row = next((row for row in map(store.row, range(store.rows)) if row.examples > 1), None)
-        if row and not keeps_apart(self._loss, engine.model, row, setting.device, setting.flatten):
+        if row is None:
+            return
+        # In the number format of training: flash attention knows no other.
+        with engine.accumulate(last=False):
+            apart = keeps_apart(self._loss, engine.model, row, setting.device, setting.flatten)
+        if not apart:
             raise UserError(
                 "PackingUnsupported",
                 "In this model's architecture the examples of a packed row see each other.",
