@@ -37,10 +37,11 @@ class RowLikelihood:
     def __call__(self, model: Any, batch: MicroBatch, rows: int) -> Likelihood:
         """`model` is the hooked model or what wraps it; `rows` may be 0."""
         losses = self._loss(model, batch, self._device)
-        owners = batch.owners.to(losses.device)
+        owners = batch.owners.to(losses.device, non_blocking=True)
         logps = torch.zeros(rows, device=losses.device).index_add(0, owners, -losses)
-        tokens = torch.bincount(owners, minlength=rows)[:rows]
-        return Likelihood(logps, tokens.to(logps.dtype))
+        # Counted on the host: a device would be waited for.
+        tokens = torch.bincount(batch.owners, minlength=rows)[:rows]
+        return Likelihood(logps, tokens.to(logps, non_blocking=True))
 
     def remove(self) -> None:
         """Give the model its ordinary output head back."""
