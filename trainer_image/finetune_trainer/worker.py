@@ -301,8 +301,9 @@ def join(run: RunConfig, stop_asked: Callable[[], bool] = lambda: False) -> None
         if not torch.cuda.is_available():
             raise RetryableError("NoDevice", f"No CUDA device on {socket.gethostname()}.")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        # Adapters are fp32 beside a bf16 base: TF32 is exact enough for their products.
-        torch.set_float32_matmul_precision("high")
+        if FineTuneJobSpec.model_validate(run.spec).training.precision != "fp32":
+            # Adapters are fp32 beside a 16-bit base: TF32 is exact enough for their products.
+            torch.set_float32_matmul_precision("high")
     cuda = run.plan.device == "cuda"
     backend = "nccl" if cuda else "gloo"
     if cuda and run.plan.offload:
