@@ -7,7 +7,7 @@ resumed under every strategy is shown by test_resume and test_strategies.
 from __future__ import annotations
 
 import json
-import statistics
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -79,6 +79,7 @@ class Rank:
         with self.engine.accumulate(last=True):
             rows = torch.randint(self.width, (4096,))
             self.engine.backward(self.engine.model(rows).pow(2).sum())
+        self.saver.settle()
         self.engine.step(1e-2)
         self.saver.look()
         return time.monotonic() - started
@@ -107,8 +108,8 @@ def steps_of(job: Path) -> list[int]:
 
 
 def large(job: Path) -> None:
-    """Save 480 MB five times while training goes on, and note what each save cost."""
-    rank = Rank(job, 625_000, keepLast=1)
+    """Save 960 MB five times while training goes on, and note what each save cost."""
+    rank = Rank(job, 1_250_000, keepLast=1)
     quiet = [rank.step(step) for step in range(1, 4)]
     beside = []
     for step in range(4, 100):
@@ -123,24 +124,42 @@ def large(job: Path) -> None:
     (job / f"told-{dist.get_rank()}.json").write_text(json.dumps(told))
 
 
-def test_a_step_waits_for_the_copy_and_not_for_the_writing(tmp_path: Path) -> None:
+def test_a_step_waits_less_than_a_twentieth_of_the_writing(tmp_path: Path) -> None:
     pool.run(alone, large, tmp_path, world=2, folder=tmp_path / "logs")
     told = [json.loads((tmp_path / f"told-{rank}.json").read_text()) for rank in (0, 1)]
-    shares, writing = [], 0.0
+    shares = []
     for number in range(SAVES):
         # A step is over when the slower rank is, and so is a checkpoint.
         waited, wrote = (max(rank["costs"][number][part] for rank in told) for part in (0, 1))
         shares.append(waited / wrote)
-        writing += wrote
+        assert wrote > 0.5, told
         print(
             f"the step waited {1000 * waited:.0f} ms for a checkpoint that took {wrote:.2f} s to "
             f"write: {100 * waited / wrote:.1f} %"
         )
     print(f"a step took {told[0]['quiet']:.3f} s, beside a save {told[0]['beside']:.3f} s")
-    assert writing > 0.5 * SAVES, told
-    # The goal is 0.05 and is met where writing is slow; where the disk is fast, copying 240 MB
-    # for each rank is up to 0.065 of it. It will be 0.05 once the copy runs beside the next step.
-    assert statistics.median(shares) < 0.10, told
+    assert all(share < 0.05 for share in shares), told
+
+
+def slow(job: Path) -> None:
+    """Take a step while the copy of the state before it has not begun."""
+    rank = Rank(job, 64)
+    rank.step(1)
+    before = rank.weights()
+    gate = threading.Event()
+    rank.saver._thread.submit(gate.wait, 60)
+    rank.saver.save(Position(1))
+    threading.Timer(0.3, gate.set).start()
+    rank.step(2)
+    assert not torch.equal(rank.weights(), before)
+    rank.saver.close()
+    later = Rank(job, 64, attempt=2)
+    assert later.resume().step == 1
+    assert torch.equal(later.weights(), before)
+
+
+def test_weights_do_not_change_before_they_are_copied(tmp_path: Path) -> None:
+    pool.run(alone, slow, tmp_path, world=2, folder=tmp_path / "logs")
 
 
 def closed(job: Path) -> None:

@@ -1,14 +1,17 @@
-"""Checkpoints beside training: a step waits until its state has been copied, never for a disk.
+"""Checkpoints beside training: no step waits for a disk, and hardly one for a copy.
 
-`save` copies what this rank holds to a room in host memory that is kept for the whole run. A
-thread writes the copy, makes it durable and takes its digests. At every step boundary the ranks
+A thread copies what this rank holds to a room in host memory that is kept for the whole run, while
+the next step computes: weights change only when that step is taken, and `settle` waits until then.
+The thread writes the copy, makes it durable and takes its digests. At every step boundary the ranks
 ask each other, in their main threads, whether all are done; then rank 0's thread looks for later
 attempts, publishes with the marker last, and prunes. So no thread ever takes part in a collective,
 a checkpoint counts only once every rank's part is on disk, and what fails in a thread fails the
-next step. All methods but `due` are collectives.
+next step. All methods but `due` and `settle` are collectives.
 """
 
+import contextlib
 import logging
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -79,6 +82,8 @@ class Saver:
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Pending | None = None
+        self._copied = threading.Event()
+        self._copied.set()
         self._saved_at = time.monotonic()
         self.costs: list[Cost] = []
         """Of every checkpoint begun, in order."""
@@ -100,16 +105,24 @@ class Saver:
         started = time.monotonic()
         self.finish()
         room, own = self._room.result(), self._own()
-        with torch.no_grad():
-            for entry, values in own.items():
-                room[entry].copy_(values, non_blocking=True)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        ready = torch.cuda.Event() if any(values.is_cuda for values in own.values()) else None
+        if ready:
+            ready.record()
         others = shards.parts_state(self._parts) if self._parts and self._rank == 0 else None
+        self._copied.clear()
         self._saved_at = time.monotonic()
         self.costs.append(Cost(position.step, self._saved_at - started))
-        work = self._thread.submit(self._write, self._partial(position), room, others)
+        partial = self._partial(position)
+        work = self._thread.submit(self._write, partial, own, room, ready, others)
         self._pending = Pending(position, best, work)
+
+    def settle(self) -> None:
+        """Wait until a checkpoint under way no longer looks at the weights; call it before they
+        change."""
+        if not self._copied.is_set():
+            started = time.monotonic()
+            self._copied.wait()
+            self.costs[-1].waited += time.monotonic() - started
 
     def look(self) -> int | None:
         """Move a checkpoint on that is under way; returns its step once it is published.
@@ -155,8 +168,19 @@ class Saver:
     def _partial(self, position: Position) -> Path:
         return self._folder / f".{name_of(position)}.partial"
 
-    def _write(self, partial: Path, room: dict[str, torch.Tensor], others: Any) -> FileList:
+    def _write(
+        self,
+        partial: Path,
+        own: dict[str, torch.Tensor],
+        room: dict[str, torch.Tensor],
+        ready: Any,
+        others: Any,
+    ) -> FileList:
         started = time.monotonic()
+        try:
+            copy(own, room, ready)
+        finally:
+            self._copied.set()
         # Ranks need not wait for each other: this attempt is the only one to write here.
         partial.mkdir(parents=True, exist_ok=True)
         written = [shards.write(partial, self._rank, room)] if room else []
@@ -196,6 +220,19 @@ def make_room(own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         entry: torch.zeros(values.shape, dtype=values.dtype, pin_memory=pinned)
         for entry, values in own.items()
     }
+
+
+def copy(own: dict[str, torch.Tensor], room: dict[str, torch.Tensor], ready: Any) -> None:
+    """Copy `own` to `room`; from a device on a stream of its own, once `ready` has come there."""
+    device = next((values.device for values in own.values() if values.is_cuda), None)
+    stream = torch.cuda.Stream(device) if device else None
+    with torch.no_grad(), torch.cuda.stream(stream) if stream else contextlib.nullcontext():
+        if ready:
+            ready.wait()
+        for entry, values in own.items():
+            room[entry].copy_(values, non_blocking=True)
+        if stream:
+            stream.synchronize()
 
 
 def outcome_of(work: "Future[Any]") -> Any:

@@ -123,6 +123,7 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
         waited = time.monotonic() - started
         rate = schedule.learning_rate(step, plan, settings)
         sums = accumulate(engine, objective, share, spread.device, noise)
+        saver.settle()
         norm = engine.step(rate)
         sums[1] = float(stop_asked())
         sums[2] = float(rank == 0 and saver.due())
