@@ -28,7 +28,9 @@ from finetune_api.schema import Schema, structural
 
 HEADER = "# Generated from the models by `make crds`; edit those.\n"
 CHART = Path("charts/finetune-operator-crds/templates")
-MUTABLE = frozenset({"serve", "maxRestarts"})
+MUTABLE = frozenset(
+    {"serve", "maxRestarts", "suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished"}
+)
 KEEP = {"helm.sh/resource-policy": "keep"}
 
 
@@ -87,7 +89,7 @@ def _name_rules(children: str) -> tuple[dict[str, Any], ...]:
 
 def _immutable(spec: type[BaseModel], mutable: frozenset[str]) -> tuple[dict[str, Any], ...]:
     """A transition rule for each field of the spec that may not change once the job has begun."""
-    begun = "has(oldSelf.status) && has(oldSelf.status.phase) && oldSelf.status.phase != 'Pending'"
+    begun = "has(oldSelf.status) && has(oldSelf.status.startedAt)"
     rules = []
     for name, field in spec.model_fields.items():
         wire = field.alias or name
@@ -102,7 +104,7 @@ def _immutable(spec: type[BaseModel], mutable: frozenset[str]) -> tuple[dict[str
             else f"(has({new}) ? has({old}) && {new} == {old} : !has({old}))"
         )
         message = (
-            f"{wire} cannot change once the job has begun (only {' and '.join(sorted(mutable))} "
+            f"{wire} cannot change once the job has begun (only {', '.join(sorted(mutable))} "
             "can): put it back and create a new FineTuneJob for the change"
         )
         rules.append(cel(f"!({begun}) || {same}", message, f".spec.{wire}"))

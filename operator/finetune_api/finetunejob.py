@@ -182,4 +182,13 @@ class FineTuneJobSpec(SpecModel):
     tracking: Tracking | None = None
     """Experiment trackers; TensorBoard files are always written to the job's report folder."""
     max_restarts: int = Field(default=3, ge=0, le=100)
-    """Failed attempts that are tried again, over all stages; errors of the user never are."""
+    """Failed attempts that are tried again, over all stages; errors of the user never are, and
+    what others did to the pods (eviction, preemption, a lost node) does not count."""
+    suspend: bool = False
+    """Stop after a checkpoint and give the devices back; false again goes on from there."""
+    active_deadline_seconds: int | None = Field(default=None, ge=1, le=31536000)
+    """Seconds after its start at which a job that has not ended fails; time spent suspended does
+    not count."""
+    ttl_seconds_after_finished: int | None = Field(default=None, ge=0, le=31536000)
+    """Seconds after its end at which the job is deleted, with all that it left in the workspace
+    but an artifact that an endpoint serves or another job starts from; absent means never."""

@@ -18,6 +18,7 @@ from finetune_api.run import (
     StageName,
     TrainFacts,
     TrainPlan,
+    WorkspaceFacts,
 )
 
 Phase = Literal[
@@ -28,6 +29,7 @@ Phase = Literal[
     "Evaluating",
     "Exporting",
     "Deploying",
+    "Suspended",
     "Succeeded",
     "Failed",
 ]
@@ -99,6 +101,28 @@ class EndpointRef(StatusModel):
     """Base URL of the OpenAI API inside the cluster."""
 
 
+class CheckpointStatus(StatusModel):
+    """The newest complete checkpoint: what a restart would resume from."""
+
+    step: int = Field(ge=0)
+    """Optimizer steps in it."""
+    seconds: float | None = Field(default=None, ge=0)
+    """Time from the decision to save until it was complete."""
+    bytes: int | None = Field(default=None, ge=0)
+    """Size of all its files."""
+
+
+class NodeFailures(StatusModel):
+    """A node on which attempts of this job went wrong."""
+
+    name: ShortText
+    """The node."""
+    failures: int = Field(ge=1)
+    """Attempts that ended because of it."""
+    excluded: bool = False
+    """Whether pods of this job avoid it: from the second failure on."""
+
+
 class FineTuneJobStatus(StatusModel):
     """How far it is, derived from the children."""
 
@@ -138,6 +162,18 @@ class FineTuneJobStatus(StatusModel):
     """Why the job failed, or why the last attempt did."""
     restarts: int = Field(default=0, ge=0)
     """Attempts that failed and were tried again."""
+    checkpoint: CheckpointStatus | None = None
+    """What a restart of training would resume from."""
+    nodes: list[NodeFailures] = Field(
+        default_factory=list, max_length=64, json_schema_extra=keyed_by("name")
+    )
+    """Nodes on which attempts went wrong; suspending and resuming the job forgets them."""
+    workspace: WorkspaceFacts | None = None
+    """What prepare found out about the workspace."""
+    suspended_at: ShortText | None = None
+    """Since when the job is suspended, RFC 3339 in UTC."""
+    suspended_seconds: int = Field(default=0, ge=0)
+    """Time that it was suspended before."""
     started_at: ShortText | None = None
     """When the first stage started, RFC 3339 in UTC."""
     finished_at: ShortText | None = None

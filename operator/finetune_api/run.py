@@ -133,6 +133,15 @@ class DataFacts(StatusModel):
     """SHA-256 over the source files."""
 
 
+class WorkspaceFacts(StatusModel):
+    """What prepare found out about the volume that holds checkpoints and artifacts."""
+
+    free_bytes: int = Field(ge=0)
+    """Bytes free after prepare had written everything."""
+    write_bytes_per_second: float = Field(gt=0)
+    """Measured: bytes written and made durable by one process, per second."""
+
+
 class MemoryEstimate(StatusModel):
     """Bytes on one device as the planner estimates them."""
 
@@ -288,6 +297,10 @@ class Progress(StatusModel):
     """Class name of the wrapped model, such as DeepSpeedEngine."""
     last_checkpoint_step: int | None = None
     """Step of the newest complete checkpoint."""
+    checkpoint_seconds: float | None = None
+    """Seconds from the decision to save until that checkpoint was complete."""
+    checkpoint_bytes: int | None = None
+    """Size of all files of that checkpoint."""
     eval_loss: float | None = None
     """Held-out loss as early stopping last saw it."""
     data_wait_share: float | None = None
@@ -447,6 +460,8 @@ class StageResult(StatusModel):
     """From prepare."""
     reward: ModelFacts | None = None
     """From prepare, about grpo.rewardModel."""
+    workspace: WorkspaceFacts | None = None
+    """From prepare."""
     train: TrainFacts | None = None
     """From train, index 0."""
     evaluation: EvaluationSummary | None = None
