@@ -8,7 +8,6 @@ fenced attempt can waste a device, never corrupt a run. `saving` writes them; th
 they are, and reads them. Resuming is a collective: every rank calls it.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from typing import Any
 from torch import distributed as dist
 
 from finetune_trainer import shards, waiting
+from finetune_trainer.durable import publish_file, sha256_of, sync
 from finetune_trainer.shards import NO_PARTS, Parts
 from finetune_trainer.stage import RetryableError
 from finetune_trainer.strategies import Engine
@@ -85,12 +85,6 @@ def require_newest(job: Path, attempt: int) -> None:
         )
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def describe(folder: Path, share: int = 0, shares: int = 1) -> FileList:
     """SHA-256 and size of every file below a folder, or of every `shares`-th one of them."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
@@ -99,23 +93,7 @@ def describe(folder: Path, share: int = 0, shares: int = 1) -> FileList:
 
 def facts_of(path: Path) -> dict[str, Any]:
     """SHA-256 and size of a file."""
-    return {"sha256": sha256(path), "size": path.stat().st_size}
-
-
-def seal(folder: Path) -> None:
-    """Make a folder readable by other users and durable on disk."""
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o755 if path.is_dir() else 0o644)
-        sync(path)
-
-
-def sync(path: Path) -> None:
-    """Make a file or a folder durable on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return {"sha256": sha256_of(path), "size": path.stat().st_size}
 
 
 def publish(partial: Path, final: Path, marker: dict[str, Any]) -> None:
@@ -126,12 +104,7 @@ def publish(partial: Path, final: Path, marker: dict[str, Any]) -> None:
     sync(partial)
     partial.rename(final)
     sync(final.parent)
-    unfinished = final / f".{MARKER}"
-    unfinished.write_text(json.dumps(marker))
-    unfinished.chmod(0o644)
-    sync(unfinished)
-    unfinished.rename(final / MARKER)
-    sync(final)
+    publish_file(final / MARKER, json.dumps(marker).encode())
 
 
 def candidates(job: Path, attempt: int) -> list[Candidate]:

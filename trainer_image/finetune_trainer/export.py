@@ -19,6 +19,7 @@ from finetune_api.finetunejob import AdaLoRA, FineTuneJobSpec, LoRA, Method, Pre
 from finetune_api.run import ArtifactRef, RunConfig, StageResult
 
 from finetune_trainer import __version__
+from finetune_trainer.durable import publish_file, seal
 from finetune_trainer.sources import Address
 from finetune_trainer.stage import Report, RetryableError, run_stage
 
@@ -31,7 +32,7 @@ LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "safetensors", "token
 def export(run: RunConfig, report: Report) -> StageResult:
     """Merge, write, check and publish."""
     report.update("merging", step=0, total_steps=3)
-    from finetune_trainer.checkpoint import describe, seal
+    from finetune_trainer.checkpoint import describe
     from finetune_trainer.data.tokenizer import job_tokenizer
     from finetune_trainer.generate import ending_tokens
     from finetune_trainer.merge import base_folder, tuned_model
@@ -104,17 +105,10 @@ def publish(partial: Path, target: Path, manifest: bytes) -> None:
 
     `target` itself is a mount point that somebody else may own, so its mode is left alone.
     """
-    from finetune_trainer.checkpoint import sync
-
     for path in sorted(partial.iterdir()):
         path.rename(target / path.name)
     partial.rmdir()
-    unfinished = target / f".{MANIFEST}"
-    unfinished.write_bytes(manifest)
-    unfinished.chmod(0o644)
-    sync(unfinished)
-    unfinished.rename(target / MANIFEST)
-    sync(target)
+    publish_file(target / MANIFEST, manifest)
 
 
 def fingerprint(data: bytes) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RunConfig
 from torch import distributed as dist
 
-from finetune_trainer import checkpoint, methods, waiting
+from finetune_trainer import checkpoint, durable, methods, waiting
 from finetune_trainer.strategies import Engine
 
 
@@ -32,8 +32,8 @@ def write_output(run: RunConfig, spec: FineTuneJobSpec, model: Any, engine: Engi
         methods.save_trained(model, weights, spec.method, partial)
         files = checkpoint.describe(partial)
         (partial / "files.json").write_text(json.dumps({"files": files}, indent=1))
-        checkpoint.seal(partial)
+        durable.seal(partial)
         shutil.rmtree(job / "output", ignore_errors=True)
         partial.rename(job / "output")
-        checkpoint.sync(job)
+        durable.sync(job)
     waiting.barrier()

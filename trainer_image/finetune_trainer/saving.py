@@ -32,8 +32,8 @@ from finetune_trainer.checkpoint import (
     prune,
     publish,
     require_newest,
-    seal,
 )
+from finetune_trainer.durable import seal
 from finetune_trainer.shards import NO_PARTS, Parts
 from finetune_trainer.stage import RetryableError, failure_of
 from finetune_trainer.strategies import Engine

@@ -35,8 +35,8 @@ from finetune_trainer.data.packing import pack, unpacked
 from finetune_trainer.data.split import Split
 from finetune_trainer.data.store import Example, TokenStore
 from finetune_trainer.data.units import Rated
+from finetune_trainer.durable import seal, sha256_of, sync
 from finetune_trainer.sources.dataset_files import DataFile, data_digest
-from finetune_trainer.sources.snapshot import sha256_of, sync_folder, sync_path
 
 VERSION = 2
 MANIFEST = "manifest.json"
@@ -124,11 +124,11 @@ def write_data(folder: Path, prepared: Prepared) -> DataFacts:
     _write_lines(scratch / "eval.jsonl", shown)
     facts = _facts(prepared, drawn, train, held_out)
     _write_manifest(scratch, prepared, facts)
-    sync_folder(scratch)
+    seal(scratch)
     if folder.exists():
         shutil.rmtree(folder)
     scratch.rename(folder)
-    sync_path(folder.parent)
+    sync(folder.parent)
     return facts
 
 
@@ -190,7 +190,6 @@ def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 def _write_manifest(folder: Path, prepared: Prepared, facts: DataFacts) -> None:
     files = {}
     for path in sorted(each for each in folder.rglob("*") if each.is_file()):
-        path.chmod(0o644)
         entry = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         files[path.relative_to(folder).as_posix()] = entry
     training = prepared.inputs.spec.training

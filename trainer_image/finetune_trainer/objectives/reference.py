@@ -7,6 +7,7 @@ numbers, at whatever world size, so that a resumed run is the run that was stopp
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import distributed as dist
 
 from finetune_trainer import checkpoint, schedule, waiting
 from finetune_trainer.data.store import Row
+from finetune_trainer.durable import publish_file
 from finetune_trainer.objectives.base import Setting
 from finetune_trainer.objectives.batches import collate
 from finetune_trainer.objectives.likelihood import RowLikelihood, untrained
@@ -85,13 +87,9 @@ def _stored(path: Path) -> Logps | None:
 
 def _store(path: Path, logps: Logps) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    with partial.open("wb") as file:
-        np.save(file, logps)
-    partial.chmod(0o644)
-    checkpoint.sync(partial)
-    partial.rename(path)
-    checkpoint.sync(path.parent)
+    content = io.BytesIO()
+    np.save(content, logps)
+    publish_file(path, content.getvalue())
 
 
 def _compute(

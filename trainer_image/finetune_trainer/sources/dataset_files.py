@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_trainer.durable import sha256_of
 from finetune_trainer.sources.base import Source, SourceFile
 from finetune_trainer.sources.meter import Meter, Tell
-from finetune_trainer.sources.snapshot import sha256_of
 from finetune_trainer.stage import UserError
 
 TEXT_SUFFIXES = (".jsonl", ".json", ".csv")

@@ -8,9 +8,7 @@ most things that can be wrong show before the weights are fetched.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -18,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from finetune_trainer.durable import seal, sha256_of, sync
 from finetune_trainer.sources.address import Address
 from finetune_trainer.sources.archive import ARCHIVE_SUFFIXES, unpack
 from finetune_trainer.sources.base import Source, SourceFile
@@ -179,7 +178,6 @@ class Snapshot:
             if known and known != digest:
                 file.unlink()
                 raise self.address.unavailable(f"{path} arrived damaged")
-            file.chmod(0o644)
             files[path] = {"bytes": file.stat().st_size, "sha256": digest}
         mark = {
             "version": 1,
@@ -194,7 +192,7 @@ class Snapshot:
         (self.partial / _NOTE).unlink()
 
     def _publish(self) -> Path:
-        sync_folder(self.partial)
+        seal(self.partial)
         final = self._cache / folder_name(self.revision)
         if find_complete(self._cache, self.revision):
             self.discard()  # another job was faster
@@ -204,7 +202,7 @@ class Snapshot:
             final.rename(broken)
             shutil.rmtree(broken, ignore_errors=True)
         self.partial.rename(final)
-        sync_path(self._cache)
+        sync(self._cache)
         return final
 
 
@@ -231,28 +229,6 @@ def remove_stale_partials(cache: Path, now: float) -> None:
         times = [path.lstat().st_mtime for path in (folder, *folder.rglob("*"))]
         if now - max(times) > STALE_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder durable before it gets its name: files first, then the folders they are in."""
-    paths = list(folder.rglob("*"))
-    for path in [*filter(Path.is_file, paths), *filter(Path.is_dir, paths), folder]:
-        sync_path(path)
-
-
-def sync_path(path: Path) -> None:
-    """Make one file, or the names in one folder, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _size(path: Path) -> int | None:
