@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from finetune_trainer.methods import load_model
-from finetune_trainer.objectives import policy, policy_loss, rollout, sampling
+from finetune_trainer.objectives import head, policy, policy_loss, rollout, sampling
 from finetune_trainer.objectives.policy_loss import AnswerBatch
 from finetune_trainer.objectives.rollout import Rollout, Sampled
 from hypothesis import given
@@ -223,7 +223,7 @@ def test_as_many_answers_are_sampled_at_once_as_memory_holds(model: Any) -> None
 def test_log_probabilities_are_those_that_answers_are_drawn_with(
     model: Any, likelihood: policy.Policy, flatten: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policy, "CHUNK", 4)
+    monkeypatch.setattr(head, "CHUNK", 4)
     answers = [
         Sampled(prompt(6, 1), prompt(4, 2), True, (0.0,)),
         Sampled(prompt(3, 3), prompt(7, 4), True, (0.0,)),

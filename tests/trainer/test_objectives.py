@@ -9,7 +9,7 @@ import pytest
 import torch
 from finetune_trainer.data.store import Row
 from finetune_trainer.methods import load_model
-from finetune_trainer.objectives import batches, language
+from finetune_trainer.objectives import batches, head, language
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -124,7 +124,7 @@ def test_chunks_give_the_same_losses_and_gradients(monkeypatch: pytest.MonkeyPat
     targets = torch.randint(0, 31, (50,), generator=generator)
     whole = language.token_losses(logits, targets)
     (expected,) = torch.autograd.grad(whole.sum(), logits)
-    monkeypatch.setattr(language, "CHUNK", 16)
+    monkeypatch.setattr(head, "CHUNK", 16)
     chunked = language.token_losses(logits, targets)
     (found,) = torch.autograd.grad(chunked.sum(), logits)
     assert torch.equal(chunked, whole)

@@ -33,14 +33,13 @@ from finetune_trainer.data.layout import Format
 from finetune_trainer.data.mixture import Task
 from finetune_trainer.data.packing import pack, unpacked
 from finetune_trainer.data.split import Split
-from finetune_trainer.data.store import Example, TokenStore
+from finetune_trainer.data.store import DESIRABLE, Example, TokenStore
 from finetune_trainer.data.units import Rated
 from finetune_trainer.durable import seal, sha256_of, sync
 from finetune_trainer.sources.dataset_files import DataFile, data_digest
 
 VERSION = 2
 MANIFEST = "manifest.json"
-DESIRABLE = "desirable.npy"
 
 
 @dataclass(frozen=True)

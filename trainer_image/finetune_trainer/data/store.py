@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 IGNORED = -100
+DESIRABLE = "desirable.npy"
+"""Beside a store of rated answers: bool [rows]."""
 _FILES = ("tokens", "labels", "offsets", "row_offsets", "row_examples")
 
 Int32: TypeAlias = NDArray[np.int32]

@@ -32,6 +32,23 @@ class MicroBatch:
     """Tokens without padding."""
 
 
+@dataclass(frozen=True)
+class RowBatch:
+    """A forward pass whose rows carry more than their tokens; an objective adds what."""
+
+    rows: MicroBatch
+
+    @property
+    def tokens(self) -> int:
+        """Tokens without padding."""
+        return self.rows.tokens
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Length of the example that a position belongs to."""
+        return self.rows.lengths
+
+
 def shifted_targets(row: Row) -> np.ndarray:
     """For each position the token to predict there, or -100.
 

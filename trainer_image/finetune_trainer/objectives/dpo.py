@@ -13,9 +13,9 @@ from finetune_api import finetunejob
 from torch.nn.functional import logsigmoid
 
 from finetune_trainer.objectives import pairs
-from finetune_trainer.objectives.base import Losses, Setting, Share
+from finetune_trainer.objectives.base import Losses, Setting
 from finetune_trainer.objectives.likelihood import RowLikelihood
-from finetune_trainer.objectives.pairs import PairBatch, PairStore
+from finetune_trainer.objectives.pairs import PairBatch, PairObjective
 from finetune_trainer.objectives.reference import reference_logps
 from finetune_trainer.strategies import Engine
 
@@ -23,18 +23,13 @@ LEAST_SMOOTHING = 1e-3
 """exo_pair needs the logarithm of the label smoothing; this stands for none."""
 
 
-class DirectPreference:
+class DirectPreference(PairObjective):
     """Mean loss of the pairs of the global batch."""
 
-    MEASURES: tuple[str, ...] = pairs.MEASURES
-
     def __init__(self, model: Any, setting: Setting) -> None:
-        self._setting = setting
+        super().__init__(setting)
         self._settings = setting.spec.dpo or finetunejob.DPO()
-        self._train = PairStore(setting.job / "data" / "train")
-        self._held_out = PairStore(setting.job / "data" / "eval")
         self._likelihood = RowLikelihood(model, setting.device)
-        self._tally = pairs.Tally(len(self.MEASURES))
 
     def begin(self, engine: Engine) -> None:
         """Take down what the untrained model thinks of the pairs to come."""
@@ -48,16 +43,6 @@ class DirectPreference:
                 name, store.row, numbers, self._setting, engine, self._likelihood
             )
 
-    def share(self, step: int) -> Share:
-        """This rank's pairs of a step."""
-        numbers = pairs.pairs_of_step(self._train, step, self._setting)
-        return pairs.share_of_pairs(self._train, numbers, self._setting)
-
-    def held_out(self) -> Share:
-        """This rank's held-out pairs."""
-        numbers = pairs.held_out_pairs(self._held_out, self._setting)
-        return pairs.share_of_pairs(self._held_out, numbers, self._setting)
-
     def losses(self, model: Any, batch: PairBatch) -> Losses:
         """One loss for every pair."""
         seen = self._likelihood(model, batch.rows, 2 * len(batch.reference))
@@ -66,10 +51,6 @@ class DirectPreference:
         rewards = self._settings.beta * (logps - reference)
         self._tally.add(pairs.pair_measures(rewards, logps))
         return Losses(dpo_losses(self._settings, logps, reference, tokens))
-
-    def measures(self) -> torch.Tensor:
-        """Sums of MEASURES."""
-        return self._tally.take()
 
     def remove(self) -> None:
         """Give the model its ordinary output head back."""

@@ -8,13 +8,17 @@ as soon as the logits are, and the backward pass only scales its rows. A trained
 gradient of its logits while that is small, and else computes the logits again.
 """
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
 """Logits at a time: on a CPU what about fits its caches, on a GPU what fills it."""
+CHUNK = 4096
+"""Positions whose logits are widened to fp32 at a time where a head gives logits."""
 KEPT_ELEMENTS = 2**27
 """Logits whose gradient is kept until the backward pass: 256 MiB in bf16."""
 
@@ -45,13 +49,35 @@ def is_plain(head: Any) -> bool:
     return plain and "forward" not in vars(head)
 
 
-def _spans(count: int, vocabulary: int, device: torch.device) -> list[slice]:
-    size = max(1, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cuda"]) // vocabulary)
-    return [slice(first, min(first + size, count)) for first in range(0, count, size)]
+def chunked(
+    function: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]],
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    """What `function` makes of logits [n, vocabulary] and targets [n], for heads that are not
+    plain; where n is large a few at a time, which are computed again on the way back."""
+    if len(targets) <= CHUNK:
+        return function(logits, targets)
+    parts = [
+        checkpoint(function, some, those, use_reentrant=False, preserve_rng_state=False)
+        for some, those in zip(logits.split(CHUNK), targets.split(CHUNK), strict=True)
+    ]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
-def _log_probabilities(hidden: torch.Tensor, weight: torch.Tensor, bias: Any) -> torch.Tensor:
-    return functional.log_softmax(functional.linear(hidden, weight, bias).float(), dim=-1)
+def _log_probabilities(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: Any
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Of every token of the vocabulary, for a few of the positions `hidden` at a time."""
+    most = CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cuda"])
+    size = max(1, most // len(weight))
+    for first in range(0, len(hidden), size):
+        span = slice(first, min(first + size, len(hidden)))
+        # Without a name for the logits, which would live on while the caller works.
+        yield (
+            span,
+            functional.log_softmax(functional.linear(hidden[span], weight, bias).float(), dim=-1),
+        )
 
 
 def _chosen(logs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -75,8 +101,7 @@ class _FrozenHead(torch.autograd.Function):  # type: ignore[misc]
         losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         learns = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if learns else None
-        for span in _spans(len(targets), len(weight), hidden.device):
-            logs = _log_probabilities(hidden[span], weight, bias)
+        for span, logs in _log_probabilities(hidden, weight, bias):
             losses[span] = _chosen(logs, targets[span])
             if gradient is not None:
                 of_logits = _logits_gradient(logs, targets[span]).to(hidden.dtype)
@@ -101,8 +126,7 @@ class _TrainedHead(torch.autograd.Function):  # type: ignore[misc]
         losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         small = len(targets) * len(weight) <= KEPT_ELEMENTS
         kept = hidden.new_empty(len(targets), len(weight)) if small else None
-        for span in _spans(len(targets), len(weight), hidden.device):
-            logs = _log_probabilities(hidden[span], weight, bias)
+        for span, logs in _log_probabilities(hidden, weight, bias):
             losses[span] = _chosen(logs, targets[span])
             if kept is not None:
                 kept[span] = _logits_gradient(logs, targets[span])
@@ -119,8 +143,7 @@ class _TrainedHead(torch.autograd.Function):  # type: ignore[misc]
         of_hidden = torch.empty_like(hidden)
         of_weight = torch.zeros_like(weight, dtype=torch.float32)
         of_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-        for span in _spans(len(targets), len(weight), hidden.device):
-            logs = _log_probabilities(hidden[span], weight, bias)
+        for span, logs in _log_probabilities(hidden, weight, bias):
             wide = _logits_gradient(logs, targets[span]).mul_(upstream[span, None])
             of_logits = wide.to(hidden.dtype)
             torch.mm(of_logits, weight, out=of_hidden[span])

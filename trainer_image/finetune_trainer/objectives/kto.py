@@ -16,15 +16,13 @@ from finetune_api import finetunejob
 from torch import distributed as dist
 
 from finetune_trainer import schedule
-from finetune_trainer.data.store import IGNORED, Row, TokenStore
+from finetune_trainer.data.store import DESIRABLE, IGNORED, Row, TokenStore
 from finetune_trainer.objectives.base import Losses, Setting, Share
-from finetune_trainer.objectives.batches import MicroBatch, collate
+from finetune_trainer.objectives.batches import MicroBatch, RowBatch, collate
 from finetune_trainer.objectives.likelihood import RowLikelihood, at_rest
 from finetune_trainer.objectives.pairs import Tally
 from finetune_trainer.objectives.reference import reference_logps
 from finetune_trainer.strategies import Engine
-
-LABELS = "desirable.npy"
 
 
 @dataclass
@@ -39,10 +37,9 @@ class Divergence:
 
 
 @dataclass(frozen=True)
-class AnswerBatch:
+class RatedBatch(RowBatch):
     """The answers of one forward pass."""
 
-    rows: MicroBatch
     reference: torch.Tensor
     """fp32 [answers]."""
     desirable: torch.Tensor
@@ -51,16 +48,6 @@ class AnswerBatch:
     scales: tuple[float, float]
     """All answers of the global batch over the desirable and over the undesirable ones."""
 
-    @property
-    def tokens(self) -> int:
-        """Tokens without padding."""
-        return self.rows.tokens
-
-    @property
-    def lengths(self) -> torch.Tensor:
-        """Length of the example that a position belongs to."""
-        return self.rows.lengths
-
 
 class AnswerStore:
     """The answers of one half of the data."""
@@ -68,7 +55,7 @@ class AnswerStore:
     def __init__(self, folder: Path, seed: int, longest: int) -> None:
         self._store = TokenStore.open(folder)
         self._longest = longest
-        self.desirable: np.ndarray = np.load(folder / LABELS)
+        self.desirable: np.ndarray = np.load(folder / DESIRABLE)
         self.reference = np.zeros(0, dtype=np.float32)
         self.foreign_reference = np.zeros(0, dtype=np.float32)
         order = np.random.default_rng(seed).permutation(self._store.rows)
@@ -172,7 +159,7 @@ class KahnemanTversky:
         good = int(store.desirable[list(order)].sum())
         scales = (len(order) / max(1, good), len(order) / max(1, len(order) - good))
         batches = [
-            AnswerBatch(
+            RatedBatch(
                 rows=collate([store.row(i) for i in members], flatten),
                 reference=torch.from_numpy(store.reference[members]),
                 desirable=torch.from_numpy(store.desirable[members]),
@@ -184,7 +171,7 @@ class KahnemanTversky:
         tokens = sum(len(store.row(i).input_ids) for i in order)
         return Share(batches, max(1, len(order)), tokens)
 
-    def losses(self, model: Any, batch: AnswerBatch) -> Losses:
+    def losses(self, model: Any, batch: RatedBatch) -> Losses:
         """One loss for every answer. A collective at the first batch of a share."""
         point = self._point(model, batch.divergence)
         logps = self._likelihood(model, batch.rows, len(batch.reference)).logps

@@ -10,18 +10,15 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from finetune_trainer import schedule
 from finetune_trainer.data.store import Row, TokenStore
 from finetune_trainer.objectives.base import Losses, Setting, Share
 from finetune_trainer.objectives.batches import MicroBatch, collate
-from finetune_trainer.objectives.head import head_losses, is_plain
+from finetune_trainer.objectives.head import chunked, head_losses, is_plain
 from finetune_trainer.stage import UserError
 from finetune_trainer.strategies import Engine
 
-CHUNK = 4096
-"""Positions whose logits are widened to fp32 at a time."""
 SAME_LOSS = 0.01
 """Nats that rounding may make of equal losses: the same kernels see the same shapes."""
 
@@ -194,14 +191,9 @@ def keeps_apart(
 
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """-log p(target) in fp32 for logits [n, vocabulary]; large n in chunks to save memory."""
-    if len(targets) <= CHUNK:
-        return _cross_entropy(logits, targets)
-    parts = [
-        checkpoint(_cross_entropy, some, those, use_reentrant=False, preserve_rng_state=False)
-        for some, those in zip(logits.split(CHUNK), targets.split(CHUNK), strict=True)
-    ]
-    return torch.cat(parts)
+    (losses,) = chunked(_cross_entropy, logits, targets)
+    return losses
 
 
-def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return functional.cross_entropy(logits.float(), targets, reduction="none")
+def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor]:
+    return (functional.cross_entropy(logits.float(), targets, reduction="none"),)

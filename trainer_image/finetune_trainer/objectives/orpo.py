@@ -7,40 +7,23 @@ from finetune_api import finetunejob
 from torch.nn.functional import logsigmoid
 
 from finetune_trainer.objectives import pairs
-from finetune_trainer.objectives.base import Losses, Setting, Share
+from finetune_trainer.objectives.base import Losses, Setting
 from finetune_trainer.objectives.likelihood import RowLikelihood
-from finetune_trainer.objectives.pairs import PairBatch, PairStore
-from finetune_trainer.strategies import Engine
+from finetune_trainer.objectives.pairs import PairBatch, PairObjective
 
 SUREST = -1e-6
 """Largest mean log-probability whose odds are computed; those of certainty are infinite."""
 
 
-class OddsRatio:
+class OddsRatio(PairObjective):
     """Mean loss of the pairs of the global batch."""
 
     MEASURES: tuple[str, ...] = (*pairs.MEASURES, "nll_loss", "log_odds_chosen", "log_odds_ratio")
 
     def __init__(self, model: Any, setting: Setting) -> None:
-        self._setting = setting
+        super().__init__(setting)
         self._settings = setting.spec.orpo or finetunejob.ORPO()
-        self._train = PairStore(setting.job / "data" / "train")
-        self._held_out = PairStore(setting.job / "data" / "eval")
         self._likelihood = RowLikelihood(model, setting.device)
-        self._tally = pairs.Tally(len(self.MEASURES))
-
-    def begin(self, engine: Engine) -> None:
-        """Nothing to look at."""
-
-    def share(self, step: int) -> Share:
-        """This rank's pairs of a step."""
-        numbers = pairs.pairs_of_step(self._train, step, self._setting)
-        return pairs.share_of_pairs(self._train, numbers, self._setting)
-
-    def held_out(self) -> Share:
-        """This rank's held-out pairs."""
-        numbers = pairs.held_out_pairs(self._held_out, self._setting)
-        return pairs.share_of_pairs(self._held_out, numbers, self._setting)
 
     def losses(self, model: Any, batch: PairBatch) -> Losses:
         """One loss for every pair."""
@@ -51,10 +34,6 @@ class OddsRatio:
         usual = pairs.pair_measures(self._settings.beta * means, means)
         self._tally.add(torch.cat([usual, torch.stack(more).detach().double()]))
         return Losses(orpo_losses(self._settings, means))
-
-    def measures(self) -> torch.Tensor:
-        """Sums of MEASURES."""
-        return self._tally.take()
 
     def remove(self) -> None:
         """Give the model its ordinary output head back."""

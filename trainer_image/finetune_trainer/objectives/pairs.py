@@ -6,6 +6,7 @@ Rows 2i and 2i + 1 of the token store are the chosen and the rejected answer of 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ import torch
 from finetune_trainer import schedule
 from finetune_trainer.data.store import Row, TokenStore
 from finetune_trainer.objectives.base import Setting, Share
-from finetune_trainer.objectives.batches import MicroBatch, collate
+from finetune_trainer.objectives.batches import RowBatch, collate
+from finetune_trainer.strategies import Engine
 
 MEASURES = (
     "rewards/chosen",
@@ -46,23 +48,11 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class PairBatch:
-    """The pairs of one forward pass."""
+class PairBatch(RowBatch):
+    """The pairs of one forward pass; the rows are chosen and rejected in turn."""
 
-    rows: MicroBatch
-    """chosen and rejected in turn."""
     reference: torch.Tensor
     """fp32 [pairs, 2]."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens without padding."""
-        return self.rows.tokens
-
-    @property
-    def lengths(self) -> torch.Tensor:
-        """Length of the example that a position belongs to."""
-        return self.rows.lengths
 
 
 class PairStore:
@@ -116,20 +106,6 @@ def held_out_pairs(store: PairStore, setting: Setting) -> list[int]:
     return list(range(min(setting.spec.evaluation.max_samples, store.pairs)))
 
 
-def pairs_of_step(store: PairStore, step: int, setting: Setting) -> list[int]:
-    """Pairs of a step, over all ranks."""
-    plan, seed = setting.plan, setting.spec.training.seed
-    return schedule.units_of(store.pairs, step, plan.batch_size, seed)
-
-
-def share_of_pairs(store: PairStore, numbers: Sequence[int], setting: Setting) -> Share:
-    """This rank's part of some pairs; longest first, as rows are."""
-    pairs = sorted(map(store.pair, numbers), key=lambda pair: -pair.length)
-    dealt = schedule.deal(pairs, setting.plan.micro_batch_size)
-    batches = [collate_pairs(members, setting.flatten) for members in dealt]
-    return Share(batches, max(1, len(pairs)), sum(pair.tokens for pair in pairs))
-
-
 def pair_measures(rewards: torch.Tensor, logps: torch.Tensor) -> torch.Tensor:
     """Sums of MEASURES, float64 [6]; both arguments are [pairs, 2], chosen first."""
     rewards, logps = rewards.detach().double(), logps.detach().double()
@@ -155,3 +131,42 @@ class Tally:
         """The sums, which start again from zero."""
         taken, self._sums = self._sums, torch.zeros(self._size, dtype=torch.float64)
         return taken
+
+
+class PairObjective:
+    """What objectives that learn from pairs have in common: which pairs, and sums of measures."""
+
+    MEASURES: tuple[str, ...] = MEASURES
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._train = PairStore(setting.job / "data" / "train")
+        self._held_out = PairStore(setting.job / "data" / "eval")
+        self._tally = Tally(len(self.MEASURES))
+
+    def begin(self, engine: Engine) -> None:
+        """Nothing to look at."""
+
+    def share(self, step: int) -> Share:
+        """This rank's pairs of a step."""
+        plan, seed = self._setting.plan, self._setting.spec.training.seed
+        numbers = schedule.units_of(self._train.pairs, step, plan.batch_size, seed)
+        return self._share(self._train, numbers)
+
+    def held_out(self) -> Share:
+        """This rank's held-out pairs."""
+        return self._share(self._held_out, held_out_pairs(self._held_out, self._setting))
+
+    def _share(self, store: PairStore, numbers: Sequence[int]) -> Share:
+        # Longest first, as rows are.
+        pairs = sorted(map(store.pair, numbers), key=lambda pair: -pair.length)
+        dealt = schedule.deal(pairs, self._setting.plan.micro_batch_size)
+        batches = [self._collate(members) for members in dealt]
+        return Share(batches, max(1, len(pairs)), sum(pair.tokens for pair in pairs))
+
+    def _collate(self, pairs: Sequence[Pair]) -> Any:
+        return collate_pairs(pairs, self._setting.flatten)
+
+    def measures(self) -> torch.Tensor:
+        """Sums of MEASURES."""
+        return self._tally.take()

@@ -5,17 +5,15 @@ probabilities those that the answers were drawn with.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from finetune_trainer.objectives.batches import MicroBatch
-
-CHUNK = 4096
-"""Positions whose logits are widened to fp32 at a time."""
+from finetune_trainer.objectives.head import chunked
 
 
 @dataclass(frozen=True)
@@ -57,20 +55,8 @@ class Policy:
         finally:
             self._selected = None
         targets = batch.targets.to(logits.device)
-        if len(targets) <= CHUNK:
-            return TokenLikelihood(*likelihood(logits, targets, self._temperature))
-        parts = [
-            checkpoint(
-                likelihood,
-                some,
-                those,
-                self._temperature,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-            for some, those in zip(logits.split(CHUNK), targets.split(CHUNK), strict=True)
-        ]
-        return TokenLikelihood(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        at_temperature = functools.partial(likelihood, temperature=self._temperature)
+        return TokenLikelihood(*chunked(at_temperature, logits, targets))
 
     def remove(self) -> None:
         """Give the model its ordinary output head back."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from finetune_trainer.objectives.batches import MicroBatch, collate
+from finetune_trainer.objectives.batches import RowBatch, collate
 from finetune_trainer.objectives.policy import TokenLikelihood
 from finetune_trainer.objectives.rollout import Floats, Sampled
 
@@ -19,24 +19,13 @@ TOKEN_MEASURES = ("entropy", "kl", "clip_ratio/low_mean", "clip_ratio/high_mean"
 
 
 @dataclass(frozen=True)
-class AnswerBatch:
+class AnswerBatch(RowBatch):
     """The answers of one forward pass; the arrays follow `rows.targets`, fp32 [n]."""
 
-    rows: MicroBatch
     answers: int
     advantages: torch.Tensor
     old: torch.Tensor | None
     reference: torch.Tensor | None
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of prompts and answers."""
-        return self.rows.tokens
-
-    @property
-    def lengths(self) -> torch.Tensor:
-        """Length of the example that a position belongs to."""
-        return self.rows.lengths
 
 
 def collate_answers(answers: Sequence[Sampled], flatten: bool) -> AnswerBatch:

@@ -13,12 +13,9 @@ import torch
 from finetune_api import finetunejob
 from torch.nn.functional import logsigmoid
 
-from finetune_trainer import schedule
 from finetune_trainer.data.store import Row
-from finetune_trainer.objectives import pairs
-from finetune_trainer.objectives.base import Losses, Setting, Share
-from finetune_trainer.objectives.pairs import PairStore, Tally
-from finetune_trainer.strategies import Engine
+from finetune_trainer.objectives.base import Losses, Setting
+from finetune_trainer.objectives.pairs import Pair, PairObjective
 
 
 @dataclass(frozen=True)
@@ -35,47 +32,24 @@ class ScoreBatch:
     """int64 [rows, length]: length of the row that a position belongs to; 0 for padding."""
 
 
-class RewardModel:
+class RewardModel(PairObjective):
     """Mean loss of the pairs of the global batch."""
 
     MEASURES: tuple[str, ...] = ("accuracy", "margin", "mean_reward")
 
     def __init__(self, model: Any, setting: Setting) -> None:
-        self._setting = setting
+        super().__init__(setting)
         self._settings = setting.spec.reward or finetunejob.Reward()
-        self._train = PairStore(setting.job / "data" / "train")
-        self._held_out = PairStore(setting.job / "data" / "eval")
         self._pad = int(model.config.pad_token_id)
-        self._tally = Tally(len(self.MEASURES))
 
-    def begin(self, engine: Engine) -> None:
-        """Nothing to look at."""
-
-    def share(self, step: int) -> Share:
-        """This rank's pairs of a step."""
-        return self._share(self._train, pairs.pairs_of_step(self._train, step, self._setting))
-
-    def held_out(self) -> Share:
-        """This rank's held-out pairs."""
-        return self._share(self._held_out, pairs.held_out_pairs(self._held_out, self._setting))
-
-    def _share(self, store: PairStore, numbers: Sequence[int]) -> Share:
-        found = sorted(map(store.pair, numbers), key=lambda pair: -pair.length)
-        batches = [
-            collate_scored([row for p in dealt for row in (p.chosen, p.rejected)], self._pad)
-            for dealt in schedule.deal(found, self._setting.plan.micro_batch_size)
-        ]
-        return Share(batches, max(1, len(found)), sum(pair.tokens for pair in found))
+    def _collate(self, pairs: Sequence[Pair]) -> ScoreBatch:
+        return collate_scored([row for p in pairs for row in (p.chosen, p.rejected)], self._pad)
 
     def losses(self, model: Any, batch: ScoreBatch) -> Losses:
         """One loss for every pair."""
         scores = scores_of(model, batch, self._setting.device).view(-1, 2)
         self._tally.add(score_measures(scores))
         return Losses(reward_losses(self._settings, scores))
-
-    def measures(self) -> torch.Tensor:
-        """Sums of MEASURES."""
-        return self._tally.take()
 
     def remove(self) -> None:
         """Nothing was changed."""
