@@ -2,7 +2,8 @@
 
 `plan` functions are pure: they get a `View` of the cache (through `observe`), the `Settings`
 of this installation and the time, and return a `Decision`. The engine carries it out in a
-fixed order: creates, applies, deletes, one status write, events, HTTP asks, requeue.
+fixed order: one status write, creates, applies, deletes, events, HTTP asks, requeue. A decision
+whose status is refused, as planned from an old object, is not carried out at all.
 """
 
 from collections.abc import Mapping, Sequence

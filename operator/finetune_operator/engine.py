@@ -70,6 +70,7 @@ class Engine:
             election.leads,
             _utc_now,
             product.refused,
+            election.confirm,
         )
         metrics.jobs(lambda: self.cache.list("FineTuneJob"))
         metrics.watch_age(health.echo_age)

@@ -71,6 +71,11 @@ class Election:
         """Whether no other candidate can have taken the Lease yet."""
         return self._clock() < self._valid_until
 
+    async def confirm(self) -> bool:
+        """Whether the API server, asked now, names this process as the holder."""
+        spec = (await self._get()).get("spec") or {}
+        return bool(spec.get("holderIdentity") == self.identity)
+
     async def acquire(self) -> bool:
         """Wait until this process leads."""
         while not await self._quietly(self._try_take):

@@ -1,17 +1,16 @@
 """From a key to the writes that it needs: load, plan, carry out.
 
-The order is fixed: creates, applies, deletes, one status write, events, asks, next look. Children
-have deterministic names, so a crash between any two steps is repaired by running the same plan
-again; events come after the status that makes them true. Every answer to a write goes into the
-cache at once, so the next plan sees it even when the watch is late.
+The order is fixed: the status first, with the resourceVersion that the plan was made from, then
+creates, applies, deletes, events, asks, next look. Where the status stays as it is, a patch that
+changes nothing goes first in its place. So a leader that was deposed, or one that plans from an old
+cache, is refused before it has touched anything. Children have deterministic names, so a crash
+between any two steps is repaired by running the same plan again.
 """
 
 import asyncio
-import hashlib
-import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -19,32 +18,20 @@ from typing import Any
 from finetune_operator.asks import Asks
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import (
-    AlreadyExists,
     Cluster,
     ClusterError,
     Conflict,
     Forbidden,
     Invalid,
-    NotFound,
     Unavailable,
-    owner_uids,
 )
-from finetune_operator.decision import (
-    HASH_ANNOTATION,
-    JOB_NAME_LABEL,
-    STAGE_LABEL,
-    Decision,
-    EventRecord,
-    Key,
-    Manifest,
-    ObjectRef,
-    View,
-)
+from finetune_operator.decision import Decision, EventRecord, Key, Manifest, View
 from finetune_operator.events import Events
 from finetune_operator.intake import Intake
 from finetune_operator.logs import tracing
 from finetune_operator.metrics import Metrics
 from finetune_operator.queue import MAX_DELAY, WorkQueue
+from finetune_operator.writes import Children, NameTaken, NotLeading, Writes
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +41,11 @@ Plan = Callable[[Key, View, datetime], Decision | None]
 Refused = Callable[[Manifest, EventRecord, datetime], Mapping[str, Any] | None]
 """The status of an object for which the API server refuses a write; None to leave it alone."""
 
-APPLIED_ANNOTATION = "finetune.dev/applied-hash"
+REASONS: Mapping[type[ClusterError], str] = {
+    NameTaken: "NameTaken",
+    Forbidden: "Forbidden",
+    Invalid: "Refused",
+}
 
 
 @dataclass(frozen=True)
@@ -68,14 +59,6 @@ class Product:
     """The key to look at when a FineTuneJob is gone."""
     orphans: Callable[[View], Iterable[Key]] = field(default=lambda _view: ())
     """Keys of jobs that went while no operator was running; asked once after the first lists."""
-
-
-class NotLeading(ClusterError):
-    """The Lease may be somebody else's by now: nothing may be written."""
-
-
-class NameTaken(ClusterError):
-    """A child's name is used by an object that is not ours or not the same."""
 
 
 class Reconciler:
@@ -94,10 +77,9 @@ class Reconciler:
         leads: Callable[[], bool],
         clock: Callable[[], datetime],
         refused: Mapping[str, Refused],
+        confirm: Callable[[], Awaitable[bool]],
     ) -> None:
-        self._cluster = cluster
         self._cache = cache
-        self._intake = intake
         self._queue = queue
         self._plans = plans
         self._asks = asks
@@ -106,6 +88,8 @@ class Reconciler:
         self._leads = leads
         self._clock = clock
         self._refused = refused
+        self._writes = Writes(cluster, cache, intake, metrics, leads, confirm)
+        self._refusals: set[Key] = set()  # whose status tells why a child was refused
 
     async def run(self, key: Key) -> None:
         """Look at a key once. Errors end in the queue's back-off, never here."""
@@ -149,194 +133,67 @@ class Reconciler:
         if decision is None:
             self._asks.want(key, ())
             return None
-        wrote = await self._children(key, decision)
-        if decision.status is not None and loaded is not None:
-            wrote |= await self._status(key, loaded, decision.status)
-        if loaded is not None:
-            for event in decision.events:
-                await self._write("create", "Event", self._events.record(loaded, event))
+        left = self._writes.left(decision)
+        if key in self._refusals:
+            wrote = await self._retold(key, loaded, decision, left)
+        else:
+            wrote = await self._status(key, loaded, decision)
+            if left and not wrote:
+                await self._writes.fence(loaded)
+            try:
+                wrote |= await self._writes.children(key, left)
+            except ClusterError as error:
+                if _is_refusal(error):
+                    self._refusals.add(key)
+                raise
+            finally:  # the status that makes them true is written, whatever came of the children
+                await self._tell(loaded, decision)
         self._asks.want(key, decision.asks)
         # What was just written is news that no watch will bring: the cache has it already.
         return 0.0 if wrote else decision.requeue_after
 
-    async def _children(self, key: Key, decision: Decision) -> bool:
-        wrote = False
-        for manifest in decision.create:
-            wrote |= await self._create(key, manifest)
-        for manifest in decision.apply:
-            wrote |= await self._apply(key, manifest)
-        for ref in decision.delete:
-            wrote |= await self._delete(ref)
+    async def _retold(
+        self, key: Key, loaded: Manifest | None, decision: Decision, left: Children
+    ) -> bool:
+        """What the API server refused, again; the status tells of that until it is settled."""
+        if left:
+            await self._writes.fence(loaded)
+        wrote = await self._writes.children(key, left)
+        self._refusals.discard(key)
+        wrote |= await self._status(key, loaded, decision)
+        await self._tell(loaded, decision)
         return wrote
 
-    async def _create(self, key: Key, manifest: Manifest) -> bool:
-        kind, metadata = manifest["kind"], manifest["metadata"]
-        namespace, name = metadata.get("namespace", ""), metadata["name"]
-        known = self._cache.get(kind, namespace, name)
-        if known is not None and _same(manifest, known):
+    async def _status(self, key: Key, loaded: Manifest | None, decision: Decision) -> bool:
+        if loaded is None or decision.status is None:
             return False
-        try:
-            made = await self._write("create", kind, self._cluster.create(manifest))
-        except AlreadyExists:
-            made = await self._taken(manifest)
-        else:
-            labels = metadata.get("labels") or {}
-            if kind == "Job" and STAGE_LABEL in labels:
-                job = labels.get(JOB_NAME_LABEL, "")
-                self._metrics.handovers.began(namespace, job, labels[STAGE_LABEL])
-        self._intake.wrote(made, key)
-        return True
+        return await self._writes.status(key, loaded, decision.status)
 
-    async def _taken(self, manifest: Manifest) -> Manifest:
-        metadata = manifest["metadata"]
-        what = f"{manifest['kind']} {metadata.get('namespace', '')}/{metadata['name']}"
-        try:
-            found = await self._cluster.get(
-                manifest["kind"], metadata.get("namespace", ""), metadata["name"]
-            )
-        except NotFound as error:
-            raise Conflict(f"{what} was there a moment ago") from error
-        if not _same(manifest, found):
-            raise NameTaken(
-                f"{what} exists already and is not what this object needs; delete or rename it"
-            )
-        return found
-
-    async def _apply(self, key: Key, manifest: Manifest) -> bool:
-        kind, metadata = manifest["kind"], manifest["metadata"]
-        wanted = _stamped(manifest)
-        known = self._cache.get(kind, metadata.get("namespace", ""), metadata["name"])
-        if known is not None and within(wanted, known):
-            return False
-        applied = await self._write("apply", kind, self._cluster.apply(wanted))
-        return self._intake.wrote(
-            applied, key
-        )  # False when the server knew better that nothing differs
-
-    async def _delete(self, ref: ObjectRef) -> bool:
-        try:
-            answer = await self._write("delete", ref.kind, self._cluster.delete(ref))
-        except NotFound:
-            answer = {}
-        except Conflict as error:  # another object of that name: the one we meant is gone
-            log.info("%s", error)
-            answer = {}
-        if answer.get("kind") == ref.kind:
-            return self._cache.put(answer)  # it lingers: finalizers, or a pod's grace period
-        known = self._cache.get(ref.kind, ref.namespace, ref.name)
-        if known is not None and ref.uid in (None, known["metadata"]["uid"]):
-            uid = known["metadata"]["uid"]
-            return self._cache.remove(ref.kind, ref.namespace, ref.name, uid) is not None
-        return False
-
-    async def _status(self, key: Key, loaded: Manifest, wanted: Mapping[str, Any]) -> bool:
-        difference = merge_patch(loaded.get("status") or {}, wanted)
-        if not difference:
-            return False
-        metadata = loaded["metadata"]
-        patch = {
-            "metadata": {"resourceVersion": metadata["resourceVersion"]},
-            "status": difference,
-        }
-        call = self._cluster.patch(
-            loaded["kind"], metadata["namespace"], metadata["name"], patch, "status"
-        )
-        try:
-            return self._intake.wrote(await self._write("status", loaded["kind"], call), key)
-        except NotFound:  # deleted meanwhile: there is nothing to tell any more
-            return False
-
-    async def _write(self, verb: str, kind: str, call: Any) -> Any:
-        """Every write passes here: none is sent once the Lease may be somebody else's."""
-        if not self._leads():
-            call.close()
-            raise NotLeading("this process does not lead any more")
-        try:
-            answer = await call
-        except ClusterError as error:
-            self._metrics.writes.labels(verb, kind, type(error).__name__).inc()
-            raise
-        self._metrics.writes.labels(verb, kind, "ok").inc()
-        return answer
+    async def _tell(self, loaded: Manifest | None, decision: Decision) -> None:
+        if loaded is not None:
+            for event in decision.events:
+                await self._writes.send("create", "Event", self._events.record(loaded, event))
 
     async def _complain(self, key: Key, error: ClusterError) -> None:
         """What a plan cannot know goes where the user looks: into the status, and an event."""
         about = self._cache.get(key.kind, key.namespace, key.name)
         if about is None or not self._leads():
             return
-        reasons = {NameTaken: "NameTaken", Forbidden: "Forbidden", Invalid: "Refused"}
-        event = EventRecord("Warning", reasons.get(type(error), "ApiError"), str(error))
+        event = EventRecord("Warning", REASONS.get(type(error), "ApiError"), str(error))
         await self._events.record(about, event)
         refused = self._refused.get(key.kind)
         status = refused(about, event, self._clock()) if refused else None
         if status is None:
             return
         try:
-            await self._status(key, about, status)
+            await self._writes.status(key, about, status)
         except ClusterError as again:
             log.warning("the status does not tell that: %s", again)
 
 
-def _same(manifest: Manifest, found: Manifest) -> bool:
-    """Whether `found` is what creating `manifest` would have made: our owner, the same hash."""
-    metadata = found["metadata"]
-    if metadata.get("deletionTimestamp"):
-        return False
-    hashes = [
-        (each["metadata"].get("annotations") or {}).get(HASH_ANNOTATION)
-        for each in (manifest, found)
-    ]
-    return hashes[0] == hashes[1] and set(owner_uids(manifest)) <= set(owner_uids(found))
-
-
-def _stamped(manifest: Manifest) -> Manifest:
-    """The manifest with a hash of itself: by that a field that is no longer set shows, too."""
-    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
-    metadata = manifest["metadata"]
-    annotations = {**(metadata.get("annotations") or {}), APPLIED_ANNOTATION: digest}
-    return {**manifest, "metadata": {**metadata, "annotations": annotations}}
-
-
-def within(wanted: Any, found: Any) -> bool:
-    """Whether every field that is set in `wanted` has that value in `found`.
-
-    What the server adds to it (defaults, status, others' fields) does not count; lists must have
-    equal length.
-    """
-    if isinstance(wanted, Mapping):
-        return isinstance(found, Mapping) and all(
-            key in found and within(value, found[key]) for key, value in wanted.items()
-        )
-    if isinstance(wanted, list | tuple):
-        return (
-            isinstance(found, list)
-            and len(wanted) == len(found)
-            and all(within(a, b) for a, b in zip(wanted, found, strict=True))
-        )
-    return bool(wanted == found) and isinstance(wanted, bool) == isinstance(found, bool)
-
-
-def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON merge-patch (RFC 7386) that makes `new` of `old`; {} when they are equal.
-
-    None in `new` means absent: a merge-patch could not say anything else.
-    """
-    patch: dict[str, Any] = {key: None for key in old if new.get(key) is None}
-    for key, value in new.items():
-        before = old.get(key)
-        if value is None:
-            continue
-        if isinstance(value, Mapping) and isinstance(before, Mapping):
-            if inner := merge_patch(before, value):
-                patch[key] = inner
-        elif not _equal(before, value):
-            patch[key] = value
-    return patch
-
-
-def _equal(old: Any, new: Any) -> bool:
-    """JSON equality: True is not 1."""
-    return json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True)
+def _is_refusal(error: ClusterError) -> bool:
+    """Whether the user has to know, because trying again will not help by itself."""
+    return not isinstance(error, NotLeading | Conflict | Unavailable)
 
 
 async def finish(workers: asyncio.Task[None], seconds: float) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from finetune_operator.asks import Asks
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
-from finetune_operator.decision import Key
+from finetune_operator.decision import Decision, Key, View
 from finetune_operator.events import Events
 from finetune_operator.intake import Intake
 from finetune_operator.jobs.plan import refused_job
@@ -32,7 +32,13 @@ class Bench:
         self.namespace = namespace
         self.metrics = Metrics()
         self.leads: Callable[[], bool] = lambda: True
+        self.confirmed = True
+        self._plan: Plan = lambda _key, _view, _now: None
         self.forget_everything()
+
+    async def confirm(self) -> bool:
+        """What the Lease at the API server says."""
+        return self.confirmed
 
     def forget_everything(self) -> None:
         """As after a restart of the process."""
@@ -40,6 +46,20 @@ class Bench:
         self.cache = Cache()
         self._intake = Intake(self.cache, self.queue, self.metrics.handovers)
         self._sync = Sync(self.cluster, self.cache, self._intake, self.metrics, [self.namespace])
+        self._reconciler = Reconciler(
+            self.cluster,
+            self.cache,
+            self._intake,
+            self.queue,
+            dict.fromkeys(("FineTuneJob", "Workspace"), self._planned),
+            Asks(self.queue.add),
+            Events(self.cluster, "test", lambda: datetime.now(UTC)),
+            self.metrics,
+            lambda: self.leads(),
+            lambda: datetime.now(UTC),
+            {"FineTuneJob": refused_job},
+            self.confirm,
+        )
 
     async def list(self, *kinds: str) -> None:
         """Have the cache see the API server as it is now."""
@@ -47,26 +67,16 @@ class Bench:
             if not each.optional and (not kinds or each.kind in kinds):
                 await self._sync.list(each)
 
-    async def reconcile(self, plan: Plan, name: str) -> str:
+    def _planned(self, key: Key, view: View, now: datetime) -> Decision | None:
+        return self._plan(key, view, now)
+
+    async def reconcile(
+        self, plan: Plan, name: str, kind: Literal["FineTuneJob", "Workspace"] = "FineTuneJob"
+    ) -> str:
         """Run one key once; the result."""
         before = self.results()
-        asks = Asks(self.queue.add)
-        events = Events(self.cluster, "test", lambda: datetime.now(UTC))
-        reconciler = Reconciler(
-            self.cluster,
-            self.cache,
-            self._intake,
-            self.queue,
-            {"FineTuneJob": plan},
-            asks,
-            events,
-            self.metrics,
-            lambda: self.leads(),
-            lambda: datetime.now(UTC),
-            {"FineTuneJob": refused_job},
-        )
-        await reconciler.run(Key("FineTuneJob", self.namespace, name))
-        await asks.close()
+        self._plan = plan
+        await self._reconciler.run(Key(kind, self.namespace, name))
         after = self.results()
         return next(each for each in after if after[each] != before.get(each))
 

@@ -54,6 +54,7 @@ class Operator:
             lambda: True,
             self._now,
             product(SETTINGS).refused,
+            _leading,
         )
 
     @classmethod
@@ -101,3 +102,7 @@ class Operator:
 
     def _now(self) -> datetime:
         return datetime.now(UTC) + self.ahead
+
+
+async def _leading() -> bool:
+    return True

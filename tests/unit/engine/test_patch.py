@@ -5,7 +5,7 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from finetune_operator.reconcile import merge_patch, within
+from finetune_operator.difference import merge_patch, within
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
