@@ -79,7 +79,8 @@ def encoder(tokenizer: Any, template: str, longest: int = LONG) -> ChatEncoder:
 def talk(*contents: str, system: str | None = None) -> Conversation:
     roles = ("user", "assistant")
     turns = [Turn(roles[i % 2], content) for i, content in enumerate(contents)]
-    return Conversation(tuple([Turn("system", system)] if system else []) + tuple(turns), "f", 1)
+    said = [Turn("system", system)] if system else []
+    return Conversation((*said, *turns), file="f", line=1)
 
 
 def one(found: list[Encoded | BadRow]) -> Encoded:

@@ -106,7 +106,7 @@ def test_store_does_not_write_over_another(tmp_path: Path) -> None:
 
 def rows_of(texts: list[str]) -> list[Conversation]:
     return [
-        Conversation((Turn("user", text), Turn("assistant", "yes")), "rows.jsonl", line)
+        Conversation((Turn("user", text), Turn("assistant", "yes")), file="rows.jsonl", line=line)
         for line, text in enumerate(texts, 1)
     ]
 

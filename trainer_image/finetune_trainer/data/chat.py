@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from finetune_trainer.data.bad_rows import BadRow
-from finetune_trainer.data.conversation import Conversation, Turn
+from finetune_trainer.data.conversation import Conversation, Turn, dicts
 from finetune_trainer.data.store import IGNORED, Example
 from finetune_trainer.data.tokenizer import markers_of
 
@@ -78,7 +78,7 @@ class ChatEncoder:
         """The template's text; BadRow where the template refuses the conversation."""
         from jinja2 import TemplateError
 
-        messages = [turn.to_dict() for turn in turns]
+        messages = dicts(turns)
         try:
             return str(
                 self._tokenizer.apply_chat_template(
@@ -108,7 +108,7 @@ class ChatEncoder:
         turns = row.turns
         self.render(turns)  # tells refusals apart from other failures
         encoded = self._tokenizer.apply_chat_template(
-            [turn.to_dict() for turn in turns],
+            dicts(turns),
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,12 +47,23 @@ class Turn:
 Turns = tuple[Turn, ...]
 
 
-class Unit:
+def plain(turns: Sequence[Turn]) -> list[list[str]]:
+    """Roles and texts, as the key of a row is made from them."""
+    return [[turn.role, turn.content] for turn in turns]
+
+
+def dicts(turns: Sequence[Turn]) -> list[dict[str, str]]:
+    """The turns as chat templates want them."""
+    return [turn.to_dict() for turn in turns]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit(ABC):
     """A row of the data, whatever its format."""
 
-    file: str
-    line: int
-    source: int
+    file: str = ""
+    line: int = 0
+    source: int = 0
     """Index of its source in dataset.train."""
 
     @property
@@ -75,21 +86,17 @@ class Conversation(Unit):
     """A row that can be learnt from; ends with the assistant's turn."""
 
     turns: Turns
-    file: str = ""
-    line: int = 0
-    source: int = 0
     asked: int = 0
     """Turns at the beginning of which nothing is learnt, whoever speaks."""
 
     @property
     def content(self) -> Any:
         """What it says."""
-        return [[turn.role, turn.content] for turn in self.turns]
+        return plain(self.turns)
 
     def shown(self) -> dict[str, Any]:
         """The prompt of the last answer, and that answer."""
-        prompt = [turn.to_dict() for turn in self.turns[:-1]]
-        return {"messages": prompt, "reference": self.turns[-1].content}
+        return {"messages": dicts(self.turns[:-1]), "reference": self.turns[-1].content}
 
 
 def conversation_of(prompt: Turns, answer: Turns) -> Conversation:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from finetune_trainer.data.bad_rows import BadRow
@@ -24,8 +25,10 @@ from finetune_trainer.data.conversation import (
     checked_prompt,
     column,
     conversation_of,
+    dicts,
     filled,
     instruction_prompt,
+    plain,
     prompt_turns,
     system_turn,
     text_of,
@@ -42,9 +45,6 @@ class Text(Unit):
     """A document of continued pre-training."""
 
     text: str
-    file: str = ""
-    line: int = 0
-    source: int = 0
 
     @property
     def content(self) -> Any:
@@ -63,29 +63,24 @@ class Pair(Unit):
     prompt: Turns
     chosen: Turns
     rejected: Turns
-    file: str = ""
-    line: int = 0
-    source: int = 0
 
     @property
     def content(self) -> Any:
         """What it says."""
-        return [_plain(turns) for turns in (self.prompt, self.chosen, self.rejected)]
+        return [plain(turns) for turns in (self.prompt, self.chosen, self.rejected)]
 
     def shown(self) -> dict[str, Any]:
         """The prompt and both answers."""
         return {
-            "messages": _dicts(self.prompt),
+            "messages": dicts(self.prompt),
             "chosen": _said(self.chosen),
             "rejected": _said(self.rejected),
         }
 
     def rated(self) -> tuple[Rated, Rated]:
         """The better answer as desirable, the worse one as not."""
-        return (
-            Rated(self.prompt, self.chosen, True, self.file, self.line, self.source),
-            Rated(self.prompt, self.rejected, False, self.file, self.line, self.source),
-        )
+        rate = partial(Rated, self.prompt, file=self.file, line=self.line, source=self.source)
+        return rate(self.chosen, True), rate(self.rejected, False)
 
 
 @dataclass(frozen=True)
@@ -95,19 +90,16 @@ class Rated(Unit):
     prompt: Turns
     answer: Turns
     desirable: bool
-    file: str = ""
-    line: int = 0
-    source: int = 0
 
     @property
     def content(self) -> Any:
         """What it says."""
-        return [_plain(self.prompt), _plain(self.answer), self.desirable]
+        return [plain(self.prompt), plain(self.answer), self.desirable]
 
     def shown(self) -> dict[str, Any]:
         """The prompt, the answer and the verdict."""
         return {
-            "messages": _dicts(self.prompt),
+            "messages": dicts(self.prompt),
             "completion": _said(self.answer),
             "label": self.desirable,
         }
@@ -119,34 +111,29 @@ class Question(Unit):
 
     prompt: Turns
     reference: str | None
-    file: str = ""
-    line: int = 0
-    source: int = 0
 
     @property
     def content(self) -> Any:
         """What it says."""
-        return [_plain(self.prompt), self.reference]
+        return [plain(self.prompt), self.reference]
 
     def shown(self) -> dict[str, Any]:
         """The prompt and the reference."""
-        return {"messages": _dicts(self.prompt), "reference": self.reference}
+        return {"messages": dicts(self.prompt), "reference": self.reference}
 
 
 def to_unit(values: Values, layout: Layout, file: str, line: int, source: int = 0) -> Unit:
     """One record; BadRow where something is missing or of the wrong kind."""
-    return READERS[layout.format](values, layout, (file, line, source))
+    unit = READERS[layout.format](values, layout)
+    return replace(unit, file=file, line=line, source=source)
 
 
-Where = tuple[str, int, int]
-
-
-def _chat(values: Values, layout: Layout, where: Where) -> Unit:
+def _chat(values: Values, layout: Layout) -> Unit:
     assert layout.messages
-    return Conversation(checked(chat_turns(column(values, layout.messages))), *where)
+    return Conversation(checked(chat_turns(column(values, layout.messages))))
 
 
-def _instruction(values: Values, layout: Layout, where: Where) -> Unit:
+def _instruction(values: Values, layout: Layout) -> Unit:
     assert layout.completion
     answer = text_of(column(values, layout.completion), layout.completion)
     turns = [
@@ -154,16 +141,16 @@ def _instruction(values: Values, layout: Layout, where: Where) -> Unit:
         Turn("user", instruction_prompt(values, layout)),
         Turn("assistant", filled(answer, f"the column {layout.completion!r}")),
     ]
-    return Conversation(tuple(turns), *where)
+    return Conversation(tuple(turns))
 
 
-def _completion(values: Values, layout: Layout, where: Where) -> Unit:
+def _completion(values: Values, layout: Layout) -> Unit:
     assert layout.text
     text = text_of(column(values, layout.text), layout.text)
-    return Text(filled(text, f"the column {layout.text!r}"), *where)
+    return Text(filled(text, f"the column {layout.text!r}"))
 
 
-def _preference(values: Values, layout: Layout, where: Where) -> Unit:
+def _preference(values: Values, layout: Layout) -> Unit:
     assert layout.chosen
     assert layout.rejected
     names = (layout.chosen, layout.rejected)
@@ -181,7 +168,7 @@ def _preference(values: Values, layout: Layout, where: Where) -> Unit:
         prompt = _common(chosen, rejected)
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
         prompt = prompt if prompt[0].role == "system" else (*system, *prompt)
-    pair = Pair(prompt, answer_turns(chosen, names[0]), answer_turns(rejected, names[1]), *where)
+    pair = Pair(prompt, answer_turns(chosen, names[0]), answer_turns(rejected, names[1]))
     conversation_of(prompt, pair.chosen)
     return pair
 
@@ -205,17 +192,17 @@ def _common(chosen: Turns, rejected: Turns) -> Turns:
     return chosen[:count]
 
 
-def _unpaired(values: Values, layout: Layout, where: Where) -> Unit:
+def _unpaired(values: Values, layout: Layout) -> Unit:
     assert layout.label
     desirable = _verdict(column(values, layout.label), layout.label)
     if layout.messages:
         turns = checked(chat_turns(column(values, layout.messages)))
-        return Rated(turns[:-1], turns[-1:], desirable, *where)
+        return Rated(turns[:-1], turns[-1:], desirable)
     assert layout.completion
     value = column(values, layout.completion)
     answer = answer_turns(turns_or_text(value, layout.completion, "assistant"), layout.completion)
     prompt = prompt_turns(values, layout, system_turn(values, layout.system))
-    return Rated(prompt, answer, desirable, *where)
+    return Rated(prompt, answer, desirable)
 
 
 def _verdict(value: Any, name: str) -> bool:
@@ -232,17 +219,17 @@ def _verdict(value: Any, name: str) -> bool:
     return verdict
 
 
-def _prompt(values: Values, layout: Layout, where: Where) -> Unit:
+def _prompt(values: Values, layout: Layout) -> Unit:
     system = system_turn(values, layout.system)
     reference = _reference(values.get(layout.reference)) if layout.reference else None
     if not layout.messages:
-        return Question(prompt_turns(values, layout, system), reference, *where)
+        return Question(prompt_turns(values, layout, system), reference)
     turns = chat_turns(column(values, layout.messages))
     if turns and turns[-1].role == "assistant":
         # Chats made for SFT have the right answer at their end.
         reference = turns[-1].content if reference is None else reference
         turns = turns[:-1]
-    return Question(checked_prompt(tuple(turns), system), reference, *where)
+    return Question(checked_prompt(tuple(turns), system), reference)
 
 
 def _reference(value: Any) -> str | None:
@@ -252,7 +239,7 @@ def _reference(value: Any) -> str | None:
     return None if value is None else text_of(str(value), "reference")
 
 
-READERS: Mapping[Format, Callable[[Values, Layout, Where], Unit]] = {
+READERS: Mapping[Format, Callable[[Values, Layout], Unit]] = {
     "chat": _chat,
     "instruction": _instruction,
     "completion": _completion,
@@ -269,14 +256,6 @@ def as_rated(units: list[Unit]) -> Iterator[Unit]:
             yield from unit.rated()
         else:
             yield unit
-
-
-def _plain(turns: Turns) -> list[list[str]]:
-    return [[turn.role, turn.content] for turn in turns]
-
-
-def _dicts(turns: Turns) -> list[dict[str, str]]:
-    return [turn.to_dict() for turn in turns]
 
 
 def _said(turns: Turns) -> str:
