@@ -9,12 +9,14 @@ before a GPU is asked for.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import JsonValue
 
 from finetune_api.base import cel
 from finetune_api.conditions import Above, Condition, Given, Is, NotEmpty, Spec, value_at
+from finetune_api.dataset import Format
+from finetune_api.objective import Objective
 
 ZERO = ("ZeRO1", "ZeRO2", "ZeRO3")
 SHARDED = (*ZERO, "FSDP")
@@ -74,7 +76,12 @@ def allows(spec: Spec, **changes: Any) -> bool:
             at[parent] = dict(at.get(parent) or {})
             at = at[parent]
         at[last] = value
-    return set(refusals(changed)) <= set(refusals(spec))
+    return breaks_nothing(spec, changed)
+
+
+def breaks_nothing(before: Spec, after: Spec) -> bool:
+    """Whether a changed spec breaks no rule that was not broken before."""
+    return set(refusals(after)) <= set(refusals(before))
 
 
 def resolved(spec: Spec, field: str) -> bool:
@@ -121,9 +128,9 @@ def _formats() -> Iterator[Rule]:
 
 EVERY: Mapping[str, tuple[str, ...]] = {
     "method.type": ("LoRA", "Full", "QLoRA", "DoRA", "IA3", "AdaLoRA", "Prefix", "Bottleneck"),
-    "objective": ("SFT", "Completion", "DPO", "KTO", "ORPO", "Reward", "GRPO"),
+    "objective": get_args(Objective),
     "compute.strategy": ("DDP", *ZERO, "FSDP"),
-    "dataset.format": ("chat", "instruction", "completion", "preference", "unpaired", "prompt"),
+    "dataset.format": get_args(Format),
 }
 """Every value of the fields that the tables of docs/combinations.md are about."""
 
@@ -140,14 +147,14 @@ SECTIONS: Sequence[tuple[str, str, tuple[str, ...]]] = (
     ("reward", "objective", ("Reward",)),
     ("grpo", "objective", ("GRPO",)),
 )
-FORMATS: Mapping[tuple[str, ...], tuple[str, ...]] = {
+FORMATS: Mapping[tuple[Objective, ...], tuple[Format, ...]] = {
     ("SFT",): ("chat", "instruction"),
     ("Completion",): ("completion",),
     ("DPO", "ORPO", "Reward"): ("preference",),
     ("KTO",): ("unpaired", "preference"),
     ("GRPO",): ("prompt",),
 }
-"""Data formats that an objective can learn from."""
+"""Data formats that objectives can learn from, in the order in which auto looks for them."""
 
 RULES: tuple[Rule, ...] = (
     *_sections(),

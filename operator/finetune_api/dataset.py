@@ -8,26 +8,21 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import ObjectName, Share, SpecModel, cel, validations
-from finetune_api.model import Uri
+from finetune_api.model import REVISION_RULE, Revision, Uri
 
+Format = Literal["chat", "instruction", "completion", "preference", "unpaired", "prompt"]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
 class DataSource(SpecModel):
     """One file, or one folder of files, of examples."""
 
-    model_config = validations(
-        cel(
-            "!has(self.revision) || self.uri.startsWith('hf://')",
-            "revision needs an hf:// uri; other addresses have no revisions",
-            ".revision",
-        )
-    )
+    model_config = validations(REVISION_RULE)
 
     uri: Uri
     """hf://datasets/org/name/file, s3://, gs://, https:// or pvc:// path of a .jsonl, .json,
     .csv or .parquet file (.gz allowed for text)."""
-    revision: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
+    revision: Revision | None = None
     """Branch, tag or commit of an hf:// data set; absent means main."""
     credentials_secret: ObjectName | None = None
     """Secret in the job's namespace, keys as in model.credentialsSecret."""
@@ -90,9 +85,7 @@ class Dataset(SpecModel):
     holdout: Share | None = None
     """Share of the training data that is held out, chosen by content hash so that equal rows
     never stand on both sides; 10% when neither validation nor holdout is given."""
-    format: Literal[
-        "auto", "chat", "instruction", "completion", "preference", "unpaired", "prompt"
-    ] = "auto"
+    format: Literal["auto", Format] = "auto"
     """Layout of a row; auto looks at the objective and the columns of the first row. SFT takes
     chat or instruction, Completion takes completion (plain text), DPO, ORPO and Reward take
     preference (prompt, chosen, rejected), KTO takes unpaired (prompt, completion, label) or

@@ -17,6 +17,13 @@ Uri = Annotated[
     Worded("uri must start with hf://, s3://, gs://, https:// or pvc:// and hold no spaces"),
 ]
 
+Revision = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+REVISION_RULE = cel(
+    "!has(self.revision) || self.uri.startsWith('hf://')",
+    "revision needs an hf:// uri; other addresses have no revisions",
+    ".revision",
+)
+
 
 class RopeScaling(SpecModel):
     """Rotary positions stretched, so that the model takes longer sequences than it was made for."""
@@ -46,18 +53,12 @@ class Tokenizer(SpecModel):
 class ModelAddress(SpecModel):
     """Where a model comes from."""
 
-    model_config = validations(
-        cel(
-            "!has(self.revision) || self.uri.startsWith('hf://')",
-            "revision needs an hf:// uri; other addresses have no revisions",
-            ".revision",
-        )
-    )
+    model_config = validations(REVISION_RULE)
 
     uri: Uri
     """hf://org/name, s3://bucket/prefix, gs://bucket/prefix, https://host/model.tar.gz or
     pvc://claim/path. Must hold config.json, safetensors weights and a tokenizer."""
-    revision: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
+    revision: Revision | None = None
     """Branch, tag or commit of an hf:// model; absent means main. Commits are best."""
     credentials_secret: ObjectName | None = None
     """Secret in the job's namespace with keys such as HF_TOKEN, AWS_ACCESS_KEY_ID,

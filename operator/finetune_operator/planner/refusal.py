@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
-from finetune_api.combinations import refusals
+from finetune_api.combinations import breaks_nothing
 from finetune_api.finetunejob import FineTuneJobSpec, Method
 from finetune_api.run import Failure, ModelFacts
 
@@ -112,16 +112,12 @@ def host_too_small(
 
 def remedies(spec: FineTuneJobSpec, profile: AcceleratorProfileSpec, fits: Fits) -> list[str]:
     """Changes of one field, each of which is allowed and makes the job fit."""
+    before = spec.to_wire()
     return [
         text
         for text, changed in _changes(spec, profile, fits)
-        if _allowed(spec, changed) and fits(changed, profile)
+        if breaks_nothing(before, changed.to_wire()) and fits(changed, profile)
     ]
-
-
-def _allowed(before: FineTuneJobSpec, after: FineTuneJobSpec) -> bool:
-    """Whether the table of combinations has nothing against the change."""
-    return set(refusals(after.to_wire())) <= set(refusals(before.to_wire()))
 
 
 def _changes(

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from finetune_api.dataset import Format
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import DataFacts
 
 from finetune_trainer.data.encoding import Coded
-from finetune_trainer.data.layout import Format
 from finetune_trainer.data.mixture import Task
 from finetune_trainer.data.packing import pack, unpacked
 from finetune_trainer.data.split import Split

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
 
+from finetune_api import combinations
+from finetune_api.dataset import Format
 from finetune_api.finetunejob import Columns, Objective
 
 from finetune_trainer.data.bad_rows import BadRow
 
-Format = Literal["chat", "instruction", "completion", "preference", "unpaired", "prompt"]
 MESSAGES = ("messages", "conversations")
 PROMPT = ("prompt", "instruction", "question")
 COMPLETION = ("completion", "output", "response", "answer")
@@ -34,15 +34,10 @@ USUAL: Mapping[str, tuple[str, ...]] = {
 ALPACA_PROMPT, ALPACA_INPUT = "instruction", "input"
 
 FORMATS: Mapping[Objective, tuple[Format, ...]] = {
-    "SFT": ("chat", "instruction"),
-    "Completion": ("completion",),
-    "DPO": ("preference",),
-    "ORPO": ("preference",),
-    "Reward": ("preference",),
-    "KTO": ("unpaired", "preference"),
-    "GRPO": ("prompt",),
+    objective: formats
+    for objectives, formats in combinations.FORMATS.items()
+    for objective in objectives
 }
-"""What an objective learns from, in the order in which auto looks for it."""
 NEEDED: Mapping[Format, tuple[tuple[str, ...], ...]] = {
     "chat": (("messages",),),
     "instruction": (("prompt", "completion"),),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from finetune_api.dataset import Format
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import DataFacts
 
@@ -21,7 +22,6 @@ from finetune_trainer.data.chat import ChatEncoder
 from finetune_trainer.data.conversation import Conversation, Unit
 from finetune_trainer.data.dataset import Inputs, Prepared, write_data
 from finetune_trainer.data.encoding import Coded, UnitEncoder
-from finetune_trainer.data.layout import Format
 from finetune_trainer.data.mixture import draw
 from finetune_trainer.data.reading import Rows, read_all
 from finetune_trainer.data.split import Split, holdout, with_validation

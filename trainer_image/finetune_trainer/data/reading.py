@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from finetune_api.dataset import Format
 from finetune_api.finetunejob import FineTuneJobSpec
 
 from finetune_trainer.data.bad_rows import BadRow, BadRows
 from finetune_trainer.data.conversation import Unit
-from finetune_trainer.data.layout import Format, Layout, find_layout
+from finetune_trainer.data.layout import Layout, find_layout
 from finetune_trainer.data.rows import read_rows
 from finetune_trainer.data.units import Question, to_unit
 from finetune_trainer.rewards import COMPARING

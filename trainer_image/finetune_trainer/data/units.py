@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from finetune_api.dataset import Format
+
 from finetune_trainer.data.bad_rows import BadRow
 from finetune_trainer.data.conversation import (
     Conversation,
@@ -34,7 +36,7 @@ from finetune_trainer.data.conversation import (
     text_of,
     turns_or_text,
 )
-from finetune_trainer.data.layout import Format, Layout
+from finetune_trainer.data.layout import Layout
 
 Values = Mapping[str, Any]
 _YES, _NO = ("true", "1", "yes"), ("false", "0", "no")
