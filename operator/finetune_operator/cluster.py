@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 
 from kubernetes.aio import client, config
 
+from finetune_operator.clock import ServerClock
 from finetune_operator.decision import MANAGER, Manifest, ObjectRef
 from finetune_operator.kinds import Resource, resource
 
@@ -85,13 +86,16 @@ async def _load_default(configuration: Any) -> None:
 class Cluster:
     """A connection to one API server. Close it when done."""
 
-    def __init__(self, configuration: Any) -> None:
+    def __init__(self, configuration: Any, clock: ServerClock | None = None) -> None:
+        self.clock = clock or ServerClock()
         self._configuration = configuration
         self._api = client.ApiClient(configuration)
         self._api.user_agent = MANAGER
 
     @classmethod
-    async def connect(cls, kubeconfig: str | None = None) -> "Cluster":
+    async def connect(
+        cls, kubeconfig: str | None = None, clock: ServerClock | None = None
+    ) -> "Cluster":
         """Use the given kubeconfig, else the pod's service account, else the usual kubeconfig."""
         configuration = client.Configuration()
         try:
@@ -104,7 +108,7 @@ class Cluster:
         except Exception as error:  # the client raises its own, OSError and YAML errors here
             where = kubeconfig or "the service account of this pod or ~/.kube/config"
             raise NoConnection(f"cannot use {where}: {error}") from error
-        return cls(configuration)
+        return cls(configuration, clock)
 
     async def close(self) -> None:
         """Give the connections back."""
@@ -226,11 +230,13 @@ class Cluster:
         )
         url = f"{self._configuration.host}{path}{'?' if query else ''}{urlencode(query)}"
         what = f"{method} {path}"
+        asked = self.clock.steady()
         try:
             async with asyncio.timeout(timeout):
                 answer = await self._api.rest_client.request(
                     method, url, headers=headers, body=body
                 )
+                self.clock.heard(answer.headers.get("Date"), asked, self.clock.steady())
                 data = await answer.read()
         except TimeoutError as error:
             raise Unavailable(f"{what}: no answer within {timeout:g} s") from error

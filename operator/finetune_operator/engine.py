@@ -8,7 +8,6 @@ each other, a new process is cheaper to reason about than a half-dead one.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from finetune_operator.asks import Asks
@@ -65,10 +64,10 @@ class Engine:
             self.queue,
             product.plans,
             self.asks,
-            Events(cluster, options.identity, _utc_now),
+            Events(cluster, options.identity, cluster.clock.now),
             metrics,
             election.leads,
-            _utc_now,
+            cluster.clock.now,
             product.refused,
             election.confirm,
         )
@@ -192,7 +191,3 @@ async def unless(stop: asyncio.Event, call: Coroutine[Any, Any, T]) -> T | None:
         stopped.cancel()
         called.cancel()
         await asyncio.wait({stopped, called})
-
-
-def _utc_now() -> datetime:
-    return datetime.now(UTC)

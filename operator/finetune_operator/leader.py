@@ -9,12 +9,12 @@ The library's own election has no deadlines, compares wall clocks and cannot rel
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from finetune_operator.clock import steady
 from finetune_operator.cluster import (
     AlreadyExists,
     Cluster,
@@ -55,7 +55,7 @@ class Election:
         name: str,
         identity: str,
         timing: Timing = TIMING,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = steady,
     ) -> None:
         self.identity = identity
         self._cluster = cluster
