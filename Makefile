@@ -47,7 +47,7 @@ images-product: $(VENV)/.ready ## Build the images that users run, from their Do
 .PHONY: clean
 clean: ## Take away the cluster, the environment and reports; caches and Debian packages stay
 	@$(PYTHON) -m hack.cluster down
-	@rm -rf $(VENV) .cluster demo-report.json .pytest_cache .mypy_cache .ruff_cache \
+	@rm -rf $(VENV) .cluster demo-report.json chaos-report.md .pytest_cache .mypy_cache .ruff_cache \
 	  .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -84,6 +84,10 @@ matrix: $(VENV)/.ready ## Train every method x objective x strategy that is allo
 .PHONY: kills
 kills: $(VENV)/.ready ## Kill a rank at twenty random moments and resume; prints a table of what was lost
 	@FINETUNE_KILLS=20 $(PY) -m hack.suite kills
+
+.PHONY: chaos
+chaos: $(VENV)/.ready ## Every fault on the real cluster, while a job trains; prints a table of what it cost
+	@$(PY) -m hack.suite chaos
 
 .PHONY: lock
 lock: ## Resolve every requirements file anew, with hashes

@@ -91,8 +91,10 @@ MATRIX = _trainer("matrix", "tests/trainer/test_matrix.py", "-s")
 KILLS = _trainer("kills", "tests/trainer/test_kills.py", "-k", "killed_anywhere", "-s")
 IMAGES = Part("images", (_pytest("images", "tests/images", *PATIENT),))
 CLUSTER = Part("cluster", (_pytest("cluster", "tests/cluster", *PATIENT),))
-E2E = Part("e2e", (_pytest("e2e", "tests/e2e", "-s", *PATIENT),))
+E2E = Part("e2e", (_pytest("e2e", "tests/e2e", "-s", "-m", "not long", *PATIENT),))
+# Every fault on the real cluster; the end-to-end tests play a few of them. `make chaos`.
+CHAOS = Part("chaos", (_pytest("chaos", "tests/e2e/chaos", "-s", *PATIENT),))
 
 PARTS = (LINT, UNIT, API, TRAINER, IMAGES, CLUSTER, E2E)
-ON_DEMAND = (MATRIX, KILLS)
+ON_DEMAND = (MATRIX, KILLS, CHAOS)
 """Too long for every run; only by name."""

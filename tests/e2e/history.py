@@ -9,8 +9,10 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from json import JSONDecodeError
+from typing import Any, Self
 
 from kubernetes import client, watch
 from urllib3.exceptions import HTTPError
@@ -32,18 +34,17 @@ class PodTimes:
     node: str | None = None
 
 
-class PodHistory:
-    """A context in which every pod event of a namespace is remembered."""
+class Watching:
+    """A context in which every event about the objects of one list is recorded."""
 
-    def __init__(self, api: client.CoreV1Api, namespace: str) -> None:
-        self._api = api
-        self._namespace = namespace
+    def __init__(self, listing: Callable[..., Any], *arguments: str) -> None:
+        """`listing(*arguments)` is the call of the client library that lists them."""
+        self._listing, self._arguments = listing, arguments
         self._stop = threading.Event()
         self._watch = watch.Watch()
-        self.pods: dict[str, PodTimes] = {}
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> PodHistory:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -56,14 +57,26 @@ class PodHistory:
         while not self._stop.is_set():
             try:
                 for event in self._watch.stream(
-                    self._api.list_namespaced_pod, self._namespace, timeout_seconds=10
+                    self._listing, *self._arguments, timeout_seconds=10, _request_timeout=20
                 ):
                     self._record(event["raw_object"])
-            except (client.ApiException, HTTPError):
+            except (client.ApiException, HTTPError, JSONDecodeError):
+                # The last also when the API server dies in the middle of a line.
                 self._stop.wait(0.2)
 
-    def _record(self, pod: dict[str, Any]) -> None:
-        now = time.monotonic()
+    def _record(self, found: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class PodHistory(Watching):
+    """A context in which every pod event of a namespace is remembered."""
+
+    def __init__(self, api: client.CoreV1Api, namespace: str) -> None:
+        super().__init__(api.list_namespaced_pod, namespace)
+        self.pods: dict[str, PodTimes] = {}
+
+    def _record(self, found: dict[str, Any]) -> None:
+        pod, now = found, time.monotonic()
         meta = pod["metadata"]
         known = self.pods.setdefault(
             meta["uid"], PodTimes(meta["name"], meta.get("labels", {}), created=now)
