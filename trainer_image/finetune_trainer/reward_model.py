@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from finetune_trainer.data.tokenizer import load_tokenizer
 from finetune_trainer.rewards import Reply
-from finetune_trainer.stage import UserError
+from finetune_trainer.sources.model_files import CONFIG, no_reward
 
 TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
 
@@ -77,7 +77,8 @@ def load_classifier(folder: Path, device: torch.device) -> Any:
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     architectures = config.architectures or ["no architecture"]
     if config.num_labels != 1 or "SequenceClassification" not in architectures[0]:
-        raise _not_one(f"it is {architectures[0]} with {config.num_labels} outputs", folder)
+        why = f"it is {architectures[0]} with {config.num_labels} outputs"
+        raise no_reward("grpo.rewardModel", why, file=str(folder / CONFIG))
     model, told = AutoModelForSequenceClassification.from_pretrained(
         folder,
         dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
@@ -87,22 +88,13 @@ def load_classifier(folder: Path, device: torch.device) -> Any:
         output_loading_info=True,
     )
     if missing := sorted(told["missing_keys"]):
-        raise _not_one(f"its files lack {', '.join(missing[:5])}", folder)
+        why = f"its files lack {', '.join(missing[:5])}"
+        raise no_reward("grpo.rewardModel", why, file=str(folder / CONFIG))
     text = model.config.get_text_config()
     if text.pad_token_id is None:
         # Any token will do that no conversation ends with.
         text.pad_token_id = 0 if text.eos_token_id != 0 else 1
     return model.eval().requires_grad_(requires_grad=False)
-
-
-def _not_one(why: str, folder: Path) -> UserError:
-    return UserError(
-        "NotARewardModel",
-        f"grpo.rewardModel cannot give rewards: {why}.",
-        "Use the artifact of a Reward job, or another model for sequence classification with one "
-        "output.",
-        file=str(folder / "config.json"),
-    )
 
 
 def load_reward_model(run: RunConfig, settings: GRPO, device: torch.device) -> RewardModel | None:

@@ -51,7 +51,7 @@ def scorer_config(folder: Path) -> Any:
 def head_of(model: Any) -> torch.nn.Linear:
     """The layer that gives the number; the trained one where there are adapters."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    head: Any = next((getattr(inner, name) for name in HEADS if hasattr(inner, name)), None)
+    head = _as_named(inner)
     if hasattr(head, "modules_to_save"):
         head = head.modules_to_save["default"]
     if not isinstance(head, torch.nn.Linear):
@@ -61,6 +61,11 @@ def head_of(model: Any) -> torch.nn.Linear:
             "Use a decoder model such as Llama, Qwen or Mistral.",
         )
     return head
+
+
+def _as_named(inner: Any) -> Any:
+    """What the model calls its head: a layer, or PEFT's wrapper around it."""
+    return next((getattr(inner, name) for name in HEADS if hasattr(inner, name)), None)
 
 
 def begin_head(model: Any, seed: int) -> None:
@@ -81,11 +86,7 @@ def begin_head(model: Any, seed: int) -> None:
 def train_head(adapted: Any) -> None:
     """Give a model with adapters a head in fp32, as its adapters are: AdamW's updates vanish in
     half precision."""
-    wrapper = next(
-        getattr(adapted.get_base_model(), name)
-        for name in HEADS
-        if hasattr(adapted.get_base_model(), name)
-    )
+    wrapper = _as_named(adapted.get_base_model())
     old = wrapper.original_module
     with _whole(old), torch.no_grad():
         new = torch.nn.Linear(

@@ -117,24 +117,26 @@ def check_reward_config(folder: Path, shown: str) -> dict[str, Any]:
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     )
 
-    config = read_json(folder / CONFIG, shown)
+    config, model = read_json(folder / CONFIG, shown), f"grpo.rewardModel {shown}"
     architecture = (config.get("architectures") or [None])[0]
     known = _names(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
     if str(architecture).lower() not in known.get(str(config.get("model_type")), set()):
-        raise _no_reward(shown, f"{architecture} is not a sequence classifier known here")
+        raise no_reward(model, f"{architecture} is not a sequence classifier known here")
     # Two labels are the default and are not written down.
     outputs = len(config.get("id2label") or "") or config.get("num_labels") or 2
     if outputs != 1:
-        raise _no_reward(shown, f"it has {outputs} outputs")
+        raise no_reward(model, f"it has {outputs} outputs")
     return config
 
 
-def _no_reward(shown: str, why: str) -> UserError:
+def no_reward(model: str, why: str, file: str | None = None) -> UserError:
+    """The error for a grpo.rewardModel that does not give one number."""
     return UserError(
         "NotARewardModel",
-        f"grpo.rewardModel {shown} gives no reward: {why}.",
+        f"{model} gives no reward: {why}.",
         "Use the artifact of a Reward job, or another model for sequence classification with "
         "num_labels 1.",
+        file=file,
     )
 
 
