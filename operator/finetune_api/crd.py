@@ -28,9 +28,10 @@ from finetune_api.schema import Schema, structural
 
 HEADER = "# Generated from the models by `make crds`; edit those.\n"
 CHART = Path("charts/finetune-operator-crds/templates")
-MUTABLE = frozenset(
-    {"serve", "maxRestarts", "suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished"}
-)
+ALWAYS_MUTABLE = frozenset({"ttlSecondsAfterFinished"})
+"""What is acted on even after the end of a job."""
+MUTABLE = ALWAYS_MUTABLE | {"serve", "maxRestarts", "suspend", "activeDeadlineSeconds"}
+"""What is acted on while a job runs."""
 KEEP = {"helm.sh/resource-policy": "keep"}
 
 
@@ -87,28 +88,59 @@ def _name_rules(children: str) -> tuple[dict[str, Any], ...]:
     )
 
 
-def _immutable(spec: type[BaseModel], mutable: frozenset[str]) -> tuple[dict[str, Any], ...]:
-    """A transition rule for each field of the spec that may not change once the job has begun."""
-    begun = "has(oldSelf.status) && has(oldSelf.status.startedAt)"
-    rules = []
-    for name, field in spec.model_fields.items():
-        wire = field.alias or name
-        if wire in mutable:
-            continue
-        new, old = f"self.spec.{wire}", f"oldSelf.spec.{wire}"
-        # A field with a default is always there; only then may it be named without asking.
-        always = field.is_required() or field.default_factory or field.default is not None
-        same = (
-            f"{new} == {old}"
-            if always
-            else f"(has({new}) ? has({old}) && {new} == {old} : !has({old}))"
-        )
-        message = (
-            f"{wire} cannot change once the job has begun (only {', '.join(sorted(mutable))} "
-            "can): put it back and create a new FineTuneJob for the change"
-        )
-        rules.append(cel(f"!({begun}) || {same}", message, f".spec.{wire}"))
+@dataclass(frozen=True)
+class Moment:
+    """From when on a field may not change."""
+
+    since: str
+    """CEL over oldSelf."""
+    says: str
+    """Ends the sentence that begins with the field's name."""
+
+
+_ENDED = "has(oldSelf.status.phase) && oldSelf.status.phase in ['Succeeded', 'Failed']"
+BEGUN = Moment(
+    f"has(oldSelf.status) && (has(oldSelf.status.startedAt) || {_ENDED})",
+    f"cannot change once the job has begun (only {', '.join(sorted(MUTABLE))} can): put it back "
+    "and create a new FineTuneJob for the change",
+)
+AFTER_THE_END = Moment(
+    f"has(oldSelf.status) && {_ENDED}",
+    f"cannot change once the job has ended (only {', '.join(sorted(ALWAYS_MUTABLE))} can): a job "
+    "runs once; create a new FineTuneJob",
+)
+ROLLING_OUT = Moment(
+    "has(oldSelf.status) && has(oldSelf.status.stages) && oldSelf.status.stages.exists(s, "
+    "s.name == 'serve' && has(s.attempt) && s.attempt > 0)",
+    "cannot change once its endpoint was given the model: edit the ModelEndpoint, or create "
+    "another one for the artifact",
+)
+
+
+def _frozen(spec: type[BaseModel]) -> tuple[dict[str, Any], ...]:
+    """Transition rules: an edit that nobody would act on any more is refused, not ignored."""
+    rules = [
+        *(
+            _unchanged(spec, wire, AFTER_THE_END if wire in MUTABLE else BEGUN)
+            for wire in (field.alias or name for name, field in spec.model_fields.items())
+            if wire not in ALWAYS_MUTABLE
+        ),
+        _unchanged(spec, "serve", ROLLING_OUT),
+    ]
     return tuple(rules)
+
+
+def _unchanged(spec: type[BaseModel], wire: str, moment: Moment) -> dict[str, Any]:
+    field = next(f for name, f in spec.model_fields.items() if (f.alias or name) == wire)
+    new, old = f"self.spec.{wire}", f"oldSelf.spec.{wire}"
+    # A field with a default is always there; only then may it be named without asking.
+    always = field.is_required() or field.default_factory or field.default is not None
+    same = (
+        f"{new} == {old}"
+        if always
+        else f"(has({new}) ? has({old}) && {new} == {old} : !has({old}))"
+    )
+    return cel(f"!({moment.since}) || {same}", f"{wire} {moment.says}", f".spec.{wire}")
 
 
 FINETUNEJOB = Kind(
@@ -130,7 +162,7 @@ FINETUNEJOB = Kind(
         Column("Restarts", ".status.restarts", "integer", priority=1),
         AGE,
     ),
-    rules=(*_name_rules("Jobs and pods"), *_immutable(FineTuneJobSpec, MUTABLE)),
+    rules=(*_name_rules("Jobs and pods"), *_frozen(FineTuneJobSpec)),
 )
 MODELENDPOINT = Kind(
     name="ModelEndpoint",

@@ -49,6 +49,8 @@ class StageStatus(StatusModel):
     """Start of the first attempt, RFC 3339 in UTC."""
     finished_at: ShortText | None = None
     """End of the stage, RFC 3339 in UTC."""
+    retry_at: ShortText | None = None
+    """When the next attempt starts at the earliest, RFC 3339 in UTC; absent unless one waits."""
     message: LongText | None = None
     """What it is doing or how it ended."""
 
@@ -86,6 +88,8 @@ class JobProgress(StatusModel):
     """Model FLOP/s utilisation, 0 to 1, where the profile tells the device's peak."""
     peak_memory_bytes: int | None = None
     """Most memory that a process has held on its device."""
+    stalled_since: ShortText | None = None
+    """Since when a rank gives no sign of life, RFC 3339 in UTC; absent where all do."""
     eta: ShortText | None = None
     """Time to the end of the stage, such as 3m20s."""
     updated_at: ShortText | None = None
@@ -135,7 +139,8 @@ class FineTuneJobStatus(StatusModel):
     conditions: list[Condition] = Field(
         default_factory=list, max_length=16, json_schema_extra=keyed_by("type")
     )
-    """Succeeded, Reconciling, Stalled, Prepared, Trained, Evaluated, Exported, Deployed."""
+    """Succeeded, Reconciling, Stalled, Suspended, Prepared, Trained, Evaluated, Exported,
+    Deployed."""
     stages: list[StageStatus] = Field(
         default_factory=list, max_length=8, json_schema_extra=keyed_by("name")
     )
@@ -173,7 +178,7 @@ class FineTuneJobStatus(StatusModel):
     suspended_at: ShortText | None = None
     """Since when the job is suspended, RFC 3339 in UTC."""
     suspended_seconds: int = Field(default=0, ge=0)
-    """Time that it was suspended before."""
+    """Time that it was suspended since it started, but for the suspension that lasts."""
     started_at: ShortText | None = None
     """When the first stage started, RFC 3339 in UTC."""
     finished_at: ShortText | None = None

@@ -4,6 +4,7 @@ import math
 from datetime import UTC, datetime
 
 from finetune_api.finetunejob import JobProgress
+from finetune_api.jobstatus import CheckpointStatus
 from finetune_api.run import TELEMETRY_PORT, Progress, StageName, TrainFacts, TrainPlan
 from pydantic import ValidationError
 
@@ -35,10 +36,11 @@ def read_progress(answer: HttpAnswer | None, stage: StageName, attempt: int) -> 
     return progress if (progress.stage, progress.attempt) == (stage, attempt) else None
 
 
-def shown(progress: Progress, before: JobProgress | None) -> JobProgress:
+def shown(progress: Progress, before: JobProgress | None, now: datetime) -> JobProgress:
     """Progress for the status.
 
     `updated_at` moves only when something else does, so that a pod with no news costs no write.
+    `stalled_since` is when silence was told first: who asks anew after a restart goes on counting.
     """
     told = JobProgress(
         stage=progress.stage,
@@ -56,6 +58,7 @@ def shown(progress: Progress, before: JobProgress | None) -> JobProgress:
         eval_loss=_finite(progress.eval_loss),
         mfu=_rounded(progress.mfu),
         peak_memory_bytes=progress.peak_memory_bytes,
+        stalled_since=_silent_since(progress, before, now),
         eta=duration_text(progress.eta_seconds),
     )
     if before is not None and before.model_copy(update={"updated_at": None}) == told:
@@ -63,8 +66,28 @@ def shown(progress: Progress, before: JobProgress | None) -> JobProgress:
     return told.model_copy(update={"updated_at": _time(progress.updated_at)})
 
 
+def _silent_since(progress: Progress, before: JobProgress | None, now: datetime) -> str | None:
+    if not progress.stalled:
+        return None
+    known = before.stalled_since if before and before.stage == progress.stage else None
+    return known or now.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def checkpoint_told(progress: Progress) -> CheckpointStatus | None:
+    """The newest complete checkpoint; None where this attempt has none yet."""
+    if progress.last_checkpoint_step is None:
+        return None
+    return CheckpointStatus(
+        step=progress.last_checkpoint_step,
+        seconds=_rounded(progress.checkpoint_seconds),
+        bytes=progress.checkpoint_bytes,
+    )
+
+
 def told(progress: Progress) -> str | None:
     """What the pod does, in one line; while it trains that alone would be a bare "training"."""
+    if progress.stalled:
+        return _silent(progress)
     message = progress.message[:MESSAGE_LIMIT]
     if progress.stage != "train" or not progress.total_steps:
         return message or None
@@ -72,6 +95,12 @@ def told(progress: Progress) -> str | None:
     if speed := _finite(progress.tokens_per_second):
         parts.append(f"{speed:.0f} tokens/s")
     return f"{message or 'training'}: {', '.join(parts)}"
+
+
+def _silent(progress: Progress) -> str:
+    named = ", ".join(f"rank {each.rank} on host {each.host}" for each in progress.stalled[:4])
+    more = f" and {len(progress.stalled) - 4} more" if progress.stalled[4:] else ""
+    return f"no sign of life from {named}{more} after step {progress.stalled[0].step}"
 
 
 def waiting_to_train(plan: TrainPlan) -> JobProgress:

@@ -34,7 +34,8 @@ def job_conditions(
     status: FineTuneJobStatus, stall: Stall | None, generation: int, now: datetime
 ) -> list[Condition]:
     """Every condition for this status; times move only where a condition's status changed."""
-    wanted = [*_overall(status, stall), *(_stage(status, name) for name in _stages(status))]
+    stages = (_stage(status, name) for name in _stages(status))
+    wanted = [*_overall(status, stall), _suspended(status), *stages]
     return [_dated(w, status.conditions, generation, now) for w in wanted]
 
 
@@ -55,6 +56,12 @@ def _overall(status: FineTuneJobStatus, stall: Stall | None) -> list[Wanted]:
             ("Reconciling", "False", "Succeeded", ""),
             ("Stalled", "False", "Succeeded", ""),
         ]
+    if phase == "Suspended":
+        return [
+            ("Succeeded", "Unknown", phase, message),
+            ("Reconciling", "False", phase, message),
+            ("Stalled", "False", phase, ""),
+        ]
     if phase == "Failed":
         reason = status.failure.reason if status.failure else "Failed"
         return [
@@ -72,6 +79,13 @@ def _overall(status: FineTuneJobStatus, stall: Stall | None) -> list[Wanted]:
         ("Reconciling", "True", phase, message),
         stalled,
     ]
+
+
+def _suspended(status: FineTuneJobStatus) -> Wanted:
+    """As batch/v1 Jobs have it, for `kubectl wait`."""
+    if status.phase == "Suspended":
+        return ("Suspended", "True", "Suspended", status.message)
+    return ("Suspended", "False", status.phase, "")
 
 
 def _stages(status: FineTuneJobStatus) -> Sequence[StageName]:

@@ -13,11 +13,9 @@ from typing import Literal
 
 from finetune_api.run import ExitCode, Failure, StageResult
 
-from finetune_operator.jobs.observe import Attempt, PodFacts
+from finetune_operator.jobs.observe import KILL_SLACK, Attempt, PodFacts
 
 EndKind = Literal["Succeeded", "UserError", "Crashed", "Disrupted", "Preempted"]
-KILL_SLACK = timedelta(seconds=10)
-"""Time after a pod's deadline in which the kubelet reports that it killed it."""
 CAUSE_RANK = {"Disrupted": 0, "Crashed": 1, "Preempted": 2}
 """Which of two causes in the same second came first; the API server counts in seconds."""
 PEER_LOST = "PeerLost"
@@ -36,6 +34,8 @@ class Ending:
     at: datetime
     result: StageResult | None = None
     failure: Failure | None = None
+    pod: PodFacts | None = None
+    """The pod that was the cause, where it was one."""
 
 
 def ending(attempt: Attempt, now: datetime) -> Ending | None:
@@ -62,7 +62,7 @@ def _user_error(attempt: Attempt, now: datetime) -> Ending | None:
         if pod.exit_code == ExitCode.USER_ERROR:
             failure = pod.result.failure if pod.result and pod.result.failure else _plain(pod)
             at = _when(pod, now)
-            return Ending("UserError", at, pod.result, _complete(failure, attempt))
+            return Ending("UserError", at, pod.result, _complete(failure, attempt), pod)
     return None
 
 
@@ -114,20 +114,23 @@ def _is_echo(cause: Ending) -> bool:
 
 def _causes(attempt: Attempt, now: datetime) -> Iterator[Ending]:
     for pod in attempt.pods:
-        if pod.disruption is not None and (pod.finished or pod.deadline is not None):
+        if pod.disruption is not None and pod.disruption.own_doing and pod.phase == "Failed":
+            at, failure = pod.disruption.at or _when(pod, now), _complete(_greedy(pod), attempt)
+            yield Ending("Crashed", at, pod.result, failure, pod)
+        elif pod.disruption is not None and (pod.finished or pod.deadline is not None):
             yield _disrupted(attempt, pod, pod.disruption.at or _when(pod, now))
         elif pod.phase == "Failed" and pod.exit_code == ExitCode.PREEMPTED:
             failure = Failure(
                 reason="Preempted", message=f"pod {pod.name} was asked to stop and saved its work"
             )
             at = pod.deleted_at or _when(pod, now)
-            yield Ending("Preempted", at, pod.result, _complete(failure, attempt))
+            yield Ending("Preempted", at, pod.result, _complete(failure, attempt), pod)
         elif pod.deleted_at is not None and pod.phase != "Succeeded":
-            failure = Failure(reason="PodDeleted", message=f"pod {pod.name} was deleted")
-            yield Ending("Preempted", pod.deleted_at, pod.result, _complete(failure, attempt))
+            failure = Failure(reason="PodDeleted", message=_deleted(pod))
+            yield Ending("Preempted", pod.deleted_at, pod.result, _complete(failure, attempt), pod)
         elif pod.phase == "Failed":
-            failure = pod.result.failure if pod.result and pod.result.failure else _plain(pod)
-            yield Ending("Crashed", _when(pod, now), pod.result, _complete(failure, attempt))
+            at, failure = _when(pod, now), _complete(_told(pod), attempt)
+            yield Ending("Crashed", at, pod.result, failure, pod)
 
 
 def _vanished(attempt: Attempt, now: datetime) -> Ending | None:
@@ -149,17 +152,47 @@ def _vanished(attempt: Attempt, now: datetime) -> Ending | None:
     return Ending("Disrupted", over, None, _complete(failure, attempt))
 
 
+def ended_by_us(attempt: Attempt, at: datetime, failure: Failure, kind: EndKind) -> Ending:
+    """An attempt that the operator gives up, although its pods go on."""
+    return Ending(kind, at, None, _complete(failure, attempt))
+
+
 def _disrupted(attempt: Attempt, pod: PodFacts, at: datetime) -> Ending:
     disruption = pod.disruption
     detail = f": {disruption.message}" if disruption and disruption.message else ""
     reason = disruption.reason if disruption else "Disrupted"
     failure = Failure(reason=reason, message=f"pod {pod.name} was disrupted{detail}")
-    return Ending("Disrupted", at, pod.result, _complete(failure, attempt))
+    return Ending("Disrupted", at, pod.result, _complete(failure, attempt), pod)
 
 
 def _when(pod: PodFacts, now: datetime) -> datetime:
     """When it ended; a pod that the kubelet refused never ran, so the time of its creation."""
     return pod.finished_at or pod.created_at or now
+
+
+def _told(pod: PodFacts) -> Failure:
+    """What a failed pod says; a first process that outlived the kill of a rank knows no better."""
+    failure = pod.result.failure if pod.result else None
+    if failure is None or (failure.reason == "RankFailed" and pod.exit_reason == "OOMKilled"):
+        return _plain(pod)
+    return failure
+
+
+def _deleted(pod: PodFacts) -> str:
+    failure = pod.result.failure if pod.result else None
+    saved = f" and could not save its work: {failure.message}" if failure else ""
+    return f"pod {pod.name} was deleted{saved}"
+
+
+def _greedy(pod: PodFacts) -> Failure:
+    """The kubelet ended it for its own use; another node would not change that."""
+    assert pod.disruption is not None
+    shared = '"shm"' in pod.disruption.message
+    return Failure(
+        reason="Evicted",
+        message=f"pod {pod.name} was evicted for what it used itself: {pod.disruption.message}",
+        remedy="raise sharedMemory in the AcceleratorProfile" if shared else None,
+    )
 
 
 def _plain(pod: PodFacts) -> Failure:

@@ -31,7 +31,7 @@ def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig |
     )
 
 
-def shape(ctx: Context, config: RunConfig) -> PodShape | Stall:
+def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShape | Stall:
     """One pod on the pool of the training, with one device, or as many as inference needs."""
     pool = find_pool(ctx.view, config.plan.profile if config.plan else ctx.spec.compute.profile)
     if isinstance(pool, Stall):

@@ -41,7 +41,7 @@ def recorded_probe(observed: Observed) -> ProbeRecord | None:
     return None
 
 
-def shape(ctx: Context, config: RunConfig) -> PodShape | Stall:
+def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShape | Stall:
     """One pod without devices: merging is arithmetic on weights in host memory."""
     pool = find_pool(ctx.view, config.plan.profile if config.plan else ctx.spec.compute.profile)
     if isinstance(pool, Stall):

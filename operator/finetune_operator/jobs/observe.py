@@ -4,7 +4,8 @@ Raw manifests end here. Whatever a pod wrote is read defensively: a termination 
 not a StageResult is no result, and a time that cannot be read is no time.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, get_args
@@ -17,14 +18,19 @@ from finetune_operator.decision import (
     JOB_UID_LABEL,
     STAGE_LABEL,
     Manifest,
+    ObjectRef,
     View,
 )
 from finetune_operator.resources.configmap import RUN_FILE
 
+KILL_SLACK = timedelta(seconds=10)
+"""Time after a pod's deadline in which the kubelet reports that it killed it."""
 STAGES: tuple[StageName, ...] = get_args(StageName)
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 DISRUPTION_REASONS = frozenset({"Evicted", "NodeShutdown", "Terminated", "NodeLost", "Preempting"})
 """status.reason of pods that the kubelet or the node ended, where no condition says so."""
+_OVER_ITS_LIMIT = re.compile(r"exceed(s|ed) (the|its) .*limit", re.IGNORECASE)
+"""What the kubelet says when it evicts a pod for what the pod itself has used."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,11 @@ class Disruption:
         """Whether the pod will never report its end, because its node is gone."""
         return self.reason == "DeletionByTaintManager"
 
+    @property
+    def own_doing(self) -> bool:
+        """Whether the pod was ended for using more than its own limits, and would be again."""
+        return _OVER_ITS_LIMIT.search(self.message) is not None
+
 
 @dataclass(frozen=True)
 class PodFacts:
@@ -48,6 +59,10 @@ class PodFacts:
     name: str
     uid: str
     index: int
+    host: str
+    """Host name inside the pod, by which ranks know each other."""
+    node: str | None
+    """Node that it was scheduled to."""
     phase: str
     ip: str | None
     created_at: datetime | None
@@ -70,6 +85,10 @@ class PodFacts:
     def finished(self) -> bool:
         """Whether it reached a final phase."""
         return self.phase in ("Succeeded", "Failed")
+
+    def given_up(self, now: datetime) -> bool:
+        """Whether it should be gone for long: its node is dead, and nobody can end it."""
+        return not self.finished and self.deadline is not None and now >= self.deadline + KILL_SLACK
 
 
 @dataclass(frozen=True)
@@ -98,6 +117,24 @@ class Attempt:
     def leader(self) -> PodFacts | None:
         """The pod with index 0."""
         return next((pod for pod in self.pods if pod.index == 0), None)
+
+    @property
+    def live(self) -> bool:
+        """Whether its Job has pods that run, or would make some.
+
+        One failed pod is enough for the Job controller to end the others (backoffLimit is 0), and
+        the Job then stays for its logs.
+        """
+        if self.job is None or self.job_end() is not None:
+            return False
+        if any(pod.phase == "Failed" for pod in self.pods):
+            return False
+        return len(self.pods) < self.nodes or any(not pod.finished for pod in self.pods)
+
+    def began(self) -> datetime | None:
+        """When its first child was created, of those that are still there."""
+        times = [self.job_created(), *(pod.created_at for pod in self.pods)]
+        return min((at for at in times if at is not None), default=None)
 
     def job_created(self) -> datetime | None:
         """When the Job was created."""
@@ -129,6 +166,11 @@ class Observed:
                 return attempt
         return Attempt(stage, number, None, (), None)
 
+    def every(self) -> Iterator[Attempt]:
+        """All attempts of all stages."""
+        for attempts in self.attempts.values():
+            yield from attempts
+
     def config(self, stage: StageName) -> RunConfig | None:
         """What the newest attempt whose run.json is still there was given."""
         configs = [a.config for a in self.attempts.get(stage, ()) if a.config is not None]
@@ -153,6 +195,12 @@ def observe(job: Manifest, view: View) -> Observed:
         )
         attempts.setdefault(stage, []).append(attempt)
     return Observed({stage: tuple(found) for stage, found in attempts.items()})
+
+
+def reference(job: Manifest) -> ObjectRef:
+    """The Job itself, and no later one of its name."""
+    meta = job["metadata"]
+    return ObjectRef("batch/v1", "Job", meta["namespace"], meta["name"], meta["uid"])
 
 
 def parse_time(text: object) -> datetime | None:
@@ -203,6 +251,7 @@ def _newest_per_index(manifests: Sequence[Manifest]) -> tuple[PodFacts, ...]:
 
 def _pod(manifest: Manifest) -> PodFacts:
     meta, status = manifest["metadata"], manifest.get("status") or {}
+    spec = manifest.get("spec") or {}
     state = _container_state(status)
     terminated, waiting = state.get("terminated") or {}, state.get("waiting") or {}
     deadline = parse_time(meta.get("deletionTimestamp"))
@@ -212,6 +261,8 @@ def _pod(manifest: Manifest) -> PodFacts:
         name=meta["name"],
         uid=meta["uid"],
         index=_index(meta),
+        host=spec.get("hostname") or meta["name"],
+        node=spec.get("nodeName"),
         phase=status.get("phase") or "Pending",
         ip=status.get("podIP"),
         created_at=parse_time(meta.get("creationTimestamp")),

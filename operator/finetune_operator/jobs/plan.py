@@ -2,7 +2,7 @@
 
 Level-triggered: everything follows from the children and the status, nothing from what happened
 before. Facts that a later stage needs go into the status with the same write that moves on.
-A job that has ended is never touched again, whatever happens to its children.
+A job that has ended never runs again, whatever happens to its children.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,13 +17,17 @@ from pydantic import ValidationError
 from finetune_operator.decision import Decision, EventRecord, Manifest, Settings, View
 from finetune_operator.jobs.attempts import run_stage
 from finetune_operator.jobs.conditions import is_terminal, job_conditions, time_text
+from finetune_operator.jobs.deadline import enforce_deadline
 from finetune_operator.jobs.evaluate import EVALUATE, comparison
+from finetune_operator.jobs.exclusion import excluded
 from finetune_operator.jobs.export import EXPORT
+from finetune_operator.jobs.finished import finished_job
 from finetune_operator.jobs.observe import observe
 from finetune_operator.jobs.prepare import PREPARE
 from finetune_operator.jobs.serve import run_serve
 from finetune_operator.jobs.stage import Context, Draft
 from finetune_operator.jobs.stall import Stall
+from finetune_operator.jobs.suspend import SUSPENDED, pause_serve, pause_stage, resume
 from finetune_operator.jobs.train import TRAIN
 from finetune_operator.progress import trained
 
@@ -33,8 +37,10 @@ EVENT_LIMIT = 1000
 
 def reconcile_job(job: Manifest, view: View, settings: Settings, now: datetime) -> Decision:
     """What a job needs now; `now` must be timezone-aware, in UTC."""
-    if is_terminal(job) or job["metadata"].get("deletionTimestamp"):
+    if job["metadata"].get("deletionTimestamp"):
         return Decision()
+    if is_terminal(job):
+        return finished_job(job, view, now)
     before = _read_status(job)
     try:
         spec = FineTuneJobSpec.model_validate(job.get("spec") or {})
@@ -43,7 +49,13 @@ def reconcile_job(job: Manifest, view: View, settings: Settings, now: datetime) 
         return _decide(job, before, draft, now)
     draft = Draft(before)
     draft.update(stages=_stages(before, spec))
-    _advance(Context(job, spec, observe(job, view), view, settings, now), draft)
+    ctx = Context(job, spec, observe(job, view), view, settings, now)
+    if spec.suspend:
+        _pause(ctx, draft)
+    else:
+        resume(draft, now)
+        _advance(ctx, draft)
+    enforce_deadline(ctx, draft)
     return _decide(job, before, draft, now)
 
 
@@ -64,6 +76,15 @@ def _advance(ctx: Context, draft: Draft) -> None:
         if not run_stage(ctx, draft, stage):
             return
     if ctx.spec.serve is None or run_serve(ctx, draft):
+        _finish(draft, ctx.now)
+
+
+def _pause(ctx: Context, draft: Draft) -> None:
+    """Walk the stages; the first one that has not ended well is brought to rest."""
+    for stage in POD_STAGES:
+        if not pause_stage(ctx, draft, stage):
+            return
+    if ctx.spec.serve is None or pause_serve(ctx, draft):
         _finish(draft, ctx.now)
 
 
@@ -110,13 +131,14 @@ def _invalid(error: ValidationError) -> Stall:
 def _decide(job: Manifest, before: FineTuneJobStatus, draft: Draft, now: datetime) -> Decision:
     """Round the draft off: message, conditions, events, one status."""
     generation = int(job["metadata"].get("generation") or 0)
-    ended = draft.status.phase in ("Succeeded", "Failed")
-    if ended:
-        draft.update(finished_at=time_text(now))
+    if draft.ended:
+        draft.update(finished_at=time_text(now), suspended_at=None)
+        for stage in draft.status.stages:
+            draft.update_stage(stage.name, retry_at=None)
         draft.stall, draft.requeue, draft.asks = None, None, []
     elif draft.stall is not None:
         draft.update(message=draft.stall.message[:4096])
-    _settle_progress(draft, ended)
+    _settle_progress(draft, draft.ended)
     conditions = job_conditions(draft.status, draft.stall, generation, now)
     draft.update(conditions=conditions, observed_generation=generation)
     return Decision(
@@ -149,7 +171,10 @@ def _events(before: FineTuneJobStatus, draft: Draft) -> Iterator[EventRecord]:
     if after.plan is not None and before.plan is None:
         yield EventRecord("Normal", "Planned", after.plan.reason[:EVENT_LIMIT])
     failure = after.failure
-    if failure is not None and failure != before.failure and after.phase != "Failed":
+    if before.suspended_at and not after.suspended_at and not draft.ended:
+        yield EventRecord("Normal", "Resumed", after.message[:EVENT_LIMIT])
+    new = failure is not None and failure != before.failure and failure.reason != SUSPENDED
+    if failure is not None and new and after.phase != "Failed":
         text = f"{failure.stage} attempt {failure.attempt} ended: {failure.message}"
         yield EventRecord("Warning", failure.reason, text[:EVENT_LIMIT])
     if after.phase != before.phase or not before.conditions:
@@ -158,8 +183,17 @@ def _events(before: FineTuneJobStatus, draft: Draft) -> Iterator[EventRecord]:
             yield EventRecord("Warning", failure.reason, message)
         else:
             yield EventRecord("Normal", after.phase, message)
+    yield from _node_events(before, after)
     old = next((c for c in before.conditions if c.type == "Stalled"), None)
     if draft.stall is not None and not (
         old and old.status == "True" and old.reason == draft.stall.reason
     ):
         yield EventRecord("Warning", draft.stall.reason, draft.stall.message[:EVENT_LIMIT])
+
+
+def _node_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[EventRecord]:
+    known = excluded(before.nodes)
+    for node in after.nodes:
+        if node.excluded and node.name not in known:
+            text = f"{node.failures} attempts ended because of node {node.name}; the next ones "
+            yield EventRecord("Warning", "NodeExcluded", text + "run elsewhere")

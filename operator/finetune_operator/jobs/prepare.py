@@ -41,7 +41,7 @@ def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig |
     return ctx.run_config("prepare", attempt)
 
 
-def shape(ctx: Context, config: RunConfig) -> PodShape | Stall:
+def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShape | Stall:
     """One pod without devices that alone may write the model cache and see Secrets.
 
     The profile is looked up here already, so that a job that cannot train says so at once.
@@ -127,7 +127,7 @@ def secrets(spec: FineTuneJobSpec) -> list[SecretEnv]:
 
 
 def accept(ctx: Context, status: FineTuneJobStatus, result: StageResult) -> Accepted | None:
-    """Facts about model and data."""
+    """Facts about model, data and workspace."""
     if result.model is None or result.data is None:
         return None
     data, model = result.data, result.model
@@ -135,7 +135,12 @@ def accept(ctx: Context, status: FineTuneJobStatus, result: StageResult) -> Acce
         f"{data.train_examples} rows to learn from in {data.train_sequences} sequences, "
         f"{data.eval_examples} held out; model of {model.parameters / 1e9:.2f} B parameters"
     )
-    facts = {"model": model, "data": data, "reward": result.reward}
+    facts = {
+        "model": model,
+        "data": data,
+        "reward": result.reward,
+        "workspace": result.workspace,
+    }
     return Accepted(status.model_copy(update=facts), message)
 
 

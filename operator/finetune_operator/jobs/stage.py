@@ -69,7 +69,7 @@ class PodStage:
     """Phase of the job while this attempt runs; None before there is one."""
     config: Callable[[Context, FineTuneJobStatus, int], RunConfig | Stall | Failure]
     """What an attempt is given."""
-    shape: Callable[[Context, RunConfig], PodShape | Stall]
+    shape: Callable[[Context, FineTuneJobStatus, RunConfig], PodShape | Stall]
     """How large its pods are and what they see."""
     accept: Callable[[Context, FineTuneJobStatus, StageResult], Accepted | None]
     """What a result means; None where it lacks what the stage is for."""
@@ -86,6 +86,11 @@ class Draft:
     delete: list[ObjectRef] = field(default_factory=list)
     asks: list[HttpAsk] = field(default_factory=list)
     requeue: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job is over by this decision."""
+        return self.status.phase in ("Succeeded", "Failed")
 
     def update(self, **changes: Any) -> None:
         """Change fields of the status."""

@@ -4,12 +4,14 @@ from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase
 from finetune_api.run import Failure, Paths, RunConfig, StageResult, TrainPlan
 
+from finetune_operator.jobs.grace import grace_seconds
 from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.prepare import reward_mount
 from finetune_operator.jobs.profile import find_pool
 from finetune_operator.jobs.stage import Accepted, Context, PodStage
 from finetune_operator.jobs.stall import Stall
 from finetune_operator.names import child_name, job_path, master_host, model_path
+from finetune_operator.planner.disk import checkpoint_bytes, room_for_training
 from finetune_operator.planner.quantity import whole
 from finetune_operator.planner.serving import serving_devices
 from finetune_operator.planner.training import plan_training
@@ -46,13 +48,16 @@ def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig |
 
 
 def _plan(ctx: Context, status: FineTuneJobStatus) -> TrainPlan | Stall | Failure:
-    """A model that could be trained but not be served is refused now, not after the training."""
+    """What could be trained but not be kept or served is refused now, not after the training."""
     assert status.model is not None
     assert status.data is not None
     pool = find_pool(ctx.view, ctx.spec.compute.profile)
     if isinstance(pool, Stall):
         return pool
+    full = room_for_training(ctx.spec, status.model, status.workspace, ctx.settings.workspace_claim)
     plan = plan_training(ctx.spec, status.model, status.data, pool.name, pool.spec, status.reward)
+    if isinstance(plan, TrainPlan) and full is not None:
+        return full
     if isinstance(plan, TrainPlan) and ctx.spec.serve is not None:
         target = find_pool(ctx.view, ctx.spec.serve.profile) if ctx.spec.serve.profile else pool
         if not isinstance(target, Stall):
@@ -62,7 +67,7 @@ def _plan(ctx: Context, status: FineTuneJobStatus) -> TrainPlan | Stall | Failur
     return plan
 
 
-def shape(ctx: Context, config: RunConfig) -> PodShape | Stall:
+def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShape | Stall:
     """One pod per node with the devices of the plan."""
     if config.plan is None:
         return Stall("PlanMissing", "run.json of this attempt has no plan")
@@ -82,6 +87,7 @@ def shape(ctx: Context, config: RunConfig) -> PodShape | Stall:
         rendezvous=True,
         profile=pool.spec,
         env=_threads(pool.spec),
+        grace_seconds=_grace(ctx, status, config),
         secret_keys=tracker_keys(ctx.spec),
     )
 
@@ -97,6 +103,11 @@ def tracker_keys(spec: FineTuneJobSpec) -> list[SecretKey]:
     if tracking.mlflow and tracking.mlflow.tracking_uri:
         keys += [SecretKey(secret, key, required=False) for key in MLFLOW_KEYS]
     return keys
+
+
+def _grace(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> int:
+    size = checkpoint_bytes(ctx.spec, config.model) if config.model else None
+    return grace_seconds(status.checkpoint, size, status.workspace)
 
 
 def _threads(profile: AcceleratorProfileSpec) -> dict[str, str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
-from finetune_api.run import RUN_CONFIG_PATH, TELEMETRY_PORT, TERMINATION_PATH, Paths, StageName
+from finetune_api.run import RUN_CONFIG_PATH, TELEMETRY_PORT, TERMINATION_PATH, Paths
 
 from finetune_operator.decision import Manifest, Settings
 from finetune_operator.resources.common import container_security_context, pod_security_context
@@ -19,13 +19,8 @@ from finetune_operator.resources.configmap import RUN_FILE
 from finetune_operator.resources.identity import AttemptIdentity
 
 WORKSPACE_VOLUME = "workspace"
-GRACE_SECONDS: Mapping[StageName, int] = {
-    "prepare": 30,
-    "train": 120,
-    "evaluate": 30,
-    "export": 30,
-}
-"""Time between SIGTERM and SIGKILL; train saves a checkpoint in it."""
+GRACE_SECONDS = 30
+"""Time between SIGTERM and SIGKILL where nothing has to be saved."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +67,10 @@ class PodShape:
     secret_keys: Sequence[SecretKey] = ()
     claims: Sequence[str] = ()
     """Claims of the user, mounted read-only."""
+    grace_seconds: int = GRACE_SECONDS
+    """Time between SIGTERM and SIGKILL."""
+    avoid: Sequence[str] = ()
+    """Nodes, by name, that the pods must not be scheduled to."""
 
 
 def stage_pod_spec(identity: AttemptIdentity, shape: PodShape, settings: Settings) -> Manifest:
@@ -80,7 +79,7 @@ def stage_pod_spec(identity: AttemptIdentity, shape: PodShape, settings: Setting
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": GRACE_SECONDS[identity.stage],
+        "terminationGracePeriodSeconds": shape.grace_seconds,
         "securityContext": pod_security_context(),
         "containers": [_container(identity, shape, settings)],
         "volumes": _volumes(identity, shape, settings),
@@ -95,6 +94,8 @@ def stage_pod_spec(identity: AttemptIdentity, shape: PodShape, settings: Setting
         spec["topologySpreadConstraints"] = [_one_pod_per_node(identity, shape.nodes)]
     if shape.profile is not None:
         spec.update(_scheduling(shape.profile))
+    if shape.avoid:
+        spec["affinity"] = {"nodeAffinity": _elsewhere(shape.avoid)}
     return spec
 
 
@@ -186,6 +187,14 @@ def _one_pod_per_node(identity: AttemptIdentity, nodes: int) -> Manifest:
         "whenUnsatisfiable": "DoNotSchedule",
         "labelSelector": {"matchLabels": identity.selector},
     }
+
+
+def _elsewhere(nodes: Sequence[str]) -> Manifest:
+    """By the names of the nodes themselves: the label kubernetes.io/hostname may differ from them,
+    and a field can be compared with one value at a time."""
+    fields = [{"key": "metadata.name", "operator": "NotIn", "values": [name]} for name in nodes]
+    terms = {"nodeSelectorTerms": [{"matchFields": fields}]}
+    return {"requiredDuringSchedulingIgnoredDuringExecution": terms}
 
 
 def _scheduling(profile: AcceleratorProfileSpec) -> Manifest:

@@ -281,6 +281,7 @@ def test_job_deleted_by_hand_is_replaced_and_not_counted() -> None:
         world.remove_pod(pod)
     del world.objects["Job", NAMESPACE, "glossary-train-1"]
     world.settle()
+    recover(world, 1)
     assert world.stage("train")["attempt"] == 2
     assert world.status["restarts"] == 0
     assert world.status["failure"]["reason"] == "JobDeleted"

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from finetune_operator.decision import Decision
@@ -188,9 +189,8 @@ def _spec_edited(world: World) -> None:
 
 @pytest.mark.parametrize("happens", [_children_gone, _profile_gone, _spec_edited])
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
-def test_a_finished_job_is_never_touched_again(
-    phase: str, happens: Callable[[World], None]
-) -> None:
+def test_a_finished_job_never_runs_again(phase: str, happens: Callable[[World], None]) -> None:
+    """An edit that came through all the same is seen and changes nothing."""
     world = World(job_manifest(serve=None))
     if phase == "Succeeded":
         world.run_until("end")
@@ -199,10 +199,17 @@ def test_a_finished_job_is_never_touched_again(
         (pod,) = world.add_pods("glossary-prepare-1")
         world.end_pod(pod, 64, failed("prepare", "BrokenRow"))
         world.settle()
-    assert world.status["phase"] == phase
+    before = world.status
+    assert before["phase"] == phase
     happens(world)
     world.tick(1000)
-    assert world.reconcile() == Decision()
+    seen = world.reconcile().status
+    assert replace(world.decision, status=None) == Decision()
+    if happens is not _spec_edited:
+        assert seen is None
+        return
+    conditions = [{**each, "observedGeneration": 2} for each in before["conditions"]]
+    assert world.status == {**before, "observedGeneration": 2, "conditions": conditions}
 
 
 def test_a_job_that_is_being_deleted_gets_no_children() -> None:

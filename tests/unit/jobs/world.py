@@ -121,6 +121,8 @@ class World:
         self.answers: dict[str, HttpAnswer] = {}
         self.events: list[EventRecord] = []
         self.decision = Decision()
+        self.grace = 0
+        """Seconds that running pods of a deleted Job take to end at most."""
         self._numbers = itertools.count(1)
         self.put(job or job_manifest())
         self.add_profile("cpu", CPU_PROFILE)
@@ -189,16 +191,16 @@ class World:
         before = copy.deepcopy(self.objects)
         self.decision = reconcile_job(self.job, self, SETTINGS, self.now)
         assert self.objects == before, "a plan must not change what it sees"
+        if self.decision.status is not None:
+            json.dumps(self.decision.status, allow_nan=False)
+            changed = {**self.job, "status": dict(self.decision.status)}
+            self.put(changed)
         for manifest in self.decision.create:
             self._create(manifest)
         for manifest in self.decision.apply:
             self._apply(manifest)
         for ref in self.decision.delete:
             self.delete(ref)
-        if self.decision.status is not None:
-            json.dumps(self.decision.status, allow_nan=False)
-            changed = {**self.job, "status": dict(self.decision.status)}
-            self.put(changed)
         self.events.extend(self.decision.events)
         return self.decision
 
@@ -230,11 +232,15 @@ class World:
         self.objects[key] = {**old, "metadata": {**old["metadata"], **meta}, "spec": spec}
 
     def delete(self, ref: ObjectRef) -> None:
-        """Background deletion: the Job goes at once, its pods follow without grace."""
+        """Background deletion: the Job goes at once, its pods follow, after `grace` if that is set
+        and they run."""
         found = self.objects.pop((ref.kind, ref.namespace, ref.name))
         assert ref.uid in (None, found["metadata"]["uid"])
         for pod in self.pods(ref.name):
-            self.remove_pod(pod)
+            if self.grace and pod["status"]["phase"] == "Running":
+                self.mark_deleted(pod, self.grace)
+            else:
+                self.remove_pod(pod)
 
     # What Kubernetes does
 
@@ -248,7 +254,8 @@ class World:
         return [p for p in self.list("Pod", NAMESPACE) if p["metadata"]["job"] == job_name]
 
     def add_pods(self, job_name: str, phase: str = "Running") -> Sequence[Manifest]:
-        """The pods of a Job, as the Job controller and the kubelet leave them."""
+        """The pods of a Job, as Job controller, scheduler and kubelet leave them: on a node each,
+        node1 and so on."""
         job = self.objects["Job", NAMESPACE, job_name]
         for index in range(job["spec"]["completions"]):
             labels = dict(job["spec"]["template"]["metadata"]["labels"])
@@ -267,6 +274,7 @@ class World:
                         "job": job_name,
                         "creationTimestamp": self._time(),
                     },
+                    "spec": {"hostname": f"{job_name}-{index}", "nodeName": f"node{index + 1}"},
                     "status": {"phase": phase},
                 }
             )
