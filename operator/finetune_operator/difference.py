@@ -16,16 +16,22 @@ from finetune_operator.decision import HASH_ANNOTATION, Manifest
 APPLIED_ANNOTATION = "finetune.dev/applied-hash"
 
 
+def same_owner(manifest: Manifest, found: Manifest) -> bool:
+    """Whether `found` belongs to the object for which `manifest` was made, and stays."""
+    wanted = set(owner_uids(manifest))
+    stays = not found["metadata"].get("deletionTimestamp")
+    return stays and bool(wanted) and wanted <= set(owner_uids(found))
+
+
 def same_child(manifest: Manifest, found: Manifest) -> bool:
     """Whether `found` is what creating `manifest` would have made: our owner, the same hash."""
-    metadata = found["metadata"]
-    if metadata.get("deletionTimestamp"):
+    if owner_uids(manifest) and not same_owner(manifest, found):
         return False
     hashes = [
         (each["metadata"].get("annotations") or {}).get(HASH_ANNOTATION)
         for each in (manifest, found)
     ]
-    return hashes[0] == hashes[1] and set(owner_uids(manifest)) <= set(owner_uids(found))
+    return hashes[0] == hashes[1] and not found["metadata"].get("deletionTimestamp")
 
 
 def stamped(manifest: Manifest) -> Manifest:

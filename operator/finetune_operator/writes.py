@@ -29,7 +29,13 @@ from finetune_operator.decision import (
     Manifest,
     ObjectRef,
 )
-from finetune_operator.difference import merge_patch, same_child, stamped, within
+from finetune_operator.difference import (
+    merge_patch,
+    same_child,
+    same_owner,
+    stamped,
+    within,
+)
 from finetune_operator.intake import Intake
 from finetune_operator.metrics import Metrics
 
@@ -130,7 +136,7 @@ class Writes:
         try:
             made = await self.send("create", kind, self._cluster.create(manifest))
         except AlreadyExists:
-            made = await self._taken(manifest)
+            made = await self._taken(key, manifest)
         else:
             labels = metadata.get("labels") or {}
             if kind == "Job" and STAGE_LABEL in labels:
@@ -139,20 +145,23 @@ class Writes:
         self._intake.wrote(made, key)
         return True
 
-    async def _taken(self, manifest: Manifest) -> Manifest:
-        metadata = manifest["metadata"]
-        what = f"{manifest['kind']} {metadata.get('namespace', '')}/{metadata['name']}"
+    async def _taken(self, key: Key, manifest: Manifest) -> Manifest:
+        """The object that has the name, if it is the one we wanted to create."""
+        kind, metadata = manifest["kind"], manifest["metadata"]
+        namespace, name = metadata.get("namespace", ""), metadata["name"]
+        what = f"{kind} {namespace}/{name}"
         try:
-            found = await self._cluster.get(
-                manifest["kind"], metadata.get("namespace", ""), metadata["name"]
-            )
+            found = await self._cluster.get(kind, namespace, name)
         except NotFound as error:
             raise Conflict(f"{what} was there a moment ago") from error
-        if not same_child(manifest, found):
-            raise NameTaken(
-                f"{what} exists already and is not what this object needs; delete or rename it"
-            )
-        return found
+        if same_child(manifest, found):
+            return found
+        if same_owner(manifest, found) and self._intake.wrote(found, key):
+            # Made by us in another version, or with other settings, and news to the plan.
+            raise Conflict(f"{what} was made meanwhile, and not like this")
+        raise NameTaken(
+            f"{what} exists already and is not what this object needs; delete or rename it"
+        )
 
     async def _apply(self, key: Key, manifest: Manifest) -> bool:
         applied = await self.send("apply", manifest["kind"], self._cluster.apply(manifest))

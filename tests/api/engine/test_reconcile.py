@@ -94,14 +94,37 @@ async def test_a_name_that_is_taken_stops_the_plan_and_is_told(
     assert len(api.list("Event", namespace)) == 2, "no event is told twice"
 
 
+async def test_a_child_that_another_version_of_us_made_meanwhile_is_news_and_not_in_the_way(
+    bench: Bench, api: Api, namespace: str
+) -> None:
+    job = api.create(toy.finetune_job(namespace, "a"))
+    await bench.list()
+    api.create(toy.config_map(job, digest="another"))
+    before = uids(api, namespace)
+
+    assert await bench.reconcile(toy.plan, "a") == "conflict"
+    assert await bench.reconcile(toy.plan, "a") in ("success", "requeue_after")
+
+    after = uids(api, namespace)
+    assert sorted(after) == ["ConfigMap a-prepare-1", "Job a-prepare-1"]
+    assert before.items() <= after.items()
+    assert {e["reason"] for e in api.list("Event", namespace)} == {"Preparing"}
+
+
 async def test_a_child_of_ours_with_another_hash_is_not_taken_for_the_one_wanted(
     bench: Bench, api: Api, namespace: str
 ) -> None:
     job = api.create(toy.finetune_job(namespace, "a"))
-    api.create(toy.config_map(job, digest="another"))
-    await bench.list("FineTuneJob")
-    assert await bench.reconcile(toy.plan, "a") == "error"
+    child = api.create(toy.config_map(job, digest="another"))
+    await bench.list()
+
+    def insists(_key: Key, _view: View, _now: datetime) -> Decision:
+        return Decision(create=(toy.config_map(job),), status=toy.status("Preparing"))
+
+    assert await bench.reconcile(insists, "a") == "error"
     assert "NameTaken" in {e["reason"] for e in api.list("Event", namespace)}
+    kept = api.get("ConfigMap", namespace, "a-prepare-1")["metadata"]
+    assert kept["resourceVersion"] == child["metadata"]["resourceVersion"]
 
 
 async def test_a_status_planned_from_an_old_object_is_refused(
