@@ -74,6 +74,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "https:// or pvc:// and hold no spaces",
     ),
     "an address with a space": ({"model__uri": "hf://org/my model"}, "hold no spaces"),
+    "a claim that cannot be": ({"model__uri": "pvc://claim-/folder"}, "the name of a claim"),
+    "an address with a control character": ({"model__uri": "hf://org/a\x07"}, "hold no spaces"),
     "a wrong gate": (
         {"evaluation__gate": [{"metric": "loss", "minImprovement": "2"}]},
         "must be a percentage such as 2% or -0.5%",
@@ -149,7 +151,8 @@ def test_the_longest_name_is_admitted(api: Api, namespace: str) -> None:
     assert api.create(job(namespace, "a" * 40))["metadata"]["uid"]
 
 
-BEGUN = {"status": {"phase": "Training", "observedGeneration": 1}}
+STARTED = {"startedAt": "2026-01-05T12:00:00Z", "observedGeneration": 1}
+BEGUN = {"status": {"phase": "Training", **STARTED}}
 EDITS: dict[str, Any] = {
     "model": {"uri": "hf://org/other"},
     "dataset": {"holdout": "5%"},
@@ -158,6 +161,20 @@ EDITS: dict[str, Any] = {
     "compute": {"nodes": 2},
     "evaluation": {"generations": 8},
 }
+WHILE_IT_RUNS: dict[str, Any] = {
+    "serve": {"endpoint": "other"},
+    "maxRestarts": 9,
+    "suspend": True,
+    "activeDeadlineSeconds": 60,
+}
+AT_ANY_TIME = {"ttlSecondsAfterFinished": 60}
+
+
+def refusal_of(api: Api, namespace: str, spec: dict[str, Any]) -> str:
+    """What the API server says to this change of the job's spec."""
+    with pytest.raises(ApiError) as refusal:
+        api.patch("FineTuneJob", namespace, "wish", {"spec": spec})
+    return refusal.value.message
 
 
 @pytest.mark.parametrize("field", EDITS)
@@ -165,17 +182,16 @@ def test_a_job_that_has_begun_keeps_its(api: Api, namespace: str, field: str) ->
     api.create(job(namespace))
     api.patch("FineTuneJob", namespace, "wish", BEGUN, "status")
 
-    with pytest.raises(ApiError) as refusal:
-        api.patch("FineTuneJob", namespace, "wish", {"spec": {field: EDITS[field]}})
+    says = refusal_of(api, namespace, {field: EDITS[field]})
 
-    says = refusal.value.message
     assert f"spec.{field}: Invalid value: {field} cannot change once the job has begun" in says
-    assert "(only maxRestarts and serve can)" in says
+    mutable = "activeDeadlineSeconds, maxRestarts, serve, suspend, ttlSecondsAfterFinished"
+    assert f"(only {mutable} can)" in says
     assert "create a new FineTuneJob" in says
     assert not [other for other in EDITS if other != field and f"spec.{other}: " in says]
 
 
-@pytest.mark.parametrize("phase", [None, "Pending"])
+@pytest.mark.parametrize("phase", [None, "Pending", "Suspended"])
 @pytest.mark.parametrize("field", EDITS)
 def test_a_job_that_has_not_begun_may_change_its(
     api: Api, namespace: str, field: str, phase: str | None
@@ -190,19 +206,61 @@ def test_a_job_that_has_not_begun_may_change_its(
     assert changed["metadata"]["generation"] == 2
 
 
-@pytest.mark.parametrize("phase", ["Preparing", "Training", "Succeeded"])
-def test_where_it_is_served_and_how_often_it_is_tried_may_change_at_any_time(
+@pytest.mark.parametrize("phase", ["Preparing", "Training", "Suspended", "Deploying"])
+def test_what_is_acted_on_may_change_while_the_job_runs(
     api: Api, namespace: str, phase: str
 ) -> None:
     api.create(job(namespace))
-    api.patch("FineTuneJob", namespace, "wish", {"status": {"phase": phase}}, "status")
-    edit = {"spec": {"serve": {"endpoint": "other"}, "maxRestarts": 9}}
-    changed = api.patch("FineTuneJob", namespace, "wish", edit)["spec"]
-    assert changed["serve"] == {"endpoint": "other"}
-    assert changed["maxRestarts"] == 9
+    stages = [{"name": "serve", "state": "Pending", "attempt": 0}]
+    status = {"status": {"phase": phase, "stages": stages, **STARTED}}
+    api.patch("FineTuneJob", namespace, "wish", status, "status")
 
-    changed = api.patch("FineTuneJob", namespace, "wish", {"spec": {"serve": None}})["spec"]
+    wanted = {**WHILE_IT_RUNS, **AT_ANY_TIME}
+    changed = api.patch("FineTuneJob", namespace, "wish", {"spec": wanted})["spec"]
+    assert {name: changed[name] for name in wanted} == wanted
+
+    gone = {"serve": None, "activeDeadlineSeconds": None, "suspend": None}
+    changed = api.patch("FineTuneJob", namespace, "wish", {"spec": gone})["spec"]
     assert "serve" not in changed
+    assert changed["suspend"] is False
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+def test_a_job_that_has_ended_may_change_its_time_to_live_and_nothing_else(
+    api: Api, namespace: str, phase: str, begun: bool
+) -> None:
+    """Also one that was refused before anything was started."""
+    api.create(job(namespace))
+    status = {"status": {"phase": phase, **(STARTED if begun else {})}}
+    api.patch("FineTuneJob", namespace, "wish", status, "status")
+
+    for field, value in WHILE_IT_RUNS.items():
+        says = refusal_of(api, namespace, {field: value})
+        assert f"{field} cannot change once the job has ended (only ttlSeconds" in says
+        assert "create a new FineTuneJob" in says
+    assert "cannot change once the job has begun" in refusal_of(api, namespace, EDITS)
+
+    for seconds in (60, None):
+        edit = {"spec": {"ttlSecondsAfterFinished": seconds}}
+        changed = api.patch("FineTuneJob", namespace, "wish", edit)["spec"]
+        assert changed.get("ttlSecondsAfterFinished") == seconds
+
+
+@pytest.mark.parametrize("phase", ["Deploying", "Suspended"])
+@pytest.mark.parametrize("serve", [None, {"endpoint": "other"}, {"profile": "l4"}])
+def test_the_endpoint_that_was_given_the_model_cannot_be_changed_for_another(
+    api: Api, namespace: str, phase: str, serve: dict[str, str] | None
+) -> None:
+    api.create(job(namespace, serve__endpoint="bot"))
+    stages = [{"name": "serve", "state": "Running", "attempt": 1}]
+    status = {"status": {"phase": phase, "stages": stages, **STARTED}}
+    api.patch("FineTuneJob", namespace, "wish", status, "status")
+
+    says = refusal_of(api, namespace, {"serve": serve})
+
+    assert "serve cannot change once its endpoint was given the model" in says
+    assert "edit the ModelEndpoint" in says
 
 
 def test_labels_and_status_of_a_job_that_has_begun_may_change(api: Api, namespace: str) -> None:
@@ -219,6 +277,8 @@ def test_labels_and_status_of_a_job_that_has_begun_may_change(api: Api, namespac
     [
         ({"operator": "Exists", "key": "gpu", "value": "x"}, "value is only for operator Equal"),
         ({"value": "x"}, "operator Equal needs a key"),
+        ({"key": ""}, "must be the key of a label"),
+        ({"key": "gpu", "value": "a b"}, "must be the value of a label"),
     ],
 )
 def test_a_toleration_that_pods_could_not_have_is_refused(
@@ -232,6 +292,10 @@ def test_a_toleration_that_pods_could_not_have_is_refused(
     ("changes", "says"),
     [
         ({"memoryPerDevice": "80 GB"}, "must be a quantity such as 80Gi, 500m or 4"),
+        ({"nodeSelector": {"pool of": "h100"}}, "a key must be the key of a label"),
+        ({"nodeSelector": {"pool": "h100 "}}, "must be the value of a label"),
+        ({"resourceName": "gpu"}, "must be the name of an extended resource"),
+        ({"serving": {"image": " vllm:1"}}, "spec.serving.image"),
         ({"env": [{"name": "LD_PRELOAD", "value": "x"}]}, "must begin with NCCL_, GLOO_"),
         ({"env": [{"name": "NCCL_A", "value": v} for v in "xy"]}, "Duplicate value"),
     ],

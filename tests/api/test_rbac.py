@@ -30,7 +30,7 @@ VERBS = (
 )
 READ = {"get", "list", "watch"}
 IN_NAMESPACES: dict[tuple[str, str], set[str]] = {
-    ("finetune.dev", "finetunejobs"): READ,
+    ("finetune.dev", "finetunejobs"): READ | {"delete"},
     ("finetune.dev", "finetunejobs/status"): {"patch"},
     ("finetune.dev", "finetunejobs/finalizers"): {"update"},
     ("finetune.dev", "modelendpoints"): READ | {"create", "patch"},
@@ -188,10 +188,12 @@ def test_it_makes_and_removes_the_children_of_a_job_and_writes_its_status(
     event = operator.create(child("Event", "v1", namespace, involvedObject=about))
     operator.patch("Event", namespace, event["metadata"]["name"], {"count": 2})
     operator.delete("Job", namespace, batch["metadata"]["name"])
+    assert operator.list("Job", namespace) == []
 
     (seen,) = operator.list("FineTuneJob", namespace)
     assert seen["status"]["phase"] == "Preparing"
-    assert operator.list("Job", namespace) == []
+    operator.delete("FineTuneJob", namespace, name)
+    assert operator.list("FineTuneJob", namespace) == []
     for kind in ("FineTuneJob", "ModelEndpoint", "AcceleratorProfile", "Pod", "ConfigMap"):
         assert operator.list(kind) is not None
 
@@ -229,7 +231,6 @@ def test_it_cannot_read_secrets_run_pods_or_change_what_the_user_wrote(
     refused(operator, "GET", f"{core}/pods/any/log")
     refused(operator, "POST", f"{core}/pods/any/exec")
     refused(operator, "PATCH", f"{ours}/finetunejobs/wish", {"spec": {"maxRestarts": 9}})
-    refused(operator, "DELETE", f"{ours}/finetunejobs/wish")
     refused(operator, "DELETE", f"{ours}/modelendpoints/bot")
     refused(operator, "DELETE", f"{core}/persistentvolumeclaims/finetune-workspace")
     refused(operator, "POST", f"{core}/serviceaccounts/default/token", {"spec": {}})

@@ -1,8 +1,9 @@
 {{- /* What the operator does in a namespace with jobs. No Secret, no wildcard, no exec, no log. */ -}}
 {{- define "finetune.rules" -}}
+# delete: for ttlSecondsAfterFinished.
 - apiGroups: [finetune.dev]
   resources: [finetunejobs]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, delete]
 - apiGroups: [finetune.dev]
   resources: [modelendpoints]
   verbs: [get, list, watch, create, patch]
