@@ -15,6 +15,7 @@ from finetune_trainer import flops
 from finetune_trainer.activations import recompute
 from finetune_trainer.data.store import Row
 from finetune_trainer.methods import load_model, prepare_method, quantization_config
+from finetune_trainer.methods.experts import expert_weights
 from finetune_trainer.neftune import EmbeddingNoise
 from finetune_trainer.objectives import batches
 from finetune_trainer.strategies.fully_sharded import plain_bits
@@ -26,6 +27,7 @@ from tests.trainer import families
 pytestmark = pytest.mark.filterwarnings("default")
 
 HIDDEN, VOCABULARY = 64, 2048
+HEAD = ("embed_tokens.weight", "lm_head.weight")
 ALPHA = 5.0
 
 
@@ -244,6 +246,16 @@ def test_weights_in_four_bits_are_counted_as_what_they_stand_for(tmp_path: Path)
     assert flops.operations_of(packed) == flops.operations_of(whole)
     plain_bits(packed)
     assert flops.operations_of(packed) == flops.operations_of(whole)
+
+
+@pytest.mark.parametrize("family", ["tiny_mixtral", "tiny_qwen_moe", "tiny_deepseek"])
+def test_a_token_costs_only_the_experts_that_it_is_sent_to(family: str, tmp_path: Path) -> None:
+    model = load_model(getattr(families, family)(tmp_path / family), torch.float32)
+    sizes = {name: each.numel() for name, each in model.named_parameters() if each.dim() > 1}
+    inside = sum(sizes.pop(name) for name in expert_weights(model))
+    outside = sum(size for name, size in sizes.items() if not name.endswith(HEAD))
+    # Two experts of four.
+    assert flops.operations_of(model).token == 6 * (outside + inside / 2)
 
 
 def test_a_batch_tells_trained_positions_and_how_far_tokens_look() -> None:

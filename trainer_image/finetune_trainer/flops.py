@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from finetune_trainer.methods.experts import expert_count, experts_per_token
+
 
 @dataclass(frozen=True)
 class Operations:
@@ -78,7 +80,5 @@ def _costs(module: Any, text: Any) -> list[float]:
 
 def _share(shape: tuple[int, ...], text: Any) -> float:
     """Share of a weight that a token meets: of stacked experts only the chosen ones."""
-    experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None)
-    if len(shape) == 3 and experts and shape[0] == experts:
-        return float(text.num_experts_per_tok) / float(experts)
-    return 1.0
+    stacked = len(shape) == 3 and shape[0] == expert_count(text)
+    return experts_per_token(text) / shape[0] if stacked else 1.0

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -77,38 +77,43 @@ class _ProgressCollector:
             value = getattr(progress, name)
             if value is not None:
                 yield GaugeMetricFamily(f"{prefix}_{name}", text, value=value)
-        measures = GaugeMetricFamily(
-            f"{prefix}_measure", "Further measures of the objective or the model.", labels=["name"]
-        )
-        for name, value in progress.measures.items():
-            measures.add_metric([name], value)
         if progress.measures:
-            yield measures
-        start = GaugeMetricFamily(
-            f"{prefix}_start_seconds",
-            "Seconds from the start of the pod's first process to the first step, by part.",
-            labels=["part"],
-        )
-        for part, seconds in (progress.start_seconds or {}).items():
-            start.add_metric([part], seconds)
+            yield labelled(
+                f"{prefix}_measure",
+                "Further measures of the objective or the model.",
+                ["name"],
+                [((name,), value) for name, value in progress.measures.items()],
+            )
         if progress.start_seconds:
-            yield start
-        beats = GaugeMetricFamily(
-            f"{prefix}_rank_heartbeat_timestamp_seconds",
-            "Unix time of the last sign of life of a rank.",
-            labels=["rank", "host"],
-        )
-        for rank in progress.ranks:
-            beats.add_metric([str(rank.rank), rank.host], rank.updated_at)
-        stalled = GaugeMetricFamily(
-            f"{prefix}_rank_stalled",
-            "1 for a rank that gives no sign of life.",
-            labels=["host", "rank"],
-        )
-        for rank in progress.stalled:
-            stalled.add_metric([rank.host, str(rank.rank)], 1.0)
+            yield labelled(
+                f"{prefix}_start_seconds",
+                "Seconds from the start of the pod's first process to the first step, by part.",
+                ["part"],
+                [((part,), seconds) for part, seconds in progress.start_seconds.items()],
+            )
         if progress.ranks:
-            yield from (beats, stalled)
+            yield labelled(
+                f"{prefix}_rank_heartbeat_timestamp_seconds",
+                "Unix time of the last sign of life of a rank.",
+                ["rank", "host"],
+                [((str(each.rank), each.host), each.updated_at) for each in progress.ranks],
+            )
+            yield labelled(
+                f"{prefix}_rank_stalled",
+                "1 for a rank that gives no sign of life.",
+                ["rank", "host"],
+                [((str(each.rank), each.host), 1.0) for each in progress.stalled],
+            )
+
+
+def labelled(
+    name: str, text: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float]]
+) -> GaugeMetricFamily:
+    """A gauge with a value for each set of labels."""
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for told, value in values:
+        family.add_metric(told, value)
+    return family
 
 
 def serve(report: Report, host: str = "0.0.0.0", port: int = 0) -> ThreadingHTTPServer:

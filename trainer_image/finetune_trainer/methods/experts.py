@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from finetune_trainer.model_facts import EXPERTS
 from finetune_trainer.stage import UserError
 
-COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "num_selected_experts")
 MOST_LOADS = 64
 """Experts up to which the load of each one is told."""
@@ -25,8 +25,14 @@ def expert_count(config: Any) -> int:
     """Routed experts of a layer; 0 for a dense model. `config` is of transformers or JSON."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     known = text if isinstance(text, dict) else vars(text)
-    found = [known.get(name) or getattr(text, name, None) for name in COUNTS]
+    found = [known.get(name) or getattr(text, name, None) for name in EXPERTS]
     return next((int(value) for value in found if isinstance(value, int) and value > 1), 0)
+
+
+def experts_per_token(config: Any) -> int:
+    """Experts that a token is sent to; 1 where the config is silent. `config` is the text's."""
+    found = [getattr(config, name, None) for name in CHOSEN]
+    return next((int(each) for each in found if isinstance(each, int)), 1)
 
 
 def is_mixture(config: Any) -> bool:
@@ -81,8 +87,7 @@ class Routing:
         """`model` has routers; see `routers`."""
         config = model.config.get_text_config()
         self._experts = expert_count(config)
-        chosen = [getattr(config, name, None) for name in CHOSEN]
-        self._chosen = next((int(each) for each in chosen if isinstance(each, int)), 1)
+        self._chosen = experts_per_token(config)
         self._coefficient = coefficient
         self.names: tuple[str, ...] = ("router_entropy", "expert_load_max")
         if self._experts <= MOST_LOADS:

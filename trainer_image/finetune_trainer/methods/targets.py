@@ -58,13 +58,12 @@ def chosen_layers(model: Any, wanted: Sequence[str], field: str) -> list[str]:
         return layers
     unknown = [name for name in wanted if not any(ends_with(layer, name) for layer in layers)]
     if unknown:
-        known = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
         raise UserError(
             "UnknownTargetModule",
             f"{field} names {', '.join(unknown)}, which no layer of this model is called.",
-            f"Use some of: {', '.join(known)}.",
+            f"Use some of: {_short_names(layers)}.",
         )
-    return [layer for layer in layers if any(ends_with(layer, name) for name in wanted)]
+    return _named(layers, wanted)
 
 
 def scaled_layers(
@@ -80,7 +79,7 @@ def scaled_layers(
         inputs = (
             chosen_layers(model, feed_forward, "method.ia3.feedforwardModules")
             if feed_forward
-            else [name for name in layers if any(ends_with(name, end) for end in FEED_FORWARD)]
+            else _named(layers, FEED_FORWARD)
         )
         return layers, [name for name in inputs if name in layers]
     layers = linear_layers(model)
@@ -90,8 +89,7 @@ def scaled_layers(
         raise UserError(
             "UnknownTargetModule",
             "Keys and values of this model have unusual names, so IA3 cannot find them.",
-            "Name the layers in method.ia3.targetModules, some of: "
-            + ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers})),
+            f"Name the layers in method.ia3.targetModules, some of: {_short_names(layers)}",
         )
     return attention + inputs, inputs
 
@@ -103,3 +101,7 @@ def ends_with(layer: str, name: str) -> bool:
 
 def _named(layers: Sequence[str], names: Sequence[str]) -> list[str]:
     return [layer for layer in layers if any(ends_with(layer, name) for name in names)]
+
+
+def _short_names(layers: Sequence[str]) -> str:
+    return ", ".join(sorted({layer.rsplit(".", 1)[-1] for layer in layers}))
