@@ -80,5 +80,9 @@ def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any
 
 
 def _equal(old: Any, new: Any) -> bool:
-    """JSON equality: True is not 1."""
-    return json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True)
+    """JSON equality: True is not 1, and 1.0 is, as the API server writes the one for the other."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return old.keys() == new.keys() and all(_equal(old[key], new[key]) for key in old)
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(map(_equal, old, new))
+    return bool(old == new) and isinstance(old, bool) == isinstance(new, bool)

@@ -60,6 +60,10 @@ def test_true_is_not_one() -> None:
     assert not within({"a": True}, {"a": 1})
 
 
+def test_a_whole_float_is_the_integer_that_the_server_makes_of_it() -> None:
+    assert merge_patch({"a": [{"b": 1}]}, {"a": [{"b": 1.0}]}) == {}
+
+
 @pytest.mark.parametrize(
     ("found", "same"),
     [
