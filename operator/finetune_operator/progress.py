@@ -73,14 +73,18 @@ def _silent_since(progress: Progress, before: JobProgress | None, now: datetime)
     return known or now.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def checkpoint_told(progress: Progress) -> CheckpointStatus | None:
-    """The newest complete checkpoint; None where this attempt has none yet."""
+def checkpoint_told(
+    progress: Progress, before: CheckpointStatus | None
+) -> CheckpointStatus | None:
+    """The newest complete checkpoint; an attempt that has none yet goes on from the one before,
+    and what a checkpoint costs is known until it is measured again."""
     if progress.last_checkpoint_step is None:
-        return None
+        return before
+    seconds = _rounded(progress.checkpoint_seconds)
     return CheckpointStatus(
         step=progress.last_checkpoint_step,
-        seconds=_rounded(progress.checkpoint_seconds),
-        bytes=progress.checkpoint_bytes,
+        seconds=seconds if seconds is not None else before and before.seconds,
+        bytes=progress.checkpoint_bytes or (before and before.bytes),
     )
 
 

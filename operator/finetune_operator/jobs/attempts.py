@@ -142,7 +142,8 @@ def _listen(
     if progress is None:
         return None
     told_now = shown(progress, draft.status.progress, ctx.now)
-    draft.update(progress=told_now, checkpoint=checkpoint_told(progress) or draft.status.checkpoint)
+    checkpoint = checkpoint_told(progress, draft.status.checkpoint)
+    draft.update(progress=told_now, checkpoint=checkpoint)
     if message := told(progress):
         draft.update(message=message)
     return silence(attempt, progress, told_now.stalled_since, ctx.now)

@@ -67,7 +67,10 @@ def note(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, over: En
         draft.update(nodes=blamed(draft.status.nodes, node))
     due = over.at + timedelta(seconds=delay(draft.status.restarts, attempt, over))
     message = retry_text(draft, stage.name, over, ctx.spec.max_restarts)
-    draft.update(failure=failure, message=message)
+    progress = draft.status.progress and draft.status.progress.model_copy(
+        update={"stalled_since": None}
+    )
+    draft.update(failure=failure, message=message, progress=progress)
     draft.update_stage(stage.name, retry_at=time_text(due), message=message)
     return True
 

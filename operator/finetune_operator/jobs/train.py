@@ -87,6 +87,7 @@ def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShap
         rendezvous=True,
         profile=pool.spec,
         env=_threads(pool.spec),
+        must_answer=True,
         grace_seconds=_grace(ctx, status, config),
         secret_keys=tracker_keys(ctx.spec),
     )

@@ -67,6 +67,8 @@ class PodShape:
     secret_keys: Sequence[SecretKey] = ()
     claims: Sequence[str] = ()
     """Claims of the user, mounted read-only."""
+    must_answer: bool = False
+    """Whether a pod whose first process does not answer for minutes is ended."""
     grace_seconds: int = GRACE_SECONDS
     """Time between SIGTERM and SIGKILL."""
     avoid: Sequence[str] = ()
@@ -116,12 +118,27 @@ def _container(identity: AttemptIdentity, shape: PodShape, settings: Settings) -
         "terminationMessagePolicy": "File",
         "volumeMounts": _volume_mounts(shape),
     }
+    if shape.must_answer:
+        container["livenessProbe"] = _liveness()
     if shape.secrets:
         container["envFrom"] = [
             {"prefix": secret.prefix, "secretRef": {"name": secret.name}}
             for secret in shape.secrets
         ]
     return container
+
+
+def _liveness() -> Manifest:
+    """Two minutes without an answer: the process that watches the ranks hangs itself, so that it
+    will neither end them nor save anything when it is told to stop."""
+    return {
+        "httpGet": {"path": "/healthz", "port": "telemetry"},
+        "initialDelaySeconds": 60,
+        "periodSeconds": 10,
+        "timeoutSeconds": 10,
+        "failureThreshold": 12,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+    }
 
 
 def _from_secret(key: SecretKey) -> Manifest:
