@@ -20,8 +20,8 @@ demo: $(VENV)/.ready ## Bring up a cluster, fine-tune a real model with the oper
 test: $(VENV)/.ready ## The whole suite, on a real cluster too; prints the time of each part
 	@$(PY) -m hack.suite
 
-.PHONY: test-lint test-unit test-api test-trainer test-images test-cluster test-e2e
-test-lint test-unit test-api test-trainer test-images test-cluster test-e2e: $(VENV)/.ready ## One part of the suite
+.PHONY: test-lint test-unit test-sim test-api test-trainer test-images test-cluster test-e2e
+test-lint test-unit test-sim test-api test-trainer test-images test-cluster test-e2e: $(VENV)/.ready ## One part of the suite
 	@$(PY) -m hack.suite $(@:test-%=%)
 
 .PHONY: e2e-training
@@ -88,6 +88,12 @@ kills: $(VENV)/.ready ## Kill a rank at twenty random moments and resume; prints
 .PHONY: chaos
 chaos: $(VENV)/.ready ## Every fault on the real cluster, while a job trains; prints a table of what it cost
 	@$(PY) -m hack.suite chaos
+
+N ?= 10000
+.PHONY: sim
+sim: $(VENV)/.ready ## N random histories of a cluster in memory (SEED=, REPLAY= to play one again)
+	@PYTHONPATH=.:operator $(PY) -m tests.sim --histories $(N) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(REPLAY),--replay $(REPLAY))
 
 .PHONY: lock
 lock: ## Resolve every requirements file anew, with hashes

@@ -64,6 +64,14 @@ LINT = Part(
     ),
 )
 UNIT = Part("unit", (_pytest("unit", "tests/unit"),))
+# Many random histories of a whole cluster in memory; `make sim` prints what happened in them.
+SIM = Part(
+    "sim",
+    (
+        _pytest("in-memory API server", "tests/sim"),
+        _step("histories", PYTHON, "-m", "tests.sim", PYTHONPATH=".:operator"),
+    ),
+)
 API = Part(
     "api",
     (
@@ -95,6 +103,6 @@ E2E = Part("e2e", (_pytest("e2e", "tests/e2e", "-s", "-m", "not long", *PATIENT)
 # Every fault on the real cluster; the end-to-end tests play a few of them. `make chaos`.
 CHAOS = Part("chaos", (_pytest("chaos", "tests/e2e/chaos", "-s", *PATIENT),))
 
-PARTS = (LINT, UNIT, API, TRAINER, IMAGES, CLUSTER, E2E)
+PARTS = (LINT, UNIT, SIM, API, TRAINER, IMAGES, CLUSTER, E2E)
 ON_DEMAND = (MATRIX, KILLS, CHAOS)
 """Too long for every run; only by name."""

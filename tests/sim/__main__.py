@@ -1,0 +1,129 @@
+"""`python -m tests.sim`: ten thousand histories, and what happened in them.
+
+hypothesis draws the histories and shortens one that breaks a promise; the shards run in processes
+of their own, each with its own seed, so that the same numbers play the same histories again.
+Exit status 1 when a promise was broken, or when something that must happen never did: a
+simulation in which nothing goes wrong proves nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import sys
+import time
+import traceback
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from tests.sim.coverage import missing
+from tests.sim.history import History, decode, described, encode, histories, listen, play
+
+
+@dataclass
+class Shard:
+    """What came of the histories of one process."""
+
+    seed: int
+    histories: int = 0
+    steps: int = 0
+    met: Counter[str] = field(default_factory=Counter)
+    broken: History | None = None
+    how: str = ""
+
+
+def run(number: int, count: int) -> Shard:
+    """Play `count` histories drawn with a seed; stops at the first that breaks a promise."""
+    listen()
+    shard = Shard(number)
+    last: list[History] = []
+
+    @seed(number)
+    @settings(
+        max_examples=count,
+        database=None,
+        deadline=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+        print_blob=False,
+    )
+    @given(histories)
+    def play_one(history: History) -> None:
+        last[:] = [history]
+        shard.histories += 1
+        shard.steps += len(history)
+        play(history, shard.met)
+
+    try:
+        play_one()
+    except Exception:
+        shard.broken, shard.how = last[0], traceback.format_exc(limit=-4)
+    return shard
+
+
+def replay(word: str) -> int:
+    """Play one history again, and tell what it was."""
+    listen()
+    history = decode(word)
+    print(described(history), flush=True)
+    try:
+        play(history, Counter())
+    except Exception:
+        traceback.print_exc()
+        return 1
+    print("no violation")
+    return 0
+
+
+def report(shards: list[Shard], seconds: float) -> int:
+    """Print what happened; the exit status."""
+    met: Counter[str] = Counter()
+    for shard in shards:
+        met.update(shard.met)
+    played = sum(shard.histories for shard in shards)
+    broken = [shard for shard in shards if shard.broken is not None]
+    for what, times in sorted(met.items()):
+        print(f"{times:>10}  {what}")
+    for shard in broken:
+        assert shard.broken is not None
+        print(f"\nseed {shard.seed}: a promise was broken by\n{described(shard.broken)}")
+        print(f"{shard.how}\nplay it again: make sim REPLAY={encode(shard.broken)}")
+    never = missing(met) if played >= 1000 and not broken else []
+    if never:
+        print(f"\nnever happened, but must: {', '.join(never)}")
+    print(
+        f"\n{played} histories, {sum(s.steps for s in shards)} steps, {len(broken)} violations, "
+        f"seeds {', '.join(str(s.seed) for s in shards)}, {played / seconds:.0f} histories/s, "
+        f"{seconds:.0f} s"
+    )
+    return 1 if broken or never else 0
+
+
+def main() -> int:
+    """Read the arguments, share the work out, report."""
+    parser = argparse.ArgumentParser(prog="make sim", description=__doc__)
+    parser.add_argument("--histories", type=int, default=10_000)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=None, help="of the first shard")
+    parser.add_argument("--replay", default="", help="a history as a failure printed it")
+    options = parser.parse_args()
+    if options.replay:
+        return replay(options.replay)
+    logging.getLogger("hypothesis").setLevel(logging.ERROR)
+    first = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
+    numbers = [first + n for n in range(options.processes)]
+    share = -(-options.histories // options.processes)
+    print(f"{options.histories} histories with seeds {numbers}", flush=True)
+    started = time.monotonic()
+    with ProcessPoolExecutor(options.processes) as pool:
+        shards = list(pool.map(run, numbers, [share] * len(numbers)))
+    return report(shards, time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Histories: how they are drawn, played, and written down so that one can be played again."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import zlib
+from collections import Counter
+from typing import NoReturn
+
+from hypothesis import strategies as st
+
+from tests.sim.clock import running
+from tests.sim.invariants import Violation, require
+from tests.sim.machine import Machine, Step
+
+BLOWS = tuple(sorted(name[3:] for name in vars(Machine) if name.startswith("do_")))
+SECONDS = (0.5, 2.0, 6.0, 15.0, 40.0, 150.0)
+WAITS = (0.0, 0.4, 1.0, 2.0, 4.0, 7.0, 12.0, 40.0)
+WRITES_AT_FIRST, WRITES_PER_STEP = 250, 60
+"""A history that writes more often than this has a loop in it."""
+
+History = list[Step]
+
+histories: st.SearchStrategy[History] = st.lists(
+    st.builds(
+        Step,
+        st.sampled_from(BLOWS),
+        st.integers(0, 15),
+        st.sampled_from(SECONDS),
+        st.sampled_from(WAITS),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+class _Told(logging.Handler):
+    """An error in the engine's log is one: it catches what its plans raise, and tries again."""
+
+    def emit(self, record: logging.LogRecord) -> NoReturn:
+        cause = record.exc_info[1] if record.exc_info else None
+        if isinstance(cause, Violation):
+            raise cause
+        raise Violation(f"the engine logged an error: {record.getMessage()}: {cause!r}") from cause
+
+
+def listen() -> None:
+    """Have errors of the engine end a history."""
+    log = logging.getLogger("finetune_operator")
+    log.handlers[:] = [_Told(logging.ERROR)]
+    log.setLevel(logging.ERROR)
+    log.propagate = False
+
+
+def play(history: History, met: Counter[str]) -> None:
+    """Play a history to its end; Violation when a promise is broken."""
+    machine = Machine(met)
+    with running(machine.clock):
+        machine.start()
+        for step in history:
+            machine.play(step)
+        machine.settle()
+        most = WRITES_AT_FIRST + WRITES_PER_STEP * len(history)
+        require(machine.writes <= most, "no loop of writes", writes=machine.writes)
+
+
+def encode(history: History) -> str:
+    """A history as one word."""
+    rows = [[s.blow, s.which, s.seconds, s.wait] for s in history]
+    return base64.urlsafe_b64encode(zlib.compress(json.dumps(rows).encode())).decode()
+
+
+def decode(word: str) -> History:
+    """The history of such a word."""
+    rows = json.loads(zlib.decompress(base64.urlsafe_b64decode(word)))
+    return [Step(*row) for row in rows]
+
+
+def described(history: History) -> str:
+    """A history for people to read."""
+    return "\n".join(
+        f"  {n}. {s.blow} which={s.which} seconds={s.seconds:g}, then wait {s.wait:g} s"
+        for n, s in enumerate(history, 1)
+    )

@@ -1,0 +1,222 @@
+"""What must be so at every moment, whatever happens.
+
+Judged by what the API server holds and by what the model of the trainer really does, never by
+what the operator believes. Every write is looked at when it is made, so that a wrong status that
+is mended a moment later is found, too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from finetune_operator.decision import ATTEMPT_LABEL, JOB_UID_LABEL, STAGE_LABEL, Manifest
+
+from tests.sim.clock import Clock
+from tests.sim.controllers import finished
+from tests.sim.nodes import Nodes, avoided
+from tests.sim.server import ApiServer, Happening
+from tests.sim.trainer import Gang, Trainer, Workspace
+
+TERMINAL = ("Succeeded", "Failed")
+TOLD_OFTEN = 12
+"""Times that one and the same event may be written in a history."""
+OWN_CHILDREN = ("Job", "ConfigMap", "Service")
+
+
+class Violation(AssertionError):
+    """A promise was broken; the message says which, and what was seen."""
+
+
+def require(holds: object, promise: str, **seen: object) -> None:
+    """Raise Violation when a promise does not hold."""
+    if not holds:
+        facts = ", ".join(f"{name}={value}" for name, value in seen.items())
+        raise Violation(f"{promise} ({facts})" if facts else promise)
+
+
+class Invariants:
+    """Looks at every write, and at what the gangs do."""
+
+    def __init__(self, server: ApiServer, clock: Clock) -> None:
+        self._server = server
+        self._clock = clock
+        self.trainer: Trainer
+        self.nodes: Nodes
+        self.allowed_restarts = 0
+        """Most restarts that the user ever allowed."""
+        self.least_restarts = 1000
+        self.own_faults = 0
+        """Blows that count against maxRestarts, as far as they hit."""
+        self.user_errors = 0
+        self._told: Counter[str] = Counter()
+        self._suspended_since: float | None = None
+        server.listeners.append(self._seen)
+
+    # The trainer's judge
+
+    def claims(self, gang: Gang, workspace: Workspace) -> None:
+        """The next attempt may begin when the one before cannot do anything useful any more."""
+        newest = max((step for step, _ in workspace.checkpoints), default=0)
+        require(gang.resumed == newest, "an attempt resumes from the newest complete checkpoint")
+        for other in self.trainer.gangs.values():
+            if other.job == gang.job and other.attempt < gang.attempt and other.claimed:
+                self._overtaken(other, gang)
+
+    def publishes(self, gang: Gang, workspace: Workspace) -> None:
+        """Nothing is trained twice but what came after the last complete checkpoint."""
+        best = max((step for step, _ in workspace.checkpoints), default=0)
+        require(gang.step > best or gang.asked or gang.step == gang.resumed, "no step is lost")
+        require(gang.attempt == max(workspace.claims), "only the newest attempt publishes")
+
+    def _overtaken(self, other: Gang, gang: Gang) -> None:
+        if not other.whole:
+            return
+        if all(self._in_reach(rank.node) for rank in other.ranks.values()):
+            raise Violation(
+                f"attempt {gang.attempt} took over while attempt {other.attempt} was "
+                + ("saving its work" if other.asked else "training")
+            )
+        self.trainer.met("zombie trained beside its successor")
+
+    def _in_reach(self, name: str) -> bool:
+        node = self.nodes.nodes[name]
+        return node.reachable and node.ready
+
+    # Every write
+
+    def _seen(self, what: Happening, new: Manifest, old: Manifest | None) -> None:
+        kind = new["kind"]
+        if kind == "FineTuneJob" and what == "MODIFIED" and old is not None:
+            before, after = old.get("status") or {}, new.get("status") or {}
+            if before != after:
+                self._status(new, before, after)
+        elif kind == "Job" and what == "ADDED":
+            self._job(new)
+        elif kind == "Event" and what != "DELETED":
+            said = f"{new['involvedObject']['uid']} {new['reason']} {new['message']}"
+            self._told[said] += 1
+            require(self._told[said] <= TOLD_OFTEN, "no event is told for ever", said=said)
+        if kind in OWN_CHILDREN and what == "ADDED":
+            labels = new["metadata"].get("labels") or {}
+            owned = new["metadata"].get("ownerReferences")
+            require(owned or JOB_UID_LABEL not in labels, "no child without an owner")
+
+    def _status(self, job: Manifest, before: dict[str, Any], after: dict[str, Any]) -> None:
+        phase, uid = after.get("phase"), job["metadata"]["uid"]
+        if before.get("phase") in TERMINAL:
+            same = all(before.get(k) == after.get(k) for k in ("phase", "failure", "finishedAt"))
+            require(same, "terminal is terminal", before=before["phase"], after=phase)
+        restarts, known = after.get("restarts", 0), before.get("restarts", 0)
+        require(known <= restarts <= known + 1, "restarts count one by one", seen=restarts)
+        require(restarts <= self.allowed_restarts, "restarts stay within maxRestarts")
+        require(
+            restarts <= self.own_faults,
+            "what others did to the pods is free",
+            restarts=restarts,
+            own=self.own_faults,
+            why=after.get("failure"),
+        )
+        generation = job["metadata"]["generation"]
+        require(after.get("observedGeneration", 0) <= generation, "nobody sees the future")
+        attempts = {each["name"]: each.get("attempt", 0) for each in before.get("stages") or ()}
+        for each in after.get("stages") or ():
+            require(
+                each.get("attempt", 0) >= attempts.get(each["name"], 0), "attempts never go back"
+            )
+        self._truth(uid, phase, after)
+        if phase != "Suspended":
+            self._suspended_since = None
+        elif self._suspended_since is None:
+            self._suspended_since = self._clock.now
+        self.trainer.met(f"phase {phase}")
+
+    def _truth(self, uid: str, phase: Any, status: dict[str, Any]) -> None:
+        done = self.trainer.workspace(uid).done
+        for each in status.get("stages") or ():
+            if each["state"] == "Succeeded":
+                require(each["name"] in done, f"{each['name']} is called done when it is")
+        if phase == "Succeeded":
+            require("export" in done, "a job that succeeded has an artifact")
+        if phase == "Training":
+            attempt = next(e["attempt"] for e in status["stages"] if e["name"] == "train")
+            ran = {
+                (p.batch, p.index)
+                for p in self.trainer.processes.values()
+                if (p.job, p.stage, p.attempt) == (uid, "train", attempt)
+            }
+            require(len(ran) >= 2, "Training is said when every pod of the gang has run")
+        if phase == "Failed":
+            self._failed(status)
+
+    def _failed(self, status: dict[str, Any]) -> None:
+        reason = (status.get("failure") or {}).get("reason", "")
+        self.trainer.met(f"failed: {reason}")
+        if reason == "DeadlineExceeded" or reason.startswith("Broken"):
+            require(self.user_errors or reason == "DeadlineExceeded", "errors are the user's own")
+            return
+        require(
+            status.get("restarts", 0) >= self.least_restarts,
+            "a job fails when its restarts have run out",
+            why=status.get("failure"),
+        )
+
+    def _job(self, job: Manifest) -> None:
+        """One gang at a time; and where it may not go."""
+        meta = job["metadata"]
+        labels = meta.get("labels") or {}
+        uid, stage = labels.get(JOB_UID_LABEL), labels.get(STAGE_LABEL)
+        if uid is None or stage is None:
+            return
+        for other in self._server.list("Job", meta["namespace"]):
+            theirs = other["metadata"]
+            if theirs["uid"] == meta["uid"] or theirs.get("deletionTimestamp"):
+                continue
+            others = theirs.get("labels") or {}
+            if others.get(JOB_UID_LABEL) != uid or finished(other):
+                continue
+            if others.get(STAGE_LABEL) == stage or self._runs(other):
+                raise Violation(f"two gangs of one job: {theirs['name']} and {meta['name']}")
+        found = next((o for o in self._server.list("FineTuneJob") if _uid(o) == uid), None)
+        if found is None:
+            return
+        status = found.get("status") or {}
+        require(status.get("phase") not in TERMINAL, "a job that has ended starts nothing")
+        if stage == "train":
+            excluded = {each["name"] for each in status.get("nodes") or () if each.get("excluded")}
+            if excluded:
+                self.trainer.met("node excluded")
+            template = {"spec": job["spec"]["template"]["spec"]}
+            seen = {"excluded": excluded, "avoided": avoided(template), "job": meta["name"]}
+            require(excluded <= avoided(template), "an excluded node gets no new pod", **seen)
+        number = int(labels.get(ATTEMPT_LABEL, "0"))
+        if number > 1:
+            self.trainer.met(f"{stage} tried again")
+
+    def _runs(self, job: Manifest) -> bool:
+        return any(
+            pod["metadata"]["ownerReferences"][0]["uid"] == _uid(job)
+            and "deletionTimestamp" not in pod["metadata"]
+            and pod["status"].get("phase") in ("Pending", "Running")
+            for pod in self._server.list("Pod", job["metadata"]["namespace"])
+        )
+
+    # After every step of a history
+
+    def look(self) -> None:
+        """What holds between two steps."""
+        publishing = Counter(g.job for g in self.trainer.gangs.values() if g.can_publish)
+        require(max(publishing.values(), default=0) <= 1, "one gang publishes at most")
+        since = self._suspended_since
+        if since is not None and self._clock.now > since + 90:
+            running = [
+                g for g in self.trainer.gangs.values() if g.can_publish and self._reachable(g)
+            ]
+            require(not running, "a suspended job does not train")
+
+    def _reachable(self, gang: Gang) -> bool:
+        return all(self._in_reach(rank.node) for rank in gang.ranks.values())
+
+
+def _uid(found: Manifest) -> str:
+    return str(found["metadata"]["uid"])

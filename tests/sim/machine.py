@@ -1,0 +1,439 @@
+"""A whole cluster with its operators, and every blow that a history may deal it.
+
+A step of a history names a blow, says whom it hits, how hard, and how long to wait afterwards.
+A blow that finds nobody to hit does nothing, so that any list of steps is a history and a shorter
+one is one, too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api.crd import MUTABLE
+from finetune_operator.cluster import ClusterError, Invalid
+from finetune_operator.decision import JOB_UID_LABEL, Manifest, Settings
+from finetune_operator.product import product
+
+from tests.sim.clock import Clock
+from tests.sim.controllers import GarbageCollector, JobController
+from tests.sim.invariants import TERMINAL, Invariants, require
+from tests.sim.nodes import NODES, Nodes
+from tests.sim.operators import KINDS, Operator
+from tests.sim.port import FAULTS, Fault
+from tests.sim.server import ApiServer
+from tests.sim.trainer import SAVE_SECONDS, Process, Trainer, told
+from tests.unit.jobs.world import CPU_PROFILE, NAMESPACE, job_manifest
+
+NAME = "glossary"
+MOST_RESTARTS = 3
+PATIENCE = 7200.0
+"""Seconds in which a job must come to rest when nothing bad happens any more."""
+QUIET = 600.0
+PRODUCT = product(
+    Settings(
+        trainer_image="registry.example/trainer:1",
+        serving_image="vllm:1",
+        progress_interval=5.0,
+    )
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A blow, whom it hits, how hard, and the wait after it."""
+
+    blow: str
+    which: int
+    seconds: float
+    wait: float
+
+
+def frozen_spec(old: Manifest, new: Manifest) -> str | None:
+    """The CRD's rule: once a job has begun, only some fields of its spec may change."""
+    if not (old.get("status") or {}).get("startedAt"):
+        return None
+    before, after = old["spec"], new["spec"]
+    for name in sorted(before.keys() | after.keys()):
+        if name not in MUTABLE and before.get(name) != after.get(name):
+            return f"spec.{name} cannot change once the job has begun"
+    return None
+
+
+class Machine:
+    """The cluster of one history."""
+
+    def __init__(self, met: Counter[str]) -> None:
+        self.clock = Clock()
+        self.server = ApiServer(self.clock)
+        self.server.admission["FineTuneJob"] = frozen_spec
+        self._counter = met
+        self.invariants = Invariants(self.server, self.clock)
+        self.trainer = Trainer(self.clock, self.invariants, self.met)
+        self.nodes = Nodes(self.server, self.clock, self.trainer, self.met)
+        self.jobs = JobController(self.server, self.clock, self.met)
+        self.garbage = GarbageCollector(self.server, self.clock)
+        self.invariants.trainer, self.invariants.nodes = self.trainer, self.nodes
+        self.operators = [
+            Operator(name, self.server, self.clock, PRODUCT, self.nodes.answer, self.met)
+            for name in "ab"
+        ]
+        self._leader = 0
+        self._takeover = False
+        self._populate()
+
+    def start(self) -> None:
+        """The first replica is elected."""
+        self.leader.start()
+        self.wait(0.0)
+
+    def met(self, what: str) -> None:
+        """Count that something happened, so that a reader sees that it does."""
+        self._counter[what] += 1
+
+    @property
+    def leader(self) -> Operator:
+        """The replica that holds the Lease, or held it last."""
+        return self.operators[self._leader]
+
+    @property
+    def job(self) -> Manifest | None:
+        """The FineTuneJob, while it is there."""
+        return self.server.find("FineTuneJob", NAMESPACE, NAME)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """Its status."""
+        return (self.job or {}).get("status") or {}
+
+    @property
+    def writes(self) -> int:
+        """Writes that any operator has sent."""
+        return sum(operator.port.writes for operator in self.operators)
+
+    def _populate(self) -> None:
+        self.server.create(
+            {
+                "apiVersion": "finetune.dev/v1alpha1",
+                "kind": "AcceleratorProfile",
+                "metadata": {"name": "cpu"},
+                "spec": CPU_PROFILE,
+            }
+        )
+        self.server.create(
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "metadata": {"name": "assets", "namespace": NAMESPACE},
+                "status": {"phase": "Bound"},
+            }
+        )
+        manifest = job_manifest(serve=None, maxRestarts=MOST_RESTARTS)
+        manifest["metadata"] = {"name": NAME, "namespace": NAMESPACE}
+        self.server.create(manifest)
+        self.invariants.allowed_restarts = self.invariants.least_restarts = MOST_RESTARTS
+
+    # Time
+
+    def play(self, step: Step) -> None:
+        """One step of a history."""
+        if getattr(self, f"do_{step.blow}")(step.which, step.seconds) is not False:
+            self.met(f"blow: {step.blow}")
+        self.wait(step.wait)
+        self.invariants.look()
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        self._pump()
+        self.clock.advance(seconds, self._pump)
+
+    def _pump(self) -> None:
+        for operator in self.operators:
+            operator.pump()
+        if not self.leader.alive and not self._takeover:
+            self._takeover = True
+            self.clock.after(5.0, self._take_over)
+
+    def _take_over(self) -> None:
+        self._takeover = False
+        if not self.leader.alive:
+            self._leader = 1 - self._leader
+            self.leader.stop()  # it may be a leader of long ago that hangs
+            self.leader.start()
+
+    # The end of a history
+
+    def settle(self) -> None:
+        """Nothing bad happens any more: the job ends or rests, and then nobody writes."""
+        self._calm()
+        until = self.clock.now + PATIENCE
+        while not self._rests():
+            require(
+                self.clock.now < until,
+                "a job comes to rest when nothing bad happens any more",
+                phase=self.status.get("phase"),
+                message=self.status.get("message"),
+            )
+            self.wait(10.0)
+            self.invariants.look()
+        self.wait(60.0)
+        self._idle()
+        self._again()
+        self._tidy()
+
+    def _calm(self) -> None:
+        for name in NODES:
+            self._return(name)
+            self.nodes.nodes[name].cordoned = False
+        self.trainer.save_seconds = SAVE_SECONDS
+        self.jobs.delay, self.garbage.delay = 0.3, 0.4
+        for operator in self.operators:
+            operator.port.fault, operator.port.down_until = None, 0.0
+            for watch in operator.watches.values():
+                watch.heal()
+            operator.relist()
+        other = self.operators[1 - self._leader]
+        if other.alive:
+            other.stop()
+
+    def _rests(self) -> bool:
+        if not self.leader.idle:
+            return False
+        if self.job is None:
+            return True
+        phase = self.status.get("phase")
+        return phase in TERMINAL or (phase == "Suspended" and self.job["spec"].get("suspend"))
+
+    def _idle(self) -> None:
+        before = self.writes
+        self.wait(QUIET)
+        require(self.writes == before, "a job at rest costs no writes", phase=self.status)
+
+    def _again(self) -> None:
+        """A new process that knows nothing finds nothing to do."""
+        before = self.writes
+        self.leader.stop()
+        self._take_over()
+        self.wait(30.0)
+        require(self.writes == before, "a second look writes nothing")
+
+    def _tidy(self) -> None:
+        """Nothing is left of a job that is gone; nothing runs of one that has ended."""
+        living = (self.job or {}).get("metadata", {}).get("uid")
+        for kind in ("Job", "Pod", "ConfigMap", "Service"):
+            for found in self.server.list(kind, NAMESPACE):
+                uid = (found["metadata"].get("labels") or {}).get(JOB_UID_LABEL)
+                require(uid in (None, living), "children go with their job", what=kind)
+        running = [p for p in self.trainer.processes.values() if p.alive and p.job]
+        require(not running, "nothing runs for a job that rests", running=running)
+
+    # The user
+
+    def do_suspend(self, _which: int, _seconds: float) -> bool:
+        """kubectl patch: suspend."""
+        return self._edit({"suspend": True})
+
+    def do_resume(self, _which: int, _seconds: float) -> bool:
+        """kubectl patch: go on."""
+        return bool(self.job and self.job["spec"].get("suspend")) and self._edit({"suspend": False})
+
+    def do_allow_restarts(self, which: int, _seconds: float) -> bool:
+        """kubectl patch: another maxRestarts."""
+        inv = self.invariants
+        inv.allowed_restarts = max(inv.allowed_restarts, which)
+        inv.least_restarts = min(inv.least_restarts, which)
+        return self._edit({"maxRestarts": which})
+
+    def do_forbidden_edit(self, which: int, _seconds: float) -> bool:
+        """An edit that the CRD refuses once the job has begun."""
+        begun = bool(self.status.get("startedAt"))
+        if not begun:
+            return False
+        try:
+            self._edit({"training": {"maxSteps": 100 + which}})
+        except Invalid:
+            return True
+        raise AssertionError("the stand-in for the CRD's rule let it pass")
+
+    def do_touch(self, which: int, _seconds: float) -> bool:
+        """Somebody labels the job: a new resourceVersion and nothing else."""
+        if self.job is None:
+            return False
+        patch = {"metadata": {"labels": {"by": f"user-{self.clock.now}-{which}"}}}
+        self.server.patch("FineTuneJob", NAMESPACE, NAME, patch)
+        return True
+
+    def do_delete_job(self, _which: int, _seconds: float) -> bool:
+        """kubectl delete finetunejob."""
+        if self.job is None:
+            return False
+        self.server.delete("FineTuneJob", NAMESPACE, NAME)
+        return True
+
+    def do_delete_batch_job(self, which: int, _seconds: float) -> bool:
+        """kubectl delete job."""
+        return self._one("Job", which, self._delete)
+
+    def do_delete_configmap(self, which: int, _seconds: float) -> bool:
+        """kubectl delete configmap."""
+        return self._one("ConfigMap", which, self._delete)
+
+    def _edit(self, spec: dict[str, Any]) -> bool:
+        if self.job is None:
+            return False
+        self.server.patch("FineTuneJob", NAMESPACE, NAME, {"spec": spec})
+        return True
+
+    # The operator
+
+    def do_operator_fault(self, which: int, seconds: float) -> bool:
+        """Something happens to one of the leader's next writes."""
+        if not self.leader.alive:
+            return False
+        kind = FAULTS[which % len(FAULTS)]
+        self.leader.port.fault = Fault(kind, which // len(FAULTS), seconds)
+        return True
+
+    def do_kill_operator(self, _which: int, _seconds: float) -> bool:
+        """kill -9; the other replica takes over."""
+        if not self.leader.alive:
+            return False
+        self.leader.stop()
+        return True
+
+    def do_two_leaders(self, _which: int, seconds: float) -> bool:
+        """The Lease passes to the other replica; the old leader does not know that yet."""
+        other = self.operators[1 - self._leader]
+        if other.alive or not self.leader.alive:
+            return False
+        self.leader.depose(seconds)
+        self._leader = 1 - self._leader
+        other.start()
+        return True
+
+    def do_lag(self, which: int, seconds: float) -> bool:
+        """News of a kind comes late to every operator."""
+        return self._watches(which, lambda op, kind: op.watches[kind].slow_down(seconds, 60.0))
+
+    def do_drop(self, which: int, seconds: float) -> bool:
+        """A watch is cut."""
+        return self._watches(which, lambda op, kind: op.cut(kind, seconds))
+
+    def do_api_down(self, which: int, seconds: float) -> bool:
+        """No operator reaches the API server."""
+        for operator in self.operators:
+            operator.port.down_until = self.clock.now + seconds
+        return self._watches(which, lambda op, kind: op.cut(kind, seconds))
+
+    def _watches(self, which: int, do: Callable[[Operator, str], None]) -> bool:
+        kind = KINDS[which % len(KINDS)].kind
+        alive = [operator for operator in self.operators if operator.alive and operator.watches]
+        for operator in alive:
+            do(operator, kind)
+        return bool(alive)
+
+    # Pods
+
+    def do_crash(self, which: int, _seconds: float) -> bool:
+        """A process dies by itself."""
+        code = (1, 75, 139)[which % 3]
+        return self._hit(which, lambda p: self.trainer.exit(p, code), own=True)
+
+    def do_out_of_memory(self, which: int, _seconds: float) -> bool:
+        """The kernel kills it."""
+        return self._hit(which, lambda p: self.trainer.exit(p, 137, oom=True), own=True)
+
+    def do_hang(self, which: int, _seconds: float) -> bool:
+        """A rank, or its whole pod, hangs."""
+        return self._hit(which, lambda p: self.trainer.hang(p, which % 2 == 0), own=True)
+
+    def do_user_error(self, which: int, _seconds: float) -> bool:
+        """It finds that the input cannot work."""
+
+        def fail(process: Process) -> None:
+            self.invariants.user_errors += 1
+            text = told(64, process.stage, process.attempt, "BrokenRow")
+            self.trainer.exit(process, 64, text)
+
+        return self._hit(which, fail)
+
+    def do_evict(self, which: int, _seconds: float) -> bool:
+        """The eviction API, a preemption, a spot reclaim."""
+        return self._one("Pod", which, lambda pod: self.nodes.evict(pod, "EvictionByEvictionAPI"))
+
+    def do_delete_pod(self, which: int, _seconds: float) -> bool:
+        """kubectl delete pod."""
+        return self._one("Pod", which, self._delete)
+
+    def do_force_delete(self, which: int, _seconds: float) -> bool:
+        """kubectl delete pod --force."""
+        return self._one("Pod", which, lambda pod: self._delete(pod, 0))
+
+    def do_slow_save(self, _which: int, seconds: float) -> bool:
+        """Saving takes long from now on, perhaps longer than the grace."""
+        self.trainer.save_seconds = max(SAVE_SECONDS, seconds)
+        return True
+
+    def do_slow_controllers(self, _which: int, seconds: float) -> bool:
+        """Job controller and garbage collector take their time."""
+        self.jobs.delay = self.garbage.delay = min(seconds, 15.0)
+        return True
+
+    def _hit(self, which: int, do: Callable[[Process], None], own: bool = False) -> bool:
+        processes = [p for p in self.trainer.processes.values() if p.alive and p.job]
+        if not processes:
+            return False
+        if own:
+            self.invariants.own_faults += 1
+        do(processes[which % len(processes)])
+        return True
+
+    def _one(self, kind: str, which: int, do: Callable[[Manifest], object]) -> bool:
+        found = [
+            each
+            for each in self.server.list(kind, NAMESPACE)
+            if JOB_UID_LABEL in (each["metadata"].get("labels") or {})
+            and "deletionTimestamp" not in each["metadata"]
+        ]
+        if not found:
+            return False
+        do(found[which % len(found)])
+        return True
+
+    def _delete(self, found: Manifest, grace: int | None = None) -> None:
+        meta = found["metadata"]
+        try:
+            self.server.delete(found["kind"], meta["namespace"], meta["name"], grace=grace)
+        except ClusterError:
+            return
+
+    # Nodes
+
+    def do_cut_node(self, which: int, _seconds: float) -> bool:
+        """A node cannot reach the API server, or nobody at all; its pods run on."""
+        self.nodes.cut(NODES[which % len(NODES)], wholly=which >= len(NODES))
+        return True
+
+    def do_power_off(self, which: int, _seconds: float) -> bool:
+        """A node loses its power."""
+        self.nodes.power_off(NODES[which % len(NODES)])
+        return True
+
+    def do_node_returns(self, _which: int, _seconds: float) -> bool:
+        """Every node is back."""
+        gone = [name for name, node in self.nodes.nodes.items() if not node.reachable]
+        for name in gone:
+            self._return(name)
+        return bool(gone)
+
+    def _return(self, name: str) -> None:
+        node = self.nodes.nodes[name]
+        if not node.powered and node.ready:
+            self.invariants.own_faults += 1  # so fast that nobody but its pods has noticed
+        self.nodes.bring_back(name)
+
+    def do_drain(self, which: int, seconds: float) -> bool:
+        """kubectl drain of a node."""
+        return self.nodes.drain(NODES[which % len(NODES)], seconds) > 0

@@ -1,0 +1,306 @@
+"""What runs in the pods: a model of the trainer, and of the workspace that it writes to.
+
+It keeps the trainer's promises and no others: an attempt claims the job before it writes, trains
+step by step, saves every few steps, looks for a later claim before it publishes, and resumes from
+the newest complete checkpoint. Asked to stop, all ranks save at a step boundary and exit 76; a
+rank that loses a peer exits 75; a rank that hangs is named by its pod, which exits 75.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Protocol
+
+from finetune_api.run import ExitCode
+
+from tests.sim.clock import Clock, Timer
+from tests.unit.jobs.world import failed, result
+
+STEPS = 8
+EVERY = 3
+STEP_SECONDS = 3.0
+SAVE_SECONDS = 2.0
+STAGE_SECONDS = 3.0
+PEER_SECONDS = 5.0
+STALL_SECONDS = 60.0
+MEETING_SECONDS = 300.0
+
+
+@dataclass
+class Workspace:
+    """The files of one job."""
+
+    claims: list[int] = field(default_factory=list)
+    checkpoints: list[tuple[int, int]] = field(default_factory=list)
+    """(step, attempt) of complete ones."""
+    done: set[str] = field(default_factory=set)
+    """Stages whose work is there."""
+
+    def newest_step(self, attempt: int) -> int:
+        """Where an attempt would resume."""
+        return max((step for step, by in self.checkpoints if by <= attempt), default=0)
+
+
+@dataclass(eq=False)
+class Process:
+    """A container's first process."""
+
+    pod: str
+    """uid of its pod."""
+    name: str
+    node: str
+    job: str
+    """uid of the FineTuneJob; empty for a janitor."""
+    batch: str
+    """uid of the Job."""
+    stage: str
+    attempt: int
+    index: int
+    ranks: int
+    alive: bool = True
+    hung: bool = False
+    asked: float | None = None
+    """When it was asked to stop."""
+    code: int | None = None
+    message: str = ""
+    oom: bool = False
+
+
+class Judge(Protocol):
+    """Who looks at what the gangs do."""
+
+    def claims(self, gang: Gang, workspace: Workspace) -> None:
+        """A gang has claimed the job, and will resume."""
+
+    def publishes(self, gang: Gang, workspace: Workspace) -> None:
+        """A gang publishes a checkpoint."""
+
+
+class Gang:
+    """The ranks of one Job of training."""
+
+    def __init__(self, trainer: Trainer, first: Process) -> None:
+        self._trainer = trainer
+        self._clock = trainer.clock
+        self.job, self.batch, self.attempt = first.job, first.batch, first.attempt
+        self.ranks: dict[int, Process] = {}
+        self.size = first.ranks
+        self.step = 0
+        self.resumed = 0
+        self.claimed = False
+        self.saving = False
+        self._meeting: Timer = self._clock.after(MEETING_SECONDS, self._nobody_came)
+        self._timer: Timer | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether every rank lives and answers."""
+        ranks = self.ranks.values()
+        return len(self.ranks) == self.size and all(r.alive and not r.hung for r in ranks)
+
+    @property
+    def fenced(self) -> bool:
+        """Whether a later attempt has claimed the job."""
+        return any(each > self.attempt for each in self._workspace.claims)
+
+    @property
+    def can_publish(self) -> bool:
+        """Whether it trains and would be let write."""
+        return self.claimed and self.whole and not self.fenced
+
+    @property
+    def asked(self) -> bool:
+        """Whether a rank was asked to stop."""
+        return any(rank.asked is not None for rank in self.ranks.values())
+
+    @property
+    def _workspace(self) -> Workspace:
+        return self._trainer.workspace(self.job)
+
+    def join(self, rank: Process) -> None:
+        """A rank started; when all have, they begin."""
+        self.ranks[rank.index] = rank
+        if self.whole:
+            self._meeting.cancel()
+            self._timer = self._clock.after(1.0, self._begin)
+
+    def lost(self) -> None:
+        """A rank has ended or cannot be reached: its peers notice."""
+        self._clock.after(PEER_SECONDS, self._notice)
+
+    def stop(self) -> None:
+        """A rank was asked to stop; before training there is nothing to save."""
+        if not self.claimed:
+            self._end(ExitCode.PREEMPTED, "train")
+
+    def _begin(self) -> None:
+        if not self.whole:
+            return
+        if self.attempt in self._workspace.claims:
+            self._trainer.met("attempt was claimed before")
+            self._end(ExitCode.RETRYABLE, "train", "AttemptAlreadyClaimed")
+            return
+        self._workspace.claims.append(self.attempt)
+        self.claimed = True
+        self.step = self.resumed = self._workspace.newest_step(self.attempt)
+        if self.resumed:
+            self._trainer.met("resumed from a checkpoint")
+        self._trainer.judge.claims(self, self._workspace)
+        self._next()
+
+    def _next(self) -> None:
+        if self.asked or self.step >= STEPS:
+            self._save()
+        else:
+            self._timer = self._clock.after(STEP_SECONDS, self._trained)
+
+    def _trained(self) -> None:
+        if not self.whole:
+            return
+        self.step += 1
+        if self.step % EVERY == 0 or self.step >= STEPS or self.asked:
+            self._save()
+        else:
+            self._next()
+
+    def _save(self) -> None:
+        self.saving = True
+        self._timer = self._clock.after(self._trainer.save_seconds, self._saved)
+
+    def _saved(self) -> None:
+        self.saving = False
+        if not self.whole:
+            return
+        if self.fenced:
+            self._trainer.met("zombie was fenced")
+            self._end(ExitCode.RETRYABLE, "train", "Fenced")
+            return
+        self._trainer.judge.publishes(self, self._workspace)
+        self._workspace.checkpoints.append((self.step, self.attempt))
+        if self.step >= STEPS:
+            self._workspace.done.add("train")
+            self._end(ExitCode.OK, "train")
+        elif self.asked:
+            self._trainer.met("saved before it stopped")
+            self._end(ExitCode.PREEMPTED, "train")
+        else:
+            self._next()
+
+    def _notice(self) -> None:
+        if not self.whole:
+            self._end(ExitCode.RETRYABLE, "train", "PeerLost")
+
+    def _nobody_came(self) -> None:
+        self._end(ExitCode.RETRYABLE, "train", "PeerLost")
+
+    def _end(self, code: int, stage: str, reason: str = "") -> None:
+        for rank in list(self.ranks.values()):
+            if rank.alive and not rank.hung:
+                self._trainer.exit(rank, code, told(code, stage, self.attempt, reason))
+
+
+@lru_cache(maxsize=512)
+def told(code: int, stage: str, attempt: int, reason: str = "") -> str:
+    """A termination message."""
+    if code == ExitCode.OK:
+        return result(stage, attempt)
+    if code == ExitCode.PREEMPTED:
+        return result(stage, attempt, outcome="Preempted")
+    return failed(stage, reason or "Broken", attempt)
+
+
+class Trainer:
+    """All processes of the cluster, wherever they run and whoever still knows of them."""
+
+    def __init__(self, clock: Clock, judge: Judge, met: Callable[[str], None]) -> None:
+        self.clock = clock
+        self.judge = judge
+        self.met = met
+        self.save_seconds = SAVE_SECONDS
+        self.processes: dict[str, Process] = {}
+        self.gangs: dict[str, Gang] = {}
+        self.exited: Callable[[Process], None] = lambda _: None
+        self._workspaces: dict[str, Workspace] = {}
+
+    def workspace(self, job: str) -> Workspace:
+        """The files of a job."""
+        return self._workspaces.setdefault(job, Workspace())
+
+    def start(self, process: Process) -> None:
+        """A container starts."""
+        self.processes[process.pod] = process
+        if process.stage == "train":
+            gang = self.gangs.get(process.batch) or Gang(self, process)
+            self.gangs[process.batch] = gang
+            gang.join(process)
+        else:
+            self.clock.after(STAGE_SECONDS, self._worked, process)
+
+    def ask(self, process: Process) -> None:
+        """SIGTERM."""
+        if not process.alive or process.asked is not None:
+            return
+        process.asked = self.clock.now
+        if process.hung:
+            return
+        if process.stage == "train":
+            self.gangs[process.batch].stop()
+        else:
+            self.clock.after(1.0, self._stopped, process)
+
+    def exit(self, process: Process, code: int, message: str = "", oom: bool = False) -> None:
+        """The process ends, and its kubelet will tell when it can."""
+        if process.alive:
+            process.alive, process.code, process.message, process.oom = False, code, message, oom
+            if process.stage == "train":
+                self.gangs[process.batch].lost()
+            self.exited(process)
+
+    def hang(self, process: Process, whole: bool) -> None:
+        """A rank, or the whole pod, does nothing any more, until somebody minds."""
+        process.hung = True
+        self.clock.after(STALL_SECONDS, self._stalled, process, whole)
+
+    def progress(self, process: Process) -> dict[str, object] | None:
+        """What /progress answers."""
+        if not process.alive or process.hung:
+            return None
+        body: dict[str, object] = {
+            "stage": process.stage,
+            "attempt": process.attempt,
+            "message": process.stage,
+            "updatedAt": self.clock.unix(),
+        }
+        gang = self.gangs.get(process.batch)
+        if gang is not None:
+            saved = self.workspace(process.job).newest_step(process.attempt)
+            body |= {"step": gang.step, "totalSteps": STEPS, "lastCheckpointStep": saved or None}
+            if saved:
+                body |= {"checkpointSeconds": self.save_seconds, "checkpointBytes": 10**6}
+        return body
+
+    def _worked(self, process: Process) -> None:
+        if not process.alive:
+            return
+        if process.hung:
+            self.clock.after(STAGE_SECONDS, self._worked, process)
+            return
+        if process.job:
+            self.workspace(process.job).done.add(process.stage)
+            self.exit(process, ExitCode.OK, told(ExitCode.OK, process.stage, process.attempt))
+        else:
+            self.exit(process, ExitCode.OK)
+
+    def _stopped(self, process: Process) -> None:
+        if process.alive and not process.hung and process.job:
+            text = told(ExitCode.PREEMPTED, process.stage, process.attempt)
+            self.exit(process, ExitCode.PREEMPTED, text)
+        elif process.alive and not process.hung:
+            self.exit(process, 143)
+
+    def _stalled(self, process: Process, whole: bool) -> None:
+        if process.alive and process.hung:
+            text = "" if whole else told(75, process.stage, process.attempt, "RankStalled")
+            self.exit(process, 137 if whole else ExitCode.RETRYABLE, text)
