@@ -14,6 +14,7 @@ from finetune_operator.jobs.retry import noted, retry
 from finetune_operator.jobs.silence import silence
 from finetune_operator.jobs.stage import Context, Draft, PodStage
 from finetune_operator.jobs.stall import attempt_stall
+from finetune_operator.jobs.story import starting
 from finetune_operator.progress import (
     ask_id,
     checkpoint_told,
@@ -91,7 +92,7 @@ def watch(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> Endi
     if stage.name == "train" and plan and not (progress and progress.stage == "train"):
         draft.update(progress=waiting_to_train(plan))
     leader = attempt.leader()
-    draft.update(message=_waiting(attempt))
+    draft.update(message=_waiting(draft, attempt))
     over = nowhere_else(attempt, draft.status.nodes, ctx.now)
     if leader is not None and leader.phase == "Running":
         over = _listen(ctx, draft, stage, attempt, leader) or over
@@ -101,7 +102,7 @@ def watch(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> Endi
     return over
 
 
-def _waiting(attempt: Attempt) -> str:
+def _waiting(draft: Draft, attempt: Attempt) -> str:
     if attempt.suspended and not attempt.pods:
         return f"{attempt.stage} waits: its Job is suspended, as by a queue that has no room yet"
     running = sum(pod.phase == "Running" for pod in attempt.pods)
@@ -115,7 +116,8 @@ def _waiting(attempt: Attempt) -> str:
         return f"{attempt.stage} is ending: {ended} of {attempt.nodes} pods have ended"
     waiting = sorted({pod.waiting_reason for pod in attempt.pods if pod.waiting_reason})
     why = f" ({', '.join(waiting)})" if waiting else ""
-    return f"{attempt.stage} is starting: {running} of {attempt.nodes} pods run{why}"
+    begins = starting(draft, attempt.stage, attempt.number)
+    return f"{begins}: {running} of {attempt.nodes} pods run{why}"
 
 
 def pace(base: float, started: datetime | None, now: datetime) -> float:

@@ -15,7 +15,7 @@ from finetune_operator.jobs.exclusion import excluded
 from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.stage import Context, Draft, PodStage
 from finetune_operator.jobs.stall import Stall
-from finetune_operator.jobs.story import from_where
+from finetune_operator.jobs.story import starting
 from finetune_operator.names import child_name, master_host
 from finetune_operator.resources.configmap import run_configmap
 from finetune_operator.resources.identity import AttemptIdentity
@@ -54,8 +54,7 @@ def launch(ctx: Context, draft: Draft, stage: PodStage, number: int) -> None:
     if ctx.view.get("PersistentVolumeClaim", ctx.namespace, ctx.settings.workspace_claim) is None:
         draft.create.append(workspace_claim(ctx.namespace, ctx.settings))
     draft.create.extend(child for child in children if _cached(ctx, child) is None)
-    again = f", attempt {number}, {from_where(draft, stage.name)}" if number > 1 else ""
-    draft.update(message=f"{stage.name} is starting{again}")
+    draft.update(message=starting(draft, stage.name, number))
 
 
 def restore(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> None:

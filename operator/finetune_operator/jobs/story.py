@@ -34,6 +34,12 @@ def from_where(draft: Draft, stage: StageName) -> str:
     return f"resumes from step {checkpoint.step}"
 
 
+def starting(draft: Draft, stage: StageName, number: int) -> str:
+    """That an attempt starts, and with what if it is not the first."""
+    again = f", attempt {number}, {from_where(draft, stage)}" if number > 1 else ""
+    return f"{stage} is starting{again}"
+
+
 def retry_text(draft: Draft, stage: StageName, over: Ending, most: int) -> str:
     """Why an attempt is tried again, and from where."""
     failure = over.failure

@@ -3,27 +3,17 @@
 import json
 
 import pytest
-from finetune_operator.decision import Manifest
 from finetune_operator.resources.configmap import RUN_FILE
 
-from tests.unit.jobs.world import NAMESPACE, World, failed, job_manifest, result
-
-
-def training(world: World | None = None, attempt: int = 1) -> tuple[World, list[Manifest]]:
-    """A world in which both pods of a training attempt run."""
-    world = world or World()
-    if attempt == 1:
-        world.run_until("train")
-    pods = world.add_pods(f"glossary-train-{attempt}")
-    world.settle()
-    assert world.status["phase"] == "Training"
-    return world, list(pods)
-
-
-def recover(world: World, seconds: float) -> None:
-    """Let the back-off pass."""
-    world.tick(seconds)
-    world.settle()
+from tests.unit.jobs.world import (
+    NAMESPACE,
+    World,
+    failed,
+    job_manifest,
+    recover,
+    result,
+    training,
+)
 
 
 def test_error_of_the_user_ends_the_job_with_place_and_remedy() -> None:
@@ -393,3 +383,199 @@ def test_name_held_by_the_remains_of_an_earlier_job_is_waited_for() -> None:
     world.settle()
     assert world.names("Job") == ["glossary-prepare-1"]
     assert world.condition("Stalled")["status"] == "False"
+
+
+def preempt(world: World, attempt: int) -> None:
+    """A gang runs for a second and is preempted."""
+    _, pods = training(world, attempt)
+    world.tick(1)
+    for pod in pods:
+        world.end_pod(pod, 76)
+    world.settle()
+
+
+def test_free_restarts_are_kept_apart_by_a_time_that_grows() -> None:
+    world = World()
+    waits = []
+    for attempt in range(1, 12):
+        preempt(world, attempt)
+        waits.append(world.decision.requeue_after)
+        recover(world, 300)
+    assert waits == [1, 1, 3, 7, 15, 31, 63, 127, 255, 299, 299]
+    assert world.status["restarts"] == 0
+
+
+def test_who_ran_for_longer_than_the_wait_goes_on_at_once() -> None:
+    world = World()
+    for attempt in range(1, 6):
+        preempt(world, attempt)
+        recover(world, 300)
+    _, pods = training(world, 6)
+    world.tick(3600)
+    for pod in pods:
+        world.end_pod(pod, 76)
+    world.settle()
+    assert world.decision.requeue_after == 1
+
+
+def test_a_job_deleted_by_hand_again_and_again_does_not_spin() -> None:
+    world, _ = training()
+    for attempt in range(1, 6):
+        for pod in world.pods(f"glossary-train-{attempt}"):
+            world.remove_pod(pod)
+        del world.objects["Job", NAMESPACE, f"glossary-train-{attempt}"]
+        world.settle()
+        assert world.decision.requeue_after == 2 ** (attempt - 1)
+        recover(world, 2 ** (attempt - 1))
+    assert "glossary-train-6" in world.names("Job")
+
+
+def test_an_operator_that_starts_anew_keeps_to_the_back_off() -> None:
+    """The time of the next attempt is in the status, even when the Job that failed is gone."""
+    world, pods = training()
+    world.end_pod(pods[0], 1)
+    world.settle()
+    assert world.stage("train")["retryAt"] == "2026-01-05T12:00:30Z"
+    del world.objects["Job", NAMESPACE, "glossary-train-1"]
+    recover(world, 9)
+    assert world.names("Job") == ["glossary-prepare-1"]
+    recover(world, 1)
+    assert "glossary-train-2" in world.names("Job")
+    assert "retryAt" not in world.stage("train")
+
+
+OWN_DOING = [
+    "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. ",
+    'Container trainer exceeded its local ephemeral storage limit "1Gi". ',
+    'Usage of EmptyDir volume "shm" exceeds the limit "1Gi". ',
+]
+
+
+@pytest.mark.parametrize("message", OWN_DOING)
+@pytest.mark.parametrize("condition", [False, True])
+def test_eviction_for_what_the_pod_used_itself_is_a_crash(message: str, condition: bool) -> None:
+    world, pods = training()
+    pods[0]["status"] = {"phase": "Failed", "reason": "Evicted", "message": message}
+    if condition:
+        world.mark_disrupted(pods[0], "TerminationByKubelet")
+        pods[0]["status"]["conditions"][0]["message"] = message
+    world.settle()
+    assert world.status["restarts"] == 1
+    assert world.status["failure"]["reason"] == "Evicted"
+    assert message.strip()[:30] in world.status["failure"]["message"]
+    if "shm" in message:
+        assert "sharedMemory" in world.status["failure"]["remedy"]
+
+
+PRESSURE = (
+    "The node was low on resource: memory. Threshold quantity: 100Mi, available: 90Mi. Container "
+    "trainer was using 5Gi, request is 4Gi, has larger consumption of memory. "
+)
+
+
+def test_eviction_for_the_nodes_sake_is_free() -> None:
+    world, pods = training()
+    pods[0]["status"] = {"phase": "Failed", "reason": "Evicted", "message": PRESSURE}
+    world.settle()
+    assert world.status["restarts"] == 0
+
+
+def test_message_says_where_a_preempted_job_was_and_where_it_goes_on() -> None:
+    world, pods = training()
+    world.tell(pods[0], step=118, totalSteps=200, lastCheckpointStep=100, checkpointSeconds=2.5)
+    world.settle()
+    facts = {"steps": 120, "worldSize": 2, "engine": "DDP"}
+    for pod in pods:
+        world.end_pod(pod, 76, result("train", outcome="Preempted", train=facts))
+    world.settle()
+    says = "train was preempted at step 120, resumes from step 120"
+    assert world.status["message"] == world.stage("train")["message"] == says
+    assert world.status["checkpoint"] == {"step": 120, "seconds": 2.5}
+    recover(world, 1)
+    says = "train is starting, attempt 2, resumes from step 120: 0 of 2 pods run"
+    assert world.status["message"] == says
+
+
+def test_message_counts_crashes_and_says_what_is_lost() -> None:
+    world, pods = training()
+    world.tell(pods[0], step=118, totalSteps=200, lastCheckpointStep=100)
+    world.settle()
+    world.end_pod(pods[1], 1)
+    world.settle()
+    name = pods[1]["metadata"]["name"]
+    assert world.status["message"] == (
+        f"train attempt 1 ended at step 118: pod {name} ended with exit code 1 and left no result; "
+        "restart 1 of 3; resumes from step 100"
+    )
+
+
+def test_message_of_a_lost_node() -> None:
+    world, pods = training()
+    world.mark_disrupted(pods[1], "DeletionByTaintManager")
+    world.mark_deleted(pods[1], 120)
+    world.settle()
+    assert world.status["message"] == "train lost a node, starts over"
+
+
+@pytest.mark.parametrize("stage", ["prepare", "evaluate", "export"])
+def test_a_dead_node_under_a_stage_of_one_pod_is_not_waited_for(stage: str) -> None:
+    """Its pod lingers for ever, beside the one of the next attempt."""
+    world = World(job_manifest(serve=None))
+    world.run_until(stage)
+    (pod,) = world.add_pods(f"glossary-{stage}-1")
+    world.settle()
+    world.grace = 30
+    world.mark_disrupted(pod, "DeletionByTaintManager")
+    world.mark_deleted(pod, 30)
+    world.settle()
+    recover(world, 1)
+    assert world.stage(stage)["attempt"] == 2
+    recover(world, 600)
+    world.add_pods(f"glossary-{stage}-2")
+    world.settle()
+    world.succeed(stage, 2)
+    world.settle()
+    assert world.stage(stage)["state"] == "Succeeded"
+    assert len(world.pods(f"glossary-{stage}-1")) == 1
+
+
+def test_what_a_deleted_pod_could_not_save_is_told() -> None:
+    world, pods = training()
+    for pod in pods:
+        world.mark_deleted(pod, 120)
+        world.end_pod(pod, 75, failed("train", "NoSpaceLeft", message="The volume is full."))
+    world.settle()
+    assert world.status["restarts"] == 0
+    failure = world.status["failure"]
+    assert failure["reason"] == "PodDeleted"
+    assert failure["message"].endswith(
+        "was deleted and could not save its work: The volume is full."
+    )
+
+
+def test_a_workspace_that_is_too_small_fails_the_job_before_a_device_is_asked_for() -> None:
+    world = World()
+    world.settle()
+    (pod,) = world.add_pods("glossary-prepare-1")
+    facts = {"freeBytes": 10**6, "writeBytesPerSecond": 1e8}
+    world.end_pod(pod, 0, result("prepare", workspace=facts))
+    world.settle()
+    assert world.status["phase"] == "Failed"
+    assert world.status["failure"]["reason"] == "WorkspaceTooSmall"
+    assert "enlarge claim finetune-workspace" in world.status["message"]
+    assert world.names("Job") == ["glossary-prepare-1"]
+
+
+def test_the_start_is_told_in_the_write_before_anything_is_made() -> None:
+    world = World()
+    decision = world.reconcile()
+    assert decision.status is not None
+    assert decision.status["startedAt"] == "2026-01-05T12:00:00Z"
+    assert decision.create
+
+
+def test_a_job_that_waits_for_a_profile_has_not_begun() -> None:
+    world = World(job_manifest(compute={"profile": "h100"}))
+    world.settle()
+    assert world.condition("Stalled")["status"] == "True"
+    assert "startedAt" not in world.status

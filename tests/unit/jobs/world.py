@@ -13,6 +13,8 @@ from typing import Any
 
 from finetune_api.run import StageResult
 from finetune_operator.decision import (
+    ATTEMPT_LABEL,
+    STAGE_LABEL,
     Decision,
     EventRecord,
     HttpAnswer,
@@ -244,6 +246,21 @@ class World:
 
     # What Kubernetes does
 
+    def tell(self, pod: Manifest, **progress: Any) -> None:
+        """What a pod answers on /progress."""
+        labels = pod["metadata"]["labels"]
+        stage, attempt = labels[STAGE_LABEL], int(labels[ATTEMPT_LABEL])
+        body = {"stage": stage, "attempt": attempt, "updatedAt": self.now.timestamp(), **progress}
+        ask = f"progress/{pod['metadata']['uid']}"
+        self.answers[ask] = HttpAnswer(at=self.now.timestamp(), status=200, body=body)
+
+    def edit(self, **changes: Any) -> None:
+        """The user changes the spec; None removes a field."""
+        spec = {**self.job["spec"], **changes}
+        meta = {**self.job["metadata"], "generation": self.job["metadata"]["generation"] + 1}
+        kept = {name: value for name, value in spec.items() if value is not None}
+        self.put({**self.job, "metadata": meta, "spec": kept})
+
     def tick(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
 
@@ -387,3 +404,20 @@ def failed(stage: str, reason: str, attempt: int = 1, **failure: Any) -> str:
     """A termination message of a failure."""
     told = {"reason": reason, "message": f"{reason} it is", **failure}
     return json.dumps({"stage": stage, "attempt": attempt, "outcome": "Failed", "failure": told})
+
+
+def training(world: World | None = None, attempt: int = 1) -> tuple[World, list[Manifest]]:
+    """A world in which both pods of a training attempt run."""
+    world = world or World()
+    if attempt == 1:
+        world.run_until("train")
+    pods = world.add_pods(f"glossary-train-{attempt}")
+    world.settle()
+    assert world.status["phase"] == "Training"
+    return world, list(pods)
+
+
+def recover(world: World, seconds: float) -> None:
+    """Let the back-off pass."""
+    world.tick(seconds)
+    world.settle()
