@@ -54,13 +54,11 @@ def strike(run: RunConfig, doom: Doom) -> None:
     """Wait for the point, then send the signal."""
     job = Path(run.paths.job)
     history = job / "report" / f"train-{run.attempt}.jsonl"
-    folder = job / "checkpoints" / str(run.attempt)
+    scratch = job / f".train-{run.attempt}"
 
     def reached() -> bool:
         if doom.writing:
-            entries = folder.iterdir() if folder.exists() else ()
-            partials = [path.name for path in entries if path.name.startswith(".")]
-            return any(int(name[6:14]) > doom.step for name in partials)
+            return any(int(path.name[5:13]) > doom.step for path in scratch.glob("step-*"))
         return history.exists() and len(history.read_text().splitlines()) >= doom.step
 
     while not reached():

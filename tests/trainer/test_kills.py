@@ -73,12 +73,13 @@ def test_a_half_written_checkpoint_is_never_loaded(runs: Runs, strategy: str) ->
     doom = Doom(rank=0, signum=signal.SIGKILL, step=3, writing=True)
     codes, text = runs.attempt(name, 1, doom, strategy=strategy, method="Full")
     assert codes == [-signal.SIGKILL, 1], text
-    checkpoints = runs.job(name) / "checkpoints"
+    checkpoints, scratch = runs.job(name) / "checkpoints", runs.job(name) / ".train-1"
     whole = {path.parent.name for path in checkpoints.glob(f"1/*/{MARKER}")}
-    half = {path.name for path in (checkpoints / "1").iterdir()} - whole
+    half = {path.name for path in scratch.glob("step-*")}
     assert half, "the kill came too late"
     codes, text = runs.attempt(name, 2, strategy=strategy, method="Full")
     assert codes == [0, 0], text
     resumed = STEPS - len(losses(runs.job(name), 2))
     assert f"step-{resumed:08d}" in whole
+    assert not scratch.exists()
     assert not any((checkpoints / "1" / folder).exists() for folder in half)

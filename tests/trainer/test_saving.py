@@ -19,6 +19,7 @@ import torch
 from finetune_api.finetunejob import Checkpointing, Method, Training
 from finetune_trainer import checkpoint, shards, waiting
 from finetune_trainer.checkpoint import MARKER, Position
+from finetune_trainer.fencing import Attempt
 from finetune_trainer.saving import Saver
 from finetune_trainer.stage import RetryableError
 from finetune_trainer.strategies.base import Fragment, Spread
@@ -66,7 +67,7 @@ class Rank:
         self.job, self.attempt, self.width = job, attempt, width
         self.part = Counter()
         if dist.get_rank() == 0:
-            checkpoint.claim(job, attempt)
+            Attempt(job, attempt).claim()
         waiting.barrier()
         keep = Checkpointing(**settings)
         parts = {"counter": self.part}
@@ -224,9 +225,7 @@ def test_the_newest_and_the_best_are_kept_and_broken_ones_passed_over(tmp_path: 
 def broken(job: Path) -> None:
     rank = Rank(job, 64)
     if dist.get_rank() == 1:
-        blocked = job / "checkpoints" / "1" / ".step-00000001.partial"
-        blocked.parent.mkdir(parents=True)
-        blocked.write_text("no folder")
+        (job / ".train-1" / "step-00000001").write_text("no folder")
     waiting.barrier()
     rank.step(1)
     rank.saver.save(Position(1))
@@ -249,9 +248,10 @@ def fenced(job: Path) -> None:
     rank = Rank(job, 64)
     rank.step(1)
     rank.saver.save(Position(1))
-    assert rank.saver.finish() == 1
+    rank.saver.finish()
+    assert rank.saver.look()["last_checkpoint_step"] == 1
     if dist.get_rank() == 0:
-        checkpoint.claim(job, 2)
+        Attempt(job, 2).claim()
     waiting.barrier()
     rank.step(2)
     rank.saver.save(Position(2))
@@ -280,9 +280,9 @@ def test_a_checkpoint_is_due_when_the_last_one_is_old(tmp_path: Path) -> None:
 
 
 def test_an_attempt_is_claimed_once(tmp_path: Path) -> None:
-    checkpoint.claim(tmp_path, 1)
+    Attempt(tmp_path, 1).claim()
     with pytest.raises(RetryableError) as caught:
-        checkpoint.claim(tmp_path, 1)
+        Attempt(tmp_path, 1).claim()
     assert caught.value.failure.reason == "AttemptAlreadyClaimed"
 
 

@@ -86,7 +86,6 @@ def end(folder: Path, process: subprocess.Popen[str]) -> tuple[int, StageResult,
             "Failed",
             "Unreachable",
         ),
-        ("raise Preempted", ExitCode.PREEMPTED, "Preempted", None),
         ("raise MemoryError", ExitCode.USER_ERROR, "Failed", "OutOfMemory"),
         (
             "raise RuntimeError('[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: '"

@@ -1,18 +1,15 @@
 """Checkpoints that can be trusted: complete or not there, from this run or not used.
 
-A checkpoint is a folder checkpoints/<attempt>/step-<8 digits>. It is written under another
-name, renamed when every rank is done, and counts only once the marker COMPLETE is in it, which
-holds the SHA-256 and size of every file. Pods on a dead or partitioned node may run on for a
-while, so an attempt claims the job first and looks for later claims before it publishes: a
-fenced attempt can waste a device, never corrupt a run. `saving` writes them; this room says what
-they are, and reads them. Resuming is a collective: every rank calls it.
+A checkpoint is a folder checkpoints/<attempt>/step-<8 digits>. It is written in the scratch
+folder of its attempt, gets the marker COMPLETE when every rank is done, which holds the SHA-256
+and size of every file, and comes to its place by one rename; without a marker it does not count.
+An attempt that was replaced can waste a device, never corrupt a run (`fencing`). `saving` writes
+checkpoints; this room says what they are, and reads them. Resuming is a collective: every rank
+calls it.
 """
 
 import json
 import logging
-import os
-import shutil
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +17,9 @@ from typing import Any
 from torch import distributed as dist
 
 from finetune_trainer import shards, waiting
-from finetune_trainer.durable import publish_file, sha256_of, sync
+from finetune_trainer.durable import seal, sha256_of, sync
+from finetune_trainer.fencing import Attempt
 from finetune_trainer.shards import NO_PARTS, Parts
-from finetune_trainer.stage import RetryableError
 from finetune_trainer.strategies import Engine
 
 log = logging.getLogger("finetune")
@@ -53,38 +50,6 @@ class Candidate:
     marker: dict[str, Any]
 
 
-def claim(job: Path, attempt: int) -> None:
-    """Take the job for this attempt; rank 0 calls it before anything is written.
-
-    Raises RetryableError when a process of this attempt was here before: it may still run, and
-    two processes of one attempt could not be told apart.
-    """
-    claims = job / "claims"
-    claims.mkdir(parents=True, exist_ok=True)
-    path = claims / str(attempt)
-    try:
-        with path.open("x") as file:
-            json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
-        sync(path)
-        sync(claims)
-    except FileExistsError:
-        raise RetryableError(
-            "AttemptAlreadyClaimed",
-            f"Attempt {attempt} was started before and may still be running.",
-            "Nothing: the next attempt resumes from the last checkpoint.",
-            file=str(path),
-        ) from None
-
-
-def require_newest(job: Path, attempt: int) -> None:
-    """Raise RetryableError when a later attempt has claimed the job."""
-    later = [int(p.name) for p in (job / "claims").iterdir() if p.name.isdigit()]
-    if max(later, default=0) > attempt:
-        raise RetryableError(
-            "Fenced", f"Attempt {max(later)} has taken over from attempt {attempt}."
-        )
-
-
 def describe(folder: Path, share: int = 0, shares: int = 1) -> FileList:
     """SHA-256 and size of every file below a folder, or of every `shares`-th one of them."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
@@ -96,46 +61,51 @@ def facts_of(path: Path) -> dict[str, Any]:
     return {"sha256": sha256_of(path), "size": path.stat().st_size}
 
 
-def publish(partial: Path, final: Path, marker: dict[str, Any]) -> None:
-    """Give a checkpoint that is durable on disk its name, and then its marker."""
-    shutil.rmtree(final, ignore_errors=True)
-    for folder in (partial, final.parent, final.parent.parent):
+def publish(attempt: Attempt, partial: Path, final: Path, marker: dict[str, Any]) -> None:
+    """Give a checkpoint whose files are durable its marker, and then its name."""
+    with attempt.guarded():
+        (partial / MARKER).write_text(json.dumps(marker))
+        seal(partial / MARKER)
+        partial.chmod(0o755)
+        sync(partial)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (final.parent, final.parent.parent):
         folder.chmod(0o755)
-    sync(partial)
-    partial.rename(final)
-    sync(final.parent)
-    publish_file(final / MARKER, json.dumps(marker).encode())
+    attempt.publish(partial, final)
 
 
 def candidates(job: Path, attempt: int) -> list[Candidate]:
     """Complete checkpoints of this and earlier attempts, newest step first."""
     found = []
-    for marker in (job / "checkpoints").glob(f"*/step-*/{MARKER}"):
-        folder = marker.parent
+    for path in (job / "checkpoints").glob(f"*/step-*/{MARKER}"):
+        folder = path.parent
         if int(folder.parent.name) <= attempt:
+            try:
+                marker = json.loads(path.read_bytes())
+            except ValueError:
+                log.warning("not used, its marker cannot be read: %s", folder)
+                continue
             step = int(folder.name.removeprefix("step-"))
-            text = marker.read_text()
-            found.append(Candidate(folder, int(folder.parent.name), step, json.loads(text)))
+            found.append(Candidate(folder, int(folder.parent.name), step, marker))
     return sorted(found, key=lambda c: (c.step, c.attempt), reverse=True)
 
 
-def prune(job: Path, attempt: int, keep_last: int) -> None:
+def prune(attempt: Attempt, keep_last: int, keep_best: bool = True) -> None:
     """Remove complete checkpoints, whichever attempt wrote them, but the newest `keep_last` and
     the best one."""
-    found = candidates(job, attempt)
-    kept = {candidate.folder for candidate in (*found[:keep_last], *best_first(found)[:1])}
+    found = candidates(attempt.job, attempt.number)
+    best = best_first(found)[:1] if keep_best else []
+    kept = {candidate.folder for candidate in (*found[:keep_last], *best)}
     for old in found:
         if old.folder not in kept:
-            # Without its marker it is no checkpoint any more, even if removal is cut short.
-            (old.folder / MARKER).unlink()
-            shutil.rmtree(old.folder, ignore_errors=True)
+            attempt.remove(old.folder)
 
 
-def sweep(job: Path, attempt: int) -> None:
+def sweep(attempt: Attempt) -> None:
     """Remove what earlier attempts left unfinished; they have been fenced by this one's claim."""
-    for folder in (job / "checkpoints").glob("*/*step-*"):
-        if int(folder.parent.name) < attempt and not (folder / MARKER).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in (attempt.job / "checkpoints").glob("*/*step-*"):
+        if int(folder.parent.name) < attempt.number and not (folder / MARKER).exists():
+            attempt.remove(folder)
 
 
 def best_first(found: list[Candidate]) -> list[Candidate]:
@@ -152,7 +122,7 @@ def resume(
     Returns where the run stands; step 0 where there is no checkpoint.
     """
     if dist.get_rank() == 0:
-        sweep(job, attempt)
+        sweep(Attempt(job, attempt))
     return _restore(_usable(job, attempt, fingerprint), engine, parts) or Position()
 
 

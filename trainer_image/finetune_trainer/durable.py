@@ -31,12 +31,3 @@ def seal(path: Path) -> None:
     for each in sorted([*path.rglob("*"), path], key=Path.is_dir):
         each.chmod(0o755 if each.is_dir() else 0o644)
         sync(each)
-
-
-def publish_file(path: Path, content: bytes) -> None:
-    """Write a file that is whole wherever it is seen; it takes the place of an older one."""
-    partial = path.with_name(f".{path.name}")
-    partial.write_bytes(content)
-    seal(partial)
-    partial.rename(path)
-    sync(path.parent)

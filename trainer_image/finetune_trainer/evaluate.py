@@ -18,15 +18,21 @@ from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import EvaluationSummary, MetricPair, RunConfig, StageResult
 
 from finetune_trainer.comparison import Losses, Measured, gate_failure, summarise
+from finetune_trainer.fencing import Attempt
 from finetune_trainer.questions import ANSWERED, longest_answer, questions
 from finetune_trainer.stage import Report, UserError, run_stage
-from finetune_trainer.telemetry import write_atomically
 
 REPORT = "report/evaluation.json"
 
 
 def evaluate(run: RunConfig, report: Report) -> StageResult:
     """Compare both models, write the report and apply the gate."""
+    with Attempt(Path(run.paths.job), run.attempt, "evaluate") as attempt:
+        return compare(run, report, attempt)
+
+
+def compare(run: RunConfig, report: Report, attempt: Attempt) -> StageResult:
+    """The stage's work, by an attempt that has claimed it."""
     report.update("loading the base model")
     from finetune_trainer.data.tokenizer import job_tokenizer
     from finetune_trainer.held_out import open_held_out
@@ -60,7 +66,7 @@ def evaluate(run: RunConfig, report: Report) -> StageResult:
     rewards = rewards_of(run, spec, samples, device)
     measured = Measured(losses, accuracies(held_out, base, tuned), rewards, samples)
     summary = summarise(measured, spec)
-    digest = write_report(run, job / REPORT, summary, measured, held_out)
+    digest = write_report(run, attempt, summary, measured, held_out)
     failed = gate_failure(summary)
     return StageResult(
         stage="evaluate",
@@ -200,7 +206,7 @@ def rewards_of(
 
 def write_report(
     run: RunConfig,
-    path: Path,
+    attempt: Attempt,
     summary: EvaluationSummary,
     measured: Measured,
     held_out: Any,
@@ -235,8 +241,9 @@ def write_report(
         ],
     }
     data = json.dumps(body, indent=1, ensure_ascii=False).encode()
+    path = attempt.job / REPORT
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, data)
+    attempt.publish_file(path, data)
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 

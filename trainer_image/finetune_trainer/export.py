@@ -1,9 +1,10 @@
 """The export stage: the tuned model as one folder that any server can load.
 
 The folder is complete once manifest.json is in it; the manifest holds the SHA-256 of every
-other file, and its own digest is what the rest of the system knows the model by. A retry may
-find half a folder and starts over. Everything is readable by other users, because whoever
-serves the model runs under another one.
+other file, and its own digest is what the rest of the system knows the model by. A retry that
+finds a complete folder keeps it, because it may be served; where it finds half a one it starts
+over. Everything is readable by other users, because whoever serves the model runs under another
+one.
 """
 
 import hashlib
@@ -19,7 +20,8 @@ from finetune_api.finetunejob import AdaLoRA, FineTuneJobSpec, LoRA, Method, Pre
 from finetune_api.run import ArtifactRef, RunConfig, StageResult
 
 from finetune_trainer import __version__
-from finetune_trainer.durable import publish_file, seal
+from finetune_trainer.durable import seal
+from finetune_trainer.fencing import Attempt
 from finetune_trainer.sources import Address
 from finetune_trainer.stage import Report, RetryableError, run_stage
 
@@ -30,40 +32,17 @@ LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "safetensors", "token
 
 
 def export(run: RunConfig, report: Report) -> StageResult:
-    """Merge, write, check and publish."""
+    """Merge, write, check and publish; an artifact that is whole already stays as it is."""
     report.update("merging", step=0, total_steps=3)
-    from finetune_trainer.checkpoint import describe
-    from finetune_trainer.data.tokenizer import job_tokenizer
-    from finetune_trainer.generate import ending_tokens
-    from finetune_trainer.merge import base_folder, tuned_model
-    from finetune_trainer.methods import saved_dtype
-
-    assert run.artifact_uri is not None
     target = Path(run.paths.artifact)
-    partial = target / ".partial"
-    clear(target)
-    partial.mkdir(parents=True)
-    model = tuned_model(run, saved_dtype(base_folder(run)))
-    report.update("writing", step=1)
-    tokenizer = job_tokenizer(run)
-    model.config.use_cache = True
-    if model.can_generate():
-        # Servers stop where this says; a base model's own list lacks what ends a turn.
-        model.generation_config.eos_token_id = ending_tokens(model, tokenizer)
-    model.save_pretrained(partial, max_shard_size="5GB")
-    name_base(partial / "adapter_config.json", run)
-    tokenizer.save_pretrained(partial)
-    (partial / "README.md").write_text(model_card(run))
-    evaluated = Path(run.paths.job) / EVALUATION_REPORT
-    if evaluated.exists():
-        shutil.copyfile(evaluated, partial / evaluated.name)
-    verify_weights(partial, model)
-    report.update("publishing", step=2)
-    seal(partial)
-    files = describe(partial)
-    manifest = json.dumps(manifest_of(run, files), indent=1, sort_keys=True).encode()
-    publish(partial, target, manifest)
-    if describe(target) != {**files, MANIFEST: fingerprint(manifest)}:
+    with Attempt(Path(run.paths.job), run.attempt, "export", home=target) as attempt:
+        found = find_published(run, target)
+        if found is None:
+            manifest = write(run, report, attempt.scratch / "artifact")
+            report.update("publishing", step=2)
+            publish(attempt, attempt.scratch / "artifact", target, manifest)
+            found = find_published(run, target)
+    if found is None:
         raise RetryableError(
             "ArtifactChanged",
             "The files of the artifact are not those that were written.",
@@ -71,12 +50,59 @@ def export(run: RunConfig, report: Report) -> StageResult:
             file=str(target),
         )
     report.update("done", step=3)
-    reference = ArtifactRef(
+    return StageResult(stage="export", attempt=run.attempt, outcome="Succeeded", artifact=found)
+
+
+def find_published(run: RunConfig, target: Path) -> ArtifactRef | None:
+    """The artifact of this job, if it is there and every file is as its manifest says.
+
+    An earlier attempt may have got so far before it was replaced, and a server may read it.
+    """
+    from finetune_trainer.checkpoint import describe
+
+    assert run.artifact_uri is not None
+    try:
+        content = (target / MANIFEST).read_bytes()
+        told = json.loads(content)
+    except (FileNotFoundError, ValueError):
+        return None
+    shown = {path.name for path in target.iterdir() if not path.name.startswith(".")}
+    files = {k: v for k, v in describe(target).items() if k.split("/")[0] in shown - {MANIFEST}}
+    if told.get("files") != files or told.get("job") != run.job.to_wire():
+        return None
+    return ArtifactRef(
         uri=run.artifact_uri,
-        digest=f"sha256:{hashlib.sha256(manifest).hexdigest()}",
-        bytes=sum(int(facts["size"]) for facts in files.values()) + len(manifest),
+        digest=f"sha256:{hashlib.sha256(content).hexdigest()}",
+        bytes=sum(int(facts["size"]) for facts in files.values()) + len(content),
     )
-    return StageResult(stage="export", attempt=run.attempt, outcome="Succeeded", artifact=reference)
+
+
+def write(run: RunConfig, report: Report, folder: Path) -> bytes:
+    """Write the artifact's files into `folder`; returns its manifest."""
+    from finetune_trainer.checkpoint import describe
+    from finetune_trainer.data.tokenizer import job_tokenizer
+    from finetune_trainer.generate import ending_tokens
+    from finetune_trainer.merge import base_folder, tuned_model
+    from finetune_trainer.methods import saved_dtype
+
+    folder.mkdir()
+    model = tuned_model(run, saved_dtype(base_folder(run)))
+    report.update("writing", step=1)
+    tokenizer = job_tokenizer(run)
+    model.config.use_cache = True
+    if model.can_generate():
+        # Servers stop where this says; a base model's own list lacks what ends a turn.
+        model.generation_config.eos_token_id = ending_tokens(model, tokenizer)
+    model.save_pretrained(folder, max_shard_size="5GB")
+    name_base(folder / "adapter_config.json", run)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(model_card(run))
+    evaluated = Path(run.paths.job) / EVALUATION_REPORT
+    if evaluated.exists():
+        shutil.copyfile(evaluated, folder / evaluated.name)
+    verify_weights(folder, model)
+    seal(folder)
+    return json.dumps(manifest_of(run, describe(folder)), indent=1, sort_keys=True).encode()
 
 
 def name_base(adapter_config: Path, run: RunConfig) -> None:
@@ -89,31 +115,20 @@ def name_base(adapter_config: Path, run: RunConfig) -> None:
         adapter_config.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
-def clear(target: Path) -> None:
-    """Remove what an earlier attempt left; its manifest first, so that it never looks whole."""
-    target.mkdir(parents=True, exist_ok=True)
-    (target / MANIFEST).unlink(missing_ok=True)
-    for path in target.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def publish(partial: Path, target: Path, manifest: bytes) -> None:
+def publish(attempt: Attempt, folder: Path, target: Path, manifest: bytes) -> None:
     """Move the files to their place, the manifest last.
 
+    What an earlier attempt left goes first, its manifest before all, so that it never looks whole.
     `target` itself is a mount point that somebody else may own, so its mode is left alone.
     """
-    for path in sorted(partial.iterdir()):
-        path.rename(target / path.name)
-    partial.rmdir()
-    publish_file(target / MANIFEST, manifest)
-
-
-def fingerprint(data: bytes) -> dict[str, Any]:
-    """SHA-256 and size, as `describe` gives them."""
-    return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    old = [path for path in target.iterdir() if path != attempt.scratch]
+    for path in sorted(old, key=lambda path: path.name != MANIFEST):
+        attempt.remove(path)
+    with attempt.guarded():
+        new = sorted(folder.iterdir())
+    for path in new:
+        attempt.publish(path, target / path.name)
+    attempt.publish_file(target / MANIFEST, manifest)
 
 
 def verify_weights(folder: Path, model: Any) -> None:

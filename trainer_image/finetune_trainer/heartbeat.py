@@ -1,14 +1,17 @@
-"""Who is alive and who is waited for: a second thread in every rank.
+"""Who is alive and who is waited for: two more threads in every rank.
 
 When one rank of many stops, all others wait for it inside a library, and what the library says in
-the end is that it timed out. So every rank's thread tells the others, through the store at which
-they met, that it lives and where its main thread is. A rank that is silent is named at once by
-rank 0; before a collective would time out, those who wait look who does not wait, and end with its
-name. Counts are compared and no clocks: hosts need not agree on the time.
+the end is that it timed out. So each rank tells that it lives and where its main thread is: one
+thread tells the first process of its pod, the other one all ranks, through the store at which they
+met, which may not answer. A rank that is silent is named at once by rank 0; before a collective
+would time out, those who wait look who does not wait, and end with its name. A rank that has been
+silent for so long is given up even by those who wait for files, which may take hours. Counts are
+compared and no clocks: hosts need not agree on the time.
 """
 
 import json
 import logging
+import math
 import os
 import socket
 import sys
@@ -30,8 +33,12 @@ BEATS = 60
 """In the time after which a silent rank is given up; a beat is no longer than a second."""
 SILENT = 0.1
 """Share of the limit after which a rank that does not beat is named."""
+END_SILENT = 0.4
+"""Share of the limit after which the first process of its pod ends a rank that does not beat."""
 GIVE_UP = 0.8
 """Share of the limit after which ranks that waited all the time end."""
+STOP_SECONDS = 5.0
+"""Longest wait for the threads at the end."""
 WAITS = ("torch/distributed/", "torch/nn/parallel/", "torch/autograd/", "deepspeed/comm/")
 """Files of libraries in which a main thread stands that waits for other ranks."""
 
@@ -72,10 +79,10 @@ def silent_seconds() -> float:
 
 
 class Heartbeat:
-    """The second thread of one rank."""
+    """The second and the third thread of one rank."""
 
     def __init__(self, tell: Teller, give_up: Callable[[BaseException], Any]) -> None:
-        """Start it, in a joined process group; `give_up` must end the process."""
+        """Start them, in a joined process group; `give_up` must end the process."""
         from torch import distributed as dist
 
         self._tell, self._give_up = tell, give_up
@@ -91,56 +98,86 @@ class Heartbeat:
         )
         self._main = threading.main_thread().ident
         self._count = 0
+        self._answered = time.monotonic()
+        # Set while this rank has waited for others for too long.
+        self._doubts = threading.Event()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        self._beat()
-        self._thread.start()
+        self._beat = self._take_beat()
+        self._store.set(f"beat/{self._rank}", json.dumps(asdict(self._beat)))
+        self._threads = [
+            threading.Thread(target=work, name="heartbeat", daemon=True)
+            for work in (self._tell_here, self._tell_all)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """End the threads; one that waits for a store that has just gone ends with the process."""
         self._stop.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join(STOP_SECONDS)
 
-    def _run(self) -> None:
-        moves, waiting_since = self._tell.moves, time.monotonic()
-        seen: dict[int, tuple[int, float]] = {}
-        try:
-            while not self._stop.wait(self._every):
-                waits = self._beat()
-                if self._rank == 0:
-                    self._name_the_silent(seen)
-                if not waits or moves != self._tell.moves:
-                    moves, waiting_since = self._tell.moves, time.monotonic()
-                elif time.monotonic() - waiting_since > GIVE_UP * self._limit:
-                    self._end_if_stalled()
-        except RuntimeError as error:
-            # The store is gone: the process that kept it has ended, and with it the run.
-            log.info("no more heartbeats: %s", str(error).split("\n", 1)[0])
-
-    def _beat(self) -> bool:
-        """Tell the others; returns whether the main thread waits for them."""
+    def _take_beat(self) -> Beat:
         self._count += 1
         waits, place = whereabouts(sys._current_frames().get(self._main or 0))
         step = int(self._tell.state.get("step") or 0)
-        beat = Beat(self._rank, socket.gethostname(), self._count, step, waits, place)
-        self._store.set(f"beat/{self._rank}", json.dumps(asdict(beat)))
         self._tell.beat()
-        return waits
+        return Beat(self._rank, socket.gethostname(), self._count, step, waits, place)
+
+    def _tell_here(self) -> None:
+        moves, waiting_since = self._tell.moves, time.monotonic()
+        while not self._stop.wait(self._every):
+            self._beat = self._take_beat()
+            now = time.monotonic()
+            if not self._beat.waits or moves != self._tell.moves:
+                moves, waiting_since = self._tell.moves, now
+                self._doubts.clear()
+            elif now - waiting_since > GIVE_UP * self._limit:
+                self._doubts.set()
+            if now - self._answered > GIVE_UP * self._limit:
+                self._give_up(no_answer(now - self._answered))
+
+    def _tell_all(self) -> None:
+        looked = time.monotonic()
+        seen: dict[int, tuple[int, float]] = {}
+        try:
+            while not self._stop.wait(self._every):
+                self._store.set(f"beat/{self._rank}", json.dumps(asdict(self._beat)))
+                # All ranks must look, but that each asks for all others is dear in a large world.
+                if self._rank == 0 or time.monotonic() - looked > SILENT * self._limit:
+                    looked = time.monotonic()
+                    self._look_at_others(seen)
+                if self._doubts.is_set():
+                    self._end_if_stalled()
+        except RuntimeError as error:
+            # The process that kept the store has ended, and with it the run: the main thread's
+            # connections to its pod are closed too. One that only does not answer does not end
+            # this wait; the other thread sees to that.
+            log.info("no more heartbeats: %s", str(error).split("\n", 1)[0])
+            self._answered = math.inf
 
     def _beats(self) -> list[Beat]:
         keys = [f"beat/{rank}" for rank in range(self._world)]
         # Ranks begin to beat when they have joined, so that none is missing for long.
-        return [Beat(**json.loads(text)) for text in self._store.multi_get(keys)]
+        beats = [Beat(**json.loads(text)) for text in self._store.multi_get(keys)]
+        self._answered = time.monotonic()
+        return beats
 
-    def _name_the_silent(self, seen: dict[int, tuple[int, float]]) -> None:
-        now, silent = time.monotonic(), []
-        for beat in self._beats():
-            count, since = seen.get(beat.rank, (0, now))
-            if count != beat.count:
+    def _look_at_others(self, seen: dict[int, tuple[int, float]]) -> None:
+        beats, now = self._beats(), time.monotonic()
+        for beat in beats:
+            if beat.rank not in seen or seen[beat.rank][0] != beat.count:
                 seen[beat.rank] = beat.count, now
-            elif now - since > SILENT * self._limit:
-                silent.append({"rank": beat.rank, "host": beat.host, "step": beat.step})
-        self._tell.beat(silent=silent)
+
+        def silent(share: float) -> list[Beat]:
+            return [beat for beat in beats if now - seen[beat.rank][1] > share * self._limit]
+
+        if self._rank == 0:
+            named = [(beat.rank, beat.host, beat.step) for beat in silent(SILENT)]
+            fields = ("rank", "host", "step")
+            self._tell.beat(silent=[dict(zip(fields, each, strict=True)) for each in named])
+        if gone := silent(GIVE_UP):
+            self._give_up(rank_stalled(gone, self._limit))
 
     def _end_if_stalled(self) -> None:
         before = self._beats()
@@ -172,6 +209,14 @@ def rank_stalled(named: list[Beat], limit: float) -> RetryableError:
         f"{named[0].step}.",
         "Look at that pod and its node: a device that hangs, a volume that does not answer, or a "
         "process that was stopped. The next attempt resumes from the last checkpoint.",
+    )
+
+
+def no_answer(seconds: float) -> RetryableError:
+    """The error where the host is gone that kept the store."""
+    host = os.environ["MASTER_ADDR"]
+    return RetryableError(
+        "PeerLost", f"The first pod, {host}, has not answered for {seconds:.0f} s."
     )
 
 

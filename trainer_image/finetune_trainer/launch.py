@@ -11,14 +11,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from finetune_api.run import RENDEZVOUS_PORT, RunConfig, TrainPlan
 
-from finetune_trainer.stage import Preempted, RetryableError
+from finetune_trainer.stage import RetryableError
 from finetune_trainer.telemetry import RANK_FOLDER_ENV
 
 PORT_ENV = "FINETUNE_RENDEZVOUS_PORT"
@@ -67,18 +67,24 @@ class Ranks:
         if None not in codes:
             self._end_store()
             return max(abs(code) for code in codes if code is not None)
-        if self._kill_at is None and (any(codes) or lost_store):
-            self.terminate()
-            self._kill_at = time.monotonic() + PATIENCE_SECONDS
-        if self._kill_at is not None and time.monotonic() > self._kill_at:
+        if any(codes) or lost_store:
+            self.end(set())
+        late = time.monotonic() - self._kill_at if self._kill_at is not None else 0.0
+        if late > 0:
             for rank in self._ranks:
                 rank.kill()
+        if late > PATIENCE_SECONDS:
+            # The kernel does not let go of it: a driver or a volume hangs. The pod ends anyway.
+            self._end_store()
+            return 1
         return None
 
-    def terminate(self) -> None:
-        """Ask every rank to end."""
-        for rank in self._ranks:
-            rank.terminate()
+    def end(self, lost: Set[int]) -> None:
+        """Ask every rank to end, once, and kill the processes `lost`, which do not listen."""
+        if self._kill_at is None:
+            self._kill_at = time.monotonic() + PATIENCE_SECONDS
+            for rank in self._ranks:
+                rank.kill() if rank.pid in lost else rank.terminate()
 
     def _end_store(self) -> None:
         if self._store is not None:
@@ -93,38 +99,34 @@ def start(module: str, *arguments: str, **environment: str) -> "subprocess.Popen
     return subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True)
 
 
-def meet(stop_asked: Callable[[], bool]) -> Any:
+def meet() -> Any:
     """Wait at the store until every rank is there; returns the store for the process group.
 
-    Raises RetryableError RendezvousFailed, or Preempted when asked to stop meanwhile.
+    Raises RetryableError RendezvousFailed.
     """
     from torch import distributed as dist
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     deadline = time.monotonic() + RENDEZVOUS_SECONDS
-    await_host(host, stop_asked, deadline)
+    await_host(host, deadline)
 
     def connect() -> Any:
         return dist.TCPStore(host, port, is_master=False, timeout=LOOK_AGAIN)
 
-    store = patiently(connect, stop_asked, deadline, f"Nothing answers on {host}:{port}.")
+    store = patiently(connect, deadline, f"Nothing answers on {host}:{port}.")
     store.set(f"here/{rank}", "")
     others = [f"here/{other}" for other in range(count)]
     missing = f"Not all {count} ranks came to {host}:{port}."
-    patiently(lambda: store.wait(others, LOOK_AGAIN), stop_asked, deadline, missing)
+    patiently(lambda: store.wait(others, LOOK_AGAIN), deadline, missing)
     return dist.PrefixStore("group", store)
 
 
-def patiently(
-    attempt: Callable[[], Any], stop_asked: Callable[[], bool], deadline: float, complaint: str
-) -> Any:
+def patiently(attempt: Callable[[], Any], deadline: float, complaint: str) -> Any:
     """What `attempt` gives as soon as it no longer ends with an error of the network."""
     from torch import distributed as dist
 
     while True:
-        if stop_asked():
-            raise Preempted
         try:
             return attempt()
         except dist.DistError as error:
@@ -136,11 +138,9 @@ def patiently(
                 ) from error
 
 
-def await_host(host: str, stop_asked: Callable[[], bool], deadline: float) -> None:
+def await_host(host: str, deadline: float) -> None:
     """Wait until the name of the pod with index 0 resolves: its Service has just been made."""
     while True:
-        if stop_asked():
-            raise Preempted
         try:
             socket.getaddrinfo(host, None)
         except OSError as error:

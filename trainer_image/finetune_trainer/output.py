@@ -1,7 +1,6 @@
 """output/: what training leaves for evaluation and export, whole or not there."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ from finetune_api.run import RunConfig
 from torch import distributed as dist
 
 from finetune_trainer import checkpoint, durable, methods, waiting
+from finetune_trainer.fencing import Attempt
 from finetune_trainer.strategies import Engine
 
 
 def write_output(run: RunConfig, spec: FineTuneJobSpec, model: Any, engine: Engine) -> None:
     """Gather the trained weights and publish output/: an adapter, or a whole model."""
     assert run.model is not None
-    job, adapted = Path(run.paths.job), spec.method.type != "Full"
+    attempt, adapted = Attempt(Path(run.paths.job), run.attempt), spec.method.type != "Full"
     dtype = torch.float32
     if not adapted:
         dtype = methods.saved_dtype(Path(run.paths.model_cache) / run.model.folder)
@@ -26,14 +26,11 @@ def write_output(run: RunConfig, spec: FineTuneJobSpec, model: Any, engine: Engi
         if dist.get_rank() == 0:
             weights[name] = weight.to("cpu", dtype, copy=True)
     if dist.get_rank() == 0:
-        checkpoint.require_newest(job, run.attempt)
-        partial = job / f".output-{run.attempt}"
-        shutil.rmtree(partial, ignore_errors=True)
-        methods.save_trained(model, weights, spec.method, partial)
-        files = checkpoint.describe(partial)
-        (partial / "files.json").write_text(json.dumps({"files": files}, indent=1))
-        durable.seal(partial)
-        shutil.rmtree(job / "output", ignore_errors=True)
-        partial.rename(job / "output")
-        durable.sync(job)
+        partial = attempt.scratch / "output"
+        with attempt.guarded():
+            methods.save_trained(model, weights, spec.method, partial)
+            files = checkpoint.describe(partial)
+            (partial / "files.json").write_text(json.dumps({"files": files}, indent=1))
+            durable.seal(partial)
+        attempt.publish(partial, attempt.job / "output")
     waiting.barrier()

@@ -6,13 +6,15 @@ The thread writes the copy, makes it durable and takes its digests. At every ste
 ask each other, in their main threads, whether all are done; then rank 0's thread looks for later
 attempts, publishes with the marker last, and prunes. So no thread ever takes part in a collective,
 a checkpoint counts only once every rank's part is on disk, and what fails in a thread fails the
-next step. All methods but `due` and `settle` are collectives.
+next step. Only a full volume does not: training goes on with the older checkpoint, and the next
+save is tried at its time. All methods but `due` and `settle` are collectives.
 """
 
 import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,11 +33,11 @@ from finetune_trainer.checkpoint import (
     facts_of,
     prune,
     publish,
-    require_newest,
 )
 from finetune_trainer.durable import seal
+from finetune_trainer.fencing import Attempt, discard
 from finetune_trainer.shards import NO_PARTS, Parts
-from finetune_trainer.stage import RetryableError, failure_of
+from finetune_trainer.stage import NO_SPACE_LEFT, RetryableError, failure_of, free_bytes
 from finetune_trainer.strategies import Engine
 
 log = logging.getLogger("finetune")
@@ -47,9 +49,17 @@ class Pending:
 
     position: Position
     best: bool
+    must: bool
+    """Whether a full volume fails the attempt, once all that may go has gone."""
+    begun: float
+    """By the monotonic clock."""
+    partial: Path
     work: "Future[Any]"
+    others: bytes | None
     files: FileList | None = None
     """Of all ranks, once they have been written."""
+    again: bool = False
+    """Whether this is the second try."""
 
 
 @dataclass
@@ -76,7 +86,7 @@ class Saver:
         parts: Parts = NO_PARTS,
     ) -> None:
         self._folder = job / "checkpoints" / str(attempt)
-        self._job, self._attempt = job, attempt
+        self._attempt = Attempt(job, attempt)
         self._engine, self._parts = engine, parts
         self._fingerprint, self._settings = fingerprint, settings
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
@@ -85,6 +95,8 @@ class Saver:
         self._copied = threading.Event()
         self._copied.set()
         self._saved_at = time.monotonic()
+        self._news: dict[str, Any] = {}
+        self._left_out = False
         self.costs: list[Cost] = []
         """Of every checkpoint begun, in order."""
         # Fresh memory costs more than copying: it is taken before the first step needs it.
@@ -100,9 +112,14 @@ class Saver:
         minutes = self._settings.interval_minutes
         return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
 
-    def save(self, position: Position, best: bool = False) -> None:
-        """Begin a checkpoint; waits for the one before it. `best` keeps it until a better one."""
-        started = time.monotonic()
+    def save(self, position: Position, best: bool = False, must: bool = False) -> None:
+        """Begin a checkpoint; waits for the one before it.
+
+        `best` keeps it until a better one. On a full volume one that `must` be written has all
+        older ones removed that nothing needs, and then fails with RetryableError NoSpaceLeft; any
+        other is left out.
+        """
+        begun = time.monotonic()
         self.finish()
         room, own = self._room.result(), self._own()
         ready = torch.cuda.Event() if any(values.is_cuda for values in own.values()) else None
@@ -111,10 +128,10 @@ class Saver:
         others = shards.parts_state(self._parts) if self._parts and self._rank == 0 else None
         self._copied.clear()
         self._saved_at = time.monotonic()
-        self.costs.append(Cost(position.step, self._saved_at - started))
-        partial = self._partial(position)
-        work = self._thread.submit(self._write, partial, own, room, ready, others)
-        self._pending = Pending(position, best, work)
+        self.costs.append(Cost(position.step, self._saved_at - begun))
+        partial = self._attempt.scratch / name_of(position)
+        work = self._thread.submit(self._copy_and_write, partial, own, room, ready, others)
+        self._pending = Pending(position, best, must, begun, partial, work, others)
 
     def settle(self) -> None:
         """Wait until a checkpoint under way no longer looks at the weights; call it before they
@@ -124,22 +141,21 @@ class Saver:
             self._copied.wait()
             self.costs[-1].waited += time.monotonic() - started
 
-    def look(self) -> int | None:
-        """Move a checkpoint on that is under way; returns its step once it is published.
+    def look(self) -> dict[str, Any]:
+        """Move a checkpoint on that is under way; returns what is new of it, as Progress names it.
 
         Raises on every rank what failed on any: RetryableError Fenced where a later attempt has
         claimed the job.
         """
-        if not self._pending or waiting.any_rank(not self._pending.work.done()):
-            return None
-        return self._move_on(self._pending)
+        if self._pending and not waiting.any_rank(not self._pending.work.done()):
+            self._move_on(self._pending)
+        news, self._news = self._news, {}
+        return news
 
-    def finish(self) -> int | None:
-        """Wait until nothing is under way; returns the step that was published by it."""
-        step = None
+    def finish(self) -> None:
+        """Wait until nothing is under way; `look` tells what came of it."""
         while self._pending:
-            step = self._move_on(self._pending)
-        return step
+            self._move_on(self._pending)
 
     def close(self) -> None:
         """Finish, and let go of the memory."""
@@ -147,70 +163,142 @@ class Saver:
         self._room.result().clear()
         self._thread.shutdown()
 
-    def _move_on(self, pending: Pending) -> int | None:
+    def _move_on(self, pending: Pending) -> None:
         outcomes = waiting.gathered(outcome_of(pending.work))
-        for failed in outcomes:
-            if isinstance(failed, Failure):
-                raise RetryableError(failed.reason, failed.message, failed.remedy, file=failed.file)
-        if pending.files is not None:
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+        for failed in failures:
+            if failed.reason != NO_SPACE_LEFT:
+                raise retryable(failed)
+        if failures:
+            self._without_room(pending, failures[0])
+        elif pending.files is None:
+            pending.files = {name: facts for files in outcomes for name, facts in files.items()}
+            pending.work = self._thread.submit(self._publish, pending)
+        else:
             self._pending = None
-            cost = self.costs[-1]
-            text = "checkpoint of step %d: training waited %.3f s, writing took %.2f s"
-            log.info(text, cost.step, cost.waited, cost.wrote)
-            return pending.position.step
-        pending.files = {name: facts for files in outcomes for name, facts in files.items()}
-        pending.work = self._thread.submit(self._publish, pending)
-        return None
+            # Rank 0 has published it, by its own clock.
+            self._told(pending, seconds=outcomes[0])
+
+    def _told(self, pending: Pending, seconds: float) -> None:
+        assert pending.files is not None
+        if self._left_out:
+            self._news["message"], self._left_out = "training", False
+        self._news |= {
+            "last_checkpoint_step": pending.position.step,
+            "checkpoint_seconds": round(seconds, 3),
+            "checkpoint_bytes": sum(int(facts["size"]) for facts in pending.files.values()),
+        }
+        cost = self.costs[-1]
+        text = "checkpoint of step %d: training waited %.3f s, writing took %.2f s"
+        log.info(text, cost.step, cost.waited, cost.wrote)
+
+    def _without_room(self, pending: Pending, failed: Failure) -> None:
+        """Leave a checkpoint out, or make room for it and try once more."""
+        size = sum(waiting.gathered(size_of(self._room.result(), pending.others)))
+        if pending.must and pending.again:
+            raise retryable(self._too_large(pending, size, failed))
+        self._on_first(lambda: self._make_space(pending))
+        if pending.must:
+            pending.again, pending.files = True, None
+            room = self._room.result()
+            pending.work = self._thread.submit(self._write, pending.partial, room, pending.others)
+            return
+        self._pending, self._left_out = None, True
+        step = pending.position.step
+        self._news["message"] = (
+            f"training; the checkpoint of step {step} was left out: the volume has no room for its "
+            f"{size} bytes"
+        )
+        log.warning("%s", self._news["message"])
+
+    def _make_space(self, pending: Pending) -> None:
+        """Remove what is half-written, and for a checkpoint that must be written older ones."""
+        discard(pending.partial)
+        if pending.must:
+            prune(self._attempt, keep_last=1, keep_best=not pending.best)
+
+    def _too_large(self, pending: Pending, size: int, failed: Failure) -> Failure:
+        self._on_first(lambda: discard(pending.partial))
+        free = waiting.from_rank_zero(free_bytes(self._attempt.job))
+        message = (
+            f"The checkpoint of step {pending.position.step} needs {size} bytes and the volume has "
+            f"{free} free, although all but the newest complete checkpoint were removed."
+        )
+        return failed.model_copy(update={"message": message, "file": str(self._folder)})
+
+    def _on_first(self, work: Callable[[], None]) -> None:
+        """Rank 0 does it while all wait; what fails there fails everywhere."""
+        failed = None
+        if self._rank == 0:
+            try:
+                work()
+            except Exception as error:
+                failed = failure_of(error)[0]
+        if failed := waiting.from_rank_zero(failed):
+            raise retryable(failed)
 
     def _own(self) -> dict[str, torch.Tensor]:
         return shards.own_part(self._engine.state(), self._rank, self._world)
 
-    def _partial(self, position: Position) -> Path:
-        return self._folder / f".{name_of(position)}.partial"
-
-    def _write(
+    def _copy_and_write(
         self,
         partial: Path,
         own: dict[str, torch.Tensor],
         room: dict[str, torch.Tensor],
         ready: Any,
-        others: Any,
+        others: bytes | None,
     ) -> FileList:
-        started = time.monotonic()
         try:
             copy(own, room, ready)
         finally:
             self._copied.set()
-        # Ranks need not wait for each other: this attempt is the only one to write here.
-        partial.mkdir(parents=True, exist_ok=True)
-        written = [shards.write(partial, self._rank, room)] if room else []
-        if others is not None:
-            written.append(partial / shards.OTHERS)
-            written[-1].write_bytes(others)
-        for path in written:
-            seal(path)
-        files = {path.name: facts_of(path) for path in written}
+        return self._write(partial, room, others)
+
+    def _write(self, partial: Path, room: dict[str, torch.Tensor], others: Any) -> FileList:
+        started = time.monotonic()
+        with self._attempt.guarded():
+            # Not its parents: the scratch folder of an attempt that was replaced stays away.
+            partial.mkdir(exist_ok=True)
+            written = [shards.write(partial, self._rank, room)] if room else []
+            if others is not None:
+                written.append(partial / shards.OTHERS)
+                written[-1].write_bytes(others)
+            for path in written:
+                seal(path)
+            files = {path.name: facts_of(path) for path in written}
         self.costs[-1].wrote = time.monotonic() - started
         return files
 
-    def _publish(self, pending: Pending) -> FileList:
-        if self._rank == 0:
-            require_newest(self._job, self._attempt)
-            marker = {
-                "fingerprint": self._fingerprint,
-                "files": pending.files,
-                "best": pending.best,
-                **asdict(pending.position),
-            }
-            position = pending.position
-            publish(self._partial(position), self._folder / name_of(position), marker)
-            prune(self._job, self._attempt, self._settings.keep_last)
-        return {}
+    def _publish(self, pending: Pending) -> float:
+        """Seconds from the decision to save to the complete checkpoint, on rank 0."""
+        if self._rank != 0:
+            return 0.0
+        marker = {
+            "fingerprint": self._fingerprint,
+            "files": pending.files,
+            "best": pending.best,
+            **asdict(pending.position),
+        }
+        final = self._folder / name_of(pending.position)
+        publish(self._attempt, pending.partial, final, marker)
+        seconds = time.monotonic() - pending.begun
+        prune(self._attempt, self._settings.keep_last)
+        return seconds
 
 
 def name_of(position: Position) -> str:
     """Folder name of a checkpoint."""
     return f"step-{position.step:08d}"
+
+
+def size_of(room: dict[str, torch.Tensor], others: bytes | None) -> int:
+    """Bytes that this rank has to write."""
+    return sum(int(values.nbytes) for values in room.values()) + len(others or b"")
+
+
+def retryable(failure: Failure) -> RetryableError:
+    """The error that every rank raises."""
+    return RetryableError(failure.reason, failure.message, failure.remedy, file=failure.file)
 
 
 def make_room(own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

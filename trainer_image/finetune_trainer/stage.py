@@ -6,11 +6,14 @@ StageResult of at most 4096 bytes and one exit code, and keeps tracebacks in the
 reads `kubectl describe` sees one line that says what is wrong, where, and what to do.
 """
 
+import contextlib
 import errno
 import logging
 import os
-import signal
+import re
+import shutil
 import sys
+import threading
 import traceback
 import unicodedata
 from collections.abc import Callable
@@ -30,9 +33,10 @@ from finetune_api.run import (
 )
 from pydantic import ValidationError
 
+from finetune_trainer.stopping import Stop
 from finetune_trainer.telemetry import Report, serve
 
-__all__ = ["Preempted", "Report", "RetryableError", "StageError", "UserError", "run_stage"]
+__all__ = ["Report", "RetryableError", "StageError", "UserError", "run_stage"]
 
 log = logging.getLogger("finetune")
 
@@ -44,6 +48,11 @@ EXIT_CODES = {
 }
 TEXT_MAX_BYTES = 2000
 """Of a failure's message: enough for a person, and a status has room for it."""
+NO_SPACE_LEFT = "NoSpaceLeft"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_TEXT = re.compile(
+    rf"{os.strerror(errno.ENOSPC)}|{os.strerror(errno.EDQUOT)}|\d+ requested and \d+ written"
+)
 OUT_OF_MEMORY_REMEDY = (
     "Lower training.microBatchSize or training.maxSequenceLength, turn on "
     "training.gradientCheckpointing, or use compute.strategy ZeRO3 or FSDP on more devices."
@@ -85,14 +94,6 @@ class RetryableError(StageError):
     """Something outside the input failed: another attempt may succeed."""
 
 
-class Preempted(BaseException):
-    """The stage was asked to stop (SIGTERM) and has put its work in order.
-
-    Not an Exception: it may be raised at any line, and a library's `except Exception`, or ours
-    that tells a broken tokenizer, must not take it for a fault of the input.
-    """
-
-
 def failure_of(error: BaseException) -> tuple[Failure, ExitCode]:
     """What an exception means for the user, and whether another attempt makes sense."""
     if isinstance(error, StageError):
@@ -101,17 +102,49 @@ def failure_of(error: BaseException) -> tuple[Failure, ExitCode]:
         first_line = _plain(str(error).split("\n", 1)[0], 1000) or "no memory left"
         failure = Failure(reason="OutOfMemory", message=first_line, remedy=OUT_OF_MEMORY_REMEDY)
         return failure, ExitCode.USER_ERROR
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        failure = Failure(
-            reason="NoSpaceLeft",
-            message=f"The volume is full: {error.strerror}.",
-            file=_plain(str(error.filename)) if error.filename else None,
-            remedy="Enlarge the workspace claim or delete old jobs.",
-        )
-        return failure, ExitCode.RETRYABLE
+    if is_full(error):
+        return no_space_left(error), ExitCode.RETRYABLE
     text = _plain(str(error).strip().split("\n", 1)[0], 1000)
     message = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return Failure(reason="InternalError", message=message), ExitCode.RETRYABLE
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether a volume, or what a user may write to it, is full.
+
+    Libraries in Rust tell it in words, and numpy only says how much it could not write.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        if _FULL_TEXT.search(str(error)):
+            return True
+        error = error.__cause__
+    return False
+
+
+def no_space_left(error: BaseException, needed: int | None = None) -> Failure:
+    """The failure of a full volume, with the file and what is free where that is known."""
+    file = error.filename if isinstance(error, OSError) else None
+    words = ["The volume is full"]
+    if needed is not None:
+        words.append(f"{needed} bytes are needed")
+    if file and (free := free_bytes(Path(os.fsdecode(file)))) is not None:
+        words.append(f"{free} are free")
+    return Failure(
+        reason=NO_SPACE_LEFT,
+        message=_plain(f"{', '.join(words)}: {str(error).strip() or type(error).__name__}", 1000),
+        file=_plain(os.fsdecode(file)) if file else None,
+        remedy="Enlarge the workspace claim or delete jobs that are no longer needed.",
+    )
+
+
+def free_bytes(path: Path) -> int | None:
+    """Bytes that may still be written where `path` is, or would be."""
+    for folder in (path, *path.parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(folder).free
+    return None
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -186,12 +219,8 @@ def _read_run_config(stage: StageName) -> RunConfig:
     return run
 
 
-def _raise_preempted(signum: int, frame: object) -> None:
-    raise Preempted
-
-
-def _finish(result: StageResult, code: ExitCode) -> int:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _tell(result: StageResult, code: ExitCode) -> None:
+    """Leave the result where the operator looks for it."""
     if result.failure:
         told = {"stage": result.stage, "attempt": result.attempt}
         failure = result.failure.model_copy(update=told)
@@ -205,16 +234,16 @@ def _finish(result: StageResult, code: ExitCode) -> int:
     if result.failure:
         log.error("%s: %s", result.failure.reason, result.failure.message)
     log.info("stage %s ended: %s (exit code %d)", result.stage, result.outcome, code)
-    return int(code)
 
 
-def run_stage(stage: StageName, work: Stage) -> int:
+def run_stage(stage: StageName, work: Stage, stop: Stop | None = None) -> int:
     """Run one stage in this process and return its exit code.
 
     Reads the run file (FINETUNE_RUN_CONFIG overrides the path), serves telemetry on port 9400
-    (FINETUNE_TELEMETRY_PORT), turns SIGTERM into Preempted, and writes the StageResult
-    (FINETUNE_TERMINATION_PATH). A result that says Failed is a verdict on the input, so it
-    ends with USER_ERROR.
+    (FINETUNE_TELEMETRY_PORT), and writes the StageResult (FINETUNE_TERMINATION_PATH). A result
+    that says Failed is a verdict on the input, so it ends with USER_ERROR. SIGTERM ends the
+    process as Preempted within moments; a stage that has to put something in order first brings
+    the `stop` that it looks at.
     """
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
@@ -223,22 +252,33 @@ def run_stage(stage: StageName, work: Stage) -> int:
     # on a busy CPU node a stage is several times faster without. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     attempt = 1
+    # Taken for good by whoever tells how it ended: the end of the work, or a stop.
+    ended = threading.Lock()
+
+    def leave() -> None:
+        if ended.acquire(blocking=False):
+            _tell(
+                StageResult(stage=stage, attempt=attempt, outcome="Preempted"), ExitCode.PREEMPTED
+            )
+            os._exit(ExitCode.PREEMPTED)
+
+    def finish(result: StageResult, code: ExitCode) -> int:
+        ended.acquire()
+        _tell(result, code)
+        return int(code)
+
+    stop = stop or Stop(leave)
     try:
-        signal.signal(signal.SIGTERM, _raise_preempted)
         run = _read_run_config(stage)
         attempt = run.attempt
         report = Report(stage, attempt)
         server = serve(report, port=int(os.environ.get("FINETUNE_TELEMETRY_PORT", TELEMETRY_PORT)))
         log.info("stage %s, attempt %d, telemetry on port %d", stage, attempt, server.server_port)
         result = work(run, report)
-        return _finish(result, EXIT_CODES[result.outcome])
-    except Preempted:
-        return _finish(
-            StageResult(stage=stage, attempt=attempt, outcome="Preempted"), ExitCode.PREEMPTED
-        )
+        return finish(result, EXIT_CODES[result.outcome])
     except Exception as error:
         failure, code = failure_of(error)
         if not isinstance(error, StageError):
             traceback.print_exc()
         failed = StageResult(stage=stage, attempt=attempt, outcome="Failed", failure=failure)
-        return _finish(failed, code)
+        return finish(failed, code)

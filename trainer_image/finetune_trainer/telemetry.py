@@ -32,6 +32,8 @@ GAUGES = {
     "eta_seconds": "Seconds to the end of the stage.",
     "world_size": "Processes that train together.",
     "last_checkpoint_step": "Step of the newest complete checkpoint.",
+    "checkpoint_seconds": "Seconds from the decision to save to the newest complete checkpoint.",
+    "checkpoint_bytes": "Size of all files of the newest complete checkpoint.",
     "eval_loss": "Held-out loss as early stopping last saw it.",
     "data_wait_share": "Share of a step that waited for data, smoothed, 0 to 1.",
     "mfu": "Model FLOP/s utilisation, smoothed, 0 to 1.",
@@ -48,6 +50,15 @@ class Report:
         self._clock = clock
         self._lock = threading.Lock()
         self._progress = Progress(stage=stage, attempt=attempt, updated_at=clock())
+        self._ailment: Callable[[], str | None] = lambda: None
+
+    def watch(self, ailment: Callable[[], str | None] | None) -> None:
+        """Let /healthz fail while `ailment` tells something; it is called in another thread."""
+        self._ailment = ailment or (lambda: None)
+
+    def ailment(self) -> str | None:
+        """What is wrong with this pod so that only its end can help."""
+        return self._ailment()
 
     def update(self, message: str | None = None, **fields: Any) -> None:
         """Replace the given fields of Progress and stamp the time."""
@@ -132,7 +143,8 @@ def serve(report: Report, host: str = "0.0.0.0", port: int = 0) -> ThreadingHTTP
             elif self.path == "/metrics":
                 self._send(200, generate_latest(registry), "text/plain; version=0.0.4")
             elif self.path == "/healthz":
-                self._send(200, b"ok\n", "text/plain")
+                wrong = report.ailment()
+                self._send(503 if wrong else 200, f"{wrong or 'ok'}\n".encode(), "text/plain")
             else:
                 self._send(404, b"try /progress, /metrics or /healthz\n", "text/plain")
 

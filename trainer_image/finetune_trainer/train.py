@@ -25,21 +25,20 @@ from finetune_api.run import (
 )
 
 from finetune_trainer import tracking
-from finetune_trainer.heartbeat import silent_seconds
 from finetune_trainer.launch import Ranks, read_ahead
 from finetune_trainer.stage import Report, RetryableError, StageError, UserError, run_stage
 from finetune_trainer.startup import BEGAN_ENV, process_began
+from finetune_trainer.stopping import Stop
 from finetune_trainer.telemetry import read_rank_files
+from finetune_trainer.watchdog import Watchdog, heartbeat_of, stalled
 
 POLL_SECONDS = 0.25
 TOLD = set(Progress.model_fields) - {"stage", "attempt", "ranks", "stalled"}
 
 
-def train(run: RunConfig, report: Report) -> StageResult:
+def train(run: RunConfig, report: Report, stop: Stop) -> StageResult:
     """Start this pod's ranks, follow them to their end, and say how it went."""
     assert run.plan is not None
-    stop = {"asked": False}
-    signal.signal(signal.SIGTERM, lambda *_: stop.update(asked=True))
     node_rank = int(os.environ.get("JOB_COMPLETION_INDEX", "0"))
     host = run.master_host or "127.0.0.1"
     report.update("starting the ranks", total_steps=run.plan.total_steps)
@@ -47,23 +46,32 @@ def train(run: RunConfig, report: Report) -> StageResult:
     with tempfile.TemporaryDirectory(prefix="ranks-") as name:
         folder = Path(name)
         # The history is written by rank 0, so by a child of the first pod.
-        tracked = tracking.beside(run, lambda: stop["asked"]) if node_rank == 0 else nullcontext()
-        if not stop["asked"]:
+        tracked = tracking.beside(run, lambda: stop.asked) if node_rank == 0 else nullcontext()
+        if not stop.asked:
             with tracked:
                 follow(Ranks(run.plan, host, node_rank, folder), folder, report, stop)
-        return ending(run, folder, node_rank, stop["asked"], report.snapshot().stalled)
+        return ending(run, folder, node_rank, stop.asked, report.snapshot().stalled)
 
 
-def follow(processes: Ranks, folder: Path, report: Report, stop: dict[str, bool]) -> None:
-    """Report what the ranks tell until they have ended."""
+def follow(processes: Ranks, folder: Path, report: Report, stop: Stop) -> None:
+    """Report what the ranks tell until they have ended, and end those that no longer live."""
     signalled: set[int] = set()
+    lost: list[RankProgress] = []
+    dog = Watchdog()
+    report.watch(dog.ailment)
     while processes.poll() is None:
         ranks = read_rank_files(folder)
-        if ranks:
-            aggregate(ranks, report, silent_ranks(ranks))
-        if stop["asked"]:
+        dog.look(ranks)
+        if stop.asked:
             pass_on_stop(ranks, signalled)
+        lost = lost or dog.lost(stop.asked)
+        if lost:
+            named = {rank.rank for rank in lost}
+            processes.end({rank["pid"] for rank in ranks if rank["rank"] in named})
+        if ranks:
+            aggregate(ranks, report, lost or stalled(dog.silent(), ranks))
         time.sleep(POLL_SECONDS)
+    report.watch(None)
     aggregate(read_rank_files(folder), report, report.snapshot().stalled)
 
 
@@ -78,37 +86,13 @@ def pass_on_stop(ranks: list[dict[str, Any]], signalled: set[int]) -> None:
                 continue
 
 
-def aggregate(ranks: list[dict[str, Any]], report: Report, stalled: list[RankProgress]) -> None:
+def aggregate(ranks: list[dict[str, Any]], report: Report, silent: list[RankProgress]) -> None:
     """Progress of this pod: what its first rank tells, a heartbeat for each rank, and who has
     none."""
     if not ranks:
         return
     told = {name: value for name, value in ranks[0].items() if name in TOLD}
-    report.update(**{**told, "ranks": [heartbeat_of(rank) for rank in ranks], "stalled": stalled})
-
-
-def heartbeat_of(rank: dict[str, Any]) -> RankProgress:
-    """A rank's sign of life from its file."""
-    at = rank.get("beat_at", rank["updated_at"])
-    return RankProgress(rank=rank["rank"], host=rank["host"], step=rank["step"], updated_at=at)
-
-
-def silent_ranks(ranks: list[dict[str, Any]]) -> list[RankProgress]:
-    """Ranks without a sign of life, by rank: of this pod, and those that rank 0 misses."""
-    now, limit = time.time(), silent_seconds()
-    here = [heartbeat_of(rank) for rank in ranks if "beat_at" in rank and is_running(rank["pid"])]
-    found = {rank.rank: rank for rank in here if now - rank.updated_at > limit}
-    for missed in ranks[0].get("silent", ()):
-        found.setdefault(missed["rank"], RankProgress(**missed, updated_at=now - limit))
-    return [found[rank] for rank in sorted(found)]
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process exists; one that has been killed is no stalled one."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except OSError:
-        return False
+    report.update(**{**told, "ranks": [heartbeat_of(rank) for rank in ranks], "stalled": silent})
 
 
 def ending(
@@ -116,17 +100,17 @@ def ending(
     folder: Path,
     node_rank: int,
     stopped: bool,
-    stalled: list[RankProgress] | None = None,
+    silent: list[RankProgress] | None = None,
 ) -> StageResult:
     """The result of this pod from what its ranks left behind; raises when they failed.
 
-    `stalled` are ranks that lived without a sign of life until the others gave up.
+    `silent` are ranks that gave no sign of life until they were ended, or the others gave up.
     """
     assert run.plan is not None
     errors = [json.loads(path.read_bytes()) for path in folder.glob("error-*.json")]
     results = [json.loads(path.read_bytes()) for path in sorted(folder.glob("result-*.json"))]
     lost = all(error["failure"]["reason"] == "PeerLost" for error in errors)
-    if errors and not (stopped and lost):
+    if errors and not (lost and (stopped or silent)):
         raise first_error(errors)
     if len(results) == run.plan.gpus_per_node:
         facts = TrainFacts.model_validate(results[0]["train"]) if node_rank == 0 else None
@@ -145,11 +129,11 @@ def ending(
             "No training process told of itself.",
             "Look at the log of this pod and at whether all pods of this attempt came up.",
         )
-    if stalled:
-        who = ", ".join(f"rank {rank.rank} on host {rank.host}" for rank in stalled[:4])
+    if silent:
+        who = ", ".join(f"rank {rank.rank} on host {rank.host}" for rank in silent[:4])
         raise RetryableError(
             "RankStalled",
-            f"No sign of life from {who}, after step {stalled[0].step}.",
+            f"No sign of life from {who}, after step {silent[0].step}.",
             "Look at that pod and its node: a device that hangs, a volume that does not answer, or "
             "a process that was stopped.",
         )
@@ -174,4 +158,5 @@ def first_error(errors: list[dict[str, Any]]) -> StageError:
 
 if __name__ == "__main__":
     os.environ[BEGAN_ENV] = str(process_began())
-    raise SystemExit(run_stage("train", train))
+    asked = Stop()
+    raise SystemExit(run_stage("train", lambda run, report: train(run, report, asked), asked))

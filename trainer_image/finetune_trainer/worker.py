@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import signal
 import socket
 import sys
 import threading
@@ -26,12 +25,14 @@ from typing import Any
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RUN_CONFIG_PATH, RunConfig, TrainFacts
 
+from finetune_trainer.fencing import Attempt, fenced
 from finetune_trainer.health import Health
 from finetune_trainer.heartbeat import Heartbeat, collective_timeout
 from finetune_trainer.launch import MEETING_ENV, meet
 from finetune_trainer.pace import History, Pace, peak_memory_bytes
-from finetune_trainer.stage import Preempted, RetryableError, StageError, failure_of
+from finetune_trainer.stage import RetryableError, StageError, failure_of
 from finetune_trainer.startup import Startup, import_libraries
+from finetune_trainer.stopping import Stop
 from finetune_trainer.telemetry import RANK_FOLDER_ENV, RankFile, write_atomically
 
 log = logging.getLogger("finetune")
@@ -86,9 +87,9 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
     assert plan is not None
     assert run.data is not None
     settings, keep = spec.training, spec.training.checkpoint
-    rank = dist.get_rank()
+    rank, attempt = dist.get_rank(), Attempt(job, run.attempt)
     if rank == 0:
-        checkpoint.claim(job, run.attempt)
+        attempt.claim()
     tell("loading the model", total_steps=plan.total_steps, world_size=dist.get_world_size())
     model, engine, spread = build(run, spec, tell.startup)
     flatten = model.config._attn_implementation.startswith("flash")
@@ -112,6 +113,7 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
     health = Health(loss_must_fall=spec.objective != "GRPO")
     noise = EmbeddingNoise(model, settings.neftune_alpha) if settings.neftune_alpha else None
     tell.startup.mark("checkpoint")
+    tell(last_checkpoint_step=resumed_from or None)
     tell("training", step=resumed_from, resumed_from_step=resumed_from)
 
     for step in range(resumed_from + 1, plan.total_steps + 1):
@@ -155,14 +157,15 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
             tell(start_seconds=tell.startup.first_step(settings.compile))
         tell(**seen, measures=measures)
         last = step == plan.total_steps or (early is not None and early.exhausted)
-        if published := saver.look():
-            tell(last_checkpoint_step=published)
-        if stopping or due or best or last or step % keep.interval_steps == 0:
-            saver.save(position, best)
+        tell(**saver.look())
+        must = stopping or best or last
+        if must or due or step % keep.interval_steps == 0:
+            saver.save(position, best, must)
         if stopping:
             break
+    saver.finish()
+    tell(**saver.look())
     saver.close()
-    tell(last_checkpoint_step=position.step)
 
     facts = TrainFacts(
         steps=position.step,
@@ -189,6 +192,8 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
         noise.remove()
     objective.remove()
     engine.close()
+    if rank == 0:
+        attempt.release()
     tell("finished" if finished else f"stopped after a checkpoint at step {position.step}")
     return finished, facts
 
@@ -288,8 +293,8 @@ def hosts() -> list[str]:
     return [host for _, host in sorted(set(told))]
 
 
-def join(run: RunConfig, stop_asked: Callable[[], bool] = lambda: False) -> None:
-    """Become a rank of the process group. Raises Preempted when asked to stop meanwhile."""
+def join(run: RunConfig) -> None:
+    """Become a rank of the process group."""
     import torch
     from torch import distributed as dist
 
@@ -314,7 +319,7 @@ def join(run: RunConfig, stop_asked: Callable[[], bool] = lambda: False) -> None
     met: dict[str, Any] = {}
     if MEETING_ENV in os.environ:
         places = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
-        met = {"store": meet(stop_asked), **places}
+        met = {"store": meet(), **places}
     dist.init_process_group(backend, timeout=collective_timeout(), device_id=device, **met)
     waiting.barrier()
     if dist.get_world_size() != run.plan.world_size:
@@ -324,16 +329,27 @@ def join(run: RunConfig, stop_asked: Callable[[], bool] = lambda: False) -> None
         )
 
 
-def cause(error: BaseException) -> BaseException:
-    """Name the loss of another rank as what it is; every other error stands for itself."""
+def cause(error: BaseException, run: RunConfig | None) -> BaseException:
+    """Name what follows from something else: another rank is gone, or another attempt has come.
+
+    Every other error stands for itself.
+    """
     text = str(error)
     if failure_of(error)[0].reason == "OutOfMemory":
         return error
+    if run and (later := Attempt(Path(run.paths.job), run.attempt).superseded()):
+        return fenced(f"Attempt {later} has taken over from attempt {run.attempt}.")
     lost = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "gloo")
     if isinstance(error, RuntimeError) and any(sign in text for sign in lost):
         line = text.strip().split("\n", 1)[0][:300]
         return RetryableError("PeerLost", f"Another rank is gone: {line}")
     return error
+
+
+def leave() -> None:
+    """End a rank that has nothing to save; the first process of the pod knows why."""
+    log.info("asked to stop before the first step")
+    os._exit(0)
 
 
 def main() -> None:
@@ -342,14 +358,15 @@ def main() -> None:
     # DeepSpeed warns of its own use of PyTorch on every call.
     warnings.filterwarnings("ignore", category=FutureWarning)
     rank, folder = int(os.environ["RANK"]), Path(os.environ[RANK_FOLDER_ENV])
-    stop = {"asked": False}
-    signal.signal(signal.SIGTERM, lambda *_: stop.update(asked=True))
+    # Before its first step an attempt has nothing to save, and ends at once.
+    stop = Stop(leave)
     tell = Told(RankFile(folder, rank))
+    run: RunConfig | None = None
 
     def give_up(error: BaseException) -> None:
         if not isinstance(error, StageError):
             traceback.print_exception(error)
-        failure, code = failure_of(cause(error))
+        failure, code = failure_of(cause(error, run))
         told = {"at": time.time(), "failure": failure.to_wire(), "code": int(code)}
         write_atomically(folder / f"error-{rank:05d}.json", json.dumps(told).encode())
         sys.stderr.flush()
@@ -364,20 +381,17 @@ def main() -> None:
         import_libraries(run)
         tell.startup.mark("imports")
         tell("waiting for the other ranks")
-        join(run, lambda: stop["asked"])
+        join(run)
         tell.startup.mark("rendezvous")
         heartbeat = Heartbeat(tell, give_up)
         from finetune_trainer import waiting
 
-        finished, facts = train(run, tell, lambda: stop["asked"])
+        finished, facts = train(run, tell, stop.at_boundary)
         outcome = {"finished": finished, "train": facts.to_wire()}
         write_atomically(folder / f"result-{rank:05d}.json", json.dumps(outcome).encode())
         # The store ends with the ranks of the first pod; nobody may need it then.
         waiting.barrier()
         heartbeat.stop()
-    except Preempted:
-        log.info("asked to stop before all ranks were there")
-        os._exit(0)
     except BaseException as error:
         give_up(error)
     from torch import distributed as dist

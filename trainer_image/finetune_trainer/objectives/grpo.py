@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import distributed as dist
 
-from finetune_trainer import checkpoint, schedule, waiting
+from finetune_trainer import schedule, waiting
 from finetune_trainer.data.store import TokenStore
 from finetune_trainer.data.tokenizer import job_tokenizer
+from finetune_trainer.fencing import Attempt
 from finetune_trainer.generate import ending_tokens
 from finetune_trainer.judging import Judges, prompts_of
 from finetune_trainer.objectives import rollout as rollouts
@@ -179,7 +180,7 @@ class GroupRelativePolicy:
                     answers = self._with_logps(answers, "reference")
         found = Rollout(first, answers, measures)
         if settings.updates > 1 and _is_first():
-            checkpoint.require_newest(setting.job, setting.run.attempt)
+            Attempt(setting.job, setting.run.attempt).require_newest()
             rollouts.save(found, setting.job, setting.run.attempt, settings.updates)
         return found
 

@@ -19,9 +19,9 @@ from finetune_api.run import RunConfig
 from numpy.typing import NDArray
 from torch import distributed as dist
 
-from finetune_trainer import checkpoint, schedule, waiting
+from finetune_trainer import schedule, waiting
 from finetune_trainer.data.store import Row
-from finetune_trainer.durable import publish_file
+from finetune_trainer.fencing import Attempt
 from finetune_trainer.objectives.base import Setting
 from finetune_trainer.objectives.batches import collate
 from finetune_trainer.objectives.likelihood import RowLikelihood, untrained
@@ -61,8 +61,7 @@ def reference_logps(
             continue
         found[block] = _compute(rows, block, setting, engine, likelihood)
         if dist.get_rank() == 0:
-            checkpoint.require_newest(setting.job, setting.run.attempt)
-            _store(path, found)
+            _store(Attempt(setting.job, setting.run.attempt), path, found)
         waiting.barrier()
     return found
 
@@ -85,11 +84,11 @@ def _stored(path: Path) -> Logps | None:
     return np.load(path) if path.is_file() else None
 
 
-def _store(path: Path, logps: Logps) -> None:
+def _store(attempt: Attempt, path: Path, logps: Logps) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     np.save(content, logps)
-    publish_file(path, content.getvalue())
+    attempt.publish_file(path, content.getvalue())
 
 
 def _compute(
