@@ -100,6 +100,8 @@ class Hub:
         self.fetched: list[str] = []
         """Files whose content was asked for."""
         self.requests = 0
+        self.gates: dict[str, threading.Event] = {}
+        """Files whose content is given only once their event is set."""
         self.broken_with: int | None = None
         """Status that every request is answered with."""
 
@@ -146,6 +148,8 @@ class Hub:
         }
         if method == "GET":
             self.fetched.append(name)
+            if gate := self.gates.get(name):
+                gate.wait(60)
         return Answer(200, body, headers)
 
 

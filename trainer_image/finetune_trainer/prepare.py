@@ -13,7 +13,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -52,7 +51,6 @@ from finetune_trainer.sources.snapshot import (
     CachedSnapshot,
     Snapshot,
     open_snapshot,
-    remove_stale_partials,
     weights_of,
 )
 from finetune_trainer.stage import Report, UserError, run_stage
@@ -135,9 +133,8 @@ class Fetch:
     def model(self, source: ModelAddress, where: str, folder: str) -> Snapshot | CachedSnapshot:
         """A snapshot that is in the cache entry `folder`, or is to be gathered there."""
         cache, volumes = Path(folder), Path(self.run.paths.volumes)
-        remove_stale_partials(cache, time.time())
         address = self.address("model", source, where)
-        return open_snapshot(address, volumes, cache, self.run.job.uid, self.tell)
+        return open_snapshot(address, volumes, cache, self.run.job.name, self.tell)
 
     def source(self, source: DataSource, where: str) -> Source:
         """A listed source of rows."""

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from finetune_trainer.durable import sha256_of
 from finetune_trainer.sources.base import Source, SourceFile
-from finetune_trainer.sources.meter import Meter, Tell
+from finetune_trainer.sources.meter import Meter, Tell, bytes_below
+from finetune_trainer.sources.room import reserve
 from finetune_trainer.stage import UserError
 
 TEXT_SUFFIXES = (".jsonl", ".json", ".csv")
@@ -42,7 +43,10 @@ def fetch_data_files(source: Source, folder: Path, tell: Tell) -> list[DataFile]
             file=source.files[0].path,
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with Meter(folder, sum(file.size or 0 for file in wanted), tell):
+    total = sum(file.size or 0 for file in wanted)
+    if source.address.scheme != "pvc":  # those are read where they lie
+        reserve(total - bytes_below(folder), folder, f"The data of {source.address.where}")
+    with Meter(folder, total, tell):
         paths = [source.fetch(file, folder) for file in wanted]
     return [_described(file, path) for file, path in zip(wanted, paths, strict=True)]
 
