@@ -22,7 +22,9 @@ ZERO = ("ZeRO1", "ZeRO2", "ZeRO3")
 SHARDED = (*ZERO, "FSDP")
 LORA_LIKE = ("LoRA", "QLoRA", "DoRA")
 ADAPTERS = (*LORA_LIKE, "IA3", "AdaLoRA", "Prefix")
-WHOLE = ("AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "Adafactor")
+BITSANDBYTES = ("AdamW8bit", "PagedAdamW", "PagedAdamW8bit")
+"""Optimizers of the library of that name."""
+WHOLE = (*BITSANDBYTES, "Adafactor")
 """Optimizers that need whole weights."""
 PAIRED = ("DPO", "ORPO", "Reward")
 """Objectives whose unit of a batch is a pair of sequences."""

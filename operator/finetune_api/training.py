@@ -9,6 +9,9 @@ from pydantic import Field
 
 from finetune_api.base import SpecModel
 
+Optimizer = Literal["AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "Adafactor"]
+Precision = Literal["bf16", "fp16", "fp32"]
+
 
 class Checkpointing(SpecModel):
     """When the run is saved so that it can be resumed."""
@@ -49,7 +52,7 @@ class Training(SpecModel):
     """Peak learning rate; absent means, by method, 1e-5 for Full, 1e-4 for LoRA, QLoRA and DoRA,
     5e-4 for AdaLoRA, 3e-3 for IA3 and 1e-2 for Prefix, and of that half for ORPO and a tenth for
     DPO, KTO and GRPO."""
-    optimizer: Literal["AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "Adafactor"] = "AdamW"
+    optimizer: Optimizer = "AdamW"
     """AdamW (fused); 8-bit states take a quarter of the memory (Dettmers et al. 2021, arXiv
     2110.02861); paged ones move to host memory under pressure; Adafactor (Shazeer and Stern 2018,
     arXiv 1804.04235) keeps one number per row and column."""
@@ -70,7 +73,7 @@ class Training(SpecModel):
     packing: bool | None = None
     """Fill rows with several examples that do not see each other; absent means wherever
     objective, method and architecture allow it."""
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    precision: Precision = "bf16"
     """Number format of weights and activations; optimizer states are kept in fp32. fp16 scales
     the loss, for devices without bf16."""
     gradient_checkpointing: bool | None = None

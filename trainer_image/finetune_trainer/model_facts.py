@@ -89,6 +89,13 @@ def shape_of(config: dict[str, Any], shown: str) -> dict[str, int]:
     }
 
 
+def local_config(folder: Path) -> Any:
+    """The snapshot's config as transformers reads it; code in the snapshot is never run."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
 def context_length(config: dict[str, Any]) -> int:
     """Longest sequence that the model was made for; 2048 where its config is silent (Falcon)."""
     return _first(_text(config), CONTEXT) or DEFAULT_CONTEXT
@@ -103,10 +110,7 @@ def stretched_context(folder: Path, config: dict[str, Any], rope: RopeScaling | 
     context = context_length(config)
     if rope is None:
         return context
-    from transformers import AutoConfig
-
-    loaded = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    positions = getattr(loaded.get_text_config(), "rope_parameters", None)
+    positions = getattr(local_config(folder).get_text_config(), "rope_parameters", None)
     kind = _text(config).get("model_type") or config["model_type"]
     if not positions:
         raise _no_rope(f"the architecture {kind} has no rotary positions")

@@ -15,6 +15,7 @@ from finetune_api.run import RunConfig
 from numpy.typing import NDArray
 
 from finetune_trainer.data.tokenizer import load_tokenizer
+from finetune_trainer.model_facts import local_config
 from finetune_trainer.rewards import Reply
 from finetune_trainer.sources.model_files import CONFIG, no_reward
 
@@ -72,9 +73,9 @@ def load_classifier(folder: Path, device: torch.device) -> Any:
 
     Raises UserError NotARewardModel where it has not one trained output.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = local_config(folder)
     architectures = config.architectures or ["no architecture"]
     if config.num_labels != 1 or "SequenceClassification" not in architectures[0]:
         why = f"it is {architectures[0]} with {config.num_labels} outputs"

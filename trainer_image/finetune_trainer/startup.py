@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from finetune_api.combinations import BITSANDBYTES
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RunConfig
 
@@ -20,8 +21,6 @@ log = logging.getLogger("finetune")
 
 BEGAN_ENV = "FINETUNE_BEGAN"
 """Unix time at which the first process of the pod was started."""
-EIGHT_BIT = ("AdamW8bit", "PagedAdamW", "PagedAdamW8bit")
-"""Optimizers that are bitsandbytes'."""
 ROOMS = ("checkpoint", "early_stopping", "flops", "neftune", "objectives", "output", "saving")
 """Modules of this package that a rank comes to on its way to the first step."""
 
@@ -83,7 +82,7 @@ def import_libraries(run: RunConfig) -> None:
 
 def quantises(run: RunConfig, spec: FineTuneJobSpec) -> bool:
     """Whether anything of the run may be bitsandbytes'."""
-    if spec.method.type == "QLoRA" or spec.training.optimizer in EIGHT_BIT:
+    if spec.method.type == "QLoRA" or spec.training.optimizer in BITSANDBYTES:
         return True
     folders = [(run.paths.model_cache, run.model), (run.paths.reward_cache, run.reward)]
     return any(

@@ -6,8 +6,8 @@ from typing import Literal
 from finetune_api.combinations import PAIRED, resolved
 from finetune_api.finetunejob import GRPO, FineTuneJobSpec, Method, Objective
 from finetune_api.run import DataFacts, ModelFacts
+from finetune_api.training import Optimizer, Precision
 
-Optimizer = Literal["AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "Adafactor"]
 Recomputation = Literal["None", "Selective", "Full"]
 
 
@@ -18,7 +18,7 @@ class Load:
     method: Method
     objective: Objective
     optimizer: Optimizer
-    precision: Literal["bf16", "fp16", "fp32"]
+    precision: Precision
     recomputation: Recomputation
     """What is computed again in the backward pass instead of being kept."""
     rows: int
@@ -35,7 +35,12 @@ class Load:
     @property
     def number_bytes(self) -> int:
         """Bytes of a weight or an activation."""
-        return 4 if self.precision == "fp32" else 2
+        return number_bytes(self.precision)
+
+
+def number_bytes(precision: Precision) -> int:
+    """Bytes of a number in a format."""
+    return 4 if precision == "fp32" else 2
 
 
 def load_of(
@@ -46,7 +51,6 @@ def load_of(
 ) -> Load:
     """The load of a job whose facts are known."""
     training = spec.training
-    size = 4 if training.precision == "fp32" else 2
     answer = (spec.grpo or GRPO()).max_new_tokens if spec.objective == "GRPO" else 0
     return Load(
         method=spec.method,
@@ -59,7 +63,7 @@ def load_of(
         answer=answer,
         device=device,
         offload=spec.compute.offload,
-        beside=size * reward.parameters if reward else 0,
+        beside=number_bytes(training.precision) * reward.parameters if reward else 0,
     )
 
 

@@ -1,5 +1,6 @@
 """The base model from its snapshot; code in the snapshot is never run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from finetune_trainer.methods.attention import separate_packed_examples
 from finetune_trainer.methods.quantization import keep_packing, quantize_empty
 from finetune_trainer.methods.rope import stretch
 from finetune_trainer.methods.scoring import HEADS, begin_head, scorer_config
+from finetune_trainer.model_facts import local_config
 from finetune_trainer.stage import UserError
 
 
@@ -57,26 +59,36 @@ def load_model(
             return load_model(folder, dtype, "eager", device, score_seed, rope, quantization)
         if "trust_remote_code" not in str(error) and "Unrecognized" not in str(error):
             raise
-        raise UserError(
-            "UnsupportedModel",
-            f"The model's architecture is not part of transformers: {str(error)[:300]}",
-            "Use a model whose architecture transformers knows.",
-            file=str(folder / "config.json"),
-        ) from error
+        raise unknown_architecture(folder, error) from error
     missing = sorted(told["missing_keys"])
     if score_seed is not None and any(name.split(".")[0] in HEADS for name in missing):
         begin_head(model, score_seed)
         missing = [name for name in missing if name.split(".")[0] not in HEADS]
     if missing:
-        raise UserError(
-            "ModelIncomplete",
-            f"The weight files lack {len(missing)} weights of the model: {', '.join(missing[:5])}.",
-            "Save the whole model, with its output layer, by save_pretrained.",
-            file=str(folder),
-        )
+        raise incomplete(folder, missing)
     if quantization:
         keep_packing(model)
     return model
+
+
+def unknown_architecture(folder: Path, error: ValueError) -> UserError:
+    """The error for a model that transformers has no code of."""
+    return UserError(
+        "UnsupportedModel",
+        f"The model's architecture is not part of transformers: {str(error)[:300]}",
+        "Use a model whose architecture transformers knows.",
+        file=str(folder / "config.json"),
+    )
+
+
+def incomplete(folder: Path, missing: Sequence[str]) -> UserError:
+    """The error for weight files that lack some of the model's weights."""
+    return UserError(
+        "ModelIncomplete",
+        f"The weight files lack {len(missing)} weights of the model: {', '.join(missing[:5])}.",
+        "Save the whole model, with its output layer, by save_pretrained.",
+        file=str(folder),
+    )
 
 
 def empty_model(
@@ -106,13 +118,7 @@ def empty_model(
 
 def job_config(folder: Path, rope: RopeScaling | None = None, scored: bool = False) -> Any:
     """The snapshot's config as the job changes it."""
-    from transformers import AutoConfig
-
-    config = (
-        scorer_config(folder)
-        if scored
-        else AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    )
+    config = scorer_config(folder) if scored else local_config(folder)
     if rope:
         stretch(config, rope)
     return config
@@ -120,9 +126,7 @@ def job_config(folder: Path, rope: RopeScaling | None = None, scored: bool = Fal
 
 def saved_dtype(folder: Path) -> torch.dtype:
     """The number format of the snapshot's weights, in which results are saved too."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = local_config(folder)
     return getattr(config.get_text_config(), "dtype", None) or config.dtype or torch.float32
 
 

@@ -5,12 +5,13 @@ every strategy and in evaluation, which judges the untrained head too. It is tra
 adapters as well.
 """
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from finetune_trainer.methods.gathering import whole
+from finetune_trainer.model_facts import local_config
 from finetune_trainer.stage import UserError
 
 HEADS = ("score", "classifier")
@@ -34,15 +35,16 @@ def scorer_config(folder: Path) -> Any:
     The score is read at the last token that is not padding, so the model must know which one the
     tokenizer pads with.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    config = AutoConfig.from_pretrained(folder, **local)
+    config = local_config(folder)
     classifier = any("ForSequenceClassification" in name for name in config.architectures or ())
     if classifier and config.get_text_config().pad_token_id is not None:
         return config
     config.num_labels = 1
-    tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
     pad = tokenizer.pad_token_id
     config.get_text_config().pad_token_id = tokenizer.eos_token_id if pad is None else pad
     return config
@@ -75,7 +77,7 @@ def begin_head(model: Any, seed: int) -> None:
     if head.weight.is_meta:
         return
     dice = torch.Generator().manual_seed(seed)
-    with _whole(head), torch.no_grad():
+    with whole(head), torch.no_grad():
         shape = head.weight.shape
         numbers = torch.randn(shape, generator=dice) / (shape[-1] + 1) ** 0.5
         head.weight.copy_(numbers)
@@ -88,7 +90,7 @@ def train_head(adapted: Any) -> None:
     half precision."""
     wrapper = _as_named(adapted.get_base_model())
     old = wrapper.original_module
-    with _whole(old), torch.no_grad():
+    with whole(old), torch.no_grad():
         new = torch.nn.Linear(
             old.in_features,
             old.out_features,
@@ -110,15 +112,3 @@ def round_head(model: Any, saved: torch.dtype) -> None:
 
 def _in_own_format(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (inputs[0].to(head.weight.dtype), *inputs[1:])
-
-
-def _whole(module: Any) -> contextlib.AbstractContextManager[Any]:
-    """The module's weights where ZeRO-3 has sharded them; changes are those of every rank."""
-    if not hasattr(module.weight, "ds_id"):
-        return contextlib.nullcontext()
-    import deepspeed
-
-    whole: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
-        list(module.parameters()), modifier_rank=0
-    )
-    return whole

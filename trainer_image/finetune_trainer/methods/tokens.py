@@ -5,13 +5,14 @@ first steps do not go into making an accidental token unlikely (Hewitt 2021, "In
 Embeddings for Pretrained Language Models").
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RunConfig
+
+from finetune_trainer.methods.gathering import whole
 
 
 def new_tokens_of(run: RunConfig, spec: FineTuneJobSpec) -> list[int]:
@@ -39,7 +40,7 @@ def make_room(model: Any, new_tokens: Sequence[int]) -> None:
     rows = sorted({*new_tokens, *range(before, max(new_tokens) + 1)})
     for layer in token_layers(model):
         if not layer.weight.is_meta:
-            with whole([layer]), torch.no_grad():
+            with whole(layer), torch.no_grad():
                 layer.weight[rows] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
 
 
@@ -47,16 +48,3 @@ def token_layers(model: Any) -> list[Any]:
     """The embedding and, where there is one, the head."""
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
     return [layer for layer in layers if layer is not None]
-
-
-@contextlib.contextmanager
-def whole(layers: Sequence[Any]) -> Iterator[None]:
-    """The layers' weights gathered where ZeRO-3 has sharded them; changes are those of rank 0."""
-    weights = [layer.weight for layer in layers if hasattr(layer.weight, "ds_id")]
-    if not weights:
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(weights, modifier_rank=0):
-        yield
