@@ -19,6 +19,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -48,6 +49,7 @@ class ControlPlane:
         self.url = ""
         self.kubeconfig = self.folder / "pki" / "admin.kubeconfig"
         self._apiserver: list[str] = []
+        self._etcd: list[str] = []
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> ControlPlane:
@@ -79,11 +81,39 @@ class ControlPlane:
         authority.issue(name, subject)
         return authority.write_kubeconfig(name, self.url)
 
-    def restart_apiserver(self) -> None:
-        """Kill the API server and start it again on the same port with the same data."""
+    def kill_apiserver(self) -> None:
+        """End the API server in the middle of whatever it does."""
         self._end("kube-apiserver", signal.SIGKILL)
+
+    def start_apiserver(self) -> None:
+        """Start it again, on the same port and with the same data, and wait until it is ready."""
         self._launch("kube-apiserver", self._apiserver)
         self._wait_ready()
+
+    def restart_apiserver(self) -> None:
+        """Kill the API server and start it again."""
+        self.kill_apiserver()
+        self.start_apiserver()
+
+    def back_up(self) -> None:
+        """Keep the data as they are now for `restore`; the API server is restarted for it."""
+        self._with_data(lambda data, kept: shutil.copytree(data, kept))
+
+    def restore(self) -> None:
+        """Go back to the data that were kept: what was written since has never happened."""
+
+        def replace(data: Path, kept: Path) -> None:
+            shutil.rmtree(data)
+            kept.rename(data)
+
+        self._with_data(replace)
+
+    def _with_data(self, change: Callable[[Path, Path], object]) -> None:
+        self.kill_apiserver()
+        self._end("etcd", signal.SIGKILL)
+        change(self.folder / "etcd", self.folder / "etcd.kept")
+        self._launch("etcd", self._etcd)
+        self.start_apiserver()
 
     def stop(self) -> None:
         """End every process and wait until it is gone; safe to call twice."""
@@ -101,7 +131,8 @@ class ControlPlane:
         peers = f"http://127.0.0.1:{peer}"
         initial = [f"--initial-advertise-peer-urls={peers}", f"--initial-cluster=default={peers}"]
         urls += [f"--listen-peer-urls={peers}", *initial]
-        self._launch("etcd", [f"--data-dir={data}", *urls, "--unsafe-no-fsync"])
+        self._etcd = [f"--data-dir={data}", *urls, "--unsafe-no-fsync"]
+        self._launch("etcd", self._etcd)
         self._apiserver = self._apiserver_flags(pki, etcd, secure)
         self._launch("kube-apiserver", self._apiserver)
         self._wait_ready()

@@ -99,7 +99,7 @@ class Cache:
             each
             for each in self.list(kind, namespace)
             if each["metadata"]["uid"] not in listed
-            and _number(each["metadata"].get("resourceVersion")) <= _number(version)
+            and version_number(each) <= int(version or 0)
         ]
 
     def _unindex(self, old: Manifest) -> None:
@@ -120,10 +120,9 @@ def address_of(manifest: Manifest) -> Address:
 
 def newer(manifest: Manifest, old: Manifest) -> bool:
     """Whether the first was written after the second."""
-    return _number(manifest["metadata"].get("resourceVersion")) > _number(
-        old["metadata"].get("resourceVersion")
-    )
+    return version_number(manifest) > version_number(old)
 
 
-def _number(version: str | None) -> int:
-    return int(version) if version else 0
+def version_number(manifest: Manifest) -> int:
+    """resourceVersion as a number; 0 where there is none."""
+    return int(manifest["metadata"].get("resourceVersion") or 0)

@@ -259,8 +259,7 @@ def _decode(
     what: str, method: str, status: int, headers: Mapping[str, str], data: bytes
 ) -> Manifest:
     if 200 <= status < 300:
-        found: Manifest = json.loads(data)
-        return found
+        return _object(what, data)
     message = f"{what}: {status} {_reason(data)}"
     if status == 404:
         raise NotFound(message)
@@ -275,11 +274,26 @@ def _decode(
     raise ClusterError(message)
 
 
+def _object(what: str, data: bytes) -> Manifest:
+    """What every answer of the API server is; anything else comes from something in between."""
+    try:
+        found: Any = json.loads(data)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or "kind" not in found:
+        raise Unavailable(f"{what}: the answer is no Kubernetes object: {_shown(data)}")
+    return found
+
+
+def _shown(data: bytes) -> str:
+    return data[:200].decode(errors="replace")
+
+
 def _reason(data: bytes) -> str:
     try:
         return str(json.loads(data).get("message", ""))[:1000]
     except (ValueError, AttributeError):  # a proxy in between answers in HTML
-        return data[:200].decode(errors="replace")
+        return _shown(data)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

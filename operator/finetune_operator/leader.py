@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from finetune_operator.cache import version_number
 from finetune_operator.clock import steady
 from finetune_operator.cluster import (
     AlreadyExists,
@@ -65,6 +66,7 @@ class Election:
         self._clock = clock
         self._mine: Manifest | None = None
         self._seen: tuple[str, float] | None = None
+        self._newest = 0
         self._valid_until = float("-inf")
 
     def leads(self) -> bool:
@@ -138,7 +140,12 @@ class Election:
         lease = self._mine or await self._get()
         if (lease.get("spec") or {}).get("holderIdentity") != self.identity:
             self._valid_until = float("-inf")
-            raise LeadershipLost(f"{lease['spec'].get('holderIdentity')} leads now")
+            raise LeadershipLost(f"{lease['spec'].get('holderIdentity') or 'nobody'} leads now")
+        if version_number(lease) < self._newest:
+            raise LeadershipLost(
+                "the API server has an older lease than it had: it was restored from a backup, and"
+                " what this process remembers may never have happened"
+            )
         wanted = {**lease, "spec": {**lease["spec"], "renewTime": _now()}}
         try:
             return self._took(await self._cluster.replace(wanted, self._timing.request), started)
@@ -158,6 +165,7 @@ class Election:
 
     def _took(self, lease: Manifest, started: float) -> bool:
         self._mine = lease
+        self._newest = version_number(lease)
         # From before the request was sent: the others count from after it was written.
         self._valid_until = started + self._timing.duration
         return True

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import io
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import pytest
+from finetune_operator import logs
 from finetune_operator.asks import Asks
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
@@ -22,6 +26,8 @@ from finetune_operator.reconcile import Plan, Reconciler
 from finetune_operator.sync import Sync
 
 from hack.cluster.apiserver import ControlPlane
+from tests.api.client import Api
+from tests.api.conftest import CRDS, started
 
 
 class Bench:
@@ -108,6 +114,46 @@ async def bench(control_plane: ControlPlane, namespace: str) -> AsyncIterator[Be
     yield Bench(cluster, namespace)
     await cluster.close()
     await asyncio.sleep(0)  # lets the transport close its sockets
+
+
+@pytest.fixture(scope="module")
+def thread() -> Iterator[ThreadPoolExecutor]:
+    """The thread that starts API servers: the kernel ends them with the thread, not the process."""
+    with ThreadPoolExecutor(1) as thread:
+        yield thread
+
+
+@pytest.fixture(scope="module")
+def own_plane(
+    tmp_path_factory: pytest.TempPathFactory, thread: ThreadPoolExecutor
+) -> Iterator[ControlPlane]:
+    """An API server that these tests may disturb."""
+    plane = started(tmp_path_factory.mktemp("watched-plane"))
+    try:
+        thread.submit(plane.__enter__).result()
+        plane.kubectl("apply", "--server-side", "-f", CRDS)
+        plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        yield plane
+    finally:
+        plane.stop()
+
+
+@pytest.fixture(scope="module")
+def own_api(own_plane: ControlPlane) -> Api:
+    return Api(own_plane.kubeconfig)
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """What a real process would have logged."""
+    root = logging.getLogger()
+    before, written = (root.handlers[:], root.level), io.StringIO()
+    logs.configure("text", "info")
+    for handler in root.handlers:
+        assert isinstance(handler, logging.StreamHandler)
+        handler.setStream(written)
+    yield written
+    root.handlers[:], root.level = before
 
 
 def _by_label(counter: Any, label: str) -> dict[str, float]:

@@ -1,0 +1,227 @@
+"""An API server that is slow, full, wrong or cut off in the middle: nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from finetune_operator.clock import ServerClock
+from finetune_operator.cluster import Cluster
+from finetune_operator.decision import Decision, Key, ObjectRef, View
+from finetune_operator.health import Health
+from finetune_operator.reconcile import Product
+
+from hack.cluster.apiserver import ControlPlane
+from tests.api.client import Api
+from tests.api.engine import toy
+from tests.api.engine.conftest import Bench
+from tests.api.engine.gateway import RESET, Choose, Fault, Gateway
+from tests.api.engine.whole import prepared, running, until
+
+CHILDREN = ["ConfigMap a-prepare-1", "Job a-prepare-1"]
+
+
+def status(code: int, reason: str) -> Fault:
+    body = {"kind": "Status", "apiVersion": "v1", "code": code, "reason": reason, "message": "no"}
+    return Fault(
+        status=code,
+        body=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json", "Retry-After": "1"} if code == 429 else {},
+    )
+
+
+FAULTS = {
+    "429 with Retry-After": status(429, "TooManyRequests"),
+    "500": status(500, "InternalError"),
+    "409": status(409, "Conflict"),
+    "a proxy's 502 in HTML": Fault(status=502, body=b"<html>Bad Gateway</html>"),
+    "a page in place of the answer": Fault(body=b"<html>Log in</html>"),
+    "other JSON in place of the answer": Fault(body=b"[]"),
+    "half an answer": Fault(cut=40),
+    "no answer though it was done": Fault(cut=0),
+    "a reset before it was done": RESET,
+    "an answer after three seconds": Fault(delay=3),
+}
+
+
+@pytest.fixture
+async def gateway(control_plane: ControlPlane, tmp_path: Path) -> AsyncIterator[Gateway]:
+    async with Gateway(control_plane, tmp_path) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+async def behind(gateway: Gateway, namespace: str) -> AsyncIterator[Bench]:
+    """A reconciler that reaches the API server through the gateway only."""
+    cluster = await Cluster.connect(str(gateway.kubeconfig))
+    yield Bench(cluster, namespace)
+    await cluster.close()
+
+
+def once_each(fault: Fault) -> Choose:
+    """The fault for the first request of every kind of write to what the product makes."""
+    seen: set[tuple[str, str]] = set()
+
+    def choose(request: web.BaseRequest) -> Fault | None:
+        what = request.method, request.path
+        ours = any(each in request.path for each in ("/configmaps", "/jobs", "/finetunejobs"))
+        if request.method == "GET" or not ours or what in seen:
+            return None
+        seen.add(what)
+        return fault
+
+    return choose
+
+
+def children(api: Api, namespace: str) -> list[str]:
+    return sorted(
+        f"{kind} {found['metadata']['name']}"
+        for kind in ("ConfigMap", "Job")
+        for found in api.list(kind, namespace)
+    )
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_every_write_that_fails_once_is_done_in_the_end_and_once(
+    gateway: Gateway, api: Api, namespace: str, log: io.StringIO, fault: str
+) -> None:
+    gateway.choose = once_each(FAULTS[fault])
+    async with running(gateway.kubeconfig, Health(), namespace, namespace):
+        api.create(toy.finetune_job(namespace, "a"))
+        took = await until(
+            "the job is prepared",
+            lambda: prepared(api, "a", namespace)() and children(api, namespace) == CHILDREN,
+        )
+        print(f"\n{fault}: every write once, done after {took:.1f} s")
+    assert "Traceback" not in log.getvalue()
+    told = [each["reason"] for each in api.list("Event", namespace)]
+    assert Counter(told)["Preparing"] <= 1, "an event is told once"
+
+
+async def test_a_delete_whose_answer_was_lost_is_done(
+    behind: Bench, gateway: Gateway, api: Api, namespace: str
+) -> None:
+    job = api.create(toy.finetune_job(namespace, "a"))
+    child = api.create(toy.config_map(job))
+    await behind.list()
+
+    def plan(_key: Key, view: View, _now: datetime) -> Decision:
+        ref = ObjectRef("v1", "ConfigMap", namespace, "a-prepare-1", child["metadata"]["uid"])
+        there = view.get("ConfigMap", namespace, "a-prepare-1") is not None
+        return Decision(delete=(ref,) if there else ())
+
+    gateway.choose = lambda request: Fault(cut=0) if request.method == "DELETE" else None
+    assert await behind.reconcile(plan, "a") == "error"
+    assert not api.list("ConfigMap", namespace)
+    gateway.choose = lambda _request: None
+    await behind.reconcile(plan, "a")
+    assert behind.cache.get("ConfigMap", namespace, "a-prepare-1") is None
+    assert await behind.reconcile(plan, "a") == "success"
+
+
+async def test_a_status_whose_answer_was_lost_is_not_written_twice(
+    behind: Bench, gateway: Gateway, api: Api, namespace: str
+) -> None:
+    api.create(toy.finetune_job(namespace, "a"))
+    await behind.list()
+    gateway.choose = lambda request: Fault(cut=0) if request.method == "PATCH" else None
+    assert await behind.reconcile(toy.plan, "a") == "error"
+    written = api.get("FineTuneJob", namespace, "a")
+    assert written["status"]["phase"] == "Preparing"
+    assert children(api, namespace) == [], "nothing is done on a status that may not be written"
+
+    gateway.choose = lambda _request: None
+    assert await behind.reconcile(toy.plan, "a") == "conflict"
+    await behind.list()
+    await behind.reconcile(toy.plan, "a")
+    assert children(api, namespace) == CHILDREN
+    now = api.get("FineTuneJob", namespace, "a")["metadata"]
+    assert now["resourceVersion"] == written["metadata"]["resourceVersion"]
+
+
+async def test_an_expired_watch_is_begun_anew(
+    gateway: Gateway, api: Api, namespace: str, log: io.StringIO
+) -> None:
+    async with running(gateway.kubeconfig, Health(), namespace, namespace):
+        api.create(toy.finetune_job(namespace, "before"))
+        await until("before is prepared", prepared(api, "before", namespace))
+        gone, expired = status(410, "Expired"), Counter[str]()
+
+        def expire(request: web.BaseRequest) -> Fault | None:
+            if "watch" not in request.query or expired[request.path] > 0:
+                return None
+            expired[request.path] += 1
+            return gone
+
+        gateway.choose = expire
+        assert gateway.drop() > 0
+        api.create(toy.finetune_job(namespace, "after"))
+        took = await until("after is prepared", prepared(api, "after", namespace))
+    assert expired
+    assert "Traceback" not in log.getvalue()
+    print(f"\n{len(expired)} watches cut off and expired: news again after {took:.1f} s")
+
+
+async def test_jobs_are_carried_out_when_a_fifth_of_all_requests_fail(
+    gateway: Gateway, api: Api, namespace: str, log: io.StringIO
+) -> None:
+    seed = random.randrange(10**6)
+    chance, met = random.Random(seed), Counter[str]()
+
+    def choose(request: web.BaseRequest) -> Fault | None:
+        if "/leases" in request.path or chance.random() > 1 / 5:
+            return None
+        name = chance.choice([each for each in FAULTS if not each.startswith("an answer")])
+        if "watch" in request.query and FAULTS[name].status is None:
+            return None
+        met[name] += 1
+        return FAULTS[name]
+
+    names = [f"job-{number}" for number in range(20)]
+    async with running(gateway.kubeconfig, Health(), namespace, namespace):
+        gateway.choose = choose
+        for each in names:
+            api.create(toy.finetune_job(namespace, each))
+
+        def done() -> bool:
+            jobs = api.list("FineTuneJob", namespace)
+            return all("status" in each for each in jobs) and len(children(api, namespace)) == 40
+
+        started = time.monotonic()
+        await until(f"all are prepared (seed {seed})", done, 120)
+        took = time.monotonic() - started
+    assert "Traceback" not in log.getvalue(), f"seed {seed}"
+    assert children(api, namespace) == sorted(
+        f"{kind} {each}-prepare-1" for kind in ("ConfigMap", "Job") for each in names
+    )
+    print(f"\n20 jobs, {sum(met.values())} faults, seed {seed}: all done after {took:.1f} s")
+
+
+@pytest.mark.parametrize("ahead", [300, -300], ids=["5 minutes fast", "5 minutes slow"])
+async def test_a_plan_is_given_the_time_of_the_api_server(
+    control_plane: ControlPlane, api: Api, namespace: str, ahead: int
+) -> None:
+    clock = ServerClock(wall=lambda: time.time() + ahead)
+    offsets: list[timedelta] = []
+
+    def plan(key: Key, view: View, now: datetime) -> Decision | None:
+        job = view.get(key.kind, key.namespace, key.name)
+        if job is not None:
+            created = datetime.fromisoformat(job["metadata"]["creationTimestamp"])
+            offsets.append(now - created)
+        return toy.plan(key, view, now)
+
+    product = Product(plans={"FineTuneJob": plan})
+    async with running(control_plane.kubeconfig, Health(), namespace, namespace, clock, product):
+        api.create(toy.finetune_job(namespace, "a"))
+        await until("the job is prepared", prepared(api, "a", namespace))
+    print(f"\nthe plan saw a job as {offsets[0].total_seconds():.1f} s old that was just created")
+    assert timedelta(seconds=-1.5) < offsets[0] < timedelta(seconds=10)
