@@ -73,9 +73,7 @@ def _silent_since(progress: Progress, before: JobProgress | None, now: datetime)
     return known or now.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def checkpoint_told(
-    progress: Progress, before: CheckpointStatus | None
-) -> CheckpointStatus | None:
+def checkpoint_told(progress: Progress, before: CheckpointStatus | None) -> CheckpointStatus | None:
     """The newest complete checkpoint; an attempt that has none yet goes on from the one before,
     and what a checkpoint costs is known until it is measured again."""
     if progress.last_checkpoint_step is None:
@@ -114,6 +112,19 @@ def waiting_to_train(plan: TrainPlan) -> JobProgress:
         total_steps=plan.total_steps,
         summary=f"0/{plan.total_steps}",
     )
+
+
+def stopped_at(progress: JobProgress | None, step: int) -> JobProgress | None:
+    """The last progress of training, which went on for some steps after it was told."""
+    if progress is None or progress.stage != "train":
+        return progress
+    summary = _summary(step, progress.total_steps)
+    return progress.model_copy(update={"step": step, "summary": summary})
+
+
+def at_rest(progress: JobProgress | None) -> JobProgress | None:
+    """Progress of a stage of which nothing runs now: there is no time left to tell."""
+    return progress and progress.model_copy(update={"eta": None, "stalled_since": None})
 
 
 def trained(facts: TrainFacts, plan: TrainPlan | None, at: str) -> JobProgress:

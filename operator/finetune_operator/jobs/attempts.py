@@ -93,7 +93,7 @@ def watch(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> Endi
         draft.update(progress=waiting_to_train(plan))
     leader = attempt.leader()
     draft.update(message=_waiting(draft, attempt))
-    over = nowhere_else(attempt, draft.status.nodes, ctx.now)
+    over = nowhere_else(ctx.observed, attempt, draft.status.nodes, ctx.now)
     if leader is not None and leader.phase == "Running":
         over = _listen(ctx, draft, stage, attempt, leader) or over
     draft.update_stage(stage.name, message=draft.status.message)

@@ -14,7 +14,7 @@ from finetune_api.jobstatus import NodeFailures
 from finetune_api.run import Failure
 
 from finetune_operator.jobs.ending import Ending, ended_by_us
-from finetune_operator.jobs.observe import Attempt
+from finetune_operator.jobs.observe import Attempt, Observed
 
 EXCLUDED_FROM = 2
 """Failures on a node from which on it is avoided."""
@@ -55,11 +55,19 @@ def excluded(nodes: Sequence[NodeFailures]) -> tuple[str, ...]:
     return tuple(node.name for node in nodes if node.excluded)
 
 
-def nowhere_else(attempt: Attempt, nodes: Sequence[NodeFailures], now: datetime) -> Ending | None:
-    """The end of an attempt that finds no room without the nodes that are left out."""
+def nowhere_else(
+    observed: Observed, attempt: Attempt, nodes: Sequence[NodeFailures], now: datetime
+) -> Ending | None:
+    """The end of an attempt that finds no room without the nodes that are left out.
+
+    Not while pods of an attempt before it still end: they may be what takes the room.
+    """
     avoided = excluded(nodes)
     waiting = [p.unscheduled_since for p in attempt.pods if p.unscheduled_since and not p.finished]
     if not avoided or not waiting or now < min(waiting) + PATIENCE:
+        return None
+    others = [p for each in observed.every() if each is not attempt for p in each.pods]
+    if any(not pod.finished and not pod.given_up(now) for pod in others):
         return None
     failure = Failure(
         reason="ExclusionLifted",

@@ -29,7 +29,7 @@ from finetune_operator.jobs.stage import Context, Draft
 from finetune_operator.jobs.stall import Stall
 from finetune_operator.jobs.suspend import SUSPENDED, pause_serve, pause_stage, resume
 from finetune_operator.jobs.train import TRAIN
-from finetune_operator.progress import trained
+from finetune_operator.progress import at_rest, trained
 
 POD_STAGES = (PREPARE, TRAIN, EVALUATE, EXPORT)
 EVENT_LIMIT = 1000
@@ -158,7 +158,7 @@ def _settle_progress(draft: Draft, ended: bool) -> None:
     if progress is None:
         return
     if ended:
-        draft.update(progress=progress.model_copy(update={"eta": None}))
+        draft.update(progress=at_rest(progress))
         return
     running = next((s.name for s in draft.status.stages if s.state != "Succeeded"), None)
     if progress.stage != running:

@@ -17,6 +17,7 @@ from finetune_operator.jobs.launch import launch
 from finetune_operator.jobs.observe import Attempt, parse_time, reference
 from finetune_operator.jobs.stage import Context, Draft, PodStage
 from finetune_operator.jobs.story import retry_text
+from finetune_operator.progress import at_rest, stopped_at
 
 FIRST_DELAY = 10.0
 """Seconds after the first crash."""
@@ -54,7 +55,7 @@ def note(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, over: En
     """Write down how an attempt ended; False where that ends the job."""
     failure = over.failure
     assert failure is not None
-    keep_checkpoint(draft, over)
+    keep_checkpoint(draft, attempt)
     if over.kind == "Crashed":
         if draft.status.restarts >= ctx.spec.max_restarts:
             _give_up(draft, stage, failure)
@@ -67,24 +68,24 @@ def note(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, over: En
         draft.update(nodes=blamed(draft.status.nodes, node))
     due = over.at + timedelta(seconds=delay(draft.status.restarts, attempt, over))
     message = retry_text(draft, stage.name, over, ctx.spec.max_restarts)
-    progress = draft.status.progress and draft.status.progress.model_copy(
-        update={"stalled_since": None}
-    )
-    draft.update(failure=failure, message=message, progress=progress)
+    draft.update(failure=failure, message=message, progress=at_rest(draft.status.progress))
     draft.update_stage(stage.name, retry_at=time_text(due), message=message)
     return True
 
 
-def keep_checkpoint(draft: Draft, over: Ending) -> None:
+def keep_checkpoint(draft: Draft, attempt: Attempt) -> None:
     """A gang that was told to stop has saved after it last told its progress."""
-    result = over.result
-    if result is None or result.outcome != "Preempted" or result.train is None:
+    leader = attempt.leader()
+    result = leader.result if leader else None
+    if result is None or result.outcome != "Preempted" or not (facts := result.train):
+        return
+    if not facts.steps:
         return
     before = draft.status.checkpoint or CheckpointStatus(step=0)
-    draft.update(checkpoint=before.model_copy(update={"step": result.train.steps}))
-    if draft.status.progress is not None and draft.status.progress.stage == "train":
-        progress = draft.status.progress.model_copy(update={"step": result.train.steps})
-        draft.update(progress=progress)
+    draft.update(
+        checkpoint=before.model_copy(update={"step": facts.steps}),
+        progress=stopped_at(draft.status.progress, facts.steps),
+    )
 
 
 def delay(restarts: int, attempt: Attempt, over: Ending) -> float:

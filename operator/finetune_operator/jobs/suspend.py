@@ -18,6 +18,7 @@ from finetune_operator.jobs.observe import Attempt, PodFacts, parse_time, refere
 from finetune_operator.jobs.retry import keep_checkpoint, note, noted
 from finetune_operator.jobs.stage import Context, Draft, PodStage
 from finetune_operator.jobs.story import at_step, from_where
+from finetune_operator.progress import at_rest
 
 SUSPENDED = "Suspended"
 
@@ -34,7 +35,7 @@ def pause_stage(ctx: Context, draft: Draft, stage: PodStage) -> bool:
     if over is not None and over.kind in ("Succeeded", "UserError"):
         return accept(ctx, draft, stage, attempt, over)
     if over is not None:
-        keep_checkpoint(draft, over)
+        keep_checkpoint(draft, attempt)
         if _crashed_by_itself(draft, attempt, over) and not note(ctx, draft, stage, attempt, over):
             return False
     if attempt.job is not None:
@@ -103,5 +104,6 @@ def _left_over(pod: PodFacts) -> str:
 
 def _rest(ctx: Context, draft: Draft, message: str) -> None:
     since = draft.status.suspended_at or time_text(ctx.now)
-    draft.update(phase=SUSPENDED, suspended_at=since, message=message)
+    progress = at_rest(draft.status.progress)
+    draft.update(phase=SUSPENDED, suspended_at=since, message=message, progress=progress)
     draft.requeue = None

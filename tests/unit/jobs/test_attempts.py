@@ -482,15 +482,18 @@ def test_eviction_for_the_nodes_sake_is_free() -> None:
 
 def test_message_says_where_a_preempted_job_was_and_where_it_goes_on() -> None:
     world, pods = training()
-    world.tell(pods[0], step=118, totalSteps=200, lastCheckpointStep=100, checkpointSeconds=2.5)
+    told = {"step": 118, "totalSteps": 200, "etaSeconds": 300, "lastCheckpointStep": 100}
+    world.tell(pods[0], **told, checkpointSeconds=2.5)
     world.settle()
     facts = {"steps": 120, "worldSize": 2, "engine": "DDP"}
-    for pod in pods:
-        world.end_pod(pod, 76, result("train", outcome="Preempted", train=facts))
+    world.end_pod(pods[0], 76, result("train", outcome="Preempted", train=facts))
+    world.end_pod(pods[1], 76, result("train", outcome="Preempted", train=None))
     world.settle()
     says = "train was preempted at step 120, resumes from step 120"
     assert world.status["message"] == world.stage("train")["message"] == says
     assert world.status["checkpoint"] == {"step": 120, "seconds": 2.5}
+    assert world.status["progress"]["summary"] == "120/200"
+    assert "eta" not in world.status["progress"]
     recover(world, 1)
     says = "train is starting, attempt 2, resumes from step 120: 0 of 2 pods run"
     assert world.status["message"] == says

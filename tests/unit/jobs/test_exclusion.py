@@ -177,6 +177,24 @@ def test_exclusion_is_lifted_where_nothing_else_has_room() -> None:
     assert "without node2, which may be used again" in event.message
 
 
+def test_exclusion_is_not_lifted_while_an_earlier_gang_still_takes_the_room() -> None:
+    world = World()
+    _, pods = training(world)
+    for attempt in (1, 2):
+        world.grace = 600
+        world.end_pod(pods[1], 139)
+        world.settle()
+        recover(world, 10 * attempt)
+        pods = training(world, 2)[1] if attempt == 1 else pods
+    pods = list(world.add_pods("glossary-train-3", "Pending"))
+    world.set_unschedulable(pods[0], "0/2 nodes are available: 1 Insufficient nvidia.com/gpu")
+    recover(world, 300)
+    assert world.stage("train")["attempt"] == 3
+    assert world.status["nodes"][0]["excluded"]
+    recover(world, 400)
+    assert world.status["nodes"] == [], "nobody waits for a pod that should be gone for long"
+
+
 def test_waiting_for_room_without_exclusions_is_no_reason_to_start_anew() -> None:
     world = World()
     world.run_until("train")
