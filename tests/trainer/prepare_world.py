@@ -25,6 +25,7 @@ class World:
         self.root = root
         self.report = Report("prepare", 1)
         self.secrets: dict[str, Credentials] = {}
+        self.attempt = 0
         self.rows("rows.jsonl", list(tiny_rows(100)))
 
     @property
@@ -53,18 +54,21 @@ class World:
         }
         paths = {name: str(self.root / folder) for name, folder in folders.items()}
         job = {"name": "bot", "namespace": "team", "uid": UID}
-        config = {"job": job, "stage": "prepare", "attempt": 1, "spec": spec, "paths": paths}
+        config: dict[str, Any] = {"stage": "prepare", "attempt": max(1, self.attempt)}
+        config |= {"job": job, "spec": spec, "paths": paths}
         return RunConfig.model_validate(config)
 
     def prepare(self, today: str | None = None, **changes: Any) -> StageResult:
-        """Run the stage."""
+        """Run the stage, as its next attempt."""
+        self.attempt += 1
         return prepare(self.run_config(**changes), self.report, self.secrets, today)
 
     def fails(self, **changes: Any) -> Failure:
         """Run the stage, which must fail and leave nothing behind."""
         told = self.fails_again(**changes)
         assert not self.data.exists()
-        assert not list(self.root.glob("job/*"))
+        assert {path.name for path in self.root.glob("job/*")} <= {"claims"}
+        assert not list(self.root.glob("job/.*"))
         left = [*self.root.glob("cache/*"), *self.root.glob("judges/*")]
         assert not left, "a model that failed leaves nothing behind"
         return told
@@ -97,3 +101,8 @@ def facts_of(result: StageResult) -> DataFacts:
     """The facts about the data."""
     assert result.data is not None
     return result.data
+
+
+def found(result: StageResult) -> tuple[Any, ...]:
+    """What an attempt found out about its inputs, which does not depend on the attempt."""
+    return result.model, result.data, result.reward

@@ -176,6 +176,55 @@ def test_no_error_handler_takes_a_stop_for_a_fault(tmp_path: Path) -> None:
     assert (code, result.outcome) == (ExitCode.PREEMPTED, "Preempted")
 
 
+WAITS = {
+    "a download in another thread": """
+        from concurrent.futures import ThreadPoolExecutor
+        with ThreadPoolExecutor(1) as pool:
+            print("working", flush=True)
+            list(pool.map(time.sleep, [600]))
+    """,
+    "a call that does not come back": """
+        import ctypes
+        print("working", flush=True)
+        # As a disk or a driver that does not answer: no signal ends the wait.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        ctypes.CDLL(None).sleep(600)
+    """,
+}
+
+
+@pytest.mark.parametrize("wait", list(WAITS))
+def test_sigterm_ends_a_stage_wherever_it_waits(tmp_path: Path, wait: str) -> None:
+    process = start(tmp_path, f"import signal, time\n{textwrap.dedent(WAITS[wait])}")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "working" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    code, result, _ = end(tmp_path, process)
+    assert (code, result.outcome) == (ExitCode.PREEMPTED, "Preempted")
+
+
+def test_what_a_stage_holds_is_given_back_before_it_ends(tmp_path: Path) -> None:
+    body = """
+        import time
+        try:
+            print("working", flush=True)
+            time.sleep(60)
+        finally:
+            print("given back", flush=True)
+    """
+    process = start(tmp_path, body)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "working" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    code, _, log = end(tmp_path, process)
+    assert code == ExitCode.PREEMPTED
+    assert "given back" in log
+
+
 @given(st.text(max_size=6000), st.text(max_size=6000), st.integers(0, 100))
 def test_the_termination_message_is_always_valid_and_small(
     message: str, answer: str, hosts: int

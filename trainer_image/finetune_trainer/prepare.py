@@ -31,11 +31,12 @@ from finetune_api.run import (
     StageResult,
 )
 
-from finetune_trainer import rewards
+from finetune_trainer import rewards, volume
 from finetune_trainer.data.dataset import Inputs, find_prepared
 from finetune_trainer.data.making import Target, make_data, too_few_rows
 from finetune_trainer.data.packable import is_packed
 from finetune_trainer.data.tokenizer import load_tokenizer, new_token_ids, prints_date
+from finetune_trainer.fencing import Attempt
 from finetune_trainer.model_facts import (
     check_experts,
     check_scorable,
@@ -98,7 +99,7 @@ def prepare(
         revisions = (opened[0].revision, *(source.revision for source in sources.values()))
         inputs = Inputs(spec, revisions, packed)
         data = find_prepared(Path(run.paths.job) / "data", inputs)
-        data = data or _make_data(inputs, sources, target, Path(run.paths.job), tell)
+        data = data or _make_data(inputs, sources, target, run, tell)
         model = _facts(opened[0], config).model_copy(
             update={"vocabulary": target.vocabulary, "context_length": target.context}
         )
@@ -114,6 +115,7 @@ def prepare(
         model=model,
         data=data,
         reward=reward,
+        workspace=volume.measure(Path(run.paths.job)),
     )
 
 
@@ -187,18 +189,30 @@ def _facts(snapshot: Snapshot | CachedSnapshot, config: dict[str, Any]) -> Model
 
 
 def _make_data(
-    inputs: Inputs, sources: dict[str, Source], target: Target, job: Path, tell: Tell
+    inputs: Inputs, sources: dict[str, Source], target: Target, run: RunConfig, tell: Tell
 ) -> DataFacts:
+    job = Path(run.paths.job)
     downloads = job / "downloads"
     try:
-        files = {
-            where: fetch_data_files(source, downloads / str(number), tell)
-            for number, (where, source) in enumerate(sources.items())
-        }
-        validation = files.pop(VALIDATION, None)
-        return make_data(job / "data", inputs, list(files.values()), validation, target, tell)
-    finally:
+        with Attempt(job, run.attempt, "prepare") as attempt:
+            files = {
+                # By revision: the next attempt goes on with what this one has fetched.
+                where: fetch_data_files(source, downloads / f"{number}-{key_of(source)}", tell)
+                for number, (where, source) in enumerate(sources.items())
+            }
+            validation = files.pop(VALIDATION, None)
+            listed = list(files.values())
+            facts = make_data(attempt, job / "data", inputs, listed, validation, target, tell)
+    except UserError:
         shutil.rmtree(downloads, ignore_errors=True)
+        raise
+    shutil.rmtree(downloads, ignore_errors=True)
+    return facts
+
+
+def key_of(source: Source) -> str:
+    """A short name of a source's revision."""
+    return hashlib.sha256(source.revision.encode()).hexdigest()[:16]
 
 
 def _tokenizer_digest(folder: Path) -> str:

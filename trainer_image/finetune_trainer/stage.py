@@ -33,7 +33,7 @@ from finetune_api.run import (
 )
 from pydantic import ValidationError
 
-from finetune_trainer.stopping import Stop
+from finetune_trainer.stopping import Preempted, Stop
 from finetune_trainer.telemetry import Report, serve
 
 __all__ = ["Report", "RetryableError", "StageError", "UserError", "run_stage"]
@@ -46,6 +46,8 @@ EXIT_CODES = {
     "Failed": ExitCode.USER_ERROR,
     "Preempted": ExitCode.PREEMPTED,
 }
+UNWIND_SECONDS = 5.0
+"""Between SIGTERM and the end of a stage, for what it gives back."""
 TEXT_MAX_BYTES = 2000
 """Of a failure's message: enough for a person, and a status has room for it."""
 NO_SPACE_LEFT = "NoSpaceLeft"
@@ -263,11 +265,12 @@ def run_stage(stage: StageName, work: Stage, stop: Stop | None = None) -> int:
             os._exit(ExitCode.PREEMPTED)
 
     def finish(result: StageResult, code: ExitCode) -> int:
+        asked.at_boundary()
         ended.acquire()
         _tell(result, code)
         return int(code)
 
-    stop = stop or Stop(leave)
+    asked = stop or Stop(leave, UNWIND_SECONDS)
     try:
         run = _read_run_config(stage)
         attempt = run.attempt
@@ -276,6 +279,9 @@ def run_stage(stage: StageName, work: Stage, stop: Stop | None = None) -> int:
         log.info("stage %s, attempt %d, telemetry on port %d", stage, attempt, server.server_port)
         result = work(run, report)
         return finish(result, EXIT_CODES[result.outcome])
+    except Preempted:
+        leave()
+        raise
     except Exception as error:
         failure, code = failure_of(error)
         if not isinstance(error, StageError):

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,8 @@ from finetune_trainer.data.packing import pack, unpacked
 from finetune_trainer.data.split import Split
 from finetune_trainer.data.store import DESIRABLE, Example, TokenStore
 from finetune_trainer.data.units import Rated
-from finetune_trainer.durable import seal, sha256_of, sync
+from finetune_trainer.durable import seal, sha256_of
+from finetune_trainer.fencing import Attempt
 from finetune_trainer.sources.dataset_files import DataFile, data_digest
 
 VERSION = 2
@@ -105,11 +105,10 @@ def find_prepared(folder: Path, inputs: Inputs) -> DataFacts | None:
     return DataFacts.model_validate(manifest["facts"]) if same and whole else None
 
 
-def write_data(folder: Path, prepared: Prepared) -> DataFacts:
+def write_data(attempt: Attempt, folder: Path, prepared: Prepared) -> DataFacts:
     """Write `folder` whole, replacing one made from other inputs; returns its facts."""
-    scratch = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    scratch = attempt.scratch / "data"
+    scratch.mkdir()
     drawn = [prepared.train[index] for index in prepared.drawn]
     train = _write_train(scratch, prepared, drawn)
     examples = [example for coded in prepared.held_out for example in coded.examples]
@@ -124,10 +123,7 @@ def write_data(folder: Path, prepared: Prepared) -> DataFacts:
     facts = _facts(prepared, drawn, train, held_out)
     _write_manifest(scratch, prepared, facts)
     seal(scratch)
-    if folder.exists():
-        shutil.rmtree(folder)
-    scratch.rename(folder)
-    sync(folder.parent)
+    attempt.publish(scratch, folder)
     return facts
 
 

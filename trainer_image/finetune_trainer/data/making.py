@@ -27,6 +27,7 @@ from finetune_trainer.data.reading import Rows, read_all
 from finetune_trainer.data.split import Split, holdout, with_validation
 from finetune_trainer.data.tokenizer import is_plain
 from finetune_trainer.data.units import Pair, Question, Rated, as_rated
+from finetune_trainer.fencing import Attempt
 from finetune_trainer.sources.dataset_files import DataFile
 from finetune_trainer.sources.meter import Tell
 from finetune_trainer.stage import UserError
@@ -49,6 +50,7 @@ class Target:
 
 
 def make_data(
+    attempt: Attempt,
     folder: Path,
     inputs: Inputs,
     train: Sequence[list[DataFile]],
@@ -81,7 +83,7 @@ def make_data(
         date=target.date,
         tokenizer_digest=target.tokenizer_digest,
     )
-    return write_data(folder, prepared)
+    return write_data(attempt, folder, prepared)
 
 
 def split_rows(rows: Rows, spec: FineTuneJobSpec) -> Split:
