@@ -10,6 +10,7 @@ from dataclasses import replace
 from finetune_api.run import Failure, RunConfig
 
 from finetune_operator.decision import Manifest
+from finetune_operator.jobs.claim import workspace_stall
 from finetune_operator.jobs.conditions import time_text
 from finetune_operator.jobs.exclusion import excluded
 from finetune_operator.jobs.observe import Attempt
@@ -72,28 +73,32 @@ def _config(
     ctx: Context, draft: Draft, stage: PodStage, number: int
 ) -> RunConfig | Stall | Failure:
     """What the attempt before was given, so that an upgrade never changes a running job."""
-    before = ctx.observed.config(stage.name)
-    if before is None:
+    before = ctx.observed.given(stage.name)
+    if before is None or before.config is None:
         return stage.config(ctx, draft.status, number)
-    host = before.master_host and master_host(child_name(ctx.name, stage.name, number))
-    return before.model_copy(update={"attempt": number, "master_host": host})
+    host = before.config.master_host and master_host(child_name(ctx.name, stage.name, number))
+    return before.config.model_copy(update={"attempt": number, "master_host": host})
 
 
 def _children(
     ctx: Context, draft: Draft, stage: PodStage, config: RunConfig
 ) -> list[Manifest] | Stall:
-    shape = stage.shape(ctx, draft.status, config)
+    shape = workspace_stall(ctx, config) or stage.shape(ctx, draft.status, config)
     if isinstance(shape, Stall):
         return shape
     return _manifests(ctx, stage, config, replace(shape, avoid=excluded(draft.status.nodes)))
 
 
 def _manifests(ctx: Context, stage: PodStage, config: RunConfig, shape: PodShape) -> list[Manifest]:
+    """The attempt's children; a later attempt has the image of the one before, and its run.json
+    down to the fields that this version does not know."""
     identity = AttemptIdentity(ctx.job, stage.name, config.attempt)
-    children = [run_configmap(identity, config)]
+    before = ctx.observed.given(stage.name)
+    image = (before.image if before else None) or ctx.settings.trainer_image
+    children = [run_configmap(identity, config, image, before.run if before else None)]
     if shape.rendezvous:
         children.append(rendezvous_service(identity))
-    return [*children, stage_job(identity, shape, ctx.settings)]
+    return [*children, stage_job(identity, shape, replace(ctx.settings, trainer_image=image))]
 
 
 def _cached(ctx: Context, child: Manifest) -> Manifest | None:

@@ -4,6 +4,7 @@ Raw manifests end here. Whatever a pod wrote is read defensively: a termination 
 not a StageResult is no result, and a time that cannot be read is no time.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from finetune_operator.decision import (
     ObjectRef,
     View,
 )
-from finetune_operator.resources.configmap import RUN_FILE
+from finetune_operator.resources.configmap import IMAGE_ANNOTATION, RUN_FILE
 
 KILL_SLACK = timedelta(seconds=10)
 """Time after a pod's deadline in which the kubelet reports that it killed it."""
@@ -101,6 +102,10 @@ class Attempt:
     """None when the Job is gone or going."""
     pods: tuple[PodFacts, ...]
     config: RunConfig | None
+    run: Mapping[str, Any] | None = None
+    """run.json as it was written, maybe by another version of the operator."""
+    image: str | None = None
+    """Image of its pods, as far as its ConfigMap tells."""
 
     @property
     def nodes(self) -> int:
@@ -171,10 +176,10 @@ class Observed:
         for attempts in self.attempts.values():
             yield from attempts
 
-    def config(self, stage: StageName) -> RunConfig | None:
-        """What the newest attempt whose run.json is still there was given."""
-        configs = [a.config for a in self.attempts.get(stage, ()) if a.config is not None]
-        return configs[-1] if configs else None
+    def given(self, stage: StageName) -> Attempt | None:
+        """The newest attempt whose run.json is still there."""
+        known = [a for a in self.attempts.get(stage, ()) if a.config is not None]
+        return known[-1] if known else None
 
 
 def observe(job: Manifest, view: View) -> Observed:
@@ -186,12 +191,16 @@ def observe(job: Manifest, view: View) -> Observed:
     attempts: dict[StageName, list[Attempt]] = {}
     for stage, number in sorted({*jobs, *pods, *configs}):
         key = (stage, number)
+        configmap = next(iter(configs.get(key, ())), None)
+        config = _run_config(configmap) if configmap else None
         attempt = Attempt(
             stage=stage,
             number=number,
             job=next((j for j in jobs.get(key, ()) if not _going(j)), None),
             pods=_newest_per_index(pods.get(key, ())),
-            config=next((_run_config(c) for c in configs.get(key, ())), None),
+            config=config,
+            run=json.loads(configmap["data"][RUN_FILE]) if configmap and config else None,
+            image=_annotations(configmap).get(IMAGE_ANNOTATION) if configmap else None,
         )
         attempts.setdefault(stage, []).append(attempt)
     return Observed({stage: tuple(found) for stage, found in attempts.items()})
@@ -228,6 +237,10 @@ def _grouped(
 
 def _going(manifest: Manifest) -> bool:
     return bool(manifest["metadata"].get("deletionTimestamp"))
+
+
+def _annotations(manifest: Manifest) -> Mapping[str, str]:
+    return manifest["metadata"].get("annotations") or {}
 
 
 def _run_config(configmap: Manifest) -> RunConfig | None:

@@ -177,7 +177,8 @@ def _spec(ctx: Context, artifact: ArtifactRef, **creation: Any) -> dict[str, Any
 
 def _probe(ctx: Context) -> Probe | None:
     """From export's run.json, or from evaluation's own result."""
-    config = ctx.observed.config("export")
+    export = ctx.observed.given("export")
+    config = export.config if export else None
     record = (config.probe if config else None) or recorded_probe(ctx.observed)
     if record is None:
         return None

@@ -119,6 +119,7 @@ class World:
 
     def __init__(self, job: Manifest | None = None) -> None:
         self.now = START
+        self.settings = SETTINGS
         self.objects: dict[tuple[str, str, str], Manifest] = {}
         self.answers: dict[str, HttpAnswer] = {}
         self.events: list[EventRecord] = []
@@ -191,7 +192,7 @@ class World:
     def reconcile(self) -> Decision:
         """One decision, carried out."""
         before = copy.deepcopy(self.objects)
-        self.decision = reconcile_job(self.job, self, SETTINGS, self.now)
+        self.decision = reconcile_job(self.job, self, self.settings, self.now)
         assert self.objects == before, "a plan must not change what it sees"
         if self.decision.status is not None:
             json.dumps(self.decision.status, allow_nan=False)
