@@ -582,3 +582,18 @@ def test_a_job_that_waits_for_a_profile_has_not_begun() -> None:
     world.settle()
     assert world.condition("Stalled")["status"] == "True"
     assert "startedAt" not in world.status
+
+
+@pytest.mark.parametrize(("most", "phase"), [(0, "Failed"), (1, "Failed"), (5, "Queued")])
+def test_restarts_allowed_are_those_of_the_moment_of_the_crash(most: int, phase: str) -> None:
+    world, pods = training(World(job_manifest(maxRestarts=1)))
+    world.end_pod(pods[0], 1)
+    world.settle()
+    recover(world, 10)
+    _, pods = training(world, 2)
+    world.edit(maxRestarts=most)
+    world.settle()
+    assert world.status["phase"] == "Training", "what was counted already is no crash"
+    world.end_pod(pods[0], 1)
+    world.settle()
+    assert world.status["phase"] == phase

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from finetune_api.modelendpoint import ModelEndpointSpec
 
 from tests.unit.jobs.world import DIGEST, NAMESPACE, World, job_manifest
@@ -133,3 +134,47 @@ def test_model_that_could_not_be_served_is_refused_before_the_training() -> None
     assert world.status["failure"]["stage"] == "serve"
     assert world.status["failure"]["reason"] == "DoesNotFit"
     assert world.names("Job") == ["glossary-prepare-1"]
+
+
+STAGES = ["prepare", "train", "evaluate", "export"]
+
+
+def finish_stages(world: World, first: str) -> None:
+    """This stage, of which nothing has run yet, and those after it."""
+    for stage in STAGES[STAGES.index(first) :]:
+        world.run_stage(stage)
+    world.settle()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("before", [None, {"endpoint": "other"}])
+def test_an_endpoint_named_or_exchanged_while_the_job_runs_gets_the_model(
+    stage: str, before: dict[str, str] | None
+) -> None:
+    world = World(job_manifest(serve=before))
+    world.run_until(stage)
+    world.edit(serve={"endpoint": "glossary"})
+    finish_stages(world, stage)
+    assert world.names("ModelEndpoint") == ["glossary"]
+    world.serve()
+    world.settle()
+    assert world.status["phase"] == "Succeeded"
+    assert world.status["endpoint"]["name"] == "glossary"
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "serve"])
+def test_an_endpoint_taken_back_before_it_has_the_model_gets_nothing(stage: str) -> None:
+    world = World()
+    if stage == "serve":
+        world.run_until("export")
+        world.add_pods("glossary-export-1")
+        world.succeed("export")
+    else:
+        world.run_until(stage)
+    world.edit(serve=None)
+    if stage != "serve":
+        finish_stages(world, stage)
+    world.settle()
+    assert world.names("ModelEndpoint") == []
+    assert world.status["phase"] == "Succeeded"
+    assert [each["name"] for each in world.status["stages"]] == STAGES
