@@ -39,7 +39,8 @@ class Arena:
     pods: PodHistory
     table: Table
     started: list[Run] = field(default_factory=list)
-    _baseline: Run | None = None
+    baseline: Run = field(init=False)
+    """The same job, with nothing in its way."""
 
     @property
     def kubectl(self) -> Kubectl:
@@ -50,9 +51,12 @@ class Arena:
         """The node that faults happen to."""
         return self.engine.nodes[1]
 
-    def start(self, name: str, **changes: Any) -> Run:
-        """Apply the job of a case."""
-        return self.submit(chaos_job(f"chaos-{name}", **changes), self.kubectl)
+    def start(self, name: str, keep: bool = False, **changes: Any) -> Run:
+        """Apply the job of a case; it is deleted when that ends, or kept for a later one."""
+        run = self.submit(chaos_job(f"chaos-{name}", **changes), self.kubectl)
+        if keep:
+            self.started.remove(run)
+        return run
 
     def submit(self, job: dict[str, Any], kubectl: Kubectl) -> Run:
         """Apply a job; it is deleted at the end of the case."""
@@ -71,19 +75,16 @@ class Arena:
         self.started.append(run)
         return run
 
-    def baseline(self) -> Run:
-        """The same job, with nothing in its way; run once."""
-        if self._baseline is None:
-            run = self.start("undisturbed")
-            run.until_ended()
-            assert run.attempt == 1
-            steps = run.steps()
-            assert [step.number for step in steps] == list(range(1, STEPS + 1))
-            seconds = (steps[-1].at - steps[0].at) / (len(steps) - 1)
-            self.table.setting += f" A step takes {seconds:.2f} s when nothing disturbs it."
-            self.started.remove(run)  # its history is compared with until the end
-            self._baseline = run
-        return self._baseline
+    def train_undisturbed(self) -> None:
+        """Run the job with nothing in its way, for the others to be compared with."""
+        run = self.start("undisturbed", keep=True)
+        self.baseline = run
+        run.until_ended()
+        assert run.attempt == 1
+        steps = run.steps()
+        assert [step.number for step in steps] == list(range(1, STEPS + 1))
+        seconds = (steps[-1].at - steps[0].at) / (len(steps) - 1)
+        self.table.setting += f" A step takes {seconds:.2f} s when nothing disturbs it."
 
     def steady(self) -> None:
         """Wait until the cluster is as it should be before a fault."""

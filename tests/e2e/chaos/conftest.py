@@ -14,7 +14,8 @@ from hack.cluster import engine
 from hack.cluster.layout import load_settings
 from hack.demo.platform import RELEASE, ROOT, Platform
 from tests.e2e.chaos.arena import OPERATORS, Arena
-from tests.e2e.chaos.runs import EVERY, STEPS, write_rows
+from tests.e2e.chaos.faults import profile_with
+from tests.e2e.chaos.runs import EVERY, MEMORY, PROFILE, STEPS, write_rows
 from tests.e2e.chaos.table import Table
 from tests.e2e.chaos.watching import JobHistory
 from tests.e2e.history import PodHistory
@@ -40,8 +41,11 @@ def arena_of_all(
 ) -> Iterator[Arena]:
     running.system.run("scale", f"deployment/{RELEASE}", f"--replicas={OPERATORS}")
     write_rows(running.assets / "data" / "chaos.jsonl")
-    with JobHistory(client.CustomObjectsApi(core.api_client)) as jobs:
-        yield Arena(running, engine.choose(), jobs, history, table)
+    watching = JobHistory(client.CustomObjectsApi(core.api_client))
+    with profile_with(running.kubectl, PROFILE, hostMemoryPerDevice=MEMORY), watching as jobs:
+        arena = Arena(running, engine.choose(), jobs, history, table)
+        arena.train_undisturbed()
+        yield arena
     table.write(REPORT)
 
 

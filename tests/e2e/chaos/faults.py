@@ -30,12 +30,13 @@ from hack.demo.platform import ASSETS
 
 CLAIM = "finetune-workspace"
 _SIGNAL_RANKS = """
-import os, sys, time
+import contextlib, os, sys, time
 from pathlib import Path
 for path in Path('/proc').iterdir():
-    if path.name.isdigit() and b'finetune_trainer.worker' in (path / 'cmdline').read_bytes():
-        os.kill(int(path.name), int(sys.argv[1]))
-        print(time.time())
+    with contextlib.suppress(OSError):  # other processes come and go
+        if path.name.isdigit() and b'finetune_trainer.worker' in (path / 'cmdline').read_bytes():
+            os.kill(int(path.name), int(sys.argv[1]))
+            print(time.time(), flush=True)
 """
 
 

@@ -8,7 +8,7 @@ from tests.e2e.chaos.runs import EVERY, IN_FLIGHT, Run
 
 def add_row(arena: Arena, run: Run, case: str, at: float, notes: str = "") -> None:
     """Put the case into the table."""
-    arena.table.add(run.row(case, at, run.compared(arena.baseline()), notes))
+    arena.table.add(run.row(case, at, run.compared(arena.baseline), notes))
 
 
 def assert_lost_nothing(run: Run) -> None:
@@ -23,6 +23,6 @@ def assert_lost_no_more_than_an_interval(run: Run) -> None:
 
 def assert_as_undisturbed(arena: Arena, run: Run) -> None:
     """Every step was done, and its loss is that of the run with nothing in its way."""
-    assert run.compared(arena.baseline()) == "equal, bit by bit"
+    assert run.compared(arena.baseline) == "equal, bit by bit"
     done = {step.number for step in run.steps()}
-    assert done == {step.number for step in arena.baseline().steps()}
+    assert done == {step.number for step in arena.baseline.steps()}

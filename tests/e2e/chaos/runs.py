@@ -29,7 +29,7 @@ IN_FLIGHT = 3
 TRAINING = {
     "maxSteps": STEPS,
     "epochs": 1000,
-    "batchSize": 16,
+    "batchSize": 8,
     "microBatchSize": 4,
     "maxSequenceLength": 512,
     "learningRate": 1e-3,
@@ -38,6 +38,9 @@ TRAINING = {
     "checkpoint": {"intervalSteps": EVERY},
 }
 ROWS = 1500
+PROFILE = "chaos"
+"""Like that for CPUs, but with less memory, so that several jobs fit on two nodes."""
+MEMORY = "2Gi"
 PATIENCE = 300.0
 """Seconds for a job to get from one point to the next."""
 
@@ -59,7 +62,7 @@ def write_rows(path: Path) -> None:
 def chaos_job(name: str, **changes: Any) -> dict[str, Any]:
     """The job of every case; `changes` are merged into the sections of its spec."""
     training = {**TRAINING, **changes.pop("training", {})}
-    compute = {"nodes": 2, "strategy": "DDP", **changes.pop("compute", {})}
+    compute = {"profile": PROFILE, "nodes": 2, "strategy": "DDP", **changes.pop("compute", {})}
     data = {"train": [{"uri": "pvc://demo-assets/data/chaos.jsonl"}]}
     return tiny_job(name, dataset=data, training=training, compute=compute, **changes)
 
@@ -145,6 +148,10 @@ class Run:
         found: list[dict[str, Any]] = self.kubectl.json("get", "pods", "-l", selector)["items"]
         return sorted(found, key=index_of)
 
+    def pod(self, rank: int) -> str:
+        """Name of the pod of a rank of the newest attempt."""
+        return str(self.pods()[rank]["metadata"]["name"])
+
     def lost(self) -> int:
         return watching.lost_steps(self.steps(), watching.claims_of(self.folder))
 
@@ -176,3 +183,12 @@ class Run:
 def index_of(pod: dict[str, Any]) -> int:
     """Index of a training pod in its gang; with one process in each it is the rank."""
     return int(pod["metadata"]["labels"].get("batch.kubernetes.io/job-completion-index", 0))
+
+
+def running(run: Run, attempt: int) -> list[str]:
+    """Pods of an attempt that have not ended."""
+    return [
+        pod["metadata"]["name"]
+        for pod in run.pods(attempt)
+        if pod["status"].get("phase") not in ("Succeeded", "Failed")
+    ]

@@ -117,4 +117,4 @@ def longest_silence(run: Run, since: float) -> float:
 
 def assert_same_beginning(arena: Arena, run: Run) -> None:
     """Its losses begin with those of the shorter, undisturbed run."""
-    assert run.compared(arena.baseline()) == "equal, bit by bit"
+    assert run.compared(arena.baseline) == "equal, bit by bit"
