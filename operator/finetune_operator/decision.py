@@ -107,6 +107,8 @@ class Settings:
     workspace_claim: str = "finetune-workspace"
     workspace_size: str = "100Gi"
     workspace_storage_class: str | None = None
+    model_retention_days: int = 30
+    """Days after which a base model that no job used is removed; 0 means never."""
     progress_interval: float = 2.0
     """Seconds between pulls of /progress of a running stage."""
 

@@ -19,6 +19,7 @@ from finetune_operator.decision import (
     View,
 )
 from finetune_operator.metrics import Handover
+from finetune_operator.names import JANITOR
 from finetune_operator.queue import WorkQueue
 
 TERMINAL = ("Succeeded", "Failed")
@@ -92,8 +93,11 @@ def keys_of(manifest: Manifest, view: View) -> Iterator[Key]:
     kind, namespace, name = address_of(manifest)
     if kind == "FineTuneJob":
         yield Key("FineTuneJob", namespace, name)
+        if (manifest.get("status") or {}).get("phase") in (None, "", *TERMINAL):
+            yield Key("Workspace", namespace, JANITOR)
     elif kind == "ModelEndpoint":
         yield Key("ModelEndpoint", namespace, name)
+        yield Key("Workspace", namespace, JANITOR)
         for job in _unfinished(view, namespace):
             if ((job.get("spec") or {}).get("serve") or {}).get("endpoint") == name:
                 yield _key("FineTuneJob", job)
@@ -102,12 +106,15 @@ def keys_of(manifest: Manifest, view: View) -> Iterator[Key]:
     else:
         yield from _owners(manifest, view)
         if kind == "PersistentVolumeClaim":
+            yield Key("Workspace", namespace, JANITOR)
             yield from _waiting(view, namespace)
 
 
 def _owners(child: Manifest, view: View) -> Iterator[Key]:
     labels: Mapping[str, str] = child["metadata"].get("labels") or {}
     namespace = child["metadata"].get("namespace", "")
+    if child["kind"] == "Job" and child["metadata"]["name"] == JANITOR:
+        yield Key("Workspace", namespace, JANITOR)
     if endpoint := labels.get(ENDPOINT_LABEL):
         yield Key("ModelEndpoint", namespace, endpoint)
     if job := labels.get(JOB_NAME_LABEL):
@@ -115,8 +122,8 @@ def _owners(child: Manifest, view: View) -> Iterator[Key]:
         uid = labels.get(JOB_UID_LABEL)
         known = view.get("FineTuneJob", namespace, job)
         if uid and (known is None or known["metadata"]["uid"] != uid):
-            # What removes a deleted job's files outlives the job.
-            yield Key("Workspace", namespace, f"{job}/{uid}")
+            # Its folder is kept as long as anything of it is there.
+            yield Key("Workspace", namespace, JANITOR)
 
 
 def _waiting(view: View, namespace: str | None) -> Iterator[Key]:

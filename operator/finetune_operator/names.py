@@ -13,6 +13,8 @@ from finetune_api.run import StageName
 WORKSPACE_MODELS = "models"
 WORKSPACE_JOBS = "jobs"
 WORKSPACE_ARTIFACTS = "artifacts"
+JANITOR = "finetune-janitor"
+"""Name of a namespace's janitor: its Job, and the ConfigMap that calls for it."""
 
 
 def child_name(job_name: str, stage: StageName, attempt: int) -> str:
@@ -36,6 +38,11 @@ def model_path(uri: str, revision: str | None) -> str:
 def job_path(uid: str) -> str:
     """Folder inside the workspace that belongs to one job."""
     return f"{WORKSPACE_JOBS}/{uid}"
+
+
+def job_mark(uid: str) -> str:
+    """What stands for a job's folder and artifact in a list of what to keep."""
+    return f"{WORKSPACE_JOBS}/{uid[:8]}"
 
 
 def artifact_path(job_name: str, uid: str) -> str:
@@ -62,8 +69,3 @@ def artifact_in(uri: str, workspace: str) -> str | None:
     if parts.netloc != workspace or kind != WORKSPACE_ARTIFACTS or not inner:
         return None
     return None if {"", ".", ".."} & set(inner) else f"{WORKSPACE_ARTIFACTS}/{inner[0]}"
-
-
-def janitor_name(uid: str) -> str:
-    """Name of the Job that removes the files of a deleted FineTuneJob."""
-    return f"finetune-janitor-{uid[:8]}"

@@ -1,16 +1,17 @@
 """What this operator does, as the engine sees it: a plan for each kind of key."""
 
+from collections.abc import Iterator
 from datetime import datetime
 
 from finetune_operator.decision import Decision, Key, Settings, View
 from finetune_operator.endpoints.plan import reconcile_endpoint, refused_endpoint
 from finetune_operator.jobs.plan import reconcile_job, refused_job
-from finetune_operator.jobs.workspace import orphan_keys, reconcile_workspace, workspace_key
+from finetune_operator.jobs.workspace import reconcile_workspace, workspace_key, workspace_keys
 from finetune_operator.reconcile import Product
 
 
 def product(settings: Settings) -> Product:
-    """FineTuneJobs, ModelEndpoints, and the files that deleted jobs leave behind."""
+    """FineTuneJobs, ModelEndpoints, and what nobody needs any more in a workspace."""
 
     def job(key: Key, view: View, now: datetime) -> Decision | None:
         found = view.get(key.kind, key.namespace, key.name)
@@ -23,6 +24,9 @@ def product(settings: Settings) -> Product:
     def workspace(key: Key, view: View, now: datetime) -> Decision | None:
         return reconcile_workspace(key, view, settings, now)
 
+    def orphans(view: View) -> Iterator[Key]:
+        return workspace_keys(view, settings)
+
     plans = {"FineTuneJob": job, "ModelEndpoint": endpoint, "Workspace": workspace}
     refused = {"FineTuneJob": refused_job, "ModelEndpoint": refused_endpoint}
-    return Product(plans, refused, farewell=workspace_key, orphans=orphan_keys)
+    return Product(plans, refused, farewell=workspace_key, orphans=orphans)

@@ -58,7 +58,7 @@ class Product:
     farewell: Callable[[Manifest], Key] | None = None
     """The key to look at when a FineTuneJob is gone."""
     orphans: Callable[[View], Iterable[Key]] = field(default=lambda _view: ())
-    """Keys of jobs that went while no operator was running; asked once after the first lists."""
+    """Keys to look at for what went while no operator was running; asked after the first lists."""
 
 
 class Reconciler:

@@ -88,6 +88,7 @@ def _settings(given: argparse.Namespace) -> Settings:
         workspace_claim=given.workspace_claim,
         workspace_size=given.workspace_size,
         workspace_storage_class=given.workspace_storage_class or None,
+        model_retention_days=given.model_retention_days,
         progress_interval=given.progress_interval,
     )
 
@@ -115,6 +116,8 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--workspace-claim", _name, "finetune-workspace", "claim that jobs of a namespace share")
     add("--workspace-size", _quantity, "100Gi", "size of a claim that the operator makes")
     add("--workspace-storage-class", _text, "", "its class; none: the cluster's default")
+    add("--model-retention-days", _days, 30, "until a base model that no job used is removed; "
+        "0: never")  # fmt: skip
     add("--progress-interval", _seconds, 2.0, "seconds between looks at a running stage")
     add("--namespace", _name, (), "namespace to serve; may be repeated; none: all", many=True)
     add("--lease-namespace", _name, None, "where the leader's Lease is; none: first --namespace, "
@@ -207,6 +210,10 @@ def _seconds(value: str) -> float:
 
 def _count(value: str) -> int:
     return _integer(value, 1, 256)
+
+
+def _days(value: str) -> int:
+    return _integer(value, 0, 3650)
 
 
 def _port(value: str) -> int:

@@ -23,6 +23,11 @@
 - apiGroups: [""]
   resources: [configmaps, persistentvolumeclaims]
   verbs: [get, list, watch, create]
+# What was needed in a workspace when its janitor last ran.
+- apiGroups: [""]
+  resources: [configmaps]
+  resourceNames: [finetune-janitor]
+  verbs: [patch]
 - apiGroups: [""]
   resources: [services]
   verbs: [get, list, watch, create, patch]

@@ -22,6 +22,7 @@ from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.profile import find_pool
 from finetune_operator.jobs.stage import Accepted, Context, PodStage
 from finetune_operator.jobs.stall import Stall, claim_stall
+from finetune_operator.jobs.workspace import unknown_to_janitor
 from finetune_operator.names import artifact_in, claim_of, job_path, model_path
 from finetune_operator.resources.compute import host_resources
 from finetune_operator.resources.pod import Mount, PodShape, SecretEnv
@@ -51,7 +52,10 @@ def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShap
         return pool
     workspace = ctx.settings.workspace_claim
     claims = user_claims(ctx.spec, workspace)
-    stall = claim_stall(ctx.view, ctx.namespace, claims)
+    named = [source.uri for source, _ in sources(ctx.spec)]
+    stall = claim_stall(ctx.view, ctx.namespace, claims) or unknown_to_janitor(
+        ctx.view, ctx.namespace, named, ctx.settings
+    )
     if stall is not None:
         return stall
     model = ctx.spec.model

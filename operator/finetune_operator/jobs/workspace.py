@@ -1,110 +1,189 @@
-"""What remains in the workspace after a FineTuneJob was deleted, and who removes it.
+"""What nobody needs any more in the workspace of a namespace, and when a janitor is to remove it.
 
-Kubernetes collects the children of a deleted job, but not its files. The engine keeps a
-Workspace key for every deleted job until `reconcile_workspace` has nothing more to ask for.
+Everything follows from the cluster's state. What is needed: the folders of jobs that exist or have
+a child left (a pod in its grace period, or on a dead node, still writes), artifacts that endpoints
+and unfinished jobs name, and models that unfinished jobs use. A ledger, written when something is
+added, remembers what was needed since the last janitor was started: if some of that is not needed
+any more, a janitor is due, whether anybody watched it go or not. One more follows when artifacts
+that nothing names have had their time of grace, and otherwise one runs every day, as models that
+are not used expire. The very first one marks the volume as this claim's.
+
+The janitor gets the list of what is needed at that time. What a job or an endpoint names after
+that may be missing from it: see `unknown_to_janitor`.
 """
 
-from collections.abc import Iterator
-from datetime import datetime
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import Any
 
 from finetune_operator.decision import (
-    JOB_NAME_LABEL,
     JOB_UID_LABEL,
     Decision,
     Key,
     Manifest,
+    ObjectRef,
     Settings,
     View,
 )
 from finetune_operator.jobs.conditions import is_terminal
-from finetune_operator.names import artifact_path, artifact_uri, janitor_name, job_path
-from finetune_operator.resources.janitor import janitor_job
+from finetune_operator.jobs.observe import parse_time
+from finetune_operator.jobs.stall import Stall
+from finetune_operator.names import JANITOR, WORKSPACE_MODELS, artifact_in, job_mark, model_path
+from finetune_operator.resources.janitor import (
+    AGAIN_ANNOTATION,
+    LEDGER_KEY,
+    LIST_SECONDS,
+    MARGIN_SECONDS,
+    janitor_job,
+    kept_by,
+    ledger,
+)
 
-RECHECK = 5.0
-AFTER_FAILURE = 300.0
-"""Seconds between janitors where one has failed; its Job is gone by then."""
+RECHECK = 15.0
+PERIOD = timedelta(days=1)
+AGAIN = timedelta(seconds=MARGIN_SECONDS + LIST_SECONDS)
+SPACING = timedelta(minutes=5)
+"""Least time between two janitors, however fast jobs come and go."""
+AFTER_FAILURE = timedelta(hours=1)
+STUCK = timedelta(seconds=2 * LIST_SECONDS)
+"""Age of a janitor that a queue or a quota has not let start: its list is of no use."""
 
 
-def workspace_key(job: Manifest) -> Key:
-    """The key to enqueue when a FineTuneJob is gone; its name is `<job name>/<job uid>`."""
-    meta = job["metadata"]
-    return Key("Workspace", meta["namespace"], f"{meta['name']}/{meta['uid']}")
+def workspace_key(about: Manifest) -> Key:
+    """The key to enqueue when something in its namespace may have become needless."""
+    return Key("Workspace", about["metadata"]["namespace"], JANITOR)
 
 
-def orphan_keys(view: View) -> tuple[Key, ...]:
-    """Keys of deleted jobs whose children are still in the cache.
-
-    Enqueue them once after the first listing: they are the jobs that were deleted while no
-    operator was running. Nothing is lost if the same key is enqueued twice.
-    """
-    living = {job["metadata"]["uid"] for job in view.list("FineTuneJob")}
-    keys: dict[Key, None] = {}
-    for kind in ("Job", "Pod", "ConfigMap"):
-        for child in view.list(kind):
-            labels = child["metadata"].get("labels") or {}
-            name, uid = labels.get(JOB_NAME_LABEL), labels.get(JOB_UID_LABEL)
-            if name and uid and uid not in living:
-                key = Key("Workspace", child["metadata"]["namespace"], f"{name}/{uid}")
-                keys[key] = None
-    return tuple(keys)
+def workspace_keys(view: View, settings: Settings) -> Iterator[Key]:
+    """The keys of all workspaces; enqueue them once after the first listing."""
+    for claim in view.list("PersistentVolumeClaim"):
+        if claim["metadata"]["name"] == settings.workspace_claim:
+            yield workspace_key(claim)
 
 
 def reconcile_workspace(key: Key, view: View, settings: Settings, now: datetime) -> Decision:
-    """What the files of a deleted job need now.
+    """What the workspace of a namespace needs now. Decisions carry no status.
 
-    A Decision without `requeue_after` means done: the key may be forgotten. Decisions carry no
-    status. Reads from the View: FineTuneJob, ModelEndpoint, PersistentVolumeClaim, Pod, Job.
+    Reads from the View: FineTuneJob, ModelEndpoint, PersistentVolumeClaim, Pod, Job, ConfigMap.
     """
-    name, _, uid = key.name.partition("/")
-    if not uid or _lives(view, key.namespace, name, uid):
-        return Decision()
-    if view.get("PersistentVolumeClaim", key.namespace, settings.workspace_claim) is None:
-        return Decision()
-    if view.labelled("Pod", key.namespace, JOB_UID_LABEL, uid):
-        return Decision(requeue_after=RECHECK)
-    janitor = view.get("Job", key.namespace, janitor_name(uid))
-    if janitor is None:
-        folders = list(_folders(view, key.namespace, name, uid, settings))
-        job = janitor_job(key.namespace, name, uid, folders, settings)
-        return Decision(create=(job,), requeue_after=RECHECK)
-    if _has(janitor, "Complete"):
-        return Decision()
-    return Decision(requeue_after=AFTER_FAILURE if _has(janitor, "Failed") else RECHECK)
+    claim = view.get("PersistentVolumeClaim", key.namespace, settings.workspace_claim)
+    if claim is None or not _usable(claim):
+        return Decision()  # the claim's next change brings the key back
+    keep = frozenset(needed(view, key.namespace, settings))
+    lasting = {entry for entry in keep if not entry.startswith(WORKSPACE_MODELS)}
+    known = _known(view, key.namespace)
+    gone = bool(known - lasting)
+    last = view.get("Job", key.namespace, JANITOR)
+    if last is None:
+        uid = claim["metadata"]["uid"]
+        job = janitor_job(key.namespace, uid, keep, gone, now, settings)
+        written = _ledger(view, key.namespace, lasting)
+        return Decision(create=(job,), apply=written, requeue_after=RECHECK)
+    written = _ledger(view, key.namespace, known | lasting)
+    left = _time_left(last, gone, now)
+    if left > 0:
+        return Decision(apply=written, requeue_after=left)
+    meta = last["metadata"]
+    old = ObjectRef("batch/v1", "Job", key.namespace, JANITOR, meta["uid"])
+    delete = () if meta.get("deletionTimestamp") else (old,)
+    return Decision(apply=written, delete=delete, requeue_after=RECHECK)
 
 
-def _lives(view: View, namespace: str, name: str, uid: str) -> bool:
-    job = view.get("FineTuneJob", namespace, name)
-    return job is not None and job["metadata"]["uid"] == uid
+def needed(view: View, namespace: str, settings: Settings) -> Iterator[str]:
+    """Everything that must stay: `jobs/<uid8>`, `artifacts/<folder>`, `models/<key>`."""
+    for job in view.list("FineTuneJob", namespace):
+        yield job_mark(job["metadata"]["uid"])
+        if not is_terminal(job):
+            yield from _sources(job, settings)
+    for kind in ("Pod", "Job"):
+        for child in view.list(kind, namespace):
+            if uid := (child["metadata"].get("labels") or {}).get(JOB_UID_LABEL):
+                yield job_mark(uid)
+    for endpoint in view.list("ModelEndpoint", namespace):
+        yield from artifacts(_addresses(endpoint), settings)
 
 
-def _folders(view: View, namespace: str, name: str, uid: str, settings: Settings) -> Iterator[str]:
-    """The job's own folder, and its artifact unless an endpoint or another job may read it."""
-    yield job_path(uid)
-    uri = artifact_uri(settings.workspace_claim, name, uid)
-    endpoints = view.list("ModelEndpoint", namespace)
-    served = any(uri in _addresses(endpoint) for endpoint in endpoints)
-    if not served and not any(
-        _starts_from(job, uri) for job in view.list("FineTuneJob", namespace)
-    ):
-        yield artifact_path(name, uid)
+def artifacts(uris: Iterable[str], settings: Settings) -> Iterator[str]:
+    """The artifacts of the workspace among these addresses."""
+    for uri in uris:
+        if folder := artifact_in(uri, settings.workspace_claim):
+            yield folder
 
 
-def _starts_from(job: Manifest, uri: str) -> bool:
-    """Whether a job that has not ended names the artifact as one of its sources."""
-    spec = job.get("spec") or {}
+def unknown_to_janitor(
+    view: View, namespace: str, uris: Iterable[str], settings: Settings
+) -> Stall | None:
+    """Why an artifact must not be used yet: a janitor runs that does not know it is needed.
+
+    It may be about to remove the artifact, or not. When it has ended, the artifact is there and
+    stays, or is gone and nothing has begun to read it.
+    """
+    janitor = view.get("Job", namespace, JANITOR)
+    if janitor is None or _ended(janitor):
+        return None
+    known = kept_by(janitor)
+    for folder in artifacts(uris, settings):
+        if folder not in known and f"jobs/{folder[-8:]}" not in known:
+            return Stall(
+                "WaitingForJanitor",
+                f"Job {JANITOR} cleans the workspace and was not told that {folder} is needed; "
+                "this goes on when it has ended",
+            )
+    return None
+
+
+def _usable(claim: Manifest) -> bool:
+    bound = (claim.get("status") or {}).get("phase") == "Bound"
+    return bound and not claim["metadata"].get("deletionTimestamp")
+
+
+def _sources(job: Manifest, settings: Settings) -> Iterator[str]:
+    spec: dict[str, Any] = job.get("spec") or {}
     dataset = spec.get("dataset") or {}
-    sources = [spec.get("model"), (spec.get("grpo") or {}).get("rewardModel")]
-    sources += [*(dataset.get("train") or ()), dataset.get("validation")]
-    named = [str(source.get("uri")) for source in sources if source]
-    inside = any(address == uri or address.startswith(f"{uri}/") for address in named)
-    return inside and not is_terminal(job)
+    models = [spec.get("model"), (spec.get("grpo") or {}).get("rewardModel")]
+    rows = [*(dataset.get("train") or ()), dataset.get("validation")]
+    yield from artifacts((str(each.get("uri")) for each in (*models, *rows) if each), settings)
+    for model in models:
+        if model:
+            yield model_path(str(model.get("uri")), model.get("revision"))
 
 
-def _addresses(endpoint: Manifest) -> Iterator[str | None]:
+def _addresses(endpoint: Manifest) -> Iterator[str]:
     spec, status = endpoint.get("spec") or {}, endpoint.get("status") or {}
-    yield (spec.get("artifact") or {}).get("uri")
+    yield str((spec.get("artifact") or {}).get("uri"))
     for revision in status.get("revisions") or ():
-        yield revision.get("uri")
+        yield str(revision.get("uri"))
+
+
+def _known(view: View, namespace: str) -> set[str]:
+    found = view.get("ConfigMap", namespace, JANITOR) or {}
+    return set((found.get("data") or {}).get(LEDGER_KEY, "").split())
+
+
+def _ledger(view: View, namespace: str, kept: set[str]) -> tuple[Manifest, ...]:
+    there = view.get("ConfigMap", namespace, JANITOR) is not None
+    return () if there and _known(view, namespace) == kept else (ledger(namespace, kept),)
+
+
+def _time_left(last: Manifest, gone: bool, now: datetime) -> float:
+    """Seconds until the next janitor is due; RECHECK where the last one is still at it."""
+    meta = last["metadata"]
+    began = parse_time(meta.get("creationTimestamp")) or now
+    if not _ended(last):
+        return RECHECK if now < began + STUCK else 0.0
+    if gone:
+        wait = SPACING
+    elif (meta.get("annotations") or {}).get(AGAIN_ANNOTATION) == "true":
+        wait = AGAIN
+    else:
+        wait = PERIOD
+    if _has(last, "Failed"):
+        wait = min(wait, AFTER_FAILURE) if not gone else AFTER_FAILURE
+    return (began + wait - now).total_seconds()
+
+
+def _ended(job: Manifest) -> bool:
+    return _has(job, "Complete") or _has(job, "Failed")
 
 
 def _has(job: Manifest, condition: str) -> bool:

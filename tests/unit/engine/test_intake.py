@@ -43,23 +43,27 @@ def cache() -> Cache:
 WAITS = Key("FineTuneJob", "ns", "waits")
 SERVES = Key("FineTuneJob", "ns", "serves")
 BOT = Key("ModelEndpoint", "ns", "bot")
+WORKSPACE = Key("Workspace", "ns", "finetune-janitor")
 
 
 @pytest.mark.parametrize(
     ("manifest", "keys"),
     [
-        (made("FineTuneJob", "waits"), {WAITS}),
-        (made("ModelEndpoint", "bot"), {BOT, SERVES}),
+        (made("FineTuneJob", "waits", "Pending"), {WAITS}),
+        (made("FineTuneJob", "waits"), {WAITS, WORKSPACE}),
+        (made("FineTuneJob", "waits", "Failed"), {WAITS, WORKSPACE}),
+        (made("ModelEndpoint", "bot"), {BOT, SERVES, WORKSPACE}),
         (made("AcceleratorProfile", "a100"), {WAITS, SERVES, BOT}),
-        (made("PersistentVolumeClaim", "data"), {WAITS, SERVES, BOT}),
+        (made("PersistentVolumeClaim", "data"), {WAITS, SERVES, BOT, WORKSPACE}),
         (
             made("Pod", "p", **{JOB_NAME_LABEL: "waits", JOB_UID_LABEL: "uid-waits"}),
             {WAITS},
         ),
         (
-            made("Job", "janitor", **{JOB_NAME_LABEL: "waits", JOB_UID_LABEL: "uid-before"}),
-            {WAITS, Key("Workspace", "ns", "waits/uid-before")},
+            made("Job", "waits-train-1", **{JOB_NAME_LABEL: "waits", JOB_UID_LABEL: "uid-before"}),
+            {WAITS, WORKSPACE},
         ),
+        (made("Job", "finetune-janitor"), {WORKSPACE}),
         (made("Deployment", "bot-r1", **{ENDPOINT_LABEL: "bot"}), {BOT}),
         (made("Pod", "somebody's"), set()),
     ],

@@ -14,10 +14,10 @@ from finetune_operator.decision import (
 )
 from finetune_operator.jobs.plan import reconcile_job
 from finetune_operator.resources.compute import device_resources, host_resources
-from finetune_operator.resources.janitor import janitor_job
+from finetune_operator.resources.janitor import janitor_job, ledger
 from finetune_operator.resources.pvc import workspace_claim
 
-from tests.unit.jobs.world import JOB_UID, NAMESPACE, SETTINGS, World, job_manifest
+from tests.unit.jobs.world import JOB_UID, NAMESPACE, SETTINGS, START, World, job_manifest
 from tests.unit.planner.facts import H100
 from tests.unit.resources.golden import assert_golden
 
@@ -77,8 +77,9 @@ def test_workspace_claim() -> None:
 
 
 def test_janitor() -> None:
-    folders = [f"jobs/{JOB_UID}", "artifacts/glossary-1b4e28ba"]
-    assert_golden("janitor", janitor_job(NAMESPACE, "glossary", JOB_UID, folders, SETTINGS))
+    keep = ["jobs/1b4e28ba", "artifacts/older-0a0a0a0a", "models/0123456789abcdef"]
+    job = janitor_job(NAMESPACE, "claim-uid", keep, True, START, SETTINGS)
+    assert_golden("janitor", job, ledger(NAMESPACE, keep[:2]))
 
 
 def every_child() -> Iterator[Manifest]:
@@ -101,7 +102,7 @@ def test_every_child_is_owned_labelled_and_hashed() -> None:
 
 def test_every_pod_fits_the_restricted_standard_and_has_no_token() -> None:
     pods = [c["spec"]["template"]["spec"] for c in every_child() if c["kind"] == "Job"]
-    pods.append(janitor_job("n", "j", JOB_UID, [], SETTINGS)["spec"]["template"]["spec"])
+    pods.append(janitor_job("n", "uid", [], False, START, SETTINGS)["spec"]["template"]["spec"])
     for pod in pods:
         assert pod["automountServiceAccountToken"] is False
         assert pod["enableServiceLinks"] is False
@@ -116,7 +117,7 @@ def test_every_pod_fits_the_restricted_standard_and_has_no_token() -> None:
             assert context["capabilities"] == {"drop": ["ALL"]}
             assert context["readOnlyRootFilesystem"] is True
         kinds = {next(k for k in volume if k != "name") for volume in pod["volumes"]}
-        assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim"}
+        assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim", "downwardAPI"}
 
 
 def _pod(stage: str, **changes: Any) -> Manifest:
@@ -266,7 +267,7 @@ def test_settings_reach_every_pod() -> None:
     )
     world = World()
     made = reconcile_job(world.job, world, settings, world.now).create
-    pods = [made[-1], janitor_job("n", "j", JOB_UID, [], settings)]
+    pods = [made[-1], janitor_job("n", "uid", [], False, START, settings)]
     for pod in (job["spec"]["template"]["spec"] for job in pods):
         assert pod["serviceAccountName"] == "trainer"
         assert pod["imagePullSecrets"] == [{"name": "mirror"}]
