@@ -80,6 +80,7 @@ class Machine:
             Operator(name, self.server, self.clock, PRODUCT, self.nodes.answer, self.met)
             for name in "ab"
         ]
+        self.invariants.leaders = lambda: sum(each.leads() for each in self.operators)
         self._leader = 0
         self._takeover = False
         self._populate()
@@ -202,7 +203,7 @@ class Machine:
         if not self.leader.idle:
             return False
         if self.job is None:
-            return True
+            return not self.server.list("Pod")
         phase = self.status.get("phase")
         return phase in TERMINAL or (phase == "Suspended" and self.job["spec"].get("suspend"))
 
@@ -303,18 +304,18 @@ class Machine:
         self.leader.stop()
         return True
 
-    def do_two_leaders(self, _which: int, seconds: float) -> bool:
+    def do_two_leaders(self, which: int, seconds: float) -> bool:
         """The Lease passes to the other replica; the old leader does not know that yet."""
         other = self.operators[1 - self._leader]
         if other.alive or not self.leader.alive:
             return False
-        self.leader.depose(seconds)
+        self.leader.depose(seconds, deaf=which % 2 == 0)
         self._leader = 1 - self._leader
         other.start()
         return True
 
     def do_lag(self, which: int, seconds: float) -> bool:
-        """News of a kind comes late to every operator."""
+        """News of a kind comes late."""
         return self._watches(which, lambda op, kind: op.watches[kind].slow_down(seconds, 60.0))
 
     def do_drop(self, which: int, seconds: float) -> bool:
@@ -322,17 +323,15 @@ class Machine:
         return self._watches(which, lambda op, kind: op.cut(kind, seconds))
 
     def do_api_down(self, which: int, seconds: float) -> bool:
-        """No operator reaches the API server."""
-        for operator in self.operators:
-            operator.port.down_until = self.clock.now + seconds
+        """The leader does not reach the API server."""
+        self.leader.port.down_until = self.clock.now + seconds
         return self._watches(which, lambda op, kind: op.cut(kind, seconds))
 
     def _watches(self, which: int, do: Callable[[Operator, str], None]) -> bool:
-        kind = KINDS[which % len(KINDS)].kind
-        alive = [operator for operator in self.operators if operator.alive and operator.watches]
-        for operator in alive:
-            do(operator, kind)
-        return bool(alive)
+        if [operator.alive for operator in self.operators] != [n == self._leader for n in (0, 1)]:
+            return False  # none, or two; what two hear is for `two_leaders` to say
+        do(self.leader, KINDS[which % len(KINDS)].kind)
+        return True
 
     # Pods
 
@@ -430,8 +429,8 @@ class Machine:
 
     def _return(self, name: str) -> None:
         node = self.nodes.nodes[name]
-        if not node.powered and node.ready:
-            self.invariants.own_faults += 1  # so fast that nobody but its pods has noticed
+        if not node.reachable and not node.evicted:
+            self.invariants.own_faults += 1  # so soon that nobody but its pods has noticed
         self.nodes.bring_back(name)
 
     def do_drain(self, which: int, seconds: float) -> bool:

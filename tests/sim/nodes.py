@@ -36,6 +36,8 @@ class Node:
     linked: bool = True
     ready: bool = True
     cordoned: bool = False
+    evicted: bool = False
+    """Whether its pods were marked for deletion since it was lost."""
     losses: int = 0
 
     @property
@@ -68,9 +70,7 @@ class Nodes:
             self._lost(node)
             for process in self._running(name) if wholly else ():
                 if process.stage == "train":
-                    gang = self._trainer.gangs[process.batch]
-                    process.hung = True
-                    gang.lost()
+                    self._trainer.gangs[process.batch].sever()
 
     def power_off(self, name: str) -> None:
         """Every process of the node is gone at once, and nobody is told."""
@@ -130,6 +130,7 @@ class Nodes:
 
     def _lost(self, node: Node) -> None:
         node.losses += 1
+        node.evicted = False
         self._clock.after(NOT_READY, self._not_ready, node, node.losses)
 
     def _not_ready(self, node: Node, loss: int) -> None:
@@ -140,6 +141,7 @@ class Nodes:
     def _evict_all(self, node: Node, loss: int) -> None:
         if node.losses != loss:
             return
+        node.evicted = True
         for pod in self.pods_on(node.name):  # those that are being deleted already, too
             if pod["status"].get("phase") in ("Pending", "Running"):
                 self._met("node lost under a pod")
@@ -294,14 +296,14 @@ class Nodes:
 
 
 def avoided(pod: Manifest) -> set[str]:
-    """Nodes that the pod's required affinity excludes."""
+    """Nodes that the pod's required affinity excludes by name."""
     affinity = (pod["spec"].get("affinity") or {}).get("nodeAffinity") or {}
     required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
     return {
         value
         for term in required.get("nodeSelectorTerms") or ()
-        for rule in term.get("matchExpressions") or ()
-        if rule["operator"] == "NotIn" and rule["key"] == "kubernetes.io/hostname"
+        for rule in term.get("matchFields") or ()
+        if (rule["key"], rule["operator"]) == ("metadata.name", "NotIn")
         for value in rule["values"]
     }
 

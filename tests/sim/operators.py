@@ -176,9 +176,22 @@ class Operator:
         late = any(watch.lagging for watch in self.watches.values())
         return self._synced and self._run is None and self.queue.idle and not late
 
-    def depose(self, seconds: float) -> None:
-        """It goes on as leader for a while, though it is none any more."""
+    def depose(self, seconds: float, deaf: bool) -> None:
+        """It goes on as leader for a while, though it is none any more.
+
+        Deaf: it hears no news either, as a process that was frozen or cut off. Else it hears all
+        of it in time: one that knows of every new status, but not of the Jobs that came with it,
+        could not be told from the leader by what it writes.
+        """
         self.deposed = True
+        for watch in self.watches.values():
+            if deaf:
+                watch.cut(seconds)
+            else:
+                watch.heal()
+                watch.missed = False
+        if not deaf:
+            self.relist()
         self.leads_until = self._clock.now + seconds
         life = self._life
         self._clock.after(seconds, lambda: self.stop() if self._life == life else None)

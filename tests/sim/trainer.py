@@ -91,6 +91,7 @@ class Gang:
         self.resumed = 0
         self.claimed = False
         self.saving = False
+        self.severed = False
         self._meeting: Timer = self._clock.after(MEETING_SECONDS, self._nobody_came)
         self._timer: Timer | None = None
 
@@ -98,7 +99,8 @@ class Gang:
     def whole(self) -> bool:
         """Whether every rank lives and answers."""
         ranks = self.ranks.values()
-        return len(self.ranks) == self.size and all(r.alive and not r.hung for r in ranks)
+        here = len(self.ranks) == self.size and not self.severed
+        return here and all(r.alive and not r.hung for r in ranks)
 
     @property
     def fenced(self) -> bool:
@@ -129,6 +131,11 @@ class Gang:
     def lost(self) -> None:
         """A rank has ended or cannot be reached: its peers notice."""
         self._clock.after(PEER_SECONDS, self._notice)
+
+    def sever(self) -> None:
+        """The ranks cannot reach each other any more."""
+        self.severed = True
+        self.lost()
 
     def stop(self) -> None:
         """A rank was asked to stop; before training there is nothing to save."""

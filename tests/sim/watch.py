@@ -80,8 +80,11 @@ class Watch:
         self.cut_until = self._clock.now + seconds
 
     def heal(self) -> None:
-        """News is told in time again."""
+        """News is told in time again, and at once what is late."""
         self._lag_until = self.cut_until = 0.0
+        while self._news:
+            _, what, manifest = self._news.popleft()
+            self._tell(what, manifest)
 
     def close(self) -> None:
         """Tell nothing any more."""

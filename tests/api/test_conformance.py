@@ -1,0 +1,19 @@
+"""kube-apiserver does what the API server in memory does, on which the simulation stands."""
+
+from __future__ import annotations
+
+import pytest
+from finetune_operator.cluster import Cluster
+
+from hack.cluster.apiserver import ControlPlane
+from tests.sim.conformance import CASES
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_kube_apiserver(name: str, control_plane: ControlPlane, namespace: str) -> None:
+    cluster = await Cluster.connect(str(control_plane.kubeconfig))
+    seen, expected = CASES[name]
+    try:
+        assert await seen(cluster, namespace) == expected
+    finally:
+        await cluster.close()
