@@ -118,7 +118,8 @@ class Serve(SpecModel):
     """Name of the ModelEndpoint in the job's namespace that gets the new revision; it is
     created when there is none."""
     profile: ObjectName | None = None
-    """AcceleratorProfile to serve on; absent means the one trained on."""
+    """AcceleratorProfile of an endpoint that is created; absent means the one trained on. An
+    endpoint that exists keeps its own."""
 
 
 class FineTuneJobSpec(SpecModel):
