@@ -7,6 +7,7 @@ import torch
 from finetune_api.finetunejob import IA3, AdaLoRA, LoRA, Method, MixtureOfExperts, Prefix
 
 from finetune_trainer.methods.experts import expert_weights
+from finetune_trainer.methods.lora_format import compute_as_activations_are
 from finetune_trainer.methods.scoring import is_scorer, task_of, train_head
 from finetune_trainer.methods.targets import chosen_layers, scaled_layers, turned
 
@@ -34,6 +35,8 @@ def add_adapters(
     for weight in adapted.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
+    if method.type in ("LoRA", "QLoRA"):
+        compute_as_activations_are(adapted)
     if is_scorer(model):
         train_head(adapted)
     return adapted
