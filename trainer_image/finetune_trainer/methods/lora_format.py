@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 
-class RoundedLinear(torch.nn.Linear):
+class RoundedLinear(torch.nn.Linear):  # type: ignore[misc]
     """Weights of fp32 that are rounded to the number format of what comes in."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
