@@ -21,7 +21,6 @@ from finetune_api.objective import Objective
 ZERO = ("ZeRO1", "ZeRO2", "ZeRO3")
 SHARDED = (*ZERO, "FSDP")
 LORA_LIKE = ("LoRA", "QLoRA", "DoRA")
-ADAPTERS = (*LORA_LIKE, "IA3", "AdaLoRA", "Prefix")
 BITSANDBYTES = ("AdamW8bit", "PagedAdamW", "PagedAdamW8bit")
 """Optimizers of the library of that name."""
 WHOLE = (*BITSANDBYTES, "Adafactor")
