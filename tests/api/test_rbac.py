@@ -5,10 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from finetune_api import API_VERSION
+from finetune_operator.decision import Settings
+from finetune_operator.names import JANITOR
+from finetune_operator.resources.janitor import janitor_job, kept_by, ledger
 
 from hack.cluster.apiserver import ControlPlane
 from tests.api.charts import RELEASE, rendered
@@ -150,6 +154,41 @@ def test_it_keeps_its_lease_and_touches_no_other(api: Api, installed: Installed)
     refused(operator, "GET", path)
     refused(operator, "GET", everywhere)
     refused(operator, "DELETE", f"{path}/{RELEASE}")
+
+
+def test_it_applies_the_ledgers_of_workspaces_and_no_other_config_map(
+    api: Api, installed: Installed
+) -> None:
+    operator, namespace = installed.operator, installed.namespace
+    for kept in (["jobs/1b4e28ba"], []):
+        operator.apply(ledger(namespace, kept), manager="finetune-operator", force=True)
+    found = operator.get("ConfigMap", namespace, JANITOR)
+    assert found["data"] == {"kept": ""}
+    other = ledger(namespace, [])
+    other["metadata"]["name"] = "somebodys"
+    with pytest.raises(ApiError) as refusal:
+        operator.apply(other, manager="finetune-operator", force=True)
+    assert refusal.value.status == 403
+
+
+def test_it_makes_a_janitor_for_a_thousand_jobs_in_a_restricted_namespace(
+    api: Api, installed: Installed
+) -> None:
+    operator, namespace = installed.operator, installed.namespace
+    enforce = {"pod-security.kubernetes.io/enforce": "restricted"}
+    api.patch("Namespace", "", namespace, {"metadata": {"labels": enforce}})
+    keep = [f"artifacts/{'x' * 40}-{number:08x}" for number in range(1000)]
+    keep += [f"jobs/{number:08x}" for number in range(1000)]
+    settings = Settings("localhost/trainer", "localhost/serving")
+    wanted = janitor_job(namespace, "uid", keep, False, datetime.now(UTC), settings)
+    made = operator.create(wanted)
+    assert kept_by(made) == set(keep)
+    pod = {"metadata": {"namespace": namespace, "name": "janitor"}, "apiVersion": "v1"}
+    pod |= {"kind": "Pod", "spec": made["spec"]["template"]["spec"]}
+    api.create(pod)
+    with pytest.raises(ApiError) as refusal:
+        operator.create(wanted)
+    assert refusal.value.status == 409
 
 
 def refused(client: Api, method: str, path: str, body: Any = None) -> None:
