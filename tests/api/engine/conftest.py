@@ -40,11 +40,18 @@ class Bench:
         self.leads: Callable[[], bool] = lambda: True
         self.confirmed = True
         self._plan: Plan = lambda _key, _view, _now: None
+        self._asks: list[Asks] = []
         self.forget_everything()
 
     async def confirm(self) -> bool:
         """What the Lease at the API server says."""
         return self.confirmed
+
+    async def close(self) -> None:
+        """Give back what was opened."""
+        for each in self._asks:
+            await each.close()
+        await self.cluster.close()
 
     def forget_everything(self) -> None:
         """As after a restart of the process."""
@@ -52,13 +59,14 @@ class Bench:
         self.cache = Cache()
         self._intake = Intake(self.cache, self.queue, self.metrics.handovers)
         self._sync = Sync(self.cluster, self.cache, self._intake, self.metrics, [self.namespace])
+        self._asks.append(Asks(self.queue.add))
         self._reconciler = Reconciler(
             self.cluster,
             self.cache,
             self._intake,
             self.queue,
             dict.fromkeys(("FineTuneJob", "Workspace"), self._planned),
-            Asks(self.queue.add),
+            self._asks[-1],
             Events(self.cluster, "test", lambda: datetime.now(UTC)),
             self.metrics,
             lambda: self.leads(),
@@ -111,8 +119,9 @@ class Bench:
 async def bench(control_plane: ControlPlane, namespace: str) -> AsyncIterator[Bench]:
     """A reconciler that serves the test's own namespace."""
     cluster = await Cluster.connect(str(control_plane.kubeconfig))
-    yield Bench(cluster, namespace)
-    await cluster.close()
+    bench = Bench(cluster, namespace)
+    yield bench
+    await bench.close()
     await asyncio.sleep(0)  # lets the transport close its sockets
 
 

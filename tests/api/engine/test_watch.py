@@ -22,11 +22,13 @@ async def test_watches_recover_after_the_api_server_was_restarted(
     thread: ThreadPoolExecutor,
     log: io.StringIO,
 ) -> None:
-    async with running(own_plane.kubeconfig, Health(), "restarted") as engine:
+    health = Health()
+    async with running(own_plane.kubeconfig, health, "restarted") as engine:
         own_api.create(toy.finetune_job("default", "before"))
         own_api.create(toy.finetune_job("default", "leaves"))
         await until("before is prepared", prepared(own_api, "before"))
         await until("leaves is prepared", prepared(own_api, "leaves"))
+        await until("the watch echoes", lambda: 0 < health.echo_age() < 1)
 
         await asyncio.get_running_loop().run_in_executor(thread, own_plane.restart_apiserver)
         own_api.delete("FineTuneJob", "default", "leaves")
