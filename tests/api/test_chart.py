@@ -54,6 +54,7 @@ def test_the_operator_understands_the_arguments_that_the_chart_gives() -> None:
         "image.tag=v1",
         "trainer.image.tag=v2",
         "workspace.storageClass=nfs",
+        "workspace.modelRetentionDays=0",
         "logFormat=text",
     )
     pinned = "serving.image.digest=sha256:" + 64 * "a"
@@ -63,6 +64,7 @@ def test_the_operator_understands_the_arguments_that_the_chart_gives() -> None:
     assert options.settings.serving_image == "vllm/vllm-openai@sha256:" + 64 * "a"
     assert options.settings.image_pull_secrets == ("reg", "two")
     assert options.settings.workspace_storage_class == "nfs"
+    assert options.settings.model_retention_days == 0
     assert options.lease_namespace == "finetune-system"
     assert options.lease_name == RELEASE
     assert options.log_format == "text"
@@ -143,6 +145,7 @@ def test_the_values_schema_knows_every_field_of_a_profile() -> None:
         ("replica=2", "replica"),
         ("profiles.default=none-such", 'profiles.default is "none-such"'),
         ("workspace.size=big", "/workspace/size"),
+        ("workspace.modelRetentionDays=-1", "/workspace/modelRetentionDays"),
         ("image.digest=sha256:12", "/image/digest"),
         ("profiles.pools.cpu.memory=6Gi", "/profiles/pools/cpu"),
         ("logFormat=xml", "/logFormat"),

@@ -29,6 +29,8 @@ from finetune_operator.endpoints.observe import (
     parse_time,
 )
 from finetune_operator.endpoints.revisions import Choice, choose, serve
+from finetune_operator.jobs.workspace import RECHECK as JANITOR_RECHECK
+from finetune_operator.jobs.workspace import unknown_to_janitor
 from finetune_operator.resources import deployment, inferenceservice, service_pointer
 from finetune_operator.resources.servingruntime import serving_runtime
 from finetune_operator.resources.vllm import revision_name
@@ -125,6 +127,10 @@ def _step(
         return _Step(revision, Assessment("Active"))
     create: tuple[Manifest, ...] = ()
     if revision.child is None and revision.record.state != "Failed":
+        named = [revision.record.uri]
+        if wait := unknown_to_janitor(view, observed.namespace, named, settings):
+            why = Obstacle(wait.reason, wait.message)
+            return _Step(revision, Assessment("Starting", why.message, why, (), JANITOR_RECHECK))
         made = _children(observed, revision, settings)
         if isinstance(made, Obstacle):
             return _Step(revision, Assessment("Starting", made.message, made))

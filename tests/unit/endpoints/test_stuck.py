@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from finetune_operator.decision import EventRecord
 from finetune_operator.endpoints.plan import refused_endpoint
+from finetune_operator.resources.janitor import janitor_job
 
 from tests.unit.endpoints.world import (
     GPU_PROFILE,
     NAME,
+    NAMESPACE,
     World,
     artifact,
     endpoint,
@@ -42,6 +44,18 @@ def test_missing_profile_is_named_and_waited_for() -> None:
     )
     assert world.status["revisions"] == []
     world.put(profile("h100", **GPU_PROFILE))
+    world.rolled_out()
+    assert world.condition("Stalled") == ("False", "Clear")
+
+
+def test_artifact_that_a_running_janitor_does_not_know_waits_for_it() -> None:
+    world = World()
+    cleaning = janitor_job(NAMESPACE, "uid", [], False, world.now, world.settings)
+    world.put(cleaning)
+    world.settle()
+    assert world.condition("Stalled") == ("True", "WaitingForJanitor")
+    assert world.names("Deployment") == []
+    world.remove("Job", cleaning["metadata"]["name"])
     world.rolled_out()
     assert world.condition("Stalled") == ("False", "Clear")
 
