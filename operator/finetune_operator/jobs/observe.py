@@ -30,6 +30,8 @@ STAGES: tuple[StageName, ...] = get_args(StageName)
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 DISRUPTION_REASONS = frozenset({"Evicted", "NodeShutdown", "Terminated", "NodeLost", "Preempting"})
 """status.reason of pods that the kubelet or the node ended, where no condition says so."""
+LOST_TRACK = frozenset({"ContainerStatusUnknown", "Unknown"})
+"""Reasons of a container whose end nobody saw: its node, or the runtime, started anew meanwhile."""
 _OVER_ITS_LIMIT = re.compile(r"exceed(s|ed) (the|its) .*limit", re.IGNORECASE)
 """What the kubelet says when it evicts a pod for what the pod itself has used."""
 
@@ -106,12 +108,15 @@ class Attempt:
     """run.json as it was written, maybe by another version of the operator."""
     image: str | None = None
     """Image of its pods, as far as its ConfigMap tells."""
+    planned: int = 1
+    """Nodes in the plan of the job's training, as its status has it."""
 
     @property
     def nodes(self) -> int:
         """Pods that the attempt wants."""
-        if self.job is None and self.stage == "train" and self.config and self.config.plan:
-            return self.config.plan.nodes
+        if self.job is None and self.stage == "train":
+            plan = self.config.plan if self.config else None
+            return plan.nodes if plan else self.planned
         return int((self.job or {}).get("spec", {}).get("completions") or 1)
 
     @property
@@ -188,6 +193,7 @@ def observe(job: Manifest, view: View) -> Observed:
     jobs = _grouped(view.labelled("Job", namespace, JOB_UID_LABEL, uid))
     pods = _grouped(view.labelled("Pod", namespace, JOB_UID_LABEL, uid))
     configs = _grouped(view.labelled("ConfigMap", namespace, JOB_UID_LABEL, uid))
+    planned = ((job.get("status") or {}).get("plan") or {}).get("nodes") or 1
     attempts: dict[StageName, list[Attempt]] = {}
     for stage, number in sorted({*jobs, *pods, *configs}):
         key = (stage, number)
@@ -201,6 +207,7 @@ def observe(job: Manifest, view: View) -> Observed:
             config=config,
             run=json.loads(configmap["data"][RUN_FILE]) if configmap and config else None,
             image=_annotations(configmap).get(IMAGE_ANNOTATION) if configmap else None,
+            planned=planned,
         )
         attempts.setdefault(stage, []).append(attempt)
     return Observed({stage: tuple(found) for stage, found in attempts.items()})
@@ -318,6 +325,10 @@ def _disruption(status: Manifest) -> Disruption | None:
         return Disruption(target.get("reason") or "Disrupted", target.get("message") or "", at)
     if status.get("phase") == "Failed" and status.get("reason") in DISRUPTION_REASONS:
         return Disruption(status["reason"], status.get("message") or "", None)
+    terminated = _container_state(status).get("terminated") or {}
+    if status.get("phase") == "Failed" and terminated.get("reason") in LOST_TRACK:
+        at = parse_time(terminated.get("finishedAt"))
+        return Disruption("NodeRestarted", "its node started anew", at)
     return None
 
 

@@ -597,3 +597,24 @@ def test_restarts_allowed_are_those_of_the_moment_of_the_crash(most: int, phase:
     world.end_pod(pods[0], 1)
     world.settle()
     assert world.status["phase"] == phase
+
+
+@pytest.mark.parametrize("reason", ["Unknown", "ContainerStatusUnknown"])
+def test_a_node_that_restarts_before_anybody_notices_is_a_disruption(reason: str) -> None:
+    world, pods = training()
+    world.end_pod(pods[0], 255, reason=reason)
+    world.settle()
+    recover(world, 2)
+    assert world.stage("train")["attempt"] == 2
+    assert world.status["restarts"] == 0
+    assert world.status["failure"]["reason"] == "NodeRestarted"
+
+
+def test_one_pod_of_two_is_no_success_although_job_and_run_json_are_gone() -> None:
+    world, pods = training()
+    world.succeed("train")
+    world.remove_pod(pods[1])
+    for kind in ("Job", "ConfigMap"):
+        del world.objects[kind, NAMESPACE, "glossary-train-1"]
+    world.settle()
+    assert world.stage("train")["state"] == "Running"
