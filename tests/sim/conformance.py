@@ -109,7 +109,7 @@ def version(found: Manifest) -> int:
 # Creating and reading
 
 
-@case(("NotFound", "AlreadyExists", "Invalid"))
+@case(("NotFound", "AlreadyExists", "Unavailable"))
 async def names_and_versions_at_creation(api: Server, ns: str) -> object:
     missing = await refusal(api.get("ConfigMap", ns, "c"))
     await api.create(config_map(ns))

@@ -429,8 +429,8 @@ class Machine:
 
     def _return(self, name: str) -> None:
         node = self.nodes.nodes[name]
-        if not node.reachable and not node.evicted:
-            self.invariants.own_faults += 1  # so soon that nobody but its pods has noticed
+        if node.powered and not node.linked and not node.evicted:
+            self.invariants.own_faults += 1  # its ranks lost their peers, and nobody knows why
         self.nodes.bring_back(name)
 
     def do_drain(self, which: int, seconds: float) -> bool:

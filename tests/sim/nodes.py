@@ -23,6 +23,8 @@ from tests.sim.trainer import Process, Trainer
 NOT_READY = 8.0
 TOLERATION = 5.0
 READY_AGAIN = 2.0
+LOST_TRACK = 255
+"""Exit code of a container whose end the runtime did not see."""
 NODES = ("node1", "node2", "node3")
 
 
@@ -78,7 +80,7 @@ class Nodes:
         if node.powered:
             node.powered = False
             for process in list(self._running(name)):
-                self._trainer.exit(process, 137)
+                self._trainer.exit(process, LOST_TRACK)
             self._lost(node)
 
     def bring_back(self, name: str) -> None:
@@ -256,6 +258,7 @@ class Nodes:
             return
         if pod["status"].get("phase") in ("Pending", "Running"):
             reason = "OOMKilled" if process.oom else "Error" if process.code else "Completed"
+            reason = "Unknown" if process.code == LOST_TRACK else reason
             terminated = {
                 "exitCode": process.code,
                 "reason": reason,

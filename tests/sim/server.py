@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from finetune_operator.cluster import AlreadyExists, Conflict, Invalid, NotFound
+from finetune_operator.cluster import AlreadyExists, Conflict, Invalid, NotFound, Unavailable
 from finetune_operator.decision import Manifest
 
 from tests.sim.clock import Clock
@@ -66,7 +66,8 @@ class ApiServer:
         """POST; AlreadyExists when the name is taken."""
         kind, meta = manifest["kind"], dict(manifest["metadata"])
         if meta.get("resourceVersion"):
-            raise Invalid(f"{kind}: resourceVersion should not be set on objects to be created")
+            # kube-apiserver calls this mistake of its client an internal error.
+            raise Unavailable(f"{kind}: resourceVersion should not be set on objects to be created")
         if self.find(kind, meta.get("namespace", ""), meta["name"]) is not None:
             raise AlreadyExists(f'{kind} "{meta["name"]}" already exists')
         for each in (*SERVER_OWNED, "deletionGracePeriodSeconds"):
