@@ -185,6 +185,31 @@ def losses(job: Path, attempt: int = 1) -> list[float]:
     return [json.loads(line)["loss"] for line in lines]
 
 
+class Runs:
+    """What the cases of `drive_training` left in a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def seen(self, name: str, rank: int = 0) -> Any:
+        """What a rank saw of a case."""
+        return json.loads((self.root / f"{name}-{rank}.json").read_text())
+
+    def job(self, name: str) -> Path:
+        """The job's folder."""
+        return self.root / name / "job"
+
+    def history(self, name: str, attempt: int = 1) -> list[dict[str, Any]]:
+        """Every step that an attempt wrote down."""
+        text = (self.job(name) / "report" / f"train-{attempt}.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+
+def wire(run: RunConfig) -> Any:
+    """The run file as JSON data."""
+    return json.loads(run.model_dump_json(by_alias=True, exclude_none=True))
+
+
 def write_run(run: RunConfig, path: Path) -> Path:
     """The run file on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)

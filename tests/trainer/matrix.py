@@ -8,7 +8,6 @@ real planner, trained straight, stopped and resumed, exported, loaded back and a
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,8 +193,3 @@ def plan_of(case: Case, model: ModelFacts, data: DataFacts) -> TrainPlan:
     plan = plan_training(case.spec(), model, data, "cpu", CPU)
     assert isinstance(plan, TrainPlan), plan
     return plan
-
-
-def wire(run: RunConfig) -> Any:
-    """The run file as JSON data."""
-    return json.loads(run.model_dump_json(by_alias=True, exclude_none=True))

@@ -13,10 +13,9 @@ from finetune_trainer.data.store import TokenStore
 from finetune_trainer.early_stopping import EarlyStopping
 from tokenizers import Tokenizer
 
-from tests.trainer import pool
+from tests.trainer import jobs, pool
 from tests.trainer.drive_training import drive
-from tests.trainer.jobs import encode, losses, make_run, pack, write_data
-from tests.trainer.matrix import wire
+from tests.trainer.jobs import encode, losses, make_run, pack, wire, write_data
 from tests.trainer.tiny import tiny_model, tiny_rows
 
 STRATEGIES = ("DDP", "ZeRO1", "ZeRO2", "ZeRO3", "FSDP")
@@ -52,11 +51,12 @@ def test_a_resumed_run_goes_on_counting() -> None:
     assert (second.best_step, second.best_loss, second.exhausted) == (10, 2.0, True)
 
 
-class Runs:
-    """Runs that the pool has trained."""
+class Runs(jobs.Runs):
+    """The same, with the cases that are to be trained."""
 
     def __init__(self, root: Path, model: Path) -> None:
-        self.root, self.model = root, model
+        super().__init__(root)
+        self.model = model
         self.cases: list[dict[str, Any]] = []
 
     def add(self, name: str, folder: str = "", packed: bool = False, **how: Any) -> None:
@@ -75,15 +75,10 @@ class Runs:
         pool.run(drive, path, world=world, folder=self.root / f"logs-{world}")
         self.cases = []
 
-    def seen(self, name: str) -> Any:
-        return json.loads((self.root / f"{name}-0.json").read_text())
-
-    def lines(self, name: str, attempt: int = 1) -> list[dict[str, Any]]:
-        path = self.root / name / "job" / "report" / f"train-{attempt}.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()]
-
     def looks(self, name: str) -> dict[int, float]:
-        return {line["step"]: line["eval_loss"] for line in self.lines(name) if "eval_loss" in line}
+        return {
+            line["step"]: line["eval_loss"] for line in self.history(name) if "eval_loss" in line
+        }
 
 
 def pack_held_out(folder: Path, model: Path) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.trainer import pool
+from tests.trainer import jobs, pool
 from tests.trainer.drive_training import drive
-from tests.trainer.jobs import losses
+from tests.trainer.jobs import losses, wire
 from tests.trainer.prompts import prompt_run, talkative_model, write_prompts
 
 STRATEGIES = ("DDP", "ZeRO2", "ZeRO3", "FSDP")
@@ -31,11 +31,11 @@ REUSED = {**SHARP, "updates": 3, "beta": 0.1, "loss": "grpo"}
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")
 
 
-class Runs:
-    """What the cases left behind."""
+class Runs(jobs.Runs):
+    """The same, with the cases that are to be trained."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        super().__init__(root)
         self.model = talkative_model(root / "models" / "tiny")
         self.cases: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
 
@@ -48,7 +48,7 @@ class Runs:
         if how.get("method", "LoRA") == "LoRA":
             how.setdefault("lora", {"dropout": 0.0})
         run = prompt_run(where, self.model, settings, **how)
-        wired = json.loads(run.model_dump_json(by_alias=True, exclude_none=True))
+        wired = wire(run)
         world = how.get("world_size", 2)
         self.cases[world].append({"name": name, "run": wired, "stop_after": stop})
 
@@ -63,16 +63,6 @@ class Runs:
             path = self.root / f"cases-{world}.json"
             path.write_text(json.dumps(cases))
             print(pool.run(drive, path, world=world, folder=self.root / f"log-{world}"))
-
-    def seen(self, name: str, rank: int = 0) -> Any:
-        return json.loads((self.root / f"{name}-{rank}.json").read_text())
-
-    def job(self, name: str) -> Path:
-        return self.root / name / "job"
-
-    def history(self, name: str, attempt: int = 1) -> list[dict[str, Any]]:
-        text = (self.job(name) / "report" / f"train-{attempt}.jsonl").read_text()
-        return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +158,7 @@ def test_a_group_whose_answers_are_lost_is_sampled_again(runs: Runs, tmp_path: P
         lora={"dropout": 0.0},
         training={"schedule": "constant"},
     )
-    wired = json.loads(run.model_dump_json(by_alias=True, exclude_none=True))
+    wired = wire(run)
     wired["plan"]["totalSteps"] = STEPS
     (tmp_path / "cases.json").write_text(json.dumps([{"name": "lost", "run": wired}]))
     pool.run(drive, tmp_path / "cases.json", world=2, folder=tmp_path / "log")

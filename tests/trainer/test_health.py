@@ -19,8 +19,7 @@ from finetune_trainer.telemetry import Report, serve
 
 from tests.trainer import pool
 from tests.trainer.drive_training import drive
-from tests.trainer.jobs import make_run, write_data
-from tests.trainer.matrix import wire
+from tests.trainer.jobs import Runs, make_run, wire, write_data
 from tests.trainer.tiny import tiny_model
 
 STRATEGIES = ("DDP", "ZeRO2", "ZeRO3", "FSDP")
@@ -137,20 +136,6 @@ def test_metrics_show_what_progress_knows() -> None:
     assert float(shown['finetune_train_measure{name="rewards/accuracies"}']) == 0.75
 
 
-class Runs:
-    """What the pool has trained."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def seen(self, name: str) -> Any:
-        return json.loads((self.root / f"{name}-0.json").read_text())
-
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        path = self.root / name / "job" / "report" / "train-1.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def drive_scaled(path: Path, power: int) -> None:
     """Train with another first scale of fp16's loss."""
     from deepspeed.accelerator import get_accelerator
@@ -224,7 +209,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 def test_a_run_that_really_diverges_is_ended(runs: Runs) -> None:
     error = runs.seen("diverging")["error"]
     assert error["reason"] == "LossDiverged"
-    lines = runs.lines("diverging")
+    lines = runs.history("diverging")
     assert health.PATIENCE <= len(lines) < 120
     assert lines[-1]["loss"] > lines[0]["loss"] + health.LEAST_RISE
     assert runs.seen("fine")["finished"] is True
@@ -252,8 +237,8 @@ def test_without_fp16_the_first_gradients_that_are_no_numbers_end_the_run(
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_fp16_learns_what_fp32_learns(runs: Runs, strategy: str) -> None:
-    half = [line["loss"] for line in runs.lines(f"half-{strategy}")]
-    exact = [line["loss"] for line in runs.lines("fp32")]
+    half = [line["loss"] for line in runs.history(f"half-{strategy}")]
+    exact = [line["loss"] for line in runs.history("fp32")]
     assert half != exact
     assert half == pytest.approx(exact, rel=2e-3)
 
@@ -266,7 +251,7 @@ def test_fp16_under_zero_is_refused_on_a_cpu(runs: Runs) -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_step_that_overflows_is_left_out_counted_and_told(runs: Runs, strategy: str) -> None:
-    lines = runs.lines(f"high-{strategy}")
+    lines = runs.history(f"high-{strategy}")
     skipped = [line["grad_norm"] is None for line in lines]
     assert skipped[0]
     assert not skipped[-1]
@@ -281,4 +266,4 @@ def test_an_fp16_run_whose_every_step_overflows_is_ended(runs: Runs, strategy: s
     error = runs.seen(f"endless-{strategy}")["error"]
     assert error["reason"] == "LossNotFinite"
     assert "fp16" in error["message"]
-    assert len(runs.lines(f"endless-{strategy}")) == health.OVERFLOWS - 1
+    assert len(runs.history(f"endless-{strategy}")) == health.OVERFLOWS - 1

@@ -22,7 +22,7 @@ from finetune_trainer.sources import Credentials
 from finetune_trainer.telemetry import Report
 
 from tests.trainer.families import tiny_mixtral
-from tests.trainer.jobs import free_port, torchrun
+from tests.trainer.jobs import free_port, torchrun, wire
 from tests.trainer.matrix import (
     ALLOWED,
     EVERY,
@@ -32,7 +32,6 @@ from tests.trainer.matrix import (
     pairwise,
     plan_of,
     run_of,
-    wire,
     write_data,
 )
 from tests.trainer.tiny import tiny_model

@@ -22,8 +22,7 @@ from tokenizers import Tokenizer
 
 from tests.trainer import families, pool
 from tests.trainer.drive_training import drive
-from tests.trainer.jobs import encode, losses, make_run, pack
-from tests.trainer.test_strategies import Runs, wire
+from tests.trainer.jobs import Runs, encode, losses, make_run, pack, wire
 from tests.trainer.tiny import tiny_model, tiny_rows
 
 STEPS, STOP = 6, 3

@@ -11,8 +11,7 @@ from finetune_trainer import strategies
 
 from tests.trainer import pool
 from tests.trainer.drive_training import drive
-from tests.trainer.jobs import losses, make_run, write_data
-from tests.trainer.matrix import wire
+from tests.trainer.jobs import losses, make_run, wire, write_data
 from tests.trainer.tiny import tiny_model
 
 STRATEGIES = ("ZeRO1", "ZeRO2", "ZeRO3", "FSDP")

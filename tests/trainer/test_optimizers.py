@@ -24,8 +24,7 @@ from finetune_trainer.strategies.optimizers import (
 
 from tests.trainer import pool
 from tests.trainer.drive_training import drive
-from tests.trainer.jobs import losses, make_run, write_data
-from tests.trainer.matrix import wire
+from tests.trainer.jobs import losses, make_run, wire, write_data
 from tests.trainer.tiny import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("default")

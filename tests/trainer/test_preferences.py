@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from tests.trainer import pool
 from tests.trainer.drive_training import drive
-from tests.trainer.jobs import losses
+from tests.trainer.jobs import Runs, losses, wire
 from tests.trainer.preferences import OBJECTIVES, PAIRS, preference_run, write_preferences
 from tests.trainer.tiny import tiny_model
 
@@ -59,23 +59,6 @@ ROUNDED: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-class Runs:
-    """What the cases left behind."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def seen(self, name: str, rank: int = 0) -> Any:
-        return json.loads((self.root / f"{name}-{rank}.json").read_text())
-
-    def job(self, name: str) -> Path:
-        return self.root / name / "job"
-
-    def history(self, name: str, attempt: int = 1) -> list[dict[str, Any]]:
-        text = (self.job(name) / "report" / f"train-{attempt}.jsonl").read_text()
-        return [json.loads(line) for line in text.splitlines()]
-
-
 def case(root: Path, model: Path, name: str, objective: str, **more: Any) -> dict[str, Any]:
     """One case of the driver; its data are written once for a folder."""
     where = root / more.pop("folder", name)
@@ -85,7 +68,7 @@ def case(root: Path, model: Path, name: str, objective: str, **more: Any) -> dic
     if more.get("method") == "LoRA":
         more["lora"] = {"dropout": 0.0}
     run = preference_run(where, model, objective, steps=STEPS, **more)
-    wired = json.loads(run.model_dump_json(by_alias=True, exclude_none=True))
+    wired = wire(run)
     return {"name": name, "run": wired, "stop_after": stop}
 
 
@@ -259,7 +242,7 @@ def test_a_resumed_attempt_uses_the_stored_reference_at_any_world_size(
     model = runs.root / "models" / "tiny"
     how = {"method": "LoRA", "strategy": "DDP", "world_size": 1}
     run = preference_run(tmp_path, model, "DPO", steps=1, lora={"dropout": 0.0}, **how)
-    wired = json.loads(run.model_dump_json(by_alias=True, exclude_none=True))
+    wired = wire(run)
     (tmp_path / "cases.json").write_text(json.dumps([{"name": "moved", "run": wired}]))
     pool.run(drive, tmp_path / "cases.json", world=1, folder=tmp_path / "logs")
     first = json.loads((tmp_path / "job/report/train-1.jsonl").read_text().splitlines()[0])
@@ -291,7 +274,7 @@ def test_an_attempt_goes_on_with_the_reference_of_the_one_before(
     model = runs.root / "models" / "tiny"
     how = {"method": "LoRA", "strategy": "DDP", "lora": {"dropout": 0.0}}
     run = preference_run(tmp_path, model, "DPO", steps=4, **how)
-    wired = json.loads(run.model_dump_json(by_alias=True, exclude_none=True))
+    wired = wire(run)
     (tmp_path / "cases.json").write_text(json.dumps([{"name": "half", "run": wired}]))
     pool.run(drive_in_blocks, tmp_path / "cases.json", world=2, folder=tmp_path / "logs")
     found = np.load(path)

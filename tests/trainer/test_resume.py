@@ -15,8 +15,8 @@ import pytest
 
 from tests.trainer import pool
 from tests.trainer.drive_training import drive
-from tests.trainer.jobs import losses, make_run, write_data
-from tests.trainer.test_strategies import METHODS, STRATEGIES, dropout_model, wire
+from tests.trainer.jobs import losses, make_run, wire, write_data
+from tests.trainer.test_strategies import METHODS, STRATEGIES, dropout_model
 from tests.trainer.tiny import tiny_model
 
 STEPS, STOP = 6, 3

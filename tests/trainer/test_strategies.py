@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_api.run import RunConfig
 from safetensors import safe_open
 
-from tests.trainer.jobs import losses, make_run, torchrun, write_data
+from tests.trainer.jobs import Runs, losses, make_run, torchrun, wire, write_data
 from tests.trainer.tiny import tiny_model
 
 METHODS = ("LoRA", "Full")
@@ -31,23 +30,6 @@ ENGINES = {
 }
 STEPS, STOP = 6, 3
 HIDDEN, RANK = 64, 8
-
-
-def wire(run: RunConfig) -> Any:
-    return json.loads(run.model_dump_json(by_alias=True, exclude_none=True))
-
-
-class Runs:
-    """What the one launch left behind."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def seen(self, name: str, rank: int = 0) -> Any:
-        return json.loads((self.root / f"{name}-{rank}.json").read_text())
-
-    def job(self, name: str) -> Path:
-        return self.root / name / "job"
 
 
 def dropout_model(root: Path) -> Path:

@@ -14,8 +14,7 @@ import pytest
 
 from tests.trainer import pool
 from tests.trainer.drive_training import drive
-from tests.trainer.jobs import losses, make_run, write_data
-from tests.trainer.matrix import wire
+from tests.trainer.jobs import losses, make_run, wire, write_data
 from tests.trainer.tiny import tiny_model
 
 WORLDS = (1, 2, 4)
