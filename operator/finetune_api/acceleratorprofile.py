@@ -10,6 +10,10 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import (
+    RESOURCE_PATTERN,
+    KeysWorded,
+    LabelKey,
+    LabelValue,
     ObjectName,
     Quantity,
     SpecModel,
@@ -25,6 +29,13 @@ EnvName = Annotated[
     StringConstraints(pattern=r"^(NCCL|GLOO|UCX|FI|OMP|KMP|VLLM|TORCH)_[A-Z0-9_]+$", max_length=64),
     Worded("must begin with NCCL_, GLOO_, UCX_, FI_, OMP_, KMP_, VLLM_ or TORCH_"),
 ]
+
+ResourceName = Annotated[
+    str,
+    StringConstraints(pattern=RESOURCE_PATTERN, max_length=253),
+    Worded("must be the name of an extended resource, such as nvidia.com/gpu"),
+]
+IMAGE_PATTERN = r"^[!-~]+$"
 
 
 class Toleration(SpecModel):
@@ -43,11 +54,11 @@ class Toleration(SpecModel):
         ),
     )
 
-    key: Annotated[str, StringConstraints(max_length=316)] | None = None
-    """Taint key; empty with operator Exists tolerates every taint."""
+    key: LabelKey | None = None
+    """Taint key; absent with operator Exists tolerates every taint."""
     operator: Literal["Exists", "Equal"] = "Equal"
     """How the value is compared."""
-    value: Annotated[str, StringConstraints(max_length=63)] | None = None
+    value: LabelValue | None = None
     """Taint value, for operator Equal."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Taint effect; absent means every effect."""
@@ -65,7 +76,7 @@ class EnvVar(SpecModel):
 class ServingDefaults(SpecModel):
     """How vLLM runs on this pool."""
 
-    image: Annotated[str, StringConstraints(max_length=512)] | None = None
+    image: Annotated[str, StringConstraints(pattern=IMAGE_PATTERN, max_length=512)] | None = None
     """vLLM image for this pool; absent means the operator's own pinned one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Weights and activations of the served model."""
@@ -83,13 +94,13 @@ class AcceleratorProfileSpec(SpecModel):
 
     default: bool = False
     """Used by jobs that name no profile. At most one profile should say so."""
-    node_selector: dict[str, Annotated[str, StringConstraints(max_length=63)]] = Field(
+    node_selector: Annotated[dict[LabelKey, LabelValue], KeysWorded()] = Field(
         default_factory=dict, max_length=16
     )
     """Labels that the nodes of this pool carry."""
     tolerations: list[Toleration] = Field(default_factory=list, max_length=16)
     """Tolerations that pods need to run on this pool."""
-    resource_name: Annotated[str, StringConstraints(max_length=253)] | None = None
+    resource_name: ResourceName | None = None
     """Extended resource of one device, for example nvidia.com/gpu; absent means CPU only."""
     devices_per_node: int = Field(default=1, ge=1, le=64)
     """Devices on each node; on a CPU pool, training processes per node."""

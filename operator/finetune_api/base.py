@@ -22,7 +22,15 @@ from pydantic_core import CoreSchema
 DNS_LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 CHILD_NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 CHILD_NAME_MAX = 40
-OBJECT_NAME_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+SUBDOMAIN = rf"{_LABEL}(\.{_LABEL})*"
+_NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+OBJECT_NAME_PATTERN = rf"^{SUBDOMAIN}$"
+LABEL_KEY_PATTERN = rf"^({SUBDOMAIN}/)?{_NAME}$"
+LABEL_VALUE_PATTERN = rf"^({_NAME})?$"
+RESOURCE_PATTERN = rf"^{SUBDOMAIN}/{_NAME}$"
+NOT_SPACE = r"[^\x00-\x20\x7f]"
+"""What `\\s` excludes in Go and in Rust is not the same."""
 PERCENT_PATTERN = r"^-?[0-9]{1,3}(\.[0-9]{1,4})?%$"
 SHARE_PATTERN = r"^([1-9][0-9]?(\.[0-9]{1,4})?|0\.0{0,3}[1-9][0-9]{0,3})%$"
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
@@ -50,6 +58,19 @@ class Worded:
         return {**out, "x-kubernetes-validations": [rule]}
 
 
+@dataclass(frozen=True)
+class KeysWorded:
+    """Lets the API server check the keys of a map as the model does."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        out = handler(schema)
+        (rule,) = out.pop("propertyNames")["x-kubernetes-validations"]
+        every = f"self.all(key, {rule['rule'].replace('self.', 'key.')})"
+        return {**out, "x-kubernetes-validations": [cel(every, f"a key {rule['message']}")]}
+
+
 ChildName = Annotated[
     str,
     StringConstraints(pattern=CHILD_NAME_PATTERN, max_length=CHILD_NAME_MAX),
@@ -74,6 +95,16 @@ Quantity = Annotated[
     str,
     StringConstraints(pattern=QUANTITY_PATTERN, max_length=20),
     Worded("must be a quantity such as 80Gi, 500m or 4"),
+]
+LabelValue = Annotated[
+    str,
+    StringConstraints(pattern=LABEL_VALUE_PATTERN, max_length=63),
+    Worded("must be the value of a label: letters, digits, '-', '_' and '.'"),
+]
+LabelKey = Annotated[
+    str,
+    StringConstraints(pattern=LABEL_KEY_PATTERN, max_length=316),
+    Worded("must be the key of a label, such as gpu or example.com/gpu"),
 ]
 ShortText = Annotated[str, StringConstraints(max_length=256)]
 LongText = Annotated[str, StringConstraints(max_length=4096)]

@@ -8,13 +8,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.base import ObjectName, SpecModel, Worded, cel, validations
+from finetune_api.base import NOT_SPACE, SUBDOMAIN, ObjectName, SpecModel, Worded, cel, validations
 
-URI_PATTERN = r"^(hf|s3|gs|https|pvc)://[^\s/][^\s]*$"
+URI_PATTERN = (
+    rf"^((hf|s3|gs|https)://[^\x00-\x20\x7f/]{NOT_SPACE}*|pvc://{SUBDOMAIN}(/{NOT_SPACE}*)?)$"
+)
 Uri = Annotated[
     str,
     StringConstraints(pattern=URI_PATTERN, max_length=1024),
-    Worded("uri must start with hf://, s3://, gs://, https:// or pvc:// and hold no spaces"),
+    Worded(
+        "uri must start with hf://, s3://, gs://, https:// or pvc:// and hold no spaces; after "
+        "pvc:// stands the name of a claim"
+    ),
 ]
 
 Revision = Annotated[str, StringConstraints(min_length=1, max_length=128)]

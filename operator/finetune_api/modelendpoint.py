@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import (
+    NOT_SPACE,
+    SUBDOMAIN,
     Condition,
     LongText,
     ObjectName,
@@ -23,7 +25,7 @@ from finetune_api.run import ChatMessage, Digest
 
 ArtifactUri = Annotated[
     str,
-    StringConstraints(pattern=r"^pvc://[a-z0-9][-a-z0-9.]*/[^\s]+$", max_length=1024),
+    StringConstraints(pattern=rf"^pvc://{SUBDOMAIN}/{NOT_SPACE}+$", max_length=1024),
     Worded("uri must be pvc://claim/folder"),
 ]
 

@@ -7,7 +7,9 @@ from typing import Annotated
 
 from pydantic import StringConstraints
 
-from finetune_api.base import ObjectName, SpecModel, cel, validations
+from finetune_api.base import NOT_SPACE, ObjectName, SpecModel, cel, validations
+
+TrackerUri = Annotated[str, StringConstraints(pattern=rf"^https?://{NOT_SPACE}+$", max_length=1024)]
 
 
 class WandB(SpecModel):
@@ -24,9 +26,7 @@ class WandB(SpecModel):
 class MLflow(SpecModel):
     """MLflow."""
 
-    tracking_uri: (
-        Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=1024)] | None
-    ) = None
+    tracking_uri: TrackerUri | None = None
     """Server; absent writes below the job's report folder and sends nothing."""
     experiment: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     """Experiment of the run."""

@@ -19,11 +19,12 @@ SAFE_INTEGER = 2**53 - 1
 
 def specs(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
     """Specs of a model in wire form, defaults left out at random."""
-    out: st.SearchStrategy[dict[str, Any]] = _of(structural(model, spec=True))
+    out: st.SearchStrategy[dict[str, Any]] = of(structural(model, spec=True))
     return out
 
 
-def _of(schema: Schema) -> st.SearchStrategy[Any]:
+def of(schema: Schema) -> st.SearchStrategy[Any]:
+    """Values that a structural schema admits, but for its rules over several fields."""
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
     match schema["type"]:
@@ -45,8 +46,8 @@ def _of(schema: Schema) -> st.SearchStrategy[Any]:
 def _object(schema: Schema) -> st.SearchStrategy[dict[str, Any]]:
     if isinstance(values := schema.get("additionalProperties"), dict):
         keys = st.from_regex(r"[a-z]{1,8}(\.[a-z]{1,8}/[a-z]{1,8})?", fullmatch=True)
-        return st.dictionaries(keys, _of(values), max_size=min(schema["maxProperties"], 3))
-    fields = {name: _of(field) for name, field in schema["properties"].items()}
+        return st.dictionaries(keys, of(values), max_size=min(schema["maxProperties"], 3))
+    fields = {name: of(field) for name, field in schema["properties"].items()}
     required = set(schema.get("required", ()))
     return st.fixed_dictionaries(
         {name: field for name, field in fields.items() if name in required},
@@ -57,9 +58,9 @@ def _object(schema: Schema) -> st.SearchStrategy[dict[str, Any]]:
 def _array(schema: Schema) -> st.SearchStrategy[list[Any]]:
     key = schema.get("x-kubernetes-list-map-keys", [None])[0]
     return st.lists(
-        _of(schema["items"]),
+        of(schema["items"]),
         min_size=schema.get("minItems", 0),
-        max_size=min(schema["maxItems"], 3),
+        max_size=min(schema.get("maxItems", 3), 3),
         unique_by=(lambda item: item[key]) if key else None,
     )
 
@@ -68,7 +69,7 @@ def _string(schema: Schema) -> st.SearchStrategy[str]:
     patterns = [schema["pattern"]] if "pattern" in schema else []
     for rule in schema.get("x-kubernetes-validations", ()):
         patterns.append(rule["rule"].removeprefix("self.matches(r'").removesuffix("')"))
-    least, most = schema.get("minLength", 0), schema["maxLength"]
+    least, most = schema.get("minLength", 0), schema.get("maxLength", 256)
     if not patterns:
         return st.text(TEXT, min_size=least, max_size=min(most, 20))
     # In Python `$` also matches before a line break, which Go and Rust do not do.
@@ -78,8 +79,8 @@ def _string(schema: Schema) -> st.SearchStrategy[str]:
 
 def _number(schema: Schema) -> st.SearchStrategy[float]:
     return st.floats(
-        schema["minimum"],
-        schema["maximum"],
+        schema.get("minimum", -1e18),
+        schema.get("maximum", 1e18),
         exclude_min=schema.get("exclusiveMinimum", False),
         exclude_max=schema.get("exclusiveMaximum", False),
         allow_subnormal=False,
