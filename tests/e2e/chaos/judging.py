@@ -6,7 +6,7 @@ from tests.e2e.chaos.arena import Arena
 from tests.e2e.chaos.runs import EVERY, IN_FLIGHT, Run
 
 
-def add_row(arena: Arena, run: Run, case: str, at: float, notes: str = "") -> None:
+def add_row(arena: Arena, run: Run, case: str, at: float | None, notes: str = "") -> None:
     """Put the case into the table."""
     arena.table.add(run.row(case, at, run.compared(arena.baseline), notes))
 

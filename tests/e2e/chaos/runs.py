@@ -163,8 +163,8 @@ class Run:
             return "equal, bit by bit"
         return f"within {max(abs(mine[step] - theirs[step]) for step in common):.0e}"
 
-    def row(self, case: str, at: float, losses: str, notes: str = "") -> Row:
-        """What the table says of it."""
+    def row(self, case: str, at: float | None, losses: str, notes: str = "") -> Row:
+        """What the table says of it; a fault that changed nothing has no moment `at`."""
         failure = self.status.get("failure") or {}
         end = self.phase + (f": {failure['reason']}" if self.phase == "Failed" else "")
         steps = self.steps()
@@ -173,8 +173,8 @@ class Run:
             end=end,
             attempts=self.attempt,
             lost=self.lost() if steps else None,
-            told=watching.detected(self.seen, at),
-            resumed=watching.resumed(steps, at),
+            told=None if at is None else watching.detected(self.seen, at),
+            resumed=None if at is None else watching.resumed(steps, at),
             losses=losses,
             notes=notes,
         )

@@ -116,8 +116,10 @@ def detected(seen: Sequence[Sighting], at: float) -> float | None:
 
 
 def resumed(steps: Sequence[Step], at: float) -> float | None:
-    """Seconds from a fault to the first step of an attempt that began after it."""
+    """Seconds from a fault to the first step of an attempt that replaced one."""
     old = {step.attempt for step in steps if step.at <= at}
+    if not old:
+        return None
     return min((s.at - at for s in steps if s.at > at and s.attempt not in old), default=None)
 
 
