@@ -44,6 +44,9 @@ PERIOD = timedelta(days=1)
 AGAIN = timedelta(seconds=MARGIN_SECONDS + LIST_SECONDS)
 SPACING = timedelta(minutes=5)
 """Least time between two janitors, however fast jobs come and go."""
+FIRST = timedelta(minutes=10)
+"""Age of a ledger without a janitor: the first job starts undisturbed, and the volume is marked as
+this claim's before any folder in it is old."""
 AFTER_FAILURE = timedelta(hours=1)
 STUCK = timedelta(seconds=2 * LIST_SECONDS)
 """Age of a janitor that a queue or a quota has not let start: its list is of no use."""
@@ -74,6 +77,9 @@ def reconcile_workspace(key: Key, view: View, settings: Settings, now: datetime)
     known = _known(view, key.namespace)
     gone = bool(known - lasting)
     last = view.get("Job", key.namespace, JANITOR)
+    if last is None and (left := _time_to_first(view, key.namespace, now)) > 0:
+        written = _ledger(view, key.namespace, known | lasting)
+        return Decision(apply=written, requeue_after=left)
     if last is None:
         uid = claim["metadata"]["uid"]
         job = janitor_job(key.namespace, uid, keep, gone, now, settings)
@@ -163,6 +169,14 @@ def _known(view: View, namespace: str) -> set[str]:
 def _ledger(view: View, namespace: str, kept: set[str]) -> tuple[Manifest, ...]:
     there = view.get("ConfigMap", namespace, JANITOR) is not None
     return () if there and _known(view, namespace) == kept else (ledger(namespace, kept),)
+
+
+def _time_to_first(view: View, namespace: str, now: datetime) -> float:
+    found = view.get("ConfigMap", namespace, JANITOR)
+    if found is None:
+        return FIRST.total_seconds()
+    made = parse_time(found["metadata"].get("creationTimestamp")) or now
+    return (made + FIRST - now).total_seconds()
 
 
 def _time_left(last: Manifest, gone: bool, now: datetime) -> float:

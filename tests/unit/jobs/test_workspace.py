@@ -8,6 +8,7 @@ from finetune_operator.decision import JOB_UID_LABEL, Decision, Manifest, Settin
 from finetune_operator.jobs.workspace import (
     AFTER_FAILURE,
     AGAIN,
+    FIRST,
     PERIOD,
     SPACING,
     STUCK,
@@ -18,9 +19,16 @@ from finetune_operator.jobs.workspace import (
     workspace_keys,
 )
 from finetune_operator.names import model_path
-from finetune_operator.resources.janitor import janitor_job, keep_text, kept_by
+from finetune_operator.resources.janitor import (
+    LIST_SECONDS,
+    MARGIN_SECONDS,
+    janitor_job,
+    keep_text,
+    kept_by,
+    ledger,
+)
 
-from tests.unit.jobs.world import JOB_UID, NAMESPACE, SETTINGS, World, job_manifest
+from tests.unit.jobs.world import JOB_UID, NAMESPACE, SETTINGS, START, World, job_manifest
 
 OTHER_UID = "77777777-2fa1-41d2-883f-0016d3cca427"
 OLD = "artifacts/older-0a0a0a0a"
@@ -33,6 +41,9 @@ def fresh() -> World:
     """A job that has begun; its namespace has a workspace by now."""
     world = World()
     world.settle()
+    kept_before = ledger(NAMESPACE, [])
+    kept_before["metadata"]["creationTimestamp"] = (START - FIRST).isoformat()
+    world.put(kept_before)
     return world
 
 
@@ -44,7 +55,10 @@ def look(world: World, settings: Settings = SETTINGS) -> Decision:
     for manifest in decision.create:
         world._create(manifest)
     for manifest in decision.apply:
-        world.put(dict(manifest))
+        old = world.get("ConfigMap", NAMESPACE, JANITOR) or {"metadata": {}}
+        made = old["metadata"].get("creationTimestamp", world.now.isoformat())
+        meta = {**manifest["metadata"], "creationTimestamp": made}
+        world.put({**manifest, "metadata": meta})
     for ref in decision.delete:
         world.delete(ref)
     return decision
@@ -133,11 +147,18 @@ def test_artifact_stays_for_a_job_that_starts_from_it_until_that_has_ended(
     assert OLD not in needed(world, NAMESPACE, SETTINGS)
 
 
-def test_first_janitor_comes_with_the_first_job() -> None:
-    world = fresh()
+def test_first_janitor_comes_soon_after_the_first_job() -> None:
+    world = World()
+    world.settle()
+    for _ in range(2):
+        decision = look(world)
+        assert not decision.create
+        assert decision.requeue_after == FIRST.total_seconds()
+    world.tick(FIRST.total_seconds())
     decision = look(world)
     assert [each["metadata"]["name"] for each in decision.create] == [JANITOR]
     assert f"jobs/{JOB_UID[:8]}" in kept(world)
+    assert timedelta(seconds=LIST_SECONDS) + FIRST < timedelta(seconds=MARGIN_SECONDS)
 
 
 def test_nothing_is_due_while_everything_is_needed() -> None:
