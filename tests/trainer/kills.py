@@ -78,6 +78,11 @@ class Runs:
         self, name: str, number: int, doom: Doom | None = None, **more: Any
     ) -> tuple[list[int], str]:
         """Run an attempt; exit codes by rank, and the logs."""
+        ranks = self.start(name, number, doom, **more)
+        return ranks.wait(), ranks.text()
+
+    def start(self, name: str, number: int, doom: Doom | None = None, **more: Any) -> pool.Ranks:
+        """Begin an attempt."""
         where = self.root / name
         if not where.exists():
             write_data(where / "job" / "data", self.model)
@@ -89,8 +94,7 @@ class Runs:
             "FINETUNE_RUN_CONFIG": str(write_run(run, folder / "run.json")),
             RANK_FOLDER_ENV: str(folder),
         }
-        ranks = pool.start(doomed, run, doom, world=2, folder=folder, environment=environment)
-        return ranks.wait(), ranks.text()
+        return pool.start(doomed, run, doom, world=2, folder=folder, environment=environment)
 
     def job(self, name: str) -> Path:
         """The job's folder."""

@@ -154,7 +154,7 @@ def test_a_missed_gate_fails_the_job_with_figures(
         {"metric": "rougeL", "minImprovement": "-100%"},
         {"metric": "exactMatch", "minImprovement": "100%"},
     ]
-    run = run_for(job, "evaluate", evaluation={**EVALUATION, "gate": rules})
+    run = run_for(job, "evaluate", attempt=2, evaluation={**EVALUATION, "gate": rules})
     env = environment(
         FINETUNE_RUN_CONFIG=str(write_run(run, tmp_path / "run.json")),
         FINETUNE_TERMINATION_PATH=str(tmp_path / "result.json"),
@@ -280,15 +280,27 @@ def test_export_starts_over_where_an_attempt_left_half_a_folder(
     (folder / "model.safetensors").write_bytes(b"half")
     (folder / ".partial").mkdir()
     (folder / ".partial" / "stray").write_text("x")
-    run = run_for(job, "export").model_copy(update={"evaluation": None})
+    run = run_for(job, "export", attempt=2).model_copy(update={"evaluation": None})
     again = export.export(run, Report("export", 2))
     assert again.artifact is not None
-    assert not (folder / ".partial").exists()
+    assert not list(folder.glob(".*"))
     before = result.artifact
     assert before is not None
     assert before.uri == again.artifact.uri
     files = json.loads((folder / "manifest.json").read_text())["files"]
     assert files["model.safetensors"]["size"] == (folder / "model.safetensors").stat().st_size
+
+
+def test_an_artifact_that_is_whole_is_kept_as_it_is(
+    job: tuple[Path, Path, str], exported: tuple[StageResult, Path]
+) -> None:
+    _, folder = exported
+    before = {path.name: path.stat().st_ino for path in folder.iterdir()}
+    manifest = (folder / "manifest.json").read_bytes()
+    kept = export.export(run_for(job, "export", attempt=3), Report("export", 3))
+    assert kept.artifact is not None
+    assert kept.artifact.digest == f"sha256:{hashlib.sha256(manifest).hexdigest()}"
+    assert {path.name: path.stat().st_ino for path in folder.iterdir()} == before
 
 
 def test_changed_weights_are_not_judged(job: tuple[Path, Path, str], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ STEPS = 150
 class Stage:
     """One launcher process, asked and stopped from outside as in a pod."""
 
+    before: Sequence[str] = ()
+    """Command that starts it."""
+
     def __init__(self, folder: Path, run: RunConfig) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +47,7 @@ class Stage:
         )
         self.log = (folder / "log.txt").open("w")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "finetune_trainer.train"],
+            [*self.before, sys.executable, "-m", "finetune_trainer.train"],
             env=env,
             stdout=self.log,
             stderr=subprocess.STDOUT,

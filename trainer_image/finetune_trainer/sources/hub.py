@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune_trainer.sources.address import Address, safe_parts
 from finetune_trainer.sources.base import SourceFile
-from finetune_trainer.stage import StageError, UserError
+from finetune_trainer.stage import StageError, UserError, is_full
 
 
 class HubSource:
@@ -113,7 +113,7 @@ def _typed_errors(address: Address) -> Iterator[None]:
             raise _by_status(address, error.__cause__ or error) from None
         raise address.not_found() from None
     except Exception as error:
-        raise _by_status(address, error) from None
+        raise error if is_full(error) else _by_status(address, error) from None
 
 
 def _no_revision(address: Address) -> UserError:
