@@ -219,7 +219,7 @@ async def test_a_plan_is_given_the_time_of_the_api_server(
             offsets.append(now - created)
         return toy.plan(key, view, now)
 
-    product = Product(plans={"FineTuneJob": plan})
+    product = Product(plans={"FineTuneJob": plan, "Workspace": toy.nothing})
     async with running(control_plane.kubeconfig, Health(), namespace, namespace, clock, product):
         api.create(toy.finetune_job(namespace, "a"))
         await until("the job is prepared", prepared(api, "a", namespace))

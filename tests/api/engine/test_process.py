@@ -2,75 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
+import json
 import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 
 from hack.cluster.apiserver import ControlPlane
-from tests.api.client import Api, ApiError
+from tests.api.client import Api
 from tests.api.engine import toy
+from tests.api.engine.gateway import Gateway
+from tests.api.engine.processes import Operator, holder, prepared, until
 
-ROOT = Path(__file__).resolve().parents[3]
-
-
-def until(what: str, condition: Callable[[], bool], seconds: float = 30) -> float:
-    """Seconds until the condition holds; the test fails after the deadline."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < seconds, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
-    return time.monotonic() - started
-
-
-class Operator:
-    """One operator process that serves one namespace."""
-
-    def __init__(self, plane: ControlPlane, namespace: str, log: Path, pod: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        flags = {
-            "trainer-image": "trainer",
-            "serving-image": "vllm",
-            "kubeconfig": plane.kubeconfig,
-            "namespace": namespace,
-            "health-port": self.port,
-            "log-format": "text",
-        }
-        argv = [sys.executable, "-m", "tests.api.engine.toy"]
-        argv += [f"--{flag}={value}" for flag, value in flags.items()]
-        path = os.pathsep.join(str(each) for each in (ROOT, ROOT / "operator"))
-        self.log = log / f"{pod}.log"
-        with self.log.open("ab") as out:
-            self.process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *argv],
-                cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": path, "POD_NAME": pod},
-                stdout=out,
-                stderr=out,
-            )
-
-    def says(self, text: str) -> bool:
-        assert self.process.poll() is None or text in self.log.read_text(), self.log.read_text()
-        return text in self.log.read_text()
-
-    def healthy(self) -> bool:
-        try:
-            with urlopen(f"http://127.0.0.1:{self.port}/healthz", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-
-Start = Callable[[str], Operator]
+Start = Callable[..., Operator]
 
 
 @pytest.fixture
@@ -78,8 +24,8 @@ def start(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterat
     """Start an operator; it is killed with the test."""
     operators: list[Operator] = []
 
-    def start(pod: str) -> Operator:
-        operators.append(Operator(control_plane, namespace, tmp_path, pod))
+    def start(pod: str, kubeconfig: Path | None = None) -> Operator:
+        operators.append(Operator(kubeconfig or control_plane.kubeconfig, namespace, tmp_path, pod))
         return operators[-1]
 
     yield start
@@ -87,18 +33,6 @@ def start(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterat
         if each.process.poll() is None:
             each.process.kill()
         each.process.wait()
-
-
-def holder(api: Api, namespace: str) -> str:
-    try:
-        spec = api.get("Lease", namespace, "finetune-operator")["spec"]
-    except ApiError:
-        return ""
-    return str(spec.get("holderIdentity") or "").partition("_")[0]
-
-
-def prepared(api: Api, namespace: str, name: str) -> bool:
-    return "status" in api.get("FineTuneJob", namespace, name)
 
 
 def test_a_standby_takes_over_within_ten_seconds_of_a_kill(
@@ -164,3 +98,44 @@ def test_two_that_start_together_make_one_leader(start: Start, api: Api, namespa
     api.create(toy.finetune_job(namespace, "a"))
     until("the job is prepared", lambda: prepared(api, namespace, "a"))
     assert sum(each.says("leading as") for each in both) == 1
+
+
+def test_a_job_that_is_applied_while_no_operator_runs_is_carried_out_by_the_next(
+    start: Start, control_plane: ControlPlane, api: Api, namespace: str
+) -> None:
+    first = start("pod-1")
+    until("pod-1 works", lambda: first.says("cache complete"))
+    first.process.kill()
+    first.process.wait()
+
+    job = json.dumps(toy.finetune_job(namespace, "a"))
+    assert "created" in control_plane.kubectl("apply", "-f", "-", stdin=job)
+    assert not prepared(api, namespace, "a")
+
+    start("pod-2")
+    took = until("the job is prepared", lambda: prepared(api, namespace, "a"))
+    print(f"\napplied while no operator ran, prepared {took:.1f} s after the next was started")
+
+
+async def test_a_leader_that_is_cut_off_makes_room_and_exits(
+    start: Start, control_plane: ControlPlane, api: Api, namespace: str, tmp_path: Path
+) -> None:
+    async with Gateway(control_plane, tmp_path) as gateway:
+        leader = start("pod-1", gateway.kubeconfig)
+        await asyncio.to_thread(until, "pod-1 works", lambda: leader.says("cache complete"))
+        standby = start("pod-2")
+        await asyncio.to_thread(until, "pod-2 answers", standby.healthy)
+
+        gateway.partition()
+        api.create(toy.finetune_job(namespace, "a"))
+        took = await asyncio.to_thread(
+            until, "pod-2 prepares the job", lambda: prepared(api, namespace, "a")
+        )
+        assert holder(api, namespace) == "pod-2"
+        print(f"\ntake-over after the leader was cut off: {took:.1f} s")
+        assert took <= 12, "8 s of the Lease, one retry, and what the lists take"
+
+        before = api.list("FineTuneJob", namespace), api.list("Job", namespace)
+        gateway.heal()  # what it had sent arrives now
+        assert await asyncio.to_thread(leader.process.wait, 20) == 3
+        assert (api.list("FineTuneJob", namespace), api.list("Job", namespace)) == before

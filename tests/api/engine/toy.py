@@ -103,9 +103,14 @@ def plan(key: Key, view: View, now: datetime) -> Decision | None:
     )
 
 
+def nothing(_key: Key, _view: View, _now: datetime) -> Decision | None:
+    """What is planned where there is nothing to do."""
+    return None
+
+
 def product(_: Settings) -> Product:
     """The tiny product."""
-    return Product(plans={"FineTuneJob": plan})
+    return Product(plans={"FineTuneJob": plan, "Workspace": nothing})
 
 
 def _metadata(job: Manifest, name: str, digest: str) -> Manifest:
