@@ -11,12 +11,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from finetune_trainer.sources.lease import Lease
-from finetune_trainer.sources.snapshot import find_complete
+from finetune_trainer.sources.snapshot import find_complete, lease_of
 
+from tests.trainer.prepare_world import World
 from tests.trainer.servers import COMMIT, Hub, Repository
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,6 +198,18 @@ def test_other_revision_does_not_wait(hub: Hub, cache: Path, start: Start) -> No
     assert second.ends() == 0, second.said
     assert not second.says("waiting")
     assert find_complete(cache, other)
+
+
+def test_progress_tells_whom_a_job_waits_for(world: World) -> None:
+    cache = world.root / "cache"
+    cache.mkdir()
+    other = lease_of(cache, COMMIT, "other")
+    assert other.take_if_free()
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(world.prepare)
+        until(lambda: "waiting for job other" in world.report.snapshot().message)
+        other.give_back()
+        assert result.result(60).outcome == "Succeeded"
 
 
 def test_turn_is_free_again_when_it_is_given_back(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from finetune_trainer.sources import Address, Credentials, open_source
+from finetune_trainer.sources.dataset_files import fetch_data_files
 from finetune_trainer.sources.snapshot import Snapshot, find_complete, open_snapshot
 from finetune_trainer.stage import RetryableError, StageError, UserError
 
@@ -138,6 +140,18 @@ def test_full_workspace_is_told_before_the_weights_are_fetched(hub: Hub, tmp_pat
     assert "890136 bytes" in caught.value.failure.message
     assert "500000 free" in caught.value.failure.message
     assert "model.safetensors" not in hub.fetched
+
+
+def test_full_workspace_is_told_before_the_data_is_fetched(hub: Hub, tmp_path: Path) -> None:
+    credentials = Credentials({"HF_ENDPOINT": hub.url})
+    address = Address("dataset", "hf://datasets/acme/words", None, credentials, "dataset.train[0]")
+    source = open_source(address, NOWHERE)
+    source.files = tuple(replace(file, size=10**18) for file in source.files)
+    with pytest.raises(RetryableError) as caught:
+        fetch_data_files(source, tmp_path / "downloads", silent)
+    assert caught.value.failure.reason == "WorkspaceFull"
+    assert "dataset.train[0]" in caught.value.failure.message
+    assert hub.fetched == []
 
 
 def test_damaged_download_is_tried_again(hub: Hub, tmp_path: Path) -> None:
