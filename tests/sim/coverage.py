@@ -12,6 +12,7 @@ STATES = (
     "phase Succeeded",
     "phase Failed",
     "failed: BrokenRow",
+    "failed: DeadlineExceeded",
     "resumed from a checkpoint",
     "saved before it stopped",
     "killed at the end of its grace",

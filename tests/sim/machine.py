@@ -203,8 +203,10 @@ class Machine:
         if not self.leader.idle:
             return False
         if self.job is None:
-            return not self.server.list("Pod")
+            return not any(_of_a_job(pod) for pod in self.server.list("Pod"))
         phase = self.status.get("phase")
+        if phase in TERMINAL and "ttlSecondsAfterFinished" in self.job["spec"]:
+            return False  # it goes by itself
         return phase in TERMINAL or (phase == "Suspended" and self.job["spec"].get("suspend"))
 
     def _idle(self) -> None:
@@ -246,6 +248,15 @@ class Machine:
         inv.allowed_restarts = max(inv.allowed_restarts, which)
         inv.least_restarts = min(inv.least_restarts, which)
         return self._edit({"maxRestarts": which})
+
+    def do_deadline(self, _which: int, seconds: float) -> bool:
+        """kubectl patch: a deadline, perhaps one that is over already."""
+        self.invariants.deadlines += 1
+        return self._edit({"activeDeadlineSeconds": int(seconds * 2)})
+
+    def do_time_to_live(self, _which: int, seconds: float) -> bool:
+        """kubectl patch: it goes by itself some time after its end."""
+        return self._edit({"ttlSecondsAfterFinished": int(seconds)})
 
     def do_forbidden_edit(self, which: int, _seconds: float) -> bool:
         """An edit that the CRD refuses once the job has begun."""
@@ -393,8 +404,7 @@ class Machine:
         found = [
             each
             for each in self.server.list(kind, NAMESPACE)
-            if JOB_UID_LABEL in (each["metadata"].get("labels") or {})
-            and "deletionTimestamp" not in each["metadata"]
+            if _of_a_job(each) and "deletionTimestamp" not in each["metadata"]
         ]
         if not found:
             return False
@@ -436,3 +446,7 @@ class Machine:
     def do_drain(self, which: int, seconds: float) -> bool:
         """kubectl drain of a node."""
         return self.nodes.drain(NODES[which % len(NODES)], seconds) > 0
+
+
+def _of_a_job(found: Manifest) -> bool:
+    return JOB_UID_LABEL in (found["metadata"].get("labels") or {})

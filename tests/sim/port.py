@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from finetune_operator.cluster import Conflict, Unavailable
-from finetune_operator.decision import Manifest, ObjectRef
+from finetune_operator.decision import JOB_UID_LABEL, Manifest, ObjectRef
 from finetune_operator.kinds import Resource
 
 from tests.sim.clock import Clock
@@ -69,6 +69,7 @@ class Port:
         self.fault: Fault | None = None
         self.down_until = 0.0
         self.writes = 0
+        """Writes about a job; the workspace's janitor comes by the day, and is none of them."""
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest:
         """One object."""
@@ -89,11 +90,11 @@ class Port:
 
     async def create(self, manifest: Manifest) -> Manifest:
         """POST."""
-        return await self._write(lambda: self._server.create(manifest))
+        return await self._write(lambda: self._server.create(manifest), _about_a_job(manifest))
 
     async def apply(self, manifest: Manifest) -> Manifest:
         """Server-side apply."""
-        return await self._write(lambda: self._server.apply(manifest))
+        return await self._write(lambda: self._server.apply(manifest), _about_a_job(manifest))
 
     async def replace(self, manifest: Manifest) -> Manifest:
         """PUT."""
@@ -104,7 +105,9 @@ class Port:
     ) -> Manifest:
         """Merge-patch."""
         return await self._write(
-            lambda: self._server.patch(kind, namespace, name, patch, subresource), patch=True
+            lambda: self._server.patch(kind, namespace, name, patch, subresource),
+            kind in ("FineTuneJob", "Event"),
+            patch=True,
         )
 
     async def delete(self, ref: ObjectRef) -> Manifest:
@@ -119,9 +122,9 @@ class Port:
             self._met("call while the API server was away")
             raise Unavailable("connection refused")
 
-    async def _write(self, do: Callable[[], T], patch: bool = False) -> T:
+    async def _write(self, do: Callable[[], T], counts: bool = True, patch: bool = False) -> T:
         self.reach()
-        self.writes += 1
+        self.writes += counts
         fault = self.fault
         if fault is None:
             return do()
@@ -157,3 +160,8 @@ class Port:
                 made = do()
                 await Pause(min(fault.seconds, 15.0))
                 return made
+
+
+def _about_a_job(manifest: Manifest) -> bool:
+    labels = manifest["metadata"].get("labels") or {}
+    return manifest["kind"] == "Event" or JOB_UID_LABEL in labels
