@@ -29,12 +29,13 @@ from hack.demo.kubectl import Kubectl, KubectlError
 from hack.demo.platform import ASSETS
 
 CLAIM = "finetune-workspace"
-_SIGNAL_RANKS = """
+_SIGNAL_RANKS = r"""
 import contextlib, os, sys, time
 from pathlib import Path
 for path in Path('/proc').iterdir():
     with contextlib.suppress(OSError):  # other processes come and go
-        if path.name.isdigit() and b'finetune_trainer.worker' in (path / 'cmdline').read_bytes():
+        words = (path / 'cmdline').read_bytes().split(b'\0')
+        if b'finetune_trainer.worker' in words:
             os.kill(int(path.name), int(sys.argv[1]))
             print(time.time(), flush=True)
 """
