@@ -147,7 +147,7 @@ def test_the_report_holds_every_example_and_answer(
 
 
 def test_a_missed_gate_fails_the_job_with_figures(
-    job: tuple[Path, Path, str], tmp_path: Path
+    job: tuple[Path, Path, str], judged: tuple[StageResult, Progress], tmp_path: Path
 ) -> None:
     rules = [
         {"metric": "loss", "minImprovement": "99.5%"},
