@@ -43,11 +43,16 @@ class Disruption:
     reason: str
     message: str
     at: datetime | None
+    ready: bool = False
+    """Whether the pod still is; the node controller takes that from pods of a node it lost."""
 
     @property
     def node_lost(self) -> bool:
-        """Whether the pod will never report its end, because its node is gone."""
-        return self.reason == "DeletionByTaintManager"
+        """Whether the pod will never report its end, because its node is gone.
+
+        A node that is there may tell its pods to go by a taint too, as one that a cloud takes back.
+        """
+        return self.reason == "DeletionByTaintManager" and not self.ready
 
     @property
     def own_doing(self) -> bool:
@@ -322,7 +327,9 @@ def _disruption(status: Manifest) -> Disruption | None:
     target = _condition(status, "DisruptionTarget")
     if target.get("status") == "True":
         at = parse_time(target.get("lastTransitionTime"))
-        return Disruption(target.get("reason") or "Disrupted", target.get("message") or "", at)
+        ready = _condition(status, "Ready").get("status") == "True"
+        reason, message = target.get("reason") or "Disrupted", target.get("message") or ""
+        return Disruption(reason, message, at, ready)
     if status.get("phase") == "Failed" and status.get("reason") in DISRUPTION_REASONS:
         return Disruption(status["reason"], status.get("message") or "", None)
     terminated = _container_state(status).get("terminated") or {}

@@ -145,6 +145,24 @@ def test_lost_node_is_not_waited_for_and_not_counted() -> None:
     assert world.status["failure"]["reason"] == "DeletionByTaintManager"
 
 
+def test_gang_on_a_node_that_is_taken_back_gets_its_grace_and_blames_nobody() -> None:
+    """The same condition as on a lost node, but the pods are Ready: they are saving."""
+    world, pods = training()
+    pods[1]["status"].setdefault("conditions", []).append({"type": "Ready", "status": "True"})
+    world.mark_disrupted(pods[1], "DeletionByTaintManager")
+    for pod in pods:
+        world.mark_deleted(pod, 120)
+    recover(world, 60)
+    assert "glossary-train-1" in world.names("Job")
+    assert world.status["message"] == "train is stopping"
+    for pod in pods:
+        world.end_pod(pod, 76)
+    world.settle()
+    recover(world, 1)
+    assert world.stage("train")["attempt"] == 2
+    assert not world.status.get("nodes")
+
+
 def test_evicted_gang_gets_its_grace_to_save_before_it_is_replaced() -> None:
     world, pods = training()
     world.mark_disrupted(pods[0], "EvictionByEvictionAPI")
