@@ -236,8 +236,11 @@ class Nodes:
     def _terminate(self, pod: Manifest) -> None:
         """SIGTERM now, SIGKILL when the grace is over."""
         process = self._trainer.processes.get(pod["metadata"]["uid"])
-        if process is None or not process.alive:
+        if process is None:
             self._clock.after(0.2, self._forget, pod)
+            return
+        if not process.alive:
+            self._report(process)  # a kubelet tells how a pod ended before it lets it go
             return
         self._trainer.ask(process)
         deadline = (_deadline(pod) or 0.0) - self._clock.now
