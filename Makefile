@@ -95,6 +95,15 @@ sim: $(VENV)/.ready ## N random histories of a cluster in memory (SEED=, REPLAY=
 	@PYTHONPATH=.:operator $(PY) -m tests.sim --histories $(N) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(REPLAY),--replay $(REPLAY))
 
+.PHONY: fuzz
+fuzz: $(VENV)/.ready ## N specs of each kind against a real API server and the planner (SEED= to repeat)
+	@FINETUNE_FUZZ=$(or $(N),5000) FINETUNE_FUZZ_SEED=$(or $(SEED),0) \
+	  $(PY) -m pytest tests/api/fuzz -s -o timeout=86400
+
+.PHONY: mutants
+mutants: $(VENV)/.ready ## Break the operator in many ways and count what the tests notice
+	@$(PY) -m hack.suite mutants
+
 .PHONY: lock
 lock: ## Resolve every requirements file anew, with hashes
 	@$(COMPILE) --upgrade operator/requirements.in -o operator/requirements.lock

@@ -1,0 +1,117 @@
+"""`python -m hack.mutants [WORD ...]`: break a copy of the operator, one fault at a time.
+
+A fault counts as caught when its suite, which passes on the unbroken copy, fails on the broken one.
+A fault whose text is not there exactly once is an error. Exit status 1 unless all were caught.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+
+from hack.mutants.faults import FAULTS, Fault
+
+ROOT = Path(__file__).resolve().parents[2]
+COPIED = ("operator", "trainer_image", "tests", "hack", "crds", "charts", "docs", "pyproject.toml")
+WORKERS = 2
+SECONDS = 600
+FAILED = 1
+"""Exit status of a suite with failing tests; any other means that it could not run."""
+
+
+def main(words: list[str]) -> int:
+    """Every fault whose name holds one of the words; all without words."""
+    chosen = [f for f in FAULTS if not words or any(word in f.name for word in words)]
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        copies: SimpleQueue[Path] = SimpleQueue()
+        for number in range(WORKERS):
+            copies.put(copied(Path(folder) / str(number)))
+        if problem := unfit(chosen, copies):
+            print(problem, file=sys.stderr)
+            return 1
+        with ThreadPoolExecutor(WORKERS) as pool:
+            caught = list(pool.map(lambda fault: tried(fault, copies), chosen))
+    print(f"mutants: {sum(caught)}/{len(chosen)} caught, {time.monotonic() - started:.0f} s")
+    return 0 if all(caught) else 1
+
+
+def copied(to: Path) -> Path:
+    """The tree without what is built from it."""
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, to / name)
+    return to
+
+
+def unfit(faults: list[Fault], copies: SimpleQueue[Path]) -> str | None:
+    """Why nothing can be told: a fault that does not apply, or a suite that fails anyway."""
+    copy = copies.get()
+    copies.put(copy)
+    for fault in faults:
+        count = source_of(fault, copy).read_text().count(fault.right)
+        if count != 1:
+            return f"{fault.name}: its text stands {count} times in {fault.file}"
+    for suite in dict.fromkeys(fault.suite for fault in faults):
+        status, said = run(suite, copy)
+        if status != 0:
+            return f"{' '.join(suite)} fails on the unbroken code:\n{said}"
+    return None
+
+
+def tried(fault: Fault, copies: SimpleQueue[Path]) -> bool:
+    """Whether the tests notice a fault."""
+    copy = copies.get()
+    path = source_of(fault, copy)
+    whole = path.read_text()
+    try:
+        path.write_text(whole.replace(fault.right, fault.wrong))
+        status, said = run(fault.suite, copy)
+    finally:
+        path.write_text(whole)
+        copies.put(copy)
+    if status not in (0, FAILED):
+        print(f"{fault.name}: the suite could not run:\n{said}", file=sys.stderr, flush=True)
+    print(f"{'caught' if status == FAILED else 'SURVIVED'}: {fault.name}", flush=True)
+    return status == FAILED
+
+
+def source_of(fault: Fault, copy: Path) -> Path:
+    """The file that a fault is in."""
+    return copy / "operator" / "finetune_operator" / fault.file
+
+
+def run(suite: tuple[str, ...], copy: Path) -> tuple[int, str]:
+    """Exit status of a suite and the end of what it said; 124 when it hangs."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{copy / 'operator'}:{copy / 'trainer_image'}:{copy}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, *suite],
+            cwd=copy,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return 124, f"no end after {SECONDS} s"
+    return done.returncode, (done.stdout + done.stderr)[-2000:]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

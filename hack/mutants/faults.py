@@ -1,0 +1,312 @@
+"""The ways in which the operator is broken: a sentence, where, what stands there, what instead.
+
+The text must stand in its file exactly once, so a fault cannot outlive the code that it is about
+unnoticed. `suite` is what has to fail: the cheapest tests that hold the promise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+JOBS = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "tests/unit/jobs")
+RESOURCES = (*JOBS[:-1], "tests/unit/resources", "tests/unit/planner", "tests/unit/jobs")
+ENGINE = (*JOBS[:-1], "tests/unit/engine")
+SIMULATION = ("-m", "tests.sim", "--histories", "600")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way to be wrong."""
+
+    name: str
+    file: str
+    """Below operator/finetune_operator."""
+    right: str
+    wrong: str
+    suite: tuple[str, ...] = JOBS
+
+
+FAULTS = (
+    Fault(
+        "children have no owner",
+        "resources/identity.py",
+        '            "ownerReferences": [owner_reference(self.job)],\n',
+        "",
+        RESOURCES,
+    ),
+    Fault(
+        "the next attempt has the number of the one before",
+        "jobs/retry.py",
+        "launch(ctx, draft, stage, attempt.number + 1)",
+        "launch(ctx, draft, stage, attempt.number)",
+    ),
+    Fault(
+        "attempts share one name",
+        "names.py",
+        'return f"{job_name}-{stage}-{attempt}"',
+        'return f"{job_name}-{stage}-1"',
+    ),
+    Fault(
+        "a disruption counts as a crash",
+        "jobs/retry.py",
+        'if over.kind == "Crashed":\n        if draft',
+        'if over.kind in ("Crashed", "Disrupted"):\n        if draft',
+    ),
+    Fault(
+        "a crash does not count",
+        "jobs/retry.py",
+        "draft.update(restarts=draft.status.restarts + 1)",
+        "draft.update(restarts=draft.status.restarts)",
+    ),
+    Fault(
+        "one failure counts at every look",
+        "jobs/retry.py",
+        "if not noted(draft, attempt) and not note(",
+        "if not note(",
+    ),
+    Fault(
+        "one restart too many",
+        "jobs/retry.py",
+        "draft.status.restarts >= ctx.spec.max_restarts",
+        "draft.status.restarts > ctx.spec.max_restarts",
+    ),
+    Fault(
+        "back-off has no bound",
+        "jobs/retry.py",
+        "min(LONGEST_DELAY, FIRST_DELAY * 2 ** (min(max(1, restarts), 10) - 1))",
+        "FIRST_DELAY * 2 ** (max(1, restarts) - 1)",
+    ),
+    Fault(
+        "attempts follow each other at once",
+        "jobs/retry.py",
+        "if left <= 0 and attempt.job is None:",
+        "if attempt.job is None:",
+    ),
+    Fault(
+        "the next attempt starts beside the one before",
+        "jobs/retry.py",
+        "if left <= 0 and attempt.job is None:",
+        "if left <= 0:",
+    ),
+    Fault(
+        "the Job of an ended attempt stays",
+        "jobs/retry.py",
+        "        draft.delete.append(reference(attempt.job))\n",
+        "        pass\n",
+    ),
+    Fault(
+        "a job that has ended runs on",
+        "jobs/plan.py",
+        "    if is_terminal(job):\n        return finished_job(job, view, now)\n",
+        "",
+    ),
+    Fault(
+        "suspend is not asked about",
+        "jobs/plan.py",
+        "    if spec.suspend:\n",
+        "    if False:\n",
+    ),
+    Fault(
+        "stages run in another order",
+        "jobs/plan.py",
+        "POD_STAGES = (PREPARE, TRAIN, EVALUATE, EXPORT)",
+        "POD_STAGES = (PREPARE, TRAIN, EXPORT, EVALUATE)",
+    ),
+    Fault(
+        "the deadline runs while a job is suspended",
+        "jobs/deadline.py",
+        "return deadline + status.suspended_seconds - ",
+        "return deadline - ",
+    ),
+    Fault(
+        "a late job keeps its gang",
+        "jobs/finished.py",
+        "return Decision(delete=tuple(delete),",
+        "return Decision(delete=tuple(delete[len(live) :]),",
+    ),
+    Fault(
+        "the time to live deletes whatever has the name",
+        "jobs/finished.py",
+        'meta["name"], meta["uid"])',
+        'meta["name"])',
+    ),
+    Fault(
+        "the time to live is over at once",
+        "jobs/finished.py",
+        "(ended + timedelta(seconds=seconds) - now)",
+        "(ended - now)",
+    ),
+    Fault(
+        "one failure excludes a node",
+        "jobs/exclusion.py",
+        "EXCLUDED_FROM = 2",
+        "EXCLUDED_FROM = 1",
+    ),
+    Fault(
+        "no node is ever excluded",
+        "jobs/exclusion.py",
+        "return tuple(node.name for node in nodes if node.excluded)",
+        "return ()",
+    ),
+    Fault(
+        "an exclusion is never lifted",
+        "jobs/exclusion.py",
+        "if not avoided or not waiting or now < min(waiting) + PATIENCE:",
+        "if True:",
+    ),
+    Fault(
+        "resuming does not forgive nodes",
+        "jobs/suspend.py",
+        "suspended_seconds=seconds, nodes=[])",
+        "suspended_seconds=seconds)",
+    ),
+    Fault(
+        "a suspended job keeps its devices",
+        "jobs/suspend.py",
+        "        draft.delete.append(reference(attempt.job))\n",
+        "        pass\n",
+    ),
+    Fault(
+        "a job is called suspended while its pods still save",
+        "jobs/suspend.py",
+        "if draft.status.suspended_at is None and _may_still_report(attempt, ctx.now):",
+        "if False:",
+    ),
+    Fault(
+        "half of a gang that ended well is a success",
+        "jobs/ending.py",
+        "if len(attempt.pods) < attempt.nodes:\n        return None\n    if any",
+        "if not attempt.pods:\n        return None\n    if any",
+    ),
+    Fault(
+        "an exit of 0 without a result is a success of the leader alone",
+        "jobs/ending.py",
+        'if any(pod.phase != "Succeeded" for pod in attempt.pods):',
+        'if attempt.pods[0].phase != "Succeeded":',
+    ),
+    Fault(
+        "another stage's result is taken for this one's",
+        "jobs/ending.py",
+        ' and result.outcome == "Succeeded" and result.stage == attempt.stage:',
+        ":",
+    ),
+    Fault(
+        "a saved gang is a crash",
+        "jobs/ending.py",
+        'elif pod.phase == "Failed" and pod.exit_code == ExitCode.PREEMPTED:',
+        "elif False:",
+    ),
+    Fault(
+        "the last thing that went wrong is the cause",
+        "jobs/ending.py",
+        "causes = sorted(_causes(attempt, now), key=lambda cause: (cause.at,",
+        "causes = sorted(_causes(attempt, now), reverse=True, key=lambda cause: (cause.at,",
+    ),
+    Fault(
+        "a lost peer is taken for the cause",
+        "jobs/ending.py",
+        "return cause.failure is not None and cause.failure.reason == PEER_LOST",
+        "return False",
+    ),
+    Fault(
+        "a lost node is waited for",
+        "jobs/ending.py",
+        "    if lost is not None:\n        return lost\n",
+        "",
+    ),
+    Fault(
+        "an error of the user is tried again",
+        "jobs/attempts.py",
+        'if over.kind in ("Succeeded", "UserError"):',
+        'if over.kind == "Succeeded":',
+    ),
+    Fault(
+        "run.json is made anew for a retry",
+        "jobs/launch.py",
+        "if before is None or before.config is None:\n        return stage.config",
+        "if True:\n        return stage.config",
+    ),
+    Fault(
+        "an upgrade changes the image of a running job's next attempt",
+        "jobs/launch.py",
+        "image = (before.image if before else None) or ctx.settings.trainer_image",
+        "image = ctx.settings.trainer_image",
+    ),
+    Fault(
+        "the spec is not frozen when the first stage is launched",
+        "jobs/launch.py",
+        "    draft.update(started_at=draft.status.started_at or time_text(ctx.now))\n",
+        "",
+    ),
+    Fault(
+        "another job's child is taken for ours",
+        "jobs/launch.py",
+        "    draft.stall = _taken(ctx, children)\n",
+        "    draft.stall = None\n",
+    ),
+    Fault(
+        "the grace period is the same for every checkpoint",
+        "jobs/grace.py",
+        "return math.ceil(max(LEAST, min(MOST, MARGIN * took + BESIDE)))",
+        "return LEAST",
+    ),
+    Fault(
+        "a full workspace is found out by training",
+        "planner/disk.py",
+        "if workspace is None or need <= workspace.free_bytes:",
+        "if True:",
+        RESOURCES,
+    ),
+    Fault(
+        "the janitor removes what endpoints serve",
+        "jobs/workspace.py",
+        "        yield from artifacts(_addresses(endpoint), settings)\n",
+        "        yield from ()\n",
+    ),
+    Fault(
+        "the janitor removes the folders of living jobs",
+        "jobs/workspace.py",
+        '        yield job_mark(job["metadata"]["uid"])\n',
+        "",
+    ),
+    Fault(
+        "conditions change their time at every look",
+        "jobs/conditions.py",
+        "since = old.last_transition_time if old and old.status == value else time_text(now)",
+        "since = time_text(now)",
+    ),
+    Fault(
+        "a silent rank is waited for without end",
+        "jobs/silence.py",
+        "if not progress.stalled or first is None or now < first + PATIENCE:",
+        "if True:",
+    ),
+    Fault(
+        "the next look is forgotten",
+        "jobs/plan.py",
+        "        requeue_after=draft.requeue,\n",
+        "",
+        SIMULATION,
+    ),
+    Fault(
+        "writes do not carry the version they were planned from",
+        "writes.py",
+        'fenced = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, **patch}',
+        "fenced = dict(patch)",
+        SIMULATION,
+    ),
+    Fault(
+        "children are written without a fence",
+        "reconcile.py",
+        "            if left and not wrote:\n                await self._writes.fence(loaded)\n",
+        "",
+        SIMULATION,
+    ),
+    Fault(
+        "an old event overwrites what is newer",
+        "cache.py",
+        "return version_number(manifest) > version_number(old)",
+        "return True",
+        ENGINE,
+    ),
+)
