@@ -1,0 +1,53 @@
+"""Whatever a pod hands over, the plan stands: no traceback, no status that JSON cannot hold."""
+
+import json
+from typing import Any
+
+from finetune_operator.decision import HttpAnswer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.jobs.test_progress import TOLD
+from tests.unit.jobs.world import World, result
+
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    2**63,
+    10**400,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "\0",
+    [],
+]
+VALUES = st.sampled_from([*ODD, {}, {"a": [1]}, "9" * 300, "\U0001f600"])
+JUNK = st.recursive(VALUES, lambda inner: st.lists(inner, max_size=3), max_leaves=5)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(TOLD)), JUNK), st.booleans())
+def test_any_answer_of_a_pod_is_borne(changes: dict[str, Any], bare: bool) -> None:
+    world = World()
+    world.run_until("train")
+    (first, *_) = world.add_pods("glossary-train-1")
+    body = changes if bare else {**TOLD, **changes}
+    ask = f"progress/{first['metadata']['uid']}"
+    world.answers[ask] = HttpAnswer(at=0, status=200, body=body)
+    world.settle()
+    assert world.status["phase"] == "Training"
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(json.loads(result("train")))), JUNK), st.text())
+def test_any_termination_message_is_borne(changes: dict[str, Any], tail: str) -> None:
+    world = World()
+    world.run_until("train")
+    message = json.dumps({**json.loads(result("train")), **changes}) + tail
+    for pod in world.add_pods("glossary-train-1"):
+        world.end_pod(pod, 0, message)
+    world.settle()
+    assert world.status["phase"] in ("Queued", "Evaluating", "Failed")
