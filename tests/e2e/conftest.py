@@ -45,7 +45,9 @@ def running(timeline: Timeline) -> Iterator[platform.Platform]:
 def _empty(up: platform.Platform) -> None:
     kinds = "finetunejobs,modelendpoints"
     up.kubectl.run("delete", kinds, "--all", "--wait", "--timeout=120s", timeout=150)
-    until("the pods to go", 180, lambda: not up.kubectl.json("get", "pods")["items"])
+    # Pods of jobs and of endpoints; the janitor's one belongs to the namespace, and stays.
+    ours = ("get", "pods", "-l", "app.kubernetes.io/component!=janitor")
+    until("the pods to go", 180, lambda: not up.kubectl.json(*ours)["items"])
 
 
 @pytest.fixture(scope="session")
