@@ -10,7 +10,7 @@ from finetune_operator.jobs.exclusion import nowhere_else
 from finetune_operator.jobs.launch import RECHECK, launch, restore
 from finetune_operator.jobs.observe import Attempt, PodFacts, reference
 from finetune_operator.jobs.prepare import user_claims
-from finetune_operator.jobs.retry import noted, retry
+from finetune_operator.jobs.retry import noted, retry, there_after_all
 from finetune_operator.jobs.silence import silence
 from finetune_operator.jobs.stage import Context, Draft, PodStage
 from finetune_operator.jobs.stall import attempt_stall
@@ -67,6 +67,8 @@ def over_by(ctx: Context, draft: Draft, attempt: Attempt) -> Ending | None:
     found = ending(attempt, ctx.now)
     if found is not None or not noted(draft, attempt):
         return found
+    if there_after_all(draft, attempt):
+        return None
     return Ending("Disrupted", ctx.now, None, draft.status.failure)
 
 

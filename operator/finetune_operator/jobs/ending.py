@@ -22,6 +22,7 @@ PEER_LOST = "PeerLost"
 """Reason of a rank that lost the connection to another one: a consequence, not a cause."""
 PEER_PATIENCE = timedelta(seconds=30)
 """Time that the other rank, or its node, has to tell what happened."""
+JOB_DELETED = "JobDeleted"
 CACHE_SLACK = timedelta(seconds=5)
 """Time in which the pods of an ended Job may still be missing from the cache."""
 
@@ -139,7 +140,7 @@ def _vanished(attempt: Attempt, now: datetime) -> Ending | None:
         if any(not pod.finished and pod.deadline is None for pod in attempt.pods):
             return None
         failure = Failure(
-            reason="JobDeleted", message=f"the Job of {attempt.stage} {attempt.number} was deleted"
+            reason=JOB_DELETED, message=f"the Job of {attempt.stage} {attempt.number} was deleted"
         )
         return Ending("Disrupted", now, None, _complete(failure, attempt))
     over = attempt.job_end()

@@ -11,7 +11,7 @@ from finetune_api.jobstatus import CheckpointStatus
 from finetune_api.run import Failure
 
 from finetune_operator.jobs.conditions import time_text
-from finetune_operator.jobs.ending import Ending
+from finetune_operator.jobs.ending import JOB_DELETED, Ending
 from finetune_operator.jobs.exclusion import blamed, to_blame
 from finetune_operator.jobs.launch import launch
 from finetune_operator.jobs.observe import Attempt, parse_time, reference
@@ -23,6 +23,9 @@ FIRST_DELAY = 10.0
 """Seconds after the first crash."""
 LEAST_DELAY = 1.0
 LONGEST_DELAY = 300.0
+UNSEEN_DELAY = 15.0
+"""Seconds after a Job was missed: it may be that it was not seen yet, as another replica that led a
+moment ago created it. By then a list has told."""
 LIFTED = "ExclusionLifted"
 
 
@@ -73,6 +76,16 @@ def note(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, over: En
     return True
 
 
+def there_after_all(draft: Draft, attempt: Attempt) -> bool:
+    """Take back that a Job was deleted, when it is there: it had only not been seen yet."""
+    failure = draft.status.failure
+    if failure is None or failure.reason != JOB_DELETED or attempt.job is None:
+        return False
+    draft.update(failure=None)
+    draft.update_stage(attempt.stage, retry_at=None)
+    return True
+
+
 def keep_checkpoint(draft: Draft, attempt: Attempt) -> None:
     """A gang that was told to stop has saved after it last told its progress."""
     leader = attempt.leader()
@@ -92,8 +105,10 @@ def delay(restarts: int, attempt: Attempt, over: Ending) -> float:
     """Seconds from the end of an attempt to the next one."""
     if over.kind == "Crashed":
         return float(min(LONGEST_DELAY, FIRST_DELAY * 2 ** (min(max(1, restarts), 10) - 1)))
+    unseen = over.failure is not None and over.failure.reason == JOB_DELETED
+    least = UNSEEN_DELAY if unseen else LEAST_DELAY
     apart = min(LONGEST_DELAY, 2.0 ** min(attempt.number - 1, 10))
-    return max(LEAST_DELAY, apart - _lived(attempt, over.at))
+    return max(least, apart - _lived(attempt, over.at))
 
 
 def _lived(attempt: Attempt, end: datetime) -> float:

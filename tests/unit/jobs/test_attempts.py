@@ -289,10 +289,27 @@ def test_job_deleted_by_hand_is_replaced_and_not_counted() -> None:
         world.remove_pod(pod)
     del world.objects["Job", NAMESPACE, "glossary-train-1"]
     world.settle()
-    recover(world, 1)
+    recover(world, 15)
     assert world.stage("train")["attempt"] == 2
     assert world.status["restarts"] == 0
     assert world.status["failure"]["reason"] == "JobDeleted"
+
+
+def test_a_job_that_was_only_not_seen_yet_is_not_replaced() -> None:
+    world, pods = training()
+    job = world.objects.pop(("Job", NAMESPACE, "glossary-train-1"))
+    for pod in pods:
+        world.remove_pod(pod)
+    world.settle()
+    assert world.status["failure"]["reason"] == "JobDeleted"
+    world.tick(10)
+    world.settle()
+    assert world.stage("train")["attempt"] == 1, "another replica may have just created it"
+    world.put(job)
+    world.settle()
+    recover(world, 60)
+    assert world.stage("train")["attempt"] == 1
+    assert "failure" not in world.status
 
 
 def test_pods_deleted_by_force_are_missed_once_the_job_is_over() -> None:
@@ -443,8 +460,9 @@ def test_a_job_deleted_by_hand_again_and_again_does_not_spin() -> None:
             world.remove_pod(pod)
         del world.objects["Job", NAMESPACE, f"glossary-train-{attempt}"]
         world.settle()
-        assert world.decision.requeue_after == 2 ** (attempt - 1)
-        recover(world, 2 ** (attempt - 1))
+        wait = max(15, 2 ** (attempt - 1))
+        assert world.decision.requeue_after == wait
+        recover(world, wait)
     assert "glossary-train-6" in world.names("Job")
 
 
