@@ -21,7 +21,7 @@ from tests.e2e.jobs import tiny_job, until
 
 T = TypeVar("T")
 
-STEPS = 50
+STEPS = 60
 EVERY = 5
 """Steps between checkpoints."""
 IN_FLIGHT = 3
@@ -29,7 +29,7 @@ IN_FLIGHT = 3
 TRAINING = {
     "maxSteps": STEPS,
     "epochs": 1000,
-    "batchSize": 8,
+    "batchSize": 16,
     "microBatchSize": 4,
     "maxSequenceLength": 512,
     "learningRate": 1e-3,
