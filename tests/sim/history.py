@@ -16,6 +16,8 @@ from tests.sim.invariants import Violation, require
 from tests.sim.machine import Machine, Step
 
 BLOWS = tuple(sorted(name[3:] for name in vars(Machine) if name.startswith("do_")))
+DRAWN = (*BLOWS, *["operator_fault"] * 8)
+"""What happens between two calls of the operator is what this is for."""
 SECONDS = (0.5, 2.0, 6.0, 15.0, 40.0, 150.0)
 WAITS = (0.0, 0.4, 1.0, 2.0, 4.0, 7.0, 12.0, 40.0)
 WRITES_AT_FIRST, WRITES_PER_STEP = 250, 60
@@ -26,8 +28,8 @@ History = list[Step]
 histories: st.SearchStrategy[History] = st.lists(
     st.builds(
         Step,
-        st.sampled_from(BLOWS),
-        st.integers(0, 15),
+        st.sampled_from(DRAWN),
+        st.integers(0, 63),
         st.sampled_from(SECONDS),
         st.sampled_from(WAITS),
     ),

@@ -247,7 +247,7 @@ class Machine:
         inv = self.invariants
         inv.allowed_restarts = max(inv.allowed_restarts, which)
         inv.least_restarts = min(inv.least_restarts, which)
-        return self._edit({"maxRestarts": which})
+        return self._edit({"maxRestarts": which % 16})
 
     def do_deadline(self, _which: int, seconds: float) -> bool:
         """kubectl patch: a deadline, perhaps one that is over already."""
@@ -422,7 +422,7 @@ class Machine:
 
     def do_cut_node(self, which: int, _seconds: float) -> bool:
         """A node cannot reach the API server, or nobody at all; its pods run on."""
-        self.nodes.cut(NODES[which % len(NODES)], wholly=which >= len(NODES))
+        self.nodes.cut(NODES[which % len(NODES)], wholly=which // len(NODES) % 2 == 1)
         return True
 
     def do_power_off(self, which: int, _seconds: float) -> bool:
