@@ -75,7 +75,7 @@ def test_a_suspended_job_goes_on_where_it_was(arena: Arena, dice: random.Random)
 
 
 def test_too_little_memory_ends_with_the_reason_and_a_remedy(arena: Arena) -> None:
-    with faults.profile_with(arena.kubectl, "chaos-small", hostMemoryPerDevice="420Mi") as profile:
+    with faults.profile_with(arena.kubectl, "chaos-small", hostMemoryPerDevice="150Mi") as profile:
         run = arena.start("oom", compute={"profile": profile}, maxRestarts=1)
         run.until("the first attempt to end", lambda: run.status.get("failure"))
         at = next(s.at for s in run.seen if s.status.get("failure"))
