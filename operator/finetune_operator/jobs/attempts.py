@@ -34,7 +34,7 @@ def run_stage(ctx: Context, draft: Draft, stage: PodStage) -> bool:
     if attempt is None:
         launch(ctx, draft, stage, 1)
         return False
-    over = over_by(ctx, draft, attempt) or watch(ctx, draft, stage, attempt)
+    over = over_by(ctx, draft, stage, attempt) or watch(ctx, draft, stage, attempt)
     if over is None:
         return False
     if over.kind in ("Succeeded", "UserError"):
@@ -62,14 +62,32 @@ def current(ctx: Context, draft: Draft, stage: PodStage) -> Attempt | None:
     return attempt
 
 
-def over_by(ctx: Context, draft: Draft, attempt: Attempt) -> Ending | None:
+def over_by(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> Ending | None:
     """How an attempt ended: by its pods, or as the status says of one that was given up."""
     found = ending(attempt, ctx.now)
+    if found is not None and found.kind == "Succeeded":
+        return _complete(ctx, draft, stage, attempt, found)
     if found is not None or not noted(draft, attempt):
         return found
     if there_after_all(draft, attempt):
         return None
     return Ending("Disrupted", ctx.now, None, draft.status.failure)
+
+
+def _complete(
+    ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, over: Ending
+) -> Ending:
+    """A result without its facts is none."""
+    assert over.result is not None
+    if stage.accept(ctx, draft.status, over.result) is not None:
+        return over
+    failure = Failure(
+        stage=stage.name,
+        reason="NoResult",
+        message=f"{stage.name} ended without the facts that the next stage needs",
+        attempt=attempt.number,
+    )
+    return Ending("Crashed", over.at, None, failure)
 
 
 def accept(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, over: Ending) -> bool:
@@ -154,18 +172,10 @@ def _listen(
 
 
 def _succeed(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, over: Ending) -> bool:
-    """Take the result over; a result without its facts is none."""
+    """Take the result over."""
     assert over.result is not None
     accepted = stage.accept(ctx, draft.status, over.result)
-    if accepted is None:
-        failure = Failure(
-            stage=stage.name,
-            reason="NoResult",
-            message=f"{stage.name} ended without the facts that the next stage needs",
-            attempt=attempt.number,
-        )
-        retry(ctx, draft, stage, attempt, Ending("Crashed", over.at, None, failure))
-        return False
+    assert accepted is not None  # over_by has looked
     draft.status = accepted.status
     draft.update(failure=None, message=accepted.message)
     draft.update_stage(

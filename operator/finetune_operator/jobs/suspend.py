@@ -31,7 +31,7 @@ def pause_stage(ctx: Context, draft: Draft, stage: PodStage) -> bool:
     if attempt is None:
         _rest(ctx, draft, f"suspended before {stage.name}")
         return False
-    over = over_by(ctx, draft, attempt)
+    over = over_by(ctx, draft, stage, attempt)
     if over is not None and over.kind in ("Succeeded", "UserError"):
         return accept(ctx, draft, stage, attempt, over)
     if over is not None:

@@ -128,6 +128,27 @@ def test_a_stage_that_ends_well_meanwhile_has_ended() -> None:
     assert "glossary-evaluate-1" in world.names("Job")
 
 
+def test_a_stage_that_ends_without_its_facts_meanwhile_is_not_tried_again_before_the_resume() -> (
+    None
+):
+    world = World()
+    world.settle()
+    (pod,) = world.add_pods("glossary-prepare-1")
+    world.settle()
+    world.grace = 30
+    world.edit(suspend=True)
+    world.settle()
+    world.end_pod(pod, 0, result("prepare", model=None))
+    world.settle()
+    world.tick(60)
+    world.settle()
+    assert world.status["phase"] == "Suspended"
+    assert world.names("Job") == []
+    world.edit(suspend=False)
+    world.settle()
+    assert world.names("Job") == ["glossary-prepare-2"]
+
+
 def test_a_job_whose_last_stage_ends_well_meanwhile_has_succeeded() -> None:
     world = World(job_manifest(serve=None))
     world.run_until("export")
