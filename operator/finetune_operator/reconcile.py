@@ -89,7 +89,7 @@ class Reconciler:
         self._clock = clock
         self._refused = refused
         self._writes = Writes(cluster, cache, intake, metrics, leads, confirm)
-        self._refusals: set[Key] = set()  # whose status tells why a child was refused
+        self._refusals: dict[Key, str] = {}  # uids of those whose status tells of a refused child
 
     async def run(self, key: Key) -> None:
         """Look at a key once. Errors end in the queue's back-off, never here."""
@@ -131,10 +131,12 @@ class Reconciler:
         loaded = self._cache.get(key.kind, key.namespace, key.name)
         decision = self._plans[key.kind](key, self._cache, self._clock())
         if decision is None:
+            self._refusals.pop(key, None)
             self._asks.want(key, ())
             return None
         left = self._writes.left(decision)
-        if key in self._refusals:
+        uid = loaded["metadata"]["uid"] if loaded is not None else None
+        if uid is not None and self._refusals.get(key) == uid:
             wrote = await self._retold(key, loaded, decision, left)
         else:
             wrote = await self._status(key, loaded, decision)
@@ -143,8 +145,8 @@ class Reconciler:
             try:
                 wrote |= await self._writes.children(key, left)
             except ClusterError as error:
-                if _is_refusal(error):
-                    self._refusals.add(key)
+                if _is_refusal(error) and uid is not None:
+                    self._refusals[key] = uid
                 raise
             finally:  # the status that makes them true is written, whatever came of the children
                 await self._tell(loaded, decision)
@@ -159,7 +161,7 @@ class Reconciler:
         if left:
             await self._writes.fence(loaded)
         wrote = await self._writes.children(key, left)
-        self._refusals.discard(key)
+        self._refusals.pop(key, None)
         wrote |= await self._status(key, loaded, decision)
         await self._tell(loaded, decision)
         return wrote

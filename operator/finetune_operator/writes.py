@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_operator.cache import Cache
+from finetune_operator.cache import Cache, newer
 from finetune_operator.cluster import (
     AlreadyExists,
     Cluster,
@@ -102,12 +102,16 @@ class Writes:
         return wrote
 
     async def status(self, key: Key, loaded: Manifest, wanted: Mapping[str, Any]) -> bool:
-        """Make the status of the object, as it was loaded, the wanted one; False if it is."""
+        """Make the status of the object, as it was loaded, the wanted one; False if it is.
+
+        What counts is the version: the watch may have told the cache before the answer came.
+        """
         difference = merge_patch(loaded.get("status") or {}, wanted)
         if not difference:
             return False
         answer = await self._patch("status", loaded, {"status": difference})
-        return self._intake.wrote(answer, key)
+        self._intake.wrote(answer, key)
+        return newer(answer, loaded)
 
     async def fence(self, loaded: Manifest | None) -> None:
         """Nothing, but refused when somebody else has written since or leads by now.
