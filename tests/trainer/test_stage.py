@@ -225,6 +225,26 @@ def test_what_a_stage_holds_is_given_back_before_it_ends(tmp_path: Path) -> None
     assert "given back" in log
 
 
+def test_sigterm_while_a_failure_is_being_told_ends_a_stage_as_preempted(tmp_path: Path) -> None:
+    body = """
+        import time
+        class Slow(Exception):
+            def __str__(self):
+                print("working", flush=True)
+                time.sleep(60)
+                return "slow"
+        raise Slow
+    """
+    process = start(tmp_path, body)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "working" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    code, result, log = end(tmp_path, process)
+    assert (code, result.outcome) == (ExitCode.PREEMPTED, "Preempted"), log
+
+
 @given(st.text(max_size=6000), st.text(max_size=6000), st.integers(0, 100))
 def test_the_termination_message_is_always_valid_and_small(
     message: str, answer: str, hosts: int

@@ -258,11 +258,10 @@ def run_stage(stage: StageName, work: Stage, stop: Stop | None = None) -> int:
     ended = threading.Lock()
 
     def leave() -> None:
-        if ended.acquire(blocking=False):
-            _tell(
-                StageResult(stage=stage, attempt=attempt, outcome="Preempted"), ExitCode.PREEMPTED
-            )
-            os._exit(ExitCode.PREEMPTED)
+        # Whoever comes second waits here for the end of the process.
+        ended.acquire()
+        _tell(StageResult(stage=stage, attempt=attempt, outcome="Preempted"), ExitCode.PREEMPTED)
+        os._exit(ExitCode.PREEMPTED)
 
     def finish(result: StageResult, code: ExitCode) -> int:
         asked.at_boundary()
@@ -270,21 +269,29 @@ def run_stage(stage: StageName, work: Stage, stop: Stop | None = None) -> int:
         _tell(result, code)
         return int(code)
 
+    def outcome() -> tuple[StageResult, ExitCode]:
+        nonlocal attempt
+        try:
+            run = _read_run_config(stage)
+            attempt = run.attempt
+            report = Report(stage, attempt)
+            port = int(os.environ.get("FINETUNE_TELEMETRY_PORT", TELEMETRY_PORT))
+            server = serve(report, port=port)
+            told = (stage, attempt, server.server_port)
+            log.info("stage %s, attempt %d, telemetry on port %d", *told)
+            result = work(run, report)
+            return result, EXIT_CODES[result.outcome]
+        except Exception as error:
+            failure, code = failure_of(error)
+            if not isinstance(error, StageError):
+                traceback.print_exc()
+            failed = StageResult(stage=stage, attempt=attempt, outcome="Failed", failure=failure)
+            return failed, code
+
     asked = stop or Stop(leave, UNWIND_SECONDS)
     try:
-        run = _read_run_config(stage)
-        attempt = run.attempt
-        report = Report(stage, attempt)
-        server = serve(report, port=int(os.environ.get("FINETUNE_TELEMETRY_PORT", TELEMETRY_PORT)))
-        log.info("stage %s, attempt %d, telemetry on port %d", stage, attempt, server.server_port)
-        result = work(run, report)
-        return finish(result, EXIT_CODES[result.outcome])
+        return finish(*outcome())
     except Preempted:
+        # Also where it came while a failure was being told.
         leave()
         raise
-    except Exception as error:
-        failure, code = failure_of(error)
-        if not isinstance(error, StageError):
-            traceback.print_exc()
-        failed = StageResult(stage=stage, attempt=attempt, outcome="Failed", failure=failure)
-        return finish(failed, code)
