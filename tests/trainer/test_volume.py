@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -64,6 +65,23 @@ def test_a_small_volume_is_not_filled_by_measuring_it(tmp_path: Path) -> None:
         "print(measure(Path(sys.argv[1])).free_bytes)"
     )
     assert int(on_small_volume(tmp_path, code)) == SMALL
+
+
+def test_steps_that_a_full_volume_has_no_room_for_are_written_later(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from finetune_trainer.pace import History\n"
+        "there = Path(sys.argv[1]); history = History(there / 'train-1.jsonl', rank=0)\n"
+        "history.add(step=0)\n"
+        "try:\n    (there / 'filler').open('wb', buffering=0).write(b'0' * 2**23)\n"
+        "except OSError:\n    pass\n"
+        "for step in range(1, 200):\n    history.add(step=step)\n"
+        "before = (there / 'train-1.jsonl').read_text().count('\\n')\n"
+        "(there / 'filler').unlink(); history.add(step=200)\n"
+        "print(before, (there / 'train-1.jsonl').read_text())\n"
+    )
+    before, told = on_small_volume(tmp_path, code).split(" ", 1)
+    assert int(before) < 200
+    assert [json.loads(line)["step"] for line in told.splitlines() if line] == list(range(201))
 
 
 @pytest.mark.parametrize("writer", list(WRITERS))

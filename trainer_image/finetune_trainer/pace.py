@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_trainer.stage import is_full
+
 SMOOTHING = 0.9
 """Weight of the past in the smoothed speed."""
 
@@ -91,16 +93,26 @@ def peak_memory_bytes(device: str) -> int:
 
 
 class History:
-    """Every step of an attempt as one JSON line; written by rank 0."""
+    """Every step of an attempt as one JSON line; written by rank 0.
+
+    On a full volume the lines wait until there is room: they are no reason to end a run.
+    """
 
     def __init__(self, path: Path, rank: int) -> None:
         self._path = path if rank == 0 else None
+        self._unwritten = b""
         if self._path:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.touch(mode=0o644)
 
     def add(self, **values: Any) -> None:
         """Append one line, stamped with the time."""
-        if self._path:
-            with self._path.open("a") as file:
-                file.write(json.dumps({**values, "time": time.time()}) + "\n")
+        if not self._path:
+            return
+        self._unwritten += json.dumps({**values, "time": time.time()}).encode() + b"\n"
+        try:
+            with self._path.open("ab", buffering=0) as file:
+                self._unwritten = self._unwritten[file.write(self._unwritten) :]
+        except OSError as error:
+            if not is_full(error):
+                raise
