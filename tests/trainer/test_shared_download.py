@@ -15,8 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from finetune_trainer.durable import seal
+from finetune_trainer.sources import Address, Credentials, snapshot
 from finetune_trainer.sources.lease import Lease
-from finetune_trainer.sources.snapshot import find_complete, lease_of
+from finetune_trainer.sources.snapshot import find_complete, lease_of, open_snapshot
 
 from tests.trainer.prepare_world import World
 from tests.trainer.servers import COMMIT, Hub, Repository
@@ -33,7 +35,7 @@ from finetune_trainer.sources.snapshot import open_snapshot
 class Stopped(BaseException):
     pass
 
-Lease.BEAT, Lease.POLL, Lease.SILENCE = 0.1, 0.1, 1.5
+Lease.BEAT, Lease.POLL, Lease.SILENCE = 0.1, 0.1, 5.0
 
 def stop(number, frame):
     raise Stopped
@@ -225,17 +227,43 @@ def test_turn_is_free_again_when_it_is_given_back(tmp_path: Path) -> None:
 
 def test_holder_that_shows_life_is_never_passed_over(tmp_path: Path) -> None:
     class Quick(Lease):
-        BEAT, POLL, SILENCE = 0.05, 0.05, 0.5
+        BEAT, POLL, SILENCE = 0.05, 0.05, 3.0
 
     first, seen = Quick(tmp_path, "a", "one"), Counter[str]()
 
     def waits(holder: str) -> None:
         seen[holder] += 1
-        if seen[holder] == 30:  # three times as long as a silent one would be waited for
+        if seen[holder] == 90:  # longer than a silent one would be waited for
             assert not first.lost()
             first.give_back()
 
     assert first.take_if_free()
     with Quick(tmp_path, "a", "two").held(waits) as second:
         assert not second.after_silence
-    assert seen["one"] >= 30
+    assert seen["one"] >= 90
+
+
+def test_job_that_was_passed_over_before_it_publishes_moves_nothing_of_the_other_one(
+    hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = Address("model", "hf://acme/tiny", "main", Credentials({"HF_ENDPOINT": hub.url}))
+    frozen = open_snapshot(address, Path("/nonexistent"), cache, "first", lambda *_: None)
+    frozen.fetch_small_files()
+    kept: list[int] = []
+
+    def seal_and_freeze(folder: Path) -> None:
+        seal(folder)
+        if not kept:
+            # Meanwhile another job takes the turn, and with it all that was gathered.
+            other = lease_of(cache, COMMIT, "second")
+            silent = max(int(each.name.rsplit("-", 1)[1]) for each in cache.glob(".turn-*"))
+            assert other._take(dead=silent)
+            folder.rename(cache / COMMIT[:16])
+            kept.append((cache / COMMIT[:16]).stat().st_ino)
+            other.give_back()
+
+    monkeypatch.setattr(snapshot, "seal", seal_and_freeze)
+    assert frozen.finish() == cache / COMMIT[:16]
+    assert [(cache / COMMIT[:16]).stat().st_ino] == kept
+    assert hub.fetched.count(WEIGHTS) == 1
+    assert left_in(cache) == {COMMIT[:16]}

@@ -46,6 +46,7 @@ PARTIAL = ".partial-"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _FETCHES = 4
 _UNPACKED = ".unpacked"
+_BROKEN = ".broken"
 T = TypeVar("T")
 
 log = logging.getLogger("finetune")
@@ -184,7 +185,7 @@ class Snapshot:
         if found:
             found.pop().rename(mine)
         mine.mkdir(exist_ok=True)
-        for folder in found:
+        for folder in (*found, mine / _BROKEN):
             shutil.rmtree(folder, ignore_errors=True)
         if lease.after_silence:
             self._keep_vouched(mine)
@@ -249,9 +250,9 @@ class Snapshot:
         seal(partial)
         final = self._cache / folder_name(self.revision)
         if final.exists():  # it is damaged: files vanished or changed their size
-            broken = self._cache / f"{partial.name}-broken"
-            final.rename(broken)
-            shutil.rmtree(broken, ignore_errors=True)
+            # Into our own folder: whoever was passed over has none, and moves nothing of others.
+            final.rename(partial / _BROKEN)
+            shutil.rmtree(partial / _BROKEN)
         partial.rename(final)
         sync(self._cache)
         return final
