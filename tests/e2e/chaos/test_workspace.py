@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_a_workspace_that_is_too_small_ends_the_job_before_it_trains(
 ) -> None:
     kubectl, folder = small
     filler = faults.fill(folder)
-    filler.open("ab").truncate(filler.stat().st_size - LEFT)
+    os.truncate(filler, filler.stat().st_size - LEFT)
     run = arena.submit(chaos_job("chaos-small"), kubectl)
     run.until_ended("Failed")
     at = run.seen[0].at
