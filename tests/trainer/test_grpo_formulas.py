@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from finetune_trainer.fencing import Attempt
 from finetune_trainer.methods import load_model
 from finetune_trainer.objectives import head, policy, policy_loss, rollout, sampling
 from finetune_trainer.objectives.policy_loss import AnswerBatch
@@ -263,7 +264,9 @@ def test_a_rollout_is_read_back_bit_by_bit(tmp_path: Path) -> None:
         Sampled(prompt(3, 1), prompt(2, 2), True, (0.1, 1.0), 0.3, np.float32([-1, -2]), None),
         Sampled(prompt(5, 3), prompt(1, 4), False, (1 / 3, 0.0), -0.1, np.float32([-1 / 3]), None),
     ]
-    rollout.save(Rollout(7, answers, {"reward": 1 / 7}), tmp_path, 2, updates=3)
+    attempt = Attempt(tmp_path, 2)
+    attempt.claim()
+    rollout.save(Rollout(7, answers, {"reward": 1 / 7}), attempt, updates=3)
     found = rollout.find(tmp_path, 3, 7)
     assert found is not None
     assert rollout.find(tmp_path, 1, 7) is None
@@ -285,7 +288,9 @@ def test_a_rollout_is_read_back_bit_by_bit(tmp_path: Path) -> None:
 def test_only_rollouts_that_a_checkpoint_may_need_are_kept(tmp_path: Path) -> None:
     answers = [Sampled(prompt(3, 1), prompt(2, 2), True, (0.1,))]
     (tmp_path / "checkpoints" / "1" / "step-00000005").mkdir(parents=True)
+    attempt = Attempt(tmp_path, 1)
+    attempt.claim()
     for step in (1, 4, 7, 10, 13):
-        rollout.save(Rollout(step, answers, {}), tmp_path, 1, updates=3)
+        rollout.save(Rollout(step, answers, {}), attempt, updates=3)
     kept = sorted(path.name for path in (tmp_path / "rollouts" / "1").iterdir())
     assert kept == [f"step-{step:08d}.npz" for step in (4, 10, 13)]

@@ -180,8 +180,8 @@ class GroupRelativePolicy:
                     answers = self._with_logps(answers, "reference")
         found = Rollout(first, answers, measures)
         if settings.updates > 1 and _is_first():
-            Attempt(setting.job, setting.run.attempt).require_newest()
-            rollouts.save(found, setting.job, setting.run.attempt, settings.updates)
+            attempt = Attempt(setting.job, setting.run.attempt)
+            rollouts.save(found, attempt, settings.updates)
         return found
 
     def _answers(self, first: int) -> list[Sampled]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_trainer.data.store import IGNORED, Row
-from finetune_trainer.telemetry import write_atomically
+from finetune_trainer.fencing import Attempt
 
 Floats: TypeAlias = NDArray[np.float32]
 SMALLEST_DEVIATION = 1e-4
@@ -97,15 +97,16 @@ def path_of(job: Path, attempt: int, step: int) -> Path:
     return job / "rollouts" / str(attempt) / f"step-{step:08d}.npz"
 
 
-def save(rollout: Rollout, job: Path, attempt: int, updates: int) -> None:
+def save(rollout: Rollout, attempt: Attempt, updates: int) -> None:
     """Keep a rollout, and drop those of this attempt that nothing resumes within any more."""
-    path = path_of(job, attempt, rollout.step)
+    job, number = attempt.job, attempt.number
+    path = path_of(job, number, rollout.step)
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez(buffer, **_arrays(rollout))
-    write_atomically(path, buffer.getvalue())
+    attempt.publish_file(path, buffer.getvalue())
     saved = [int(each.name[5:13]) for each in (job / "checkpoints").glob("*/step-????????")]
-    needed = {path_of(job, attempt, step - step % updates + 1) for step in saved}
+    needed = {path_of(job, number, step - step % updates + 1) for step in saved}
     # A checkpoint within the rollout before this one may be on its way.
     for other in sorted(path.parent.glob("step-*.npz"))[:-2]:
         if other not in needed:
