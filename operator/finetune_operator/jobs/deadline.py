@@ -21,7 +21,7 @@ def seconds_left(status: FineTuneJobStatus, deadline: int | None, now: datetime)
 def enforce_deadline(ctx: Context, draft: Draft) -> None:
     """Fail a job that is late, or look again when it will be.
 
-    A job that was told to pause has stopped its clock, also while it still saves its work.
+    A job that was told to pause is not failed, also while it still saves its work.
     """
     if draft.ended or ctx.spec.suspend:
         return

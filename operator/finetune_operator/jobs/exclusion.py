@@ -23,6 +23,7 @@ PATIENCE = timedelta(minutes=2)
 MOST_NODES = 64
 """As many as the status has room for."""
 RANK_STALLED = "RankStalled"
+LIFTED = "ExclusionLifted"
 NODE_REASONS = frozenset({"Crashed", "RankFailed", "NoDevice", "InternalError"})
 """Reasons of crashes that a node can cause. Memory, disk, data, peers and names are not its own."""
 _ON_HOST = re.compile(r"on host ([a-z0-9.-]*[a-z0-9])")
@@ -70,7 +71,7 @@ def nowhere_else(
     if any(not pod.finished and not pod.given_up(now) for pod in others):
         return None
     failure = Failure(
-        reason="ExclusionLifted",
+        reason=LIFTED,
         message=(
             f"no room for {attempt.stage} for {PATIENCE.seconds // 60} minutes without "
             f"{', '.join(avoided)}, which may be used again"

@@ -12,7 +12,7 @@ from finetune_api.run import Failure
 
 from finetune_operator.jobs.conditions import time_text
 from finetune_operator.jobs.ending import JOB_DELETED, Ending
-from finetune_operator.jobs.exclusion import blamed, to_blame
+from finetune_operator.jobs.exclusion import LIFTED, blamed, to_blame
 from finetune_operator.jobs.launch import launch
 from finetune_operator.jobs.observe import Attempt, parse_time, reference
 from finetune_operator.jobs.stage import Context, Draft, PodStage
@@ -26,7 +26,6 @@ LONGEST_DELAY = 300.0
 UNSEEN_DELAY = 15.0
 """Seconds after a Job was missed: it may be that it was not seen yet, as another replica that led a
 moment ago created it. By then a list has told."""
-LIFTED = "ExclusionLifted"
 
 
 def noted(draft: Draft, attempt: Attempt) -> bool:

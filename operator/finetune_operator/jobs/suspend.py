@@ -40,7 +40,7 @@ def pause_stage(ctx: Context, draft: Draft, stage: PodStage) -> bool:
             return False
     if attempt.job is not None:
         draft.delete.append(reference(attempt.job))
-    if draft.status.suspended_at is None and _may_still_report(attempt, ctx.now):
+    if draft.status.suspended_at is None and _may_run(attempt, ctx.now):
         _stopping(draft, stage, attempt)
         return False
     _stopped(ctx, draft, stage, attempt)
@@ -72,8 +72,9 @@ def _crashed_by_itself(draft: Draft, attempt: Attempt, over: Ending) -> bool:
     return over.kind == "Crashed" and attempt.job is not None and not noted(draft, attempt)
 
 
-def _may_still_report(attempt: Attempt, now: datetime) -> bool:
-    return any(not pod.finished and not pod.given_up(now) for pod in attempt.pods)
+def _may_run(attempt: Attempt, now: datetime) -> bool:
+    """Whether something of it is there; its pods may not have been seen while its Job lives."""
+    return attempt.live or any(not pod.finished and not pod.given_up(now) for pod in attempt.pods)
 
 
 def _stopping(draft: Draft, stage: PodStage, attempt: Attempt) -> None:

@@ -39,6 +39,19 @@ def test_pods_are_told_to_end_and_waited_for() -> None:
     assert "suspendedAt" not in world.status
 
 
+def test_a_job_is_not_called_suspended_while_its_job_could_still_have_pods() -> None:
+    """Those of a Job that was just created may not have been seen."""
+    world = World()
+    world.run_until("train")
+    world.edit(suspend=True)
+    world.reconcile()
+    assert world.status["phase"] == "Queued"
+    assert "suspendedAt" not in world.status
+    assert world.names("Job") == ["glossary-prepare-1"]
+    world.settle()
+    assert world.status["phase"] == "Suspended"
+
+
 def test_a_suspended_job_rests_and_tells_from_where_it_will_go_on() -> None:
     world, pods = suspending()
     stopped(world, pods)
