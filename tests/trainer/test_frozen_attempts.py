@@ -44,7 +44,7 @@ def test_a_gang_that_was_frozen_and_replaced_ends_and_changes_nothing(
     runs = Runs(tmp_path, tiny_model(tmp_path / "models" / "tiny"))
     doom = Doom(rank=0, signum=signal.SIGSTOP, step=3, writing=writing)
     older = runs.start("job", 1, doom, strategy="DDP", method="Full")
-    until(lambda: "T" in state_of(older.pids[0]))
+    until(lambda: "T" in state_of(older.pids[0]), seconds=240)
     older.kill(1, signal.SIGSTOP)
     codes, text = runs.attempt("job", 2, strategy="DDP", method="Full")
     assert codes == [0, 0], text
@@ -160,7 +160,7 @@ def small_stage(root: Path, keep: int) -> SmallStage:
     )
     stage = SmallStage(root / "a", run, 64 * 2**20)
     told = stage.wait_for(lambda p: p.checkpoint_bytes is not None)
-    until(lambda: len(stage.steps()) == keep)
+    until(lambda: len(stage.steps()) == keep, seconds=120)
     size = told.checkpoint_bytes or 0
 
     def left_out(progress: Progress) -> bool:

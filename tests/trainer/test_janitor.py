@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 JOB = f"jobs/{UID}"
 ARTIFACT = "artifacts/support-bot-0b0e7c0e"
 MODEL = f"models/{KEY}/{REVISION}"
-SHORT, LONG = 0.2, 3600.0
+SHORT, LONG = 2.0, 3600.0
 """Seconds: what is older in these tests after a moment, and what nothing here is older than."""
 
 

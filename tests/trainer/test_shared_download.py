@@ -185,7 +185,7 @@ def test_job_that_waits_ends_at_once_when_asked_to(hub: Hub, cache: Path, start:
     before = time.monotonic()
     second.process.terminate()
     assert second.ends() == 76
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 30
 
 
 def test_other_revision_does_not_wait(hub: Hub, cache: Path, start: Start) -> None:
