@@ -254,6 +254,27 @@ def small_workspace(kubectl: Kubectl, namespace: str, mib: int) -> Iterator[Path
         image.unlink()
 
 
+@contextlib.contextmanager
+def memory_limit(kubectl: Kubectl, limit: str) -> Iterator[None]:
+    """Containers that are created meanwhile may not use more memory, as an administrator can say.
+
+    Pods on a pool without accelerators have no limit of their own.
+    """
+    limits = [{"type": "Container", "default": {"memory": limit}}]
+    kubectl.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "LimitRange",
+            "metadata": {"name": "chaos"},
+            "spec": {"limits": limits},
+        }
+    )
+    try:
+        yield
+    finally:
+        kubectl.run("delete", "limitrange", "chaos")
+
+
 def offer_assets(folder: Path, namespace: str) -> None:
     """Offer the folder of model and data to another namespace too."""
     make_volume(f"{ASSETS}-{namespace}", namespace, ASSETS, folder)

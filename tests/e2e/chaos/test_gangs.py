@@ -42,6 +42,24 @@ def hanging(arena_of_all: Arena) -> Iterator[Hanging]:
         yield found
 
 
+def test_too_little_memory_ends_with_the_reason_and_a_remedy(
+    arena: Arena, dice: random.Random
+) -> None:
+    """The first attempt has enough; it is deleted, and the limit is there for those after it."""
+    with faults.profile_with(arena.kubectl, "chaos-small", hostMemoryPerDevice="150Mi") as profile:
+        run = arena.start("oom", compute={"profile": profile}, maxRestarts=1)
+        run.until_step(dice.randint(12, 28))
+        with faults.memory_limit(run.kubectl, "200Mi"):
+            at = faults.delete_pod(run.kubectl, run.pod(1))
+            run.until_ended("Failed")
+    failure = run.status["failure"]
+    arena.table.add(run.row("killed for its memory (OOM)", at, "-", failure["remedy"]))
+    assert failure["reason"] == "OutOfHostMemory"
+    assert "hostMemoryPerDevice" in failure["remedy"]
+    assert run.attempt == 3
+    assert run.status["restarts"] == 1
+
+
 def test_a_deleted_pod_costs_nothing(arena: Arena, dice: random.Random) -> None:
     run = arena.start("deleted")
     run.until_step(dice.randint(12, 28))
@@ -72,19 +90,6 @@ def test_a_suspended_job_goes_on_where_it_was(arena: Arena, dice: random.Random)
     assert run.status.get("restarts", 0) == 0
     assert_lost_nothing(run)
     assert_as_undisturbed(arena, run)
-
-
-def test_too_little_memory_ends_with_the_reason_and_a_remedy(arena: Arena) -> None:
-    with faults.profile_with(arena.kubectl, "chaos-small", hostMemoryPerDevice="150Mi") as profile:
-        run = arena.start("oom", compute={"profile": profile}, maxRestarts=1)
-        run.until("the first attempt to end", lambda: run.status.get("failure"))
-        at = next(s.at for s in run.seen if s.status.get("failure"))
-        run.until_ended("Failed")
-    failure = run.status["failure"]
-    arena.table.add(run.row("out of memory (killed by the kernel)", at, "-", failure["remedy"]))
-    assert failure["reason"] == "OutOfHostMemory"
-    assert "hostMemoryPerDevice" in failure["remedy"]
-    assert run.attempt == 2
 
 
 @pytest.mark.parametrize("rank", [0, 1])
