@@ -9,7 +9,7 @@ from finetune_api.run import Failure, ModelFacts, WorkspaceFacts
 
 from finetune_operator.planner.memory import IMPORTANCE, SAVED
 from finetune_operator.planner.parameters import trained_parameters
-from finetune_operator.planner.quantity import gibibytes
+from finetune_operator.planner.quantity import size_text
 
 
 def checkpoint_bytes(spec: FineTuneJobSpec, model: ModelFacts) -> int:
@@ -56,10 +56,10 @@ def room_for_training(
         stage="train",
         reason="WorkspaceTooSmall",
         message=(
-            f"training writes {gibibytes(need)}: {count} checkpoints of {gibibytes(each)}, "
-            f"trained weights of {gibibytes(output_bytes(spec, model))} and an artifact of "
-            f"{gibibytes(artifact_bytes(spec, model))}; claim {claim} has "
-            f"{gibibytes(workspace.free_bytes)} free"
+            f"training writes {size_text(need)}: {count} checkpoints of {size_text(each)}, "
+            f"trained weights of {size_text(output_bytes(spec, model))} and an artifact of "
+            f"{size_text(artifact_bytes(spec, model))}; claim {claim} has "
+            f"{size_text(workspace.free_bytes)} free"
         ),
         remedy="; or ".join(_remedies(spec, model, workspace, claim)),
     )
@@ -70,7 +70,7 @@ def _remedies(
 ) -> list[str]:
     lacking = training_bytes(spec, model) - workspace.free_bytes
     ways = [
-        f"enlarge claim {claim} by {gibibytes(lacking)}",
+        f"enlarge claim {claim} by {size_text(lacking)}",
         "delete FineTuneJobs whose artifacts nobody needs",
     ]
     spare = -(-lacking // checkpoint_bytes(spec, model))

@@ -4,6 +4,7 @@ import math
 from decimal import Decimal
 
 GIB = 1024**3
+MIB = 1024**2
 _SUFFIXES = {
     "m": Decimal("0.001"),
     "k": Decimal(10**3),
@@ -39,8 +40,10 @@ def times(quantity: str, count: int) -> str:
     return _plain(Decimal(quantity) * count)
 
 
-def gibibytes(number: int) -> str:
-    """Bytes for people, in GiB."""
+def size_text(number: int) -> str:
+    """Bytes for people, in GiB, or in MiB where that would read as nothing."""
+    if number < GIB / 10:
+        return f"{number / MIB:.1f} MiB"
     return f"{number / GIB:.1f} GiB"
 
 

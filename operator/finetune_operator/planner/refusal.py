@@ -9,7 +9,7 @@ from finetune_api.finetunejob import FineTuneJobSpec, Method
 from finetune_api.run import Failure, ModelFacts
 
 from finetune_operator.planner.load import recomputation
-from finetune_operator.planner.quantity import GIB, gibibytes, whole
+from finetune_operator.planner.quantity import GIB, size_text, whole
 
 Fits = Callable[[FineTuneJobSpec, AcceleratorProfileSpec], bool]
 MOST_NODES = 64
@@ -86,8 +86,8 @@ def does_not_fit(
         reason="DoesNotFit",
         message=(
             f"{spec.method.type} training of {model.parameters / 1e9:.2f} B parameters takes at "
-            f"least {gibibytes(need)} on each of {world} devices; profile {profile_name} has "
-            f"{gibibytes(have)}"
+            f"least {size_text(need)} on each of {world} devices; profile {profile_name} has "
+            f"{size_text(have)}"
         ),
         remedy="; or ".join(ways),
     )
@@ -103,8 +103,8 @@ def host_too_small(
         stage="train",
         reason="HostMemoryTooSmall",
         message=(
-            f"loading, copies for checkpoints and compute.offload take {gibibytes(need)} of host "
-            f"memory for each device; profile {profile_name} has {gibibytes(have)}"
+            f"loading, copies for checkpoints and compute.offload take {size_text(need)} of host "
+            f"memory for each device; profile {profile_name} has {size_text(have)}"
         ),
         remedy="; or ".join(ways),
     )

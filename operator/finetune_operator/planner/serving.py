@@ -4,7 +4,7 @@ from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.run import Failure, ModelFacts
 
 from finetune_operator.planner.memory import serving_bytes
-from finetune_operator.planner.quantity import gibibytes, whole
+from finetune_operator.planner.quantity import size_text, whole
 
 
 def serving_devices(
@@ -26,9 +26,9 @@ def serving_devices(
         stage="serve",
         reason="DoesNotFit",
         message=(
-            f"{model.parameters / 1e9:.2f} B parameters take about {gibibytes(need)} on each of "
+            f"{model.parameters / 1e9:.2f} B parameters take about {size_text(need)} on each of "
             f"{profile.devices_per_node} devices to answer; profile {profile_name} has "
-            f"{gibibytes(available)}"
+            f"{size_text(available)}"
         ),
         remedy="use a profile with more memory or more devices on a node",
     )

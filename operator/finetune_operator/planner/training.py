@@ -26,7 +26,7 @@ from finetune_api.run import DataFacts, Failure, MemoryEstimate, ModelFacts, Str
 from finetune_operator.planner.learning_rate import default_learning_rate
 from finetune_operator.planner.load import Load, load_of
 from finetune_operator.planner.memory import CPU_OVERHEAD, estimate, host_bytes
-from finetune_operator.planner.quantity import gibibytes, whole
+from finetune_operator.planner.quantity import size_text, whole
 from finetune_operator.planner.refusal import (
     batch_too_small,
     does_not_fit,
@@ -295,8 +295,8 @@ def _reason(
     away = " and offload" if question.spec.compute.offload else ""
     text = (
         f"{question.spec.method.type} with {strategy}{away} on {shape.nodes} x {shape.devices} "
-        f"{question.device} of {question.profile_name} takes {gibibytes(memory.total)} of "
-        f"{gibibytes(memory.available)} each; batch {batch} = {shape.world} x {micro} x "
+        f"{question.device} of {question.profile_name} takes {size_text(memory.total)} of "
+        f"{size_text(memory.available)} each; batch {batch} = {shape.world} x {micro} x "
         f"{passes}"
     )
     if batch != asked:

@@ -12,6 +12,7 @@ from finetune_operator.planner.disk import (
     training_bytes,
 )
 from finetune_operator.planner.parameters import trained_parameters
+from finetune_operator.planner.quantity import size_text
 
 from tests.unit.planner.facts import LLAMA_8B, SMOL, spec
 
@@ -86,3 +87,8 @@ def test_fewer_checkpoints_are_not_proposed_where_that_would_not_do() -> None:
     assert refusal is not None
     assert refusal.remedy is not None
     assert "keepLast" not in refusal.remedy
+
+
+def test_small_sizes_are_told_in_smaller_units() -> None:
+    assert size_text(3 * 2**30 // 2) == "1.5 GiB"
+    assert size_text(3 * 2**20 // 2) == "1.5 MiB"
