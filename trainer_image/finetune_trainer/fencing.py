@@ -157,7 +157,8 @@ class Attempt:
 
 def fenced(message: str) -> RetryableError:
     """The error of an attempt that was replaced."""
-    return RetryableError("Fenced", message)
+    remedy = "Nothing: the later attempt goes on from what is complete."
+    return RetryableError("Fenced", message, remedy)
 
 
 def discard(path: Path) -> None:
