@@ -169,7 +169,7 @@ FAULTS = (
     Fault(
         "a job is called suspended while its pods still save",
         "jobs/suspend.py",
-        "if draft.status.suspended_at is None and _may_still_report(attempt, ctx.now):",
+        "if draft.status.suspended_at is None and _may_run(attempt, ctx.now):",
         "if False:",
     ),
     Fault(
