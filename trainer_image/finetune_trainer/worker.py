@@ -37,6 +37,9 @@ from finetune_trainer.telemetry import RANK_FOLDER_ENV, RankFile, write_atomical
 
 log = logging.getLogger("finetune")
 
+CAUSE_SECONDS = 20.0
+"""How long a rank that fails looks on the volume for what it follows from."""
+
 
 @dataclass
 class Told:
@@ -346,6 +349,13 @@ def cause(error: BaseException, run: RunConfig | None) -> BaseException:
     return error
 
 
+def tell_failure(path: Path, at: float, error: BaseException) -> None:
+    """Leave word of a failure for the first process of the pod."""
+    failure, code = failure_of(error)
+    told = {"at": at, "failure": failure.to_wire(), "code": int(code)}
+    write_atomically(path, json.dumps(told).encode())
+
+
 def leave() -> None:
     """End a rank that has nothing to save; the first process of the pod knows why."""
     log.info("asked to stop before the first step")
@@ -363,12 +373,20 @@ def main() -> None:
     tell = Told(RankFile(folder, rank))
     run: RunConfig | None = None
 
+    failing = threading.Lock()
+
     def give_up(error: BaseException) -> None:
+        # Taken for good: of the main thread and the heartbeats' only one tells.
+        failing.acquire()
         if not isinstance(error, StageError):
             traceback.print_exception(error)
-        failure, code = failure_of(cause(error, run))
-        told = {"at": time.time(), "failure": failure.to_wire(), "code": int(code)}
-        write_atomically(folder / f"error-{rank:05d}.json", json.dumps(told).encode())
+        at, path = time.time(), folder / f"error-{rank:05d}.json"
+        tell_failure(path, at, error)
+        # The volume that knows the cause may be what does not answer.
+        end = threading.Timer(CAUSE_SECONDS, os._exit, (1,))
+        end.daemon = True
+        end.start()
+        tell_failure(path, at, cause(error, run))
         sys.stderr.flush()
         # Other ranks wait in a collective; an orderly exit would wait for them.
         os._exit(1)
