@@ -11,6 +11,7 @@ from dataclasses import dataclass
 JOBS = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "tests/unit/jobs")
 RESOURCES = (*JOBS[:-1], "tests/unit/resources", "tests/unit/planner", "tests/unit/jobs")
 ENGINE = (*JOBS[:-1], "tests/unit/engine")
+FENCE = (*JOBS[:-1], "tests/api/engine/test_fence.py")
 SIMULATION = ("-m", "tests.sim", "--histories", "600")
 
 
@@ -222,9 +223,9 @@ FAULTS = (
     ),
     Fault(
         "run.json is made anew for a retry",
-        "jobs/launch.py",
-        "if before is None or before.config is None:\n        return stage.config",
-        "if True:\n        return stage.config",
+        "resources/configmap.py",
+        "if before is not None:",
+        "if False:",
     ),
     Fault(
         "an upgrade changes the image of a running job's next attempt",
@@ -300,7 +301,7 @@ FAULTS = (
         "reconcile.py",
         "            if left and not wrote:\n                await self._writes.fence(loaded)\n",
         "",
-        SIMULATION,
+        FENCE,
     ),
     Fault(
         "an old event overwrites what is newer",

@@ -98,8 +98,7 @@ class Cache:
         return [
             each
             for each in self.list(kind, namespace)
-            if each["metadata"]["uid"] not in listed
-            and version_number(each) <= int(version or 0)
+            if each["metadata"]["uid"] not in listed and version_number(each) <= int(version or 0)
         ]
 
     def _unindex(self, old: Manifest) -> None:

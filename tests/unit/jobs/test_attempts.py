@@ -654,3 +654,37 @@ def test_one_pod_of_two_is_no_success_although_job_and_run_json_are_gone() -> No
         del world.objects[kind, NAMESPACE, "glossary-train-1"]
     world.settle()
     assert world.stage("train")["state"] == "Running"
+
+
+def test_no_crash_is_waited_after_for_longer_than_five_minutes() -> None:
+    world, pods = training(World(job_manifest(maxRestarts=100)))
+    world.put({**world.job, "status": {**world.status, "restarts": 40}})
+    world.end_pod(pods[0], 1)
+    world.settle()
+    assert world.status["restarts"] == 41
+    recover(world, 301)
+    recover(world, 1)
+    assert world.names("Job")[-1] == "glossary-train-2"
+
+
+def test_the_leaders_success_waits_for_the_rest_of_the_gang() -> None:
+    world, pods = training()
+    world.end_pod(pods[0], 0, result("train"))
+    world.settle()
+    assert world.stage("train")["state"] == "Running"
+    assert "glossary-evaluate-1" not in world.names("Job")
+    world.end_pod(pods[1], 1)
+    world.settle()
+    assert world.status["failure"]["reason"] == "Crashed"
+    assert world.status["restarts"] == 1
+
+
+@pytest.mark.parametrize("wrong", [{"outcome": "Failed"}, {"stage": "evaluate"}])
+def test_an_exit_of_0_with_the_word_of_something_else_is_no_success(wrong: dict[str, str]) -> None:
+    world, pods = training()
+    message = json.dumps({**json.loads(result("train")), **wrong})
+    for pod in pods:
+        world.end_pod(pod, 0, message)
+    world.settle()
+    assert world.status["failure"]["reason"] == "NoResult"
+    assert world.stage("train")["state"] == "Running"

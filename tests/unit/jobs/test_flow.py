@@ -346,3 +346,16 @@ def test_export_knows_the_digest_that_is_served() -> None:
         "uri": "pvc://finetune-workspace/artifacts/glossary-1b4e28ba",
         "digest": DIGEST,
     }
+
+
+def test_the_time_of_a_condition_moves_only_with_its_status() -> None:
+    world = World()
+    world.run_until("train")
+    before = {each["type"]: each for each in world.status["conditions"]}
+    world.add_pods("glossary-train-1")
+    world.tick(60)
+    world.settle()
+    after = {each["type"]: each for each in world.status["conditions"]}
+    assert after["Prepared"]["lastTransitionTime"] == before["Prepared"]["lastTransitionTime"]
+    assert after["Reconciling"]["reason"] != before["Reconciling"]["reason"]
+    assert after["Reconciling"]["lastTransitionTime"] == before["Reconciling"]["lastTransitionTime"]
