@@ -147,7 +147,32 @@ class Invariants:
             self._suspended_since = None
         elif self._suspended_since is None:
             self._suspended_since = self._clock.now
+            if not self._excused("suspended under two leaders"):
+                live = [_name(each) for each in self._live(uid)]
+                require(not live, "a job is called suspended when nothing of it is left", live=live)
         self.trainer.met(f"phase {phase}")
+
+    def _live(self, uid: str) -> list[Manifest]:
+        """Jobs that run, or would."""
+        return [
+            job
+            for job in self._server.list("Job")
+            if (job["metadata"].get("labels") or {}).get(JOB_UID_LABEL) == uid
+            and not job["metadata"].get("deletionTimestamp")
+            and not finished(job)
+            and not self._through(job)
+        ]
+
+    def _through(self, job: Manifest) -> bool:
+        """Whether its pods have ended, which its controller may not have noted yet."""
+        wanted = job["spec"]["template"]["metadata"]["labels"].items()
+        pods = [
+            pod["status"].get("phase")
+            for pod in self._server.list("Pod")
+            if wanted <= (pod["metadata"].get("labels") or {}).items()
+        ]
+        failed, ended = "Failed" in pods, all(p in ("Succeeded", "Failed") for p in pods)
+        return ended and (failed or len(pods) >= job["spec"]["completions"])
 
     def _truth(self, uid: str, phase: Any, status: dict[str, Any]) -> None:
         done = self.trainer.workspace(uid).done
@@ -238,6 +263,10 @@ class Invariants:
 
     def _reachable(self, gang: Gang) -> bool:
         return all(self._in_reach(rank.node) for rank in gang.ranks.values())
+
+
+def _name(found: Manifest) -> str:
+    return str(found["metadata"]["name"])
 
 
 def _uid(found: Manifest) -> str:
