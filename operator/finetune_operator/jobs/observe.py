@@ -327,7 +327,9 @@ def _disruption(status: Manifest) -> Disruption | None:
     target = _condition(status, "DisruptionTarget")
     if target.get("status") == "True":
         at = parse_time(target.get("lastTransitionTime"))
-        ready = _condition(status, "Ready").get("status") == "True"
+        # One that never ran, as it still gets its image, has no readiness that was taken from it.
+        waits = status.get("phase") == "Pending"
+        ready = waits or _condition(status, "Ready").get("status") == "True"
         reason, message = target.get("reason") or "Disrupted", target.get("message") or ""
         return Disruption(reason, message, at, ready)
     if status.get("phase") == "Failed" and status.get("reason") in DISRUPTION_REASONS:

@@ -163,6 +163,19 @@ def test_gang_on_a_node_that_is_taken_back_gets_its_grace_and_blames_nobody() ->
     assert not world.status.get("nodes")
 
 
+def test_a_pod_that_still_gets_its_image_on_a_node_that_is_taken_back_blames_nobody() -> None:
+    world, pods = training()
+    pods[1]["status"]["phase"] = "Pending"
+    world.mark_disrupted(pods[1], "DeletionByTaintManager")
+    world.mark_deleted(pods[1], 30)
+    world.settle()
+    recover(world, 60)
+    recover(world, 1)
+    assert world.stage("train")["attempt"] == 2
+    assert world.status["restarts"] == 0
+    assert not world.status.get("nodes")
+
+
 def test_evicted_gang_gets_its_grace_to_save_before_it_is_replaced() -> None:
     world, pods = training()
     world.mark_disrupted(pods[0], "EvictionByEvictionAPI")
