@@ -8,9 +8,9 @@ one finished and does the rest.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -36,7 +36,7 @@ from finetune_trainer.data.dataset import Inputs, find_prepared
 from finetune_trainer.data.making import Target, make_data, too_few_rows
 from finetune_trainer.data.packable import is_packed
 from finetune_trainer.data.tokenizer import load_tokenizer, new_token_ids, prints_date
-from finetune_trainer.fencing import Attempt
+from finetune_trainer.fencing import Attempt, discard
 from finetune_trainer.model_facts import (
     check_experts,
     check_scorable,
@@ -57,6 +57,7 @@ from finetune_trainer.sources.snapshot import (
 from finetune_trainer.stage import Report, UserError, run_stage
 
 MODEL, REWARD, VALIDATION = "model", "grpo.rewardModel", "dataset.validation"
+DOWNLOADS = "downloads"
 PREFIXES = {
     MODEL: MODEL_SECRET_PREFIX,
     REWARD: REWARD_SECRET_PREFIX,
@@ -192,22 +193,41 @@ def _make_data(
     inputs: Inputs, sources: dict[str, Source], target: Target, run: RunConfig, tell: Tell
 ) -> DataFacts:
     job = Path(run.paths.job)
-    downloads = job / "downloads"
-    try:
-        with Attempt(job, run.attempt, "prepare") as attempt:
+    with Attempt(job, run.attempt, "prepare") as attempt:
+        downloads = take_downloads(attempt)
+        try:
             files = {
-                # By revision: the next attempt goes on with what this one has fetched.
                 where: fetch_data_files(source, downloads / f"{number}-{key_of(source)}", tell)
                 for number, (where, source) in enumerate(sources.items())
             }
             validation = files.pop(VALIDATION, None)
             listed = list(files.values())
-            facts = make_data(attempt, job / "data", inputs, listed, validation, target, tell)
-    except UserError:
-        shutil.rmtree(downloads, ignore_errors=True)
-        raise
-    shutil.rmtree(downloads, ignore_errors=True)
-    return facts
+            return make_data(attempt, job / "data", inputs, listed, validation, target, tell)
+        except UserError:
+            raise
+        except BaseException:
+            leave_downloads(attempt)
+            raise
+
+
+def take_downloads(attempt: Attempt) -> Path:
+    """The folder for this attempt's downloads, with what an earlier one has fetched whole.
+
+    By revision, so that nothing old is used. What was under way is not taken over: whoever began
+    it may still write to it.
+    """
+    downloads = attempt.scratch / DOWNLOADS
+    with contextlib.suppress(FileNotFoundError):
+        (attempt.job / DOWNLOADS).rename(downloads)
+    for unfinished in [*downloads.rglob("*.part"), *downloads.rglob(".cache")]:
+        discard(unfinished)
+    return downloads
+
+
+def leave_downloads(attempt: Attempt) -> None:
+    """Leave what was fetched to the next attempt, unless that has begun."""
+    with contextlib.suppress(OSError):
+        (attempt.scratch / DOWNLOADS).rename(attempt.job / DOWNLOADS)
 
 
 def key_of(source: Source) -> str:
