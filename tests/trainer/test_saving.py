@@ -7,6 +7,7 @@ resumed under every strategy is shown by test_resume and test_strategies.
 from __future__ import annotations
 
 import json
+import tempfile
 import threading
 import time
 import weakref
@@ -284,6 +285,27 @@ def test_an_attempt_is_claimed_once(tmp_path: Path) -> None:
     with pytest.raises(RetryableError) as caught:
         Attempt(tmp_path, 1).claim()
     assert caught.value.failure.reason == "AttemptAlreadyClaimed"
+
+
+def crowded(job: Path) -> None:
+    """An older checkpoint lies where nothing can be renamed to: on another file system."""
+    rank = Rank(job, 64, attempt=2, keep_last=1)
+    for step in (1, 2):
+        rank.step(step)
+        rank.saver.save(Position(step))
+        rank.saver.finish()
+
+
+def test_an_older_checkpoint_that_cannot_be_removed_ends_nothing(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        old = Path(elsewhere) / "step-00000000"
+        old.mkdir()
+        (old / MARKER).write_text(json.dumps({"files": {}, "fingerprint": FINGERPRINT}))
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "1").symlink_to(elsewhere)
+        assert old.stat().st_dev != tmp_path.stat().st_dev
+        pool.run(alone, crowded, tmp_path, world=1, folder=tmp_path / "logs")
+        assert steps_of(tmp_path) == [0, 2]
 
 
 def test_what_all_ranks_hold_is_written_once_and_in_equal_parts() -> None:

@@ -282,7 +282,11 @@ class Saver:
         final = self._folder / name_of(pending.position)
         publish(self._attempt, pending.partial, final, marker)
         seconds = time.monotonic() - pending.begun
-        prune(self._attempt, self._settings.keep_last)
+        try:
+            prune(self._attempt, self._settings.keep_last)
+        except OSError as error:
+            # The new one is complete; the next one tries to remove the old ones again.
+            log.warning("older checkpoints are still there: %s", error)
         return seconds
 
 
