@@ -14,7 +14,7 @@ from finetune_operator.jobs.retry import noted, retry, there_after_all
 from finetune_operator.jobs.silence import silence
 from finetune_operator.jobs.stage import Context, Draft, PodStage
 from finetune_operator.jobs.stall import attempt_stall
-from finetune_operator.jobs.story import starting
+from finetune_operator.jobs.story import starting, waits_for
 from finetune_operator.progress import (
     ask_id,
     checkpoint_told,
@@ -127,7 +127,7 @@ def _waiting(draft: Draft, attempt: Attempt) -> str:
         return f"{attempt.stage} waits: its Job is suspended, as by a queue that has no room yet"
     running = sum(pod.phase == "Running" for pod in attempt.pods)
     if any(pod.deadline is not None for pod in attempt.pods):
-        return f"{attempt.stage} is stopping"
+        return f"{attempt.stage} is stopping{waits_for(attempt)}"
     if running == attempt.nodes:
         plan = attempt.config.plan if attempt.config and attempt.stage == "train" else None
         where = f" on {plan.nodes} x {plan.gpus_per_node} {plan.device}" if plan else ""

@@ -2,7 +2,9 @@
 
 from finetune_api.run import Failure, StageName
 
+from finetune_operator.jobs.conditions import time_text
 from finetune_operator.jobs.ending import Ending
+from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.stage import Draft
 
 PLAIN = {
@@ -38,6 +40,17 @@ def starting(draft: Draft, stage: StageName, number: int) -> str:
     """That an attempt starts, and with what if it is not the first."""
     again = f", attempt {number}, {from_where(draft, stage)}" if number > 1 else ""
     return f"{stage} is starting{again}"
+
+
+def waits_for(attempt: Attempt) -> str:
+    """Which pod holds up an attempt that is stopping, and for how long at most: on a node that has
+    died meanwhile it takes all of that."""
+    ending = [(p.deadline, p.name, p.node) for p in attempt.pods if p.deadline and not p.finished]
+    if not ending:
+        return ""
+    deadline, name, node = max(ending)
+    where = f" on node {node}" if node else ""
+    return f"; pod {name}{where} has until {time_text(deadline)}"
 
 
 def retry_text(draft: Draft, stage: StageName, over: Ending, most: int) -> str:

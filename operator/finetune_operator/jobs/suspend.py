@@ -17,7 +17,7 @@ from finetune_operator.jobs.launch import RECHECK
 from finetune_operator.jobs.observe import Attempt, PodFacts, parse_time, reference
 from finetune_operator.jobs.retry import keep_checkpoint, note, noted
 from finetune_operator.jobs.stage import Context, Draft, PodStage
-from finetune_operator.jobs.story import at_step, from_where
+from finetune_operator.jobs.story import at_step, from_where, waits_for
 from finetune_operator.progress import at_rest
 
 SUSPENDED = "Suspended"
@@ -79,7 +79,7 @@ def _may_run(attempt: Attempt, now: datetime) -> bool:
 
 def _stopping(draft: Draft, stage: PodStage, attempt: Attempt) -> None:
     saves = ", after a checkpoint" if stage.name == "train" else ""
-    message = f"{stage.name} is stopping{saves}: suspend was asked for"
+    message = f"{stage.name} is stopping{saves}: suspend was asked for{waits_for(attempt)}"
     draft.update(phase=stage.phase(attempt), message=message)
     draft.update_stage(stage.name, message=message)
     draft.wake(RECHECK)

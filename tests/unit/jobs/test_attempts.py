@@ -154,7 +154,7 @@ def test_gang_on_a_node_that_is_taken_back_gets_its_grace_and_blames_nobody() ->
         world.mark_deleted(pod, 120)
     recover(world, 60)
     assert "glossary-train-1" in world.names("Job")
-    assert world.status["message"] == "train is stopping"
+    assert world.status["message"].startswith("train is stopping; pod glossary-train-1-")
     for pod in pods:
         world.end_pod(pod, 76)
     world.settle()
@@ -183,7 +183,7 @@ def test_evicted_gang_gets_its_grace_to_save_before_it_is_replaced() -> None:
         world.mark_deleted(pod, 120)
     recover(world, 60)
     assert "glossary-train-1" in world.names("Job")
-    assert world.status["message"] == "train is stopping"
+    assert world.status["message"].startswith("train is stopping; pod glossary-train-1-")
     for pod in pods:
         world.end_pod(pod, 76)
     world.settle()
