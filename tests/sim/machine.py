@@ -244,10 +244,10 @@ class Machine:
 
     def do_allow_restarts(self, which: int, _seconds: float) -> bool:
         """kubectl patch: another maxRestarts."""
-        inv = self.invariants
-        inv.allowed_restarts = max(inv.allowed_restarts, which)
-        inv.least_restarts = min(inv.least_restarts, which)
-        return self._edit({"maxRestarts": which % 16})
+        inv, wanted = self.invariants, which % 16
+        inv.allowed_restarts = max(inv.allowed_restarts, wanted)
+        inv.least_restarts = min(inv.least_restarts, wanted)
+        return self._edit({"maxRestarts": wanted})
 
     def do_deadline(self, _which: int, seconds: float) -> bool:
         """kubectl patch: a deadline, perhaps one that is over already."""
