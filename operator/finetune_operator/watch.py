@@ -19,6 +19,8 @@ from finetune_operator.intake import Intake
 from finetune_operator.kinds import LEASE, Resource
 
 Signal = Callable[[], None]
+END_TIMEOUT = 10.0
+"""Seconds for kopf to close its connections."""
 log = logging.getLogger(__name__)
 
 
@@ -132,6 +134,14 @@ async def watch(
             task.result()
         raise RuntimeError("kopf stopped to watch without saying why")
     finally:
-        for task in tasks:
+        await _end(tasks)
+
+
+async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel kopf's tasks: those left over after some seconds wait for others, so once more."""
+    for _ in range(2):
+        left = [task for task in tasks if not task.done()]
+        for task in left:
             task.cancel()
-        await asyncio.wait(tasks, timeout=5)
+        if left:
+            await asyncio.wait(left, timeout=END_TIMEOUT)
