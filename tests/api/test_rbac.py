@@ -180,7 +180,7 @@ def test_it_makes_a_janitor_for_a_thousand_jobs_in_a_restricted_namespace(
     keep = [f"artifacts/{'x' * 40}-{number:08x}" for number in range(1000)]
     keep += [f"jobs/{number:08x}" for number in range(1000)]
     settings = Settings("localhost/trainer", "localhost/serving")
-    wanted = janitor_job(namespace, "uid", keep, False, datetime.now(UTC), settings)
+    wanted = janitor_job(namespace, "uid", keep, frozenset(), datetime.now(UTC), settings)
     made = operator.create(wanted)
     assert kept_by(made) == set(keep)
     pod = {"metadata": {"namespace": namespace, "name": "janitor"}, "apiVersion": "v1"}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,18 @@ def workspace(tmp_path: Path) -> Path:
 
 
 def clean(
-    root: Path, *keep: str, margin: float = 0.0, retention: float = 0.0, claim: str = "mine"
+    root: Path,
+    *keep: str,
+    gone: Iterable[str] = (),
+    margin: float = 0.0,
+    retention: float = 0.0,
+    claim: str = "mine",
 ) -> list[str]:
     """One janitor; what it said."""
     said: list[str] = []
-    code = run(root, Orders(claim, frozenset(keep), margin, retention), said.append)
+    code = run(
+        root, Orders(claim, frozenset(keep), frozenset(gone), margin, retention), said.append
+    )
     assert code == ExitCode.OK, said
     return said
 
@@ -67,6 +75,16 @@ def test_folder_of_a_job_that_is_gone_is_removed_and_counted(workspace: Path) ->
 
 def test_folder_of_a_living_job_stays_however_old_it_is(workspace: Path) -> None:
     clean(workspace, f"jobs/{UID[:8]}", f"jobs/{OTHER[:8]}")
+    assert there(workspace) == ALL
+
+
+def test_folder_of_a_job_that_is_known_to_be_gone_need_not_be_old(workspace: Path) -> None:
+    clean(workspace, f"jobs/{OTHER[:8]}", gone=[f"jobs/{UID[:8]}"], margin=LONG)
+    assert there(workspace) == ALL - {JOB}
+
+
+def test_what_is_kept_is_kept_whatever_is_said_to_be_gone(workspace: Path) -> None:
+    clean(workspace, f"jobs/{UID[:8]}", gone=[f"jobs/{UID[:8]}"], margin=LONG)
     assert there(workspace) == ALL
 
 
@@ -164,7 +182,10 @@ def test_link_in_the_place_of_its_own_folders_stops_it(workspace: Path, folder: 
     (workspace / folder).parent.mkdir(exist_ok=True)
     (workspace / folder).symlink_to(workspace / "notes")
     said: list[str] = []
-    assert run(workspace, Orders("mine", frozenset(), 0, 0), said.append) == ExitCode.USER_ERROR
+    assert (
+        run(workspace, Orders("mine", frozenset(), frozenset(), 0, 0), said.append)
+        == ExitCode.USER_ERROR
+    )
     assert there(workspace) == ALL
     assert "is a link" in said[0]
 
@@ -182,7 +203,7 @@ def test_volume_that_two_claims_share_is_left_alone_by_both(workspace: Path) -> 
     clean(workspace, f"jobs/{UID[:8]}", f"jobs/{OTHER[:8]}", claim="first")
     for claim in ("second", "first"):
         said: list[str] = []
-        code = run(workspace, Orders(claim, frozenset(), 0, 0), said.append)
+        code = run(workspace, Orders(claim, frozenset(), frozenset(), 0, 0), said.append)
         assert code == ExitCode.USER_ERROR
         assert "uses the same folder of the volume" in said[0]
     assert there(workspace) == ALL
@@ -220,7 +241,12 @@ def test_list_that_was_cut_is_refused(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(("text", "size"), [("0", 0), ("1\njobs/a", 1), ("1\njobs/a\n", 1)])
 def test_whole_list_is_read(tmp_path: Path, text: str, size: int) -> None:
     (tmp_path / "keep").write_text(text)
-    assert len(read_keep(tmp_path / "keep")) == size
+    assert len(read_keep(tmp_path / "keep")[0]) == size
+
+
+def test_jobs_that_are_gone_stand_behind_a_minus(tmp_path: Path) -> None:
+    (tmp_path / "keep").write_text("2\njobs/a\n-jobs/b")
+    assert read_keep(tmp_path / "keep") == ({"jobs/a"}, {"jobs/b"})
 
 
 @pytest.mark.parametrize("age", [901.0, -901.0, float("nan")])

@@ -6,9 +6,9 @@ minutes old, so what came after it must be safe by other means:
 - Ages are times of change on the volume, compared with that of a file made there at the start: the
   clocks of pods, nodes and file servers are never compared. Only the age of the list is judged by
   this pod's clock, and a list that looks old, or comes from the future, removes nothing.
-- A job's folder goes when the list has no such job and the folder is older than any cache of the
-  operator may lag. A job that was deleted never comes back, so a janitor that was frozen and wakes
-  up with an old list is still right about what it found old then.
+- A job's folder goes when the list says that the job is gone, or has no such job and the folder is
+  older than any cache of the operator may lag. A job that was deleted never comes back, so a
+  janitor that was frozen and wakes up with an old list is still right about what it found then.
 - An artifact that nothing names any more may be named again. It is condemned first and goes when a
   later janitor still finds it unnamed after a time of grace. The operator lets nobody begin to use
   an artifact that a running janitor's list does not have.
@@ -66,6 +66,8 @@ class Orders:
     """uid of the claim."""
     keep: frozenset[str]
     """`jobs/<first 8 digits of a uid>`, `artifacts/<folder>` and `models/<key>`."""
+    gone: frozenset[str]
+    """`jobs/<first 8 digits of a uid>` of jobs that were there and are not any more."""
     margin: float
     """Seconds: age of a folder from which the list knows its job, and grace of an artifact."""
     retention: float
@@ -119,8 +121,10 @@ class Janitor:
             self.failed = True
 
     def _job(self, uid: str) -> None:
-        path = self._root / "jobs" / uid
-        if f"jobs/{uid[:8]}" not in self._orders.keep and self._age(path) >= self._orders.margin:
+        path, mark = self._root / "jobs" / uid, f"jobs/{uid[:8]}"
+        if mark in self._orders.keep:
+            return
+        if mark in self._orders.gone or self._age(path) >= self._orders.margin:
             self._remove(path)
 
     def _artifact(self, name: str) -> None:
@@ -219,12 +223,13 @@ def _time_on(folder: Path) -> float:
         path.unlink()
 
 
-def read_keep(path: Path) -> frozenset[str]:
-    """The list; Refused where it was cut."""
+def read_keep(path: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """What must stay, and the jobs that are gone; Refused where the list was cut."""
     count, *entries = path.read_text().rstrip("\n").split("\n")
     if not count.isdigit() or int(count) != len(entries):
         raise Refused(f"the list of what to keep is not whole: {count!r}, then {len(entries)}")
-    return frozenset(entries)
+    gone = {entry for entry in entries if entry.startswith("-")}
+    return frozenset(entries) - gone, frozenset(entry.removeprefix("-") for entry in gone)
 
 
 def check_age(listed_at: float, now: float, longest: float) -> None:
@@ -269,13 +274,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         check_age(given.listed_at, time.time(), given.list_seconds)
-        keep = read_keep(given.keep)
+        keep, gone = read_keep(given.keep)
     except Refused as refused:
         say(f"nothing was removed: {refused}")
         return int(ExitCode.RETRYABLE)
     retention = given.model_retention_days * DAY
-    code = run(given.root, Orders(given.claim, keep, given.margin_seconds, retention), say)
-    say(f"done, {len(keep)} things are to stay")
+    orders = Orders(given.claim, keep, gone, given.margin_seconds, retention)
+    code = run(given.root, orders, say)
+    if code == ExitCode.OK:
+        say(f"done, {len(keep)} things are to stay")
     return int(code)
 
 

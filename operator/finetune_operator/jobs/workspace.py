@@ -4,15 +4,17 @@ Everything follows from the cluster's state. What is needed: the folders of jobs
 a child left (a pod in its grace period, or on a dead node, still writes), artifacts that endpoints
 and unfinished jobs name, and models that unfinished jobs use. A ledger, written when something is
 added, remembers what was needed since the last janitor was started: if some of that is not needed
-any more, a janitor is due, whether anybody watched it go or not. One more follows when artifacts
-that nothing names have had their time of grace, and otherwise one runs every day, as models that
-are not used expire. The very first one marks the volume as this claim's.
+any more, a janitor is due, whether anybody watched it go or not. Folders of jobs that the ledger
+knew go at once, as a uid never comes back. One more janitor follows when artifacts that nothing
+names have had their time of grace, and otherwise one runs every day, as models that are not used
+expire. The very first one marks the volume as this claim's.
 
 The janitor gets the list of what is needed at that time. What a job or an endpoint names after
 that may be missing from it: see `unknown_to_janitor`.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -42,7 +44,7 @@ from finetune_operator.resources.janitor import (
 RECHECK = 15.0
 PERIOD = timedelta(days=1)
 AGAIN = timedelta(seconds=MARGIN_SECONDS + LIST_SECONDS)
-SPACING = timedelta(minutes=5)
+SPACING = timedelta(minutes=1)
 """Least time between two janitors, however fast jobs come and go."""
 FIRST = timedelta(minutes=10)
 """Age of a ledger without a janitor: the first job starts undisturbed, and the volume is marked as
@@ -72,12 +74,21 @@ def reconcile_workspace(key: Key, view: View, settings: Settings, now: datetime)
     claim = view.get("PersistentVolumeClaim", key.namespace, settings.workspace_claim)
     if claim is None or not _usable(claim):
         return Decision()  # the claim's next change brings the key back
+    decision = _cleaning(key, view, claim, settings, now)
+    if not any(_leaving(view, key.namespace)):
+        return decision
+    # Their last pod goes without anybody being told.
+    return replace(decision, requeue_after=min(RECHECK, decision.requeue_after or RECHECK))
+
+
+def _cleaning(key: Key, view: View, claim: Manifest, settings: Settings, now: datetime) -> Decision:
+    """Whether a janitor is due."""
     keep = frozenset(needed(view, key.namespace, settings))
     lasting = {entry for entry in keep if not entry.startswith(WORKSPACE_MODELS)}
     known = _known(view, key.namespace)
-    gone = bool(known - lasting)
+    gone = known - lasting
     last = view.get("Job", key.namespace, JANITOR)
-    if last is None and (left := _time_to_first(view, key.namespace, now)) > 0:
+    if last is None and not gone and (left := _time_to_first(view, key.namespace, now)) > 0:
         written = _ledger(view, key.namespace, known | lasting)
         return Decision(apply=written, requeue_after=left)
     if last is None:
@@ -86,7 +97,7 @@ def reconcile_workspace(key: Key, view: View, settings: Settings, now: datetime)
         written = _ledger(view, key.namespace, lasting)
         return Decision(create=(job,), apply=written, requeue_after=RECHECK)
     written = _ledger(view, key.namespace, known | lasting)
-    left = _time_left(last, gone, now)
+    left = _time_left(last, bool(gone), now)
     if left > 0:
         return Decision(apply=written, requeue_after=left)
     meta = last["metadata"]
@@ -101,12 +112,23 @@ def needed(view: View, namespace: str, settings: Settings) -> Iterator[str]:
         yield job_mark(job["metadata"]["uid"])
         if not is_terminal(job):
             yield from _sources(job, settings)
+    for uid in _with_children(view, namespace):
+        yield job_mark(uid)
+    for endpoint in view.list("ModelEndpoint", namespace):
+        yield from artifacts(_addresses(endpoint), settings)
+
+
+def _with_children(view: View, namespace: str) -> Iterator[str]:
     for kind in ("Pod", "Job"):
         for child in view.list(kind, namespace):
             if uid := (child["metadata"].get("labels") or {}).get(JOB_UID_LABEL):
-                yield job_mark(uid)
-    for endpoint in view.list("ModelEndpoint", namespace):
-        yield from artifacts(_addresses(endpoint), settings)
+                yield uid
+
+
+def _leaving(view: View, namespace: str) -> Iterator[str]:
+    """Deleted jobs of which something is left."""
+    living = {job["metadata"]["uid"] for job in view.list("FineTuneJob", namespace)}
+    return (uid for uid in _with_children(view, namespace) if uid not in living)
 
 
 def artifacts(uris: Iterable[str], settings: Settings) -> Iterator[str]:

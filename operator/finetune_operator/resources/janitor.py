@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from finetune_operator.decision import Manifest, Settings
-from finetune_operator.names import JANITOR
+from finetune_operator.names import JANITOR, WORKSPACE_JOBS
 from finetune_operator.resources.common import (
     container_security_context,
     hashed,
@@ -34,17 +34,18 @@ def janitor_job(
     namespace: str,
     claim_uid: str,
     keep: Iterable[str],
-    again: bool,
+    gone: frozenset[str] | set[str],
     now: datetime,
     settings: Settings,
 ) -> Manifest:
-    """Job that removes everything but `keep`; `again` notes that another one is to follow it.
+    """Job that removes everything but `keep`, and jobs of `gone` however young their folders are;
+    where there are such, another one is to follow it.
 
     It carries no job's labels, which would make its pod look like one that still writes.
     """
     identity = labels({"app.kubernetes.io/component": "janitor"})
     template = {
-        "metadata": {"labels": identity, "annotations": {KEEP_ANNOTATION: keep_text(keep)}},
+        "metadata": {"labels": identity, "annotations": {KEEP_ANNOTATION: keep_text(keep, gone)}},
         "spec": _pod_spec(_arguments(claim_uid, now, settings), settings),
     }
     return hashed(
@@ -55,7 +56,7 @@ def janitor_job(
                 "name": JANITOR,
                 "namespace": namespace,
                 "labels": identity,
-                "annotations": {AGAIN_ANNOTATION: str(again).lower()},
+                "annotations": {AGAIN_ANNOTATION: str(bool(gone)).lower()},
             },
             "spec": {
                 "backoffLimit": 0,
@@ -66,9 +67,11 @@ def janitor_job(
     )
 
 
-def keep_text(keep: Iterable[str]) -> str:
-    """One entry in a line, after their number: a list that was cut must not look like a list."""
-    entries = sorted(keep)
+def keep_text(keep: Iterable[str], gone: Iterable[str] = ()) -> str:
+    """One entry in a line, after their number: a list that was cut must not look like a list. Jobs
+    that are gone for certain stand at the end, behind a minus."""
+    jobs = (f"-{entry}" for entry in gone if entry.startswith(f"{WORKSPACE_JOBS}/"))
+    entries = [*sorted(keep), *sorted(jobs)]
     return "\n".join([str(len(entries)), *entries])
 
 

@@ -50,7 +50,7 @@ def test_missing_profile_is_named_and_waited_for() -> None:
 
 def test_artifact_that_a_running_janitor_does_not_know_waits_for_it() -> None:
     world = World()
-    cleaning = janitor_job(NAMESPACE, "uid", [], False, world.now, world.settings)
+    cleaning = janitor_job(NAMESPACE, "uid", [], frozenset(), world.now, world.settings)
     world.put(cleaning)
     world.settle()
     assert world.condition("Stalled") == ("True", "WaitingForJanitor")

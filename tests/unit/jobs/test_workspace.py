@@ -10,6 +10,7 @@ from finetune_operator.jobs.workspace import (
     AGAIN,
     FIRST,
     PERIOD,
+    RECHECK,
     SPACING,
     STUCK,
     needed,
@@ -178,7 +179,29 @@ def test_deleted_job_calls_for_a_janitor_that_does_not_know_it() -> None:
     forget(world)
     assert look(world).delete
     look(world)
-    assert kept(world) == frozenset()
+    assert kept(world) == {f"-jobs/{JOB_UID[:8]}"}, "it is known to be gone, however young"
+
+
+def test_a_job_that_goes_before_the_first_janitor_calls_for_it() -> None:
+    world = World()
+    world.settle()
+    look(world)
+    assert janitor(world) is None
+    forget(world)
+    look(world)
+    assert kept(world) == {f"-jobs/{JOB_UID[:8]}"}
+
+
+def test_the_last_pod_of_a_deleted_job_is_waited_for() -> None:
+    world = fresh()
+    clean(world)
+    del world.objects["FineTuneJob", NAMESPACE, "glossary"]
+    world.tick(SPACING.total_seconds())
+    decision = look(world)
+    assert not decision.delete
+    assert decision.requeue_after == RECHECK, "no event tells when it has gone"
+    forget(world)
+    assert look(world).delete
 
 
 def test_job_that_came_and_went_between_two_janitors_is_not_forgotten() -> None:
@@ -309,7 +332,7 @@ def test_list_for_a_thousand_jobs_fits_into_an_annotation() -> None:
     keep = [f"jobs/{number:08x}" for number in range(1000)]
     keep += [f"artifacts/{'x' * 63}-{number:08x}" for number in range(1000)]
     assert len(keep_text(keep)) < 128 * 1024
-    job = janitor_job(NAMESPACE, "uid", keep, False, World().now, SETTINGS)
+    job = janitor_job(NAMESPACE, "uid", keep, frozenset(), World().now, SETTINGS)
     assert kept_by(job) == set(keep)
 
 

@@ -78,7 +78,7 @@ def test_workspace_claim() -> None:
 
 def test_janitor() -> None:
     keep = ["jobs/1b4e28ba", "artifacts/older-0a0a0a0a", "models/0123456789abcdef"]
-    job = janitor_job(NAMESPACE, "claim-uid", keep, True, START, SETTINGS)
+    job = janitor_job(NAMESPACE, "claim-uid", keep, {"jobs/0badcafe"}, START, SETTINGS)
     assert_golden("janitor", job, ledger(NAMESPACE, keep[:2]))
 
 
@@ -102,7 +102,9 @@ def test_every_child_is_owned_labelled_and_hashed() -> None:
 
 def test_every_pod_fits_the_restricted_standard_and_has_no_token() -> None:
     pods = [c["spec"]["template"]["spec"] for c in every_child() if c["kind"] == "Job"]
-    pods.append(janitor_job("n", "uid", [], False, START, SETTINGS)["spec"]["template"]["spec"])
+    pods.append(
+        janitor_job("n", "uid", [], frozenset(), START, SETTINGS)["spec"]["template"]["spec"]
+    )
     for pod in pods:
         assert pod["automountServiceAccountToken"] is False
         assert pod["enableServiceLinks"] is False
@@ -267,7 +269,7 @@ def test_settings_reach_every_pod() -> None:
     )
     world = World()
     made = reconcile_job(world.job, world, settings, world.now).create
-    pods = [made[-1], janitor_job("n", "uid", [], False, START, settings)]
+    pods = [made[-1], janitor_job("n", "uid", [], frozenset(), START, settings)]
     for pod in (job["spec"]["template"]["spec"] for job in pods):
         assert pod["serviceAccountName"] == "trainer"
         assert pod["imagePullSecrets"] == [{"name": "mirror"}]
