@@ -163,9 +163,11 @@ def old_crds(folder: Path) -> Path:
     path = chart / "templates" / "finetune.dev_finetunejobs.yaml"
     crd = yaml.safe_load(path.read_text())
     (version,) = crd["spec"]["versions"]
-    del version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["maxRestarts"]
-    rules = version["schema"]["openAPIV3Schema"]["x-kubernetes-validations"]
-    assert not [rule for rule in rules if rule.get("fieldPath") == ".spec.maxRestarts"]
+    schema = version["schema"]["openAPIV3Schema"]
+    del schema["properties"]["spec"]["properties"]["maxRestarts"]
+    rules = schema["x-kubernetes-validations"]
+    about = [rule for rule in rules if rule.get("fieldPath") == ".spec.maxRestarts"]
+    schema["x-kubernetes-validations"] = [rule for rule in rules if rule not in about]
     version["additionalPrinterColumns"].pop()
     path.write_text(yaml.safe_dump(crd))
     return chart
