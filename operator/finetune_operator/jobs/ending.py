@@ -20,6 +20,8 @@ CAUSE_RANK = {"Disrupted": 0, "Crashed": 1, "Preempted": 2}
 """Which of two causes in the same second came first; the API server counts in seconds."""
 PEER_LOST = "PeerLost"
 """Reason of a rank that lost the connection to another one: a consequence, not a cause."""
+FENCED = frozenset({"Fenced", "AttemptAlreadyClaimed"})
+"""Reasons of an attempt that found another one at work: nothing is wrong with the job."""
 PEER_PATIENCE = timedelta(seconds=30)
 """Time that the other rank, or its node, has to tell what happened."""
 JOB_DELETED = "JobDeleted"
@@ -131,7 +133,8 @@ def _causes(attempt: Attempt, now: datetime) -> Iterator[Ending]:
             yield Ending("Preempted", pod.deleted_at, pod.result, _complete(failure, attempt), pod)
         elif pod.phase == "Failed":
             at, failure = _when(pod, now), _complete(_told(pod), attempt)
-            yield Ending("Crashed", at, pod.result, failure, pod)
+            kind: EndKind = "Disrupted" if failure.reason in FENCED else "Crashed"
+            yield Ending(kind, at, pod.result, failure, pod)
 
 
 def _vanished(attempt: Attempt, now: datetime) -> Ending | None:

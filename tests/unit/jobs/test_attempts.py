@@ -176,6 +176,17 @@ def test_a_pod_that_still_gets_its_image_on_a_node_that_is_taken_back_blames_nob
     assert not world.status.get("nodes")
 
 
+@pytest.mark.parametrize("reason", ["Fenced", "AttemptAlreadyClaimed"])
+def test_an_attempt_that_found_another_one_at_work_is_free(reason: str) -> None:
+    """A Job that was deleted by hand while its creation was late comes back under its name."""
+    world, pods = training()
+    world.end_pod(pods[0], 75, failed("train", reason))
+    world.settle()
+    recover(world, 10)
+    assert world.stage("train")["attempt"] == 2
+    assert world.status["restarts"] == 0
+
+
 def test_evicted_gang_gets_its_grace_to_save_before_it_is_replaced() -> None:
     world, pods = training()
     world.mark_disrupted(pods[0], "EvictionByEvictionAPI")
