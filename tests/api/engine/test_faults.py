@@ -198,7 +198,8 @@ async def test_jobs_are_carried_out_when_a_fifth_of_all_requests_fail(
         started = time.monotonic()
         await until(f"all are prepared (seed {seed})", done, 120)
         took = time.monotonic() - started
-    assert "Traceback" not in log.getvalue(), f"seed {seed}"
+    # kopf tells with one how a watch ended; none may come from here.
+    assert "finetune_operator/" not in log.getvalue(), f"seed {seed}"
     assert children(api, namespace) == sorted(
         f"{kind} {each}-prepare-1" for kind in ("ConfigMap", "Job") for each in names
     )
