@@ -65,13 +65,13 @@ LINT = Part(
 )
 UNIT = Part("unit", (_pytest("unit", "tests/unit"),))
 # Many histories of a whole cluster in memory, always the same ones: a change is judged as the one
-# before it was. `make sim` draws others every time.
-SIM_SEED = "20261121"
+# before it was. `make sim` draws others every time, and more of them.
+SIM_SHARD = ("--seed", "20261122", "--processes", "1", "--histories", "5000")
 SIM = Part(
     "sim",
     (
         _pytest("in-memory API server", "tests/sim"),
-        _step("histories", PYTHON, "-m", "tests.sim", "--seed", SIM_SEED, PYTHONPATH=".:operator"),
+        _step("histories", PYTHON, "-m", "tests.sim", *SIM_SHARD, PYTHONPATH=".:operator"),
     ),
 )
 API = Part(

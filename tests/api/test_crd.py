@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.modelendpoint import ModelEndpointStatus
 
 from hack.cluster.apiserver import ControlPlane
+from hack.cluster.errors import ClusterError
 from tests.api.client import Api, ApiError, Manifest
 
 DIGEST = "sha256:" + 64 * "0"
@@ -127,13 +129,26 @@ def test_kubectl_get_shows_the_profiles(control_plane: ControlPlane, api: Api) -
     api.delete(kind, "", "shown")
 
 
+def listed(control_plane: ControlPlane, category: str, namespace: str) -> list[str]:
+    """Names by category, which the API server's discovery tells a moment after the kinds."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            names = control_plane.kubectl("get", category, "-n", namespace, "-o", "name").split()
+        except ClusterError:
+            names = []
+        if len(names) > 1 or time.monotonic() > deadline:
+            return names
+        time.sleep(0.2)
+
+
 @pytest.mark.parametrize("category", ["all", "finetune"])
 def test_jobs_and_endpoints_are_found_by_category(
     control_plane: ControlPlane, api: Api, namespace: str, category: str
 ) -> None:
     api.create(job(namespace))
     api.create(endpoint(namespace))
-    found = control_plane.kubectl("get", category, "-n", namespace, "-o", "name").split()
+    found = listed(control_plane, category, namespace)
     # Profiles belong to no namespace, and those of other tests are there as well.
     ours = [each for each in found if not each.startswith("acceleratorprofile")]
     assert ours == ["finetunejob.finetune.dev/wish", "modelendpoint.finetune.dev/bot"]
