@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from typing import Any
 
@@ -133,10 +134,13 @@ def listed(control_plane: ControlPlane, category: str, namespace: str) -> list[s
     """Names by category, which the API server's discovery tells a moment after the kinds."""
     deadline = time.monotonic() + 30
     while True:
-        try:
-            names = control_plane.kubectl("get", category, "-n", namespace, "-o", "name").split()
-        except ClusterError:
-            names = []
+        # kubectl would remember for minutes that a kind was not there yet.
+        with tempfile.TemporaryDirectory() as cache:
+            wanted = ("get", category, "-n", namespace, "-o", "name", "--cache-dir", cache)
+            try:
+                names = control_plane.kubectl(*wanted).split()
+            except ClusterError:
+                names = []
         if len(names) > 1 or time.monotonic() > deadline:
             return names
         time.sleep(0.2)
