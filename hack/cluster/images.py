@@ -61,6 +61,16 @@ class Image:
 
 def import_image(ctr: Sequence[str], image: Image, have: Collection[str]) -> None:
     """Stream one image into the containerd that the command `ctr` talks to, and unpack it."""
+    try:
+        _import(ctr, image, have)
+    except ClusterError as error:
+        if "parent snapshot" not in str(error):
+            raise
+        # containerd's collector took a layer between two steps of the import; it makes it anew.
+        _import(ctr, image, have)
+
+
+def _import(ctr: Sequence[str], image: Image, have: Collection[str]) -> None:
     argv = [*ctr, "images", "import", "-"]
     process = subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
