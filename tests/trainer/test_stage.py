@@ -146,14 +146,19 @@ def test_a_run_file_of_another_stage_is_refused(tmp_path: Path) -> None:
     assert "export" in result.failure.message
 
 
-def test_sigterm_ends_a_stage_as_preempted(tmp_path: Path) -> None:
-    process = start(tmp_path, "import time\nprint('working', flush=True)\ntime.sleep(60)")
+def stopped_at_work(folder: Path, process: subprocess.Popen[str]) -> tuple[int, StageResult, str]:
+    """Ask a stage to stop once it has printed `working`; how it ended."""
     assert process.stdout is not None
     for line in process.stdout:
         if "working" in line:
             break
     process.send_signal(signal.SIGTERM)
-    code, result, _ = end(tmp_path, process)
+    return end(folder, process)
+
+
+def test_sigterm_ends_a_stage_as_preempted(tmp_path: Path) -> None:
+    process = start(tmp_path, "import time\nprint('working', flush=True)\ntime.sleep(60)")
+    code, result, _ = stopped_at_work(tmp_path, process)
     assert (code, result.outcome) == (ExitCode.PREEMPTED, "Preempted")
 
 
@@ -167,12 +172,7 @@ def test_no_error_handler_takes_a_stop_for_a_fault(tmp_path: Path) -> None:
             raise UserError("UnsupportedModel", f"a library was interrupted: {error}") from None
     """
     process = start(tmp_path, body)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "working" in line:
-            break
-    process.send_signal(signal.SIGTERM)
-    code, result, _ = end(tmp_path, process)
+    code, result, _ = stopped_at_work(tmp_path, process)
     assert (code, result.outcome) == (ExitCode.PREEMPTED, "Preempted")
 
 
@@ -196,12 +196,7 @@ WAITS = {
 @pytest.mark.parametrize("wait", list(WAITS))
 def test_sigterm_ends_a_stage_wherever_it_waits(tmp_path: Path, wait: str) -> None:
     process = start(tmp_path, f"import signal, time\n{textwrap.dedent(WAITS[wait])}")
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "working" in line:
-            break
-    process.send_signal(signal.SIGTERM)
-    code, result, _ = end(tmp_path, process)
+    code, result, _ = stopped_at_work(tmp_path, process)
     assert (code, result.outcome) == (ExitCode.PREEMPTED, "Preempted")
 
 
@@ -215,12 +210,7 @@ def test_what_a_stage_holds_is_given_back_before_it_ends(tmp_path: Path) -> None
             print("given back", flush=True)
     """
     process = start(tmp_path, body)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "working" in line:
-            break
-    process.send_signal(signal.SIGTERM)
-    code, _, log = end(tmp_path, process)
+    code, _, log = stopped_at_work(tmp_path, process)
     assert code == ExitCode.PREEMPTED
     assert "given back" in log
 
@@ -236,12 +226,7 @@ def test_sigterm_while_a_failure_is_being_told_ends_a_stage_as_preempted(tmp_pat
         raise Slow
     """
     process = start(tmp_path, body)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "working" in line:
-            break
-    process.send_signal(signal.SIGTERM)
-    code, result, log = end(tmp_path, process)
+    code, result, log = stopped_at_work(tmp_path, process)
     assert (code, result.outcome) == (ExitCode.PREEMPTED, "Preempted"), log
 
 

@@ -1,6 +1,9 @@
 """What others do to the pods of an attempt: it is free, and nobody on the way is blamed wrongly."""
 
+from collections.abc import Sequence
+
 import pytest
+from finetune_operator.decision import Manifest
 
 from tests.unit.jobs.world import (
     NAMESPACE,
@@ -36,11 +39,8 @@ def test_lost_node_is_not_waited_for_and_not_counted() -> None:
     assert world.status["failure"]["reason"] == "DeletionByTaintManager"
 
 
-def test_gang_on_a_node_that_is_taken_back_gets_its_grace_and_blames_nobody() -> None:
-    """The same condition as on a lost node, but the pods are Ready: they are saving."""
-    world, pods = training()
-    pods[1]["status"].setdefault("conditions", []).append({"type": "Ready", "status": "True"})
-    world.mark_disrupted(pods[1], "DeletionByTaintManager")
+def saves_in_its_grace(world: World, pods: Sequence[Manifest]) -> None:
+    """The gang is told to go, is waited for, saves, and is replaced."""
     for pod in pods:
         world.mark_deleted(pod, 120)
     recover(world, 60)
@@ -51,6 +51,14 @@ def test_gang_on_a_node_that_is_taken_back_gets_its_grace_and_blames_nobody() ->
     world.settle()
     recover(world, 1)
     assert world.stage("train")["attempt"] == 2
+
+
+def test_gang_on_a_node_that_is_taken_back_gets_its_grace_and_blames_nobody() -> None:
+    """The same condition as on a lost node, but the pods are Ready: they are saving."""
+    world, pods = training()
+    pods[1]["status"].setdefault("conditions", []).append({"type": "Ready", "status": "True"})
+    world.mark_disrupted(pods[1], "DeletionByTaintManager")
+    saves_in_its_grace(world, pods)
     assert not world.status.get("nodes")
 
 
@@ -81,16 +89,7 @@ def test_an_attempt_that_found_another_one_at_work_is_free(reason: str) -> None:
 def test_evicted_gang_gets_its_grace_to_save_before_it_is_replaced() -> None:
     world, pods = training()
     world.mark_disrupted(pods[0], "EvictionByEvictionAPI")
-    for pod in pods:
-        world.mark_deleted(pod, 120)
-    recover(world, 60)
-    assert "glossary-train-1" in world.names("Job")
-    assert world.status["message"].startswith("train is stopping; pod glossary-train-1-")
-    for pod in pods:
-        world.end_pod(pod, 76)
-    world.settle()
-    recover(world, 1)
-    assert world.stage("train")["attempt"] == 2
+    saves_in_its_grace(world, pods)
     assert world.status["restarts"] == 0
 
 
