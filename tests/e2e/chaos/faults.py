@@ -12,7 +12,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -100,36 +101,29 @@ def profile_with(kubectl: Kubectl, name: str, **changes: Any) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def powered_off(engine: Engine, node: str) -> Iterator[float]:
+def lasting(begin: Callable[[], None], end: Callable[[], None]) -> Iterator[float]:
+    """A state that begins now and ends with the context; yields when it began."""
+    at = time.time()
+    begin()
+    try:
+        yield at
+    finally:
+        end()
+
+
+def powered_off(engine: Engine, node: str) -> AbstractContextManager[float]:
     """A node without power; it boots when the context ends."""
-    at = time.time()
-    engine.power_off(node)
-    try:
-        yield at
-    finally:
-        engine.power_on(node)
+    return lasting(lambda: engine.power_off(node), lambda: engine.power_on(node))
 
 
-@contextlib.contextmanager
-def cut_off(engine: Engine, node: str) -> Iterator[float]:
+def cut_off(engine: Engine, node: str) -> AbstractContextManager[float]:
     """A node without a network; its pods run on."""
-    at = time.time()
-    engine.link(node, False)
-    try:
-        yield at
-    finally:
-        engine.link(node, True)
+    return lasting(lambda: engine.link(node, False), lambda: engine.link(node, True))
 
 
-@contextlib.contextmanager
-def frozen(engine: Engine, node: str) -> Iterator[float]:
+def frozen(engine: Engine, node: str) -> AbstractContextManager[float]:
     """A node on which nothing runs, with its network connected."""
-    at = time.time()
-    engine.freeze(node)
-    try:
-        yield at
-    finally:
-        engine.thaw(node)
+    return lasting(lambda: engine.freeze(node), lambda: engine.thaw(node))
 
 
 @contextlib.contextmanager

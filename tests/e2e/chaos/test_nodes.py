@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
+from hack.cluster.engine import Engine
 from tests.e2e.chaos import faults, watching
 from tests.e2e.chaos.arena import Arena
 from tests.e2e.chaos.judging import (
@@ -23,6 +26,7 @@ from tests.e2e.chaos.runs import PATIENCE, Run
 
 pytestmark = pytest.mark.long
 ONE_POD = {"nodes": 1}
+NodeFault = Callable[[Engine, str], AbstractContextManager[float]]
 
 
 def where(run: Run, node: str) -> str:
@@ -39,21 +43,28 @@ def start_on_other(arena: Arena, name: str, **training: object) -> Run:
     return run
 
 
-def test_a_gang_that_lost_a_node_goes_on_when_it_is_back(arena: Arena, dice: random.Random) -> None:
-    run = arena.start("off")
-    run.until_step(dice.randint(12, 28))
+def goes_on_when_it_is_back(arena: Arena, run: Run, fault: NodeFault, case: str, back: str) -> None:
+    """A gang that needs both nodes is replaced, waits, and resumes when the fault is over."""
     place = where(run, arena.other)
-    with faults.powered_off(arena.engine, arena.other) as at:
+    with fault(arena.engine, arena.other) as at:
         run.until_told(at)
         run.until("the next attempt", lambda: run.attempt == 2)
-    back = time.time()
-    took = run.until_resumed(back)
+    over = time.time()
+    took = run.until_resumed(over)
     run.until_ended()
-    notes = f"{place}; on again after {back - at:.0f} s, and {took:.0f} s later it trains"
-    add_row(arena, run, "node off, then on (two pods)", at, notes)
+    notes = f"{place}; {back} after {over - at:.0f} s, and {took:.0f} s later it trains"
+    add_row(arena, run, case, at, notes)
     assert run.status.get("restarts", 0) == 0
     assert_lost_no_more_than_an_interval(run)
     assert_as_undisturbed(arena, run)
+
+
+def test_a_gang_that_lost_a_node_goes_on_when_it_is_back(arena: Arena, dice: random.Random) -> None:
+    run = arena.start("off")
+    run.until_step(dice.randint(12, 28))
+    goes_on_when_it_is_back(
+        arena, run, faults.powered_off, "node off, then on (two pods)", "on again"
+    )
 
 
 def test_a_pod_that_lost_its_node_goes_on_on_another(arena: Arena, dice: random.Random) -> None:
@@ -92,18 +103,9 @@ def test_a_cut_off_rank_runs_on_and_publishes_nothing(arena: Arena, dice: random
 def test_a_gang_with_a_frozen_node_goes_on_when_it_thaws(arena: Arena, dice: random.Random) -> None:
     run = arena.start("frozen")
     run.until_step(dice.randint(12, 28))
-    place = where(run, arena.other)
-    with faults.frozen(arena.engine, arena.other) as at:
-        run.until_told(at)
-        run.until("the next attempt", lambda: run.attempt == 2)
-    back = time.time()
-    took = run.until_resumed(back)
-    run.until_ended()
-    notes = f"{place}; thawed after {back - at:.0f} s, and {took:.0f} s later it trains"
-    add_row(arena, run, "node frozen, then thawed (two pods)", at, notes)
-    assert run.status.get("restarts", 0) == 0
-    assert_lost_no_more_than_an_interval(run)
-    assert_as_undisturbed(arena, run)
+    goes_on_when_it_is_back(
+        arena, run, faults.frozen, "node frozen, then thawed (two pods)", "thawed"
+    )
 
 
 def published(folder: Path, attempt: int, after: float) -> list[str]:
