@@ -107,6 +107,8 @@ def _first_cause(attempt: Attempt, now: datetime) -> Ending | None:
     told = [c for c in causes if not _is_echo(c) and (c.kind != "Preempted" or c.at < first.at)]
     if told:
         return told[0]
+    if len(attempt.pods) < attempt.nodes:
+        return _gone(attempt, first.at)  # it had not failed: a Job ends only pods that are active
     silent = any(not pod.finished for pod in attempt.pods)
     return None if silent and now < first.at + PEER_PATIENCE else first
 
@@ -149,11 +151,14 @@ def _vanished(attempt: Attempt, now: datetime) -> Ending | None:
     over = attempt.job_end()
     if over is None or len(attempt.pods) >= attempt.nodes or now < over + CACHE_SLACK:
         return None
-    failure = Failure(
-        reason="PodDeleted",
-        message=f"a pod of {attempt.job['metadata']['name']} was deleted before its end was seen",
-    )
-    return Ending("Disrupted", over, None, _complete(failure, attempt))
+    return _gone(attempt, over)
+
+
+def _gone(attempt: Attempt, at: datetime) -> Ending:
+    """A pod is missing that would tell the story."""
+    what = f"a pod of {attempt.stage} attempt {attempt.number}"
+    failure = Failure(reason="PodDeleted", message=f"{what} was deleted before its end was seen")
+    return Ending("Disrupted", at, None, _complete(failure, attempt))
 
 
 def ended_by_us(attempt: Attempt, at: datetime, failure: Failure, kind: EndKind) -> Ending:

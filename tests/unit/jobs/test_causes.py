@@ -67,6 +67,17 @@ def test_peer_that_was_on_a_lost_node_is_a_disruption_although_it_shows_later() 
     assert world.status["failure"]["reason"] == "DeletionByTaintManager"
 
 
+def test_peer_whose_story_went_with_its_pod_is_no_crash() -> None:
+    """Its node went away and came back: the pod was told to go, and has gone, between two looks."""
+    world, pods = training()
+    world.end_pod(pods[0], 75, PEER_LOST)
+    world.remove_pod(pods[1])
+    world.settle()
+    recover(world, 40)
+    assert world.stage("train")["attempt"] == 2
+    assert world.status["restarts"] == 0
+
+
 def test_lost_peer_that_never_tells_is_a_crash_after_half_a_minute() -> None:
     world, pods = training()
     world.end_pod(pods[0], 75, PEER_LOST)
