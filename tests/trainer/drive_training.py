@@ -22,6 +22,7 @@ from finetune_api.run import RunConfig
 from finetune_trainer import strategies, worker
 from finetune_trainer.stage import failure_of
 from finetune_trainer.telemetry import RankFile
+from finetune_trainer.told import Told
 from torch import distributed as dist
 
 
@@ -96,7 +97,7 @@ def run_case(case: dict[str, Any], folder: Path) -> None:
 
     ranks = folder / "ranks" / case["name"]
     ranks.mkdir(parents=True, exist_ok=True)
-    tell = worker.Told(RankFile(ranks, rank))
+    tell = Told(RankFile(ranks, rank))
     setattr(worker, "build", build)  # noqa: B010
     setattr(strategies, "load", load)  # noqa: B010
     try:

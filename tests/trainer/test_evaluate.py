@@ -21,6 +21,7 @@ from finetune_trainer.data.tokenizer import load_tokenizer
 from finetune_trainer.metrics.bootstrap import bootstrap
 from finetune_trainer.metrics.exact_match import normalised
 from finetune_trainer.telemetry import RankFile, Report
+from finetune_trainer.told import Told
 from torch import distributed as dist
 
 from tests.trainer.jobs import environment, make_run, write_data, write_run
@@ -65,7 +66,7 @@ def job(
     model = bf16_model(root / "models" / "tiny")
     write_data(root / "job" / "data", model)
     run = make_run(root, model, method=request.param, world_size=1, steps=STEPS)
-    finished, _ = worker.train(run, worker.Told(RankFile(root, 0)), lambda: False)
+    finished, _ = worker.train(run, Told(RankFile(root, 0)), lambda: False)
     assert finished
     return root, model, request.param
 

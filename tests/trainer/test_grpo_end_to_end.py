@@ -89,6 +89,7 @@ def whole_jobs(root: Path) -> None:
     from finetune_trainer.prepare import prepare
     from finetune_trainer.sources import Credentials
     from finetune_trainer.telemetry import RankFile, Report
+    from finetune_trainer.told import Told
     from torch import distributed as dist
 
     for name, spec in (("judge", JUDGE), ("learner", LEARNER)):
@@ -106,9 +107,7 @@ def whole_jobs(root: Path) -> None:
         if not dist.is_initialized():
             worker.join(run)
         (root / name / "ranks").mkdir(parents=True)
-        finished, _ = worker.train(
-            run, worker.Told(RankFile(root / name / "ranks", 0)), lambda: False
-        )
+        finished, _ = worker.train(run, Told(RankFile(root / name / "ranks", 0)), lambda: False)
         assert finished
         judged = evaluate.evaluate(
             run_of(spec, root, name, "evaluate", **known), Report("evaluate", 1)

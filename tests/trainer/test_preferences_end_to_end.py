@@ -72,6 +72,7 @@ def whole_jobs(cases: list[tuple[str, str]], root: Path) -> None:
     from finetune_trainer.prepare import prepare
     from finetune_trainer.sources import Credentials
     from finetune_trainer.telemetry import RankFile, Report
+    from finetune_trainer.told import Told
     from torch import distributed as dist
 
     joined = False
@@ -88,7 +89,7 @@ def whole_jobs(cases: list[tuple[str, str]], root: Path) -> None:
             worker.join(run)
             joined = True
         (root / case.name / "ranks").mkdir(parents=True)
-        tell = worker.Told(RankFile(root / case.name / "ranks", 0))
+        tell = Told(RankFile(root / case.name / "ranks", 0))
         finished, facts = worker.train(run, tell, lambda: False)
         assert finished
         assert facts.steps == STEPS

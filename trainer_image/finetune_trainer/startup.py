@@ -21,7 +21,7 @@ log = logging.getLogger("finetune")
 
 BEGAN_ENV = "FINETUNE_BEGAN"
 """Unix time at which the first process of the pod was started."""
-ROOMS = ("checkpoint", "early_stopping", "flops", "neftune", "objectives", "output", "saving")
+ROOMS = ("checkpoint", "early_stopping", "loop", "objectives", "output", "saving")
 """Modules of this package that a rank comes to on its way to the first step."""
 
 

@@ -1,14 +1,12 @@
-"""One training process: what `launch` starts once per device. Read it from `train` down.
+"""One training process: what `launch` starts once per device.
 
-The loss of a step is the mean over every trained token of the global batch. The order of the
-data follows from seed and step alone, so the same global batches arise at any world size and
-after any restart. Ranks agree at the end of every step, in the one all-reduce that also sums
-the loss, whether to stop: a signal to any of them stops all of them at the same step.
+It joins the others, builds the model and what surrounds it, goes through the steps (`loop`), and
+writes the result. Whatever ends it is told in the rank folder, because a rank that fails may not
+wait for those that wait for it.
 """
 
 import json
 import logging
-import math
 import os
 import socket
 import sys
@@ -17,8 +15,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,46 +22,18 @@ from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RUN_CONFIG_PATH, RunConfig, TrainFacts
 
 from finetune_trainer.fencing import Attempt, fenced
-from finetune_trainer.health import Health
 from finetune_trainer.heartbeat import Heartbeat, collective_timeout
 from finetune_trainer.launch import MEETING_ENV, meet
-from finetune_trainer.pace import History, Pace, peak_memory_bytes
 from finetune_trainer.stage import RetryableError, StageError, failure_of
 from finetune_trainer.startup import Startup, import_libraries
 from finetune_trainer.stopping import Stop
 from finetune_trainer.telemetry import RANK_FOLDER_ENV, RankFile, write_atomically
+from finetune_trainer.told import Told
 
 log = logging.getLogger("finetune")
 
 CAUSE_SECONDS = 20.0
 """How long a rank that fails looks on the volume for what it follows from."""
-
-
-@dataclass
-class Told:
-    """What this rank tells the first process of its pod."""
-
-    file: RankFile
-    state: dict[str, Any] = field(default_factory=dict)
-    moves: int = 0
-    """How often the main thread has told something."""
-    startup: Startup = field(default_factory=Startup)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def __call__(self, message: Any = None, **fields: Any) -> None:
-        """Change some fields and stamp the time; a new message is told at once."""
-        if message is not None:
-            fields["message"] = message
-        self.moves += 1
-        with self._lock:
-            self.state.update(fields, updated_at=time.time())
-            self.file.write(self.state, force=message is not None)
-
-    def beat(self, **fields: Any) -> None:
-        """Stamp the time of a sign of life; the second thread does."""
-        with self._lock:
-            self.state.update(fields, beat_at=time.time())
-            self.file.write(self.state, force=True)
 
 
 def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[bool, TrainFacts]:
@@ -75,21 +43,18 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
     true on any rank: then a checkpoint was saved instead. Raises UserError LossNotFinite or
     LossDiverged.
     """
-    import torch
     from torch import distributed as dist
 
-    from finetune_trainer import checkpoint, schedule
-    from finetune_trainer.early_stopping import EarlyStopping, held_out_loss
-    from finetune_trainer.flops import operations_of
-    from finetune_trainer.neftune import EmbeddingNoise
+    from finetune_trainer import checkpoint
+    from finetune_trainer.early_stopping import EarlyStopping
+    from finetune_trainer.loop import Loop
     from finetune_trainer.objectives import Setting, make_objective
     from finetune_trainer.output import write_output
     from finetune_trainer.saving import Saver
 
     spec, plan, job = FineTuneJobSpec.model_validate(run.spec), run.plan, Path(run.paths.job)
     assert plan is not None
-    assert run.data is not None
-    settings, keep = spec.training, spec.training.checkpoint
+    settings = spec.training
     rank, attempt = dist.get_rank(), Attempt(job, run.attempt)
     if rank == 0:
         attempt.claim()
@@ -105,132 +70,23 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
     fingerprint = fingerprint_of(run)
     early = EarlyStopping(settings.early_stopping) if settings.early_stopping else None
     parts = {"early_stopping": early} if early else {}
-    position = checkpoint.resume(job, run.attempt, engine, fingerprint, parts)
-    resumed_from = position.step
-    saver = Saver(job, run.attempt, engine, fingerprint, keep, parts)
-    epoch_steps = schedule.epoch_steps(spec, plan, run.data.train_sequences)
-    history = History(job / "report" / f"train-{run.attempt}.jsonl", rank)
-    peak = plan.peak_flops * dist.get_world_size() if plan.peak_flops else None
-    pace = Pace(plan.total_steps, resumed_from, peak)
-    operations = operations_of(model)
-    health = Health(loss_must_fall=spec.objective != "GRPO")
-    noise = EmbeddingNoise(model, settings.neftune_alpha) if settings.neftune_alpha else None
-    tell.startup.mark("checkpoint")
-    tell(last_checkpoint_step=resumed_from or None)
-    tell("training", step=resumed_from, resumed_from_step=resumed_from)
-
-    for step in range(resumed_from + 1, plan.total_steps + 1):
-        if early and early.exhausted:
-            break
-        started, skipped = time.monotonic(), engine.skipped
-        torch.manual_seed(schedule.seed_of(settings.seed, step, rank))
-        share = objective.share(step)
-        waited = time.monotonic() - started
-        rate = schedule.learning_rate(step, plan, settings)
-        sums = accumulate(engine, objective, share, spread.device, noise)
-        saver.settle()
-        norm = engine.step(rate)
-        sums[1] = float(stop_asked())
-        sums[2] = float(rank == 0 and saver.due())
-        dist.all_reduce(sums)
-        loss, stopping, due = float(sums[0]) / share.weight, bool(sums[1] > 0), bool(sums[2] > 0)
-        health.check(step, loss, norm, rate, engine.skipped > skipped)
-        flops = operations.of(share.tokens, *sums[3:5].tolist())
-        pace.add(step, share.tokens, time.monotonic() - started, waited, flops)
-        measures = dict(zip(objective.MEASURES, (sums[5:] / share.weight).tolist(), strict=True))
-        if settings.precision == "fp16":
-            measures["skipped_steps"] = float(engine.skipped)
-        seen = {
-            "step": step,
-            "loss": loss,
-            "grad_norm": norm if math.isfinite(norm) else None,
-            "learning_rate": rate,
-            "epoch": step / epoch_steps,
-            "peak_memory_bytes": peak_memory_bytes(spread.device.type),
-            **pace.speeds(),
-        }
-        best, eval_loss = False, None
-        if early and early.due(step, last=step == plan.total_steps):
-            eval_loss = held_out_loss(engine, objective, spread.device)
-            best = early.add(step, eval_loss)
-            seen["eval_loss"] = eval_loss
-        position = checkpoint.Position(step, loss, eval_loss)
-        history.add(**seen, tokens=share.tokens, **measures)
-        if step == resumed_from + 1:
-            tell(start_seconds=tell.startup.first_step(settings.compile))
-        tell(**seen, measures=measures)
-        last = step == plan.total_steps or (early is not None and early.exhausted)
-        tell(**saver.look())
-        must = stopping or best or last
-        if must or due or step % keep.interval_steps == 0:
-            saver.save(position, best, must)
-        if stopping:
-            break
-    saver.finish()
-    tell(**saver.look())
-    saver.close()
-
-    facts = TrainFacts(
-        steps=position.step,
-        resumed_from_step=resumed_from,
-        final_loss=position.loss,
-        tokens=pace.tokens,
-        tokens_per_second=pace.mean_tokens_per_second,
-        world_size=dist.get_world_size(),
-        engine=engine.name,
-        best_step=early.best_step if early else None,
-        best_eval_loss=early.best_loss if early else None,
-        peak_memory_bytes=peak_memory_bytes(spread.device.type),
-        mfu=pace.mean_utilisation,
-        hosts=hosts(),
-    )
-    finished = position.step == plan.total_steps or (early is not None and early.exhausted)
+    begun = checkpoint.resume(job, run.attempt, engine, fingerprint, parts)
+    saver = Saver(job, run.attempt, engine, fingerprint, settings.checkpoint, parts)
+    loop = Loop(run, spec, model, engine, objective, spread.device, early, saver, tell, begun)
+    position = loop.run(stop_asked)
+    facts, finished = loop.facts(), loop.over
     if finished and early and early.best_step not in (None, position.step):
         tell(f"going back to the best weights, of step {early.best_step}")
         checkpoint.restore_best(job, run.attempt, engine, fingerprint)
     if finished:
         tell("writing the trained weights")
         write_output(run, spec, model, engine)
-    if noise:
-        noise.remove()
-    objective.remove()
+    loop.remove()
     engine.close()
     if rank == 0:
         attempt.release()
     tell("finished" if finished else f"stopped after a checkpoint at step {position.step}")
     return finished, facts
-
-
-def accumulate(engine: Any, objective: Any, share: Any, device: Any, noise: Any = None) -> Any:
-    """Forward and backward of this rank's micro-batches, with noise on their embeddings if asked.
-
-    Returns float64 [5 + measures]: this rank's summed loss, room for two more numbers in the
-    all-reduce that follows, its trained positions, the sum over its tokens of the lengths of their
-    examples, and the objective's measures.
-    """
-    import torch
-    from torch import distributed as dist
-
-    from finetune_trainer.flops import counted
-
-    # Every strategy averages over the ranks; this makes it a mean over the global batch.
-    scale = dist.get_world_size() / share.weight
-    total = torch.zeros(5, dtype=torch.float64, device=device)
-    # On the host: a copy to the device would make every micro-batch wait for it.
-    counts = torch.zeros(2, dtype=torch.float64)
-    for index, batch in enumerate(share.batches):
-        noisy = noise.on(batch.lengths) if noise else nullcontext()
-        with engine.accumulate(last=index == len(share.batches) - 1), noisy:
-            losses = objective.losses(engine.model, batch)
-            loss = losses.each.sum()
-            # Told without penalties, so that it compares with the held-out loss.
-            total[0] += loss.detach()
-            if losses.penalty is not None:
-                loss = loss + losses.penalty * (batch.tokens * share.weight / share.tokens)
-            engine.backward(loss * scale)
-        counts += torch.tensor(counted(batch), dtype=torch.float64)
-    total[3:] = counts.to(device)
-    return torch.cat([total, objective.measures().to(device)])
 
 
 def build(run: RunConfig, spec: FineTuneJobSpec, startup: Startup) -> tuple[Any, Any, Any]:
@@ -285,15 +141,6 @@ def fingerprint_of(run: RunConfig) -> dict[str, Any]:
         "data": run.data.digest if run.data else None,
         "method": run.spec.get("method"),
     }
-
-
-def hosts() -> list[str]:
-    """Host names of the pods, by node rank."""
-    from torch import distributed as dist
-
-    told: list[tuple[int, str]] = [(0, "")] * dist.get_world_size()
-    dist.all_gather_object(told, (int(os.environ.get("GROUP_RANK", "0")), socket.gethostname()))
-    return [host for _, host in sorted(set(told))]
 
 
 def join(run: RunConfig) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from finetune_api.run import RunConfig
 from finetune_trainer import objectives, worker
 from finetune_trainer.telemetry import RankFile
+from finetune_trainer.told import Told
 from torch import distributed as dist
 
 from tests.bench.contenders.setting import Setting
@@ -26,7 +27,7 @@ def main() -> None:
     worker.join(run)
     turns = Turns(setting)
     watched = watch(turns)
-    tell = worker.Told(RankFile(folder, 0))
+    tell = Told(RankFile(folder, 0))
     worker.train(run, tell, watched)
     dist.destroy_process_group()
 
