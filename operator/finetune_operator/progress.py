@@ -54,7 +54,7 @@ def shown(progress: Progress, before: JobProgress | None, now: datetime) -> JobP
         epoch=_rounded(progress.epoch),
         world_size=progress.world_size,
         engine=progress.engine,
-        last_checkpoint_step=progress.last_checkpoint_step,
+        last_checkpoint_step=progress.last_checkpoint_step or None,
         eval_loss=_finite(progress.eval_loss),
         mfu=_rounded(progress.mfu),
         peak_memory_bytes=progress.peak_memory_bytes,
@@ -74,10 +74,15 @@ def _silent_since(progress: Progress, before: JobProgress | None, now: datetime)
 
 
 def checkpoint_told(progress: Progress, before: CheckpointStatus | None) -> CheckpointStatus | None:
-    """The newest complete checkpoint; an attempt that has none yet goes on from the one before,
-    and what a checkpoint costs is known until it is measured again."""
+    """The newest complete checkpoint, as the attempt found it or saved it.
+
+    Until it has looked, that of the one before stands; what a checkpoint costs is known until it
+    is measured again.
+    """
     if progress.last_checkpoint_step is None:
         return before
+    if progress.last_checkpoint_step == 0:
+        return None
     seconds = _rounded(progress.checkpoint_seconds)
     return CheckpointStatus(
         step=progress.last_checkpoint_step,

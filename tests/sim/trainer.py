@@ -283,7 +283,7 @@ class Trainer:
         gang = self.gangs.get(process.batch)
         if gang is not None:
             saved = self.workspace(process.job).newest_step(process.attempt)
-            body |= {"step": gang.step, "totalSteps": STEPS, "lastCheckpointStep": saved or None}
+            body |= {"step": gang.step, "totalSteps": STEPS, "lastCheckpointStep": saved}
             if saved:
                 body |= {"checkpointSeconds": self.save_seconds, "checkpointBytes": 10**6}
         return body

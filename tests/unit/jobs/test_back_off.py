@@ -121,6 +121,22 @@ def test_message_says_where_a_preempted_job_was_and_where_it_goes_on() -> None:
     assert world.status["message"] == says
 
 
+def test_a_checkpoint_that_the_next_attempt_could_not_read_is_not_claimed_any_longer() -> None:
+    world, pods = training()
+    world.tell(pods[0], step=118, totalSteps=200, lastCheckpointStep=100)
+    world.settle()
+    world.end_pod(pods[1], 1)
+    recover(world, 30)
+    pods = world.add_pods("glossary-train-2")
+    world.tell(pods[0], message="looking for a checkpoint")
+    world.settle()
+    assert world.status["checkpoint"]["step"] == 100
+    world.tell(pods[0], step=0, totalSteps=200, lastCheckpointStep=0)
+    world.settle()
+    assert "checkpoint" not in world.status
+    assert "lastCheckpointStep" not in world.status["progress"]
+
+
 def test_message_counts_crashes_and_says_what_is_lost() -> None:
     world, pods = training()
     world.tell(pods[0], step=118, totalSteps=200, lastCheckpointStep=100)
