@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import urllib.error
 import urllib.request
 from typing import Any
 
 import pytest
-from finetune_trainer.heartbeat import TIMEOUT_ENV
+from finetune_api.run import COLLECTIVE_TIMEOUT_ENV
 from finetune_trainer.telemetry import Report, serve
 from finetune_trainer.watchdog import Watchdog
 
@@ -39,7 +41,7 @@ class Pod:
 
 @pytest.fixture
 def pod(monkeypatch: pytest.MonkeyPatch) -> Pod:
-    monkeypatch.setenv(TIMEOUT_ENV, str(LIMIT))
+    monkeypatch.setenv(COLLECTIVE_TIMEOUT_ENV, str(LIMIT))
     return Pod()
 
 
@@ -75,6 +77,25 @@ def test_a_rank_that_has_ended_is_not_silent(pod: Pod) -> None:
     pod.ranks[1]["pid"] = child
     pod.pass_time(LIMIT, beating=(0,))
     assert pod.lost() == []
+
+
+def test_a_rank_that_a_signal_has_stopped_is_given_up_as_soon_as_it_is_named(pod: Pod) -> None:
+    pod.pass_time(10, beating=(0, 1))
+    with subprocess.Popen(["sleep", "300"]) as child:
+        try:
+            child.send_signal(signal.SIGSTOP)
+            os.waitpid(child.pid, os.WUNTRACED)
+            pod.ranks[1]["pid"] = child.pid
+            pod.pass_time(90, beating=(0,))
+            assert pod.lost() == []
+            pod.pass_time(60, beating=(0,))
+            assert pod.lost() == [1]
+            child.send_signal(signal.SIGCONT)
+            os.waitpid(child.pid, os.WCONTINUED)
+            pod.pass_time(1, beating=(0,))
+            assert pod.lost() == []
+        finally:
+            child.kill()
 
 
 def test_a_pod_with_little_time_left_waits_less(pod: Pod) -> None:

@@ -3,7 +3,8 @@
 A rank may stop although its process lives: stopped by a signal, stuck in a driver or on a volume.
 Ranks of other pods would wait for it until a collective times out. Its second thread beats whatever
 the first one does, so silence means that the process does not run; and it begins to beat only when
-it has met the others, so a slow start is no silence. Time counts only while this process runs
+it has met the others, so a slow start is no silence. A process that a signal has stopped is no slow
+one either, and is ended sooner. Time counts only while this process runs
 itself: after a pause of the whole pod nobody is blamed.
 """
 
@@ -22,6 +23,10 @@ STILL = 120.0
 """Seconds without a look after which this process itself does not move."""
 MARGIN = 120.0
 """Seconds that a silent rank has to end, before the pod says that it cannot end it."""
+GONE = "ZX"
+"""States of a process that has ended."""
+STOPPED = "T"
+"""State of a process that a signal has stopped; what a debugger holds is in another one."""
 
 
 class Watchdog:
@@ -33,6 +38,7 @@ class Watchdog:
         self._looked = clock()
         self._beats: dict[int, float] = {}
         self._silent: dict[int, float] = {}
+        self._stopped: dict[int, bool] = {}
         self._names: dict[int, RankProgress] = {}
 
     def look(self, ranks: list[dict[str, Any]]) -> None:
@@ -44,17 +50,23 @@ class Watchdog:
                 continue
             rank, beat = told["rank"], told["beat_at"]
             silent = self._silent.get(rank, 0.0) + passed
-            alive = self._beats.get(rank) != beat or not is_running(told["pid"])
+            state = state_of(told["pid"])
+            alive = self._beats.get(rank) != beat or state in GONE
             self._beats[rank], self._silent[rank] = beat, 0.0 if alive else silent
             self._names[rank] = heartbeat_of(told)
+            self._stopped[rank] = state == STOPPED
 
     def silent(self) -> list[RankProgress]:
         """Ranks that are to be named."""
         return self._longer(SILENT * self._limit)
 
     def lost(self, stopping: bool) -> list[RankProgress]:
-        """Ranks that are to be ended; sooner where the pod has little time to end itself."""
-        return self._longer((SILENT if stopping else END_SILENT) * self._limit)
+        """Ranks that are to be ended; sooner those that were stopped, or where the pod has little
+        time to end itself."""
+        late = self._longer(END_SILENT * self._limit)
+        return [
+            rank for rank in self.silent() if stopping or rank in late or self._stopped[rank.rank]
+        ]
 
     def ailment(self) -> str | None:
         """What is wrong with this pod so that only its end can help; None where nothing is."""
@@ -85,9 +97,9 @@ def heartbeat_of(rank: dict[str, Any]) -> RankProgress:
     return RankProgress(rank=rank["rank"], host=rank["host"], step=rank["step"], updated_at=at)
 
 
-def is_running(pid: int) -> bool:
-    """Whether a process exists; one that has been killed is no stalled one."""
+def state_of(pid: int) -> str:
+    """The state of a process as Linux names it in one letter; "X" of one that is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except OSError:
-        return False
+        return "X"
