@@ -119,6 +119,9 @@ class AcceleratorProfileSpec(SpecModel):
     devices) and what is offloaded; with FSDP the first pod loads the whole model into it."""
     shared_memory: Quantity = "1Gi"
     """Size of /dev/shm, which NCCL and vLLM need."""
+    collective_timeout_seconds: int | None = Field(default=None, ge=60, le=3600)
+    """Longest wait of one training process for another, after which the attempt is replaced; a
+    process that stands still is named after a tenth of it. Absent means 15 minutes."""
     env: list[EnvVar] = Field(
         default_factory=list, max_length=32, json_schema_extra=keyed_by("name")
     )

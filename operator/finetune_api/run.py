@@ -22,6 +22,8 @@ TERMINATION_PATH = "/dev/termination-log"
 TERMINATION_MAX_BYTES = 4096
 TELEMETRY_PORT = 9400
 RENDEZVOUS_PORT = 29500
+COLLECTIVE_TIMEOUT_ENV = "FINETUNE_COLLECTIVE_TIMEOUT"
+"""Names the seconds that a rank waits for others in a training step."""
 SECRET_ENV_PREFIX = "FINETUNE_SECRET_"
 MODEL_SECRET_PREFIX = SECRET_ENV_PREFIX + "MODEL_"
 DATA_SECRET_PREFIXES = tuple(f"{SECRET_ENV_PREFIX}DATA_{index}_" for index in range(16))
@@ -296,7 +298,7 @@ class Progress(StatusModel):
     engine: ShortText | None = None
     """Class name of the wrapped model, such as DeepSpeedEngine."""
     last_checkpoint_step: int | None = None
-    """Step of the newest complete checkpoint."""
+    """Step of the newest complete checkpoint; 0 when the attempt has looked and there is none."""
     checkpoint_seconds: float | None = None
     """Seconds from the decision to save until that checkpoint was complete."""
     checkpoint_bytes: int | None = None

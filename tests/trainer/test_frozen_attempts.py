@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_api.run import ExitCode, Progress, RunConfig
+from finetune_api.run import COLLECTIVE_TIMEOUT_ENV, ExitCode, Progress, RunConfig
 from finetune_trainer import waiting
 from finetune_trainer.checkpoint import MARKER
-from finetune_trainer.heartbeat import TIMEOUT_ENV, Heartbeat
+from finetune_trainer.heartbeat import Heartbeat
 from finetune_trainer.stage import StageError
 from torch import distributed as dist
 
@@ -105,7 +105,7 @@ def test_who_waits_for_files_of_a_rank_that_is_gone_gives_up(tmp_path: Path) -> 
         tmp_path,
         world=2,
         folder=tmp_path / "logs",
-        environment={TIMEOUT_ENV: "15"},
+        environment={COLLECTIVE_TIMEOUT_ENV: "15"},
     )
     try:
         until(lambda: ranks.running() == [1], seconds=120)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_api.run import ExitCode
-from finetune_trainer.heartbeat import TIMEOUT_ENV, Beat, stalled, whereabouts
+from finetune_api.run import COLLECTIVE_TIMEOUT_ENV, ExitCode
+from finetune_trainer.heartbeat import Beat, stalled, whereabouts
 
 from tests.trainer.jobs import make_run, write_data
 from tests.trainer.test_train import Stage
@@ -75,7 +75,7 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
 def test_a_stopped_rank_is_named_by_progress_metrics_and_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
-    monkeypatch.setenv(TIMEOUT_ENV, str(LIMIT))
+    monkeypatch.setenv(COLLECTIVE_TIMEOUT_ENV, str(LIMIT))
     model = tiny_model(tmp_path / "models" / "tiny")
     write_data(tmp_path / "job" / "data", model)
     stage = Stage(tmp_path / "a", make_run(tmp_path, model, strategy="DDP", steps=100000))

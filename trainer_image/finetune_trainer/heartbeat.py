@@ -23,11 +23,12 @@ from datetime import timedelta
 from types import FrameType
 from typing import Any, Protocol
 
+from finetune_api.run import COLLECTIVE_TIMEOUT_ENV
+
 from finetune_trainer.stage import RetryableError
 
 log = logging.getLogger("finetune")
 
-TIMEOUT_ENV = "FINETUNE_COLLECTIVE_TIMEOUT"
 TIMEOUT_SECONDS = 900.0
 BEATS = 60
 """In the time after which a silent rank is given up; a beat is no longer than a second."""
@@ -70,7 +71,7 @@ class Beat:
 
 def collective_timeout() -> timedelta:
     """How long a rank waits for others in a training step (FINETUNE_COLLECTIVE_TIMEOUT)."""
-    return timedelta(seconds=float(os.environ.get(TIMEOUT_ENV, TIMEOUT_SECONDS)))
+    return timedelta(seconds=float(os.environ.get(COLLECTIVE_TIMEOUT_ENV, TIMEOUT_SECONDS)))
 
 
 def silent_seconds() -> float:

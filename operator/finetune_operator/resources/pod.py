@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
-from finetune_api.run import RUN_CONFIG_PATH, TELEMETRY_PORT, TERMINATION_PATH, Paths
+from finetune_api.run import (
+    COLLECTIVE_TIMEOUT_ENV,
+    RUN_CONFIG_PATH,
+    TELEMETRY_PORT,
+    TERMINATION_PATH,
+    Paths,
+)
 
 from finetune_operator.decision import Manifest, Settings
 from finetune_operator.resources.common import container_security_context, pod_security_context
@@ -153,6 +159,8 @@ def _environment(identity: AttemptIdentity, shape: PodShape) -> dict[str, str]:
         env["HF_HUB_OFFLINE"] = "1"
     env.update(shape.env)
     if shape.profile is not None:
+        if timeout := shape.profile.collective_timeout_seconds:
+            env[COLLECTIVE_TIMEOUT_ENV] = str(timeout)
         env.update({variable.name: variable.value for variable in shape.profile.env})
     return env
 

@@ -38,6 +38,7 @@ GPU_POOL = {
     "cpuPerDevice": "20",
     "hostMemoryPerDevice": "180Gi",
     "sharedMemory": "64Gi",
+    "collectiveTimeoutSeconds": 1800,
     "env": [{"name": "NCCL_IB_HCA", "value": "mlx5"}],
 }
 
