@@ -298,7 +298,7 @@ def _reason(data: bytes) -> str:
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     try:
-        return float(headers["Retry-After"])
+        return float(int(headers["Retry-After"]))
     except (KeyError, ValueError):  # absent, or an HTTP date
         return None
 

@@ -10,6 +10,7 @@ between any two steps is repaired by running the same plan again.
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -46,6 +47,10 @@ REASONS: Mapping[type[ClusterError], str] = {
     Forbidden: "Forbidden",
     Invalid: "Refused",
 }
+
+PATIENCE = 8
+"""Failures in a row, about ten seconds of them, after which a child that the API server cannot make
+is told like one that it refuses: somebody's admission webhook may be down for days."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class Reconciler:
         self._refused = refused
         self._writes = Writes(cluster, cache, intake, metrics, leads, confirm)
         self._refusals: dict[Key, str] = {}  # uids of those whose status tells of a refused child
+        self._setbacks: Counter[Key] = Counter()  # failures of children since the last success
 
     async def run(self, key: Key) -> None:
         """Look at a key once. Errors end in the queue's back-off, never here."""
@@ -113,15 +119,20 @@ class Reconciler:
         except Unavailable as error:
             delay = self._queue.add_failed(key, min(error.retry_after or 0.0, MAX_DELAY))
             log.warning("again in %.1f s: %s", delay, error)
+            if key in self._refusals and error.retry_after is None:
+                await self._complain(key, "ApiError", str(error))
             return "error"
         except ClusterError as error:
             log.warning("again in %.1f s: %s", self._queue.add_failed(key), error)
-            await self._complain(key, error)
+            await self._complain(key, REASONS.get(type(error), "ApiError"), str(error))
             return "error"
-        except Exception:
+        except Exception as error:
             log.exception("the reconcile failed; again in %.1f s", self._queue.add_failed(key))
+            text = f"the operator failed: {type(error).__name__}: {error}; its log has the details"
+            await self._complain(key, "InternalError", text)
             return "error"
         self._queue.forget(key)
+        self._setbacks.pop(key, None)
         if after is not None:
             self._queue.add_after(key, after)
             return "requeue_after"
@@ -145,7 +156,7 @@ class Reconciler:
             try:
                 wrote |= await self._writes.children(key, left)
             except ClusterError as error:
-                if _is_refusal(error) and uid is not None:
+                if uid is not None and self._lasts(key, error):
                     self._refusals[key] = uid
                 raise
             finally:  # the status that makes them true is written, whatever came of the children
@@ -176,26 +187,29 @@ class Reconciler:
             for event in decision.events:
                 await self._writes.send("create", "Event", self._events.record(loaded, event))
 
-    async def _complain(self, key: Key, error: ClusterError) -> None:
+    def _lasts(self, key: Key, error: ClusterError) -> bool:
+        """Whether the user has to know, because trying again does not help by itself."""
+        if isinstance(error, Unavailable):
+            self._setbacks[key] += 1
+            return self._setbacks[key] >= PATIENCE
+        return not isinstance(error, NotLeading | Conflict)
+
+    async def _complain(self, key: Key, reason: str, message: str) -> None:
         """What a plan cannot know goes where the user looks: into the status, and an event."""
         about = self._cache.get(key.kind, key.namespace, key.name)
         if about is None or not self._leads():
             return
-        event = EventRecord("Warning", REASONS.get(type(error), "ApiError"), str(error))
+        event = EventRecord("Warning", reason, message)
         await self._events.record(about, event)
         refused = self._refused.get(key.kind)
-        status = refused(about, event, self._clock()) if refused else None
-        if status is None:
-            return
         try:
-            await self._writes.status(key, about, status)
+            status = refused(about, event, self._clock()) if refused else None
+            if status is not None:
+                await self._writes.status(key, about, status)
         except ClusterError as again:
             log.warning("the status does not tell that: %s", again)
-
-
-def _is_refusal(error: ClusterError) -> bool:
-    """Whether the user has to know, because trying again will not help by itself."""
-    return not isinstance(error, NotLeading | Conflict | Unavailable)
+        except Exception:
+            log.exception("the status does not tell that")
 
 
 async def finish(workers: asyncio.Task[None], seconds: float) -> None:

@@ -20,6 +20,7 @@ from finetune_operator.cluster import (
     ClusterError,
     Conflict,
     NotFound,
+    Unavailable,
 )
 from finetune_operator.decision import (
     JOB_NAME_LABEL,
@@ -139,8 +140,8 @@ class Writes:
         kind, metadata = manifest["kind"], manifest["metadata"]
         try:
             made = await self.send("create", kind, self._cluster.create(manifest))
-        except AlreadyExists:
-            made = await self._taken(key, manifest)
+        except AlreadyExists as error:
+            made = await self._taken(key, manifest, error)
         else:
             labels = metadata.get("labels") or {}
             if kind == "Job" and STAGE_LABEL in labels:
@@ -149,17 +150,19 @@ class Writes:
         self._intake.wrote(made, key)
         return True
 
-    async def _taken(self, key: Key, manifest: Manifest) -> Manifest:
+    async def _taken(self, key: Key, manifest: Manifest, why: AlreadyExists) -> Manifest:
         """The object that has the name, if it is the one we wanted to create."""
         kind, metadata = manifest["kind"], manifest["metadata"]
         namespace, name = metadata.get("namespace", ""), metadata["name"]
         what = f"{kind} {namespace}/{name}"
         try:
             found = await self._cluster.get(kind, namespace, name)
-        except NotFound as error:
-            raise Conflict(f"{what} was there a moment ago") from error
+        except NotFound as error:  # it has just gone; or a quota, or somebody's webhook, said 409
+            raise Unavailable(f"{why}; but there is none") from error
         if same_child(manifest, found):
             return found
+        if found["metadata"].get("deletionTimestamp"):
+            raise Unavailable(f"{what} is being deleted; this goes on when it is gone")
         if same_owner(manifest, found) and self._intake.wrote(found, key):
             # Made by us in another version, or with other settings, and news to the plan.
             raise Conflict(f"{what} was made meanwhile, and not like this")

@@ -17,7 +17,7 @@ from finetune_operator.clock import ServerClock
 from finetune_operator.cluster import Cluster
 from finetune_operator.decision import Decision, Key, ObjectRef, View
 from finetune_operator.health import Health
-from finetune_operator.reconcile import Product
+from finetune_operator.reconcile import PATIENCE, Product
 
 from hack.cluster.apiserver import ControlPlane
 from tests.api.client import Api
@@ -104,6 +104,54 @@ async def test_every_write_that_fails_once_is_done_in_the_end_and_once(
     assert "Traceback" not in log.getvalue()
     told = [each["reason"] for each in api.list("Event", namespace)]
     assert Counter(told)["Preparing"] <= 1, "an event is told once"
+
+
+@pytest.mark.parametrize("fault", ["500", "409"])
+async def test_a_child_that_cannot_be_made_for_long_is_told_until_it_can(
+    gateway: Gateway, behind: Bench, api: Api, namespace: str, fault: str
+) -> None:
+    """A webhook that is down is answered with 500, a quota in contention with 409."""
+    api.create(toy.finetune_job(namespace, "a"))
+    await behind.list()
+
+    def posts_a_job(request: web.BaseRequest) -> Fault | None:
+        is_that = request.method == "POST" and request.path.endswith("/jobs")
+        return FAULTS[fault] if is_that else None
+
+    gateway.choose = posts_a_job
+    assert await behind.reconcile(toy.plan, "a") == "error"
+    assert "message" not in api.get("FineTuneJob", namespace, "a")["status"], "it may be a moment"
+    for _ in range(PATIENCE):
+        assert await behind.reconcile(toy.plan, "a") == "error"
+
+    told = api.get("FineTuneJob", namespace, "a")
+    [stalled] = [c for c in told["status"]["conditions"] if c["type"] == "Stalled"]
+    assert (stalled["status"], stalled["reason"]) == ("True", "ApiError")
+    assert f"/namespaces/{namespace}/jobs: {fault} no" in told["status"]["message"]
+    await behind.reconcile(toy.plan, "a")
+    again = api.get("FineTuneJob", namespace, "a")
+    assert again["metadata"]["resourceVersion"] == told["metadata"]["resourceVersion"]
+
+    gateway.choose = lambda _request: None
+    await behind.reconcile(toy.plan, "a")
+    assert children(api, namespace) == CHILDREN
+    assert "message" not in api.get("FineTuneJob", namespace, "a")["status"]
+
+
+async def test_a_plan_that_fails_is_told_in_the_status(
+    behind: Bench, api: Api, namespace: str
+) -> None:
+    api.create(toy.finetune_job(namespace, "a"))
+    await behind.list()
+
+    def fails(_key: Key, _view: View, _now: datetime) -> Decision:
+        raise KeyError("nobody thought of this")
+
+    assert await behind.reconcile(fails, "a") == "error"
+    told = api.get("FineTuneJob", namespace, "a")["status"]
+    assert "KeyError: 'nobody thought of this'" in told["message"]
+    [stalled] = [c for c in told["conditions"] if c["type"] == "Stalled"]
+    assert stalled["reason"] == "InternalError"
 
 
 async def test_a_delete_whose_answer_was_lost_is_done(
