@@ -7,6 +7,7 @@ resumed under every strategy is shown by test_resume and test_strategies.
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import threading
 import time
@@ -205,8 +206,7 @@ def kept(job: Path) -> None:
 
     newest = job / "checkpoints" / "1" / "step-00000012"
     if dist.get_rank() == 0:
-        file = newest / "rank-00000.safetensors"
-        file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+        damage(newest / "rank-00000.safetensors")
         (job / "checkpoints" / "1" / ".step-00000014.partial").mkdir()
         (job / "checkpoints" / "1" / "step-00000014").mkdir()
     waiting.barrier()
@@ -221,6 +221,58 @@ def kept(job: Path) -> None:
 
 def test_the_newest_and_the_best_are_kept_and_broken_ones_passed_over(tmp_path: Path) -> None:
     pool.run(alone, kept, tmp_path, world=2, folder=tmp_path / "logs")
+
+
+def damage(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+
+
+def shadowed(job: Path) -> None:
+    """The newest checkpoint is of no use, so the next attempt begins further back."""
+    rank = Rank(job, 64, keepLast=1)
+    rank.step(1)
+    rank.saver.save(Position(20))
+    rank.saver.close()
+    damage(job / "checkpoints" / "1" / "step-00000020" / "rank-00000.safetensors")
+    later = Rank(job, 64, attempt=2, keepLast=1)
+    assert later.resume().step == 0
+    later.step(2)
+    later.saver.save(Position(10))
+    later.saver.close()
+    third = Rank(job, 64, attempt=3, keepLast=1)
+    assert third.resume().step == 10
+    third.saver.close()
+
+
+def test_what_follows_a_broken_checkpoint_is_kept_although_its_step_is_lower(
+    tmp_path: Path,
+) -> None:
+    pool.run(alone, shadowed, tmp_path, world=1, folder=tmp_path / "logs")
+
+
+def littered(job: Path) -> None:
+    rank = Rank(job, 64)
+    rank.step(1)
+    rank.saver.save(Position(1))
+    rank.saver.finish()
+    checkpoints = job / "checkpoints"
+    for name in ("old", ".snapshot", "²"):
+        shutil.copytree(checkpoints / "1", checkpoints / name)
+    shutil.copytree(checkpoints / "1" / "step-00000001", checkpoints / "1" / "step-2 (copy)")
+    odd = checkpoints / "1" / "step-00000002"
+    odd.mkdir()
+    (odd / MARKER).write_text("[]")
+    (checkpoints / "old" / "step-00000001" / MARKER).unlink()
+    rank.saver.save(Position(3))
+    rank.saver.close()
+    later = Rank(job, 64, attempt=2)
+    assert later.resume().step == 3
+    later.saver.close()
+    assert (checkpoints / "old" / "step-00000001").is_dir()
+
+
+def test_folders_that_somebody_else_put_beside_checkpoints_are_left_alone(tmp_path: Path) -> None:
+    pool.run(alone, littered, tmp_path, world=1, folder=tmp_path / "logs")
 
 
 def broken(job: Path) -> None:

@@ -8,8 +8,11 @@ checkpoints; this room says what they are, and reads them. Resuming is a collect
 calls it.
 """
 
+import contextlib
 import json
 import logging
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from finetune_trainer.strategies import Engine
 log = logging.getLogger("finetune")
 
 MARKER = "COMPLETE"
+NAME = re.compile(r"step-([0-9]{8,})")
 FileList = dict[str, dict[str, Any]]
 Fingerprint = dict[str, Any]
 """What a checkpoint must share with a run to be resumed from."""
@@ -77,23 +81,40 @@ def publish(attempt: Attempt, partial: Path, final: Path, marker: dict[str, Any]
 def candidates(job: Path, attempt: int) -> list[Candidate]:
     """Complete checkpoints of this and earlier attempts, newest step first."""
     found = []
-    for path in (job / "checkpoints").glob(f"*/step-*/{MARKER}"):
-        folder = path.parent
-        if int(folder.parent.name) <= attempt:
-            try:
-                marker = json.loads(path.read_bytes())
-            except ValueError:
-                log.warning("not used, its marker cannot be read: %s", folder)
-                continue
-            step = int(folder.name.removeprefix("step-"))
-            found.append(Candidate(folder, int(folder.parent.name), step, marker))
+    for number, writer in _writers(job, attempt):
+        for path in writer.glob(f"step-*/{MARKER}"):
+            name = NAME.fullmatch(path.parent.name)
+            marker = _read_marker(path)
+            if name and marker is not None:
+                found.append(Candidate(path.parent, number, int(name[1]), marker))
     return sorted(found, key=lambda c: (c.step, c.attempt), reverse=True)
 
 
+def _writers(job: Path, attempt: int) -> Iterator[tuple[int, Path]]:
+    """Numbers and folders of the attempts up to this one; what else lies there is not ours."""
+    for folder in (job / "checkpoints").glob("*"):
+        name = folder.name
+        if name.isascii() and name.isdecimal() and int(name) <= attempt:
+            yield int(name), folder
+
+
+def _read_marker(path: Path) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError):
+        marker = json.loads(path.read_bytes())
+        if isinstance(marker, dict):
+            return marker
+    log.warning("not used, its marker cannot be read: %s", path.parent)
+    return None
+
+
 def prune(attempt: Attempt, keep_last: int, keep_best: bool = True) -> None:
-    """Remove complete checkpoints, whichever attempt wrote them, but the newest `keep_last` and
-    the best one."""
+    """Remove complete checkpoints, whichever attempt wrote them, but the `keep_last` written last
+    and the best one.
+
+    A step may be lower than one of an earlier attempt whose checkpoint could not be used.
+    """
     found = candidates(attempt.job, attempt.number)
+    found.sort(key=lambda c: (c.attempt, c.step), reverse=True)
     best = best_first(found)[:1] if keep_best else []
     kept = {candidate.folder for candidate in (*found[:keep_last], *best)}
     for old in found:
@@ -103,9 +124,10 @@ def prune(attempt: Attempt, keep_last: int, keep_best: bool = True) -> None:
 
 def sweep(attempt: Attempt) -> None:
     """Remove what earlier attempts left unfinished; they have been fenced by this one's claim."""
-    for folder in (attempt.job / "checkpoints").glob("*/*step-*"):
-        if int(folder.parent.name) < attempt.number and not (folder / MARKER).exists():
-            attempt.remove(folder)
+    for _, writer in _writers(attempt.job, attempt.number - 1):
+        for folder in writer.glob("*step-*"):
+            if not (folder / MARKER).exists():
+                attempt.remove(folder)
 
 
 def best_first(found: list[Candidate]) -> list[Candidate]:
