@@ -40,6 +40,8 @@ class Timing:
 
 
 TIMING = Timing()
+LONGEST = 60.0
+"""Seconds for which a Lease may ask at most; one that asks for more was edited by somebody."""
 
 
 class LeadershipLost(Exception):
@@ -123,13 +125,7 @@ class Election:
         try:
             lease = await self._get()
         except NotFound:
-            fresh = {
-                "apiVersion": "coordination.k8s.io/v1",
-                "kind": "Lease",
-                "metadata": {"namespace": self._namespace, "name": self._name},
-                "spec": self._spec({}),
-            }
-            return self._took(await self._within(self._cluster.create(fresh)), started)
+            return self._took(await self._make(), started)
         if not self._free(lease):
             return False
         wanted = {**lease, "spec": self._spec(lease.get("spec") or {})}
@@ -137,16 +133,21 @@ class Election:
 
     async def _try_renew(self) -> bool:
         started = self._clock()
-        lease = self._mine or await self._get()
-        if (lease.get("spec") or {}).get("holderIdentity") != self.identity:
+        try:
+            lease = self._mine or await self._get()
+        except NotFound:  # deleted by somebody; whoever makes it anew first leads
+            lease = await self._make()
+        spec = lease.get("spec") or {}
+        if spec.get("holderIdentity") != self.identity:
             self._valid_until = float("-inf")
-            raise LeadershipLost(f"{lease['spec'].get('holderIdentity') or 'nobody'} leads now")
+            raise LeadershipLost(f"{spec.get('holderIdentity') or 'nobody'} leads now")
         if version_number(lease) < self._newest:
             raise LeadershipLost(
                 "the API server has an older lease than it had: it was restored from a backup, and"
                 " what this process remembers may never have happened"
             )
-        wanted = {**lease, "spec": {**lease["spec"], "renewTime": _now()}}
+        fresh = {"renewTime": _now(), "leaseDurationSeconds": self._timing.duration}
+        wanted = {**lease, "spec": {**spec, **fresh}}
         try:
             return self._took(await self._cluster.replace(wanted, self._timing.request), started)
         except ClusterError:
@@ -161,7 +162,8 @@ class Election:
         version, now = lease["metadata"]["resourceVersion"], self._clock()
         if self._seen is None or self._seen[0] != version:
             self._seen = version, now
-        return now - self._seen[1] > float(spec.get("leaseDurationSeconds") or 0)
+        asked = min(float(spec.get("leaseDurationSeconds") or 0), LONGEST)
+        return now - self._seen[1] > max(asked, self._timing.duration)
 
     def _took(self, lease: Manifest, started: float) -> bool:
         self._mine = lease
@@ -169,6 +171,15 @@ class Election:
         # From before the request was sent: the others count from after it was written.
         self._valid_until = started + self._timing.duration
         return True
+
+    async def _make(self) -> Manifest:
+        fresh = {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"namespace": self._namespace, "name": self._name},
+            "spec": self._spec({}),
+        }
+        return await self._within(self._cluster.create(fresh))
 
     def _spec(self, old: Manifest) -> Manifest:
         return {
