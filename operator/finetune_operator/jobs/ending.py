@@ -24,6 +24,8 @@ FENCED = frozenset({"Fenced", "AttemptAlreadyClaimed"})
 """Reasons of an attempt that found another one at work: nothing is wrong with the job."""
 PEER_PATIENCE = timedelta(seconds=30)
 """Time that the other rank, or its node, has to tell what happened."""
+CLOCK_SLACK = timedelta(minutes=1)
+"""Difference up to which times of kubelets are taken as they are, to know what came first."""
 JOB_DELETED = "JobDeleted"
 CACHE_SLACK = timedelta(seconds=5)
 """Time in which the pods of an ended Job may still be missing from the cache."""
@@ -88,7 +90,7 @@ def _node_lost(attempt: Attempt, now: datetime) -> Ending | None:
     """A pod on a dead node never ends; its peers cannot go on without it."""
     for pod in attempt.pods:
         if pod.disruption and pod.disruption.node_lost and not pod.finished:
-            return _disrupted(attempt, pod, pod.disruption.at or _when(pod, now))
+            return _disrupted(attempt, pod, now)
     return None
 
 
@@ -120,10 +122,10 @@ def _is_echo(cause: Ending) -> bool:
 def _causes(attempt: Attempt, now: datetime) -> Iterator[Ending]:
     for pod in attempt.pods:
         if pod.disruption is not None and pod.disruption.own_doing and pod.phase == "Failed":
-            at, failure = pod.disruption.at or _when(pod, now), _complete(_greedy(pod), attempt)
+            at, failure = _disrupted_at(pod, now), _complete(_greedy(pod), attempt)
             yield Ending("Crashed", at, pod.result, failure, pod)
         elif pod.disruption is not None and (pod.finished or pod.deadline is not None):
-            yield _disrupted(attempt, pod, pod.disruption.at or _when(pod, now))
+            yield _disrupted(attempt, pod, now)
         elif pod.phase == "Failed" and pod.exit_code == ExitCode.PREEMPTED:
             failure = Failure(
                 reason="Preempted", message=f"pod {pod.name} was asked to stop and saved its work"
@@ -166,17 +168,29 @@ def ended_by_us(attempt: Attempt, at: datetime, failure: Failure, kind: EndKind)
     return Ending(kind, at, None, _complete(failure, attempt))
 
 
-def _disrupted(attempt: Attempt, pod: PodFacts, at: datetime) -> Ending:
+def _disrupted(attempt: Attempt, pod: PodFacts, now: datetime) -> Ending:
     disruption = pod.disruption
     detail = f": {disruption.message}" if disruption and disruption.message else ""
     reason = disruption.reason if disruption else "Disrupted"
     failure = Failure(reason=reason, message=f"pod {pod.name} was disrupted{detail}")
+    at = _disrupted_at(pod, now)
     return Ending("Disrupted", at, pod.result, _complete(failure, attempt), pod)
+
+
+def _disrupted_at(pod: PodFacts, now: datetime) -> datetime:
+    """When it was told to go, which a kubelet may have written too."""
+    at = pod.disruption.at if pod.disruption else None
+    return _possible(at, pod, now) if at else _when(pod, now)
 
 
 def _when(pod: PodFacts, now: datetime) -> datetime:
     """When it ended; a pod that the kubelet refused never ran, so the time of its creation."""
-    return pod.finished_at or pod.created_at or now
+    return _possible(pod.finished_at or pod.created_at or now, pod, now)
+
+
+def _possible(at: datetime, pod: PodFacts, now: datetime) -> datetime:
+    """A kubelet's clock may be years off: what ended before it was made, or later, ended now."""
+    return at if (pod.created_at or at) - CLOCK_SLACK <= at <= now + CLOCK_SLACK else now
 
 
 def _told(pod: PodFacts) -> Failure:

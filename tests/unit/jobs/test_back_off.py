@@ -1,5 +1,7 @@
 """When an attempt that ended badly is tried again, and how often."""
 
+from datetime import timedelta
+
 import pytest
 
 from tests.unit.jobs.world import (
@@ -40,6 +42,37 @@ def test_no_restarts_asked_for_means_none() -> None:
     world.end_pod(pods[0], 1)
     world.settle()
     assert world.status["phase"] == "Failed"
+
+
+@pytest.mark.parametrize("off", [timedelta(days=3650), timedelta(days=-3650)])
+def test_back_off_is_kept_on_a_node_whose_clock_is_years_off(off: timedelta) -> None:
+    """Neither for ever nor not at all; and no stage ends in the future."""
+    world, pods = training()
+    world.tick(5)
+    there = world.now
+    world.now += off
+    for pod in pods:
+        world.end_pod(pod, 1)
+    world.now = there
+    world.settle()
+    assert world.decision.requeue_after == pytest.approx(10)
+    assert "glossary-train-2" not in world.names("Job")
+    recover(world, 10)
+    assert "glossary-train-2" in world.names("Job")
+
+
+def test_an_eviction_by_a_kubelet_whose_clock_is_years_off_is_tried_again_at_once() -> None:
+    world, pods = training()
+    world.tick(60)
+    there = world.now
+    world.now += timedelta(days=3650)
+    for pod in pods:
+        world.mark_disrupted(pod, "TerminationByKubelet")
+        world.end_pod(pod, 137)
+    world.now = there
+    world.settle()
+    recover(world, 1)
+    assert "glossary-train-2" in world.names("Job")
 
 
 def preempt(world: World, attempt: int) -> None:
