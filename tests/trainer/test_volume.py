@@ -98,9 +98,69 @@ def test_a_full_volume_is_told_in_words_whoever_finds_it(tmp_path: Path, writer:
     assert told.startswith(f"NoSpaceLeft {int(ExitCode.RETRYABLE)} The volume is full"), told
 
 
-def test_what_is_free_is_told_with_the_file(tmp_path: Path) -> None:
+def test_what_is_free_is_told_with_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", "/elsewhere")
     error = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(tmp_path / "not" / "there"))
     failure, _ = failure_of(error)
     assert failure.file == str(tmp_path / "not" / "there")
     assert " are free" in failure.message
-    assert failure_of(OSError(errno.EIO, "broken"))[0].reason == "InternalError"
+    assert "workspace" in (failure.remedy or "")
+
+
+def test_a_full_disk_of_the_node_is_not_called_the_workspace(tmp_path: Path) -> None:
+    """The pod's /tmp; Python then says that there is no usable temporary directory."""
+    code = (
+        "import os, sys, tempfile\n"
+        "there = sys.argv[1]; os.environ['TMPDIR'] = there; tempfile.tempdir = None\n"
+        "from finetune_trainer.stage import failure_of\n"
+        "def fill():\n    open(f'{there}/file', 'wb', buffering=0).write(b'0' * 2**23)\n"
+        "    open(f'{there}/more', 'wb').write(b'0' * 2**23)\n"
+        "try:\n    fill()\n"
+        "except OSError as error:\n"
+        "    print(failure_of(error)[0].to_wire())\n"
+        "os.chdir(there); tempfile._candidate_tempdir_list = lambda: [there]\n"
+        "try:\n    tempfile.mkdtemp()\n"
+        "except OSError as error:\n"
+        "    print(failure_of(error)[0].to_wire())\n"
+    )
+    told = on_small_volume(tmp_path, code).splitlines()
+    assert len(told) == 2
+    for line in told:
+        assert "'NoSpaceLeft'" in line
+        assert "/tmp" in line
+        assert "workspace" not in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EROFS, os.strerror(errno.EROFS), "/workspace/job/claims"),
+        OSError(errno.EIO, os.strerror(errno.EIO)),
+        OSError(errno.ESTALE, os.strerror(errno.ESTALE)),
+        OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), "/workspace/job"),
+        RuntimeError("Error while serializing: I/O error: Read-only file system (os error 30)"),
+    ],
+)
+def test_a_volume_that_does_not_let_itself_be_used_is_told_as_one(error: Exception) -> None:
+    failure, code = failure_of(error)
+    assert (failure.reason, code) == ("VolumeUnavailable", ExitCode.RETRYABLE)
+    assert failure.remedy
+    assert failure_of(OSError(errno.ENOTCONN, "a socket"))[0].reason == "InternalError"
+
+
+def test_ranks_tell_of_themselves_although_the_disk_of_the_node_is_full(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "there = sys.argv[1]; os.environ['TMPDIR'] = there\n"
+        "try:\n    open(f'{there}/file', 'wb', buffering=0).write(b'0' * 2**23)\n"
+        "    open(f'{there}/more', 'wb').write(b'0' * 2**23)\n"
+        "except OSError:\n    pass\n"
+        "from pathlib import Path\n"
+        "from finetune_trainer.telemetry import RankFile, rank_folder, read_rank_files\n"
+        "with rank_folder() as name:\n    folder = Path(name)\n"
+        "    RankFile(folder, 0).write({'rank': 0, 'step': 1})\n"
+        "    print(read_rank_files(folder))\n"
+    )
+    assert "'step': 1" in on_small_volume(tmp_path, code)

@@ -16,7 +16,7 @@ import sys
 import threading
 import traceback
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,16 @@ TEXT_MAX_BYTES = 2000
 """Of a failure's message: enough for a person, and a status has room for it."""
 NO_SPACE_LEFT = "NoSpaceLeft"
 FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_TEXT = re.compile(
+_FULL_TEXT = (
     rf"{os.strerror(errno.ENOSPC)}|{os.strerror(errno.EDQUOT)}|\d+ requested and \d+ written"
+    "|No usable temporary directory"
+)
+ROOM_OF_A_FILE = 2**16
+"""Bytes; where fewer are free nothing can be written."""
+UNAVAILABLE = (errno.EROFS, errno.EIO, errno.ESTALE)
+_UNAVAILABLE_TEXT = "|".join(
+    # The last one is also said of sockets, which have no name.
+    [*map(os.strerror, UNAVAILABLE), rf"{os.strerror(errno.ENOTCONN)}: '"]
 )
 OUT_OF_MEMORY_REMEDY = (
     "Lower training.microBatchSize or training.maxSequenceLength, turn on "
@@ -106,39 +114,65 @@ def failure_of(error: BaseException) -> tuple[Failure, ExitCode]:
         return failure, ExitCode.USER_ERROR
     if is_full(error):
         return no_space_left(error), ExitCode.RETRYABLE
+    if _is_of_system(error, UNAVAILABLE, _UNAVAILABLE_TEXT):
+        failure = Failure(
+            reason="VolumeUnavailable",
+            message=_plain(f"A volume cannot be used: {str(error).strip()}", 1000),
+            remedy="Look at the volume of the workspace and at its mount on this node.",
+        )
+        return failure, ExitCode.RETRYABLE
     text = _plain(str(error).strip().split("\n", 1)[0], 1000)
     message = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return Failure(reason="InternalError", message=message), ExitCode.RETRYABLE
 
 
-def is_full(error: BaseException | None) -> bool:
-    """Whether a volume, or what a user may write to it, is full.
+def is_full(error: BaseException) -> bool:
+    """Whether a volume, or what a user may write to it, is full."""
+    return _is_of_system(error, FULL, _FULL_TEXT)
+
+
+def _is_of_system(error: BaseException | None, numbers: Sequence[int], text: str) -> bool:
+    """Whether an error, or what caused it, has one of these numbers or a text like this.
 
     Libraries in Rust tell it in words, and numpy only says how much it could not write.
     """
     while error is not None:
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in numbers:
             return True
-        if _FULL_TEXT.search(str(error)):
+        if re.search(text, str(error)):
             return True
         error = error.__cause__
     return False
 
 
-def no_space_left(error: BaseException, needed: int | None = None) -> Failure:
+def no_space_left(error: BaseException) -> Failure:
     """The failure of a full volume, with the file and what is free where that is known."""
-    file = error.filename if isinstance(error, OSError) else None
-    words = ["The volume is full"]
-    if needed is not None:
-        words.append(f"{needed} bytes are needed")
-    if file and (free := free_bytes(Path(os.fsdecode(file)))) is not None:
-        words.append(f"{free} are free")
+    file = os.fsdecode(error.filename) if isinstance(error, OSError) and error.filename else None
+    where, remedy = (
+        "volume",
+        "Enlarge the workspace claim or delete jobs that are no longer needed.",
+    )
+    if _is_temporary(file):
+        where = "node's disk, which is the pod's /tmp,"
+        remedy = "Free disk space on the node; its images, logs and other pods take it too."
+    words = f"The {where} is full"
+    if file and (free := free_bytes(Path(file))) is not None:
+        words += f", {free} are free"
     return Failure(
         reason=NO_SPACE_LEFT,
-        message=_plain(f"{', '.join(words)}: {str(error).strip() or type(error).__name__}", 1000),
-        file=_plain(os.fsdecode(file)) if file else None,
-        remedy="Enlarge the workspace claim or delete jobs that are no longer needed.",
+        message=_plain(f"{words}: {str(error).strip() or type(error).__name__}", 1000),
+        file=file and _plain(file),
+        remedy=remedy,
     )
+
+
+def _is_temporary(file: str | None) -> bool:
+    """Whether it is the pod's /tmp that has no room; what fails to write tells no file."""
+    folder = Path(os.environ.get("TMPDIR", "/tmp"))
+    if file is not None:
+        return Path(file).is_relative_to(folder)
+    free = free_bytes(folder)
+    return free is not None and free < ROOM_OF_A_FILE
 
 
 def free_bytes(path: Path) -> int | None:

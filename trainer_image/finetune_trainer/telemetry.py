@@ -8,6 +8,7 @@ and a reader never sees half of it.
 
 import json
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -187,6 +188,14 @@ class RankFile:
         if force or now - self._last >= self.INTERVAL:
             self._last = now
             write_atomically(self._path, json.dumps(state).encode())
+
+
+def rank_folder() -> "tempfile.TemporaryDirectory[str]":
+    """A folder for them, in memory: a node's full or slow disk must not silence a rank."""
+    memory = Path("/dev/shm")
+    return tempfile.TemporaryDirectory(
+        prefix="ranks-", dir=memory if os.access(memory, os.W_OK) else None
+    )
 
 
 def read_rank_files(folder: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ turns how they ended into one result. The training itself is in `worker`.
 import json
 import os
 import signal
-import tempfile
 import threading
 import time
 from contextlib import nullcontext
@@ -29,7 +28,7 @@ from finetune_trainer.launch import Ranks, read_ahead
 from finetune_trainer.stage import Report, RetryableError, StageError, UserError, run_stage
 from finetune_trainer.startup import BEGAN_ENV, process_began
 from finetune_trainer.stopping import Stop
-from finetune_trainer.telemetry import read_rank_files
+from finetune_trainer.telemetry import rank_folder, read_rank_files
 from finetune_trainer.watchdog import Watchdog, heartbeat_of, stalled
 
 POLL_SECONDS = 0.25
@@ -43,7 +42,7 @@ def train(run: RunConfig, report: Report, stop: Stop) -> StageResult:
     host = run.master_host or "127.0.0.1"
     report.update("starting the ranks", total_steps=run.plan.total_steps)
     threading.Thread(target=read_ahead, args=(run,), daemon=True).start()
-    with tempfile.TemporaryDirectory(prefix="ranks-") as name:
+    with rank_folder() as name:
         folder = Path(name)
         # The history is written by rank 0, so by a child of the first pod.
         tracked = tracking.beside(run, lambda: stop.asked) if node_rank == 0 else nullcontext()
