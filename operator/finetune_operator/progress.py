@@ -1,6 +1,7 @@
 """Progress that a pod tells, as the status shows it. Pure: the engine does the asking."""
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from finetune_api.finetunejob import JobProgress
@@ -105,9 +106,8 @@ def told(progress: Progress) -> str | None:
 
 
 def _silent(progress: Progress) -> str:
-    named = ", ".join(f"rank {each.rank} on host {each.host}" for each in progress.stalled[:4])
-    more = f" and {len(progress.stalled) - 4} more" if progress.stalled[4:] else ""
-    return f"no sign of life from {named}{more} after step {progress.stalled[0].step}"
+    named = few([f"rank {each.rank} on host {each.host}" for each in progress.stalled])
+    return f"no sign of life from {named} after step {progress.stalled[0].step}"
 
 
 def waiting_to_train(plan: TrainPlan) -> JobProgress:
@@ -155,6 +155,12 @@ def trained(facts: TrainFacts, plan: TrainPlan | None, at: str) -> JobProgress:
 def loss_text(loss: float | None) -> str | None:
     """A loss with three decimals."""
     return None if _finite(loss) is None else f"{loss:.3f}"
+
+
+def few(items: Sequence[str], most: int = 4) -> str:
+    """The first of many, as a message has no room for all."""
+    more = f" and {len(items) - most} more" if items[most:] else ""
+    return ", ".join(items[:most]) + more
 
 
 def duration_text(seconds: float | None) -> str | None:

@@ -15,6 +15,7 @@ from finetune_api.run import Failure
 
 from finetune_operator.jobs.ending import Ending, ended_by_us
 from finetune_operator.jobs.observe import Attempt, Observed
+from finetune_operator.progress import few
 
 EXCLUDED_FROM = 2
 """Failures on a node from which on it is avoided."""
@@ -74,7 +75,7 @@ def nowhere_else(
         reason=LIFTED,
         message=(
             f"no room for {attempt.stage} for {PATIENCE.seconds // 60} minutes without "
-            f"{', '.join(avoided)}, which may be used again"
+            f"{few(avoided)}, which may be used again"
         ),
     )
     return ended_by_us(attempt, now, failure, "Disrupted")

@@ -14,11 +14,11 @@ from finetune_operator.jobs.attempts import accept, current, over_by
 from finetune_operator.jobs.conditions import time_text
 from finetune_operator.jobs.ending import Ending
 from finetune_operator.jobs.launch import RECHECK
-from finetune_operator.jobs.observe import Attempt, PodFacts, parse_time, reference
+from finetune_operator.jobs.observe import Attempt, parse_time, reference
 from finetune_operator.jobs.retry import keep_checkpoint, note, noted
 from finetune_operator.jobs.stage import Context, Draft, PodStage
 from finetune_operator.jobs.story import at_step, from_where, waits_for
-from finetune_operator.progress import at_rest
+from finetune_operator.progress import at_rest, few
 
 SUSPENDED = "Suspended"
 
@@ -93,14 +93,16 @@ def _stopped(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> N
             stage=stage.name, reason=SUSPENDED, message=message, attempt=attempt.number
         )
         draft.update(failure=failure)
-    lost = [pod for pod in attempt.pods if not pod.finished and pod.given_up(ctx.now)]
     text = f"suspended; {stage.name} {from_where(draft, stage.name)}"
     draft.update_stage(stage.name, state="Pending", retry_at=None, message=message)
-    _rest(ctx, draft, text + "".join(map(_left_over, lost)))
+    _rest(ctx, draft, text + _left_over(attempt, ctx.now))
 
 
-def _left_over(pod: PodFacts) -> str:
-    return f"; pod {pod.name} on node {pod.node} cannot be ended, look at that node"
+def _left_over(attempt: Attempt, now: datetime) -> str:
+    lost = [pod for pod in attempt.pods if not pod.finished and pod.given_up(now)]
+    named = few([f"pod {pod.name} on node {pod.node}" for pod in lost])
+    where = "those nodes" if lost[1:] else "that node"
+    return f"; {named} cannot be ended, look at {where}" if lost else ""
 
 
 def _rest(ctx: Context, draft: Draft, message: str) -> None:

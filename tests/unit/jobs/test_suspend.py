@@ -243,6 +243,22 @@ def test_a_pod_on_a_dead_node_is_named_and_not_waited_for_after_its_time() -> No
     assert "glossary-train-2" in world.names("Job")
 
 
+def test_a_gang_on_many_dead_nodes_can_be_suspended_too() -> None:
+    """The API server refuses a message that names them all."""
+    training = {"maxSteps": 30, "batchSize": 200, "maxSequenceLength": 128}
+    world = World(job_manifest(training=training, compute={"profile": "cpu", "nodes": 200}))
+    world.run_until("train")
+    world.add_pods("glossary-train-1")
+    world.settle()
+    world.grace = 120
+    world.edit(suspend=True)
+    world.settle()
+    recover(world, 130)
+    assert world.status["phase"] == "Suspended"
+    told = " and 196 more cannot be ended, look at those nodes"
+    assert world.status["message"].endswith(told)
+
+
 def test_suspended_stays_suspended_when_a_late_pod_shows_up() -> None:
     world, pods = suspending()
     stopped(world, pods)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.run import StageResult
 from finetune_operator.decision import (
     ATTEMPT_LABEL,
@@ -196,6 +197,7 @@ class World:
         assert self.objects == before, "a plan must not change what it sees"
         if self.decision.status is not None:
             json.dumps(self.decision.status, allow_nan=False)
+            FineTuneJobStatus.model_validate(self.decision.status)  # as the CRD does
             changed = {**self.job, "status": dict(self.decision.status)}
             self.put(changed)
         for manifest in self.decision.create:
