@@ -23,6 +23,7 @@ from finetune_operator.decision import (
     View,
 )
 from finetune_operator.resources.configmap import IMAGE_ANNOTATION, RUN_FILE
+from finetune_operator.resources.pod import CONTAINER
 
 KILL_SLACK = timedelta(seconds=10)
 """Time after a pod's deadline in which the kubelet reports that it killed it."""
@@ -225,13 +226,14 @@ def reference(job: Manifest) -> ObjectRef:
 
 
 def parse_time(text: object) -> datetime | None:
-    """A time as the API server writes it; None for anything else."""
+    """A time as the API server writes it; None for anything else, also one without a zone."""
     if not isinstance(text, str):
         return None
     try:
-        return datetime.fromisoformat(text)
+        at = datetime.fromisoformat(text)
     except ValueError:
         return None
+    return at if at.tzinfo else None
 
 
 def _grouped(
@@ -306,8 +308,10 @@ def _pod(manifest: Manifest) -> PodFacts:
 
 
 def _container_state(status: Manifest) -> dict[str, Any]:
-    statuses = status.get("containerStatuses") or ()
-    return (statuses[0].get("state") or {}) if statuses else {}
+    """Of our container: a policy of the cluster may have put others beside it."""
+    statuses = status.get("containerStatuses") or [{}]
+    ours = next((each for each in statuses if each.get("name") == CONTAINER), statuses[0])
+    return ours.get("state") or {}
 
 
 def _index(meta: Manifest) -> int:

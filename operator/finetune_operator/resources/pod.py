@@ -25,6 +25,7 @@ from finetune_operator.resources.configmap import RUN_FILE
 from finetune_operator.resources.identity import AttemptIdentity
 
 WORKSPACE_VOLUME = "workspace"
+CONTAINER = "trainer"
 GRACE_SECONDS = 30
 """Time between SIGTERM and SIGKILL where nothing has to be saved."""
 
@@ -109,7 +110,7 @@ def stage_pod_spec(identity: AttemptIdentity, shape: PodShape, settings: Setting
 
 def _container(identity: AttemptIdentity, shape: PodShape, settings: Settings) -> Manifest:
     container: Manifest = {
-        "name": "trainer",
+        "name": CONTAINER,
         "image": settings.trainer_image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["python", "-m", f"finetune_trainer.{identity.stage}"],

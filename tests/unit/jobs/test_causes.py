@@ -138,3 +138,14 @@ def test_an_exit_of_0_with_the_word_of_something_else_is_no_success(wrong: dict[
     world.settle()
     assert world.status["failure"]["reason"] == "NoResult"
     assert world.stage("train")["state"] == "Running"
+
+
+def test_only_our_own_container_tells_how_a_pod_ended() -> None:
+    """A service mesh puts one beside it, and the kubelet sorts them by name."""
+    world, pods = training()
+    proxy = {"name": "istio-proxy", "state": {"terminated": {"exitCode": 0, "message": ""}}}
+    for pod in pods:
+        world.end_pod(pod, 0, result("train"))
+        pod["status"]["containerStatuses"].insert(0, proxy)
+    world.settle()
+    assert world.stage("train")["state"] == "Succeeded"

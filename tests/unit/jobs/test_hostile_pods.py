@@ -1,14 +1,16 @@
-"""Whatever a pod hands over, the plan stands: no traceback, no status that JSON cannot hold."""
+"""Whatever a pod hands over, or somebody writes into the status, the plan stands: no traceback, no
+status that JSON cannot hold."""
 
 import json
 from typing import Any
 
+import pytest
 from finetune_operator.decision import HttpAnswer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.jobs.test_progress import TOLD
-from tests.unit.jobs.world import World, result
+from tests.unit.jobs.world import World, result, training
 
 ODD: list[Any] = [
     None,
@@ -51,3 +53,14 @@ def test_any_termination_message_is_borne(changes: dict[str, Any], tail: str) ->
         world.end_pod(pod, 0, message)
     world.settle()
     assert world.status["phase"] in ("Queued", "Evaluating", "Failed")
+
+
+@pytest.mark.parametrize("time", ["", "soon", "2026-01-05", "12:00:00", "2026-01-05T12:00:00"])
+@pytest.mark.parametrize("suspend", [False, True])
+def test_times_in_the_status_that_are_none_are_borne(time: str, suspend: bool) -> None:
+    world, _ = training()
+    world.job["status"] |= {"startedAt": time, "suspendedAt": time}
+    next(s for s in world.job["status"]["stages"] if s["name"] == "train")["retryAt"] = time
+    world.edit(suspend=suspend, activeDeadlineSeconds=60)
+    world.settle()
+    assert world.status["phase"] == ("Suspended" if suspend else "Training")

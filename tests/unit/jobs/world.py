@@ -305,7 +305,7 @@ class World:
 
     def set_waiting(self, pod: Manifest, reason: str, message: str) -> None:
         state = {"waiting": {"reason": reason, "message": message}}
-        pod["status"] = {"phase": "Pending", "containerStatuses": [{"state": state}]}
+        pod["status"] = {"phase": "Pending", "containerStatuses": [{"name": "trainer", "state": state}]}
 
     def set_unschedulable(self, pod: Manifest, message: str) -> None:
         condition = {
@@ -329,7 +329,7 @@ class World:
         pod["status"] = {
             **pod["status"],
             "phase": "Succeeded" if code == 0 else "Failed",
-            "containerStatuses": [{"state": {"terminated": terminated}}],
+            "containerStatuses": [{"name": "trainer", "state": {"terminated": terminated}}],
         }
 
     def mark_deleted(self, pod: Manifest, grace: int) -> None:
