@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,4 +267,58 @@ def test_job_that_was_passed_over_before_it_publishes_moves_nothing_of_the_other
     assert frozen.finish() == cache / COMMIT[:16]
     assert [(cache / COMMIT[:16]).stat().st_ino] == kept
     assert hub.fetched.count(WEIGHTS) == 1
+    assert left_in(cache) == {COMMIT[:16]}
+
+
+def gathering(hub: Hub, cache: Path) -> snapshot.Snapshot:
+    """A job that has all but the weights."""
+    address = Address("model", "hf://acme/tiny", "main", Credentials({"HF_ENDPOINT": hub.url}))
+    found = open_snapshot(address, Path("/nonexistent"), cache, "second", lambda *_: None)
+    assert isinstance(found, snapshot.Snapshot)
+    found.fetch_small_files()
+    return found
+
+
+def test_model_that_another_job_has_published_just_now_is_used_and_not_replaced(
+    hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever published it reads it already."""
+    final = cache / COMMIT[:16]
+    job = gathering(hub, cache)
+
+    def seal_after_another(folder: Path) -> None:
+        seal(folder)
+        shutil.copytree(folder, final)
+        kept.append((final / WEIGHTS).stat().st_ino)
+
+    kept: list[int] = []
+    monkeypatch.setattr(snapshot, "seal", seal_after_another)
+    assert job.finish() == final
+    assert [(final / WEIGHTS).stat().st_ino] == kept
+    assert left_in(cache) == {COMMIT[:16]}
+
+
+def test_what_was_gathered_may_be_published_while_another_job_wants_to_take_it(
+    hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = cache / COMMIT[:16]
+    job = gathering(hub, cache)
+    gathered = next(cache.glob(".partial-*"))
+
+    def publish_while_it_is_looked_at(folder: Path) -> int:
+        if not final.exists():
+            gathered.rename(final)
+        return 0
+
+    monkeypatch.setattr(snapshot, "bytes_below", publish_while_it_is_looked_at)
+    assert job.finish() == final
+    assert snapshot.find_complete(cache, COMMIT)
+
+
+@pytest.mark.parametrize("mark", [b"", b"{", b"[]", b"{}", b'{"files": {"x": 1}}'])
+def test_snapshot_with_a_broken_mark_is_fetched_again(hub: Hub, cache: Path, mark: bytes) -> None:
+    final = gathering(hub, cache).finish()
+    (final / snapshot.MARK).write_bytes(mark)
+    assert gathering(hub, cache).finish() == final
+    assert snapshot.find_complete(cache, COMMIT) == final
     assert left_in(cache) == {COMMIT[:16]}

@@ -14,6 +14,7 @@ only in a turn of its own, so never one that was just found.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -60,12 +61,17 @@ def folder_name(revision: str) -> str:
 def find_complete(cache: Path, revision: str) -> Path | None:
     """The snapshot of a revision, if it is there and every file still has its size."""
     folder = cache / folder_name(revision)
-    if not (folder / MARK).is_file():
+    try:
+        mark = json.loads((folder / MARK).read_bytes())
+        sizes = {path: entry["bytes"] for path, entry in mark["files"].items()}
+        known = mark["revision"] == revision
+    except FileNotFoundError:
         return None
-    mark = json.loads((folder / MARK).read_bytes())
-    sizes = {path: entry["bytes"] for path, entry in mark["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        log.warning("not used, its mark cannot be read: %s", folder)
+        return None
     whole = all(_size(folder / path) == size for path, size in sizes.items())
-    return folder if whole and mark["revision"] == revision else None
+    return folder if whole and known else None
 
 
 def weights_of(folder: Path) -> list[str]:
@@ -183,7 +189,9 @@ class Snapshot:
         mine = self._cache / f"{PARTIAL}{folder_name(self.revision)}-{lease.token}"
         found = sorted(self._partials(), key=bytes_below)
         if found:
-            found.pop().rename(mine)
+            # Who was passed over may publish it just now; `_publish` finds that.
+            with contextlib.suppress(FileNotFoundError):
+                found.pop().rename(mine)
         mine.mkdir(exist_ok=True)
         for folder in (*found, mine / _BROKEN):
             shutil.rmtree(folder, ignore_errors=True)
@@ -248,6 +256,10 @@ class Snapshot:
 
     def _publish(self, partial: Path) -> Path:
         seal(partial)
+        if folder := use_complete(self._cache, self.revision):
+            # Of somebody who was passed over; others read it by now.
+            shutil.rmtree(partial, ignore_errors=True)
+            return folder
         final = self._cache / folder_name(self.revision)
         if final.exists():  # it is damaged: files vanished or changed their size
             # Into our own folder: whoever was passed over has none, and moves nothing of others.
