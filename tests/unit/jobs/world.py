@@ -305,7 +305,10 @@ class World:
 
     def set_waiting(self, pod: Manifest, reason: str, message: str) -> None:
         state = {"waiting": {"reason": reason, "message": message}}
-        pod["status"] = {"phase": "Pending", "containerStatuses": [{"name": "trainer", "state": state}]}
+        pod["status"] = {
+            "phase": "Pending",
+            "containerStatuses": [{"name": "trainer", "state": state}],
+        }
 
     def set_unschedulable(self, pod: Manifest, message: str) -> None:
         condition = {
