@@ -56,7 +56,14 @@ class Engine:
         self.asks = Asks(self.queue.add)
         self.cache = Cache(self.asks.answers)
         self._intake = Intake(self.cache, self.queue, metrics.handovers, product.farewell)
-        self.sync = Sync(cluster, self.cache, self._intake, metrics, options.namespaces)
+        self.sync = Sync(
+            cluster,
+            self.cache,
+            self._intake,
+            metrics,
+            options.namespaces,
+            lease_namespace=options.lease_namespace,
+        )
         self._reconciler = Reconciler(
             cluster,
             self.cache,
@@ -125,7 +132,7 @@ class Engine:
                 await asyncio.sleep(WATCH_RETRY)
 
     async def _watch(self, kinds: tuple[Resource, ...], started: Callable[[], None]) -> None:
-        """Watch, and start anew when a watch fails or the optional kinds come or go."""
+        """Watch, and start anew when a watch fails, or optional kinds or namespaces come or go."""
         while True:
             tasks = [
                 asyncio.create_task(each)
@@ -157,7 +164,7 @@ class Engine:
             await watch(
                 self._cluster,
                 kinds,
-                self._options.namespaces,
+                self.sync.namespaces,
                 self._intake,
                 self.sync.request,
                 started,
@@ -168,12 +175,15 @@ class Engine:
             await asyncio.sleep(WATCH_RETRY)
 
     async def _other_kinds(self, kinds: tuple[Resource, ...]) -> None:
-        """Return once other optional kinds are served than those that are watched."""
+        """Return once there are other kinds or namespaces to watch than those that are watched."""
         while True:
             await asyncio.sleep(DISCOVERY_PERIOD)
             served = await self._served()
             if served != kinds:
                 log.info("now served: %s", ", ".join(each.kind for each in served))
+                return
+            if namespace := await self.sync.readmitted(kinds):
+                log.info("namespace %s lets us in", namespace)
                 return
 
     def _echoed(self) -> None:

@@ -3,6 +3,9 @@
 No reconcile acts before the first list of every kind is complete. Later lists exist because a
 watch that had to start anew does not say what was deleted meanwhile. They run every few minutes,
 and at once when there is a sign that a watch was interrupted.
+
+Where namespaces are named, one that refuses us must not stop the others: a namespace that was
+deleted took our Role with it. It is left out, and taken in again when it lets us.
 """
 
 import asyncio
@@ -11,7 +14,7 @@ import random
 from collections.abc import Iterable, Sequence
 
 from finetune_operator.cache import Cache
-from finetune_operator.cluster import Cluster, ClusterError, NotFound
+from finetune_operator.cluster import Cluster, ClusterError, Forbidden, NotFound
 from finetune_operator.intake import Intake
 from finetune_operator.kinds import WATCHED, Resource
 from finetune_operator.metrics import Metrics
@@ -35,13 +38,17 @@ class Sync:
         metrics: Metrics,
         namespaces: Sequence[str] = (),
         kinds: Sequence[Resource] = WATCHED,
+        lease_namespace: str = "",
     ) -> None:
         self._cluster = cluster
         self._cache = cache
         self._intake = intake
         self._metrics = metrics
-        self._namespaces = tuple(namespaces)
+        self._served = tuple(namespaces)
+        self._lease_namespace = lease_namespace
         self._kinds = tuple(kinds)
+        self.namespaces = self._served
+        """Those of the served namespaces that let us in; empty when all of a cluster are served."""
         self._wanted = asyncio.Event()
 
     async def served(self) -> tuple[Resource, ...]:
@@ -54,32 +61,60 @@ class Sync:
 
     async def first(self, kinds: Iterable[Resource]) -> None:
         """List every kind, however long the API server or the CRDs take to appear."""
+        self.namespaces = self._served
         for each in kinds:
-            while True:
-                try:
-                    await self.list(each)
-                    break
-                except NotFound:
-                    log.error(
-                        "the API server has no %s.%s; install the CRDs of the chart",
-                        each.plural,
-                        each.group,
-                    )
-                except ClusterError as error:
-                    log.error("cannot list %s: %s", each.plural, error)
-                await asyncio.sleep(RETRY)
+            for namespace in self._spaces(each):
+                await self._insist(each, namespace)
         self._cache.now_serves(frozenset((each.group, each.kind) for each in kinds))
+
+    async def _insist(self, of: Resource, namespace: str) -> None:
+        while True:
+            try:
+                await self._list(of, namespace)
+                return
+            except NotFound:
+                log.error(
+                    "the API server has no %s.%s; install the CRDs of the chart",
+                    of.plural,
+                    of.group,
+                )
+            except Forbidden as error:
+                if namespace not in ("", self._lease_namespace):
+                    self.namespaces = tuple(n for n in self.namespaces if n != namespace)
+                    log.error("namespace %s is left out until it lets us in: %s", namespace, error)
+                    return
+                log.error("cannot list %s: %s", of.plural, error)
+            except ClusterError as error:
+                log.error("cannot list %s: %s", of.plural, error)
+            await asyncio.sleep(RETRY)
+
+    async def readmitted(self, kinds: Iterable[Resource]) -> str | None:
+        """A namespace that was left out and lets us list every kind by now."""
+        for namespace in self._served:
+            if namespace in self.namespaces:
+                continue
+            try:
+                for each in kinds:
+                    if each.namespaced:
+                        await self._cluster.list(each, namespace)
+            except ClusterError:
+                continue
+            return namespace
+        return None
 
     async def list(self, of: Resource) -> int:
         """List a kind and correct the cache; how many objects differed."""
-        spaces = self._namespaces if of.namespaced and self._namespaces else ("",)
-        differed = 0
-        for namespace in spaces:
-            items, version = await self._cluster.list(of, namespace)
-            differed += sum([self._intake.changed(item) for item in items])
-            listed = {item["metadata"]["uid"] for item in items}
-            for gone in self._cache.absent(of.kind, namespace or None, listed, version):
-                differed += self._intake.removed(gone)
+        return sum([await self._list(of, namespace) for namespace in self._spaces(of)])
+
+    def _spaces(self, of: Resource) -> Sequence[str]:
+        return self.namespaces if of.namespaced and self._served else ("",)
+
+    async def _list(self, of: Resource, namespace: str) -> int:
+        items, version = await self._cluster.list(of, namespace)
+        differed = sum([self._intake.changed(item) for item in items])
+        listed = {item["metadata"]["uid"] for item in items}
+        for gone in self._cache.absent(of.kind, namespace or None, listed, version):
+            differed += self._intake.removed(gone)
         return differed
 
     def request(self) -> None:

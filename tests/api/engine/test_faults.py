@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from finetune_operator import engine
 from finetune_operator.clock import ServerClock
 from finetune_operator.cluster import Cluster
 from finetune_operator.decision import Decision, Key, ObjectRef, View
@@ -216,6 +217,39 @@ async def test_an_expired_watch_is_begun_anew(
     assert expired
     assert "Traceback" not in log.getvalue()
     print(f"\n{len(expired)} watches cut off and expired: news again after {took:.1f} s")
+
+
+async def test_a_namespace_that_refuses_us_does_not_stop_the_others(
+    gateway: Gateway,
+    api: Api,
+    namespace: str,
+    log: io.StringIO,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one does that was deleted with our Role in it."""
+    monkeypatch.setattr(engine, "DISCOVERY_PERIOD", 1.0)
+    other = f"{namespace}-other"
+    api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": other}})
+
+    def refuse(request: web.BaseRequest) -> Fault | None:
+        return status(403, "Forbidden") if f"/namespaces/{other}/" in request.path else None
+
+    gateway.choose = refuse
+    async with running(gateway.kubeconfig, Health(), namespace, f"{namespace},{other}"):
+        for name in (namespace, other):
+            api.create(toy.finetune_job(name, "first"))
+        await until("the one is worked on", prepared(api, "first", namespace))
+        assert not prepared(api, "first", other)()
+
+        gateway.choose = lambda _request: None
+        await until("so is the other", prepared(api, "first", other))
+
+        gateway.choose = refuse
+        assert gateway.drop() > 0, "the watches end, and one is refused"
+        api.create(toy.finetune_job(namespace, "second"))
+        await until("the one goes on", prepared(api, "second", namespace))
+    assert f"namespace {other} is left out" in log.getvalue()
+    assert "Traceback" not in log.getvalue()
 
 
 async def test_jobs_are_carried_out_when_a_fifth_of_all_requests_fail(

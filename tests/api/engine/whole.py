@@ -34,7 +34,7 @@ async def running(
 ) -> AsyncIterator[Engine]:
     """An engine with the tiny product that leads for as long as the context lasts."""
     flags = ["--trainer-image=a", "--serving-image=b", f"--lease-name={lease}"]
-    flags += [f"--namespace={namespace}"] if namespace else []
+    flags += [f"--namespace={each}" for each in namespace.split(",") if each]
     options = parse([*flags, f"--kubeconfig={kubeconfig}"], {"POD_NAMESPACE": "default"})
     cluster = await Cluster.connect(str(kubeconfig), clock)
     election = Election(cluster, "default", lease, options.identity, PATIENT)
