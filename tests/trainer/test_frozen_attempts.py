@@ -22,7 +22,7 @@ from tests.trainer import pool
 from tests.trainer.jobs import losses, make_run, write_data
 from tests.trainer.kills import STEPS, Doom, Runs
 from tests.trainer.test_heartbeat import until
-from tests.trainer.test_train import Stage
+from tests.trainer.test_train import Stage, child_named
 from tests.trainer.tiny import tiny_model
 
 
@@ -210,13 +210,17 @@ def test_a_checkpoint_that_must_be_written_fails_in_words(tmp_path: Path) -> Non
     assert " bytes and the volume has " in result.failure.message
 
 
-def test_a_stop_before_the_first_step_ends_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("of", ["the pod", "one rank"])
+def test_a_stop_before_the_first_step_ends_at_once(tmp_path: Path, of: str) -> None:
     """While libraries are imported: that takes seconds, and loading a tiny model does not."""
     model = tiny_model(tmp_path / "models" / "tiny")
     write_data(tmp_path / "job" / "data", model)
     stage = Stage(tmp_path / "a", make_run(tmp_path, model, strategy="DDP", steps=100000))
     stage.wait_for(lambda told: told.message == "importing libraries")
-    stage.process.send_signal(signal.SIGTERM)
+    pid = stage.process.pid
+    if of == "one rank":
+        pid = child_named("finetune_trainer.worker", pid)
+    os.kill(pid, signal.SIGTERM)
     code, result = stage.end()
     assert (code, result.outcome) == (ExitCode.PREEMPTED, "Preempted"), stage.text()[-3000:]
     assert not list((tmp_path / "job").glob("checkpoints/*/*"))

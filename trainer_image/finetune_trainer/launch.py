@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from finetune_api.run import RENDEZVOUS_PORT, RunConfig, TrainPlan
+from finetune_api.run import RENDEZVOUS_PORT, ExitCode, RunConfig, TrainPlan
 
 from finetune_trainer.stage import RetryableError
 from finetune_trainer.telemetry import RANK_FOLDER_ENV
@@ -59,10 +59,14 @@ class Ranks:
             for local in range(each)
         ]
         self._kill_at: float | None = None
+        self.left = False
+        """Whether one was asked to end, by somebody else, before it had anything to save."""
 
     def poll(self) -> int | None:
         """None while a rank runs; when one fails the others are ended. The exit code then."""
         codes = [rank.poll() for rank in self._ranks]
+        if self._kill_at is None:
+            self.left = {code for code in codes if code} == {ExitCode.PREEMPTED}
         lost_store = self._store is not None and self._store.poll() is not None
         if None not in codes:
             self._end_store()

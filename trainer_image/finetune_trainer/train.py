@@ -46,14 +46,18 @@ def train(run: RunConfig, report: Report, stop: Stop) -> StageResult:
         folder = Path(name)
         # The history is written by rank 0, so by a child of the first pod.
         tracked = tracking.beside(run, lambda: stop.asked) if node_rank == 0 else nullcontext()
+        left = False
         if not stop.asked:
             with tracked:
-                follow(Ranks(run.plan, host, node_rank, folder), folder, report, stop)
-        return ending(run, folder, node_rank, stop.asked, report.snapshot().stalled)
+                left = follow(Ranks(run.plan, host, node_rank, folder), folder, report, stop)
+        return ending(run, folder, node_rank, stop.asked or left, report.snapshot().stalled)
 
 
-def follow(processes: Ranks, folder: Path, report: Report, stop: Stop) -> None:
-    """Report what the ranks tell until they have ended, and end those that no longer live."""
+def follow(processes: Ranks, folder: Path, report: Report, stop: Stop) -> bool:
+    """Report what the ranks tell until they have ended, and end those that no longer live.
+
+    Returns whether one was asked to end, and not by this process, before it had anything to save.
+    """
     signalled: set[int] = set()
     lost: list[RankProgress] = []
     dog = Watchdog()
@@ -72,6 +76,7 @@ def follow(processes: Ranks, folder: Path, report: Report, stop: Stop) -> None:
         time.sleep(POLL_SECONDS)
     report.watch(None)
     aggregate(read_rank_files(folder), report, report.snapshot().stalled)
+    return processes.left
 
 
 def pass_on_stop(ranks: list[dict[str, Any]], signalled: set[int]) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.run import RUN_CONFIG_PATH, RunConfig, TrainFacts
+from finetune_api.run import RUN_CONFIG_PATH, ExitCode, RunConfig, TrainFacts
 
 from finetune_trainer.fencing import Attempt, fenced
 from finetune_trainer.heartbeat import Heartbeat, collective_timeout
@@ -206,7 +206,7 @@ def tell_failure(path: Path, at: float, error: BaseException) -> None:
 def leave() -> None:
     """End a rank that has nothing to save; the first process of the pod knows why."""
     log.info("asked to stop before the first step")
-    os._exit(0)
+    os._exit(ExitCode.PREEMPTED)
 
 
 def main() -> None:
