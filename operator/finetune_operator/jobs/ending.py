@@ -27,6 +27,8 @@ PEER_PATIENCE = timedelta(seconds=30)
 CLOCK_SLACK = timedelta(minutes=1)
 """Difference up to which times of kubelets are taken as they are, to know what came first."""
 JOB_DELETED = "JobDeleted"
+REFUSED = "RefusedByNode"
+"""Reason of a pod that was scheduled and never ran, as for a device that its node does not have."""
 CACHE_SLACK = timedelta(seconds=5)
 """Time in which the pods of an ended Job may still be missing from the cache."""
 
@@ -225,6 +227,12 @@ def _plain(pod: PodFacts) -> Failure:
             reason="OutOfHostMemory",
             message=f"pod {pod.name} was killed for using more host memory than it may",
             remedy="raise hostMemoryPerDevice in the AcceleratorProfile",
+        )
+    if pod.refusal:
+        return Failure(
+            reason=REFUSED,
+            message=f"node {pod.node} did not run pod {pod.name}: {pod.refusal[:1024]}",
+            remedy=f"kubectl describe node {pod.node}",
         )
     code = "no exit code" if pod.exit_code is None else f"exit code {pod.exit_code}"
     return Failure(

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from finetune_api.jobstatus import NodeFailures
 from finetune_api.run import Failure
 
-from finetune_operator.jobs.ending import Ending, ended_by_us
+from finetune_operator.jobs.ending import REFUSED, Ending, ended_by_us
 from finetune_operator.jobs.observe import Attempt, Observed
 from finetune_operator.progress import few
 
@@ -25,7 +25,7 @@ MOST_NODES = 64
 """As many as the status has room for."""
 RANK_STALLED = "RankStalled"
 LIFTED = "ExclusionLifted"
-NODE_REASONS = frozenset({"Crashed", "RankFailed", "NoDevice", "InternalError"})
+NODE_REASONS = frozenset({"Crashed", "RankFailed", "NoDevice", "InternalError", REFUSED})
 """Reasons of crashes that a node can cause. Memory, disk, data, peers and names are not its own."""
 _ON_HOST = re.compile(r"on host ([a-z0-9.-]*[a-z0-9])")
 

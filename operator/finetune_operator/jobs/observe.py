@@ -79,6 +79,8 @@ class PodFacts:
     exit_reason: str | None
     """Reason that the kubelet gives, such as Error or OOMKilled."""
     finished_at: datetime | None
+    refusal: str
+    """Why the kubelet did not run it; empty where it did, or gave no reason."""
     result: StageResult | None
     disruption: Disruption | None
     deleted_at: datetime | None
@@ -296,6 +298,7 @@ def _pod(manifest: Manifest) -> PodFacts:
         exit_code=terminated.get("exitCode"),
         exit_reason=terminated.get("reason"),
         finished_at=parse_time(terminated.get("finishedAt")),
+        refusal=_refusal(status),
         result=_result(terminated.get("message")),
         disruption=_disruption(status),
         deleted_at=deadline - _grace(meta) if deadline else None,
@@ -343,6 +346,12 @@ def _disruption(status: Manifest) -> Disruption | None:
         at = parse_time(terminated.get("finishedAt"))
         return Disruption("NodeRestarted", "its node started anew", at)
     return None
+
+
+def _refusal(status: Manifest) -> str:
+    if status.get("phase") != "Failed" or _container_state(status).get("terminated"):
+        return ""
+    return ": ".join(str(part) for part in (status.get("reason"), status.get("message")) if part)
 
 
 def _result(message: object) -> StageResult | None:

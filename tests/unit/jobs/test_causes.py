@@ -100,9 +100,14 @@ def test_crash_is_not_held_up_by_peers_that_hang() -> None:
 def test_pod_that_the_kubelet_refused_is_tried_again() -> None:
     """It has no container status, so no time and no exit code."""
     world, pods = training()
-    pods[0]["status"] = {"phase": "Failed", "reason": "UnexpectedAdmissionError"}
+    why = {"reason": "UnexpectedAdmissionError", "message": "no healthy devices present"}
+    pods[0]["status"] = {"phase": "Failed", **why}
     world.settle()
     assert world.status["restarts"] == 1
+    failure = world.status["failure"]
+    assert failure["reason"] == "RefusedByNode"
+    assert failure["message"].endswith(": UnexpectedAdmissionError: no healthy devices present")
+    assert failure["remedy"] == "kubectl describe node node1"
     recover(world, 10)
     assert world.stage("train")["attempt"] == 2
 

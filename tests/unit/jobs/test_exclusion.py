@@ -28,6 +28,10 @@ BLAME = {
         lambda w, p: w.end_pod(p, 75, failed("train", "RankFailed")),
         "node2",
     ),
+    "a pod that its kubelet refused": (
+        lambda w, p: evict("UnexpectedAdmissionError", "no healthy devices present", w, p),
+        "node2",
+    ),
     "no device": (lambda w, p: w.end_pod(p, 75, failed("train", "NoDevice")), "node2"),
     "an error that nobody foresaw": (
         lambda w, p: w.end_pod(p, 75, failed("train", "InternalError")),
