@@ -145,9 +145,7 @@ def _adder(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> Calla
         value = environ.get(variable)
         if value:
             try:
-                default = (
-                    [check(each) for each in value.split(",") if each] if many else check(value)
-                )
+                default = [check(each) for each in value.split(",")] if many else check(value)
             except argparse.ArgumentTypeError as error:
                 parser.error(f"{variable}: {error}")
             if choices and default not in choices:
@@ -187,13 +185,13 @@ def _text(value: str) -> str:
 
 
 def _name(value: str) -> str:
-    if not re.match(DNS_LABEL_PATTERN, value) or len(value) > 63:
+    if not re.fullmatch(DNS_LABEL_PATTERN, value) or len(value) > 63:
         raise argparse.ArgumentTypeError(f"{value!r} is not a name of a Kubernetes object")
     return value
 
 
 def _quantity(value: str) -> str:
-    if not re.match(QUANTITY_PATTERN, value):
+    if not re.fullmatch(QUANTITY_PATTERN, value):
         raise argparse.ArgumentTypeError(f"{value!r} is not a quantity such as 100Gi")
     return value
 

@@ -43,6 +43,8 @@ def test_the_lease_is_beside_the_pod_when_all_namespaces_are_served() -> None:
         (IMAGES, {"FINETUNE_LOG_FORMAT": "xml"}, "'xml' is not one of json, text"),
         (IMAGES, {"FINETUNE_WORKERS": "many"}, "FINETUNE_WORKERS: 'many' is not a whole number"),
         ([*IMAGES, "--namespace", "Team_A"], {}, "'Team_A' is not a name"),
+        ([*IMAGES, "--namespace", "a\n"], {}, "'a\\n' is not a name"),
+        (IMAGES, {"FINETUNE_NAMESPACE": ","}, "FINETUNE_NAMESPACE: '' is not a name"),
         ([*IMAGES, "--workspace-size", "big"], {}, "'big' is not a quantity"),
         ([*IMAGES, "--model-retention-days", "-1"], {}, "'-1' is not a whole number from 0"),
         ([*IMAGES, "--no-such-flag"], {}, "--no-such-flag"),
