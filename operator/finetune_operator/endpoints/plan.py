@@ -27,6 +27,7 @@ from finetune_operator.endpoints.observe import (
     number_of,
     observe,
     parse_time,
+    read_status,
 )
 from finetune_operator.endpoints.revisions import Choice, choose, serve
 from finetune_operator.jobs.workspace import RECHECK as JANITOR_RECHECK
@@ -90,7 +91,7 @@ def refused_endpoint(
     endpoint: Manifest, why: EventRecord, now: datetime
 ) -> Mapping[str, Any] | None:
     """The status of an endpoint for which the API server refuses a write."""
-    old = _read_status(endpoint)
+    old = read_status(endpoint)
     return _told(endpoint, old, Obstacle(why.reason, why.message), now).to_wire()
 
 
@@ -98,16 +99,9 @@ def _unreadable(endpoint: Manifest, error: ValidationError, now: datetime) -> De
     first = error.errors()[0]
     field = ".".join(str(each) for each in first["loc"])
     why = Obstacle("InvalidSpec", f"spec.{field}: {first['msg']}; correct it and apply again")
-    old = _read_status(endpoint)
+    old = read_status(endpoint)
     new = _told(endpoint, old, why, now)
     return Decision(status=new.to_wire(), events=status.events(old, new))
-
-
-def _read_status(endpoint: Manifest) -> ModelEndpointStatus:
-    try:
-        return ModelEndpointStatus.model_validate(endpoint.get("status") or {})
-    except ValidationError:
-        return ModelEndpointStatus()
 
 
 def _told(

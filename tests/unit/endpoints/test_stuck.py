@@ -323,6 +323,20 @@ def test_spec_that_cannot_be_read_is_told_and_nothing_is_touched() -> None:
     assert world.status["activeRevision"] == 1
 
 
+def test_status_that_cannot_be_read_is_told_anew_and_nothing_is_touched() -> None:
+    world = World()
+    world.rolled_out()
+    before, told = world.status, len(world.events)
+    odd = {**before["revisions"][0], "state": "Mirrored"}
+    world.change("ModelEndpoint", NAME, {"status": {"revisions": [odd]}})
+    writes = world.writes
+    world.settle()
+    assert world.writes == writes + 1
+    assert (world.status["phase"], world.states()) == ("Ready", {1: "Active"})
+    assert world.condition("Stalled") == ("False", "Clear")
+    assert "InvalidSpec" not in [each.reason for each in world.events[told:]]
+
+
 def test_stall_is_an_event_once() -> None:
     world = World(endpoint(profile="h100"))
     world.settle()
