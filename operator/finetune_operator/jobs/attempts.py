@@ -106,8 +106,7 @@ def watch(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> Endi
     if stage.name == "prepare":
         claims += user_claims(ctx.spec, ctx.settings.workspace_claim)
     draft.stall = attempt_stall(attempt, ctx.view, ctx.namespace, claims, ctx.now)
-    if attempt.config is None:
-        restore(ctx, draft, stage, attempt)
+    restore(ctx, draft, stage, attempt)
     plan, progress = draft.status.plan, draft.status.progress
     if stage.name == "train" and plan and not (progress and progress.stage == "train"):
         draft.update(progress=waiting_to_train(plan))

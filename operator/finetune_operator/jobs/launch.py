@@ -52,14 +52,17 @@ def launch(ctx: Context, draft: Draft, stage: PodStage, number: int) -> None:
     # With the same write the spec is frozen, before anything is made of it.
     draft.update(started_at=draft.status.started_at or time_text(ctx.now))
     draft.update_stage(stage.name, retry_at=None)
-    if ctx.view.get("PersistentVolumeClaim", ctx.namespace, ctx.settings.workspace_claim) is None:
-        draft.create.append(workspace_claim(ctx.namespace, ctx.settings))
+    _claim(ctx, draft)
     draft.create.extend(child for child in children if _cached(ctx, child) is None)
     draft.update(message=starting(draft, stage.name, number))
 
 
 def restore(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> None:
-    """Without its ConfigMap or Service a pod that has not started never will."""
+    """Without the claim, its ConfigMap or its Service a pod that has not started never will."""
+    _claim(ctx, draft)
+    given, name = attempt.config, child_name(ctx.name, stage.name, attempt.number)
+    if given and (not given.master_host or ctx.view.get("Service", ctx.namespace, name)):
+        return
     config = _config(ctx, draft, stage, attempt.number)
     if isinstance(config, Stall | Failure):
         return
@@ -67,6 +70,11 @@ def restore(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> No
     if isinstance(children, Stall):
         return
     draft.create.extend(child for child in children[:-1] if _cached(ctx, child) is None)
+
+
+def _claim(ctx: Context, draft: Draft) -> None:
+    if ctx.view.get("PersistentVolumeClaim", ctx.namespace, ctx.settings.workspace_claim) is None:
+        draft.create.append(workspace_claim(ctx.namespace, ctx.settings))
 
 
 def _config(

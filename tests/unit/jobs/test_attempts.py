@@ -168,6 +168,19 @@ def test_configmap_and_service_lost_while_it_waits_are_made_again() -> None:
     assert world.stage("train")["attempt"] == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("Service", "glossary-train-1"), ("PersistentVolumeClaim", "finetune-workspace")],
+)
+def test_what_pods_wait_for_is_made_again_when_it_was_deleted_by_hand(kind: str, name: str) -> None:
+    world = World()
+    world.run_until("train")
+    world.add_pods("glossary-train-1", "Pending")
+    del world.objects[kind, NAMESPACE, name]
+    world.settle()
+    assert name in world.names(kind)
+
+
 def test_name_held_by_the_remains_of_an_earlier_job_is_waited_for() -> None:
     world = World()
     meta = {
