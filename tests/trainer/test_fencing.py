@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import sys
 import time
@@ -156,6 +157,28 @@ def test_an_attempt_that_fails_because_it_was_replaced_says_so(tmp_path: Path) -
     with pytest.raises(RetryableError) as caught:
         fail()
     assert caught.value.failure.reason == "Fenced"
+
+
+def test_a_workspace_that_has_gone_is_not_taken_for_a_later_attempt(tmp_path: Path) -> None:
+    job = tmp_path / "job"
+    attempt = Attempt(job, 1)
+    attempt.claim()
+    shutil.rmtree(job)
+    with pytest.raises(RetryableError) as caught:
+        attempt.publish_file(job / "report.json", b"{}")
+    assert caught.value.failure.reason == "VolumeUnavailable"
+    assert caught.value.failure.file == str(job)
+
+
+def test_names_that_are_no_attempts_fence_nobody(tmp_path: Path) -> None:
+    attempt = Attempt(tmp_path, 1)
+    attempt.claim()
+    for name in ("²", "٣", "2.bak", "-5", "evaluate-²"):
+        (tmp_path / "claims" / name).touch()
+    (tmp_path / ".train-²").mkdir()
+    attempt.require_newest()
+    Attempt(tmp_path, 2).claim()
+    assert (tmp_path / ".train-²").is_dir()
 
 
 def test_one_of_many_claims_an_attempt(tmp_path: Path) -> None:

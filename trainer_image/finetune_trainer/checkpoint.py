@@ -21,7 +21,7 @@ from torch import distributed as dist
 
 from finetune_trainer import shards, waiting
 from finetune_trainer.durable import seal, sha256_of, sync
-from finetune_trainer.fencing import Attempt
+from finetune_trainer.fencing import Attempt, is_number
 from finetune_trainer.shards import NO_PARTS, Parts
 from finetune_trainer.strategies import Engine
 
@@ -93,9 +93,8 @@ def candidates(job: Path, attempt: int) -> list[Candidate]:
 def _writers(job: Path, attempt: int) -> Iterator[tuple[int, Path]]:
     """Numbers and folders of the attempts up to this one; what else lies there is not ours."""
     for folder in (job / "checkpoints").glob("*"):
-        name = folder.name
-        if name.isascii() and name.isdecimal() and int(name) <= attempt:
-            yield int(name), folder
+        if is_number(folder.name) and int(folder.name) <= attempt:
+            yield int(folder.name), folder
 
 
 def _read_marker(path: Path) -> dict[str, Any] | None:

@@ -47,9 +47,8 @@ class Attempt:
         Raises RetryableError when a process of this attempt was here before: it may still run, and
         two processes of one attempt could not be told apart.
         """
-        claims = self.job / "claims"
-        claims.mkdir(parents=True, exist_ok=True)
-        path = claims / f"{self._prefix}{self.number}"
+        path = self._claim
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             # Exclusive creation is one step on the server, also over NFS from version 3 on.
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
@@ -68,7 +67,7 @@ class Attempt:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        sync(claims)
+        sync(path.parent)
         self.scratch.mkdir(parents=True, exist_ok=True)
         self._take_over()
 
@@ -93,6 +92,13 @@ class Attempt:
             if self.scratch.is_dir():
                 raise
             self.require_newest()
+            if not self._claim.exists():
+                raise RetryableError(
+                    "VolumeUnavailable",
+                    "The job's folder is not there any more.",
+                    "Look at the volume of the workspace.",
+                    file=str(self.job),
+                ) from None
             raise fenced(f"A later attempt has taken over from attempt {self.number}.") from None
 
     def publish(self, finished: Path, target: Path) -> None:
@@ -138,21 +144,30 @@ class Attempt:
             raise fenced(f"Attempt {later} has taken over from attempt {self.number}.") from error
 
     @property
+    def _claim(self) -> Path:
+        return self.job / "claims" / f"{self._prefix}{self.number}"
+
+    @property
     def _prefix(self) -> str:
         return "" if self.stage == "train" else f"{self.stage}-"
 
     def _is_ours(self, name: str) -> bool:
-        return name.startswith(self._prefix) and name.removeprefix(self._prefix).isdigit()
+        return name.startswith(self._prefix) and is_number(name.removeprefix(self._prefix))
 
     def _take_over(self) -> None:
         for other in self.scratch.parent.glob(f".{self.stage}-*"):
             number = other.name.removeprefix(f".{self.stage}-")
-            if number.isdigit() and int(number) < self.number:
+            if is_number(number) and int(number) < self.number:
                 taken = self.scratch / f"taken-{number}"
                 # It may have ended, and removed its folder itself, just now.
                 with contextlib.suppress(FileNotFoundError):
                     other.rename(taken)
                     discard(taken)
+
+
+def is_number(name: str) -> bool:
+    """Whether this is an attempt's number, and nothing that somebody else put there."""
+    return name.isascii() and name.isdecimal()
 
 
 def fenced(message: str) -> RetryableError:
