@@ -105,11 +105,14 @@ def _finish(draft: Draft, now: datetime) -> None:
 
 
 def _read_status(job: Manifest) -> FineTuneJobStatus:
-    """The status as last written; one that cannot be read is derived anew from the children."""
+    """The status as last written; what of it cannot be read is derived anew from the children."""
+    status = dict(job.get("status") or {})
     try:
-        return FineTuneJobStatus.model_validate(job.get("status") or {})
-    except ValidationError:
-        return FineTuneJobStatus()
+        return FineTuneJobStatus.model_validate(status)
+    except ValidationError as error:
+        for each in error.errors():
+            status.pop(str(each["loc"][0]), None)
+    return FineTuneJobStatus.model_validate(status)
 
 
 def _stages(status: FineTuneJobStatus, spec: FineTuneJobSpec) -> list[StageStatus]:

@@ -104,3 +104,25 @@ def test_an_attempt_whose_configmap_alone_was_made_gets_the_image_named_in_it() 
     world.settings = replace(SETTINGS, trainer_image=NEW)
     world.settle()
     assert image_of(world, "glossary-prepare-1") == OLD
+
+
+def test_what_another_version_wrote_and_cannot_be_read_costs_nothing_else() -> None:
+    world = World()
+    world.run_until("train")
+    world.settle()
+    world.add_pods("glossary-train-1")
+    world.settle()
+    before = world.status
+    for pod in world.pods("glossary-prepare-1"):
+        world.remove_pod(pod)
+    world.objects.pop(("Job", NAMESPACE, "glossary-prepare-1"))
+    odd = {**before, "suspendedSeconds": "a day"}
+    world.put({**world.job, "status": odd})
+
+    world.settle()
+
+    after = world.status
+    assert after["suspendedSeconds"] == 0
+    for field in ("startedAt", "plan", "stages", "phase"):
+        assert after[field] == before[field]
+    assert "glossary-prepare-1" not in world.names("Job"), "what is done is not done again"
