@@ -6,7 +6,9 @@ resumed under every strategy is shown by test_resume and test_strategies.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -248,6 +250,38 @@ def test_what_follows_a_broken_checkpoint_is_kept_although_its_step_is_lower(
     tmp_path: Path,
 ) -> None:
     pool.run(alone, shadowed, tmp_path, world=1, folder=tmp_path / "logs")
+
+
+def unreadable(job: Path) -> None:
+    """A bad block is met by the one rank that reads the file, and not by the others."""
+    rank = Rank(job, 64, keepLast=2)
+    for step in (1, 2):
+        rank.step(step)
+        rank.saver.save(Position(step))
+        rank.saver.finish()
+    rank.saver.close()
+    readable, bad = checkpoint.sha256_of, {"step-00000002"}
+
+    def read(path: Path) -> str:
+        if path.parent.name in bad and path.name == "rank-00001.safetensors":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return readable(path)
+
+    checkpoint.sha256_of = read
+    later = Rank(job, 64, attempt=2)
+    assert later.resume().step == 1
+    # Where nothing else is left, the volume may be well again for the next attempt.
+    bad.add("step-00000001")
+    with pytest.raises(RetryableError) as caught:
+        later.resume()
+    assert caught.value.failure.reason == "VolumeUnavailable"
+    later.saver.close()
+
+
+def test_a_checkpoint_with_an_unreadable_file_is_passed_over_where_there_is_an_older_one(
+    tmp_path: Path,
+) -> None:
+    pool.run(alone, unreadable, tmp_path, world=2, folder=tmp_path / "logs")
 
 
 def littered(job: Path) -> None:

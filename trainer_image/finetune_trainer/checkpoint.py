@@ -9,6 +9,7 @@ calls it.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import re
@@ -23,12 +24,15 @@ from finetune_trainer import shards, waiting
 from finetune_trainer.durable import seal, sha256_of, sync
 from finetune_trainer.fencing import Attempt, is_number
 from finetune_trainer.shards import NO_PARTS, Parts
+from finetune_trainer.stage import RetryableError
 from finetune_trainer.strategies import Engine
 
 log = logging.getLogger("finetune")
 
 MARKER = "COMPLETE"
 NAME = re.compile(r"step-([0-9]{8,})")
+UNREADABLE = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
+"""What a volume says of a file with a bad block or a false checksum."""
 FileList = dict[str, dict[str, Any]]
 Fingerprint = dict[str, Any]
 """What a checkpoint must share with a run to be resumed from."""
@@ -166,9 +170,13 @@ def _usable(job: Path, attempt: int, fingerprint: Fingerprint) -> list[Candidate
 
 def _restore(found: list[Candidate], engine: Engine, parts: Parts) -> Position | None:
     """Restore the first of rank 0's candidates that is whole."""
-    rank, world = dist.get_rank(), dist.get_world_size()
+    rank, world, unread = dist.get_rank(), dist.get_world_size(), None
     for candidate in waiting.from_rank_zero(found):
-        seen = waiting.gathered(describe(candidate.folder, rank, world))
+        seen = waiting.gathered(_readable(candidate.folder, rank, world))
+        if None in seen:
+            log.warning("not used, it cannot be read: %s", candidate.folder)
+            unread = candidate.folder
+            continue
         files = {name: facts for share in seen for name, facts in share.items()}
         if files != candidate.marker["files"]:
             log.warning("not used, files differ from its marker: %s", candidate.folder)
@@ -179,4 +187,22 @@ def _restore(found: list[Candidate], engine: Engine, parts: Parts) -> Position |
         shards.read_parts(candidate.folder, parts)
         marker = candidate.marker
         return Position(candidate.step, marker["loss"], marker.get("eval_loss"))
+    if unread:
+        # The volume may be well again for the next attempt, and to begin anew loses everything.
+        raise RetryableError(
+            "VolumeUnavailable",
+            "No checkpoint is left that can be read.",
+            "Look at the volume of the workspace. To begin anew, delete the job's checkpoints.",
+            file=str(unread),
+        )
     return None
+
+
+def _readable(folder: Path, share: int, shares: int) -> FileList | None:
+    """As `describe`; None where the volume gives errors for a file."""
+    try:
+        return describe(folder, share, shares)
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        return None
