@@ -75,6 +75,8 @@ class PodFacts:
     phase: str
     ip: str | None
     created_at: datetime | None
+    orphan: bool
+    """Whether its Job was deleted without it, so that nobody ends it."""
     exit_code: int | None
     exit_reason: str | None
     """Reason that the kubelet gives, such as Error or OOMKilled."""
@@ -295,6 +297,7 @@ def _pod(manifest: Manifest) -> PodFacts:
         phase=status.get("phase") or "Pending",
         ip=status.get("podIP"),
         created_at=parse_time(meta.get("creationTimestamp")),
+        orphan=not meta.get("ownerReferences"),
         exit_code=terminated.get("exitCode"),
         exit_reason=terminated.get("reason"),
         finished_at=parse_time(terminated.get("finishedAt")),

@@ -79,10 +79,19 @@ def _may_run(attempt: Attempt, now: datetime) -> bool:
 
 def _stopping(draft: Draft, stage: PodStage, attempt: Attempt) -> None:
     saves = ", after a checkpoint" if stage.name == "train" else ""
-    message = f"{stage.name} is stopping{saves}: suspend was asked for{waits_for(attempt)}"
+    waits = waits_for(attempt) or _orphans(attempt)
+    message = f"{stage.name} is stopping{saves}: suspend was asked for{waits}"
     draft.update(phase=stage.phase(attempt), message=message)
     draft.update_stage(stage.name, message=message)
     draft.wake(RECHECK)
+
+
+def _orphans(attempt: Attempt) -> str:
+    """A person who deleted the Job with --cascade=orphan has to end its pods too."""
+    orphans = [pod.name for pod in attempt.pods if pod.orphan and not pod.finished]
+    if not orphans:
+        return ""
+    return f"; its Job was deleted without its pods: kubectl delete pod {' '.join(orphans[:4])}"
 
 
 def _stopped(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> None:

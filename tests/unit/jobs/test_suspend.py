@@ -243,6 +243,22 @@ def test_a_pod_on_a_dead_node_is_named_and_not_waited_for_after_its_time() -> No
     assert "glossary-train-2" in world.names("Job")
 
 
+def test_pods_whose_job_was_deleted_without_them_are_named() -> None:
+    """`kubectl delete job --cascade=orphan`: nobody but a person ends them."""
+    world, pods = training()
+    del world.objects["Job", "team-a", "glossary-train-1"]
+    for pod in pods:
+        del pod["metadata"]["ownerReferences"]
+    world.edit(suspend=True)
+    world.settle()
+    names = " ".join(pod["metadata"]["name"] for pod in pods)
+    assert world.status["message"].endswith(f"without its pods: kubectl delete pod {names}")
+    for pod in pods:
+        world.remove_pod(pod)
+    world.settle()
+    assert world.status["phase"] == "Suspended"
+
+
 def test_a_gang_on_many_dead_nodes_can_be_suspended_too() -> None:
     """The API server refuses a message that names them all."""
     training = {"maxSteps": 30, "batchSize": 200, "maxSequenceLength": 128}

@@ -293,6 +293,7 @@ class World:
                         "labels": labels,
                         "job": job_name,
                         "creationTimestamp": self._time(),
+                        "ownerReferences": [{"kind": "Job", "name": job_name}],
                     },
                     "spec": {"hostname": f"{job_name}-{index}", "nodeName": f"node{index + 1}"},
                     "status": {"phase": phase},
