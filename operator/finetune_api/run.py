@@ -16,6 +16,8 @@ from finetune_api.base import LongText, ShortText, SpecModel, StatusModel
 StageName = Literal["prepare", "train", "evaluate", "export", "serve"]
 Strategy = Literal["DDP", "ZeRO1", "ZeRO2", "ZeRO3", "FSDP"]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+"""No larger than a status can hold."""
 
 RUN_CONFIG_PATH = "/etc/finetune/run.json"
 TERMINATION_PATH = "/dev/termination-log"
@@ -277,9 +279,9 @@ class Progress(StatusModel):
     """The attempt."""
     message: str = ""
     """What it does now, in a few words."""
-    step: int = Field(default=0, ge=0)
+    step: Count = 0
     """Optimizer steps, or items done."""
-    total_steps: int | None = Field(default=None, ge=0)
+    total_steps: Count | None = None
     """Steps or items in all, when known."""
     loss: float | None = None
     """Token-weighted training loss of the last step over all ranks."""
@@ -293,15 +295,15 @@ class Progress(StatusModel):
     """Non-padding tokens per second over all ranks, smoothed."""
     eta_seconds: float | None = None
     """Seconds to the end of the stage."""
-    world_size: int | None = None
+    world_size: Count | None = None
     """torch.distributed.get_world_size()."""
     engine: ShortText | None = None
     """Class name of the wrapped model, such as DeepSpeedEngine."""
-    last_checkpoint_step: int | None = None
+    last_checkpoint_step: Count | None = None
     """Step of the newest complete checkpoint; 0 when the attempt has looked and there is none."""
     checkpoint_seconds: float | None = None
     """Seconds from the decision to save until that checkpoint was complete."""
-    checkpoint_bytes: int | None = None
+    checkpoint_bytes: Count | None = None
     """Size of all files of that checkpoint."""
     eval_loss: float | None = None
     """Held-out loss as early stopping last saw it."""
@@ -310,7 +312,7 @@ class Progress(StatusModel):
     mfu: float | None = None
     """Model FLOP/s utilisation, smoothed, 0 to 1 (Chowdhery et al. 2022, arXiv 2204.02311,
     appendix B)."""
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: Count | None = None
     """Most memory that this process has held: of the device, or resident on a CPU."""
     start_seconds: dict[str, float] | None = None
     """Seconds from the start of the pod's first process to the first step, by part."""

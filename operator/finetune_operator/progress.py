@@ -12,6 +12,9 @@ from pydantic import ValidationError
 from finetune_operator.decision import HttpAnswer, HttpAsk
 
 MESSAGE_LIMIT = 1024
+LARGE = 1e6
+LONGEST = 100 * 365 * 86400
+"""Seconds beyond which a time to the end is none."""
 
 
 def progress_ask(pod_uid: str, pod_ip: str, interval: float) -> HttpAsk:
@@ -87,7 +90,7 @@ def checkpoint_told(progress: Progress, before: CheckpointStatus | None) -> Chec
     seconds = _rounded(progress.checkpoint_seconds)
     return CheckpointStatus(
         step=progress.last_checkpoint_step,
-        seconds=seconds if seconds is not None else before and before.seconds,
+        seconds=seconds if seconds is not None and seconds >= 0 else before and before.seconds,
         bytes=progress.checkpoint_bytes or (before and before.bytes),
     )
 
@@ -153,8 +156,10 @@ def trained(facts: TrainFacts, plan: TrainPlan | None, at: str) -> JobProgress:
 
 
 def loss_text(loss: float | None) -> str | None:
-    """A loss with three decimals."""
-    return None if _finite(loss) is None else f"{loss:.3f}"
+    """A loss with three decimals, or as a power of ten where it has left all bounds."""
+    if loss is None or _finite(loss) is None:
+        return None
+    return f"{loss:.3f}" if abs(loss) < LARGE else f"{loss:.3e}"
 
 
 def few(items: Sequence[str], most: int = 4) -> str:
@@ -165,7 +170,7 @@ def few(items: Sequence[str], most: int = 4) -> str:
 
 def duration_text(seconds: float | None) -> str | None:
     """Seconds for people: 45s, 3m20s, 2h05m, 3d04h."""
-    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+    if seconds is None or not 0 <= seconds <= LONGEST:
         return None
     whole = math.ceil(seconds)
     if whole < 60:

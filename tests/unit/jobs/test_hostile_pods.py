@@ -5,12 +5,14 @@ import json
 from typing import Any
 
 import pytest
+from finetune_api.run import Progress
 from finetune_operator.decision import HttpAnswer
+from finetune_operator.progress import checkpoint_told, read_progress, shown, told
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.jobs.test_progress import TOLD
-from tests.unit.jobs.world import World, result, training
+from tests.unit.jobs.world import START, World, result, training
 
 ODD: list[Any] = [
     None,
@@ -27,6 +29,7 @@ ODD: list[Any] = [
     [],
 ]
 VALUES = st.sampled_from([*ODD, {}, {"a": [1]}, "9" * 300, "\U0001f600"])
+FIELDS = Progress.model_fields.values()
 JUNK = st.recursive(VALUES, lambda inner: st.lists(inner, max_size=3), max_leaves=5)
 
 
@@ -41,6 +44,21 @@ def test_any_answer_of_a_pod_is_borne(changes: dict[str, Any], bare: bool) -> No
     world.answers[ask] = HttpAnswer(at=0, status=200, body=body)
     world.settle()
     assert world.status["phase"] == "Training"
+
+
+@pytest.mark.parametrize("name", sorted(field.alias for field in FIELDS))
+def test_any_figure_that_a_pod_tells_is_borne(name: str) -> None:
+    """What is shown of it is validated, and is within what the API server holds as a number."""
+    for value in ODD:
+        answer = HttpAnswer(at=0, status=200, body={**TOLD, name: value})
+        progress = read_progress(answer, "train", 1)
+        if progress is None:
+            continue
+        checkpoint = checkpoint_told(progress, None)
+        wire = [shown(progress, None, START).to_wire(), checkpoint and checkpoint.to_wire()]
+        numbers = [n for each in wire for n in (each or {}).values() if isinstance(n, int)]
+        assert all(abs(number) < 2**63 for number in numbers)
+        assert len(told(progress) or "") < 4096
 
 
 @settings(max_examples=80, deadline=None)
