@@ -5,8 +5,9 @@ write and read back, possibly across versions of ourselves: an unknown field is 
 an older operator can still read the status or stage result of a newer one.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
@@ -15,6 +16,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     JsonValue,
     StringConstraints,
+    ValidationError,
 )
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema
@@ -135,6 +137,18 @@ class StatusModel(WireModel):
     """What we write and read back: unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore")
+
+    @classmethod
+    def readable(cls, written: Mapping[str, Any] | None) -> Self:
+        """A status as last written, maybe by another version; a field that cannot be read is
+        absent."""
+        fields = dict(written or {})
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            for each in error.errors():
+                fields.pop(str(each["loc"][0]), None)
+        return cls.model_validate(fields)
 
 
 def validations(*rules: dict[str, JsonValue]) -> ConfigDict:

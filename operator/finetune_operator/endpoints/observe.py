@@ -11,7 +11,6 @@ from datetime import datetime
 
 from finetune_api.acceleratorprofile import AcceleratorProfile
 from finetune_api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus, RevisionStatus
-from pydantic import ValidationError
 
 from finetune_operator.decision import ENDPOINT_LABEL, REVISION_LABEL, Manifest, View
 from finetune_operator.profiles import NoProfile, find_profile
@@ -100,7 +99,7 @@ def observe(endpoint: Manifest, view: View) -> Observed:
     metadata = endpoint["metadata"]
     name, namespace = metadata["name"], metadata["namespace"]
     spec = ModelEndpointSpec.model_validate(endpoint.get("spec", {}))
-    status = read_status(endpoint)
+    status = ModelEndpointStatus.readable(endpoint.get("status"))
     pointer = view.get("Service", namespace, name)
     ours = pointer is not None and owned(pointer, endpoint)
     return Observed(
@@ -118,14 +117,6 @@ def observe(endpoint: Manifest, view: View) -> Observed:
         kserve=_kserve(view),
         foreign=None if ours or pointer is None else _name_taken(name),
     )
-
-
-def read_status(endpoint: Manifest) -> ModelEndpointStatus:
-    """The status as last written; one that cannot be read is derived anew from the children."""
-    try:
-        return ModelEndpointStatus.model_validate(endpoint.get("status") or {})
-    except ValidationError:
-        return ModelEndpointStatus()
 
 
 def read_artifact(uri: str, digest: str) -> Artifact | Obstacle:

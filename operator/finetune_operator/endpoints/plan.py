@@ -27,7 +27,6 @@ from finetune_operator.endpoints.observe import (
     number_of,
     observe,
     parse_time,
-    read_status,
 )
 from finetune_operator.endpoints.revisions import Choice, choose, serve
 from finetune_operator.jobs.workspace import RECHECK as JANITOR_RECHECK
@@ -91,7 +90,7 @@ def refused_endpoint(
     endpoint: Manifest, why: EventRecord, now: datetime
 ) -> Mapping[str, Any] | None:
     """The status of an endpoint for which the API server refuses a write."""
-    old = read_status(endpoint)
+    old = ModelEndpointStatus.readable(endpoint.get("status"))
     return _told(endpoint, old, Obstacle(why.reason, why.message), now).to_wire()
 
 
@@ -99,7 +98,7 @@ def _unreadable(endpoint: Manifest, error: ValidationError, now: datetime) -> De
     first = error.errors()[0]
     field = ".".join(str(each) for each in first["loc"])
     why = Obstacle("InvalidSpec", f"spec.{field}: {first['msg']}; correct it and apply again")
-    old = read_status(endpoint)
+    old = ModelEndpointStatus.readable(endpoint.get("status"))
     new = _told(endpoint, old, why, now)
     return Decision(status=new.to_wire(), events=status.events(old, new))
 

@@ -41,7 +41,7 @@ def reconcile_job(job: Manifest, view: View, settings: Settings, now: datetime) 
         return Decision()
     if is_terminal(job):
         return finished_job(job, view, now)
-    before = _read_status(job)
+    before = FineTuneJobStatus.readable(job.get("status"))
     try:
         spec = FineTuneJobSpec.model_validate(job.get("spec") or {})
     except ValidationError as error:
@@ -63,7 +63,7 @@ def refused_job(job: Manifest, why: EventRecord, now: datetime) -> Mapping[str, 
     """The status of a job for which the API server refuses a write, a quota for example."""
     if is_terminal(job):
         return None
-    before = _read_status(job)
+    before = FineTuneJobStatus.readable(job.get("status"))
     draft = Draft(before, stall=Stall(why.reason, why.message))
     with suppress(ValidationError):
         draft.update(stages=_stages(before, FineTuneJobSpec.model_validate(job.get("spec") or {})))
@@ -102,17 +102,6 @@ def _finish(draft: Draft, now: datetime) -> None:
         progress = trained(status.training, status.plan, time_text(now))
     draft.update(phase="Succeeded", message="; ".join(parts), progress=progress, failure=None)
     draft.requeue = None
-
-
-def _read_status(job: Manifest) -> FineTuneJobStatus:
-    """The status as last written; what of it cannot be read is derived anew from the children."""
-    status = dict(job.get("status") or {})
-    try:
-        return FineTuneJobStatus.model_validate(status)
-    except ValidationError as error:
-        for each in error.errors():
-            status.pop(str(each["loc"][0]), None)
-    return FineTuneJobStatus.model_validate(status)
 
 
 def _stages(status: FineTuneJobStatus, spec: FineTuneJobSpec) -> list[StageStatus]:

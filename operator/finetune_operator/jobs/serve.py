@@ -51,15 +51,7 @@ def run_serve(ctx: Context, draft: Draft) -> bool:
         return _offer(ctx, draft, endpoint, artifact)
     started = state.started_at or time_text(ctx.now)
     draft.update_stage("serve", state="Running", attempt=1, started_at=started)
-    return _judge(ctx, draft, name, read_status(endpoint), artifact)
-
-
-def read_status(endpoint: Manifest) -> ModelEndpointStatus:
-    """The endpoint's status; empty where there is none that can be read."""
-    try:
-        return ModelEndpointStatus.model_validate(endpoint.get("status") or {})
-    except ValidationError:
-        return ModelEndpointStatus()
+    return _judge(ctx, draft, name, ModelEndpointStatus.readable(endpoint.get("status")), artifact)
 
 
 def _create(ctx: Context, draft: Draft, name: str, artifact: ArtifactRef) -> None:
@@ -90,7 +82,7 @@ def _offer(ctx: Context, draft: Draft, endpoint: Manifest, artifact: ArtifactRef
         draft.apply.append(_manifest(ctx, name, _spec(ctx, artifact)))
         _say(draft, f"endpoint {name} is given the new artifact")
         return False
-    status = read_status(endpoint)
+    status = ModelEndpointStatus.readable(endpoint.get("status"))
     revision = _revision(status.revisions, artifact)
     if revision is not None and revision.ready_at is not None:
         return _succeed(ctx, draft, name, status, revision)
