@@ -138,6 +138,29 @@ def test_a_stopped_attempt_is_resumed_by_the_next_one(tmp_path: Path, model: Pat
     assert together == losses(straight / "job")
 
 
+def test_a_stop_while_the_pod_comes_up_is_not_missed(tmp_path: Path, model: Path) -> None:
+    """The first process of a pod does not even die of a signal that it has no function for."""
+    code = (
+        "import os, runpy, signal, sys\n"
+        "class Moment:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'finetune_api.run':\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Moment())\n"
+        "runpy.run_module('finetune_trainer.train', run_name='__main__')\n"
+    )
+    run = write_run(make_run(tmp_path, model, strategy="DDP"), tmp_path / "run.json")
+    env = environment(
+        FINETUNE_RUN_CONFIG=str(run),
+        FINETUNE_TERMINATION_PATH=str(tmp_path / "result.json"),
+        FINETUNE_TELEMETRY_PORT="0",
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=env, timeout=120, check=False)
+    assert done.returncode == ExitCode.PREEMPTED
+    result = StageResult.model_validate_json((tmp_path / "result.json").read_bytes())
+    assert result.outcome == "Preempted"
+
+
 def test_a_loss_that_is_not_a_number_is_the_users_error(tmp_path: Path, model: Path) -> None:
     weights = load_file(model / "model.safetensors")
     weights["model.norm.weight"] = np.full_like(weights["model.norm.weight"], np.nan)

@@ -36,6 +36,8 @@ class Stop:
         os.set_blocking(writer, False)
         signal.signal(signal.SIGTERM, lambda *_: self._interrupt())
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        # A stage may have kept it back until now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         threading.Thread(target=self._watch, args=(reader,), name="stop", daemon=True).start()
 
     def at_boundary(self) -> bool:

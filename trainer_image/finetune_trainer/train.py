@@ -5,9 +5,14 @@ starts the ranks, reads what they tell (one small file each), passes a stop on t
 turns how they ended into one result. The training itself is in `worker`.
 """
 
+import signal
+
+if __name__ == "__main__":
+    # Kept until `Stop` listens: the first process of a pod would lose it, and train on.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
 import json
 import os
-import signal
 import threading
 import time
 from contextlib import nullcontext
