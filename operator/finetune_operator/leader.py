@@ -157,7 +157,7 @@ class Election:
     def _free(self, lease: Manifest) -> bool:
         """Whether nobody holds it, or its holder was not seen to renew it for its duration."""
         spec = lease.get("spec") or {}
-        if not spec.get("holderIdentity"):
+        if spec.get("holderIdentity") in (None, "", self.identity):  # ours: the answer was lost
             return True
         version, now = lease["metadata"]["resourceVersion"], self._clock()
         if self._seen is None or self._seen[0] != version:

@@ -104,3 +104,11 @@ async def test_a_leader_gives_way_to_whoever_made_the_lease_anew(
     with pytest.raises(LeadershipLost, match="leads now"):
         await asyncio.wait_for(leader.hold(), 2 * QUICK.duration)
     assert not leader.leads()
+
+
+async def test_a_candidate_whose_answer_was_lost_leads_at_once(
+    candidate: Candidate, api: Api, namespace: str
+) -> None:
+    api.create(lease(namespace, holderIdentity="a", leaseDurationSeconds=3600))
+    async with asyncio.timeout(QUICK.duration):
+        await candidate("a").acquire()
