@@ -5,6 +5,7 @@ not a StageResult is no result, and a time that cannot be read is no time.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -361,6 +362,16 @@ def _result(message: object) -> StageResult | None:
     if not isinstance(message, str):
         return None
     try:
-        return StageResult.model_validate_json(message)
+        result = StageResult.model_validate_json(message)
     except ValidationError:
         return None
+    return result if _storable(result.model_dump()) else None
+
+
+def _storable(value: object) -> bool:
+    """Whether a status can hold every number in it; a model's config may say anything."""
+    if isinstance(value, dict | list):
+        return all(map(_storable, value.values() if isinstance(value, dict) else value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or abs(value) < 2**63

@@ -73,6 +73,22 @@ def test_any_termination_message_is_borne(changes: dict[str, Any], tail: str) ->
     assert world.status["phase"] in ("Queued", "Evaluating", "Failed")
 
 
+@pytest.mark.parametrize("number", [2**63, 10**400])
+@pytest.mark.parametrize("where", ["model.layers", "data.trainSequences", "workspace.freeBytes"])
+def test_a_result_that_no_status_can_hold_is_none(where: str, number: int) -> None:
+    """Prepare reads these from what the user names, and the plan is made of them."""
+    told = json.loads(result("prepare"))
+    told["workspace"] = {"freeBytes": 10**12, "writeBytesPerSecond": 1e8}
+    part, name = where.split(".")
+    told[part][name] = number
+    world = World()
+    world.settle()
+    (pod,) = world.add_pods("glossary-prepare-1")
+    world.end_pod(pod, 0, json.dumps(told))
+    world.settle()
+    assert world.status["failure"]["reason"] == "NoResult"
+
+
 @pytest.mark.parametrize("time", ["", "soon", "2026-01-05", "12:00:00", "2026-01-05T12:00:00"])
 @pytest.mark.parametrize("suspend", [False, True])
 def test_times_in_the_status_that_are_none_are_borne(time: str, suspend: bool) -> None:
