@@ -3,13 +3,18 @@
 Watches and lists both end here. Nothing is decided and nothing is awaited, so an event can
 neither fail nor wait. Which key cares is read from the object alone or, for what many jobs may
 wait for (claims, profiles, endpoints), from the cache.
+
+A pod that is told to go is gone a moment after it has told how it ended, and a watch may bring both
+as one. So one that has ended stays in the cache until a reconcile of its job has seen it, and none
+of its attempt runs any more.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from finetune_operator.cache import Cache, address_of
 from finetune_operator.decision import (
+    ATTEMPT_LABEL,
     ENDPOINT_LABEL,
     JOB_NAME_LABEL,
     JOB_UID_LABEL,
@@ -39,6 +44,8 @@ class Intake:
         self._queue = queue
         self._handovers = handovers
         self._farewell = farewell
+        self._leaving: dict[Key, dict[str, Manifest]] = {}
+        """By job and uid, pods that are gone but for their last words."""
 
     def changed(self, manifest: Manifest) -> bool:
         """The object exists like this; whether that was news."""
@@ -66,6 +73,10 @@ class Intake:
 
     def removed(self, manifest: Manifest) -> bool:
         """The object is gone; whether that was news."""
+        if _has_last_words(manifest) and self.changed(manifest):
+            key, uid = _job_of(manifest), manifest["metadata"]["uid"]
+            self._leaving.setdefault(key, {})[uid] = manifest
+            return True
         kind, namespace, name = address_of(manifest)
         known = self._cache.remove(kind, namespace, name, manifest["metadata"]["uid"])
         if kind == "FineTuneJob":
@@ -74,6 +85,26 @@ class Intake:
                 self._queue.add(self._farewell(manifest))
         self.wake(manifest)
         return known is not None
+
+    def leaving(self, key: Key) -> Sequence[Manifest]:
+        """Pods of a job that are gone and still in the cache, for it to see how they ended."""
+        return tuple(self._leaving.get(key, {}).values())
+
+    def seen(self, key: Key, pods: Iterable[Manifest]) -> None:
+        """A reconcile of the job has seen these, and succeeded: those it is done with may go."""
+        for pod in pods:
+            if self._last_of_attempt(pod):
+                self._leaving[key].pop(pod["metadata"]["uid"], None)
+                self.removed(pod)
+        if not self._leaving.get(key, True):
+            del self._leaving[key]
+
+    def _last_of_attempt(self, pod: Manifest) -> bool:
+        meta = pod["metadata"]
+        fellows = self._cache.labelled(
+            "Pod", meta["namespace"], JOB_UID_LABEL, meta["labels"].get(JOB_UID_LABEL, "")
+        )
+        return all(_ended(each) for each in fellows if _attempt_of(each) == _attempt_of(pod))
 
     def wake(self, manifest: Manifest) -> None:
         """Whoever cares about the object should look at it."""
@@ -141,6 +172,21 @@ def _unfinished(view: View, namespace: str | None) -> Iterator[Manifest]:
 
 def _key(kind: Any, manifest: Manifest) -> Key:
     return Key(kind, manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+
+
+def _has_last_words(manifest: Manifest) -> bool:
+    labels: Mapping[str, str] = manifest["metadata"].get("labels") or {}
+    return manifest["kind"] == "Pod" and JOB_NAME_LABEL in labels and _ended(manifest)
+
+
+def _job_of(pod: Manifest) -> Key:
+    meta = pod["metadata"]
+    return Key("FineTuneJob", meta["namespace"], meta["labels"][JOB_NAME_LABEL])
+
+
+def _attempt_of(pod: Manifest) -> tuple[str, str]:
+    labels = pod["metadata"]["labels"]
+    return labels.get(STAGE_LABEL, ""), labels.get(ATTEMPT_LABEL, "")
 
 
 def _ended(pod: Manifest) -> bool:

@@ -93,6 +93,7 @@ class Reconciler:
         self._leads = leads
         self._clock = clock
         self._refused = refused
+        self._intake = intake
         self._writes = Writes(cluster, cache, intake, metrics, leads, confirm)
         self._refusals: dict[Key, str] = {}  # uids of those whose status tells of a refused child
         self._setbacks: Counter[Key] = Counter()  # failures of children since the last success
@@ -108,6 +109,7 @@ class Reconciler:
             self._metrics.reconcile_errors.labels(key.kind).inc()
 
     async def _run(self, key: Key) -> str:
+        leaving = self._intake.leaving(key)
         try:
             after = await self._reconcile(key)
         except NotLeading:
@@ -133,6 +135,7 @@ class Reconciler:
             return "error"
         self._queue.forget(key)
         self._setbacks.pop(key, None)
+        self._intake.seen(key, leaving)
         if after is not None:
             self._queue.add_after(key, after)
             return "requeue_after"

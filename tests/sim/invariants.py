@@ -175,7 +175,10 @@ class Invariants:
         return ended and (failed or len(pods) >= job["spec"]["completions"])
 
     def _truth(self, uid: str, phase: Any, status: dict[str, Any]) -> None:
-        done = self.trainer.workspace(uid).done
+        workspace = self.trainer.workspace(uid)
+        done, claimed = workspace.done, (status.get("checkpoint") or {}).get("step", 0)
+        newest = max((step for step, _ in workspace.checkpoints), default=0)
+        require(claimed <= newest, "no checkpoint is claimed that is not there", claimed=claimed)
         for each in status.get("stages") or ():
             if each["state"] == "Succeeded":
                 require(each["name"] in done, f"{each['name']} is called done when it is")

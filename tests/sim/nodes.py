@@ -237,7 +237,7 @@ class Nodes:
         """SIGTERM now, SIGKILL when the grace is over."""
         process = self._trainer.processes.get(pod["metadata"]["uid"])
         if process is None:
-            self._clock.after(0.2, self._forget, pod)
+            self._clock.after(0.05, self._forget, pod)
             return
         if not process.alive:
             self._report(process)  # a kubelet tells how a pod ended before it lets it go
@@ -274,7 +274,7 @@ class Nodes:
             }
             pod = self._status(pod, status)
         if "deletionTimestamp" in pod["metadata"]:
-            self._clock.after(0.2, self._forget, pod)
+            self._clock.after(0.05, self._forget, pod)
 
     def _forget(self, pod: Manifest) -> None:
         """The kubelet is through with a pod that was to go."""

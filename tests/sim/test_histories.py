@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from tests.sim.clock import running
 from tests.sim.history import decode, encode, play
 from tests.sim.invariants import Violation
 from tests.sim.machine import Machine, Step
@@ -29,6 +30,20 @@ def test_the_same_history_happens_in_the_same_way() -> None:
     play(TROUBLE, second)
     assert first == second
     assert first["train tried again"] >= 1
+
+
+@pytest.mark.parametrize("seconds", [14.0, 17.0, 21.0, 26.0])
+def test_a_suspended_job_tells_of_the_checkpoint_that_it_left(seconds: float) -> None:
+    """Pods of a deleted Job are gone a moment after they ended."""
+    machine = Machine(Counter())
+    with running(machine.clock):
+        machine.start()
+        machine.wait(seconds)
+        assert machine.status["phase"] == "Training"
+        machine.play(Step("suspend", 0, 0.0, 30.0))
+        assert machine.status["phase"] == "Suspended"
+        workspace = machine.trainer.workspace(machine.job["metadata"]["uid"])
+        assert machine.status["checkpoint"]["step"] == workspace.newest_step(2)
 
 
 def test_an_engine_that_counts_an_eviction_as_a_crash_is_found_out() -> None:

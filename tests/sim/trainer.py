@@ -205,16 +205,18 @@ class Gang:
     def _end(self, code: int, stage: str, reason: str = "") -> None:
         for rank in list(self.ranks.values()):
             if rank.alive and not rank.hung:
-                self._trainer.exit(rank, code, told(code, stage, self.attempt, reason))
+                text = told(code, stage, self.attempt, reason, self.step)
+                self._trainer.exit(rank, code, text)
 
 
 @lru_cache(maxsize=512)
-def told(code: int, stage: str, attempt: int, reason: str = "") -> str:
+def told(code: int, stage: str, attempt: int, reason: str = "", step: int = 0) -> str:
     """A termination message."""
+    facts = {"train": {"steps": step, "worldSize": 2, "engine": "DDP"}} if stage == "train" else {}
     if code == ExitCode.OK:
-        return result(stage, attempt)
+        return result(stage, attempt, **facts)
     if code == ExitCode.PREEMPTED:
-        return result(stage, attempt, outcome="Preempted")
+        return result(stage, attempt, outcome="Preempted", **facts)
     return failed(stage, reason or "Broken", attempt)
 
 

@@ -2,7 +2,8 @@
 
 Each kind has a stream of its own. Within a stream order is kept, as the API server keeps it; two
 streams know nothing of each other, so a pod may be seen before the Job that made it. What happens
-while a stream is cut is never told; only a list shows it.
+while a stream is cut is never told; only a list shows it. Of what happens to an object within a
+moment only the last is told, as kopf does it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from finetune_operator.kinds import Resource
 from tests.sim.clock import Clock, Timer
 from tests.sim.server import ApiServer, Happening
 
-LATENCY = 0.05
+MOMENT = 0.1
+"""Seconds in which kopf waits for newer news of the same object."""
+LATENCY = 0.05 + MOMENT
 """Seconds from a write to its news, on a good day."""
 
 
@@ -99,8 +102,14 @@ class Watch:
         self._timer = None
         while self._news and self._news[0][0] <= self._clock.now:
             _, what, manifest = self._news.popleft()
-            self._tell(what, manifest)
+            if not self._is_outdone(manifest):
+                self._tell(what, manifest)
         self._arm()
+
+    def _is_outdone(self, manifest: Manifest) -> bool:
+        """Whether there is newer news of the object already."""
+        uid, soon = manifest["metadata"]["uid"], self._clock.now + MOMENT
+        return any(due <= soon and m["metadata"]["uid"] == uid for due, _, m in self._news)
 
 
 def subscribe(server: ApiServer, watches: dict[str, Watch]) -> Callable[[], None]:

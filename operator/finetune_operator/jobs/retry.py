@@ -39,8 +39,12 @@ def noted(draft: Draft, attempt: Attempt) -> bool:
 
 def retry(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, over: Ending) -> None:
     """Bring a failed attempt as far towards the next one as can be now."""
-    if not noted(draft, attempt) and not note(ctx, draft, stage, attempt, over):
-        return
+    if not noted(draft, attempt):
+        if not note(ctx, draft, stage, attempt, over):
+            return
+    elif keep_checkpoint(draft, attempt):
+        message = retry_text(draft, stage.name, over, ctx.spec.max_restarts)
+        draft.update_stage(stage.name, message=message)
     due = parse_time(draft.stage(stage.name).retry_at) or ctx.now
     left = (due - ctx.now).total_seconds()
     if left <= 0 and attempt.job is None:
@@ -85,19 +89,20 @@ def there_after_all(draft: Draft, attempt: Attempt) -> bool:
     return True
 
 
-def keep_checkpoint(draft: Draft, attempt: Attempt) -> None:
-    """A gang that was told to stop has saved after it last told its progress."""
+def keep_checkpoint(draft: Draft, attempt: Attempt) -> bool:
+    """A gang that was told to stop has saved after it last told its progress; whether that is
+    news."""
     leader = attempt.leader()
     result = leader.result if leader else None
-    if result is None or result.outcome != "Preempted" or not (facts := result.train):
-        return
-    if not facts.steps:
-        return
+    facts = result.train if result and result.outcome == "Preempted" else None
     before = draft.status.checkpoint or CheckpointStatus(step=0)
+    if facts is None or facts.steps in (0, before.step):
+        return False
     draft.update(
         checkpoint=before.model_copy(update={"step": facts.steps}),
         progress=stopped_at(draft.status.progress, facts.steps),
     )
+    return True
 
 
 def delay(restarts: int, attempt: Attempt, over: Ending) -> float:

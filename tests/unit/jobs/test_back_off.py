@@ -135,15 +135,17 @@ def test_an_operator_that_starts_anew_keeps_to_the_back_off() -> None:
     assert "retryAt" not in world.stage("train")
 
 
-def test_message_says_where_a_preempted_job_was_and_where_it_goes_on() -> None:
+@pytest.mark.parametrize("first", [0, 1], ids=["leader first", "leader last"])
+def test_message_says_where_a_preempted_job_was_and_where_it_goes_on(first: int) -> None:
     world, pods = training()
     told = {"step": 118, "totalSteps": 200, "etaSeconds": 300, "lastCheckpointStep": 100}
     world.tell(pods[0], **told, checkpointSeconds=2.5)
     world.settle()
     facts = {"steps": 120, "worldSize": 2, "engine": "DDP"}
-    world.end_pod(pods[0], 76, result("train", outcome="Preempted", train=facts))
-    world.end_pod(pods[1], 76, result("train", outcome="Preempted", train=None))
-    world.settle()
+    told = (facts, None)
+    for index in (first, 1 - first):
+        world.end_pod(pods[index], 76, result("train", outcome="Preempted", train=told[index]))
+        world.settle()
     says = "train was preempted at step 120, resumes from step 120"
     assert world.status["message"] == world.stage("train")["message"] == says
     assert world.status["checkpoint"] == {"step": 120, "seconds": 2.5}
