@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 from finetune_trainer.durable import seal
 from finetune_trainer.sources import Address, Credentials, snapshot
+from finetune_trainer.sources.cache import MARK, find_complete, lease_of
 from finetune_trainer.sources.lease import Lease
-from finetune_trainer.sources.snapshot import find_complete, lease_of, open_snapshot
+from finetune_trainer.sources.snapshot import open_snapshot
 
 from tests.trainer.prepare_world import World
 from tests.trainer.servers import COMMIT, Hub, Repository
@@ -30,6 +31,7 @@ JOB = """
 import signal, sys
 from pathlib import Path
 from finetune_trainer.sources import Address, Credentials
+from finetune_trainer.sources.cache import MARK, find_complete, lease_of
 from finetune_trainer.sources.lease import Lease
 from finetune_trainer.sources.snapshot import open_snapshot
 
@@ -312,13 +314,13 @@ def test_what_was_gathered_may_be_published_while_another_job_wants_to_take_it(
 
     monkeypatch.setattr(snapshot, "bytes_below", publish_while_it_is_looked_at)
     assert job.finish() == final
-    assert snapshot.find_complete(cache, COMMIT)
+    assert find_complete(cache, COMMIT)
 
 
 @pytest.mark.parametrize("mark", [b"", b"{", b"[]", b"{}", b'{"files": {"x": 1}}'])
 def test_snapshot_with_a_broken_mark_is_fetched_again(hub: Hub, cache: Path, mark: bytes) -> None:
     final = gathering(hub, cache).finish()
-    (final / snapshot.MARK).write_bytes(mark)
+    (final / MARK).write_bytes(mark)
     assert gathering(hub, cache).finish() == final
-    assert snapshot.find_complete(cache, COMMIT) == final
+    assert find_complete(cache, COMMIT) == final
     assert left_in(cache) == {COMMIT[:16]}

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from finetune_trainer.sources import Address, Credentials, open_source
+from finetune_trainer.sources.cache import find_complete
 from finetune_trainer.sources.dataset_files import fetch_data_files
-from finetune_trainer.sources.snapshot import Snapshot, find_complete, open_snapshot
+from finetune_trainer.sources.snapshot import Snapshot, open_snapshot
 from finetune_trainer.stage import RetryableError, StageError, UserError
 
 from tests.trainer.servers import COMMIT, Hub, Repository, running_hub

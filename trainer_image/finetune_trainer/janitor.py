@@ -40,6 +40,7 @@ from pathlib import Path
 
 from finetune_api.run import ExitCode
 
+from finetune_trainer.sources.cache import MARK, PARTIAL
 from finetune_trainer.sources.lease import PREFIX as TURN
 from finetune_trainer.sources.lease import Lease
 from finetune_trainer.sources.meter import bytes_below
@@ -47,7 +48,6 @@ from finetune_trainer.sources.meter import bytes_below
 JOB = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 ARTIFACT = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?-[0-9a-f]{8}")
 MODEL = REVISION = re.compile(r"[0-9a-f]{16}")
-MARK = ".finetune.json"
 OWN = ".janitor"
 DAY = 24 * 3600.0
 _TRIES = 3
@@ -148,7 +148,7 @@ class Janitor:
                     each.unlink()
             elif each.is_symlink() or not each.is_dir():
                 continue
-            elif each.name.startswith(".partial-"):
+            elif each.name.startswith(PARTIAL):
                 if self._newest_age(each) >= (self._orders.margin if unused else DAY):
                     self._remove(each)
             elif REVISION.fullmatch(each.name) and unused and self._orders.retention:

@@ -45,15 +45,11 @@ from finetune_trainer.model_facts import (
     stretched_context,
 )
 from finetune_trainer.sources import Address, Credentials, Source, open_source, take_credentials
+from finetune_trainer.sources.cache import CachedSnapshot, weights_of
 from finetune_trainer.sources.dataset_files import fetch_data_files
 from finetune_trainer.sources.meter import Tell
 from finetune_trainer.sources.model_files import check_config, check_reward_config, is_small_file
-from finetune_trainer.sources.snapshot import (
-    CachedSnapshot,
-    Snapshot,
-    open_snapshot,
-    weights_of,
-)
+from finetune_trainer.sources.snapshot import Snapshot, open_snapshot
 from finetune_trainer.stage import Report, UserError, run_stage
 
 MODEL, REWARD, VALIDATION = "model", "grpo.rewardModel", "dataset.validation"

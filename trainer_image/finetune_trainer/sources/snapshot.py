@@ -1,4 +1,4 @@
-"""The cache entry of a base model: one folder per revision, whole or not there.
+"""Gathers a base model into its cache entry: one folder per revision, whole or not there.
 
 Jobs that want the same revision at the same time take turns (lease.py): the first one gathers the
 files in `.partial-<revision>-<token>`, the others wait and find them. The folder is renamed when
@@ -7,9 +7,6 @@ over what a dead or frozen one has gathered renames it first, so that whoever wa
 nowhere, and keeps only files whose digest the source vouches for. What is small (config,
 tokenizer) comes first, in a turn of its own: most things that can be wrong show before the
 weights are fetched, and nobody waits while somebody else reads rows.
-
-A job that uses a snapshot touches its mark; the janitor goes by that, and takes a snapshot away
-only in a turn of its own, so never one that was just found.
 """
 
 from __future__ import annotations
@@ -17,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -31,6 +27,16 @@ from finetune_trainer.durable import seal, sha256_of, sync
 from finetune_trainer.sources.address import Address
 from finetune_trainer.sources.archive import ARCHIVE_SUFFIXES, unpack
 from finetune_trainer.sources.base import Source, SourceFile
+from finetune_trainer.sources.cache import (
+    MARK,
+    PARTIAL,
+    CachedSnapshot,
+    cached_snapshot,
+    folder_name,
+    lease_of,
+    size_of,
+    use_complete,
+)
 from finetune_trainer.sources.lease import Lease
 from finetune_trainer.sources.meter import Meter, Tell, bytes_below
 from finetune_trainer.sources.model_files import (
@@ -42,8 +48,6 @@ from finetune_trainer.sources.model_files import (
 from finetune_trainer.sources.opening import open_source
 from finetune_trainer.sources.room import FreeBytes, free_bytes, reserve
 
-MARK = ".finetune.json"
-PARTIAL = ".partial-"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _FETCHES = 4
 _UNPACKED = ".unpacked"
@@ -51,51 +55,6 @@ _BROKEN = ".broken"
 T = TypeVar("T")
 
 log = logging.getLogger("finetune")
-
-
-def folder_name(revision: str) -> str:
-    """The first 16 hex digits of a commit or listing digest."""
-    return revision.removeprefix("sha256:")[:16]
-
-
-def find_complete(cache: Path, revision: str) -> Path | None:
-    """The snapshot of a revision, if it is there and every file still has its size."""
-    folder = cache / folder_name(revision)
-    try:
-        mark = json.loads((folder / MARK).read_bytes())
-        sizes = {path: entry["bytes"] for path, entry in mark["files"].items()}
-        known = mark["revision"] == revision
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        log.warning("not used, its mark cannot be read: %s", folder)
-        return None
-    whole = all(_size(folder / path) == size for path, size in sizes.items())
-    return folder if whole and known else None
-
-
-def weights_of(folder: Path) -> list[str]:
-    """The weight files of a complete snapshot."""
-    return [str(name) for name in json.loads((folder / MARK).read_bytes())["weights"]]
-
-
-class CachedSnapshot:
-    """A model that is whole already."""
-
-    def __init__(self, folder: Path, revision: str) -> None:
-        self.folder = folder
-        self.revision = revision
-
-    def fetch_small_files(self) -> Path:
-        """The folder; nothing needs to be done."""
-        return self.folder
-
-    def finish(self) -> Path:
-        """The folder; nothing needs to be done."""
-        return self.folder
-
-    def discard(self) -> None:
-        """Nothing: others use the folder too."""
 
 
 class Snapshot:
@@ -207,7 +166,7 @@ class Snapshot:
 
     def _fetch(self, files: Iterable[SourceFile], partial: Path) -> None:
         missing = [
-            file for file in files if file.size is None or _size(partial / file.path) != file.size
+            file for file in files if file.size is None or size_of(partial / file.path) != file.size
         ]
         needed = sum(file.size or 0 for file in missing)
         self._reserve(needed)
@@ -279,40 +238,11 @@ def open_snapshot(
     """
     cache.mkdir(parents=True, exist_ok=True)
     commit = address.revision if COMMIT.fullmatch(address.revision or "") else None
-    if commit and (cached := _cached(cache, commit, holder, tell)):
+    if commit and (cached := cached_snapshot(cache, commit, holder, tell)):
         return cached
     source = open_source(address, volumes)
-    cached = _cached(cache, source.revision, holder, tell)
+    cached = cached_snapshot(cache, source.revision, holder, tell)
     return cached or Snapshot(source, cache, holder, tell)
-
-
-def _cached(cache: Path, revision: str, holder: str, tell: Tell) -> CachedSnapshot | None:
-    if find_complete(cache, revision) is None:
-        return None
-
-    def waits(other: str) -> None:
-        tell(f"waiting for job {other}, which looks at the same model", 0, None)
-
-    with lease_of(cache, revision, holder).held(waits):
-        folder = use_complete(cache, revision)
-    return CachedSnapshot(folder, revision) if folder else None
-
-
-def use_complete(cache: Path, revision: str) -> Path | None:
-    """The snapshot of a revision if it is whole, marked as used now. Only in a turn at it."""
-    folder = find_complete(cache, revision)
-    if folder:
-        os.utime(folder / MARK)
-    return folder
-
-
-def lease_of(cache: Path, revision: str, holder: str) -> Lease:
-    """The turn at one revision of a model."""
-    return Lease(cache, folder_name(revision), holder)
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
 
 
 def _files_below(folder: Path) -> list[str]:
