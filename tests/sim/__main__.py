@@ -14,6 +14,7 @@ import random
 import sys
 import time
 import traceback
+import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -69,10 +70,9 @@ def run(number: int, count: int) -> Shard:
     return shard
 
 
-def replay(word: str) -> int:
+def replay(history: History) -> int:
     """Play one history again, and tell what it was."""
     listen()
-    history = decode(word)
     print(described(history), flush=True)
     try:
         play(history, Counter())
@@ -107,15 +107,28 @@ def report(shards: list[Shard], seconds: float) -> int:
     return 1 if broken or never else 0
 
 
+def _history(word: str) -> History:
+    try:
+        return decode(word)
+    except (ValueError, TypeError, zlib.error):
+        raise argparse.ArgumentTypeError("this is not a history that was printed here") from None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of histories")
+    return int(text)
+
+
 def main() -> int:
     """Read the arguments, share the work out, report."""
     parser = argparse.ArgumentParser(prog="make sim", description=__doc__)
-    parser.add_argument("--histories", type=int, default=10_000)
+    parser.add_argument("--histories", type=_count, default=10_000)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=None, help="of the first shard")
-    parser.add_argument("--replay", default="", help="a history as a failure printed it")
+    parser.add_argument("--replay", type=_history, help="a history as a failure printed it")
     options = parser.parse_args()
-    if options.replay:
+    if options.replay is not None:
         return replay(options.replay)
     logging.getLogger("hypothesis").setLevel(logging.ERROR)
     first = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
