@@ -12,7 +12,7 @@ JOBS = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "tests/unit/jobs")
 RESOURCES = (*JOBS[:-1], "tests/unit/resources", "tests/unit/planner", "tests/unit/jobs")
 ENGINE = (*JOBS[:-1], "tests/unit/engine")
 FENCE = (*JOBS[:-1], "tests/api/engine/test_fence.py")
-SIMULATION = ("-m", "tests.sim", "--histories", "600")
+SIMULATION = ("-m", "tests.sim", "--seed", "20261121", "--histories", "600")
 
 
 @dataclass(frozen=True)
@@ -302,6 +302,19 @@ FAULTS = (
         "            if left and not wrote:\n                await self._writes.fence(loaded)\n",
         "",
         FENCE,
+    ),
+    Fault(
+        "what a pod said last goes with it",
+        "intake.py",
+        "if _has_last_words(manifest) and self.changed(manifest):",
+        "if False:",
+        ENGINE,
+    ),
+    Fault(
+        "what a gang saved after its first pod had ended is not told",
+        "jobs/retry.py",
+        "    elif keep_checkpoint(draft, attempt):\n",
+        "    elif False:\n",
     ),
     Fault(
         "an old event overwrites what is newer",
