@@ -5,7 +5,7 @@ from datetime import datetime
 from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.run import Failure
 
-from finetune_operator.jobs.observe import parse_time
+from finetune_operator.jobs.podstatus import parse_time
 from finetune_operator.jobs.stage import Context, Draft
 from finetune_operator.progress import duration_text
 

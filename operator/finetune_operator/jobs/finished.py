@@ -11,7 +11,8 @@ from typing import Any
 from finetune_api import API_VERSION
 
 from finetune_operator.decision import Decision, Manifest, ObjectRef, View
-from finetune_operator.jobs.observe import observe, parse_time, reference
+from finetune_operator.jobs.observe import observe, reference
+from finetune_operator.jobs.podstatus import parse_time
 
 LONGEST_SLEEP = 3600.0
 """Clocks may be set, so nobody sleeps for months."""

@@ -1,12 +1,9 @@
 """What is seen of a job's children, as plain facts.
 
-Raw manifests end here. Whatever a pod wrote is read defensively: a termination message that is
-not a StageResult is no result, and a time that cannot be read is no time.
+Raw manifests end here; what a pod's own status says is read in podstatus.py.
 """
 
 import json
-import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,43 +20,21 @@ from finetune_operator.decision import (
     ObjectRef,
     View,
 )
+from finetune_operator.jobs.podstatus import (
+    Disruption,
+    condition,
+    container_state,
+    disruption,
+    parse_time,
+    refusal,
+    result,
+)
 from finetune_operator.resources.configmap import IMAGE_ANNOTATION, RUN_FILE
-from finetune_operator.resources.pod import CONTAINER
 
 KILL_SLACK = timedelta(seconds=10)
 """Time after a pod's deadline in which the kubelet reports that it killed it."""
 STAGES: tuple[StageName, ...] = get_args(StageName)
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
-DISRUPTION_REASONS = frozenset({"Evicted", "NodeShutdown", "Terminated", "NodeLost", "Preempting"})
-"""status.reason of pods that the kubelet or the node ended, where no condition says so."""
-LOST_TRACK = frozenset({"ContainerStatusUnknown", "Unknown"})
-"""Reasons of a container whose end nobody saw: its node, or the runtime, started anew meanwhile."""
-_OVER_ITS_LIMIT = re.compile(r"exceed(s|ed) (the|its) .*limit", re.IGNORECASE)
-"""What the kubelet says when it evicts a pod for what the pod itself has used."""
-
-
-@dataclass(frozen=True)
-class Disruption:
-    """Someone outside the job ended a pod."""
-
-    reason: str
-    message: str
-    at: datetime | None
-    ready: bool = False
-    """Whether the pod still is; the node controller takes that from pods of a node it lost."""
-
-    @property
-    def node_lost(self) -> bool:
-        """Whether the pod will never report its end, because its node is gone.
-
-        A node that is there may tell its pods to go by a taint too, as one that a cloud takes back.
-        """
-        return self.reason == "DeletionByTaintManager" and not self.ready
-
-    @property
-    def own_doing(self) -> bool:
-        """Whether the pod was ended for using more than its own limits, and would be again."""
-        return _OVER_ITS_LIMIT.search(self.message) is not None
 
 
 @dataclass(frozen=True)
@@ -163,9 +138,9 @@ class Attempt:
 
     def job_end(self) -> datetime | None:
         """When the Job controller called the Job Complete or Failed."""
-        for condition in (self.job or {}).get("status", {}).get("conditions") or ():
-            if condition.get("type") in ("Complete", "Failed") and condition["status"] == "True":
-                return parse_time(condition.get("lastTransitionTime"))
+        for each in (self.job or {}).get("status", {}).get("conditions") or ():
+            if each.get("type") in ("Complete", "Failed") and each["status"] == "True":
+                return parse_time(each.get("lastTransitionTime"))
         return None
 
 
@@ -230,17 +205,6 @@ def reference(job: Manifest) -> ObjectRef:
     return ObjectRef("batch/v1", "Job", meta["namespace"], meta["name"], meta["uid"])
 
 
-def parse_time(text: object) -> datetime | None:
-    """A time as the API server writes it; None for anything else, also one without a zone."""
-    if not isinstance(text, str):
-        return None
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return at if at.tzinfo else None
-
-
 def _grouped(
     manifests: Sequence[Manifest],
 ) -> dict[tuple[StageName, int], list[Manifest]]:
@@ -284,10 +248,10 @@ def _newest_per_index(manifests: Sequence[Manifest]) -> tuple[PodFacts, ...]:
 def _pod(manifest: Manifest) -> PodFacts:
     meta, status = manifest["metadata"], manifest.get("status") or {}
     spec = manifest.get("spec") or {}
-    state = _container_state(status)
+    state = container_state(status)
     terminated, waiting = state.get("terminated") or {}, state.get("waiting") or {}
     deadline = parse_time(meta.get("deletionTimestamp"))
-    scheduled = _condition(status, "PodScheduled")
+    scheduled = condition(status, "PodScheduled")
     unscheduled = scheduled.get("status") == "False"
     return PodFacts(
         name=meta["name"],
@@ -302,9 +266,9 @@ def _pod(manifest: Manifest) -> PodFacts:
         exit_code=terminated.get("exitCode"),
         exit_reason=terminated.get("reason"),
         finished_at=parse_time(terminated.get("finishedAt")),
-        refusal=_refusal(status),
-        result=_result(terminated.get("message")),
-        disruption=_disruption(status),
+        refusal=refusal(status),
+        result=result(terminated.get("message")),
+        disruption=disruption(status),
         deleted_at=deadline - _grace(meta) if deadline else None,
         deadline=deadline,
         waiting_reason=waiting.get("reason"),
@@ -314,13 +278,6 @@ def _pod(manifest: Manifest) -> PodFacts:
     )
 
 
-def _container_state(status: Manifest) -> dict[str, Any]:
-    """Of our container: a policy of the cluster may have put others beside it."""
-    statuses = status.get("containerStatuses") or [{}]
-    ours = next((each for each in statuses if each.get("name") == CONTAINER), statuses[0])
-    return ours.get("state") or {}
-
-
 def _index(meta: Manifest) -> int:
     text = (meta.get("labels") or {}).get(INDEX_LABEL, "0")
     return int(text) if text.isdigit() else 0
@@ -328,50 +285,3 @@ def _index(meta: Manifest) -> int:
 
 def _grace(meta: Manifest) -> timedelta:
     return timedelta(seconds=meta.get("deletionGracePeriodSeconds") or 0)
-
-
-def _condition(status: Manifest, kind: str) -> dict[str, Any]:
-    return next((c for c in status.get("conditions") or () if c.get("type") == kind), {})
-
-
-def _disruption(status: Manifest) -> Disruption | None:
-    target = _condition(status, "DisruptionTarget")
-    if target.get("status") == "True":
-        at = parse_time(target.get("lastTransitionTime"))
-        # One that never ran, as it still gets its image, has no readiness that was taken from it.
-        waits = status.get("phase") == "Pending"
-        ready = waits or _condition(status, "Ready").get("status") == "True"
-        reason, message = target.get("reason") or "Disrupted", target.get("message") or ""
-        return Disruption(reason, message, at, ready)
-    if status.get("phase") == "Failed" and status.get("reason") in DISRUPTION_REASONS:
-        return Disruption(status["reason"], status.get("message") or "", None)
-    terminated = _container_state(status).get("terminated") or {}
-    if status.get("phase") == "Failed" and terminated.get("reason") in LOST_TRACK:
-        at = parse_time(terminated.get("finishedAt"))
-        return Disruption("NodeRestarted", "its node started anew", at)
-    return None
-
-
-def _refusal(status: Manifest) -> str:
-    if status.get("phase") != "Failed" or _container_state(status).get("terminated"):
-        return ""
-    return ": ".join(str(part) for part in (status.get("reason"), status.get("message")) if part)
-
-
-def _result(message: object) -> StageResult | None:
-    if not isinstance(message, str):
-        return None
-    try:
-        result = StageResult.model_validate_json(message)
-    except ValidationError:
-        return None
-    return result if _storable(result.model_dump()) else None
-
-
-def _storable(value: object) -> bool:
-    """Whether a status can hold every number in it; a model's config may say anything."""
-    if isinstance(value, dict | list):
-        return all(map(_storable, value.values() if isinstance(value, dict) else value))
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return not isinstance(value, int) or abs(value) < 2**63

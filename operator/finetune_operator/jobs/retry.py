@@ -14,7 +14,8 @@ from finetune_operator.jobs.conditions import time_text
 from finetune_operator.jobs.ending import JOB_DELETED, Ending
 from finetune_operator.jobs.exclusion import LIFTED, blamed, to_blame
 from finetune_operator.jobs.launch import launch
-from finetune_operator.jobs.observe import Attempt, parse_time, reference
+from finetune_operator.jobs.observe import Attempt, reference
+from finetune_operator.jobs.podstatus import parse_time
 from finetune_operator.jobs.stage import Context, Draft, PodStage
 from finetune_operator.jobs.story import retry_text
 from finetune_operator.progress import at_rest, stopped_at

@@ -10,7 +10,8 @@ from finetune_api.run import Failure, Progress
 
 from finetune_operator.jobs.ending import Ending, ended_by_us
 from finetune_operator.jobs.exclusion import RANK_STALLED
-from finetune_operator.jobs.observe import Attempt, parse_time
+from finetune_operator.jobs.observe import Attempt
+from finetune_operator.jobs.podstatus import parse_time
 
 PATIENCE = timedelta(minutes=20)
 

@@ -14,7 +14,8 @@ from finetune_operator.jobs.attempts import accept, current, over_by
 from finetune_operator.jobs.conditions import time_text
 from finetune_operator.jobs.ending import Ending
 from finetune_operator.jobs.launch import RECHECK
-from finetune_operator.jobs.observe import Attempt, parse_time, reference
+from finetune_operator.jobs.observe import Attempt, reference
+from finetune_operator.jobs.podstatus import parse_time
 from finetune_operator.jobs.retry import keep_checkpoint, note, noted
 from finetune_operator.jobs.stage import Context, Draft, PodStage
 from finetune_operator.jobs.story import at_step, from_where, waits_for

@@ -28,7 +28,7 @@ from finetune_operator.decision import (
     View,
 )
 from finetune_operator.jobs.conditions import is_terminal
-from finetune_operator.jobs.observe import parse_time
+from finetune_operator.jobs.podstatus import parse_time
 from finetune_operator.jobs.stall import Stall
 from finetune_operator.names import JANITOR, WORKSPACE_MODELS, artifact_in, job_mark, model_path
 from finetune_operator.resources.janitor import (

@@ -1,0 +1,117 @@
+"""What a pod's status says of how it ended.
+
+Whatever a pod wrote is read defensively: a termination message that is not a StageResult is no
+result, and a time that cannot be read is no time.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from finetune_api.run import StageResult
+from pydantic import ValidationError
+
+from finetune_operator.decision import Manifest
+from finetune_operator.resources.pod import CONTAINER
+
+DISRUPTION_REASONS = frozenset({"Evicted", "NodeShutdown", "Terminated", "NodeLost", "Preempting"})
+"""status.reason of pods that the kubelet or the node ended, where no condition says so."""
+LOST_TRACK = frozenset({"ContainerStatusUnknown", "Unknown"})
+"""Reasons of a container whose end nobody saw: its node, or the runtime, started anew meanwhile."""
+_OVER_ITS_LIMIT = re.compile(r"exceed(s|ed) (the|its) .*limit", re.IGNORECASE)
+"""What the kubelet says when it evicts a pod for what the pod itself has used."""
+
+
+@dataclass(frozen=True)
+class Disruption:
+    """Someone outside the job ended a pod."""
+
+    reason: str
+    message: str
+    at: datetime | None
+    ready: bool = False
+    """Whether the pod still is; the node controller takes that from pods of a node it lost."""
+
+    @property
+    def node_lost(self) -> bool:
+        """Whether the pod will never report its end, because its node is gone.
+
+        A node that is there may tell its pods to go by a taint too, as one that a cloud takes back.
+        """
+        return self.reason == "DeletionByTaintManager" and not self.ready
+
+    @property
+    def own_doing(self) -> bool:
+        """Whether the pod was ended for using more than its own limits, and would be again."""
+        return _OVER_ITS_LIMIT.search(self.message) is not None
+
+
+def parse_time(text: object) -> datetime | None:
+    """A time as the API server writes it; None for anything else, also one without a zone."""
+    if not isinstance(text, str):
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return at if at.tzinfo else None
+
+
+def container_state(status: Manifest) -> dict[str, Any]:
+    """Of our container: a policy of the cluster may have put others beside it."""
+    statuses = status.get("containerStatuses") or [{}]
+    ours = next((each for each in statuses if each.get("name") == CONTAINER), statuses[0])
+    return ours.get("state") or {}
+
+
+def condition(status: Manifest, kind: str) -> dict[str, Any]:
+    """A condition of this type; empty where there is none."""
+    return next((c for c in status.get("conditions") or () if c.get("type") == kind), {})
+
+
+def disruption(status: Manifest) -> Disruption | None:
+    """Who ended the pod, where it was not the pod itself."""
+    target = condition(status, "DisruptionTarget")
+    if target.get("status") == "True":
+        at = parse_time(target.get("lastTransitionTime"))
+        # One that never ran, as it still gets its image, has no readiness that was taken from it.
+        waits = status.get("phase") == "Pending"
+        ready = waits or condition(status, "Ready").get("status") == "True"
+        reason, message = target.get("reason") or "Disrupted", target.get("message") or ""
+        return Disruption(reason, message, at, ready)
+    if status.get("phase") == "Failed" and status.get("reason") in DISRUPTION_REASONS:
+        return Disruption(status["reason"], status.get("message") or "", None)
+    terminated = container_state(status).get("terminated") or {}
+    if status.get("phase") == "Failed" and terminated.get("reason") in LOST_TRACK:
+        at = parse_time(terminated.get("finishedAt"))
+        return Disruption("NodeRestarted", "its node started anew", at)
+    return None
+
+
+def refusal(status: Manifest) -> str:
+    """Why the kubelet did not run the pod, in its own words; empty where it did."""
+    if status.get("phase") != "Failed" or container_state(status).get("terminated"):
+        return ""
+    return ": ".join(str(part) for part in (status.get("reason"), status.get("message")) if part)
+
+
+def result(message: object) -> StageResult | None:
+    """What a stage left as its termination message."""
+    if not isinstance(message, str):
+        return None
+    try:
+        found = StageResult.model_validate_json(message)
+    except ValidationError:
+        return None
+    return found if _storable(found.model_dump()) else None
+
+
+def _storable(value: object) -> bool:
+    """Whether a status can hold every number in it; a model's config may say anything."""
+    if isinstance(value, dict | list):
+        return all(map(_storable, value.values() if isinstance(value, dict) else value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or abs(value) < 2**63
