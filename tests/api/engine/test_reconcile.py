@@ -274,3 +274,32 @@ async def test_a_child_that_the_server_refuses_is_told_once_in_the_status(
     assert await bench.reconcile(plan, "a") == "error"
     again = api.get("FineTuneJob", namespace, "a")
     assert again["metadata"]["resourceVersion"] == told["metadata"]["resourceVersion"]
+
+
+async def test_a_quota_is_told_and_the_job_goes_on_when_it_is_lifted(
+    bench: Bench, api: Api, namespace: str
+) -> None:
+    quota = {"count/jobs.batch": "0"}
+    made = api.create(
+        {
+            "apiVersion": "v1",
+            "kind": "ResourceQuota",
+            "metadata": {"namespace": namespace, "name": "none"},
+            "spec": {"hard": quota},
+        }
+    )
+    path = f"/api/v1/namespaces/{namespace}/resourcequotas/none"
+    api.request("PUT", f"{path}/status", {**made, "status": {"hard": quota, "used": quota}})
+    api.create(toy.finetune_job(namespace, "a"))
+    await bench.list()
+
+    assert await bench.reconcile(toy.plan, "a") == "error"
+    told = api.get("FineTuneJob", namespace, "a")["status"]
+    assert "exceeded quota: none, requested: count/jobs.batch=1" in told["message"]
+    [stalled] = [each for each in told["conditions"] if each["type"] == "Stalled"]
+    assert (stalled["status"], stalled["reason"]) == ("True", "Forbidden")
+
+    api.request("DELETE", path)
+    assert await bench.reconcile(toy.plan, "a") in ("success", "requeue_after")
+    assert "Job a-prepare-1" in uids(api, namespace)
+    assert "message" not in api.get("FineTuneJob", namespace, "a")["status"]
