@@ -62,8 +62,8 @@ FAULTS = (
     Fault(
         "one failure counts at every look",
         "jobs/retry.py",
-        "if not noted(draft, attempt) and not note(",
-        "if not note(",
+        "if not noted(draft, attempt):\n        if not note(",
+        "if True:\n        if not note(",
     ),
     Fault(
         "one restart too many",
