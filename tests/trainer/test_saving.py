@@ -376,6 +376,7 @@ def test_an_attempt_is_claimed_once(tmp_path: Path) -> None:
 def crowded(job: Path) -> None:
     """An older checkpoint lies where nothing can be renamed to: on another file system."""
     rank = Rank(job, 64, attempt=2, keep_last=1)
+    assert checkpoint.resume(job, 2, rank.engine, {"run": "another"}).step == 0
     for step in (1, 2):
         rank.step(step)
         rank.saver.save(Position(step))
@@ -387,6 +388,7 @@ def test_an_older_checkpoint_that_cannot_be_removed_ends_nothing(tmp_path: Path)
         old = Path(elsewhere) / "step-00000000"
         old.mkdir()
         (old / MARKER).write_text(json.dumps({"files": {}, "fingerprint": FINGERPRINT}))
+        (Path(elsewhere) / "step-00000009").mkdir()
         (tmp_path / "checkpoints").mkdir()
         (tmp_path / "checkpoints" / "1").symlink_to(elsewhere)
         assert old.stat().st_dev != tmp_path.stat().st_dev

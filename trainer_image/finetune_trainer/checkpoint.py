@@ -130,7 +130,11 @@ def sweep(attempt: Attempt) -> None:
     for _, writer in _writers(attempt.job, attempt.number - 1):
         for folder in writer.glob("*step-*"):
             if not (folder / MARKER).exists():
-                attempt.remove(folder)
+                try:
+                    attempt.remove(folder)
+                except OSError as error:
+                    # It does not count, and only takes room.
+                    log.warning("what an earlier attempt left is still there: %s", error)
 
 
 def best_first(found: list[Candidate]) -> list[Candidate]:
