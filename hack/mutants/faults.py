@@ -12,6 +12,8 @@ JOBS = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "tests/unit/jobs")
 RESOURCES = (*JOBS[:-1], "tests/unit/resources", "tests/unit/planner", "tests/unit/jobs")
 ENGINE = (*JOBS[:-1], "tests/unit/engine")
 FENCE = (*JOBS[:-1], "tests/api/engine/test_fence.py")
+LEASE = (*JOBS[:-1], "tests/api/engine/test_lease.py")
+LASTING = (*JOBS[:-1], "tests/api/engine/test_faults.py", "-k", "cannot_be_made")
 SIMULATION = ("-m", "tests.sim", "--seed", "20261121", "--histories", "600")
 
 
@@ -295,6 +297,20 @@ FAULTS = (
         'fenced = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, **patch}',
         "fenced = dict(patch)",
         SIMULATION,
+    ),
+    Fault(
+        "a Lease without a duration is taken from a leader that lives",
+        "leader.py",
+        "max(asked, self._timing.duration)",
+        "asked",
+        LEASE,
+    ),
+    Fault(
+        "a child that cannot be made for hours is told to nobody",
+        "reconcile.py",
+        "return self._setbacks[key] >= PATIENCE",
+        "return False",
+        LASTING,
     ),
     Fault(
         "children are written without a fence",
