@@ -89,15 +89,16 @@ kills: $(VENV)/.ready ## Kill a rank at twenty random moments and resume; prints
 chaos: $(VENV)/.ready ## Every fault on the real cluster, while a job trains; prints a table of what it cost
 	@$(PY) -m hack.suite chaos
 
-N ?= 10000
 .PHONY: sim
+sim: N ?= 10000
 sim: $(VENV)/.ready ## N random histories of a cluster in memory (SEED=, REPLAY= to play one again)
 	@PYTHONPATH=.:operator $(PY) -m tests.sim --histories $(N) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(REPLAY),--replay $(REPLAY))
 
 .PHONY: fuzz
+fuzz: N ?= 5000
 fuzz: $(VENV)/.ready ## N specs of each kind against a real API server and the planner (SEED= to repeat)
-	@FINETUNE_FUZZ=$(or $(N),5000) FINETUNE_FUZZ_SEED=$(or $(SEED),0) \
+	@FINETUNE_FUZZ=$(N) FINETUNE_FUZZ_SEED=$(or $(SEED),0) \
 	  $(PY) -m pytest tests/api/fuzz -s -o timeout=86400
 
 .PHONY: mutants
