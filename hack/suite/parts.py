@@ -65,8 +65,8 @@ LINT = Part(
 )
 UNIT = Part("unit", (_pytest("unit", "tests/unit"),))
 # Many histories of a whole cluster in memory, always the same ones: a change is judged as the one
-# before it was. `make sim` draws others every time, and more of them.
-SIM_SHARD = ("--seed", "20261121", "--processes", "2", "--histories", "5000")
+# before it was. `make sim` draws others every time.
+SIM_SHARD = ("--seed", "20261121", "--processes", "2", "--histories", "10000")
 SIM = Part(
     "sim",
     (
