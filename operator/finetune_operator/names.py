@@ -6,7 +6,6 @@ object it was made for.
 """
 
 import hashlib
-from urllib.parse import urlsplit
 
 from finetune_api.run import StageName
 
@@ -57,15 +56,15 @@ def artifact_uri(claim: str, job_name: str, uid: str) -> str:
 
 def claim_of(uri: str) -> str | None:
     """Claim that a pvc:// address names; None for every other address."""
-    parts = urlsplit(uri)
-    return parts.netloc if parts.scheme == "pvc" and parts.netloc else None
+    scheme, _, rest = uri.partition("://")
+    return rest.partition("/")[0] or None if scheme == "pvc" else None
 
 
 def artifact_in(uri: str, workspace: str) -> str | None:
     """Folder of the workspace that holds the artifact at this address; None where the address
     names something else of the workspace, or leads out of the folder."""
-    parts = urlsplit(uri)
-    kind, *inner = parts.path.strip("/").split("/")
-    if parts.netloc != workspace or kind != WORKSPACE_ARTIFACTS or not inner:
+    claim, *path = uri.partition("://")[2].strip("/").split("/")
+    kind, *inner = path or [""]
+    if claim != workspace or kind != WORKSPACE_ARTIFACTS or not inner:
         return None
     return None if {"", ".", ".."} & set(inner) else f"{WORKSPACE_ARTIFACTS}/{inner[0]}"

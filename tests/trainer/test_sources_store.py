@@ -119,6 +119,10 @@ def test_s3_object_that_does_not_exist_is_not_found(s3: S3Server, uri: str) -> N
     assert uri in told.message
 
 
+def test_s3_bucket_that_cannot_be_is_refused(s3: S3Server) -> None:
+    assert failure(on_s3(s3, "s3://[/rows.jsonl")).failure.reason == "BadAddress"
+
+
 def test_s3_with_a_wrong_key_is_denied(s3: S3Server) -> None:
     wrong = on_s3(s3, "s3://acme/data/train.jsonl", AWS_SECRET_ACCESS_KEY="wrong-secret")
     told = failure(wrong).failure
@@ -243,6 +247,13 @@ def test_https_server_that_nobody_vouches_for_is_not_trusted(
 
 def test_https_address_with_a_password_is_refused_without_repeating_it() -> None:
     told = failure(Address("dataset", "https://ada:lace@host/rows.jsonl")).failure
+    assert told.reason == "BadAddress"
+    assert "lace" not in told.message
+
+
+@pytest.mark.parametrize("place", ["[", "[:::", "u:lace@[", "\u2100", "127.0.0.1:99999999"])
+def test_https_address_that_is_no_url_is_refused(place: str) -> None:
+    told = failure(Address("dataset", f"https://{place}/rows.jsonl")).failure
     assert told.reason == "BadAddress"
     assert "lace" not in told.message
 

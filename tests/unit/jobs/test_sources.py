@@ -35,6 +35,13 @@ def test_an_artifact_of_an_earlier_job_is_mounted_alone_and_read_only(uri: str) 
     assert volumes(world, "prepare").count("claim-0") == 1  # that of the data
 
 
+@pytest.mark.parametrize("uri", ["hf://[", "https://[:::/x", "s3://\u2100", f"{ARTIFACT}?["])
+def test_an_address_that_no_parser_likes_is_left_to_prepare(uri: str) -> None:
+    world = World(job_manifest(model={"uri": uri}))
+    world.settle()
+    assert world.status["phase"] == "Preparing"
+
+
 def test_later_stages_see_the_copy_and_not_the_artifact() -> None:
     world = World(job_manifest(model={"uri": ARTIFACT}))
     world.run_until("train")
@@ -52,6 +59,8 @@ def test_later_stages_see_the_copy_and_not_the_artifact() -> None:
         "artifacts/../jobs/other",
         "artifacts/x/../../jobs/other",
         "artifacts//x",
+        "artifacts/x?/../../jobs/other",
+        "artifacts?/x",
         "",
     ],
 )

@@ -6,10 +6,10 @@ what may be secret in it), which field of the job it stands in, and which Secret
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
-from urllib.parse import urlsplit
 
 from finetune_trainer.sources.credentials import Credentials
 from finetune_trainer.stage import RetryableError, UserError
@@ -51,8 +51,8 @@ class Address:
         """The address for people: no query and no user info, both of which may be secret."""
         if self.scheme != "https":
             return self.uri
-        parts = urlsplit(self.uri)
-        return f"https://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        place, slash, path = re.split("[?#]", self.uri, maxsplit=1)[0][8:].partition("/")
+        return f"https://{place.rpartition('@')[2]}{slash}{path}"
 
     @property
     def _noun(self) -> str:

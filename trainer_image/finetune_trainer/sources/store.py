@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from finetune_trainer.sources.address import Address, safe_parts
 from finetune_trainer.sources.base import SourceFile, listing_revision
@@ -116,6 +117,10 @@ def open_https(address: Address) -> StoreSource:
     if "@" in address.uri.split("://", 1)[1].split("/", 1)[0]:
         remedy = f"Put USERNAME and PASSWORD into the Secret {address.where}.credentialsSecret."
         raise address.bad("a password does not belong into an address", remedy)
+    try:
+        urlsplit(address.uri).port  # noqa: B018 - reading it is the check
+    except ValueError:
+        raise address.bad("it is no URL", "Check host and port.") from None
     secret = address.credentials.get
     options: dict[str, Any] = {
         "headers": {"Accept-Encoding": "identity"},
@@ -179,7 +184,11 @@ def typed_errors(address: Address) -> Iterator[None]:
 
 
 def _typed(address: Address, error: BaseException) -> BaseException:
+    from botocore.exceptions import ParamValidationError
+
     chain = _chain(error)
+    if any(isinstance(each, ParamValidationError) for each in chain):
+        return address.bad("no bucket has such a name", f"Write {address.scheme}://BUCKET/PATH.")
     if any(getattr(each, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for each in chain):
         return error
     statuses = [status for each in chain if (status := _status(each)) is not None]
