@@ -74,11 +74,14 @@ SIM = Part(
         _step("histories", PYTHON, "-m", "tests.sim", *SIM_SHARD, PYTHONPATH=".:operator"),
     ),
 )
+# Words in the names of a few faults; `make mutants` tries all of them.
+SOME_FAULTS = ("crash", "owner", "share", "fence", "last thing", "not frozen", "keeps its devices")
 API = Part(
     "api",
     (
         _step("cluster programs", PYTHON, "-m", "hack.cluster", "binaries"),
         _pytest("api", "tests/api"),
+        _step("some mutants", PYTHON, "-m", "hack.mutants", *SOME_FAULTS),
     ),
 )
 ML_ENVIRONMENT = Step("ML environment", lambda: [PYTHON, "-m", "hack.images", "venv"])
