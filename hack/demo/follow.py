@@ -53,6 +53,8 @@ def follow(
         try:
             job: dict[str, Any] = kubectl.json("get", "finetunejob", name)
         except KubectlError as error:
+            if last and "(NotFound)" in str(error):
+                raise JobFailed(f"job {name} was deleted") from None
             say(f"the API server does not answer, trying again: {error}")
             time.sleep(2)
             continue

@@ -188,6 +188,7 @@ class Reconciler:
     async def _tell(self, loaded: Manifest | None, decision: Decision) -> None:
         if loaded is not None:
             for event in decision.events:
+                log.info("%s: %s", event.reason, event.message)
                 await self._writes.send("create", "Event", self._events.record(loaded, event))
 
     def _lasts(self, key: Key, error: ClusterError) -> bool:

@@ -129,9 +129,7 @@ def _causes(attempt: Attempt, now: datetime) -> Iterator[Ending]:
         elif pod.disruption is not None and (pod.finished or pod.deadline is not None):
             yield _disrupted(attempt, pod, now)
         elif pod.phase == "Failed" and pod.exit_code == ExitCode.PREEMPTED:
-            failure = Failure(
-                reason="Preempted", message=f"pod {pod.name} was asked to stop and saved its work"
-            )
+            failure = Failure(reason="Preempted", message=f"pod {pod.name} was asked to stop")
             at = pod.deleted_at or _when(pod, now)
             yield Ending("Preempted", at, pod.result, _complete(failure, attempt), pod)
         elif pod.deleted_at is not None and pod.phase != "Succeeded":

@@ -86,7 +86,8 @@ class Address:
         return RetryableError(
             "SourceUnavailable",
             f"{self.shown} cannot be read now: {detail}.",
-            "Nothing needs to be done if the source comes back: the stage is tried again.",
+            "See that the pods can reach it: proxy, network policy, DNS. The stage is tried again "
+            "while maxRestarts lasts.",
         )
 
     @property
