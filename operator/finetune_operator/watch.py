@@ -119,6 +119,7 @@ async def watch(
     `started` is called once kopf runs; since kopf takes over SIGTERM and SIGINT in that moment,
     it must take them back.
     """
+    asyncio.get_running_loop().set_exception_handler(_tell_of_lost_task)
     registry = registry_of(cluster, kinds, intake, relisted, lease)
     tasks = await kopf.spawn_tasks(
         registry=registry,
@@ -135,6 +136,16 @@ async def watch(
         raise RuntimeError("kopf stopped to watch without saying why")
     finally:
         await _end(tasks)
+
+
+def _tell_of_lost_task(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Where several of kopf's watches fail at once it looks at one of them; of the others asyncio
+    would print a traceback, at any later time."""
+    task = context.get("future")
+    if isinstance(task, asyncio.Task) and task.get_name().startswith("watcher for "):
+        log.info("the %s ended too: %r", task.get_name(), context.get("exception"))
+    else:
+        loop.default_exception_handler(context)
 
 
 async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
