@@ -119,7 +119,7 @@ async def watch(
     `started` is called once kopf runs; since kopf takes over SIGTERM and SIGINT in that moment,
     it must take them back.
     """
-    asyncio.get_running_loop().set_exception_handler(_tell_of_lost_task)
+    asyncio.get_running_loop().set_exception_handler(tell_of_lost_task)
     registry = registry_of(cluster, kinds, intake, relisted, lease)
     tasks = await kopf.spawn_tasks(
         registry=registry,
@@ -138,7 +138,7 @@ async def watch(
         await _end(tasks)
 
 
-def _tell_of_lost_task(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+def tell_of_lost_task(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Where several of kopf's watches fail at once it looks at one of them; of the others asyncio
     would print a traceback, at any later time."""
     task = context.get("future")

@@ -7,7 +7,7 @@ import gc
 import logging
 
 import pytest
-from finetune_operator.watch import _tell_of_lost_task
+from finetune_operator.watch import tell_of_lost_task
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_a_watch_that_failed_beside_another_costs_one_line_and_no_traceback(
         raise ConnectionError("gone")
 
     async def lose() -> None:
-        asyncio.get_running_loop().set_exception_handler(_tell_of_lost_task)
+        asyncio.get_running_loop().set_exception_handler(tell_of_lost_task)
         task = asyncio.create_task(fails(), name=name)
         await asyncio.wait([task])
 
