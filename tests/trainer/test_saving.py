@@ -284,6 +284,78 @@ def test_a_checkpoint_with_an_unreadable_file_is_passed_over_where_there_is_an_o
     pool.run(alone, unreadable, tmp_path, world=2, folder=tmp_path / "logs")
 
 
+def bad_markers(job: Path) -> None:
+    rank = Rank(job, 64, keepLast=2)
+    for step in (1, 2):
+        rank.step(step)
+        rank.saver.save(Position(step))
+        rank.saver.finish()
+    rank.saver.close()
+    readable, bad = Path.read_bytes, {"step-00000002"}
+
+    def read(path: Path) -> bytes:
+        if path.parent.name in bad and path.name == MARKER:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return readable(path)
+
+    setattr(Path, "read_bytes", read)  # noqa: B010
+    later = Rank(job, 64, attempt=2, keepLast=2)
+    assert later.resume().step == 1
+    bad.add("step-00000001")
+    with pytest.raises(RetryableError) as caught:
+        later.resume()
+    assert caught.value.failure.reason == "VolumeUnavailable"
+    later.step(3)
+    later.saver.save(Position(3))
+    later.saver.close()
+    assert steps_of(job) == [2, 3]
+
+
+def test_a_checkpoint_with_an_unreadable_marker_is_passed_over_likewise(tmp_path: Path) -> None:
+    pool.run(alone, bad_markers, tmp_path, world=1, folder=tmp_path / "logs")
+
+
+def marked(job: Path, attempt: int, step: int, **marker: Any) -> Path:
+    """A checkpoint of nothing but its marker."""
+    folder = job / "checkpoints" / str(attempt) / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    (folder / MARKER).write_text(json.dumps(marker))
+    return folder
+
+
+def test_checkpoints_that_cannot_be_listed_do_not_pass_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To begin anew would lose them."""
+    folder = marked(tmp_path, 1, 10).parent
+    assert len(checkpoint.candidates(tmp_path, 2)) == 1
+
+    def denied(call: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(path: Any) -> Any:
+            if Path(path) == folder:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return call(path)
+
+        return refuse
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, denied(getattr(os, name)))
+    with pytest.raises(PermissionError):
+        checkpoint.candidates(tmp_path, 2)
+
+
+def test_the_best_that_is_kept_is_one_that_the_newest_attempt_goes_on_from(tmp_path: Path) -> None:
+    """It began before the other one, so that could not be used, whatever its loss."""
+    marked(tmp_path, 1, 10, best=True, eval_loss=1.0)
+    good = marked(tmp_path, 2, 10, best=True, eval_loss=1.1)
+    marked(tmp_path, 2, 20, best=False, eval_loss=2.0)
+    newest = marked(tmp_path, 2, 30, best=False, eval_loss=2.0)
+    attempt = Attempt(tmp_path, 2)
+    attempt.claim()
+    checkpoint.prune(attempt, keep_last=1)
+    assert sorted(tmp_path.glob("checkpoints/*/*")) == [good, newest]
+
+
 def littered(job: Path) -> None:
     rank = Rank(job, 64)
     rank.step(1)

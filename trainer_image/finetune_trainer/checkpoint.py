@@ -8,7 +8,6 @@ checkpoints; this room says what they are, and reads them. Resuming is a collect
 calls it.
 """
 
-import contextlib
 import errno
 import json
 import logging
@@ -56,6 +55,8 @@ class Candidate:
     attempt: int
     step: int
     marker: dict[str, Any]
+    readable: bool = True
+    """Not where the volume gives an error for the marker, which is empty then."""
 
 
 def describe(folder: Path, share: int = 0, shares: int = 1) -> FileList:
@@ -86,28 +87,44 @@ def candidates(job: Path, attempt: int) -> list[Candidate]:
     """Complete checkpoints of this and earlier attempts, newest step first."""
     found = []
     for number, writer in _writers(job, attempt):
-        for path in writer.glob(f"step-*/{MARKER}"):
-            name = NAME.fullmatch(path.parent.name)
-            marker = _read_marker(path)
-            if name and marker is not None:
-                found.append(Candidate(path.parent, number, int(name[1]), marker))
+        for folder in _inside(writer):
+            if name := NAME.fullmatch(folder.name):
+                found += _claimed(folder, number, int(name[1]))
     return sorted(found, key=lambda c: (c.step, c.attempt), reverse=True)
 
 
 def _writers(job: Path, attempt: int) -> Iterator[tuple[int, Path]]:
     """Numbers and folders of the attempts up to this one; what else lies there is not ours."""
-    for folder in (job / "checkpoints").glob("*"):
+    for folder in _inside(job / "checkpoints"):
         if is_number(folder.name) and int(folder.name) <= attempt:
             yield int(folder.name), folder
 
 
-def _read_marker(path: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(ValueError):
-        marker = json.loads(path.read_bytes())
-        if isinstance(marker, dict):
-            return marker
-    log.warning("not used, its marker cannot be read: %s", path.parent)
-    return None
+def _inside(folder: Path) -> list[Path]:
+    """What is in a folder. One that cannot be read must not pass for an empty one, as it does
+    with `glob`: the run would begin anew, and remove what it has."""
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _claimed(folder: Path, attempt: int, step: int) -> list[Candidate]:
+    """The checkpoint in a folder, if it claims to be complete."""
+    try:
+        marker = json.loads((folder / MARKER).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except ValueError:
+        marker = None
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        return [Candidate(folder, attempt, step, {}, readable=False)]
+    if isinstance(marker, dict):
+        return [Candidate(folder, attempt, step, marker)]
+    log.warning("not used, its marker cannot be read: %s", folder)
+    return []
 
 
 def prune(attempt: Attempt, keep_last: int, keep_best: bool = True) -> None:
@@ -129,18 +146,22 @@ def sweep(attempt: Attempt) -> None:
     """Remove what earlier attempts left unfinished; they have been fenced by this one's claim."""
     for _, writer in _writers(attempt.job, attempt.number - 1):
         for folder in writer.glob("*step-*"):
-            if not (folder / MARKER).exists():
-                try:
+            try:
+                if not (folder / MARKER).exists():
                     attempt.remove(folder)
-                except OSError as error:
-                    # It does not count, and only takes room.
-                    log.warning("what an earlier attempt left is still there: %s", error)
+            except OSError as error:
+                # It does not count, and only takes room.
+                log.warning("what an earlier attempt left is still there: %s", error)
 
 
 def best_first(found: list[Candidate]) -> list[Candidate]:
-    """Those that were the best when they were saved, lowest held-out loss first."""
+    """Those that were the best when they were saved: of the newest attempt, lowest loss first.
+
+    Such a one is better than all that its attempt went on from. Where an older attempt's has a
+    lower loss, it could not be used.
+    """
     judged = [candidate for candidate in found if candidate.marker.get("best")]
-    return sorted(judged, key=lambda candidate: (candidate.marker["eval_loss"], candidate.step))
+    return sorted(judged, key=lambda c: (-c.attempt, c.marker["eval_loss"], c.step))
 
 
 def resume(
@@ -166,7 +187,8 @@ def _usable(job: Path, attempt: int, fingerprint: Fingerprint) -> list[Candidate
     if dist.get_rank() != 0:
         return []
     found = candidates(job, attempt)
-    for other in [c for c in found if c.marker.get("fingerprint") != fingerprint]:
+    foreign = [c for c in found if c.readable and c.marker.get("fingerprint") != fingerprint]
+    for other in foreign:
         log.warning("not used, another plan or other data: %s", other.folder)
         found.remove(other)
     return found
@@ -176,7 +198,8 @@ def _restore(found: list[Candidate], engine: Engine, parts: Parts) -> Position |
     """Restore the first of rank 0's candidates that is whole."""
     rank, world, unread = dist.get_rank(), dist.get_world_size(), None
     for candidate in waiting.from_rank_zero(found):
-        seen = waiting.gathered(_readable(candidate.folder, rank, world))
+        share = _readable(candidate.folder, rank, world) if candidate.readable else None
+        seen = waiting.gathered(share)
         if None in seen:
             log.warning("not used, it cannot be read: %s", candidate.folder)
             unread = candidate.folder
