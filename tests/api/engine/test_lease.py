@@ -16,7 +16,8 @@ from tests.api.client import Api
 from tests.api.engine.whole import until
 
 NAME = "edited"
-QUICK = Timing(duration=2, deadline=1.5, renew=0.2, retry=0.1)
+QUICK = Timing(duration=4, deadline=3, renew=0.2, retry=0.1)
+"""A machine that stands still for a second or two has lost no Lease."""
 Candidate = Callable[..., Election]
 
 
