@@ -95,6 +95,8 @@ def pack_held_out(folder: Path, model: Path) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     root = tmp_path_factory.mktemp("early")
     runs = Runs(root, tiny_model(root / "models" / "tiny"))
+    stopped = {"training": NEVER_BETTER, "steps": 12, "lora": {"dropout": 0.2}}
+    runs.add("spoiled", stop_after=2 * EVERY, world_size=1, **stopped)
     for world in (1, 4):
         runs.add(f"world-{world}", lora={"dropout": 0}, world_size=world, training=FALLING)
         runs.train(world)
@@ -106,7 +108,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         runs.add(f"{strategy}-looking", training=FALLING, **how)
         runs.add(f"{strategy}-promoted", training=NEVER_BETTER, steps=12, **how)
         runs.add(f"{strategy}-first", stop_after=EVERY, training=NEVER_BETTER, steps=12, **how)
-    stopped = {"training": NEVER_BETTER, "steps": 12, "lora": {"dropout": 0.2}}
+    best = root / "spoiled" / "job" / "checkpoints" / "1" / f"step-{EVERY:08d}"
+    (best / "rank-00000.safetensors").unlink()
+    runs.add("spoiled-resumed", folder="spoiled", attempt=2, **stopped)
     runs.add("stopped", stop_after=2 * EVERY, **stopped)
     runs.add("resumed", folder="stopped", attempt=2, **stopped)
     runs.train(2)
@@ -158,3 +162,11 @@ def test_a_run_stopped_between_looks_keeps_its_patience(runs: Runs) -> None:
     assert resumed["finished"] is True
     assert (resumed["facts"]["steps"], resumed["facts"]["bestStep"]) == (3 * EVERY, EVERY)
     assert resumed["trained_digest"] == runs.seen("DDP-promoted")["trained_digest"]
+
+
+def test_a_best_checkpoint_that_is_damaged_is_not_called_the_result(runs: Runs) -> None:
+    resumed = runs.seen("spoiled-resumed")
+    assert resumed["finished"] is True
+    facts = resumed["facts"]
+    assert (facts["steps"], facts["bestStep"]) == (3 * EVERY, 3 * EVERY)
+    assert facts["bestEvalLoss"] == runs.history("spoiled", 2)[-1]["eval_loss"]

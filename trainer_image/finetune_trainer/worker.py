@@ -77,7 +77,12 @@ def train(run: RunConfig, tell: Told, stop_asked: Callable[[], bool]) -> tuple[b
     facts, finished = loop.facts(), loop.over
     if finished and early and early.best_step not in (None, position.step):
         tell(f"going back to the best weights, of step {early.best_step}")
-        checkpoint.restore_best(job, run.attempt, engine, fingerprint)
+        best = checkpoint.restore_best(job, run.attempt, engine, fingerprint)
+        if best is None:
+            log.warning("no checkpoint of the best step can be used: the last weights are taken")
+            best = position
+        told = {"best_step": best.step, "best_eval_loss": best.eval_loss}
+        facts = facts.model_copy(update=told)
     if finished:
         tell("writing the trained weights")
         write_output(run, spec, model, engine)
