@@ -6,6 +6,11 @@ the job's objective; its interval comes from resampling rows, the same rows for 
 that what both find hard cancels out (paired bootstrap, Koehn 2004).
 """
 
+from finetune_trainer.stopping import keep_back
+
+if __name__ == "__main__":
+    keep_back()
+
 import hashlib
 import json
 from collections.abc import Callable, Sequence

@@ -7,6 +7,11 @@ over. Everything is readable by other users, because whoever serves the model ru
 one.
 """
 
+from finetune_trainer.stopping import keep_back
+
+if __name__ == "__main__":
+    keep_back()
+
 import hashlib
 import json
 import shutil

@@ -8,6 +8,11 @@ one finished and does the rest.
 
 from __future__ import annotations
 
+from finetune_trainer.stopping import keep_back
+
+if __name__ == "__main__":
+    keep_back()
+
 import contextlib
 import hashlib
 import os

@@ -322,8 +322,8 @@ def run_stage(stage: StageName, work: Stage, stop: Stop | None = None) -> int:
             failed = StageResult(stage=stage, attempt=attempt, outcome="Failed", failure=failure)
             return failed, code
 
-    asked = stop or Stop(leave, UNWIND_SECONDS)
     try:
+        asked = stop or Stop(leave, UNWIND_SECONDS)
         return finish(*outcome())
     except Preempted:
         # Also where it came while a failure was being told.

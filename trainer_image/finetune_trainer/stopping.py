@@ -14,6 +14,11 @@ import time
 from collections.abc import Callable
 
 
+def keep_back() -> None:
+    """Keep SIGTERM until `Stop` listens: the first process of a pod would lose it, and go on."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
 class Preempted(BaseException):
     """This process was asked to stop, and its main thread may put things in order, but not long.
 

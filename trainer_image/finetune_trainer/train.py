@@ -5,14 +5,14 @@ starts the ranks, reads what they tell (one small file each), passes a stop on t
 turns how they ended into one result. The training itself is in `worker`.
 """
 
-import signal
+from finetune_trainer.stopping import Stop, keep_back
 
 if __name__ == "__main__":
-    # Kept until `Stop` listens: the first process of a pod would lose it, and train on.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    keep_back()
 
 import json
 import os
+import signal
 import threading
 import time
 from contextlib import nullcontext
@@ -32,7 +32,6 @@ from finetune_trainer import tracking
 from finetune_trainer.launch import Ranks, read_ahead
 from finetune_trainer.stage import Report, RetryableError, StageError, UserError, run_stage
 from finetune_trainer.startup import BEGAN_ENV, process_began
-from finetune_trainer.stopping import Stop
 from finetune_trainer.telemetry import rank_folder, read_rank_files
 from finetune_trainer.watchdog import Watchdog, heartbeat_of, stalled
 
