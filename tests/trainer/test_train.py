@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from finetune_api.run import ExitCode, Progress, RunConfig, StageResult
+from finetune_trainer.launch import left_early
 from finetune_trainer.stage import RetryableError
 from finetune_trainer.telemetry import RANK_FOLDER_ENV, read_rank_files
 from finetune_trainer.train import ending
@@ -138,7 +139,10 @@ def test_a_stopped_attempt_is_resumed_by_the_next_one(tmp_path: Path, model: Pat
     assert together == losses(straight / "job")
 
 
-def test_a_stop_while_the_pod_comes_up_is_not_missed(tmp_path: Path, model: Path) -> None:
+@pytest.mark.parametrize("stage", ["prepare", "train", "evaluate", "export"])
+def test_a_stop_while_the_pod_comes_up_is_not_missed(
+    tmp_path: Path, model: Path, stage: str
+) -> None:
     """The first process of a pod does not even die of a signal that it has no function for."""
     code = (
         "import os, runpy, signal, sys\n"
@@ -147,7 +151,7 @@ def test_a_stop_while_the_pod_comes_up_is_not_missed(tmp_path: Path, model: Path
         "        if name == 'finetune_api.run':\n"
         "            os.kill(os.getpid(), signal.SIGTERM)\n"
         "sys.meta_path.insert(0, Moment())\n"
-        "runpy.run_module('finetune_trainer.train', run_name='__main__')\n"
+        f"runpy.run_module('finetune_trainer.{stage}', run_name='__main__')\n"
     )
     run = write_run(make_run(tmp_path, model, strategy="DDP"), tmp_path / "run.json")
     env = environment(
@@ -158,7 +162,24 @@ def test_a_stop_while_the_pod_comes_up_is_not_missed(tmp_path: Path, model: Path
     done = subprocess.run([sys.executable, "-c", code], env=env, timeout=120, check=False)
     assert done.returncode == ExitCode.PREEMPTED
     result = StageResult.model_validate_json((tmp_path / "result.json").read_bytes())
-    assert result.outcome == "Preempted"
+    assert (result.stage, result.outcome) == (stage, "Preempted")
+
+
+@pytest.mark.parametrize(
+    ("codes", "left"),
+    [
+        ([None, None], False),
+        ([76, None], True),
+        ([76, 1], True),
+        ([1, None], False),
+        ([76, -9], False),
+        ([0, 0], False),
+    ],
+)
+def test_a_rank_that_left_is_seen_although_others_have_lost_it_by_now(
+    codes: list[int | None], left: bool
+) -> None:
+    assert left_early(codes) == left
 
 
 def test_a_loss_that_is_not_a_number_is_the_users_error(tmp_path: Path, model: Path) -> None:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class Ranks:
         """None while a rank runs; when one fails the others are ended. The exit code then."""
         codes = [rank.poll() for rank in self._ranks]
         if self._kill_at is None:
-            self.left = {code for code in codes if code} == {ExitCode.PREEMPTED}
+            self.left = left_early(codes)
         lost_store = self._store is not None and self._store.poll() is not None
         if None not in codes:
             self._end_store()
@@ -94,6 +94,11 @@ class Ranks:
         if self._store is not None:
             self._store.kill()
             self._store.wait()
+
+
+def left_early(codes: Sequence[int | None]) -> bool:
+    """Whether a rank left because it was asked to; others may have lost it by now, and say so."""
+    return ExitCode.PREEMPTED in codes and {None, 0, 1, ExitCode.PREEMPTED}.issuperset(codes)
 
 
 def start(module: str, *arguments: str, **environment: str) -> "subprocess.Popen[bytes]":
