@@ -3,9 +3,12 @@
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import textwrap
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -289,6 +292,25 @@ def test_telemetry_serves_progress_metrics_and_health() -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_who_hangs_up_leaves_no_traceback_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    server = serve(Report("train", 1), host="127.0.0.1")
+    before, place = set(threading.enumerate()), ("127.0.0.1", server.server_port)
+    try:
+        with socket.create_connection(place) as client:
+            client.sendall(b"GET /progress")
+            # Closed by a reset, as a check of the port does it.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # Connections are taken in their order.
+        with urllib.request.urlopen(f"http://127.0.0.1:{place[1]}/healthz") as answer:
+            assert answer.status == 200
+        for thread in set(threading.enumerate()) - before:
+            thread.join(60)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert capsys.readouterr().err == ""
 
 
 def test_the_version_is_printed() -> None:

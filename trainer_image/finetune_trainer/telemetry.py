@@ -8,6 +8,7 @@ and a reader never sees half of it.
 
 import json
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -128,6 +129,15 @@ def labelled(
     return family
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of one who hung up; what else goes wrong is ours."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def serve(report: Report, host: str = "0.0.0.0", port: int = 0) -> ThreadingHTTPServer:
     """Start answering GET /progress, /metrics and /healthz in the background.
 
@@ -159,8 +169,7 @@ def serve(report: Report, host: str = "0.0.0.0", port: int = 0) -> ThreadingHTTP
         def log_message(self, format: str, *args: Any) -> None:
             """Say nothing: the operator asks every few seconds."""
 
-    server = ThreadingHTTPServer((host, port), Answer)
-    server.daemon_threads = True
+    server = _Server((host, port), Answer)
     threading.Thread(target=server.serve_forever, name="telemetry", daemon=True).start()
     return server
 
