@@ -324,3 +324,13 @@ def test_snapshot_with_a_broken_mark_is_fetched_again(hub: Hub, cache: Path, mar
     assert gathering(hub, cache).finish() == final
     assert find_complete(cache, COMMIT) == final
     assert left_in(cache) == {COMMIT[:16]}
+
+
+def test_what_was_gathered_is_forgotten_without_a_word_where_the_cache_has_gone(
+    hub: Hub, cache: Path
+) -> None:
+    """The fault that it is forgotten for is told, and no other."""
+    job = gathering(hub, cache)
+    shutil.rmtree(cache)
+    job.discard()
+    assert not cache.exists()

@@ -83,12 +83,13 @@ class Snapshot:
         return self._in_turn(self._gather_all)
 
     def discard(self) -> None:
-        """Forget what was gathered, unless another job is at it."""
+        """Forget what was gathered, unless another job is at it; what is wrong is told already."""
         lease = lease_of(self._cache, self.revision, self._holder)
-        if lease.take_if_free():
-            for folder in self._partials():
-                shutil.rmtree(folder, ignore_errors=True)
-            lease.give_back()
+        with contextlib.suppress(OSError):
+            if lease.take_if_free():
+                for folder in self._partials():
+                    shutil.rmtree(folder, ignore_errors=True)
+                lease.give_back()
 
     def _in_turn(self, work: Callable[[Lease], T]) -> T:
         while True:
