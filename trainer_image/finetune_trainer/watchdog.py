@@ -4,8 +4,8 @@ A rank may stop although its process lives: stopped by a signal, stuck in a driv
 Ranks of other pods would wait for it until a collective times out. Its second thread beats whatever
 the first one does, so silence means that the process does not run; and it begins to beat only when
 it has met the others, so a slow start is no silence. A process that a signal has stopped is no slow
-one either, and is ended sooner. Time counts only while this process runs
-itself: after a pause of the whole pod nobody is blamed.
+one either, and is ended sooner. Time counts only while this process runs itself: after a pause of
+the whole pod nobody is blamed.
 """
 
 import time
