@@ -129,7 +129,7 @@ async def test_a_leader_that_is_cut_off_makes_room_and_exits(
         gateway.partition()
         api.create(toy.finetune_job(namespace, "a"))
         took = await asyncio.to_thread(
-            until, "pod-2 prepares the job", lambda: prepared(api, namespace, "a")
+            until, "pod-2 makes the job's children", lambda: bool(api.list("Job", namespace))
         )
         assert holder(api, namespace) == "pod-2"
         print(f"\ntake-over after the leader was cut off: {took:.1f} s")

@@ -65,5 +65,5 @@ async def until(what: str, condition: Callable[[], bool], seconds: float = 60) -
 
 
 def prepared(api: Api, name: str, namespace: str = "default") -> Callable[[], bool]:
-    """A condition: the tiny product has done all that it does for the job."""
+    """A condition: the job has a status, which is written before its children are made."""
     return lambda: "status" in api.get("FineTuneJob", namespace, name)
