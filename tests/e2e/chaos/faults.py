@@ -183,16 +183,16 @@ def paused(component: str) -> Iterator[float]:
         os.kill(pid, signal.SIGCONT)
 
 
-def kill_operator(system: Kubectl, pod: str) -> float:
-    """End an operator's process without a word, and its pod with it; returns when.
+def kill_operator(system: Kubectl, pod: str) -> bool:
+    """End an operator's process without a word, and its pod with it; whether there was one yet.
 
     The pod goes too, because the kubelet would let a container that ends again and again wait.
     """
-    at = time.time()
-    for pid in _processes_of(pod, "finetune_operator"):
+    processes = _processes_of(pod, "finetune_operator")
+    for pid in processes:
         os.kill(pid, signal.SIGKILL)
     system.run("delete", "pod", pod, "--grace-period=0", "--force", "--ignore-not-found")
-    return at
+    return bool(processes)
 
 
 def _processes_of(pod: str, module: str) -> list[int]:
