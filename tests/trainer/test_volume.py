@@ -13,6 +13,7 @@ import pytest
 from finetune_api.run import ExitCode
 from finetune_trainer.stage import failure_of
 from finetune_trainer.volume import MOST_SECONDS, PIECE, measure
+from finetune_trainer.worker import cause
 
 from tests.trainer.jobs import environment
 
@@ -131,6 +132,26 @@ def test_a_full_disk_of_the_node_is_not_called_the_workspace(tmp_path: Path) -> 
         assert "'NoSpaceLeft'" in line
         assert "/tmp" in line
         assert "workspace" not in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/dev/shm/ranks-1/.rank-00000.json.7"),
+        RuntimeError(
+            "NCCL error in: NCCLUtils.cpp:94, unhandled system error. Last error:\nError while "
+            "creating shared memory segment /dev/shm/nccl-Tq3 (size 9637888), error: No space left "
+            "on device (28)"
+        ),
+    ],
+)
+def test_full_shared_memory_is_neither_called_the_workspace_nor_a_lost_peer(
+    error: Exception,
+) -> None:
+    failure, code = failure_of(cause(error, None))
+    assert (failure.reason, code) == ("NoSpaceLeft", ExitCode.RETRYABLE)
+    assert "shared memory" in failure.message
+    assert "sharedMemory" in (failure.remedy or "")
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ _FULL_TEXT = (
     rf"{os.strerror(errno.ENOSPC)}|{os.strerror(errno.EDQUOT)}|\d+ requested and \d+ written"
     "|No usable temporary directory"
 )
+SHARED_MEMORY = "/dev/shm"
 ROOM_OF_A_FILE = 2**16
 """Bytes; where fewer are free nothing can be written."""
 UNAVAILABLE = (errno.EROFS, errno.EIO, errno.ESTALE)
@@ -152,7 +153,10 @@ def no_space_left(error: BaseException) -> Failure:
         "volume",
         "Enlarge the workspace claim or delete jobs that are no longer needed.",
     )
-    if _is_temporary(file):
+    if SHARED_MEMORY in f"{file} {error}":
+        where = "pod's shared memory"
+        remedy = "Raise sharedMemory in the AcceleratorProfile."
+    elif _is_temporary(file):
         where = "node's disk, which is the pod's /tmp,"
         remedy = "Free disk space on the node; its images, logs and other pods take it too."
     words = f"The {where} is full"

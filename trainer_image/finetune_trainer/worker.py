@@ -24,7 +24,7 @@ from finetune_api.run import RUN_CONFIG_PATH, ExitCode, RunConfig, TrainFacts
 from finetune_trainer.fencing import Attempt, fenced
 from finetune_trainer.heartbeat import Heartbeat, collective_timeout
 from finetune_trainer.launch import MEETING_ENV, meet
-from finetune_trainer.stage import RetryableError, StageError, failure_of
+from finetune_trainer.stage import NO_SPACE_LEFT, RetryableError, StageError, failure_of
 from finetune_trainer.startup import Startup, import_libraries
 from finetune_trainer.stopping import Stop
 from finetune_trainer.telemetry import RANK_FOLDER_ENV, RankFile, write_atomically
@@ -190,12 +190,15 @@ def cause(error: BaseException, run: RunConfig | None) -> BaseException:
     Every other error stands for itself.
     """
     text = str(error)
-    if failure_of(error)[0].reason == "OutOfMemory":
+    reason = failure_of(error)[0].reason
+    if reason == "OutOfMemory":
         return error
     if run and (later := Attempt(Path(run.paths.job), run.attempt).superseded()):
         return fenced(f"Attempt {later} has taken over from attempt {run.attempt}.")
-    lost = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "gloo")
-    if isinstance(error, RuntimeError) and any(sign in text for sign in lost):
+    signs = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "gloo")
+    lost = isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+    # NCCL also fails where shared memory is full.
+    if lost and reason != NO_SPACE_LEFT:
         line = text.strip().split("\n", 1)[0][:300]
         return RetryableError("PeerLost", f"Another rank is gone: {line}")
     return error
