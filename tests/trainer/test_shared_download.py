@@ -246,6 +246,26 @@ def test_holder_that_shows_life_is_never_passed_over(tmp_path: Path) -> None:
     assert seen["one"] >= 90
 
 
+def test_turn_that_is_taken_but_not_listed_yet_is_not_asked_for_without_a_pause(
+    tmp_path: Path,
+) -> None:
+    """Clients of NFS see new names late."""
+
+    class Late(Lease):
+        POLL = 0.05
+        looks = 0
+
+        def _newest(self) -> int:
+            self.looks += 1
+            return 0 if self.looks <= 20 else super()._newest()
+
+    first = Lease(tmp_path, "a", "one")
+    assert first.take_if_free()
+    second, asked = Late(tmp_path, "a", "two"), time.monotonic()
+    with second.held(lambda _: first.give_back()):
+        assert time.monotonic() - asked >= 10 * Late.POLL
+
+
 def test_job_that_was_passed_over_before_it_publishes_moves_nothing_of_the_other_one(
     hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,10 +58,12 @@ class Lease:
             newest = self._newest()
             now, at = (newest, self._content(newest)), time.monotonic()
             # Time in which we could not look says nothing about the holder.
-            silent = silent + min(at - looked, 2 * self.POLL) if now == seen else 0.0
+            same = newest and now == seen
+            silent = silent + min(at - looked, 2 * self.POLL) if same else 0.0
             seen, looked = now, at
             if newest and silent < self.SILENCE:
                 waits(_holder_in(now[1]))
+            if silent < self.SILENCE:
                 time.sleep(self.POLL)
         try:
             yield self
