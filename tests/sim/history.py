@@ -16,8 +16,9 @@ from tests.sim.invariants import Violation, require
 from tests.sim.machine import Machine, Step
 
 BLOWS = tuple(sorted(name[3:] for name in vars(Machine) if name.startswith("do_")))
-DRAWN = (*BLOWS, *["operator_fault"] * 8)
-"""What happens between two calls of the operator is what this is for."""
+DRAWN = (*BLOWS, *["operator_fault"] * 8, *["cut_gang"] * 3)
+"""What happens between two calls of the operator is what this is for, and what zombies may do;
+they are rare, as a gang must train when it is cut off and be left alone for a while."""
 SECONDS = (0.5, 2.0, 6.0, 15.0, 40.0, 150.0)
 WAITS = (0.0, 0.4, 1.0, 2.0, 4.0, 7.0, 12.0, 40.0)
 WRITES_AT_FIRST, WRITES_PER_STEP = 250, 60

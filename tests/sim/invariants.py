@@ -78,7 +78,8 @@ class Invariants:
     def _overtaken(self, other: Gang, gang: Gang) -> None:
         if not other.whole:
             return
-        if all(self._in_reach(rank.node) for rank in other.ranks.values()):
+        ranks = other.ranks.values()
+        if all(self._in_reach(rank.node) and not rank.given_up for rank in ranks):
             if self._excused("attempt overtaken under two leaders"):
                 return
             raise Violation(
@@ -259,9 +260,8 @@ class Invariants:
         require(max(publishing.values(), default=0) <= 1, "one gang publishes at most")
         since = self._suspended_since
         if since is not None and self._clock.now > since + 90:
-            running = [
-                g for g in self.trainer.gangs.values() if g.can_publish and self._reachable(g)
-            ]
+            gangs = self.trainer.gangs.values()
+            running = [g for g in gangs if g.can_publish and not g.asked and self._reachable(g)]
             require(not running, "a suspended job does not train")
 
     def _reachable(self, gang: Gang) -> bool:

@@ -425,6 +425,15 @@ class Machine:
         self.nodes.cut(NODES[which % len(NODES)], wholly=which // len(NODES) % 2 == 1)
         return True
 
+    def do_cut_gang(self, which: int, _seconds: float) -> bool:
+        """A switch dies: no node of a gang reaches the API server, and its ranks train on."""
+        gangs = [gang for gang in self.trainer.gangs.values() if gang.can_publish]
+        if not gangs:
+            return False
+        for rank in gangs[which % len(gangs)].ranks.values():
+            self.nodes.cut(rank.node)
+        return True
+
     def do_power_off(self, which: int, _seconds: float) -> bool:
         """A node loses its power."""
         self.nodes.power_off(NODES[which % len(NODES)])

@@ -25,7 +25,8 @@ TOLERATION = 5.0
 READY_AGAIN = 2.0
 LOST_TRACK = 255
 """Exit code of a container whose end the runtime did not see."""
-NODES = ("node1", "node2", "node3")
+NODES = ("node1", "node2", "node3", "node4")
+"""Two gangs of two have room: one that is cut off, and its successor."""
 
 
 @dataclass
@@ -144,6 +145,8 @@ class Nodes:
         if node.losses != loss:
             return
         node.evicted = True
+        for process in self._running(node.name):
+            process.given_up = True
         for pod in self.pods_on(node.name):  # those that are being deleted already, too
             if pod["status"].get("phase") in ("Pending", "Running"):
                 self._met("node lost under a pod")
@@ -178,7 +181,7 @@ class Nodes:
                 "type": "PodScheduled",
                 "status": "False",
                 "reason": "Unschedulable",
-                "message": "0/3 nodes are available",
+                "message": "0/4 nodes are available",
                 "lastTransitionTime": self._clock.text(),
             }
             if not found["status"].get("conditions"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 
 from tests.sim.clock import running
-from tests.sim.history import decode, encode, play
+from tests.sim.history import decode, encode, listen, play
 from tests.sim.invariants import Violation
 from tests.sim.machine import Machine, Step
 
@@ -18,6 +20,16 @@ TROUBLE = [
     Step("operator_fault", 1, 2.0, 7.0),
     Step("node_returns", 0, 2.0, 4.0),
 ]
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """A broken promise ends the test, also where the engine would log it and try again."""
+    log = logging.getLogger("finetune_operator")
+    before = log.handlers[:], log.level, log.propagate
+    listen()
+    yield
+    log.handlers[:], log.level, log.propagate = before
 
 
 def test_a_history_can_be_written_down_and_read_again() -> None:
@@ -44,6 +56,21 @@ def test_a_suspended_job_tells_of_the_checkpoint_that_it_left(seconds: float) ->
         assert machine.status["phase"] == "Suspended"
         workspace = machine.trainer.workspace(machine.job["metadata"]["uid"])
         assert machine.status["checkpoint"]["step"] == workspace.newest_step(2)
+
+
+def test_a_gang_that_is_cut_off_publishes_nothing_beside_its_successor() -> None:
+    met = Counter[str]()
+    machine = Machine(met)
+    with running(machine.clock):
+        machine.start()
+        machine.wait(14.0)
+        assert machine.status["phase"] == "Training"
+        machine.play(Step("cut_gang", 0, 0.0, 40.0))
+        machine.settle()
+    assert met["zombie trained beside its successor"] == 1
+    assert met["zombie was fenced"] == 1
+    assert machine.status["phase"] == "Succeeded"
+    assert machine.status["restarts"] == 0
 
 
 def test_an_engine_that_counts_an_eviction_as_a_crash_is_found_out() -> None:

@@ -61,6 +61,8 @@ class Process:
     ranks: int
     alive: bool = True
     hung: bool = False
+    given_up: bool = False
+    """Its node was out of reach for so long that its pod was marked for deletion."""
     asked: float | None = None
     """When it was asked to stop."""
     code: int | None = None
