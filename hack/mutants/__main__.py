@@ -19,7 +19,8 @@ from queue import SimpleQueue
 from hack.mutants.faults import FAULTS, Fault
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("operator", "trainer_image", "tests", "hack", "crds", "charts", "docs", "pyproject.toml")
+LEFT_OUT = (".*", "__pycache__")
+"""What no test reads: git's folder, virtual environments, caches."""
 WORKERS = 2
 SECONDS = 600
 FAILED = 1
@@ -44,13 +45,8 @@ def main(words: list[str]) -> int:
 
 
 def copied(to: Path) -> Path:
-    """The tree without what is built from it."""
-    for name in COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, to / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, to / name)
+    """Every file of the checkout that a test may read."""
+    shutil.copytree(ROOT, to, ignore=shutil.ignore_patterns(*LEFT_OUT))
     return to
 
 
