@@ -30,14 +30,14 @@ def tiny_job(name: str, **changes: Any) -> dict[str, Any]:
     }
 
 
-def until(what: str, seconds: float, probe: Callable[[], T | None]) -> T:
+def until(what: str, seconds: float, probe: Callable[[], T | None], every: float = 0.25) -> T:
     """The first thing that is not None or False; fails with `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = probe()
         if found:
             return found
-        time.sleep(0.25)
+        time.sleep(every)
     raise AssertionError(f"waited {seconds:.0f} s for {what}")
 
 
@@ -57,7 +57,8 @@ def wait_for_phase(kubectl: Kubectl, name: str, phase: str, seconds: float) -> d
             raise AssertionError(f"{name} is {now}: {found['status'].get('failure')}")
         return found if now == phase else None
 
-    return until(f"{name} to be {phase}", seconds, look)
+    # Rarely: every look is a process of its own, and takes the cores from what is waited for.
+    return until(f"{name} to be {phase}", seconds, look, every=1.0)
 
 
 def condition(found: dict[str, Any], kind: str) -> dict[str, Any]:
