@@ -28,8 +28,11 @@ FAILED = 1
 
 
 def main(words: list[str]) -> int:
-    """Every fault whose name holds one of the words; all without words."""
+    """Try every fault whose name holds one of the words; all without words. The exit status."""
     chosen = [f for f in FAULTS if not words or any(word in f.name for word in words)]
+    if unknown := [word for word in words if not any(word in f.name for f in FAULTS)]:
+        print(f"no fault has in its name: {', '.join(unknown)}", file=sys.stderr)
+        return 2
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copies: SimpleQueue[Path] = SimpleQueue()
