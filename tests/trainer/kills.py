@@ -27,6 +27,8 @@ EVERY = 2
 """Steps between checkpoints."""
 STRATEGIES = ("DDP", "ZeRO2", "ZeRO3", "FSDP")
 METHODS = ("LoRA", "Full")
+STRUCK = "struck"
+"""A file of the job, as old as the signal."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def strike(run: RunConfig, doom: Doom) -> None:
     while not reached():
         time.sleep(0.001)
     time.sleep(doom.delay)
+    (job / STRUCK).touch()
     os.kill(os.getpid(), doom.signum)
 
 
