@@ -5,6 +5,8 @@ from decimal import Decimal
 
 GIB = 1024**3
 MIB = 1024**2
+LARGEST = 2**63 - 1
+"""Kubernetes takes larger quantities as this one, and refuses larger numbers in a status."""
 _SUFFIXES = {
     "m": Decimal("0.001"),
     "k": Decimal(10**3),
@@ -29,7 +31,7 @@ def amount(quantity: str) -> Decimal:
 
 def whole(quantity: str) -> int:
     """The number behind a quantity, rounded down: bytes of memory, or full CPUs."""
-    return math.floor(amount(quantity))
+    return min(math.floor(amount(quantity)), LARGEST)
 
 
 def times(quantity: str, count: int) -> str:

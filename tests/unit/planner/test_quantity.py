@@ -1,0 +1,19 @@
+"""Quantities are read as Kubernetes reads them."""
+
+from __future__ import annotations
+
+import pytest
+from finetune_operator.planner.quantity import whole
+
+
+@pytest.mark.parametrize(
+    ("quantity", "number"),
+    [
+        ("80Gi", 80 * 2**30),
+        ("1500m", 1),
+        ("9223372036854775807", 2**63 - 1),
+        ("10000000000G", 2**63 - 1),
+    ],
+)
+def test_a_quantity_is_a_whole_number_that_fits_into_64_bits(quantity: str, number: int) -> None:
+    assert whole(quantity) == number
