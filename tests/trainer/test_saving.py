@@ -252,14 +252,19 @@ def test_what_follows_a_broken_checkpoint_is_kept_although_its_step_is_lower(
     pool.run(alone, shadowed, tmp_path, world=1, folder=tmp_path / "logs")
 
 
-def unreadable(job: Path) -> None:
-    """A bad block is met by the one rank that reads the file, and not by the others."""
+def save_twice(job: Path) -> None:
+    """A first attempt leaves the checkpoints of steps 1 and 2."""
     rank = Rank(job, 64, keepLast=2)
     for step in (1, 2):
         rank.step(step)
         rank.saver.save(Position(step))
         rank.saver.finish()
     rank.saver.close()
+
+
+def unreadable(job: Path) -> None:
+    """A bad block is met by the one rank that reads the file, and not by the others."""
+    save_twice(job)
     readable, bad = checkpoint.sha256_of, {"step-00000002"}
 
     def read(path: Path) -> str:
@@ -285,12 +290,7 @@ def test_a_checkpoint_with_an_unreadable_file_is_passed_over_where_there_is_an_o
 
 
 def bad_markers(job: Path) -> None:
-    rank = Rank(job, 64, keepLast=2)
-    for step in (1, 2):
-        rank.step(step)
-        rank.saver.save(Position(step))
-        rank.saver.finish()
-    rank.saver.close()
+    save_twice(job)
     readable, bad = Path.read_bytes, {"step-00000002"}
 
     def read(path: Path) -> bytes:
