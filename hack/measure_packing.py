@@ -2,7 +2,7 @@
 
 For every causal language model of the installed transformers a tiny random model is made; the
 logits of an example that stands second in a row must be those of the example alone. What it prints
-is the table of `finetune_trainer.data.packable`; run it again when transformers changes. Runs in
+is the table of `finetune_trainer.data.packing_support`; run it again when transformers changes. Runs in
 the environment of the trainer, on a CPU, for some minutes.
 """
 

@@ -72,7 +72,14 @@ PRODUCTS = {
         "operator",
         CHECKOUT / "operator",
         (CONTRACT, OPERATOR),
-        ("kopf", "kubernetes", "pydantic", "aiohttp", "finetune_api", "finetune_operator.product"),
+        (
+            "kopf",
+            "kubernetes",
+            "pydantic",
+            "aiohttp",
+            "finetune_api",
+            "finetune_operator.controllers",
+        ),
         ("python", "-m", "finetune_operator", "--help"),
     ),
     "trainer": Product(

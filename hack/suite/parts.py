@@ -101,7 +101,9 @@ TRAINER = _trainer("trainer", "tests/trainer")
 # The whole of what the trainer's tests hold a cut of; `make matrix`.
 MATRIX = _trainer("matrix", "tests/trainer/test_matrix.py", "-s")
 # Twenty of them; the trainer's tests run three. `make kills`.
-KILLS = _trainer("kills", "tests/trainer/test_kills.py", "-k", "killed_anywhere", "-s")
+KILLS = _trainer(
+    "kills", "tests/trainer/checkpointing/test_kills.py", "-k", "killed_anywhere", "-s"
+)
 IMAGES = Part("images", (_pytest("images", "tests/images", *PATIENT),))
 CLUSTER = Part("cluster", (_pytest("cluster", "tests/cluster", *PATIENT),))
 E2E = Part("e2e", (_pytest("e2e", "tests/e2e", "-s", "-m", "not long", *PATIENT),))

@@ -14,9 +14,9 @@ from typing import Any, get_args
 from pydantic import JsonValue
 
 from finetune_api.base import cel
-from finetune_api.conditions import Above, Condition, Given, Is, NotEmpty, Spec, value_at
 from finetune_api.dataset import Format
 from finetune_api.objective import Objective
+from finetune_api.predicates import Above, Given, Is, NotEmpty, Predicate, Spec, value_at
 
 ZERO = ("ZeRO1", "ZeRO2", "ZeRO3")
 SHARDED = (*ZERO, "FSDP")
@@ -34,7 +34,7 @@ PREFERENCES = (*PAIRED, "KTO")
 class Rule:
     """A combination that is refused."""
 
-    when: tuple[Condition, ...]
+    when: tuple[Predicate, ...]
     reason: str
     """Why, and what to do, in one sentence; the API server says it."""
     field: str

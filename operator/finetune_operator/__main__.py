@@ -2,8 +2,8 @@
 
 import sys
 
+from finetune_operator.controllers import controllers
 from finetune_operator.main import run
-from finetune_operator.product import product
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:], product))
+    sys.exit(run(sys.argv[1:], controllers))

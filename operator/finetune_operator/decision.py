@@ -53,7 +53,7 @@ class EventRecord:
 
 
 @dataclass(frozen=True)
-class HttpAsk:
+class HttpRequest:
     """A request to a pod. The answer appears under `id` in a later View; it is asked again
     when `interval` seconds have passed since the last answer and it is still wanted."""
 
@@ -65,7 +65,7 @@ class HttpAsk:
 
 
 @dataclass(frozen=True)
-class HttpAnswer:
+class HttpResponse:
     """What came of an HttpAsk: a status and JSON body, or an error."""
 
     at: float
@@ -87,7 +87,7 @@ class View(Protocol):
     def labelled(self, kind: str, namespace: str, label: str, value: str) -> Sequence[Manifest]:
         """Objects of a kind that carry label=value."""
 
-    def answer(self, ask_id: str) -> HttpAnswer | None:
+    def answer(self, ask_id: str) -> HttpResponse | None:
         """The newest answer to an HttpAsk of this process."""
 
     def serves(self, group: str, kind: str) -> bool:
@@ -126,6 +126,6 @@ class Decision:
     """The whole new status; written only where it differs. None leaves it alone."""
     events: tuple[EventRecord, ...] = ()
     """Recorded only after the status write that makes them true succeeded."""
-    asks: tuple[HttpAsk, ...] = field(default=())
+    asks: tuple[HttpRequest, ...] = field(default=())
     requeue_after: float | None = None
     """Seconds until the next look even if nothing happens."""

@@ -12,15 +12,16 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from finetune_operator import health as health_of
-from finetune_operator import logs, settings
-from finetune_operator.cluster import Cluster, NoConnection
+from finetune_operator import settings
 from finetune_operator.decision import Settings
-from finetune_operator.engine import Engine, unless
-from finetune_operator.health import Health
-from finetune_operator.leader import Election, LeadershipLost
-from finetune_operator.metrics import Metrics
-from finetune_operator.reconcile import Product
+from finetune_operator.engine import health as health_of
+from finetune_operator.engine import logs
+from finetune_operator.engine.controller import Controller, unless
+from finetune_operator.engine.health import Health
+from finetune_operator.engine.kube_client import KubeClient, NoConnection
+from finetune_operator.engine.leader_election import LeaderElection, LeadershipLost
+from finetune_operator.engine.metrics import Metrics
+from finetune_operator.engine.reconciler import Controllers
 
 EXIT_FAILED = 1
 EXIT_LEADERSHIP_LOST = 3
@@ -28,7 +29,7 @@ EXIT_LEADERSHIP_LOST = 3
 log = logging.getLogger(__name__)
 
 
-def run(argv: Sequence[str], product_of: Callable[[Settings], Product]) -> int:
+def run(argv: Sequence[str], product_of: Callable[[Settings], Controllers]) -> int:
     """Run the operator with these arguments until it is told to stop; the exit status."""
     options = settings.parse(argv)
     logs.configure(options.log_format, options.log_level)
@@ -39,21 +40,21 @@ def run(argv: Sequence[str], product_of: Callable[[Settings], Product]) -> int:
         return EXIT_FAILED
 
 
-async def _serve(options: settings.Options, product: Product) -> int:
+async def _serve(options: settings.Options, product: Controllers) -> int:
     stop = asyncio.Event()
     take_signals = _signals(stop)
     take_signals()
     metrics, health = Metrics(), Health()
-    cluster = await Cluster.connect(options.kubeconfig)
+    cluster = await KubeClient.connect(options.kubeconfig)
     try:
         web = await health_of.serve(health, metrics, options.health_port)
         try:
-            election = Election(
+            election = LeaderElection(
                 cluster, options.lease_namespace, options.lease_name, options.identity
             )
             if await unless(stop, election.acquire()) is None:
                 return 0
-            engine = Engine(cluster, options, product, metrics, health, election)
+            engine = Controller(cluster, options, product, metrics, health, election)
             metrics.leader.set(1)
             return await _lead(engine, election, stop, take_signals)
         finally:
@@ -63,7 +64,10 @@ async def _serve(options: settings.Options, product: Product) -> int:
 
 
 async def _lead(
-    engine: Engine, election: Election, stop: asyncio.Event, take_signals: Callable[[], None]
+    engine: Controller,
+    election: LeaderElection,
+    stop: asyncio.Event,
+    take_signals: Callable[[], None],
 ) -> int:
     hold = asyncio.create_task(election.hold(), name="hold the lease")
     hold.add_done_callback(_lost)

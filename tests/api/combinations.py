@@ -13,8 +13,8 @@ from copy import deepcopy
 from typing import Any
 
 from finetune_api.combinations import SECTIONS, Rule, refusals
-from finetune_api.conditions import Above, Condition, Given, Is, NotEmpty
 from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.predicates import Above, Given, Is, NotEmpty, Predicate
 from finetune_api.schema import Schema, structural
 
 Spec = dict[str, Any]
@@ -85,7 +85,7 @@ def completed(spec: Spec) -> Spec:
     return spec
 
 
-def values(condition: Condition) -> list[Any]:
+def values(condition: Predicate) -> list[Any]:
     """Values of the field for which the condition holds."""
     if isinstance(condition, Is):
         return list(condition.values)
@@ -127,9 +127,9 @@ def repaired(rule: Rule, broken: Spec) -> Spec:
     raise AssertionError(f"no value of {rule.field} repairs {broken}")
 
 
-def conditions(rules: tuple[Rule, ...]) -> dict[str, list[Condition]]:
+def conditions(rules: tuple[Rule, ...]) -> dict[str, list[Predicate]]:
     """Every condition of the table by the path of its field."""
-    found: dict[str, list[Condition]] = {}
+    found: dict[str, list[Predicate]] = {}
     for condition in itertools.chain.from_iterable(rule.when for rule in rules):
         found.setdefault(condition.path, []).append(condition)
     return found

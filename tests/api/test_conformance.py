@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from finetune_operator.cluster import Cluster
+from finetune_operator.engine.kube_client import KubeClient
 
 from hack.cluster.apiserver import ControlPlane
 from tests.sim.conformance import CASES
@@ -11,7 +11,7 @@ from tests.sim.conformance import CASES
 
 @pytest.mark.parametrize("name", CASES)
 async def test_kube_apiserver(name: str, control_plane: ControlPlane, namespace: str) -> None:
-    cluster = await Cluster.connect(str(control_plane.kubeconfig))
+    cluster = await KubeClient.connect(str(control_plane.kubeconfig))
     seen, expected = CASES[name]
     try:
         assert await seen(cluster, namespace) == expected

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 from finetune_api import crd
-from finetune_operator.cache import Cache
+from finetune_operator.controllers import controllers
 from finetune_operator.decision import Key, Settings
-from finetune_operator.product import product
+from finetune_operator.engine.cache import Cache
 
 from hack.cluster.apiserver import ControlPlane
 from tests.api.client import Api, ApiError, Manifest, wait_established
@@ -121,7 +121,7 @@ def test_the_operator_goes_on_from_it_and_the_api_server_takes_what_it_writes(
     before = api.get(kind, "default", name)
 
     key = Key(kind, "default", name)
-    decision = product(SETTINGS).plans[kind](key, cache, datetime.now(UTC))
+    decision = controllers(SETTINGS).plans[kind](key, cache, datetime.now(UTC))
 
     assert decision is not None
     if manifest["metadata"]["name"] in ("succeeded", "failed"):

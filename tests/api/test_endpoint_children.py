@@ -6,7 +6,7 @@ import pytest
 from finetune_api.acceleratorprofile import AcceleratorProfile
 from finetune_operator.decision import Settings
 from finetune_operator.endpoints.observe import read_artifact
-from finetune_operator.resources import deployment, service_pointer
+from finetune_operator.resources import deployment, endpoint_service
 from finetune_operator.resources.vllm import Artifact, ServedRevision
 
 from tests.api.client import Api, Manifest
@@ -78,9 +78,9 @@ def test_scaling_takes_nothing_but_the_replicas(
 def test_moving_the_pointer_keeps_the_address(
     api: Api, namespace: str, served: ServedRevision
 ) -> None:
-    before = api.create(service_pointer.service_pointer(served.endpoint, 1, "glossary-r1"))
+    before = api.create(endpoint_service.service_pointer(served.endpoint, 1, "glossary-r1"))
     for number, app in ((2, "isvc.glossary-r2-predictor"), (3, "glossary-r3")):
-        moved = service_pointer.pointed(namespace, "glossary", number, app)
+        moved = endpoint_service.pointed(namespace, "glossary", number, app)
         after = api.apply(moved, "finetune-operator", force=True)
         assert after["spec"] == before["spec"] | {"selector": {"app": app}}
         assert after["metadata"]["labels"]["finetune.dev/revision"] == str(number)

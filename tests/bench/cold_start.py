@@ -17,8 +17,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from finetune_trainer.startup import BEGAN_ENV
-from finetune_trainer.telemetry import RANK_FOLDER_ENV, read_rank_files
+from finetune_trainer.distributed.startup_timer import BEGAN_ENV
+from finetune_trainer.runtime.telemetry import RANK_FOLDER_ENV, read_rank_files
 
 from tests.trainer.jobs import environment, free_port, make_run, write_data, write_run
 from tests.trainer.tiny import tiny_model
@@ -82,7 +82,7 @@ def one(road: str, root: Path, model: Path) -> dict[str, float]:
 def rank() -> None:
     """A rank as torchrun starts it."""
     import bitsandbytes
-    from finetune_trainer import worker
+    from finetune_trainer.training import worker
 
     assert bitsandbytes
     worker.main()

@@ -21,15 +21,15 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from finetune_operator import logs
-from finetune_operator.cluster import Cluster
 from finetune_operator.decision import EventRecord, Manifest
-from finetune_operator.engine import Engine
-from finetune_operator.events import Events
-from finetune_operator.health import Health
-from finetune_operator.kinds import resource
-from finetune_operator.leader import Election, Timing
-from finetune_operator.metrics import Metrics
+from finetune_operator.engine import logs
+from finetune_operator.engine.controller import Controller
+from finetune_operator.engine.event_recorder import EventRecorder
+from finetune_operator.engine.health import Health
+from finetune_operator.engine.kinds import resource
+from finetune_operator.engine.kube_client import KubeClient
+from finetune_operator.engine.leader_election import LeaderElection, Timing
+from finetune_operator.engine.metrics import Metrics
 from finetune_operator.settings import parse
 
 from hack.cluster.apiserver import ControlPlane
@@ -47,7 +47,7 @@ async def main(jobs: int) -> None:
     with tempfile.TemporaryDirectory() as folder, ControlPlane(Path(folder)) as plane:
         plane.kubectl("apply", "--server-side", "-f", CRDS)
         plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-        cluster = await Cluster.connect(str(plane.kubeconfig))
+        cluster = await KubeClient.connect(str(plane.kubeconfig))
         await _bare(cluster, "warm-up", 50)
         for number in range(3):
             bare = await _bare(cluster, f"bare-{number}", jobs)
@@ -59,10 +59,10 @@ async def main(jobs: int) -> None:
         await cluster.close()
 
 
-async def _bare(cluster: Cluster, namespace: str, jobs: int) -> float:
+async def _bare(cluster: KubeClient, namespace: str, jobs: int) -> float:
     await _namespace(cluster, namespace)
     made = await _create_jobs(cluster, namespace, jobs)
-    events = Events(cluster, "bench", lambda: datetime.now(UTC))
+    events = EventRecorder(cluster, "bench", lambda: datetime.now(UTC))
     about = EventRecord("Normal", "Preparing", "The data is being prepared")
 
     async def one(job: Manifest) -> None:
@@ -81,15 +81,17 @@ async def _bare(cluster: Cluster, namespace: str, jobs: int) -> float:
     return time.perf_counter() - started
 
 
-async def _engine(cluster: Cluster, namespace: str, jobs: int) -> tuple[float, float]:
+async def _engine(cluster: KubeClient, namespace: str, jobs: int) -> tuple[float, float]:
     await _namespace(cluster, namespace)
     await _create_jobs(cluster, namespace, jobs)  # before the engine runs, as in the bare loop
     images = ["--trainer-image=a", "--serving-image=b"]
     options = parse([*images, f"--workers={CONCURRENCY}", f"--namespace={namespace}"], {})
-    election = Election(cluster, namespace, "lease", options.identity, LEASE)
+    election = LeaderElection(cluster, namespace, "lease", options.identity, LEASE)
     await election.acquire()
     metrics, stop = Metrics(), asyncio.Event()
-    engine = Engine(cluster, options, toy.product(options.settings), metrics, Health(), election)
+    engine = Controller(
+        cluster, options, toy.product(options.settings), metrics, Health(), election
+    )
     started = time.perf_counter()
     run = asyncio.create_task(engine.run(stop, lambda: None))
     await _until_prepared(engine, namespace, jobs)
@@ -100,7 +102,7 @@ async def _engine(cluster: Cluster, namespace: str, jobs: int) -> tuple[float, f
     return took, alone[len(alone) // 2]
 
 
-async def _alone(cluster: Cluster, engine: Engine, namespace: str, name: str) -> float:
+async def _alone(cluster: KubeClient, engine: Controller, namespace: str, name: str) -> float:
     started = time.perf_counter()
     await cluster.create(toy.finetune_job(namespace, name))
     while not (engine.cache.get("FineTuneJob", namespace, name) or {}).get("status"):
@@ -108,7 +110,7 @@ async def _alone(cluster: Cluster, engine: Engine, namespace: str, name: str) ->
     return time.perf_counter() - started
 
 
-async def _until_prepared(engine: Engine, namespace: str, jobs: int) -> None:
+async def _until_prepared(engine: Controller, namespace: str, jobs: int) -> None:
     """The cache holds a status only once the API server has answered its write."""
     async with asyncio.timeout(300):
         while True:
@@ -118,13 +120,13 @@ async def _until_prepared(engine: Engine, namespace: str, jobs: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def _namespace(cluster: Cluster, name: str) -> None:
+async def _namespace(cluster: KubeClient, name: str) -> None:
     # Nothing of the operator makes namespaces, so its table of kinds has none.
     manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
     await cluster._request("POST", "/api/v1/namespaces", {}, manifest)
 
 
-async def _create_jobs(cluster: Cluster, namespace: str, jobs: int) -> list[Manifest]:
+async def _create_jobs(cluster: KubeClient, namespace: str, jobs: int) -> list[Manifest]:
     manifests = [toy.finetune_job(namespace, f"job-{number}") for number in range(jobs)]
     await _at_most(CONCURRENCY, [partial(cluster.create, each) for each in manifests])
     return (await cluster.list(resource("FineTuneJob"), namespace))[0]

@@ -20,7 +20,7 @@ from tests.images.conftest import Containerd
 pytestmark = pytest.mark.timeout(900)
 
 MODULES = {
-    "operator": ("kopf", "kubernetes", "finetune_api", "finetune_operator.product"),
+    "operator": ("kopf", "kubernetes", "finetune_api", "finetune_operator.controllers"),
     "trainer": ("torch", "deepspeed", "transformers", "peft", "finetune_api", "finetune_trainer"),
     "vllm": ("torch", "vllm.entrypoints.openai.api_server"),
 }

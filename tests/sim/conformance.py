@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from finetune_operator.cluster import ClusterError
 from finetune_operator.decision import MANAGED_BY_LABEL, MANAGER, Manifest, ObjectRef
-from finetune_operator.kinds import resource
+from finetune_operator.engine.kinds import resource
+from finetune_operator.engine.kube_client import ApiError
 
 
 class Server(Protocol):
-    """The part of finetune_operator.cluster.Cluster that cases use."""
+    """The part of finetune_operator.engine.kube_client.Cluster that cases use."""
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest: ...
     async def create(self, manifest: Manifest) -> Manifest: ...
@@ -96,7 +96,7 @@ async def refusal(call: Awaitable[Any]) -> str:
     """The class of the error that a call ends with."""
     try:
         await call
-    except ClusterError as error:
+    except ApiError as error:
         return type(error).__name__
     return "none"
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from finetune_operator.cluster import Conflict, NotFound
 from finetune_operator.decision import Manifest
+from finetune_operator.engine.kube_client import Conflict, NotFound
 from finetune_operator.jobs.observe import INDEX_LABEL
 
 from tests.sim.clock import Clock

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.crd import MUTABLE
-from finetune_operator.cluster import ClusterError, Invalid
+from finetune_operator.controllers import controllers
 from finetune_operator.decision import JOB_UID_LABEL, Manifest, Settings
-from finetune_operator.product import product
+from finetune_operator.engine.kube_client import ApiError, Invalid
 
 from tests.sim.clock import Clock
 from tests.sim.controllers import GarbageCollector, JobController
@@ -32,7 +32,7 @@ MOST_RESTARTS = 3
 PATIENCE = 7200.0
 """Seconds in which a job must come to rest when nothing bad happens any more."""
 QUIET = 600.0
-PRODUCT = product(
+PRODUCT = controllers(
     Settings(
         trainer_image="registry.example/trainer:1",
         serving_image="vllm:1",
@@ -415,7 +415,7 @@ class Machine:
         meta = found["metadata"]
         try:
             self.server.delete(found["kind"], meta["namespace"], meta["name"], grace=grace)
-        except ClusterError:
+        except ApiError:
             return
 
     # Nodes

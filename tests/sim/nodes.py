@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from finetune_operator.cluster import NotFound
 from finetune_operator.decision import ATTEMPT_LABEL, JOB_UID_LABEL, STAGE_LABEL, Manifest
+from finetune_operator.engine.kube_client import NotFound
 from finetune_operator.jobs.observe import INDEX_LABEL
 
 from tests.sim.clock import START, Clock

@@ -11,17 +11,17 @@ import random
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar, cast
 
-from finetune_operator.asks import Asks
-from finetune_operator.cache import Cache
-from finetune_operator.cluster import Cluster, ClusterError
-from finetune_operator.decision import HttpAnswer, HttpAsk, Key
-from finetune_operator.events import Events
-from finetune_operator.intake import Intake
-from finetune_operator.kinds import WATCHED, Resource
-from finetune_operator.metrics import Metrics
-from finetune_operator.queue import WorkQueue
-from finetune_operator.reconcile import Product, Reconciler
-from finetune_operator.sync import PERIOD, RETRY, SETTLE, Sync
+from finetune_operator.decision import HttpRequest, HttpResponse, Key
+from finetune_operator.engine.cache import Cache
+from finetune_operator.engine.event_handlers import EventHandlers
+from finetune_operator.engine.event_recorder import EventRecorder
+from finetune_operator.engine.http_poller import HttpPoller
+from finetune_operator.engine.kinds import WATCHED, Resource
+from finetune_operator.engine.kube_client import ApiError, KubeClient
+from finetune_operator.engine.metrics import Metrics
+from finetune_operator.engine.reconciler import Controllers, Reconciler
+from finetune_operator.engine.relist import PERIOD, RETRY, SETTLE, Relister
+from finetune_operator.engine.workqueue import WorkQueue
 
 from tests.sim.clock import Clock, Timer
 from tests.sim.invariants import Violation
@@ -51,15 +51,15 @@ class Questions:
     def __init__(
         self, clock: Clock, answer: Callable[[str], Any], answered: Callable[[Key], None]
     ) -> None:
-        self.answers: dict[str, HttpAnswer] = {}
+        self.answers: dict[str, HttpResponse] = {}
         self._clock = clock
         self._answer = answer
         self._answered = answered
-        self._wanted: dict[Key, dict[str, HttpAsk]] = {}
+        self._wanted: dict[Key, dict[str, HttpRequest]] = {}
         self._timers: dict[str, Timer] = {}
         self._due: dict[str, float] = {}
 
-    def want(self, key: Key, asks: Iterable[HttpAsk]) -> None:
+    def want(self, key: Key, asks: Iterable[HttpRequest]) -> None:
         """What the key wants to know from now on."""
         wanted = {ask.id: ask for ask in asks}
         for ask_id in self._wanted.get(key, {}).keys() - wanted.keys():
@@ -78,12 +78,14 @@ class Questions:
         for timer in self._timers.values():
             timer.cancel()
 
-    def _ask(self, key: Key, ask: HttpAsk) -> None:
+    def _ask(self, key: Key, ask: HttpRequest) -> None:
         del self._timers[ask.id]
         body = self._answer(ask.url)
         at = self._clock.unix()
         self.answers[ask.id] = (
-            HttpAnswer(at, error="no route to host") if body is None else HttpAnswer(at, 200, body)
+            HttpResponse(at, error="no route to host")
+            if body is None
+            else HttpResponse(at, 200, body)
         )
         self._due[ask.id] = self._clock.now + ask.interval
         self._answered(key)
@@ -97,7 +99,7 @@ class Operator:
         name: str,
         server: ApiServer,
         clock: Clock,
-        product: Product,
+        product: Controllers,
         answer: Callable[[str], Any],
         met: Callable[[str], None],
     ) -> None:
@@ -119,7 +121,7 @@ class Operator:
 
     def start(self) -> None:
         """As a new process that has just been elected: an empty cache, then lists and watches."""
-        clock, port = self._clock, cast(Cluster, self.port)
+        clock, port = self._clock, cast(KubeClient, self.port)
         self._life += 1
         self.deposed = False
         self.alive, self.leads_until, self._synced = True, float("inf"), False
@@ -127,16 +129,16 @@ class Operator:
         self.queue = WorkQueue(METRICS.queue, random.Random(self._life))
         self.questions = Questions(clock, self._answer, self.queue.add)
         self.cache = Cache(self.questions.answers)
-        intake = Intake(self.cache, self.queue, METRICS.handovers, self._product.farewell)
-        self.sync = Sync(port, self.cache, intake, METRICS)
+        intake = EventHandlers(self.cache, self.queue, METRICS.handovers, self._product.on_deleted)
+        self.sync = Relister(port, self.cache, intake, METRICS)
         self.reconciler = Reconciler(
             port,
             self.cache,
             intake,
             self.queue,
             self._product.plans,
-            cast(Asks, self.questions),
-            Events(port, self.name, clock.moment),
+            cast(HttpPoller, self.questions),
+            EventRecorder(port, self.name, clock.moment),
             METRICS,
             self.leads,
             clock.moment,
@@ -216,7 +218,7 @@ class Operator:
                 drive(self.sync.list(each))
                 if self._clock.now >= self.watches[each.kind].cut_until:
                     self.watches[each.kind].missed = False
-        except ClusterError:
+        except ApiError:
             self._later(RETRY, self.relist)
 
     def cut(self, kind: str, seconds: float) -> None:
@@ -229,12 +231,12 @@ class Operator:
         try:
             for each in KINDS:
                 drive(self.sync.list(each))
-        except ClusterError:
+        except ApiError:
             self._later(RETRY, self._first)
             return
         self._synced = True
         self.cache.now_serves(frozenset((each.group, each.kind) for each in KINDS))
-        for key in self._product.orphans(self.cache):
+        for key in self._product.initial_keys(self.cache):
             self.queue.add(key)
         self._later(PERIOD, self._now_and_then)
 
@@ -246,7 +248,7 @@ class Operator:
         life = self._life
         self._clock.after(seconds, lambda: call() if self.alive and self._life == life else None)
 
-    def _watch(self, of: Resource, intake: Intake) -> Watch:
+    def _watch(self, of: Resource, intake: EventHandlers) -> Watch:
         def tell(what: str, manifest: dict[str, Any]) -> None:
             (intake.removed if what == "DELETED" else intake.changed)(manifest)
 

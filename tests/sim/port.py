@@ -1,4 +1,4 @@
-"""One operator's connection to the API server: the interface of finetune_operator.cluster.Cluster,
+"""One operator's connection to the API server: the interface of finetune_operator.engine.kube_client.Cluster,
 and everything that can happen to a request on its way.
 
 A call can be refused, can get lost before or after it took effect, can hang, or can be the last
@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from finetune_operator.cluster import Conflict, Unavailable
 from finetune_operator.decision import JOB_UID_LABEL, Manifest, ObjectRef
-from finetune_operator.kinds import Resource
+from finetune_operator.engine.kinds import Resource
+from finetune_operator.engine.kube_client import Conflict, Unavailable
 
 from tests.sim.clock import Clock
 from tests.sim.server import ApiServer

@@ -15,8 +15,14 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from finetune_operator.cluster import AlreadyExists, Conflict, Invalid, NotFound, Unavailable
 from finetune_operator.decision import Manifest
+from finetune_operator.engine.kube_client import (
+    AlreadyExists,
+    Conflict,
+    Invalid,
+    NotFound,
+    Unavailable,
+)
 
 from tests.sim.clock import Clock
 from tests.sim.patches import applied, merged

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 from finetune_operator.decision import Decision, EventRecord, Key, Manifest, View
-from finetune_operator.reconcile import Product
+from finetune_operator.engine.reconciler import Controllers
 
 from tests.sim.clock import Clock, running
 from tests.sim.operators import Operator
@@ -58,7 +58,7 @@ class World:
         self.server = ApiServer(clock)
         self.written: list[str] = []
         self.server.listeners.append(lambda what, new, _old: self._note(what, new))
-        product = Product(
+        product = Controllers(
             {"FineTuneJob": begins, "Workspace": lambda _key, _view, _now: None},
             {"FineTuneJob": lambda _job, why, _now: {"phase": "Preparing", "message": why.reason}},
         )

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from finetune_operator.decision import Manifest
-from finetune_operator.kinds import Resource
+from finetune_operator.engine.kinds import Resource
 
 from tests.sim.clock import Clock, Timer
 from tests.sim.server import ApiServer, Happening

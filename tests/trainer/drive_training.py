@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 from finetune_api.run import RunConfig
-from finetune_trainer import strategies, worker
-from finetune_trainer.stage import failure_of
-from finetune_trainer.telemetry import RankFile
-from finetune_trainer.told import Told
+from finetune_trainer import strategies
+from finetune_trainer.distributed.rank_reporter import RankReporter
+from finetune_trainer.runtime.errors import failure_of
+from finetune_trainer.runtime.telemetry import RankFile
+from finetune_trainer.training import worker
 from torch import distributed as dist
 
 
@@ -97,7 +98,7 @@ def run_case(case: dict[str, Any], folder: Path) -> None:
 
     ranks = folder / "ranks" / case["name"]
     ranks.mkdir(parents=True, exist_ok=True)
-    tell = Told(RankFile(ranks, rank))
+    tell = RankReporter(RankFile(ranks, rank))
     setattr(worker, "build", build)  # noqa: B010
     setattr(strategies, "load", load)  # noqa: B010
     try:

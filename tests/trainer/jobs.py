@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from finetune_api.run import RunConfig
-from finetune_trainer.data.store import IGNORED, Example, TokenStore
+from finetune_trainer.data.token_store import IGNORED, TokenizedSample, TokenStore
 from tokenizers import Tokenizer
 
 from tests.trainer.tiny import tiny_rows
@@ -21,15 +21,15 @@ ROOT = Path(__file__).resolve().parents[2]
 DIGEST = "sha256:" + "0" * 64
 
 
-def encode(tokenizer: Tokenizer, row: dict[str, str]) -> Example:
+def encode(tokenizer: Tokenizer, row: dict[str, str]) -> TokenizedSample:
     """One question and answer as the tiny model's template writes them; the answer is learnt."""
     prompt = f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
     asked = tokenizer.encode(prompt, add_special_tokens=False).ids
     told = tokenizer.encode(f"{row['completion']}<|im_end|>", add_special_tokens=False).ids
-    return Example(asked + told, [IGNORED] * len(asked) + told)
+    return TokenizedSample(asked + told, [IGNORED] * len(asked) + told)
 
 
-def pack(examples: list[Example], longest: int) -> list[list[int]]:
+def pack(examples: list[TokenizedSample], longest: int) -> list[list[int]]:
     """Examples in order, as many to a row as fit."""
     rows: list[list[int]] = []
     room = 0

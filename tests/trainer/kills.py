@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.run import RunConfig
-from finetune_trainer import worker
-from finetune_trainer.telemetry import RANK_FOLDER_ENV
+from finetune_trainer.runtime.telemetry import RANK_FOLDER_ENV
+from finetune_trainer.training import worker
 
 from tests.trainer import pool
 from tests.trainer.jobs import losses, make_run, write_data, write_run

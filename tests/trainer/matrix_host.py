@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 from finetune_api.run import RunConfig
-from finetune_trainer import strategies, worker
-from finetune_trainer.telemetry import Report
+from finetune_trainer import strategies
+from finetune_trainer.runtime.telemetry import Report
+from finetune_trainer.training import worker
 from torch import distributed as dist
 
 from tests.trainer import pool_imports  # noqa: F401 - the import is what it is for

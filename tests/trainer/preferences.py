@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from finetune_api.run import RunConfig
-from finetune_trainer.data.store import Example, TokenStore
+from finetune_trainer.data.token_store import TokenizedSample, TokenStore
 from tokenizers import Tokenizer
 
 from tests.trainer.jobs import encode, make_run
@@ -27,7 +27,7 @@ def write_preferences(folder: Path, model: Path, objective: str) -> None:
     rows = tiny_rows(PAIRS + HELD_OUT)
     halves = {"train": range(PAIRS), "eval": range(PAIRS, PAIRS + HELD_OUT)}
     for half, members in halves.items():
-        examples: list[Example] = []
+        examples: list[TokenizedSample] = []
         shown: list[dict[str, Any]] = []
         for index in members:
             row, other = rows[index], backwards(rows[index]["completion"])

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from finetune_api.run import DataFacts, Failure, RunConfig, StageResult
 from finetune_trainer.prepare import prepare
+from finetune_trainer.runtime.errors import UserError
+from finetune_trainer.runtime.stage import Report
 from finetune_trainer.sources import Credentials
-from finetune_trainer.stage import Report, UserError
 
 from tests.trainer.servers import Hub, Repository
 from tests.trainer.tiny import tiny_rows, write_rows

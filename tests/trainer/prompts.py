@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.run import RunConfig
-from finetune_trainer.data.store import IGNORED, Example, TokenStore
+from finetune_trainer.data.token_store import IGNORED, TokenizedSample, TokenStore
 from tokenizers import Tokenizer
 
 from tests.trainer.jobs import make_run
@@ -39,7 +39,7 @@ def write_prompts(folder: Path, model: Path) -> None:
             asked = row["prompt"] + " Please." * (index % 3)
             text = f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n"
             ids = tokenizer.encode(text, add_special_tokens=False).ids
-            examples.append(Example(ids, [IGNORED] * len(ids)))
+            examples.append(TokenizedSample(ids, [IGNORED] * len(ids)))
             messages = [{"role": "user", "content": asked}]
             shown.append({"messages": messages, "reference": row["completion"]})
         TokenStore.write(folder / half, examples, [[i] for i in range(len(examples))])

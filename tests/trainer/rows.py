@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import Failure
-from finetune_trainer.data.reading import read_units
+from finetune_trainer.data.read_records import read_units
+from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.dataset_files import DataFile
-from finetune_trainer.stage import UserError
 
 Said = list[tuple[str, str]]
 

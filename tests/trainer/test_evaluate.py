@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 import torch
 from finetune_api.run import EvaluationSummary, ExitCode, Progress, RunConfig, StageResult
-from finetune_trainer import evaluate, export, generate, merge, methods, worker
-from finetune_trainer import probe as probing
-from finetune_trainer.data.store import TokenStore
+from finetune_trainer import evaluate, export, methods
+from finetune_trainer.data.token_store import TokenStore
 from finetune_trainer.data.tokenizer import load_tokenizer
+from finetune_trainer.distributed.rank_reporter import RankReporter
+from finetune_trainer.evaluation import merge
+from finetune_trainer.evaluation import parity_probe as probing
+from finetune_trainer.generation import greedy
 from finetune_trainer.metrics.bootstrap import bootstrap
 from finetune_trainer.metrics.exact_match import normalised
-from finetune_trainer.telemetry import RankFile, Report
-from finetune_trainer.told import Told
+from finetune_trainer.runtime.telemetry import RankFile, Report
+from finetune_trainer.training import worker
 from torch import distributed as dist
 
 from tests.trainer.jobs import environment, make_run, write_data, write_run
@@ -66,7 +69,7 @@ def job(
     model = bf16_model(root / "models" / "tiny")
     write_data(root / "job" / "data", model)
     run = make_run(root, model, method=request.param, world_size=1, steps=STEPS)
-    finished, _ = worker.train(run, Told(RankFile(root, 0)), lambda: False)
+    finished, _ = worker.train(run, RankReporter(RankFile(root, 0)), lambda: False)
     assert finished
     return root, model, request.param
 
@@ -215,7 +218,7 @@ def test_the_probe_is_what_the_exported_folder_says(
     model = methods.load_model(exported[1], torch.float32).eval()
     tokenizer = load_tokenizer(exported[1])
     messages = [turn.to_wire() for turn in probe.messages]
-    prompt = torch.tensor(generate.render(tokenizer, messages))[None]
+    prompt = torch.tensor(greedy.render(tokenizer, messages))[None]
     said = []
     for _ in range(probe.max_tokens):
         with torch.no_grad():
@@ -270,7 +273,7 @@ def test_what_ends_a_turn_of_the_template_ends_generation(tmp_path: Path) -> Non
     config["eos_token"] = "<|endoftext|>"
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     model = methods.load_model(folder, torch.float32)
-    assert generate.ending_tokens(model, load_tokenizer(folder)) == [0, 2]
+    assert greedy.ending_tokens(model, load_tokenizer(folder)) == [0, 2]
 
 
 def test_export_starts_over_where_an_attempt_left_half_a_folder(
@@ -307,7 +310,7 @@ def test_an_artifact_that_is_whole_is_kept_as_it_is(
 def test_changed_weights_are_not_judged(job: tuple[Path, Path, str], tmp_path: Path) -> None:
     import shutil
 
-    from finetune_trainer.stage import RetryableError
+    from finetune_trainer.runtime.errors import RetryableError
 
     root, model, method = job
     shutil.copytree(root / "job", tmp_path / "job")
@@ -359,7 +362,7 @@ def test_margins_decide_where_a_probe_is_cut(tiny_model_folder: Path) -> None:
     messages = [{"role": "user", "content": "q"}]
 
     def sample(margins: list[float]) -> probing.Sample:
-        answer = generate.Answer(tokens, margins, generate.decode(tokenizer, tokens))
+        answer = greedy.Answer(tokens, margins, greedy.decode(tokenizer, tokens))
         return probing.Sample(messages, "", answer, answer)
 
     assert probing.robust_length(tokenizer, sample(unsure).tuned, 0.5) == 2
@@ -373,7 +376,7 @@ def test_margins_decide_where_a_probe_is_cut(tiny_model_folder: Path) -> None:
 def test_a_template_that_prints_the_date_gives_no_probe(tiny_model_folder: Path) -> None:
     tokenizer = load_tokenizer(tiny_model_folder)
     tokens = tokenizer("Badera is a small protocol", add_special_tokens=False)["input_ids"]
-    answer = generate.Answer(tokens, [2.0] * len(tokens), generate.decode(tokenizer, tokens))
+    answer = greedy.Answer(tokens, [2.0] * len(tokens), greedy.decode(tokenizer, tokens))
     samples = [probing.Sample([{"role": "user", "content": "q"}], "", answer, answer)]
     assert probing.choose_probe(tokenizer, samples, 0.5) is not None
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
@@ -385,9 +388,9 @@ def test_a_longer_probe_is_preferred_to_a_surer_one_of_a_single_token(
 ) -> None:
     tokenizer = load_tokenizer(tiny_model_folder)
     tokens = tokenizer("Badera is a small protocol", add_special_tokens=False)["input_ids"]
-    text = generate.decode(tokenizer, tokens)
-    short = generate.Answer(tokens, [9.0] + [0.0] * (len(tokens) - 1), text)
-    long = generate.Answer(tokens, [1.0] * len(tokens), text)
+    text = greedy.decode(tokenizer, tokens)
+    short = greedy.Answer(tokens, [9.0] + [0.0] * (len(tokens) - 1), text)
+    long = greedy.Answer(tokens, [1.0] * len(tokens), text)
     samples = [
         probing.Sample([{"role": "user", "content": "q"}], "", each, each) for each in (short, long)
     ]

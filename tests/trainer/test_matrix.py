@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from finetune_api.run import DataFacts, ModelFacts
 from finetune_trainer.prepare import prepare
+from finetune_trainer.runtime.telemetry import Report
 from finetune_trainer.sources import Credentials
-from finetune_trainer.telemetry import Report
 
 from tests.trainer.families import tiny_mixtral
 from tests.trainer.jobs import free_port, torchrun, wire

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_operator.jobs.prepare import sources
-from finetune_trainer.data.store import IGNORED, TokenStore
+from finetune_operator.jobs.stages.prepare import sources
+from finetune_trainer.data.token_store import IGNORED, TokenStore
 from finetune_trainer.data.tokenizer import job_tokenizer, load_tokenizer
 from finetune_trainer.prepare import PREFIXES, REWARD, Fetch, data_sources
 from finetune_trainer.sources import Credentials
 
+from tests.trainer.data.test_tokenizer import DATED
 from tests.trainer.prepare_world import World, facts_of, found, use_model
 from tests.trainer.servers import Hub, Repository
-from tests.trainer.test_data_tokenizer import DATED
 from tests.trainer.tiny import CHATML, tiny_model, tiny_rows
 
 END = "<|im_end|>"

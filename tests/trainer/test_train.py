@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 from finetune_api.run import ExitCode, Progress, RunConfig, StageResult
-from finetune_trainer.launch import left_early
-from finetune_trainer.stage import RetryableError
-from finetune_trainer.telemetry import RANK_FOLDER_ENV, read_rank_files
+from finetune_trainer.distributed.launcher import left_early
+from finetune_trainer.runtime.errors import RetryableError
+from finetune_trainer.runtime.telemetry import RANK_FOLDER_ENV, read_rank_files
 from finetune_trainer.train import ending
 from safetensors.numpy import load_file, save_file
 
@@ -74,7 +74,7 @@ class Stage:
 
     def rank_files(self) -> list[dict[str, Any]]:
         """What the ranks of this pod last told, as the launcher reads it."""
-        child = child_named("finetune_trainer.worker", self.process.pid)
+        child = child_named("finetune_trainer.training.worker", self.process.pid)
         environ = Path(f"/proc/{child}/environ").read_text()
         folder = re.search(f"{RANK_FOLDER_ENV}=([^\0]*)", environ)
         assert folder
@@ -201,7 +201,7 @@ def test_a_killed_rank_makes_the_attempt_retryable(tmp_path: Path, model: Path) 
     write_data(tmp_path / "job" / "data", model)
     stage = Stage(tmp_path / "a", make_run(tmp_path, model, strategy="DDP", steps=100000))
     stage.wait_for(lambda p: p.step >= 1)
-    os.kill(child_named("finetune_trainer.worker", stage.process.pid), signal.SIGKILL)
+    os.kill(child_named("finetune_trainer.training.worker", stage.process.pid), signal.SIGKILL)
     code, result = stage.end()
     assert code == ExitCode.RETRYABLE, stage.text()[-3000:]
     assert result.failure is not None

@@ -6,7 +6,7 @@ the job's objective; its interval comes from resampling rows, the same rows for 
 that what both find hard cancels out (paired bootstrap, Koehn 2004).
 """
 
-from finetune_trainer.stopping import keep_back
+from finetune_trainer.runtime.sigterm import keep_back
 
 if __name__ == "__main__":
     keep_back()
@@ -22,10 +22,11 @@ import numpy as np
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import EvaluationSummary, MetricPair, RunConfig, StageResult
 
-from finetune_trainer.comparison import Losses, Measured, gate_failure, summarise
-from finetune_trainer.fencing import Attempt
-from finetune_trainer.questions import ANSWERED, longest_answer, questions
-from finetune_trainer.stage import Report, UserError, run_stage
+from finetune_trainer.evaluation.comparison import Losses, Measured, gate_failure, summarise
+from finetune_trainer.evaluation.prompts import ANSWERED, longest_answer, questions
+from finetune_trainer.runtime.errors import UserError
+from finetune_trainer.runtime.fencing import Attempt
+from finetune_trainer.runtime.stage import Report, run_stage
 
 REPORT = "report/evaluation.json"
 
@@ -40,9 +41,9 @@ def compare(run: RunConfig, report: Report, attempt: Attempt) -> StageResult:
     """The stage's work, by an attempt that has claimed it."""
     report.update("loading the base model")
     from finetune_trainer.data.tokenizer import job_tokenizer
-    from finetune_trainer.held_out import open_held_out
-    from finetune_trainer.merge import base_model, tuned_model, verify
-    from finetune_trainer.probe import PROBE_MARGINS, choose_probe
+    from finetune_trainer.evaluation.held_out_loss import open_held_out
+    from finetune_trainer.evaluation.merge import base_model, tuned_model, verify
+    from finetune_trainer.evaluation.parity_probe import PROBE_MARGINS, choose_probe
 
     spec, job = FineTuneJobSpec.model_validate(run.spec), Path(run.paths.job)
     # Early, before minutes are spent on the base model.
@@ -140,7 +141,7 @@ def examine(
     name: str,
 ) -> Findings:
     """Show the model all held-out rows, and take its greedy answers to the chosen prompts."""
-    from finetune_trainer.generate import answer_all
+    from finetune_trainer.generation.greedy import answer_all
 
     look = held_out.look(model, items.start(f"held-out loss of the {name}")) if held_out else None
     if not chosen:
@@ -155,7 +156,7 @@ def samples_of(
     chosen: Sequence[tuple[dict[str, Any], list[int]]], base: Findings, tuned: Findings
 ) -> list[Any]:
     """Prompts with the answers of both, or of the tuned model alone."""
-    from finetune_trainer.probe import Sample
+    from finetune_trainer.evaluation.parity_probe import Sample
 
     before: Sequence[Any] = base.answers or [None] * len(chosen)
     return [
@@ -190,8 +191,8 @@ def rewards_of(
         return None
     import torch
 
-    from finetune_trainer.judging import Judges
-    from finetune_trainer.rewards import Reply
+    from finetune_trainer.rewards.functions import Reply
+    from finetune_trainer.rewards.scorer import Judges
 
     judges = Judges(run, spec.grpo, torch.device(device))
     replies = [

@@ -7,7 +7,7 @@ over. Everything is readable by other users, because whoever serves the model ru
 one.
 """
 
-from finetune_trainer.stopping import keep_back
+from finetune_trainer.runtime.sigterm import keep_back
 
 if __name__ == "__main__":
     keep_back()
@@ -25,10 +25,11 @@ from finetune_api.finetunejob import AdaLoRA, FineTuneJobSpec, LoRA, Method, Pre
 from finetune_api.run import ArtifactRef, RunConfig, StageResult
 
 from finetune_trainer import __version__
-from finetune_trainer.durable import seal
-from finetune_trainer.fencing import Attempt
+from finetune_trainer.runtime.errors import RetryableError
+from finetune_trainer.runtime.fencing import Attempt
+from finetune_trainer.runtime.fsync import seal
+from finetune_trainer.runtime.stage import Report, run_stage
 from finetune_trainer.sources import Address
-from finetune_trainer.stage import Report, RetryableError, run_stage
 
 MANIFEST = "manifest.json"
 EVALUATION_REPORT = "report/evaluation.json"
@@ -63,7 +64,7 @@ def find_published(run: RunConfig, target: Path) -> ArtifactRef | None:
 
     An earlier attempt may have got so far before it was replaced, and a server may read it.
     """
-    from finetune_trainer.checkpoint import describe
+    from finetune_trainer.checkpointing.restore import describe
 
     assert run.artifact_uri is not None
     try:
@@ -84,10 +85,10 @@ def find_published(run: RunConfig, target: Path) -> ArtifactRef | None:
 
 def write(run: RunConfig, report: Report, folder: Path) -> bytes:
     """Write the artifact's files into `folder`; returns its manifest."""
-    from finetune_trainer.checkpoint import describe
+    from finetune_trainer.checkpointing.restore import describe
     from finetune_trainer.data.tokenizer import job_tokenizer
-    from finetune_trainer.generate import ending_tokens
-    from finetune_trainer.merge import base_folder, tuned_model
+    from finetune_trainer.evaluation.merge import base_folder, tuned_model
+    from finetune_trainer.generation.greedy import ending_tokens
     from finetune_trainer.methods import saved_dtype
 
     folder.mkdir()

@@ -41,9 +41,9 @@ from pathlib import Path
 from finetune_api.run import ExitCode
 
 from finetune_trainer.sources.cache import MARK, PARTIAL
+from finetune_trainer.sources.download_progress import bytes_below
 from finetune_trainer.sources.lease import PREFIX as TURN
 from finetune_trainer.sources.lease import Lease
-from finetune_trainer.sources.meter import bytes_below
 
 JOB = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 ARTIFACT = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?-[0-9a-f]{8}")

@@ -8,7 +8,7 @@ one finished and does the rest.
 
 from __future__ import annotations
 
-from finetune_trainer.stopping import keep_back
+from finetune_trainer.runtime.sigterm import keep_back
 
 if __name__ == "__main__":
     keep_back()
@@ -36,26 +36,34 @@ from finetune_api.run import (
     StageResult,
 )
 
-from finetune_trainer import rewards, volume
-from finetune_trainer.data.dataset import Inputs, find_prepared
-from finetune_trainer.data.making import Target, make_data, too_few_rows
-from finetune_trainer.data.packable import is_packed
+from finetune_trainer.data.packing_support import is_packed
+from finetune_trainer.data.pipeline import Target, make_data, too_few_rows
+from finetune_trainer.data.prepared_dataset import Inputs, find_prepared
 from finetune_trainer.data.tokenizer import load_tokenizer, new_token_ids, prints_date
-from finetune_trainer.fencing import Attempt, discard
-from finetune_trainer.model_facts import (
+from finetune_trainer.rewards import functions
+from finetune_trainer.runtime.errors import UserError
+from finetune_trainer.runtime.fencing import Attempt, discard
+from finetune_trainer.runtime.stage import Report, run_stage
+from finetune_trainer.sources import (
+    Address,
+    Credentials,
+    Source,
+    open_source,
+    take_credentials,
+    volume_probe,
+)
+from finetune_trainer.sources.cache import CachedSnapshot, weights_of
+from finetune_trainer.sources.dataset_files import fetch_data_files
+from finetune_trainer.sources.download_progress import Tell
+from finetune_trainer.sources.model_facts import (
     check_experts,
     check_scorable,
     model_facts,
     shape_of,
     stretched_context,
 )
-from finetune_trainer.sources import Address, Credentials, Source, open_source, take_credentials
-from finetune_trainer.sources.cache import CachedSnapshot, weights_of
-from finetune_trainer.sources.dataset_files import fetch_data_files
-from finetune_trainer.sources.meter import Tell
 from finetune_trainer.sources.model_files import check_config, check_reward_config, is_small_file
 from finetune_trainer.sources.snapshot import Snapshot, open_snapshot
-from finetune_trainer.stage import Report, UserError, run_stage
 
 MODEL, REWARD, VALIDATION = "model", "grpo.rewardModel", "dataset.validation"
 DOWNLOADS = "downloads"
@@ -78,7 +86,7 @@ def prepare(
     """
     spec = FineTuneJobSpec.model_validate(run.spec)
     if spec.grpo:
-        rewards.check_patterns(spec.grpo.rewards)
+        functions.check_patterns(spec.grpo.rewards)
 
     def tell(message: str, done: int, total: int | None) -> None:
         report.update(message, step=done, total_steps=total)
@@ -117,7 +125,7 @@ def prepare(
         model=model,
         data=data,
         reward=reward,
-        workspace=volume.measure(Path(run.paths.job)),
+        workspace=volume_probe.measure(Path(run.paths.job)),
     )
 
 

@@ -5,7 +5,7 @@ starts the ranks, reads what they tell (one small file each), passes a stop on t
 turns how they ended into one result. The training itself is in `worker`.
 """
 
-from finetune_trainer.stopping import Stop, keep_back
+from finetune_trainer.runtime.sigterm import Stop, keep_back
 
 if __name__ == "__main__":
     keep_back()
@@ -28,12 +28,13 @@ from finetune_api.run import (
     TrainFacts,
 )
 
-from finetune_trainer import tracking
-from finetune_trainer.launch import Ranks, read_ahead
-from finetune_trainer.stage import Report, RetryableError, StageError, UserError, run_stage
-from finetune_trainer.startup import BEGAN_ENV, process_began
-from finetune_trainer.telemetry import rank_folder, read_rank_files
-from finetune_trainer.watchdog import Watchdog, heartbeat_of, stalled
+from finetune_trainer.distributed.launcher import Ranks, read_ahead
+from finetune_trainer.distributed.startup_timer import BEGAN_ENV, process_began
+from finetune_trainer.distributed.watchdog import Watchdog, heartbeat_of, stalled
+from finetune_trainer.runtime.errors import RetryableError, StageError, UserError
+from finetune_trainer.runtime.stage import Report, run_stage
+from finetune_trainer.runtime.telemetry import rank_folder, read_rank_files
+from finetune_trainer.training import tracking
 
 POLL_SECONDS = 0.25
 TOLD = set(Progress.model_fields) - {"stage", "attempt", "ranks", "stalled"}

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from finetune_api.modelendpoint import RevisionState
 
-from finetune_operator.decision import HttpAsk, View
+from finetune_operator.decision import HttpRequest, View
 from finetune_operator.endpoints import checks, pods, workload
 from finetune_operator.endpoints.observe import Observed, Obstacle, Revision
 from finetune_operator.resources.vllm import START_SECONDS
@@ -24,7 +24,7 @@ class Assessment:
     message: str | None = None
     stalled: Obstacle | None = None
     """What a person must provide, or why it failed."""
-    asks: tuple[HttpAsk, ...] = ()
+    asks: tuple[HttpRequest, ...] = ()
     look_again: float | None = None
     """Seconds until time alone may change the assessment."""
 

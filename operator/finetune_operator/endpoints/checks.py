@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from finetune_api.modelendpoint import Probe
 
-from finetune_operator.decision import HttpAnswer, HttpAsk, Manifest, View
+from finetune_operator.decision import HttpRequest, HttpResponse, Manifest, View
 from finetune_operator.endpoints.observe import Obstacle
 from finetune_operator.endpoints.pods import restarts, shorten
-from finetune_operator.resources.common import digest_of
+from finetune_operator.resources.metadata import digest_of
 from finetune_operator.resources.vllm import PORT
 
 TRIES = 2
@@ -36,7 +36,7 @@ class Verdict:
     """What is being waited for."""
     silent: bool = False
     """Whether a pod was asked and did not answer."""
-    asks: tuple[HttpAsk, ...] = ()
+    asks: tuple[HttpRequest, ...] = ()
 
 
 def examine(
@@ -61,7 +61,7 @@ def _examine_pod(
     questions: list[_Question] = [_Listing(pod, model, number)]
     if probe is not None:
         questions.append(_Parity(pod, model, number, probe))
-    asks: tuple[HttpAsk, ...] = ()
+    asks: tuple[HttpRequest, ...] = ()
     for question in questions:
         verdict = _pursue(question, view)
         asks += verdict.asks
@@ -85,11 +85,11 @@ class _Question:
         address = pod["status"]["podIP"]
         self.base = f"http://[{address}]:{PORT}" if ":" in address else f"http://{address}:{PORT}"
 
-    def ask(self, attempt: int, settled: bool) -> HttpAsk:
+    def ask(self, attempt: int, settled: bool) -> HttpRequest:
         """The request of one try."""
         interval = SETTLED_SECONDS if settled else RETRY_SECONDS
         id_ = f"{self.subject}/{self.kind}/{attempt}"
-        return HttpAsk(id_, self.base + self.path, self.body, self.timeout, interval)
+        return HttpRequest(id_, self.base + self.path, self.body, self.timeout, interval)
 
     def judge(self, status: int, body: Any) -> Obstacle | None:
         """None when the answer is right; otherwise what is wrong with it."""
@@ -153,7 +153,7 @@ def chat_request(model: str, probe: Probe) -> dict[str, Any]:
 
 def _pursue(question: _Question, view: View) -> Verdict:
     """Ask until there is a right answer, or TRIES wrong ones."""
-    asks: tuple[HttpAsk, ...] = ()
+    asks: tuple[HttpRequest, ...] = ()
     wrong: Obstacle | None = None
     for attempt in range(1, TRIES + 1):
         answer = view.answer(question.ask(attempt, settled=False).id)
@@ -167,14 +167,14 @@ def _pursue(question: _Question, view: View) -> Verdict:
     return Verdict(wrong or "Passed", asks=asks)
 
 
-def _settled(answer: HttpAnswer | None) -> bool:
+def _settled(answer: HttpResponse | None) -> bool:
     """Whether it is an answer of the model: errors and overload are asked again."""
     if answer is None or answer.status is None:
         return False
     return answer.status < 500 and answer.status not in OVERLOADED
 
 
-def _silence(question: _Question, answer: HttpAnswer | None) -> str:
+def _silence(question: _Question, answer: HttpResponse | None) -> str:
     if answer is None:
         return f"waiting for the answer of pod {question.pod} on {question.path}"
     why = answer.error or f"HTTP {answer.status}"

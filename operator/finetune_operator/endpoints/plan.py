@@ -29,11 +29,11 @@ from finetune_operator.endpoints.observe import (
     parse_time,
 )
 from finetune_operator.endpoints.revisions import Choice, choose, serve
-from finetune_operator.jobs.workspace import RECHECK as JANITOR_RECHECK
-from finetune_operator.jobs.workspace import unknown_to_janitor
-from finetune_operator.resources import deployment, inferenceservice, service_pointer
+from finetune_operator.resources import deployment, endpoint_service, inferenceservice
 from finetune_operator.resources.servingruntime import serving_runtime
 from finetune_operator.resources.vllm import revision_name
+from finetune_operator.workspaces.plan import RECHECK as JANITOR_RECHECK
+from finetune_operator.workspaces.plan import unknown_to_janitor
 
 RETIRE_AFTER = timedelta(seconds=30)
 """How long a revision runs on after its successor has taken the traffic."""
@@ -224,11 +224,11 @@ def _pointer(
     name = revision_name(observed.name, active.number)
     app = inferenceservice.predictor_app(name) if _kserve(observed, active) else name
     if observed.pointer is None:
-        return (service_pointer.service_pointer(observed.endpoint, active.number, app),), ()
+        return (endpoint_service.service_pointer(observed.endpoint, active.number, app),), ()
     selector = observed.pointer.get("spec", {}).get("selector")
     if selector == {deployment.APP_LABEL: app} and number_of(observed.pointer) == active.number:
         return (), ()
-    return (), (service_pointer.pointed(observed.namespace, observed.name, active.number, app),)
+    return (), (endpoint_service.pointed(observed.namespace, observed.name, active.number, app),)
 
 
 def _deletes(

@@ -21,8 +21,8 @@ from finetune_operator.endpoints.observe import (
     number_of,
     read_artifact,
 )
-from finetune_operator.resources.common import digest_of
 from finetune_operator.resources.deployment import pod_spec
+from finetune_operator.resources.metadata import digest_of
 from finetune_operator.resources.vllm import Artifact, ServedRevision
 
 

@@ -10,7 +10,7 @@ from finetune_api.modelendpoint import EndpointPhase, ModelEndpointStatus, Revis
 from finetune_operator.decision import EventRecord
 from finetune_operator.endpoints import pods
 from finetune_operator.endpoints.observe import Observed, Obstacle, Revision, format_time
-from finetune_operator.resources.service_pointer import url
+from finetune_operator.resources.endpoint_service import url
 
 KEPT_REVISIONS = 10
 

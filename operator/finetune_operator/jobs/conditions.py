@@ -12,7 +12,7 @@ from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.run import StageName
 
 from finetune_operator.decision import Manifest
-from finetune_operator.jobs.stall import Stall
+from finetune_operator.jobs.stall_checks import Stall
 
 STAGE_CONDITIONS: Mapping[StageName, str] = {
     "prepare": "Prepared",

@@ -20,7 +20,7 @@ from finetune_operator.decision import (
     ObjectRef,
     View,
 )
-from finetune_operator.jobs.podstatus import (
+from finetune_operator.jobs.pod_status import (
     Disruption,
     condition,
     container_state,

@@ -15,21 +15,21 @@ from finetune_api.run import StageName
 from pydantic import ValidationError
 
 from finetune_operator.decision import Decision, EventRecord, Manifest, Settings, View
-from finetune_operator.jobs.attempts import run_stage
 from finetune_operator.jobs.conditions import is_terminal, job_conditions, time_text
-from finetune_operator.jobs.deadline import enforce_deadline
-from finetune_operator.jobs.evaluate import EVALUATE, comparison
-from finetune_operator.jobs.exclusion import excluded
-from finetune_operator.jobs.export import EXPORT
-from finetune_operator.jobs.finished import finished_job
+from finetune_operator.jobs.draft import Context, Draft
 from finetune_operator.jobs.observe import observe
-from finetune_operator.jobs.prepare import PREPARE
-from finetune_operator.jobs.serve import run_serve
-from finetune_operator.jobs.stage import Context, Draft
-from finetune_operator.jobs.stall import Stall
+from finetune_operator.jobs.policies.active_deadline import enforce_deadline
+from finetune_operator.jobs.policies.node_exclusion import excluded
+from finetune_operator.jobs.policies.ttl_after_finished import finished_job
+from finetune_operator.jobs.progress import at_rest, trained
+from finetune_operator.jobs.stage_runner import run_stage
+from finetune_operator.jobs.stages.evaluate import EVALUATE, comparison
+from finetune_operator.jobs.stages.export import EXPORT
+from finetune_operator.jobs.stages.prepare import PREPARE
+from finetune_operator.jobs.stages.serve import run_serve
+from finetune_operator.jobs.stages.train import TRAIN
+from finetune_operator.jobs.stall_checks import Stall
 from finetune_operator.jobs.suspend import SUSPENDED, pause_serve, pause_stage, resume
-from finetune_operator.jobs.train import TRAIN
-from finetune_operator.progress import at_rest, trained
 
 POD_STAGES = (PREPARE, TRAIN, EVALUATE, EXPORT)
 EVENT_LIMIT = 1000

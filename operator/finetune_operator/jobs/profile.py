@@ -3,7 +3,7 @@
 from finetune_api.acceleratorprofile import AcceleratorProfile
 
 from finetune_operator.decision import View
-from finetune_operator.jobs.stall import Stall
+from finetune_operator.jobs.stall_checks import Stall
 from finetune_operator.profiles import NoProfile, find_profile
 
 

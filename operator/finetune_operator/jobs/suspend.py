@@ -10,16 +10,17 @@ from datetime import datetime
 
 from finetune_api.run import Failure
 
-from finetune_operator.jobs.attempts import accept, current, over_by
+from finetune_operator.jobs.attempt_children import RECHECK
+from finetune_operator.jobs.attempt_outcome import Outcome
 from finetune_operator.jobs.conditions import time_text
-from finetune_operator.jobs.ending import Ending
-from finetune_operator.jobs.launch import RECHECK
+from finetune_operator.jobs.draft import Context, Draft
+from finetune_operator.jobs.messages import at_step, from_where, waits_for
 from finetune_operator.jobs.observe import Attempt, reference
-from finetune_operator.jobs.podstatus import parse_time
-from finetune_operator.jobs.retry import keep_checkpoint, note, noted
-from finetune_operator.jobs.stage import Context, Draft, PodStage
-from finetune_operator.jobs.story import at_step, from_where, waits_for
-from finetune_operator.progress import at_rest, few
+from finetune_operator.jobs.pod_status import parse_time
+from finetune_operator.jobs.policies.retry import keep_checkpoint, note, noted
+from finetune_operator.jobs.progress import at_rest, few
+from finetune_operator.jobs.stage_runner import accept, current, over_by
+from finetune_operator.jobs.stages.base import PodStage
 
 SUSPENDED = "Suspended"
 
@@ -68,7 +69,7 @@ def resume(draft: Draft, now: datetime) -> None:
     draft.update(suspended_at=None, suspended_seconds=seconds, nodes=[])
 
 
-def _crashed_by_itself(draft: Draft, attempt: Attempt, over: Ending) -> bool:
+def _crashed_by_itself(draft: Draft, attempt: Attempt, over: Outcome) -> bool:
     """A crash that nobody has counted yet, of an attempt that was not told to stop."""
     return over.kind == "Crashed" and attempt.job is not None and not noted(draft, attempt)
 

@@ -8,7 +8,7 @@ logits for a few positions at a time, and the numbers below that say how many ar
 from finetune_api.finetunejob import AdaLoRA, LoRA, Prefix
 from finetune_api.run import ModelFacts
 
-from finetune_operator.planner.load import Load
+from finetune_operator.planner.memory_inputs import MemoryInputs
 from finetune_operator.planner.parameters import key_width, linear_layers
 
 LOGITS_AT_ONCE = {"cpu": 2**23, "cuda": 2**27}
@@ -23,7 +23,7 @@ SCALED_LOGITS = ("Cohere", "Gemma2", "Gemma3", "Gemma4", "Granite")
 """Architectures that change the logits after the output head, so that they are needed whole."""
 
 
-def activation_bytes(model: ModelFacts, load: Load, micro_batch: int) -> int:
+def activation_bytes(model: ModelFacts, load: MemoryInputs, micro_batch: int) -> int:
     """Activations and logits of one micro-batch of so many units.
 
     With full recomputation every block keeps its input only, and one block at a time is whole;
@@ -43,7 +43,7 @@ def activation_bytes(model: ModelFacts, load: Load, micro_batch: int) -> int:
     return max(learning, sampling_bytes(model, load))
 
 
-def block_bytes(model: ModelFacts, load: Load, tokens: int) -> int:
+def block_bytes(model: ModelFacts, load: MemoryInputs, tokens: int) -> int:
     """One whole block.
 
     It stores, per token, 8.5 numbers per unit of width (attention 5.5, norms 2, input of the
@@ -65,7 +65,7 @@ def block_bytes(model: ModelFacts, load: Load, tokens: int) -> int:
     return block
 
 
-def passing_bytes(model: ModelFacts, load: Load) -> int:
+def passing_bytes(model: ModelFacts, load: MemoryInputs) -> int:
     """What is there in one layer at a time: weights brought back from four bits, or DoRA's sum of
     weight and update, whose rows are measured."""
     largest = max(layer.weights for layer in linear_layers(model).values())
@@ -73,13 +73,13 @@ def passing_bytes(model: ModelFacts, load: Load) -> int:
     return size * largest
 
 
-def products_bytes(model: ModelFacts, load: Load, tokens: int) -> int:
+def products_bytes(model: ModelFacts, load: MemoryInputs, tokens: int) -> int:
     """Results of the matrix products and of attention in one block."""
     outputs = sum(layer.outputs for layer in linear_layers(model).values())
     return tokens * load.number_bytes * (outputs + model.hidden_size)
 
 
-def logit_bytes(model: ModelFacts, load: Load, tokens: int) -> int:
+def logit_bytes(model: ModelFacts, load: MemoryInputs, tokens: int) -> int:
     """Logits as computed, widened to fp32, and their gradient; a reward model has none.
 
     Policies and models that scale their logits hold those of every learnt position; otherwise they
@@ -96,7 +96,7 @@ def logit_bytes(model: ModelFacts, load: Load, tokens: int) -> int:
     return min(logits, LOGITS_AT_ONCE[load.device]) * (size + 4 + 4) + kept
 
 
-def sampling_bytes(model: ModelFacts, load: Load) -> int:
+def sampling_bytes(model: ModelFacts, load: MemoryInputs) -> int:
     """Keys and values while GRPO writes its answers, when nothing else is kept."""
     if load.objective != "GRPO":
         return 0
@@ -104,7 +104,7 @@ def sampling_bytes(model: ModelFacts, load: Load) -> int:
     return max(one, CACHE[load.device])
 
 
-def dropout(load: Load) -> float:
+def dropout(load: MemoryInputs) -> float:
     """Dropout of the adapters; 0 where there are none."""
     method = load.method
     if method.type in ("LoRA", "QLoRA", "DoRA"):

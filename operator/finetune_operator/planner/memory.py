@@ -17,7 +17,7 @@ from finetune_api.finetunejob import Quantization
 from finetune_api.run import MemoryEstimate, ModelFacts, Strategy
 
 from finetune_operator.planner.activations import activation_bytes
-from finetune_operator.planner.load import Load
+from finetune_operator.planner.memory_inputs import MemoryInputs
 from finetune_operator.planner.parameters import quantized_parameters, trained_parameters
 
 CUDA_OVERHEAD = 3 * 1024**3 // 2
@@ -54,7 +54,7 @@ class States:
     optimizer: int
 
 
-def states(model: ModelFacts, load: Load) -> States:
+def states(model: ModelFacts, load: MemoryInputs) -> States:
     """What model and optimizer hold between two steps."""
     size, trained = load.number_bytes, trained_parameters(model, load.method)
     moments = MOMENTS[load.optimizer] * trained
@@ -68,7 +68,7 @@ def states(model: ModelFacts, load: Load) -> States:
     return States(frozen_bytes(model, load) + 4 * trained, 4 * trained, moments)
 
 
-def frozen_bytes(model: ModelFacts, load: Load) -> int:
+def frozen_bytes(model: ModelFacts, load: MemoryInputs) -> int:
     """The base model beside adapters."""
     if load.method.type != "QLoRA":
         return load.number_bytes * model.parameters
@@ -78,7 +78,7 @@ def frozen_bytes(model: ModelFacts, load: Load) -> int:
     return quantized // 2 + scales + load.number_bytes * (model.parameters - quantized)
 
 
-def gathered_bytes(model: ModelFacts, load: Load) -> int:
+def gathered_bytes(model: ModelFacts, load: MemoryInputs) -> int:
     """Full weights that a sharded run holds at once: two blocks (one is prefetched), embedding."""
     embedding = load.number_bytes * model.vocabulary * model.hidden_size
     blocks = max(0, states(model, load).weights - embedding)
@@ -86,7 +86,12 @@ def gathered_bytes(model: ModelFacts, load: Load) -> int:
 
 
 def estimate(
-    model: ModelFacts, load: Load, strategy: Strategy, world: int, micro_batch: int, available: int
+    model: ModelFacts,
+    load: MemoryInputs,
+    strategy: Strategy,
+    world: int,
+    micro_batch: int,
+    available: int,
 ) -> MemoryEstimate:
     """Memory on one of `world` devices.
 
@@ -120,7 +125,7 @@ def estimate(
     )
 
 
-def widened_bytes(model: ModelFacts, load: Load, strategy: Strategy, world: int) -> int:
+def widened_bytes(model: ModelFacts, load: MemoryInputs, strategy: Strategy, world: int) -> int:
     """The fp32 copy of its part of the 16-bit gradients that DeepSpeed makes for the optimizer's
     step, when activations have gone; ZeRO-3 makes it for so many weights at a time."""
     sixteen = load.number_bytes == 2 and (load.method.type == "Full" or load.precision == "fp16")
@@ -130,7 +135,9 @@ def widened_bytes(model: ModelFacts, load: Load, strategy: Strategy, world: int)
     return 4 * (min(part, SUB_GROUP) if strategy == "ZeRO3" else part)
 
 
-def host_bytes(model: ModelFacts, load: Load, strategy: Strategy, world: int, on_node: int) -> int:
+def host_bytes(
+    model: ModelFacts, load: MemoryInputs, strategy: Strategy, world: int, on_node: int
+) -> int:
     """Host memory of one of `on_node` processes that share a pod, `world` in all, in bytes.
 
     It holds a copy of the process's share of a checkpoint while that is written, and what is
@@ -143,7 +150,7 @@ def host_bytes(model: ModelFacts, load: Load, strategy: Strategy, world: int, on
     return max(loading, copy + offloaded_bytes(model, load, strategy, world))
 
 
-def offloaded_bytes(model: ModelFacts, load: Load, strategy: Strategy, world: int) -> int:
+def offloaded_bytes(model: ModelFacts, load: MemoryInputs, strategy: Strategy, world: int) -> int:
     """What offload takes of one process's host memory, in bytes; 0 without offload.
 
     With ZeRO these are the optimizer states and fp32 gradients, with ZeRO-3 the weights too.
@@ -157,7 +164,7 @@ def offloaded_bytes(model: ModelFacts, load: Load, strategy: Strategy, world: in
     return held.optimizer + gradients + (held.weights if strategy == "ZeRO3" else 0)
 
 
-def _on_device(model: ModelFacts, load: Load, strategy: Strategy, world: int) -> States:
+def _on_device(model: ModelFacts, load: MemoryInputs, strategy: Strategy, world: int) -> States:
     held = _divided(model, load, strategy, world)
     if load.device == "cpu" or not offloaded_bytes(model, load, strategy, world):
         return held
@@ -166,7 +173,7 @@ def _on_device(model: ModelFacts, load: Load, strategy: Strategy, world: int) ->
     return States(0 if strategy == "ZeRO3" else held.weights, held.gradients, 0)
 
 
-def _divided(model: ModelFacts, load: Load, strategy: Strategy, world: int) -> States:
+def _divided(model: ModelFacts, load: MemoryInputs, strategy: Strategy, world: int) -> States:
     whole = states(model, load)
     shards = {
         "DDP": (1, 1, 1),

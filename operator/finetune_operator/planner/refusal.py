@@ -8,7 +8,7 @@ from finetune_api.combinations import breaks_nothing
 from finetune_api.finetunejob import FineTuneJobSpec, Method
 from finetune_api.run import Failure, ModelFacts
 
-from finetune_operator.planner.load import recomputation
+from finetune_operator.planner.memory_inputs import recomputation
 from finetune_operator.planner.quantity import GIB, size_text, whole
 
 Fits = Callable[[FineTuneJobSpec, AcceleratorProfileSpec], bool]

@@ -11,15 +11,15 @@ from typing import Any
 from finetune_api.run import RunConfig
 
 from finetune_operator.decision import Manifest
-from finetune_operator.resources.common import hashed
-from finetune_operator.resources.identity import AttemptIdentity
+from finetune_operator.resources.attempt_metadata import AttemptMetadata
+from finetune_operator.resources.metadata import hashed
 
 RUN_FILE = "run.json"
 IMAGE_ANNOTATION = "finetune.dev/trainer-image"
 
 
 def run_configmap(
-    identity: AttemptIdentity,
+    identity: AttemptMetadata,
     config: RunConfig,
     image: str,
     before: Mapping[str, Any] | None = None,

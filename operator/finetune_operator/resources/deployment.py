@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune_operator.decision import ENDPOINT_LABEL, REVISION_LABEL, Manifest
 from finetune_operator.resources import vllm
-from finetune_operator.resources.common import hashed, pod_security_context
+from finetune_operator.resources.metadata import hashed, pod_security_context
 from finetune_operator.resources.vllm import ServedRevision
 
 APP_LABEL = "app"

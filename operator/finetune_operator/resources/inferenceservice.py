@@ -6,7 +6,7 @@ revision's, so that KServe never replaces a model in place; the pointer Service 
 
 from finetune_operator.decision import Manifest
 from finetune_operator.resources import vllm
-from finetune_operator.resources.common import hashed, pod_security_context
+from finetune_operator.resources.metadata import hashed, pod_security_context
 from finetune_operator.resources.servingruntime import (
     MODEL_FORMAT,
     go_template_literal,

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from finetune_operator.decision import Manifest, Settings
 from finetune_operator.names import JANITOR, WORKSPACE_JOBS
-from finetune_operator.resources.common import (
+from finetune_operator.resources.metadata import (
     container_security_context,
     hashed,
     labels,

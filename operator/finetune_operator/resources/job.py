@@ -5,12 +5,12 @@ podFailurePolicy because a Job with one waits for ever for a pod on a dead node.
 """
 
 from finetune_operator.decision import Manifest, Settings
-from finetune_operator.resources.common import hashed
-from finetune_operator.resources.identity import AttemptIdentity
+from finetune_operator.resources.attempt_metadata import AttemptMetadata
+from finetune_operator.resources.metadata import hashed
 from finetune_operator.resources.pod import PodShape, stage_pod_spec
 
 
-def stage_job(identity: AttemptIdentity, shape: PodShape, settings: Settings) -> Manifest:
+def stage_job(identity: AttemptMetadata, shape: PodShape, settings: Settings) -> Manifest:
     """Job of one attempt; Indexed where its pods must find each other."""
     return hashed(
         {

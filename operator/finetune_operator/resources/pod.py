@@ -20,9 +20,9 @@ from finetune_api.run import (
 )
 
 from finetune_operator.decision import Manifest, Settings
-from finetune_operator.resources.common import container_security_context, pod_security_context
+from finetune_operator.resources.attempt_metadata import AttemptMetadata
 from finetune_operator.resources.configmap import RUN_FILE
-from finetune_operator.resources.identity import AttemptIdentity
+from finetune_operator.resources.metadata import container_security_context, pod_security_context
 
 WORKSPACE_VOLUME = "workspace"
 CONTAINER = "trainer"
@@ -82,7 +82,7 @@ class PodShape:
     """Nodes, by name, that the pods must not be scheduled to."""
 
 
-def stage_pod_spec(identity: AttemptIdentity, shape: PodShape, settings: Settings) -> Manifest:
+def stage_pod_spec(identity: AttemptMetadata, shape: PodShape, settings: Settings) -> Manifest:
     """spec of the pod template."""
     spec: Manifest = {
         "restartPolicy": "Never",
@@ -108,7 +108,7 @@ def stage_pod_spec(identity: AttemptIdentity, shape: PodShape, settings: Setting
     return spec
 
 
-def _container(identity: AttemptIdentity, shape: PodShape, settings: Settings) -> Manifest:
+def _container(identity: AttemptMetadata, shape: PodShape, settings: Settings) -> Manifest:
     container: Manifest = {
         "name": CONTAINER,
         "image": settings.trainer_image,
@@ -153,7 +153,7 @@ def _from_secret(key: SecretKey) -> Manifest:
     return {"name": key.key, "valueFrom": {"secretKeyRef": reference}}
 
 
-def _environment(identity: AttemptIdentity, shape: PodShape) -> dict[str, str]:
+def _environment(identity: AttemptMetadata, shape: PodShape) -> dict[str, str]:
     """The profile's variables come last: the platform team knows its network and its cores."""
     env = {"HOME": "/tmp", "HF_HOME": "/tmp/hf", "TOKENIZERS_PARALLELISM": "false"}
     if identity.stage != "prepare":
@@ -187,7 +187,7 @@ def _volume_mounts(shape: PodShape) -> list[Manifest]:
     return mounts
 
 
-def _volumes(identity: AttemptIdentity, shape: PodShape, settings: Settings) -> list[Manifest]:
+def _volumes(identity: AttemptMetadata, shape: PodShape, settings: Settings) -> list[Manifest]:
     run = {"name": identity.name, "items": [{"key": RUN_FILE, "path": RUN_FILE}]}
     volumes: list[Manifest] = [
         {"name": "run", "configMap": run},
@@ -204,7 +204,7 @@ def _volumes(identity: AttemptIdentity, shape: PodShape, settings: Settings) -> 
     return volumes
 
 
-def _one_pod_per_node(identity: AttemptIdentity, nodes: int) -> Manifest:
+def _one_pod_per_node(identity: AttemptMetadata, nodes: int) -> Manifest:
     """minDomains makes the scheduler wait for enough nodes instead of doubling up on one."""
     return {
         "maxSkew": 1,

@@ -6,7 +6,7 @@ endpoint and named by its content; a revision keeps the one that it was started 
 
 from finetune_operator.decision import ENDPOINT_LABEL, Manifest
 from finetune_operator.resources import vllm
-from finetune_operator.resources.common import digest_of, hashed, labels, owner_reference
+from finetune_operator.resources.metadata import digest_of, hashed, labels, owner_reference
 from finetune_operator.resources.vllm import ServedRevision
 
 MODEL_FORMAT = "huggingface"

@@ -16,8 +16,8 @@ from finetune_operator.decision import (
     Manifest,
     Settings,
 )
-from finetune_operator.resources.common import container_security_context, labels, owner_reference
-from finetune_operator.resources.compute import device_resources
+from finetune_operator.resources.metadata import container_security_context, labels, owner_reference
+from finetune_operator.resources.resource_requirements import device_resources
 
 PORT = 8080
 MODEL_PATH = "/mnt/models"

@@ -11,19 +11,19 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import pytest
-from finetune_operator import logs
-from finetune_operator.asks import Asks
-from finetune_operator.cache import Cache
-from finetune_operator.cluster import Cluster
 from finetune_operator.decision import Decision, Key, View
-from finetune_operator.events import Events
-from finetune_operator.intake import Intake
+from finetune_operator.engine import logs
+from finetune_operator.engine.cache import Cache
+from finetune_operator.engine.event_handlers import EventHandlers
+from finetune_operator.engine.event_recorder import EventRecorder
+from finetune_operator.engine.http_poller import HttpPoller
+from finetune_operator.engine.kinds import WATCHED
+from finetune_operator.engine.kube_client import KubeClient
+from finetune_operator.engine.metrics import Metrics
+from finetune_operator.engine.reconciler import Plan, Reconciler
+from finetune_operator.engine.relist import Relister
+from finetune_operator.engine.workqueue import WorkQueue
 from finetune_operator.jobs.plan import refused_job
-from finetune_operator.kinds import WATCHED
-from finetune_operator.metrics import Metrics
-from finetune_operator.queue import WorkQueue
-from finetune_operator.reconcile import Plan, Reconciler
-from finetune_operator.sync import Sync
 
 from hack.cluster.apiserver import ControlPlane
 from tests.api.client import Api
@@ -33,14 +33,14 @@ from tests.api.conftest import CRDS, started
 class Bench:
     """A reconciler with everything around it, but nothing that runs by itself."""
 
-    def __init__(self, cluster: Cluster, namespace: str) -> None:
+    def __init__(self, cluster: KubeClient, namespace: str) -> None:
         self.cluster = cluster
         self.namespace = namespace
         self.metrics = Metrics()
         self.leads: Callable[[], bool] = lambda: True
         self.confirmed = True
         self._plan: Plan = lambda _key, _view, _now: None
-        self._asks: list[Asks] = []
+        self._asks: list[HttpPoller] = []
         self.forget_everything()
 
     async def confirm(self) -> bool:
@@ -57,9 +57,11 @@ class Bench:
         """As after a restart of the process."""
         self.queue = WorkQueue(self.metrics.queue)
         self.cache = Cache()
-        self._intake = Intake(self.cache, self.queue, self.metrics.handovers)
-        self._sync = Sync(self.cluster, self.cache, self._intake, self.metrics, [self.namespace])
-        self._asks.append(Asks(self.queue.add))
+        self._intake = EventHandlers(self.cache, self.queue, self.metrics.handovers)
+        self._sync = Relister(
+            self.cluster, self.cache, self._intake, self.metrics, [self.namespace]
+        )
+        self._asks.append(HttpPoller(self.queue.add))
         self._reconciler = Reconciler(
             self.cluster,
             self.cache,
@@ -67,7 +69,7 @@ class Bench:
             self.queue,
             dict.fromkeys(("FineTuneJob", "Workspace"), self._planned),
             self._asks[-1],
-            Events(self.cluster, "test", lambda: datetime.now(UTC)),
+            EventRecorder(self.cluster, "test", lambda: datetime.now(UTC)),
             self.metrics,
             lambda: self.leads(),
             lambda: datetime.now(UTC),
@@ -118,7 +120,7 @@ class Bench:
 @pytest.fixture
 async def bench(control_plane: ControlPlane, namespace: str) -> AsyncIterator[Bench]:
     """A reconciler that serves the test's own namespace."""
-    cluster = await Cluster.connect(str(control_plane.kubeconfig))
+    cluster = await KubeClient.connect(str(control_plane.kubeconfig))
     bench = Bench(cluster, namespace)
     yield bench
     await bench.close()

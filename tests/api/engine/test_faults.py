@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from finetune_operator import engine
-from finetune_operator.clock import ServerClock
-from finetune_operator.cluster import Cluster
 from finetune_operator.decision import Decision, Key, ObjectRef, View
-from finetune_operator.health import Health
-from finetune_operator.reconcile import PATIENCE, Product
+from finetune_operator.engine import controller
+from finetune_operator.engine.health import Health
+from finetune_operator.engine.kube_client import KubeClient
+from finetune_operator.engine.reconciler import PATIENCE, Controllers
+from finetune_operator.engine.server_clock import ServerClock
 
 from hack.cluster.apiserver import ControlPlane
 from tests.api.client import Api
@@ -64,7 +64,7 @@ async def gateway(control_plane: ControlPlane, tmp_path: Path) -> AsyncIterator[
 @pytest.fixture
 async def behind(gateway: Gateway, namespace: str) -> AsyncIterator[Bench]:
     """A reconciler that reaches the API server through the gateway only."""
-    cluster = await Cluster.connect(str(gateway.kubeconfig))
+    cluster = await KubeClient.connect(str(gateway.kubeconfig))
     yield Bench(cluster, namespace)
     await cluster.close()
 
@@ -229,7 +229,7 @@ async def test_a_namespace_that_refuses_us_does_not_stop_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As one does that was deleted with our Role in it."""
-    monkeypatch.setattr(engine, "DISCOVERY_PERIOD", 1.0)
+    monkeypatch.setattr(controller, "DISCOVERY_PERIOD", 1.0)
     other = f"{namespace}-other"
     api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": other}})
 
@@ -304,7 +304,7 @@ async def test_a_plan_is_given_the_time_of_the_api_server(
             offsets.append(now - created)
         return toy.plan(key, view, now)
 
-    product = Product(plans={"FineTuneJob": plan, "Workspace": toy.nothing})
+    product = Controllers(plans={"FineTuneJob": plan, "Workspace": toy.nothing})
     async with running(control_plane.kubeconfig, Health(), namespace, namespace, clock, product):
         api.create(toy.finetune_job(namespace, "a"))
         await until("the job is prepared", prepared(api, "a", namespace))

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 
 import pytest
-from finetune_operator.cluster import Cluster
 from finetune_operator.decision import Decision, Key, Manifest, ObjectRef, View
+from finetune_operator.engine.kube_client import KubeClient
 
 from hack.cluster.apiserver import ControlPlane
 from tests.api.client import Api
@@ -23,7 +23,7 @@ from tests.api.engine.conftest import Bench
 @pytest.fixture
 async def deposed(control_plane: ControlPlane, namespace: str) -> AsyncIterator[Bench]:
     """Another process, whose cache gets no news unless the test has it list."""
-    cluster = await Cluster.connect(str(control_plane.kubeconfig))
+    cluster = await KubeClient.connect(str(control_plane.kubeconfig))
     yield Bench(cluster, namespace)
     await cluster.close()
 

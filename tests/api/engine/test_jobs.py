@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from finetune_operator.controllers import controllers
 from finetune_operator.decision import Settings
-from finetune_operator.product import product
 
 from tests.api.client import Api, ApiError, Manifest
 from tests.api.engine import toy
 from tests.api.engine.conftest import Bench
 
-PLAN = product(Settings(trainer_image="trainer", serving_image="vllm")).plans["FineTuneJob"]
+PLAN = controllers(Settings(trainer_image="trainer", serving_image="vllm")).plans["FineTuneJob"]
 ELSEWHERE = {"uri": "pvc://finetune-workspace/jobs/somebody-elses"}
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from finetune_operator.controllers import controllers
 from finetune_operator.decision import Settings
-from finetune_operator.product import product
-from finetune_operator.reconcile import Plan
+from finetune_operator.engine.reconciler import Plan
 
 from tests.api.client import Api, Manifest
 from tests.api.engine import toy
@@ -26,7 +26,7 @@ NEW = replace(
 
 
 def plan(settings: Settings) -> Plan:
-    return product(settings).plans["FineTuneJob"]
+    return controllers(settings).plans["FineTuneJob"]
 
 
 def profile(name: str) -> Manifest:

@@ -7,7 +7,7 @@ import io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from finetune_operator.health import Health
+from finetune_operator.engine.health import Health
 
 from hack.cluster.apiserver import ControlPlane
 from tests.api.client import Api

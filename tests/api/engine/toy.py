@@ -23,8 +23,8 @@ from finetune_operator.decision import (
     Settings,
     View,
 )
+from finetune_operator.engine.reconciler import Controllers
 from finetune_operator.main import run
-from finetune_operator.reconcile import Product
 
 SPEC = {"model": {"uri": "hf://org/model"}, "dataset": {"train": [{"uri": "s3://bucket/a.jsonl"}]}}
 
@@ -108,9 +108,9 @@ def nothing(_key: Key, _view: View, _now: datetime) -> Decision | None:
     return None
 
 
-def product(_: Settings) -> Product:
+def product(_: Settings) -> Controllers:
     """The tiny product."""
-    return Product(plans={"FineTuneJob": plan, "Workspace": nothing})
+    return Controllers(plans={"FineTuneJob": plan, "Workspace": nothing})
 
 
 def _metadata(job: Manifest, name: str, digest: str) -> Manifest:

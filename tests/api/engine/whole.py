@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from finetune_operator.clock import ServerClock
-from finetune_operator.cluster import Cluster
-from finetune_operator.engine import Engine
-from finetune_operator.health import Health
-from finetune_operator.leader import Election, Timing
-from finetune_operator.metrics import Metrics
-from finetune_operator.reconcile import Product
+from finetune_operator.engine.controller import Controller
+from finetune_operator.engine.health import Health
+from finetune_operator.engine.kube_client import KubeClient
+from finetune_operator.engine.leader_election import LeaderElection, Timing
+from finetune_operator.engine.metrics import Metrics
+from finetune_operator.engine.reconciler import Controllers
+from finetune_operator.engine.server_clock import ServerClock
 from finetune_operator.settings import parse
 
 from tests.api.client import Api
@@ -30,19 +30,19 @@ async def running(
     lease: str,
     namespace: str = "",
     clock: ServerClock | None = None,
-    product: Product | None = None,
-) -> AsyncIterator[Engine]:
+    product: Controllers | None = None,
+) -> AsyncIterator[Controller]:
     """An engine with the tiny product that leads for as long as the context lasts."""
     flags = ["--trainer-image=a", "--serving-image=b", f"--lease-name={lease}"]
     flags += [f"--namespace={each}" for each in namespace.split(",") if each]
     options = parse([*flags, f"--kubeconfig={kubeconfig}"], {"POD_NAMESPACE": "default"})
-    cluster = await Cluster.connect(str(kubeconfig), clock)
-    election = Election(cluster, "default", lease, options.identity, PATIENT)
+    cluster = await KubeClient.connect(str(kubeconfig), clock)
+    election = LeaderElection(cluster, "default", lease, options.identity, PATIENT)
     async with asyncio.timeout(30):
         await election.acquire()
     hold, stop = asyncio.create_task(election.hold()), asyncio.Event()
     product = product or toy.product(options.settings)
-    engine = Engine(cluster, options, product, Metrics(), health, election)
+    engine = Controller(cluster, options, product, Metrics(), health, election)
     run = asyncio.create_task(engine.run(stop, lambda: None))
     try:
         yield engine

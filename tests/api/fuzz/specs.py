@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 from finetune_api.combinations import SECTIONS
-from finetune_api.conditions import value_at
+from finetune_api.predicates import value_at
 from finetune_api.schema import Schema
 from hypothesis import strategies as st
 

@@ -10,17 +10,17 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from finetune_operator.asks import Asks
-from finetune_operator.cache import Cache
-from finetune_operator.cluster import Cluster
+from finetune_operator.controllers import controllers
 from finetune_operator.decision import Key, Settings
-from finetune_operator.events import Events
-from finetune_operator.intake import Intake
-from finetune_operator.metrics import Metrics
-from finetune_operator.product import product
-from finetune_operator.queue import WorkQueue
-from finetune_operator.reconcile import Reconciler
-from finetune_operator.sync import Sync
+from finetune_operator.engine.cache import Cache
+from finetune_operator.engine.event_handlers import EventHandlers
+from finetune_operator.engine.event_recorder import EventRecorder
+from finetune_operator.engine.http_poller import HttpPoller
+from finetune_operator.engine.kube_client import KubeClient
+from finetune_operator.engine.metrics import Metrics
+from finetune_operator.engine.reconciler import Reconciler
+from finetune_operator.engine.relist import Relister
+from finetune_operator.engine.workqueue import WorkQueue
 
 SETTINGS = Settings(trainer_image="trainer:v1", serving_image="vllm:v1")
 ANSWER_SECONDS = 10.0
@@ -30,7 +30,7 @@ LOOKS = 20
 class Operator:
     """One operator for one namespace."""
 
-    def __init__(self, cluster: Cluster, namespace: str) -> None:
+    def __init__(self, cluster: KubeClient, namespace: str) -> None:
         self.namespace = namespace
         self.ahead = timedelta()
         """How much the operator's clock is ahead."""
@@ -38,29 +38,29 @@ class Operator:
         self._answered = asyncio.Event()
         metrics = Metrics()
         self._queue = WorkQueue(metrics.queue)
-        self._asks = Asks(lambda _key: self._answered.set())
+        self._asks = HttpPoller(lambda _key: self._answered.set())
         self._cache = Cache(self._asks.answers)
-        intake = Intake(self._cache, self._queue, metrics.handovers)
-        self._sync = Sync(cluster, self._cache, intake, metrics, (namespace,))
+        intake = EventHandlers(self._cache, self._queue, metrics.handovers)
+        self._sync = Relister(cluster, self._cache, intake, metrics, (namespace,))
         self._reconciler = Reconciler(
             cluster,
             self._cache,
             intake,
             self._queue,
-            product(SETTINGS).plans,
+            controllers(SETTINGS).plans,
             self._asks,
-            Events(cluster, "test", self._now),
+            EventRecorder(cluster, "test", self._now),
             metrics,
             lambda: True,
             self._now,
-            product(SETTINGS).refused,
+            controllers(SETTINGS).refused,
             _leading,
         )
 
     @classmethod
     async def start(cls, kubeconfig: Path, namespace: str) -> Operator:
         """Connect to an API server."""
-        return cls(await Cluster.connect(str(kubeconfig)), namespace)
+        return cls(await KubeClient.connect(str(kubeconfig)), namespace)
 
     async def stop(self) -> None:
         """Give everything back."""

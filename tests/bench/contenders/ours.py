@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.run import RunConfig
-from finetune_trainer import objectives, worker
-from finetune_trainer.telemetry import RankFile
-from finetune_trainer.told import Told
+from finetune_trainer import objectives
+from finetune_trainer.distributed.rank_reporter import RankReporter
+from finetune_trainer.runtime.telemetry import RankFile
+from finetune_trainer.training import worker
 from torch import distributed as dist
 
 from tests.bench.contenders.setting import Setting
@@ -27,7 +28,7 @@ def main() -> None:
     worker.join(run)
     turns = Turns(setting)
     watched = watch(turns)
-    tell = Told(RankFile(folder, 0))
+    tell = RankReporter(RankFile(folder, 0))
     worker.train(run, tell, watched)
     dist.destroy_process_group()
 
@@ -35,7 +36,7 @@ def main() -> None:
 def watch(turns: Turns) -> Any:
     """What the loop asks after every update, here to tell the turn and wait for the next."""
     seen: dict[str, Any] = {"tokens": 0}
-    make, share = objectives.make_objective, objectives.LanguageModelling.share
+    make, share = objectives.make_objective, objectives.SFTObjective.share
 
     def made(model: Any, *more: Any) -> Any:
         seen["loss"] = plain_loss(model)
@@ -55,7 +56,7 @@ def watch(turns: Turns) -> Any:
         return False
 
     objectives.make_objective = made
-    objectives.LanguageModelling.share = counted  # type: ignore[method-assign]
+    objectives.SFTObjective.share = counted  # type: ignore[method-assign]
     return stop_asked
 
 

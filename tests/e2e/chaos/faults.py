@@ -36,7 +36,7 @@ from pathlib import Path
 for path in Path('/proc').iterdir():
     with contextlib.suppress(OSError):  # other processes come and go
         words = (path / 'cmdline').read_bytes().split(b'\0')
-        if b'finetune_trainer.worker' in words:
+        if b'finetune_trainer.training.worker' in words:
             os.kill(int(path.name), int(sys.argv[1]))
             print(time.time(), flush=True)
 """

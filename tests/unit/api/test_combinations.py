@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from finetune_api.combinations import EVERY, PREPARE_RULES, RULES, allows, refusals, resolved
-from finetune_api.conditions import Above, Condition, Is
 from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.predicates import Above, Is, Predicate
 from finetune_api.schema import Schema, structural
 
 TRAINER = Path(__file__).resolve().parents[3] / "trainer_image" / "finetune_trainer"
@@ -24,7 +24,7 @@ def field(path: str) -> Schema:
 
 
 @pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.words())
-def test_a_condition_is_about_a_field_that_can_be_so(condition: Condition) -> None:
+def test_a_condition_is_about_a_field_that_can_be_so(condition: Predicate) -> None:
     schema = field(condition.path)
     if isinstance(condition, Is):
         assert set(condition.values) <= set(schema.get("enum", (True, False)))

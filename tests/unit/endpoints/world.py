@@ -13,18 +13,18 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from finetune_operator.cache import Cache
 from finetune_operator.decision import (
     REVISION_LABEL,
     Decision,
     EventRecord,
-    HttpAnswer,
-    HttpAsk,
+    HttpRequest,
+    HttpResponse,
     Manifest,
     Settings,
 )
 from finetune_operator.endpoints.observe import format_time
 from finetune_operator.endpoints.plan import reconcile_endpoint
+from finetune_operator.engine.cache import Cache
 
 START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 NAMESPACE = "team-a"
@@ -110,12 +110,12 @@ class World:
     """One endpoint and everything around it."""
 
     def __init__(self, spec: Manifest | None = None, kserve: bool = False) -> None:
-        self.answers: dict[str, HttpAnswer] = {}
+        self.answers: dict[str, HttpResponse] = {}
         self.cache = Cache(self.answers)
         self.now = START
         self.settings = Settings(trainer_image="trainer:v1", serving_image="vllm:v1")
         self.events: list[EventRecord] = []
-        self.asks: tuple[HttpAsk, ...] = ()
+        self.asks: tuple[HttpRequest, ...] = ()
         self.requeue_after: float | None = None
         self.writes = 0
         self.crash_after: int | None = None
@@ -337,9 +337,9 @@ class World:
                 body = {"choices": [{"message": {"content": answer}}]}
             if status != 200:
                 body = {"error": {"message": "no"}}
-            reply = HttpAnswer(at=self.now.timestamp(), status=status, body=body)
+            reply = HttpResponse(at=self.now.timestamp(), status=status, body=body)
             if error:
-                reply = HttpAnswer(at=self.now.timestamp(), error=error)
+                reply = HttpResponse(at=self.now.timestamp(), error=error)
             self.answers[ask.id] = reply
 
     def rolled_out(self, number: int = 1, count: int = 1) -> None:

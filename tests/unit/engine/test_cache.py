@@ -3,8 +3,8 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from finetune_operator.cache import Cache
 from finetune_operator.decision import JOB_NAME_LABEL, Manifest
+from finetune_operator.engine.cache import Cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

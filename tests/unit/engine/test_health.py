@@ -4,8 +4,8 @@ import asyncio
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from finetune_operator.health import Health, serve
-from finetune_operator.metrics import Metrics
+from finetune_operator.engine.health import Health, serve
+from finetune_operator.engine.metrics import Metrics
 
 
 class Clock:

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from finetune_operator.cache import Cache
 from finetune_operator.decision import JOB_NAME_LABEL, STAGE_LABEL, Manifest
-from finetune_operator.intake import Intake
-from finetune_operator.metrics import Metrics
-from finetune_operator.queue import WorkQueue
+from finetune_operator.engine.cache import Cache
+from finetune_operator.engine.event_handlers import EventHandlers
+from finetune_operator.engine.metrics import Metrics
+from finetune_operator.engine.workqueue import WorkQueue
 
 
 def made(kind: str, name: str, version: int, phase: str = "", **labels: str) -> Manifest:
@@ -20,7 +20,7 @@ def made(kind: str, name: str, version: int, phase: str = "", **labels: str) -> 
 
 def test_the_handover_is_from_the_end_of_one_stage_to_the_job_of_another() -> None:
     metrics, cache = Metrics(), Cache()
-    intake = Intake(cache, WorkQueue(metrics.queue), metrics.handovers)
+    intake = EventHandlers(cache, WorkQueue(metrics.queue), metrics.handovers)
     labels = {JOB_NAME_LABEL: "job", STAGE_LABEL: "prepare"}
     intake.changed(made("Pod", "p", 1, "Running", **labels))
     metrics.handovers.began("ns", "job", "train")

@@ -7,7 +7,7 @@ import gc
 import logging
 
 import pytest
-from finetune_operator.watch import tell_of_lost_task
+from finetune_operator.engine.watch import tell_of_lost_task
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from finetune_api.run import Progress
-from finetune_operator.decision import HttpAnswer
-from finetune_operator.progress import checkpoint_told, read_progress, shown, told
+from finetune_operator.decision import HttpResponse
+from finetune_operator.jobs.progress import checkpoint_told, read_progress, shown, told
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,7 +41,7 @@ def test_any_answer_of_a_pod_is_borne(changes: dict[str, Any], bare: bool) -> No
     (first, *_) = world.add_pods("glossary-train-1")
     body = changes if bare else {**TOLD, **changes}
     ask = f"progress/{first['metadata']['uid']}"
-    world.answers[ask] = HttpAnswer(at=0, status=200, body=body)
+    world.answers[ask] = HttpResponse(at=0, status=200, body=body)
     world.settle()
     assert world.status["phase"] == "Training"
 
@@ -50,7 +50,7 @@ def test_any_answer_of_a_pod_is_borne(changes: dict[str, Any], bare: bool) -> No
 def test_any_figure_that_a_pod_tells_is_borne(name: str) -> None:
     """What is shown of it is validated, and is within what the API server holds as a number."""
     for value in ODD:
-        answer = HttpAnswer(at=0, status=200, body={**TOLD, name: value})
+        answer = HttpResponse(at=0, status=200, body={**TOLD, name: value})
         progress = read_progress(answer, "train", 1)
         if progress is None:
             continue

@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from finetune_operator.decision import HttpAnswer
-from finetune_operator.jobs.attempts import pace
-from finetune_operator.progress import duration_text, progress_ask
+from finetune_operator.decision import HttpResponse
+from finetune_operator.jobs.progress import duration_text, progress_ask
+from finetune_operator.jobs.stage_runner import pace
 
 from tests.unit.jobs.world import World
 
@@ -41,7 +41,7 @@ def training() -> tuple[World, str]:
 
 
 def tell(world: World, ask: str, **changes: Any) -> dict[str, Any]:
-    world.answers[ask] = HttpAnswer(at=0, status=200, body={**TOLD, **changes})
+    world.answers[ask] = HttpResponse(at=0, status=200, body={**TOLD, **changes})
     world.settle()
     return dict(world.status["progress"])
 
@@ -79,14 +79,14 @@ def test_answer_without_news_causes_no_write() -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        HttpAnswer(at=0, error="connection refused"),
-        HttpAnswer(at=0, status=500, body=TOLD),
-        HttpAnswer(at=0, status=200, body="busy"),
-        HttpAnswer(at=0, status=200, body={**TOLD, "attempt": 2}),
-        HttpAnswer(at=0, status=200, body={**TOLD, "stage": "prepare"}),
+        HttpResponse(at=0, error="connection refused"),
+        HttpResponse(at=0, status=500, body=TOLD),
+        HttpResponse(at=0, status=200, body="busy"),
+        HttpResponse(at=0, status=200, body={**TOLD, "attempt": 2}),
+        HttpResponse(at=0, status=200, body={**TOLD, "stage": "prepare"}),
     ],
 )
-def test_last_progress_stays_when_a_pod_does_not_answer(answer: HttpAnswer) -> None:
+def test_last_progress_stays_when_a_pod_does_not_answer(answer: HttpResponse) -> None:
     world, ask = training()
     before = tell(world, ask)
     world.answers[ask] = answer

@@ -18,7 +18,7 @@ from finetune_operator.decision import (
     STAGE_LABEL,
     Decision,
     EventRecord,
-    HttpAnswer,
+    HttpResponse,
     Manifest,
     ObjectRef,
     Settings,
@@ -122,7 +122,7 @@ class World:
         self.now = START
         self.settings = SETTINGS
         self.objects: dict[tuple[str, str, str], Manifest] = {}
-        self.answers: dict[str, HttpAnswer] = {}
+        self.answers: dict[str, HttpResponse] = {}
         self.events: list[EventRecord] = []
         self.decision = Decision()
         self.grace = 0
@@ -151,7 +151,7 @@ class World:
             if (found["metadata"].get("labels") or {}).get(label) == value
         ]
 
-    def answer(self, ask_id: str) -> HttpAnswer | None:
+    def answer(self, ask_id: str) -> HttpResponse | None:
         return self.answers.get(ask_id)
 
     def serves(self, group: str, kind: str) -> bool:
@@ -255,7 +255,7 @@ class World:
         stage, attempt = labels[STAGE_LABEL], int(labels[ATTEMPT_LABEL])
         body = {"stage": stage, "attempt": attempt, "updatedAt": self.now.timestamp(), **progress}
         ask = f"progress/{pod['metadata']['uid']}"
-        self.answers[ask] = HttpAnswer(at=self.now.timestamp(), status=200, body=body)
+        self.answers[ask] = HttpResponse(at=self.now.timestamp(), status=200, body=body)
 
     def edit(self, **changes: Any) -> None:
         """The user changes the spec; None removes a field."""

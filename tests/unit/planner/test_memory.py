@@ -3,7 +3,6 @@
 import pytest
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import ModelFacts
-from finetune_operator.planner.load import Load, load_of
 from finetune_operator.planner.memory import (
     estimate,
     frozen_bytes,
@@ -12,12 +11,13 @@ from finetune_operator.planner.memory import (
     states,
     widened_bytes,
 )
+from finetune_operator.planner.memory_inputs import MemoryInputs, load_of
 from finetune_operator.planner.parameters import experts, trained_parameters
 
 from tests.unit.planner.facts import DATA, LLAMA_8B, SMOL, model, spec
 
 
-def load(**fields: object) -> Load:
+def load(**fields: object) -> MemoryInputs:
     return load_of(spec(**fields), DATA, None, "cuda")
 
 

@@ -13,9 +13,9 @@ from finetune_operator.decision import (
     Settings,
 )
 from finetune_operator.jobs.plan import reconcile_job
-from finetune_operator.resources.compute import device_resources, host_resources
 from finetune_operator.resources.janitor import janitor_job, ledger
-from finetune_operator.resources.pvc import workspace_claim
+from finetune_operator.resources.resource_requirements import device_resources, host_resources
+from finetune_operator.resources.workspace_pvc import workspace_claim
 
 from tests.unit.jobs.world import JOB_UID, NAMESPACE, SETTINGS, START, World, job_manifest
 from tests.unit.planner.facts import H100

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune_trainer.stage import UserError
+from finetune_trainer.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune_trainer.data.conversation import Unit
-from finetune_trainer.stage import UserError
+from finetune_trainer.data.messages import Sample
+from finetune_trainer.runtime.errors import UserError
 
 DEFAULT_HOLDOUT = "10%"
 
@@ -20,8 +20,8 @@ DEFAULT_HOLDOUT = "10%"
 class Split:
     """Both sides; the held-out one in an order that is random but always the same."""
 
-    train: list[Unit]
-    held_out: list[Unit]
+    train: list[Sample]
+    held_out: list[Sample]
     duplicates: int
     """Rows, over both sides, that equal an earlier one."""
     removed: int = 0
@@ -40,7 +40,7 @@ def share(percent: str | None) -> float:
     return value
 
 
-def holdout(rows: Sequence[Unit], percent: str | None, seed: int) -> Split:
+def holdout(rows: Sequence[Sample], percent: str | None, seed: int) -> Split:
     """Hold out about `percent` of the distinct rows, at least one, and leave at least one."""
     limit = share(percent)
     place = {key: _place(key, seed) for key in {row.key for row in rows}}
@@ -58,7 +58,7 @@ def holdout(rows: Sequence[Unit], percent: str | None, seed: int) -> Split:
     )
 
 
-def with_validation(train: Sequence[Unit], validation: Sequence[Unit], seed: int) -> Split:
+def with_validation(train: Sequence[Sample], validation: Sequence[Sample], seed: int) -> Split:
     """Judge by `validation`; training rows that it has too are left out of training."""
     known = {row.key for row in validation}
     kept = [row for row in train if row.key not in known]
@@ -87,7 +87,7 @@ def too_few(rows: int, distinct: int) -> UserError:
     )
 
 
-def _ordered(rows: list[Unit], seed: int) -> list[Unit]:
+def _ordered(rows: list[Sample], seed: int) -> list[Sample]:
     # Evaluation may take only the first rows: they must be no worse a sample than any others.
     return sorted(rows, key=lambda row: _place(row.key, seed))
 

@@ -17,7 +17,7 @@ from typing import Any
 from finetune_api.finetunejob import FineTuneJobSpec, Tokenizer
 from finetune_api.run import RunConfig
 
-from finetune_trainer.stage import UserError
+from finetune_trainer.runtime.errors import UserError
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"

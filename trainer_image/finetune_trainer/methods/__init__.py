@@ -8,13 +8,18 @@ import torch
 from finetune_api.combinations import resolved
 from finetune_api.finetunejob import FineTuneJobSpec, Method
 
-from finetune_trainer.activations import recompute
 from finetune_trainer.methods.adapters import add_adapters
-from finetune_trainer.methods.loading import attention_kernel, empty_model, load_model, saved_dtype
+from finetune_trainer.methods.base_model import (
+    attention_kernel,
+    empty_model,
+    load_model,
+    saved_dtype,
+)
+from finetune_trainer.methods.gradient_checkpointing import recompute
+from finetune_trainer.methods.new_tokens import make_room, new_tokens_of
 from finetune_trainer.methods.precision import DTYPES, computes_in_autocast, weight_dtype
 from finetune_trainer.methods.prefix import flat_prefix
 from finetune_trainer.methods.quantization import quantization_config
-from finetune_trainer.methods.tokens import make_room, new_tokens_of
 
 __all__ = [
     "DTYPES",

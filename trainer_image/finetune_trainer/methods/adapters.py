@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from finetune_api.finetunejob import IA3, AdaLoRA, LoRA, Method, MixtureOfExperts, Prefix
 
-from finetune_trainer.methods.experts import expert_weights
 from finetune_trainer.methods.lora_format import compute_as_activations_are
-from finetune_trainer.methods.scoring import is_scorer, task_of, train_head
-from finetune_trainer.methods.targets import chosen_layers, scaled_layers, turned
+from finetune_trainer.methods.moe import expert_weights
+from finetune_trainer.methods.reward_head import is_scorer, task_of, train_head
+from finetune_trainer.methods.target_modules import chosen_layers, scaled_layers, turned
 
 PREFIX_DEVIATION = 0.02
 """Standard deviation of a new prefix: that of usual initial weights, not PyTorch's 1."""

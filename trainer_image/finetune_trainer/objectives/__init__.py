@@ -2,34 +2,34 @@
 
 from typing import Any
 
-from finetune_trainer.objectives.base import Losses, Objective, Setting, Share
-from finetune_trainer.objectives.dpo import DirectPreference
-from finetune_trainer.objectives.grpo import GroupRelativePolicy
-from finetune_trainer.objectives.kto import KahnemanTversky
-from finetune_trainer.objectives.language import LanguageModelling
-from finetune_trainer.objectives.orpo import OddsRatio
-from finetune_trainer.objectives.penalised import penalised
-from finetune_trainer.objectives.reward import RewardModel
+from finetune_trainer.objectives.auxiliary_loss import penalised
+from finetune_trainer.objectives.base import Losses, Objective, ObjectiveContext, RankBatch
+from finetune_trainer.objectives.dpo import DPOObjective
+from finetune_trainer.objectives.grpo import GRPOObjective
+from finetune_trainer.objectives.kto import KTOObjective
+from finetune_trainer.objectives.orpo import ORPOObjective
+from finetune_trainer.objectives.reward import RewardObjective
+from finetune_trainer.objectives.sft import SFTObjective
 
-__all__ = ["Losses", "Objective", "Setting", "Share", "make_objective"]
+__all__ = ["Losses", "Objective", "ObjectiveContext", "RankBatch", "make_objective"]
 
 
-def make_objective(model: Any, setting: Setting) -> Objective:
+def make_objective(model: Any, setting: ObjectiveContext) -> Objective:
     """The job's objective on a model that is not wrapped yet, or on the one inside the wrapper."""
     return penalised(_objective(model, setting), model, setting)
 
 
-def _objective(model: Any, setting: Setting) -> Objective:
+def _objective(model: Any, setting: ObjectiveContext) -> Objective:
     match setting.spec.objective:
         case "DPO":
-            return DirectPreference(model, setting)
+            return DPOObjective(model, setting)
         case "KTO":
-            return KahnemanTversky(model, setting)
+            return KTOObjective(model, setting)
         case "ORPO":
-            return OddsRatio(model, setting)
+            return ORPOObjective(model, setting)
         case "Reward":
-            return RewardModel(model, setting)
+            return RewardObjective(model, setting)
         case "GRPO":
-            return GroupRelativePolicy(model, setting)
+            return GRPOObjective(model, setting)
         case _:
-            return LanguageModelling(model, setting)
+            return SFTObjective(model, setting)

@@ -8,11 +8,11 @@ import torch
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RunConfig, TrainPlan
 
-from finetune_trainer.strategies import Engine
+from finetune_trainer.strategies import TrainingStrategy
 
 
 @dataclass(frozen=True)
-class Setting:
+class ObjectiveContext:
     """Where an objective works."""
 
     run: RunConfig
@@ -29,7 +29,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Share:
+class RankBatch:
     """What this rank does in one step; every rank has as many batches."""
 
     batches: list[Any]
@@ -55,14 +55,14 @@ class Objective(Protocol):
     MEASURES: tuple[str, ...]
     """Names of what is measured besides the loss, by TRL's names."""
 
-    def begin(self, engine: Engine) -> None:
+    def begin(self, engine: TrainingStrategy) -> None:
         """Called once with the untrained model, before a checkpoint's weights take its place. A
         collective. Raises UserError where model and data do not go together."""
 
-    def share(self, step: int) -> Share:
+    def share(self, step: int) -> RankBatch:
         """This rank's part of a step, counted from 1. A collective."""
 
-    def held_out(self) -> Share:
+    def held_out(self) -> RankBatch:
         """This rank's part of the held-out data."""
 
     def losses(self, model: Any, batch: Any) -> Losses:

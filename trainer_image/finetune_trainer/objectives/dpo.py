@@ -12,33 +12,33 @@ import torch
 from finetune_api import finetunejob
 from torch.nn.functional import logsigmoid
 
-from finetune_trainer.objectives import pairs
-from finetune_trainer.objectives.base import Losses, Setting
-from finetune_trainer.objectives.likelihood import RowLikelihood
-from finetune_trainer.objectives.pairs import PairBatch, PairObjective
-from finetune_trainer.objectives.reference import reference_logps
-from finetune_trainer.strategies import Engine
+from finetune_trainer.objectives import preference_pairs
+from finetune_trainer.objectives.base import Losses, ObjectiveContext
+from finetune_trainer.objectives.preference_pairs import PairBatch, PairObjective
+from finetune_trainer.objectives.reference_logprobs import reference_logps
+from finetune_trainer.objectives.sequence_logprobs import RowLikelihood
+from finetune_trainer.strategies import TrainingStrategy
 
 LEAST_SMOOTHING = 1e-3
 """exo_pair needs the logarithm of the label smoothing; this stands for none."""
 
 
-class DirectPreference(PairObjective):
+class DPOObjective(PairObjective):
     """Mean loss of the pairs of the global batch."""
 
-    def __init__(self, model: Any, setting: Setting) -> None:
+    def __init__(self, model: Any, setting: ObjectiveContext) -> None:
         super().__init__(setting)
         self._settings = setting.spec.dpo or finetunejob.DPO()
         self._likelihood = RowLikelihood(model, setting.device)
 
-    def begin(self, engine: Engine) -> None:
+    def begin(self, engine: TrainingStrategy) -> None:
         """Take down what the untrained model thinks of the pairs to come."""
         halves = (
-            ("train", self._train, pairs.trained_pairs),
-            ("eval", self._held_out, pairs.held_out_pairs),
+            ("train", self._train, preference_pairs.trained_pairs),
+            ("eval", self._held_out, preference_pairs.held_out_pairs),
         )
         for name, store, wanted in halves:
-            numbers = pairs.rows_of(wanted(store, self._setting))
+            numbers = preference_pairs.rows_of(wanted(store, self._setting))
             store.reference = reference_logps(
                 name, store.row, numbers, self._setting, engine, self._likelihood
             )
@@ -49,7 +49,7 @@ class DirectPreference(PairObjective):
         logps, tokens = seen.logps.view(-1, 2), seen.tokens.view(-1, 2)
         reference = batch.reference.to(logps.device)
         rewards = self._settings.beta * (logps - reference)
-        self._tally.add(pairs.pair_measures(rewards, logps))
+        self._tally.add(preference_pairs.pair_measures(rewards, logps))
         return Losses(dpo_losses(self._settings, logps, reference, tokens))
 
     def remove(self) -> None:

@@ -16,18 +16,15 @@ import numpy as np
 import torch
 from torch import distributed as dist
 
-from finetune_trainer import schedule, waiting
-from finetune_trainer.data.store import TokenStore
+from finetune_trainer.data import sampler
+from finetune_trainer.data.token_store import TokenStore
 from finetune_trainer.data.tokenizer import job_tokenizer
-from finetune_trainer.fencing import Attempt
-from finetune_trainer.generate import ending_tokens
-from finetune_trainer.judging import Judges, prompts_of
+from finetune_trainer.distributed import collectives
+from finetune_trainer.generation import sampling
+from finetune_trainer.generation.greedy import ending_tokens
 from finetune_trainer.objectives import rollout as rollouts
-from finetune_trainer.objectives import sampling
-from finetune_trainer.objectives.base import Losses, Setting, Share
-from finetune_trainer.objectives.batches import collate
-from finetune_trainer.objectives.likelihood import at_rest
-from finetune_trainer.objectives.policy import Policy, adapters_off
+from finetune_trainer.objectives.base import Losses, ObjectiveContext, RankBatch
+from finetune_trainer.objectives.collate import collate
 from finetune_trainer.objectives.policy_loss import (
     TOKEN_MEASURES,
     AnswerBatch,
@@ -37,9 +34,13 @@ from finetune_trainer.objectives.policy_loss import (
     token_measures,
 )
 from finetune_trainer.objectives.rollout import Floats, Rollout, Sampled
-from finetune_trainer.rewards import Reply
-from finetune_trainer.stage import UserError
-from finetune_trainer.strategies import Engine
+from finetune_trainer.objectives.sequence_logprobs import at_rest
+from finetune_trainer.objectives.token_logprobs import Policy, adapters_off
+from finetune_trainer.rewards.functions import Reply
+from finetune_trainer.rewards.scorer import Judges, prompts_of
+from finetune_trainer.runtime.errors import UserError
+from finetune_trainer.runtime.fencing import Attempt
+from finetune_trainer.strategies import TrainingStrategy
 
 log = logging.getLogger("finetune")
 
@@ -47,10 +48,10 @@ SHARDED = ("ZeRO3", "FSDP")
 """Strategies whose ranks hold one model together, so that each forward pass needs all of them."""
 
 
-class GroupRelativePolicy:
+class GRPOObjective:
     """The clipped policy gradient of sampled answers."""
 
-    def __init__(self, model: Any, setting: Setting) -> None:
+    def __init__(self, model: Any, setting: ObjectiveContext) -> None:
         settings = setting.spec.grpo
         assert settings is not None
         self._setting, self._settings = setting, settings
@@ -60,7 +61,7 @@ class GroupRelativePolicy:
         self._tokenizer = job_tokenizer(setting.run)
         self._policy = Policy(model, settings.temperature, setting.device)
         self._judges = Judges(setting.run, settings, setting.device)
-        self._engine: Engine | None = None
+        self._engine: TrainingStrategy | None = None
         self._ends: tuple[int, ...] = ()
         self._rollout: Rollout | None = None
         self._weight = self._trained = 1
@@ -75,11 +76,11 @@ class GroupRelativePolicy:
         )
         self._tally = torch.zeros(len(TOKEN_MEASURES), dtype=torch.float64)
 
-    def begin(self, engine: Engine) -> None:
+    def begin(self, engine: TrainingStrategy) -> None:
         """Remember where answers are sampled; raise UserError where one would not fit."""
         self._engine = engine
         # Under FSDP the other ranks have made their model without its folder.
-        self._ends = waiting.from_rank_zero(tuple(ending_tokens(engine.bare, self._tokenizer)))
+        self._ends = collectives.from_rank_zero(tuple(ending_tokens(engine.bare, self._tokenizer)))
         context = self._setting.run.model.context_length if self._setting.run.model else 1 << 30
         longest = int(self._prompts.row_lengths.max()) + self._settings.max_new_tokens
         if longest > context:
@@ -90,17 +91,17 @@ class GroupRelativePolicy:
                 "Lower grpo.maxNewTokens, or shorten the prompts.",
             )
 
-    def share(self, step: int) -> Share:
+    def share(self, step: int) -> RankBatch:
         """This rank's answers of a step. A collective that samples them where it must."""
         first = step - (step - 1) % self._settings.updates
         if self._rollout is None or self._rollout.step != first:
             self._rollout = (self._kept(first) if step > first else None) or self._sampled(first)
         answers = self._rollout.answers
-        dealt = schedule.deal(answers, self._setting.plan.micro_batch_size)
+        dealt = sampler.deal(answers, self._setting.plan.micro_batch_size)
         self._trained = sum(len(each.answer) for each in answers)
         self._weight = self._weight_of(answers)
         batches = [collate_answers(members, self._setting.flatten) for members in dealt]
-        return Share(batches, self._weight, sum(each.tokens for each in answers))
+        return RankBatch(batches, self._weight, sum(each.tokens for each in answers))
 
     def _weight_of(self, answers: Sequence[Sampled]) -> int:
         match self._settings.loss:
@@ -115,7 +116,7 @@ class GroupRelativePolicy:
             case "dapo":
                 return self._trained
 
-    def held_out(self) -> Share:
+    def held_out(self) -> RankBatch:
         """Nothing: answers are judged by their reward, in the evaluate stage."""
         raise NotImplementedError("GRPO has no held-out loss")
 
@@ -146,7 +147,7 @@ class GroupRelativePolicy:
         """The answers that a stopped run was learning from."""
         setting = self._setting
         found = rollouts.find(setting.job, setting.run.attempt, first) if _is_first() else None
-        kept: Rollout | None = waiting.from_rank_zero(found)
+        kept: Rollout | None = collectives.from_rank_zero(found)
         if kept is None:
             log.warning("sampled again in the middle of its updates: step %d", first)
         return kept
@@ -188,7 +189,7 @@ class GroupRelativePolicy:
         """All ranks' answers with their rewards, those to one prompt in a row."""
         settings, seed = self._settings, self._setting.spec.training.seed
         number = (first - 1) // settings.updates + 1
-        asked = schedule.units_of(
+        asked = sampler.units_of(
             self._prompts.rows,
             number,
             self._setting.plan.batch_size // settings.generations,
@@ -205,7 +206,7 @@ class GroupRelativePolicy:
                 for index, answer in zip(mine, written, strict=True)
             ]
         )
-        told = waiting.gathered(list(zip(written, rewards, strict=True)))
+        told = collectives.gathered(list(zip(written, rewards, strict=True)))
         everything = itertools.chain.from_iterable(told)
         return [
             Sampled(self._prompts.row(owner).input_ids, answer, self._ended(answer), reward)
@@ -259,12 +260,12 @@ class GroupRelativePolicy:
         assert self._engine is not None
         size, flatten = self._setting.plan.micro_batch_size, self._setting.flatten
         here: list[Floats] = []
-        for members in schedule.deal(answers, size):
+        for members in sampler.deal(answers, size):
             rows = collate([each.row() for each in members], flatten)
             logps = self._policy(self._engine.bare, rows).logps.cpu().numpy()
             borders = np.cumsum([len(each.answer) for each in members])[:-1]
             here += np.split(logps, borders) if members else []
-        gathered = waiting.gathered(here)
+        gathered = collectives.gathered(here)
         world = dist.get_world_size()
         return [
             replace(each, **{name: gathered[index % world][index // world]})

@@ -15,14 +15,14 @@ import torch
 from finetune_api import finetunejob
 from torch import distributed as dist
 
-from finetune_trainer import schedule
-from finetune_trainer.data.store import DESIRABLE, IGNORED, Row, TokenStore
-from finetune_trainer.objectives.base import Losses, Setting, Share
-from finetune_trainer.objectives.batches import MicroBatch, RowBatch, collate
-from finetune_trainer.objectives.likelihood import RowLikelihood, at_rest
-from finetune_trainer.objectives.pairs import Tally
-from finetune_trainer.objectives.reference import reference_logps
-from finetune_trainer.strategies import Engine
+from finetune_trainer.data import sampler
+from finetune_trainer.data.token_store import DESIRABLE, IGNORED, PackedSequence, TokenStore
+from finetune_trainer.objectives.base import Losses, ObjectiveContext, RankBatch
+from finetune_trainer.objectives.collate import MicroBatch, RowBatch, collate
+from finetune_trainer.objectives.preference_pairs import Tally
+from finetune_trainer.objectives.reference_logprobs import reference_logps
+from finetune_trainer.objectives.sequence_logprobs import RowLikelihood, at_rest
+from finetune_trainer.strategies import TrainingStrategy
 
 
 @dataclass
@@ -68,30 +68,30 @@ class AnswerStore:
         """How many."""
         return self._store.rows
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int) -> PackedSequence:
         """Prompt and answer."""
         return self._store.row(index)
 
-    def foreign(self, index: int) -> Row:
+    def foreign(self, index: int) -> PackedSequence:
         """The same prompt with the answer to another one, cut where it is too long."""
         return foreign_row(self.row(index), self.row(int(self._partner[index])), self._longest)
 
 
-def foreign_row(prompted: Row, answered: Row, longest: int) -> Row:
+def foreign_row(prompted: PackedSequence, answered: PackedSequence, longest: int) -> PackedSequence:
     """The prompt of one row and the answer of another, of at most `longest` tokens."""
     begin, other = answer_start(prompted), answer_start(answered)
     ids = np.concatenate([prompted.input_ids[:begin], answered.input_ids[other:]])[:longest]
     labels = np.concatenate([prompted.labels[:begin], answered.labels[other:]])[:longest]
-    return Row(ids, labels, np.arange(len(ids), dtype=np.int32))
+    return PackedSequence(ids, labels, np.arange(len(ids), dtype=np.int32))
 
 
-def answer_start(row: Row) -> int:
+def answer_start(row: PackedSequence) -> int:
     """Position of the first learnt token; the length where there is none."""
     learnt = np.flatnonzero(row.labels != IGNORED)
     return int(learnt[0]) if len(learnt) else len(row.labels)
 
 
-class KahnemanTversky:
+class KTOObjective:
     """Mean loss of the answers of the global batch."""
 
     MEASURES: tuple[str, ...] = (
@@ -103,7 +103,7 @@ class KahnemanTversky:
         "kl",
     )
 
-    def __init__(self, model: Any, setting: Setting) -> None:
+    def __init__(self, model: Any, setting: ObjectiveContext) -> None:
         self._setting = setting
         self._settings = setting.spec.kto or finetunejob.KTO()
         training = setting.spec.training
@@ -114,12 +114,12 @@ class KahnemanTversky:
         self._likelihood = RowLikelihood(model, setting.device)
         self._tally = Tally(len(self.MEASURES))
 
-    def begin(self, engine: Engine) -> None:
+    def begin(self, engine: TrainingStrategy) -> None:
         """Take down what the untrained model thinks of the answers to come, and of foreign ones."""
         setting, plan = self._setting, self._setting.plan
         seed = setting.spec.training.seed
         wanted = {
-            "train": schedule.units_until(
+            "train": sampler.units_until(
                 self._train.answers, plan.total_steps, plan.batch_size, seed
             ),
             "eval": self._judged(),
@@ -130,20 +130,20 @@ class KahnemanTversky:
                 for label, rows in ((name, store.row), (f"{name}-foreign", store.foreign))
             )
 
-    def share(self, step: int) -> Share:
+    def share(self, step: int) -> RankBatch:
         """This rank's answers of a step."""
         plan, seed = self._setting.plan, self._setting.spec.training.seed
-        numbers = schedule.units_of(self._train.answers, step, plan.batch_size, seed)
+        numbers = sampler.units_of(self._train.answers, step, plan.batch_size, seed)
         return self._share(self._train, numbers)
 
-    def held_out(self) -> Share:
+    def held_out(self) -> RankBatch:
         """This rank's held-out answers."""
         return self._share(self._held_out, self._judged())
 
     def _judged(self) -> list[int]:
         return list(range(min(self._setting.spec.evaluation.max_samples, self._held_out.answers)))
 
-    def _share(self, store: AnswerStore, numbers: Sequence[int]) -> Share:
+    def _share(self, store: AnswerStore, numbers: Sequence[int]) -> RankBatch:
         size, flatten = self._setting.plan.micro_batch_size, self._setting.flatten
         order = sorted(numbers, key=lambda i: -len(store.row(i).input_ids))
         divergence = Divergence(
@@ -152,7 +152,7 @@ class KahnemanTversky:
                     collate([store.foreign(i) for i in members], flatten),
                     torch.from_numpy(store.foreign_reference[members]),
                 )
-                for members in schedule.deal(order, size)
+                for members in sampler.deal(order, size)
             ],
             len(order),
         )
@@ -166,10 +166,10 @@ class KahnemanTversky:
                 divergence=divergence,
                 scales=scales,
             )
-            for members in schedule.deal(order, size)
+            for members in sampler.deal(order, size)
         ]
         tokens = sum(len(store.row(i).input_ids) for i in order)
-        return Share(batches, max(1, len(order)), tokens)
+        return RankBatch(batches, max(1, len(order)), tokens)
 
     def losses(self, model: Any, batch: RatedBatch) -> Losses:
         """One loss for every answer. A collective at the first batch of a share."""

@@ -6,21 +6,26 @@ import torch
 from finetune_api import finetunejob
 from torch.nn.functional import logsigmoid
 
-from finetune_trainer.objectives import pairs
-from finetune_trainer.objectives.base import Losses, Setting
-from finetune_trainer.objectives.likelihood import RowLikelihood
-from finetune_trainer.objectives.pairs import PairBatch, PairObjective
+from finetune_trainer.objectives import preference_pairs
+from finetune_trainer.objectives.base import Losses, ObjectiveContext
+from finetune_trainer.objectives.preference_pairs import PairBatch, PairObjective
+from finetune_trainer.objectives.sequence_logprobs import RowLikelihood
 
 SUREST = -1e-6
 """Largest mean log-probability whose odds are computed; those of certainty are infinite."""
 
 
-class OddsRatio(PairObjective):
+class ORPOObjective(PairObjective):
     """Mean loss of the pairs of the global batch."""
 
-    MEASURES: tuple[str, ...] = (*pairs.MEASURES, "nll_loss", "log_odds_chosen", "log_odds_ratio")
+    MEASURES: tuple[str, ...] = (
+        *preference_pairs.MEASURES,
+        "nll_loss",
+        "log_odds_chosen",
+        "log_odds_ratio",
+    )
 
-    def __init__(self, model: Any, setting: Setting) -> None:
+    def __init__(self, model: Any, setting: ObjectiveContext) -> None:
         super().__init__(setting)
         self._settings = setting.spec.orpo or finetunejob.ORPO()
         self._likelihood = RowLikelihood(model, setting.device)
@@ -31,7 +36,7 @@ class OddsRatio(PairObjective):
         means = per_token(seen.logps.view(-1, 2), seen.tokens.view(-1, 2))
         odds = log_odds_ratios(means)
         more = [(-means[:, 0]).sum(), odds.sum(), logsigmoid(odds).sum()]
-        usual = pairs.pair_measures(self._settings.beta * means, means)
+        usual = preference_pairs.pair_measures(self._settings.beta * means, means)
         self._tally.add(torch.cat([usual, torch.stack(more).detach().double()]))
         return Losses(orpo_losses(self._settings, means))
 

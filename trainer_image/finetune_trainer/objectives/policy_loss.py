@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from finetune_trainer.objectives.batches import RowBatch, collate
-from finetune_trainer.objectives.policy import TokenLikelihood
+from finetune_trainer.objectives.collate import RowBatch, collate
 from finetune_trainer.objectives.rollout import Floats, Sampled
+from finetune_trainer.objectives.token_logprobs import TokenLikelihood
 
 TOKEN_MEASURES = ("entropy", "kl", "clip_ratio/low_mean", "clip_ratio/high_mean")
 """Means over the tokens of all answers."""

@@ -13,9 +13,9 @@ import torch
 from finetune_api import finetunejob
 from torch.nn.functional import logsigmoid
 
-from finetune_trainer.data.store import Row
-from finetune_trainer.objectives.base import Losses, Setting
-from finetune_trainer.objectives.pairs import Pair, PairObjective
+from finetune_trainer.data.token_store import PackedSequence
+from finetune_trainer.objectives.base import Losses, ObjectiveContext
+from finetune_trainer.objectives.preference_pairs import Pair, PairObjective
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class ScoreBatch:
     """int64 [rows, length]: length of the row that a position belongs to; 0 for padding."""
 
 
-class RewardModel(PairObjective):
+class RewardObjective(PairObjective):
     """Mean loss of the pairs of the global batch."""
 
     MEASURES: tuple[str, ...] = ("accuracy", "margin", "mean_reward")
 
-    def __init__(self, model: Any, setting: Setting) -> None:
+    def __init__(self, model: Any, setting: ObjectiveContext) -> None:
         super().__init__(setting)
         self._settings = setting.spec.reward or finetunejob.Reward()
         self._pad = int(model.config.pad_token_id)
@@ -55,7 +55,7 @@ class RewardModel(PairObjective):
         """Nothing was changed."""
 
 
-def collate_scored(rows: Sequence[Row], pad: int) -> ScoreBatch:
+def collate_scored(rows: Sequence[PackedSequence], pad: int) -> ScoreBatch:
     """Rows side by side; causal attention sees no padding to its right."""
     longest = max((len(row.input_ids) for row in rows), default=1)
     ids = np.full((max(1, len(rows)), longest), pad, dtype=np.int64)

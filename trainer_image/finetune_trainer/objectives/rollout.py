@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_trainer.data.store import IGNORED, Row
-from finetune_trainer.fencing import Attempt
+from finetune_trainer.data.token_store import IGNORED, PackedSequence
+from finetune_trainer.runtime.fencing import Attempt
 
 Floats: TypeAlias = NDArray[np.float32]
 SMALLEST_DEVIATION = 1e-4
@@ -44,11 +44,11 @@ class Sampled:
         """Of prompt and answer."""
         return len(self.prompt) + len(self.answer)
 
-    def row(self) -> Row:
+    def row(self) -> PackedSequence:
         """As one training sequence in which the answer is learnt."""
         ids = np.concatenate([self.prompt, self.answer])
         labels = np.concatenate([np.full_like(self.prompt, IGNORED), self.answer])
-        return Row(ids, labels, np.arange(len(ids), dtype=np.int32))
+        return PackedSequence(ids, labels, np.arange(len(ids), dtype=np.int32))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
 
+from finetune_trainer.runtime.errors import RetryableError, UserError
 from finetune_trainer.sources.credentials import Credentials
-from finetune_trainer.stage import RetryableError, UserError
 
 Kind = Literal["model", "dataset"]
 _SECRET_KEYS = {

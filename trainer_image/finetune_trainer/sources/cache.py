@@ -12,8 +12,8 @@ import logging
 import os
 from pathlib import Path
 
+from finetune_trainer.sources.download_progress import Tell
 from finetune_trainer.sources.lease import Lease
-from finetune_trainer.sources.meter import Tell
 
 MARK = ".finetune.json"
 PARTIAL = ".partial-"

@@ -10,9 +10,9 @@ import os
 import shutil
 from pathlib import Path
 
+from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.address import Address, safe_parts
 from finetune_trainer.sources.base import SourceFile, listing_revision
-from finetune_trainer.stage import UserError
 
 
 class ClaimSource:

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_trainer.durable import sha256_of
+from finetune_trainer.runtime.errors import UserError
+from finetune_trainer.runtime.fsync import sha256_of
 from finetune_trainer.sources.base import Source, SourceFile
-from finetune_trainer.sources.meter import Meter, Tell, bytes_below
-from finetune_trainer.sources.room import reserve
-from finetune_trainer.stage import UserError
+from finetune_trainer.sources.download_progress import Meter, Tell, bytes_below
+from finetune_trainer.sources.free_space import reserve
 
 TEXT_SUFFIXES = (".jsonl", ".json", ".csv")
 SUFFIXES = (*TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES), ".parquet")

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from finetune_trainer.runtime.errors import StageError, UserError, is_full
 from finetune_trainer.sources.address import Address, safe_parts
 from finetune_trainer.sources.base import SourceFile
-from finetune_trainer.stage import StageError, UserError, is_full
 
 
 class HubSource:

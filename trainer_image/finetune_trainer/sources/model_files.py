@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.stage import UserError
+from finetune_trainer.runtime.errors import UserError
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from finetune_trainer.durable import seal, sha256_of, sync
+from finetune_trainer.runtime.fsync import seal, sha256_of, sync
 from finetune_trainer.sources.address import Address
 from finetune_trainer.sources.archive import ARCHIVE_SUFFIXES, unpack
 from finetune_trainer.sources.base import Source, SourceFile
@@ -37,16 +37,16 @@ from finetune_trainer.sources.cache import (
     size_of,
     use_complete,
 )
+from finetune_trainer.sources.download_progress import Meter, Tell, bytes_below
+from finetune_trainer.sources.free_space import FreeBytes, free_bytes, reserve
 from finetune_trainer.sources.lease import Lease
-from finetune_trainer.sources.meter import Meter, Tell, bytes_below
 from finetune_trainer.sources.model_files import (
     check_listing,
     is_needed,
     is_small_file,
     weight_files,
 )
-from finetune_trainer.sources.opening import open_source
-from finetune_trainer.sources.room import FreeBytes, free_bytes, reserve
+from finetune_trainer.sources.open_source import open_source
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _FETCHES = 4

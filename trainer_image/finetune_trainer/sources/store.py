@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from finetune_trainer.runtime.errors import StageError
 from finetune_trainer.sources.address import Address, safe_parts
 from finetune_trainer.sources.base import SourceFile, listing_revision
-from finetune_trainer.stage import StageError
 
 _TAGS = ("ETag", "etag", "md5Hash", "crc32c", "Last-Modified", "LastModified", "updated")
 _POD_IDENTITY = (

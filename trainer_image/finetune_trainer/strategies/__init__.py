@@ -6,16 +6,20 @@ one runs.
 
 from typing import Any
 
-from finetune_trainer.strategies.base import Engine, Spread, trained
-from finetune_trainer.strategies.compiling import compile_blocks
-from finetune_trainer.strategies.fully_sharded import FullyShardedData
-from finetune_trainer.strategies.loading import load
-from finetune_trainer.strategies.replicated import Replicated
-from finetune_trainer.strategies.zero import ZeroSharded, prepare_communication, require_precision
+from finetune_trainer.strategies.base import StrategyConfig, TrainingStrategy, trained
+from finetune_trainer.strategies.compile import compile_blocks
+from finetune_trainer.strategies.ddp import DDPStrategy
+from finetune_trainer.strategies.deepspeed import (
+    DeepSpeedStrategy,
+    prepare_communication,
+    require_precision,
+)
+from finetune_trainer.strategies.fsdp import FSDPStrategy
+from finetune_trainer.strategies.load_model import load
 
 __all__ = [
-    "Engine",
-    "Spread",
+    "StrategyConfig",
+    "TrainingStrategy",
     "load",
     "prepare_communication",
     "require_precision",
@@ -24,12 +28,12 @@ __all__ = [
 ]
 
 
-def wrap(model: Any, spread: Spread) -> Engine:
+def wrap(model: Any, spread: StrategyConfig) -> TrainingStrategy:
     """The model under its strategy."""
     if spread.training.compile:
         compile_blocks(model, spread)
     if spread.strategy == "DDP":
-        return Replicated(model, spread)
+        return DDPStrategy(model, spread)
     if spread.strategy == "FSDP":
-        return FullyShardedData(model, spread)
-    return ZeroSharded(model, spread)
+        return FSDPStrategy(model, spread)
+    return DeepSpeedStrategy(model, spread)

@@ -16,7 +16,7 @@ from finetune_api.run import Strategy
 
 
 @dataclass(frozen=True)
-class Spread:
+class StrategyConfig:
     """What a strategy needs to know."""
 
     strategy: Strategy
@@ -49,7 +49,7 @@ State = dict[str, Fragment]
 """Fragments by name, `<what>/<weight>`; every rank has its own."""
 
 
-class Engine(Protocol):
+class TrainingStrategy(Protocol):
     """A wrapped model with its optimizer."""
 
     model: Any

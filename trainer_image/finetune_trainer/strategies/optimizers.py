@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from finetune_api.finetunejob import Training
 
-from finetune_trainer.strategies.base import Spread, trained
+from finetune_trainer.strategies.base import StrategyConfig, trained
 from finetune_trainer.strategies.loss_scale import LossScale
 
 BETAS = (0.9, 0.999)
@@ -36,7 +36,7 @@ def parameter_groups(model: Any, training: Training) -> list[dict[str, Any]]:
     ]
 
 
-def make_optimizer(model: Any, spread: Spread) -> torch.optim.Optimizer:
+def make_optimizer(model: Any, spread: StrategyConfig) -> torch.optim.Optimizer:
     """The job's optimizer over the trained weights.
 
     AdamW has betas 0.9 and 0.999 (Loshchilov and Hutter 2019, arXiv 1711.05101) in every form.

@@ -1,0 +1,97 @@
+"""Kubernetes events about our objects, as `kubectl describe` shows them.
+
+An event that repeats is counted up on the one object, and not more often than every few seconds.
+Events are a courtesy: one that cannot be written is logged and forgotten.
+"""
+
+import logging
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from finetune_operator.decision import MANAGER, EventRecord, Manifest
+from finetune_operator.engine.kube_client import ApiError, KubeClient, NotFound
+
+REMEMBERED = 4096
+QUIET_SECONDS = 10.0
+MESSAGE_LIMIT = 1024
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Series:
+    name: str
+    count: int
+    written: datetime
+
+
+class EventRecorder:
+    """Writes events in the name of one operator process."""
+
+    def __init__(self, cluster: KubeClient, instance: str, clock: Callable[[], datetime]) -> None:
+        self._cluster = cluster
+        self._instance = instance
+        self._clock = clock
+        self._series: OrderedDict[tuple[str, EventRecord], _Series] = OrderedDict()
+
+    async def record(self, about: Manifest, event: EventRecord) -> None:
+        """Write the event, or count it if it was written before."""
+        key = about["metadata"]["uid"], event
+        now = self._clock()
+        series = self._series.get(key)
+        try:
+            if series is None:
+                self._remember(key, await self._create(about, event, now))
+                return
+            series.count += 1
+            if (now - series.written).total_seconds() >= QUIET_SECONDS:
+                await self._count(about, series, now)
+        except NotFound:  # the API server drops events after an hour
+            self._series.pop(key, None)
+        except ApiError as error:
+            log.warning("event %s was not written: %s", event.reason, error)
+
+    def _remember(self, key: tuple[str, EventRecord], series: _Series) -> None:
+        self._series[key] = series
+        while len(self._series) > REMEMBERED:
+            self._series.popitem(last=False)
+
+    async def _count(self, about: Manifest, series: _Series, now: datetime) -> None:
+        patch = {"count": series.count, "lastTimestamp": _text(now)}
+        await self._cluster.patch("Event", about["metadata"]["namespace"], series.name, patch)
+        series.written = now
+
+    async def _create(self, about: Manifest, event: EventRecord, now: datetime) -> _Series:
+        metadata = about["metadata"]
+        name = f"{metadata['name']}.{uuid.uuid4().hex[:16]}"
+        await self._cluster.create(
+            {
+                "apiVersion": "v1",
+                "kind": "Event",
+                "metadata": {"name": name, "namespace": metadata["namespace"]},
+                "involvedObject": {
+                    "apiVersion": about["apiVersion"],
+                    "kind": about["kind"],
+                    "namespace": metadata["namespace"],
+                    "name": metadata["name"],
+                    "uid": metadata["uid"],
+                },
+                "type": event.type,
+                "reason": event.reason,
+                "message": event.message[:MESSAGE_LIMIT],
+                "source": {"component": MANAGER},
+                "reportingComponent": MANAGER,
+                "reportingInstance": self._instance[:128],
+                "firstTimestamp": _text(now),
+                "lastTimestamp": _text(now),
+                "count": 1,
+            }
+        )
+        return _Series(name, 1, now)
+
+
+def _text(at: datetime) -> str:
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")

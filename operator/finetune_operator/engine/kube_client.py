@@ -1,0 +1,313 @@
+"""The only room that talks to the API server.
+
+Objects go in and come out as plain JSON data: the generated models of the client would cost more
+time than the request. Every call has a deadline. Failed reads are tried again here because that
+is always safe; failed writes are not, they come back as a typed error and the work queue decides.
+"""
+
+import asyncio
+import json
+import os
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from kubernetes.aio import client, config
+
+from finetune_operator.decision import MANAGER, Manifest, ObjectRef
+from finetune_operator.engine.kinds import Resource, resource
+from finetune_operator.engine.server_clock import ServerClock
+
+TIMEOUT = 15.0
+"""Seconds for any one request, connection included."""
+READ_ATTEMPTS = 3
+PAGE = 500
+MERGE_PATCH = "application/merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
+
+
+class ApiError(Exception):
+    """The API server did not do what was asked; the message says what and why."""
+
+
+class NotFound(ApiError):
+    """404: no such object, or no such kind."""
+
+
+class Conflict(ApiError):
+    """409 on a write: the object is not the one that the write was planned from."""
+
+
+class AlreadyExists(ApiError):
+    """409 on a create: the name is taken."""
+
+
+class Forbidden(ApiError):
+    """403: RBAC, a quota, admission, or a namespace that is being deleted."""
+
+
+class Invalid(ApiError):
+    """400 or 422: the object breaks its schema. Trying again will not help."""
+
+
+class Unavailable(ApiError):
+    """No answer, 429 or 5xx: worth another try, after `retry_after` seconds when that is set."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class NoConnection(ApiError):
+    """There is no usable kubeconfig and this is not a pod."""
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """How to reach the API server, for the other client in this process (kopf)."""
+
+    server: str
+    ca_path: str | None
+    certificate_path: str | None
+    private_key_path: str | None
+    token: str | None
+    insecure: bool
+
+
+async def _load_default(configuration: Any) -> None:
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        config.load_incluster_config(client_configuration=configuration)
+    else:
+        await config.load_kube_config(client_configuration=configuration)
+
+
+class KubeClient:
+    """A connection to one API server. Close it when done."""
+
+    def __init__(self, configuration: Any, clock: ServerClock | None = None) -> None:
+        self.clock = clock or ServerClock()
+        self._configuration = configuration
+        self._api = client.ApiClient(configuration)
+        self._api.user_agent = MANAGER
+
+    @classmethod
+    async def connect(
+        cls, kubeconfig: str | None = None, clock: ServerClock | None = None
+    ) -> "KubeClient":
+        """Use the given kubeconfig, else the pod's service account, else the usual kubeconfig."""
+        configuration = client.Configuration()
+        try:
+            if kubeconfig:
+                await config.load_kube_config(
+                    config_file=kubeconfig, client_configuration=configuration
+                )
+            else:
+                await _load_default(configuration)
+        except Exception as error:  # the client raises its own, OSError and YAML errors here
+            where = kubeconfig or "the service account of this pod or ~/.kube/config"
+            raise NoConnection(f"cannot use {where}: {error}") from error
+        return cls(configuration, clock)
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self._api.close()
+
+    async def credentials(self) -> Credentials:
+        """Address and current credentials; a rotated token is read anew."""
+        headers: dict[str, str] = {}
+        await self._api.update_params_for_auth(headers, [], ["BearerToken"], "", "GET", None)
+        header = next((v for k, v in headers.items() if k.lower() == "authorization"), "")
+        conf = self._configuration
+        return Credentials(
+            server=conf.host,
+            ca_path=conf.ssl_ca_cert,
+            certificate_path=conf.cert_file,
+            private_key_path=conf.key_file,
+            # "Bearer" from a kubeconfig, "bearer" from a pod's service account.
+            token=header.partition(" ")[2].strip() or None,
+            insecure=not conf.verify_ssl,
+        )
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest:
+        """One object; NotFound when there is none."""
+        return await self._read(resource(kind).path(namespace, name))
+
+    async def list(
+        self, of: Resource, namespace: str = "", selector: str = ""
+    ) -> tuple[list[Manifest], str]:
+        """All objects of a kind, and the resourceVersion at which they were all."""
+        items: list[Manifest] = []
+        version = ""
+        async for page in self._pages(of.path(namespace), selector or of.selector):
+            items.extend(page.get("items") or ())
+            version = page["metadata"].get("resourceVersion", "")
+        for item in items:  # items of a list lack what every other answer has
+            item.setdefault("kind", of.kind)
+            item.setdefault("apiVersion", of.api_version)
+        return items, version
+
+    async def _pages(self, path: str, selector: str) -> AsyncIterator[Manifest]:
+        query = {"limit": str(PAGE)} | ({"labelSelector": selector} if selector else {})
+        while True:
+            page = await self._read(path, query)
+            yield page
+            token = page["metadata"].get("continue")
+            if not token:
+                return
+            query["continue"] = token
+
+    async def kinds_of(self, of: Resource) -> frozenset[str]:
+        """The kinds that the API server has in this group and version; empty when none."""
+        try:
+            found = await self._read(of.root)
+        except NotFound:
+            return frozenset()
+        return frozenset(each["kind"] for each in found.get("resources") or ())
+
+    async def create(self, manifest: Manifest) -> Manifest:
+        """POST; AlreadyExists when the name is taken."""
+        of, namespace, _ = _address(manifest)
+        query = {"fieldManager": MANAGER, "fieldValidation": "Strict"}
+        return await self._request("POST", of.path(namespace), query, manifest)
+
+    async def apply(self, manifest: Manifest) -> Manifest:
+        """Server-side apply, taking over fields that others set."""
+        of, namespace, name = _address(manifest)
+        query = {"fieldManager": MANAGER, "force": "true", "fieldValidation": "Strict"}
+        return await self._request(
+            "PATCH", of.path(namespace, name), query, manifest, content_type=APPLY_PATCH
+        )
+
+    async def replace(self, manifest: Manifest, timeout: float = TIMEOUT) -> Manifest:
+        """PUT; Conflict when metadata.resourceVersion is no longer the newest."""
+        of, namespace, name = _address(manifest)
+        return await self._request(
+            "PUT", of.path(namespace, name), {"fieldManager": MANAGER}, manifest, timeout=timeout
+        )
+
+    async def patch(
+        self, kind: str, namespace: str, name: str, patch: Mapping[str, Any], subresource: str = ""
+    ) -> Manifest:
+        """JSON merge-patch (RFC 7386); a resourceVersion in it is a precondition."""
+        path = resource(kind).path(namespace, name, subresource)
+        query = {"fieldManager": MANAGER, "fieldValidation": "Strict"}
+        return await self._request("PATCH", path, query, patch, content_type=MERGE_PATCH)
+
+    async def delete(self, ref: ObjectRef) -> Manifest:
+        """Delete in the background; the answer is the object while it lingers, else a Status."""
+        options: Manifest = {"propagationPolicy": "Background"}
+        if ref.uid is not None:
+            options["preconditions"] = {"uid": ref.uid}
+        return await self._request(
+            "DELETE", resource(ref.kind).path(ref.namespace, ref.name), {}, options
+        )
+
+    async def _read(self, path: str, query: Mapping[str, str] | None = None) -> Manifest:
+        for attempt in range(1, READ_ATTEMPTS + 1):
+            try:
+                return await self._request("GET", path, query or {}, None)
+            except Unavailable as error:
+                if attempt == READ_ATTEMPTS or error.retry_after is not None:
+                    raise
+                await asyncio.sleep(0.2 * attempt * random.uniform(0.5, 1.5))
+        raise AssertionError("unreachable")
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Mapping[str, Any] | None,
+        content_type: str = "application/json",
+        timeout: float = TIMEOUT,
+    ) -> Manifest:
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        headers["User-Agent"] = self._api.user_agent
+        await self._api.update_params_for_auth(
+            headers, [], ["BearerToken"], path, method, body, request_auth=None
+        )
+        url = f"{self._configuration.host}{path}{'?' if query else ''}{urlencode(query)}"
+        what = f"{method} {path}"
+        asked = self.clock.steady()
+        try:
+            async with asyncio.timeout(timeout):
+                answer = await self._api.rest_client.request(
+                    method, url, headers=headers, body=body
+                )
+                self.clock.heard(answer.headers.get("Date"), asked, self.clock.steady())
+                data = await answer.read()
+        except TimeoutError as error:
+            raise Unavailable(f"{what}: no answer within {timeout:g} s") from error
+        except (TypeError, ValueError):
+            raise  # ours: a manifest that is not JSON
+        except Exception as error:  # whatever the transport calls its errors
+            raise Unavailable(f"{what}: {error!r}") from error
+        return _decode(what, method, answer.status, answer.headers, data)
+
+
+def _address(manifest: Manifest) -> tuple[Resource, str, str]:
+    metadata = manifest["metadata"]
+    of = resource(manifest["kind"])
+    if manifest["apiVersion"] != of.api_version:
+        raise Invalid(f"{of.kind} {metadata['name']}: apiVersion must be {of.api_version}")
+    return of, metadata.get("namespace", ""), metadata["name"]
+
+
+def _decode(
+    what: str, method: str, status: int, headers: Mapping[str, str], data: bytes
+) -> Manifest:
+    if 200 <= status < 300:
+        return _object(what, data)
+    message = f"{what}: {status} {_reason(data)}"
+    if status == 404:
+        raise NotFound(message)
+    if status == 409:
+        raise (AlreadyExists if method == "POST" else Conflict)(message)
+    if status == 403:
+        raise Forbidden(message)
+    if status in (400, 422):
+        raise Invalid(message)
+    if status == 429 or status >= 500:
+        raise Unavailable(message, _retry_after(headers))
+    raise ApiError(message)
+
+
+def _object(what: str, data: bytes) -> Manifest:
+    """What every answer of the API server is; anything else comes from something in between."""
+    try:
+        found: Any = json.loads(data)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or "kind" not in found:
+        raise Unavailable(f"{what}: the answer is no Kubernetes object: {_shown(data)}")
+    return found
+
+
+def _shown(data: bytes) -> str:
+    return data[:200].decode(errors="replace")
+
+
+def _reason(data: bytes) -> str:
+    try:
+        return str(json.loads(data).get("message", ""))[:1000]
+    except (ValueError, AttributeError):  # a proxy in between answers in HTML
+        return _shown(data)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    try:
+        return float(int(headers["Retry-After"]))
+    except (KeyError, ValueError):  # absent, or an HTTP date
+        return None
+
+
+def labels_of(manifest: Manifest) -> Mapping[str, str]:
+    """metadata.labels, which may be absent or null."""
+    return manifest["metadata"].get("labels") or {}
+
+
+def owner_uids(manifest: Manifest) -> Sequence[str]:
+    """The uids in metadata.ownerReferences."""
+    return [each["uid"] for each in manifest["metadata"].get("ownerReferences") or ()]

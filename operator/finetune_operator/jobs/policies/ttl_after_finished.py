@@ -1,0 +1,57 @@
+"""A job that has ended: what still runs of it is stopped, and in time it goes.
+
+It never runs again and its status stays, whatever happens to its children. Jobs that live are
+deleted at every look, because the operator may have died between the status that ended the job and
+the deletion; those that have ended stay for their logs.
+"""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from finetune_api import API_VERSION
+
+from finetune_operator.decision import Decision, Manifest, ObjectRef, View
+from finetune_operator.jobs.observe import observe, reference
+from finetune_operator.jobs.pod_status import parse_time
+
+LONGEST_SLEEP = 3600.0
+"""Clocks may be set, so nobody sleeps for months."""
+
+
+def finished_job(job: Manifest, view: View, now: datetime) -> Decision:
+    """What is left to do for a job that has ended."""
+    live = [attempt.job for attempt in observe(job, view).every() if attempt.live]
+    delete = [reference(each) for each in live if each is not None]
+    left = _seconds_to_live(job, now)
+    if left is not None and left <= 0:
+        meta = job["metadata"]
+        delete.append(
+            ObjectRef(API_VERSION, "FineTuneJob", meta["namespace"], meta["name"], meta["uid"])
+        )
+    sleep = None if left is None or left <= 0 else min(left, LONGEST_SLEEP)
+    return Decision(delete=tuple(delete), status=_seen(job), requeue_after=sleep)
+
+
+def _seconds_to_live(job: Manifest, now: datetime) -> float | None:
+    """Until ttlSecondsAfterFinished is over; None where it is not set."""
+    seconds = (job.get("spec") or {}).get("ttlSecondsAfterFinished")
+    ended = parse_time((job.get("status") or {}).get("finishedAt")) or _condition_time(job)
+    if not isinstance(seconds, int) or ended is None:
+        return None
+    return (ended + timedelta(seconds=seconds) - now).total_seconds()
+
+
+def _condition_time(job: Manifest) -> datetime | None:
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    succeeded: dict[str, Any] = next((c for c in conditions if c.get("type") == "Succeeded"), {})
+    return parse_time(succeeded.get("lastTransitionTime"))
+
+
+def _seen(job: Manifest) -> dict[str, Any] | None:
+    """The status as it is, but for the generation: that the time to live changed has been seen."""
+    generation = int(job["metadata"].get("generation") or 0)
+    status = job.get("status") or {}
+    if status.get("observedGeneration") == generation:
+        return None
+    conditions = [{**c, "observedGeneration": generation} for c in status.get("conditions") or ()]
+    return {**status, "observedGeneration": generation, "conditions": conditions}

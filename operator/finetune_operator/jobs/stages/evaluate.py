@@ -1,0 +1,96 @@
+"""evaluate: the tuned model against its base, and the gate."""
+
+from finetune_api.finetunejob import FineTuneJobStatus, Phase
+from finetune_api.run import EvaluationSummary, Failure, Paths, RunConfig, StageResult
+
+from finetune_operator.jobs.draft import Context
+from finetune_operator.jobs.observe import Attempt
+from finetune_operator.jobs.profile import find_pool
+from finetune_operator.jobs.stages.base import Accepted, PodStage
+from finetune_operator.jobs.stages.prepare import reward_mount
+from finetune_operator.jobs.stall_checks import Stall
+from finetune_operator.names import job_path, model_path
+from finetune_operator.planner.serving import serving_devices
+from finetune_operator.resources.pod import Mount, PodShape
+from finetune_operator.resources.resource_requirements import device_resources
+
+
+def phase(attempt: Attempt | None) -> Phase:
+    """One phase from beginning to end."""
+    return "Evaluating"
+
+
+def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig | Stall | Failure:
+    """Plan and facts, as train had them."""
+    return ctx.run_config(
+        "evaluate",
+        attempt,
+        plan=status.plan,
+        model=status.model,
+        data=status.data,
+        reward=status.reward,
+    )
+
+
+def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShape | Stall:
+    """One pod on the pool of the training, with one device, or as many as inference needs."""
+    pool = find_pool(ctx.view, config.plan.profile if config.plan else ctx.spec.compute.profile)
+    if isinstance(pool, Stall):
+        return pool
+    devices = serving_devices(config.model, pool.name, pool.spec) if config.model else 1
+    if isinstance(devices, Failure):
+        devices = pool.spec.devices_per_node
+    model = ctx.spec.model
+    return PodShape(
+        resources=device_resources(pool.spec, devices),
+        shared_memory=pool.spec.shared_memory,
+        mounts=(
+            Mount(Paths().model_cache, model_path(model.uri, model.revision), read_only=True),
+            Mount(Paths().job, job_path(ctx.uid)),
+            *reward_mount(ctx.spec, read_only=True),
+        ),
+        profile=pool.spec,
+    )
+
+
+def accept(ctx: Context, status: FineTuneJobStatus, result: StageResult) -> Accepted | None:
+    """The comparison; a gate that does not hold ends the job, and the figures stay."""
+    summary = result.evaluation
+    if summary is None:
+        return None
+    status = status.model_copy(update={"evaluation": summary})
+    return Accepted(status, comparison(summary), None if summary.passed else gate_failure(summary))
+
+
+def comparison(summary: EvaluationSummary) -> str:
+    """What was compared, in one line: the loss, or what the objective has besides or instead."""
+    parts = []
+    if (loss := summary.loss) is not None:
+        better = "better" if loss.improvement_percent >= 0 else "worse"
+        parts.append(
+            f"held-out loss {loss.base:.3f} -> {loss.tuned:.3f}, "
+            f"{abs(loss.improvement_percent):.1f} % {better} (95 % interval "
+            f"{loss.low_percent:.1f} to {loss.high_percent:.1f} %)"
+        )
+    if (reward := summary.reward) is not None:
+        parts.append(f"mean reward {reward.base:.3f} -> {reward.tuned:.3f}")
+    if (preferred := summary.preference_accuracy) is not None:
+        parts.append(
+            f"better answer preferred {100 * preferred.base:.1f} % -> {100 * preferred.tuned:.1f} %"
+        )
+    return ", ".join(parts) or f"{summary.generations} answers compared"
+
+
+def gate_failure(summary: EvaluationSummary) -> Failure:
+    """Which rules of the gate do not hold."""
+    broken = [rule for rule in summary.gate if not rule.passed]
+    rules = ", ".join(f"{r.metric} improved by {r.measured}, not {r.required}" for r in broken)
+    return Failure(
+        stage="evaluate",
+        reason="GateNotMet",
+        message=f"the tuned model is not good enough: {rules or comparison(summary)}",
+        remedy="train longer or on more data, or lower evaluation.gate",
+    )
+
+
+EVALUATE = PodStage("evaluate", phase, config, shape, accept)

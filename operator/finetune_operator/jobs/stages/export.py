@@ -1,0 +1,72 @@
+"""export: the folder that can be served, with a digest over every file."""
+
+from finetune_api.finetunejob import FineTuneJobStatus, Phase
+from finetune_api.run import Failure, Paths, ProbeRecord, RunConfig, StageResult
+
+from finetune_operator.jobs.draft import Context
+from finetune_operator.jobs.observe import Attempt, Observed
+from finetune_operator.jobs.profile import find_pool
+from finetune_operator.jobs.stages.base import Accepted, PodStage
+from finetune_operator.jobs.stall_checks import Stall
+from finetune_operator.names import artifact_path, artifact_uri, job_path, model_path
+from finetune_operator.planner.quantity import GIB
+from finetune_operator.resources.pod import Mount, PodShape
+from finetune_operator.resources.resource_requirements import host_resources
+
+
+def phase(attempt: Attempt | None) -> Phase:
+    """One phase from beginning to end."""
+    return "Exporting"
+
+
+def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig | Stall | Failure:
+    """Also carries the probe: run.json outlives the pod whose result it came in."""
+    return ctx.run_config(
+        "export",
+        attempt,
+        plan=status.plan,
+        model=status.model,
+        data=status.data,
+        evaluation=status.evaluation,
+        probe=recorded_probe(ctx.observed),
+        artifact_uri=artifact_uri(ctx.settings.workspace_claim, ctx.name, ctx.uid),
+    )
+
+
+def recorded_probe(observed: Observed) -> ProbeRecord | None:
+    """The probe of the newest evaluation whose pod is still there."""
+    for attempt in reversed(observed.attempts.get("evaluate", ())):
+        leader = attempt.leader()
+        if leader and leader.result and leader.result.probe:
+            return leader.result.probe
+    return None
+
+
+def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShape | Stall:
+    """One pod without devices: merging is arithmetic on weights in host memory."""
+    pool = find_pool(ctx.view, config.plan.profile if config.plan else ctx.spec.compute.profile)
+    if isinstance(pool, Stall):
+        return pool
+    model = ctx.spec.model
+    return PodShape(
+        resources=host_resources(config.model.weight_bytes if config.model else 0),
+        shared_memory=pool.spec.shared_memory,
+        mounts=(
+            Mount(Paths().model_cache, model_path(model.uri, model.revision), read_only=True),
+            Mount(Paths().job, job_path(ctx.uid)),
+            Mount(Paths().artifact, artifact_path(ctx.name, ctx.uid)),
+        ),
+    )
+
+
+def accept(ctx: Context, status: FineTuneJobStatus, result: StageResult) -> Accepted | None:
+    """The artifact, under the address that the operator gave it."""
+    if result.artifact is None:
+        return None
+    uri = artifact_uri(ctx.settings.workspace_claim, ctx.name, ctx.uid)
+    artifact = result.artifact.model_copy(update={"uri": uri})
+    message = f"{artifact.bytes / GIB:.2f} GiB at {artifact.uri}, {artifact.digest[:19]}"
+    return Accepted(status.model_copy(update={"artifact": artifact}), message)
+
+
+EXPORT = PodStage("export", phase, config, shape, accept)

@@ -1,0 +1,137 @@
+"""train: the gang, one pod per node, on the devices that the planner chose."""
+
+from finetune_api.acceleratorprofile import AcceleratorProfileSpec
+from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase
+from finetune_api.run import Failure, Paths, RunConfig, StageResult, TrainPlan
+
+from finetune_operator.jobs.draft import Context
+from finetune_operator.jobs.grace import grace_seconds
+from finetune_operator.jobs.observe import Attempt
+from finetune_operator.jobs.profile import find_pool
+from finetune_operator.jobs.progress import loss_text
+from finetune_operator.jobs.stages.base import Accepted, PodStage
+from finetune_operator.jobs.stages.prepare import reward_mount
+from finetune_operator.jobs.stall_checks import Stall
+from finetune_operator.names import child_name, job_path, master_host, model_path
+from finetune_operator.planner.disk import checkpoint_bytes, room_for_training
+from finetune_operator.planner.quantity import whole
+from finetune_operator.planner.serving import serving_devices
+from finetune_operator.planner.training import plan_training
+from finetune_operator.resources.pod import Mount, PodShape, SecretKey
+from finetune_operator.resources.resource_requirements import device_resources
+
+MLFLOW_KEYS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+
+
+def phase(attempt: Attempt | None) -> Phase:
+    """Queued until every pod of the gang runs, as none can train alone."""
+    if attempt is None or len(attempt.pods) < attempt.nodes:
+        return "Queued"
+    return "Queued" if any(pod.phase == "Pending" for pod in attempt.pods) else "Training"
+
+
+def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig | Stall | Failure:
+    """The plan is made once; later attempts are given the same."""
+    if status.model is None or status.data is None:
+        return Stall("FactsMissing", "the result of prepare is not in the status")
+    plan = status.plan or _plan(ctx, status)
+    if not isinstance(plan, TrainPlan):
+        return plan
+    return ctx.run_config(
+        "train",
+        attempt,
+        plan=plan,
+        model=status.model,
+        data=status.data,
+        reward=status.reward,
+        master_host=master_host(child_name(ctx.name, "train", attempt)),
+    )
+
+
+def _plan(ctx: Context, status: FineTuneJobStatus) -> TrainPlan | Stall | Failure:
+    """What could be trained but not be kept or served is refused now, not after the training."""
+    assert status.model is not None
+    assert status.data is not None
+    pool = find_pool(ctx.view, ctx.spec.compute.profile)
+    if isinstance(pool, Stall):
+        return pool
+    full = room_for_training(ctx.spec, status.model, status.workspace, ctx.settings.workspace_claim)
+    plan = plan_training(ctx.spec, status.model, status.data, pool.name, pool.spec, status.reward)
+    if isinstance(plan, TrainPlan) and full is not None:
+        return full
+    if isinstance(plan, TrainPlan) and ctx.spec.serve is not None:
+        target = find_pool(ctx.view, ctx.spec.serve.profile) if ctx.spec.serve.profile else pool
+        if not isinstance(target, Stall):
+            devices = serving_devices(status.model, target.name, target.spec)
+            if isinstance(devices, Failure):
+                return devices
+    return plan
+
+
+def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShape | Stall:
+    """One pod per node with the devices of the plan."""
+    if config.plan is None:
+        return Stall("PlanMissing", "run.json of this attempt has no plan")
+    pool = find_pool(ctx.view, config.plan.profile)
+    if isinstance(pool, Stall):
+        return pool
+    model = ctx.spec.model
+    return PodShape(
+        resources=device_resources(pool.spec, config.plan.gpus_per_node),
+        shared_memory=pool.spec.shared_memory,
+        mounts=(
+            Mount(Paths().model_cache, model_path(model.uri, model.revision), read_only=True),
+            Mount(Paths().job, job_path(ctx.uid)),
+            *reward_mount(ctx.spec, read_only=True),
+        ),
+        nodes=config.plan.nodes,
+        rendezvous=True,
+        profile=pool.spec,
+        env=_threads(pool.spec),
+        must_answer=True,
+        grace_seconds=_grace(ctx, status, config),
+        secret_keys=tracker_keys(ctx.spec),
+    )
+
+
+def tracker_keys(spec: FineTuneJobSpec) -> list[SecretKey]:
+    """The keys that the job's trackers read by themselves; nothing that they do not ask for."""
+    tracking = spec.tracking
+    if tracking is None or tracking.credentials_secret is None:
+        return []
+    secret, keys = tracking.credentials_secret, []
+    if tracking.wandb and not tracking.wandb.offline:
+        keys.append(SecretKey(secret, "WANDB_API_KEY", required=True))
+    if tracking.mlflow and tracking.mlflow.tracking_uri:
+        keys += [SecretKey(secret, key, required=False) for key in MLFLOW_KEYS]
+    return keys
+
+
+def _grace(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> int:
+    size = checkpoint_bytes(ctx.spec, config.model) if config.model else None
+    return grace_seconds(status.checkpoint, size, status.workspace)
+
+
+def _threads(profile: AcceleratorProfileSpec) -> dict[str, str]:
+    """Without it every process on a CPU pool starts a thread for every core of the node."""
+    if profile.resource_name is not None:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, whole(profile.cpu_per_device)))}
+
+
+def accept(ctx: Context, status: FineTuneJobStatus, result: StageResult) -> Accepted | None:
+    """Steps, loss and who trained."""
+    facts = result.train
+    if facts is None:
+        return None
+    message = f"{facts.steps} steps by {facts.world_size} processes of {facts.engine}"
+    if (loss := loss_text(facts.final_loss)) is not None:
+        message += f", last loss {loss}"
+    if facts.best_step is not None:
+        message += f", best at step {facts.best_step}"
+    if facts.resumed_from_step:
+        message += f", resumed from step {facts.resumed_from_step}"
+    return Accepted(status.model_copy(update={"training": facts}), message)
+
+
+TRAIN = PodStage("train", phase, config, shape, accept)

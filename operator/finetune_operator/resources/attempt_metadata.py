@@ -1,0 +1,54 @@
+"""What the children of one attempt of a FineTuneJob have in common: name, labels, owner."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api.run import StageName
+
+from finetune_operator.decision import (
+    ATTEMPT_LABEL,
+    JOB_NAME_LABEL,
+    JOB_UID_LABEL,
+    STAGE_LABEL,
+    Manifest,
+)
+from finetune_operator.names import child_name
+from finetune_operator.resources.metadata import labels, owner_reference
+
+
+@dataclass(frozen=True)
+class AttemptMetadata:
+    """One attempt of one stage of one job."""
+
+    job: Manifest
+    """The FineTuneJob as the API server returned it."""
+    stage: StageName
+    attempt: int
+
+    @property
+    def name(self) -> str:
+        """Name of every child of this attempt."""
+        return child_name(self.job["metadata"]["name"], self.stage, self.attempt)
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """Labels that only the pods of this attempt carry."""
+        return {
+            JOB_UID_LABEL: self.job["metadata"]["uid"],
+            STAGE_LABEL: self.stage,
+            ATTEMPT_LABEL: str(self.attempt),
+        }
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of every child and pod."""
+        return labels({JOB_NAME_LABEL: self.job["metadata"]["name"], **self.selector})
+
+    def metadata(self) -> dict[str, Any]:
+        """Metadata of a child that the job owns."""
+        return {
+            "name": self.name,
+            "namespace": self.job["metadata"]["namespace"],
+            "labels": self.labels,
+            "ownerReferences": [owner_reference(self.job)],
+        }

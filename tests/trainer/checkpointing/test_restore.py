@@ -1,0 +1,127 @@
+"""Resuming on as many, fewer or more ranks, from checkpoints that were written beside training.
+
+Runs that change their number of ranks have no dropout: other ranks draw other masks. On as many
+ranks everything is exact, whatever the optimizer, the precision or the place of the states;
+test_strategies shows the same for every method and strategy with dropout on.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trainer import pool
+from tests.trainer.drive_training import drive
+from tests.trainer.jobs import losses, make_run, wire, write_data
+from tests.trainer.strategies.test_strategies import METHODS, STRATEGIES, dropout_model
+from tests.trainer.tiny import tiny_model
+
+STEPS, STOP = 6, 3
+CHANGES = (("LoRA", 2, 1), ("Full", 1, 2), ("LoRA", 2, 4), ("Full", 2, 4))
+SETTINGS: dict[str, dict[str, Any]] = {
+    "bf16 under ZeRO-1": {"strategy": "ZeRO1", "training": {"precision": "bf16"}},
+    "bf16 under ZeRO-2": {"strategy": "ZeRO2", "training": {"precision": "bf16"}},
+    "bf16 under ZeRO-3": {"strategy": "ZeRO3", "training": {"precision": "bf16"}},
+    "bf16 under FSDP": {"strategy": "FSDP", "training": {"precision": "bf16"}},
+    "fp16 under DDP": {"strategy": "DDP", "training": {"precision": "fp16"}},
+    "fp16 under FSDP": {"strategy": "FSDP", "training": {"precision": "fp16"}},
+    "offload under ZeRO-2": {"strategy": "ZeRO2", "offload": True},
+    "offload under ZeRO-3": {"strategy": "ZeRO3", "offload": True},
+    "offload under FSDP": {"strategy": "FSDP", "offload": True},
+    "AdamW8bit": {"strategy": "DDP", "training": {"optimizer": "AdamW8bit"}},
+    "PagedAdamW": {"strategy": "DDP", "training": {"optimizer": "PagedAdamW"}},
+    "Adafactor": {"strategy": "DDP", "training": {"optimizer": "Adafactor"}},
+    "AdaLoRA": {"strategy": "DDP", "method": "AdaLoRA"},
+}
+
+
+def case(root: Path, model: Path, name: str, **more: Any) -> dict[str, Any]:
+    where = root / name
+    if not where.exists():
+        write_data(where / "job" / "data", model)
+    stop = more.pop("stop_after", None)
+    lora = {"dropout": 0.0} if more["method"] == "LoRA" else None
+    offload = more.pop("offload", False)
+    run = make_run(where, model, steps=STEPS, batch_size=8, lora=lora, **more)
+    assert run.plan is not None
+    run = run.model_copy(update={"plan": run.plan.model_copy(update={"offload": offload})})
+    return {"name": f"{name}-{run.attempt}", "run": wire(run), "stop_after": stop}
+
+
+def run_cases(root: Path, label: str, world: int, cases: list[dict[str, Any]]) -> None:
+    folder = root / label
+    folder.mkdir()
+    (folder / "cases.json").write_text(json.dumps(cases))
+    pool.run(drive, folder / "cases.json", world=world, folder=folder)
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every method and strategy, stopped on some ranks and resumed on others."""
+    root = tmp_path_factory.mktemp("resharded")
+    model = tiny_model(root / "models" / "tiny")
+
+    def under_all(method: str, name: str, world: int, **more: Any) -> list[dict[str, Any]]:
+        return [
+            case(
+                root,
+                model,
+                f"{method}-{strategy}-{name}",
+                method=method,
+                strategy=strategy,
+                world_size=world,
+                **more,
+            )
+            for strategy in STRATEGIES
+        ]
+
+    straight = [one for method in METHODS for one in under_all(method, "straight", 2)]
+    run_cases(root, "straight", 2, straight)
+    for method, before, after in CHANGES:
+        name = f"{before}-{after}"
+        stopped = under_all(method, name, before, stop_after=STOP)
+        run_cases(root, f"{method}-{name}-a", before, stopped)
+        run_cases(root, f"{method}-{name}-b", after, under_all(method, name, after, attempt=2))
+    return root
+
+
+@pytest.mark.parametrize(("method", "before", "after"), CHANGES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_another_number_of_ranks_goes_on_with_the_same_losses(
+    changed: Path, method: str, strategy: str, before: int, after: int
+) -> None:
+    straight = losses(changed / f"{method}-{strategy}-straight" / "job")
+    job = changed / f"{method}-{strategy}-{before}-{after}" / "job"
+    first, second = losses(job, 1), losses(job, 2)
+    assert len(first) == STOP
+    assert len(second) == STEPS - STOP
+    assert first + second == pytest.approx(straight, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every setting: straight, stopped by a signal to one rank, and resumed."""
+    root = tmp_path_factory.mktemp("settings")
+    model = dropout_model(root)
+    cases = []
+    for name, how in SETTINGS.items():
+        its = {"method": "Full", **how}
+        cases += [
+            case(root, model, f"{name} straight", **its),
+            case(root, model, f"{name} stopped", stop_after=STOP, **its),
+            case(root, model, f"{name} stopped", attempt=2, **its),
+        ]
+    run_cases(root, "cases", 2, cases)
+    return root
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_resume_is_exact_whatever_the_settings(settings: Path, name: str) -> None:
+    straight = losses(settings / f"{name} straight" / "job")
+    job = settings / f"{name} stopped" / "job"
+    assert len(straight) == STEPS
+    assert losses(job, 1) == straight[:STOP]
+    assert losses(job, 2) == straight[STOP:]

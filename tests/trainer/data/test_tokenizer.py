@@ -1,0 +1,122 @@
+"""What a job may change about the tokenizer, and templates that print today's date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_api.finetunejob import Tokenizer
+from finetune_api.run import Failure
+from finetune_trainer.data.tokenizer import (
+    end_of_turn,
+    is_plain,
+    load_tokenizer,
+    new_token_ids,
+    prints_date,
+)
+from finetune_trainer.runtime.errors import UserError
+
+from tests.trainer.tiny import CHATML, tiny_model
+
+TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+DATED = (
+    "{% if not date_string is defined %}"
+    "{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
+    "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}"
+    "{{ '<|im_start|>system\\nToday Date: ' + date_string + '<|im_end|>\\n' }}" + CHATML
+)
+"""As Llama 3.2 does."""
+TURN = "{% for m in messages %}<|turn|>{{ m.role }}: {{ m.content }}<|stop|>{% endfor %}"
+
+
+def changed(folder: Path, **fields: Any) -> Any:
+    return load_tokenizer(folder, Tokenizer.model_validate(fields))
+
+
+def refused(folder: Path, **fields: Any) -> Failure:
+    with pytest.raises(UserError) as caught:
+        changed(folder, **fields)
+    assert caught.value.failure.remedy
+    return caught.value.failure
+
+
+def test_new_tokens_get_the_next_ids_and_are_never_split(tiny_model_folder: Path) -> None:
+    wanted = Tokenizer(special_tokens=["<|tool|>", "<|call|>"])
+    tokenizer = load_tokenizer(tiny_model_folder, wanted)
+    before = len(load_tokenizer(tiny_model_folder))
+    assert new_token_ids(tokenizer, wanted) == [before, before + 1]
+    ids = tokenizer("use <|tool|>now", add_special_tokens=False)["input_ids"]
+    assert ids.count(before) == 1
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "use now"
+    assert new_token_ids(tokenizer, None) == []
+
+
+def test_tokens_and_template_survive_the_export(tiny_model_folder: Path, tmp_path: Path) -> None:
+    tokens = ["<|turn|>", "<|stop|>"]
+    tokenizer = changed(tiny_model_folder, specialTokens=tokens, chatTemplate=TURN)
+    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|stop|>")
+    tokenizer.save_pretrained(tmp_path / "out")
+    again = load_tokenizer(tmp_path / "out")
+    assert again.apply_chat_template(TALK) == tokenizer.apply_chat_template(TALK)
+    assert again.convert_tokens_to_ids(tokens) == tokenizer.convert_tokens_to_ids(tokens)
+    assert again("<|stop|>", add_special_tokens=False)["input_ids"] == [end_of_turn(again)]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (["<|im_end|>"], "has already"),
+        (["<|new|>", "<|new|>"], "has already"),
+        (["  "], "blank"),
+    ],
+)
+def test_token_that_is_there_already_is_refused(
+    tiny_model_folder: Path, tokens: list[str], words: str
+) -> None:
+    told = refused(tiny_model_folder, specialTokens=tokens)
+    assert told.reason == "BadSpecialToken"
+    assert words in told.message
+
+
+def test_template_teaches_a_base_model_to_chat(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "base", template=None)
+    assert is_plain(load_tokenizer(folder))
+    assert not is_plain(changed(folder, chatTemplate=CHATML))
+
+
+@pytest.mark.parametrize(
+    ("template", "reason", "words"),
+    [
+        (TURN, "UnknownToken", "<|stop|>"),
+        ("{% for m in messages %}{{ m.content }}", "BadChatTemplate", "line"),
+        ("{{ raise_exception('never') }}", "BadChatTemplate", "never"),
+        ("{{ messages[0].content }}", "BadChatTemplate", "leaves out the answer"),
+        ("{{ messages.no.such }}", "BadChatTemplate", "fails"),
+    ],
+)
+def test_template_that_cannot_work_is_refused(
+    tiny_model_folder: Path, template: str, reason: str, words: str
+) -> None:
+    told = refused(tiny_model_folder, chatTemplate=template)
+    assert told.reason == reason
+    assert words in told.message
+
+
+def test_template_that_prints_the_date_is_given_that_of_prepare(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "dated", template=DATED)
+    tokenizer = load_tokenizer(folder, date="2024-02-29")
+    assert prints_date(tokenizer)
+    for turns in (TALK, TALK[:1]):
+        assert "Date: 29 Feb 2024<" in tokenizer.apply_chat_template(turns, tokenize=False)
+    assert tokenizer.apply_chat_template(TALK) == load_tokenizer(
+        folder, date="2024-02-29"
+    ).apply_chat_template(TALK)
+    tokenizer.save_pretrained(tmp_path / "out")
+    assert load_tokenizer(tmp_path / "out").chat_template == DATED
+    other = load_tokenizer(folder, date="2025-01-01").apply_chat_template(TALK, tokenize=False)
+    assert "Date: 01 Jan 2025<" in other
+
+
+def test_other_templates_have_no_date(tiny_model_folder: Path) -> None:
+    assert not prints_date(load_tokenizer(tiny_model_folder, date="2024-02-29"))

@@ -1,0 +1,280 @@
+"""Every method under every strategy on two real ranks: the same losses, and a result that merges.
+
+LoRA and Full have tests of their own in test_strategies. One launch trains all cases: six steps
+straight, and of some methods the same stopped after three, with a second attempt that resumes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetune_api.run import RunConfig
+from finetune_trainer import export
+from finetune_trainer.evaluation import merge
+from finetune_trainer.objectives.collate import collate
+from finetune_trainer.objectives.sft import AnswerLoss
+from finetune_trainer.runtime.telemetry import Report
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from tests.trainer import families, pool
+from tests.trainer.drive_training import drive
+from tests.trainer.jobs import Runs, encode, losses, make_run, pack, wire
+from tests.trainer.tiny import tiny_model, tiny_rows
+
+STEPS, STOP = 6, 3
+LORA = {"rank": 8, "alpha": 16, "dropout": 0.1}
+EXACT = {**LORA, "dropout": 0}
+METHODS: dict[str, dict[str, Any]] = {
+    "QLoRA": {"type": "QLoRA", "lora": LORA},
+    "DoRA": {"type": "DoRA", "lora": {**LORA, "rankStabilized": True}},
+    "IA3": {"type": "IA3"},
+    "AdaLoRA": {
+        "type": "AdaLoRA",
+        "adalora": {"initialRank": 6, "targetRank": 3, "warmupRatio": 0.1, "finalRatio": 0.3},
+    },
+    "Prefix": {"type": "Prefix", "prefix": {"virtualTokens": 6}},
+    "Prefix-projection": {"type": "Prefix", "prefix": {"virtualTokens": 6, "projection": True}},
+    "tokens-LoRA": {"type": "LoRA", "lora": LORA},
+    "tokens-Full": {"type": "Full"},
+    "untied-tokens-LoRA": {"type": "LoRA", "lora": LORA},
+    "untied-tokens-QLoRA": {"type": "QLoRA", "lora": LORA},
+    "tokens-DoRA": {"type": "DoRA", "lora": LORA},
+    "rope-LoRA": {"type": "LoRA", "lora": LORA},
+    "moe-LoRA": {"type": "LoRA", "lora": LORA, "moe": {}},
+    "moe-experts": {"type": "LoRA", "lora": EXACT, "moe": {"experts": True}},
+    "moe-QLoRA": {"type": "QLoRA", "lora": LORA},
+    "moe-Full": {"type": "Full", "moe": {"routerAuxLossCoefficient": 0.02}},
+}
+RATES = {"IA3": 0.3, "Prefix": 0.1, "AdaLoRA": 2e-2, "moe-Full": 5e-3, "tokens-Full": 5e-3}
+SHARDED = ("ZeRO2", "ZeRO3", "FSDP")
+PAIRS = [
+    (method, strategy)
+    for method in METHODS
+    for strategy in ("DDP", *SHARDED)
+    if (method != "AdaLoRA" or strategy == "DDP")
+    and not ("DoRA" in method and strategy == "ZeRO3")
+    and not (strategy == "ZeRO3" and "tokens" in method and method != "tokens-Full")
+]
+RESUMED = [
+    ("AdaLoRA", "DDP"),
+    ("QLoRA", "FSDP"),
+    ("QLoRA", "ZeRO3"),
+    ("Prefix", "ZeRO2"),
+    ("tokens-LoRA", "FSDP"),
+    ("moe-experts", "FSDP"),
+]
+"""The others are resumed in test_matrix."""
+HALVES = [
+    (method, strategy)
+    for method, strategy in PAIRS
+    if method in ("QLoRA", "DoRA", "moe-experts", "moe-Full", "untied-tokens-LoRA")
+    and strategy in ("DDP", "ZeRO3", "FSDP")
+]
+ROPE = {"type": "yarn", "factor": 4}
+TOKENS = ["<|first|>", "<|second|>"]
+SWAPPED = (400, 500)
+"""Ordinary tokens that the new ones take the place of in the data."""
+
+
+def model_of(method: str) -> str:
+    for name in ("moe", "untied"):
+        if method.startswith(name):
+            return name
+    return "tiny"
+
+
+def changes_of(method: str) -> dict[str, Any]:
+    """What the job changes about the model."""
+    if "tokens" in method:
+        return {"tokenizer": {"specialTokens": TOKENS}}
+    return {"rope": ROPE} if "rope" in method else {}
+
+
+def write_data(folder: Path, model: Path, new: bool) -> None:
+    from finetune_trainer.data.token_store import TokenizedSample, TokenStore
+
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    ids = dict(zip(SWAPPED, (2048, 2049), strict=True)) if new else {}
+
+    def changed(tokens: list[int]) -> list[int]:
+        return [ids.get(token, token) for token in tokens]
+
+    rows = [encode(tokenizer, row) for row in tiny_rows(60)]
+    examples = [TokenizedSample(changed(row.tokens), changed(row.labels)) for row in rows]
+    TokenStore.write(folder / "train", examples[:48], [[i] for i in range(48)])
+    TokenStore.write(folder / "eval", examples[48:], pack(examples[48:], 96))
+
+
+def cases_of(root: Path, models: Path) -> list[dict[str, Any]]:
+    cases = []
+
+    def add(method: str, name: str, where: str, **more: Any) -> None:
+        stop = more.pop("stop_after", None)
+        model = models / model_of(method)
+        if not (root / where).exists():
+            write_data(root / where / "job" / "data", model, "tokens" in method)
+        run = wire(make_run(root / where, model, steps=STEPS, **more))
+        run["spec"]["method"] = METHODS[method]
+        run["plan"]["learningRate"] = RATES.get(method, 1e-2)
+        run["spec"]["model"].update(changes_of(method))
+        cases.append({"name": name, "run": run, "stop_after": stop})
+
+    for method, strategy in PAIRS:
+        name = f"{method}-{strategy}"
+        add(method, name, name, strategy=strategy)
+        if (method, strategy) not in RESUMED:
+            continue
+        add(method, f"{name}-stopped", f"{name}-stopped", strategy=strategy, stop_after=STOP)
+        add(method, f"{name}-resumed", f"{name}-stopped", strategy=strategy, attempt=2)
+    for method, strategy in HALVES:
+        half = {"precision": "bf16", "gradientCheckpointing": True}
+        name = f"{method}-{strategy}-bf16"
+        add(method, name, name, strategy=strategy, training=half)
+    return cases
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    root = tmp_path_factory.mktemp("methods")
+    tiny_model(root / "models" / "tiny")
+    families.tiny_qwen(root / "models" / "untied")
+    families.tiny_mixtral(root / "models" / "moe")
+    (root / "cases.json").write_text(json.dumps(cases_of(root, root / "models")))
+    pool.run(drive, root / "cases.json", world=2, folder=root / "logs", deadline=900)
+    return Runs(root)
+
+
+@pytest.mark.parametrize(("method", "strategy"), PAIRS)
+def test_ranks_end_with_equal_weights(runs: Runs, method: str, strategy: str) -> None:
+    first, second = (runs.seen(f"{method}-{strategy}", rank) for rank in (0, 1))
+    assert first["trained_digest"] == second["trained_digest"]
+    share = 2 if strategy in ("ZeRO3", "FSDP") and first["whole_elements"] > 1 else 1
+    held = first["local_elements"] + second["local_elements"]
+    assert held in (first["whole_elements"] * 2 // share, first["whole_elements"] * 2 // share + 1)
+    wrapped = {"DDP": "DistributedDataParallel", "FSDP": "FSDP"}.get(strategy, "DeepSpeedEngine")
+    assert first["facts"]["engine"].startswith(wrapped)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_strategies_have_the_same_falling_loss(runs: Runs, method: str) -> None:
+    reference = losses(runs.job(f"{method}-DDP"))
+    assert reference[-1] < reference[0] - 0.1
+    for strategy in SHARDED:
+        if (method, strategy) in PAIRS:
+            other = losses(runs.job(f"{method}-{strategy}"))
+            assert other == pytest.approx(reference, abs=2e-4), strategy
+
+
+@pytest.mark.parametrize(("method", "strategy"), RESUMED)
+def test_a_resumed_run_has_bitwise_the_same_losses(runs: Runs, method: str, strategy: str) -> None:
+    name = f"{method}-{strategy}"
+    straight, job = losses(runs.job(name)), runs.job(f"{name}-stopped")
+    assert losses(job, 1) == straight[:STOP]
+    assert losses(job, 2) == straight[STOP:]
+    assert runs.seen(f"{name}-resumed")["trained_digest"] == runs.seen(name)["trained_digest"]
+
+
+@pytest.mark.parametrize(("method", "strategy"), PAIRS)
+def test_the_output_is_the_model_that_was_trained(runs: Runs, method: str, strategy: str) -> None:
+    """Six steps lower the held-out loss too, by as much under every strategy."""
+    root = runs.root / f"{method}-{strategy}"
+    assert held_out_loss(root, runs, method) == pytest.approx(
+        held_out_loss(runs.root / f"{method}-DDP", runs, method), abs=2e-3
+    )
+    assert held_out_loss(root, runs, method) < held_out_loss(root, runs, method, base=True) - 0.1
+
+
+@pytest.mark.parametrize(
+    "name", ["Prefix-FSDP", "QLoRA-FSDP", "tokens-LoRA-FSDP", "rope-LoRA-ZeRO3", "moe-experts-FSDP"]
+)
+def test_what_is_exported_is_what_was_judged(runs: Runs, name: str) -> None:
+    """And loads without anything of ours."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    method, root = name.rsplit("-", 1)[0], runs.root / name
+    judged = held_out_loss(root, runs, method)
+    run = job_of(root, runs, method)
+    artifact = Path(run.paths.artifact)
+    export.export(run, Report("export", 1))
+    assert AutoTokenizer.from_pretrained(artifact).chat_template
+    if method == "Prefix":
+        config = json.loads((artifact / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == "pvc://models/tiny"
+        base = AutoModelForCausalLM.from_pretrained(runs.root / "models" / "tiny")
+        model = PeftModel.from_pretrained(base, artifact).eval()
+    else:
+        model = AutoModelForCausalLM.from_pretrained(artifact, dtype=torch.float32).eval()
+    assert loss_on_held_out(model, root) == pytest.approx(judged, abs=1e-6)
+    ids = torch.arange(5, 12).view(1, -1)
+    answer = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False)
+    assert answer.shape[1] > ids.shape[1]
+
+
+def job_of(root: Path, runs: Runs, method: str) -> RunConfig:
+    run = make_run(root, runs.root / "models" / model_of(method))
+    model = {**run.spec["model"], **changes_of(method)}
+    spec = {**run.spec, "method": METHODS[method], "model": model}
+    return RunConfig.model_validate({**run.to_wire(), "spec": spec})
+
+
+def loss_on_held_out(model: Any, root: Path) -> float:
+    from finetune_trainer.data.token_store import TokenStore
+
+    store = TokenStore.open(root / "job" / "data" / "eval")
+    loss_of = AnswerLoss(model)
+    with torch.no_grad():
+        each = [loss_of(model, collate([store.row(i)])) for i in range(store.rows)]
+    loss_of.remove()
+    return float(torch.cat(each).mean())
+
+
+def held_out_loss(root: Path, runs: Runs, method: str, base: bool = False) -> float:
+    kept = root / ("base-loss" if base else "tuned-loss")
+    if not kept.exists():
+        made = merge.base_model if base else merge.tuned_model
+        model = made(job_of(root, runs, method), torch.float32).eval()
+        kept.write_text(str(loss_on_held_out(model, root)))
+    return float(kept.read_text())
+
+
+@pytest.mark.parametrize(("method", "strategy"), HALVES)
+def test_bf16_with_recomputed_activations_learns_nearly_the_same(
+    runs: Runs, method: str, strategy: str
+) -> None:
+    exact = losses(runs.job(f"{method}-{strategy}"))
+    rounded = losses(runs.job(f"{method}-{strategy}-bf16"))
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.03)
+
+
+@pytest.mark.parametrize("strategy", ["DDP", *SHARDED])
+def test_the_load_of_every_expert_is_told(runs: Runs, strategy: str) -> None:
+    told = runs.seen(f"moe-Full-{strategy}")["told"]["measures"]
+    loads = [told[f"expert_load/{index}"] for index in range(families.EXPERTS)]
+    assert sum(loads) == pytest.approx(1.0)
+    assert told["expert_load_max"] >= max(loads) - 1e-9
+    reference = runs.seen("moe-Full-DDP")["told"]["measures"]
+    assert told["router_entropy"] == pytest.approx(reference["router_entropy"], abs=1e-4)
+
+
+def test_a_whole_model_keeps_its_stretched_positions_and_new_tokens(runs: Runs) -> None:
+    config = json.loads((runs.job("tokens-Full-FSDP") / "output" / "config.json").read_text())
+    assert config["vocab_size"] == 2050
+    assert config["tie_word_embeddings"] is True
+
+
+def test_the_result_of_adalora_has_the_ranks_that_were_asked_for(runs: Runs) -> None:
+    folder = runs.job("AdaLoRA-DDP") / "output"
+    ranks = json.loads((folder / "adapter_config.json").read_text())["rank_pattern"]
+    kept = [sum(each) for each in ranks.values()]
+    assert sum(kept) == 3 * len(kept)
+    assert len(set(kept)) > 1
+    weights = load_file(folder / "adapter_model.safetensors")
+    shapes = {w.shape[0] for name, w in weights.items() if "lora_E" in name}
+    assert shapes == set(kept)

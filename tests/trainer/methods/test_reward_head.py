@@ -1,0 +1,98 @@
+"""The head of a reward model: what it begins with, and which models can have one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetune_trainer.methods import empty_model, load_model
+from finetune_trainer.methods.reward_head import head_of, is_scorer
+from finetune_trainer.runtime.errors import UserError
+from finetune_trainer.sources.model_facts import check_scorable
+
+from tests.trainer.tiny import tiny_model
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+def test_the_head_follows_from_the_seed_alone(tiny_model_folder: Path) -> None:
+    torch.manual_seed(1)
+    first = load_model(tiny_model_folder, torch.float32, score_seed=7)
+    torch.manual_seed(2)
+    again = load_model(tiny_model_folder, torch.float32, score_seed=7)
+    other = load_model(tiny_model_folder, torch.float32, score_seed=8)
+    assert is_scorer(first)
+    assert head_of(first).weight.shape == (1, 64)
+    assert torch.equal(head_of(first).weight, head_of(again).weight)
+    assert not torch.equal(head_of(first).weight, head_of(other).weight)
+    assert 0.06 < float(head_of(first).weight.detach().std()) < 0.2
+
+
+def test_a_head_that_is_there_is_kept(tiny_model_folder: Path, tmp_path: Path) -> None:
+    model = load_model(tiny_model_folder, torch.float32, score_seed=7)
+    model.save_pretrained(tmp_path)
+    again = load_model(tmp_path, torch.float32, score_seed=8)
+    assert torch.equal(head_of(model).weight, head_of(again).weight)
+
+
+@pytest.mark.parametrize(("pad", "wanted"), [("<|endoftext|>", 0), ("<|im_end|>", 2), (None, 2)])
+def test_padding_is_the_tokenizers_or_else_the_end_of_text(
+    tmp_path: Path, pad: str | None, wanted: int
+) -> None:
+    folder = tiny_model(tmp_path / "tiny", pad_token=pad or "<|endoftext|>")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": 1}))
+    if pad is None:
+        path = folder / "tokenizer_config.json"
+        settings = json.loads(path.read_text())
+        del settings["pad_token"]
+        path.write_text(json.dumps(settings))
+    assert load_model(folder, torch.float32, score_seed=7).config.pad_token_id == wanted
+    assert empty_model(folder, torch.float32, "sdpa", scored=True).config.pad_token_id == wanted
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_padding_does_not_change_a_score(tiny_model_folder: Path, padding: int) -> None:
+    model = load_model(tiny_model_folder, torch.float32, score_seed=7).eval()
+    ids = torch.arange(5, 25)[None]
+    padded = torch.cat([ids, torch.full((1, padding), model.config.pad_token_id)], dim=1)
+    with torch.no_grad():
+        assert torch.allclose(model(ids).logits, model(padded).logits, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, None),
+        ({"model_type": "olmoe", "architectures": ["OlmoeForCausalLM"]}, "NoRewardHead"),
+        (
+            {
+                "model_type": "llama",
+                "architectures": ["LlamaForSequenceClassification"],
+                "id2label": {"0": "a", "1": "b", "2": "c"},
+            },
+            "NotARewardModel",
+        ),
+        (
+            {
+                "model_type": "llama",
+                "architectures": ["LlamaForSequenceClassification"],
+                "id2label": {"0": "LABEL_0"},
+            },
+            None,
+        ),
+    ],
+)
+def test_what_cannot_score_is_told_before_training(
+    config: dict[str, Any], reason: str | None
+) -> None:
+    if reason is None:
+        check_scorable(config, "the model")
+        return
+    with pytest.raises(UserError) as caught:
+        check_scorable(config, "the model")
+    assert caught.value.failure.reason == reason
+    assert caught.value.failure.remedy

@@ -1,0 +1,290 @@
+"""Learning from feedback as a whole: a Reward job, and a GRPO job that its artifact judges.
+
+Both go through the real stages: prepare, the planner, train, evaluate and export.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.run import RunConfig, StageResult
+from finetune_operator.planner.training import plan_training
+from transformers import AutoModelForSequenceClassification, LlamaConfig
+
+from tests.trainer import pool
+from tests.trainer.matrix import CPU
+from tests.trainer.preferences import backwards
+from tests.trainer.prompts import talkative_model
+from tests.trainer.tiny import tiny_model, tiny_rows, write_rows
+
+pytestmark = pytest.mark.filterwarnings("default")
+TRAINING = {
+    "epochs": 100,
+    "batchSize": 16,
+    "schedule": "constant",
+    "warmupRatio": 0.0,
+    "learningRate": 1e-2,
+    "maxSequenceLength": 96,
+    "precision": "fp32",
+}
+JUDGE: dict[str, Any] = {
+    "model": {"uri": "pvc://models/plain"},
+    "dataset": {"train": [{"uri": "pvc://data/pairs.jsonl"}], "holdout": "25%"},
+    "objective": "Reward",
+    "method": {"type": "LoRA", "lora": {"rank": 8, "alpha": 16, "dropout": 0}},
+    "training": {**TRAINING, "maxSteps": 12},
+}
+LEARNER: dict[str, Any] = {
+    "model": {"uri": "pvc://models/talkative"},
+    "dataset": {"train": [{"uri": "pvc://data/prompts.jsonl"}], "holdout": "25%"},
+    "objective": "GRPO",
+    "grpo": {
+        "rewards": [
+            {"type": "length", "weight": 5},
+            {"type": "regex", "pattern": "^\\S+", "weight": 10},
+            {"type": "rougeL", "weight": 0.5},
+        ],
+        "rewardModel": {"uri": "pvc://judges/scorer"},
+        "generations": 4,
+        "maxNewTokens": 8,
+        "temperature": 0.1,
+    },
+    "method": {"type": "LoRA", "lora": {"rank": 8, "alpha": 16, "dropout": 0}},
+    "training": {**TRAINING, "maxSteps": 20},
+    "evaluation": {
+        "generations": 6,
+        "maxNewTokens": 4,
+        "gate": [{"metric": "reward", "minImprovement": "10%"}],
+    },
+}
+
+
+def run_of(spec: dict[str, Any], root: Path, name: str, stage: str, **more: Any) -> RunConfig:
+    paths = {part: str(root / name / part) for part in ("job", "artifact")}
+    caches = {"modelCache": str(root / name / "model"), "rewardCache": str(root / name / "reward")}
+    return RunConfig.model_validate(
+        {
+            "job": {"name": name, "namespace": "default", "uid": "0000"},
+            "stage": stage,
+            "attempt": 1,
+            "spec": FineTuneJobSpec.model_validate(spec).to_wire(),
+            "artifactUri": f"pvc://finetune-workspace/artifacts/{name}-0000",
+            "paths": {**paths, **caches, "volumes": str(root / "volumes")},
+            **more,
+        }
+    )
+
+
+def whole_jobs(root: Path) -> None:
+    """The judge, then what it judges; results go to <name>.json."""
+    from finetune_trainer import evaluate, export
+    from finetune_trainer.distributed.rank_reporter import RankReporter
+    from finetune_trainer.prepare import prepare
+    from finetune_trainer.runtime.telemetry import RankFile, Report
+    from finetune_trainer.sources import Credentials
+    from finetune_trainer.training import worker
+    from torch import distributed as dist
+
+    for name, spec in (("judge", JUDGE), ("learner", LEARNER)):
+        run = run_of(spec, root, name, "prepare")
+        found = prepare(run, Report("prepare", 1), defaultdict(lambda: Credentials({})))
+        assert found.model is not None
+        assert found.data is not None
+        known: dict[str, Any] = {"model": found.model, "data": found.data, "reward": found.reward}
+        one = {**spec, "compute": {"nodes": 1, "gpusPerNode": 1}}
+        parsed = FineTuneJobSpec.model_validate(one)
+        known["plan"] = plan_training(
+            parsed, found.model, found.data, "cpu", CPU, reward=found.reward
+        )
+        run = run_of(spec, root, name, "train", **known)
+        if not dist.is_initialized():
+            worker.join(run)
+        (root / name / "ranks").mkdir(parents=True)
+        finished, _ = worker.train(
+            run, RankReporter(RankFile(root / name / "ranks", 0)), lambda: False
+        )
+        assert finished
+        judged = evaluate.evaluate(
+            run_of(spec, root, name, "evaluate", **known), Report("evaluate", 1)
+        )
+        known["evaluation"] = judged.evaluation
+        run = run_of(spec, root, name, "export", **known)
+        export.export(run, Report("export", 1))
+        (root / f"{name}.json").write_text(judged.model_dump_json(by_alias=True))
+        (root / f"{name}.run.json").write_text(run.model_dump_json(by_alias=True))
+        if name == "judge":
+            shutil.copytree(root / name / "artifact", root / "volumes" / "judges" / "scorer")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("feedback")
+    tiny_model(root / "volumes" / "models" / "plain")
+    talkative_model(root / "volumes" / "models" / "talkative")
+    rows = tiny_rows(32)
+    pairs = [
+        {
+            "prompt": row["prompt"],
+            "chosen": row["completion"],
+            "rejected": backwards(row["completion"]),
+        }
+        for row in rows
+    ]
+    write_rows(root / "volumes" / "data" / "pairs.jsonl", pairs)
+    prompts = [{"prompt": row["prompt"], "reference": row["completion"]} for row in rows]
+    write_rows(root / "volumes" / "data" / "prompts.jsonl", prompts)
+    print(pool.run(whole_jobs, root, world=1, folder=root / "log"))
+    return root
+
+
+def judged(jobs: Path, name: str) -> StageResult:
+    return StageResult.model_validate_json((jobs / f"{name}.json").read_bytes())
+
+
+def test_held_out_answers_earn_more_after_training(jobs: Path) -> None:
+    result = judged(jobs, "learner")
+    summary = result.evaluation
+    assert summary is not None
+    assert summary.reward is not None
+    assert summary.reward.tuned > summary.reward.base + 1
+    assert summary.loss is None
+    assert summary.exact_match is None
+    assert summary.generations == 6
+    assert [outcome.metric for outcome in summary.gate] == ["reward"]
+    assert result.outcome == "Succeeded"
+
+
+def test_the_report_tells_the_reward_of_every_answer(jobs: Path) -> None:
+    report = json.loads((jobs / "learner" / "job" / "report" / "evaluation.json").read_text())
+    summary = judged(jobs, "learner").evaluation
+    assert summary is not None
+    assert summary.reward is not None
+    for side, mean in (("base", summary.reward.base), ("tuned", summary.reward.tuned)):
+        rewards = [sample[side]["reward"] for sample in report["samples"]]
+        assert np.mean(rewards) == pytest.approx(mean)
+        # Answers may be as long as those that were learnt, whatever evaluation asks for.
+        assert max(sample["base"]["tokens"] for sample in report["samples"]) == 8
+
+
+def test_an_answer_is_recorded_for_the_parity_of_serving(jobs: Path) -> None:
+    probe = judged(jobs, "learner").probe
+    assert probe is not None
+    assert probe.answer.strip()
+
+
+def test_every_reward_is_told_while_training(jobs: Path) -> None:
+    text = (jobs / "learner" / "job" / "report" / "train-1.jsonl").read_text()
+    history = [json.loads(line) for line in text.splitlines()]
+    for line in history:
+        parts = {name: line[f"rewards/{name}/mean"] for name in NAMES}
+        assert line["reward"] == pytest.approx(sum(NAMES[name] * parts[name] for name in NAMES))
+    assert history[-1]["reward"] > history[0]["reward"] + 1
+    # 24 prompts, 4 of them a step.
+    assert [line["epoch"] for line in history[:6]] == pytest.approx([n / 6 for n in range(1, 7)])
+
+
+NAMES = {"length": 5.0, "regex": 10.0, "rougeL": 0.5, "rewardModel": 1.0}
+
+
+def test_the_judge_scores_conversations_as_it_learnt_them(jobs: Path) -> None:
+    from finetune_trainer.data.token_store import TokenStore
+    from finetune_trainer.rewards.functions import Reply
+    from finetune_trainer.rewards.model import RewardModel
+
+    data = jobs / "judge" / "job" / "data"
+    folder = jobs / "volumes" / "judges" / "scorer"
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    judge = RewardModel(folder, torch.device("cpu"), 512)
+    store = TokenStore.open(data / "eval")
+    lines = [json.loads(line) for line in (data / "eval.jsonl").read_text().splitlines()]
+    replies = [
+        Reply(line["messages"], line[side], True)
+        for line in lines
+        for side in ("chosen", "rejected")
+    ]
+    found = judge(replies)
+    for index, score in enumerate(found):
+        ids = torch.from_numpy(store.row(index).input_ids.astype(np.int64))[None]
+        with torch.no_grad():
+            assert score == pytest.approx(model(input_ids=ids).logits.item(), abs=1e-5)
+    accuracy = judged(jobs, "judge").evaluation
+    assert accuracy is not None
+    assert accuracy.preference_accuracy is not None
+    assert np.mean(found[::2] > found[1::2]) == pytest.approx(
+        accuracy.preference_accuracy.tuned, abs=0.01
+    )
+
+
+# A reward model of any origin.
+
+
+def classifier(folder: Path, outputs: int = 1, **more: Any) -> Path:
+    """A random classifier beside the tiny model's tokenizer."""
+    tiny_model(folder)
+    config = LlamaConfig.from_pretrained(folder, num_labels=outputs, **more)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config)
+    # A model whose weights are far from zero, so that every token counts.
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(10)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("pad", [0, None])
+def test_padding_and_company_change_no_score(
+    tmp_path: Path, pad: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune_trainer.rewards import model
+    from finetune_trainer.rewards.functions import Reply
+
+    monkeypatch.setitem(model.TOKENS_PER_BATCH, "cpu", 150)
+    folder = classifier(tmp_path / "model", pad_token_id=pad)
+    judge = model.RewardModel(folder, torch.device("cpu"), 512)
+    replies = [
+        Reply([{"role": "user", "content": row["prompt"]}], row["completion"][: 7 * index], True)
+        for index, row in enumerate(tiny_rows(8))
+    ]
+    together = judge(replies)
+    alone = [judge([reply])[0] for reply in replies]
+    assert together == pytest.approx(alone, abs=1e-4)
+    assert len(set(together.round(3).tolist())) == len(replies)
+
+
+def test_a_long_conversation_loses_its_beginning(tmp_path: Path) -> None:
+    from finetune_trainer.rewards.functions import Reply
+    from finetune_trainer.rewards.model import RewardModel
+
+    folder = classifier(tmp_path / "model")
+    short = RewardModel(folder, torch.device("cpu"), 16)
+    asked = [{"role": "user", "content": "What is it? " * 40}]
+    other = [{"role": "user", "content": "Tell me. " + "What is it? " * 40}]
+    answer = "A small and portable program that counts files."
+    assert short([Reply(asked, answer, True)]) == short([Reply(other, answer, True)])
+    whole = RewardModel(folder, torch.device("cpu"), 512)
+    assert whole([Reply(asked, answer, True)]) != whole([Reply(other, answer, True)])
+
+
+def test_what_gives_no_single_number_is_no_reward_model(tmp_path: Path) -> None:
+    from finetune_trainer.rewards.model import load_classifier
+    from finetune_trainer.runtime.errors import UserError
+
+    two = classifier(tmp_path / "two", outputs=2)
+    headless = tiny_model(tmp_path / "headless")
+    config = json.loads((headless / "config.json").read_text())
+    config |= {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "r"}}
+    (headless / "config.json").write_text(json.dumps(config))
+    for folder in (two, tiny_model(tmp_path / "language"), headless):
+        with pytest.raises(UserError) as raised:
+            load_classifier(folder, torch.device("cpu"))
+        assert raised.value.failure.reason == "NotARewardModel"

@@ -1,0 +1,129 @@
+"""Rewards: what each gives, and that none of them can hang."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from finetune_api.finetunejob import RewardFunction
+from finetune_trainer.rewards import functions
+from finetune_trainer.rewards.functions import Reply
+from finetune_trainer.runtime.errors import UserError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+def judge(kind: str, text: str, reference: str | None = None, **more: str) -> float:
+    function = RewardFunction.model_validate({"type": kind, **more})
+    return functions.judge_of(function)(Reply([], text, True, reference))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "reference", "value"),
+    [
+        ("exactMatch", "  The Answer. ", "the answer", 1.0),
+        ("exactMatch", "the answer is", "the answer", 0.0),
+        ("contains", "I think it is Paris, of course", "paris", 1.0),
+        ("contains", "答案是北京。", "北京", 1.0),
+        ("contains", "London", "paris", 0.0),
+        ("contains", "what?!", "?!", 1.0),
+        ("contains", "what", "?!", 0.0),
+        ("numeric", "3 + 4 = 7, so it is 1,200.0.", "#### 1200", 1.0),
+        ("numeric", "from 3-4", "4", 1.0),
+        ("numeric", "it is -4", "4", 0.0),
+        ("numeric", "it is \u22124", "-4", 1.0),
+        ("numeric", "about .50", "0.5", 1.0),
+        ("numeric", "1.5e3", "1500", 1.0),
+        ("numeric", "12.", "12", 1.0),
+        ("numeric", "none", "12", 0.0),
+        ("numeric", "none", "none", 0.0),
+        ("numeric", "0.1", "0.10000000000000001", 0.0),
+        ("rougeL", "a b c", "a b c", 1.0),
+        ("rougeL", "a x", "a b", 0.5),
+        ("json", '{"a": [1, 2.5, null]}', None, 1.0),
+        ("json", '{"a": NaN}', None, 0.0),
+        ("json", "{'a': 1}", None, 0.0),
+        ("json", "[" * 100_000, None, 0.0),
+        ("json", "1" * 10_000, None, 1.0),
+    ],
+)
+def test_a_reward_gives(kind: str, text: str, reference: str | None, value: float) -> None:
+    assert judge(kind, text, reference) == value
+
+
+def test_length_rewards_answers_that_ended_by_themselves() -> None:
+    ended = functions.judge_of(RewardFunction(type="length"))
+    assert ended(Reply([], "x", True)) == 1.0
+    assert ended(Reply([], "x", False)) == 0.0
+
+
+def test_a_pattern_is_searched_in_the_answer() -> None:
+    pattern = r"(?s)^<think>.*</think>\s*\S"
+    assert judge("regex", "<think>a\nb</think> so", pattern=pattern) == 1.0
+    assert judge("regex", "so <think>a</think> b", pattern=pattern) == 0.0
+
+
+def test_a_pattern_without_end_counts_as_not_found_and_is_stopped() -> None:
+    started = time.process_time()
+    assert judge("regex", "x" * 5000, pattern="(x+x+)+y") == 0.0
+    assert time.process_time() - started < 20 * functions.PATTERN_SECONDS
+
+
+@pytest.mark.parametrize("pattern", ["(", "a{3,1}", "(?P<n>a)(?P=m)", "(x+x+)+y", "(.*)*(.*)*z$"])
+def test_prepare_refuses_patterns_that_cannot_be_used(pattern: str) -> None:
+    functions = [RewardFunction(type="regex", pattern=pattern)]
+    with pytest.raises(UserError) as raised:
+        functions.check_patterns(functions)
+    assert raised.value.failure.reason == "BadPattern"
+    assert pattern in raised.value.failure.message
+
+
+@pytest.mark.parametrize("pattern", [r"\\boxed\{[^}]*\}", r"^(?:yes|no)\b", r"(?i)answer:\s*\d+"])
+def test_prepare_takes_usual_patterns(pattern: str) -> None:
+    functions.check_patterns([RewardFunction(type="regex", pattern=pattern)])
+
+
+def test_rewards_of_one_type_have_names_of_their_own() -> None:
+    functions = [
+        RewardFunction(type="regex", pattern="a"),
+        RewardFunction(type="length"),
+        RewardFunction(type="regex", pattern="b"),
+    ]
+    assert functions.names_of(functions) == ["regex", "length", "regex_2"]
+
+
+@given(st.text(), st.text(min_size=1))
+def test_every_reward_is_a_share(text: str, reference: str) -> None:
+    for kind in (*functions.COMPARING, "json", "length"):
+        assert 0.0 <= judge(kind, text, reference) <= 1.0
+
+
+@given(st.text(min_size=1).filter(str.strip))
+def test_the_reference_itself_is_a_full_answer(text: str) -> None:
+    assert judge("exactMatch", text, text) == 1.0
+    assert judge("contains", f"well: {text}", text) == 1.0
+
+
+@given(
+    st.text(alphabet=st.characters(exclude_categories=["N", "P"])), st.decimals(-(10**12), 10**12)
+)
+def test_the_last_number_is_found_behind_any_words(words: str, number: object) -> None:
+    plain = f"{number:f}"
+    assert judge("numeric", f"{words} = {plain}", plain) == 1.0
+
+
+@settings(max_examples=50)
+@given(JSON)
+def test_whatever_json_writes_is_json(value: object) -> None:
+    assert judge("json", json.dumps(value)) == 1.0

@@ -1,0 +1,201 @@
+"""An attempt that was replaced changes nothing, wherever it was frozen when that happened.
+
+The older attempt is a process that stops itself (SIGSTOP) before one of the calls by which it
+changes files. The newer one then does all its work, the older one is continued, and everything that
+others see must be as the newer one left it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from finetune_trainer.export import MANIFEST, publish
+from finetune_trainer.runtime.errors import RetryableError
+from finetune_trainer.runtime.fencing import Attempt
+
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "open")
+FENCED, DONE = 75, 0
+
+
+def work(attempt: Attempt) -> None:
+    """What stages do with files that they share: publish anew, replace, replace a file, remove."""
+    with attempt:
+        text = f"attempt {attempt.number}"
+        for name in ("step-1", "output"):
+            finished = attempt.scratch / name
+            finished.mkdir()
+            (finished / "weights").write_text(text)
+        own = attempt.job / "checkpoints" / str(attempt.number)
+        own.mkdir(parents=True, exist_ok=True)
+        attempt.publish(attempt.scratch / "step-1", own / "step-1")
+        attempt.publish(attempt.scratch / "output", attempt.job / "output")
+        attempt.publish_file(attempt.job / "report.json", text.encode())
+        for old in sorted((attempt.job / "checkpoints").glob("*/step-0")):
+            attempt.remove(old)
+
+
+def frozen_before(change: int, job: Path) -> int:
+    """Run the older attempt in a process that stops before its `change`-th change; its pid."""
+    child = os.fork()
+    if child:
+        return child
+    seen = 0
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal seen
+        if event in CHANGES and str(job) in str(arguments[0]):
+            seen += 1
+            if seen == change:
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+    sys.addaudithook(watch)
+    code = 1
+    try:
+        work(Attempt(job, 1))
+        code = DONE
+    except RetryableError as error:
+        code = FENCED if error.failure.reason == "Fenced" else 2
+    finally:
+        os._exit(code)
+
+
+def seen_by_others(job: Path) -> dict[str, str]:
+    """Digests of all files but the claims and what is in scratch folders."""
+    found = {}
+    for path in sorted(job.rglob("*")):
+        name = path.relative_to(job).as_posix()
+        if path.is_file() and not name.startswith((".", "claims/")):
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def moments(root: Path) -> Iterator[tuple[int, Path, int]]:
+    """Number, job and pid of an older attempt, frozen before each of its changes in turn."""
+    for change in range(1, 1000):
+        job = root / str(change)
+        for step in ("checkpoints/0/step-0", "output"):
+            (job / step).mkdir(parents=True)
+            (job / step / "weights").write_text("older than both")
+        pid = frozen_before(change, job)
+        _, status = os.waitpid(pid, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):
+            assert os.waitstatus_to_exitcode(status) == DONE
+            return
+        yield change, job, pid
+
+
+def test_an_older_attempt_frozen_anywhere_changes_nothing_of_the_newer_one(tmp_path: Path) -> None:
+    tried = 0
+    for change, job, pid in moments(tmp_path):
+        work(Attempt(job, 2))
+        left = seen_by_others(job)
+        assert left["output/weights"] == hashlib.sha256(b"attempt 2").hexdigest()
+        os.kill(pid, signal.SIGCONT)
+        _, status = os.waitpid(pid, 0)
+        # Whoever had nothing left to change but its own scratch folder may well be done.
+        assert os.waitstatus_to_exitcode(status) in (FENCED, DONE), change
+        assert seen_by_others(job) == left, change
+        tried = change
+    assert tried > 20
+
+
+def test_a_served_artifact_outlives_an_older_export(tmp_path: Path) -> None:
+    job, target = tmp_path / "job", tmp_path / "artifact"
+
+    def begin(number: int) -> Attempt:
+        attempt = Attempt(job, number, "export", home=target)
+        attempt.claim()
+        (attempt.scratch / "artifact").mkdir()
+        (attempt.scratch / "artifact" / "model").write_text(f"attempt {number}")
+        return attempt
+
+    older, newer = begin(1), begin(2)
+    publish(newer, newer.scratch / "artifact", target, b"manifest 2")
+    newer.release()
+    with pytest.raises(RetryableError) as caught:
+        publish(older, older.scratch / "artifact", target, b"manifest 1")
+    assert caught.value.failure.reason == "Fenced"
+    assert (target / MANIFEST).read_bytes() == b"manifest 2"
+    assert (target / "model").read_text() == "attempt 2"
+    assert {path.name for path in target.iterdir()} == {"model", MANIFEST}
+
+
+def test_a_claim_counts_although_its_maker_died_before_it_said_who_it_was(tmp_path: Path) -> None:
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "claims" / "3").touch()
+    with pytest.raises(RetryableError) as caught:
+        Attempt(tmp_path, 3).claim()
+    assert caught.value.failure.reason == "AttemptAlreadyClaimed"
+    Attempt(tmp_path, 2).claim()
+    with pytest.raises(RetryableError) as caught:
+        Attempt(tmp_path, 2).require_newest()
+    assert caught.value.failure.reason == "Fenced"
+
+
+def test_stages_do_not_fence_each_other(tmp_path: Path) -> None:
+    Attempt(tmp_path, 7).claim()
+    with Attempt(tmp_path, 1, "evaluate") as attempt:
+        attempt.publish_file(tmp_path / "report.json", b"{}")
+    assert (tmp_path / "report.json").read_bytes() == b"{}"
+    assert not list(tmp_path.glob(".evaluate-*"))
+
+
+def test_an_attempt_that_fails_because_it_was_replaced_says_so(tmp_path: Path) -> None:
+    def fail() -> None:
+        with Attempt(tmp_path, 1, "evaluate") as attempt:
+            Attempt(tmp_path, 2, "evaluate").claim()
+            (attempt.scratch / "half").write_text("its folder has gone")
+
+    with pytest.raises(RetryableError) as caught:
+        fail()
+    assert caught.value.failure.reason == "Fenced"
+
+
+def test_a_workspace_that_has_gone_is_not_taken_for_a_later_attempt(tmp_path: Path) -> None:
+    job = tmp_path / "job"
+    attempt = Attempt(job, 1)
+    attempt.claim()
+    shutil.rmtree(job)
+    with pytest.raises(RetryableError) as caught:
+        attempt.publish_file(job / "report.json", b"{}")
+    assert caught.value.failure.reason == "VolumeUnavailable"
+    assert caught.value.failure.file == str(job)
+
+
+def test_names_that_are_no_attempts_fence_nobody(tmp_path: Path) -> None:
+    attempt = Attempt(tmp_path, 1)
+    attempt.claim()
+    for name in ("²", "٣", "2.bak", "-5", "evaluate-²"):
+        (tmp_path / "claims" / name).touch()
+    (tmp_path / ".train-²").mkdir()
+    attempt.require_newest()
+    Attempt(tmp_path, 2).claim()
+    assert (tmp_path / ".train-²").is_dir()
+
+
+def test_one_of_many_claims_an_attempt(tmp_path: Path) -> None:
+    children = []
+    start = time.time() + 0.2
+    for _ in range(8):
+        child = os.fork()
+        if not child:
+            while time.time() < start:
+                pass
+            try:
+                Attempt(tmp_path, 1).claim()
+                os._exit(0)
+            except RetryableError:
+                os._exit(FENCED)
+            finally:
+                os._exit(1)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert sorted(codes) == [0, *[FENCED] * 7]

@@ -1,0 +1,187 @@
+"""What prepare finds out about the workspace, and how a full one is told."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from finetune_api.run import ExitCode
+from finetune_trainer.runtime.errors import failure_of
+from finetune_trainer.sources.volume_probe import MOST_SECONDS, PIECE, measure
+from finetune_trainer.training.worker import cause
+
+from tests.trainer.jobs import environment
+
+SMALL = 2 * 2**20
+"""Bytes of the volume of a test."""
+WRITERS = {
+    "a file": "open(f'{there}/file', 'wb').write(b'0' * 2**23)",
+    "numpy": "import numpy; numpy.save(f'{there}/file.npy', numpy.zeros(2**20))",
+    "safetensors": "import numpy; from safetensors.numpy import save_file; "
+    "save_file({'a': numpy.zeros(2**20)}, f'{there}/file.safetensors')",
+}
+
+
+def on_small_volume(folder: Path, code: str) -> str:
+    """What Python prints with `there` on a volume of its own, which no other process sees."""
+    root = [] if os.getuid() == 0 else ["--map-root-user"]
+    mount = f'mount -t tmpfs -o size={SMALL} tmpfs "$1" && exec "$2" -c "$3" "$1"'
+    done = subprocess.run(
+        ["unshare", "--mount", *root, "sh", "-c", mount, "-", folder, sys.executable, code],
+        env=environment(),
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_volume_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
+    facts = measure(tmp_path)
+    assert facts.free_bytes > 0
+    assert facts.write_bytes_per_second > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_slow_volume_is_not_measured_for_long(tmp_path: Path) -> None:
+    asked = 0
+
+    def clock() -> float:
+        nonlocal asked
+        asked += 1
+        return (asked - 1) * MOST_SECONDS
+
+    assert measure(tmp_path, clock).write_bytes_per_second == PIECE / MOST_SECONDS
+
+
+def test_a_small_volume_is_not_filled_by_measuring_it(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from finetune_trainer.sources.volume_probe import measure; "
+        "print(measure(Path(sys.argv[1])).free_bytes)"
+    )
+    assert int(on_small_volume(tmp_path, code)) == SMALL
+
+
+def test_steps_that_a_full_volume_has_no_room_for_are_written_later(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from finetune_trainer.training.throughput import History\n"
+        "there = Path(sys.argv[1]); history = History(there / 'train-1.jsonl', rank=0)\n"
+        "history.add(step=0)\n"
+        "try:\n    (there / 'filler').open('wb', buffering=0).write(b'0' * 2**23)\n"
+        "except OSError:\n    pass\n"
+        "for step in range(1, 200):\n    history.add(step=step)\n"
+        "before = (there / 'train-1.jsonl').read_text().count('\\n')\n"
+        "(there / 'filler').unlink(); history.add(step=200)\n"
+        "print(before, (there / 'train-1.jsonl').read_text())\n"
+    )
+    before, told = on_small_volume(tmp_path, code).split(" ", 1)
+    assert int(before) < 200
+    assert [json.loads(line)["step"] for line in told.splitlines() if line] == list(range(201))
+
+
+@pytest.mark.parametrize("writer", list(WRITERS))
+def test_a_full_volume_is_told_in_words_whoever_finds_it(tmp_path: Path, writer: str) -> None:
+    code = (
+        "import sys; there = sys.argv[1]\n"
+        "from finetune_trainer.runtime.stage import failure_of\n"
+        f"try:\n    {WRITERS[writer]}\n"
+        "except Exception as error:\n"
+        "    failure, code = failure_of(error)\n"
+        "    print(failure.reason, int(code), failure.message)\n"
+    )
+    told = on_small_volume(tmp_path, code)
+    assert told.startswith(f"NoSpaceLeft {int(ExitCode.RETRYABLE)} The volume is full"), told
+
+
+def test_what_is_free_is_told_with_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", "/elsewhere")
+    error = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(tmp_path / "not" / "there"))
+    failure, _ = failure_of(error)
+    assert failure.file == str(tmp_path / "not" / "there")
+    assert " are free" in failure.message
+    assert "workspace" in (failure.remedy or "")
+
+
+def test_a_full_disk_of_the_node_is_not_called_the_workspace(tmp_path: Path) -> None:
+    """The pod's /tmp; Python then says that there is no usable temporary directory."""
+    code = (
+        "import os, sys, tempfile\n"
+        "there = sys.argv[1]; os.environ['TMPDIR'] = there; tempfile.tempdir = None\n"
+        "from finetune_trainer.runtime.stage import failure_of\n"
+        "def fill():\n    open(f'{there}/file', 'wb', buffering=0).write(b'0' * 2**23)\n"
+        "    open(f'{there}/more', 'wb').write(b'0' * 2**23)\n"
+        "try:\n    fill()\n"
+        "except OSError as error:\n"
+        "    print(failure_of(error)[0].to_wire())\n"
+        "os.chdir(there); tempfile._candidate_tempdir_list = lambda: [there]\n"
+        "try:\n    tempfile.mkdtemp()\n"
+        "except OSError as error:\n"
+        "    print(failure_of(error)[0].to_wire())\n"
+    )
+    told = on_small_volume(tmp_path, code).splitlines()
+    assert len(told) == 2
+    for line in told:
+        assert "'NoSpaceLeft'" in line
+        assert "/tmp" in line
+        assert "workspace" not in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/dev/shm/ranks-1/.rank-00000.json.7"),
+        RuntimeError(
+            "NCCL error in: NCCLUtils.cpp:94, unhandled system error. Last error:\nError while "
+            "creating shared memory segment /dev/shm/nccl-Tq3 (size 9637888), error: No space left "
+            "on device (28)"
+        ),
+    ],
+)
+def test_full_shared_memory_is_neither_called_the_workspace_nor_a_lost_peer(
+    error: Exception,
+) -> None:
+    failure, code = failure_of(cause(error, None))
+    assert (failure.reason, code) == ("NoSpaceLeft", ExitCode.RETRYABLE)
+    assert "shared memory" in failure.message
+    assert "sharedMemory" in (failure.remedy or "")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EROFS, os.strerror(errno.EROFS), "/workspace/job/claims"),
+        OSError(errno.EIO, os.strerror(errno.EIO)),
+        OSError(errno.ESTALE, os.strerror(errno.ESTALE)),
+        OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), "/workspace/job"),
+        RuntimeError("Error while serializing: I/O error: Read-only file system (os error 30)"),
+    ],
+)
+def test_a_volume_that_does_not_let_itself_be_used_is_told_as_one(error: Exception) -> None:
+    failure, code = failure_of(error)
+    assert (failure.reason, code) == ("VolumeUnavailable", ExitCode.RETRYABLE)
+    assert failure.remedy
+    assert failure_of(OSError(errno.ENOTCONN, "a socket"))[0].reason == "InternalError"
+
+
+def test_ranks_tell_of_themselves_although_the_disk_of_the_node_is_full(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "there = sys.argv[1]; os.environ['TMPDIR'] = there\n"
+        "try:\n    open(f'{there}/file', 'wb', buffering=0).write(b'0' * 2**23)\n"
+        "    open(f'{there}/more', 'wb').write(b'0' * 2**23)\n"
+        "except OSError:\n    pass\n"
+        "from pathlib import Path\n"
+        "from finetune_trainer.runtime.telemetry import RankFile, rank_folder, read_rank_files\n"
+        "with rank_folder() as name:\n    folder = Path(name)\n"
+        "    RankFile(folder, 0).write({'rank': 0, 'step': 1})\n"
+        "    print(read_rank_files(folder))\n"
+    )
+    assert "'step': 1" in on_small_volume(tmp_path, code)

@@ -1,0 +1,224 @@
+"""Optimizers, schedules, decay and clipping by their numbers, and states as they really are."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetune_api.finetunejob import Method, Training
+from finetune_api.run import TrainPlan
+from finetune_trainer.methods import load_model
+from finetune_trainer.methods.adapters import add_adapters
+from finetune_trainer.strategies import StrategyConfig, loss_scale
+from finetune_trainer.strategies.loss_scale import LossScale
+from finetune_trainer.strategies.optimizers import (
+    clip_and_update,
+    make_optimizer,
+    parameter_groups,
+)
+from finetune_trainer.training import lr_scheduler
+
+from tests.trainer import pool
+from tests.trainer.drive_training import drive
+from tests.trainer.jobs import losses, make_run, wire, write_data
+from tests.trainer.tiny import tiny_model
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+OPTIMIZERS = ("AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "Adafactor")
+PEAK = 2.0
+
+
+def rates(total: int = 10, **settings: Any) -> list[float]:
+    """The learning rate of every step of a run with peak 2."""
+    plan = TrainPlan.model_construct(total_steps=total, learning_rate=PEAK)
+    training = Training(**settings)
+    return [lr_scheduler.learning_rate(step, plan, training) for step in range(1, total + 1)]
+
+
+def test_warm_up_is_linear_and_reaches_the_peak() -> None:
+    found = rates(schedule="constant", warmup_ratio=0.4)
+    assert found == pytest.approx([0.5, 1, 1.5, 2, 2, 2, 2, 2, 2, 2])
+
+
+def test_linear_falls_to_zero_one_step_after_the_last() -> None:
+    found = rates(schedule="linear", warmup_ratio=0.2)
+    assert found == pytest.approx([1, 2, *(2 * left / 8 for left in range(8, 0, -1))])
+
+
+def test_cosine_follows_half_a_wave() -> None:
+    found = rates(schedule="cosine", warmup_ratio=0.2)
+    wave = [1 + math.cos(math.pi * done / 8) for done in range(8)]
+    assert found == pytest.approx([1, 2, *wave])
+
+
+def test_wsd_stays_at_its_peak_and_falls_at_the_end() -> None:
+    found = rates(schedule="wsd", warmup_ratio=0.2, decay_ratio=0.3)
+    assert found == pytest.approx([1, 2, 2, 2, 2, 2, 2, 2, 4 / 3, 2 / 3])
+
+
+def test_a_decay_longer_than_what_warm_up_leaves_takes_what_is_left() -> None:
+    whole = rates(schedule="wsd", warmup_ratio=0.2, decay_ratio=1)
+    assert whole == pytest.approx(rates(schedule="linear", warmup_ratio=0.2))
+
+
+def test_a_run_of_warm_up_alone_is_possible() -> None:
+    assert rates(total=4, warmup_ratio=1) == pytest.approx([0.5, 1, 1.5, 2])
+
+
+def spread(optimizer: str = "AdamW", **training: Any) -> StrategyConfig:
+    return StrategyConfig(
+        strategy="DDP",
+        method=Method(type="Full"),
+        training=Training.model_validate({"optimizer": optimizer, **training}),
+        device=torch.device("cpu"),
+        learning_rate=0.1,
+        micro_batch_size=1,
+        offload=False,
+        autocast=False,
+    )
+
+
+def small_model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.LayerNorm(128))
+
+
+def test_matrices_decay_and_vectors_do_not() -> None:
+    model = small_model()
+    groups = parameter_groups(model, Training(weight_decay=0.3))
+    found = {
+        (group["weight_decay"], *map(tuple, [p.shape for p in group["params"]])) for group in groups
+    }
+    assert found == {(0.3, (128, 64)), (0.0, (128,), (128,), (128,))}
+
+
+def test_factors_that_begin_at_one_do_not_decay(tiny_model_folder: Path) -> None:
+    method = Method.model_validate({"type": "IA3"})
+    model = add_adapters(load_model(tiny_model_folder, torch.float32), method, total_steps=1)
+    groups = parameter_groups(model, Training(weight_decay=0.3))
+    assert [group["weight_decay"] for group in groups] == [0.0]
+    assert groups[0]["params"]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_decay_is_decoupled_from_the_gradient(optimizer: str) -> None:
+    # Without any gradient a step only multiplies matrices by 1 - rate * decay.
+    model = small_model()
+    before = [weight.detach().clone() for weight in model.parameters()]
+    made = make_optimizer(model, spread(optimizer, weightDecay=0.5))
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    made.step()
+    for old, new in zip(before, model.parameters(), strict=True):
+        factor = 1 - 0.1 * 0.5 if old.dim() > 1 else 1.0
+        torch.testing.assert_close(new.detach(), old * factor)
+
+
+def state_bytes(optimizer: str) -> int:
+    """Bytes of optimizer state for one weight of 512 x 512."""
+    weight = torch.nn.Linear(512, 512, bias=False)
+    made = make_optimizer(weight, spread(optimizer))
+    weight.weight.grad = torch.randn(512, 512)
+    made.step()
+    tensors = [v for v in made.state[weight.weight].values() if isinstance(v, torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def test_states_have_the_sizes_that_make_an_optimizer_worth_choosing() -> None:
+    weights = 512 * 512
+    assert state_bytes("AdamW") == pytest.approx(8 * weights, rel=0.01)
+    assert state_bytes("PagedAdamW") == pytest.approx(8 * weights, rel=0.01)
+    for name in ("AdamW8bit", "PagedAdamW8bit"):
+        # A byte for each number, a scale for every block of 256.
+        assert state_bytes(name) == pytest.approx(2 * weights * (1 + 4 / 256), rel=0.01)
+    assert state_bytes("Adafactor") < 0.01 * weights * 8
+
+
+def test_gradients_are_clipped_to_their_global_norm() -> None:
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    weights[0].grad, weights[1].grad = torch.tensor([3.0]), torch.tensor([4.0])
+    plain = torch.optim.SGD(weights, lr=1.0)
+    assert clip_and_update(weights, plain, 2.5, 0.5, None) == pytest.approx(5)
+    # Half the gradient, times the rate of the step and not the optimizer's first one.
+    assert [float(weight.detach()) for weight in weights] == pytest.approx([-0.75, -1.0], abs=1e-5)
+    assert weights[0].grad is None
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_step_that_overflowed_changes_no_weight_and_halves_the_scale(bad: float) -> None:
+    scale = LossScale()
+    weight = torch.nn.Parameter(torch.ones(2))
+    plain = torch.optim.SGD([weight], lr=1.0)
+    weight.grad = torch.tensor([bad, 1.0])
+    assert not math.isfinite(clip_and_update([weight], plain, 1.0, 1.0, scale))
+    assert weight.detach().tolist() == [1.0, 1.0]
+    assert (scale.value, scale.skipped) == (2.0**15, 1)
+    weight.grad = torch.full((2,), 0.5) * scale.value
+    assert clip_and_update([weight], plain, 1.0, 1.0, scale) == pytest.approx(math.sqrt(0.5))
+    assert weight.detach().tolist() == pytest.approx([0.5, 0.5], abs=1e-5)
+
+
+def test_the_scale_doubles_after_many_good_steps_and_is_remembered() -> None:
+    scale, later = LossScale(), LossScale()
+    for _ in range(loss_scale.WINDOW - 1):
+        scale.update(finite=True)
+    later.restore(scale.state())
+    assert later.value == 2.0**16
+    later.update(finite=True)
+    assert later.value == 2.0**17
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("optimizers")
+    model = tiny_model(root / "models" / "tiny")
+    cases = []
+    for name in OPTIMIZERS:
+        for method in ("LoRA", "Full"):
+            job = root / f"{method}-{name}"
+            write_data(job / "job" / "data", model)
+            lora = {"dropout": 0.1} if method == "LoRA" else None
+            how: dict[str, Any] = {"method": method, "lora": lora, "training": {"optimizer": name}}
+            cases.append({"name": job.name, "run": wire(make_run(job, model, **how))})
+            stopped = root / f"{job.name}-stopped"
+            write_data(stopped / "job" / "data", model)
+            run = wire(make_run(stopped, model, **how))
+            cases.append({"name": stopped.name, "run": run, "stop_after": 3})
+            run = wire(make_run(stopped, model, attempt=2, **how))
+            cases.append({"name": f"{job.name}-resumed", "run": run})
+    path = root / "cases.json"
+    path.write_text(json.dumps(cases))
+    pool.run(drive, path, world=2, folder=root / "logs")
+    return root
+
+
+@pytest.mark.parametrize("method", ["LoRA", "Full"])
+def test_every_form_of_adamw_learns_alike(trained: Path, method: str) -> None:
+    plain = losses(trained / f"{method}-AdamW" / "job")
+    assert plain[-1] < plain[0] - 0.3
+    paged = losses(trained / f"{method}-PagedAdamW" / "job")
+    assert paged == pytest.approx(plain, abs=2e-4)
+    for name in ("AdamW8bit", "PagedAdamW8bit"):
+        rounded = losses(trained / f"{method}-{name}" / "job")
+        assert rounded != plain
+        assert rounded == pytest.approx(plain, rel=0.02)
+
+
+@pytest.mark.parametrize("method", ["LoRA", "Full"])
+def test_adafactor_learns(trained: Path, method: str) -> None:
+    found = losses(trained / f"{method}-Adafactor" / "job")
+    assert found[-1] < found[0] - 0.3
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("method", ["LoRA", "Full"])
+def test_every_optimizer_resumes_bitwise(trained: Path, method: str, name: str) -> None:
+    straight = losses(trained / f"{method}-{name}" / "job")
+    stopped = trained / f"{method}-{name}-stopped" / "job"
+    assert losses(stopped, 1) == straight[:3]
+    assert losses(stopped, 2) == straight[3:]

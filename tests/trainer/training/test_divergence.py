@@ -1,0 +1,269 @@
+"""Runs that should not go on are ended in words; noisy ones are left alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from finetune_trainer.runtime.errors import UserError
+from finetune_trainer.runtime.telemetry import Report, serve
+from finetune_trainer.strategies import loss_scale
+from finetune_trainer.training import divergence
+from finetune_trainer.training.divergence import Divergence, HealthCheck
+from finetune_trainer.training.throughput import Throughput, peak_memory_bytes
+
+from tests.trainer import pool
+from tests.trainer.drive_training import drive
+from tests.trainer.jobs import Runs, make_run, wire, write_data
+from tests.trainer.tiny import tiny_model
+
+STRATEGIES = ("DDP", "ZeRO2", "ZeRO3", "FSDP")
+
+
+def diverges_at(losses: Any) -> int | None:
+    """Index of the step at which a run of these losses is ended."""
+    watch = Divergence()
+    return next((index for index, loss in enumerate(losses) if watch.add(float(loss))), None)
+
+
+def falling(steps: int, start: float = 3.0, end: float = 1.5) -> np.ndarray:
+    return end + (start - end) * np.exp(-np.arange(steps) / (steps / 4))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, 0.5, 1.5])
+@pytest.mark.parametrize("seed", range(5))
+def test_noisy_runs_are_left_alone(noise: float, seed: int) -> None:
+    dice = np.random.default_rng(seed)
+    assert diverges_at(falling(3000) + dice.normal(0, noise, 3000)) is None
+
+
+def test_single_spikes_and_heavy_tails_are_left_alone() -> None:
+    dice = np.random.default_rng(1)
+    spiky = falling(2000)
+    spiky[::97] += 8
+    assert diverges_at(spiky) is None
+    assert diverges_at(falling(2000) + dice.exponential(0.7, 2000)) is None
+
+
+def test_a_rise_after_warm_up_that_is_made_good_is_left_alone() -> None:
+    assert diverges_at([*falling(100), *([3.5] * 12), *falling(200)]) is None
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("height", [4.0, 7.0, 11.0])
+def test_a_loss_that_runs_away_ends_the_run(noise: float, height: float) -> None:
+    dice = np.random.default_rng(2)
+    losses = np.concatenate([falling(200), np.linspace(1.6, height, 30), np.full(200, height)])
+    at = diverges_at(losses + dice.normal(0, noise, len(losses)))
+    assert at is not None
+    assert 200 + divergence.PATIENCE < at < 280
+
+
+def test_the_loss_of_sampled_answers_says_nothing() -> None:
+    judge = HealthCheck(loss_must_fall=False)
+    for step in range(1, 200):
+        judge.check(step, float(step), norm=1.0, rate=1e-3, skipped=False)
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan)])
+def test_a_number_that_is_none_ends_the_run(loss: float, norm: float) -> None:
+    with pytest.raises(UserError) as raised:
+        HealthCheck(loss_must_fall=True).check(7, loss, norm, rate=1e-3, skipped=False)
+    assert raised.value.failure.reason == "LossNotFinite"
+    assert "step 7" in raised.value.failure.message
+
+
+def test_only_endless_overflow_ends_an_fp16_run() -> None:
+    judge = HealthCheck(loss_must_fall=True)
+    for step in range(1, 4 * divergence.OVERFLOWS):
+        judge.check(step, 2.0, math.inf if step % 3 else 1.0, 1e-3, skipped=step % 3 != 0)
+    for step in range(1, divergence.OVERFLOWS):
+        judge.check(100 + step, 2.0, math.inf, 1e-3, skipped=True)
+    with pytest.raises(UserError, match="in fp16") as raised:
+        judge.check(100 + divergence.OVERFLOWS, 2.0, math.inf, 1e-3, skipped=True)
+    assert raised.value.failure.reason == "LossNotFinite"
+
+
+def test_speed_waiting_and_utilisation_add_up() -> None:
+    pace = Throughput(total_steps=10, first_step=2, peak_flops=1000.0)
+    pace.add(3, tokens=100, seconds=2.0, waited=0.5, flops=800.0)
+    speeds = pace.speeds()
+    assert speeds == {
+        "tokens_per_second": 50.0,
+        "eta_seconds": 14.0,
+        "data_wait_share": 0.25,
+        "mfu": 0.4,
+    }
+    pace.add(4, tokens=100, seconds=1.0, waited=0.0, flops=800.0)
+    assert pace.speeds()["mfu"] == pytest.approx((0.9 * 800 + 800) / (0.9 * 2 + 1) / 1000)
+    assert (pace.tokens, pace.mean_tokens_per_second) == (200, pytest.approx(200 / 3))
+    assert pace.mean_utilisation == pytest.approx(1600 / 3 / 1000)
+
+
+def test_without_a_known_peak_there_is_no_utilisation() -> None:
+    pace = Throughput(total_steps=1, first_step=0)
+    pace.add(1, tokens=1, seconds=1.0, flops=5.0)
+    assert "mfu" not in pace.speeds()
+    assert pace.mean_utilisation is None
+
+
+def test_peak_memory_of_a_cpu_process_is_what_was_resident() -> None:
+    before = peak_memory_bytes("cpu")
+    held = np.ones(50_000_000)
+    assert peak_memory_bytes("cpu") >= max(before, held.nbytes)
+
+
+def test_metrics_show_what_progress_knows() -> None:
+    report = Report("train", attempt=1)
+    measures = {"rewards/accuracies": 0.75}
+    report.update(mfu=0.5, data_wait_share=0.25, peak_memory_bytes=7, eval_loss=2.0)
+    report.update(measures=measures)
+    server = serve(report, host="127.0.0.1")
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    server.shutdown()
+    server.server_close()
+    shown = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert float(shown["finetune_train_mfu"]) == 0.5
+    assert float(shown["finetune_train_data_wait_share"]) == 0.25
+    assert float(shown["finetune_train_peak_memory_bytes"]) == 7
+    assert float(shown["finetune_train_eval_loss"]) == 2
+    assert float(shown['finetune_train_measure{name="rewards/accuracies"}']) == 0.75
+
+
+def drive_scaled(path: Path, power: int) -> None:
+    """Train with another first scale of fp16's loss."""
+    from deepspeed.accelerator import get_accelerator
+    from finetune_trainer.strategies import deepspeed
+
+    # DeepSpeed has fp16 for GPUs only; its arithmetic is the same here.
+    get_accelerator().is_fp16_supported = lambda: True
+    loss_scale.INITIAL_POWER = deepspeed.INITIAL_POWER = power
+    drive(path)
+
+
+def drive_broken(path: Path) -> None:
+    """Train with gradients that are no numbers though the losses are."""
+    from torch.nn.modules.module import register_module_full_backward_hook
+
+    def spoil(module: Any, down: Any, up: Any) -> Any:
+        return tuple(each * math.nan for each in down) if is_feed_forward(module) else None
+
+    def is_feed_forward(module: Any) -> bool:
+        return type(module).__name__ == "LlamaMLP"
+
+    with register_module_full_backward_hook(spoil):
+        drive(path)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    root = tmp_path_factory.mktemp("health")
+    model = tiny_model(root / "models" / "tiny")
+
+    def case(name: str, rate: float | None = None, **how: Any) -> dict[str, Any]:
+        write_data(root / name / "job" / "data", model)
+        if how.get("method", "LoRA") == "LoRA":
+            how["lora"] = {"dropout": 0}
+        run = make_run(root / name, model, **how)
+        changes = {"peak_flops": 1e12, **({"learning_rate": rate} if rate else {})}
+        run = run.model_copy(update={"plan": run.plan.model_copy(update=changes)})
+        return {"name": name, "run": wire(run), "fails": True}
+
+    def train(name: str, cases: list[dict[str, Any]], *more: Any) -> None:
+        path = root / f"{name}.json"
+        path.write_text(json.dumps(cases))
+        function = drive_scaled if more else drive
+        pool.run(function, path, *more, world=2, folder=root / f"logs-{name}")
+
+    constant = {"schedule": "constant", "warmupRatio": 0}
+    train(
+        "plain",
+        [
+            case("diverging", 3.0, method="Full", steps=120, training=constant),
+            case("fine", method="Full", training=constant),
+            case("fp32", training={"precision": "fp32"}),
+        ],
+    )
+    path = root / "broken.json"
+    path.write_text(json.dumps([case(f"broken-{s}", strategy=s) for s in STRATEGIES]))
+    pool.run(drive_broken, path, world=2, folder=root / "logs-broken")
+    half = {"precision": "fp16"}
+    train("refused", [case("refused", strategy="ZeRO2", training=half)])
+    train("half", [case(f"half-{s}", strategy=s, training=half) for s in STRATEGIES], 16)
+    high = [case(f"high-{s}", strategy=s, training=half, steps=24) for s in STRATEGIES]
+    train("high", high, 26)
+    train(
+        "endless",
+        [case(f"endless-{s}", strategy=s, training=half, steps=24) for s in STRATEGIES],
+        60,
+    )
+    return Runs(root)
+
+
+def test_a_run_that_really_diverges_is_ended(runs: Runs) -> None:
+    error = runs.seen("diverging")["error"]
+    assert error["reason"] == "LossDiverged"
+    lines = runs.history("diverging")
+    assert divergence.PATIENCE <= len(lines) < 120
+    assert lines[-1]["loss"] > lines[0]["loss"] + divergence.LEAST_RISE
+    assert runs.seen("fine")["finished"] is True
+
+
+def test_every_step_tells_its_health(runs: Runs) -> None:
+    told = runs.seen("fine")["told"]
+    assert 0 < told["mfu"] < 1
+    assert 0 <= told["data_wait_share"] < 1
+    assert told["peak_memory_bytes"] > 50e6
+    facts = runs.seen("fine")["facts"]
+    assert 0 < facts["mfu"] < 1
+    assert facts["peakMemoryBytes"] >= told["peak_memory_bytes"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_without_fp16_the_first_gradients_that_are_no_numbers_end_the_run(
+    runs: Runs, strategy: str
+) -> None:
+    error = runs.seen(f"broken-{strategy}")["error"]
+    assert error["reason"] == "LossNotFinite"
+    assert "gradient norm" in error["message"]
+    assert "step 1 " in error["message"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_fp16_learns_what_fp32_learns(runs: Runs, strategy: str) -> None:
+    half = [line["loss"] for line in runs.history(f"half-{strategy}")]
+    exact = [line["loss"] for line in runs.history("fp32")]
+    assert half != exact
+    assert half == pytest.approx(exact, rel=2e-3)
+
+
+def test_fp16_under_zero_is_refused_on_a_cpu(runs: Runs) -> None:
+    error = runs.seen("refused")["error"]
+    assert error["reason"] == "PrecisionUnsupported"
+    assert "bf16 or fp32" in error["remedy"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_step_that_overflows_is_left_out_counted_and_told(runs: Runs, strategy: str) -> None:
+    lines = runs.history(f"high-{strategy}")
+    skipped = [line["grad_norm"] is None for line in lines]
+    assert skipped[0]
+    assert not skipped[-1]
+    assert lines[-1]["skipped_steps"] == sum(skipped)
+    seen = runs.seen(f"high-{strategy}")
+    assert seen["finished"] is True
+    assert seen["told"]["measures"]["skipped_steps"] == sum(skipped)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_fp16_run_whose_every_step_overflows_is_ended(runs: Runs, strategy: str) -> None:
+    error = runs.seen(f"endless-{strategy}")["error"]
+    assert error["reason"] == "LossNotFinite"
+    assert "fp16" in error["message"]
+    assert len(runs.history(f"endless-{strategy}")) == divergence.OVERFLOWS - 1

@@ -1,0 +1,172 @@
+"""Early stopping: what a look sees, what it leaves alone, and which weights are the result."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_api import finetunejob
+from finetune_trainer.data.token_store import TokenStore
+from finetune_trainer.training.early_stopping import EarlyStopping
+from tokenizers import Tokenizer
+
+from tests.trainer import jobs, pool
+from tests.trainer.drive_training import drive
+from tests.trainer.jobs import encode, losses, make_run, pack, wire, write_data
+from tests.trainer.tiny import tiny_model, tiny_rows
+
+STRATEGIES = ("DDP", "ZeRO1", "ZeRO2", "ZeRO3", "FSDP")
+EVERY = 2
+FALLING = {"earlyStopping": {"everySteps": EVERY}}
+NEVER_BETTER = {"earlyStopping": {"everySteps": EVERY, "patience": 2, "minImprovement": 5}}
+"""The first look is the best one, and two more end the run."""
+
+
+def early_stopping(**settings: Any) -> EarlyStopping:
+    return EarlyStopping(finetunejob.EarlyStopping(**settings))
+
+
+def test_the_last_step_is_always_looked_at() -> None:
+    early = early_stopping(every_steps=4)
+    assert [step for step in range(1, 11) if early.due(step, last=step == 10)] == [4, 8, 10]
+
+
+def test_patience_counts_looks_in_a_row_without_improvement() -> None:
+    early = early_stopping(patience=2, min_improvement=0.1)
+    seen = [(early.add(step, loss), early.exhausted) for step, loss in enumerate((3, 2, 1.95, 1.8))]
+    assert seen == [(True, False), (True, False), (False, False), (True, False)]
+    assert [early.add(5, 1.75), early.add(6, float("nan"))] == [False, False]
+    assert (early.best_step, early.best_loss, early.exhausted) == (3, 1.8, True)
+
+
+def test_a_resumed_run_goes_on_counting() -> None:
+    first, second = early_stopping(patience=2), early_stopping(patience=2)
+    first.add(10, 2.0)
+    first.add(20, 2.5)
+    second.restore(first.state())
+    second.add(30, 2.4)
+    assert (second.best_step, second.best_loss, second.exhausted) == (10, 2.0, True)
+
+
+class Runs(jobs.Runs):
+    """The same, with the cases that are to be trained."""
+
+    def __init__(self, root: Path, model: Path) -> None:
+        super().__init__(root)
+        self.model = model
+        self.cases: list[dict[str, Any]] = []
+
+    def add(self, name: str, folder: str = "", packed: bool = False, **how: Any) -> None:
+        job = self.root / (folder or name) / "job"
+        if not job.exists():
+            write_data(job / "data", self.model)
+        if packed:
+            pack_held_out(job / "data", self.model)
+        more = {"stop_after": how.pop("stop_after", None)}
+        run = make_run(job.parent, self.model, **how)
+        self.cases.append({"name": name, "run": wire(run), **more})
+
+    def train(self, world: int) -> None:
+        path = self.root / f"cases-{world}.json"
+        path.write_text(json.dumps(self.cases))
+        pool.run(drive, path, world=world, folder=self.root / f"logs-{world}")
+        self.cases = []
+
+    def looks(self, name: str) -> dict[int, float]:
+        return {
+            line["step"]: line["eval_loss"] for line in self.history(name) if "eval_loss" in line
+        }
+
+
+def pack_held_out(folder: Path, model: Path) -> None:
+    """The same held-out examples, several to a row."""
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    judged = [encode(tokenizer, row) for row in tiny_rows(72)[60:]]
+    rows = pack(judged, 96)
+    assert len(rows) < len(judged)
+    shutil.rmtree(folder / "eval")
+    TokenStore.write(folder / "eval", judged, rows)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    root = tmp_path_factory.mktemp("early")
+    runs = Runs(root, tiny_model(root / "models" / "tiny"))
+    stopped = {"training": NEVER_BETTER, "steps": 12, "lora": {"dropout": 0.2}}
+    runs.add("spoiled", stop_after=2 * EVERY, world_size=1, **stopped)
+    for world in (1, 4):
+        runs.add(f"world-{world}", lora={"dropout": 0}, world_size=world, training=FALLING)
+        runs.train(world)
+    runs.add("world-2", lora={"dropout": 0}, training=FALLING)
+    runs.add("packed", lora={"dropout": 0}, training=FALLING, packed=True)
+    for strategy in STRATEGIES:
+        how: dict[str, Any] = {"strategy": strategy, "lora": {"dropout": 0.2}}
+        runs.add(f"{strategy}-blind", **how)
+        runs.add(f"{strategy}-looking", training=FALLING, **how)
+        runs.add(f"{strategy}-promoted", training=NEVER_BETTER, steps=12, **how)
+        runs.add(f"{strategy}-first", stop_after=EVERY, training=NEVER_BETTER, steps=12, **how)
+    best = root / "spoiled" / "job" / "checkpoints" / "1" / f"step-{EVERY:08d}"
+    (best / "rank-00000.safetensors").unlink()
+    runs.add("spoiled-resumed", folder="spoiled", attempt=2, **stopped)
+    runs.add("stopped", stop_after=2 * EVERY, **stopped)
+    runs.add("resumed", folder="stopped", attempt=2, **stopped)
+    runs.train(2)
+    return runs
+
+
+def test_the_held_out_loss_is_the_same_on_one_two_and_four_ranks(runs: Runs) -> None:
+    reference = runs.looks("world-1")
+    assert sorted(reference) == [2, 4, 6]
+    assert reference[6] < reference[2]
+    for world in (2, 4):
+        assert runs.looks(f"world-{world}") == pytest.approx(reference, abs=2e-6)
+
+
+def test_the_held_out_loss_does_not_depend_on_packing(runs: Runs) -> None:
+    assert runs.looks("packed") == pytest.approx(runs.looks("world-2"), abs=2e-6)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_looking_changes_nothing_in_training(runs: Runs, strategy: str) -> None:
+    blind, looking = (runs.root / f"{strategy}-{how}" / "job" for how in ("blind", "looking"))
+    assert losses(looking) == losses(blind)
+    digests = {runs.seen(f"{strategy}-{how}")["trained_digest"] for how in ("blind", "looking")}
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+def test_every_strategy_sees_the_same_held_out_loss(runs: Runs, strategy: str) -> None:
+    # Dropout is on in training and differs between no two strategies; looks have none.
+    expected = runs.looks("DDP-looking")
+    assert runs.looks(f"{strategy}-looking") == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_best_weights_are_the_result(runs: Runs, strategy: str) -> None:
+    promoted = runs.seen(f"{strategy}-promoted")
+    facts = promoted["facts"]
+    assert promoted["finished"] is True
+    assert (facts["steps"], facts["bestStep"]) == (3 * EVERY, EVERY)
+    assert facts["bestEvalLoss"] == runs.looks(f"{strategy}-promoted")[EVERY]
+    first = runs.seen(f"{strategy}-first")
+    assert first["facts"]["steps"] == EVERY
+    assert promoted["trained_digest"] == first["trained_digest"]
+
+
+def test_a_run_stopped_between_looks_keeps_its_patience(runs: Runs) -> None:
+    assert runs.seen("stopped")["finished"] is False
+    resumed = runs.seen("resumed")
+    assert resumed["finished"] is True
+    assert (resumed["facts"]["steps"], resumed["facts"]["bestStep"]) == (3 * EVERY, EVERY)
+    assert resumed["trained_digest"] == runs.seen("DDP-promoted")["trained_digest"]
+
+
+def test_a_best_checkpoint_that_is_damaged_is_not_called_the_result(runs: Runs) -> None:
+    resumed = runs.seen("spoiled-resumed")
+    assert resumed["finished"] is True
+    facts = resumed["facts"]
+    assert (facts["steps"], facts["bestStep"]) == (3 * EVERY, 3 * EVERY)
+    assert facts["bestEvalLoss"] == runs.history("spoiled", 2)[-1]["eval_loss"]

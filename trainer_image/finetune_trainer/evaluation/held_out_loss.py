@@ -1,0 +1,251 @@
+"""What a model makes of the held-out data, by the loss that it was trained with.
+
+A model only gives log-probabilities of answers, or scores; every loss follows from these without
+another look at the model. So the base is looked at once, and is its own reference and the tuned
+model's: the loss of the base is then that of a model which has learnt nothing, ln 2 for DPO.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from finetune_api import finetunejob
+from finetune_api.finetunejob import FineTuneJobSpec
+
+from finetune_trainer.data.token_store import PackedSequence, TokenStore
+from finetune_trainer.objectives.collate import collate
+from finetune_trainer.objectives.dpo import dpo_losses
+from finetune_trainer.objectives.kto import AnswerStore, kto_losses, reference_point
+from finetune_trainer.objectives.orpo import orpo_losses, per_token
+from finetune_trainer.objectives.preference_pairs import rows_of
+from finetune_trainer.objectives.reward import collate_scored, reward_losses, scores_of
+from finetune_trainer.objectives.sft import AnswerLoss
+
+TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
+Tell = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one model made of the held-out rows."""
+
+    values: np.ndarray
+    """float64 [rows]: log p(answer | prompt) in nats, or the score of a reward model."""
+    tokens: np.ndarray
+    """int64 [rows]: tokens that were learnt from, or for a score all of the row."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The objective's loss of every unit; the loss of all is sum(each) / sum(weights)."""
+
+    each: np.ndarray
+    """float64 [units]."""
+    weights: np.ndarray
+    """int64 [units]: tokens of a row, one for a pair or an answer."""
+
+
+class HeldOut(Protocol):
+    """The held-out part of one objective's data."""
+
+    units: np.ndarray
+    """int64 [units]: which of the held-out rows, pairs or answers are looked at."""
+    items: int
+    """Rows that a look goes through."""
+
+    def look(self, model: Any, tell: Tell) -> Look:
+        """Show the model every row."""
+
+    def loss(self, look: Look, base: Look) -> Loss:
+        """The loss of a model whose reference is the base."""
+
+    def accuracy(self, look: Look) -> float | None:
+        """Share of pairs whose better answer is preferred, 0 to 1."""
+
+
+def open_held_out(spec: FineTuneJobSpec, folder: Path) -> HeldOut | None:
+    """The held-out data of an objective in the token store `folder`; GRPO has no held-out loss."""
+    match spec.objective:
+        case "GRPO":
+            return None
+        case "SFT" | "Completion":
+            return HeldOutTokens(spec, folder)
+        case "KTO":
+            return HeldOutAnswers(spec, folder)
+        case "Reward":
+            return HeldOutScores(spec, folder)
+        case _:
+            return HeldOutPairs(spec, folder)
+
+
+class HeldOutTokens:
+    """SFT and Completion: negative log-likelihood of tokens."""
+
+    def __init__(self, spec: FineTuneJobSpec, folder: Path) -> None:
+        store = TokenStore.open(folder)
+        self.units = drawn(spec, store.rows)
+        self._rows = [store.row(int(unit)) for unit in self.units]
+        self.items = len(self._rows)
+
+    def look(self, model: Any, tell: Tell) -> Look:
+        """Log-probabilities of what was learnt of each row."""
+        return likelihoods(model, self._rows, tell)
+
+    def loss(self, look: Look, base: Look) -> Loss:
+        """Nats; weighted by tokens."""
+        return Loss(-look.values, look.tokens)
+
+    def accuracy(self, look: Look) -> float | None:
+        """There are no pairs."""
+        return None
+
+
+class HeldOutPairs:
+    """DPO and ORPO: pairs of answers."""
+
+    def __init__(self, spec: FineTuneJobSpec, folder: Path) -> None:
+        self._spec = spec
+        store = TokenStore.open(folder)
+        self.units = drawn(spec, store.rows // 2)
+        self._rows = [store.row(number) for number in rows_of([int(u) for u in self.units])]
+        self.items = len(self._rows)
+
+    def look(self, model: Any, tell: Tell) -> Look:
+        """Log-probabilities of both answers."""
+        return likelihoods(model, self._rows, tell)
+
+    def loss(self, look: Look, base: Look) -> Loss:
+        """One for every pair."""
+        logps, tokens, reference = (
+            torch.from_numpy(array).double().view(-1, 2)
+            for array in (look.values, look.tokens, base.values)
+        )
+        if self._spec.objective == "ORPO":
+            settings = self._spec.orpo or finetunejob.ORPO()
+            return unweighted(orpo_losses(settings, per_token(logps, tokens)))
+        dpo = self._spec.dpo or finetunejob.DPO()
+        return unweighted(dpo_losses(dpo, logps, reference, tokens))
+
+    def accuracy(self, look: Look) -> float | None:
+        """By log-probability, for ORPO per token."""
+        by_token = self._spec.objective == "ORPO"
+        values = look.values / np.maximum(1, look.tokens) if by_token else look.values
+        return chosen_share(values)
+
+
+class HeldOutScores:
+    """Reward: scores of pairs."""
+
+    def __init__(self, spec: FineTuneJobSpec, folder: Path) -> None:
+        self._settings = spec.reward or finetunejob.Reward()
+        store = TokenStore.open(folder)
+        self.units = drawn(spec, store.rows // 2)
+        self._rows = [store.row(number) for number in rows_of([int(u) for u in self.units])]
+        self.items = len(self._rows)
+
+    def look(self, model: Any, tell: Tell) -> Look:
+        """Scores of both answers."""
+        scores = np.zeros(len(self._rows))
+        tokens = np.array([len(row.input_ids) for row in self._rows], dtype=np.int64)
+        pad, done = int(model.config.get_text_config().pad_token_id), 0
+        with torch.no_grad():
+            for members in batches_by_length(tokens.tolist(), model.device.type):
+                batch = collate_scored([self._rows[index] for index in members], pad)
+                scores[members] = scores_of(model, batch, model.device).double().cpu().numpy()
+                done += len(members)
+                tell(done)
+        return Look(scores, tokens)
+
+    def loss(self, look: Look, base: Look) -> Loss:
+        """One for every pair."""
+        scores = torch.from_numpy(look.values).view(-1, 2)
+        return unweighted(reward_losses(self._settings, scores))
+
+    def accuracy(self, look: Look) -> float | None:
+        """By score; the base has the head that training began from."""
+        return chosen_share(look.values)
+
+
+class HeldOutAnswers:
+    """KTO: single answers, and the same prompts with foreign answers for the reference point."""
+
+    def __init__(self, spec: FineTuneJobSpec, folder: Path) -> None:
+        self._settings = spec.kto or finetunejob.KTO()
+        training = spec.training
+        store = AnswerStore(folder, training.seed, training.max_sequence_length)
+        self.units = drawn(spec, store.answers)
+        numbers = [int(unit) for unit in self.units]
+        self._desirable = np.asarray(store.desirable[numbers], dtype=bool)
+        self._rows = [store.row(i) for i in numbers] + [store.foreign(i) for i in numbers]
+        self.items = len(self._rows)
+
+    def look(self, model: Any, tell: Tell) -> Look:
+        """Log-probabilities of all answers, then of the foreign ones."""
+        return likelihoods(model, self._rows, tell)
+
+    def loss(self, look: Look, base: Look) -> Loss:
+        """One for every answer."""
+        count = len(self.units)
+        values, reference = torch.from_numpy(look.values), torch.from_numpy(base.values)
+        point = reference_point((values - reference)[count:].mean())
+        desirable = torch.from_numpy(self._desirable)
+        each = kto_losses(self._settings, values[:count], reference[:count], desirable, point)
+        return unweighted(each)
+
+    def accuracy(self, look: Look) -> float | None:
+        """Over all pairs of a desirable and an undesirable answer, by log-probability per token:
+        their prompts and lengths differ."""
+        means = (look.values / np.maximum(1, look.tokens))[: len(self.units)]
+        good, bad = means[self._desirable], means[~self._desirable]
+        if not len(good) or not len(bad):
+            return None
+        return float((good[:, None] > bad[None, :]).mean())
+
+
+def drawn(spec: FineTuneJobSpec, units: int) -> np.ndarray:
+    """Which units are looked at, in an order that follows from the seed."""
+    order = np.random.default_rng(spec.training.seed).permutation(units)
+    return order[: spec.evaluation.max_samples]
+
+
+def unweighted(each: torch.Tensor) -> Loss:
+    """Every unit counts as one."""
+    return Loss(each.numpy(), np.ones(len(each), dtype=np.int64))
+
+
+def chosen_share(values: np.ndarray) -> float | None:
+    """Share of pairs whose first value is the larger one."""
+    both = values.reshape(-1, 2)
+    return float((both[:, 0] > both[:, 1]).mean()) if len(both) else None
+
+
+def likelihoods(model: Any, rows: Sequence[PackedSequence], tell: Tell) -> Look:
+    """Log-probability of what was learnt of each row, and how many tokens that is."""
+    loss_of = AnswerLoss(model)
+    logps, tokens = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
+    done = 0
+    with torch.no_grad():
+        for members in batches_by_length([len(row.input_ids) for row in rows], model.device.type):
+            batch = collate([rows[index] for index in members])
+            each = loss_of(model, batch, model.device).double().cpu().numpy()
+            owners = np.asarray(members)[batch.owners.numpy()]
+            np.subtract.at(logps, owners, each)
+            np.add.at(tokens, owners, 1)
+            done += len(members)
+            tell(done)
+    loss_of.remove()
+    return Look(logps, tokens)
+
+
+def batches_by_length(lengths: Sequence[int], device: str) -> list[list[int]]:
+    """Indices of rows of similar length, in batches that with padding fit a token budget."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        longest = lengths[batches[-1][0]] if batches else 0
+        if not batches or longest * (len(batches[-1]) + 1) > TOKENS_PER_BATCH[device]:
+            batches.append([])
+        batches[-1].append(index)
+    return batches

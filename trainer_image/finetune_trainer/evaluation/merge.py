@@ -1,0 +1,112 @@
+"""The tuned model as one set of weights, the same for the judge and for the world.
+
+Evaluation must judge exactly the weights that export writes. So both come through here: each
+method's update is computed in fp32 and rounded once to the number format in which the base was
+saved, whatever format the model computes in afterwards. A prefix is the exception: it is no change
+of weights and stays an adapter.
+"""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from finetune_api.finetunejob import FineTuneJobSpec, Quantization
+from finetune_api.run import RunConfig
+
+from finetune_trainer.checkpointing.restore import describe
+from finetune_trainer.methods import DTYPES, load_model, make_room, new_tokens_of, saved_dtype
+from finetune_trainer.methods.merged_weights import FourBits, four_bits, merge_layers
+from finetune_trainer.methods.reward_head import is_scorer, round_head
+from finetune_trainer.runtime.errors import RetryableError
+
+
+def base_folder(run: RunConfig) -> Path:
+    """The snapshot of the base model."""
+    assert run.model is not None
+    return Path(run.paths.model_cache) / run.model.folder
+
+
+def base_model(run: RunConfig, dtype: torch.dtype, device: Any = "cpu") -> Any:
+    """The base as the job sees it: with its positions and with room for its new tokens."""
+    spec = FineTuneJobSpec.model_validate(run.spec)
+    seed = spec.training.seed if spec.objective == "Reward" else None
+    folder, rope = base_folder(run), spec.model.rope
+    model = load_model(folder, dtype, device=device, score_seed=seed, rope=rope)
+    make_room(model, new_tokens_of(run, spec))
+    return model
+
+
+def tuned_model(run: RunConfig, dtype: torch.dtype, base: Any = None, device: Any = "cpu") -> Any:
+    """The tuned model in `dtype`; its weights are exact in the format of the saved base.
+
+    A `base` that is loaded already is used up: changed in place, or emptied, because two models may
+    be more than the device holds. Raises RetryableError when the files in output/ are not those
+    that training wrote.
+    """
+    output = Path(run.paths.job) / "output"
+    verify(output)
+    spec, saved = FineTuneJobSpec.model_validate(run.spec), saved_dtype(base_folder(run))
+    if spec.method.type == "Full":
+        empty(base)
+        seed = spec.training.seed if spec.objective == "Reward" else None
+        return load_model(output, saved, device=device, score_seed=seed).to(dtype)
+    if spec.method.type == "QLoRA":
+        # Bits are made of the weights in the run's precision, which `base` may not have.
+        empty(base)
+        model = base_model(run, saved, device)
+        how = spec.method.quantization or Quantization()
+        rounded = four_bits(model, how, DTYPES[spec.training.precision])
+        return merge_adapter(model, output, saved, rounded).to(dtype)
+    model = base if base is not None else base_model(run, dtype, device)
+    return merge_adapter(model, output, saved)
+
+
+def empty(base: Any) -> None:
+    """Let go of a model's memory."""
+    for weight in base.parameters() if base is not None else ():
+        weight.data = weight.data.new_empty(0)
+
+
+def verify(output: Path) -> None:
+    """Compare the trained weights with the list that training left beside them."""
+    listed = output / "files.json"
+    if not listed.is_file():
+        raise RetryableError(
+            "NoTrainedWeights", "Training left no weights behind.", file=str(listed)
+        )
+    wanted = json.loads(listed.read_text())["files"]
+    found = {name: facts for name, facts in describe(output).items() if name != listed.name}
+    if found != wanted:
+        wrong = sorted(name for name in wanted if found.get(name) != wanted[name])
+        raise RetryableError(
+            "TrainedWeightsChanged",
+            f"The trained weights are not those that training wrote: {', '.join(wrong)}.",
+            "Run the job again; check the workspace's storage.",
+            file=str(output),
+        )
+
+
+def merge_adapter(
+    model: Any, adapter: Path, saved: torch.dtype, rounded: FourBits | None = None
+) -> Any:
+    """The model with the adapter's update in its weights; a prefix is put before it instead.
+
+    With `rounded` the base's linear layers become first what QLoRA held them as.
+    """
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        # PEFT looks for AdaLoRA's ranks among LoRA's, finds none and says so; it does use them.
+        warnings.filterwarnings("ignore", message="The following rank_pattern keys")
+        # GPT-2's layers in four bits were no Conv1D.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+        adapted = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=True)
+    if adapted.active_peft_config.is_prompt_learning:
+        return adapted
+    merge_layers(adapted, saved, rounded)
+    merged = adapted.unload()
+    if is_scorer(merged):
+        round_head(merged, saved)
+    return merged

@@ -1,0 +1,50 @@
+"""Room for new tokens: rows of the embedding and of the head.
+
+A new row starts as the mean of the rows that were there: its logit is then an average one, and the
+first steps do not go into making an accidental token unlikely (Hewitt 2021, "Initializing New Word
+Embeddings for Pretrained Language Models").
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.run import RunConfig
+
+from finetune_trainer.methods.zero3_gather import whole
+
+
+def new_tokens_of(run: RunConfig, spec: FineTuneJobSpec) -> list[int]:
+    """Ids of the tokens that the job adds to the vocabulary."""
+    changes = spec.model.tokenizer
+    if not changes or not changes.special_tokens:
+        return []
+    from finetune_trainer.data.tokenizer import job_tokenizer, new_token_ids
+
+    return new_token_ids(job_tokenizer(run), changes)
+
+
+def make_room(model: Any, new_tokens: Sequence[int]) -> None:
+    """Give the model rows for `new_tokens`, ids behind all others; spare rows are used first.
+
+    A collective where ZeRO-3 has sharded the model.
+    """
+    if not new_tokens:
+        return
+    weight = model.get_input_embeddings().weight
+    before = int(getattr(weight, "ds_shape", weight.shape)[0])
+    if max(new_tokens) >= before:
+        model.resize_token_embeddings(max(new_tokens) + 1, mean_resizing=False)
+    old = min(*new_tokens, before)
+    rows = sorted({*new_tokens, *range(before, max(new_tokens) + 1)})
+    for layer in token_layers(model):
+        if not layer.weight.is_meta:
+            with whole(layer), torch.no_grad():
+                layer.weight[rows] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
+
+
+def token_layers(model: Any) -> list[Any]:
+    """The embedding and, where there is one, the head."""
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [layer for layer in layers if layer is not None]

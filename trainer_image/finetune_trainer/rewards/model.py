@@ -1,0 +1,107 @@
+"""Learnt rewards: a frozen sequence classifier with one output that scores whole conversations.
+
+It is read as transformers reads it: its own tokenizer and chat template write the conversation, and
+the score is that of the last token that is not padding.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from finetune_api.finetunejob import GRPO
+from finetune_api.run import RunConfig
+from numpy.typing import NDArray
+
+from finetune_trainer.data.tokenizer import load_tokenizer
+from finetune_trainer.rewards.functions import Reply
+from finetune_trainer.sources.model_facts import local_config
+from finetune_trainer.sources.model_files import CONFIG, no_reward
+
+TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
+
+
+class RewardModel:
+    """Scores conversations; one is loaded by every process that judges answers."""
+
+    def __init__(
+        self, folder: Path, device: torch.device, context: int, date: str | None = None
+    ) -> None:
+        """`context` is the longest sequence in tokens that the model was made for, `date` what a
+        template that prints today's is given."""
+        self._tokenizer = load_tokenizer(folder, date=date)
+        self._model = load_classifier(folder, device)
+        self._device = device
+        self._context = context
+
+    def __call__(self, replies: Sequence[Reply]) -> NDArray[np.float64]:
+        """Scores, float64 [replies]; a conversation that is too long loses its beginning."""
+        ids = [self._tokens(reply) for reply in replies]
+        scores = np.zeros(len(ids))
+        order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
+        while order:
+            longest = len(ids[order[0]])
+            count = max(1, TOKENS_PER_BATCH[self._device.type] // longest)
+            members, order = order[:count], order[count:]
+            scores[members] = self._score([ids[index] for index in members])
+        return scores
+
+    def _tokens(self, reply: Reply) -> list[int]:
+        answer = {"role": "assistant", "content": reply.text}
+        text = self._tokenizer.apply_chat_template([*reply.messages, answer], tokenize=False)
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids[-self._context :]
+
+    def _score(self, ids: Sequence[list[int]]) -> NDArray[np.float64]:
+        pad = self._model.config.get_text_config().pad_token_id
+        tokens = np.full((len(ids), max(map(len, ids))), pad, dtype=np.int64)
+        mask = np.zeros_like(tokens)
+        for index, each in enumerate(ids):
+            tokens[index, : len(each)] = each
+            mask[index, : len(each)] = 1
+        with torch.inference_mode():
+            logits = self._model(
+                input_ids=torch.from_numpy(tokens).to(self._device),
+                attention_mask=torch.from_numpy(mask).to(self._device),
+            ).logits
+        return np.asarray(logits[:, 0].double().cpu())
+
+
+def load_classifier(folder: Path, device: torch.device) -> Any:
+    """The frozen model, in bf16 on a GPU and fp32 on a CPU.
+
+    Raises UserError NotARewardModel where it has not one trained output.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    config = local_config(folder)
+    architectures = config.architectures or ["no architecture"]
+    if config.num_labels != 1 or "SequenceClassification" not in architectures[0]:
+        why = f"it is {architectures[0]} with {config.num_labels} outputs"
+        raise no_reward("grpo.rewardModel", why, file=str(folder / CONFIG))
+    model, told = AutoModelForSequenceClassification.from_pretrained(
+        folder,
+        dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        device_map={"": device},
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    if missing := sorted(told["missing_keys"]):
+        why = f"its files lack {', '.join(missing[:5])}"
+        raise no_reward("grpo.rewardModel", why, file=str(folder / CONFIG))
+    text = model.config.get_text_config()
+    if text.pad_token_id is None:
+        # Any token will do that no conversation ends with.
+        text.pad_token_id = 0 if text.eos_token_id != 0 else 1
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def load_reward_model(run: RunConfig, settings: GRPO, device: torch.device) -> RewardModel | None:
+    """The job's reward model; None where it names none."""
+    if settings.reward_model is None:
+        return None
+    assert run.reward is not None
+    folder = Path(run.paths.reward_cache) / run.reward.folder
+    return RewardModel(folder, device, run.reward.context_length)

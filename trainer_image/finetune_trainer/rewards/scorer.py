@@ -1,0 +1,68 @@
+"""The rewards of a GRPO job, computed and learnt, for training and for evaluation alike."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from finetune_api.finetunejob import GRPO
+from finetune_api.run import RunConfig
+from numpy.typing import NDArray
+
+from finetune_trainer.rewards.functions import Reply, judge_of, names_of
+from finetune_trainer.rewards.model import load_reward_model
+
+LEARNT = "rewardModel"
+"""Name of the reward model's reward; its weight is 1."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt as text."""
+
+    messages: list[dict[str, str]]
+    reference: str | None
+
+    def reply(self, tokenizer: Any, tokens: Sequence[int], ended: bool) -> Reply:
+        """An answer to it, given as tokens without the one that ends the turn."""
+        text = tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return Reply(self.messages, text, ended, self.reference)
+
+
+def prompts_of(path: Path) -> list[Asked]:
+    """The prompts of a file of {messages, reference}, in its order."""
+    with path.open() as file:
+        rows = [json.loads(line) for line in file]
+    return [Asked(row["messages"], row.get("reference")) for row in rows]
+
+
+class Judges:
+    """All rewards of a job."""
+
+    def __init__(self, run: RunConfig, settings: GRPO, device: torch.device) -> None:
+        self._functions = [judge_of(function) for function in settings.rewards]
+        self._model = load_reward_model(run, settings, device)
+        learnt = [LEARNT] if self._model else []
+        self.names = [*names_of(settings.rewards), *learnt]
+        """One for each reward."""
+        self._weights = np.array(
+            [*(each.weight for each in settings.rewards), *(1.0 for _ in learnt)]
+        )
+
+    def __call__(self, replies: Sequence[Reply]) -> list[tuple[float, ...]]:
+        """The rewards of each answer, in the order of `names`."""
+        columns: list[Sequence[float]] = [
+            [judge(reply) for reply in replies] for judge in self._functions
+        ]
+        if self._model is not None:
+            columns.append(self._model(replies).tolist())
+        return list(zip(*columns, strict=True))
+
+    def totals(self, rewards: Sequence[tuple[float, ...]]) -> NDArray[np.float64]:
+        """The weighted sum of each answer's rewards, float64 [answers]."""
+        return np.asarray(rewards, dtype=np.float64).reshape(-1, len(self.names)) @ self._weights

@@ -1,0 +1,230 @@
+"""What the planner must know of a model, read from config.json and the safetensors headers.
+
+No weights are loaded and no torch is imported: a header is a few kilobytes, and it is the truth
+about what is stored, while a config says only what was meant. Config names differ between
+families; the first one of each list that is there counts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune_api.finetunejob import RopeScaling
+from finetune_api.run import ModelFacts
+
+from finetune_trainer.runtime.errors import UserError
+from finetune_trainer.sources.model_files import unsupported
+
+NESTED = ("text_config", "language_config", "llm_config")
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+HIDDEN = ("hidden_size", "n_embd", "d_model")
+INTERMEDIATE = (
+    "intermediate_size",
+    "ffn_hidden_size",
+    "n_inner",
+    "ffn_dim",
+    "moe_intermediate_size",
+)
+HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
+KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
+MULTI_QUERY = ("falcon", "RefinedWeb", "RefinedWebModel", "gpt_bigcode")
+CONTEXT = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_sequence_length",
+    "seq_length",
+    "max_seq_len",
+    "n_ctx",
+)
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+DEFAULT_CONTEXT = 2048
+_HEADER_LIMIT = 100_000_000
+
+Header = dict[str, dict[str, Any]]
+
+
+def model_facts(
+    folder: Path, config: dict[str, Any], weights: Sequence[str], revision: str
+) -> ModelFacts:
+    """The facts of the snapshot in `folder`, whose weights are the files `weights`.
+
+    Raises UserError UnsupportedModel where the config lacks a size, and ModelIncomplete where a
+    weight file is cut off.
+    """
+    shape = shape_of(config, folder.name)
+    headers = [read_header(folder / name) for name in weights]
+    return ModelFacts(
+        **shape,
+        architecture=(config.get("architectures") or [config["model_type"]])[0],
+        context_length=context_length(config),
+        parameters=count_parameters(headers, tied=bool(_text(config).get("tie_word_embeddings"))),
+        weight_bytes=sum((folder / name).stat().st_size for name in weights),
+        revision=revision,
+        folder=folder.name,
+    )
+
+
+def shape_of(config: dict[str, Any], shown: str) -> dict[str, int]:
+    """Layers, widths, heads and vocabulary as ModelFacts names them."""
+    text = _text(config)
+    hidden = _first(text, HIDDEN)
+    sizes = {
+        "layers": _first(text, LAYERS),
+        "hidden_size": hidden,
+        "attention_heads": _first(text, HEADS),
+        "vocabulary": _first(text, ("vocab_size",)),
+    }
+    if missing := [name for name, value in sizes.items() if not value]:
+        raise unsupported(shown, f"config.json does not tell its {missing[0].replace('_', ' ')}")
+    known = {name: int(value) for name, value in sizes.items() if value}
+    return {
+        **known,
+        # GPT-2 and Falcon leave the usual factor of four unsaid.
+        "intermediate_size": _first(text, INTERMEDIATE) or 4 * known["hidden_size"],
+        "key_value_heads": _key_value_heads(text, known["attention_heads"]),
+    }
+
+
+def local_config(folder: Path) -> Any:
+    """The snapshot's config as transformers reads it; code in the snapshot is never run."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def context_length(config: dict[str, Any]) -> int:
+    """Longest sequence that the model was made for; 2048 where its config is silent (Falcon)."""
+    return _first(_text(config), CONTEXT) or DEFAULT_CONTEXT
+
+
+def stretched_context(folder: Path, config: dict[str, Any], rope: RopeScaling | None) -> int:
+    """The context length with the job's RoPE scaling.
+
+    Raises UserError where the architecture has no rotary positions, or not one kind of them, or
+    where they are stretched already.
+    """
+    context = context_length(config)
+    if rope is None:
+        return context
+    positions = getattr(local_config(folder).get_text_config(), "rope_parameters", None)
+    kind = _text(config).get("model_type") or config["model_type"]
+    if not positions:
+        raise _no_rope(f"the architecture {kind} has no rotary positions")
+    if "rope_theta" not in positions:
+        raise _no_rope(f"the layers of {kind} have several kinds of rotary positions")
+    if (how := positions.get("rope_type", "default")) != "default":
+        raise _no_rope(f"the model's positions are scaled already ({how})")
+    return int(context * rope.factor)
+
+
+def check_experts(config: dict[str, Any], shown: str) -> None:
+    """UserError where a job has settings for experts and the model has none."""
+    if (_first(_text(config), EXPERTS) or 0) < 2:
+        raise UserError(
+            "NotMixtureOfExperts",
+            f"method.moe is given, and {shown} has no experts.",
+            "Leave method.moe out.",
+        )
+
+
+def check_scorable(config: dict[str, Any], shown: str) -> None:
+    """UserError where no reward model can be made of a model."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as SCORABLE,
+    )
+
+    if config["model_type"] not in SCORABLE:
+        raise UserError(
+            "NoRewardHead",
+            f"objective Reward cannot train {shown}: transformers has no sequence classifier of "
+            f"the architecture {config['model_type']}.",
+            "Use another model, such as a Llama, Qwen, Mistral or Gemma.",
+        )
+    names = config.get("architectures") or ()
+    outputs = len(config.get("id2label") or ()) or config.get("num_labels", 2)
+    if any("ForSequenceClassification" in name for name in names) and outputs != 1:
+        raise UserError(
+            "NotARewardModel",
+            f"{shown} is a classifier with {outputs} outputs.",
+            "Use a language model, or a classifier with one output.",
+        )
+
+
+def _no_rope(why: str) -> UserError:
+    return UserError(
+        "RopeUnsupported",
+        f"model.rope cannot be used: {why}.",
+        "Leave model.rope out, and keep training.maxSequenceLength within the model's context.",
+    )
+
+
+def count_parameters(headers: Iterable[Header], tied: bool) -> int:
+    """Weights of all files; an output layer that is stored though tied is not counted again."""
+    shapes = {name: entry["shape"] for header in headers for name, entry in header.items()}
+    if tied and any(name.endswith(("embed_tokens.weight", "wte.weight")) for name in shapes):
+        shapes = {name: shape for name, shape in shapes.items() if not _is_output_layer(name)}
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def read_header(path: Path) -> Header:
+    """Names, types and shapes of a safetensors file; checks that the file is as long as it says.
+
+    Format: 8 bytes length N, little endian; N bytes JSON; then the data
+    (https://huggingface.co/docs/safetensors).
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(_HEADER_LIMIT, size - 8):
+            raise _broken(path, "its header is cut off")
+        try:
+            header = json.loads(file.read(length))
+            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise _broken(path, "its header is not valid") from None
+    if not tensors or size != 8 + length + end:
+        raise _broken(path, f"it has {size} bytes instead of {8 + length + end}")
+    return tensors
+
+
+def _text(config: dict[str, Any]) -> dict[str, Any]:
+    """The language part of a model that has others."""
+    nested = next((config[name] for name in NESTED if isinstance(config.get(name), dict)), None)
+    return {**config, **nested} if nested else config
+
+
+def _first(config: dict[str, Any], names: Sequence[str]) -> int | None:
+    for name in names:
+        value = config.get(name)
+        # Gemma 3n gives one width per layer: the widest decides the memory.
+        value = max(value, default=None) if isinstance(value, list) else value
+        if isinstance(value, int | float) and value > 0:
+            return int(value)
+    return None
+
+
+def _key_value_heads(text: dict[str, Any], heads: int) -> int:
+    # Falcon: num_kv_heads counts only in the new architecture; multi_query alone means one.
+    if text.get("model_type") in MULTI_QUERY and not text.get("new_decoder_architecture"):
+        return 1 if text.get("multi_query", True) else heads
+    return _first(text, KEY_VALUE_HEADS) or heads
+
+
+def _is_output_layer(name: str) -> bool:
+    return name in ("lm_head.weight", "output.weight", "embed_out.weight") or name.endswith(
+        ".lm_head.weight"
+    )
+
+
+def _broken(path: Path, why: str) -> UserError:
+    return UserError(
+        "ModelIncomplete",
+        f"{path.name} is not a whole safetensors file: {why}.",
+        "Upload the file again.",
+        file=path.name,
+    )
