@@ -87,7 +87,7 @@ PRODUCTS = {
         CHECKOUT / "trainer_image",
         (CONTRACT, TRAINER),
         (
-            *("torch", "transformers", "peft", "deepspeed", "bitsandbytes", "datasets"),
+            *("torch", "transformers", "peft", "deepspeed", "bitsandbytes"),
             *("s3fs", "gcsfs", "huggingface_hub", "finetune_api", "finetune_trainer"),
         ),
         ("python", "-m", "finetune_trainer", "--version"),
