@@ -90,7 +90,7 @@ PRODUCTS = {
             *("torch", "transformers", "peft", "deepspeed", "bitsandbytes"),
             *("s3fs", "gcsfs", "huggingface_hub", "finetune_api", "finetune_trainer"),
         ),
-        ("python", "-m", "finetune_trainer", "--version"),
+        ("python", "-c", "import finetune_trainer; print(finetune_trainer.__version__)"),
     ),
 }
 

@@ -30,7 +30,7 @@ from torch import distributed as dist
 def inside(engine: Any, seen: dict[str, Any]) -> None:
     """What the ranks hold: shapes of local shards, and a checksum of the gathered weights."""
     model = getattr(engine.model, "module", engine.model)
-    name, weight = next(strategies.trained(model))
+    name, weight = next(strategies.trainable_parameters(model))
     local = weight.to_local() if hasattr(weight, "to_local") else weight
     # ZeRO-3 keeps a flat share in ds_tensor and leaves the weight itself empty.
     local = getattr(weight, "ds_tensor", local)
@@ -57,12 +57,28 @@ def optimizer_elements(engine: Any) -> int:
     return total
 
 
+class StopAfter:
+    """Requests a stop of the last rank alone at the end of a step, as when one node is drained."""
+
+    def __init__(self, step: int | None) -> None:
+        self._step = step
+        self._reads = 0
+
+    @property
+    def requested(self) -> bool:
+        """The training loop reads this once per step."""
+        self._reads += 1
+        return dist.get_rank() == dist.get_world_size() - 1 and self._reads == self._step
+
+    def defer_to_boundary(self) -> None:
+        """No signal is handled here."""
+
+
 def run_case(case: dict[str, Any], folder: Path) -> None:
     run = RunConfig.model_validate(case["run"])
     rank = dist.get_rank()
     seen: dict[str, Any] = {}
-    finished_build, finished_load = worker.build, strategies.load
-    steps = {"asked": 0}
+    finished_build, finished_load = worker.build_model, strategies.load_model
 
     def build(*args: Any) -> Any:
         model, engine, spread = finished_build(*args)
@@ -80,7 +96,7 @@ def run_case(case: dict[str, Any], folder: Path) -> None:
             with accumulate(last):
                 yield
             if not last:
-                _, weight = next(strategies.trained(model))
+                _, weight = next(strategies.trainable_parameters(model))
                 seen["reduced_between"] = weight.grad is not None
 
         engine.accumulate = watched
@@ -91,18 +107,13 @@ def run_case(case: dict[str, Any], folder: Path) -> None:
         seen["loaded_on"] = next(model.parameters()).device.type
         return model
 
-    def stop_asked() -> bool:
-        steps["asked"] += 1
-        # Only one rank is told, as when one node is drained.
-        return rank == dist.get_world_size() - 1 and steps["asked"] == case.get("stop_after")
-
     ranks = folder / "ranks" / case["name"]
     ranks.mkdir(parents=True, exist_ok=True)
     tell = RankReporter(RankFile(ranks, rank))
     setattr(worker, "build", build)  # noqa: B010
     setattr(strategies, "load", load)  # noqa: B010
     try:
-        finished, facts = worker.train(run, tell, stop_asked)
+        finished, facts = worker.train(run, tell, StopAfter(case.get("stop_after")))
         seen.update(finished=finished, facts=facts.to_wire(), told=tell.state)
     except Exception as error:
         if not case.get("fails"):
@@ -122,7 +133,7 @@ def drive(path: Path) -> None:
     torch.set_num_threads(1)
     first = RunConfig.model_validate(cases[0]["run"])
     strategies.prepare_communication("ZeRO2", "cpu")
-    worker.join(first)
+    worker.join_process_group(first)
     for case in cases:
         started = time.monotonic()
         if case.get("copy_from") and dist.get_rank() == 0:

@@ -148,6 +148,15 @@ def make_run(
     )
 
 
+class NoStop:
+    """A stop that is never requested."""
+
+    requested = False
+
+    def defer_to_boundary(self) -> None:
+        """No signal is handled here."""
+
+
 def free_port() -> int:
     """A port that nothing listens on now."""
     with socket.socket() as probe:

@@ -27,7 +27,7 @@ from finetune_trainer.runtime.telemetry import RankFile, Report
 from finetune_trainer.training import worker
 from torch import distributed as dist
 
-from tests.trainer.jobs import environment, make_run, write_data, write_run
+from tests.trainer.jobs import NoStop, environment, make_run, write_data, write_run
 from tests.trainer.tiny import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -69,7 +69,7 @@ def job(
     model = bf16_model(root / "models" / "tiny")
     write_data(root / "job" / "data", model)
     run = make_run(root, model, method=request.param, world_size=1, steps=STEPS)
-    finished, _ = worker.train(run, RankReporter(RankFile(root, 0)), lambda: False)
+    finished, _ = worker.train(run, RankReporter(RankFile(root, 0)), NoStop())
     assert finished
     return root, model, request.param
 

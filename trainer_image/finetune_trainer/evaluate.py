@@ -6,10 +6,10 @@ the job's objective; its interval comes from resampling rows, the same rows for 
 that what both find hard cancels out (paired bootstrap, Koehn 2004).
 """
 
-from finetune_trainer.runtime.sigterm import keep_back
+from finetune_trainer.runtime.sigterm import block_sigterm
 
 if __name__ == "__main__":
-    keep_back()
+    block_sigterm()
 
 import hashlib
 import json

@@ -7,10 +7,10 @@ over. Everything is readable by other users, because whoever serves the model ru
 one.
 """
 
-from finetune_trainer.runtime.sigterm import keep_back
+from finetune_trainer.runtime.sigterm import block_sigterm
 
 if __name__ == "__main__":
-    keep_back()
+    block_sigterm()
 
 import hashlib
 import json
@@ -64,7 +64,7 @@ def find_published(run: RunConfig, target: Path) -> ArtifactRef | None:
 
     An earlier attempt may have got so far before it was replaced, and a server may read it.
     """
-    from finetune_trainer.checkpointing.restore import describe
+    from finetune_trainer.checkpointing.restore import hash_files
 
     assert run.artifact_uri is not None
     try:
@@ -73,7 +73,7 @@ def find_published(run: RunConfig, target: Path) -> ArtifactRef | None:
     except (FileNotFoundError, ValueError):
         return None
     shown = {path.name for path in target.iterdir() if not path.name.startswith(".")}
-    files = {k: v for k, v in describe(target).items() if k.split("/")[0] in shown - {MANIFEST}}
+    files = {k: v for k, v in hash_files(target).items() if k.split("/")[0] in shown - {MANIFEST}}
     if told.get("files") != files or told.get("job") != run.job.to_wire():
         return None
     return ArtifactRef(
@@ -85,7 +85,7 @@ def find_published(run: RunConfig, target: Path) -> ArtifactRef | None:
 
 def write(run: RunConfig, report: Report, folder: Path) -> bytes:
     """Write the artifact's files into `folder`; returns its manifest."""
-    from finetune_trainer.checkpointing.restore import describe
+    from finetune_trainer.checkpointing.restore import hash_files
     from finetune_trainer.data.tokenizer import job_tokenizer
     from finetune_trainer.evaluation.merge import base_folder, tuned_model
     from finetune_trainer.generation.greedy import ending_tokens
@@ -108,7 +108,7 @@ def write(run: RunConfig, report: Report, folder: Path) -> bytes:
         shutil.copyfile(evaluated, folder / evaluated.name)
     verify_weights(folder, model)
     seal(folder)
-    return json.dumps(manifest_of(run, describe(folder)), indent=1, sort_keys=True).encode()
+    return json.dumps(manifest_of(run, hash_files(folder)), indent=1, sort_keys=True).encode()
 
 
 def name_base(adapter_config: Path, run: RunConfig) -> None:

@@ -8,10 +8,10 @@ one finished and does the rest.
 
 from __future__ import annotations
 
-from finetune_trainer.runtime.sigterm import keep_back
+from finetune_trainer.runtime.sigterm import block_sigterm
 
 if __name__ == "__main__":
-    keep_back()
+    block_sigterm()
 
 import contextlib
 import hashlib

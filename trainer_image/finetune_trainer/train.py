@@ -5,10 +5,10 @@ starts the ranks, reads what they tell (one small file each), passes a stop on t
 turns how they ended into one result. The training itself is in `worker`.
 """
 
-from finetune_trainer.runtime.sigterm import Stop, keep_back
+from finetune_trainer.runtime.sigterm import Stop, block_sigterm
 
 if __name__ == "__main__":
-    keep_back()
+    block_sigterm()
 
 import json
 import os
@@ -50,12 +50,12 @@ def train(run: RunConfig, report: Report, stop: Stop) -> StageResult:
     with rank_folder() as name:
         folder = Path(name)
         # The history is written by rank 0, so by a child of the first pod.
-        tracked = tracking.beside(run, lambda: stop.asked) if node_rank == 0 else nullcontext()
+        tracked = tracking.beside(run, lambda: stop.requested) if node_rank == 0 else nullcontext()
         left = False
-        if not stop.asked:
+        if not stop.requested:
             with tracked:
                 left = follow(Ranks(run.plan, host, node_rank, folder), folder, report, stop)
-        return ending(run, folder, node_rank, stop.asked or left, report.snapshot().stalled)
+        return ending(run, folder, node_rank, stop.requested or left, report.snapshot().stalled)
 
 
 def follow(processes: Ranks, folder: Path, report: Report, stop: Stop) -> bool:
@@ -70,9 +70,9 @@ def follow(processes: Ranks, folder: Path, report: Report, stop: Stop) -> bool:
     while processes.poll() is None:
         ranks = read_rank_files(folder)
         dog.look(ranks)
-        if stop.asked:
+        if stop.requested:
             pass_on_stop(ranks, signalled)
-        lost = lost or dog.lost(stop.asked)
+        lost = lost or dog.lost(stop.requested)
         if lost:
             named = {rank.rank for rank in lost}
             processes.end({rank["pid"] for rank in ranks if rank["rank"] in named})

@@ -25,7 +25,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
     os.environ["MASTER_PORT"] = "0"
-    worker.join(run)
+    worker.join_process_group(run)
     turns = Turns(setting)
     watched = watch(turns)
     tell = RankReporter(RankFile(folder, 0))
@@ -50,14 +50,21 @@ def watch(turns: Turns) -> Any:
             turns.begin()
         return part
 
-    def stop_asked() -> bool:
-        turns.end(seen["tokens"], seen["loss"])
-        turns.begin()
-        return False
+    class Stop:
+        """Never requested; the training loop reads it after every update."""
+
+        @property
+        def requested(self) -> bool:
+            turns.end(seen["tokens"], seen["loss"])
+            turns.begin()
+            return False
+
+        def defer_to_boundary(self) -> None:
+            """No signal is handled here."""
 
     objectives.make_objective = made
     objectives.SFTObjective.share = counted  # type: ignore[method-assign]
-    return stop_asked
+    return Stop()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from finetune_operator.planner.training import plan_training
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from tests.trainer import pool
+from tests.trainer.jobs import NoStop
 from tests.trainer.matrix import CPU
 from tests.trainer.preferences import backwards
 from tests.trainer.prompts import talkative_model
@@ -106,11 +107,9 @@ def whole_jobs(root: Path) -> None:
         )
         run = run_of(spec, root, name, "train", **known)
         if not dist.is_initialized():
-            worker.join(run)
+            worker.join_process_group(run)
         (root / name / "ranks").mkdir(parents=True)
-        finished, _ = worker.train(
-            run, RankReporter(RankFile(root / name / "ranks", 0)), lambda: False
-        )
+        finished, _ = worker.train(run, RankReporter(RankFile(root / name / "ranks", 0)), NoStop())
         assert finished
         judged = evaluate.evaluate(
             run_of(spec, root, name, "evaluate", **known), Report("evaluate", 1)

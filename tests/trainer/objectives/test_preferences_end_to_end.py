@@ -17,6 +17,7 @@ from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RunConfig, StageResult
 
 from tests.trainer import pool
+from tests.trainer.jobs import NoStop
 from tests.trainer.matrix import Case, plan_of, run_of, write_data
 from tests.trainer.tiny import tiny_model
 
@@ -87,11 +88,11 @@ def whole_jobs(cases: list[tuple[str, str]], root: Path) -> None:
         known["plan"] = plan_of(case, found.model, found.data)
         run = changed(run_of(case, root, "train", **known), case)
         if not joined:
-            worker.join(run)
+            worker.join_process_group(run)
             joined = True
         (root / case.name / "ranks").mkdir(parents=True)
         tell = RankReporter(RankFile(root / case.name / "ranks", 0))
-        finished, facts = worker.train(run, tell, lambda: False)
+        finished, facts = worker.train(run, tell, NoStop())
         assert finished
         assert facts.steps == STEPS
         run = changed(run_of(case, root, "evaluate", **known), case)

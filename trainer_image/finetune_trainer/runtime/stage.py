@@ -139,7 +139,7 @@ def run_stage(stage: StageName, work: Stage, stop: Stop | None = None) -> int:
         os._exit(ExitCode.PREEMPTED)
 
     def finish(result: StageResult, code: ExitCode) -> int:
-        asked.at_boundary()
+        asked.defer_to_boundary()
         ended.acquire()
         _tell(result, code)
         return int(code)

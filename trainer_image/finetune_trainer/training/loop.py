@@ -10,7 +10,6 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,12 @@ from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RunConfig, TrainFacts
 from torch import distributed as dist
 
-from finetune_trainer.checkpointing.restore import Position
+from finetune_trainer.checkpointing.restore import TrainerState
 from finetune_trainer.checkpointing.saver import Saver
 from finetune_trainer.data import sampler
 from finetune_trainer.distributed.rank_reporter import RankReporter
 from finetune_trainer.objectives import Objective
+from finetune_trainer.runtime.sigterm import StopRequest
 from finetune_trainer.strategies import TrainingStrategy
 from finetune_trainer.training import lr_scheduler
 from finetune_trainer.training.divergence import HealthCheck
@@ -48,7 +48,7 @@ class Loop:
         early: EarlyStopping | None,
         saver: Saver,
         tell: RankReporter,
-        begun: Position,
+        begun: TrainerState,
     ) -> None:
         assert run.plan is not None
         assert run.data is not None
@@ -73,15 +73,15 @@ class Loop:
         exhausted = self._early is not None and self._early.exhausted
         return self._position.step == self._plan.total_steps or exhausted
 
-    def run(self, stop_asked: Callable[[], bool]) -> Position:
-        """Go on until it is over or any rank's `stop_asked` is true; returns where it stands."""
+    def run(self, stop: StopRequest) -> TrainerState:
+        """Go on until it is over or a stop of any rank is requested; returns where it stands."""
         tell, saver, resumed_from = self._tell, self._saver, self._resumed_from
         tell.startup.mark("checkpoint")
         tell(last_checkpoint_step=resumed_from)
         tell("training", step=resumed_from, resumed_from_step=resumed_from)
         stopping = False
         while not self.over and not stopping:
-            stopping, due = self._step(self._position.step + 1, stop_asked)
+            stopping, due = self._step(self._position.step + 1, stop)
             step, best = self._position.step, self._best
             tell(**saver.look())
             must = stopping or best or self.over
@@ -92,7 +92,7 @@ class Loop:
         saver.close()
         return self._position
 
-    def _step(self, step: int, stop_asked: Callable[[], bool]) -> tuple[bool, bool]:
+    def _step(self, step: int, stop: StopRequest) -> tuple[bool, bool]:
         """One step; returns whether a rank was asked to stop, and whether the last checkpoint is
         old."""
         engine, objective, settings = self._engine, self._objective, self._settings
@@ -102,9 +102,11 @@ class Loop:
         waited = time.monotonic() - started
         rate = lr_scheduler.learning_rate(step, self._plan, settings)
         sums = accumulate(engine, objective, share, self._device, self._noise)
-        self._saver.settle()
+        self._saver.wait_for_staging()
         norm = engine.step(rate)
-        sums[1] = float(stop_asked())
+        # From the first step on there is something to save: a stop waits for the checkpoint.
+        stop.defer_to_boundary()
+        sums[1] = float(stop.requested)
         sums[2] = float(self._rank == 0 and self._saver.due())
         dist.all_reduce(sums)
         loss, stopping, due = float(sums[0]) / share.weight, bool(sums[1] > 0), bool(sums[2] > 0)
@@ -124,7 +126,7 @@ class Loop:
         if self._early and self._early.due(step, last=step == self._plan.total_steps):
             eval_loss = held_out_loss(self._engine, self._objective, self._device)
             self._best = self._early.add(step, eval_loss)
-        self._position = Position(step, loss, eval_loss)
+        self._position = TrainerState(step, loss, eval_loss)
 
     def _show(self, tokens: int, norm: float, rate: float, measures: dict[str, float]) -> None:
         """Write the step to the history, and tell it."""

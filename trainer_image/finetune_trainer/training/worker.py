@@ -14,7 +14,6 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from finetune_trainer.distributed.rank_reporter import RankReporter
 from finetune_trainer.distributed.startup_timer import StartupTimer, import_libraries
 from finetune_trainer.runtime.errors import NO_SPACE_LEFT, RetryableError, StageError, failure_of
 from finetune_trainer.runtime.fencing import Attempt, fenced
-from finetune_trainer.runtime.sigterm import Stop
+from finetune_trainer.runtime.sigterm import Stop, StopRequest
 from finetune_trainer.runtime.telemetry import RANK_FOLDER_ENV, RankFile, write_atomically
 
 log = logging.getLogger("finetune")
@@ -36,13 +35,11 @@ CAUSE_SECONDS = 20.0
 """How long a rank that fails looks on the volume for what it follows from."""
 
 
-def train(
-    run: RunConfig, tell: RankReporter, stop_asked: Callable[[], bool]
-) -> tuple[bool, TrainFacts]:
+def train(run: RunConfig, tell: RankReporter, stop: StopRequest) -> tuple[bool, TrainFacts]:
     """Train as the run file says; needs an initialised process group.
 
-    Returns whether the run got to its end, and how it went; it did not when `stop_asked` was
-    true on any rank: then a checkpoint was saved instead. Raises UserError LossNotFinite or
+    Returns whether the run got to its end, and how it went; it did not when a stop
+    was requested on any rank: then a checkpoint was saved instead. Raises UserError LossNotFinite or
     LossDiverged.
     """
     from torch import distributed as dist
@@ -72,10 +69,10 @@ def train(
     fingerprint = fingerprint_of(run)
     early = EarlyStopping(settings.early_stopping) if settings.early_stopping else None
     parts = {"early_stopping": early} if early else {}
-    begun = restore.resume(job, run.attempt, engine, fingerprint, parts)
+    begun = restore.restore_latest(job, run.attempt, engine, fingerprint, parts)
     saver = Saver(job, run.attempt, engine, fingerprint, settings.checkpoint, parts)
     loop = Loop(run, spec, model, engine, objective, spread.device, early, saver, tell, begun)
-    position = loop.run(stop_asked)
+    position = loop.run(stop)
     facts, finished = loop.facts(), loop.over
     if finished and early and early.best_step not in (None, position.step):
         tell(f"going back to the best weights, of step {early.best_step}")
@@ -261,7 +258,7 @@ def main() -> None:
         heartbeat = Heartbeat(tell, give_up)
         from finetune_trainer.distributed import collectives
 
-        finished, facts = train(run, tell, stop.at_boundary)
+        finished, facts = train(run, tell, stop)
         outcome = {"finished": finished, "train": facts.to_wire()}
         write_atomically(folder / f"result-{rank:05d}.json", json.dumps(outcome).encode())
         # The store ends with the ranks of the first pod; nobody may need it then.
