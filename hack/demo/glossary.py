@@ -1,4 +1,4 @@
-"""The main job: apply examples/glossary.yaml, follow it, ask the served model three questions."""
+"""The main job: apply examples/01-glossary.yaml, follow it, ask the served model three questions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hack.demo.timeline import Timeline
 
 NAME = "glossary"
 ENDPOINT = "glossary"
-EXAMPLE = ROOT / "examples" / "glossary.yaml"
+EXAMPLE = ROOT / "examples" / "01-glossary.yaml"
 REPORT = ROOT / "demo-report.json"
 SECONDS = 900.0
 QUESTIONS = 3
