@@ -35,7 +35,7 @@ def rank_of(case: dict[str, Any], folder: Path) -> None:
     run = RunConfig.model_validate(case["straight"])
     assert run.plan is not None
     strategies.prepare_communication(run.plan.strategy, "cpu")
-    worker.join(run)
+    worker.join_process_group(run)
     for name in ("straight", "stopped", "resumed"):
         stop = STOP if name == "stopped" else None
         run_case({"name": f"{case['name']}-{name}", "run": case[name], "stop_after": stop}, folder)

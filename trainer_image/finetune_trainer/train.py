@@ -50,7 +50,7 @@ def train(run: RunConfig, report: Report, stop: Stop) -> StageResult:
     with rank_folder() as name:
         folder = Path(name)
         # The history is written by rank 0, so by a child of the first pod.
-        tracked = tracking.beside(run, lambda: stop.requested) if node_rank == 0 else nullcontext()
+        tracked = tracking.run_trackers(run, lambda: stop.requested) if node_rank == 0 else nullcontext()
         left = False
         if not stop.requested:
             with tracked:

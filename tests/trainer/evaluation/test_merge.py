@@ -11,8 +11,8 @@ import torch
 from finetune_api.finetunejob import FineTuneJobSpec, Quantization
 from finetune_trainer import methods
 from finetune_trainer.evaluation import merge
-from finetune_trainer.methods.merged_weights import four_bits
-from finetune_trainer.methods.quantization import four_bit_layers, quantized_names
+from finetune_trainer.methods.merged_weights import four_bit_base
+from finetune_trainer.methods.quantization import four_bit_layers, quantizable_layer_names
 
 from tests.trainer import families
 from tests.trainer.tiny import tiny_model
@@ -111,19 +111,19 @@ def test_the_merged_model_is_the_adapted_one(
     new = NEW if method == "new-tokens" else []
     quantization = methods.quantization_config(spec.method, torch.float32, "DDP")
     base = methods.load_model(folder, torch.float32, quantization=quantization)
-    methods.make_room(base, new)
-    model = methods.prepare_method(base, spec, STEPS, new)
+    methods.add_token_rows(base, new)
+    model = methods.apply_method(base, spec, STEPS, new)
     assert {w.dtype for w in model.parameters() if w.requires_grad} == {torch.float32}
     losses = train(model, method)
     assert losses[-1] < losses[0] - 0.05
     with torch.no_grad():
         wanted = model.eval()(input_ids=tokens(method)).logits
     weights = {n: w.detach() for n, w in model.named_parameters() if w.requires_grad}
-    methods.save_trained(model, weights, spec.method, tmp_path / "output")
+    methods.save_trained_weights(model, weights, spec.method, tmp_path / "output")
 
     plain = methods.load_model(folder, torch.float32)
-    methods.make_room(plain, new)
-    rounded = four_bits(plain, spec.method.quantization or Quantization(), torch.float32)
+    methods.add_token_rows(plain, new)
+    rounded = four_bit_base(plain, spec.method.quantization or Quantization(), torch.float32)
     with torch.no_grad():
         untrained = plain.eval()(input_ids=tokens(method)).logits
     merged = merge.merge_adapter(
@@ -152,7 +152,7 @@ def test_merging_rounds_the_very_layers_that_training_had_in_four_bits(
     )
     plain = methods.load_model(folders[family], torch.bfloat16)
     names = {name for name, _ in four_bit_layers(held)}
-    assert names == quantized_names(plain)
+    assert names == quantizable_layer_names(plain)
     assert not any("head" in name or "embed" in name for name in names)
     shapes = {name: layer.weight.shape for name, layer in four_bit_layers(held)}
     assert shapes == {name: layer.weight.shape for name, layer in four_bit_layers(empty)}

@@ -12,11 +12,11 @@ import pytest
 import torch
 from finetune_api.finetunejob import FineTuneJobSpec, Method
 from finetune_trainer.data.token_store import PackedSequence
-from finetune_trainer.methods import load_model, prepare_method, quantization_config
-from finetune_trainer.methods.gradient_checkpointing import recompute
-from finetune_trainer.methods.moe import expert_weights
+from finetune_trainer.methods import apply_method, load_model, quantization_config
+from finetune_trainer.methods.gradient_checkpointing import enable_gradient_checkpointing
+from finetune_trainer.methods.moe import expert_weight_names
 from finetune_trainer.objectives import collate
-from finetune_trainer.strategies.fsdp import plain_bits
+from finetune_trainer.strategies.fsdp import convert_to_plain_parameters
 from finetune_trainer.training import flops
 from finetune_trainer.training.neftune import EmbeddingNoise
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -96,7 +96,7 @@ def test_selective_recomputation_computes_no_product_twice_and_holds_less(
     for kind in ("none", "full", "selective"):
         model = model_of(tiny_model_folder)
         if kind != "none":
-            recompute(model, selective=kind == "selective")
+            enable_gradient_checkpointing(model, selective=kind == "selective")
         seen[kind] = gradients(model, ids)
     operations = {kind: found[0] for kind, found in seen.items()}
     held = {kind: found[1] for kind, found in seen.items()}
@@ -123,7 +123,7 @@ def test_adapters_of_the_first_block_learn_when_activations_are_recomputed(
     found = []
     for recomputed in (True, False):
         torch.manual_seed(0)
-        model = prepare_method(model_of(tiny_model_folder), spec, total_steps=1)
+        model = apply_method(model_of(tiny_model_folder), spec, total_steps=1)
         if not recomputed:
             model.get_base_model().gradient_checkpointing_disable()
         layers = model.get_base_model().model.layers
@@ -211,7 +211,7 @@ def test_operations_of_a_whole_model_are_those_that_pytorch_counts(tiny_model_fo
     ids = torch.arange(3, 51)[None]
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-    expected = flops.operations_of(model).of(tokens=48, heads=48, attended=48 * 48)
+    expected = flops.count_model_flops(model).of(tokens=48, heads=48, attended=48 * 48)
     assert expected == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
 
@@ -223,10 +223,10 @@ def test_frozen_weights_cost_two_thirds(tiny_model_folder: Path) -> None:
             "training": {"gradientCheckpointing": False},
         }
     )
-    whole = flops.operations_of(model_of(tiny_model_folder))
-    model = prepare_method(model_of(tiny_model_folder, "eager"), spec, total_steps=1)
+    whole = flops.count_model_flops(model_of(tiny_model_folder))
+    model = apply_method(model_of(tiny_model_folder, "eager"), spec, total_steps=1)
     adapters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    found = flops.operations_of(model)
+    found = flops.count_model_flops(model)
     assert found.token == pytest.approx(whole.token * 4 / 6 + 6 * adapters)
     ids = torch.arange(3, 51)[None]
     with FlopCounterMode(display=False) as counter:
@@ -243,23 +243,23 @@ def test_weights_in_four_bits_are_counted_as_what_they_stand_for(tmp_path: Path)
     whole = load_model(folder, torch.bfloat16).requires_grad_(requires_grad=False)
     packed = load_model(folder, torch.bfloat16, quantization=bits)
     packed.requires_grad_(requires_grad=False)
-    assert flops.operations_of(packed) == flops.operations_of(whole)
-    plain_bits(packed)
-    assert flops.operations_of(packed) == flops.operations_of(whole)
+    assert flops.count_model_flops(packed) == flops.count_model_flops(whole)
+    convert_to_plain_parameters(packed)
+    assert flops.count_model_flops(packed) == flops.count_model_flops(whole)
 
 
 @pytest.mark.parametrize("family", ["tiny_mixtral", "tiny_qwen_moe", "tiny_deepseek"])
 def test_a_token_costs_only_the_experts_that_it_is_sent_to(family: str, tmp_path: Path) -> None:
     model = load_model(getattr(families, family)(tmp_path / family), torch.float32)
     sizes = {name: each.numel() for name, each in model.named_parameters() if each.dim() > 1}
-    inside = sum(sizes.pop(name) for name in expert_weights(model))
+    inside = sum(sizes.pop(name) for name in expert_weight_names(model))
     outside = sum(size for name, size in sizes.items() if not name.endswith(HEAD))
     # Two experts of four.
-    assert flops.operations_of(model).token == 6 * (outside + inside / 2)
+    assert flops.count_model_flops(model).token == 6 * (outside + inside / 2)
 
 
 def test_a_batch_tells_trained_positions_and_how_far_tokens_look() -> None:
     rows = [packed(example(30), example(10)), example(20)]
     for flatten in (False, True):
         batch = collate.collate(rows, flatten)
-        assert flops.counted(batch) == (29 + 9 + 19, 30**2 + 10**2 + 20**2)
+        assert flops.count_positions(batch) == (29 + 9 + 19, 30**2 + 10**2 + 20**2)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from finetune_api.finetunejob import FineTuneJobSpec, RopeScaling
-from finetune_trainer.methods import load_model, make_room, prepare_method
-from finetune_trainer.methods.target_modules import chosen_layers, scaled_layers
+from finetune_trainer.methods import add_token_rows, apply_method, load_model
+from finetune_trainer.methods.target_modules import select_ia3_layers, select_layers
 from finetune_trainer.runtime.errors import UserError
 from safetensors.numpy import load_file, save_file
 from transformers import BloomConfig, BloomForCausalLM
@@ -81,7 +81,7 @@ def test_new_rows_start_as_the_mean_of_the_old_ones(
 ) -> None:
     model = load_model(make(tmp_path / "model"), torch.float32)
     before = model.get_input_embeddings().weight.detach().clone()
-    make_room(model, [VOCABULARY, VOCABULARY + 1])
+    add_token_rows(model, [VOCABULARY, VOCABULARY + 1])
     after = model.get_input_embeddings().weight
     assert after.shape[0] == VOCABULARY + 2 == model.config.vocab_size
     assert torch.equal(after[:VOCABULARY], before)
@@ -94,15 +94,15 @@ def test_new_rows_start_as_the_mean_of_the_old_ones(
 
 def test_spare_rows_are_used_before_the_embedding_grows(tmp_path: Path) -> None:
     model = load_model(tiny_model(tmp_path / "model"), torch.float32)
-    make_room(model, [2040, 2041])
+    add_token_rows(model, [2040, 2041])
     assert model.get_input_embeddings().weight.shape[0] == VOCABULARY
 
 
 def test_only_the_rows_of_new_tokens_are_trained(tmp_path: Path) -> None:
     model = load_model(families.tiny_qwen(tmp_path / "model"), torch.bfloat16)
-    make_room(model, [VOCABULARY])
+    add_token_rows(model, [VOCABULARY])
     spec = {"method": {"type": "LoRA"}, **JOB}
-    adapted = prepare_method(model, FineTuneJobSpec.model_validate(spec), 10, [VOCABULARY])
+    adapted = apply_method(model, FineTuneJobSpec.model_validate(spec), 10, [VOCABULARY])
     rows = {n: w for n, w in adapted.named_parameters() if w.requires_grad and "token" in n}
     assert {name.split(".")[-4] for name in rows} == {"embed_tokens", "lm_head"}
     assert all(w.shape == (1, 64) and w.dtype == torch.float32 for w in rows.values())
@@ -116,10 +116,10 @@ JOB: dict[str, Any] = {
 
 def test_an_unknown_target_is_named_with_those_that_there_are(tmp_path: Path) -> None:
     model = load_model(tiny_model(tmp_path / "tiny"), torch.float32)
-    assert len(chosen_layers(model, ["q_proj", "mlp.down_proj"], "here")) == 4
-    assert "lm_head" not in chosen_layers(model, ["all-linear"], "here")
+    assert len(select_layers(model, ["q_proj", "mlp.down_proj"], "here")) == 4
+    assert "lm_head" not in select_layers(model, ["all-linear"], "here")
     with pytest.raises(UserError) as caught:
-        chosen_layers(model, ["q_proj", "query"], "method.lora.targetModules")
+        select_layers(model, ["q_proj", "query"], "method.lora.targetModules")
     failure = caught.value.failure
     assert failure.reason == "UnknownTargetModule"
     assert failure.message.startswith("method.lora.targetModules names query,")
@@ -140,7 +140,7 @@ def test_ia3_scales_keys_values_and_the_feed_forward_output(
     tmp_path: Path, make: Callable[[Path], Path], outputs: set[str], inputs: set[str]
 ) -> None:
     model = load_model(make(tmp_path / "model"), torch.float32)
-    layers, scaled_inputs = scaled_layers(model, [], [])
+    layers, scaled_inputs = select_ia3_layers(model, [], [])
     assert {name.rsplit(".", 1)[-1] for name in scaled_inputs} == inputs
     found = {name.rsplit(".", 1)[-1] for name in set(layers) - set(scaled_inputs)}
     assert found == outputs

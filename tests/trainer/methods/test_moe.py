@@ -10,7 +10,7 @@ import pytest
 import torch
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_trainer import methods
-from finetune_trainer.methods.moe import Routing, expert_count, expert_weights, routers
+from finetune_trainer.methods.moe import Routing, expert_count, expert_weight_names, find_routers
 from finetune_trainer.methods.target_modules import linear_layers
 from finetune_trainer.runtime.errors import UserError
 
@@ -40,7 +40,7 @@ def adapted(folder: Path, **moe: Any) -> Any:
             "method": {"type": "LoRA", "lora": lora, "moe": moe},
         }
     )
-    return methods.prepare_method(loaded(folder), spec, 10)
+    return methods.apply_method(loaded(folder), spec, 10)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -60,17 +60,17 @@ def test_experts_are_adapted_on_request_and_the_router_never(
     inside = [name for name in trained if "experts" in name]
     assert len(inside) == 2 * 2 * 2
     assert not any("gate.weight" in name or ".gate." in name for name in trained)
-    whole = [name.rsplit(".", 1)[-1] for name in expert_weights(loaded(folders[family]))]
+    whole = [name.rsplit(".", 1)[-1] for name in expert_weight_names(loaded(folders[family]))]
     assert whole == ["gate_up_proj", "down_proj"] * 2
 
 
 def test_experts_of_a_dense_model_cannot_be_adapted(folders: dict[str, Path]) -> None:
     model = loaded(folders["dense"])
     assert expert_count(model.config) == 0
-    assert routers(model) == []
+    assert find_routers(model) == []
     assert len(linear_layers(model)) == 2 * 7
     with pytest.raises(UserError) as caught:
-        expert_weights(model)
+        expert_weight_names(model)
     assert caught.value.failure.reason == "ExpertsNotAdaptable"
 
 
@@ -95,7 +95,7 @@ def test_the_router_loss_is_that_of_the_architecture_and_reaches_the_router(
     assert loss is not None
     assert float(loss.detach()) == pytest.approx(0.5 * float(told.aux_loss.detach()), rel=1e-6)
     loss.backward()
-    assert all(float(router.weight.grad.abs().sum()) > 0 for router, _ in routers(model))
+    assert all(float(router.weight.grad.abs().sum()) > 0 for router, _ in find_routers(model))
 
 
 def test_padding_changes_neither_loss_nor_load(folders: dict[str, Path]) -> None:

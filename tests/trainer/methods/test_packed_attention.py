@@ -31,7 +31,7 @@ SIZES = {
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
     yield
-    packed_attention.separate_packed_examples()
+    packed_attention.register_packed_attention()
 
 
 def model_of(kind: str, **more: Any) -> Any:
@@ -81,7 +81,7 @@ def test_losses_and_gradients_are_those_with_the_mask(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     AttentionInterface.register("sdpa", sdpa_attention_forward)
     expected = losses_and_gradients(model)
-    packed_attention.separate_packed_examples()
+    packed_attention.register_packed_attention()
     seen = lengths_seen(monkeypatch)
     found = losses_and_gradients(model)
     # Padding belongs to the example before it, so the second row is 40 and 8.
@@ -97,10 +97,10 @@ def test_in_bf16_short_examples_are_about_as_exact_as_in_the_kernel() -> None:
     exact = [3 * torch.randn(1, heads, 50, 16) for heads in (4, 2, 2)]
     rounded = [tensor.bfloat16() for tensor in exact]
     wide = [tensor.double() for tensor in rounded]
-    truth = packed_attention.multiplied_out(*wide)
+    truth = packed_attention.eager_causal_attention(*wide)
     named = {"is_causal": True, "enable_gqa": True}
     kernel = functional.scaled_dot_product_attention(*rounded, **named).transpose(1, 2)
-    found = packed_attention.multiplied_out(*rounded)
+    found = packed_attention.eager_causal_attention(*rounded)
     assert found.shape == kernel.shape
     assert (found - truth).norm() < 1.5 * (kernel - truth).norm()
 
@@ -108,7 +108,9 @@ def test_in_bf16_short_examples_are_about_as_exact_as_in_the_kernel() -> None:
 def test_dropout_drops_weights() -> None:
     torch.manual_seed(0)
     query, key = torch.zeros(2, 1, 1, 200, 4)
-    some = packed_attention.multiplied_out(query, key, torch.ones(1, 1, 200, 4), dropout=0.5)
+    some = packed_attention.eager_causal_attention(
+        query, key, torch.ones(1, 1, 200, 4), dropout=0.5
+    )
     assert some.mean().item() == pytest.approx(1.0, abs=0.1)
     assert some.std() > 0
 
@@ -117,7 +119,7 @@ def test_a_sliding_window_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("mistral", sliding_window=8)
     AttentionInterface.register("sdpa", sdpa_attention_forward)
     expected = losses_and_gradients(model)[0]
-    packed_attention.separate_packed_examples()
+    packed_attention.register_packed_attention()
     seen = lengths_seen(monkeypatch)
     assert torch.equal(losses_and_gradients(model)[0], expected)
     assert set(seen) == {48}
@@ -130,7 +132,7 @@ def causal(*lengths: int) -> torch.Tensor:
 
 def test_borders_are_read_off_the_mask() -> None:
     mask = torch.cat([causal(3, 1, 4), causal(8)])
-    assert packed_attention.borders_of(mask) == [
+    assert packed_attention.sample_spans(mask) == [
         [slice(0, 3), slice(3, 4), slice(4, 8)],
         [slice(0, 8)],
     ]
@@ -149,4 +151,4 @@ def test_a_mask_that_says_anything_else_has_no_borders(change: str) -> None:
         mask = torch.zeros(1, 1, 8, 8).masked_fill(~mask, float("-inf"))
     else:
         mask = mask[:, :, 4:]
-    assert packed_attention.borders_of(mask) is None
+    assert packed_attention.sample_spans(mask) is None

@@ -32,8 +32,8 @@ def look(folder: Path) -> None:
         autocast=False,
     )
     dtype = methods.weight_dtype(spread.method, spread.training, "FSDP")
-    model = strategies.load(spread, folder, dtype, "sdpa")
-    engine = strategies.wrap(add_adapters(model, spread.method, 1), spread)
+    model = strategies.load_model(spread, folder, dtype, "sdpa")
+    engine = strategies.wrap_model(add_adapters(model, spread.method, 1), spread)
     with torch.no_grad():
         said = engine.model(input_ids=torch.arange(3, 12)[None]).logits.float().sum().item()
     held = {name: str(each.dtype) for name, each in model.named_buffers()}
@@ -63,7 +63,7 @@ def look_at_packing(root: Path, model: Path) -> None:
     run = make_run(root, model, method="Full", training={"precision": "bf16"})
     assert run.plan is not None
     spec = FineTuneJobSpec.model_validate(run.spec)
-    wrapped, engine, spread = worker.build(run, spec, StartupTimer())
+    wrapped, engine, spread = worker.build_model(run, spec, StartupTimer())
     setting = ObjectiveContext(run, spec, run.plan, spread.device, flatten=False)
     objective = make_objective(wrapped, setting)
     formats = set()

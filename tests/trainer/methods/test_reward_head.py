@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from finetune_trainer.methods import empty_model, load_model
-from finetune_trainer.methods.reward_head import head_of, is_scorer
+from finetune_trainer.methods.reward_head import is_reward_model, reward_head
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.model_facts import check_scorable
 
@@ -24,18 +24,18 @@ def test_the_head_follows_from_the_seed_alone(tiny_model_folder: Path) -> None:
     torch.manual_seed(2)
     again = load_model(tiny_model_folder, torch.float32, score_seed=7)
     other = load_model(tiny_model_folder, torch.float32, score_seed=8)
-    assert is_scorer(first)
-    assert head_of(first).weight.shape == (1, 64)
-    assert torch.equal(head_of(first).weight, head_of(again).weight)
-    assert not torch.equal(head_of(first).weight, head_of(other).weight)
-    assert 0.06 < float(head_of(first).weight.detach().std()) < 0.2
+    assert is_reward_model(first)
+    assert reward_head(first).weight.shape == (1, 64)
+    assert torch.equal(reward_head(first).weight, reward_head(again).weight)
+    assert not torch.equal(reward_head(first).weight, reward_head(other).weight)
+    assert 0.06 < float(reward_head(first).weight.detach().std()) < 0.2
 
 
 def test_a_head_that_is_there_is_kept(tiny_model_folder: Path, tmp_path: Path) -> None:
     model = load_model(tiny_model_folder, torch.float32, score_seed=7)
     model.save_pretrained(tmp_path)
     again = load_model(tmp_path, torch.float32, score_seed=8)
-    assert torch.equal(head_of(model).weight, head_of(again).weight)
+    assert torch.equal(reward_head(model).weight, reward_head(again).weight)
 
 
 @pytest.mark.parametrize(("pad", "wanted"), [("<|endoftext|>", 0), ("<|im_end|>", 2), (None, 2)])

@@ -13,7 +13,7 @@ import pytest
 from finetune_api.run import ExitCode
 from finetune_trainer.runtime.errors import failure_of
 from finetune_trainer.sources.volume_probe import MOST_SECONDS, PIECE, measure
-from finetune_trainer.training.worker import cause
+from finetune_trainer.training.worker import root_cause
 
 from tests.trainer.jobs import environment
 
@@ -148,7 +148,7 @@ def test_a_full_disk_of_the_node_is_not_called_the_workspace(tmp_path: Path) -> 
 def test_full_shared_memory_is_neither_called_the_workspace_nor_a_lost_peer(
     error: Exception,
 ) -> None:
-    failure, code = failure_of(cause(error, None))
+    failure, code = failure_of(root_cause(error, None))
     assert (failure.reason, code) == ("NoSpaceLeft", ExitCode.RETRYABLE)
     assert "shared memory" in failure.message
     assert "sharedMemory" in (failure.remedy or "")

@@ -21,7 +21,7 @@ STEPS, STOP = 6, 3
 
 def drive_and_look(path: Path) -> None:
     """Train, and note of every case what its engine says of host memory."""
-    wrap, seen = strategies.wrap, []
+    wrap, seen = strategies.wrap_model, []
 
     def looked(model: Any, spread: Any) -> Any:
         engine = wrap(model, spread)

@@ -165,7 +165,7 @@ def test_a_step_that_overflowed_changes_no_weight_and_halves_the_scale(bad: floa
 
 def test_the_scale_doubles_after_many_good_steps_and_is_remembered() -> None:
     scale, later = LossScale(), LossScale()
-    for _ in range(loss_scale.WINDOW - 1):
+    for _ in range(loss_scale.GROWTH_INTERVAL - 1):
         scale.update(finite=True)
     later.restore(scale.state())
     assert later.value == 2.0**16

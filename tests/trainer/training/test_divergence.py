@@ -14,7 +14,7 @@ from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.runtime.telemetry import Report, serve
 from finetune_trainer.strategies import loss_scale
 from finetune_trainer.training import divergence
-from finetune_trainer.training.divergence import Divergence, HealthCheck
+from finetune_trainer.training.divergence import DivergenceDetector, LossMonitor
 from finetune_trainer.training.throughput import Throughput, peak_memory_bytes
 
 from tests.trainer import pool
@@ -27,7 +27,7 @@ STRATEGIES = ("DDP", "ZeRO2", "ZeRO3", "FSDP")
 
 def diverges_at(losses: Any) -> int | None:
     """Index of the step at which a run of these losses is ended."""
-    watch = Divergence()
+    watch = DivergenceDetector()
     return next((index for index, loss in enumerate(losses) if watch.add(float(loss))), None)
 
 
@@ -65,7 +65,7 @@ def test_a_loss_that_runs_away_ends_the_run(noise: float, height: float) -> None
 
 
 def test_the_loss_of_sampled_answers_says_nothing() -> None:
-    judge = HealthCheck(loss_must_fall=False)
+    judge = LossMonitor(loss_must_fall=False)
     for step in range(1, 200):
         judge.check(step, float(step), norm=1.0, rate=1e-3, skipped=False)
 
@@ -73,19 +73,19 @@ def test_the_loss_of_sampled_answers_says_nothing() -> None:
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan)])
 def test_a_number_that_is_none_ends_the_run(loss: float, norm: float) -> None:
     with pytest.raises(UserError) as raised:
-        HealthCheck(loss_must_fall=True).check(7, loss, norm, rate=1e-3, skipped=False)
+        LossMonitor(loss_must_fall=True).check(7, loss, norm, rate=1e-3, skipped=False)
     assert raised.value.failure.reason == "LossNotFinite"
     assert "step 7" in raised.value.failure.message
 
 
 def test_only_endless_overflow_ends_an_fp16_run() -> None:
-    judge = HealthCheck(loss_must_fall=True)
-    for step in range(1, 4 * divergence.OVERFLOWS):
+    judge = LossMonitor(loss_must_fall=True)
+    for step in range(1, 4 * divergence.MAX_OVERFLOWS):
         judge.check(step, 2.0, math.inf if step % 3 else 1.0, 1e-3, skipped=step % 3 != 0)
-    for step in range(1, divergence.OVERFLOWS):
+    for step in range(1, divergence.MAX_OVERFLOWS):
         judge.check(100 + step, 2.0, math.inf, 1e-3, skipped=True)
     with pytest.raises(UserError, match="in fp16") as raised:
-        judge.check(100 + divergence.OVERFLOWS, 2.0, math.inf, 1e-3, skipped=True)
+        judge.check(100 + divergence.MAX_OVERFLOWS, 2.0, math.inf, 1e-3, skipped=True)
     assert raised.value.failure.reason == "LossNotFinite"
 
 
@@ -211,7 +211,7 @@ def test_a_run_that_really_diverges_is_ended(runs: Runs) -> None:
     assert error["reason"] == "LossDiverged"
     lines = runs.history("diverging")
     assert divergence.PATIENCE <= len(lines) < 120
-    assert lines[-1]["loss"] > lines[0]["loss"] + divergence.LEAST_RISE
+    assert lines[-1]["loss"] > lines[0]["loss"] + divergence.MIN_RISE
     assert runs.seen("fine")["finished"] is True
 
 
@@ -266,4 +266,4 @@ def test_an_fp16_run_whose_every_step_overflows_is_ended(runs: Runs, strategy: s
     error = runs.seen(f"endless-{strategy}")["error"]
     assert error["reason"] == "LossNotFinite"
     assert "fp16" in error["message"]
-    assert len(runs.history(f"endless-{strategy}")) == divergence.OVERFLOWS - 1
+    assert len(runs.history(f"endless-{strategy}")) == divergence.MAX_OVERFLOWS - 1

@@ -46,7 +46,7 @@ def test_a_resumed_run_goes_on_counting() -> None:
     first, second = early_stopping(patience=2), early_stopping(patience=2)
     first.add(10, 2.0)
     first.add(20, 2.5)
-    second.restore(first.state())
+    second.load_state_dict(first.state_dict())
     second.add(30, 2.4)
     assert (second.best_step, second.best_loss, second.exhausted) == (10, 2.0, True)
 

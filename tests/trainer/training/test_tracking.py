@@ -49,8 +49,8 @@ def run_of(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPa
 
 def track(run: RunConfig, steps: range, stopped: bool = False) -> float:
     """Write steps as the loop does while they are tracked; returns how long the end took."""
-    history = History(tracking.history_of(run), rank=0)
-    with tracking.beside(run, lambda: stopped):
+    history = History(tracking.history_path(run), rank=0)
+    with tracking.run_trackers(run, lambda: stopped):
         for step in steps:
             look = {"eval_loss": 3.0} if step == steps[-1] else {}
             history.add(step=step, **STEP, **look)
@@ -62,7 +62,7 @@ def charts(run: RunConfig) -> dict[str, list[tuple[int, float]]]:
     """Scalars in the event files, as TensorBoard shows them."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    files = EventAccumulator(str(tracking.report_of(run) / "tensorboard"))
+    files = EventAccumulator(str(tracking.report_folder(run) / "tensorboard"))
     files.Reload()
     return {
         tag: [(event.step, event.value) for event in files.Scalars(tag)]
@@ -99,7 +99,7 @@ def test_steps_done_again_by_the_next_attempt_are_shown_once(run_of: Any) -> Non
 def test_nothing_is_written_for_a_run_without_steps(run_of: Any) -> None:
     run = run_of()
     assert track(run, range(0)) < 5
-    assert not (tracking.report_of(run) / "tensorboard").exists()
+    assert not (tracking.report_folder(run) / "tensorboard").exists()
 
 
 def test_wandb_keeps_an_offline_run_in_the_report_folder(run_of: Any) -> None:
@@ -108,7 +108,7 @@ def test_wandb_keeps_an_offline_run_in_the_report_folder(run_of: Any) -> None:
 
     run = run_of({"wandb": {"project": "tests", "offline": True}})
     track(run, range(1, 4))
-    (file,) = tracking.report_of(run).glob("wandb/offline-run-*/run-*.wandb")
+    (file,) = tracking.report_folder(run).glob("wandb/offline-run-*/run-*.wandb")
     store = DataStore()
     store.open_for_scan(str(file))
     found: list[dict[str, Any]] = []
@@ -134,7 +134,7 @@ def test_mlflow_keeps_a_run_in_the_report_folder_for_all_attempts(run_of: Any) -
     track(run_of(asked), range(1, 3))
     run = run_of(asked, attempt=2)
     track(run, range(3, 5))
-    client = MlflowClient(tracking_uri=(tracking.report_of(run) / "mlflow").absolute().as_uri())
+    client = MlflowClient(tracking_uri=(tracking.report_folder(run) / "mlflow").absolute().as_uri())
     experiment = client.get_experiment_by_name("tests")
     assert experiment is not None
     (found,) = client.search_runs([experiment.experiment_id])
@@ -269,8 +269,8 @@ def test_a_tracker_that_hangs_holds_up_the_end_for_seconds_only(
     }[tracker]
     run = run_of(asked)
     started = time.monotonic()
-    with tracking.beside(run, lambda: True):
-        history = History(tracking.history_of(run), rank=0)
+    with tracking.run_trackers(run, lambda: True):
+        history = History(tracking.history_path(run), rank=0)
         for step in range(1, 4):
             history.add(step=step, **STEP)
         # Give TensorBoard time to be done; the other one never will be.
@@ -286,20 +286,20 @@ def test_a_tracker_that_hangs_holds_up_the_end_for_seconds_only(
 
 
 def event_bytes(run: RunConfig) -> int:
-    files = (tracking.report_of(run) / "tensorboard").glob("events*")
+    files = (tracking.report_folder(run) / "tensorboard").glob("events*")
     return sum(file.stat().st_size for file in files)
 
 
 def test_keys_in_an_error_are_not_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", TOKEN)
     error = RuntimeError(f"https://user:secret@host/ said no to {TOKEN}\nmore")
-    assert tracking.without_secrets(error) == "https://***@host/ said no to ***"
+    assert tracking.redact_secrets(error) == "https://***@host/ said no to ***"
 
 
 def test_a_line_is_read_only_once_it_is_whole(tmp_path: Path) -> None:
     path, over = tmp_path / "history", threading.Event()
     path.write_bytes(b'{"step": 1}\n{"st')
-    lines = tracking.lines_of(path, over)
+    lines = tracking.tail_lines(path, over)
     assert next(lines) == {"step": 1}
     with path.open("ab") as file:
         file.write(b'ep": 2}\n')

@@ -33,8 +33,8 @@ def write_output(
     if dist.get_rank() == 0:
         partial = attempt.scratch / "output"
         with attempt.guarded():
-            methods.save_trained(model, weights, spec.method, partial)
-            files = restore.describe(partial)
+            methods.save_trained_weights(model, weights, spec.method, partial)
+            files = restore.hash_files(partial)
             (partial / "files.json").write_text(json.dumps({"files": files}, indent=1))
             fsync.seal(partial)
         attempt.publish(partial, attempt.job / "output")

@@ -15,12 +15,12 @@ from typing import Any, Protocol
 
 import torch
 
-from finetune_trainer.strategies.base import State
+from finetune_trainer.strategies.base import StateDict
 
-OTHERS = "parts.pt"
+STATEFUL_FILE = "parts.pt"
 
 
-class Part(Protocol):
+class Stateful(Protocol):
     """Something small, equal on all ranks, that a resumed run must remember."""
 
     def state(self) -> Any:
@@ -30,11 +30,11 @@ class Part(Protocol):
         """Go on from what `state` told."""
 
 
-Parts = Mapping[str, Part]
-NO_PARTS: Parts = {}
+StatefulByName = Mapping[str, Stateful]
+NO_STATEFUL: StatefulByName = {}
 
 
-def own_part(state: State, rank: int, world: int) -> dict[str, torch.Tensor]:
+def own_shard(state: StateDict, rank: int, world: int) -> dict[str, torch.Tensor]:
     """What this rank has to write, by entry: replicated runs are dealt out, the largest first."""
     copies = {name: part.values.nbytes for name, part in state.items() if part.replicated}
     loads = [0] * world
@@ -51,7 +51,7 @@ def own_part(state: State, rank: int, world: int) -> dict[str, torch.Tensor]:
     }
 
 
-def write(folder: Path, rank: int, entries: Mapping[str, torch.Tensor]) -> Path:
+def write_shard(folder: Path, rank: int, entries: Mapping[str, torch.Tensor]) -> Path:
     """Write one rank's file; the interpreter stays free for training meanwhile."""
     from safetensors.torch import save_file
 
@@ -60,7 +60,7 @@ def write(folder: Path, rank: int, entries: Mapping[str, torch.Tensor]) -> Path:
     return path
 
 
-def read(folder: Path, state: State) -> None:
+def read_shards(folder: Path, state: StateDict) -> None:
     """Overwrite every fragment with its values from the files.
 
     Raises ValueError where the files do not hold all of them.
@@ -85,17 +85,17 @@ def read(folder: Path, state: State) -> None:
                 raise ValueError(f"{folder} holds {found} of {end - first} elements of {name}")
 
 
-def parts_state(parts: Parts) -> bytes:
+def serialize_stateful(parts: StatefulByName) -> bytes:
     """A copy of all parts' states that training does not change any more."""
     memory = BytesIO()
     torch.save({name: part.state() for name, part in parts.items()}, memory)
     return memory.getvalue()
 
 
-def read_parts(folder: Path, parts: Parts) -> None:
+def load_stateful(folder: Path, parts: StatefulByName) -> None:
     """Restore every part; tensors come back on the CPU."""
     if not parts:
         return
-    states = torch.load(folder / OTHERS, map_location="cpu", weights_only=True)
+    states = torch.load(folder / STATEFUL_FILE, map_location="cpu", weights_only=True)
     for name, part in parts.items():
         part.restore(states[name])

@@ -15,30 +15,35 @@ import torch
 from finetune_api.finetunejob import FineTuneJobSpec, Quantization
 from finetune_api.run import RunConfig
 
-from finetune_trainer.checkpointing.restore import describe
-from finetune_trainer.methods import DTYPES, load_model, make_room, new_tokens_of, saved_dtype
-from finetune_trainer.methods.merged_weights import FourBits, four_bits, merge_layers
-from finetune_trainer.methods.reward_head import is_scorer, round_head
+from finetune_trainer.checkpointing.restore import hash_files
+from finetune_trainer.methods import (
+    DTYPES,
+    add_token_rows,
+    added_token_ids,
+    load_model,
+    saved_dtype,
+)
+from finetune_trainer.methods.merged_weights import FourBitBase, four_bit_base, merge_layers
+from finetune_trainer.methods.reward_head import is_reward_model, round_head
 from finetune_trainer.runtime.errors import RetryableError
 
 
 def base_folder(run: RunConfig) -> Path:
     """The snapshot of the base model."""
-    assert run.model is not None
-    return Path(run.paths.model_cache) / run.model.folder
+    return Path(run.paths.model_cache) / run.require_model().folder
 
 
-def base_model(run: RunConfig, dtype: torch.dtype, device: Any = "cpu") -> Any:
+def load_base_model(run: RunConfig, dtype: torch.dtype, device: Any = "cpu") -> Any:
     """The base as the job sees it: with its positions and with room for its new tokens."""
-    spec = FineTuneJobSpec.model_validate(run.spec)
+    spec = run.spec
     seed = spec.training.seed if spec.objective == "Reward" else None
     folder, rope = base_folder(run), spec.model.rope
     model = load_model(folder, dtype, device=device, score_seed=seed, rope=rope)
-    make_room(model, new_tokens_of(run, spec))
+    add_token_rows(model, added_token_ids(run, spec))
     return model
 
 
-def tuned_model(run: RunConfig, dtype: torch.dtype, base: Any = None, device: Any = "cpu") -> Any:
+def load_tuned_model(run: RunConfig, dtype: torch.dtype, base: Any = None, device: Any = "cpu") -> Any:
     """The tuned model in `dtype`; its weights are exact in the format of the saved base.
 
     A `base` that is loaded already is used up: changed in place, or emptied, because two models may
@@ -47,7 +52,7 @@ def tuned_model(run: RunConfig, dtype: torch.dtype, base: Any = None, device: An
     """
     output = Path(run.paths.job) / "output"
     verify(output)
-    spec, saved = FineTuneJobSpec.model_validate(run.spec), saved_dtype(base_folder(run))
+    spec, saved = run.spec, saved_dtype(base_folder(run))
     if spec.method.type == "Full":
         empty(base)
         seed = spec.training.seed if spec.objective == "Reward" else None
@@ -55,11 +60,11 @@ def tuned_model(run: RunConfig, dtype: torch.dtype, base: Any = None, device: An
     if spec.method.type == "QLoRA":
         # Bits are made of the weights in the run's precision, which `base` may not have.
         empty(base)
-        model = base_model(run, saved, device)
+        model = load_base_model(run, saved, device)
         how = spec.method.quantization or Quantization()
-        rounded = four_bits(model, how, DTYPES[spec.training.precision])
+        rounded = four_bit_base(model, how, DTYPES[spec.training.precision])
         return merge_adapter(model, output, saved, rounded).to(dtype)
-    model = base if base is not None else base_model(run, dtype, device)
+    model = base if base is not None else load_base_model(run, dtype, device)
     return merge_adapter(model, output, saved)
 
 
@@ -77,7 +82,7 @@ def verify(output: Path) -> None:
             "NoTrainedWeights", "Training left no weights behind.", file=str(listed)
         )
     wanted = json.loads(listed.read_text())["files"]
-    found = {name: facts for name, facts in describe(output).items() if name != listed.name}
+    found = {name: facts for name, facts in hash_files(output).items() if name != listed.name}
     if found != wanted:
         wrong = sorted(name for name in wanted if found.get(name) != wanted[name])
         raise RetryableError(
@@ -89,7 +94,7 @@ def verify(output: Path) -> None:
 
 
 def merge_adapter(
-    model: Any, adapter: Path, saved: torch.dtype, rounded: FourBits | None = None
+    model: Any, adapter: Path, saved: torch.dtype, rounded: FourBitBase | None = None
 ) -> Any:
     """The model with the adapter's update in its weights; a prefix is put before it instead.
 
@@ -107,6 +112,6 @@ def merge_adapter(
         return adapted
     merge_layers(adapted, saved, rounded)
     merged = adapted.unload()
-    if is_scorer(merged):
+    if is_reward_model(merged):
         round_head(merged, saved)
     return merged

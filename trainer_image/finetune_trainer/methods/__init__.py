@@ -15,29 +15,29 @@ from finetune_trainer.methods.base_model import (
     load_model,
     saved_dtype,
 )
-from finetune_trainer.methods.gradient_checkpointing import recompute
-from finetune_trainer.methods.new_tokens import make_room, new_tokens_of
+from finetune_trainer.methods.gradient_checkpointing import enable_gradient_checkpointing
+from finetune_trainer.methods.new_tokens import add_token_rows, added_token_ids
 from finetune_trainer.methods.precision import DTYPES, computes_in_autocast, weight_dtype
-from finetune_trainer.methods.prefix import flat_prefix
+from finetune_trainer.methods.prefix import prefix_state_dict
 from finetune_trainer.methods.quantization import quantization_config
 
 __all__ = [
     "DTYPES",
+    "add_token_rows",
+    "added_token_ids",
+    "apply_method",
     "attention_kernel",
     "computes_in_autocast",
     "empty_model",
     "load_model",
-    "make_room",
-    "new_tokens_of",
-    "prepare_method",
     "quantization_config",
-    "save_trained",
+    "save_trained_weights",
     "saved_dtype",
     "weight_dtype",
 ]
 
 
-def prepare_method(
+def apply_method(
     model: Any, spec: FineTuneJobSpec, total_steps: int, new_tokens: Sequence[int] = ()
 ) -> Any:
     """The model ready to be wrapped: adapters added or everything trainable.
@@ -46,14 +46,14 @@ def prepare_method(
     """
     model.config.use_cache = False
     if resolved(spec.to_wire(), "gradientCheckpointing"):
-        recompute(model, spec.training.selective_checkpointing)
+        enable_gradient_checkpointing(model, spec.training.selective_checkpointing)
     if spec.method.type != "Full":
         model = add_adapters(model, spec.method, total_steps, new_tokens)
     model.train()
     return model
 
 
-def save_trained(
+def save_trained_weights(
     model: Any, weights: dict[str, torch.Tensor], method: Method, folder: Path
 ) -> None:
     """Write an adapter folder, or a model folder (Full), from gathered weights."""
@@ -64,7 +64,7 @@ def save_trained(
     from safetensors.torch import save_file
 
     adapter = (
-        flat_prefix(model, weights)
+        prefix_state_dict(model, weights)
         if method.type == "Prefix"
         else get_peft_model_state_dict(model, state_dict=weights, save_embedding_layers=False)
     )

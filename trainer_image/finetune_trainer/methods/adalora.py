@@ -11,7 +11,7 @@ import torch
 
 IMPORTANCES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """What PEFT keeps for every weight of the adapters."""
-KEPT = "kept/"
+KEPT_RANKS = "kept/"
 
 
 class AdaLoRA:
@@ -52,7 +52,7 @@ class AdaLoRA:
                 told[f"{what}/{name}"] = torch.zeros_like(weight) if kept is None else kept
             if "lora_E" in name:
                 ranks = pattern.get(name, [True] * len(weight))
-                told[KEPT + name] = torch.tensor(ranks, dtype=torch.int64)
+                told[KEPT_RANKS + name] = torch.tensor(ranks, dtype=torch.int64)
         return told
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
@@ -67,13 +67,13 @@ class AdaLoRA:
             }
             setattr(allocator, what, shaped)
         self._settings.rank_pattern = {
-            name: [bool(rank) for rank in state[KEPT + name].tolist()]
+            name: [bool(rank) for rank in state[KEPT_RANKS + name].tolist()]
             for name in self._weights
             if "lora_E" in name
         }
 
 
-def orthogonality(model: Any) -> torch.Tensor:
+def orthogonality_loss(model: Any) -> torch.Tensor:
     """Mean Frobenius norm of P P^T - I over the adapters' singular vectors, weighted as PEFT does.
 
     Keeps the parametrisation a singular value decomposition (equation 4 of the paper).

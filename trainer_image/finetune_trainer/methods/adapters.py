@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from finetune_api.finetunejob import IA3, AdaLoRA, LoRA, Method, MixtureOfExperts, Prefix
 
-from finetune_trainer.methods.lora_format import compute_as_activations_are
-from finetune_trainer.methods.moe import expert_weights
-from finetune_trainer.methods.reward_head import is_scorer, task_of, train_head
-from finetune_trainer.methods.target_modules import chosen_layers, scaled_layers, turned
+from finetune_trainer.methods.lora_format import match_activation_dtype
+from finetune_trainer.methods.moe import expert_weight_names
+from finetune_trainer.methods.reward_head import add_trainable_head, is_reward_model, peft_task_type
+from finetune_trainer.methods.target_modules import is_transposed, select_ia3_layers, select_layers
 
-PREFIX_DEVIATION = 0.02
+PREFIX_INIT_STD = 0.02
 """Standard deviation of a new prefix: that of usual initial weights, not PyTorch's 1."""
-ALLOCATIONS = 100
+MAX_ALLOCATIONS = 100
 """Rank allocations of AdaLoRA at most, evenly spread over the steps in which ranks shrink."""
 
 
@@ -27,22 +27,22 @@ def add_adapters(
     """
     from peft import get_peft_model
 
-    config = configuration(model, method, total_steps, new_tokens)
+    config = peft_config(model, method, total_steps, new_tokens)
     adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     if method.type == "Prefix" and not config.prefix_projection:
         encoder = adapted.prompt_encoder["default"]
-        torch.nn.init.normal_(encoder.embedding.weight, std=PREFIX_DEVIATION)
+        torch.nn.init.normal_(encoder.embedding.weight, std=PREFIX_INIT_STD)
     for weight in adapted.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
     if method.type in ("LoRA", "QLoRA"):
-        compute_as_activations_are(adapted)
-    if is_scorer(model):
-        train_head(adapted)
+        match_activation_dtype(adapted)
+    if is_reward_model(model):
+        add_trainable_head(adapted)
     return adapted
 
 
-def configuration(
+def peft_config(
     model: Any, method: Method, total_steps: int, new_tokens: Sequence[int] = ()
 ) -> Any:
     """The method's settings as PEFT wants them."""
@@ -59,7 +59,7 @@ def _lora(model: Any, method: Method, new_tokens: Sequence[int]) -> Any:
     from peft import LoraConfig
 
     lora, experts = method.lora or LoRA(), (method.moe or MixtureOfExperts()).experts
-    layers = chosen_layers(model, lora.target_modules, "method.lora.targetModules")
+    layers = select_layers(model, lora.target_modules, "method.lora.targetModules")
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -67,14 +67,14 @@ def _lora(model: Any, method: Method, new_tokens: Sequence[int]) -> Any:
         use_rslora=lora.rank_stabilized,
         use_dora=method.type == "DoRA",
         target_modules=layers,
-        fan_in_fan_out=turned(model, layers),
-        target_parameters=expert_weights(model) if experts else None,
-        trainable_token_indices=token_rows(model, new_tokens) if new_tokens else None,
-        task_type=task_of(model),
+        fan_in_fan_out=is_transposed(model, layers),
+        target_parameters=expert_weight_names(model) if experts else None,
+        trainable_token_indices=trainable_token_rows(model, new_tokens) if new_tokens else None,
+        task_type=peft_task_type(model),
     )
 
 
-def token_rows(model: Any, new_tokens: Sequence[int]) -> dict[str, list[int]]:
+def trainable_token_rows(model: Any, new_tokens: Sequence[int]) -> dict[str, list[int]]:
     """Rows to train, by the names of the embedding and of a head that is not tied to it."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = model.config.get_text_config().tie_word_embeddings
@@ -92,31 +92,31 @@ def _adalora(model: Any, adalora: AdaLoRA, total_steps: int) -> Any:
     # A run of few steps keeps at least one in which ranks shrink.
     final = min(round(adalora.final_ratio * total_steps), total_steps - 1)
     warmup = min(round(adalora.warmup_ratio * total_steps), total_steps - final - 1)
-    layers = chosen_layers(model, adalora.target_modules, "method.adalora.targetModules")
+    layers = select_layers(model, adalora.target_modules, "method.adalora.targetModules")
     return AdaLoraConfig(
         init_r=adalora.initial_rank,
         target_r=adalora.target_rank,
         lora_alpha=adalora.alpha,
         lora_dropout=adalora.dropout,
         target_modules=layers,
-        fan_in_fan_out=turned(model, layers),
+        fan_in_fan_out=is_transposed(model, layers),
         tinit=warmup,
         tfinal=final,
         total_step=total_steps,
-        deltaT=max(1, (total_steps - final - warmup) // ALLOCATIONS),
-        task_type=task_of(model),
+        deltaT=max(1, (total_steps - final - warmup) // MAX_ALLOCATIONS),
+        task_type=peft_task_type(model),
     )
 
 
 def _ia3(model: Any, ia3: IA3) -> Any:
     from peft import IA3Config
 
-    layers, inputs = scaled_layers(model, ia3.target_modules, ia3.feedforward_modules)
+    layers, inputs = select_ia3_layers(model, ia3.target_modules, ia3.feedforward_modules)
     return IA3Config(
         target_modules=layers,
         feedforward_modules=inputs,
-        fan_in_fan_out=turned(model, layers),
-        task_type=task_of(model),
+        fan_in_fan_out=is_transposed(model, layers),
+        task_type=peft_task_type(model),
     )
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from finetune_api.finetunejob import RopeScaling
 
-from finetune_trainer.methods.packed_attention import separate_packed_examples
-from finetune_trainer.methods.quantization import keep_packing, quantize_empty
-from finetune_trainer.methods.reward_head import HEADS, begin_head, scorer_config
-from finetune_trainer.methods.rope import stretch
+from finetune_trainer.methods.packed_attention import register_packed_attention
+from finetune_trainer.methods.quantization import disable_cpu_repacking, quantize_meta_model
+from finetune_trainer.methods.reward_head import HEAD_NAMES, init_head, reward_model_config
+from finetune_trainer.methods.rope import apply_rope_scaling
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.model_facts import local_config
 
@@ -38,7 +38,7 @@ def load_model(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    separate_packed_examples()
+    register_packed_attention()
     scored = score_seed is not None
     kind = AutoModelForSequenceClassification if scored else AutoModelForCausalLM
     more = {"quantization_config": quantization} if quantization else {}
@@ -59,19 +59,19 @@ def load_model(
             return load_model(folder, dtype, "eager", device, score_seed, rope, quantization)
         if "trust_remote_code" not in str(error) and "Unrecognized" not in str(error):
             raise
-        raise unknown_architecture(folder, error) from error
+        raise unknown_architecture_error(folder, error) from error
     missing = sorted(told["missing_keys"])
-    if score_seed is not None and any(name.split(".")[0] in HEADS for name in missing):
-        begin_head(model, score_seed)
-        missing = [name for name in missing if name.split(".")[0] not in HEADS]
+    if score_seed is not None and any(name.split(".")[0] in HEAD_NAMES for name in missing):
+        init_head(model, score_seed)
+        missing = [name for name in missing if name.split(".")[0] not in HEAD_NAMES]
     if missing:
-        raise incomplete(folder, missing)
+        raise missing_weights_error(folder, missing)
     if quantization:
-        keep_packing(model)
+        disable_cpu_repacking(model)
     return model
 
 
-def unknown_architecture(folder: Path, error: ValueError) -> UserError:
+def unknown_architecture_error(folder: Path, error: ValueError) -> UserError:
     """The error for a model that transformers has no code of."""
     return UserError(
         "UnsupportedModel",
@@ -81,7 +81,7 @@ def unknown_architecture(folder: Path, error: ValueError) -> UserError:
     )
 
 
-def incomplete(folder: Path, missing: Sequence[str]) -> UserError:
+def missing_weights_error(folder: Path, missing: Sequence[str]) -> UserError:
     """The error for weight files that lack some of the model's weights."""
     return UserError(
         "ModelIncomplete",
@@ -102,7 +102,7 @@ def empty_model(
     """The same model without memory: its weights are on the device `meta`."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    separate_packed_examples()
+    register_packed_attention()
     kind = AutoModelForSequenceClassification if scored else AutoModelForCausalLM
     with torch.device("meta"):
         model = kind.from_config(
@@ -112,15 +112,15 @@ def empty_model(
             trust_remote_code=False,
         )
     if quantization:
-        quantize_empty(model, quantization)
+        quantize_meta_model(model, quantization)
     return model
 
 
 def job_config(folder: Path, rope: RopeScaling | None = None, scored: bool = False) -> Any:
     """The snapshot's config as the job changes it."""
-    config = scorer_config(folder) if scored else local_config(folder)
+    config = reward_model_config(folder) if scored else local_config(folder)
     if rope:
-        stretch(config, rope)
+        apply_rope_scaling(config, rope)
     return config
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 
-def recompute(model: Any, selective: bool) -> None:
+def enable_gradient_checkpointing(model: Any, selective: bool) -> None:
     """Let every block of a transformers model forget its activations; adapters may follow."""
     settings: dict[str, Any] = {"use_reentrant": False}
     if selective:
@@ -24,19 +24,19 @@ def selective_contexts() -> Any:
     """What torch.utils.checkpoint enters for the forward pass and for computing again."""
     from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
-    return create_selective_checkpoint_contexts(keeps)
+    return create_selective_checkpoint_contexts(checkpoint_policy)
 
 
-def keeps(context: Any, operation: Any, *args: Any, **kwargs: Any) -> Any:
+def checkpoint_policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> Any:
     """Whether the result of an operation is kept."""
     from torch.utils.checkpoint import CheckpointPolicy
 
-    kept = operation in dear_operations()
+    kept = operation in expensive_operations()
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 @functools.cache
-def dear_operations() -> frozenset[Any]:
+def expensive_operations() -> frozenset[Any]:
     """Matrix products and every kernel of scaled dot-product attention."""
     aten = torch.ops.aten
     products = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm")

@@ -19,7 +19,7 @@ class RoundedLinear(torch.nn.Linear):  # type: ignore[misc]
         return torch.nn.functional.linear(input, self.weight.to(input.dtype))
 
 
-def compute_as_activations_are(adapted: Any) -> None:
+def match_activation_dtype(adapted: Any) -> None:
     """Let LoRA's matrices multiply activations as they come; in fp32 nothing changes."""
     from peft.tuners.lora import LoraLayer
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from finetune_api.finetunejob import Quantization
 
-from finetune_trainer.methods.quantization import quantized_names, rounded_to_four_bits
+from finetune_trainer.methods.quantization import quantizable_layer_names, round_to_four_bits
 
 ADAPTER = "default"
 
 
 @dataclass(frozen=True)
-class FourBits:
+class FourBitBase:
     """What the base of a QLoRA run was rounded to."""
 
     how: Quantization
@@ -31,18 +31,18 @@ class FourBits:
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight as its bits have it, in fp32."""
         turned = self.layers[weight.data_ptr()]
-        rounded = rounded_to_four_bits(weight.T if turned else weight, self.how, self.precision)
+        rounded = round_to_four_bits(weight.T if turned else weight, self.how, self.precision)
         return rounded.T if turned else rounded
 
 
-def four_bits(model: Any, how: Quantization, precision: torch.dtype) -> FourBits:
+def four_bit_base(model: Any, how: Quantization, precision: torch.dtype) -> FourBitBase:
     """The same for a base that is loaded in an ordinary format and has no adapters yet."""
-    layers = [model.get_submodule(name) for name in quantized_names(model)]
+    layers = [model.get_submodule(name) for name in quantizable_layer_names(model)]
     stored = {each.weight.data_ptr(): type(each).__name__ == "Conv1D" for each in layers}
-    return FourBits(how, precision, stored)
+    return FourBitBase(how, precision, stored)
 
 
-def merge_layers(adapted: Any, saved: torch.dtype, rounded: FourBits | None = None) -> None:
+def merge_layers(adapted: Any, saved: torch.dtype, rounded: FourBitBase | None = None) -> None:
     """Change the base weights of a PEFT model in place, each rounded once to `saved`.
 
     With `rounded`, every layer that QLoRA held in four bits becomes what these bits mean, whether

@@ -16,8 +16,8 @@ import torch
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.model_facts import EXPERTS
 
-CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "num_selected_experts")
-MOST_LOADS = 64
+TOP_K_NAMES = ("num_experts_per_tok", "moe_topk", "moe_top_k", "num_selected_experts")
+MAX_REPORTED_EXPERTS = 64
 """Experts up to which the load of each one is told."""
 
 
@@ -31,16 +31,16 @@ def expert_count(config: Any) -> int:
 
 def experts_per_token(config: Any) -> int:
     """Experts that a token is sent to; 1 where the config is silent. `config` is the text's."""
-    found = [getattr(config, name, None) for name in CHOSEN]
+    found = [getattr(config, name, None) for name in TOP_K_NAMES]
     return next((int(each) for each in found if isinstance(each, int)), 1)
 
 
-def is_mixture(config: Any) -> bool:
+def is_moe(config: Any) -> bool:
     """Whether the model has experts."""
     return expert_count(config) > 0
 
 
-def expert_weights(model: Any) -> list[str]:
+def expert_weight_names(model: Any) -> list[str]:
     """Full names of the three-dimensional weights that hold all experts of a layer.
 
     Raises UserError ExpertsNotAdaptable where an architecture stores its experts otherwise.
@@ -59,14 +59,14 @@ def expert_weights(model: Any) -> list[str]:
     return names
 
 
-def routers(model: Any) -> list[tuple[Any, int]]:
+def find_routers(model: Any) -> list[tuple[Any, int]]:
     """The routers that are trained with a load-balancing loss, and which output is their logits.
 
     Empty for a dense model, and for an architecture that balances otherwise, such as DeepSeek V3.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     forward = inspect.signature(inner.forward).parameters
-    if not is_mixture(inner.config) or "output_router_logits" not in forward:
+    if not is_moe(inner.config) or "output_router_logits" not in forward:
         return []
     known = (getattr(module, "_can_record_outputs", None) or {} for module in inner.modules())
     found = next((each["router_logits"] for each in known if "router_logits" in each), None)
@@ -90,14 +90,14 @@ class Routing:
         self._chosen = experts_per_token(config)
         self._coefficient = coefficient
         self.names: tuple[str, ...] = ("router_entropy", "expert_load_max")
-        if self._experts <= MOST_LOADS:
+        if self._experts <= MAX_REPORTED_EXPERTS:
             self.names += tuple(f"expert_load/{index}" for index in range(self._experts))
         self._seen = torch.zeros(len(self.names), dtype=torch.float64)
         self._logits: list[torch.Tensor] | None = None
         self._layers: list[torch.Tensor] = []
         self._hooks = [
             router.register_forward_hook(functools.partial(self._see, index))
-            for router, index in routers(model)
+            for router, index in find_routers(model)
         ]
 
     def _see(self, index: int, router: Any, inputs: Any, outputs: Any) -> None:
@@ -143,7 +143,7 @@ class Routing:
             entropy += torch.special.entr(probabilities).sum() / len(layers)
             most += load.max() / len(layers)
             loads += load / len(layers)
-        told = loads if self._experts <= MOST_LOADS else loads[:0]
+        told = loads if self._experts <= MAX_REPORTED_EXPERTS else loads[:0]
         self._seen = self._seen.to(real.device) + torch.cat([entropy[None], most[None], told])
 
     def measures(self) -> torch.Tensor:

@@ -12,20 +12,20 @@ import torch
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RunConfig
 
-from finetune_trainer.methods.zero3_gather import whole
+from finetune_trainer.methods.zero3_gather import gather_parameters
 
 
-def new_tokens_of(run: RunConfig, spec: FineTuneJobSpec) -> list[int]:
+def added_token_ids(run: RunConfig, spec: FineTuneJobSpec) -> list[int]:
     """Ids of the tokens that the job adds to the vocabulary."""
     changes = spec.model.tokenizer
     if not changes or not changes.special_tokens:
         return []
-    from finetune_trainer.data.tokenizer import job_tokenizer, new_token_ids
+    from finetune_trainer.data.tokenizer import load_job_tokenizer, new_token_ids
 
-    return new_token_ids(job_tokenizer(run), changes)
+    return new_token_ids(load_job_tokenizer(run), changes)
 
 
-def make_room(model: Any, new_tokens: Sequence[int]) -> None:
+def add_token_rows(model: Any, new_tokens: Sequence[int]) -> None:
     """Give the model rows for `new_tokens`, ids behind all others; spare rows are used first.
 
     A collective where ZeRO-3 has sharded the model.
@@ -40,7 +40,7 @@ def make_room(model: Any, new_tokens: Sequence[int]) -> None:
     rows = sorted({*new_tokens, *range(before, max(new_tokens) + 1)})
     for layer in token_layers(model):
         if not layer.weight.is_meta:
-            with whole(layer), torch.no_grad():
+            with gather_parameters(layer), torch.no_grad():
                 layer.weight[rows] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
 
 

@@ -14,21 +14,21 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-SHORT = 256
+MAX_EAGER_LENGTH = 256
 """Tokens up to which an example's scores are held whole: 2.2 times as fast at 170 tokens and 9
 heads, equally fast at 512."""
-Borders = list[list[slice]]
+SampleSpans = list[list[slice]]
 """For each row of a batch, where its examples stand."""
 
 
-def separate_packed_examples() -> None:
+def register_packed_attention() -> None:
     """Make this what "sdpa" means to transformers' models, for the whole process."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register("sdpa", attend)
+    AttentionInterface.register("sdpa", packed_sdpa_attention)
 
 
-def attend(
+def packed_sdpa_attention(
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -50,15 +50,15 @@ def attend(
         return plain(attention_mask, whole, whole), None
     if named.get("position_bias") is not None or named.get("cache") is not None:
         return plain(attention_mask, whole, whole), None
-    borders = borders_of(attention_mask)
+    borders = sample_spans(attention_mask)
     if borders is None:
         return plain(attention_mask, whole, whole), None
     rows = []
     for index, spans in enumerate(borders):
         row = slice(index, index + 1)
         parts = [
-            multiplied_out(*(t[row, :, span] for t in (query, key, value)), **named)
-            if span.stop - span.start <= SHORT
+            eager_causal_attention(*(t[row, :, span] for t in (query, key, value)), **named)
+            if span.stop - span.start <= MAX_EAGER_LENGTH
             else plain(None, row, span, is_causal=True)
             for span in spans
         ]
@@ -66,7 +66,7 @@ def attend(
     return torch.cat(rows), None
 
 
-def multiplied_out(
+def eager_causal_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -90,20 +90,20 @@ def multiplied_out(
     return (weights @ value[0]).transpose(0, 1)[None]
 
 
-def borders_of(mask: torch.Tensor) -> Borders | None:
+def sample_spans(mask: torch.Tensor) -> SampleSpans | None:
     """The examples of each row, or None where the mask is not exactly causal within examples.
 
     `mask` is bool [batch, 1, length, length], true where a query may see a key. The answer is
     kept on the tensor, which all layers of a forward pass share.
     """
-    kept: dict[str, Borders | None] | None = getattr(mask, "_example_borders", None)
+    kept: dict[str, SampleSpans | None] | None = getattr(mask, "_example_borders", None)
     if kept is None:
         kept = {"borders": _read_borders(mask)}
         mask._example_borders = kept
     return kept["borders"]
 
 
-def _read_borders(mask: torch.Tensor) -> Borders | None:
+def _read_borders(mask: torch.Tensor) -> SampleSpans | None:
     if mask.dtype != torch.bool or mask.dim() != 4 or mask.shape[1] != 1:
         return None
     batch, _, length, keys = mask.shape

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 
-def flat_prefix(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def prefix_state_dict(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What PEFT loads a prefix from: fp32 [virtual tokens, layers * 2 * width].
 
     `weights` are the trained ones, gathered, by their names in `model`, whose own may be shards.

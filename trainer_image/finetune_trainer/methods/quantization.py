@@ -12,7 +12,7 @@ import torch
 from finetune_api.finetunejob import Method, Quantization
 from finetune_api.run import Strategy
 
-BLOCK = 64
+BLOCK_SIZE = 64
 """Weights that share a scale, as bitsandbytes has it."""
 
 
@@ -36,7 +36,7 @@ def quantization_config(method: Method, dtype: torch.dtype, strategy: Strategy) 
     )
 
 
-def quantize_empty(model: Any, config: Any) -> None:
+def quantize_meta_model(model: Any, config: Any) -> None:
     """Give a model without memory the layers and packed shapes of one that was quantised."""
     from bitsandbytes.nn import Params4bit
     from transformers.integrations import replace_with_bnb_linear
@@ -56,10 +56,10 @@ def quantize_empty(model: Any, config: Any) -> None:
             bnb_quantized=True,
         )
     model.is_loaded_in_4bit = True
-    keep_packing(model)
+    disable_cpu_repacking(model)
 
 
-def keep_packing(model: Any) -> None:
+def disable_cpu_repacking(model: Any) -> None:
     """Forbid layers to pack their bits anew: on CPUs with AVX512-BF16 bitsandbytes would do that in
     place at the first forward pass outside training, and training would go on with other bits."""
     for _, layer in four_bit_layers(model):
@@ -73,7 +73,7 @@ def four_bit_layers(model: Any) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def quantized_names(model: Any) -> set[str]:
+def quantizable_layer_names(model: Any) -> set[str]:
     """Names of the layers of an ordinary model that transformers would quantise."""
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.base import get_keys_to_not_convert
@@ -88,13 +88,13 @@ def quantized_names(model: Any) -> set[str]:
     }
 
 
-def rounded_to_four_bits(weight: torch.Tensor, how: Quantization, dtype: Any) -> torch.Tensor:
+def round_to_four_bits(weight: torch.Tensor, how: Quantization, dtype: Any) -> torch.Tensor:
     """The weight as QLoRA's base holds it, in fp32; `dtype` is the run's precision."""
     from bitsandbytes import functional
 
     bits, state = functional.quantize_4bit(
         weight.to(dtype).contiguous(),
-        blocksize=BLOCK,
+        blocksize=BLOCK_SIZE,
         compress_statistics=how.double,
         quant_type=how.format.lower(),
     )

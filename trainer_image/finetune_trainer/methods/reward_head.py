@@ -10,26 +10,26 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.methods.zero3_gather import whole
+from finetune_trainer.methods.zero3_gather import gather_parameters
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.model_facts import local_config
 
-HEADS = ("score", "classifier")
+HEAD_NAMES = ("score", "classifier")
 """What architectures of transformers call it."""
 
 
-def is_scorer(model: Any) -> bool:
+def is_reward_model(model: Any) -> bool:
     """Whether a model gives numbers and no tokens."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return type(inner).__name__.removeprefix("FSDP").endswith("ForSequenceClassification")
 
 
-def task_of(model: Any) -> str:
+def peft_task_type(model: Any) -> str:
     """What PEFT calls the task; it trains the head of a classifier in full."""
-    return "SEQ_CLS" if is_scorer(model) else "CAUSAL_LM"
+    return "SEQ_CLS" if is_reward_model(model) else "CAUSAL_LM"
 
 
-def scorer_config(folder: Path) -> Any:
+def reward_model_config(folder: Path) -> Any:
     """The snapshot's config with one output, and the tokenizer's padding.
 
     The score is read at the last token that is not padding, so the model must know which one the
@@ -50,7 +50,7 @@ def scorer_config(folder: Path) -> Any:
     return config
 
 
-def head_of(model: Any) -> torch.nn.Linear:
+def reward_head(model: Any) -> torch.nn.Linear:
     """The layer that gives the number; the trained one where there are adapters."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = _as_named(inner)
@@ -67,17 +67,17 @@ def head_of(model: Any) -> torch.nn.Linear:
 
 def _as_named(inner: Any) -> Any:
     """What the model calls its head: a layer, or PEFT's wrapper around it."""
-    return next((getattr(inner, name) for name in HEADS if hasattr(inner, name)), None)
+    return next((getattr(inner, name) for name in HEAD_NAMES if hasattr(inner, name)), None)
 
 
-def begin_head(model: Any, seed: int) -> None:
+def init_head(model: Any, seed: int) -> None:
     """Fill the head with normal numbers of deviation 1 / sqrt(width + 1) (Stiennon et al. 2020,
     arXiv 2009.01325, appendix B.1)."""
-    head = head_of(model)
+    head = reward_head(model)
     if head.weight.is_meta:
         return
     dice = torch.Generator().manual_seed(seed)
-    with whole(head), torch.no_grad():
+    with gather_parameters(head), torch.no_grad():
         shape = head.weight.shape
         numbers = torch.randn(shape, generator=dice) / (shape[-1] + 1) ** 0.5
         head.weight.copy_(numbers)
@@ -85,12 +85,12 @@ def begin_head(model: Any, seed: int) -> None:
             head.bias.zero_()
 
 
-def train_head(adapted: Any) -> None:
+def add_trainable_head(adapted: Any) -> None:
     """Give a model with adapters a head in fp32, as its adapters are: AdamW's updates vanish in
     half precision."""
     wrapper = _as_named(adapted.get_base_model())
     old = wrapper.original_module
-    with whole(old), torch.no_grad():
+    with gather_parameters(old), torch.no_grad():
         new = torch.nn.Linear(
             old.in_features,
             old.out_features,
@@ -106,7 +106,7 @@ def train_head(adapted: Any) -> None:
 def round_head(model: Any, saved: torch.dtype) -> None:
     """Round the head to the number format that it is saved in."""
     with torch.no_grad():
-        for weight in head_of(model).parameters():
+        for weight in reward_head(model).parameters():
             weight.copy_(weight.to(saved))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from finetune_api.finetunejob import RopeScaling
 
 
-def stretch(config: Any, rope: RopeScaling) -> None:
+def apply_rope_scaling(config: Any, rope: RopeScaling) -> None:
     """Change a config of transformers in place; prepare has seen that it can be.
 
     Servers multiply the longest position by the factor themselves, so it stays; with yarn they

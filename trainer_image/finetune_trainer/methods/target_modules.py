@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.methods.moe import is_mixture
+from finetune_trainer.methods.moe import is_moe
 from finetune_trainer.runtime.errors import UserError
 
 ALL_LINEAR = "all-linear"
@@ -28,7 +28,7 @@ def is_linear(module: Any) -> bool:
     return isinstance(module, torch.nn.Linear | Conv1D)
 
 
-def turned(model: Any, layers: Sequence[str]) -> bool:
+def is_transposed(model: Any, layers: Sequence[str]) -> bool:
     """Whether the layers store their weights [in, out], as those of GPT-2 do."""
     return bool(layers) and type(model.get_submodule(layers[0])).__name__ == "Conv1D"
 
@@ -43,12 +43,12 @@ def linear_layers(model: Any) -> list[str]:
         for name in names
         if model.get_submodule(name) is not head and (name.startswith(f"{inner}.") or not inner)
     ]
-    if is_mixture(model.config):
+    if is_moe(model.config):
         return [name for name in kept if "attn" in name or "attention" in name]
     return kept
 
 
-def chosen_layers(model: Any, wanted: Sequence[str], field: str) -> list[str]:
+def select_layers(model: Any, wanted: Sequence[str], field: str) -> list[str]:
     """Full names of the layers that `wanted` means.
 
     Raises UserError UnknownTargetModule where a name fits no layer; `field` is where it stands.
@@ -56,17 +56,17 @@ def chosen_layers(model: Any, wanted: Sequence[str], field: str) -> list[str]:
     layers = linear_layers(model)
     if ALL_LINEAR in wanted:
         return layers
-    unknown = [name for name in wanted if not any(ends_with(layer, name) for layer in layers)]
+    unknown = [name for name in wanted if not any(matches_suffix(layer, name) for layer in layers)]
     if unknown:
         raise UserError(
             "UnknownTargetModule",
             f"{field} names {', '.join(unknown)}, which no layer of this model is called.",
             f"Use some of: {_short_names(layers)}.",
         )
-    return _named(layers, wanted)
+    return _matching_layers(layers, wanted)
 
 
-def scaled_layers(
+def select_ia3_layers(
     model: Any, wanted: Sequence[str], feed_forward: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     """Layers that IA3 scales, and those of them whose input is scaled (Liu et al. 2022, 3.3).
@@ -75,16 +75,18 @@ def scaled_layers(
     architecture computes queries, keys and values in one layer, all three are scaled.
     """
     if wanted:
-        layers = chosen_layers(model, wanted, "method.ia3.targetModules")
+        layers = select_layers(model, wanted, "method.ia3.targetModules")
         inputs = (
-            chosen_layers(model, feed_forward, "method.ia3.feedforwardModules")
+            select_layers(model, feed_forward, "method.ia3.feedforwardModules")
             if feed_forward
-            else _named(layers, FEED_FORWARD)
+            else _matching_layers(layers, FEED_FORWARD)
         )
         return layers, [name for name in inputs if name in layers]
     layers = linear_layers(model)
-    attention = _named(layers, KEYS_AND_VALUES) or _named(layers, FUSED_ATTENTION)
-    inputs = _named(layers, FEED_FORWARD)
+    attention = _matching_layers(layers, KEYS_AND_VALUES) or _matching_layers(
+        layers, FUSED_ATTENTION
+    )
+    inputs = _matching_layers(layers, FEED_FORWARD)
     if not attention:
         raise UserError(
             "UnknownTargetModule",
@@ -94,13 +96,13 @@ def scaled_layers(
     return attention + inputs, inputs
 
 
-def ends_with(layer: str, name: str) -> bool:
+def matches_suffix(layer: str, name: str) -> bool:
     """Whether a full name ends with whole parts of a path."""
     return layer == name or layer.endswith(f".{name}")
 
 
-def _named(layers: Sequence[str], names: Sequence[str]) -> list[str]:
-    return [layer for layer in layers if any(ends_with(layer, name) for name in names)]
+def _matching_layers(layers: Sequence[str], names: Sequence[str]) -> list[str]:
+    return [layer for layer in layers if any(matches_suffix(layer, name) for name in names)]
 
 
 def _short_names(layers: Sequence[str]) -> str:

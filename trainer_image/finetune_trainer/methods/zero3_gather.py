@@ -4,7 +4,7 @@ import contextlib
 from typing import Any
 
 
-def whole(module: Any) -> contextlib.AbstractContextManager[Any]:
+def gather_parameters(module: Any) -> contextlib.AbstractContextManager[Any]:
     """The module's weights gathered where they are shards; changes are those of rank 0.
 
     A collective then.

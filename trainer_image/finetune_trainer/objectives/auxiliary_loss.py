@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from finetune_api.finetunejob import MixtureOfExperts
 
-from finetune_trainer.methods.adalora import orthogonality
-from finetune_trainer.methods.moe import Routing, routers
+from finetune_trainer.methods.adalora import orthogonality_loss
+from finetune_trainer.methods.moe import Routing, find_routers
 from finetune_trainer.objectives.base import Losses, Objective, ObjectiveContext, RankBatch
 from finetune_trainer.strategies import TrainingStrategy
 
@@ -19,7 +19,7 @@ from finetune_trainer.strategies import TrainingStrategy
 def penalised(objective: Objective, model: Any, setting: ObjectiveContext) -> Objective:
     """The objective with what the method adds, or itself where that is nothing."""
     adaptive = setting.spec.method.type == "AdaLoRA"
-    if not adaptive and not routers(model):
+    if not adaptive and not find_routers(model):
         return objective
     return Penalised(objective, model, setting)
 
@@ -31,7 +31,7 @@ class Penalised:
         self._objective = objective
         self._model = model if setting.spec.method.type == "AdaLoRA" else None
         moe = setting.spec.method.moe or MixtureOfExperts()
-        watched = bool(routers(model))
+        watched = bool(find_routers(model))
         self._routing = Routing(model, moe.router_aux_loss_coefficient) if watched else None
         names = self._routing.names if self._routing else ()
         self.MEASURES: tuple[str, ...] = (*objective.MEASURES, *names)
@@ -58,12 +58,12 @@ class Penalised:
             return self._objective.losses(model, batch)
         if self._routing is None:
             losses = self._objective.losses(model, batch)
-            return Losses(losses.each, _sum(losses.penalty, orthogonality(self._model)))
+            return Losses(losses.each, _sum(losses.penalty, orthogonality_loss(self._model)))
         with self._routing.watched():
             losses = self._objective.losses(model, batch)
         penalty = _sum(losses.penalty, self._routing.penalty(batch.lengths > 0))
         if self._model is not None:
-            penalty = _sum(penalty, orthogonality(self._model))
+            penalty = _sum(penalty, orthogonality_loss(self._model))
         return Losses(losses.each, penalty)
 
     def measures(self) -> torch.Tensor:

@@ -6,7 +6,7 @@ one runs.
 
 from typing import Any
 
-from finetune_trainer.strategies.base import StrategyConfig, TrainingStrategy, trained
+from finetune_trainer.strategies.base import StrategyConfig, TrainingStrategy, trainable_parameters
 from finetune_trainer.strategies.compile import compile_blocks
 from finetune_trainer.strategies.ddp import DDPStrategy
 from finetune_trainer.strategies.deepspeed import (
@@ -15,20 +15,20 @@ from finetune_trainer.strategies.deepspeed import (
     require_precision,
 )
 from finetune_trainer.strategies.fsdp import FSDPStrategy
-from finetune_trainer.strategies.load_model import load
+from finetune_trainer.strategies.load_model import load_model
 
 __all__ = [
     "StrategyConfig",
     "TrainingStrategy",
-    "load",
+    "load_model",
     "prepare_communication",
     "require_precision",
-    "trained",
-    "wrap",
+    "trainable_parameters",
+    "wrap_model",
 ]
 
 
-def wrap(model: Any, spread: StrategyConfig) -> TrainingStrategy:
+def wrap_model(model: Any, spread: StrategyConfig) -> TrainingStrategy:
     """The model under its strategy."""
     if spread.training.compile:
         compile_blocks(model, spread)

@@ -45,7 +45,7 @@ class Fragment:
     """Whether every rank holds the same run, which one of them has to write."""
 
 
-State = dict[str, Fragment]
+StateDict = dict[str, Fragment]
 """Fragments by name, `<what>/<weight>`; every rank has its own."""
 
 
@@ -74,10 +74,10 @@ class TrainingStrategy(Protocol):
     def full_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every trained weight in fp32, gathered. A collective: all ranks must exhaust it."""
 
-    def state(self) -> State:
+    def state(self) -> StateDict:
         """What a resumed run needs of this rank, as views of live memory. A collective."""
 
-    def restored(self, state: State) -> None:
+    def restored(self, state: StateDict) -> None:
         """Go on from these views, which have been overwritten. A collective."""
 
     @property
@@ -98,6 +98,6 @@ def decoder_layers(model: Any) -> list[Any]:
     return layers
 
 
-def trained(model: Any) -> Iterator[tuple[str, Any]]:
+def trainable_parameters(model: Any) -> Iterator[tuple[str, Any]]:
     """Names and tensors of the weights that are trained."""
     return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)

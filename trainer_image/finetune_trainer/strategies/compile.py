@@ -12,7 +12,7 @@ import torch
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.strategies.base import StrategyConfig, decoder_layers
 
-RECOMPILATIONS = 64
+MAX_RECOMPILATIONS = 64
 """Variants of a block; batches with and without masks and of new lengths make a few."""
 
 
@@ -21,15 +21,15 @@ def compile_blocks(model: Any, spread: StrategyConfig) -> None:
 
     Raises UserError CannotCompile where this machine cannot.
     """
-    require_compiler(spread.device)
+    check_compiler(spread.device)
     # A block that is computed again must run as it ran first: falling back to uncompiled code in
     # between, as after the default of 8 shapes and masks, keeps other tensors.
-    torch._dynamo.config.recompile_limit = RECOMPILATIONS
+    torch._dynamo.config.recompile_limit = MAX_RECOMPILATIONS
     for layer in decoder_layers(model):
         layer.compile()
 
 
-def require_compiler(device: torch.device) -> None:
+def check_compiler(device: torch.device) -> None:
     """Raise UserError CannotCompile unless a small function compiles and runs on the device."""
     try:
         torch.compile(_sum_of_sines)(torch.ones(64, device=device))

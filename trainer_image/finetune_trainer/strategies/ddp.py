@@ -8,10 +8,15 @@ import torch
 from torch import distributed as dist
 
 from finetune_trainer.methods.adalora import AdaLoRA
-from finetune_trainer.strategies.base import Fragment, State, StrategyConfig, trained
+from finetune_trainer.strategies.base import (
+    Fragment,
+    StateDict,
+    StrategyConfig,
+    trainable_parameters,
+)
 from finetune_trainer.strategies.loss_scale import LossScale
 from finetune_trainer.strategies.optimizers import clip_and_update, make_optimizer
-from finetune_trainer.strategies.state import restore_numbers, torch_state
+from finetune_trainer.strategies.state import local_state_dict, restore_scalars
 
 
 class DDPStrategy:
@@ -56,7 +61,7 @@ class DDPStrategy:
 
     def step(self, learning_rate: float) -> float:
         """Clip, update, clear."""
-        weights = [weight for _, weight in trained(self._bare)]
+        weights = [weight for _, weight in trainable_parameters(self._bare)]
         most = self._spread.training.max_grad_norm
         after = self._ranks.after_step if self._ranks else None
         return clip_and_update(weights, self._optimizer, most, learning_rate, self._scale, after)
@@ -68,12 +73,12 @@ class DDPStrategy:
 
     def full_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Nothing to gather."""
-        for name, weight in trained(self._bare):
+        for name, weight in trainable_parameters(self._bare):
             yield name, weight.detach().float()
 
-    def state(self) -> State:
+    def state(self) -> StateDict:
         """What the optimizer works on, and its own states."""
-        state = torch_state(self._bare, self._optimizer)
+        state = local_state_dict(self._bare, self._optimizer)
         if self._scale:
             state["scale"] = Fragment(self._scale.state())
         if self._ranks:
@@ -81,9 +86,9 @@ class DDPStrategy:
             state |= {f"ranks/{name}": Fragment(each.view(-1)) for name, each in told.items()}
         return state
 
-    def restored(self, state: State) -> None:
+    def restored(self, state: StateDict) -> None:
         """Weights and moments are there; numbers follow."""
-        restore_numbers(self._bare, self._optimizer, state)
+        restore_scalars(self._bare, self._optimizer, state)
         if self._scale:
             self._scale.restore(state["scale"].values)
         if self._ranks:

@@ -13,9 +13,9 @@ import torch
 from finetune_api.run import Strategy
 
 from finetune_trainer.runtime.errors import UserError
-from finetune_trainer.strategies.base import State, StrategyConfig, trained
-from finetune_trainer.strategies.deepspeed_state import restored, zero_state
-from finetune_trainer.strategies.loss_scale import INITIAL_POWER, WINDOW
+from finetune_trainer.strategies.base import StateDict, StrategyConfig, trainable_parameters
+from finetune_trainer.strategies.deepspeed_state import refresh_engine, zero_state_dict
+from finetune_trainer.strategies.loss_scale import GROWTH_INTERVAL, INITIAL_POWER
 from finetune_trainer.strategies.optimizers import make_optimizer, set_learning_rate
 
 ZERO_STAGES: dict[str, int] = {"ZeRO1": 1, "ZeRO2": 2, "ZeRO3": 3}
@@ -40,7 +40,7 @@ def deepspeed_config(spread: StrategyConfig) -> dict[str, Any]:
         "fp16": {
             "enabled": precision == "fp16",
             "initial_scale_power": INITIAL_POWER,
-            "loss_scale_window": WINDOW,
+            "loss_scale_window": GROWTH_INTERVAL,
             "hysteresis": 1,
         },
         "steps_per_print": 1_000_000_000,
@@ -70,11 +70,11 @@ class DeepSpeedStrategy:
         import deepspeed
 
         if spread.strategy == "ZeRO3":
-            keep_whole(model)
+            gather_experts_with_adapters(model)
         else:
             model = model.to(spread.device)
         if spread.training.precision == "fp16":
-            halve(model)
+            cast_trainable_to_fp16(model)
         self.model, *_ = deepspeed.initialize(
             model=model,
             optimizer=make_optimizer(model, spread),
@@ -116,16 +116,16 @@ class DeepSpeedStrategy:
         """Gather the optimizer's fp32 copy of one weight at a time."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        for name, weight in trained(self.model.module):
+        for name, weight in trainable_parameters(self.model.module):
             yield name, safe_get_full_fp32_param(weight).detach()
 
-    def state(self) -> State:
+    def state(self) -> StateDict:
         """The fp32 partitions of this rank."""
-        return zero_state(self.model)
+        return zero_state_dict(self.model)
 
-    def restored(self, state: State) -> None:
+    def restored(self, state: StateDict) -> None:
         """Copy the partitions to what the forward pass uses."""
-        restored(self.model, state)
+        refresh_engine(self.model, state)
 
     @property
     def bare(self) -> Any:
@@ -137,7 +137,7 @@ class DeepSpeedStrategy:
         self.model.destroy()
 
 
-def keep_whole(model: Any) -> None:
+def gather_experts_with_adapters(model: Any) -> None:
     """Gather the experts of a layer together with the adapters that change them.
 
     DeepSpeed notices by itself when a part of an adapter reads the weight of a layer, but not when
@@ -150,9 +150,9 @@ def keep_whole(model: Any) -> None:
             set_z3_leaf_module(module, True)
 
 
-def halve(model: Any) -> None:
+def cast_trainable_to_fp16(model: Any) -> None:
     """Adapters in fp16, which under ZeRO-3 are no shards yet."""
-    for _, weight in trained(model):
+    for _, weight in trainable_parameters(model):
         if not hasattr(weight, "ds_id"):
             weight.data = weight.data.half()
 

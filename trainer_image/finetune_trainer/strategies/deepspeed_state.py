@@ -10,36 +10,36 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from finetune_trainer.strategies.base import Fragment, State, trained
-from finetune_trainer.strategies.state import make_states
+from finetune_trainer.strategies.base import Fragment, StateDict, trainable_parameters
+from finetune_trainer.strategies.state import init_optimizer_states
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """What DeepSpeed's dynamic loss scaler changes as it goes."""
 
 
-def zero_state(engine: Any) -> State:
+def zero_state_dict(engine: Any) -> StateDict:
     """This rank's partitions as fragments of the weights."""
     zero = engine.optimizer
-    make_partition_states(zero)
+    init_partition_states(zero)
     sharded_weights = hasattr(zero, "fp32_partitioned_groups_flat")
-    state = (weight_shards if sharded_weights else row_parts)(engine, zero)
+    state = (shard_fragments if sharded_weights else partition_fragments)(engine, zero)
     # All weights have been updated equally often.
     steps = float(next(iter(zero.optimizer.state.values()))["step"])
     state["step"] = Fragment(torch.tensor([steps], dtype=torch.float64))
-    if scaler := scaler_of(zero):
+    if scaler := dynamic_loss_scaler(zero):
         numbers = [float(getattr(scaler, name)) for name in SCALER]
         state["scaler"] = Fragment(torch.tensor(numbers, dtype=torch.float64))
     return state
 
 
-def restored(engine: Any, state: State) -> None:
+def refresh_engine(engine: Any, state: StateDict) -> None:
     """Make the engine's other copies agree with partitions that have been overwritten."""
     zero = engine.optimizer
     steps = state["step"].values.item()
     for kept in zero.optimizer.state.values():
         kept["step"] = kept["step"] * 0 + int(steps)
-    if scaler := scaler_of(zero):
+    if scaler := dynamic_loss_scaler(zero):
         for name, value in zip(SCALER, state["scaler"].values.tolist(), strict=True):
             setattr(scaler, name, type(getattr(scaler, name))(value))
     if hasattr(zero, "fp32_partitioned_groups_flat"):
@@ -48,7 +48,7 @@ def restored(engine: Any, state: State) -> None:
         zero.update_lp_params()
 
 
-def partitions(zero: Any) -> list[torch.Tensor]:
+def fp32_partitions(zero: Any) -> list[torch.Tensor]:
     """The flat fp32 partitions of this rank."""
     for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
         if hasattr(zero, name):
@@ -56,22 +56,22 @@ def partitions(zero: Any) -> list[torch.Tensor]:
     return list(zero.fp32_groups_flat_partition)
 
 
-def make_partition_states(zero: Any) -> None:
+def init_partition_states(zero: Any) -> None:
     """Let AdamW make its states; stage 3 shows it its partitions only while it steps."""
-    inner, flats = zero.optimizer, partitions(zero)
+    inner, flats = zero.optimizer, fp32_partitions(zero)
     shown = [group["params"] for group in inner.param_groups]
     for index, group in enumerate(inner.param_groups):
         group["params"] = flats if index == 0 else []
-    make_states(inner, flats)
+    init_optimizer_states(inner, flats)
     for group, params in zip(inner.param_groups, shown, strict=True):
         group["params"] = params
 
 
-def row_parts(engine: Any, zero: Any) -> State:
+def partition_fragments(engine: Any, zero: Any) -> StateDict:
     """Stages 1 and 2: of every weight the run that lies in this rank's part of the row."""
     zero._lazy_init_hp_params_optimizer_state()
-    state: State = {}
-    for name, weight in trained(engine.module):
+    state: StateDict = {}
+    for name, weight in trainable_parameters(engine.module):
         part = weight._hp_mapping
         if part is None:
             continue
@@ -82,11 +82,11 @@ def row_parts(engine: Any, zero: Any) -> State:
     return state
 
 
-def weight_shards(engine: Any, zero: Any) -> State:
+def shard_fragments(engine: Any, zero: Any) -> StateDict:
     """Stage 3: of every weight the share of this rank, without the filling of the last one."""
-    flats, rank = partitions(zero), dist.get_rank()
-    state: State = {}
-    for name, weight in trained(engine.module):
+    flats, rank = fp32_partitions(zero), dist.get_rank()
+    state: StateDict = {}
+    for name, weight in trainable_parameters(engine.module):
         group, offset, _ = zero.grad_position[zero.get_param_id(weight)]
         start = rank * weight.ds_tensor.ds_numel
         count = min(weight.ds_tensor.ds_numel, weight.ds_numel - start)
@@ -103,7 +103,7 @@ def weight_shards(engine: Any, zero: Any) -> State:
 def refresh_shards(zero: Any) -> None:
     """Stage 3: copy the fp32 partitions to those that the forward pass gathers."""
     zero.checkpoint_event_prologue()
-    for index, flat in enumerate(partitions(zero)):
+    for index, flat in enumerate(fp32_partitions(zero)):
         if not flat.numel():
             continue
         zero.fp16_partitioned_groups_flat[index].data.copy_(flat.data)
@@ -114,6 +114,6 @@ def refresh_shards(zero: Any) -> None:
     zero.checkpoint_event_epilogue()
 
 
-def scaler_of(zero: Any) -> Any:
+def dynamic_loss_scaler(zero: Any) -> Any:
     """The dynamic loss scaler, where there is one."""
     return zero.loss_scaler if getattr(zero, "dynamic_loss_scale", False) else None

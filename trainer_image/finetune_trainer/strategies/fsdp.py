@@ -14,14 +14,14 @@ from finetune_trainer.distributed import collectives
 from finetune_trainer.methods.quantization import four_bit_layers
 from finetune_trainer.strategies.base import (
     Fragment,
-    State,
+    StateDict,
     StrategyConfig,
     decoder_layers,
-    trained,
+    trainable_parameters,
 )
 from finetune_trainer.strategies.loss_scale import LossScale
 from finetune_trainer.strategies.optimizers import clip_and_update, make_optimizer
-from finetune_trainer.strategies.state import restore_numbers, torch_state
+from finetune_trainer.strategies.state import local_state_dict, restore_scalars
 
 
 class FSDPStrategy:
@@ -36,17 +36,17 @@ class FSDPStrategy:
         if spread.offload:
             how["offload_policy"] = offload_policy(spread)
         # FSDP knows ordinary weights only; the layers know what their bits mean.
-        plain_bits(model)
-        agree_on_formats(model)
+        convert_to_plain_parameters(model)
+        broadcast_dtypes(model)
         # Rank 0 has the weights, the others only their shapes; see `load`.
         whole = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for layer in decoder_layers(model):
             fully_shard(layer, **how)
         self.model: Any = fully_shard(model, **how)
         assert isinstance(self.model, FSDPModule)
-        make_room(self.model, spread)
-        hand_out(whole, self.model, spread.device)
-        hand_out_scales(self.model, spread.device)
+        allocate_shards(self.model, spread)
+        broadcast_weights(whole, self.model, spread.device)
+        broadcast_quant_states(self.model, spread.device)
         self.name = type(self.model).__name__
         self._spread = spread
         self._optimizer = make_optimizer(self.model, spread)
@@ -65,7 +65,7 @@ class FSDPStrategy:
 
     def step(self, learning_rate: float) -> float:
         """Clip, update, clear."""
-        weights = [weight for _, weight in trained(self.model)]
+        weights = [weight for _, weight in trainable_parameters(self.model)]
         most = self._spread.training.max_grad_norm
         return clip_and_update(weights, self._optimizer, most, learning_rate, self._scale)
 
@@ -76,10 +76,10 @@ class FSDPStrategy:
 
     def full_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Gather one weight at a time."""
-        for name, weight in trained(self.model):
+        for name, weight in trainable_parameters(self.model):
             yield name, weight.detach().full_tensor().float()
 
-    def state(self) -> State:
+    def state(self) -> StateDict:
         """What the optimizer works on, and its own states."""
         from torch.distributed.fsdp import FSDPModule
 
@@ -87,12 +87,12 @@ class FSDPStrategy:
             # After a forward pass without a backward one the outermost weights are still whole.
             if isinstance(module, FSDPModule):
                 module.reshard()
-        state = torch_state(self.model, self._optimizer)
+        state = local_state_dict(self.model, self._optimizer)
         return {**state, "scale": Fragment(self._scale.state())} if self._scale else state
 
-    def restored(self, state: State) -> None:
+    def restored(self, state: StateDict) -> None:
         """Weights and moments are there; numbers follow."""
-        restore_numbers(self.model, self._optimizer, state)
+        restore_scalars(self.model, self._optimizer, state)
         if self._scale:
             self._scale.restore(state["scale"].values)
 
@@ -123,7 +123,7 @@ def offload_policy(spread: StrategyConfig) -> Any:
     return CPUOffloadPolicy(pin_memory=spread.device.type == "cuda")
 
 
-def make_room(model: Any, spread: StrategyConfig) -> None:
+def allocate_shards(model: Any, spread: StrategyConfig) -> None:
     """Memory for this rank's shards, and for its buffers, which are not sharded."""
     model.to_empty(device="cpu" if spread.offload else spread.device)
     if spread.offload and spread.device.type != "cpu":
@@ -132,13 +132,13 @@ def make_room(model: Any, spread: StrategyConfig) -> None:
                 module._buffers[name] = buffer.to(spread.device)
 
 
-def plain_bits(model: Any) -> None:
+def convert_to_plain_parameters(model: Any) -> None:
     """Weights in four bits as ordinary parameters, which bitsandbytes takes them from again."""
     for _, layer in four_bit_layers(model):
         layer.weight = torch.nn.Parameter(layer.weight.data, requires_grad=False)
 
 
-def agree_on_formats(model: Any) -> None:
+def broadcast_dtypes(model: Any) -> None:
     """Give every rank's weights the number formats of rank 0: some architectures keep a few in
     fp32, which the library knows only where it reads them."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -147,7 +147,7 @@ def agree_on_formats(model: Any) -> None:
         each.data = each.data.to(formats[name])
 
 
-def hand_out_scales(model: Any, device: torch.device) -> None:
+def broadcast_quant_states(model: Any, device: torch.device) -> None:
     """Give every rank what rank 0 knows of its bits: scales are needed whole everywhere."""
     for _, layer in four_bit_layers(model):
         told = [layer.quant_state]
@@ -156,7 +156,7 @@ def hand_out_scales(model: Any, device: torch.device) -> None:
         layer.quant_state.to(device)
 
 
-def hand_out(whole: dict[str, torch.Tensor], model: Any, device: torch.device) -> None:
+def broadcast_weights(whole: dict[str, torch.Tensor], model: Any, device: torch.device) -> None:
     """Give every rank its shards of rank 0's weights, and all of its buffers, one by one."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 

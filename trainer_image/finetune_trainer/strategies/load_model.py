@@ -14,7 +14,7 @@ from finetune_trainer.strategies.base import StrategyConfig
 from finetune_trainer.strategies.deepspeed import deepspeed_config
 
 
-def load(
+def load_model(
     spread: StrategyConfig,
     folder: Path,
     dtype: torch.dtype,
@@ -36,18 +36,18 @@ def load(
     elif spread.strategy == "FSDP":
         model = methods.load_model(folder, dtype, attention, score_seed=seed, **changes)
     elif spread.strategy == "ZeRO3" and not bits:
-        with sharded(spread):
+        with zero3_loading(spread):
             model = methods.load_model(folder, dtype, attention, None, seed, **changes)
-            methods.make_room(model, new_tokens)
+            methods.add_token_rows(model, new_tokens)
         return model
     else:
         model = methods.load_model(folder, dtype, attention, spread.device, seed, **changes)
-    methods.make_room(model, new_tokens)
+    methods.add_token_rows(model, new_tokens)
     return model
 
 
 @contextlib.contextmanager
-def sharded(spread: StrategyConfig) -> Iterator[None]:
+def zero3_loading(spread: StrategyConfig) -> Iterator[None]:
     """Let transformers and PEFT know that DeepSpeed shards weights as soon as they are loaded."""
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 

@@ -13,7 +13,7 @@ import torch
 
 INITIAL_POWER = 16
 """The scale starts at two to this power."""
-WINDOW = 1000
+GROWTH_INTERVAL = 1000
 """Steps without overflow after which the scale is doubled."""
 
 
@@ -39,7 +39,7 @@ class LossScale:
             self.value, self._good_steps = self.value / 2, 0
             return
         self._good_steps += 1
-        if self._good_steps == WINDOW:
+        if self._good_steps == GROWTH_INTERVAL:
             self.value, self._good_steps = self.value * 2, 0
 
     def state(self) -> torch.Tensor:

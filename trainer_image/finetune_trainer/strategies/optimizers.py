@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from finetune_api.finetunejob import Training
 
-from finetune_trainer.strategies.base import StrategyConfig, trained
+from finetune_trainer.strategies.base import StrategyConfig, trainable_parameters
 from finetune_trainer.strategies.loss_scale import LossScale
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
-FACTORS = "ia3_l"
+IA3_VECTORS = "ia3_l"
 """IA3's vectors, stored as matrices of one row or column. They begin at one, and decay would take
 them to zero, where a layer gives nothing."""
 
@@ -25,9 +25,9 @@ them to zero, where a layer gives nothing."""
 def parameter_groups(model: Any, training: Training) -> list[dict[str, Any]]:
     """Trained weights in two groups: matrices decay, vectors (norms, biases) do not."""
     groups: dict[bool, list[Any]] = {True: [], False: []}
-    for name, weight in trained(model):
+    for name, weight in trainable_parameters(model):
         # Under ZeRO-3 a weight is empty until it is gathered; ds_shape is its real shape.
-        matrix = len(getattr(weight, "ds_shape", weight.shape)) > 1 and FACTORS not in name
+        matrix = len(getattr(weight, "ds_shape", weight.shape)) > 1 and IA3_VECTORS not in name
         groups[matrix].append(weight)
     return [
         {"params": weights, "weight_decay": training.weight_decay if matrices else 0.0}

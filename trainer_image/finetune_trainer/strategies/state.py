@@ -13,34 +13,34 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from finetune_trainer.strategies.base import Fragment, State, trained
+from finetune_trainer.strategies.base import Fragment, StateDict, trainable_parameters
 
 
-def torch_state(model: Any, optimizer: torch.optim.Optimizer) -> State:
+def local_state_dict(model: Any, optimizer: torch.optim.Optimizer) -> StateDict:
     """Trained weights and optimizer states of a model whose optimizer holds them as they are.
 
     Makes the optimizer's states where it has not yet; changes no weight.
     """
-    weights = list(trained(model))
-    make_states(optimizer, [weight for _, weight in weights])
+    weights = list(trainable_parameters(model))
+    init_optimizer_states(optimizer, [weight for _, weight in weights])
     state = {}
     for name, weight in weights:
-        state[f"weight/{name}"] = fragment(weight)
+        state[f"weight/{name}"] = local_fragment(weight)
         for what, value in optimizer.state[weight].items():
-            state[f"{what}/{name}"] = fragment(value)
+            state[f"{what}/{name}"] = local_fragment(value)
     return {name: part for name, part in state.items() if part.values.numel()}
 
 
-def restore_numbers(model: Any, optimizer: torch.optim.Optimizer, state: State) -> None:
+def restore_scalars(model: Any, optimizer: torch.optim.Optimizer, state: StateDict) -> None:
     """Give the optimizer those of its states that are plain numbers and no tensors."""
-    for name, weight in trained(model):
+    for name, weight in trainable_parameters(model):
         kept = optimizer.state[weight]
         for what, value in kept.items():
             if not isinstance(value, torch.Tensor):
                 kept[what] = type(value)(state[f"{what}/{name}"].values.item())
 
 
-def fragment(value: Any) -> Fragment:
+def local_fragment(value: Any) -> Fragment:
     """This rank's run of a tensor, of a DTensor sharded by rows, or of a number."""
     from torch.distributed.tensor import DTensor, Shard
 
@@ -56,7 +56,9 @@ def fragment(value: Any) -> Fragment:
     return Fragment(value.detach().to_local().view(-1), start, replicated=False)
 
 
-def make_states(optimizer: torch.optim.Optimizer, weights: Iterable[torch.Tensor]) -> None:
+def init_optimizer_states(
+    optimizer: torch.optim.Optimizer, weights: Iterable[torch.Tensor]
+) -> None:
     """Let an optimizer make the states that it would make in its first step.
 
     It steps once with zero gradients and rate 0, which leaves every weight as it is, and its count

@@ -11,20 +11,20 @@ from finetune_trainer.runtime.errors import UserError
 
 log = logging.getLogger("finetune")
 
-OVERFLOWS = 16
+MAX_OVERFLOWS = 16
 """Steps in a row that fp16 may leave out: as many halvings bring the scale from 65536 to 1."""
 SMOOTHING = 0.9
 """Weight of the past in smoothed losses and their spread."""
-LEAST_RISE = 1.0
+MIN_RISE = 1.0
 """Nats that the smoothed loss must stand above its best; exp(1) times the perplexity."""
-SPREADS = 4.0
+MIN_DEVIATIONS = 4.0
 """Mean absolute deviations of single steps that it must stand above its best, where that is
 more: small batches and hard objectives are noisy."""
 PATIENCE = 20
 """Steps in a row for which it must."""
 
 
-class Divergence:
+class DivergenceDetector:
     """Tells a run that diverges from one that is noisy.
 
     The losses of steps are smoothed exponentially, and so is their distance from the smoothed
@@ -57,15 +57,15 @@ class Divergence:
         return self._above >= PATIENCE
 
     def _margin(self, total: float) -> float:
-        return max(LEAST_RISE, SPREADS * self._spread_sum / total)
+        return max(MIN_RISE, MIN_DEVIATIONS * self._spread_sum / total)
 
 
-class HealthCheck:
+class LossMonitor:
     """Judges every step of an attempt."""
 
     def __init__(self, loss_must_fall: bool) -> None:
         """`loss_must_fall`: not so with GRPO, whose loss says nothing about progress."""
-        self._divergence = Divergence() if loss_must_fall else None
+        self._divergence = DivergenceDetector() if loss_must_fall else None
         self._overflows = 0
 
     def check(self, step: int, loss: float, norm: float, rate: float, skipped: bool) -> None:
@@ -74,21 +74,21 @@ class HealthCheck:
         `norm` is the gradients' before clipping; `skipped` tells that fp16 left the step out.
         """
         if not math.isfinite(loss):
-            raise not_finite("loss", loss, step, rate)
+            raise not_finite_error("loss", loss, step, rate)
         if skipped:
             self._overflows += 1
             log.warning("step %d was left out: its gradients overflowed in fp16", step)
-            if self._overflows >= OVERFLOWS:
-                raise endless_overflow(step)
+            if self._overflows >= MAX_OVERFLOWS:
+                raise overflow_error(step)
             return
         self._overflows = 0
         if not math.isfinite(norm):
-            raise not_finite("gradient norm", norm, step, rate)
+            raise not_finite_error("gradient norm", norm, step, rate)
         if self._divergence and self._divergence.add(loss):
-            raise diverged(step, loss, self._divergence.best, rate)
+            raise divergence_error(step, loss, self._divergence.best, rate)
 
 
-def not_finite(what: str, value: float, step: int, rate: float) -> UserError:
+def not_finite_error(what: str, value: float, step: int, rate: float) -> UserError:
     """The error for a number that is none."""
     return UserError(
         "LossNotFinite",
@@ -98,16 +98,16 @@ def not_finite(what: str, value: float, step: int, rate: float) -> UserError:
     )
 
 
-def endless_overflow(step: int) -> UserError:
+def overflow_error(step: int) -> UserError:
     """The error for a run whose every step overflows."""
     return UserError(
         "LossNotFinite",
-        f"The gradients overflowed in fp16 for {OVERFLOWS} steps in a row, up to step {step}.",
+        f"The gradients overflowed in fp16 for {MAX_OVERFLOWS} steps in a row, up to step {step}.",
         "Set training.precision to bf16 or fp32, or lower training.learningRate.",
     )
 
 
-def diverged(step: int, loss: float, best: float, rate: float) -> UserError:
+def divergence_error(step: int, loss: float, best: float, rate: float) -> UserError:
     """The error for a loss that has run away."""
     return UserError(
         "LossDiverged",

@@ -38,17 +38,17 @@ class EarlyStopping:
         """Whether as many looks in a row as the patience allows were no better."""
         return self._stale >= self._settings.patience
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
         return {"step": self.best_step, "loss": self.best_loss, "stale": self._stale}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state` told."""
         self.best_step, self.best_loss = state["step"], state["loss"]
         self._stale = state["stale"]
 
 
-def held_out_loss(engine: Any, objective: Any, device: Any) -> float:
+def evaluate_held_out_loss(engine: Any, objective: Any, device: Any) -> float:
     """Mean of the held-out losses over all ranks, in the objective's unit. A collective."""
     import torch
     from torch import distributed as dist

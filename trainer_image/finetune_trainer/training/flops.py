@@ -20,7 +20,7 @@ from finetune_trainer.methods.moe import expert_count, experts_per_token
 
 
 @dataclass(frozen=True)
-class Operations:
+class ModelFlops:
     """What a model costs."""
 
     token: float
@@ -38,7 +38,7 @@ class Operations:
         return self.token * tokens + self.head * heads + self.attended * attended
 
 
-def operations_of(model: Any) -> Operations:
+def count_model_flops(model: Any) -> ModelFlops:
     """Count a model of transformers, with its adapters; sharded ones too."""
     text = model.config.get_text_config()
     head = model.get_output_embeddings()
@@ -49,14 +49,14 @@ def operations_of(model: Any) -> Operations:
         if module is not head and not isinstance(module, torch.nn.Embedding)
         for cost in _costs(module, text)
     ]
-    return Operations(
+    return ModelFlops(
         token=sum(inner),
         head=sum(_costs(head, text)) if head is not None else 0.0,
         attended=12.0 * text.num_hidden_layers * text.num_attention_heads * width,
     )
 
 
-def counted(batch: Any) -> tuple[int, int]:
+def count_positions(batch: Any) -> tuple[int, int]:
     """Trained positions of a batch, and the sum over its tokens of their examples' lengths."""
     rows = batch.rows if hasattr(getattr(batch, "rows", None), "selected") else batch
     return len(getattr(rows, "selected", ())), int(batch.lengths.sum())

@@ -27,9 +27,9 @@ from finetune_trainer.objectives import Objective
 from finetune_trainer.runtime.sigterm import StopRequest
 from finetune_trainer.strategies import TrainingStrategy
 from finetune_trainer.training import lr_scheduler
-from finetune_trainer.training.divergence import HealthCheck
-from finetune_trainer.training.early_stopping import EarlyStopping, held_out_loss
-from finetune_trainer.training.flops import counted, operations_of
+from finetune_trainer.training.divergence import LossMonitor
+from finetune_trainer.training.early_stopping import EarlyStopping, evaluate_held_out_loss
+from finetune_trainer.training.flops import count_model_flops, count_positions
 from finetune_trainer.training.neftune import EmbeddingNoise
 from finetune_trainer.training.throughput import History, Throughput, peak_memory_bytes
 
@@ -57,13 +57,15 @@ class Loop:
         self._early, self._saver, self._tell = early, saver, tell
         self._resumed_from, self._position, self._best = begun.step, begun, False
         self._rank = dist.get_rank()
-        self._epoch_steps = sampler.epoch_steps(spec, run.plan, run.data.train_sequences)
+        self._epoch_steps = sampler.optimizer_steps_per_epoch(
+            spec, run.plan, run.data.train_sequences
+        )
         path = Path(run.paths.job) / "report" / f"train-{run.attempt}.jsonl"
         self._history = History(path, self._rank)
         peak = run.plan.peak_flops * dist.get_world_size() if run.plan.peak_flops else None
         self._pace = Throughput(run.plan.total_steps, begun.step, peak)
-        self._operations = operations_of(model)
-        self._health = HealthCheck(loss_must_fall=spec.objective != "GRPO")
+        self._operations = count_model_flops(model)
+        self._health = LossMonitor(loss_must_fall=spec.objective != "GRPO")
         alpha = spec.training.neftune_alpha
         self._noise = EmbeddingNoise(model, alpha) if alpha else None
 
@@ -97,11 +99,11 @@ class Loop:
         old."""
         engine, objective, settings = self._engine, self._objective, self._settings
         started, skipped = time.monotonic(), engine.skipped
-        torch.manual_seed(sampler.seed_of(settings.seed, step, self._rank))
+        torch.manual_seed(sampler.derive_step_seed(settings.seed, step, self._rank))
         share = objective.share(step)
         waited = time.monotonic() - started
         rate = lr_scheduler.learning_rate(step, self._plan, settings)
-        sums = accumulate(engine, objective, share, self._device, self._noise)
+        sums = accumulate_gradients(engine, objective, share, self._device, self._noise)
         self._saver.wait_for_staging()
         norm = engine.step(rate)
         # From the first step on there is something to save: a stop waits for the checkpoint.
@@ -124,7 +126,7 @@ class Loop:
         """Look at the held-out loss where early stopping wants to, and take down the position."""
         self._best, eval_loss = False, None
         if self._early and self._early.due(step, last=step == self._plan.total_steps):
-            eval_loss = held_out_loss(self._engine, self._objective, self._device)
+            eval_loss = evaluate_held_out_loss(self._engine, self._objective, self._device)
             self._best = self._early.add(step, eval_loss)
         self._position = TrainerState(step, loss, eval_loss)
 
@@ -162,7 +164,7 @@ class Loop:
             best_eval_loss=early.best_loss if early else None,
             peak_memory_bytes=peak_memory_bytes(self._device.type),
             mfu=pace.mean_utilisation,
-            hosts=hosts(),
+            hosts=gather_hosts(),
         )
 
     def remove(self) -> None:
@@ -172,7 +174,9 @@ class Loop:
         self._objective.remove()
 
 
-def accumulate(engine: Any, objective: Any, share: Any, device: Any, noise: Any = None) -> Any:
+def accumulate_gradients(
+    engine: Any, objective: Any, share: Any, device: Any, noise: Any = None
+) -> Any:
     """Forward and backward of this rank's micro-batches, with noise on their embeddings if asked.
 
     Returns float64 [5 + measures]: this rank's summed loss, room for two more numbers in the
@@ -194,12 +198,12 @@ def accumulate(engine: Any, objective: Any, share: Any, device: Any, noise: Any 
             if losses.penalty is not None:
                 loss = loss + losses.penalty * (batch.tokens * share.weight / share.tokens)
             engine.backward(loss * scale)
-        counts += torch.tensor(counted(batch), dtype=torch.float64)
+        counts += torch.tensor(count_positions(batch), dtype=torch.float64)
     total[3:] = counts.to(device)
     return torch.cat([total, objective.measures().to(device)])
 
 
-def hosts() -> list[str]:
+def gather_hosts() -> list[str]:
     """Host names of the pods, by node rank."""
     told: list[tuple[int, str]] = [(0, "")] * dist.get_world_size()
     dist.all_gather_object(told, (int(os.environ.get("GROUP_RANK", "0")), socket.gethostname()))

@@ -14,7 +14,7 @@ SMOOTHING = 0.9
 
 
 @dataclass
-class Sums:
+class StepTotals:
     """Of some steps, or of about the last ten."""
 
     steps: float = 0.0
@@ -37,8 +37,8 @@ class Throughput:
         self._total_steps = total_steps
         self._step = first_step
         self._peak = peak_flops
-        self._all = Sums()
-        self._recent = Sums()
+        self._all = StepTotals()
+        self._recent = StepTotals()
 
     def add(
         self, step: int, tokens: int, seconds: float, waited: float = 0.0, flops: float = 0.0
@@ -46,7 +46,7 @@ class Throughput:
         """Count one step: tokens without padding, seconds it took, seconds of them that this rank
         waited for data, and the operations that the model needed."""
         self._step = step
-        one = Sums(1, seconds, tokens, waited, flops)
+        one = StepTotals(1, seconds, tokens, waited, flops)
         self._all.add(one)
         self._recent.add(one, keep=SMOOTHING)
 
@@ -61,7 +61,7 @@ class Throughput:
         utilisation = self._utilisation(recent)
         return found if utilisation is None else {**found, "mfu": utilisation}
 
-    def _utilisation(self, sums: Sums) -> float | None:
+    def _utilisation(self, sums: StepTotals) -> float | None:
         if not self._peak or not sums.seconds:
             return None
         return sums.flops / sums.seconds / self._peak

@@ -37,7 +37,7 @@ SECRETS = (
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
 )
-NAMES: Mapping[str, tuple[str, float]] = {
+CHART_NAMES: Mapping[str, tuple[str, float]] = {
     "eval_loss": ("eval/loss", 1),
     "tokens_per_second": ("throughput(tps)", 1),
     "mfu": ("mfu(%)", 100),
@@ -67,7 +67,7 @@ class TensorBoard:
     def __init__(self, run: RunConfig) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._file = EventFileWriter(str(report_of(run) / "tensorboard"), flush_secs=10)
+        self._file = EventFileWriter(str(report_folder(run) / "tensorboard"), flush_secs=10)
         self._fresh = True
 
     def add(self, step: int, at: float, values: Values) -> None:
@@ -101,8 +101,8 @@ class WeightsAndBiases:
             id=run.job.uid,
             resume="allow",
             mode="offline" if settings.offline else "online",
-            dir=report_of(run),
-            config={"spec": run.spec, "plan": run.plan.to_wire() if run.plan else None},
+            dir=report_folder(run),
+            config={"spec": run.raw_spec, "plan": run.plan.to_wire() if run.plan else None},
             settings=wandb.Settings(console="off", silent=True, disable_git=True),
         )
 
@@ -125,7 +125,7 @@ class MLflowRun:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         from mlflow import MlflowClient
 
-        folder = (report_of(run) / "mlflow").absolute().as_uri()
+        folder = (report_folder(run) / "mlflow").absolute().as_uri()
         self._client = MlflowClient(tracking_uri=settings.tracking_uri or folder)
         found = self._client.get_experiment_by_name(settings.experiment)
         experiment = (
@@ -145,7 +145,9 @@ class MLflowRun:
         from mlflow.entities import Metric
 
         when = int(at * 1000)
-        metrics = [Metric(allowed(name), value, when, step) for name, value in values.items()]
+        metrics = [
+            Metric(mlflow_metric_name(name), value, when, step) for name, value in values.items()
+        ]
         self._client.log_batch(self._id, metrics=metrics)
 
     def close(self) -> None:
@@ -153,32 +155,32 @@ class MLflowRun:
         self._client.set_terminated(self._id)
 
 
-def allowed(name: str) -> str:
+def mlflow_metric_name(name: str) -> str:
     """A name as MLflow takes it: `mfu(%)` becomes `mfu_percent`."""
     return re.sub(r"[^\w./ -]", "", name.replace("(", "_").replace("%", "percent"))
 
 
-def report_of(run: RunConfig) -> Path:
+def report_folder(run: RunConfig) -> Path:
     """The job's report folder."""
     return Path(run.paths.job) / "report"
 
 
-def history_of(run: RunConfig) -> Path:
+def history_path(run: RunConfig) -> Path:
     """The file that rank 0 appends every step to."""
-    return report_of(run) / f"train-{run.attempt}.jsonl"
+    return report_folder(run) / f"train-{run.attempt}.jsonl"
 
 
-def charted(line: Mapping[str, Any]) -> Values:
+def chart_values(line: Mapping[str, Any]) -> Values:
     """A line of the history by the names of TRL and torchtitan."""
     found = {}
     for name, value in line.items():
         if name not in NOT_CHARTED and isinstance(value, (int, float)):
-            shown, factor = NAMES.get(name, (f"train/{name}", 1))
+            shown, factor = CHART_NAMES.get(name, (f"train/{name}", 1))
             found[shown] = float(value) * factor
     return found
 
 
-def lines_of(path: Path, over: threading.Event) -> Iterator[dict[str, Any]]:
+def tail_lines(path: Path, over: threading.Event) -> Iterator[dict[str, Any]]:
     """Every whole line of a file that grows, until it is over and read to its end."""
     position, rest = 0, b""
     while True:
@@ -195,21 +197,21 @@ def lines_of(path: Path, over: threading.Event) -> Iterator[dict[str, Any]]:
         over.wait(POLL_SECONDS)
 
 
-def follow(name: str, make: Callable[[], Tracker], path: Path, over: threading.Event) -> None:
+def run_tracker(name: str, make: Callable[[], Tracker], path: Path, over: threading.Event) -> None:
     """Tell one tracker all of a run; what it raises ends it, and is logged once."""
     tracker = None
     try:
-        for line in lines_of(path, over):
+        for line in tail_lines(path, over):
             tracker = tracker or make()
-            tracker.add(line["step"], line["time"], charted(line))
+            tracker.add(line["step"], line["time"], chart_values(line))
         if tracker:
             tracker.close()
     except Exception as error:
         kind = type(error).__name__
-        log.warning("%s is told no more of this run: %s: %s", name, kind, without_secrets(error))
+        log.warning("%s is told no more of this run: %s: %s", name, kind, redact_secrets(error))
 
 
-def without_secrets(error: Exception) -> str:
+def redact_secrets(error: Exception) -> str:
     """An error's first line, without the keys of trackers and what stands before @ in a URL."""
     text = str(error).strip().split("\n", 1)[0]
     for name in SECRETS:
@@ -218,9 +220,9 @@ def without_secrets(error: Exception) -> str:
     return re.sub(r"://[^/@\s]*@", "://***@", text)[:300]
 
 
-def trackers_of(run: RunConfig) -> dict[str, Callable[[], Tracker]]:
+def tracker_factories(run: RunConfig) -> dict[str, Callable[[], Tracker]]:
     """Makers of the job's trackers, by name."""
-    asked = FineTuneJobSpec.model_validate(run.spec).tracking
+    asked = run.spec.tracking
     found: dict[str, Callable[[], Tracker]] = {"TensorBoard": lambda: TensorBoard(run)}
     if asked and (wandb := asked.wandb):
         found["W&B"] = lambda: WeightsAndBiases(run, wandb)
@@ -230,7 +232,7 @@ def trackers_of(run: RunConfig) -> dict[str, Callable[[], Tracker]]:
 
 
 @contextmanager
-def beside(run: RunConfig, stopped: Callable[[], bool]) -> Iterator[None]:
+def run_trackers(run: RunConfig, stopped: Callable[[], bool]) -> Iterator[None]:
     """Track while the body trains; at its end wait for the trackers, but not for long."""
     command = [sys.executable, "-m", "finetune_trainer.training.tracking"]
     # A signal to this process's group must not end it before the last step.
@@ -258,8 +260,10 @@ def main() -> None:
     run = RunConfig.model_validate_json(path.read_bytes())
     over = threading.Event()
     threads = [
-        threading.Thread(target=follow, args=(name, make, history_of(run), over), daemon=True)
-        for name, make in trackers_of(run).items()
+        threading.Thread(
+            target=run_tracker, args=(name, make, history_path(run), over), daemon=True
+        )
+        for name, make in tracker_factories(run).items()
     ]
     for thread in threads:
         thread.start()

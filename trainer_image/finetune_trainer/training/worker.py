@@ -51,14 +51,13 @@ def train(run: RunConfig, tell: RankReporter, stop: StopRequest) -> tuple[bool, 
     from finetune_trainer.training.early_stopping import EarlyStopping
     from finetune_trainer.training.loop import Loop
 
-    spec, plan, job = FineTuneJobSpec.model_validate(run.spec), run.plan, Path(run.paths.job)
-    assert plan is not None
+    spec, plan, job = run.spec, run.require_plan(), Path(run.paths.job)
     settings = spec.training
     rank, attempt = dist.get_rank(), Attempt(job, run.attempt)
     if rank == 0:
         attempt.claim()
     tell("loading the model", total_steps=plan.total_steps, world_size=dist.get_world_size())
-    model, engine, spread = build(run, spec, tell.startup)
+    model, engine, spread = build_model(run, spec, tell.startup)
     flatten = model.config._attn_implementation.startswith("flash")
     objective = make_objective(model, ObjectiveContext(run, spec, plan, spread.device, flatten))
     tell("looking at the data", engine=engine.name)
@@ -66,7 +65,7 @@ def train(run: RunConfig, tell: RankReporter, stop: StopRequest) -> tuple[bool, 
     objective.begin(engine)
     tell.startup.mark("data")
     tell("looking for a checkpoint")
-    fingerprint = fingerprint_of(run)
+    fingerprint = checkpoint_fingerprint(run)
     early = EarlyStopping(settings.early_stopping) if settings.early_stopping else None
     parts = {"early_stopping": early} if early else {}
     begun = restore.restore_latest(job, run.attempt, engine, fingerprint, parts)
@@ -93,15 +92,16 @@ def train(run: RunConfig, tell: RankReporter, stop: StopRequest) -> tuple[bool, 
     return finished, facts
 
 
-def build(run: RunConfig, spec: FineTuneJobSpec, startup: StartupTimer) -> tuple[Any, Any, Any]:
+def build_model(
+    run: RunConfig, spec: FineTuneJobSpec, startup: StartupTimer
+) -> tuple[Any, Any, Any]:
     """The model with its method, the engine around it, and how it is spread."""
     import torch
 
     from finetune_trainer import methods, strategies
 
-    assert run.plan is not None
-    assert run.model is not None
-    plan, method, settings = run.plan, spec.method, spec.training
+    plan, facts = run.require_plan(), run.require_model()
+    method, settings = spec.method, spec.training
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if plan.device == "cuda" else torch.device("cpu")
     spread = strategies.StrategyConfig(
@@ -114,28 +114,27 @@ def build(run: RunConfig, spec: FineTuneJobSpec, startup: StartupTimer) -> tuple
         offload=plan.offload,
         autocast=methods.computes_in_autocast(method, settings, plan.strategy),
         scores=spec.objective == "Reward",
-        kept_whole=10 * run.model.hidden_size,
+        kept_whole=10 * facts.hidden_size,
     )
     strategies.require_precision(spread)
     attention = methods.attention_kernel(device.type, methods.DTYPES[settings.precision])
     dtype = methods.weight_dtype(method, settings, plan.strategy)
     # The same adapters on every rank; dropout differs by rank, see the loop.
     torch.manual_seed(settings.seed)
-    folder = Path(run.paths.model_cache) / run.model.folder
-    new_tokens = methods.new_tokens_of(run, spec)
+    folder = Path(run.paths.model_cache) / facts.folder
+    new_tokens = methods.added_token_ids(run, spec)
     startup.mark("other")
-    model = strategies.load(spread, folder, dtype, attention, spec.model.rope, new_tokens)
+    model = strategies.load_model(spread, folder, dtype, attention, spec.model.rope, new_tokens)
     startup.mark("model")
-    model = methods.prepare_method(model, spec, plan.total_steps, new_tokens)
-    engine = strategies.wrap(model, spread)
+    model = methods.apply_method(model, spec, plan.total_steps, new_tokens)
+    engine = strategies.wrap_model(model, spread)
     startup.mark("wrap")
     return model, engine, spread
 
 
-def fingerprint_of(run: RunConfig) -> dict[str, Any]:
+def checkpoint_fingerprint(run: RunConfig) -> dict[str, Any]:
     """What a checkpoint must share with this run to be resumed from."""
-    plan = run.plan
-    assert plan is not None
+    plan = run.require_plan()
     return {
         "strategy": plan.strategy,
         "batch_size": plan.batch_size,
@@ -143,11 +142,11 @@ def fingerprint_of(run: RunConfig) -> dict[str, Any]:
         "learning_rate": plan.learning_rate,
         "model": run.model.revision if run.model else None,
         "data": run.data.digest if run.data else None,
-        "method": run.spec.get("method"),
+        "method": run.raw_spec.get("method"),
     }
 
 
-def join(run: RunConfig) -> None:
+def join_process_group(run: RunConfig) -> None:
     """Become a rank of the process group."""
     import torch
     from torch import distributed as dist
@@ -155,13 +154,13 @@ def join(run: RunConfig) -> None:
     from finetune_trainer.distributed import collectives
     from finetune_trainer.strategies import prepare_communication
 
-    assert run.plan is not None
+    plan = run.require_plan()
     prepare_communication(run.plan.strategy, run.plan.device)
     if run.plan.device == "cuda":
         if not torch.cuda.is_available():
             raise RetryableError("NoDevice", f"No CUDA device on {socket.gethostname()}.")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        if FineTuneJobSpec.model_validate(run.spec).training.precision != "fp32":
+        if run.spec.training.precision != "fp32":
             # Adapters are fp32 beside a 16-bit base: TF32 is exact enough for their products.
             torch.set_float32_matmul_precision("high")
     cuda = run.plan.device == "cuda"
@@ -183,7 +182,7 @@ def join(run: RunConfig) -> None:
         )
 
 
-def cause(error: BaseException, run: RunConfig | None) -> BaseException:
+def root_cause(error: BaseException, run: RunConfig | None) -> BaseException:
     """Name what follows from something else: another rank is gone, or another attempt has come.
 
     Every other error stands for itself.
@@ -203,14 +202,14 @@ def cause(error: BaseException, run: RunConfig | None) -> BaseException:
     return error
 
 
-def tell_failure(path: Path, at: float, error: BaseException) -> None:
+def write_failure(path: Path, at: float, error: BaseException) -> None:
     """Leave word of a failure for the first process of the pod."""
     failure, code = failure_of(error)
     told = {"at": at, "failure": failure.to_wire(), "code": int(code)}
     write_atomically(path, json.dumps(told).encode())
 
 
-def leave() -> None:
+def exit_before_first_step() -> None:
     """End a rank that has nothing to save; the first process of the pod knows why."""
     log.info("asked to stop before the first step")
     os._exit(ExitCode.PREEMPTED)
@@ -223,7 +222,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     rank, folder = int(os.environ["RANK"]), Path(os.environ[RANK_FOLDER_ENV])
     # Before its first step an attempt has nothing to save, and ends at once.
-    stop = Stop(leave)
+    stop = Stop(exit_before_first_step)
     tell = RankReporter(RankFile(folder, rank))
     run: RunConfig | None = None
 
@@ -235,12 +234,12 @@ def main() -> None:
         if not isinstance(error, StageError):
             traceback.print_exception(error)
         at, path = time.time(), folder / f"error-{rank:05d}.json"
-        tell_failure(path, at, error)
+        write_failure(path, at, error)
         # The volume that knows the cause may be what does not answer.
         end = threading.Timer(CAUSE_SECONDS, os._exit, (1,))
         end.daemon = True
         end.start()
-        tell_failure(path, at, cause(error, run))
+        write_failure(path, at, root_cause(error, run))
         sys.stderr.flush()
         # Other ranks wait in a collective; an orderly exit would wait for them.
         os._exit(1)
@@ -253,7 +252,7 @@ def main() -> None:
         import_libraries(run)
         tell.startup.mark("imports")
         tell("waiting for the other ranks")
-        join(run)
+        join_process_group(run)
         tell.startup.mark("rendezvous")
         heartbeat = Heartbeat(tell, give_up)
         from finetune_trainer.distributed import collectives
