@@ -94,7 +94,7 @@ FAULTS = (
     Fault(
         "the Job of an ended attempt stays",
         "jobs/policies/retry.py",
-        "        draft.delete.append(reference(attempt.job))\n",
+        "        draft.delete.append(object_ref(attempt.job))\n",
         "        pass\n",
     ),
     Fault(
@@ -130,8 +130,8 @@ FAULTS = (
     Fault(
         "the time to live deletes whatever has the name",
         "jobs/policies/ttl_after_finished.py",
-        'meta["name"], meta["uid"])',
-        'meta["name"])',
+        "delete.append(object_ref(job))",
+        'delete.append(object_ref({**job, "metadata": {**job["metadata"], "uid": None}}))',
     ),
     Fault(
         "the time to live is over at once",
@@ -166,7 +166,7 @@ FAULTS = (
     Fault(
         "a suspended job keeps its devices",
         "jobs/suspend.py",
-        "        draft.delete.append(reference(attempt.job))\n",
+        "        draft.delete.append(object_ref(attempt.job))\n",
         "        pass\n",
     ),
     Fault(
@@ -238,7 +238,7 @@ FAULTS = (
     Fault(
         "the spec is not frozen when the first stage is launched",
         "jobs/attempt_children.py",
-        "    draft.update(started_at=draft.status.started_at or time_text(ctx.now))\n",
+        "    draft.update(started_at=draft.status.started_at or format_time(ctx.now))\n",
         "",
     ),
     Fault(
@@ -275,8 +275,8 @@ FAULTS = (
     Fault(
         "conditions change their time at every look",
         "jobs/conditions.py",
-        "since = old.last_transition_time if old and old.status == value else time_text(now)",
-        "since = time_text(now)",
+        "since = old.last_transition_time if old and old.status == value else format_time(now)",
+        "since = format_time(now)",
     ),
     Fault(
         "a silent rank is waited for without end",

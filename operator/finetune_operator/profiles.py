@@ -4,29 +4,22 @@ Both ask here, so that both say the same about a profile that is not there, not 
 the only default. Pure.
 """
 
-from dataclasses import dataclass
-
 from finetune_api.acceleratorprofile import AcceleratorProfile
 from pydantic import ValidationError
 
 from finetune_operator.decision import Manifest, View
+from finetune_operator.stalled import Stalled
 
 
-@dataclass(frozen=True)
-class NoProfile:
-    """Why there is none; what waits for it goes on by itself when there is."""
-
-    reason: str
-    message: str
-
-
-def find_profile(view: View, name: str | None, field: str) -> AcceleratorProfile | NoProfile:
-    """The profile of this name, else the default one; `field` is where the user may name one."""
+def find_profile(
+    view: View, name: str | None, field: str = "spec.compute.profile"
+) -> AcceleratorProfile | Stalled:
+    """The profile of this name, else the default one; `field` is where the user names one."""
     if name is not None:
         found = view.get("AcceleratorProfile", "", name)
         if found is None:
             text = f"AcceleratorProfile {name} does not exist; this goes on when it is created"
-            return NoProfile("ProfileNotFound", text)
+            return Stalled("ProfileNotFound", text)
         return _read(found)
     defaults = sorted(
         (p for p in view.list("AcceleratorProfile") if (p.get("spec") or {}).get("default")),
@@ -34,10 +27,10 @@ def find_profile(view: View, name: str | None, field: str) -> AcceleratorProfile
     )
     if not defaults:
         text = f"no AcceleratorProfile is marked as default; mark one, or name one in {field}"
-        return NoProfile("ProfileNotFound", text)
+        return Stalled("ProfileNotFound", text)
     if len(defaults) > 1:
         names = ", ".join(profile["metadata"]["name"] for profile in defaults)
-        return NoProfile(
+        return Stalled(
             "ProfileAmbiguous",
             f"AcceleratorProfiles {names} are all marked as default; leave the mark on one, or "
             f"name one in {field}",
@@ -45,11 +38,11 @@ def find_profile(view: View, name: str | None, field: str) -> AcceleratorProfile
     return _read(defaults[0])
 
 
-def _read(manifest: Manifest) -> AcceleratorProfile | NoProfile:
+def _read(manifest: Manifest) -> AcceleratorProfile | Stalled:
     name = manifest["metadata"]["name"]
     try:
         return AcceleratorProfile.model_validate({"name": name, "spec": manifest.get("spec") or {}})
     except ValidationError as error:
         detail = error.errors()[0]
         where = ".".join(str(part) for part in detail["loc"])
-        return NoProfile("ProfileInvalid", f"AcceleratorProfile {name}: {where}: {detail['msg']}")
+        return Stalled("ProfileInvalid", f"AcceleratorProfile {name}: {where}: {detail['msg']}")

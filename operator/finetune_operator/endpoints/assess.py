@@ -7,8 +7,9 @@ from finetune_api.modelendpoint import RevisionState
 
 from finetune_operator.decision import HttpRequest, View
 from finetune_operator.endpoints import checks, pods, workload
-from finetune_operator.endpoints.observe import Observed, Obstacle, Revision
+from finetune_operator.endpoints.observe import Observed, Revision
 from finetune_operator.resources.vllm import START_SECONDS
+from finetune_operator.stalled import Stalled
 
 START_DEADLINE = timedelta(seconds=START_SECONDS)
 """From the start of the container, not from the wish: waiting for a node may take days."""
@@ -22,9 +23,9 @@ class Assessment:
 
     state: RevisionState
     message: str | None = None
-    stalled: Obstacle | None = None
+    stalled: Stalled | None = None
     """What a person must provide, or why it failed."""
-    asks: tuple[HttpRequest, ...] = ()
+    requests: tuple[HttpRequest, ...] = ()
     look_again: float | None = None
     """Seconds until time alone may change the assessment."""
 
@@ -37,7 +38,7 @@ def assess(revision: Revision, observed: Observed, view: View, now: datetime) ->
     if crash is not None:
         return _failed(crash)
     progress = workload.progress(revision, observed.spec.replicas, now)
-    if isinstance(progress, Obstacle):
+    if isinstance(progress, Stalled):
         return _failed(progress)
     if progress == "Starting":
         return _starting(revision, observed.spec.replicas, now)
@@ -50,7 +51,7 @@ def _starting(revision: Revision, replicas: int, now: datetime) -> Assessment:
     if since is not None and now - since >= START_DEADLINE:
         minutes = int(START_DEADLINE.total_seconds() // 60)
         text = f"no answer {minutes} minutes after the start of the container"
-        return _failed(Obstacle("StartTimeout", text))
+        return _failed(Stalled("StartTimeout", text))
     count = len(pods.ready(revision.pods))
     message = waiting.message if waiting else f"{count} of {replicas} pods ready"
     left = None if since is None else (since + START_DEADLINE - now).total_seconds()
@@ -66,23 +67,23 @@ def _checking(revision: Revision, observed: Observed, view: View, now: datetime)
     )
     if verdict.outcome == "Passed":
         return Assessment("Active")
-    if isinstance(verdict.outcome, Obstacle):
+    if isinstance(verdict.outcome, Stalled):
         return _failed(verdict.outcome)
     since = pods.ready_since(revision.pods)
     silent = verdict.silent and since is not None and now - since >= SILENCE
     return Assessment(
         "Checking",
         verdict.detail,
-        Obstacle("NoAnswer", verdict.detail) if silent else None,
-        verdict.asks,
+        Stalled("NoAnswer", verdict.detail) if silent else None,
+        verdict.requests,
         checks.RETRY_SECONDS,
     )
 
 
-def _failed(why: Obstacle) -> Assessment:
+def _failed(why: Stalled) -> Assessment:
     return Assessment("Failed", f"{why.reason}: {why.message}", why)
 
 
-def _remembered(revision: Revision) -> Obstacle:
+def _remembered(revision: Revision) -> Stalled:
     reason, _, message = (revision.record.message or "").partition(": ")
-    return Obstacle(reason or "RevisionFailed", message or "no reason was kept")
+    return Stalled(reason or "RevisionFailed", message or "no reason was kept")

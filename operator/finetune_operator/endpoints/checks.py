@@ -14,10 +14,10 @@ from typing import Any, Literal
 from finetune_api.modelendpoint import Probe
 
 from finetune_operator.decision import HttpRequest, HttpResponse, Manifest, View
-from finetune_operator.endpoints.observe import Obstacle
 from finetune_operator.endpoints.pods import restarts, shorten
 from finetune_operator.resources.metadata import digest_of
 from finetune_operator.resources.vllm import PORT
+from finetune_operator.stalled import Stalled
 
 TRIES = 2
 RETRY_SECONDS = 2.0
@@ -30,13 +30,13 @@ SETTLED_SECONDS = 3600.0
 class Verdict:
     """What came of the examination so far."""
 
-    outcome: Literal["Pending", "Passed"] | Obstacle
-    """An Obstacle is final: the revision has failed."""
+    outcome: Literal["Pending", "Passed"] | Stalled
+    """A Stalled is final: the revision has failed."""
     detail: str = ""
     """What is being waited for."""
     silent: bool = False
     """Whether a pod was asked and did not answer."""
-    asks: tuple[HttpRequest, ...] = ()
+    requests: tuple[HttpRequest, ...] = ()
 
 
 def examine(
@@ -44,15 +44,15 @@ def examine(
 ) -> Verdict:
     """Ask every pod, and judge what has been answered."""
     verdicts = [_examine_pod(pod, model, number, probe, view) for pod in pods]
-    asks = tuple(ask for each in verdicts for ask in each.asks)
+    asks = tuple(ask for each in verdicts for ask in each.requests)
     for each in verdicts:
-        if isinstance(each.outcome, Obstacle):
-            return Verdict(each.outcome, asks=asks)
+        if isinstance(each.outcome, Stalled):
+            return Verdict(each.outcome, requests=asks)
     waiting = [each for each in verdicts if each.outcome == "Pending"]
     if waiting:
         worst = max(waiting, key=lambda each: each.silent)
         return Verdict("Pending", worst.detail, worst.silent, asks)
-    return Verdict("Passed" if verdicts else "Pending", asks=asks)
+    return Verdict("Passed" if verdicts else "Pending", requests=asks)
 
 
 def _examine_pod(
@@ -64,10 +64,10 @@ def _examine_pod(
     asks: tuple[HttpRequest, ...] = ()
     for question in questions:
         verdict = _pursue(question, view)
-        asks += verdict.asks
+        asks += verdict.requests
         if verdict.outcome != "Passed":
-            return replace(verdict, asks=asks)
-    return Verdict("Passed", asks=asks)
+            return replace(verdict, requests=asks)
+    return Verdict("Passed", requests=asks)
 
 
 class _Question:
@@ -91,7 +91,7 @@ class _Question:
         id_ = f"{self.subject}/{self.kind}/{attempt}"
         return HttpRequest(id_, self.base + self.path, self.body, self.timeout, interval)
 
-    def judge(self, status: int, body: Any) -> Obstacle | None:
+    def judge(self, status: int, body: Any) -> Stalled | None:
         """None when the answer is right; otherwise what is wrong with it."""
         raise NotImplementedError
 
@@ -100,13 +100,13 @@ class _Listing(_Question):
     kind = "models"
     path = "/v1/models"
 
-    def judge(self, status: int, body: Any) -> Obstacle | None:
+    def judge(self, status: int, body: Any) -> Stalled | None:
         listed = _dig(body, "data")
         ids = [_dig(each, "id") for each in listed] if isinstance(listed, list) else []
         if status == 200 and self.model in ids:
             return None
         text = f"pod {self.pod} lists {ids} with HTTP {status} on /v1/models, not {self.model!r}"
-        return Obstacle("WrongModel", text)
+        return Stalled("WrongModel", text)
 
 
 class _Parity(_Question):
@@ -119,19 +119,19 @@ class _Parity(_Question):
         self.kind = f"chat-{digest_of([self.body, self.wanted], 8)}"
         self.timeout = 30.0 + probe.max_tokens
 
-    def judge(self, status: int, body: Any) -> Obstacle | None:
+    def judge(self, status: int, body: Any) -> Stalled | None:
         answer = _dig(body, "choices", 0, "message", "content")
         if status != 200 or not isinstance(answer, str):
             why = _dig(body, "error", "message") or _dig(body, "message") or body
             text = f"pod {self.pod} refuses the probe with HTTP {status}: {shorten(str(why), 200)}"
-            return Obstacle("ProbeRefused", text)
+            return Stalled("ProbeRefused", text)
         if answer.rstrip() == self.wanted:
             return None
         text = (
             f"pod {self.pod} answers {shorten(answer, 80)!r} to the probe, "
             f"but evaluation recorded {shorten(self.wanted, 80)!r}"
         )
-        return Obstacle("ParityMismatch", text)
+        return Stalled("ParityMismatch", text)
 
 
 def chat_request(model: str, probe: Probe) -> dict[str, Any]:
@@ -154,17 +154,17 @@ def chat_request(model: str, probe: Probe) -> dict[str, Any]:
 def _pursue(question: _Question, view: View) -> Verdict:
     """Ask until there is a right answer, or TRIES wrong ones."""
     asks: tuple[HttpRequest, ...] = ()
-    wrong: Obstacle | None = None
+    wrong: Stalled | None = None
     for attempt in range(1, TRIES + 1):
-        answer = view.answer(question.ask(attempt, settled=False).id)
+        answer = view.http_response(question.ask(attempt, settled=False).id)
         settled = _settled(answer)
         asks += (question.ask(attempt, settled),)
         if answer is None or not settled:
             return Verdict("Pending", _silence(question, answer), answer is not None, asks)
         wrong = question.judge(answer.status or 0, answer.body)
         if wrong is None:
-            return Verdict("Passed", asks=asks)
-    return Verdict(wrong or "Passed", asks=asks)
+            return Verdict("Passed", requests=asks)
+    return Verdict(wrong or "Passed", requests=asks)
 
 
 def _settled(answer: HttpResponse | None) -> bool:

@@ -7,13 +7,12 @@ come back. Which revision takes the traffic is told by the pointer Service, not 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from finetune_api.acceleratorprofile import AcceleratorProfile
 from finetune_api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus, RevisionStatus
 
 from finetune_operator.decision import ENDPOINT_LABEL, REVISION_LABEL, Manifest, View
-from finetune_operator.profiles import NoProfile, find_profile
+from finetune_operator.profiles import find_profile
 from finetune_operator.resources.vllm import (
     ARTIFACT_ANNOTATION,
     DIGEST_ANNOTATION,
@@ -21,14 +20,7 @@ from finetune_operator.resources.vllm import (
     Artifact,
     revision_name,
 )
-
-
-@dataclass(frozen=True)
-class Obstacle:
-    """What the endpoint waits for; it goes on by itself when that is there."""
-
-    reason: str
-    message: str
+from finetune_operator.stalled import Stalled
 
 
 @dataclass(frozen=True)
@@ -67,8 +59,8 @@ class Observed:
     generation: int
     spec: ModelEndpointSpec
     status: ModelEndpointStatus
-    artifact: Artifact | Obstacle
-    profile: AcceleratorProfile | Obstacle
+    artifact: Artifact | Stalled
+    profile: AcceleratorProfile | Stalled
     revisions: tuple[Revision, ...]
     """By number, oldest first."""
     pointer: Manifest | None
@@ -77,7 +69,7 @@ class Observed:
     """ServingRuntimes of this endpoint."""
     kserve: bool
     """Whether a new revision is run by KServe."""
-    foreign: Obstacle | None
+    foreign: Stalled | None
     """An object of somebody else that has the name of the Service."""
 
     def revision(self, number: int | None) -> Revision | None:
@@ -119,38 +111,28 @@ def observe(endpoint: Manifest, view: View) -> Observed:
     )
 
 
-def read_artifact(uri: str, digest: str) -> Artifact | Obstacle:
-    """The claim and folder of a pvc:// address; an Obstacle when it leaves the claim."""
+def read_artifact(uri: str, digest: str) -> Artifact | Stalled:
+    """The claim and folder of a pvc:// address; Stalled when it leaves the claim."""
     claim, _, path = uri.removeprefix("pvc://").partition("/")
     parts = path.strip("/").split("/")
     if not claim or any(part in ("", ".", "..") for part in parts):
         text = f"spec.artifact.uri {uri!r} must be pvc://claim/folder without '.' or '..' in it"
-        return Obstacle("InvalidArtifact", text)
+        return Stalled("InvalidArtifact", text)
     return Artifact(claim=claim, path="/".join(parts), uri=uri, digest=digest)
 
 
-def profile_of(spec: ModelEndpointSpec, view: View) -> AcceleratorProfile | Obstacle:
+def profile_of(spec: ModelEndpointSpec, view: View) -> AcceleratorProfile | Stalled:
     """The profile that the endpoint names, or the default one, if it has enough devices."""
     found = find_profile(view, spec.profile, "spec.profile")
-    if isinstance(found, NoProfile):
-        return Obstacle(found.reason, found.message)
+    if isinstance(found, Stalled):
+        return found
     if found.spec.resource_name and spec.gpus > found.spec.devices_per_node:
         text = (
             f"spec.gpus is {spec.gpus}, but a node of AcceleratorProfile {found.name} "
             f"has {found.spec.devices_per_node} devices"
         )
-        return Obstacle("TooManyDevices", text)
+        return Stalled("TooManyDevices", text)
     return found
-
-
-def parse_time(text: str | None) -> datetime | None:
-    """RFC 3339 as the API server writes it."""
-    return datetime.fromisoformat(text) if text else None
-
-
-def format_time(moment: datetime) -> str:
-    """RFC 3339 in UTC with whole seconds, as the API server writes it."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def number_of(child: Manifest) -> int | None:
@@ -171,7 +153,7 @@ def _kserve(view: View) -> bool:
 
 def _owned(view: View, kind: str, endpoint: Manifest) -> tuple[Manifest, ...]:
     metadata = endpoint["metadata"]
-    found = view.labelled(kind, metadata["namespace"], ENDPOINT_LABEL, metadata["name"])
+    found = view.list_by_label(kind, metadata["namespace"], ENDPOINT_LABEL, metadata["name"])
     return tuple(each for each in found if owned(each, endpoint))
 
 
@@ -185,7 +167,7 @@ def _revisions(endpoint: Manifest, status: ModelEndpointStatus, view: View) -> t
         if (number := number_of(each)) and each["metadata"]["name"] == revision_name(name, number)
     }
     records = {each.revision: each for each in status.revisions}
-    pods = view.labelled("Pod", namespace, ENDPOINT_LABEL, name)
+    pods = view.list_by_label("Pod", namespace, ENDPOINT_LABEL, name)
     return tuple(
         Revision(
             number=number,
@@ -220,6 +202,6 @@ def _record_of(number: int, child: Manifest) -> RevisionStatus:
     )
 
 
-def _name_taken(name: str) -> Obstacle:
+def _name_taken(name: str) -> Stalled:
     text = f"a Service {name!r} that belongs to somebody else has the name of this endpoint"
-    return Obstacle("NameTaken", text)
+    return Stalled("NameTaken", text)

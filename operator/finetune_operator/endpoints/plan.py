@@ -21,17 +21,16 @@ from finetune_operator.endpoints import pods, status, workload
 from finetune_operator.endpoints.assess import Assessment, assess
 from finetune_operator.endpoints.observe import (
     Observed,
-    Obstacle,
     Revision,
-    format_time,
     number_of,
     observe,
-    parse_time,
 )
 from finetune_operator.endpoints.revisions import Choice, choose, serve
+from finetune_operator.manifest import format_time, object_ref, parse_time
 from finetune_operator.resources import deployment, endpoint_service, inferenceservice
 from finetune_operator.resources.servingruntime import serving_runtime
 from finetune_operator.resources.vllm import revision_name
+from finetune_operator.stalled import Stalled
 from finetune_operator.workspaces.plan import RECHECK as JANITOR_RECHECK
 from finetune_operator.workspaces.plan import unknown_to_janitor
 
@@ -81,30 +80,30 @@ def reconcile_endpoint(
         delete=deletes,
         status=new.to_wire(),
         events=status.events(observed.status, new),
-        asks=step.assessment.asks,
+        requests=step.assessment.requests,
         requeue_after=max(0.1, min(waits)) if waits else None,
     )
 
 
-def refused_endpoint(
+def rejected_endpoint(
     endpoint: Manifest, why: EventRecord, now: datetime
 ) -> Mapping[str, Any] | None:
     """The status of an endpoint for which the API server refuses a write."""
     old = ModelEndpointStatus.readable(endpoint.get("status"))
-    return _told(endpoint, old, Obstacle(why.reason, why.message), now).to_wire()
+    return _told(endpoint, old, Stalled(why.reason, why.message), now).to_wire()
 
 
 def _unreadable(endpoint: Manifest, error: ValidationError, now: datetime) -> Decision:
     first = error.errors()[0]
     field = ".".join(str(each) for each in first["loc"])
-    why = Obstacle("InvalidSpec", f"spec.{field}: {first['msg']}; correct it and apply again")
+    why = Stalled("InvalidSpec", f"spec.{field}: {first['msg']}; correct it and apply again")
     old = ModelEndpointStatus.readable(endpoint.get("status"))
     new = _told(endpoint, old, why, now)
     return Decision(status=new.to_wire(), events=status.events(old, new))
 
 
 def _told(
-    endpoint: Manifest, old: ModelEndpointStatus, why: Obstacle, now: datetime
+    endpoint: Manifest, old: ModelEndpointStatus, why: Stalled, now: datetime
 ) -> ModelEndpointStatus:
     return status.halted(endpoint["metadata"].get("generation", 0), old, why, now)
 
@@ -122,10 +121,9 @@ def _step(
     if revision.child is None and revision.record.state != "Failed":
         named = [revision.record.uri]
         if wait := unknown_to_janitor(view, observed.namespace, named, settings):
-            why = Obstacle(wait.reason, wait.message)
-            return _Step(revision, Assessment("Starting", why.message, why, (), JANITOR_RECHECK))
+            return _Step(revision, Assessment("Starting", wait.message, wait, (), JANITOR_RECHECK))
         made = _children(observed, revision, settings)
-        if isinstance(made, Obstacle):
+        if isinstance(made, Stalled):
             return _Step(revision, Assessment("Starting", made.message, made))
         create = made
     return _Step(revision, assess(revision, observed, view, now), create)
@@ -146,9 +144,9 @@ def _new_revision(observed: Observed, choice: Choice, now: datetime) -> Revision
 
 def _children(
     observed: Observed, revision: Revision, settings: Settings
-) -> tuple[Manifest, ...] | Obstacle:
+) -> tuple[Manifest, ...] | Stalled:
     served = serve(observed, revision.number, revision.record, settings)
-    if isinstance(served, Obstacle):
+    if isinstance(served, Stalled):
         return served
     if observed.kserve:
         return serving_runtime(served), inferenceservice.inference_service(served)
@@ -187,15 +185,15 @@ def _records(
 
 def _restore(
     observed: Observed, step: _Step, active: Revision | None, settings: Settings
-) -> tuple[tuple[Manifest, ...], Obstacle | None]:
+) -> tuple[tuple[Manifest, ...], Stalled | None]:
     """The children of the active revision, when somebody has deleted them."""
     if active is None or active.child is not None:
         return (), None
     made = _children(observed, active, settings)
-    return ((), made) if isinstance(made, Obstacle) else (made, None)
+    return ((), made) if isinstance(made, Stalled) else (made, None)
 
 
-def _active_obstacle(observed: Observed, active: Revision | None) -> Obstacle | None:
+def _active_obstacle(observed: Observed, active: Revision | None) -> Stalled | None:
     """Why the active revision has less pods than wished for."""
     if active is None or len(pods.ready(active.pods)) >= observed.spec.replicas:
         return None
@@ -252,7 +250,7 @@ def _deletes(
             waits.append(left)
     used = {_runtime_of(each) for each in (*kept, *step.create)}
     gone += [each for each in observed.runtimes if each["metadata"]["name"] not in used]
-    return tuple(_reference(each) for each in gone), min(waits, default=None)
+    return tuple(object_ref(each) for each in gone), min(waits, default=None)
 
 
 def _seconds_left(
@@ -278,14 +276,3 @@ def _runtime_of(child: Manifest) -> str | None:
     model = child.get("spec", {}).get("predictor", {}).get("model", {})
     name = model.get("runtime")
     return str(name) if name else None
-
-
-def _reference(child: Manifest) -> ObjectRef:
-    metadata = child["metadata"]
-    return ObjectRef(
-        child["apiVersion"],
-        child["kind"],
-        metadata["namespace"],
-        metadata["name"],
-        metadata.get("uid"),
-    )

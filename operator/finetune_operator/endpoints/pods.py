@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import Any
 
 from finetune_operator.decision import Manifest
-from finetune_operator.endpoints.observe import Obstacle, parse_time
+from finetune_operator.manifest import find_condition, parse_time
+from finetune_operator.stalled import Stalled
 
 MAX_CRASHES = 3
 STUCK = {
@@ -31,7 +32,7 @@ EMPTY_ERROR = "Engine core initialization failed"
 
 def is_ready(pod: Manifest) -> bool:
     """Whether the pod takes traffic."""
-    return _condition(pod, "Ready").get("status") == "True" and bool(
+    return find_condition(pod, "Ready").get("status") == "True" and bool(
         pod.get("status", {}).get("podIP")
     )
 
@@ -44,7 +45,7 @@ def ready(pods: Sequence[Manifest]) -> list[Manifest]:
 def ready_since(pods: Sequence[Manifest]) -> datetime | None:
     """When the last of the ready pods became ready."""
     moments = [
-        parse_time(_condition(pod, "Ready").get("lastTransitionTime")) for pod in ready(pods)
+        parse_time(find_condition(pod, "Ready").get("lastTransitionTime")) for pod in ready(pods)
     ]
     return max((each for each in moments if each), default=None)
 
@@ -63,7 +64,7 @@ def restarts(pod: Manifest) -> int:
     return sum(each.get("restartCount", 0) for _, each in _containers([pod]))
 
 
-def crashed(pods: Sequence[Manifest]) -> Obstacle | None:
+def crashed(pods: Sequence[Manifest]) -> Stalled | None:
     """Why a container of the revision ended again and again, once that is certain."""
     for pod, each in _containers(pods):
         if each.get("restartCount", 0) >= MAX_CRASHES:
@@ -71,7 +72,7 @@ def crashed(pods: Sequence[Manifest]) -> Obstacle | None:
     return None
 
 
-def obstacle(pods: Sequence[Manifest]) -> Obstacle | None:
+def obstacle(pods: Sequence[Manifest]) -> Stalled | None:
     """What a pod of the revision waits for."""
     for pod in pods:
         found = _unschedulable(pod)
@@ -81,10 +82,10 @@ def obstacle(pods: Sequence[Manifest]) -> Obstacle | None:
         waiting = each.get("state", {}).get("waiting", {})
         reason = waiting.get("reason", "")
         if reason == "CrashLoopBackOff":
-            return Obstacle(reason, _crash(pod, each).message)
+            return Stalled(reason, _crash(pod, each).message)
         if reason in STUCK:
             text = f"pod {pod['metadata']['name']}: {reason}: {shorten(waiting.get('message', ''))}"
-            return Obstacle(reason, text)
+            return Stalled(reason, text)
     return None
 
 
@@ -102,7 +103,7 @@ def last_words(log: str) -> str:
     return shorten((telling or errors or lines or [""])[-1])
 
 
-def _crash(pod: Manifest, container: dict[str, Any]) -> Obstacle:
+def _crash(pod: Manifest, container: dict[str, Any]) -> Stalled:
     count = container.get("restartCount", 0)
     last = container.get("lastState", {}).get("terminated", {})
     last = last or container.get("state", {}).get("terminated", {})
@@ -114,26 +115,21 @@ def _crash(pod: Manifest, container: dict[str, Any]) -> Obstacle:
     words = last_words(last.get("message", ""))
     if reason == "OOMKilled":
         words = "give the AcceleratorProfile more hostMemoryPerDevice"
-    return Obstacle(
+    return Stalled(
         "OOMKilled" if reason == "OOMKilled" else "CrashLoop", f"{text}: {words}" if words else text
     )
 
 
-def _unschedulable(pod: Manifest) -> Obstacle | None:
-    condition = _condition(pod, "PodScheduled")
+def _unschedulable(pod: Manifest) -> Stalled | None:
+    condition = find_condition(pod, "PodScheduled")
     if condition.get("status") != "False":
         return None
     message = condition.get("message", "")
     missing = re.search(r'persistentvolumeclaim "([^"]+)" not found', message)
     if missing:
-        return Obstacle("ClaimNotFound", f"PersistentVolumeClaim {missing[1]!r} does not exist")
+        return Stalled("ClaimNotFound", f"PersistentVolumeClaim {missing[1]!r} does not exist")
     text = f"pod {pod['metadata']['name']} finds no node: {shorten(message)}"
-    return Obstacle(condition.get("reason") or "Unschedulable", text)
-
-
-def _condition(pod: Manifest, kind: str) -> dict[str, Any]:
-    conditions = pod.get("status", {}).get("conditions", [])
-    return next((each for each in conditions if each.get("type") == kind), {})
+    return Stalled(condition.get("reason") or "Unschedulable", text)
 
 
 def _containers(pods: Sequence[Manifest]) -> Iterator[tuple[Manifest, dict[str, Any]]]:

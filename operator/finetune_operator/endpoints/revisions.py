@@ -16,7 +16,6 @@ from finetune_api.modelendpoint import ModelEndpointSpec, RevisionStatus
 from finetune_operator.decision import Settings
 from finetune_operator.endpoints.observe import (
     Observed,
-    Obstacle,
     Revision,
     number_of,
     read_artifact,
@@ -24,6 +23,7 @@ from finetune_operator.endpoints.observe import (
 from finetune_operator.resources.deployment import pod_spec
 from finetune_operator.resources.metadata import digest_of
 from finetune_operator.resources.vllm import Artifact, ServedRevision
+from finetune_operator.stalled import Stalled
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Choice:
     """One that exists; None when a new one is needed."""
     number: int
     key: str
-    blocked: Obstacle | None = None
+    blocked: Stalled | None = None
     """Why a new one cannot be made now."""
 
 
@@ -50,7 +50,7 @@ def choose(observed: Observed, settings: Settings) -> Choice:
     number = _next_number(observed)
     if observed.foreign is not None:
         return Choice(None, number, wish, observed.foreign)
-    if isinstance(key, Obstacle):
+    if isinstance(key, Stalled):
         return Choice(None, number, wish, key)
     return Choice(None, number, key)
 
@@ -62,13 +62,13 @@ def wish_of(spec: ModelEndpointSpec) -> str:
 
 def serve(
     observed: Observed, number: int, record: RevisionStatus, settings: Settings
-) -> ServedRevision | Obstacle:
+) -> ServedRevision | Stalled:
     """What the builders need to make the children of a revision."""
     artifact = read_artifact(record.uri, record.digest)
     profile = observed.profile
-    if isinstance(artifact, Obstacle):
+    if isinstance(artifact, Stalled):
         return artifact
-    if isinstance(profile, Obstacle):
+    if isinstance(profile, Stalled):
         return profile
     return _served(observed, number, record.key or "", artifact, profile, settings)
 
@@ -93,16 +93,16 @@ def _served(
     )
 
 
-def _still_wished(newest: Revision, wish: str, key: str | Obstacle) -> bool:
+def _still_wished(newest: Revision, wish: str, key: str | Stalled) -> bool:
     if newest.wish != wish or newest.record.state == "Retired":
         return False
-    return isinstance(key, Obstacle) or newest.record.key == key
+    return isinstance(key, Stalled) or newest.record.key == key
 
 
-def _key(observed: Observed, settings: Settings) -> str | Obstacle:
-    if isinstance(observed.artifact, Obstacle):
+def _key(observed: Observed, settings: Settings) -> str | Stalled:
+    if isinstance(observed.artifact, Stalled):
         return observed.artifact
-    if isinstance(observed.profile, Obstacle):
+    if isinstance(observed.profile, Stalled):
         return observed.profile
     served = _served(observed, 1, "", observed.artifact, observed.profile, settings)
     probe = observed.spec.probe.to_wire() if observed.spec.probe else None

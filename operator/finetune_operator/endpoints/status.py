@@ -9,8 +9,10 @@ from finetune_api.modelendpoint import EndpointPhase, ModelEndpointStatus, Revis
 
 from finetune_operator.decision import EventRecord
 from finetune_operator.endpoints import pods
-from finetune_operator.endpoints.observe import Observed, Obstacle, Revision, format_time
+from finetune_operator.endpoints.observe import Observed, Revision
+from finetune_operator.manifest import format_time
 from finetune_operator.resources.endpoint_service import url
+from finetune_operator.stalled import Stalled
 
 KEPT_REVISIONS = 10
 
@@ -23,7 +25,7 @@ class Rollout:
     """The revision that takes the traffic from now on."""
     target: RevisionStatus | None
     """The record of the wished revision; None while it cannot be made."""
-    stalled: Obstacle | None
+    stalled: Stalled | None
     """What it waits for, or why it failed."""
     records: Mapping[int, RevisionStatus]
     kserve: bool
@@ -49,10 +51,10 @@ def compose(observed: Observed, rollout: Rollout, now: datetime) -> ModelEndpoin
 
 
 def halted(
-    generation: int, old: ModelEndpointStatus, why: Obstacle, now: datetime
+    generation: int, old: ModelEndpointStatus, why: Stalled, now: datetime
 ) -> ModelEndpointStatus:
     """The status of an endpoint that cannot be worked on: all that runs is left alone."""
-    why = Obstacle(why.reason, pods.shorten(why.message, 1000))
+    why = Stalled(why.reason, pods.shorten(why.message, 1000))
     wanted = {
         "Reconciling": (False, why.reason, why.message),
         "Stalled": (True, why.reason, why.message),

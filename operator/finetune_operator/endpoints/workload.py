@@ -5,18 +5,20 @@ older generation. So Ready counts only together with the model's state and with 
 """
 
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 
 from finetune_operator.decision import Manifest
 from finetune_operator.endpoints import pods
-from finetune_operator.endpoints.observe import Obstacle, Revision, parse_time
+from finetune_operator.endpoints.observe import Revision
+from finetune_operator.manifest import find_condition, parse_time
+from finetune_operator.stalled import Stalled
 
 INVALID_SPEC_GRACE = timedelta(seconds=30)
 """KServe may see the InferenceService before the ServingRuntime that it names."""
 KSERVE_CONDITIONS = ("Ready", "PredictorReady", "IngressReady")
 
-Progress = Literal["Starting", "Up"] | Obstacle
-"""Starting, Up (may be checked), or an Obstacle that is final: the revision has failed."""
+Progress = Literal["Starting", "Up"] | Stalled
+"""Starting, Up (may be checked), or a Stalled that is final: the revision has failed."""
 
 
 def progress(revision: Revision, replicas: int, now: datetime) -> Progress:
@@ -35,16 +37,16 @@ def progress(revision: Revision, replicas: int, now: datetime) -> Progress:
     return "Up" if up and len(pods.ready(revision.pods)) >= replicas else "Starting"
 
 
-def stuck(revision: Revision) -> Obstacle | None:
+def stuck(revision: Revision) -> Stalled | None:
     """Why there are no pods although there is a Deployment, such as a quota."""
     workload = revision.predictor if revision.kserve else revision.child
     if workload is None or revision.pods:
         return None
-    failure = _conditions(workload).get("ReplicaFailure", {})
+    failure = find_condition(workload, "ReplicaFailure")
     if failure.get("status") != "True":
         return None
     text = f"no pod can be made: {pods.shorten(failure.get('message', ''))}"
-    return Obstacle(failure.get("reason") or "FailedCreate", text)
+    return Stalled(failure.get("reason") or "FailedCreate", text)
 
 
 def replicas_of(child: Manifest) -> int | None:
@@ -65,15 +67,14 @@ def _deployment_up(deployment: Manifest, replicas: int) -> bool:
 
 
 def _kserve_up(service: Manifest) -> bool:
-    conditions = _conditions(service)
-    if any(conditions.get(each, {}).get("status") != "True" for each in KSERVE_CONDITIONS):
+    if any(find_condition(service, each).get("status") != "True" for each in KSERVE_CONDITIONS):
         return False
     model = service.get("status", {}).get("modelStatus", {})
     loaded = model.get("states", {}).get("activeModelState") == "Loaded"
     return bool(loaded and model.get("transitionStatus") == "UpToDate")
 
 
-def _kserve_failure(service: Manifest, now: datetime) -> Obstacle | None:
+def _kserve_failure(service: Manifest, now: datetime) -> Stalled | None:
     model = service.get("status", {}).get("modelStatus", {})
     transition, states = model.get("transitionStatus"), model.get("states", {})
     failed = "FailedToLoad" in (states.get("activeModelState"), states.get("targetModelState"))
@@ -88,9 +89,4 @@ def _kserve_failure(service: Manifest, now: datetime) -> Obstacle | None:
     reason = transition if transition in ("InvalidSpec", "BlockedByFailedLoad") else "FailedToLoad"
     cause = f"{info['reason']}: " if info.get("reason") else ""
     words = pods.last_words(info.get("message", "")) or "KServe gives no message"
-    return Obstacle(reason, f"KServe: {cause}{words}")
-
-
-def _conditions(workload: Manifest) -> dict[str, dict[str, Any]]:
-    conditions = workload.get("status", {}).get("conditions", [])
-    return {each.get("type", ""): each for each in conditions}
+    return Stalled(reason, f"KServe: {cause}{words}")

@@ -13,6 +13,7 @@ from datetime import datetime
 
 from finetune_operator.decision import MANAGER, EventRecord, Manifest
 from finetune_operator.engine.kube_client import ApiError, KubeClient, NotFound
+from finetune_operator.manifest import format_time
 
 REMEMBERED = 4096
 QUIET_SECONDS = 10.0
@@ -60,7 +61,7 @@ class EventRecorder:
             self._series.popitem(last=False)
 
     async def _count(self, about: Manifest, series: _Series, now: datetime) -> None:
-        patch = {"count": series.count, "lastTimestamp": _text(now)}
+        patch = {"count": series.count, "lastTimestamp": format_time(now)}
         await self._cluster.patch("Event", about["metadata"]["namespace"], series.name, patch)
         series.written = now
 
@@ -85,13 +86,9 @@ class EventRecorder:
                 "source": {"component": MANAGER},
                 "reportingComponent": MANAGER,
                 "reportingInstance": self._instance[:128],
-                "firstTimestamp": _text(now),
-                "lastTimestamp": _text(now),
+                "firstTimestamp": format_time(now),
+                "lastTimestamp": format_time(now),
                 "count": 1,
             }
         )
         return _Series(name, 1, now)
-
-
-def _text(at: datetime) -> str:
-    return at.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -10,14 +10,13 @@ from dataclasses import replace
 from finetune_api.run import Failure, RunConfig
 
 from finetune_operator.decision import Manifest
-from finetune_operator.jobs.conditions import time_text
 from finetune_operator.jobs.draft import Context, Draft
 from finetune_operator.jobs.messages import starting
 from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.policies.node_exclusion import excluded
 from finetune_operator.jobs.stages.base import PodStage
-from finetune_operator.jobs.stall_checks import Stall
 from finetune_operator.jobs.workspace_claim import workspace_stall
+from finetune_operator.manifest import format_time
 from finetune_operator.names import child_name, master_host
 from finetune_operator.resources.attempt_metadata import AttemptMetadata
 from finetune_operator.resources.configmap import run_configmap
@@ -25,6 +24,7 @@ from finetune_operator.resources.job import stage_job
 from finetune_operator.resources.pod import PodShape
 from finetune_operator.resources.rendezvous_service import rendezvous_service
 from finetune_operator.resources.workspace_pvc import workspace_claim
+from finetune_operator.stalled import Stalled
 
 RECHECK = 5.0
 """Seconds after which a job that waits for the cluster is looked at without being told."""
@@ -40,8 +40,8 @@ def launch(ctx: Context, draft: Draft, stage: PodStage, number: int) -> None:
     if isinstance(config, Failure):
         draft.fail(stage.name, config)
         return
-    children = config if isinstance(config, Stall) else _children(ctx, draft, stage, config)
-    if isinstance(children, Stall):
+    children = config if isinstance(config, Stalled) else _children(ctx, draft, stage, config)
+    if isinstance(children, Stalled):
         draft.stall = children
         return
     assert isinstance(config, RunConfig)
@@ -51,7 +51,7 @@ def launch(ctx: Context, draft: Draft, stage: PodStage, number: int) -> None:
         draft.wake(1.0)
         return
     # With the same write the spec is frozen, before anything is made of it.
-    draft.update(started_at=draft.status.started_at or time_text(ctx.now))
+    draft.update(started_at=draft.status.started_at or format_time(ctx.now))
     draft.update_stage(stage.name, retry_at=None)
     _claim(ctx, draft)
     draft.create.extend(child for child in children if _cached(ctx, child) is None)
@@ -65,10 +65,10 @@ def restore(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> No
     if given and (not given.master_host or ctx.view.get("Service", ctx.namespace, name)):
         return
     config = _config(ctx, draft, stage, attempt.number)
-    if isinstance(config, Stall | Failure):
+    if isinstance(config, Stalled | Failure):
         return
     children = _children(ctx, draft, stage, config)
-    if isinstance(children, Stall):
+    if isinstance(children, Stalled):
         return
     draft.create.extend(child for child in children[:-1] if _cached(ctx, child) is None)
 
@@ -80,7 +80,7 @@ def _claim(ctx: Context, draft: Draft) -> None:
 
 def _config(
     ctx: Context, draft: Draft, stage: PodStage, number: int
-) -> RunConfig | Stall | Failure:
+) -> RunConfig | Stalled | Failure:
     """What the attempt before was given, so that an upgrade never changes a running job."""
     before = ctx.observed.given(stage.name)
     if before is None or before.config is None:
@@ -91,9 +91,9 @@ def _config(
 
 def _children(
     ctx: Context, draft: Draft, stage: PodStage, config: RunConfig
-) -> list[Manifest] | Stall:
+) -> list[Manifest] | Stalled:
     shape = workspace_stall(ctx, config) or stage.shape(ctx, draft.status, config)
-    if isinstance(shape, Stall):
+    if isinstance(shape, Stalled):
         return shape
     return _manifests(ctx, stage, config, replace(shape, avoid=excluded(draft.status.nodes)))
 
@@ -114,12 +114,12 @@ def _cached(ctx: Context, child: Manifest) -> Manifest | None:
     return ctx.view.get(child["kind"], ctx.namespace, child["metadata"]["name"])
 
 
-def _taken(ctx: Context, children: list[Manifest]) -> Stall | None:
+def _taken(ctx: Context, children: list[Manifest]) -> Stalled | None:
     """A child's name may still be held by an earlier job of the same name that is going."""
     for child in children:
         found = _cached(ctx, child)
         owners = (found or {}).get("metadata", {}).get("ownerReferences") or ()
         if found is not None and all(owner.get("uid") != ctx.uid for owner in owners):
             name = f"{child['kind']} {child['metadata']['name']}"
-            return Stall("NameTaken", f"{name} belongs to something else; waiting for it to go")
+            return Stalled("NameTaken", f"{name} belongs to something else; waiting for it to go")
     return None

@@ -11,8 +11,8 @@ from finetune_api.base import Condition
 from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.run import StageName
 
-from finetune_operator.decision import Manifest
-from finetune_operator.jobs.stall_checks import Stall
+from finetune_operator.manifest import format_time
+from finetune_operator.stalled import Stalled
 
 STAGE_CONDITIONS: Mapping[StageName, str] = {
     "prepare": "Prepared",
@@ -24,14 +24,8 @@ STAGE_CONDITIONS: Mapping[StageName, str] = {
 MESSAGE_LIMIT = 4096
 
 
-def is_terminal(job: Manifest) -> bool:
-    """Whether the job has ended; read from the raw status, so that nothing else can undo it."""
-    conditions = (job.get("status") or {}).get("conditions") or ()
-    return any(c.get("type") == "Succeeded" and c.get("status") != "Unknown" for c in conditions)
-
-
 def job_conditions(
-    status: FineTuneJobStatus, stall: Stall | None, generation: int, now: datetime
+    status: FineTuneJobStatus, stall: Stalled | None, generation: int, now: datetime
 ) -> list[Condition]:
     """Every condition for this status; times move only where a condition's status changed."""
     stages = (_stage(status, name) for name in _stages(status))
@@ -39,16 +33,11 @@ def job_conditions(
     return [_dated(w, status.conditions, generation, now) for w in wanted]
 
 
-def time_text(at: datetime) -> str:
-    """RFC 3339 in UTC with whole seconds."""
-    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 Wanted = tuple[str, str, str, str]
 """Type, status, reason, message."""
 
 
-def _overall(status: FineTuneJobStatus, stall: Stall | None) -> list[Wanted]:
+def _overall(status: FineTuneJobStatus, stall: Stalled | None) -> list[Wanted]:
     phase, message = status.phase, status.message
     if phase == "Succeeded":
         return [
@@ -106,7 +95,7 @@ def _dated(
 ) -> Condition:
     kind, value, reason, message = wanted
     old = next((c for c in before if c.type == kind), None)
-    since = old.last_transition_time if old and old.status == value else time_text(now)
+    since = old.last_transition_time if old and old.status == value else format_time(now)
     return Condition(
         type=kind,
         status=value,

@@ -13,7 +13,7 @@ from finetune_api.run import Failure, JobRef, RunConfig, StageName
 
 from finetune_operator.decision import HttpRequest, Manifest, ObjectRef, Settings, View
 from finetune_operator.jobs.observe import Observed
-from finetune_operator.jobs.stall_checks import Stall
+from finetune_operator.stalled import Stalled
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Context:
     def run_config(self, stage: StageName, attempt: int, **facts: Any) -> RunConfig:
         """A RunConfig of this job."""
         job = JobRef(name=self.name, namespace=self.namespace, uid=self.uid)
-        return RunConfig(job=job, stage=stage, attempt=attempt, spec=self.job["spec"], **facts)
+        return RunConfig(job=job, stage=stage, attempt=attempt, raw_spec=self.job["spec"], **facts)
 
 
 @dataclass
@@ -53,11 +53,11 @@ class Draft:
     """A decision while it is being made."""
 
     status: FineTuneJobStatus
-    stall: Stall | None = None
+    stall: Stalled | None = None
     create: list[Manifest] = field(default_factory=list)
     apply: list[Manifest] = field(default_factory=list)
     delete: list[ObjectRef] = field(default_factory=list)
-    asks: list[HttpRequest] = field(default_factory=list)
+    requests: list[HttpRequest] = field(default_factory=list)
     requeue: float | None = None
 
     @property

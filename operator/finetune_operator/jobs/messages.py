@@ -3,9 +3,9 @@
 from finetune_api.run import Failure, StageName
 
 from finetune_operator.jobs.attempt_outcome import Outcome
-from finetune_operator.jobs.conditions import time_text
 from finetune_operator.jobs.draft import Draft
 from finetune_operator.jobs.observe import Attempt
+from finetune_operator.manifest import format_time
 
 PLAIN = {
     "Preempted": "was preempted",
@@ -50,7 +50,7 @@ def waits_for(attempt: Attempt) -> str:
         return ""
     deadline, name, node = max(ending)
     where = f" on node {node}" if node else ""
-    return f"; pod {name}{where} has until {time_text(deadline)}"
+    return f"; pod {name}{where} has until {format_time(deadline)}"
 
 
 def retry_text(draft: Draft, stage: StageName, over: Outcome, most: int) -> str:

@@ -17,18 +17,16 @@ from finetune_operator.decision import (
     JOB_UID_LABEL,
     STAGE_LABEL,
     Manifest,
-    ObjectRef,
     View,
 )
 from finetune_operator.jobs.pod_status import (
     Disruption,
-    condition,
     container_state,
-    disruption,
-    parse_time,
-    refusal,
-    result,
+    find_disruption,
+    find_refusal,
+    parse_result,
 )
+from finetune_operator.manifest import find_condition, finished_condition, parse_time
 from finetune_operator.resources.configmap import IMAGE_ANNOTATION, RUN_FILE
 
 KILL_SLACK = timedelta(seconds=10)
@@ -138,10 +136,8 @@ class Attempt:
 
     def job_end(self) -> datetime | None:
         """When the Job controller called the Job Complete or Failed."""
-        for each in (self.job or {}).get("status", {}).get("conditions") or ():
-            if each.get("type") in ("Complete", "Failed") and each["status"] == "True":
-                return parse_time(each.get("lastTransitionTime"))
-        return None
+        end = finished_condition(self.job) if self.job else None
+        return parse_time(end.get("lastTransitionTime")) if end else None
 
 
 @dataclass(frozen=True)
@@ -176,9 +172,9 @@ class Observed:
 def observe(job: Manifest, view: View) -> Observed:
     """The attempts of a job as the cache has them."""
     namespace, uid = job["metadata"]["namespace"], job["metadata"]["uid"]
-    jobs = _grouped(view.labelled("Job", namespace, JOB_UID_LABEL, uid))
-    pods = _grouped(view.labelled("Pod", namespace, JOB_UID_LABEL, uid))
-    configs = _grouped(view.labelled("ConfigMap", namespace, JOB_UID_LABEL, uid))
+    jobs = _grouped(view.list_by_label("Job", namespace, JOB_UID_LABEL, uid))
+    pods = _grouped(view.list_by_label("Pod", namespace, JOB_UID_LABEL, uid))
+    configs = _grouped(view.list_by_label("ConfigMap", namespace, JOB_UID_LABEL, uid))
     planned = ((job.get("status") or {}).get("plan") or {}).get("nodes") or 1
     attempts: dict[StageName, list[Attempt]] = {}
     for stage, number in sorted({*jobs, *pods, *configs}):
@@ -197,12 +193,6 @@ def observe(job: Manifest, view: View) -> Observed:
         )
         attempts.setdefault(stage, []).append(attempt)
     return Observed({stage: tuple(found) for stage, found in attempts.items()})
-
-
-def reference(job: Manifest) -> ObjectRef:
-    """The Job itself, and no later one of its name."""
-    meta = job["metadata"]
-    return ObjectRef("batch/v1", "Job", meta["namespace"], meta["name"], meta["uid"])
 
 
 def _grouped(
@@ -248,10 +238,10 @@ def _newest_per_index(manifests: Sequence[Manifest]) -> tuple[PodFacts, ...]:
 def _pod(manifest: Manifest) -> PodFacts:
     meta, status = manifest["metadata"], manifest.get("status") or {}
     spec = manifest.get("spec") or {}
-    state = container_state(status)
+    state = container_state(manifest)
     terminated, waiting = state.get("terminated") or {}, state.get("waiting") or {}
     deadline = parse_time(meta.get("deletionTimestamp"))
-    scheduled = condition(status, "PodScheduled")
+    scheduled = find_condition(manifest, "PodScheduled")
     unscheduled = scheduled.get("status") == "False"
     return PodFacts(
         name=meta["name"],
@@ -266,9 +256,9 @@ def _pod(manifest: Manifest) -> PodFacts:
         exit_code=terminated.get("exitCode"),
         exit_reason=terminated.get("reason"),
         finished_at=parse_time(terminated.get("finishedAt")),
-        refusal=refusal(status),
-        result=result(terminated.get("message")),
-        disruption=disruption(status),
+        refusal=find_refusal(manifest),
+        result=parse_result(terminated.get("message")),
+        disruption=find_disruption(manifest),
         deleted_at=deadline - _grace(meta) if deadline else None,
         deadline=deadline,
         waiting_reason=waiting.get("reason"),

@@ -15,7 +15,7 @@ from finetune_api.run import StageName
 from pydantic import ValidationError
 
 from finetune_operator.decision import Decision, EventRecord, Manifest, Settings, View
-from finetune_operator.jobs.conditions import is_terminal, job_conditions, time_text
+from finetune_operator.jobs.conditions import job_conditions
 from finetune_operator.jobs.draft import Context, Draft
 from finetune_operator.jobs.observe import observe
 from finetune_operator.jobs.policies.active_deadline import enforce_deadline
@@ -28,8 +28,9 @@ from finetune_operator.jobs.stages.export import EXPORT
 from finetune_operator.jobs.stages.prepare import PREPARE
 from finetune_operator.jobs.stages.serve import run_serve
 from finetune_operator.jobs.stages.train import TRAIN
-from finetune_operator.jobs.stall_checks import Stall
 from finetune_operator.jobs.suspend import SUSPENDED, pause_serve, pause_stage, resume
+from finetune_operator.manifest import format_time, is_terminal
+from finetune_operator.stalled import Stalled
 
 POD_STAGES = (PREPARE, TRAIN, EVALUATE, EXPORT)
 EVENT_LIMIT = 1000
@@ -59,12 +60,12 @@ def reconcile_job(job: Manifest, view: View, settings: Settings, now: datetime) 
     return _decide(job, before, draft, now)
 
 
-def refused_job(job: Manifest, why: EventRecord, now: datetime) -> Mapping[str, Any] | None:
+def rejected_job(job: Manifest, why: EventRecord, now: datetime) -> Mapping[str, Any] | None:
     """The status of a job for which the API server refuses a write, a quota for example."""
     if is_terminal(job):
         return None
     before = FineTuneJobStatus.readable(job.get("status"))
-    draft = Draft(before, stall=Stall(why.reason, why.message))
+    draft = Draft(before, stall=Stalled(why.reason, why.message))
     with suppress(ValidationError):
         draft.update(stages=_stages(before, FineTuneJobSpec.model_validate(job.get("spec") or {})))
     return _decide(job, before, draft, now).status
@@ -99,7 +100,7 @@ def _finish(draft: Draft, now: datetime) -> None:
         parts.append(f"artifact at {status.artifact.uri}")
     progress = status.progress
     if status.training is not None:
-        progress = trained(status.training, status.plan, time_text(now))
+        progress = trained(status.training, status.plan, format_time(now))
     draft.update(phase="Succeeded", message="; ".join(parts), progress=progress, failure=None)
     draft.requeue = None
 
@@ -112,10 +113,10 @@ def _stages(status: FineTuneJobStatus, spec: FineTuneJobSpec) -> list[StageStatu
     return [known.get(name) or StageStatus(name=name, state="Pending") for name in names]
 
 
-def _invalid(error: ValidationError) -> Stall:
+def _invalid(error: ValidationError) -> Stalled:
     detail = error.errors()[0]
     where = ".".join(str(part) for part in detail["loc"])
-    return Stall(
+    return Stalled(
         "InvalidSpec", f"spec.{where}: {detail['msg']}; is the operator older than its CRDs?"
     )
 
@@ -124,10 +125,10 @@ def _decide(job: Manifest, before: FineTuneJobStatus, draft: Draft, now: datetim
     """Round the draft off: message, conditions, events, one status."""
     generation = int(job["metadata"].get("generation") or 0)
     if draft.ended:
-        draft.update(finished_at=time_text(now), suspended_at=None)
+        draft.update(finished_at=format_time(now), suspended_at=None)
         for stage in draft.status.stages:
             draft.update_stage(stage.name, retry_at=None)
-        draft.stall, draft.requeue, draft.asks = None, None, []
+        draft.stall, draft.requeue, draft.requests = None, None, []
     elif draft.stall is not None:
         draft.update(message=draft.stall.message[:4096])
     _settle_progress(draft, draft.ended)
@@ -139,7 +140,7 @@ def _decide(job: Manifest, before: FineTuneJobStatus, draft: Draft, now: datetim
         delete=tuple(draft.delete),
         status=draft.status.to_wire(),
         events=tuple(_events(before, draft)),
-        asks=tuple(draft.asks),
+        requests=tuple(draft.requests),
         requeue_after=draft.requeue,
     )
 

@@ -14,6 +14,7 @@ from finetune_api.run import StageResult
 from pydantic import ValidationError
 
 from finetune_operator.decision import Manifest
+from finetune_operator.manifest import find_condition, parse_time
 from finetune_operator.resources.pod import CONTAINER
 
 DISRUPTION_REASONS = frozenset({"Evicted", "NodeShutdown", "Terminated", "NodeLost", "Preempting"})
@@ -48,56 +49,42 @@ class Disruption:
         return _OVER_ITS_LIMIT.search(self.message) is not None
 
 
-def parse_time(text: object) -> datetime | None:
-    """A time as the API server writes it; None for anything else, also one without a zone."""
-    if not isinstance(text, str):
-        return None
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return at if at.tzinfo else None
-
-
-def container_state(status: Manifest) -> dict[str, Any]:
+def container_state(pod: Manifest) -> dict[str, Any]:
     """Of our container: a policy of the cluster may have put others beside it."""
-    statuses = status.get("containerStatuses") or [{}]
+    statuses = (pod.get("status") or {}).get("containerStatuses") or [{}]
     ours = next((each for each in statuses if each.get("name") == CONTAINER), statuses[0])
     return ours.get("state") or {}
 
 
-def condition(status: Manifest, kind: str) -> dict[str, Any]:
-    """A condition of this type; empty where there is none."""
-    return next((c for c in status.get("conditions") or () if c.get("type") == kind), {})
-
-
-def disruption(status: Manifest) -> Disruption | None:
+def find_disruption(pod: Manifest) -> Disruption | None:
     """Who ended the pod, where it was not the pod itself."""
-    target = condition(status, "DisruptionTarget")
+    status = pod.get("status") or {}
+    target = find_condition(pod, "DisruptionTarget")
     if target.get("status") == "True":
         at = parse_time(target.get("lastTransitionTime"))
         # One that never ran, as it still gets its image, has no readiness that was taken from it.
         waits = status.get("phase") == "Pending"
-        ready = waits or condition(status, "Ready").get("status") == "True"
+        ready = waits or find_condition(pod, "Ready").get("status") == "True"
         reason, message = target.get("reason") or "Disrupted", target.get("message") or ""
         return Disruption(reason, message, at, ready)
     if status.get("phase") == "Failed" and status.get("reason") in DISRUPTION_REASONS:
         return Disruption(status["reason"], status.get("message") or "", None)
-    terminated = container_state(status).get("terminated") or {}
+    terminated = container_state(pod).get("terminated") or {}
     if status.get("phase") == "Failed" and terminated.get("reason") in LOST_TRACK:
         at = parse_time(terminated.get("finishedAt"))
         return Disruption("NodeRestarted", "its node started anew", at)
     return None
 
 
-def refusal(status: Manifest) -> str:
+def find_refusal(pod: Manifest) -> str:
     """Why the kubelet did not run the pod, in its own words; empty where it did."""
-    if status.get("phase") != "Failed" or container_state(status).get("terminated"):
+    status = pod.get("status") or {}
+    if status.get("phase") != "Failed" or container_state(pod).get("terminated"):
         return ""
     return ": ".join(str(part) for part in (status.get("reason"), status.get("message")) if part)
 
 
-def result(message: object) -> StageResult | None:
+def parse_result(message: object) -> StageResult | None:
     """What a stage left as its termination message."""
     if not isinstance(message, str):
         return None

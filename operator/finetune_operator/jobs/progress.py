@@ -10,6 +10,7 @@ from finetune_api.run import TELEMETRY_PORT, Progress, StageName, TrainFacts, Tr
 from pydantic import ValidationError
 
 from finetune_operator.decision import HttpRequest, HttpResponse
+from finetune_operator.manifest import format_time
 
 MESSAGE_LIMIT = 1024
 LARGE = 1e6
@@ -74,7 +75,7 @@ def _silent_since(progress: Progress, before: JobProgress | None, now: datetime)
     if not progress.stalled:
         return None
     known = before.stalled_since if before and before.stage == progress.stage else None
-    return known or now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return known or format_time(now)
 
 
 def checkpoint_told(progress: Progress, before: CheckpointStatus | None) -> CheckpointStatus | None:
@@ -199,4 +200,4 @@ def _rounded(number: float | None) -> float | None:
 def _time(unix: float) -> str | None:
     if not math.isfinite(unix) or not 0 < unix < 4102444800:
         return None
-    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return format_time(datetime.fromtimestamp(unix, UTC))

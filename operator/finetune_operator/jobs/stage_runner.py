@@ -6,10 +6,9 @@ from finetune_api.run import Failure
 
 from finetune_operator.jobs.attempt_children import RECHECK, launch, restore
 from finetune_operator.jobs.attempt_outcome import Outcome, ending
-from finetune_operator.jobs.conditions import time_text
 from finetune_operator.jobs.draft import Context, Draft
 from finetune_operator.jobs.messages import starting, waits_for
-from finetune_operator.jobs.observe import Attempt, PodFacts, reference
+from finetune_operator.jobs.observe import Attempt, PodFacts
 from finetune_operator.jobs.policies.node_exclusion import nowhere_else
 from finetune_operator.jobs.policies.retry import noted, retry, there_after_all
 from finetune_operator.jobs.policies.stalled_rank import silence
@@ -25,6 +24,7 @@ from finetune_operator.jobs.progress import (
 from finetune_operator.jobs.stages.base import PodStage
 from finetune_operator.jobs.stages.prepare import user_claims
 from finetune_operator.jobs.stall_checks import attempt_stall
+from finetune_operator.manifest import format_time, object_ref
 
 
 def run_stage(ctx: Context, draft: Draft, stage: PodStage) -> bool:
@@ -51,12 +51,12 @@ def current(ctx: Context, draft: Draft, stage: PodStage) -> Attempt | None:
     seen = max(state.attempt, newest.number if newest else 0)
     if seen == 0:
         return None
-    started = state.started_at or time_text(ctx.now)
+    started = state.started_at or format_time(ctx.now)
     draft.update_stage(stage.name, state="Running", attempt=seen, started_at=started)
     draft.update(started_at=draft.status.started_at or started)
     for older in ctx.observed.attempts.get(stage.name, ()):
         if older.number < seen and older.job is not None:
-            draft.delete.append(reference(older.job))
+            draft.delete.append(object_ref(older.job))
     attempt = ctx.observed.numbered(stage.name, seen)
     if attempt.config is not None:
         draft.update(plan=draft.status.plan or attempt.config.plan)
@@ -157,9 +157,9 @@ def _listen(
     if leader.ip is None:
         return None
     interval = pace(ctx.settings.progress_interval, attempt.job_created(), ctx.now)
-    draft.asks.append(progress_ask(leader.uid, leader.ip, interval))
+    draft.requests.append(progress_ask(leader.uid, leader.ip, interval))
     draft.wake(interval)
-    answer = ctx.view.answer(ask_id(leader.uid))
+    answer = ctx.view.http_response(ask_id(leader.uid))
     progress = read_progress(answer, stage.name, attempt.number)
     if progress is None:
         return None
@@ -181,7 +181,7 @@ def _succeed(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, over
     draft.update_stage(
         stage.name,
         state="Succeeded",
-        finished_at=time_text(over.at),
+        finished_at=format_time(over.at),
         retry_at=None,
         message=accepted.message,
     )
@@ -199,4 +199,4 @@ def _refuse(ctx: Context, draft: Draft, stage: PodStage, over: Outcome) -> None:
             draft.status = accepted.status
     assert over.failure is not None
     draft.fail(stage.name, over.failure)
-    draft.update_stage(stage.name, finished_at=time_text(over.at))
+    draft.update_stage(stage.name, finished_at=format_time(over.at))

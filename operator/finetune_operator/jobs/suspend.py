@@ -12,15 +12,14 @@ from finetune_api.run import Failure
 
 from finetune_operator.jobs.attempt_children import RECHECK
 from finetune_operator.jobs.attempt_outcome import Outcome
-from finetune_operator.jobs.conditions import time_text
 from finetune_operator.jobs.draft import Context, Draft
 from finetune_operator.jobs.messages import at_step, from_where, waits_for
-from finetune_operator.jobs.observe import Attempt, reference
-from finetune_operator.jobs.pod_status import parse_time
+from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.policies.retry import keep_checkpoint, note, noted
 from finetune_operator.jobs.progress import at_rest, few
 from finetune_operator.jobs.stage_runner import accept, current, over_by
 from finetune_operator.jobs.stages.base import PodStage
+from finetune_operator.manifest import format_time, object_ref, parse_time
 
 SUSPENDED = "Suspended"
 
@@ -41,7 +40,7 @@ def pause_stage(ctx: Context, draft: Draft, stage: PodStage) -> bool:
         if _crashed_by_itself(draft, attempt, over) and not note(ctx, draft, stage, attempt, over):
             return False
     if attempt.job is not None:
-        draft.delete.append(reference(attempt.job))
+        draft.delete.append(object_ref(attempt.job))
     if draft.status.suspended_at is None and _may_run(attempt, ctx.now):
         _stopping(draft, stage, attempt)
         return False
@@ -117,7 +116,7 @@ def _left_over(attempt: Attempt, now: datetime) -> str:
 
 
 def _rest(ctx: Context, draft: Draft, message: str) -> None:
-    since = draft.status.suspended_at or time_text(ctx.now)
+    since = draft.status.suspended_at or format_time(ctx.now)
     progress = at_rest(draft.status.progress)
     draft.update(phase=SUSPENDED, suspended_at=since, message=message, progress=progress)
     draft.requeue = None

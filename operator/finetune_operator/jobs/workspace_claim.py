@@ -9,32 +9,32 @@ from finetune_api.run import RunConfig
 
 from finetune_operator.decision import Manifest
 from finetune_operator.jobs.draft import Context
-from finetune_operator.jobs.stall_checks import Stall
+from finetune_operator.stalled import Stalled
 
 SHARED = "ReadWriteMany"
 
 
-def workspace_stall(ctx: Context, config: RunConfig) -> Stall | None:
+def workspace_stall(ctx: Context, config: RunConfig) -> Stalled | None:
     """What is wrong with the workspace for this stage."""
     name = ctx.settings.workspace_claim
     claim = ctx.view.get("PersistentVolumeClaim", ctx.namespace, name)
     if claim is None:
         return None
     if claim["metadata"].get("deletionTimestamp"):
-        return Stall(
+        return Stalled(
             "WorkspaceTerminating",
             f"PersistentVolumeClaim {name} is being deleted, which takes until no pod uses it; the "
             "job goes on when it is gone and made anew",
         )
     if (claim.get("status") or {}).get("phase") == "Lost":
-        return Stall(
+        return Stalled(
             "WorkspaceLost",
             f"PersistentVolumeClaim {name} has lost its volume; restore the volume, or delete the "
             "claim to begin with an empty one",
         )
     nodes, modes = _nodes(ctx, config), _modes(claim)
     if nodes > 1 and modes and SHARED not in modes:
-        return Stall(
+        return Stalled(
             "WorkspaceNotShared",
             f"PersistentVolumeClaim {name} is {', '.join(modes)} and the job trains on {nodes} "
             f"nodes; make it {SHARED}, or set compute.nodes to 1",

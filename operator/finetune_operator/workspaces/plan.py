@@ -23,13 +23,16 @@ from finetune_operator.decision import (
     Decision,
     Key,
     Manifest,
-    ObjectRef,
     Settings,
     View,
 )
-from finetune_operator.jobs.conditions import is_terminal
-from finetune_operator.jobs.pod_status import parse_time
-from finetune_operator.jobs.stall_checks import Stall
+from finetune_operator.manifest import (
+    find_condition,
+    is_finished,
+    is_terminal,
+    object_ref,
+    parse_time,
+)
 from finetune_operator.names import JANITOR, WORKSPACE_MODELS, artifact_in, job_mark, model_path
 from finetune_operator.resources.janitor import (
     AGAIN_ANNOTATION,
@@ -40,6 +43,7 @@ from finetune_operator.resources.janitor import (
     kept_by,
     ledger,
 )
+from finetune_operator.stalled import Stalled
 
 RECHECK = 15.0
 PERIOD = timedelta(days=1)
@@ -100,9 +104,7 @@ def _cleaning(key: Key, view: View, claim: Manifest, settings: Settings, now: da
     left = _time_left(last, bool(gone), now)
     if left > 0:
         return Decision(apply=written, requeue_after=left)
-    meta = last["metadata"]
-    old = ObjectRef("batch/v1", "Job", key.namespace, JANITOR, meta["uid"])
-    delete = () if meta.get("deletionTimestamp") else (old,)
+    delete = () if last["metadata"].get("deletionTimestamp") else (object_ref(last),)
     return Decision(apply=written, delete=delete, requeue_after=RECHECK)
 
 
@@ -140,19 +142,19 @@ def artifacts(uris: Iterable[str], settings: Settings) -> Iterator[str]:
 
 def unknown_to_janitor(
     view: View, namespace: str, uris: Iterable[str], settings: Settings
-) -> Stall | None:
+) -> Stalled | None:
     """Why an artifact must not be used yet: a janitor runs that does not know it is needed.
 
     It may be about to remove the artifact, or not. When it has ended, the artifact is there and
     stays, or is gone and nothing has begun to read it.
     """
     janitor = view.get("Job", namespace, JANITOR)
-    if janitor is None or _ended(janitor):
+    if janitor is None or is_finished(janitor):
         return None
     known = kept_by(janitor)
     for folder in artifacts(uris, settings):
         if folder not in known and f"jobs/{folder[-8:]}" not in known:
-            return Stall(
+            return Stalled(
                 "WaitingForJanitor",
                 f"Job {JANITOR} cleans the workspace and was not told that {folder} is needed; "
                 "this goes on when it has ended",
@@ -205,7 +207,7 @@ def _time_left(last: Manifest, gone: bool, now: datetime) -> float:
     """Seconds until the next janitor is due; RECHECK where the last one is still at it."""
     meta = last["metadata"]
     began = parse_time(meta.get("creationTimestamp")) or now
-    if not _ended(last):
+    if not is_finished(last):
         return RECHECK if now < began + STUCK else 0.0
     if gone:
         wait = SPACING
@@ -213,15 +215,6 @@ def _time_left(last: Manifest, gone: bool, now: datetime) -> float:
         wait = AGAIN
     else:
         wait = PERIOD
-    if _has(last, "Failed"):
+    if find_condition(last, "Failed").get("status") == "True":
         wait = min(wait, AFTER_FAILURE) if not gone else AFTER_FAILURE
     return (began + wait - now).total_seconds()
-
-
-def _ended(job: Manifest) -> bool:
-    return _has(job, "Complete") or _has(job, "Failed")
-
-
-def _has(job: Manifest, condition: str) -> bool:
-    conditions = (job.get("status") or {}).get("conditions") or ()
-    return any(c.get("type") == condition and c.get("status") == "True" for c in conditions)

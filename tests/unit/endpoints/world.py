@@ -22,9 +22,9 @@ from finetune_operator.decision import (
     Manifest,
     Settings,
 )
-from finetune_operator.endpoints.observe import format_time
 from finetune_operator.endpoints.plan import reconcile_endpoint
 from finetune_operator.engine.cache import Cache
+from finetune_operator.manifest import format_time
 
 START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 NAMESPACE = "team-a"
@@ -115,7 +115,7 @@ class World:
         self.now = START
         self.settings = Settings(trainer_image="trainer:v1", serving_image="vllm:v1")
         self.events: list[EventRecord] = []
-        self.asks: tuple[HttpRequest, ...] = ()
+        self.requests: tuple[HttpRequest, ...] = ()
         self.requeue_after: float | None = None
         self.writes = 0
         self.crash_after: int | None = None
@@ -222,7 +222,7 @@ class World:
         if decision.status is not None and decision.status != self.status:
             self._write(lambda: self._set_status(decision.status or {}))
         self.events += decision.events
-        self.asks = decision.asks
+        self.requests = decision.requests
         self.requeue_after = decision.requeue_after
         return decision
 
@@ -238,7 +238,7 @@ class World:
     def restart(self) -> None:
         """A new operator process: answers to questions are forgotten."""
         self.answers.clear()
-        self.asks = ()
+        self.requests = ()
 
     def later(self, seconds: float) -> None:
         """Let time pass."""
@@ -329,7 +329,7 @@ class World:
         self, answer: str = ANSWER, status: int = 200, error: str | None = None
     ) -> None:
         """vLLM answers everything that it is asked, unless there is an answer already."""
-        for ask in self.asks:
+        for ask in self.requests:
             if ask.id in self.answers and self.answers[ask.id].status is not None:
                 continue
             body: Any = {"data": [{"id": NAME}]}

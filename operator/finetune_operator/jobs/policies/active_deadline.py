@@ -6,8 +6,8 @@ from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.run import Failure
 
 from finetune_operator.jobs.draft import Context, Draft
-from finetune_operator.jobs.pod_status import parse_time
 from finetune_operator.jobs.progress import duration_text
+from finetune_operator.manifest import parse_time
 
 
 def seconds_left(status: FineTuneJobStatus, deadline: int | None, now: datetime) -> float | None:

@@ -12,14 +12,13 @@ from finetune_api.run import Failure
 
 from finetune_operator.jobs.attempt_children import launch
 from finetune_operator.jobs.attempt_outcome import JOB_DELETED, Outcome
-from finetune_operator.jobs.conditions import time_text
 from finetune_operator.jobs.draft import Context, Draft
 from finetune_operator.jobs.messages import retry_text
-from finetune_operator.jobs.observe import Attempt, reference
-from finetune_operator.jobs.pod_status import parse_time
+from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.policies.node_exclusion import LIFTED, blamed, to_blame
 from finetune_operator.jobs.progress import at_rest, stopped_at
 from finetune_operator.jobs.stages.base import PodStage
+from finetune_operator.manifest import format_time, object_ref, parse_time
 
 FIRST_DELAY = 10.0
 """Seconds after the first crash."""
@@ -55,7 +54,7 @@ def retry(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, over: O
     draft.update(phase=stage.phase(attempt) if stage.name != "train" else "Queued")
     draft.wake(left if left > 0 else LEAST_DELAY)
     if left <= 0 and attempt.job is not None:
-        draft.delete.append(reference(attempt.job))
+        draft.delete.append(object_ref(attempt.job))
     draft.update(message=draft.stage(stage.name).message or draft.status.message)
 
 
@@ -77,7 +76,7 @@ def note(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, over: Ou
     due = over.at + timedelta(seconds=delay(draft.status.restarts, attempt, over))
     message = retry_text(draft, stage.name, over, ctx.spec.max_restarts)
     draft.update(failure=failure, message=message, progress=at_rest(draft.status.progress))
-    draft.update_stage(stage.name, retry_at=time_text(due), message=message)
+    draft.update_stage(stage.name, retry_at=format_time(due), message=message)
     return True
 
 

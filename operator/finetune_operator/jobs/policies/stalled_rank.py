@@ -10,8 +10,8 @@ from finetune_api.run import Failure, Progress
 
 from finetune_operator.jobs.attempt_outcome import Outcome, ended_by_us
 from finetune_operator.jobs.observe import Attempt
-from finetune_operator.jobs.pod_status import parse_time
 from finetune_operator.jobs.policies.node_exclusion import RANK_STALLED
+from finetune_operator.manifest import parse_time
 
 PATIENCE = timedelta(minutes=20)
 

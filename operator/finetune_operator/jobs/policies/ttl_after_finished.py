@@ -8,11 +8,9 @@ the deletion; those that have ended stay for their logs.
 from datetime import datetime, timedelta
 from typing import Any
 
-from finetune_api import API_VERSION
-
-from finetune_operator.decision import Decision, Manifest, ObjectRef, View
-from finetune_operator.jobs.observe import observe, reference
-from finetune_operator.jobs.pod_status import parse_time
+from finetune_operator.decision import Decision, Manifest, View
+from finetune_operator.jobs.observe import observe
+from finetune_operator.manifest import find_condition, object_ref, parse_time
 
 LONGEST_SLEEP = 3600.0
 """Clocks may be set, so nobody sleeps for months."""
@@ -21,13 +19,10 @@ LONGEST_SLEEP = 3600.0
 def finished_job(job: Manifest, view: View, now: datetime) -> Decision:
     """What is left to do for a job that has ended."""
     live = [attempt.job for attempt in observe(job, view).every() if attempt.live]
-    delete = [reference(each) for each in live if each is not None]
+    delete = [object_ref(each) for each in live if each is not None]
     left = _seconds_to_live(job, now)
     if left is not None and left <= 0:
-        meta = job["metadata"]
-        delete.append(
-            ObjectRef(API_VERSION, "FineTuneJob", meta["namespace"], meta["name"], meta["uid"])
-        )
+        delete.append(object_ref(job))
     sleep = None if left is None or left <= 0 else min(left, LONGEST_SLEEP)
     return Decision(delete=tuple(delete), status=_seen(job), requeue_after=sleep)
 
@@ -35,16 +30,12 @@ def finished_job(job: Manifest, view: View, now: datetime) -> Decision:
 def _seconds_to_live(job: Manifest, now: datetime) -> float | None:
     """Until ttlSecondsAfterFinished is over; None where it is not set."""
     seconds = (job.get("spec") or {}).get("ttlSecondsAfterFinished")
-    ended = parse_time((job.get("status") or {}).get("finishedAt")) or _condition_time(job)
+    ended = parse_time((job.get("status") or {}).get("finishedAt")) or parse_time(
+        find_condition(job, "Succeeded").get("lastTransitionTime")
+    )
     if not isinstance(seconds, int) or ended is None:
         return None
     return (ended + timedelta(seconds=seconds) - now).total_seconds()
-
-
-def _condition_time(job: Manifest) -> datetime | None:
-    conditions = (job.get("status") or {}).get("conditions") or ()
-    succeeded: dict[str, Any] = next((c for c in conditions if c.get("type") == "Succeeded"), {})
-    return parse_time(succeeded.get("lastTransitionTime"))
 
 
 def _seen(job: Manifest) -> dict[str, Any] | None:

@@ -5,14 +5,14 @@ from finetune_api.run import EvaluationSummary, Failure, Paths, RunConfig, Stage
 
 from finetune_operator.jobs.draft import Context
 from finetune_operator.jobs.observe import Attempt
-from finetune_operator.jobs.profile import find_pool
 from finetune_operator.jobs.stages.base import Accepted, PodStage
 from finetune_operator.jobs.stages.prepare import reward_mount
-from finetune_operator.jobs.stall_checks import Stall
 from finetune_operator.names import job_path, model_path
-from finetune_operator.planner.serving import serving_devices
+from finetune_operator.planner.serving import plan_serving_devices
+from finetune_operator.profiles import find_profile
 from finetune_operator.resources.pod import Mount, PodShape
 from finetune_operator.resources.resource_requirements import device_resources
+from finetune_operator.stalled import Stalled
 
 
 def phase(attempt: Attempt | None) -> Phase:
@@ -20,7 +20,7 @@ def phase(attempt: Attempt | None) -> Phase:
     return "Evaluating"
 
 
-def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig | Stall | Failure:
+def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig | Stalled | Failure:
     """Plan and facts, as train had them."""
     return ctx.run_config(
         "evaluate",
@@ -32,12 +32,12 @@ def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig |
     )
 
 
-def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShape | Stall:
+def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShape | Stalled:
     """One pod on the pool of the training, with one device, or as many as inference needs."""
-    pool = find_pool(ctx.view, config.plan.profile if config.plan else ctx.spec.compute.profile)
-    if isinstance(pool, Stall):
+    pool = find_profile(ctx.view, config.plan.profile if config.plan else ctx.spec.compute.profile)
+    if isinstance(pool, Stalled):
         return pool
-    devices = serving_devices(config.model, pool.name, pool.spec) if config.model else 1
+    devices = plan_serving_devices(config.model, pool.name, pool.spec) if config.model else 1
     if isinstance(devices, Failure):
         devices = pool.spec.devices_per_node
     model = ctx.spec.model

@@ -5,13 +5,13 @@ from finetune_api.run import Failure, Paths, ProbeRecord, RunConfig, StageResult
 
 from finetune_operator.jobs.draft import Context
 from finetune_operator.jobs.observe import Attempt, Observed
-from finetune_operator.jobs.profile import find_pool
 from finetune_operator.jobs.stages.base import Accepted, PodStage
-from finetune_operator.jobs.stall_checks import Stall
 from finetune_operator.names import artifact_path, artifact_uri, job_path, model_path
 from finetune_operator.planner.quantity import GIB
+from finetune_operator.profiles import find_profile
 from finetune_operator.resources.pod import Mount, PodShape
 from finetune_operator.resources.resource_requirements import host_resources
+from finetune_operator.stalled import Stalled
 
 
 def phase(attempt: Attempt | None) -> Phase:
@@ -19,7 +19,7 @@ def phase(attempt: Attempt | None) -> Phase:
     return "Exporting"
 
 
-def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig | Stall | Failure:
+def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig | Stalled | Failure:
     """Also carries the probe: run.json outlives the pod whose result it came in."""
     return ctx.run_config(
         "export",
@@ -42,10 +42,10 @@ def recorded_probe(observed: Observed) -> ProbeRecord | None:
     return None
 
 
-def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShape | Stall:
+def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShape | Stalled:
     """One pod without devices: merging is arithmetic on weights in host memory."""
-    pool = find_pool(ctx.view, config.plan.profile if config.plan else ctx.spec.compute.profile)
-    if isinstance(pool, Stall):
+    pool = find_profile(ctx.view, config.plan.profile if config.plan else ctx.spec.compute.profile)
+    if isinstance(pool, Stalled):
         return pool
     model = ctx.spec.model
     return PodShape(

@@ -20,12 +20,13 @@ from finetune_api.run import (
 
 from finetune_operator.jobs.draft import Context
 from finetune_operator.jobs.observe import Attempt
-from finetune_operator.jobs.profile import find_pool
 from finetune_operator.jobs.stages.base import Accepted, PodStage
-from finetune_operator.jobs.stall_checks import Stall, claim_stall
+from finetune_operator.jobs.stall_checks import claim_stall
 from finetune_operator.names import artifact_in, claim_of, job_path, model_path
+from finetune_operator.profiles import find_profile
 from finetune_operator.resources.pod import Mount, PodShape, SecretEnv
 from finetune_operator.resources.resource_requirements import host_resources
+from finetune_operator.stalled import Stalled
 from finetune_operator.workspaces.plan import unknown_to_janitor
 
 
@@ -34,7 +35,7 @@ def phase(attempt: Attempt | None) -> Phase:
     return "Pending" if attempt is None else "Preparing"
 
 
-def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig | Stall | Failure:
+def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig | Stalled | Failure:
     """Needs nothing but the spec, and that no address names what is another job's."""
     workspace = ctx.settings.workspace_claim
     for source, _ in sources(ctx.spec):
@@ -43,13 +44,13 @@ def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig |
     return ctx.run_config("prepare", attempt)
 
 
-def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShape | Stall:
+def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShape | Stalled:
     """One pod without devices that alone may write the model cache and see Secrets.
 
     The profile is looked up here already, so that a job that cannot train says so at once.
     """
-    pool = find_pool(ctx.view, ctx.spec.compute.profile)
-    if isinstance(pool, Stall):
+    pool = find_profile(ctx.view, ctx.spec.compute.profile)
+    if isinstance(pool, Stalled):
         return pool
     workspace = ctx.settings.workspace_claim
     claims = user_claims(ctx.spec, workspace)

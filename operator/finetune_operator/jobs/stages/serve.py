@@ -21,13 +21,13 @@ from finetune_api.run import ArtifactRef, Failure
 from pydantic import ValidationError
 
 from finetune_operator.decision import Manifest
-from finetune_operator.jobs.conditions import time_text
 from finetune_operator.jobs.draft import Context, Draft
-from finetune_operator.jobs.profile import find_pool
 from finetune_operator.jobs.stages.export import recorded_probe
-from finetune_operator.jobs.stall_checks import Stall
-from finetune_operator.planner.serving import serving_devices
+from finetune_operator.manifest import format_time
+from finetune_operator.planner.serving import plan_serving_devices
+from finetune_operator.profiles import find_profile
 from finetune_operator.resources.metadata import labels
+from finetune_operator.stalled import Stalled
 
 RECHECK = 5.0
 
@@ -49,7 +49,7 @@ def run_serve(ctx: Context, draft: Draft) -> bool:
         return False
     if not _holds(endpoint, artifact):
         return _offer(ctx, draft, endpoint, artifact)
-    started = state.started_at or time_text(ctx.now)
+    started = state.started_at or format_time(ctx.now)
     draft.update_stage("serve", state="Running", attempt=1, started_at=started)
     return _judge(ctx, draft, name, ModelEndpointStatus.readable(endpoint.get("status")), artifact)
 
@@ -58,13 +58,13 @@ def _create(ctx: Context, draft: Draft, name: str, artifact: ArtifactRef) -> Non
     assert ctx.spec.serve is not None
     plan = draft.status.plan
     wanted = ctx.spec.serve.profile or (plan.profile if plan else ctx.spec.compute.profile)
-    pool = find_pool(ctx.view, wanted)
-    if isinstance(pool, Stall):
+    pool = find_profile(ctx.view, wanted)
+    if isinstance(pool, Stalled):
         draft.stall = pool
         return
     devices: int | Failure = 1
     if draft.status.model is not None:
-        devices = serving_devices(draft.status.model, pool.name, pool.spec)
+        devices = plan_serving_devices(draft.status.model, pool.name, pool.spec)
     if isinstance(devices, Failure):
         draft.fail("serve", devices)
         return
@@ -137,7 +137,7 @@ def _succeed(
         message += "; there was no probe, so its answers were not compared with evaluation's"
     draft.update(endpoint=EndpointRef(name=name, url=url), failure=None)
     _say(draft, message)
-    draft.update_stage("serve", state="Succeeded", finished_at=time_text(ctx.now))
+    draft.update_stage("serve", state="Succeeded", finished_at=format_time(ctx.now))
     return True
 
 

@@ -7,18 +7,18 @@ from finetune_api.run import Failure, Paths, RunConfig, StageResult, TrainPlan
 from finetune_operator.jobs.draft import Context
 from finetune_operator.jobs.grace import grace_seconds
 from finetune_operator.jobs.observe import Attempt
-from finetune_operator.jobs.profile import find_pool
 from finetune_operator.jobs.progress import loss_text
 from finetune_operator.jobs.stages.base import Accepted, PodStage
 from finetune_operator.jobs.stages.prepare import reward_mount
-from finetune_operator.jobs.stall_checks import Stall
 from finetune_operator.names import child_name, job_path, master_host, model_path
-from finetune_operator.planner.disk import checkpoint_bytes, room_for_training
-from finetune_operator.planner.quantity import whole
-from finetune_operator.planner.serving import serving_devices
+from finetune_operator.planner.disk import checkpoint_bytes, check_free_space
+from finetune_operator.planner.quantity import floor_quantity
+from finetune_operator.planner.serving import plan_serving_devices
 from finetune_operator.planner.training import plan_training
+from finetune_operator.profiles import find_profile
 from finetune_operator.resources.pod import Mount, PodShape, SecretKey
 from finetune_operator.resources.resource_requirements import device_resources
+from finetune_operator.stalled import Stalled
 
 MLFLOW_KEYS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
@@ -30,10 +30,10 @@ def phase(attempt: Attempt | None) -> Phase:
     return "Queued" if any(pod.phase == "Pending" for pod in attempt.pods) else "Training"
 
 
-def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig | Stall | Failure:
+def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig | Stalled | Failure:
     """The plan is made once; later attempts are given the same."""
     if status.model is None or status.data is None:
-        return Stall("FactsMissing", "the result of prepare is not in the status")
+        return Stalled("FactsMissing", "the result of prepare is not in the status")
     plan = status.plan or _plan(ctx, status)
     if not isinstance(plan, TrainPlan):
         return plan
@@ -48,32 +48,32 @@ def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig |
     )
 
 
-def _plan(ctx: Context, status: FineTuneJobStatus) -> TrainPlan | Stall | Failure:
+def _plan(ctx: Context, status: FineTuneJobStatus) -> TrainPlan | Stalled | Failure:
     """What could be trained but not be kept or served is refused now, not after the training."""
     assert status.model is not None
     assert status.data is not None
-    pool = find_pool(ctx.view, ctx.spec.compute.profile)
-    if isinstance(pool, Stall):
+    pool = find_profile(ctx.view, ctx.spec.compute.profile)
+    if isinstance(pool, Stalled):
         return pool
-    full = room_for_training(ctx.spec, status.model, status.workspace, ctx.settings.workspace_claim)
+    full = check_free_space(ctx.spec, status.model, status.workspace, ctx.settings.workspace_claim)
     plan = plan_training(ctx.spec, status.model, status.data, pool.name, pool.spec, status.reward)
     if isinstance(plan, TrainPlan) and full is not None:
         return full
     if isinstance(plan, TrainPlan) and ctx.spec.serve is not None:
-        target = find_pool(ctx.view, ctx.spec.serve.profile) if ctx.spec.serve.profile else pool
-        if not isinstance(target, Stall):
-            devices = serving_devices(status.model, target.name, target.spec)
+        target = find_profile(ctx.view, ctx.spec.serve.profile) if ctx.spec.serve.profile else pool
+        if not isinstance(target, Stalled):
+            devices = plan_serving_devices(status.model, target.name, target.spec)
             if isinstance(devices, Failure):
                 return devices
     return plan
 
 
-def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShape | Stall:
+def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShape | Stalled:
     """One pod per node with the devices of the plan."""
     if config.plan is None:
-        return Stall("PlanMissing", "run.json of this attempt has no plan")
-    pool = find_pool(ctx.view, config.plan.profile)
-    if isinstance(pool, Stall):
+        return Stalled("PlanMissing", "run.json of this attempt has no plan")
+    pool = find_profile(ctx.view, config.plan.profile)
+    if isinstance(pool, Stalled):
         return pool
     model = ctx.spec.model
     return PodShape(
@@ -116,7 +116,7 @@ def _threads(profile: AcceleratorProfileSpec) -> dict[str, str]:
     """Without it every process on a CPU pool starts a thread for every core of the node."""
     if profile.resource_name is not None:
         return {}
-    return {"OMP_NUM_THREADS": str(max(1, whole(profile.cpu_per_device)))}
+    return {"OMP_NUM_THREADS": str(max(1, floor_quantity(profile.cpu_per_device)))}
 
 
 def accept(ctx: Context, status: FineTuneJobStatus, result: StageResult) -> Accepted | None:

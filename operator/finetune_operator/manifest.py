@@ -1,0 +1,57 @@
+"""Reading raw Kubernetes objects: times, conditions, references, and whether a job has ended."""
+
+from datetime import datetime
+from typing import Any
+
+from finetune_operator.decision import Manifest, ObjectRef
+
+
+def parse_time(text: object) -> datetime | None:
+    """An RFC 3339 time as the API server writes it; None for anything else, also for a time
+    without a zone."""
+    if not isinstance(text, str):
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return at if at.tzinfo else None
+
+
+def format_time(at: datetime) -> str:
+    """RFC 3339 with whole seconds; `at` must be in UTC."""
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def find_condition(manifest: Manifest, kind: str) -> dict[str, Any]:
+    """The condition of this type in the object's status; empty where there is none."""
+    conditions = (manifest.get("status") or {}).get("conditions") or ()
+    return next((each for each in conditions if each.get("type") == kind), {})
+
+
+def is_terminal(job: Manifest) -> bool:
+    """Whether a FineTuneJob has ended; read from the raw status, so that a status that this version
+    cannot parse does not start the job again."""
+    return find_condition(job, "Succeeded").get("status") in ("True", "False")
+
+
+def is_finished(job: Manifest) -> bool:
+    """Whether a batch/v1 Job is Complete or Failed."""
+    return finished_condition(job) is not None
+
+
+def finished_condition(job: Manifest) -> dict[str, Any] | None:
+    """The condition by which the Job controller marked a batch/v1 Job Complete or Failed."""
+    for kind in ("Complete", "Failed"):
+        found = find_condition(job, kind)
+        if found.get("status") == "True":
+            return found
+    return None
+
+
+def object_ref(manifest: Manifest) -> ObjectRef:
+    """A reference to this very object, and to no later one of its name."""
+    meta = manifest["metadata"]
+    return ObjectRef(
+        manifest["apiVersion"], manifest["kind"], meta["namespace"], meta["name"], meta["uid"]
+    )
