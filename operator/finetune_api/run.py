@@ -7,11 +7,14 @@ operator can tell a user's error from a crash without reading logs.
 """
 
 from enum import IntEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_api.base import LongText, ShortText, SpecModel, StatusModel
+from finetune_api.jobspec import FineTuneJobSpec
+
+T = TypeVar("T")
 
 StageName = Literal["prepare", "train", "evaluate", "export", "serve"]
 Strategy = Literal["DDP", "ZeRO1", "ZeRO2", "ZeRO3", "FSDP"]
@@ -235,8 +238,9 @@ class RunConfig(StatusModel):
     """The stage."""
     attempt: int = Field(ge=1)
     """The attempt, counted from 1."""
-    spec: dict[str, Any]
-    """The FineTuneJob's spec as admitted; parse with FineTuneJobSpec."""
+    raw_spec: dict[str, Any] = Field(alias="spec")
+    """The FineTuneJob's spec as the API server stored it. It stays as it is, so that a run.json
+    keeps its bytes, and one whose spec is of another version of the operator can be read."""
     plan: TrainPlan | None = None
     """The plan; absent for prepare."""
     model: ModelFacts | None = None
@@ -255,6 +259,28 @@ class RunConfig(StatusModel):
     """Folders inside the pod."""
     master_host: str | None = None
     """Host name of the pod with index 0; only for train."""
+
+    @property
+    def spec(self) -> FineTuneJobSpec:
+        """The spec with its defaults. Raises ValidationError for a spec of another version."""
+        return FineTuneJobSpec.model_validate(self.raw_spec)
+
+    def require_plan(self) -> TrainPlan:
+        """The plan. Raises ValueError where run.json has none."""
+        return self._required("plan", self.plan)
+
+    def require_model(self) -> ModelFacts:
+        """The facts about the model. Raises ValueError where run.json has none."""
+        return self._required("model", self.model)
+
+    def require_data(self) -> DataFacts:
+        """The facts about the data. Raises ValueError where run.json has none."""
+        return self._required("data", self.data)
+
+    def _required(self, name: str, value: T | None) -> T:
+        if value is None:
+            raise ValueError(f"run.json of {self.stage}, attempt {self.attempt}, has no {name}")
+        return value
 
 
 class RankProgress(StatusModel):

@@ -33,8 +33,7 @@ DEADLINE = 150.0
 def rank_of(case: dict[str, Any], folder: Path) -> None:
     """Train the case straight, stopped and resumed; then rank 0 exports and asks the result."""
     run = RunConfig.model_validate(case["straight"])
-    assert run.plan is not None
-    strategies.prepare_communication(run.plan.strategy, "cpu")
+    strategies.prepare_communication(run.require_plan().strategy, "cpu")
     worker.join_process_group(run)
     for name in ("straight", "stopped", "resumed"):
         stop = STOP if name == "stopped" else None
@@ -66,7 +65,7 @@ def export_and_ask(run: RunConfig) -> dict[str, Any]:
     )
     tokens = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
-        if run.spec["objective"] == "Reward":
+        if run.spec.objective == "Reward":
             model = AutoModelForSequenceClassification.from_pretrained(folder)
             return {"score": float(model(tokens).logits[0, 0])}
         if (folder / "adapter_config.json").exists():

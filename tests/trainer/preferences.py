@@ -57,7 +57,7 @@ def preference_run(
 ) -> RunConfig:
     """As `make_run`, for an objective that learns from preferences."""
     run = make_run(root, model, **more)
-    spec = {**run.spec, "objective": objective}
+    spec = {**run.raw_spec, "objective": objective}
     if settings:
         spec[objective.lower()] = settings
     assert run.data is not None
@@ -67,4 +67,4 @@ def preference_run(
             "train_sequences": 2 * PAIRS if objective == "KTO" else PAIRS,
         }
     )
-    return run.model_copy(update={"spec": spec, "data": data})
+    return run.model_copy(update={"raw_spec": spec, "data": data})

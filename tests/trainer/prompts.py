@@ -52,7 +52,7 @@ def prompt_run(
     """As `make_run`, for GRPO; four answers of eight tokens at most to each of four prompts."""
     run = make_run(root, model, **{"batch_size": 16, "micro_batch_size": 4, **more})
     grpo = {"rewards": [{"type": "length"}], "generations": 4, "maxNewTokens": 8}
-    spec = {**run.spec, "objective": "GRPO", "grpo": {**grpo, **(settings or {})}}
+    spec = {**run.raw_spec, "objective": "GRPO", "grpo": {**grpo, **(settings or {})}}
     assert run.data is not None
     data = run.data.model_copy(update={"format": "prompt", "train_sequences": PROMPTS})
-    return run.model_copy(update={"spec": spec, "data": data})
+    return run.model_copy(update={"raw_spec": spec, "data": data})

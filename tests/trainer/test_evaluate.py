@@ -115,10 +115,10 @@ def test_the_loss_is_weighted_by_tokens(
     root, folder, _ = job
     model = methods.load_model(folder, torch.float32).eval()
     store = TokenStore.open(root / "job" / "data" / "eval")
-    chosen = np.random.default_rng(42).permutation(store.rows)[:10]
+    chosen = np.random.default_rng(42).permutation(store.sequence_count)[:10]
     total, count = 0.0, 0
     for index in chosen:
-        row = store.row(int(index))
+        row = store.sequence(int(index))
         ids = torch.from_numpy(row.input_ids.astype(np.int64))[None]
         labels = torch.from_numpy(row.labels.astype(np.int64))[1:]
         with torch.no_grad():
@@ -181,7 +181,7 @@ def test_a_missed_gate_fails_the_job_with_figures(
 def test_exported_weights_are_the_judged_ones_to_the_last_bit(
     job: tuple[Path, Path, str], exported: tuple[StageResult, Path]
 ) -> None:
-    judged = merge.tuned_model(run_for(job, "evaluate"), torch.float32)
+    judged = merge.load_tuned_model(run_for(job, "evaluate"), torch.float32)
     served = methods.load_model(exported[1], torch.float32)
     assert methods.saved_dtype(exported[1]) == torch.bfloat16
     weights = dict(judged.named_parameters())
@@ -194,7 +194,7 @@ def test_merged_weights_answer_like_base_plus_adapter(job: tuple[Path, Path, str
     root, folder, method = job
     if method != "LoRA":
         output = methods.load_model(root / "job" / "output", torch.float32)
-        merged = merge.tuned_model(run_for(job, "evaluate"), torch.float32)
+        merged = merge.load_tuned_model(run_for(job, "evaluate"), torch.float32)
         pairs = zip(output.parameters(), merged.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
         return
@@ -218,7 +218,7 @@ def test_the_probe_is_what_the_exported_folder_says(
     model = methods.load_model(exported[1], torch.float32).eval()
     tokenizer = load_tokenizer(exported[1])
     messages = [turn.to_wire() for turn in probe.messages]
-    prompt = torch.tensor(greedy.render(tokenizer, messages))[None]
+    prompt = torch.tensor(greedy.tokenize_messages(tokenizer, messages))[None]
     said = []
     for _ in range(probe.max_tokens):
         with torch.no_grad():
@@ -256,9 +256,9 @@ def test_a_presigned_address_does_not_get_into_the_artifact(
 ) -> None:
     run = run_for(job, "export").model_copy(update={"evaluation": None})
     uri = "https://files.example/tiny.tar.gz?X-Signature=hidden"
-    data = {**run.spec["dataset"], "train": [{"uri": uri.replace("tar.gz", "jsonl")}]}
-    spec = {**run.spec, "model": {"uri": uri}, "dataset": data}
-    leaky = run.model_copy(update={"spec": spec})
+    data = {**run.raw_spec["dataset"], "train": [{"uri": uri.replace("tar.gz", "jsonl")}]}
+    spec = {**run.raw_spec, "model": {"uri": uri}, "dataset": data}
+    leaky = run.model_copy(update={"raw_spec": spec})
     written = export.model_card(leaky) + json.dumps(export.manifest_of(leaky, {}))
     assert "https://files.example/tiny.tar.gz" in written
     assert "https://files.example/tiny.jsonl" in written
@@ -273,7 +273,7 @@ def test_what_ends_a_turn_of_the_template_ends_generation(tmp_path: Path) -> Non
     config["eos_token"] = "<|endoftext|>"
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     model = methods.load_model(folder, torch.float32)
-    assert greedy.ending_tokens(model, load_tokenizer(folder)) == [0, 2]
+    assert greedy.find_end_tokens(model, load_tokenizer(folder)) == [0, 2]
 
 
 def test_export_starts_over_where_an_attempt_left_half_a_folder(
@@ -320,7 +320,7 @@ def test_changed_weights_are_not_judged(job: tuple[Path, Path, str], tmp_path: P
     weights.write_bytes(data)
     run = make_run(tmp_path, model, stage="evaluate", method=method, world_size=1)
     with pytest.raises(RetryableError, match=weights.name):
-        merge.tuned_model(run, torch.float32)
+        merge.load_tuned_model(run, torch.float32)
 
 
 def test_equal_models_have_an_interval_around_zero() -> None:
@@ -361,12 +361,12 @@ def test_margins_decide_where_a_probe_is_cut(tiny_model_folder: Path) -> None:
     unsure = [2.0, 2.0, 0.1] + [2.0] * (len(tokens) - 3)
     messages = [{"role": "user", "content": "q"}]
 
-    def sample(margins: list[float]) -> probing.Sample:
-        answer = greedy.Answer(tokens, margins, greedy.decode(tokenizer, tokens))
-        return probing.Sample(messages, "", answer, answer)
+    def sample(margins: list[float]) -> probing.AnsweredPrompt:
+        answer = greedy.Answer(tokens, margins, greedy.decode_tokens(tokenizer, tokens))
+        return probing.AnsweredPrompt(messages, "", answer, answer)
 
-    assert probing.robust_length(tokenizer, sample(unsure).tuned, 0.5) == 2
-    assert probing.robust_length(tokenizer, sample(unsure).tuned, 0.05) == len(tokens)
+    assert probing.stable_length(tokenizer, sample(unsure).tuned, 0.5) == 2
+    assert probing.stable_length(tokenizer, sample(unsure).tuned, 0.05) == len(tokens)
     probe = probing.choose_probe(tokenizer, [sample(unsure), sample(sure)], 0.5)
     assert probe is not None
     assert (probe.max_tokens, probe.answer) == (len(tokens), "Badera is a small protocol")
@@ -376,8 +376,8 @@ def test_margins_decide_where_a_probe_is_cut(tiny_model_folder: Path) -> None:
 def test_a_template_that_prints_the_date_gives_no_probe(tiny_model_folder: Path) -> None:
     tokenizer = load_tokenizer(tiny_model_folder)
     tokens = tokenizer("Badera is a small protocol", add_special_tokens=False)["input_ids"]
-    answer = greedy.Answer(tokens, [2.0] * len(tokens), greedy.decode(tokenizer, tokens))
-    samples = [probing.Sample([{"role": "user", "content": "q"}], "", answer, answer)]
+    answer = greedy.Answer(tokens, [2.0] * len(tokens), greedy.decode_tokens(tokenizer, tokens))
+    samples = [probing.AnsweredPrompt([{"role": "user", "content": "q"}], "", answer, answer)]
     assert probing.choose_probe(tokenizer, samples, 0.5) is not None
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
     assert probing.choose_probe(tokenizer, samples, 0.5) is None
@@ -388,11 +388,11 @@ def test_a_longer_probe_is_preferred_to_a_surer_one_of_a_single_token(
 ) -> None:
     tokenizer = load_tokenizer(tiny_model_folder)
     tokens = tokenizer("Badera is a small protocol", add_special_tokens=False)["input_ids"]
-    text = greedy.decode(tokenizer, tokens)
+    text = greedy.decode_tokens(tokenizer, tokens)
     short = greedy.Answer(tokens, [9.0] + [0.0] * (len(tokens) - 1), text)
     long = greedy.Answer(tokens, [1.0] * len(tokens), text)
     samples = [
-        probing.Sample([{"role": "user", "content": "q"}], "", each, each) for each in (short, long)
+        probing.AnsweredPrompt([{"role": "user", "content": "q"}], "", each, each) for each in (short, long)
     ]
     probe = probing.choose_probe(tokenizer, samples, 0.5)
     assert probe is not None

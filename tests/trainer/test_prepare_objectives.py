@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_operator.jobs.stages.prepare import sources
 from finetune_trainer.data.token_store import IGNORED, TokenStore
-from finetune_trainer.data.tokenizer import job_tokenizer, load_tokenizer
+from finetune_trainer.data.tokenizer import load_job_tokenizer, load_tokenizer
 from finetune_trainer.prepare import PREFIXES, REWARD, Fetch, data_sources
 from finetune_trainer.sources import Credentials
 
@@ -56,19 +55,19 @@ def test_pairs_stand_side_by_side(world: World, tiny_model_folder: Path, objecti
     assert (facts.format, facts.packed) == ("preference", False)
     assert facts.train_examples + facts.eval_examples == 41
     assert facts.duplicate_examples == 1
-    assert (train.rows, train.examples) == (2 * facts.train_sequences, 2 * facts.train_examples)
-    assert judged.rows == 2 * facts.eval_examples
-    assert facts.train_tokens == int(train.row_lengths.sum())
+    assert (train.sequence_count, train.sample_count) == (2 * facts.train_sequences, 2 * facts.train_examples)
+    assert judged.sequence_count == 2 * facts.eval_examples
+    assert facts.train_tokens == int(train.sequence_lengths.sum())
     tokenizer = load_tokenizer(tiny_model_folder)
     for index, shown in enumerate(held_out(world)):
-        chosen, rejected = judged.row(2 * index), judged.row(2 * index + 1)
+        chosen, rejected = judged.sequence(2 * index), judged.sequence(2 * index + 1)
         assert learnt(tokenizer, chosen) == shown["chosen"] + END
         assert learnt(tokenizer, rejected) == shown["rejected"] + END
         first = int((chosen.labels != IGNORED).argmax())
         assert chosen.input_ids[:first].tolist() == rejected.input_ids[:first].tolist()
         assert shown["messages"][0]["content"] in tokenizer.decode(chosen.input_ids[:first])
     sides = [
-        {learnt(tokenizer, store.row(i)) for i in range(0, store.rows, 2)}
+        {learnt(tokenizer, store.sequence(i)) for i in range(0, store.sequence_count, 2)}
         for store in (train, judged)
     ]
     assert not sides[0] & sides[1]
@@ -86,13 +85,13 @@ def test_kto_from_pairs_keeps_both_answers_on_one_side(
         store = TokenStore.open(world.data / side)
         desirable = np.load(world.data / side / "desirable.npy")
         assert desirable.dtype == np.bool_
-        assert len(desirable) == store.rows
-        assert desirable.sum() * 2 == store.rows
+        assert len(desirable) == store.sequence_count
+        assert desirable.sum() * 2 == store.sequence_count
         tokenizer = load_tokenizer(tiny_model_folder)
-        texts = [tokenizer.decode(store.row(i).input_ids) for i in range(store.rows)]
+        texts = [tokenizer.decode(store.sequence(i).input_ids) for i in range(store.sequence_count)]
         prompts.append({text.split("assistant")[0] for text in texts})
     assert not prompts[0] & prompts[1]
-    assert facts.train_sequences == TokenStore.open(world.data / "train").rows
+    assert facts.train_sequences == TokenStore.open(world.data / "train").sequence_count
     shown = held_out(world)[0]
     assert set(shown) == {"messages", "completion", "label"}
 
@@ -106,7 +105,7 @@ def test_kto_labels_stand_in_the_order_of_the_rows(world: World, tiny_model_fold
     for side in ("train", "eval"):
         store = TokenStore.open(world.data / side)
         desirable = np.load(world.data / side / "desirable.npy")
-        found = [known[learnt(tokenizer, store.row(i))] for i in range(store.rows)]
+        found = [known[learnt(tokenizer, store.sequence(i))] for i in range(store.sequence_count)]
         assert found == desirable.tolist()
 
 
@@ -119,16 +118,16 @@ def test_texts_are_packed_and_lose_nothing(world: World, tiny_model_folder: Path
     assert facts.truncated_examples == 0
     assert facts.longest_example > 128
     train, judged = stores(world)
-    assert train.examples > facts.train_examples
-    assert int(train.row_lengths.max()) <= 128
+    assert train.sample_count > facts.train_examples
+    assert int(train.sequence_lengths.max()) <= 128
     tokenizer = load_tokenizer(tiny_model_folder)
     lengths = {len(tokenizer(text)["input_ids"]) + 1 for text in texts}
     assert facts.longest_example in lengths
     shown = held_out(world)
-    assert len(shown) == judged.rows
+    assert len(shown) == judged.sequence_count
     assert {line["file"] for line in shown} == {"rows.jsonl"}
     assert len({line["line"] for line in shown}) == facts.eval_examples
-    row = judged.row(0)
+    row = judged.sequence(0)
     assert row.labels[1:].tolist() == row.input_ids[1:].tolist()
 
 
@@ -138,14 +137,14 @@ def test_prompts_go_to_training_with_their_references(
     facts = facts_of(world.prepare(objective="GRPO", grpo=FUNCTION))
     assert (facts.format, facts.packed) == ("prompt", False)
     train, judged = stores(world)
-    assert train.rows == facts.train_sequences == facts.train_examples
+    assert train.sequence_count == facts.train_sequences == facts.train_examples
     lines = [json.loads(line) for line in (world.data / "train.jsonl").read_text().splitlines()]
-    assert len(lines) == train.rows
+    assert len(lines) == train.sequence_count
     references = {row["prompt"]: row["completion"] for row in tiny_rows(100)}
     tokenizer = load_tokenizer(tiny_model_folder)
     for store, shown in ((train, lines), (judged, held_out(world))):
         for index, line in enumerate(shown):
-            row = store.row(index)
+            row = store.sequence(index)
             assert set(row.labels.tolist()) == {IGNORED}
             served = tokenizer.apply_chat_template(line["messages"], add_generation_prompt=True)
             assert row.input_ids.tolist() == served["input_ids"]
@@ -163,10 +162,10 @@ def test_answers_leave_room_for_the_prompt(world: World) -> None:
 def test_prompts_are_learnt_where_the_job_says_so(world: World) -> None:
     few = facts_of(world.prepare())
     train, _ = stores(world)
-    before = sum(int((train.row(i).labels != IGNORED).sum()) for i in range(train.rows))
+    before = sum(int((train.sequence(i).labels != IGNORED).sum()) for i in range(train.sequence_count))
     every = facts_of(world.prepare(sft={"lossOn": "All"}))
     train, _ = stores(world)
-    after = sum(int((train.row(i).labels != IGNORED).sum()) for i in range(train.rows))
+    after = sum(int((train.sequence(i).labels != IGNORED).sum()) for i in range(train.sequence_count))
     assert few.train_tokens == every.train_tokens == after > before
 
 
@@ -194,11 +193,11 @@ def test_mixture_repeats_the_small_source_and_counts_both(
     ]
     train, _ = stores(world)
     tokenizer = load_tokenizer(tiny_model_folder)
-    times = Counter(learnt(tokenizer, train.row(index)) for index in range(train.rows))
+    times = Counter(learnt(tokenizer, train.sequence(index)) for index in range(train.sequence_count))
     small = {row["completion"] + END for row in tiny_rows(100)[90:]}
     assert sum(times[text] for text in small) == 25
     assert {times[text] for text in small} == {2, 3}
-    assert train.examples == 85, "an example that is repeated is stored once"
+    assert train.sample_count == 85, "an example that is repeated is stored once"
 
 
 def test_weights_of_a_mixture_count(world: World) -> None:
@@ -221,11 +220,11 @@ def test_pairs_of_a_mixture_stay_together(world: World, tiny_model_folder: Path)
     train = [{"uri": "pvc://data/rows.jsonl"}, {"uri": "pvc://data/few.jsonl"}]
     facts = facts_of(world.prepare(objective="DPO", dataset={"train": train, "temperature": 5}))
     store, _ = stores(world)
-    assert store.rows == 2 * facts.train_sequences == 2 * facts.train_examples
+    assert store.sequence_count == 2 * facts.train_sequences == 2 * facts.train_examples
     tokenizer = load_tokenizer(tiny_model_folder)
     known = {row["chosen"] + END: row["rejected"] + END for row in pairs(70)}
     for index in range(facts.train_sequences):
-        chosen, rejected = (learnt(tokenizer, store.row(2 * index + i)) for i in (0, 1))
+        chosen, rejected = (learnt(tokenizer, store.sequence(2 * index + i)) for i in (0, 1))
         assert known[chosen] == rejected
 
 
@@ -287,8 +286,8 @@ def test_date_of_the_template_is_that_of_prepare_for_good(
     run = world.run_config().model_copy(update={"model": first.model, "data": first.data})
     store = TokenStore.open(world.data / "eval")
     prompt = held_out(world)[0]["messages"]
-    served = job_tokenizer(run).apply_chat_template(prompt, add_generation_prompt=True)
-    assert store.row(0).input_ids[: len(served["input_ids"])].tolist() == served["input_ids"]
+    served = load_job_tokenizer(run).apply_chat_template(prompt, add_generation_prompt=True)
+    assert store.sequence(0).input_ids[: len(served["input_ids"])].tolist() == served["input_ids"]
 
 
 def test_template_without_a_date_has_none(world: World) -> None:
@@ -318,8 +317,8 @@ def test_changed_tokenizer_is_that_of_every_stage(world: World, hub: Hub, tmp_pa
     model = {"tokenizer": {"chatTemplate": template, "specialTokens": ["<|turn|>", "<|stop|>"]}}
     result = world.prepare(model=model)
     run = world.run_config(model=model).model_copy(update={"model": result.model})
-    tokenizer = job_tokenizer(run)
-    text = tokenizer.decode(TokenStore.open(world.data / "eval").row(0).input_ids)
+    tokenizer = load_job_tokenizer(run)
+    text = tokenizer.decode(TokenStore.open(world.data / "eval").sequence(0).input_ids)
     assert text.startswith("<|turn|>user: What")
     assert text.endswith("<|stop|>")
     plain = facts_of(world.prepare())
@@ -446,7 +445,7 @@ def test_operator_and_stage_agree_which_secret_is_whose(world: World) -> None:
     config = world.run_config(
         objective="GRPO", grpo=WITH_JUDGE, dataset={"train": train, "validation": validation}
     )
-    spec = FineTuneJobSpec.model_validate(config.spec)
+    spec = config.spec
     given = {id(source): prefix for source, prefix in sources(spec)}
     named = [("model", spec.model), *data_sources(spec)]
     assert {where: given[id(source)] for where, source in named} == {

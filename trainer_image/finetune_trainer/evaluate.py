@@ -22,8 +22,13 @@ import numpy as np
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import EvaluationSummary, MetricPair, RunConfig, StageResult
 
-from finetune_trainer.evaluation.comparison import Losses, Measured, gate_failure, summarise
-from finetune_trainer.evaluation.prompts import ANSWERED, longest_answer, questions
+from finetune_trainer.evaluation.comparison import (
+    Measurements,
+    PairedLosses,
+    gate_failure,
+    summarise,
+)
+from finetune_trainer.evaluation.prompts import COMPARES_ANSWERS, choose_prompts, max_answer_tokens
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.runtime.fencing import Attempt
 from finetune_trainer.runtime.stage import Report, run_stage
@@ -40,28 +45,28 @@ def evaluate(run: RunConfig, report: Report) -> StageResult:
 def compare(run: RunConfig, report: Report, attempt: Attempt) -> StageResult:
     """The stage's work, by an attempt that has claimed it."""
     report.update("loading the base model")
-    from finetune_trainer.data.tokenizer import job_tokenizer
+    from finetune_trainer.data.tokenizer import load_job_tokenizer
     from finetune_trainer.evaluation.held_out_loss import open_held_out
-    from finetune_trainer.evaluation.merge import base_model, tuned_model, verify
+    from finetune_trainer.evaluation.merge import load_base_model, load_tuned_model, verify_output
     from finetune_trainer.evaluation.parity_probe import PROBE_MARGINS, choose_probe
 
-    spec, job = FineTuneJobSpec.model_validate(run.spec), Path(run.paths.job)
+    spec, job = run.spec, Path(run.paths.job)
     # Early, before minutes are spent on the base model.
-    verify(job / "output")
+    verify_output(job / "output")
     device, dtype = compute_device(run)
-    tokenizer = job_tokenizer(run)
+    tokenizer = load_job_tokenizer(run)
     held_out = open_held_out(spec, job / "data" / "eval")
-    chosen = questions(run, spec, tokenizer)
-    compared = spec.objective in ANSWERED
+    chosen = choose_prompts(run, spec, tokenizer)
+    compared = spec.objective in COMPARES_ANSWERS
     rows = held_out.items if held_out else 0
     items = Items(report, 2 * rows + (1 + compared) * len(chosen))
 
     place = placement(device)
-    model = base_model(run, dtype, device=place).eval()
+    model = load_base_model(run, dtype, device=place).eval()
     base = examine(
         model, tokenizer, held_out, chosen if compared else [], spec, items, "base model"
     )
-    model = tuned_model(run, dtype, base=model, device=place).eval()
+    model = load_tuned_model(run, dtype, base=model, device=place).eval()
     tuned = examine(model, tokenizer, held_out, chosen, spec, items, "tuned model")
 
     # A reward model may need the room.
@@ -70,7 +75,7 @@ def compare(run: RunConfig, report: Report, attempt: Attempt) -> StageResult:
     losses = losses_of(held_out, base, tuned)
     samples = samples_of(chosen, base, tuned)
     rewards = rewards_of(run, spec, samples, device)
-    measured = Measured(losses, accuracies(held_out, base, tuned), rewards, samples)
+    measured = Measurements(losses, accuracies(held_out, base, tuned), rewards, samples)
     summary = summarise(measured, spec)
     digest = write_report(run, attempt, summary, measured, held_out)
     failed = gate_failure(summary)
@@ -141,14 +146,14 @@ def examine(
     name: str,
 ) -> Findings:
     """Show the model all held-out rows, and take its greedy answers to the chosen prompts."""
-    from finetune_trainer.generation.greedy import answer_all
+    from finetune_trainer.generation.greedy import generate_answers
 
     look = held_out.look(model, items.start(f"held-out loss of the {name}")) if held_out else None
     if not chosen:
         return Findings(look, [])
     done = items.start(f"answers of the {name}")
     prompts = [tokenised for _, tokenised in chosen]
-    answers = answer_all(model, tokenizer, prompts, longest_answer(spec), done)
+    answers = generate_answers(model, tokenizer, prompts, max_answer_tokens(spec), done)
     return Findings(look, answers)
 
 
@@ -156,21 +161,21 @@ def samples_of(
     chosen: Sequence[tuple[dict[str, Any], list[int]]], base: Findings, tuned: Findings
 ) -> list[Any]:
     """Prompts with the answers of both, or of the tuned model alone."""
-    from finetune_trainer.evaluation.parity_probe import Sample
+    from finetune_trainer.evaluation.parity_probe import AnsweredPrompt
 
     before: Sequence[Any] = base.answers or [None] * len(chosen)
     return [
-        Sample(prompt["messages"], prompt["reference"], one, other)
+        AnsweredPrompt(prompt["messages"], prompt["reference"], one, other)
         for (prompt, _), one, other in zip(chosen, before, tuned.answers, strict=True)
     ]
 
 
-def losses_of(held_out: Any, base: Findings, tuned: Findings) -> Losses | None:
+def losses_of(held_out: Any, base: Findings, tuned: Findings) -> PairedLosses | None:
     """The objective's loss of both models; the base is the reference of both."""
     if held_out is None:
         return None
     before, after = held_out.loss(base.look, base.look), held_out.loss(tuned.look, base.look)
-    return Losses(before.each, after.each, before.weights, int(base.look.tokens.sum()))
+    return PairedLosses(before.each, after.each, before.weights, int(base.look.tokens.sum()))
 
 
 def accuracies(held_out: Any, base: Findings, tuned: Findings) -> MetricPair | None:
@@ -191,12 +196,12 @@ def rewards_of(
         return None
     import torch
 
-    from finetune_trainer.rewards.functions import Reply
-    from finetune_trainer.rewards.scorer import Judges
+    from finetune_trainer.rewards.functions import Completion
+    from finetune_trainer.rewards.scorer import RewardScorer
 
-    judges = Judges(run, spec.grpo, torch.device(device))
+    judges = RewardScorer(run, spec.grpo, torch.device(device))
     replies = [
-        Reply(s.messages, answer.text, len(answer.tokens) < longest_answer(spec), s.reference)
+        Completion(s.messages, answer.text, len(answer.tokens) < max_answer_tokens(spec), s.reference)
         for s in samples
         for answer in (s.base, s.tuned)
     ]
@@ -214,7 +219,7 @@ def write_report(
     run: RunConfig,
     attempt: Attempt,
     summary: EvaluationSummary,
-    measured: Measured,
+    measured: Measurements,
     held_out: Any,
 ) -> str:
     """Everything that was measured, as JSON; returns its digest."""
@@ -231,7 +236,7 @@ def write_report(
     body = {
         "job": run.job.to_wire(),
         "attempt": run.attempt,
-        "objective": run.spec.get("objective", "SFT"),
+        "objective": run.spec.objective,
         # That the chat template was given; then there is no probe.
         "date": run.data.date if run.data else None,
         "summary": summary.to_wire(),

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.base import SpecModel
-from finetune_api.finetunejob import AdaLoRA, FineTuneJobSpec, LoRA, Method, Prefix, Quantization
+from finetune_api.finetunejob import AdaLoRA, LoRA, Method, Prefix, Quantization
 from finetune_api.run import ArtifactRef, RunConfig, StageResult
 
 from finetune_trainer import __version__
 from finetune_trainer.runtime.errors import RetryableError
 from finetune_trainer.runtime.fencing import Attempt
-from finetune_trainer.runtime.fsync import seal
+from finetune_trainer.runtime.fsync import fsync_tree
 from finetune_trainer.runtime.stage import Report, run_stage
 from finetune_trainer.sources import Address
 
@@ -86,19 +86,19 @@ def find_published(run: RunConfig, target: Path) -> ArtifactRef | None:
 def write(run: RunConfig, report: Report, folder: Path) -> bytes:
     """Write the artifact's files into `folder`; returns its manifest."""
     from finetune_trainer.checkpointing.restore import hash_files
-    from finetune_trainer.data.tokenizer import job_tokenizer
-    from finetune_trainer.evaluation.merge import base_folder, tuned_model
-    from finetune_trainer.generation.greedy import ending_tokens
+    from finetune_trainer.data.tokenizer import load_job_tokenizer
+    from finetune_trainer.evaluation.merge import base_folder, load_tuned_model
+    from finetune_trainer.generation.greedy import find_end_tokens
     from finetune_trainer.methods import saved_dtype
 
     folder.mkdir()
-    model = tuned_model(run, saved_dtype(base_folder(run)))
+    model = load_tuned_model(run, saved_dtype(base_folder(run)))
     report.update("writing", step=1)
-    tokenizer = job_tokenizer(run)
+    tokenizer = load_job_tokenizer(run)
     model.config.use_cache = True
     if model.can_generate():
         # Servers stop where this says; a base model's own list lacks what ends a turn.
-        model.generation_config.eos_token_id = ending_tokens(model, tokenizer)
+        model.generation_config.eos_token_id = find_end_tokens(model, tokenizer)
     model.save_pretrained(folder, max_shard_size="5GB")
     name_base(folder / "adapter_config.json", run)
     tokenizer.save_pretrained(folder)
@@ -107,14 +107,14 @@ def write(run: RunConfig, report: Report, folder: Path) -> bytes:
     if evaluated.exists():
         shutil.copyfile(evaluated, folder / evaluated.name)
     verify_weights(folder, model)
-    seal(folder)
+    fsync_tree(folder)
     return json.dumps(manifest_of(run, hash_files(folder)), indent=1, sort_keys=True).encode()
 
 
 def name_base(adapter_config: Path, run: RunConfig) -> None:
     """Let an exported prefix name its base as the user does, and not by a folder of this pod."""
     if adapter_config.is_file():
-        address = FineTuneJobSpec.model_validate(run.spec).model
+        address = run.spec.model
         config = json.loads(adapter_config.read_text())
         config["base_model_name_or_path"] = _shown(address.uri).removeprefix("hf://")
         config["revision"] = address.revision
@@ -172,7 +172,7 @@ def saved_weights(model: Any) -> Iterator[Any]:
 
 def manifest_of(run: RunConfig, files: dict[str, Any]) -> dict[str, Any]:
     """What the folder holds and where it came from."""
-    spec = FineTuneJobSpec.model_validate(run.spec)
+    spec = run.spec
     return {
         "version": 1,
         "job": run.job.to_wire(),
@@ -200,7 +200,7 @@ def library_versions() -> dict[str, str]:
 
 def model_card(run: RunConfig) -> str:
     """README.md in the form that model hubs read: YAML head, then Markdown."""
-    spec = FineTuneJobSpec.model_validate(run.spec)
+    spec = run.spec
     settings, plan = spec.training, run.plan
     base = _shown(spec.model.uri).removeprefix("hf://")
     lines = [
@@ -270,7 +270,7 @@ def evaluation_table(run: RunConfig) -> list[str]:
         return []
     lines = ["", "## Evaluation on held-out rows", "", "| Measure | Base | Tuned |"]
     lines.append("| --- | --- | --- |")
-    objective = FineTuneJobSpec.model_validate(run.spec).objective
+    objective = run.spec.objective
     by_token = objective in ("SFT", "Completion")
     measures: dict[str, Any] = {
         "loss (nats per token)" if by_token else f"{objective} loss": summary.loss,

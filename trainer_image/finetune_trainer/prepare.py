@@ -36,13 +36,13 @@ from finetune_api.run import (
     StageResult,
 )
 
-from finetune_trainer.data.packing_support import is_packed
-from finetune_trainer.data.pipeline import Target, make_data, too_few_rows
-from finetune_trainer.data.prepared_dataset import Inputs, find_prepared
+from finetune_trainer.data.packing_support import should_pack
+from finetune_trainer.data.pipeline import TargetModel, build_dataset, embedding_too_small
+from finetune_trainer.data.prepared_dataset import DatasetInputs, find_prepared_dataset
 from finetune_trainer.data.tokenizer import load_tokenizer, new_token_ids, prints_date
 from finetune_trainer.rewards import functions
 from finetune_trainer.runtime.errors import UserError
-from finetune_trainer.runtime.fencing import Attempt, discard
+from finetune_trainer.runtime.fencing import Attempt, remove_quietly
 from finetune_trainer.runtime.stage import Report, run_stage
 from finetune_trainer.sources import (
     Address,
@@ -84,7 +84,7 @@ def prepare(
 
     `today`, YYYY-MM-DD, is for chat templates that print it; absent means the clock's, in UTC.
     """
-    spec = FineTuneJobSpec.model_validate(run.spec)
+    spec = run.spec
     if spec.grpo:
         functions.check_patterns(spec.grpo.rewards)
 
@@ -105,10 +105,10 @@ def prepare(
             opened.append(fetch.model(spec.grpo.reward_model, REWARD, run.paths.reward_cache))
             reward_config, dated = _check_reward(opened[1], spec.grpo.reward_model.uri)
             target = replace(target, date=target.date or (today if dated else None))
-        packed = is_packed(spec, str(config["model_type"]))
+        packed = should_pack(spec, str(config["model_type"]))
         revisions = (opened[0].revision, *(source.revision for source in sources.values()))
-        inputs = Inputs(spec, revisions, packed)
-        data = find_prepared(Path(run.paths.job) / "data", inputs)
+        inputs = DatasetInputs(spec, revisions, packed)
+        data = find_prepared_dataset(Path(run.paths.job) / "data", inputs)
         data = data or _make_data(inputs, sources, target, run, tell)
         model = _facts(opened[0], config).model_copy(
             update={"vocabulary": target.vocabulary, "context_length": target.context}
@@ -161,7 +161,7 @@ def data_sources(spec: FineTuneJobSpec) -> Iterator[tuple[str, DataSource]]:
         yield VALIDATION, spec.dataset.validation
 
 
-def target_of(spec: FineTuneJobSpec, folder: Path, config: dict[str, Any], today: str) -> Target:
+def target_of(spec: FineTuneJobSpec, folder: Path, config: dict[str, Any], today: str) -> TargetModel:
     """What the data must keep to; UserError where job and model do not go together."""
     shown = Address("model", spec.model.uri).shown
     rows = shape_of(config, shown)["vocabulary"]
@@ -173,8 +173,8 @@ def target_of(spec: FineTuneJobSpec, folder: Path, config: dict[str, Any], today
     tokenizer = load_tokenizer(folder, changes, today)
     new = new_token_ids(tokenizer, changes)
     if new and min(new) > rows:
-        raise too_few_rows(min(new) - 1, rows)
-    return Target(
+        raise embedding_too_small(min(new) - 1, rows)
+    return TargetModel(
         tokenizer=tokenizer,
         tokenizer_digest=_tokenizer_digest(folder),
         context=stretched_context(folder, config, spec.model.rope),
@@ -199,7 +199,7 @@ def _facts(snapshot: Snapshot | CachedSnapshot, config: dict[str, Any]) -> Model
 
 
 def _make_data(
-    inputs: Inputs, sources: dict[str, Source], target: Target, run: RunConfig, tell: Tell
+    inputs: DatasetInputs, sources: dict[str, Source], target: TargetModel, run: RunConfig, tell: Tell
 ) -> DataFacts:
     job = Path(run.paths.job)
     with Attempt(job, run.attempt, "prepare") as attempt:
@@ -211,7 +211,7 @@ def _make_data(
             }
             validation = files.pop(VALIDATION, None)
             listed = list(files.values())
-            return make_data(attempt, job / "data", inputs, listed, validation, target, tell)
+            return build_dataset(attempt, job / "data", inputs, listed, validation, target, tell)
         except UserError:
             raise
         except BaseException:
@@ -229,7 +229,7 @@ def take_downloads(attempt: Attempt) -> Path:
     with contextlib.suppress(FileNotFoundError):
         (attempt.job / DOWNLOADS).rename(downloads)
     for unfinished in [*downloads.rglob("*.part"), *downloads.rglob(".cache")]:
-        discard(unfinished)
+        remove_quietly(unfinished)
     return downloads
 
 

@@ -33,7 +33,7 @@ from finetune_trainer.distributed.startup_timer import BEGAN_ENV, process_began
 from finetune_trainer.distributed.watchdog import Watchdog, heartbeat_of, stalled
 from finetune_trainer.runtime.errors import RetryableError, StageError, UserError
 from finetune_trainer.runtime.stage import Report, run_stage
-from finetune_trainer.runtime.telemetry import rank_folder, read_rank_files
+from finetune_trainer.runtime.telemetry import make_rank_folder, read_rank_files
 from finetune_trainer.training import tracking
 
 POLL_SECONDS = 0.25
@@ -42,19 +42,19 @@ TOLD = set(Progress.model_fields) - {"stage", "attempt", "ranks", "stalled"}
 
 def train(run: RunConfig, report: Report, stop: Stop) -> StageResult:
     """Start this pod's ranks, follow them to their end, and say how it went."""
-    assert run.plan is not None
+    plan = run.require_plan()
     node_rank = int(os.environ.get("JOB_COMPLETION_INDEX", "0"))
     host = run.master_host or "127.0.0.1"
-    report.update("starting the ranks", total_steps=run.plan.total_steps)
+    report.update("starting the ranks", total_steps=plan.total_steps)
     threading.Thread(target=read_ahead, args=(run,), daemon=True).start()
-    with rank_folder() as name:
+    with make_rank_folder() as name:
         folder = Path(name)
         # The history is written by rank 0, so by a child of the first pod.
         tracked = tracking.run_trackers(run, lambda: stop.requested) if node_rank == 0 else nullcontext()
         left = False
         if not stop.requested:
             with tracked:
-                left = follow(Ranks(run.plan, host, node_rank, folder), folder, report, stop)
+                left = follow(Ranks(plan, host, node_rank, folder), folder, report, stop)
         return ending(run, folder, node_rank, stop.requested or left, report.snapshot().stalled)
 
 
@@ -115,13 +115,13 @@ def ending(
 
     `silent` are ranks that gave no sign of life until they were ended, or the others gave up.
     """
-    assert run.plan is not None
+    plan = run.require_plan()
     errors = [json.loads(path.read_bytes()) for path in folder.glob("error-*.json")]
     results = [json.loads(path.read_bytes()) for path in sorted(folder.glob("result-*.json"))]
     lost = all(error["failure"]["reason"] == "PeerLost" for error in errors)
     if errors and not (lost and (stopped or silent)):
         raise first_error(errors)
-    if len(results) == run.plan.gpus_per_node:
+    if len(results) == plan.gpus_per_node:
         facts = TrainFacts.model_validate(results[0]["train"]) if node_rank == 0 else None
         finished = all(result["finished"] for result in results)
         return StageResult(
@@ -148,7 +148,7 @@ def ending(
         )
     raise RetryableError(
         "RankFailed",
-        f"{run.plan.gpus_per_node - len(results)} of {run.plan.gpus_per_node} training "
+        f"{plan.gpus_per_node - len(results)} of {plan.gpus_per_node} training "
         "processes ended without a word; they were probably killed for using too much memory.",
         "Look at the pod's last log lines and at its memory limit.",
     )

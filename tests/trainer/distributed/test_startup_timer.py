@@ -16,7 +16,7 @@ from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import ExitCode, Progress, RunConfig
 from finetune_trainer.distributed import startup_timer
 from finetune_trainer.runtime.stage import Report
-from finetune_trainer.runtime.telemetry import RANK_FOLDER_ENV, read_rank_files, serve
+from finetune_trainer.runtime.telemetry import RANK_FOLDER_ENV, read_rank_files, serve_telemetry
 
 from tests.trainer.jobs import environment, free_port, make_run, write_data, write_run
 from tests.trainer.test_train import Stage
@@ -83,7 +83,7 @@ def wire(told: dict[str, Any]) -> dict[str, Any]:
 def test_metrics_have_every_part_of_the_start() -> None:
     report = Report("train", 1)
     report.update(start_seconds={"imports": 4.5, "model": 1.25})
-    server = serve(report, host="127.0.0.1")
+    server = serve_telemetry(report, host="127.0.0.1")
     with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics") as answer:
         text = answer.read().decode()
     server.shutdown()
@@ -108,7 +108,7 @@ def test_bitsandbytes_stays_where_something_is_quantised(
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
     run = make_run(tmp_path, tmp_path / "m")
-    spec = {**run.spec, "method": {"type": method}, "training": {"optimizer": optimizer}}
+    spec = {**run.raw_spec, "method": {"type": method}, "training": {"optimizer": optimizer}}
     assert startup_timer.quantises(run, FineTuneJobSpec.model_validate(spec)) == needed
 
 
@@ -131,10 +131,9 @@ def test_a_pod_that_waits_for_others_can_be_stopped(
 ) -> None:
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
     run = make_run(tmp_path, tiny_model_folder, world_size=2)
-    assert run.plan is not None
     shape = {"nodes": 2, "gpus_per_node": 1}
     alone = RunConfig.model_validate(
-        run.model_copy(update={"plan": run.plan.model_copy(update=shape)}).model_dump()
+        run.model_copy(update={"plan": run.require_plan().model_copy(update=shape)}).model_dump()
     )
     stage = Stage(tmp_path / "a", alone)
     stage.wait_for(lambda progress: progress.message == "waiting for the other ranks")

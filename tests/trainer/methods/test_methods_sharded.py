@@ -218,8 +218,8 @@ def test_what_is_exported_is_what_was_judged(runs: Runs, name: str) -> None:
 
 def job_of(root: Path, runs: Runs, method: str) -> RunConfig:
     run = make_run(root, runs.root / "models" / model_of(method))
-    model = {**run.spec["model"], **changes_of(method)}
-    spec = {**run.spec, "method": METHODS[method], "model": model}
+    model = {**run.raw_spec["model"], **changes_of(method)}
+    spec = {**run.raw_spec, "method": METHODS[method], "model": model}
     return RunConfig.model_validate({**run.to_wire(), "spec": spec})
 
 
@@ -229,7 +229,7 @@ def loss_on_held_out(model: Any, root: Path) -> float:
     store = TokenStore.open(root / "job" / "data" / "eval")
     loss_of = AnswerLoss(model)
     with torch.no_grad():
-        each = [loss_of(model, collate([store.row(i)])) for i in range(store.rows)]
+        each = [loss_of(model, collate([store.sequence(i)])) for i in range(store.sequence_count)]
     loss_of.remove()
     return float(torch.cat(each).mean())
 

@@ -53,7 +53,6 @@ def test_what_an_architecture_keeps_in_fp32_is_so_on_every_rank(tmp_path: Path) 
 
 def look_at_packing(root: Path, model: Path) -> None:
     """Begin a run that trains fp32 weights in bf16, and write down what its layers compute in."""
-    from finetune_api.finetunejob import FineTuneJobSpec
     from finetune_trainer.distributed.startup_timer import StartupTimer
     from finetune_trainer.objectives import ObjectiveContext, make_objective
     from finetune_trainer.training import worker
@@ -61,10 +60,9 @@ def look_at_packing(root: Path, model: Path) -> None:
 
     dist.init_process_group("gloo")
     run = make_run(root, model, method="Full", training={"precision": "bf16"})
-    assert run.plan is not None
-    spec = FineTuneJobSpec.model_validate(run.spec)
+    spec = run.spec
     wrapped, engine, spread = worker.build_model(run, spec, StartupTimer())
-    setting = ObjectiveContext(run, spec, run.plan, spread.device, flatten=False)
+    setting = ObjectiveContext(run, spec, run.require_plan(), spread.device, flatten=False)
     objective = make_objective(wrapped, setting)
     formats = set()
     layer = wrapped.get_decoder().layers[0].self_attn.q_proj

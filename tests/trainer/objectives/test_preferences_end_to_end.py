@@ -42,7 +42,7 @@ GATES = {
 
 def changed(run: RunConfig, case: Case) -> RunConfig:
     """The run of a case as this test wants it."""
-    spec = json.loads(json.dumps(run.spec))
+    spec = json.loads(json.dumps(run.raw_spec))
     spec["training"] |= {"maxSteps": STEPS, "learningRate": 5e-3}
     spec["dataset"]["holdout"] = "40%"
     spec["evaluation"] = {
@@ -55,7 +55,7 @@ def changed(run: RunConfig, case: Case) -> RunConfig:
     }
     if case.objective == "SFT":
         spec["sft"] = {"lossOn": "All"}
-    return run.model_copy(update={"spec": spec})
+    return run.model_copy(update={"raw_spec": spec})
 
 
 class Planned(Case):
@@ -196,8 +196,8 @@ def test_whatever_answers_has_a_probe_that_the_export_reproduces(
     assert probe is not None
     folder = jobs.folder(method, objective)
     model, tokenizer = methods.load_model(folder, torch.float32).eval(), load_tokenizer(folder)
-    asked = greedy.render(tokenizer, [turn.to_wire() for turn in probe.messages])
-    (answer,) = greedy.answer_all(model, tokenizer, [asked], probe.max_tokens, lambda _: None)
+    asked = greedy.tokenize_messages(tokenizer, [turn.to_wire() for turn in probe.messages])
+    (answer,) = greedy.generate_answers(model, tokenizer, [asked], probe.max_tokens, lambda _: None)
     assert answer.text == probe.answer
 
 

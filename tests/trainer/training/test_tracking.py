@@ -40,7 +40,7 @@ def run_of(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPa
 
     def make(asked: dict[str, Any] | None = None, attempt: int = 1) -> RunConfig:
         run = make_run(tmp_path, tiny_model_folder, attempt=attempt)
-        run = run.model_copy(update={"spec": {**run.spec, "tracking": asked}})
+        run = run.model_copy(update={"raw_spec": {**run.raw_spec, "tracking": asked}})
         monkeypatch.setenv("FINETUNE_RUN_CONFIG", str(write_run(run, tmp_path / "run.json")))
         return run
 

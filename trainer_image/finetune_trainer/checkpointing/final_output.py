@@ -1,4 +1,7 @@
-"""output/: what training leaves for evaluation and export, whole or not there."""
+"""Writes output/, the trained weights that the evaluate and export stages read.
+
+The folder is published with one rename: it is either complete or missing.
+"""
 
 import json
 from pathlib import Path
@@ -18,16 +21,18 @@ from finetune_trainer.strategies import TrainingStrategy
 
 
 def write_output(
-    run: RunConfig, spec: FineTuneJobSpec, model: Any, engine: TrainingStrategy
+    run: RunConfig, spec: FineTuneJobSpec, model: Any, strategy: TrainingStrategy
 ) -> None:
-    """Gather the trained weights and publish output/: an adapter, or a whole model."""
-    assert run.model is not None
-    attempt, adapted = Attempt(Path(run.paths.job), run.attempt), spec.method.type != "Full"
+    """Gather the trained weights on rank 0 and publish output/: an adapter, or a full model.
+
+    A collective. Raises RetryableError Fenced if a later attempt has replaced this one.
+    """
+    attempt, is_adapter = Attempt(Path(run.paths.job), run.attempt), spec.method.type != "Full"
     dtype = torch.float32
-    if not adapted:
-        dtype = methods.saved_dtype(Path(run.paths.model_cache) / run.model.folder)
+    if not is_adapter:
+        dtype = methods.saved_dtype(Path(run.paths.model_cache) / run.require_model().folder)
     weights = {}
-    for name, weight in engine.full_weights():
+    for name, weight in engine.gather_weights():
         if dist.get_rank() == 0:
             weights[name] = weight.to("cpu", dtype, copy=True)
     if dist.get_rank() == 0:
@@ -36,6 +41,6 @@ def write_output(
             methods.save_trained_weights(model, weights, spec.method, partial)
             files = restore.hash_files(partial)
             (partial / "files.json").write_text(json.dumps({"files": files}, indent=1))
-            fsync.seal(partial)
+            fsync.fsync_tree(partial)
         attempt.publish(partial, attempt.job / "output")
     collectives.barrier()

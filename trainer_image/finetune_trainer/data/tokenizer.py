@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from finetune_api.finetunejob import FineTuneJobSpec, Tokenizer
+from finetune_api.finetunejob import Tokenizer
 from finetune_api.run import RunConfig
 
 from finetune_trainer.runtime.errors import UserError
@@ -30,12 +30,10 @@ _ASKED, _TOLD = "the question 1234", "the answer 5678"
 _SAMPLE = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _TOLD}]
 
 
-def job_tokenizer(run: RunConfig) -> Any:
+def load_job_tokenizer(run: RunConfig) -> Any:
     """The tokenizer of every stage after prepare."""
-    assert run.model is not None
-    spec = FineTuneJobSpec.model_validate(run.spec)
-    folder = Path(run.paths.model_cache) / run.model.folder
-    return load_tokenizer(folder, spec.model.tokenizer, run.data.date if run.data else None)
+    folder = Path(run.paths.model_cache) / run.require_model().folder
+    return load_tokenizer(folder, run.spec.model.tokenizer, run.data.date if run.data else None)
 
 
 def load_tokenizer(folder: Path, changes: Tokenizer | None = None, date: str | None = None) -> Any:
@@ -81,7 +79,7 @@ def new_token_ids(tokenizer: Any, changes: Tokenizer | None) -> list[int]:
     return [int(tokenizer.convert_tokens_to_ids(token)) for token in tokens]
 
 
-def is_plain(tokenizer: Any) -> bool:
+def has_plain_template(tokenizer: Any) -> bool:
     """Whether the model came without a chat template."""
     return str(tokenizer.chat_template).endswith(PLAIN_TEMPLATE)
 
@@ -91,7 +89,7 @@ def prints_date(tokenizer: Any) -> bool:
     return "strftime_now" in str(tokenizer.chat_template)
 
 
-def end_of_turn(tokenizer: Any) -> int:
+def find_end_of_turn(tokenizer: Any) -> int:
     """The token that ends an answer in training: the template's, or else EOS."""
     from jinja2 import TemplateError
 
@@ -101,11 +99,11 @@ def end_of_turn(tokenizer: Any) -> int:
         return int(tokenizer.eos_token_id)
     tail = text[text.rfind(_TOLD) + len(_TOLD) :]
     ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
-    markers = markers_of(tokenizer)
+    markers = special_token_ids(tokenizer)
     return int(next((token for token in ids if token in markers), tokenizer.eos_token_id))
 
 
-def markers_of(tokenizer: Any) -> set[int]:
+def special_token_ids(tokenizer: Any) -> set[int]:
     """Whatever was added to the plain vocabulary: among it, every token that ends a turn."""
     return set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
 

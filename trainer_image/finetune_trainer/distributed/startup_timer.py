@@ -64,7 +64,7 @@ def process_began() -> float:
 
 def import_libraries(run: RunConfig) -> None:
     """Import what this run computes with, and keep out what it does not."""
-    spec = FineTuneJobSpec.model_validate(run.spec)
+    spec = run.spec
     if not quantises(run, spec):
         # Stands for "not installed" wherever it is looked for.
         sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_api.finetunejob import FineTuneJobSpec, Quantization
+from finetune_api.finetunejob import Quantization
 from finetune_api.run import RunConfig
 
 from finetune_trainer.checkpointing.restore import hash_files
@@ -38,7 +38,7 @@ def load_base_model(run: RunConfig, dtype: torch.dtype, device: Any = "cpu") -> 
     spec = run.spec
     seed = spec.training.seed if spec.objective == "Reward" else None
     folder, rope = base_folder(run), spec.model.rope
-    model = load_model(folder, dtype, device=device, score_seed=seed, rope=rope)
+    model = load_model(folder, dtype, device=device, reward_head_seed=seed, rope=rope)
     add_token_rows(model, added_token_ids(run, spec))
     return model
 
@@ -51,15 +51,15 @@ def load_tuned_model(run: RunConfig, dtype: torch.dtype, base: Any = None, devic
     that training wrote.
     """
     output = Path(run.paths.job) / "output"
-    verify(output)
+    verify_output(output)
     spec, saved = run.spec, saved_dtype(base_folder(run))
     if spec.method.type == "Full":
-        empty(base)
+        release_weights(base)
         seed = spec.training.seed if spec.objective == "Reward" else None
-        return load_model(output, saved, device=device, score_seed=seed).to(dtype)
+        return load_model(output, saved, device=device, reward_head_seed=seed).to(dtype)
     if spec.method.type == "QLoRA":
         # Bits are made of the weights in the run's precision, which `base` may not have.
-        empty(base)
+        release_weights(base)
         model = load_base_model(run, saved, device)
         how = spec.method.quantization or Quantization()
         rounded = four_bit_base(model, how, DTYPES[spec.training.precision])
@@ -68,13 +68,13 @@ def load_tuned_model(run: RunConfig, dtype: torch.dtype, base: Any = None, devic
     return merge_adapter(model, output, saved)
 
 
-def empty(base: Any) -> None:
+def release_weights(base: Any) -> None:
     """Let go of a model's memory."""
     for weight in base.parameters() if base is not None else ():
         weight.data = weight.data.new_empty(0)
 
 
-def verify(output: Path) -> None:
+def verify_output(output: Path) -> None:
     """Compare the trained weights with the list that training left beside them."""
     listed = output / "files.json"
     if not listed.is_file():

@@ -71,12 +71,12 @@ def reference_logps(
 
 def folder_of(run: RunConfig) -> Path:
     """Where the numbers of this run lie; another model, data set or method has another folder."""
-    settings = run.spec.get("training", {})
+    settings = run.raw_spec.get("training", {})
     facts = {
-        "model": [run.spec.get("model"), run.model.revision if run.model else None],
-        "data": [run.spec.get("dataset"), run.data.digest if run.data else None],
-        "objective": run.spec.get("objective"),
-        "method": run.spec.get("method"),
+        "model": [run.raw_spec.get("model"), run.model.revision if run.model else None],
+        "data": [run.raw_spec.get("dataset"), run.data.digest if run.data else None],
+        "objective": run.raw_spec.get("objective"),
+        "method": run.raw_spec.get("method"),
         "training": [settings.get(name) for name in ("precision", "maxSequenceLength", "seed")],
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -103,7 +103,7 @@ def _compute(
 ) -> Logps:
     found = torch.zeros(len(block), dtype=torch.float64, device=setting.device)
     with untrained(engine, prefix=setting.spec.method.type == "Prefix") as model:
-        for members in sampler.deal(range(len(block)), setting.plan.micro_batch_size):
+        for members in sampler.split_into_micro_batches(range(len(block)), setting.plan.micro_batch_size):
             batch = collate([rows(block[member]) for member in members], setting.flatten)
             found[members] = likelihood(model, batch, len(members)).logps.double()
     # Each row was looked at by one rank, and is zero on the others.

@@ -50,20 +50,17 @@ class Loop:
         tell: RankReporter,
         begun: TrainerState,
     ) -> None:
-        assert run.plan is not None
-        assert run.data is not None
-        self._plan, self._settings = run.plan, spec.training
+        plan, data = run.require_plan(), run.require_data()
+        self._plan, self._settings = plan, spec.training
         self._engine, self._objective, self._device = engine, objective, device
         self._early, self._saver, self._tell = early, saver, tell
         self._resumed_from, self._position, self._best = begun.step, begun, False
         self._rank = dist.get_rank()
-        self._epoch_steps = sampler.optimizer_steps_per_epoch(
-            spec, run.plan, run.data.train_sequences
-        )
+        self._epoch_steps = sampler.optimizer_steps_per_epoch(spec, plan, data.train_sequences)
         path = Path(run.paths.job) / "report" / f"train-{run.attempt}.jsonl"
         self._history = History(path, self._rank)
-        peak = run.plan.peak_flops * dist.get_world_size() if run.plan.peak_flops else None
-        self._pace = Throughput(run.plan.total_steps, begun.step, peak)
+        peak = plan.peak_flops * dist.get_world_size() if plan.peak_flops else None
+        self._pace = Throughput(plan.total_steps, begun.step, peak)
         self._operations = count_model_flops(model)
         self._health = LossMonitor(loss_must_fall=spec.objective != "GRPO")
         alpha = spec.training.neftune_alpha
@@ -98,7 +95,7 @@ class Loop:
         """One step; returns whether a rank was asked to stop, and whether the last checkpoint is
         old."""
         engine, objective, settings = self._engine, self._objective, self._settings
-        started, skipped = time.monotonic(), engine.skipped
+        started, skipped = time.monotonic(), engine.skipped_steps
         torch.manual_seed(sampler.derive_step_seed(settings.seed, step, self._rank))
         share = objective.share(step)
         waited = time.monotonic() - started
@@ -112,12 +109,12 @@ class Loop:
         sums[2] = float(self._rank == 0 and self._saver.due())
         dist.all_reduce(sums)
         loss, stopping, due = float(sums[0]) / share.weight, bool(sums[1] > 0), bool(sums[2] > 0)
-        self._health.check(step, loss, norm, rate, engine.skipped > skipped)
+        self._health.check(step, loss, norm, rate, engine.skipped_steps > skipped)
         flops = self._operations.of(share.tokens, *sums[3:5].tolist())
         self._pace.add(step, share.tokens, time.monotonic() - started, waited, flops)
         measures = dict(zip(objective.MEASURES, (sums[5:] / share.weight).tolist(), strict=True))
         if settings.precision == "fp16":
-            measures["skipped_steps"] = float(engine.skipped)
+            measures["skipped_steps"] = float(engine.skipped_steps)
         self._judge(step, loss)
         self._show(share.tokens, norm, rate, measures)
         return stopping, due
@@ -190,7 +187,7 @@ def accumulate_gradients(
     counts = torch.zeros(2, dtype=torch.float64)
     for index, batch in enumerate(share.batches):
         noisy = noise.on(batch.lengths) if noise else nullcontext()
-        with engine.accumulate(last=index == len(share.batches) - 1), noisy:
+        with engine.accumulate(is_last=index == len(share.batches) - 1), noisy:
             losses = objective.losses(engine.model, batch)
             loss = losses.each.sum()
             # Told without penalties, so that it compares with the held-out loss.

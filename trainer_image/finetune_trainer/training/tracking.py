@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from finetune_api.finetunejob import FineTuneJobSpec, MLflow, WandB
+from finetune_api.finetunejob import MLflow, WandB
 from finetune_api.run import RUN_CONFIG_PATH, RunConfig
 
 log = logging.getLogger("finetune")

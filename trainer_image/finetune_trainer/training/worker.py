@@ -24,8 +24,8 @@ from finetune_trainer.distributed.heartbeat import Heartbeat, collective_timeout
 from finetune_trainer.distributed.launcher import MEETING_ENV, meet
 from finetune_trainer.distributed.rank_reporter import RankReporter
 from finetune_trainer.distributed.startup_timer import StartupTimer, import_libraries
-from finetune_trainer.runtime.errors import NO_SPACE_LEFT, RetryableError, StageError, failure_of
-from finetune_trainer.runtime.fencing import Attempt, fenced
+from finetune_trainer.runtime.errors import NO_SPACE_LEFT, RetryableError, StageError, classify_error
+from finetune_trainer.runtime.fencing import Attempt, fenced_error
 from finetune_trainer.runtime.sigterm import Stop, StopRequest
 from finetune_trainer.runtime.telemetry import RANK_FOLDER_ENV, RankFile, write_atomically
 
@@ -113,8 +113,8 @@ def build_model(
         micro_batch_size=plan.micro_batch_size,
         offload=plan.offload,
         autocast=methods.computes_in_autocast(method, settings, plan.strategy),
-        scores=spec.objective == "Reward",
-        kept_whole=10 * facts.hidden_size,
+        is_reward_model=spec.objective == "Reward",
+        persistence_threshold=10 * facts.hidden_size,
     )
     strategies.require_precision(spread)
     attention = methods.attention_kernel(device.type, methods.DTYPES[settings.precision])
@@ -155,17 +155,17 @@ def join_process_group(run: RunConfig) -> None:
     from finetune_trainer.strategies import prepare_communication
 
     plan = run.require_plan()
-    prepare_communication(run.plan.strategy, run.plan.device)
-    if run.plan.device == "cuda":
+    prepare_communication(plan.strategy, plan.device)
+    if plan.device == "cuda":
         if not torch.cuda.is_available():
             raise RetryableError("NoDevice", f"No CUDA device on {socket.gethostname()}.")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         if run.spec.training.precision != "fp32":
             # Adapters are fp32 beside a 16-bit base: TF32 is exact enough for their products.
             torch.set_float32_matmul_precision("high")
-    cuda = run.plan.device == "cuda"
+    cuda = plan.device == "cuda"
     backend = "nccl" if cuda else "gloo"
-    if cuda and run.plan.offload:
+    if cuda and plan.offload:
         # Norms of gradients and whole weights are gathered from shards in host memory.
         backend = "cpu:gloo,cuda:nccl"
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else None
@@ -175,10 +175,10 @@ def join_process_group(run: RunConfig) -> None:
         met = {"store": meet(), **places}
     dist.init_process_group(backend, timeout=collective_timeout(), device_id=device, **met)
     collectives.barrier()
-    if dist.get_world_size() != run.plan.world_size:
+    if dist.get_world_size() != plan.world_size:
         raise RetryableError(
             "WrongWorldSize",
-            f"{dist.get_world_size()} processes joined, the plan has {run.plan.world_size}.",
+            f"{dist.get_world_size()} processes joined, the plan has {plan.world_size}.",
         )
 
 
@@ -188,11 +188,11 @@ def root_cause(error: BaseException, run: RunConfig | None) -> BaseException:
     Every other error stands for itself.
     """
     text = str(error)
-    reason = failure_of(error)[0].reason
+    reason = classify_error(error)[0].reason
     if reason == "OutOfMemory":
         return error
     if run and (later := Attempt(Path(run.paths.job), run.attempt).superseded()):
-        return fenced(f"Attempt {later} has taken over from attempt {run.attempt}.")
+        return fenced_error(f"Attempt {later} has taken over from attempt {run.attempt}.")
     signs = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "gloo")
     lost = isinstance(error, RuntimeError) and any(sign in text for sign in signs)
     # NCCL also fails where shared memory is full.
@@ -204,7 +204,7 @@ def root_cause(error: BaseException, run: RunConfig | None) -> BaseException:
 
 def write_failure(path: Path, at: float, error: BaseException) -> None:
     """Leave word of a failure for the first process of the pod."""
-    failure, code = failure_of(error)
+    failure, code = classify_error(error)
     told = {"at": at, "failure": failure.to_wire(), "code": int(code)}
     write_atomically(path, json.dumps(told).encode())
 
