@@ -8,28 +8,38 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
+##@ General
+
 .PHONY: help
-help: ## This list
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 18
+help: ## Print this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z0-9-]+( [a-z0-9-]+)*:.*## / {gsub(" test-", "|", $$1); \
+	  if (length($$1) > 18) $$1 = $$1 "\n" sprintf("%20s", ""); \
+	  printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: clean
+clean: ## Remove the cluster, the environment and reports; caches and Debian packages stay
+	@$(PYTHON) -m hack.cluster down
+	@rm -rf $(VENV) .cluster demo-report.json chaos-report.md .pytest_cache .mypy_cache .ruff_cache \
+	  .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: clean-cache
+clean-cache: cluster-down ## Remove the caches too (the next run is a cold one)
+	@rm -rf "$(CACHE)" /run/finetune-operator-buildah
+
+##@ Run
 
 .PHONY: demo
-demo: $(VENV)/.ready ## Bring up a cluster, fine-tune a real model with the operator, ask the served result
+demo: $(VENV)/.ready ## Bring up a cluster, fine-tune a real model, query the served result
 	@$(PY) -m hack.demo run
 
-.PHONY: test
-test: $(VENV)/.ready ## The whole suite, on a real cluster too; prints the time of each part
-	@$(PY) -m hack.suite
-
-.PHONY: test-lint test-unit test-sim test-api test-trainer test-images test-cluster test-e2e
-test-lint test-unit test-sim test-api test-trainer test-images test-cluster test-e2e: $(VENV)/.ready ## One part of the suite
-	@$(PY) -m hack.suite $(@:test-%=%)
-
-.PHONY: e2e-training
-e2e-training: $(VENV)/.ready ## Sharded training over two nodes and one job after another, on a real cluster
-	@$(PY) -m pytest tests/e2e/test_training.py -s -o timeout=2400
+.PHONY: run
+run: $(VENV)/.ready ## Run the operator here against your kubeconfig (ARGS="--trainer-image … --serving-image …")
+	@PYTHONPATH=operator $(PY) -m finetune_operator --log-format text $(ARGS)
 
 .PHONY: cluster
-cluster: $(VENV)/.ready ## Bring up the local two-node cluster (kind where Docker answers)
+cluster: $(VENV)/.ready ## Bring up the local two-node cluster (kind where Docker runs)
 	@$(PY) -m hack.cluster up
 
 .PHONY: cluster-down
@@ -44,69 +54,23 @@ images: $(VENV)/.ready ## Build the images and load them into the local cluster
 images-product: $(VENV)/.ready ## Build the images that users run, from their Dockerfiles
 	@$(PY) -m hack.images product
 
-.PHONY: clean
-clean: ## Take away the cluster, the environment and reports; caches and Debian packages stay
-	@$(PYTHON) -m hack.cluster down
-	@rm -rf $(VENV) .cluster demo-report.json chaos-report.md .pytest_cache .mypy_cache .ruff_cache \
-	  .import_linter_cache .hypothesis
-	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+##@ Develop
 
-.PHONY: clean-cache
-clean-cache: cluster-down ## Remove the caches too (the next run is a cold one)
-	@rm -rf "$(CACHE)" /run/finetune-operator-buildah
-
-.PHONY: crds
-crds: $(VENV)/.ready ## Generate crds/, the chart's copy, docs/reference.md and docs/combinations.md
-	@PYTHONPATH=operator $(PY) -m finetune_api.crd
+.PHONY: one
+one: $(VENV)/.ready ## Run one test: T="tests/unit/jobs/test_plan.py -k suspend", or below tests/trainer
+	@$(PY) -m hack.suite one $(T)
 
 .PHONY: format
 format: $(VENV)/.ready ## Format the code
 	@$(VENV)/bin/ruff check --fix -q . ; $(VENV)/bin/ruff format -q .
 
-.PHONY: bench
-bench: $(VENV)/.ready ## Benchmarks, each against a baseline in the same run
-	@for name in $(filter-out trainer cold_start,$(basename $(notdir $(wildcard tests/bench/*.py)))); do \
-	  echo "== $$name"; PYTHONPATH=.:operator $(PY) tests/bench/$$name.py; done
-
-.PHONY: bench-trainer
-bench-trainer: $(VENV)/.ready ## The trainer beside TRL, LLaMA-Factory and a hand-written loop
-	@PYTHONPATH=.:operator $(PY) -m tests.bench.trainer
-
-.PHONY: bench-cold-start
-bench-cold-start: $(VENV)/.ready ## How long a cold trainer takes to its first step
-	@PYTHONPATH=.:operator:trainer_image "$$($(PY) -m hack.images venv)" -m tests.bench.cold_start
+.PHONY: crds
+crds: $(VENV)/.ready ## Generate crds/, the chart's copy, and the generated pages of docs/
+	@PYTHONPATH=operator $(PY) -m finetune_api.crd
 
 COMPILE = "$$(cd "$(CURDIR)" && $(UV))" pip compile --quiet --generate-hashes --no-emit-index-url --no-header --python-version 3.11
-.PHONY: matrix
-matrix: $(VENV)/.ready ## Train every method x objective x strategy that is allowed; prints each case
-	@FINETUNE_MATRIX=all $(PY) -m hack.suite matrix
-
-.PHONY: kills
-kills: $(VENV)/.ready ## Kill a rank at twenty random moments and resume; prints a table of what was lost
-	@FINETUNE_KILLS=20 $(PY) -m hack.suite kills
-
-.PHONY: chaos
-chaos: $(VENV)/.ready ## Every fault on the real cluster, while a job trains; prints a table of what it cost
-	@$(PY) -m hack.suite chaos
-
-.PHONY: sim
-sim: N ?= 10000
-sim: $(VENV)/.ready ## N random histories of a cluster in memory (SEED=, REPLAY= to play one again)
-	@PYTHONPATH=.:operator $(PY) -m tests.sim --histories $(N) \
-	  $(if $(SEED),--seed $(SEED)) $(if $(REPLAY),--replay $(REPLAY))
-
-.PHONY: fuzz
-fuzz: N ?= 5000
-fuzz: $(VENV)/.ready ## N specs of each kind against a real API server and the planner (SEED= to repeat)
-	@FINETUNE_FUZZ=$(N) FINETUNE_FUZZ_SEED=$(or $(SEED),0) \
-	  $(PY) -m pytest tests/api/fuzz -s -o timeout=86400
-
-.PHONY: mutants
-mutants: $(VENV)/.ready ## Break the operator in many ways and count what the tests notice
-	@$(PY) -m hack.suite mutants
-
 .PHONY: lock
-lock: ## Resolve every requirements file anew, with hashes
+lock: ## Resolve every requirements file again, with hashes
 	@$(COMPILE) --upgrade operator/requirements.in -o operator/requirements.lock
 	@$(COMPILE) --upgrade trainer_image/requirements.in -o trainer_image/requirements.lock
 	@for name in dev trainer-test; do \
@@ -114,6 +78,65 @@ lock: ## Resolve every requirements file anew, with hashes
 	@$(COMPILE) --upgrade --no-deps requirements/kserve.in -o requirements/kserve.lock
 	@cd hack/demo && $(COMPILE) --upgrade --no-deps model.in -o model.lock
 	@$(PYTHON) -m hack.images lock
+
+##@ Test
+
+.PHONY: test
+test: $(VENV)/.ready ## Run the whole suite, on a real cluster too; prints the time of each part
+	@$(PY) -m hack.suite
+
+.PHONY: test-lint test-unit test-sim test-api test-trainer test-images test-cluster test-e2e
+test-lint test-unit test-sim test-api test-trainer test-images test-cluster test-e2e: $(VENV)/.ready ## Run one part of the suite
+	@$(PY) -m hack.suite $(@:test-%=%)
+
+##@ Test more (minutes to hours; each prints a table or a count)
+
+.PHONY: e2e-training
+e2e-training: $(VENV)/.ready ## Train sharded over two nodes and one job after another, on a real cluster
+	@$(PY) -m pytest tests/e2e/test_training.py -s -o timeout=2400
+
+.PHONY: matrix
+matrix: $(VENV)/.ready ## Train every method x objective x strategy that is allowed
+	@FINETUNE_MATRIX=all $(PY) -m hack.suite matrix
+
+.PHONY: kills
+kills: $(VENV)/.ready ## Kill a rank at twenty random moments and resume
+	@FINETUNE_KILLS=20 $(PY) -m hack.suite kills
+
+.PHONY: chaos
+chaos: $(VENV)/.ready ## Inject every fault into the real cluster while a job trains
+	@$(PY) -m hack.suite chaos
+
+.PHONY: sim
+sim: N ?= 10000
+sim: $(VENV)/.ready ## Simulate N random histories of a cluster in memory (SEED=, REPLAY= to repeat one)
+	@PYTHONPATH=.:operator $(PY) -m tests.sim --histories $(N) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(REPLAY),--replay $(REPLAY))
+
+.PHONY: fuzz
+fuzz: N ?= 5000
+fuzz: $(VENV)/.ready ## Send N specs of each kind to a real API server and the planner (SEED= to repeat)
+	@FINETUNE_FUZZ=$(N) FINETUNE_FUZZ_SEED=$(or $(SEED),0) \
+	  $(PY) -m pytest tests/api/fuzz -s -o timeout=86400
+
+.PHONY: mutants
+mutants: $(VENV)/.ready ## Break the operator in fifty ways and count what the tests detect
+	@$(PY) -m hack.suite mutants
+
+##@ Benchmarks (each against a baseline in the same run)
+
+.PHONY: bench
+bench: $(VENV)/.ready ## Benchmark the operator
+	@for name in $(filter-out trainer cold_start,$(basename $(notdir $(wildcard tests/bench/*.py)))); do \
+	  echo "== $$name"; PYTHONPATH=.:operator $(PY) tests/bench/$$name.py; done
+
+.PHONY: bench-trainer
+bench-trainer: $(VENV)/.ready ## Compare the trainer with TRL, LLaMA-Factory and a hand-written loop
+	@PYTHONPATH=.:operator $(PY) -m tests.bench.trainer
+
+.PHONY: bench-cold-start
+bench-cold-start: $(VENV)/.ready ## Measure how long a cold trainer takes to its first step
+	@PYTHONPATH=.:operator:trainer_image "$$($(PY) -m hack.images venv)" -m tests.bench.cold_start
 
 $(VENV)/.ready: requirements/dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

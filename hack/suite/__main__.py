@@ -1,7 +1,9 @@
 """`python -m hack.suite [PART ...]`: run the parts, stream their output, print a table of times.
 
+`python -m hack.suite one PYTEST-ARGUMENT ...` runs single tests with the libraries that they need.
+
 Every part runs even when an earlier one failed, so that one run shows everything that is wrong.
-Exit status 1 when a part failed. The closing lines say what was skipped and why, and count the
+Exit status 1 when a part failed. The closing lines report what was skipped and why, and count the
 parts.
 """
 
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hack.cluster.errors import ClusterError
-from hack.suite.parts import ON_DEMAND, PARTS, ROOT, Part, Step
+from hack.suite.parts import ON_DEMAND, PARTS, ROOT, Part, Step, chosen_tests
 
 # Where tests/conftest.py writes the reason of every skipped test.
 SKIPPED = "FINETUNE_SUITE_SKIPPED"
@@ -25,7 +27,7 @@ SKIPPED = "FINETUNE_SUITE_SKIPPED"
 
 @dataclass(frozen=True)
 class Timed:
-    """One step and how it went."""
+    """One step, how long it took, and whether it passed."""
 
     part: str
     step: str
@@ -34,7 +36,7 @@ class Timed:
 
 
 def run_step(part: str, step: Step) -> Timed:
-    """Run one step with its output on ours; what it needs may fail to install, like the step."""
+    """Run one step with its output on ours. A failed installation counts as a failed step."""
     print(f"\n=== {part}: {step.name}", flush=True)
     started = time.monotonic()
     try:
@@ -60,6 +62,8 @@ def run_part(part: Part) -> list[Timed]:
 
 def main(names: list[str]) -> int:
     known = {part.name: part for part in (*PARTS, *ON_DEMAND)}
+    if names[:1] == ["one"]:
+        known, names = {"one": chosen_tests(names[1:])}, ["one"]
     usual = [part.name for part in PARTS]
     unknown = [name for name in names if name not in known]
     if unknown:

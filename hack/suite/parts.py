@@ -97,6 +97,13 @@ def _trainer(name: str, *arguments: str) -> Part:
     return Part(name, (ML_ENVIRONMENT, tests))
 
 
+def chosen_tests(arguments: list[str]) -> Part:
+    """The tests that pytest's `arguments` select, with the libraries that their folder needs."""
+    if any(argument.startswith("tests/trainer") for argument in arguments):
+        return _trainer("one", *arguments)
+    return Part("one", (_pytest("one", *arguments, *PATIENT),))
+
+
 TRAINER = _trainer("trainer", "tests/trainer")
 # The whole of what the trainer's tests hold a cut of; `make matrix`.
 MATRIX = _trainer("matrix", "tests/trainer/test_matrix.py", "-s")
