@@ -36,7 +36,7 @@ def test_a_run_killed_anywhere_has_the_losses_of_one_that_was_not(runs: Runs) ->
     results = []
     for index in range(COUNT):
         results.append(kill_and_resume(runs, index, random.Random(SEED + index)))
-        print(results[-1].row(), flush=True)
+        print(results[-1].sequence(), flush=True)
     assert all(killed.same for killed in results)
     # A kill during a save loses what came after the checkpoint before it.
     assert all(0 <= killed.at - killed.resumed_from <= 2 * EVERY for killed in results)

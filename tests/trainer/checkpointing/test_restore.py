@@ -46,7 +46,9 @@ def case(root: Path, model: Path, name: str, **more: Any) -> dict[str, Any]:
     lora = {"dropout": 0.0} if more["method"] == "LoRA" else None
     offload = more.pop("offload", False)
     run = make_run(where, model, steps=STEPS, batch_size=8, lora=lora, **more)
-    run = run.model_copy(update={"plan": run.require_plan().model_copy(update={"offload": offload})})
+    run = run.model_copy(
+        update={"plan": run.require_plan().model_copy(update={"offload": offload})}
+    )
     return {"name": f"{name}-{run.attempt}", "run": wire(run), "stop_after": stop}
 
 

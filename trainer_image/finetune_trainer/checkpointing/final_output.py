@@ -32,12 +32,12 @@ def write_output(
     if not is_adapter:
         dtype = methods.saved_dtype(Path(run.paths.model_cache) / run.require_model().folder)
     weights = {}
-    for name, weight in engine.gather_weights():
+    for name, weight in strategy.gather_weights():
         if dist.get_rank() == 0:
             weights[name] = weight.to("cpu", dtype, copy=True)
     if dist.get_rank() == 0:
         partial = attempt.scratch / "output"
-        with attempt.guarded():
+        with attempt.fencing_errors():
             methods.save_trained_weights(model, weights, spec.method, partial)
             files = restore.hash_files(partial)
             (partial / "files.json").write_text(json.dumps({"files": files}, indent=1))

@@ -1,11 +1,11 @@
-"""Checkpoints that can be trusted: complete or not there, from this run or not used.
+"""Which checkpoints are complete, and how a run continues from one of them.
 
-A checkpoint is a folder checkpoints/<attempt>/step-<8 digits>. It is written in the scratch
-folder of its attempt, gets the marker COMPLETE when every rank is done, which holds the SHA-256
-and size of every file, and comes to its place by one rename; without a marker it does not count.
-An attempt that was replaced can waste a device, never corrupt a run (`fencing`). `saving` writes
-checkpoints; this room says what they are, and reads them. Resuming is a collective: every rank
-calls it.
+A checkpoint is a folder checkpoints/<attempt>/step-<8 digits>. The ranks write it in the scratch
+folder of their attempt. Once all are done, rank 0 adds the marker file COMPLETE, which lists the
+SHA-256 and the size of every file, and publishes the folder with one rename. A folder without a
+marker is not a checkpoint. An attempt that was replaced may keep a device busy for a while, but it
+cannot publish anything into the run (see `fencing`). `saver` writes checkpoints; this module lists,
+restores and removes them. Restoring is a collective: every rank calls it.
 """
 
 import errno
@@ -20,98 +20,106 @@ from typing import Any
 from torch import distributed as dist
 
 from finetune_trainer.checkpointing import sharded_format
-from finetune_trainer.checkpointing.sharded_format import NO_PARTS, Parts
+from finetune_trainer.checkpointing.sharded_format import NO_STATEFUL, StatefulByName
 from finetune_trainer.distributed import collectives
 from finetune_trainer.runtime.errors import RetryableError
-from finetune_trainer.runtime.fencing import Attempt, is_number
-from finetune_trainer.runtime.fsync import seal, sha256_of, sync
+from finetune_trainer.runtime.fencing import Attempt, is_attempt_number
+from finetune_trainer.runtime.fsync import fsync_path, fsync_tree, sha256_file
 from finetune_trainer.strategies import TrainingStrategy
 
 log = logging.getLogger("finetune")
 
 MARKER = "COMPLETE"
-NAME = re.compile(r"step-([0-9]{8,})")
-UNREADABLE = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
-"""What a volume says of a file with a bad block or a false checksum."""
+FOLDER_NAME = re.compile(r"step-([0-9]{8,})")
+UNREADABLE_ERRNOS = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
+"""Errors that a volume returns for a file with a bad block or a wrong checksum."""
 FileList = dict[str, dict[str, Any]]
+"""SHA-256 and size of files, by path within the checkpoint."""
 Fingerprint = dict[str, Any]
-"""What a checkpoint must share with a run to be resumed from."""
+"""Identifies the run: only checkpoints with an equal fingerprint are restored."""
 
 
 @dataclass(frozen=True)
-class Position:
-    """Where a run stands; order of data, schedule and epoch all follow from the step."""
+class TrainerState:
+    """How far a run has come; the order of the data, the learning rate and the epoch follow from
+    the step. The marker of a checkpoint holds these fields by their names."""
 
     step: int = 0
     loss: float | None = None
     eval_loss: float | None = None
-    """Held-out loss, where it was looked at after this step."""
+    """Held-out loss, if it was measured after this step."""
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A checkpoint that claims to be complete."""
+class SavedCheckpoint:
+    """A checkpoint folder with a marker; its files have not been verified yet."""
 
     folder: Path
     attempt: int
     step: int
     marker: dict[str, Any]
-    readable: bool = True
-    """Not where the volume gives an error for the marker, which is empty then."""
+    is_readable: bool = True
+    """False if the volume returns an error for the marker; `marker` is empty then."""
 
 
-def describe(folder: Path, share: int = 0, shares: int = 1) -> FileList:
-    """SHA-256 and size of every file below a folder, or of every `shares`-th one of them."""
+def hash_files(folder: Path, index: int = 0, stride: int = 1) -> FileList:
+    """SHA-256 and size of all files below a folder but the marker, or of every `stride`-th one of
+    them from `index` on."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
-    return {str(path.relative_to(folder)): facts_of(path) for path in files[share::shares]}
+    return {str(path.relative_to(folder)): hash_file(path) for path in files[index::stride]}
 
 
-def facts_of(path: Path) -> dict[str, Any]:
-    """SHA-256 and size of a file."""
-    return {"sha256": sha256_of(path), "size": path.stat().st_size}
+def hash_file(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256_file(path), "size": path.stat().st_size}
 
 
-def publish(attempt: Attempt, partial: Path, final: Path, marker: dict[str, Any]) -> None:
-    """Give a checkpoint whose files are durable its marker, and then its name."""
-    with attempt.guarded():
+def publish_checkpoint(
+    attempt: Attempt, partial: Path, final: Path, marker: dict[str, Any]
+) -> None:
+    """Write the marker of a checkpoint whose files are durable, then rename the folder to `final`.
+
+    Raises RetryableError Fenced if a later attempt has replaced this one.
+    """
+    with attempt.fencing_errors():
         (partial / MARKER).write_text(json.dumps(marker))
-        seal(partial / MARKER)
+        fsync_tree(partial / MARKER)
         partial.chmod(0o755)
-        sync(partial)
+        fsync_path(partial)
     final.parent.mkdir(parents=True, exist_ok=True)
     for folder in (final.parent, final.parent.parent):
         folder.chmod(0o755)
     attempt.publish(partial, final)
 
 
-def candidates(job: Path, attempt: int) -> list[Candidate]:
-    """Complete checkpoints of this and earlier attempts, newest step first."""
-    found = []
-    for number, writer in _writers(job, attempt):
-        for folder in _inside(writer):
-            if name := NAME.fullmatch(folder.name):
-                found += _claimed(folder, number, int(name[1]))
-    return sorted(found, key=lambda c: (c.step, c.attempt), reverse=True)
+def list_checkpoints(job: Path, attempt: int) -> list[SavedCheckpoint]:
+    """Complete checkpoints of this and earlier attempts, latest step first."""
+    checkpoints = []
+    for number, attempt_folder in _attempt_folders(job, attempt):
+        for folder in _list_folder(attempt_folder):
+            if name := FOLDER_NAME.fullmatch(folder.name):
+                checkpoints += _read_marker(folder, number, int(name[1]))
+    return sorted(checkpoints, key=lambda c: (c.step, c.attempt), reverse=True)
 
 
-def _writers(job: Path, attempt: int) -> Iterator[tuple[int, Path]]:
-    """Numbers and folders of the attempts up to this one; what else lies there is not ours."""
-    for folder in _inside(job / "checkpoints"):
-        if is_number(folder.name) and int(folder.name) <= attempt:
+def _attempt_folders(job: Path, attempt: int) -> Iterator[tuple[int, Path]]:
+    """Numbers and folders of the attempts up to this one. Other folders do not belong to the run
+    and are ignored."""
+    for folder in _list_folder(job / "checkpoints"):
+        if is_attempt_number(folder.name) and int(folder.name) <= attempt:
             yield int(folder.name), folder
 
 
-def _inside(folder: Path) -> list[Path]:
-    """What is in a folder. One that cannot be read must not pass for an empty one, as it does
-    with `glob`: the run would begin anew, and remove what it has."""
+def _list_folder(folder: Path) -> list[Path]:
+    """The entries of a folder. Unlike `glob` this raises OSError for a folder that cannot be read:
+    if it looked empty, the run would start over and remove the checkpoints that it has."""
     try:
         return list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def _claimed(folder: Path, attempt: int, step: int) -> list[Candidate]:
-    """The checkpoint in a folder, if it claims to be complete."""
+def _read_marker(folder: Path, attempt: int, step: int) -> list[SavedCheckpoint]:
+    """The checkpoint in a folder; empty if the folder has no valid marker."""
     try:
         marker = json.loads((folder / MARKER).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -119,122 +127,145 @@ def _claimed(folder: Path, attempt: int, step: int) -> list[Candidate]:
     except ValueError:
         marker = None
     except OSError as error:
-        if error.errno not in UNREADABLE:
+        if error.errno not in UNREADABLE_ERRNOS:
             raise
-        return [Candidate(folder, attempt, step, {}, readable=False)]
+        return [SavedCheckpoint(folder, attempt, step, {}, is_readable=False)]
     if isinstance(marker, dict):
-        return [Candidate(folder, attempt, step, marker)]
-    log.warning("not used, its marker cannot be read: %s", folder)
+        return [SavedCheckpoint(folder, attempt, step, marker)]
+    log.warning("Checkpoint ignored, its marker is invalid", extra={"checkpoint": str(folder)})
     return []
 
 
-def prune(attempt: Attempt, keep_last: int, keep_best: bool = True) -> None:
-    """Remove complete checkpoints, whichever attempt wrote them, but the `keep_last` written last
-    and the best one.
+def prune_checkpoints(attempt: Attempt, keep_last: int, keep_best: bool = True) -> None:
+    """Remove complete checkpoints of all attempts except the `keep_last` written last and the best
+    one.
 
-    A step may be lower than one of an earlier attempt whose checkpoint could not be used.
+    "Last" goes by attempt, then by step: an attempt that could not use the checkpoint of an earlier
+    one saves at lower steps.
     """
-    found = candidates(attempt.job, attempt.number)
-    found.sort(key=lambda c: (c.attempt, c.step), reverse=True)
-    best = best_first(found)[:1] if keep_best else []
-    kept = {candidate.folder for candidate in (*found[:keep_last], *best)}
-    for old in found:
+    checkpoints = list_checkpoints(attempt.job, attempt.number)
+    checkpoints.sort(key=lambda c: (c.attempt, c.step), reverse=True)
+    best = sort_best_first(checkpoints)[:1] if keep_best else []
+    kept = {checkpoint.folder for checkpoint in (*checkpoints[:keep_last], *best)}
+    for old in checkpoints:
         if old.folder not in kept:
-            attempt.remove(old.folder)
+            attempt.remove_published(old.folder)
 
 
-def sweep(attempt: Attempt) -> None:
-    """Remove what earlier attempts left unfinished; they have been fenced by this one's claim."""
-    for _, writer in _writers(attempt.job, attempt.number - 1):
-        for folder in writer.glob("*step-*"):
+def remove_unfinished(attempt: Attempt) -> None:
+    """Remove checkpoint folders without a marker that earlier attempts left. This attempt has
+    fenced those, so none of them still writes."""
+    for _, attempt_folder in _attempt_folders(attempt.job, attempt.number - 1):
+        for folder in attempt_folder.glob("*step-*"):
             try:
                 if not (folder / MARKER).exists():
-                    attempt.remove(folder)
+                    attempt.remove_published(folder)
             except OSError as error:
-                # It does not count, and only takes room.
-                log.warning("what an earlier attempt left is still there: %s", error)
+                # It is not restored without a marker, it only takes space.
+                log.warning(
+                    "An unfinished checkpoint of an earlier attempt was not removed",
+                    extra={"checkpoint": str(folder), "error": str(error)},
+                )
 
 
-def best_first(found: list[Candidate]) -> list[Candidate]:
-    """Those that were the best when they were saved: of the newest attempt, lowest loss first.
+def sort_best_first(checkpoints: list[SavedCheckpoint]) -> list[SavedCheckpoint]:
+    """Checkpoints that were the best when they were saved: latest attempt first, then lowest loss.
 
-    Such a one is better than all that its attempt went on from. Where an older attempt's has a
-    lower loss, it could not be used.
+    A best checkpoint of an attempt is better than every checkpoint that the attempt was resumed
+    from. An older attempt may have one with a lower loss, but only if it could not be restored.
     """
-    judged = [candidate for candidate in found if candidate.marker.get("best")]
-    return sorted(judged, key=lambda c: (-c.attempt, c.marker["eval_loss"], c.step))
+    best = [checkpoint for checkpoint in checkpoints if checkpoint.marker.get("best")]
+    return sorted(best, key=lambda c: (-c.attempt, c.marker["eval_loss"], c.step))
 
 
-def resume(
+def restore_latest(
     job: Path,
     attempt: int,
-    engine: TrainingStrategy,
+    strategy: TrainingStrategy,
     fingerprint: Fingerprint,
-    parts: Parts = NO_PARTS,
-) -> Position:
-    """Restore the newest checkpoint whose files are as they were written.
+    stateful: StatefulByName = NO_STATEFUL,
+) -> TrainerState:
+    """Restore the latest checkpoint whose files match its marker; step 0 if there is none.
 
-    Returns where the run stands; step 0 where there is no checkpoint.
+    Raises RetryableError VolumeUnavailable if there are checkpoints but the volume cannot read any.
     """
     if dist.get_rank() == 0:
-        sweep(Attempt(job, attempt))
-    return _restore(_usable(job, attempt, fingerprint), engine, parts) or Position()
+        remove_unfinished(Attempt(job, attempt))
+    checkpoints = _list_usable(job, attempt, fingerprint)
+    return _restore_first_intact(checkpoints, strategy, stateful) or TrainerState()
 
 
 def restore_best(
-    job: Path, attempt: int, engine: TrainingStrategy, fingerprint: Fingerprint
-) -> Position | None:
-    """Restore the checkpoint with the lowest held-out loss; None where none was judged."""
-    return _restore(best_first(_usable(job, attempt, fingerprint)), engine, NO_PARTS)
+    job: Path, attempt: int, strategy: TrainingStrategy, fingerprint: Fingerprint
+) -> TrainerState | None:
+    """Restore the checkpoint with the lowest held-out loss; None if no checkpoint is marked best.
+
+    Raises as `restore_latest`.
+    """
+    checkpoints = sort_best_first(_list_usable(job, attempt, fingerprint))
+    return _restore_first_intact(checkpoints, strategy, NO_STATEFUL)
 
 
-def _usable(job: Path, attempt: int, fingerprint: Fingerprint) -> list[Candidate]:
+def _list_usable(job: Path, attempt: int, fingerprint: Fingerprint) -> list[SavedCheckpoint]:
+    """On rank 0 the checkpoints with the run's fingerprint, and unreadable ones; else empty."""
     if dist.get_rank() != 0:
         return []
-    found = candidates(job, attempt)
-    foreign = [c for c in found if c.readable and c.marker.get("fingerprint") != fingerprint]
-    for other in foreign:
-        log.warning("not used, another plan or other data: %s", other.folder)
-        found.remove(other)
-    return found
+    usable = []
+    for checkpoint in list_checkpoints(job, attempt):
+        if checkpoint.is_readable and checkpoint.marker.get("fingerprint") != fingerprint:
+            log.warning(
+                "Checkpoint ignored, it belongs to another plan or other data",
+                extra={"checkpoint": str(checkpoint.folder)},
+            )
+        else:
+            usable.append(checkpoint)
+    return usable
 
 
-def _restore(found: list[Candidate], engine: TrainingStrategy, parts: Parts) -> Position | None:
-    """Restore the first of rank 0's candidates that is whole."""
-    rank, world, unread = dist.get_rank(), dist.get_world_size(), None
-    for candidate in collectives.from_rank_zero(found):
-        share = _readable(candidate.folder, rank, world) if candidate.readable else None
-        seen = collectives.gathered(share)
-        if None in seen:
-            log.warning("not used, it cannot be read: %s", candidate.folder)
-            unread = candidate.folder
+def _restore_first_intact(
+    checkpoints: list[SavedCheckpoint], strategy: TrainingStrategy, stateful: StatefulByName
+) -> TrainerState | None:
+    """Restore the first of rank 0's checkpoints whose files match its marker.
+
+    Each rank hashes its part of the files.
+    """
+    rank, world_size, unreadable = dist.get_rank(), dist.get_world_size(), None
+    for checkpoint in collectives.broadcast_from_rank_zero(checkpoints):
+        where = {"checkpoint": str(checkpoint.folder)}
+        hashed = None
+        if checkpoint.is_readable:
+            hashed = _hash_readable(checkpoint.folder, rank, world_size)
+        file_lists = collectives.all_gather(hashed)
+        if None in file_lists:
+            log.warning("Checkpoint ignored, it cannot be read", extra=where)
+            unreadable = checkpoint.folder
             continue
-        files = {name: facts for share in seen for name, facts in share.items()}
-        if files != candidate.marker["files"]:
-            log.warning("not used, files differ from its marker: %s", candidate.folder)
+        files = {name: facts for part in file_lists for name, facts in part.items()}
+        if files != checkpoint.marker["files"]:
+            log.warning("Checkpoint ignored, its files differ from its marker", extra=where)
             continue
-        state = engine.state()
-        sharded_format.read(candidate.folder, state)
-        engine.restored(state)
-        sharded_format.read_parts(candidate.folder, parts)
-        marker = candidate.marker
-        return Position(candidate.step, marker["loss"], marker.get("eval_loss"))
-    if unread:
-        # The volume may be well again for the next attempt, and to begin anew loses everything.
+        state = strategy.state()
+        sharded_format.read_shards(checkpoint.folder, state)
+        strategy.finish_restore(state)
+        sharded_format.load_stateful(checkpoint.folder, stateful)
+        marker = checkpoint.marker
+        return TrainerState(checkpoint.step, marker["loss"], marker.get("eval_loss"))
+    if unreadable:
+        # The volume may work again for the next attempt; starting over would lose everything.
         raise RetryableError(
             "VolumeUnavailable",
-            "No checkpoint is left that can be read.",
-            "Look at the volume of the workspace. To begin anew, delete the job's checkpoints.",
-            file=str(unread),
+            "No checkpoint of the job can be read.",
+            "Check the volume of the workspace. To start over, delete the job's checkpoints.",
+            file=str(unreadable),
         )
     return None
 
 
-def _readable(folder: Path, share: int, shares: int) -> FileList | None:
-    """As `describe`; None where the volume gives errors for a file."""
+def _hash_readable(folder: Path, index: int, stride: int) -> FileList | None:
+    """As `hash_files`; None if the volume returns an error for a file."""
     try:
-        return describe(folder, share, shares)
+        return hash_files(folder, index, stride)
     except OSError as error:
-        if error.errno not in UNREADABLE:
+        if error.errno not in UNREADABLE_ERRNOS:
             raise
         return None

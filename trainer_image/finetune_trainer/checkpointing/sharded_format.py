@@ -1,9 +1,9 @@
-"""A checkpoint's files: one safetensors file per rank, readable by any number of ranks.
+"""The files of a checkpoint: one safetensors file per rank, readable at any world size.
 
-An entry is named `<tensor>@<start>`: a run of the elements of a tensor, from that index on.
-Together the files hold every element once. A reader maps the files and copies the runs that it
-needs, so no rank ever holds more than its own share. What else a run must remember, a few small
-numbers that are the same on all ranks, stands in a file of rank 0.
+An entry is named `<tensor>@<start>` and holds consecutive elements of the flattened tensor from
+that index on. Together the files hold every element once. A reader maps all files and copies only
+the elements of its own shard, so no rank holds more than its shard in memory. Rank 0 writes one
+more file for what is small and equal on all ranks, such as the state of early stopping.
 """
 
 from collections import defaultdict
@@ -21,81 +21,88 @@ STATEFUL_FILE = "parts.pt"
 
 
 class Stateful(Protocol):
-    """Something small, equal on all ranks, that a resumed run must remember."""
+    """An object with small state, equal on all ranks, that a checkpoint saves and restores."""
 
-    def state(self) -> Any:
-        """Numbers, texts and tensors, in lists and dicts."""
+    def state_dict(self) -> Any:
+        """Numbers, strings and tensors, in lists and dicts."""
 
-    def restore(self, state: Any) -> None:
-        """Go on from what `state` told."""
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Continue from what `state_dict` returned."""
 
 
 StatefulByName = Mapping[str, Stateful]
 NO_STATEFUL: StatefulByName = {}
 
 
-def own_shard(state: StateDict, rank: int, world: int) -> dict[str, torch.Tensor]:
-    """What this rank has to write, by entry: replicated runs are dealt out, the largest first."""
-    copies = {name: part.values.nbytes for name, part in state.items() if part.replicated}
-    loads = [0] * world
+def own_shard(state: StateDict, rank: int, world_size: int) -> dict[str, torch.Tensor]:
+    """The entries that this rank writes.
+
+    Fragments that only this rank holds, and its part of the replicated ones: these are assigned to
+    ranks largest first, each to the rank with the fewest bytes so far.
+    """
+    replicated = {
+        name: fragment.values.nbytes for name, fragment in state.items() if fragment.replicated
+    }
+    assigned_bytes = [0] * world_size
     mine = set()
-    for name in sorted(copies, key=lambda name: (-copies[name], name)):
-        taker = loads.index(min(loads))
-        loads[taker] += copies[name]
-        if taker == rank:
+    for name in sorted(replicated, key=lambda name: (-replicated[name], name)):
+        writer = assigned_bytes.index(min(assigned_bytes))
+        assigned_bytes[writer] += replicated[name]
+        if writer == rank:
             mine.add(name)
     return {
-        f"{name}@{part.start}": part.values
-        for name, part in state.items()
-        if not part.replicated or name in mine
+        f"{name}@{fragment.start}": fragment.values
+        for name, fragment in state.items()
+        if not fragment.replicated or name in mine
     }
 
 
-def write_shard(folder: Path, rank: int, entries: Mapping[str, torch.Tensor]) -> Path:
-    """Write one rank's file; the interpreter stays free for training meanwhile."""
+def write_shard(folder: Path, rank: int, shard: Mapping[str, torch.Tensor]) -> Path:
+    """Write one rank's file; safetensors releases the GIL, so that training continues meanwhile."""
     from safetensors.torch import save_file
 
     path = folder / f"rank-{rank:05d}.safetensors"
-    save_file(dict(entries), path)
+    save_file(dict(shard), path)
     return path
 
 
 def read_shards(folder: Path, state: StateDict) -> None:
-    """Overwrite every fragment with its values from the files.
+    """Overwrite every fragment of `state` with its elements from the files.
 
-    Raises ValueError where the files do not hold all of them.
+    Raises ValueError where the files lack some of them.
     """
     from safetensors import safe_open
 
     with ExitStack() as stack, torch.no_grad():
-        runs: dict[str, list[tuple[int, Any]]] = defaultdict(list)
+        entries: dict[str, list[tuple[int, Any]]] = defaultdict(list)
         for path in sorted(folder.glob("rank-*.safetensors")):
             file = stack.enter_context(safe_open(path, "pt"))
             for entry in file.keys():  # noqa: SIM118
                 name, _, start = entry.rpartition("@")
-                runs[name].append((int(start), file.get_slice(entry)))
-        for name, part in state.items():
-            first, end, found = part.start, part.start + part.values.numel(), 0
-            for start, values in runs[name]:
+                entries[name].append((int(start), file.get_slice(entry)))
+        for name, fragment in state.items():
+            first, end = fragment.start, fragment.start + fragment.values.numel()
+            copied = 0
+            for start, values in entries[name]:
                 low, high = max(start, first), min(start + values.get_shape()[0], end)
                 if low < high:
-                    part.values[low - first : high - first] = values[low - start : high - start]
-                    found += high - low
-            if found != end - first:
-                raise ValueError(f"{folder} holds {found} of {end - first} elements of {name}")
+                    fragment.values[low - first : high - first] = values[low - start : high - start]
+                    copied += high - low
+            if copied != end - first:
+                raise ValueError(f"{folder} holds {copied} of {end - first} elements of {name}")
 
 
-def serialize_stateful(parts: StatefulByName) -> bytes:
-    """A copy of all parts' states that training does not change any more."""
-    memory = BytesIO()
-    torch.save({name: part.state() for name, part in parts.items()}, memory)
-    return memory.getvalue()
+def serialize_stateful(stateful: StatefulByName) -> bytes:
+    """A copy of all states; later training steps do not change it."""
+    buffer = BytesIO()
+    torch.save({name: each.state_dict() for name, each in stateful.items()}, buffer)
+    return buffer.getvalue()
 
 
-def load_stateful(folder: Path, parts: StatefulByName) -> None:
-    """Restore every part; tensors come back on the CPU."""
-    if not parts:
+def load_stateful(folder: Path, stateful: StatefulByName) -> None:
+    """Restore every state; its tensors are on the CPU."""
+    if not stateful:
         return
     states = torch.load(folder / STATEFUL_FILE, map_location="cpu", weights_only=True)
-    for name, part in parts.items():
-        part.restore(states[name])
+    for name, each in stateful.items():
+        each.load_state_dict(states[name])

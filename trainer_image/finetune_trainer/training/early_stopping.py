@@ -59,7 +59,7 @@ def evaluate_held_out_loss(engine: Any, objective: Any, device: Any) -> float:
     with torch.no_grad():
         for batch in share.batches:
             # Entered for its number format; without gradients nothing accumulates.
-            with engine.accumulate(last=True):
+            with engine.accumulate(is_last=True):
                 total += objective.losses(engine.model, batch).each.sum()
     engine.model.train()
     objective.measures()
