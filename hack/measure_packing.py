@@ -1,9 +1,9 @@
 """Measures which architectures keep packed examples apart: `python -m hack.measure_packing`.
 
 For every causal language model of the installed transformers a tiny random model is made; the
-logits of an example that stands second in a row must be those of the example alone. What it prints
-is the table of `finetune_trainer.data.packing_support`; run it again when transformers changes. Runs in
-the environment of the trainer, on a CPU, for some minutes.
+logits of a sample that is second in a sequence must be those of the sample alone. The output is the
+table of `finetune_trainer.data.packing_support`; run this again when transformers changes. It needs
+the environment of the trainer, and some minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ DROPPED: tuple[frozenset[str], ...] = (
     frozenset({"sliding_window"}),
     frozenset({"hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim"}),
 )
-"""Sizes that are left as they are, tried in this order: not every config bears all of them."""
+"""Sizes that are left as they are, tried in this order: not every config accepts all of them."""
 
 
 def tiny_config(kind: str, dropped: frozenset[str]) -> Any:
@@ -86,15 +86,15 @@ def tiny_config(kind: str, dropped: frozenset[str]) -> Any:
 
 def keeps_apart(kind: str) -> bool | str:
     """Whether it does; or why that could not be measured."""
-    told: list[str] = []
+    errors: list[str] = []
     for dropped in DROPPED:
         try:
             return _measured(kind, dropped)
         except TimeoutError:
             raise
         except Exception as error:
-            told.append(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}")
-    return told[0]
+            errors.append(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}")
+    return errors[0]
 
 
 def _measured(kind: str, dropped: frozenset[str]) -> bool | str:

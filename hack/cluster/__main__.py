@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     add("poweroff", "a node loses its power", "node")
     add("poweron", "a node boots again", "node")
     add("freeze", "a node hangs", "node")
-    add("thaw", "a frozen node goes on", "node")
+    add("thaw", "let a frozen node continue", "node")
     link = add("link", "cut or restore a node's network", "node")
     link.add_argument("state", choices=["up", "down"])
     add("stop", "kill a component of a machine (cp, node1, node2)", "machine", "component")
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def perform(asked: argparse.Namespace) -> None:
-    """Do what the command line asks for."""
+    """Run the command line."""
     match asked.command:
         case "binaries":
             print(binaries.ensure())

@@ -1,7 +1,7 @@
 """A Kubernetes API for tests: etcd and kube-apiserver as plain processes, no root needed.
 
 It is the real API server with RBAC, admission, CRDs, server-side apply and service account tokens;
-there is no node and, unless asked for, no controller: nothing but the test changes an object. Every
+there is no node and, unless requested, no controller: nothing but the test changes an object. Every
 process is tied to this one by the kernel's parent-death signal, so that nothing outlives a test
 run.
 
@@ -82,7 +82,7 @@ class ControlPlane:
         return authority.write_kubeconfig(name, self.url)
 
     def kill_apiserver(self) -> None:
-        """End the API server in the middle of whatever it does."""
+        """Kill the API server without warning."""
         self._end("kube-apiserver", signal.SIGKILL)
 
     def start_apiserver(self) -> None:
@@ -165,7 +165,9 @@ class ControlPlane:
             "service-account-key-file": pki.key("sa"),
             "service-account-signing-key-file": pki.key("sa"),
         }
-        if not self.controllers:  # nobody makes the default ServiceAccount that it would ask for
+        if (
+            not self.controllers
+        ):  # no controller creates the ServiceAccount that it needs
             flags["disable-admission-plugins"] = "ServiceAccount"
         return [f"--{name}={value}" for name, value in flags.items()]
 

@@ -1,6 +1,6 @@
 """The cluster's programs, built once from pinned Go modules and cached by content.
 
-Every version stands in `gomod/*/go.mod` and every source's checksum in the `go.sum` beside it. The
+Every version is in `gomod/*/go.mod` and every source's checksum in the `go.sum` next to it. The
 cache folder is named after a digest of those files, the compiler flags and the Go version, and each
 program appears in it by rename, so a program that exists is whole: a crash or a second build at the
 same time is harmless. Nothing but Go is needed, no C compiler.
@@ -49,7 +49,7 @@ def _kubernetes(name: str) -> Program:
     return Program(name, HERE / "gomod/kubernetes", f"k8s.io/kubernetes/cmd/{name}", variables)
 
 
-# In the order of need: tests that want only an API server can start while the rest is being built.
+# In the order of need: tests that need only an API server can start while the rest is being built.
 PROGRAMS = {
     p.name: p
     for p in (

@@ -40,7 +40,7 @@ def create(node: str) -> None:
         _create_unified(node)
         return
     for hierarchy in _hierarchies():
-        if hierarchy.name == "unified":  # has no controller here; runc makes what it wants
+        if hierarchy.name == "unified":  # has no controller here; runc creates what it needs
             continue
         for group in (hierarchy / PREFIX, hierarchy / PREFIX / node):
             group.mkdir(exist_ok=True)

@@ -2,7 +2,7 @@
 
 What differs from a stock installation, and why: times are shorter so that a test of a dead node
 does not take minutes; the control plane's own daemons listen on its private loopback; nothing is
-supervised, because a test wants to see what happens when a daemon stays dead.
+supervised, because a test checks what happens when a daemon stays dead.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The golden containerd roots of the cache: each image unpacked once, then cloned by nodes.
 
-A root is named after the digest of its set of images and never changes. Its unpacked layers stand
+A root is named after the digest of its set of images and never changes. Its unpacked layers are
 in a pool that all roots share, and roots name them by symbolic links: layers are only ever read,
 so a new root or a node costs a handful of links, not a hundred thousand, and a changed image
 costs only its changed layers.

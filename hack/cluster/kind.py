@@ -53,7 +53,7 @@ class KindCluster:
         print(f"the cluster is up: export KUBECONFIG={shlex.quote(str(KUBECONFIG))}")
 
     def down(self) -> None:
-        """Delete the cluster and its volumes; safe when there is none."""
+        """Delete the cluster and its volumes; safe if it does not exist."""
         steps = Steps()
         run(["kind", "delete", "cluster", "--name", NAME, "--kubeconfig", KUBECONFIG])
         KUBECONFIG.unlink(missing_ok=True)
@@ -83,7 +83,7 @@ class KindCluster:
         run(["docker", "pause", self._node(node)])
 
     def thaw(self, node: str) -> None:
-        """Let a paused node go on."""
+        """Resume a paused node."""
         run(["docker", "unpause", self._node(node)])
 
     def link(self, node: str, up: bool) -> None:

@@ -24,7 +24,7 @@ def kubectl(*words: str | Path, stdin: str | None = None, timeout: float = 60) -
 
 
 def without_proxies() -> dict[str, str]:
-    """The environment for whatever talks to the cluster.
+    """The environment for every client of the cluster.
 
     Its addresses are private to this machine: a proxy would only be in the way.
     """
@@ -68,6 +68,6 @@ def ready_nodes() -> list[str]:
 
 
 def _binary() -> str | Path:
-    # Only somebody without Go, who has kind, needs the one that is installed.
+    # Only users of kind without Go need the one that is installed.
     installed = shutil.which("kubectl")
     return program("kubectl") if shutil.which("go") or not installed else installed

@@ -43,7 +43,7 @@ NODES = {
 
 
 def load_settings() -> dict[str, float]:
-    """What `up` was asked for, kept because later `start` commands must repeat it."""
+    """The options of `up`, kept because later `start` commands must repeat them."""
     try:
         settings: dict[str, float] = json.loads((RUN / "settings.json").read_text())
     except FileNotFoundError:

@@ -205,7 +205,7 @@ def names() -> list[str]:
 
 
 def identity(pid: int) -> str | None:
-    """What tells this process from a later one with the same number: boot and start time."""
+    """Distinguishes this process from a later one with the same PID: boot and start time."""
     stat = read_text(f"/proc/{pid}/stat")
     if not stat:
         return None

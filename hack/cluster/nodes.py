@@ -141,7 +141,7 @@ class NodesCluster:
         cgroups.freeze(node, True)
 
     def thaw(self, node: str) -> None:
-        """The node goes on where it hung."""
+        """Let a frozen node continue where it stopped."""
         _known_node(node)
         cgroups.freeze(node, False)
 
@@ -207,7 +207,7 @@ class NodesCluster:
         self.start(machine.name, "containerd")
 
         def serving() -> bool:
-            # The socket answers earlier, and a kubelet that is told "not initialized yet" exits.
+            # The socket answers earlier, and a kubelet that receives "not initialized yet" exits.
             return log.exists() and b"Start streaming server" in log.read_bytes()[before:]
 
         wait_for(serving, 60, f"containerd on {machine.name}, see {log}")
@@ -263,7 +263,7 @@ def _restore_host() -> None:
         if value and read_text(path).strip() != value:
             path.write_text(value)
     for path in json.loads(read_text(RUN / "made-folders.json") or "[]"):
-        with contextlib.suppress(OSError):  # somebody else uses it by now
+        with contextlib.suppress(OSError):  # another process uses it by now
             Path(path).rmdir()
 
 
@@ -274,4 +274,4 @@ def _remove_tree(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
         return not path.exists()
 
-    wait_for(gone, 60, f"the removal of {path}: look for mounts below it")
+    wait_for(gone, 60, f"the removal of {path}: check for mounts below it")

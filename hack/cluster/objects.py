@@ -10,7 +10,7 @@ STORAGE_CLASS = "shared"
 
 
 def dns() -> list[dict[str, Any]]:
-    """Access rights, Service and endpoint of a CoreDNS that runs beside the API server."""
+    """Access rights, Service and endpoint of a CoreDNS that runs next to the API server."""
     rbac = "rbac.authorization.k8s.io"
     ports = [
         {"name": name, "port": 53, "protocol": protocol}

@@ -1,4 +1,4 @@
-"""Certificates and kubeconfigs: one authority per cluster, made anew at every `up`, by openssl.
+"""Certificates and kubeconfigs: one authority per cluster, created again at every `up`, by openssl.
 
 Elliptic keys because they take milliseconds. Kubeconfigs carry their certificates inside, so a
 copy of the file works anywhere on the machine.
@@ -71,7 +71,7 @@ class Authority:
         return json.dumps(document, indent=1) + "\n"
 
     def write_kubeconfig(self, name: str, server: str) -> Path:
-        """Write the kubeconfig of `name` beside its pair, readable by the owner only."""
+        """Write the kubeconfig of `name` next to its key pair, readable by the owner only."""
         return put(self.folder / f"{name}.kubeconfig", self.kubeconfig(name, server), 0o600)
 
     def _request(

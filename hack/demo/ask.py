@@ -13,7 +13,7 @@ from typing import Any
 from hack.cluster.kubectl import without_proxies
 from hack.demo.kubectl import Kubectl, KubectlError
 
-# The address is this computer's own: no proxy, whatever the environment says.
+# The address is this computer's own: no proxy, regardless of the environment.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 FORWARDING = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
 

@@ -1,4 +1,4 @@
-"""The main job: apply examples/01-glossary.yaml, follow it, ask the served model three questions."""
+"""The main job: apply examples/01-glossary.yaml, follow it, send the served model three prompts."""
 
 from __future__ import annotations
 

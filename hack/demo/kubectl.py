@@ -15,7 +15,7 @@ class KubectlError(RuntimeError):
 
 
 class Kubectl:
-    """Runs one kubectl against one kubeconfig, in one namespace unless told otherwise."""
+    """Runs one kubectl against one kubeconfig, in one namespace by default."""
 
     def __init__(self, program: Path, kubeconfig: Path, namespace: str = "default") -> None:
         self.program = program

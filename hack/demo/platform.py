@@ -89,7 +89,7 @@ def bring_up(timeline: Timeline) -> Platform:
 
 
 def add_tiny_assets(platform: Platform) -> None:
-    """A model and rows that train in seconds, beside the real ones."""
+    """A model and rows that train in seconds, in addition to the real ones."""
     script = (
         "import sys; from pathlib import Path; from tests.trainer import tiny\n"
         "root = Path(sys.argv[1])\n"

@@ -69,7 +69,7 @@ def _cores() -> int:
 
 
 def write(report: dict[str, Any], path: Path) -> None:
-    """Write the report where machines look for it."""
+    """Write the machine-readable report."""
     path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
 
 

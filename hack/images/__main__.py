@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     _with_names(commands.add_parser("load", help="build, and bring the images to the cluster"))
     product = commands.add_parser("product", help="build and start the images that users run")
     product.add_argument("image", nargs="?", default="all", choices=[*PRODUCTS, "all"])
-    commands.add_parser("lock", help="resolve the libraries of the local images anew")
+    commands.add_parser("lock", help="resolve the libraries of the local images again")
     chosen = parser.parse_args(arguments)
     try:
         _run(chosen.command, getattr(chosen, "image", "all"))

@@ -19,7 +19,7 @@ from hack.cluster.paths import cache_dir, locked
 
 
 def digest(*parts: str | bytes | Path) -> str:
-    """Sixteen hex digits over `parts` in order; a Path stands for its file's content."""
+    """Sixteen hex digits over `parts` in order; a Path counts as its file's content."""
     total = hashlib.sha256()
     for part in parts:
         data = part.read_bytes() if isinstance(part, Path) else part
@@ -52,7 +52,7 @@ def made(target: Path, make: Callable[[Path], None], what: str) -> Path:
 def keep_newest(entry: Path, count: int) -> None:
     """Mark `entry` as used and remove all but the `count` last used of its kind.
 
-    The kind is what stands before the last dash of the name; the rest is the digest.
+    The kind is the part before the last dash of the name; the rest is the digest.
     """
     stamp = _stamp(entry)
     stamp.parent.mkdir(exist_ok=True)
@@ -67,7 +67,7 @@ def keep_newest(entry: Path, count: int) -> None:
 
 
 def _stamp(entry: Path) -> Path:
-    # Not the entry's own time: somebody may be packing it just now, and would see it change.
+    # Not the entry's own time: another process may be packing it now, and would see it change.
     return entry.parent / ".used" / entry.name
 
 
@@ -77,7 +77,7 @@ def _last_used(entry: Path) -> float:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder; nothing there is fine."""
+    """Delete a file or a folder; a missing one is fine."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -2,7 +2,7 @@
 # the repository:
 #   docker build -f hack/images/cpu.Dockerfile --target trainer -t localhost/finetune-trainer:dev .
 #   docker build -f hack/images/cpu.Dockerfile --target vllm -t localhost/finetune-vllm-cpu:dev .
-# GPUs want trainer_image/Dockerfile and a release image of vLLM instead.
+# On GPUs use trainer_image/Dockerfile and a release image of vLLM instead.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS libraries

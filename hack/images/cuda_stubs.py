@@ -1,7 +1,7 @@
 """Let PyTorch's CUDA build load on a machine without a GPU and without 3 GB of GPU libraries.
 
 The package index has PyTorch for Linux only as a CUDA build. Its shared objects name cuBLAS, cuDNN,
-NCCL and others, so the loader wants those files even if nothing ever calls them. One small library
+NCCL and others, so the loader needs those files even if nothing ever calls them. One small library
 that defines all the missing functions takes their place under their names. Each of its functions
 ends the process with a message: a wrong call is loud, never a silent wrong result.
 

@@ -14,7 +14,7 @@ STRICT = ("--read-only", "--tmpfs=/tmp", "--network=none", "--cap-drop=ALL")
 
 
 def answers() -> bool:
-    """Whether there is a Docker engine to talk to."""
+    """Whether a Docker engine answers."""
     if not shutil.which("docker"):
         return False
     return subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Resolve the libraries of the local images anew; `make lock` does the product's own lists."""
+"""Resolve the libraries of the local images again; `make lock` does the product's own lists."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The virtual environment with PyTorch, DeepSpeed and vLLM for the local CPU cluster.
 
 The same tree serves twice: tests run the trainer with it on this machine, and it is the layer
-/opt/venv of the images. So it is relocatable, and it stands on Debian 12's own Python, which is
+/opt/venv of the images. So it is relocatable, and it uses Debian 12's own Python, which is
 also in the image's base. All modules are compiled beforehand, because a container with a read-only
 root would otherwise compile them at each start.
 """
@@ -24,7 +24,7 @@ LOCK = HERE / "requirements.ml.lock"
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 SYSTEM_VERSION = (3, 11)
 
-# Raise this when what _build does changes, so that nobody goes on with an older environment.
+# Raise this when what _build does changes, so that no checkout keeps using an older environment.
 RECIPE = 4
 # How many environments stay in the cache, each a few gigabytes.
 KEEP = 2

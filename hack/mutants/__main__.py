@@ -54,13 +54,13 @@ def copied(to: Path) -> Path:
 
 
 def unfit(faults: list[Fault], copies: SimpleQueue[Path]) -> str | None:
-    """Why nothing can be told: a fault that does not apply, or a suite that fails anyway."""
+    """Why a fault proves nothing: it does not apply, or its suite fails anyway."""
     copy = copies.get()
     copies.put(copy)
     for fault in faults:
         count = source_of(fault, copy).read_text().count(fault.right)
         if count != 1:
-            return f"{fault.name}: its text stands {count} times in {fault.file}"
+            return f"{fault.name}: its text occurs {count} times in {fault.file}"
     for suite in dict.fromkeys(fault.suite for fault in faults):
         status, said = run(suite, copy)
         if status != 0:

@@ -1,6 +1,6 @@
-"""The ways in which the operator is broken: a sentence, where, what stands there, what instead.
+"""The ways in which the operator is broken: sentence, file, original text, replacement.
 
-The text must stand in its file exactly once, so a fault cannot outlive the code that it is about
+The text must occur in its file exactly once, so a fault cannot outlive the code that it is about
 unnoticed. `suite` is what has to fail: the cheapest tests that hold the promise.
 """
 
@@ -62,7 +62,7 @@ FAULTS = (
         "draft.update(restarts=draft.status.restarts)",
     ),
     Fault(
-        "one failure counts at every look",
+        "one failure counts at every reconcile",
         "jobs/policies/retry.py",
         "if not noted(draft, attempt):\n        if not note(",
         "if True:\n        if not note(",
@@ -86,7 +86,7 @@ FAULTS = (
         "if attempt.job is None:",
     ),
     Fault(
-        "the next attempt starts beside the one before",
+        "the next attempt starts alongside the one before",
         "jobs/policies/retry.py",
         "if left <= 0 and attempt.job is None:",
         "if left <= 0:",
@@ -128,7 +128,7 @@ FAULTS = (
         "return Decision(delete=tuple(delete[len(live) :]),",
     ),
     Fault(
-        "the time to live deletes whatever has the name",
+        "the time to live deletes any object of that name",
         "jobs/policies/ttl_after_finished.py",
         "delete.append(object_ref(job))",
         'delete.append(object_ref({**job, "metadata": {**job["metadata"], "uid": None}}))',
@@ -224,7 +224,7 @@ FAULTS = (
         'if over.kind == "Succeeded":',
     ),
     Fault(
-        "run.json is made anew for a retry",
+        "run.json is built again for a retry",
         "resources/configmap.py",
         "if before is not None:",
         "if False:",
@@ -273,7 +273,7 @@ FAULTS = (
         "",
     ),
     Fault(
-        "conditions change their time at every look",
+        "conditions change their time at every reconcile",
         "jobs/conditions.py",
         "since = old.last_transition_time if old and old.status == value else format_time(now)",
         "since = format_time(now)",
@@ -285,7 +285,7 @@ FAULTS = (
         "if True:",
     ),
     Fault(
-        "the next look is forgotten",
+        "the requeue is forgotten",
         "jobs/plan.py",
         "        requeue_after=draft.requeue,\n",
         "",
@@ -306,7 +306,7 @@ FAULTS = (
         LEASE,
     ),
     Fault(
-        "a child that cannot be made for hours is told to nobody",
+        "a child that cannot be created for hours is never reported",
         "engine/reconciler.py",
         "return self._setbacks[key] >= PATIENCE",
         "return False",
@@ -327,7 +327,7 @@ FAULTS = (
         ENGINE,
     ),
     Fault(
-        "what a gang saved after its first pod had ended is not told",
+        "a checkpoint saved after the first pod of a gang had ended is not reported",
         "jobs/policies/retry.py",
         "    elif keep_checkpoint(draft, attempt):\n",
         "    elif False:\n",
