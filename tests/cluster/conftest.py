@@ -104,7 +104,7 @@ def namespace(cluster: Engine) -> Iterator[Namespace]:
 
 @pytest.fixture
 def healthy(cluster: Engine) -> Iterator[Callable[[], None]]:
-    """Waits until both nodes are Ready, also after the test, whatever it did to them."""
+    """Waits until both nodes are Ready, also after the test, regardless of what it did to them."""
 
     def wait() -> None:
         both = set(cluster.nodes)

@@ -25,7 +25,7 @@ ORDER = ("prepare", "train", "evaluate", "export", "serve")
 
 @dataclass
 class PodTimes:
-    """One pod as the watch told of it."""
+    """One pod as the watch saw it."""
 
     name: str
     labels: dict[str, str]

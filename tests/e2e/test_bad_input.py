@@ -54,9 +54,11 @@ def test_broken_data_fails_in_prepare_with_file_line_and_remedy(
     assert failure["remedy"]
     succeeded = condition(found, "Succeeded")
     assert (succeeded["status"], succeeded["reason"]) == ("False", reason)
-    told = [event for event in events(running.kubectl, f"bad-{name}") if event["reason"] == reason]
-    assert told
-    assert told[0]["type"] == "Warning"
+    reported = [
+        event for event in events(running.kubectl, f"bad-{name}") if event["reason"] == reason
+    ]
+    assert reported
+    assert reported[0]["type"] == "Warning"
     assert not history.of(f"bad-{name}", "train")
 
 
@@ -113,7 +115,7 @@ def test_job_waits_for_a_missing_claim_and_goes_on(running: Platform) -> None:
             },
         }
     )
-    # The new volume is empty, so the job goes on as far as looking for the model in it.
+    # The new volume is empty, so the job continues until it looks for the model in it.
     found = wait_for_phase(running.kubectl, "waits-claim", "Failed", 120)
     assert found["status"]["failure"]["reason"] == "ModelNotFound"
 

@@ -75,12 +75,12 @@ def test_training_pods_run_on_two_nodes(seen: Seen, history: PodHistory) -> None
 
 
 def test_both_processes_train_together_under_deepspeed(seen: Seen) -> None:
-    told = [
+    reported = [
         state["status"]["progress"]
         for state in seen.states
         if state.get("status", {}).get("progress", {}).get("stage") == "train"
     ]
-    during = [item for item in told if item.get("engine")]
+    during = [item for item in reported if item.get("engine")]
     assert during, "no telemetry was seen while it trained"
     assert {item["worldSize"] for item in during} == {2}
     assert {item["engine"] for item in during} == {"DeepSpeedEngine"}
@@ -103,7 +103,7 @@ def test_operator_killed_during_training_loses_no_step(
         if state.get("status", {}).get("progress", {}).get("stage") == "train"
     ]
     assert steps == sorted(steps)
-    assert steps[-1] > seen.killed_at_step, "nothing was told of training after the kill"
+    assert steps[-1] > seen.killed_at_step, "no progress was reported after the kill"
     assert status["plan"]["totalSteps"] == seen.report["job"]["spec"]["training"]["maxSteps"]
 
 

@@ -111,15 +111,15 @@ def _weights(path: Path) -> dict[str, int]:
 
 
 def _preferences(running: Platform) -> dict[str, object]:
-    """The rows of the tiny data set, each with an answer that nobody wants."""
+    """The rows of the tiny data set, each with an answer that is rejected."""
     data = running.assets / "data"
     rows = [json.loads(line) for line in (data / "tiny.jsonl").read_text().splitlines()]
-    told = [
+    reported = [
         {"prompt": row["prompt"], "chosen": row["completion"], "rejected": "Nobody knows."}
         for row in rows
     ]
     path = data / "preferences.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in told))
+    path.write_text("".join(json.dumps(row) + "\n" for row in reported))
     path.chmod(0o644)
     return {"train": [{"uri": "pvc://demo-assets/data/preferences.jsonl"}]}
 

@@ -25,7 +25,7 @@ MODULES = {
     "vllm": ("torch", "vllm.entrypoints.openai.api_server"),
 }
 
-# Prints the modules of a training run that have a source file but no compiled one beside it.
+# Prints the modules of a training run that have a source file but no compiled one next to it.
 UNCOMPILED = """
 import pathlib, sys, types
 import torch, deepspeed, transformers, finetune_trainer, finetune_api

@@ -114,13 +114,13 @@ class Arena:
         parts = []
         for kubectl, words in self._questions():
             try:
-                told = kubectl.run(*words, timeout=30)
+                reported = kubectl.run(*words, timeout=30)
             except KubectlError as error:
-                told = str(error)
-            parts.append(f"$ kubectl -n {kubectl.namespace} {' '.join(words)}\n{told}\n")
+                reported = str(error)
+            parts.append(f"$ kubectl -n {kubectl.namespace} {' '.join(words)}\n{reported}\n")
         for run in self.started:
             seen = [f"{s.at:.2f} {s.state} {s.status.get('message', '')}" for s in run.seen]
-            parts.append(f"# {run.name} as the watch told\n" + "\n".join(seen) + "\n")
+            parts.append(f"# {run.name} as seen by the watch\n" + "\n".join(seen) + "\n")
         EVIDENCE.mkdir(parents=True, exist_ok=True)
         path = EVIDENCE / f"{name}.txt"
         path.write_text("\n".join(parts))

@@ -51,15 +51,15 @@ def needs_nodes(engine: Engine) -> None:
 def signal_ranks(kubectl: Kubectl, pod: str, signum: int) -> float:
     """Signal the training processes of a pod, from inside; returns when."""
     command = ("python", "-c", _SIGNAL_RANKS, str(int(signum)))
-    told = kubectl.run("exec", pod, "--", *command)
-    if not told.strip():
+    reported = kubectl.run("exec", pod, "--", *command)
+    if not reported.strip():
         raise AssertionError(f"no training process runs in pod {pod}")
-    return float(told.split()[0])
+    return float(reported.split()[0])
 
 
 @contextlib.contextmanager
 def stopped_ranks(kubectl: Kubectl, pod: str) -> Iterator[float]:
-    """The training processes of a pod are stopped; those that are left in the end go on."""
+    """The training processes of a pod are stopped; those that remain at the end continue."""
     at = signal_ranks(kubectl, pod, signal.SIGSTOP)
     try:
         yield at
@@ -150,7 +150,7 @@ def cordoned(kubectl: Kubectl, node: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reclaimed(kubectl: Kubectl, node: str) -> Iterator[float]:
-    """A node whose pods are told to go, as when a cloud takes a spot instance back."""
+    """A node whose pods are evicted, as when a cloud reclaims a spot instance."""
     taint, at = "reclaimed=spot:NoExecute", time.time()
     try:
         kubectl.run("taint", "node", node, taint)
@@ -173,7 +173,7 @@ def api_server_killed(engine: Engine) -> Iterator[float]:
 
 @contextlib.contextmanager
 def paused(component: str) -> Iterator[float]:
-    """A daemon of the control plane that is stopped, and goes on when the context ends."""
+    """A daemon of the control plane that is stopped, and continues when the context ends."""
     (pid,) = (p.outer for p in Machine(CONTROL_PLANE).processes() if p.program == component)
     at = time.time()
     os.kill(pid, signal.SIGSTOP)
@@ -212,7 +212,7 @@ def logs_on(node: str, pod: str) -> str:
 
 
 def wait_until_fenced(engine: Engine, node: str, pod: str, seconds: float = 120) -> None:
-    """Wait until a rank on a node that nobody can ask has written that it is fenced."""
+    """Wait until a rank on an unreachable node has written that it is fenced."""
     needs_nodes(engine)
     wait_for(lambda: "Fenced" in logs_on(node, pod), seconds, f"{pod} to find itself fenced", 0.5)
 
@@ -275,7 +275,7 @@ def offer_assets(folder: Path, namespace: str) -> None:
 
 
 def fill(folder: Path) -> Path:
-    """Write a file until there is no room left; returns it."""
+    """Write a file until no space is left; returns it."""
     path = folder / "filler"
     with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:

@@ -107,8 +107,8 @@ class Run:
         def look() -> T | None:
             found = probe()
             if not found and self.phase in ("Succeeded", "Failed"):
-                told = self.status.get("failure") or self.status.get("message")
-                raise AssertionError(f"{self.name} is {self.phase} before {what}: {told}")
+                reported = self.status.get("failure") or self.status.get("message")
+                raise AssertionError(f"{self.name} is {self.phase} before {what}: {reported}")
             return found
 
         return until(f"{self.name}: {what}", seconds, look)
@@ -122,10 +122,10 @@ class Run:
 
         return self.until(f"step {number} of attempt {attempt}", reached, seconds)
 
-    def until_told(self, at: float, seconds: float = PATIENCE) -> float:
-        """Wait until the status tells of a fault; returns after how many seconds it did."""
+    def until_reported(self, at: float, seconds: float = PATIENCE) -> float:
+        """Wait until the status reports a fault; returns after how many seconds it did."""
         probe = lambda: watching.detected(self.seen, at)  # noqa: E731
-        return self.until("a status that tells of the fault", probe, seconds)
+        return self.until("a status that reports the fault", probe, seconds)
 
     def until_resumed(self, at: float, seconds: float = PATIENCE) -> float:
         """Wait for the first step of an attempt that began after a fault; returns the seconds."""
@@ -173,7 +173,7 @@ class Run:
             end=end,
             attempts=self.attempt,
             lost=self.lost() if steps else None,
-            told=None if at is None else watching.detected(self.seen, at),
+            reported=None if at is None else watching.detected(self.seen, at),
             resumed=None if at is None else watching.resumed(steps, at),
             losses=losses,
             notes=notes,

@@ -8,12 +8,15 @@ import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
-HEAD = ("Case", "End", "Attempts", "Steps lost", "Told after", "Goes on after", "Losses", "Notes")
+HEAD = (
+    *("Case", "End", "Attempts", "Steps lost"),
+    *("Reported after", "Resumes after", "Losses", "Notes"),
+)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One fault and what became of the job."""
+    """One fault and its effect on the job."""
 
     case: str
     end: str
@@ -21,8 +24,8 @@ class Row:
     attempts: int
     """Of training."""
     lost: int | None
-    told: float | None
-    """Seconds from the fault to a status that tells of it."""
+    reported: float | None
+    """Seconds from the fault to a status that reports it."""
     resumed: float | None
     """Seconds from the fault to the first step of the next attempt."""
     losses: str
@@ -33,7 +36,9 @@ class Row:
         """The row in Markdown."""
         lost = "-" if self.lost is None else str(self.lost)
         cells = (self.case, self.end, str(self.attempts), lost)
-        return _line(*cells, _seconds(self.told), _seconds(self.resumed), self.losses, self.notes)
+        return _line(
+            *cells, _seconds(self.reported), _seconds(self.resumed), self.losses, self.notes
+        )
 
 
 @dataclass

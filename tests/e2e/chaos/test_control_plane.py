@@ -61,11 +61,11 @@ def test_training_goes_on_without_an_api_server(arena: Arena, dice: random.Rando
         run.until_time(at + OUTAGE)
     back = time.time()
     run.until("a status after it is back", lambda: run.seen[-1].at > back)
-    told = run.seen[-1].at - back
+    reported = run.seen[-1].at - back
     pause = watching.longest_pause(run.steps(), at)
     run.until_ended()
     notes = (
-        f"gone for {back - at:.0f} s, next status {told:.0f} s later; longest pause between two "
+        f"gone for {back - at:.0f} s, next status {reported:.0f} s later; longest pause between two "
         f"steps {pause:.1f} s"
     )
     add_row(arena, run, "API server killed (-9), then started", None, notes)
@@ -81,10 +81,10 @@ def test_training_goes_on_while_etcd_hangs(arena: Arena, dice: random.Random) ->
     with faults.paused("etcd") as at:
         run.until_time(at + PAUSE)
     back = time.time()
-    run.until("a status after it goes on", lambda: run.seen[-1].at > back)
-    told = run.seen[-1].at - back
+    run.until("a status after it continues", lambda: run.seen[-1].at > back)
+    reported = run.seen[-1].at - back
     run.until_ended()
-    notes = f"next status {told:.0f} s after it went on"
+    notes = f"next status {reported:.0f} s after it continued"
     add_row(arena, run, f"etcd stopped for {PAUSE:.0f} s", at if run.attempt > 1 else None, notes)
     assert run.status.get("restarts", 0) == 0
     assert_lost_nothing(run)
@@ -92,7 +92,7 @@ def test_training_goes_on_while_etcd_hangs(arena: Arena, dice: random.Random) ->
 
 
 def leader_of(arena: Arena) -> str:
-    """The pod that holds the Lease; empty where that cannot be told."""
+    """The pod that holds the Lease; empty if that is unknown."""
     try:
         lease = arena.platform.system.json("get", "lease", RELEASE)
     except KubectlError:

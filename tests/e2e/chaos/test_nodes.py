@@ -1,7 +1,7 @@
 """A node loses its power, its network, or hangs; and comes back.
 
-What a cut-off node runs goes on, with its hands on the workspace: the job's one rank trains there
-beside its replacement. It must find itself fenced at its next checkpoint.
+The pods of a partitioned node keep running and can reach the workspace: the job's one rank trains
+there alongside its replacement. Its next checkpoint must be fenced.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def goes_on_when_it_is_back(arena: Arena, run: Run, fault: NodeFault, case: str,
     """A gang that needs both nodes is replaced, waits, and resumes when the fault is over."""
     place = where(run, arena.other)
     with fault(arena.engine, arena.other) as at:
-        run.until_told(at)
+        run.until_reported(at)
         run.until("the next attempt", lambda: run.attempt == 2)
     over = time.time()
     took = run.until_resumed(over)
@@ -73,7 +73,7 @@ def test_a_pod_that_lost_its_node_goes_on_on_another(arena: Arena, dice: random.
     with faults.powered_off(arena.engine, arena.other) as at:
         run.until_resumed(at)
         run.until_ended()
-    add_row(arena, run, "node off (one pod)", at, "goes on on the other node while it is off")
+    add_row(arena, run, "node off (one pod)", at, "continues on the other node while it is off")
     assert run.attempt == 2
     assert run.status.get("restarts", 0) == 0
     assert_lost_no_more_than_an_interval(run)
@@ -111,7 +111,7 @@ def test_a_gang_with_a_frozen_node_goes_on_when_it_thaws(arena: Arena, dice: ran
 def published(folder: Path, attempt: int, after: float) -> list[str]:
     """Checkpoints of an attempt, and outputs, that became complete after a moment."""
     paths = [*folder.glob(f"checkpoints/{attempt}/*"), *folder.glob("output")]
-    # To publish is to rename, and that is what a folder's ctime tells.
+    # To publish is to rename, which changes the folder's ctime.
     return [str(path.relative_to(folder)) for path in paths if path.stat().st_ctime > after]
 
 

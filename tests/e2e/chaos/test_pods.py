@@ -1,4 +1,4 @@
-"""A rank is killed, or the pods of a node are told to go: drained, or taken back by a cloud."""
+"""A rank is killed, or the pods of a node are evicted: drained, or reclaimed by a cloud."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_drained_node_costs_nothing(arena: Arena, dice: random.Random) -> None
     run = arena.start("drained")
     run.until_step(dice.randint(12, 28))
     with faults.drained(run.kubectl, arena.other, seconds=120) as at:
-        run.until_told(at)
+        run.until_reported(at)
     run.until_ended()
     add_row(arena, run, "node drained, then uncordoned", at)
     assert run.attempt == 2

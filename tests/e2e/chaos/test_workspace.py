@@ -1,4 +1,4 @@
-"""The workspace is too small, or somebody fills it while a job trains."""
+"""The workspace is too small, or another writer fills it while a job trains."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.e2e.chaos.runs import Run, chaos_job
 pytestmark = pytest.mark.long
 NAMESPACE = "chaos-full"
 LEFT = 2 * 2**20
-"""Bytes: room for what prepare writes, but not for the checkpoints."""
+"""Bytes: enough for what prepare writes, but not for the checkpoints."""
 
 
 @pytest.fixture
@@ -40,16 +40,16 @@ def test_a_full_workspace_costs_checkpoints_and_no_steps(
     run.until_step(dice.randint(12, 28))
     filler = faults.fill(folder)
     at = filler.stat().st_mtime
-    told = run.until("a status that tells of the full volume", lambda: told_of(run, at))
+    reported = run.until("a status that reports the full volume", lambda: skipped_save(run, at))
     filler.unlink()
     run.until_ended()
-    add_row(arena, run, "workspace full, then freed", None, told)
+    add_row(arena, run, "workspace full, then freed", None, reported)
     assert_lost_nothing(run)
     assert_as_undisturbed(arena, run)
 
 
-def told_of(run: Run, at: float) -> str:
-    """What the status said of it."""
+def skipped_save(run: Run, at: float) -> str:
+    """The status message about the skipped save."""
     texts = (str(s.status.get("message", "")) for s in run.seen if s.at > at)
     return next((text.partition(": step")[0] for text in texts if "no room" in text), "")
 

@@ -2,7 +2,7 @@
 
 The status comes from a watch, with this computer's clock at the arrival of the event. Steps come
 from the history that rank 0 writes into the workspace, a line when a step is done. Both are facts
-that nobody computes for the sake of a test, so that a row of the table can be honest about them.
+that no test could compute by itself, so that a row of the table can report them as they are.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def steps_of(folder: Path) -> list[Step]:
         attempt = int(path.stem.rpartition("-")[2])
         for line in path.read_text().splitlines(keepends=True):
             if line.endswith("\n"):  # a rank that is killed may leave half a line
-                told = json.loads(line)
-                found.append(Step(attempt, told["step"], told["loss"], told["time"]))
+                reported = json.loads(line)
+                found.append(Step(attempt, reported["step"], reported["loss"], reported["time"]))
     return sorted(found, key=lambda step: (step.attempt, step.number))
 
 
@@ -90,7 +90,7 @@ def claims_of(folder: Path) -> dict[int, float]:
 def lost_steps(steps: Sequence[Step], claims: dict[int, float]) -> int:
     """Steps that were done by one attempt and had to be done again by a later one.
 
-    What a cut-off attempt does after a later one has taken over is wasted, but lost by nobody.
+    Steps of a partitioned attempt after its replacement started are wasted, but not lost.
     """
     lost, attempts = 0, sorted({step.attempt for step in steps})
     for before, after in itertools.pairwise(attempts):
