@@ -1,1 +1,1 @@
-"""From facts about model, data and pool to a plan of training, or a typed refusal. Pure."""
+"""From facts about model, data and pool to a training plan, or to a typed refusal. Pure."""

@@ -1,8 +1,8 @@
-"""What a forward pass leaves behind for the backward pass, in bytes.
+"""What a forward pass keeps for the backward pass, in bytes.
 
 After Korthikanti et al. 2022 (arXiv 2205.05198, sections 4.1 and 5), for blocks with grouped-query
-attention, a gated feed-forward layer and attention that never stores its scores. The trainer makes
-logits for a few positions at a time, and the numbers below that say how many are the trainer's own.
+attention, a gated feed-forward layer and attention that never stores its scores. The trainer
+computes the logits in chunks; the constants below are the trainer's own chunk sizes.
 """
 
 from finetune_api.finetunejob import AdaLoRA, LoRA, Prefix
@@ -11,102 +11,104 @@ from finetune_api.run import ModelFacts
 from finetune_operator.planner.memory_inputs import MemoryInputs
 from finetune_operator.planner.parameters import key_width, linear_layers
 
-LOGITS_AT_ONCE = {"cpu": 2**23, "cuda": 2**27}
-"""Most logits that are there at the same time."""
-KEPT_LOGITS = 2**27
+LOGITS_PER_CHUNK = {"cpu": 2**23, "cuda": 2**27}
+"""Most logits that exist at the same time."""
+MAX_KEPT_LOGITS = 2**27
 """Most logits whose gradient a trained output head keeps until the backward pass."""
-WIDENED = 4096
-"""Positions whose logits are fp32 at a time, where logits are needed whole."""
-CACHE = {"cpu": 256 * 1024**2, "cuda": 2 * 1024**3}
-"""Keys and values of the answers that GRPO samples at once, in bytes."""
-SCALED_LOGITS = ("Cohere", "Gemma2", "Gemma3", "Gemma4", "Granite")
-"""Architectures that change the logits after the output head, so that they are needed whole."""
+FP32_POSITIONS = 4096
+"""Positions whose logits are fp32 at the same time, in models that need all logits at once."""
+KV_CACHE_BYTES = {"cpu": 256 * 1024**2, "cuda": 2 * 1024**3}
+"""Keys and values of the completions that GRPO samples together."""
+SCALED_LOGIT_ARCHITECTURES = ("Cohere", "Gemma2", "Gemma3", "Gemma4", "Granite")
+"""Architectures that change the logits after the output head, which then must compute them all."""
 
 
-def activation_bytes(model: ModelFacts, load: MemoryInputs, micro_batch: int) -> int:
-    """Activations and logits of one micro-batch of so many units.
+def activation_bytes(model: ModelFacts, inputs: MemoryInputs, micro_batch: int) -> int:
+    """Activations and logits of one micro-batch of `micro_batch` samples.
 
-    With full recomputation every block keeps its input only, and one block at a time is whole;
-    with selective recomputation every block keeps the results of matrix products and attention.
+    With full recomputation every block keeps its input only, and one block at a time has all its
+    activations; with selective recomputation every block keeps the outputs of matrix products and
+    of attention.
     """
-    rows, size = micro_batch * load.rows, load.number_bytes
-    tokens = rows * load.sequence
-    block = block_bytes(model, load, tokens)
-    inputs = tokens * size * model.hidden_size
+    sequences, size = micro_batch * inputs.sequences_per_sample, inputs.dtype_bytes
+    tokens = sequences * inputs.sequence_length
+    block = block_bytes(model, inputs, tokens)
+    block_input = tokens * size * model.hidden_size
     kept = {
         "None": model.layers * block,
-        "Selective": model.layers * (inputs + products_bytes(model, load, tokens)) + block,
-        "Full": model.layers * inputs + block,
-    }[load.recomputation]
-    mask = rows * load.sequence**2 * size
-    learning = kept + mask + passing_bytes(model, load) + logit_bytes(model, load, tokens)
-    return max(learning, sampling_bytes(model, load))
+        "Selective": model.layers * (block_input + matmul_output_bytes(model, inputs, tokens))
+        + block,
+        "Full": model.layers * block_input + block,
+    }[inputs.recomputation]
+    mask = sequences * inputs.sequence_length**2 * size
+    training = kept + mask + transient_bytes(model, inputs) + logit_bytes(model, inputs, tokens)
+    return max(training, sampling_bytes(model, inputs))
 
 
-def block_bytes(model: ModelFacts, load: MemoryInputs, tokens: int) -> int:
-    """One whole block.
+def block_bytes(model: ModelFacts, inputs: MemoryInputs, tokens: int) -> int:
+    """All activations of one block.
 
-    It stores, per token, 8.5 numbers per unit of width (attention 5.5, norms 2, input of the
+    A block stores, per token, 8.5 numbers per unit of width (attention 5.5, norms 2, input of the
     feed-forward layer 1) and 4 per unit of the gated layer.
     """
-    width, inner, size = model.hidden_size, model.intermediate_size, load.number_bytes
+    width, inner, size = model.hidden_size, model.intermediate_size, inputs.dtype_bytes
     block = tokens * size * (17 * width // 2 + 4 * inner)
-    if load.method.type == "DoRA":
-        # The results before they are scaled.
-        block += tokens * size * sum(each.outputs for each in linear_layers(model).values())
-    if load.method.type == "IA3":
+    if inputs.method.type == "DoRA":
+        # The outputs before DoRA scales them.
+        block += tokens * size * sum(each.out_features for each in linear_layers(model).values())
+    if inputs.method.type == "IA3":
         block += tokens * size * (2 * key_width(model) + inner)
-    if load.method.type == "Prefix":
-        prefix = (load.method.prefix or Prefix()).virtual_tokens
-        block += tokens // load.sequence * prefix * size * 2 * key_width(model)
-    if dropout(load) > 0:
+    if inputs.method.type == "Prefix":
+        prefix = (inputs.method.prefix or Prefix()).virtual_tokens
+        block += tokens // inputs.sequence_length * prefix * size * 2 * key_width(model)
+    if adapter_dropout(inputs) > 0:
         # Dropout before the adapters keeps a copy of each linear layer's input.
         block += tokens * size * (6 * width + inner)
     return block
 
 
-def passing_bytes(model: ModelFacts, load: MemoryInputs) -> int:
-    """What is there in one layer at a time: weights brought back from four bits, or DoRA's sum of
-    weight and update, whose rows are measured."""
+def transient_bytes(model: ModelFacts, inputs: MemoryInputs) -> int:
+    """Tensors that exist for one layer at a time: QLoRA's dequantized weights, or DoRA's sum of
+    weight and update, of which it takes the norm of each row."""
     largest = max(layer.weights for layer in linear_layers(model).values())
-    size = {"QLoRA": load.number_bytes, "DoRA": 8}.get(load.method.type, 0)
+    size = {"QLoRA": inputs.dtype_bytes, "DoRA": 8}.get(inputs.method.type, 0)
     return size * largest
 
 
-def products_bytes(model: ModelFacts, load: MemoryInputs, tokens: int) -> int:
-    """Results of the matrix products and of attention in one block."""
-    outputs = sum(layer.outputs for layer in linear_layers(model).values())
-    return tokens * load.number_bytes * (outputs + model.hidden_size)
+def matmul_output_bytes(model: ModelFacts, inputs: MemoryInputs, tokens: int) -> int:
+    """Outputs of the matrix products and of attention in one block."""
+    outputs = sum(layer.out_features for layer in linear_layers(model).values())
+    return tokens * inputs.dtype_bytes * (outputs + model.hidden_size)
 
 
-def logit_bytes(model: ModelFacts, load: MemoryInputs, tokens: int) -> int:
-    """Logits as computed, widened to fp32, and their gradient; a reward model has none.
+def logit_bytes(model: ModelFacts, inputs: MemoryInputs, tokens: int) -> int:
+    """Logits as computed, as fp32, and their gradient; a reward model has none.
 
-    Policies and models that scale their logits hold those of every learnt position; otherwise they
-    exist for a few positions at a time.
+    GRPO and models that scale their logits hold the logits of every trained position; all others
+    hold one chunk at a time.
     """
-    if load.objective == "Reward":
+    if inputs.objective == "Reward":
         return 0
-    size = load.number_bytes
-    if load.objective == "GRPO" or model.architecture.startswith(SCALED_LOGITS):
-        learnt = tokens * load.answer // load.sequence if load.answer else tokens
-        return model.vocabulary * (2 * size * learnt + 8 * min(learnt, WIDENED))
+    size, completion = inputs.dtype_bytes, inputs.completion_length
+    if inputs.objective == "GRPO" or model.architecture.startswith(SCALED_LOGIT_ARCHITECTURES):
+        positions = tokens * completion // inputs.sequence_length if completion else tokens
+        return model.vocabulary * (2 * size * positions + 8 * min(positions, FP32_POSITIONS))
     logits = tokens * model.vocabulary
-    kept = min(logits, KEPT_LOGITS) * size if load.method.type == "Full" else 0
-    return min(logits, LOGITS_AT_ONCE[load.device]) * (size + 4 + 4) + kept
+    kept = min(logits, MAX_KEPT_LOGITS) * size if inputs.method.type == "Full" else 0
+    return min(logits, LOGITS_PER_CHUNK[inputs.device]) * (size + 4 + 4) + kept
 
 
-def sampling_bytes(model: ModelFacts, load: MemoryInputs) -> int:
-    """Keys and values while GRPO writes its answers, when nothing else is kept."""
-    if load.objective != "GRPO":
+def sampling_bytes(model: ModelFacts, inputs: MemoryInputs) -> int:
+    """Keys and values while GRPO samples completions; training tensors do not exist then."""
+    if inputs.objective != "GRPO":
         return 0
-    one = 2 * model.layers * key_width(model) * load.number_bytes * load.sequence
-    return max(one, CACHE[load.device])
+    per_token = 2 * model.layers * key_width(model) * inputs.dtype_bytes
+    return max(per_token * inputs.sequence_length, KV_CACHE_BYTES[inputs.device])
 
 
-def dropout(load: MemoryInputs) -> float:
-    """Dropout of the adapters; 0 where there are none."""
-    method = load.method
+def adapter_dropout(inputs: MemoryInputs) -> float:
+    """Dropout of the adapters; 0 for methods without adapter dropout."""
+    method = inputs.method
     if method.type in ("LoRA", "QLoRA", "DoRA"):
         return (method.lora or LoRA()).dropout
     return (method.adalora or AdaLoRA()).dropout if method.type == "AdaLoRA" else 0.0

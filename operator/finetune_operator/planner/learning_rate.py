@@ -1,4 +1,4 @@
-"""The peak learning rate of a job that names none."""
+"""The peak learning rate of a job whose spec sets none."""
 
 from finetune_api.finetunejob import FineTuneJobSpec
 
@@ -11,9 +11,9 @@ BY_METHOD = {
     "IA3": 3e-3,
     "Prefix": 1e-2,
 }
-"""The fewer parameters are trained, the larger the step: ten times between Full and LoRA (Biderman
-et al. 2024, arXiv 2405.09673), 5e-4 to 2e-3 for AdaLoRA (Zhang et al. 2023, arXiv 2303.10512), 3e-3
-for IA3 (Liu et al. 2022, arXiv 2205.05638)."""
+"""The fewer parameters a method trains, the larger its step: ten times between Full and LoRA
+(Biderman et al. 2024, arXiv 2405.09673), 5e-4 to 2e-3 for AdaLoRA (Zhang et al. 2023, arXiv
+2303.10512), 3e-3 for IA3 (Liu et al. 2022, arXiv 2205.05638)."""
 BY_OBJECTIVE = {
     "SFT": 1.0,
     "Completion": 1.0,
@@ -23,9 +23,9 @@ BY_OBJECTIVE = {
     "KTO": 0.1,
     "GRPO": 0.1,
 }
-"""What starts from a model that answers well already takes smaller steps: 1e-6 for Full GRPO (Shao
-et al. 2024, arXiv 2402.03300, section 4.2), 5e-7 to 5e-6 for Full DPO and KTO, 5e-6 to 8e-6 for
-Full ORPO, which learns the answers too (Hong et al. 2024, arXiv 2403.07691)."""
+"""Objectives that start from a model that already answers well take smaller steps: 1e-6 for Full
+GRPO (Shao et al. 2024, arXiv 2402.03300, section 4.2), 5e-7 to 5e-6 for Full DPO and KTO, 5e-6 to
+8e-6 for Full ORPO, which trains on the answers too (Hong et al. 2024, arXiv 2403.07691)."""
 
 
 def default_learning_rate(spec: FineTuneJobSpec) -> float:

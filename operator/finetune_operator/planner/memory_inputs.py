@@ -1,9 +1,9 @@
-"""What decides the memory of a training step besides the model: read off a job and its data."""
+"""What decides the memory of a training step besides the model: read from a job and its data."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune_api.combinations import PAIRED, resolved
+from finetune_api.combinations import PAIR_OBJECTIVES, resolve_switch
 from finetune_api.finetunejob import GRPO, FineTuneJobSpec, Method, Objective
 from finetune_api.run import DataFacts, ModelFacts
 from finetune_api.training import Optimizer, Precision
@@ -13,67 +13,65 @@ Recomputation = Literal["None", "Selective", "Full"]
 
 @dataclass(frozen=True)
 class MemoryInputs:
-    """One step of training."""
+    """One training step."""
 
     method: Method
     objective: Objective
     optimizer: Optimizer
     precision: Precision
     recomputation: Recomputation
-    """What is computed again in the backward pass instead of being kept."""
-    rows: int
-    """Sequences in one unit of a batch: two of a pair, else one."""
-    sequence: int
-    """Tokens of the longest sequence."""
-    answer: int
-    """Of these the tokens that GRPO writes; 0 for other objectives."""
+    """What the backward pass computes again instead of keeping it."""
+    sequences_per_sample: int
+    """2 for preference pairs, else 1."""
+    sequence_length: int
+    """Tokens of the longest sequence, prompt and completion together."""
+    completion_length: int
+    """The tokens of `sequence_length` that GRPO samples; 0 for other objectives."""
     device: Literal["cuda", "cpu"]
     offload: bool = False
-    beside: int = 0
-    """Bytes of a reward model beside the one that is trained."""
+    reward_model_bytes: int = 0
+    """Weights of a reward model on the same device as the trained model."""
 
     @property
-    def number_bytes(self) -> int:
+    def dtype_bytes(self) -> int:
         """Bytes of a weight or an activation."""
-        return number_bytes(self.precision)
+        return dtype_bytes(self.precision)
 
 
-def number_bytes(precision: Precision) -> int:
+def dtype_bytes(precision: Precision) -> int:
     """Bytes of a number in a format."""
     return 4 if precision == "fp32" else 2
 
 
-def load_of(
+def collect_memory_inputs(
     spec: FineTuneJobSpec,
     data: DataFacts,
     reward: ModelFacts | None,
     device: Literal["cuda", "cpu"],
 ) -> MemoryInputs:
-    """The load of a job whose facts are known."""
+    """The memory inputs of a job whose facts are known."""
     training = spec.training
-    answer = (spec.grpo or GRPO()).max_new_tokens if spec.objective == "GRPO" else 0
+    completion = (spec.grpo or GRPO()).max_new_tokens if spec.objective == "GRPO" else 0
+    length = training.max_sequence_length
+    if not data.packed:
+        length = min(length, max(1, data.longest_example) + completion)
     return MemoryInputs(
         method=spec.method,
         objective=spec.objective,
         optimizer=training.optimizer,
         precision=training.precision,
-        recomputation=recomputation(spec),
-        rows=2 if spec.objective in PAIRED else 1,
-        sequence=_longest(spec, data, answer),
-        answer=answer,
+        recomputation=choose_recomputation(spec),
+        sequences_per_sample=2 if spec.objective in PAIR_OBJECTIVES else 1,
+        sequence_length=length,
+        completion_length=completion,
         device=device,
         offload=spec.compute.offload,
-        beside=number_bytes(training.precision) * reward.parameters if reward else 0,
+        reward_model_bytes=dtype_bytes(training.precision) * reward.parameters if reward else 0,
     )
 
 
-def recomputation(spec: FineTuneJobSpec) -> Recomputation:
-    """How much of the forward pass is done again in the backward pass."""
-    if not resolved(spec.to_wire(), "gradientCheckpointing"):
+def choose_recomputation(spec: FineTuneJobSpec) -> Recomputation:
+    """How much of the forward pass the backward pass computes again."""
+    if not resolve_switch(spec.to_wire(), "gradientCheckpointing"):
         return "None"
     return "Selective" if spec.training.selective_checkpointing else "Full"
-
-
-def _longest(spec: FineTuneJobSpec, data: DataFacts, answer: int) -> int:
-    longest = spec.training.max_sequence_length
-    return longest if data.packed else min(longest, max(1, data.longest_example) + answer)

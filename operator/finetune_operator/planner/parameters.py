@@ -1,7 +1,7 @@
-"""How many parameters a method trains, from the sizes of the model alone.
+"""How many parameters a method trains, computed from the sizes of the model alone.
 
-Modules that are not called as Llama's are counted as large as the largest of a layer, so that an
-unknown name never makes the estimate too small.
+Modules that do not have Llama's names count as large as the largest of a layer, so that an unknown
+name never makes the estimate too small.
 """
 
 from collections.abc import Iterable
@@ -11,21 +11,22 @@ from finetune_api.finetunejob import IA3, AdaLoRA, LoRA, Method, Prefix
 from finetune_api.run import ModelFacts
 
 FEEDFORWARD = ("gate_proj", "up_proj", "down_proj")
-KEYS_VALUES_FEEDFORWARD = ("k_proj", "v_proj", "down_proj")
-"""What IA3 scales when the job names nothing (Liu et al. 2022, arXiv 2205.05638, section 3.3)."""
+IA3_DEFAULT_TARGETS = ("k_proj", "v_proj", "down_proj")
+"""What IA3 scales by default: keys, values and the feed-forward layer (Liu et al. 2022, arXiv
+2205.05638, section 3.3)."""
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer."""
+    """The sizes of a linear layer."""
 
-    inputs: int
-    outputs: int
+    in_features: int
+    out_features: int
 
     @property
     def weights(self) -> int:
-        """Its weights; biases are too few to count."""
-        return self.inputs * self.outputs
+        """Number of weights; biases are too few to count."""
+        return self.in_features * self.out_features
 
 
 def linear_layers(model: ModelFacts) -> dict[str, Linear]:
@@ -50,82 +51,81 @@ def key_width(model: ModelFacts) -> int:
 def quantized_parameters(model: ModelFacts) -> int:
     """Weights that QLoRA holds in four bits: the blocks' linear layers, no embedding, no head.
 
-    Experts of a mixture are not linear layers to bitsandbytes and stay as they are, which is why
-    the layers are counted and not the parameters that are left.
+    bitsandbytes does not treat the experts of a mixture as linear layers and leaves them as they
+    are. That is why this counts the layers instead of subtracting the rest from all parameters.
     """
     blocks = model.layers * sum(layer.weights for layer in linear_layers(model).values())
     return min(blocks, max(0, model.parameters - model.vocabulary * model.hidden_size))
 
 
-def trained_parameters(model: ModelFacts, method: Method) -> int:
+def trainable_parameters(model: ModelFacts, method: Method) -> int:
     """Parameters that the optimizer changes."""
     match method.type:
         case "Full":
             return model.parameters
         case "IA3":
-            return model.layers * _scales(model, method.ia3 or IA3())
+            return model.layers * _ia3_parameters(model, method.ia3 or IA3())
         case "Prefix":
-            return _prefix(model, method.prefix or Prefix())
+            return _prefix_parameters(model, method.prefix or Prefix())
         case "AdaLoRA":
             settings = method.adalora or AdaLoRA()
-            return settings.initial_rank * _ends(model, settings.target_modules, 1)
+            # One singular value in addition to a column and a row.
+            return settings.initial_rank * _parameters_per_rank(model, settings.target_modules, 1)
         case _:
             lora = method.lora or LoRA()
-            trained = lora.rank * _ends(model, lora.target_modules)
+            count = lora.rank * _parameters_per_rank(model, lora.target_modules)
             if method.moe and method.moe.experts:
-                trained += lora.rank * (experts(model) - 1) * _feedforward_ends(model)
-            return trained + (_lengths(model, lora) if method.type == "DoRA" else 0)
+                more_experts = estimate_experts(model) - 1
+                count += lora.rank * more_experts * _parameters_per_rank(model, FEEDFORWARD)
+            return count + (_dora_magnitudes(model, lora) if method.type == "DoRA" else 0)
 
 
-def experts(model: ModelFacts) -> int:
+def estimate_experts(model: ModelFacts) -> int:
     """About how many feed-forward layers a block has: 1 unless it is a mixture of experts.
 
-    Embedding and output layer are taken for attention's, so that it is rather one too many.
+    The estimate counts embedding and output layer as attention weights, so it is one too high
+    rather than one too low.
     """
     layers = linear_layers(model)
-    one = sum(layers[name].weights for name in FEEDFORWARD)
-    attention = sum(layer.weights for layer in layers.values()) - one
-    return max(1, round((model.parameters // model.layers - attention) / one))
+    feedforward = sum(layers[name].weights for name in FEEDFORWARD)
+    attention = sum(layer.weights for layer in layers.values()) - feedforward
+    return max(1, round((model.parameters // model.layers - attention) / feedforward))
 
 
-def _feedforward_ends(model: ModelFacts) -> int:
-    layers = linear_layers(model)
-    return model.layers * sum(layers[name].inputs + layers[name].outputs for name in FEEDFORWARD)
-
-
-def _adapted(model: ModelFacts, modules: Iterable[str]) -> list[Linear]:
+def _adapted_layers(model: ModelFacts, modules: Iterable[str]) -> list[Linear]:
     layers, names = linear_layers(model), {name.rsplit(".", 1)[-1] for name in modules}
     if "all-linear" in names:
         return list(layers.values())
-    largest = max(layers.values(), key=lambda layer: layer.inputs + layer.outputs)
+    largest = max(layers.values(), key=lambda layer: layer.in_features + layer.out_features)
     return [layers.get(name, largest) for name in sorted(names)]
 
 
-def _ends(model: ModelFacts, modules: Iterable[str], more: int = 0) -> int:
-    """Inputs and outputs of every adapted layer of all blocks: what one rank costs."""
-    adapted = _adapted(model, modules)
-    return model.layers * sum(each.inputs + each.outputs + more for each in adapted)
+def _parameters_per_rank(model: ModelFacts, modules: Iterable[str], extra: int = 0) -> int:
+    """Parameters that one rank adds: inputs and outputs of every adapted layer of all blocks, and
+    `extra` parameters for each layer."""
+    adapted = _adapted_layers(model, modules)
+    return model.layers * sum(each.in_features + each.out_features + extra for each in adapted)
 
 
-def _lengths(model: ModelFacts, lora: LoRA) -> int:
-    """The lengths of the weights' rows, which DoRA learns too."""
-    return model.layers * sum(each.outputs for each in _adapted(model, lora.target_modules))
+def _dora_magnitudes(model: ModelFacts, lora: LoRA) -> int:
+    """The norms of the weights' rows, which DoRA trains too."""
+    adapted = _adapted_layers(model, lora.target_modules)
+    return model.layers * sum(each.out_features for each in adapted)
 
 
-def _scales(model: ModelFacts, ia3: IA3) -> int:
+def _ia3_parameters(model: ModelFacts, ia3: IA3) -> int:
     """A number for each input of a feed-forward module and each output of the others."""
-    targets = set(ia3.target_modules or KEYS_VALUES_FEEDFORWARD)
-    feedforward = set(
-        ia3.feedforward_modules if ia3.target_modules else KEYS_VALUES_FEEDFORWARD[2:]
-    )
-    outputs = sum(each.outputs for each in _adapted(model, targets - feedforward))
-    return outputs + sum(each.inputs for each in _adapted(model, targets & feedforward))
+    targets = set(ia3.target_modules or IA3_DEFAULT_TARGETS)
+    feedforward = set(ia3.feedforward_modules if ia3.target_modules else IA3_DEFAULT_TARGETS[2:])
+    outputs = sum(each.out_features for each in _adapted_layers(model, targets - feedforward))
+    inputs = sum(each.in_features for each in _adapted_layers(model, targets & feedforward))
+    return outputs + inputs
 
 
-def _prefix(model: ModelFacts, prefix: Prefix) -> int:
-    """Keys and values of the virtual tokens, or the network that makes them."""
-    made = 2 * model.layers * key_width(model)
+def _prefix_parameters(model: ModelFacts, prefix: Prefix) -> int:
+    """Keys and values of the virtual tokens, or the network that computes them."""
+    keys_values = 2 * model.layers * key_width(model)
     if not prefix.projection:
-        return prefix.virtual_tokens * made
+        return prefix.virtual_tokens * keys_values
     width = model.hidden_size
-    return prefix.virtual_tokens * width + width * width + width * made
+    return prefix.virtual_tokens * width + width * width + width * keys_values

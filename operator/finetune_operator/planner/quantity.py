@@ -6,7 +6,7 @@ from decimal import Decimal
 GIB = 1024**3
 MIB = 1024**2
 LARGEST = 2**63 - 1
-"""Kubernetes takes larger quantities as this one, and refuses larger numbers in a status."""
+"""Kubernetes clamps larger quantities to this number, and rejects larger numbers in a status."""
 _SUFFIXES = {
     "m": Decimal("0.001"),
     "k": Decimal(10**3),
@@ -20,8 +20,8 @@ _SUFFIXES = {
 }
 
 
-def amount(quantity: str) -> Decimal:
-    """The number behind a quantity such as 80Gi or 500m."""
+def parse_quantity(quantity: str) -> Decimal:
+    """The number that a quantity such as 80Gi or 500m means."""
     for length in (2, 1):
         factor = _SUFFIXES.get(quantity[-length:])
         if factor is not None:
@@ -29,26 +29,26 @@ def amount(quantity: str) -> Decimal:
     return Decimal(quantity)
 
 
-def whole(quantity: str) -> int:
-    """The number behind a quantity, rounded down: bytes of memory, or full CPUs."""
-    return min(math.floor(amount(quantity)), LARGEST)
+def floor_quantity(quantity: str) -> int:
+    """The quantity rounded down to an integer: bytes of memory, or full CPUs."""
+    return min(math.floor(parse_quantity(quantity)), LARGEST)
 
 
-def times(quantity: str, count: int) -> str:
+def multiply_quantity(quantity: str, count: int) -> str:
     """`count` times a quantity, in the same unit."""
     for length in (2, 1):
         if quantity[-length:] in _SUFFIXES:
-            return f"{_plain(Decimal(quantity[:-length]) * count)}{quantity[-length:]}"
-    return _plain(Decimal(quantity) * count)
+            return f"{_format_decimal(Decimal(quantity[:-length]) * count)}{quantity[-length:]}"
+    return _format_decimal(Decimal(quantity) * count)
 
 
-def size_text(number: int) -> str:
-    """Bytes for people, in GiB, or in MiB where that would read as nothing."""
+def format_bytes(number: int) -> str:
+    """Bytes for messages, in GiB, or in MiB below a tenth of a GiB."""
     if number < GIB / 10:
         return f"{number / MIB:.1f} MiB"
     return f"{number / GIB:.1f} GiB"
 
 
-def _plain(number: Decimal) -> str:
+def _format_decimal(number: Decimal) -> str:
     text = f"{number:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

@@ -4,20 +4,20 @@ from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.run import Failure, ModelFacts
 
 from finetune_operator.planner.memory import serving_bytes
-from finetune_operator.planner.quantity import size_text, whole
+from finetune_operator.planner.quantity import floor_quantity, format_bytes
 
 
-def serving_devices(
+def plan_serving_devices(
     model: ModelFacts, profile_name: str, profile: AcceleratorProfileSpec
 ) -> int | Failure:
-    """Devices for inference: the smallest number on one node that fits, or why none does.
+    """The smallest number of devices on one node that fits, or DoesNotFit.
 
     Tensor parallelism divides attention heads, so only divisors of their number are allowed.
     A CPU pool has no devices to count: always 1.
     """
     if profile.resource_name is None:
         return 1
-    available = whole(profile.memory_per_device)
+    available = floor_quantity(profile.memory_per_device)
     for devices in range(1, profile.devices_per_node + 1):
         if model.attention_heads % devices == 0 and serving_bytes(model, devices) <= available:
             return devices
@@ -26,9 +26,9 @@ def serving_devices(
         stage="serve",
         reason="DoesNotFit",
         message=(
-            f"{model.parameters / 1e9:.2f} B parameters take about {size_text(need)} on each of "
-            f"{profile.devices_per_node} devices to answer; profile {profile_name} has "
-            f"{size_text(available)}"
+            f"serving {model.parameters / 1e9:.2f} B parameters takes about {format_bytes(need)} "
+            f"on each of {profile.devices_per_node} devices; profile {profile_name} has "
+            f"{format_bytes(available)}"
         ),
         remedy="use a profile with more memory or more devices on a node",
     )

@@ -1,15 +1,15 @@
 """Which devices, which strategy, which micro-batch: the cheapest way to train that fits.
 
-What the job says is honoured; the rest is searched in a fixed order and the first plan that fits
-is taken: few devices before many, one node before several, then the strategy that communicates
-least. Data is spread over more devices than memory asks for only when the job says so, because
-nobody wants to pay for eight devices by leaving a field out.
+The planner honours every field that the job sets. It searches the rest in a fixed order and takes
+the first plan that fits: few devices before many, one node before several, then the strategy that
+communicates least. It uses more devices than memory requires only when the job says so, because a
+user who leaves a field out does not want to pay for eight devices.
 
-Order of strategies on several devices: DDP, ZeRO-2, then full sharding; FSDP for Full, because
-it keeps fp32 master weights of its own shards, and for QLoRA, whose four-bit weights it moves as
-they are; ZeRO-3 for other adapters, because it gathers frozen and trained weights of different
-types one by one; the other of both after it. What the table of combinations forbids is left out,
-so a job with offload gets ZeRO or FSDP on a single device too.
+Order of strategies on several devices: DDP, ZeRO-2, then full sharding. FSDP comes first for Full,
+because it keeps fp32 master weights of its own shards, and for QLoRA, because it moves four-bit
+weights as they are; ZeRO-3 comes first for other adapters, because it gathers frozen and trained
+weights of different types one by one; the other of the two follows. The planner skips what the
+table of combinations forbids, so a job with offload gets ZeRO or FSDP on a single device too.
 """
 
 import math
@@ -19,28 +19,28 @@ from functools import cached_property
 from typing import Literal
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
-from finetune_api.combinations import ZERO, allows
+from finetune_api.combinations import ZERO_STRATEGIES, allows
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import DataFacts, Failure, MemoryEstimate, ModelFacts, Strategy, TrainPlan
 
 from finetune_operator.planner.learning_rate import default_learning_rate
-from finetune_operator.planner.memory import CPU_OVERHEAD, estimate, host_bytes
-from finetune_operator.planner.memory_inputs import MemoryInputs, load_of
-from finetune_operator.planner.quantity import size_text, whole
+from finetune_operator.planner.memory import CPU_OVERHEAD, estimate_memory, host_bytes
+from finetune_operator.planner.memory_inputs import MemoryInputs, collect_memory_inputs
+from finetune_operator.planner.quantity import floor_quantity, format_bytes
 from finetune_operator.planner.refusal import (
-    batch_too_small,
-    does_not_fit,
-    empty_dataset,
-    host_too_small,
-    no_fp16,
-    not_enough_devices,
-    remedies,
+    propose_remedies,
+    refuse_batch_size,
+    refuse_device_count,
+    refuse_device_memory,
+    refuse_empty_dataset,
+    refuse_fp16,
+    refuse_host_memory,
 )
 
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What is to be planned."""
+    """A job, its facts and its pool."""
 
     spec: FineTuneJobSpec
     model: ModelFacts
@@ -51,8 +51,8 @@ class PlanRequest:
     """Of grpo.rewardModel."""
 
     @property
-    def group(self) -> int:
-        """Units that a batch must hold together: the answers to one prompt."""
+    def group_size(self) -> int:
+        """Samples that a batch must hold together: the completions of one prompt."""
         grpo = self.spec.grpo if self.spec.objective == "GRPO" else None
         return grpo.generations if grpo else 1
 
@@ -61,10 +61,15 @@ class PlanRequest:
         """What the processes compute on."""
         return "cuda" if self.profile.resource_name else "cpu"
 
+    @property
+    def min_micro_batch(self) -> int:
+        """The smallest micro-batch that the job allows."""
+        return self.spec.training.micro_batch_size or 1
+
     @cached_property
-    def load(self) -> MemoryInputs:
+    def memory_inputs(self) -> MemoryInputs:
         """What decides the memory of one step."""
-        return load_of(self.spec, self.data, self.reward, self.device)
+        return collect_memory_inputs(self.spec, self.data, self.reward, self.device)
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,8 @@ class Topology:
     devices: int
 
     @property
-    def world(self) -> int:
-        """Processes in all."""
+    def world_size(self) -> int:
+        """Number of processes, one for each device."""
         return self.nodes * self.devices
 
 
@@ -91,59 +96,69 @@ def plan_training(
     """The plan, or why there is none: DoesNotFit, HostMemoryTooSmall, BatchTooSmall,
     NotEnoughDevices, PrecisionUnsupported, EmptyDataset.
 
-    The same request always has the same answer, and more memory never turns a plan into a
-    refusal.
+    The same request always has the same plan, and more memory never turns a plan into a refusal.
     """
     request = PlanRequest(spec, model, data, profile_name, profile, reward)
     if data.train_sequences == 0:
-        return empty_dataset()
-    asked = spec.compute.gpus_per_node or 0
-    if request.device == "cuda" and asked > profile.devices_per_node:
-        return not_enough_devices(asked, profile_name, profile.devices_per_node)
-    if spec.compute.strategy in ZERO and not has_zero(request):
-        return no_fp16(spec.compute.strategy, profile_name)
-    plan = first_fit(request)
+        return refuse_empty_dataset()
+    requested = spec.compute.gpus_per_node or 0
+    if request.device == "cuda" and requested > profile.devices_per_node:
+        return refuse_device_count(requested, profile_name, profile.devices_per_node)
+    if spec.compute.strategy in ZERO_STRATEGIES and not has_zero_support(request):
+        return refuse_fp16(spec.compute.strategy, profile_name)
+    plan = find_cheapest_plan(request)
     if plan is not None:
         return plan
-    usable = [topology for topology in topologies(request) if splits_batch(request, topology)]
+    usable = [
+        topology for topology in list_topologies(request) if has_large_batch(request, topology)
+    ]
     if not usable:
-        smallest = min(topologies(request), key=lambda topology: topology.world)
-        return batch_too_small(spec, smallest.nodes, smallest.devices, request.group)
-    return _too_large(request, max(usable, key=lambda topology: topology.world))
+        smallest = min(list_topologies(request), key=lambda topology: topology.world_size)
+        return refuse_batch_size(spec, smallest.nodes, smallest.devices, request.group_size)
+    return _refuse_memory(request, max(usable, key=lambda topology: topology.world_size))
 
 
-def _too_large(request: PlanRequest, largest: Topology) -> Failure:
+def _refuse_memory(request: PlanRequest, largest: Topology) -> Failure:
     """Why not even the largest topology fits."""
-    least, every = least_micro(request), strategies(request, largest)
-    memory = min((_memory(request, largest, each, least) for each in every), key=_total)
+    strategies = list_strategies(request, largest)
+    estimates = [
+        _estimate_memory(request, largest, each, request.min_micro_batch) for each in strategies
+    ]
+    memory = min(estimates, key=lambda estimate: estimate.total)
     profile, name = request.profile, request.profile_name
-    ways = remedies(request.spec, profile, lambda s, p: _fits(request, s, p))
+    ways = propose_remedies(
+        request.spec,
+        profile,
+        lambda spec, pool: (
+            find_cheapest_plan(replace(request, spec=spec, profile=pool)) is not None
+        ),
+    )
     if memory.total <= memory.available:
-        need = min(_host(request, largest, each) for each in every)
-        return host_too_small(name, profile, need, ways)
-    return does_not_fit(
-        request.spec, request.model, name, profile, largest.world, memory.total, ways
+        need = min(_estimate_host_memory(request, largest, each) for each in strategies)
+        return refuse_host_memory(name, profile, need, ways)
+    return refuse_device_memory(
+        request.spec, request.model, name, profile, largest.world_size, memory.total, ways
     )
 
 
-def first_fit(request: PlanRequest) -> TrainPlan | None:
+def find_cheapest_plan(request: PlanRequest) -> TrainPlan | None:
     """The first plan that fits, in the order of this module."""
-    for topology in topologies(request):
-        if not splits_batch(request, topology):
+    for topology in list_topologies(request):
+        if not has_large_batch(request, topology):
             continue
-        for strategy in strategies(request, topology):
-            if not host_holds(request, topology, strategy):
+        for strategy in list_strategies(request, topology):
+            if not has_host_memory(request, topology, strategy):
                 continue
-            micro = micro_batch(request, topology, strategy)
-            if micro is not None:
-                return _plan(request, topology, strategy, micro)
+            micro_batch = choose_micro_batch(request, topology, strategy)
+            if micro_batch is not None:
+                return _build_plan(request, topology, strategy, micro_batch)
     return None
 
 
-def topologies(request: PlanRequest) -> Iterator[Topology]:
-    """Every topology that may be chosen, cheapest first.
+def list_topologies(request: PlanRequest) -> Iterator[Topology]:
+    """Every topology that the planner may choose, cheapest first.
 
-    Who asks for several nodes means whole ones, so there the order is the other way round.
+    A user who requests several nodes means whole nodes, so there the order is reversed.
     """
     compute, profile = request.spec.compute, request.profile
     if compute.nodes is not None:
@@ -158,19 +173,19 @@ def topologies(request: PlanRequest) -> Iterator[Topology]:
         elif nodes > 1 and compute.nodes is None:
             yield Topology(nodes, profile.devices_per_node)
         else:
-            counts = ladder(profile.devices_per_node)
+            counts = list_device_counts(profile.devices_per_node)
             yield from (
                 Topology(nodes, devices) for devices in (counts[::-1] if nodes > 1 else counts)
             )
 
 
-def ladder(most: int) -> list[int]:
+def list_device_counts(most: int) -> list[int]:
     """1, 2, 4 … up to `most`, and `most` itself."""
-    steps = [2**power for power in range(most.bit_length()) if 2**power <= most]
-    return steps if steps[-1] == most else [*steps, most]
+    counts = [2**power for power in range(most.bit_length()) if 2**power <= most]
+    return counts if counts[-1] == most else [*counts, most]
 
 
-def strategies(request: PlanRequest, topology: Topology) -> list[Strategy]:
+def list_strategies(request: PlanRequest, topology: Topology) -> list[Strategy]:
     """Strategies to try, the one that communicates least first."""
     spec = request.spec
     if spec.compute.strategy != "Auto":
@@ -183,128 +198,123 @@ def strategies(request: PlanRequest, topology: Topology) -> list[Strategy]:
     allowed = [
         each
         for each in order
-        if allows(wire, compute__strategy=each) and (each not in ZERO or has_zero(request))
+        if allows(wire, compute__strategy=each) and (each not in ZERO_STRATEGIES or has_zero_support(request))
     ]
-    # On one device there is nothing to divide: only offload makes the others save memory.
-    return allowed[:1] if topology.world == 1 and not spec.compute.offload else allowed
+    # On one device there is nothing to shard: only offload makes the other strategies save memory.
+    return allowed[:1] if topology.world_size == 1 and not spec.compute.offload else allowed
 
 
-def has_zero(request: PlanRequest) -> bool:
-    """Whether DeepSpeed knows the number format: there is no fp16 on a CPU."""
+def has_zero_support(request: PlanRequest) -> bool:
+    """Whether DeepSpeed supports the number format: it has no fp16 on a CPU."""
     return request.device == "cuda" or request.spec.training.precision != "fp16"
 
 
-def splits_batch(request: PlanRequest, topology: Topology) -> bool:
+def has_large_batch(request: PlanRequest, topology: Topology) -> bool:
     """Whether every process gets at least one micro-batch of an optimizer step."""
-    return accumulation(request, topology, least_micro(request)) > 0
+    return count_accumulation_steps(request, topology, request.min_micro_batch) > 0
 
 
-def accumulation(request: PlanRequest, topology: Topology, micro: int) -> int:
-    """Forward passes per optimizer step, as many as the batch has room for in whole groups."""
-    together = topology.world * micro
-    whole_groups = request.group // math.gcd(request.group, together)
-    return request.spec.training.batch_size // together // whole_groups * whole_groups
+def count_accumulation_steps(request: PlanRequest, topology: Topology, micro_batch: int) -> int:
+    """Forward passes per optimizer step: as many as the batch holds in whole groups."""
+    per_pass = topology.world_size * micro_batch
+    passes_per_group = request.group_size // math.gcd(request.group_size, per_pass)
+    return request.spec.training.batch_size // per_pass // passes_per_group * passes_per_group
 
 
-def host_holds(request: PlanRequest, topology: Topology, strategy: Strategy) -> bool:
-    """Whether loading, copies for checkpoints and what is offloaded fit into the host memory of
-    the profile, which limits the pods of an accelerator pool."""
-    return _host(request, topology, strategy) <= whole(request.profile.host_memory_per_device)
+def has_host_memory(request: PlanRequest, topology: Topology, strategy: Strategy) -> bool:
+    """Whether loading, checkpoint copies and offloaded states fit into the host memory of the
+    profile, which is the memory limit of pods on an accelerator pool."""
+    need = _estimate_host_memory(request, topology, strategy)
+    return need <= floor_quantity(request.profile.host_memory_per_device)
 
 
-def _host(request: PlanRequest, topology: Topology, strategy: Strategy) -> int:
-    """Host memory that one process takes, in bytes; on a CPU pool there is no other memory."""
+def _estimate_host_memory(request: PlanRequest, topology: Topology, strategy: Strategy) -> int:
+    """Host memory that one process takes, in bytes; 0 on a CPU pool, which has no other memory."""
     if request.device == "cpu":
         return 0
-    held = host_bytes(request.model, request.load, strategy, topology.world, topology.devices)
+    inputs = request.memory_inputs
+    held = host_bytes(request.model, inputs, strategy, topology.world_size, topology.devices)
     return held + CPU_OVERHEAD
 
 
-def least_micro(request: PlanRequest) -> int:
-    """The smallest micro-batch that is allowed."""
-    return request.spec.training.micro_batch_size or 1
-
-
-def micro_batch(request: PlanRequest, topology: Topology, strategy: Strategy) -> int | None:
-    """The largest power of two that divides a process's share of the batch and fits."""
-    share = request.spec.training.batch_size // topology.world
-    asked = request.spec.training.micro_batch_size
-    candidates = [asked] if asked else [2**p for p in range(share.bit_length(), -1, -1)]
-    for micro in candidates:
-        if (asked is None and share % micro) or not accumulation(request, topology, micro):
+def choose_micro_batch(request: PlanRequest, topology: Topology, strategy: Strategy) -> int | None:
+    """The largest power of two that divides a process's part of the batch and fits."""
+    per_process = request.spec.training.batch_size // topology.world_size
+    requested = request.spec.training.micro_batch_size
+    powers = [2**power for power in range(per_process.bit_length(), -1, -1)]
+    for micro_batch in [requested] if requested else powers:
+        if requested is None and per_process % micro_batch:
             continue
-        need = _memory(request, topology, strategy, micro)
+        if not count_accumulation_steps(request, topology, micro_batch):
+            continue
+        need = _estimate_memory(request, topology, strategy, micro_batch)
         if need.total <= need.available:
-            return micro
+            return micro_batch
     return None
 
 
-def _memory(
-    request: PlanRequest, topology: Topology, strategy: Strategy, micro: int
+def _estimate_memory(
+    request: PlanRequest, topology: Topology, strategy: Strategy, micro_batch: int
 ) -> MemoryEstimate:
-    available = whole(request.profile.memory_per_device)
-    return estimate(request.model, request.load, strategy, topology.world, micro, available)
+    available = floor_quantity(request.profile.memory_per_device)
+    world_size, inputs = topology.world_size, request.memory_inputs
+    return estimate_memory(request.model, inputs, strategy, world_size, micro_batch, available)
 
 
-def _total(memory: MemoryEstimate) -> int:
-    return memory.total
-
-
-def _plan(request: PlanRequest, topology: Topology, strategy: Strategy, micro: int) -> TrainPlan:
+def _build_plan(
+    request: PlanRequest, topology: Topology, strategy: Strategy, micro_batch: int
+) -> TrainPlan:
     training = request.spec.training
-    passes = accumulation(request, topology, micro)
-    batch = micro * passes * topology.world
-    steps = _steps(request, batch)
-    memory = _memory(request, topology, strategy, micro)
+    accumulation = count_accumulation_steps(request, topology, micro_batch)
+    batch = micro_batch * accumulation * topology.world_size
+    steps = _count_steps(request, batch)
+    memory = _estimate_memory(request, topology, strategy, micro_batch)
     return TrainPlan(
         profile=request.profile_name,
         nodes=topology.nodes,
         gpus_per_node=topology.devices,
-        world_size=topology.world,
+        world_size=topology.world_size,
         device=request.device,
         strategy=strategy,
         offload=request.spec.compute.offload,
         peak_flops=request.profile.peak_flops_per_device,
-        micro_batch_size=micro,
-        gradient_accumulation=passes,
+        micro_batch_size=micro_batch,
+        gradient_accumulation=accumulation,
         batch_size=batch,
         total_steps=min(steps, training.max_steps or steps),
         learning_rate=training.learning_rate or default_learning_rate(request.spec),
         memory=memory,
-        reason=_reason(request, topology, strategy, micro, passes, memory),
+        reason=_explain_plan(request, topology, strategy, micro_batch, accumulation, memory),
     )
 
 
-def _steps(request: PlanRequest, batch: int) -> int:
-    """Optimizer steps of all epochs; GRPO's data are prompts, and it learns several times from the
-    same answers where the job says so."""
+def _count_steps(request: PlanRequest, batch: int) -> int:
+    """Optimizer steps of all epochs; GRPO's data are prompts, and a job may train on the same
+    completions several times."""
     spec = request.spec
     updates = spec.grpo.updates if spec.objective == "GRPO" and spec.grpo else 1
-    a_pass = math.ceil(request.data.train_sequences * request.group / batch)
-    return a_pass * spec.training.epochs * updates
+    per_epoch = math.ceil(request.data.train_sequences * request.group_size / batch)
+    return per_epoch * spec.training.epochs * updates
 
 
-def _reason(
+def _explain_plan(
     request: PlanRequest,
     topology: Topology,
     strategy: Strategy,
-    micro: int,
-    passes: int,
+    micro_batch: int,
+    accumulation: int,
     memory: MemoryEstimate,
 ) -> str:
-    asked = request.spec.training.batch_size
-    batch = micro * passes * topology.world
-    away = " and offload" if request.spec.compute.offload else ""
+    requested = request.spec.training.batch_size
+    world_size = topology.world_size
+    batch = micro_batch * accumulation * world_size
+    offload = " and offload" if request.spec.compute.offload else ""
     text = (
-        f"{request.spec.method.type} with {strategy}{away} on {topology.nodes} x {topology.devices} "
-        f"{request.device} of {request.profile_name} takes {size_text(memory.total)} of "
-        f"{size_text(memory.available)} each; batch {batch} = {topology.world} x {micro} x "
-        f"{passes}"
+        f"{request.spec.method.type} with {strategy}{offload} on {topology.nodes} x "
+        f"{topology.devices} {request.device} of {request.profile_name} takes "
+        f"{format_bytes(memory.total)} of {format_bytes(memory.available)} each; batch {batch} = "
+        f"{world_size} x {micro_batch} x {accumulation}"
     )
-    if batch != asked:
-        text += f" instead of {asked}, which {topology.world} x {micro} does not divide"
+    if batch != requested:
+        text += f" instead of {requested}, which {world_size} x {micro_batch} does not divide"
     return text
-
-
-def _fits(request: PlanRequest, spec: FineTuneJobSpec, profile: AcceleratorProfileSpec) -> bool:
-    return first_fit(replace(request, spec=spec, profile=profile)) is not None

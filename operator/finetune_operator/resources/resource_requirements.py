@@ -4,7 +4,7 @@ from typing import Any
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 
-from finetune_operator.planner.quantity import GIB, times
+from finetune_operator.planner.quantity import GIB, multiply_quantity
 
 
 def device_resources(profile: AcceleratorProfileSpec, devices: int) -> dict[str, Any]:
@@ -14,8 +14,8 @@ def device_resources(profile: AcceleratorProfileSpec, devices: int) -> dict[str,
     a limit there would throttle a process that could use idle cores.
     """
     requests = {
-        "cpu": times(profile.cpu_per_device, devices),
-        "memory": times(profile.host_memory_per_device, devices),
+        "cpu": multiply_quantity(profile.cpu_per_device, devices),
+        "memory": multiply_quantity(profile.host_memory_per_device, devices),
     }
     if profile.resource_name is None:
         return {"requests": requests}

@@ -10,7 +10,7 @@ from finetune_api.run import DataFacts, ModelFacts
 def model(
     parameters: int, layers: int, width: int, inner: int, heads: tuple[int, int], vocabulary: int
 ) -> ModelFacts:
-    """A Llama of this size; heads are query heads and key-value heads."""
+    """A Llama of this size; `heads` are query heads and key-value heads."""
     return ModelFacts(
         architecture="LlamaForCausalLM",
         parameters=parameters,

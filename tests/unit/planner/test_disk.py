@@ -1,4 +1,4 @@
-"""What training leaves on disk, and a workspace that is too small for it."""
+"""What training leaves on disk, and the refusal when the workspace is too small for it."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ import pytest
 from finetune_api.run import WorkspaceFacts
 from finetune_operator.planner.disk import (
     artifact_bytes,
+    check_free_space,
     checkpoint_bytes,
     output_bytes,
-    room_for_training,
-    training_bytes,
+    peak_disk_bytes,
 )
-from finetune_operator.planner.parameters import trained_parameters
-from finetune_operator.planner.quantity import size_text
+from finetune_operator.planner.parameters import trainable_parameters
+from finetune_operator.planner.quantity import format_bytes
 
 from tests.unit.planner.facts import LLAMA_8B, SMOL, spec
 
@@ -24,7 +24,7 @@ def workspace(free: int) -> WorkspaceFacts:
 
 
 @pytest.mark.parametrize(
-    ("fields", "each"),
+    ("fields", "bytes_per_parameter"),
     [
         ({"method": {"type": "Full"}}, 12),
         ({"method": {"type": "Full"}, "training": {"optimizer": "AdamW8bit"}}, 6),
@@ -34,40 +34,40 @@ def workspace(free: int) -> WorkspaceFacts:
         ({"method": {"type": "AdaLoRA"}}, 24),
     ],
 )
-def test_a_checkpoint_holds_fp32_weights_and_states_of_what_is_trained(
-    fields: dict[str, Any], each: int
+def test_a_checkpoint_holds_fp32_weights_and_optimizer_states_of_the_trained_parameters(
+    fields: dict[str, Any], bytes_per_parameter: int
 ) -> None:
     job = spec(**fields)
-    trained = trained_parameters(LLAMA_8B, job.method)
-    assert checkpoint_bytes(job, LLAMA_8B) == each * trained
+    trained = trainable_parameters(LLAMA_8B, job.method)
+    assert checkpoint_bytes(job, LLAMA_8B) == bytes_per_parameter * trained
 
 
-def test_sizes_of_a_full_run_and_of_adapters() -> None:
+def test_output_and_artifact_sizes_follow_the_method() -> None:
     full, lora, prefix = (spec(method={"type": name}) for name in ("Full", "LoRA", "Prefix"))
     assert output_bytes(full, LLAMA_8B) == artifact_bytes(full, LLAMA_8B) == 2 * PARAMETERS
-    assert training_bytes(full, LLAMA_8B) == (3 * 12 + 2 + 2) * PARAMETERS
+    assert peak_disk_bytes(full, LLAMA_8B) == (3 * 12 + 2 + 2) * PARAMETERS
     assert output_bytes(lora, LLAMA_8B) < artifact_bytes(lora, LLAMA_8B) == 2 * PARAMETERS
     assert artifact_bytes(prefix, LLAMA_8B) == output_bytes(prefix, LLAMA_8B) < PARAMETERS
 
 
-def test_early_stopping_keeps_one_more() -> None:
+def test_early_stopping_keeps_one_more_checkpoint() -> None:
     plain = spec(method={"type": "Full"})
     stopping = spec(method={"type": "Full"}, training={"earlyStopping": {}})
-    more = training_bytes(stopping, SMOL) - training_bytes(plain, SMOL)
+    more = peak_disk_bytes(stopping, SMOL) - peak_disk_bytes(plain, SMOL)
     assert more == checkpoint_bytes(plain, SMOL)
 
 
-def test_just_enough_room_is_enough_and_none_is_measured_by_older_versions() -> None:
+def test_exactly_enough_free_space_is_enough_and_older_versions_measure_none() -> None:
     job = spec(method={"type": "Full"})
-    need = training_bytes(job, SMOL)
-    assert room_for_training(job, SMOL, workspace(need), "w") is None
-    assert room_for_training(job, SMOL, workspace(need - 1), "w") is not None
-    assert room_for_training(job, SMOL, None, "w") is None
+    need = peak_disk_bytes(job, SMOL)
+    assert check_free_space(job, SMOL, workspace(need), "w") is None
+    assert check_free_space(job, SMOL, workspace(need - 1), "w") is not None
+    assert check_free_space(job, SMOL, None, "w") is None
 
 
-def test_too_little_room_is_told_with_figures_and_what_helps() -> None:
+def test_too_little_free_space_is_refused_with_figures_and_remedies() -> None:
     job = spec(method={"type": "Full"}, training={"checkpoint": {"keepLast": 4}})
-    refusal = room_for_training(job, LLAMA_8B, workspace(400 * 1024**3), "finetune-workspace")
+    refusal = check_free_space(job, LLAMA_8B, workspace(400 * 1024**3), "finetune-workspace")
     assert refusal is not None
     assert (refusal.stage, refusal.reason) == ("train", "WorkspaceTooSmall")
     assert refusal.message == (
@@ -76,19 +76,19 @@ def test_too_little_room_is_told_with_figures_and_what_helps() -> None:
     )
     assert refusal.remedy == (
         "enlarge claim finetune-workspace by 78.6 GiB; or delete FineTuneJobs whose artifacts "
-        "nobody needs; or set training.checkpoint.keepLast to 3"
+        "are no longer needed; or set training.checkpoint.keepLast to 3"
     )
     fewer = spec(method={"type": "Full"}, training={"checkpoint": {"keepLast": 3}})
-    assert room_for_training(fewer, LLAMA_8B, workspace(400 * 1024**3), "w") is None
+    assert check_free_space(fewer, LLAMA_8B, workspace(400 * 1024**3), "w") is None
 
 
-def test_fewer_checkpoints_are_not_proposed_where_that_would_not_do() -> None:
-    refusal = room_for_training(spec(method={"type": "Full"}), LLAMA_8B, workspace(10**9), "w")
+def test_fewer_checkpoints_are_not_proposed_if_they_would_not_suffice() -> None:
+    refusal = check_free_space(spec(method={"type": "Full"}), LLAMA_8B, workspace(10**9), "w")
     assert refusal is not None
     assert refusal.remedy is not None
     assert "keepLast" not in refusal.remedy
 
 
-def test_small_sizes_are_told_in_smaller_units() -> None:
-    assert size_text(3 * 2**30 // 2) == "1.5 GiB"
-    assert size_text(3 * 2**20 // 2) == "1.5 MiB"
+def test_small_sizes_are_formatted_in_mib() -> None:
+    assert format_bytes(3 * 2**30 // 2) == "1.5 GiB"
+    assert format_bytes(3 * 2**20 // 2) == "1.5 MiB"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
-from finetune_api.combinations import refusals
+from finetune_api.combinations import refusal_reasons
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import DataFacts, ModelFacts, TrainPlan
 from finetune_operator.planner.training import plan_training
@@ -45,17 +45,19 @@ JOBS = [
 @pytest.mark.parametrize("spec", JOBS)
 def test_an_example_fits_its_pool(spec: dict[str, Any]) -> None:
     job = FineTuneJobSpec.model_validate(spec)
-    assert not refusals(job.to_wire())
+    assert not refusal_reasons(job.to_wire())
     name = job.compute.profile or DEFAULT
     pool = AcceleratorProfileSpec.model_validate(POOLS["pools"][name])
     reward = QWEN_06B if job.grpo and job.grpo.reward_model else None
-    found = plan_training(job, MODELS[job.model.uri], data_of(job), name, pool, reward)
-    assert isinstance(found, TrainPlan), found
-    assert found.batch_size == job.training.batch_size
+    plan = plan_training(job, MODELS[job.model.uri], data_for(job), name, pool, reward)
+    assert isinstance(plan, TrainPlan), plan
+    assert plan.batch_size == job.training.batch_size
 
 
 @pytest.mark.parametrize("spec", JOBS)
-def test_an_example_stretches_a_context_only_where_it_needs_to(spec: dict[str, Any]) -> None:
+def test_an_example_extends_the_context_only_if_its_sequences_are_longer(
+    spec: dict[str, Any],
+) -> None:
     job = FineTuneJobSpec.model_validate(spec)
     facts: ModelFacts = MODELS[job.model.uri]
     factor = job.model.rope.factor if job.model.rope else 1
@@ -64,8 +66,8 @@ def test_an_example_stretches_a_context_only_where_it_needs_to(spec: dict[str, A
     assert (longest > facts.context_length) == (factor > 1)
 
 
-def data_of(job: FineTuneJobSpec) -> DataFacts:
-    """Rows as long as the job lets them be."""
+def data_for(job: FineTuneJobSpec) -> DataFacts:
+    """Data whose sequences are as long as the job allows."""
     packed = job.objective in ("SFT", "Completion")
     longest = job.training.max_sequence_length
     return DATA.model_copy(update={"packed": packed, "longest_example": longest})

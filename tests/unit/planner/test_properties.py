@@ -1,13 +1,13 @@
-"""What holds for every plan, whatever is asked."""
+"""Properties of every plan, for every job, model, data set and pool."""
 
 import math
 from typing import Any
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
-from finetune_api.combinations import EVERY, refusals
+from finetune_api.combinations import ALL_VALUES, refusal_reasons
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import DataFacts, Failure, ModelFacts, TrainPlan
-from finetune_operator.planner.quantity import amount, times, whole
+from finetune_operator.planner.quantity import floor_quantity, multiply_quantity, parse_quantity
 from finetune_operator.planner.training import plan_training
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -86,8 +86,8 @@ def jobs(draw: st.DrawFn) -> dict[str, Any]:
     if draw(st.booleans()):
         training["maxSteps"] = draw(st.integers(1, 1000))
     compute["offload"] = draw(st.booleans())
-    method = {"type": draw(st.sampled_from(EVERY["method.type"]))}
-    objective = draw(st.sampled_from(EVERY["objective"]))
+    method = {"type": draw(st.sampled_from(ALL_VALUES["method.type"]))}
+    objective = draw(st.sampled_from(ALL_VALUES["objective"]))
     grpo: dict[str, Any] = {
         "rewards": [{"type": "length"}],
         "generations": draw(st.integers(2, 16)),
@@ -97,13 +97,13 @@ def jobs(draw: st.DrawFn) -> dict[str, Any]:
         training["batchSize"] = draw(st.integers(1, 20)) * grpo["generations"]
     job = {"compute": compute, "training": training, "method": method, "objective": objective}
     job |= {"grpo": grpo} if objective == "GRPO" else {}
-    assume(not refusals(spec(**job).to_wire()))
+    assume(not refusal_reasons(spec(**job).to_wire()))
     return job
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(MODELS, DATASETS, PROFILES, jobs())
-def test_every_plan_fits_divides_the_batch_and_does_what_was_asked(
+def test_every_plan_fits_and_divides_the_batch_and_honours_the_job(
     facts: ModelFacts, data: DataFacts, profile: AcceleratorProfileSpec, fields: dict[str, Any]
 ) -> None:
     job = spec(**fields)
@@ -113,7 +113,7 @@ def test_every_plan_fits_divides_the_batch_and_does_what_was_asked(
         assert plan.reason in REASONS
         assert plan.remedy
         return
-    assert plan.memory.total <= plan.memory.available == whole(profile.memory_per_device)
+    assert plan.memory.total <= plan.memory.available == floor_quantity(profile.memory_per_device)
     assert plan.world_size == plan.nodes * plan.gpus_per_node
     product = plan.micro_batch_size * plan.gradient_accumulation * plan.world_size
     assert product == plan.batch_size <= job.training.batch_size
@@ -127,7 +127,7 @@ def test_every_plan_fits_divides_the_batch_and_does_what_was_asked(
     assert plan.nodes == (job.compute.nodes or plan.nodes)
     assert plan.gpus_per_node == (job.compute.gpus_per_node or plan.gpus_per_node)
     assert job.compute.strategy in ("Auto", plan.strategy)
-    assert not refusals(spec_with_strategy(job, plan.strategy))
+    assert not refusal_reasons(spec_with_strategy(job, plan.strategy))
     assert plan.offload == job.compute.offload
     assert job.training.micro_batch_size in (None, plan.micro_batch_size)
     if job.compute.nodes is None:
@@ -136,7 +136,7 @@ def test_every_plan_fits_divides_the_batch_and_does_what_was_asked(
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(MODELS, DATASETS, PROFILES, jobs(), st.integers(1, 200))
-def test_more_memory_never_refuses_what_fitted_and_never_takes_more_devices(
+def test_more_memory_never_turns_a_plan_into_a_refusal_or_takes_more_devices(
     facts: ModelFacts,
     data: DataFacts,
     profile: AcceleratorProfileSpec,
@@ -159,5 +159,10 @@ def test_more_memory_never_refuses_what_fitted_and_never_takes_more_devices(
     st.sampled_from(["", "m", "k", "M", "G", "T", "Ki", "Mi", "Gi", "Ti"]),
     st.integers(1, 64),
 )
-def test_a_multiple_of_a_quantity_is_worth_as_much(number: int, unit: str, count: int) -> None:
-    assert amount(times(f"{number}{unit}", count)) == amount(f"{number}{unit}") * count
+def test_a_multiple_of_a_quantity_has_the_multiple_of_its_value(
+    number: int, unit: str, count: int
+) -> None:
+    assert (
+        parse_quantity(multiply_quantity(f"{number}{unit}", count))
+        == parse_quantity(f"{number}{unit}") * count
+    )

@@ -1,9 +1,9 @@
-"""Quantities are read as Kubernetes reads them."""
+"""Quantities are parsed as Kubernetes parses them."""
 
 from __future__ import annotations
 
 import pytest
-from finetune_operator.planner.quantity import whole
+from finetune_operator.planner.quantity import floor_quantity
 
 
 @pytest.mark.parametrize(
@@ -15,5 +15,5 @@ from finetune_operator.planner.quantity import whole
         ("10000000000G", 2**63 - 1),
     ],
 )
-def test_a_quantity_is_a_whole_number_that_fits_into_64_bits(quantity: str, number: int) -> None:
-    assert whole(quantity) == number
+def test_a_quantity_is_rounded_down_and_clamped_to_64_bits(quantity: str, number: int) -> None:
+    assert floor_quantity(quantity) == number

@@ -1,12 +1,12 @@
-"""What the planner chooses for models and pools that people have."""
+"""What the planner chooses for common models and pools."""
 
 from typing import Any
 
 import pytest
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.run import DataFacts, Failure, ModelFacts, TrainPlan
-from finetune_operator.planner.serving import serving_devices
-from finetune_operator.planner.training import ladder, plan_training
+from finetune_operator.planner.serving import plan_serving_devices
+from finetune_operator.planner.training import list_device_counts, plan_training
 
 from tests.unit.planner.facts import CPU, DATA, H100, LLAMA_8B, LLAMA_70B, SMOL, spec
 
@@ -42,7 +42,7 @@ def test_lora_of_8b_takes_one_h100() -> None:
     assert found.learning_rate == 1e-4
 
 
-def test_full_8b_on_a_whole_node_is_divided() -> None:
+def test_full_8b_on_a_whole_node_is_sharded() -> None:
     found = plan(LLAMA_8B, method=FULL, compute={"gpusPerNode": 8})
     assert (found.nodes, found.world_size, found.strategy) == (1, 8, "ZeRO2")
     assert found.learning_rate == 1e-5
@@ -67,7 +67,7 @@ def test_full_70b_needs_several_nodes() -> None:
     assert (found.gpus_per_node, found.strategy) == (8, "FSDP")
 
 
-def test_full_70b_on_one_node_is_refused_with_figures_and_ways_out() -> None:
+def test_full_70b_on_one_node_is_refused_with_figures_and_remedies() -> None:
     failure = refusal(LLAMA_70B, method=FULL)
     assert failure.reason == "DoesNotFit"
     assert failure.stage == "train"
@@ -83,7 +83,7 @@ def test_small_model_on_a_cpu_pool_takes_one_process() -> None:
     assert (found.nodes, found.gpus_per_node, found.device) == (1, 1, "cpu")
 
 
-def test_what_the_job_says_is_honoured() -> None:
+def test_fields_that_the_job_sets_are_honoured() -> None:
     found = plan(
         SMOL,
         CPU,
@@ -102,20 +102,20 @@ def test_what_the_job_says_is_honoured() -> None:
     assert found.total_steps == 30
 
 
-def test_two_nodes_mean_two_whole_nodes_as_far_as_the_batch_reaches() -> None:
+def test_two_nodes_are_whole_nodes_unless_the_batch_is_too_small() -> None:
     whole = plan(LLAMA_8B, compute={"nodes": 2}, training={"batchSize": 16})
     assert (whole.nodes, whole.gpus_per_node) == (2, 8)
     small = plan(LLAMA_8B, compute={"nodes": 2}, training={"batchSize": 8})
     assert (small.nodes, small.gpus_per_node) == (2, 4)
 
 
-def test_batch_that_does_not_divide_is_made_smaller_and_said() -> None:
+def test_an_indivisible_batch_is_reduced_and_the_reason_says_so() -> None:
     found = plan(LLAMA_8B, compute={"gpusPerNode": 3}, training={"batchSize": 16})
     assert found.batch_size == 15
     assert "instead of 16" in found.reason
 
 
-def test_batch_smaller_than_the_gang_is_refused() -> None:
+def test_a_batch_smaller_than_the_gang_is_refused() -> None:
     failure = refusal(SMOL, compute={"nodes": 2, "gpusPerNode": 8}, training={"batchSize": 8})
     assert failure.reason == "BatchTooSmall"
     assert "2 x 8 devices" in failure.message
@@ -129,7 +129,7 @@ def test_more_devices_than_a_node_has_are_refused() -> None:
     assert failure.message.endswith("nodes of profile pool have 8")
 
 
-def test_steps_are_counted_over_epochs_and_capped() -> None:
+def test_steps_are_counted_over_epochs_and_capped_by_max_steps() -> None:
     data = DATA.model_copy(update={"train_sequences": 33})
     fields = {"batchSize": 16, "epochs": 3, "maxSequenceLength": 128}
     assert plan(SMOL, H100, data, training=fields).total_steps == 9
@@ -141,7 +141,7 @@ def test_data_without_rows_is_refused() -> None:
     assert refusal(SMOL, H100, data).reason == "EmptyDataset"
 
 
-def test_rows_shorter_than_the_limit_take_less_without_packing() -> None:
+def test_short_sequences_take_less_memory_without_packing() -> None:
     short = DATA.model_copy(update={"longest_example": 64})
     loose = plan(LLAMA_8B, H100, short, training={"microBatchSize": 1})
     full = short.model_copy(update={"packed": True})
@@ -149,7 +149,7 @@ def test_rows_shorter_than_the_limit_take_less_without_packing() -> None:
     assert loose.memory.activations < packed.memory.activations
 
 
-def test_remedies_name_the_one_field_that_helps() -> None:
+def test_remedies_name_single_fields_that_make_the_job_fit() -> None:
     training = {"gradientCheckpointing": False, "maxSequenceLength": 8192}
     packed = DATA.model_copy(update={"packed": True})
     failure = refusal(LLAMA_8B, H100, packed, training=training, compute={"gpusPerNode": 1})
@@ -158,7 +158,7 @@ def test_remedies_name_the_one_field_that_helps() -> None:
     assert "set training.maxSequenceLength to" in failure.remedy
 
 
-def test_remedies_are_never_what_the_table_forbids() -> None:
+def test_remedies_are_never_forbidden_combinations() -> None:
     pool = H100.model_copy(update={"host_memory_per_device": "2Ti"})
     adalora = refusal(LLAMA_70B, pool, method={"type": "AdaLoRA"}, compute={"gpusPerNode": 1})
     assert adalora.remedy is not None
@@ -175,17 +175,17 @@ def test_remedies_are_never_what_the_table_forbids() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"optimizer": "AdamW8bit"}, {"optimizer": "Adafactor"}])
-def test_an_optimizer_that_needs_whole_weights_gets_ddp(changes: dict[str, str]) -> None:
+def test_an_optimizer_that_needs_unsharded_weights_gets_ddp(changes: dict[str, str]) -> None:
     found = plan(LLAMA_8B, compute={"gpusPerNode": 8}, training=changes)
     assert found.strategy == "DDP"
 
 
-def test_adalora_is_never_divided() -> None:
+def test_adalora_is_never_sharded() -> None:
     assert plan(LLAMA_8B, compute={"gpusPerNode": 8}, method={"type": "AdaLoRA"}).strategy == "DDP"
     assert refusal(LLAMA_70B, compute={"gpusPerNode": 8}, method={"type": "AdaLoRA"})
 
 
-def test_qlora_of_70b_takes_one_h100_and_is_divided_by_fsdp_on_smaller_ones() -> None:
+def test_qlora_of_70b_takes_one_h100_and_fsdp_on_smaller_devices() -> None:
     found = plan(LLAMA_70B, method={"type": "QLoRA"}, training={"maxSequenceLength": 1024})
     assert (found.world_size, found.strategy) == (1, "DDP")
     small = H100.model_copy(update={"memory_per_device": "24Gi"})
@@ -193,12 +193,12 @@ def test_qlora_of_70b_takes_one_h100_and_is_divided_by_fsdp_on_smaller_ones() ->
     assert found.strategy == "FSDP"
 
 
-def test_dora_is_divided_by_fsdp_because_the_table_forbids_zero3() -> None:
+def test_dora_gets_fsdp_because_zero3_is_a_forbidden_combination() -> None:
     found = plan(LLAMA_70B, method={"type": "DoRA"}, compute={"gpusPerNode": 8})
     assert found.strategy == "FSDP"
 
 
-def test_offload_moves_the_optimizer_to_the_host_where_there_is_room() -> None:
+def test_offload_moves_the_optimizer_to_the_host_if_its_memory_suffices() -> None:
     pool = H100.model_copy(update={"host_memory_per_device": "240Gi"})
     found = plan(LLAMA_8B, pool, method=FULL, compute={"offload": True})
     assert (found.world_size, found.strategy, found.offload) == (1, "ZeRO2", True)
@@ -209,7 +209,7 @@ def test_offload_moves_the_optimizer_to_the_host_where_there_is_room() -> None:
     assert "GiB of host memory for each device; profile pool has 180.0 GiB" in failure.message
 
 
-def test_a_host_without_room_for_a_copy_of_the_states_takes_more_devices() -> None:
+def test_a_host_too_small_for_checkpoint_copies_takes_more_devices() -> None:
     small = H100.model_copy(update={"host_memory_per_device": "16Gi"})
     assert plan(LLAMA_8B, small, method=FULL).world_size == 8
     assert plan(LLAMA_8B, H100, method=FULL).world_size == 2
@@ -226,7 +226,7 @@ def test_zero_is_never_chosen_for_fp16_on_a_cpu_pool() -> None:
     assert failure.reason == "PrecisionUnsupported"
 
 
-def test_the_peak_of_the_profile_is_in_the_plan() -> None:
+def test_the_plan_carries_the_peak_flops_of_the_profile() -> None:
     pool = H100.model_copy(update={"peak_flops_per_device": 9.89e14})
     assert plan(LLAMA_8B, pool).peak_flops == 9.89e14
     assert plan(LLAMA_8B).peak_flops is None
@@ -262,7 +262,7 @@ def activations(model: ModelFacts = LLAMA_8B, **fields: object) -> int:
     return plan(model, training=training, **fields).memory.activations
 
 
-def test_a_pair_is_two_sequences_and_an_answer_follows_its_prompt() -> None:
+def test_a_preference_pair_is_two_sequences_and_grpo_adds_its_completion() -> None:
     one = activations()
     assert activations(objective="KTO") == one
     assert 1.3 * one < activations(objective="DPO") <= 2 * one
@@ -270,7 +270,7 @@ def test_a_pair_is_two_sequences_and_an_answer_follows_its_prompt() -> None:
     assert activations(objective="GRPO", grpo=grpo) > 1.3 * one
 
 
-def test_logits_are_counted_whole_only_where_they_are_needed_whole() -> None:
+def test_all_logits_are_counted_only_for_models_that_scale_them() -> None:
     scaled = LLAMA_8B.model_copy(update={"architecture": "Gemma3ForCausalLM"})
     packed = DATA.model_copy(update={"packed": True})
     few = plan(LLAMA_8B, H100, packed, training={"microBatchSize": 1}).memory.activations
@@ -296,7 +296,7 @@ def test_steps_of_grpo_count_prompts_and_updates_in_whole_groups() -> None:
     assert "multiple of 24" in failure.remedy
 
 
-def test_recomputation_takes_less_the_more_is_recomputed() -> None:
+def test_more_recomputation_takes_less_memory() -> None:
     whole = activations(training={"gradientCheckpointing": False})
     some = activations(training={"selectiveCheckpointing": True})
     assert activations() < some < whole
@@ -305,7 +305,7 @@ def test_recomputation_takes_less_the_more_is_recomputed() -> None:
     assert activations(method=prefix) > 2 * activations()
 
 
-def test_a_reward_model_takes_its_place_beside_the_one_that_learns() -> None:
+def test_a_reward_model_adds_its_weights_to_the_trained_model() -> None:
     job = spec(objective="GRPO", grpo={"rewardModel": {"uri": "hf://a/b"}})
     alone = plan_training(job, LLAMA_8B, DATA, "pool", H100)
     beside = plan_training(job, LLAMA_8B, DATA, "pool", H100, LLAMA_8B)
@@ -314,30 +314,30 @@ def test_a_reward_model_takes_its_place_beside_the_one_that_learns() -> None:
     assert beside.memory.weights == alone.memory.weights + 2 * LLAMA_8B.parameters
 
 
-def test_when_nothing_helps_the_memory_that_would_is_named() -> None:
+def test_the_refusal_names_the_required_memory_if_no_remedy_fits() -> None:
     profile = CPU.model_copy(update={"memory_per_device": "1Gi"})
     failure = refusal(SMOL, profile, training={"maxSequenceLength": 256})
     assert failure.remedy is not None
     assert failure.remedy.startswith("use a profile with at least")
 
 
-@pytest.mark.parametrize(("most", "steps"), [(1, [1]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
-def test_devices_are_tried_in_powers_of_two_and_all(most: int, steps: list[int]) -> None:
-    assert ladder(most) == steps
+@pytest.mark.parametrize(("most", "counts"), [(1, [1]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
+def test_device_counts_are_powers_of_two_and_the_maximum(most: int, counts: list[int]) -> None:
+    assert list_device_counts(most) == counts
 
 
 @pytest.mark.parametrize(
     ("model", "profile", "devices"), [(SMOL, CPU, 1), (LLAMA_8B, H100, 1), (LLAMA_70B, H100, 2)]
 )
-def test_serving_takes_the_fewest_devices_that_hold_the_model(
+def test_serving_takes_the_fewest_devices_that_fit_the_model(
     model: ModelFacts, profile: AcceleratorProfileSpec, devices: int
 ) -> None:
-    assert serving_devices(model, "pool", profile) == devices
+    assert plan_serving_devices(model, "pool", profile) == devices
 
 
 def test_serving_on_too_little_memory_is_refused() -> None:
     small = H100.model_copy(update={"memory_per_device": "10Gi"})
-    found = serving_devices(LLAMA_70B, "pool", small)
+    found = plan_serving_devices(LLAMA_70B, "pool", small)
     assert isinstance(found, Failure)
     assert found.reason == "DoesNotFit"
     assert "profile pool has 10.0 GiB" in found.message
