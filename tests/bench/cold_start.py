@@ -9,6 +9,7 @@ import bitsandbytes, as PEFT does wherever it is installed. Prints Markdown for 
 from __future__ import annotations
 
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from finetune_trainer.distributed.startup_timer import BEGAN_ENV
+from finetune_trainer.distributed.startup_timer import START_TIME_ENV
 from finetune_trainer.runtime.telemetry import RANK_FOLDER_ENV, read_rank_files
 
 from tests.trainer.jobs import environment, free_port, make_run, write_data, write_run
@@ -67,16 +68,17 @@ def one(road: str, root: Path, model: Path) -> dict[str, float]:
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
         command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
         command += ["--max-restarts", "0", __file__, "rank"]
-        env |= {RANK_FOLDER_ENV: str(ranks), BEGAN_ENV: str(time.time())}
+        env |= {RANK_FOLDER_ENV: str(ranks), START_TIME_ENV: str(time.time())}
     process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
     _, log = process.communicate()
     if process.returncode:
         raise SystemExit(log[-3000:])
     if road == "torchrun":
         return dict(read_rank_files(ranks)[0]["start_seconds"])
-    told = [line for line in log.splitlines() if "first step after" in line]
-    parts = told[0].split(": ", 1)[1].split(", ")
-    return {part.rsplit(" ", 2)[0]: float(part.rsplit(" ", 2)[1]) for part in parts}
+    line = next(line for line in log.splitlines() if "First step finished" in line)
+    parts = {name: float(value) for name, value in re.findall(r"(\w+)_seconds=([\d.e-]+)", line)}
+    del parts["total"]
+    return parts
 
 
 def rank() -> None:

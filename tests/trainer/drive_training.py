@@ -21,7 +21,7 @@ import torch
 from finetune_api.run import RunConfig
 from finetune_trainer import strategies
 from finetune_trainer.distributed.rank_reporter import RankReporter
-from finetune_trainer.runtime.errors import failure_of
+from finetune_trainer.runtime.errors import classify_error
 from finetune_trainer.runtime.telemetry import RankFile
 from finetune_trainer.training import worker
 from torch import distributed as dist
@@ -39,7 +39,7 @@ def inside(engine: Any, seen: dict[str, Any]) -> None:
     seen["whole_elements"] = getattr(weight, "ds_numel", weight.numel())
     seen["optimizer_elements"] = optimizer_elements(engine)
     digest = hashlib.sha256()
-    for _, whole in engine.full_weights():
+    for _, whole in engine.gather_weights():
         digest.update(whole.contiguous().numpy().tobytes())
     seen["trained_digest"] = digest.hexdigest()
 
@@ -92,10 +92,10 @@ def run_case(case: dict[str, Any], folder: Path) -> None:
         accumulate = engine.accumulate
 
         @contextlib.contextmanager
-        def watched(last: bool) -> Iterator[None]:
-            with accumulate(last):
+        def watched(is_last: bool) -> Iterator[None]:
+            with accumulate(is_last):
                 yield
-            if not last:
+            if not is_last:
                 _, weight = next(strategies.trainable_parameters(model))
                 seen["reduced_between"] = weight.grad is not None
 
@@ -109,19 +109,19 @@ def run_case(case: dict[str, Any], folder: Path) -> None:
 
     ranks = folder / "ranks" / case["name"]
     ranks.mkdir(parents=True, exist_ok=True)
-    tell = RankReporter(RankFile(ranks, rank))
-    setattr(worker, "build", build)  # noqa: B010
-    setattr(strategies, "load", load)  # noqa: B010
+    reporter = RankReporter(RankFile(ranks, rank))
+    setattr(worker, "build_model", build)  # noqa: B010
+    setattr(strategies, "load_model", load)  # noqa: B010
     try:
-        finished, facts = worker.train(run, tell, StopAfter(case.get("stop_after")))
-        seen.update(finished=finished, facts=facts.to_wire(), told=tell.state)
+        finished, facts = worker.train(run, reporter, StopAfter(case.get("stop_after")))
+        seen.update(finished=finished, facts=facts.to_wire(), told=reporter.state)
     except Exception as error:
         if not case.get("fails"):
             raise
-        seen["error"] = failure_of(error)[0].to_wire()
+        seen["error"] = classify_error(error)[0].to_wire()
     finally:
-        setattr(worker, "build", finished_build)  # noqa: B010
-        setattr(strategies, "load", finished_load)  # noqa: B010
+        setattr(worker, "build_model", finished_build)  # noqa: B010
+        setattr(strategies, "load_model", finished_load)  # noqa: B010
     (folder / f"{case['name']}-{rank}.json").write_text(json.dumps(seen))
     dist.barrier()
 

@@ -17,24 +17,24 @@ from typing import Any
 import numpy as np
 import pytest
 from finetune_api.run import ExitCode, Progress, RunConfig, StageResult
-from finetune_trainer.distributed.launcher import left_early
+from finetune_trainer.distributed.launcher import is_preempted
 from finetune_trainer.runtime.errors import RetryableError
 from finetune_trainer.runtime.telemetry import RANK_FOLDER_ENV, read_rank_files
-from finetune_trainer.train import ending
+from finetune_trainer.train import collect_result
 from safetensors.numpy import load_file, save_file
 
 from tests.trainer.jobs import environment, free_port, losses, make_run, write_data, write_run
 from tests.trainer.tiny import tiny_model
 
 STEPS = 150
-"""Enough to be stopped in the middle, however fast the machine and seldom the telemetry."""
+"""Enough that a stop comes in the middle, on a fast machine and with rare telemetry too."""
 
 
 class Stage:
-    """One launcher process, asked and stopped from outside as in a pod."""
+    """One process of the train stage, polled and stopped from outside as in a pod."""
 
-    before: Sequence[str] = ()
-    """Command that starts it."""
+    prefix: Sequence[str] = ()
+    """Command that starts the process."""
 
     def __init__(self, folder: Path, run: RunConfig) -> None:
         self.folder = folder
@@ -48,7 +48,7 @@ class Stage:
         )
         self.log = (folder / "log.txt").open("w")
         self.process = subprocess.Popen(
-            [*self.before, sys.executable, "-m", "finetune_trainer.train"],
+            [*self.prefix, sys.executable, "-m", "finetune_trainer.train"],
             env=env,
             stdout=self.log,
             stderr=subprocess.STDOUT,
@@ -58,8 +58,8 @@ class Stage:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
             return str(answer.read().decode())
 
-    def wait_for(self, wanted: Callable[[Progress], bool]) -> Progress:
-        """The first progress that is as wanted; fails when the stage ends before."""
+    def wait_for(self, condition: Callable[[Progress], bool]) -> Progress:
+        """The first progress that meets the condition; fails when the stage ends before."""
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             assert self.process.poll() is None, (self.folder / "log.txt").read_text()[-4000:]
@@ -67,13 +67,13 @@ class Stage:
                 progress = Progress.model_validate_json(self.get("/progress"))
             except OSError:
                 continue
-            if wanted(progress):
+            if condition(progress):
                 return progress
             time.sleep(0.02)
-        raise AssertionError("the stage never got there")
+        raise AssertionError("the stage never reached the condition")
 
     def rank_files(self) -> list[dict[str, Any]]:
-        """What the ranks of this pod last told, as the launcher reads it."""
+        """The last reports of the ranks of this pod, as the stage reads them."""
         child = child_named("finetune_trainer.training.worker", self.process.pid)
         environ = Path(f"/proc/{child}/environ").read_text()
         folder = re.search(f"{RANK_FOLDER_ENV}=([^\0]*)", environ)
@@ -103,12 +103,16 @@ def test_a_stopped_attempt_is_resumed_by_the_next_one(tmp_path: Path, model: Pat
     for root in (straight, stopped):
         write_data(root / "job" / "data", model)
     first = Stage(tmp_path / "a", make_run(straight, model, **settings()))
-    told = first.wait_for(lambda p: p.step >= 2)
-    assert (told.world_size, told.engine, told.total_steps) == (2, "DeepSpeedEngine", STEPS)
-    assert [rank.rank for rank in told.ranks] == [0, 1]
-    assert told.loss is not None
-    assert told.tokens_per_second is not None
-    assert told.eta_seconds is not None
+    progress = first.wait_for(lambda p: p.step >= 2)
+    assert (progress.world_size, progress.engine, progress.total_steps) == (
+        2,
+        "DeepSpeedEngine",
+        STEPS,
+    )
+    assert [rank.rank for rank in progress.ranks] == [0, 1]
+    assert progress.loss is not None
+    assert progress.tokens_per_second is not None
+    assert progress.eta_seconds is not None
     metrics = first.get("/metrics")
     assert re.search(r"^finetune_train_loss \d", metrics, re.M)
     assert "finetune_train_rank_heartbeat_timestamp_seconds{host=" in metrics
@@ -140,17 +144,17 @@ def test_a_stopped_attempt_is_resumed_by_the_next_one(tmp_path: Path, model: Pat
 
 
 @pytest.mark.parametrize("stage", ["prepare", "train", "evaluate", "export"])
-def test_a_stop_while_the_pod_comes_up_is_not_missed(
+def test_a_stop_request_during_the_imports_is_not_lost(
     tmp_path: Path, model: Path, stage: str
 ) -> None:
-    """The first process of a pod does not even die of a signal that it has no function for."""
+    """The kernel drops a signal to the first process of a pod that has no handler for it."""
     code = (
         "import os, runpy, signal, sys\n"
-        "class Moment:\n"
+        "class StopDuringImports:\n"
         "    def find_spec(self, name, path, target=None):\n"
         "        if name == 'finetune_api.run':\n"
         "            os.kill(os.getpid(), signal.SIGTERM)\n"
-        "sys.meta_path.insert(0, Moment())\n"
+        "sys.meta_path.insert(0, StopDuringImports())\n"
         f"runpy.run_module('finetune_trainer.{stage}', run_name='__main__')\n"
     )
     run = write_run(make_run(tmp_path, model, strategy="DDP"), tmp_path / "run.json")
@@ -166,7 +170,7 @@ def test_a_stop_while_the_pod_comes_up_is_not_missed(
 
 
 @pytest.mark.parametrize(
-    ("codes", "left"),
+    ("codes", "expected"),
     [
         ([None, None], False),
         ([76, None], True),
@@ -176,10 +180,10 @@ def test_a_stop_while_the_pod_comes_up_is_not_missed(
         ([0, 0], False),
     ],
 )
-def test_a_rank_that_left_is_seen_although_others_have_lost_it_by_now(
-    codes: list[int | None], left: bool
+def test_a_preempted_rank_is_recognised_although_others_fail_without_it(
+    codes: list[int | None], expected: bool
 ) -> None:
-    assert left_early(codes) == left
+    assert is_preempted(codes) == expected
 
 
 def test_a_loss_that_is_not_a_number_is_the_users_error(tmp_path: Path, model: Path) -> None:
@@ -208,10 +212,10 @@ def test_a_killed_rank_makes_the_attempt_retryable(tmp_path: Path, model: Path) 
     assert result.failure.reason in ("PeerLost", "RankFailed")
 
 
-def test_a_pod_that_meets_no_other_does_not_blame_its_memory(tmp_path: Path, model: Path) -> None:
+def test_a_pod_that_reaches_no_other_does_not_blame_its_memory(tmp_path: Path, model: Path) -> None:
     run = make_run(tmp_path, model, strategy="DDP")
     with pytest.raises(RetryableError) as caught:
-        ending(run, tmp_path, 0, stopped=False)
+        collect_result(run, tmp_path, 0, is_preempted=False)
     assert caught.value.failure.reason == "RendezvousFailed"
     assert "memory" not in caught.value.failure.message
 

@@ -28,8 +28,8 @@ def main() -> None:
     worker.join_process_group(run)
     turns = Turns(setting)
     watched = watch(turns)
-    tell = RankReporter(RankFile(folder, 0))
-    worker.train(run, tell, watched)
+    reporter = RankReporter(RankFile(folder, 0))
+    worker.train(run, reporter, watched)
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Whole attempts that are frozen or run out of room: what the next one finds, and what they say."""
+"""Attempts that freeze or run out of disk space: what they report, what the next one finds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.trainer.tiny import tiny_model
 
 
 def published(job: Path) -> dict[str, str]:
-    """Digests of what others see of a job, but of the older attempt's own records."""
+    """Digests of a job's published files, without the records of the older attempt alone."""
     found = {}
     for path in sorted(job.rglob("*")):
         name = path.relative_to(job).as_posix()
@@ -62,44 +62,44 @@ def test_a_gang_that_was_frozen_and_replaced_ends_and_changes_nothing(
 
 
 def state_of(pid: int) -> str:
-    """The kernel's letter for what a process does."""
+    """One-letter state of a process."""
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
 def reason_of(path: Path) -> str:
-    """Reason of the failure that a rank told."""
+    """Reason of the failure in a rank's error file."""
     return str(json.loads(path.read_text())["failure"]["reason"])
 
 
-class Silent:
-    """What a heartbeat tells, kept to itself."""
+class MemoryReporter:
+    """Keeps the reports of a heartbeat in memory."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
-        self.moves = 0
+        self.report_count = 0
 
-    def beat(self, **fields: Any) -> None:
+    def report_beat(self, **fields: Any) -> None:
         self.state.update(fields)
 
 
 def waits_for_files(folder: Path) -> None:
-    """Rank 1 stops, as if its node had gone; rank 0 waits for a file of it."""
+    """Rank 1 stops, as if its node were gone; rank 0 waits for a file of it."""
     dist.init_process_group("gloo")
     collectives.barrier()
 
     def give_up(error: BaseException) -> None:
         assert isinstance(error, StageError)
-        (folder / "told").write_text(f"{error.failure.reason}: {error.failure.message}")
+        (folder / "error").write_text(f"{error.failure.reason}: {error.failure.message}")
         os._exit(3)
 
-    Heartbeat(Silent(), give_up)
+    Heartbeat(MemoryReporter(), give_up)
     collectives.barrier()
     if dist.get_rank() == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
     collectives.barrier()
 
 
-def test_who_waits_for_files_of_a_rank_that_is_gone_gives_up(tmp_path: Path) -> None:
+def test_a_rank_that_waits_for_files_of_a_dead_rank_gives_up(tmp_path: Path) -> None:
     ranks = pool.start(
         waits_for_files,
         tmp_path,
@@ -109,9 +109,9 @@ def test_who_waits_for_files_of_a_rank_that_is_gone_gives_up(tmp_path: Path) -> 
     )
     try:
         until(lambda: ranks.running() == [1], seconds=120)
-        told = (tmp_path / "told").read_text()
-        assert told.startswith("RankStalled: "), told
-        assert "rank 1 on host" in told
+        error = (tmp_path / "error").read_text()
+        assert error.startswith("RankStalled: "), error
+        assert "rank 1 on host" in error
     finally:
         ranks.end()
 
@@ -126,7 +126,7 @@ class SmallStage(Stage):
             'mv "$1/data" "$1.data" && mount -t tmpfs -o size="$2" tmpfs "$1" && '
             'mv "$1.data" "$1/data" && shift 2 && exec "$@"'
         )
-        self.before = [
+        self.prefix = [
             "unshare",
             "--mount",
             *root,
@@ -151,7 +151,7 @@ class SmallStage(Stage):
 
 
 def small_stage(root: Path, keep: int) -> SmallStage:
-    """A run that keeps so many checkpoints, until its volume has no room for another one."""
+    """A run that keeps `keep` checkpoints, at the time when its volume cannot hold another one."""
     model = tiny_model(root / "models" / "tiny")
     write_data(root / "job" / "data", model)
     training = {"checkpoint": {"intervalSteps": 10, "keepLast": keep}}
@@ -159,39 +159,39 @@ def small_stage(root: Path, keep: int) -> SmallStage:
         root, model, method="Full", world_size=1, strategy="DDP", steps=100000, training=training
     )
     stage = SmallStage(root / "a", run, 64 * 2**20)
-    told = stage.wait_for(lambda p: p.checkpoint_bytes is not None)
+    progress = stage.wait_for(lambda p: p.checkpoint_bytes is not None)
     until(lambda: len(stage.steps()) == keep, seconds=120)
-    size = told.checkpoint_bytes or 0
+    size = progress.checkpoint_bytes or 0
 
-    def left_out(progress: Progress) -> bool:
-        # Again, because what was kept too long may have gone since.
+    def skipped_a_checkpoint(progress: Progress) -> bool:
+        # Each time, because an old checkpoint may have been removed since.
         fill(stage.job, leave=size // 2)
-        return "left out" in (progress.message or "")
+        return "skipped the checkpoint" in (progress.message or "")
 
-    stage.wait_for(left_out)
+    stage.wait_for(skipped_a_checkpoint)
     return stage
 
 
 def fill(folder: Path, leave: int) -> None:
-    """Fill the volume of a folder but for some bytes."""
+    """Fill the volume of a folder until `leave` bytes are free."""
     state = os.statvfs(folder)
-    room = state.f_bavail * state.f_frsize - leave
-    if room <= 0:
+    excess = state.f_bavail * state.f_frsize - leave
+    if excess <= 0:
         return
-    # A checkpoint may take the room meanwhile: then it is full, too.
+    # A checkpoint may use the space meanwhile: then the volume is full, too.
     with contextlib.suppress(OSError), (folder / "filler").open("ab", buffering=0) as file:
-        file.write(b"\0" * room)
+        file.write(b"\0" * excess)
 
 
-def test_a_full_volume_costs_a_checkpoint_and_not_the_run(tmp_path: Path) -> None:
+def test_a_full_volume_skips_a_checkpoint_and_does_not_end_the_run(tmp_path: Path) -> None:
     stage = small_stage(tmp_path, keep=2)
-    told = Progress.model_validate_json(stage.get("/progress"))
-    assert "the volume has no space" in (told.message or "")
-    assert told.checkpoint_seconds is not None
+    progress = Progress.model_validate_json(stage.get("/progress"))
+    assert "the volume has no space" in (progress.message or "")
+    assert progress.checkpoint_seconds is not None
     assert "finetune_train_checkpoint_bytes" in stage.get("/metrics")
     newest = max(stage.steps())
-    stage.wait_for(lambda p: p.step > told.step)
-    # A checkpoint that must be written takes the room of all older ones but the newest.
+    stage.wait_for(lambda p: p.step > progress.step)
+    # A required checkpoint replaces all older ones but the newest.
     stage.process.send_signal(signal.SIGTERM)
     code, result = stage.end()
     assert (code, result.outcome) == (ExitCode.PREEMPTED, "Preempted"), stage.text()[-3000:]
@@ -200,7 +200,7 @@ def test_a_full_volume_costs_a_checkpoint_and_not_the_run(tmp_path: Path) -> Non
     assert f"Saved a checkpoint step={result.train.steps} " in stage.text()
 
 
-def test_a_checkpoint_that_must_be_written_fails_in_words(tmp_path: Path) -> None:
+def test_a_required_checkpoint_on_a_full_volume_fails_with_no_space_left(tmp_path: Path) -> None:
     stage = small_stage(tmp_path, keep=1)
     stage.process.send_signal(signal.SIGTERM)
     code, result = stage.end()
@@ -210,15 +210,15 @@ def test_a_checkpoint_that_must_be_written_fails_in_words(tmp_path: Path) -> Non
     assert " bytes and the volume has " in result.failure.message
 
 
-@pytest.mark.parametrize("of", ["the pod", "one rank"])
-def test_a_stop_before_the_first_step_ends_at_once(tmp_path: Path, of: str) -> None:
-    """While libraries are imported: that takes seconds, and loading a tiny model does not."""
+@pytest.mark.parametrize("target", ["the pod", "one rank"])
+def test_a_stop_before_the_first_step_ends_at_once(tmp_path: Path, target: str) -> None:
+    """During the imports, which take seconds; loading a tiny model does not."""
     model = tiny_model(tmp_path / "models" / "tiny")
     write_data(tmp_path / "job" / "data", model)
     stage = Stage(tmp_path / "a", make_run(tmp_path, model, strategy="DDP", steps=100000))
-    stage.wait_for(lambda told: told.message == "importing libraries")
+    stage.wait_for(lambda progress: progress.message == "importing libraries")
     pid = stage.process.pid
-    if of == "one rank":
+    if target == "one rank":
         pid = child_named("finetune_trainer.training.worker", pid)
     os.kill(pid, signal.SIGTERM)
     code, result = stage.end()

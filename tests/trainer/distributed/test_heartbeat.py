@@ -1,4 +1,4 @@
-"""A rank that stops is named: while the others wait, and in what they end with."""
+"""A rank that stops is named, while the others wait and in the error that they end with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from finetune_api.run import COLLECTIVE_TIMEOUT_ENV, ExitCode
-from finetune_trainer.distributed.heartbeat import Beat, stalled, whereabouts
+from finetune_trainer.distributed.heartbeat import Beat, find_stalled_ranks, locate_thread
 
 from tests.trainer.jobs import make_run, write_data
 from tests.trainer.test_train import Stage
@@ -22,33 +22,42 @@ from tests.trainer.tiny import tiny_model
 LIMIT = 15
 
 
-def beat(rank: int, count: int, waits: bool = True) -> Beat:
-    return Beat(rank, f"host-{rank}", count, 7, waits, "worker.py:accumulate")
+def beat(rank: int, count: int, is_waiting: bool = True) -> Beat:
+    return Beat(rank, f"host-{rank}", count, 7, is_waiting, "worker.py:accumulate")
 
 
-def test_a_rank_that_ceased_to_beat_is_stalled_wherever_it_stands() -> None:
+def test_a_rank_whose_beats_ended_is_stalled_wherever_its_main_thread_is() -> None:
     before = [beat(0, 10), beat(1, 10), beat(2, 10)]
-    assert stalled(before, [beat(0, 15), beat(1, 10), beat(2, 15, waits=False)]) == [beat(1, 10)]
+    assert find_stalled_ranks(
+        before, [beat(0, 15), beat(1, 10), beat(2, 15, is_waiting=False)]
+    ) == [beat(1, 10)]
 
 
-def test_a_rank_that_beats_but_does_not_wait_is_the_one_waited_for() -> None:
+def test_a_rank_that_beats_but_does_not_wait_is_the_stalled_one() -> None:
     before = [beat(0, 10), beat(1, 10)]
-    assert stalled(before, [beat(0, 15), beat(1, 15, waits=False)]) == [beat(1, 15, waits=False)]
+    assert find_stalled_ranks(before, [beat(0, 15), beat(1, 15, is_waiting=False)]) == [
+        beat(1, 15, is_waiting=False)
+    ]
 
 
-@pytest.mark.parametrize("waits", [True, False])
-def test_nobody_is_blamed_where_all_do_the_same(waits: bool) -> None:
-    assert stalled([beat(0, 1), beat(1, 1)], [beat(0, 2, waits), beat(1, 2, waits)]) == []
+@pytest.mark.parametrize("is_waiting", [True, False])
+def test_no_rank_is_blamed_where_all_do_the_same(is_waiting: bool) -> None:
+    assert (
+        find_stalled_ranks(
+            [beat(0, 1), beat(1, 1)], [beat(0, 2, is_waiting), beat(1, 2, is_waiting)]
+        )
+        == []
+    )
 
 
-def test_a_thread_is_seen_where_it_stands() -> None:
+def test_a_thread_is_located_in_the_innermost_function_of_the_trainer() -> None:
     """This function is not the trainer's, but one of the trainer's calls it."""
     from finetune_trainer.distributed import collectives
 
-    there, go = threading.Event(), threading.Event()
+    entered, go = threading.Event(), threading.Event()
 
     def inside() -> None:
-        there.set()
+        entered.set()
         go.wait(30)
 
     code = compile("def call(f): f()", collectives.__file__, "exec")
@@ -56,8 +65,8 @@ def test_a_thread_is_seen_where_it_stands() -> None:
     exec(code, scope)
     thread = threading.Thread(target=scope["call"], args=(inside,))
     thread.start()
-    assert there.wait(30)
-    assert whereabouts(sys._current_frames()[thread.ident or 0]) == (
+    assert entered.wait(30)
+    assert locate_thread(sys._current_frames()[thread.ident or 0]) == (
         False,
         "distributed/collectives.py:call",
     )
@@ -71,7 +80,7 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
         if found := condition():
             return found
         time.sleep(0.05)
-    raise AssertionError("it never came true")
+    raise AssertionError("the condition never became true")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -86,9 +95,9 @@ def test_a_stopped_rank_is_named_by_progress_metrics_and_failure(
     pids = [r["pid"] for r in stage.rank_files()]
     os.kill(pids[rank], signal.SIGSTOP)
     try:
-        told = stage.wait_for(lambda p: bool(p.stalled))
-        assert [r.rank for r in told.stalled] == [rank]
-        assert told.stalled[0].host
+        progress = stage.wait_for(lambda p: bool(p.stalled))
+        assert [r.rank for r in progress.stalled] == [rank]
+        assert progress.stalled[0].host
         metrics = stage.get("/metrics")
         assert f'rank="{rank}"}} 1.0' in next(
             line for line in metrics.splitlines() if line.startswith("finetune_train_rank_stalled{")

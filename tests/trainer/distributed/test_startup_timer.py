@@ -1,4 +1,4 @@
-"""The way to the first step: what is imported, who waits for whom, and what is told of it."""
+"""The start of a rank: what it imports, and the seconds of each part that it reports."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NEVER = (
 )
 PARTS = ["launch", "imports", "rendezvous", "model", "wrap", "data", "checkpoint", "first_step"]
 LISTED = (
-    "import sys, json; from finetune_trainer import worker; worker.main(); "
+    "import sys, json; from finetune_trainer.training import worker; worker.main(); "
     "print(json.dumps([n for n, m in sys.modules.items() if m]), file=open(sys.argv[1], 'w'))"
 )
 
@@ -67,17 +67,19 @@ def test_a_worker_imports_only_what_it_computes_with(trained: Path) -> None:
     assert not loaded & {*NEVER, "bitsandbytes", "deepspeed"}
 
 
-def test_a_worker_tells_what_its_start_was_spent_on(trained: Path) -> None:
-    (told,) = read_rank_files(trained / "ranks")
-    spent = Progress.model_validate({"stage": "train", "attempt": 1, **wire(told)}).start_seconds
+def test_a_worker_reports_the_seconds_of_every_part_of_its_start(trained: Path) -> None:
+    (state,) = read_rank_files(trained / "ranks")
+    spent = Progress.model_validate(
+        {"stage": "train", "attempt": 1, **start_fields(state)}
+    ).start_seconds
     assert spent is not None
     assert set(PARTS) <= set(spent)
     assert all(seconds >= 0 for seconds in spent.values())
     assert spent["imports"] > spent["checkpoint"]
 
 
-def wire(told: dict[str, Any]) -> dict[str, Any]:
-    return {name: told[name] for name in ("start_seconds", "step")}
+def start_fields(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: state[name] for name in ("start_seconds", "step")}
 
 
 def test_metrics_have_every_part_of_the_start() -> None:
@@ -109,18 +111,19 @@ def test_bitsandbytes_stays_where_something_is_quantised(
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
     run = make_run(tmp_path, tmp_path / "m")
     spec = {**run.raw_spec, "method": {"type": method}, "training": {"optimizer": optimizer}}
-    assert startup_timer.quantises(run, FineTuneJobSpec.model_validate(spec)) == needed
+    assert startup_timer.uses_bitsandbytes(run, FineTuneJobSpec.model_validate(spec)) == needed
 
 
-def test_the_kernel_knows_when_a_process_began() -> None:
+def test_the_start_time_of_a_process_comes_from_the_kernel() -> None:
     code = (
-        "import time; t = time.time(); from finetune_trainer.distributed.startup_timer import process_began; "
-        "print(t - process_began(), time.process_time())"
+        "import time; t = time.time(); "
+        "from finetune_trainer.distributed.startup_timer import process_start_time; "
+        "print(t - process_start_time(), time.process_time())"
     )
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
     )
-    before, computed = map(float, told.stdout.split())
+    before, computed = map(float, done.stdout.split())
     # The kernel counts in hundredths of a second.
     assert -0.05 < before < 60
     assert computed > 0
@@ -131,9 +134,9 @@ def test_a_pod_that_waits_for_others_can_be_stopped(
 ) -> None:
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
     run = make_run(tmp_path, tiny_model_folder, world_size=2)
-    shape = {"nodes": 2, "gpus_per_node": 1}
+    topology = {"nodes": 2, "gpus_per_node": 1}
     alone = RunConfig.model_validate(
-        run.model_copy(update={"plan": run.require_plan().model_copy(update=shape)}).model_dump()
+        run.model_copy(update={"plan": run.require_plan().model_copy(update=topology)}).model_dump()
     )
     stage = Stage(tmp_path / "a", alone)
     stage.wait_for(lambda progress: progress.message == "waiting for the other ranks")

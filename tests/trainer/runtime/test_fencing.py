@@ -39,7 +39,7 @@ def work(attempt: Attempt) -> None:
         attempt.publish(attempt.scratch / "output", attempt.job / "output")
         attempt.publish_file(attempt.job / "report.json", text.encode())
         for old in sorted((attempt.job / "checkpoints").glob("*/step-0")):
-            attempt.remove(old)
+            attempt.remove_published(old)
 
 
 def frozen_before(change: int, job: Path) -> int:
@@ -112,7 +112,7 @@ def test_a_served_artifact_outlives_an_older_export(tmp_path: Path) -> None:
 
     def begin(number: int) -> Attempt:
         attempt = Attempt(job, number, "export", home=target)
-        attempt.claim()
+        attempt.acquire()
         (attempt.scratch / "artifact").mkdir()
         (attempt.scratch / "artifact" / "model").write_text(f"attempt {number}")
         return attempt
@@ -132,16 +132,16 @@ def test_a_claim_counts_although_its_maker_died_before_it_said_who_it_was(tmp_pa
     (tmp_path / "claims").mkdir()
     (tmp_path / "claims" / "3").touch()
     with pytest.raises(RetryableError) as caught:
-        Attempt(tmp_path, 3).claim()
+        Attempt(tmp_path, 3).acquire()
     assert caught.value.failure.reason == "AttemptAlreadyClaimed"
-    Attempt(tmp_path, 2).claim()
+    Attempt(tmp_path, 2).acquire()
     with pytest.raises(RetryableError) as caught:
         Attempt(tmp_path, 2).require_newest()
     assert caught.value.failure.reason == "Fenced"
 
 
 def test_stages_do_not_fence_each_other(tmp_path: Path) -> None:
-    Attempt(tmp_path, 7).claim()
+    Attempt(tmp_path, 7).acquire()
     with Attempt(tmp_path, 1, "evaluate") as attempt:
         attempt.publish_file(tmp_path / "report.json", b"{}")
     assert (tmp_path / "report.json").read_bytes() == b"{}"
@@ -151,7 +151,7 @@ def test_stages_do_not_fence_each_other(tmp_path: Path) -> None:
 def test_an_attempt_that_fails_because_it_was_replaced_says_so(tmp_path: Path) -> None:
     def fail() -> None:
         with Attempt(tmp_path, 1, "evaluate") as attempt:
-            Attempt(tmp_path, 2, "evaluate").claim()
+            Attempt(tmp_path, 2, "evaluate").acquire()
             (attempt.scratch / "half").write_text("its folder has gone")
 
     with pytest.raises(RetryableError) as caught:
@@ -162,7 +162,7 @@ def test_an_attempt_that_fails_because_it_was_replaced_says_so(tmp_path: Path) -
 def test_a_workspace_that_has_gone_is_not_taken_for_a_later_attempt(tmp_path: Path) -> None:
     job = tmp_path / "job"
     attempt = Attempt(job, 1)
-    attempt.claim()
+    attempt.acquire()
     shutil.rmtree(job)
     with pytest.raises(RetryableError) as caught:
         attempt.publish_file(job / "report.json", b"{}")
@@ -172,12 +172,12 @@ def test_a_workspace_that_has_gone_is_not_taken_for_a_later_attempt(tmp_path: Pa
 
 def test_names_that_are_no_attempts_fence_nobody(tmp_path: Path) -> None:
     attempt = Attempt(tmp_path, 1)
-    attempt.claim()
+    attempt.acquire()
     for name in ("²", "٣", "2.bak", "-5", "evaluate-²"):
         (tmp_path / "claims" / name).touch()
     (tmp_path / ".train-²").mkdir()
     attempt.require_newest()
-    Attempt(tmp_path, 2).claim()
+    Attempt(tmp_path, 2).acquire()
     assert (tmp_path / ".train-²").is_dir()
 
 
@@ -190,7 +190,7 @@ def test_one_of_many_claims_an_attempt(tmp_path: Path) -> None:
             while time.time() < start:
                 pass
             try:
-                Attempt(tmp_path, 1).claim()
+                Attempt(tmp_path, 1).acquire()
                 os._exit(0)
             except RetryableError:
                 os._exit(FENCED)

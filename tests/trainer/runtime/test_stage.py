@@ -23,7 +23,7 @@ from finetune_api.run import (
     TrainFacts,
 )
 from finetune_trainer.runtime.stage import termination_message
-from finetune_trainer.runtime.telemetry import Report, serve
+from finetune_trainer.runtime.telemetry import Report, serve_telemetry
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -278,7 +278,7 @@ def test_even_texts_that_json_must_escape_fit_the_termination_message() -> None:
 def test_telemetry_serves_progress_metrics_and_health() -> None:
     report = Report("train", 2, clock=lambda: 12.5)
     report.update("training", step=3, total_steps=9, loss=1.25)
-    server = serve(report, host="127.0.0.1")
+    server = serve_telemetry(report, host="127.0.0.1")
 
     def get(path: str) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}") as answer:
@@ -297,7 +297,7 @@ def test_telemetry_serves_progress_metrics_and_health() -> None:
 
 
 def test_who_hangs_up_leaves_no_traceback_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:
-    server = serve(Report("train", 1), host="127.0.0.1")
+    server = serve_telemetry(Report("train", 1), host="127.0.0.1")
     before, place = set(threading.enumerate()), ("127.0.0.1", server.server_port)
     try:
         with socket.create_connection(place) as client:

@@ -1,8 +1,8 @@
-"""Collectives that wait for files: one rank reads or writes many gigabytes, the others stand by.
+"""Collectives with a long timeout, for steps in which one rank reads or writes files.
 
-They have a process group of their own, over the network and not the devices, because a time limit
-that finds a hung training step soon is far too short for a model on a slow volume. A rank that
-dies is still noticed at once: its connections close.
+They have a process group of their own, over the network and not over the devices, because the
+timeout that finds a hung training step soon is far too short for a model on a slow volume. The
+death of a rank is still noticed at once: its connections close.
 """
 
 from datetime import timedelta
@@ -16,32 +16,33 @@ FILES_TIMEOUT = timedelta(hours=6)
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
-    dist.barrier(group=_group(dist.group.WORLD))
+    """Wait until every rank gets here."""
+    dist.barrier(group=_file_group(dist.group.WORLD))
 
 
-def from_rank_zero(value: Any) -> Any:
-    """What rank 0 gave; the other ranks' values are not looked at."""
+def broadcast_from_rank_zero(value: Any) -> Any:
+    """The value of rank 0, on every rank; the values of the other ranks are ignored."""
     box = [value]
-    dist.broadcast_object_list(box, src=0, group=_group(dist.group.WORLD))
+    dist.broadcast_object_list(box, src=0, group=_file_group(dist.group.WORLD))
     return box[0]
 
 
-def gathered(value: Any) -> list[Any]:
-    """The values of all ranks, in their order."""
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value, group=_group(dist.group.WORLD))
-    return found
+def all_gather(value: Any) -> list[Any]:
+    """The values of all ranks, in the order of the ranks."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=_file_group(dist.group.WORLD))
+    return values
 
 
 def any_rank(value: bool) -> bool:
-    """Whether it is true on any rank."""
-    told = torch.tensor([int(value)])
-    dist.all_reduce(told, op=dist.ReduceOp.MAX, group=_group(dist.group.WORLD))
-    return bool(told)
+    """Whether `value` is true on any rank."""
+    flag = torch.tensor([int(value)])
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=_file_group(dist.group.WORLD))
+    return bool(flag)
 
 
 @cache
-def _group(world: Any) -> Any:
-    # Made on first use, which is a collective; `world` tells one process group from the next.
+def _file_group(world: Any) -> Any:
+    # Created on first use, which is a collective; `world` is the cache key, so that a process that
+    # joins another process group gets another one.
     return dist.new_group(backend="gloo", timeout=FILES_TIMEOUT)

@@ -1,9 +1,10 @@
 """Starts the ranks of a pod, and on the first pod the store at which all ranks meet.
 
-What torchrun does, but at once: its agent imports PyTorch before it starts a rank, and waits for
-the other pods before that. Here the store and every rank import their libraries at the same time,
-and ranks wait for each other only when they have something to do together. The store is a process
-of its own, so that it outlives any rank: the others must be able to tell who is gone.
+torchrun does the same, but in sequence: its agent waits for the other pods, imports PyTorch, and
+then starts the ranks. Here the store and every rank import their libraries at the same time, and
+ranks wait for each other only before their first collective. The store is a process of its own, so
+that it outlives any rank: the other ranks need it to find out which one is gone. A rank continues
+in `training.worker`.
 """
 
 import os
@@ -22,13 +23,14 @@ from finetune_trainer.runtime.errors import RetryableError
 from finetune_trainer.runtime.telemetry import RANK_FOLDER_ENV
 
 PORT_ENV = "FINETUNE_RENDEZVOUS_PORT"
-MEETING_ENV = "FINETUNE_MEETING"
-"""Tells a rank that a store waits for it; without it torchrun has started the rank."""
+STORE_ENV = "FINETUNE_MEETING"
+"""Set for ranks that have a store to meet at; torchrun does not set it for its ranks."""
 RENDEZVOUS_SECONDS = 600.0
-PATIENCE_SECONDS = 30.0
-"""From the request to end until a process is killed."""
+KILL_AFTER_SECONDS = 30.0
+"""From SIGTERM until a rank is killed."""
 POLL_SECONDS = 0.25
-LOOK_AGAIN = timedelta(seconds=2)
+STORE_TIMEOUT = timedelta(seconds=2)
+"""Of one try to reach the store, which is repeated until RENDEZVOUS_SECONDS have passed."""
 
 
 class Ranks:
@@ -38,57 +40,60 @@ class Ranks:
         """Start one rank per device; no restarts, because the operator replaces the whole gang."""
         port = os.environ.get(PORT_ENV, str(RENDEZVOUS_PORT))
         self._store = (
-            start("finetune_trainer.distributed.launcher", port) if node_rank == 0 else None
+            start_module("finetune_trainer.distributed.launcher", port) if node_rank == 0 else None
         )
-        each, count = plan.gpus_per_node, plan.world_size
-        threads = max(1, len(os.sched_getaffinity(0)) // each)
+        local_world_size = plan.gpus_per_node
+        threads = max(1, len(os.sched_getaffinity(0)) // local_world_size)
         shared = {
-            MEETING_ENV: "1",
+            STORE_ENV: "1",
             RANK_FOLDER_ENV: str(folder),
             "MASTER_ADDR": host,
             "MASTER_PORT": port,
-            "WORLD_SIZE": str(count),
-            "LOCAL_WORLD_SIZE": str(each),
+            "WORLD_SIZE": str(plan.world_size),
+            "LOCAL_WORLD_SIZE": str(local_world_size),
             "GROUP_RANK": str(node_rank),
         }
         self._ranks = [
-            start(
+            start_module(
                 "finetune_trainer.training.worker",
                 **{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), **shared},
-                RANK=str(node_rank * each + local),
+                RANK=str(node_rank * local_world_size + local),
                 LOCAL_RANK=str(local),
             )
-            for local in range(each)
+            for local in range(local_world_size)
         ]
         self._kill_at: float | None = None
-        self.left = False
-        """Whether one was asked to end, by somebody else, before it had anything to save."""
+        self.is_preempted = False
+        """Whether a rank received SIGTERM from another process, before it had anything to save."""
 
     def poll(self) -> int | None:
-        """None while a rank runs; when one fails the others are ended. The exit code then."""
+        """The exit code of the ranks, or None while one runs.
+
+        When a rank fails, the others get SIGTERM, and SIGKILL half a minute later.
+        """
         codes = [rank.poll() for rank in self._ranks]
         if self._kill_at is None:
-            self.left = left_early(codes)
+            self.is_preempted = is_preempted(codes)
         lost_store = self._store is not None and self._store.poll() is not None
         if None not in codes:
             self._end_store()
             return max(abs(code) for code in codes if code is not None)
         if any(codes) or lost_store:
-            self.end(set())
+            self.terminate(set())
         late = time.monotonic() - self._kill_at if self._kill_at is not None else 0.0
         if late > 0:
             for rank in self._ranks:
                 rank.kill()
-        if late > PATIENCE_SECONDS:
-            # The kernel does not let go of it: a driver or a volume hangs. The pod ends anyway.
+        if late > KILL_AFTER_SECONDS:
+            # The kernel cannot end a rank, because a driver or a volume hangs. The pod ends anyway.
             self._end_store()
             return 1
         return None
 
-    def end(self, lost: Set[int]) -> None:
-        """Ask every rank to end, once, and kill the processes `lost`, which do not listen."""
+    def terminate(self, lost: Set[int]) -> None:
+        """Send every rank SIGTERM, once; the processes `lost`, which do not run, get SIGKILL."""
         if self._kill_at is None:
-            self._kill_at = time.monotonic() + PATIENCE_SECONDS
+            self._kill_at = time.monotonic() + KILL_AFTER_SECONDS
             for rank in self._ranks:
                 rank.kill() if rank.pid in lost else rank.terminate()
 
@@ -98,59 +103,62 @@ class Ranks:
             self._store.wait()
 
 
-def left_early(codes: Sequence[int | None]) -> bool:
-    """Whether a rank left because it was asked to; others may have lost it by now, and say so."""
+def is_preempted(codes: Sequence[int | None]) -> bool:
+    """Whether a rank ended because of SIGTERM; others may have failed since without it."""
     return ExitCode.PREEMPTED in codes and {None, 0, 1, ExitCode.PREEMPTED}.issuperset(codes)
 
 
-def start(module: str, *arguments: str, **environment: str) -> "subprocess.Popen[bytes]":
-    """Run a module as a child."""
+def start_module(module: str, *arguments: str, **environment: str) -> "subprocess.Popen[bytes]":
+    """Run a module as a child process."""
     command = [sys.executable, "-m", module, *arguments]
-    # A group of its own: a signal to this process's group must not reach the ranks twice.
+    # In a process group of its own: a signal to this process's group must not reach a rank twice.
     return subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True)
 
 
-def meet() -> Any:
-    """Wait at the store until every rank is there; returns the store for the process group.
+def join_store() -> Any:
+    """Wait until every rank has joined the store; returns the store for the process group.
 
-    Raises RetryableError RendezvousFailed.
+    Raises RetryableError RendezvousFailed or RendezvousTimeout.
     """
     from torch import distributed as dist
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     deadline = time.monotonic() + RENDEZVOUS_SECONDS
-    await_host(host, deadline)
+    wait_for_host(host, deadline)
 
     def connect() -> Any:
-        return dist.TCPStore(host, port, is_master=False, timeout=LOOK_AGAIN)
+        return dist.TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT)
 
-    store = patiently(connect, deadline, f"Nothing answers on {host}:{port}.")
+    store = retry_until(connect, deadline, f"Nothing answers on {host}:{port}.")
     store.set(f"here/{rank}", "")
-    others = [f"here/{other}" for other in range(count)]
-    missing = f"Not all {count} ranks came to {host}:{port}."
-    patiently(lambda: store.wait(others, LOOK_AGAIN), deadline, missing)
+    all_ranks = [f"here/{other}" for other in range(count)]
+    message = f"Not all {count} ranks reached {host}:{port}."
+    retry_until(lambda: store.wait(all_ranks, STORE_TIMEOUT), deadline, message)
     return dist.PrefixStore("group", store)
 
 
-def patiently(attempt: Callable[[], Any], deadline: float, complaint: str) -> Any:
-    """What `attempt` gives as soon as it no longer ends with an error of the network."""
+def retry_until(call: Callable[[], Any], deadline: float, message: str) -> Any:
+    """The first result of `call` that is no network error.
+
+    Raises RetryableError RendezvousFailed with `message` after the deadline (monotonic seconds).
+    """
     from torch import distributed as dist
 
     while True:
         try:
-            return attempt()
+            return call()
         except dist.DistError as error:
             if time.monotonic() > deadline:
                 raise RetryableError(
                     "RendezvousFailed",
-                    complaint,
-                    "Look at whether all pods of this attempt came up, and at their logs.",
+                    message,
+                    "Check whether all pods of this attempt started, and read their logs.",
                 ) from error
 
 
-def await_host(host: str, deadline: float) -> None:
-    """Wait until the name of the pod with index 0 resolves: its Service has just been made."""
+def wait_for_host(host: str, deadline: float) -> None:
+    """Wait until the name of the first pod resolves; its Service was created just now."""
     while True:
         try:
             socket.getaddrinfo(host, None)
@@ -159,47 +167,47 @@ def await_host(host: str, deadline: float) -> None:
                 raise RetryableError(
                     "RendezvousTimeout",
                     f"The host {host} of the first pod has no address: {error}.",
-                    "Look at the other pods of this attempt and at the cluster's DNS.",
+                    "Check the other pods of this attempt and the cluster's DNS.",
                 ) from error
             time.sleep(POLL_SECONDS)
         else:
             return
 
 
-def read_ahead(run: RunConfig) -> None:
+def prefetch_weights(run: RunConfig) -> None:
     """Let the kernel read the weights while the ranks import their libraries.
 
-    Nothing where they would fill more than half of the memory that is free.
+    Does nothing where the weights would fill more than half of the available memory.
     """
-    if run.model is None or run.model.weight_bytes * 2 > free_memory():
+    if run.model is None or run.model.weight_bytes * 2 > available_memory_bytes():
         return
     for path in sorted((Path(run.paths.model_cache) / run.model.folder).glob("*.safetensors")):
         try:
             with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
         except OSError:
-            # It is only a hint; whoever loads the model tells what is wrong with it.
+            # It is only a hint; the rank that loads the model reports what is wrong.
             return
 
 
-def free_memory() -> int:
-    """Bytes that the host could give."""
+def available_memory_bytes() -> int:
+    """MemAvailable of the host."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return 0
 
 
-def keep_store(port: int) -> None:
-    """Be the store until the parent ends."""
+def serve_store(port: int) -> None:
+    """Serve the store until the parent process ends."""
     parent = os.getppid()
     from torch.distributed import TCPStore
 
-    keep = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     while os.getppid() == parent:
         time.sleep(1.0)
-    del keep
+    del store
 
 
 if __name__ == "__main__":
-    keep_store(int(sys.argv[1]))
+    serve_store(int(sys.argv[1]))

@@ -1,6 +1,7 @@
-"""What a training process tells the first process of its pod: state, and signs of life.
+"""Reports of a rank to the first process of its pod: its state, and its signs of life.
 
-Two threads tell: the one that trains, and the one that beats although the other waits.
+Two threads report: the main thread, which trains, and the heartbeat's, which also reports while the
+main thread waits.
 """
 
 import threading
@@ -14,26 +15,26 @@ from finetune_trainer.runtime.telemetry import RankFile
 
 @dataclass
 class RankReporter:
-    """What this rank tells the first process of its pod."""
+    """Reports the state of this rank to the first process of its pod."""
 
     file: RankFile
     state: dict[str, Any] = field(default_factory=dict)
-    moves: int = 0
-    """How often the main thread has told something."""
+    report_count: int = 0
+    """How often the main thread has reported."""
     startup: StartupTimer = field(default_factory=StartupTimer)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def __call__(self, message: Any = None, **fields: Any) -> None:
-        """Change some fields and stamp the time; a new message is told at once."""
+    def report(self, message: str | None = None, /, **fields: Any) -> None:
+        """Change fields of the state and stamp the time; a message is written at once."""
         if message is not None:
             fields["message"] = message
-        self.moves += 1
+        self.report_count += 1
         with self._lock:
             self.state.update(fields, updated_at=time.time())
             self.file.write(self.state, force=message is not None)
 
-    def beat(self, **fields: Any) -> None:
-        """Stamp the time of a sign of life; the second thread does."""
+    def report_beat(self, **fields: Any) -> None:
+        """Stamp the time of a sign of life; called by the heartbeat's thread."""
         with self._lock:
             self.state.update(fields, beat_at=time.time())
             self.file.write(self.state, force=True)

@@ -1,8 +1,9 @@
-"""Files that are whole or not there, whatever dies and when.
+"""fsync of files and folders, so that a crash leaves a file complete or absent.
 
-A rename is atomic, but it may reach the disk before what was written under the old name. So a file
-or folder is made durable before it gets its name, and the folder that holds the name after it.
-What is published is readable by other users: whoever serves a model runs under another one.
+A rename is atomic, but it may reach the disk before the content that was written under the old
+name. So a file or folder is synced before it gets its final name, and the folder that holds the
+name is synced after the rename. Published files are readable by other users, because a model
+server runs under another uid.
 """
 
 import hashlib
@@ -10,14 +11,14 @@ import os
 from pathlib import Path
 
 
-def sha256_of(path: Path) -> str:
+def sha256_file(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync(path: Path) -> None:
-    """Make one file, or the names in one folder, durable."""
+def fsync_path(path: Path) -> None:
+    """Write one file, or the names in one folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -25,9 +26,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def seal(path: Path) -> None:
-    """Make a file, or a folder and all that is in it, durable and readable by other users."""
+def fsync_tree(path: Path) -> None:
+    """Write a file, or a folder and all its content, to the disk, readable by other users."""
     # Files first, then the folders that name them.
     for each in sorted([*path.rglob("*"), path], key=Path.is_dir):
         each.chmod(0o755 if each.is_dir() else 0o644)
-        sync(each)
+        fsync_path(each)

@@ -1,14 +1,13 @@
-"""The shell that every stage runs in: run file in, telemetry meanwhile, one result out.
+"""Runs one stage: the run file in, telemetry meanwhile, one result out.
 
-A stage is a function of (RunConfig, Report) that returns a StageResult or raises. The shell
+A stage is a function of (RunConfig, Report) that returns a StageResult or raises. `run_stage`
 answers HTTP before the stage imports anything heavy, turns every way of ending into one
-StageResult of at most 4096 bytes and one exit code, and keeps tracebacks in the log: whoever
-reads `kubectl describe` sees one line that says what is wrong, where, and what to do.
+StageResult of at most 4096 bytes and one exit code, and keeps tracebacks in the log: a user of
+`kubectl describe` sees one line that says what is wrong, where, and what to do.
 """
 
 import logging
 import os
-import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -32,11 +31,12 @@ from finetune_trainer.runtime.errors import (
     RetryableError,
     StageError,
     UserError,
-    _shorten,
-    failure_of,
+    classify_error,
+    shorten,
 )
+from finetune_trainer.runtime.logs import configure_logging
 from finetune_trainer.runtime.sigterm import Preempted, Stop
-from finetune_trainer.runtime.telemetry import Report, serve
+from finetune_trainer.runtime.telemetry import Report, serve_telemetry
 
 __all__ = ["Report", "RetryableError", "StageError", "UserError", "run_stage"]
 
@@ -49,35 +49,64 @@ EXIT_CODES = {
     "Preempted": ExitCode.PREEMPTED,
 }
 UNWIND_SECONDS = 5.0
-"""Between SIGTERM and the end of a stage, for what it gives back."""
+"""From SIGTERM to the exit of a stage, in which it can release what it holds."""
 
 
-def termination_message(result: StageResult, limit: int = TERMINATION_MAX_BYTES) -> bytes:
-    """The result as JSON of at most `limit` bytes; what is least missed is shortened first."""
+def run_stage(stage: StageName, work: Stage, stop: Stop | None = None) -> int:
+    """Run one stage in this process and return its exit code.
 
-    def encode(shortened: StageResult) -> bytes:
-        return shortened.model_dump_json(by_alias=True, exclude_none=True).encode()
+    Reads the run file (FINETUNE_RUN_CONFIG overrides the path), serves telemetry on port 9400
+    (FINETUNE_TELEMETRY_PORT), and writes the StageResult (FINETUNE_TERMINATION_PATH). A result
+    that says Failed is a verdict on the input, so the exit code is USER_ERROR. SIGTERM ends the
+    process as Preempted within seconds; a stage that has to save its work first passes the `stop`
+    that it polls itself.
+    """
+    configure_logging()
+    # Threads that spin while they wait for each other take the cores from the threads that they
+    # wait for: on a busy CPU node a stage is several times faster without. torch reads it when it
+    # is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    attempt = 1
+    # The thread that writes the result keeps it: the end of the work, or a stop.
+    result_lock = threading.Lock()
 
-    shorter: list[Callable[[StageResult], dict[str, Any]]] = [
-        lambda r: {"failure": _with_short_texts(r.failure, 1200)},
-        lambda r: {"train": r.train and r.train.model_copy(update={"hosts": r.train.hosts[:4]})},
-        lambda r: {"probe": None},
-        lambda r: {"failure": _with_short_texts(r.failure, 200)},
-        lambda r: {"evaluation": None},
-        lambda r: {"train": None},
-    ]
-    for change in shorter:
-        if len(encode(result)) <= limit:
-            break
-        result = result.model_copy(update=change(result))
-    return encode(result)
+    def exit_preempted() -> None:
+        # The second thread to get here waits for the end of the process.
+        result_lock.acquire()
+        result = StageResult(stage=stage, attempt=attempt, outcome="Preempted")
+        _write_result(result, ExitCode.PREEMPTED)
+        os._exit(ExitCode.PREEMPTED)
 
+    def run_work() -> tuple[StageResult, ExitCode]:
+        nonlocal attempt
+        try:
+            run = _read_run_config(stage)
+            attempt = run.attempt
+            report = Report(stage, attempt)
+            port = int(os.environ.get("FINETUNE_TELEMETRY_PORT", TELEMETRY_PORT))
+            server = serve_telemetry(report, port=port)
+            fields = {"stage": stage, "attempt": attempt, "telemetry_port": server.server_port}
+            log.info("Stage started", extra=fields)
+            result = work(run, report)
+            return result, EXIT_CODES[result.outcome]
+        except Exception as error:
+            failure, code = classify_error(error)
+            if not isinstance(error, StageError):
+                traceback.print_exc()
+            failed = StageResult(stage=stage, attempt=attempt, outcome="Failed", failure=failure)
+            return failed, code
 
-def _with_short_texts(failure: Failure | None, limit: int) -> Failure | None:
-    texts = ("message", "remedy", "file")
-    return failure and failure.model_copy(
-        update={name: _shorten(getattr(failure, name), limit) for name in texts}
-    )
+    try:
+        stop = stop or Stop(exit_preempted, UNWIND_SECONDS)
+        result, code = run_work()
+        stop.defer_to_boundary()
+        result_lock.acquire()
+        _write_result(result, code)
+        return int(code)
+    except Preempted:
+        # It may also be raised while a failure is reported.
+        exit_preempted()
+        raise
 
 
 def _read_run_config(stage: StageName) -> RunConfig:
@@ -96,77 +125,49 @@ def _read_run_config(stage: StageName) -> RunConfig:
     return run
 
 
-def _tell(result: StageResult, code: ExitCode) -> None:
-    """Leave the result where the operator looks for it."""
+def _write_result(result: StageResult, code: ExitCode) -> None:
+    """Write the result as the termination message, which the operator reads from the pod."""
     if result.failure:
-        told = {"stage": result.stage, "attempt": result.attempt}
-        failure = result.failure.model_copy(update=told)
+        place = {"stage": result.stage, "attempt": result.attempt}
+        failure = result.failure.model_copy(update=place)
         result = result.model_copy(update={"failure": failure})
     path = Path(os.environ.get("FINETUNE_TERMINATION_PATH", TERMINATION_PATH))
-    message = termination_message(result)
     try:
-        path.write_bytes(message)
+        path.write_bytes(termination_message(result))
     except OSError as error:
-        log.error("cannot write the result to %s: %s", path, error)
+        log.error("Cannot write the result", extra={"file": str(path), "error": str(error)})
     if result.failure:
-        log.error("%s: %s", result.failure.reason, result.failure.message)
-    log.info("stage %s ended: %s (exit code %d)", result.stage, result.outcome, code)
-
-
-def run_stage(stage: StageName, work: Stage, stop: Stop | None = None) -> int:
-    """Run one stage in this process and return its exit code.
-
-    Reads the run file (FINETUNE_RUN_CONFIG overrides the path), serves telemetry on port 9400
-    (FINETUNE_TELEMETRY_PORT), and writes the StageResult (FINETUNE_TERMINATION_PATH). A result
-    that says Failed is a verdict on the input, so it ends with USER_ERROR. SIGTERM ends the
-    process as Preempted within moments; a stage that has to put something in order first brings
-    the `stop` that it looks at.
-    """
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+        fields = {"reason": result.failure.reason, "failure": result.failure.message}
+        log.error("Stage failed", extra=fields)
+    log.info(
+        "Stage ended",
+        extra={"stage": result.stage, "outcome": result.outcome, "exit_code": int(code)},
     )
-    # Threads that spin while they wait for each other take the cores from whoever they wait for:
-    # on a busy CPU node a stage is several times faster without. Read when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    attempt = 1
-    # Taken for good by whoever tells how it ended: the end of the work, or a stop.
-    ended = threading.Lock()
 
-    def leave() -> None:
-        # Whoever comes second waits here for the end of the process.
-        ended.acquire()
-        _tell(StageResult(stage=stage, attempt=attempt, outcome="Preempted"), ExitCode.PREEMPTED)
-        os._exit(ExitCode.PREEMPTED)
 
-    def finish(result: StageResult, code: ExitCode) -> int:
-        asked.defer_to_boundary()
-        ended.acquire()
-        _tell(result, code)
-        return int(code)
+def termination_message(result: StageResult, limit: int = TERMINATION_MAX_BYTES) -> bytes:
+    """The result as JSON of at most `limit` bytes; the least important parts are cut first."""
 
-    def outcome() -> tuple[StageResult, ExitCode]:
-        nonlocal attempt
-        try:
-            run = _read_run_config(stage)
-            attempt = run.attempt
-            report = Report(stage, attempt)
-            port = int(os.environ.get("FINETUNE_TELEMETRY_PORT", TELEMETRY_PORT))
-            server = serve(report, port=port)
-            told = (stage, attempt, server.server_port)
-            log.info("stage %s, attempt %d, telemetry on port %d", *told)
-            result = work(run, report)
-            return result, EXIT_CODES[result.outcome]
-        except Exception as error:
-            failure, code = failure_of(error)
-            if not isinstance(error, StageError):
-                traceback.print_exc()
-            failed = StageResult(stage=stage, attempt=attempt, outcome="Failed", failure=failure)
-            return failed, code
+    def encode(shortened: StageResult) -> bytes:
+        return shortened.model_dump_json(by_alias=True, exclude_none=True).encode()
 
-    try:
-        asked = stop or Stop(leave, UNWIND_SECONDS)
-        return finish(*outcome())
-    except Preempted:
-        # Also where it came while a failure was being told.
-        leave()
-        raise
+    cuts: list[Callable[[StageResult], dict[str, Any]]] = [
+        lambda r: {"failure": _shorten_texts(r.failure, 1200)},
+        lambda r: {"train": r.train and r.train.model_copy(update={"hosts": r.train.hosts[:4]})},
+        lambda r: {"probe": None},
+        lambda r: {"failure": _shorten_texts(r.failure, 200)},
+        lambda r: {"evaluation": None},
+        lambda r: {"train": None},
+    ]
+    for cut in cuts:
+        if len(encode(result)) <= limit:
+            break
+        result = result.model_copy(update=cut(result))
+    return encode(result)
+
+
+def _shorten_texts(failure: Failure | None, limit: int) -> Failure | None:
+    texts = ("message", "remedy", "file")
+    return failure and failure.model_copy(
+        update={name: shorten(getattr(failure, name), limit) for name in texts}
+    )

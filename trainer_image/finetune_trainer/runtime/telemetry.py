@@ -1,9 +1,9 @@
-"""What a pod tells while its stage runs: /progress, /metrics and /healthz on one small server.
+"""Telemetry of a running stage: /progress, /metrics and /healthz on one small HTTP server.
 
-`Report` is the one place where a stage writes what it is doing; any thread may write, the
-server reads. Training processes are children of the pod's first process and tell it through
-one small file per rank, replaced atomically: a file survives its writer, needs no protocol,
-and a reader never sees half of it.
+`Report` is the one place to which a stage writes its progress; any thread may write, and the
+server reads. The ranks are children of the pod's first process and report to it through one small
+file each, replaced atomically: a file survives its writer, needs no protocol, and a reader never
+sees half of it.
 """
 
 import json
@@ -22,24 +22,24 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
 RANK_FOLDER_ENV = "FINETUNE_RANK_FOLDER"
-"""Names the folder in which the ranks of a pod tell their parent how they are."""
+"""Names the folder of the rank files."""
 GAUGES = {
     "step": "Optimizer steps, or items, done.",
     "total_steps": "Optimizer steps, or items, in all.",
     "loss": "Token-weighted training loss of the last step over all ranks.",
     "grad_norm": "Global L2 norm of the gradients before clipping.",
     "learning_rate": "Learning rate of the last step.",
-    "epoch": "Passes over the data so far.",
+    "epoch": "Passes over the training data so far.",
     "tokens_per_second": "Non-padding tokens per second over all ranks, smoothed.",
-    "eta_seconds": "Seconds to the end of the stage.",
+    "eta_seconds": "Estimated seconds until the stage ends.",
     "world_size": "Processes that train together.",
     "last_checkpoint_step": "Step of the newest complete checkpoint.",
     "checkpoint_seconds": "Seconds from the decision to save to the newest complete checkpoint.",
     "checkpoint_bytes": "Size of all files of the newest complete checkpoint.",
-    "eval_loss": "Held-out loss as early stopping last saw it.",
-    "data_wait_share": "Share of a step that waited for data, smoothed, 0 to 1.",
+    "eval_loss": "Held-out loss of the last evaluation for early stopping.",
+    "data_wait_share": "Fraction of a step that waited for data, smoothed, 0 to 1.",
     "mfu": "Model FLOP/s utilisation, smoothed, 0 to 1.",
-    "peak_memory_bytes": "Most memory that the first process has held.",
+    "peak_memory_bytes": "Peak memory of the first rank of this pod.",
 }
 
 
@@ -52,15 +52,15 @@ class Report:
         self._clock = clock
         self._lock = threading.Lock()
         self._progress = Progress(stage=stage, attempt=attempt, updated_at=clock())
-        self._ailment: Callable[[], str | None] = lambda: None
+        self._check_liveness: Callable[[], str | None] = lambda: None
 
-    def watch(self, ailment: Callable[[], str | None] | None) -> None:
-        """Let /healthz fail while `ailment` tells something; it is called in another thread."""
-        self._ailment = ailment or (lambda: None)
+    def set_liveness_check(self, check: Callable[[], str | None] | None) -> None:
+        """Let /healthz fail while `check` returns an error; the server's threads call it."""
+        self._check_liveness = check or (lambda: None)
 
-    def ailment(self) -> str | None:
-        """What is wrong with this pod so that only its end can help."""
-        return self._ailment()
+    def liveness_error(self) -> str | None:
+        """Reason to fail the liveness probe, so that the kubelet kills the container, or None."""
+        return self._check_liveness()
 
     def update(self, message: str | None = None, **fields: Any) -> None:
         """Replace the given fields of Progress and stamp the time."""
@@ -71,7 +71,7 @@ class Report:
             self._progress = self._progress.model_copy(update=fields)
 
     def snapshot(self) -> Progress:
-        """The progress as it stands."""
+        """A copy of the progress that later updates do not change."""
         with self._lock:
             return self._progress
 
@@ -83,7 +83,7 @@ class _ProgressCollector:
         self._report = report
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """The gauges that have a value now."""
+        """Every gauge that has a value; called at each scrape."""
         progress = self._report.snapshot()
         prefix = f"finetune_{progress.stage}"
         for name, text in GAUGES.items():
@@ -91,41 +91,41 @@ class _ProgressCollector:
             if value is not None:
                 yield GaugeMetricFamily(f"{prefix}_{name}", text, value=value)
         if progress.measures:
-            yield labelled(
+            yield labelled_gauge(
                 f"{prefix}_measure",
-                "Further measures of the objective or the model.",
+                "Further metrics of the objective or the model.",
                 ["name"],
                 [((name,), value) for name, value in progress.measures.items()],
             )
         if progress.start_seconds:
-            yield labelled(
+            yield labelled_gauge(
                 f"{prefix}_start_seconds",
                 "Seconds from the start of the pod's first process to the first step, by part.",
                 ["part"],
                 [((part,), seconds) for part, seconds in progress.start_seconds.items()],
             )
         if progress.ranks:
-            yield labelled(
+            yield labelled_gauge(
                 f"{prefix}_rank_heartbeat_timestamp_seconds",
                 "Unix time of the last sign of life of a rank.",
                 ["rank", "host"],
                 [((str(each.rank), each.host), each.updated_at) for each in progress.ranks],
             )
-            yield labelled(
+            yield labelled_gauge(
                 f"{prefix}_rank_stalled",
-                "1 for a rank that gives no sign of life.",
+                "1 for a rank without a recent sign of life.",
                 ["rank", "host"],
                 [((str(each.rank), each.host), 1.0) for each in progress.stalled],
             )
 
 
-def labelled(
+def labelled_gauge(
     name: str, text: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float]]
 ) -> GaugeMetricFamily:
     """A gauge with a value for each set of labels."""
     family = GaugeMetricFamily(name, text, labels=labels)
-    for told, value in values:
-        family.add_metric(told, value)
+    for label_values, value in values:
+        family.add_metric(label_values, value)
     return family
 
 
@@ -133,20 +133,20 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of one who hung up; what else goes wrong is ours."""
+        """Print no traceback for a client that closed its connection."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
-def serve(report: Report, host: str = "0.0.0.0", port: int = 0) -> ThreadingHTTPServer:
+def serve_telemetry(report: Report, host: str = "0.0.0.0", port: int = 0) -> ThreadingHTTPServer:
     """Start answering GET /progress, /metrics and /healthz in the background.
 
-    Returns the server; its `server_port` tells the port where 0 was asked for.
+    Returns the server; with port 0 the kernel chooses one, which is its `server_port`.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_ProgressCollector(report))
 
-    class Answer(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.path == "/progress":
                 body, kind = report.snapshot().model_dump_json(by_alias=True), "application/json"
@@ -154,8 +154,8 @@ def serve(report: Report, host: str = "0.0.0.0", port: int = 0) -> ThreadingHTTP
             elif self.path == "/metrics":
                 self._send(200, generate_latest(registry), "text/plain; version=0.0.4")
             elif self.path == "/healthz":
-                wrong = report.ailment()
-                self._send(503 if wrong else 200, f"{wrong or 'ok'}\n".encode(), "text/plain")
+                error = report.liveness_error()
+                self._send(503 if error else 200, f"{error or 'ok'}\n".encode(), "text/plain")
             else:
                 self._send(404, b"try /progress, /metrics or /healthz\n", "text/plain")
 
@@ -167,9 +167,9 @@ def serve(report: Report, host: str = "0.0.0.0", port: int = 0) -> ThreadingHTTP
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing: the operator asks every few seconds."""
+            """Log no request: the operator polls every few seconds."""
 
-    server = _Server((host, port), Answer)
+    server = _Server((host, port), Handler)
     threading.Thread(target=server.serve_forever, name="telemetry", daemon=True).start()
     return server
 
@@ -183,24 +183,24 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 class RankFile:
-    """What one training process tells the first process of its pod, at most twice a second."""
+    """State that one rank reports to the first process of its pod, at most twice a second."""
 
-    INTERVAL = 0.5
+    INTERVAL_SECONDS = 0.5
 
     def __init__(self, folder: Path, rank: int) -> None:
         self._path = folder / f"rank-{rank:05d}.json"
-        self._last = float("-inf")
+        self._written_at = float("-inf")
 
     def write(self, state: dict[str, Any], force: bool = False) -> None:
-        """Replace the file, unless that was done less than half a second ago."""
+        """Replace the file, unless it was written less than half a second ago."""
         now = time.monotonic()
-        if force or now - self._last >= self.INTERVAL:
-            self._last = now
+        if force or now - self._written_at >= self.INTERVAL_SECONDS:
+            self._written_at = now
             write_atomically(self._path, json.dumps(state).encode())
 
 
-def rank_folder() -> "tempfile.TemporaryDirectory[str]":
-    """A folder for them, in memory: a node's full or slow disk must not silence a rank."""
+def make_rank_folder() -> "tempfile.TemporaryDirectory[str]":
+    """A folder for the rank files, in memory: a full or slow disk must not stop the reports."""
     memory = Path("/dev/shm")
     return tempfile.TemporaryDirectory(
         prefix="ranks-", dir=memory if os.access(memory, os.W_OK) else None
@@ -208,5 +208,5 @@ def rank_folder() -> "tempfile.TemporaryDirectory[str]":
 
 
 def read_rank_files(folder: Path) -> list[dict[str, Any]]:
-    """What the training processes of this pod last told, by rank."""
+    """The last reported state of every rank of this pod, in order of the ranks."""
     return [json.loads(path.read_bytes()) for path in sorted(folder.glob("rank-*.json"))]
