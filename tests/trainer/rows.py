@@ -1,4 +1,4 @@
-"""What tests of rows share: the spec of a job, a file, and what a read of it gives."""
+"""Helpers of tests that read rows: the spec of a job, a file, its samples or its failure."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import Failure
-from finetune_trainer.data.read_records import read_units
+from finetune_trainer.data.read_records import read_samples
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.dataset_files import DataFile
 
-Said = list[tuple[str, str]]
+RoleContent = list[tuple[str, str]]
 
 
 def job(objective: str = "SFT", grpo: dict[str, Any] | None = None, **dataset: Any) -> Any:
@@ -26,31 +26,31 @@ def job(objective: str = "SFT", grpo: dict[str, Any] | None = None, **dataset: A
     return FineTuneJobSpec.model_validate(spec if grpo is None else {**spec, "grpo": grpo})
 
 
-def put(folder: Path, name: str, content: bytes | str) -> DataFile:
-    """A file of rows."""
+def write_file(folder: Path, name: str, content: bytes | str) -> DataFile:
+    """Write a file of rows."""
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return DataFile(name, path, "0" * 64)
 
 
 def read(folder: Path, name: str, content: bytes | str, **fields: Any) -> list[Any]:
-    """The units of a file."""
-    return read_units([put(folder, name, content)], job(**fields))[1]
+    """The samples of a file."""
+    return read_samples([write_file(folder, name, content)], job(**fields))[1]
 
 
-def fault(folder: Path, name: str, content: bytes | str, **fields: Any) -> Failure:
-    """What is told of a file that cannot be used."""
+def read_failure(folder: Path, name: str, content: bytes | str, **fields: Any) -> Failure:
+    """The failure of a file that cannot be used."""
     with pytest.raises(UserError) as caught:
         read(folder, name, content, **fields)
     assert caught.value.failure.remedy
     return caught.value.failure
 
 
-def lines(*rows: Any) -> str:
+def json_lines(*rows: Any) -> str:
     """Rows as JSON lines."""
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def talk(turns: Any) -> Said:
+def role_content(turns: Any) -> RoleContent:
     """Turns as pairs of role and content."""
     return [(turn.role, turn.content) for turn in turns]

@@ -43,20 +43,20 @@ def test_store_holds_the_rows_and_references_stand_in_the_same_order(
     facts = facts_of(world.prepare())
     tokenizer = load_tokenizer(tiny_model_folder)
     train, held_out = (TokenStore.open(world.data / side) for side in ("train", "eval"))
-    assert (train.examples, train.rows) == (facts.train_examples, facts.train_sequences)
-    assert (train.tokens, held_out.tokens) == (facts.train_tokens, facts.eval_tokens)
-    assert held_out.rows == held_out.examples == facts.eval_examples
-    assert max(train.row_lengths) <= 128
+    assert (train.sample_count, train.sequence_count) == (facts.train_examples, facts.train_sequences)
+    assert (train.token_count, held_out.token_count) == (facts.train_tokens, facts.eval_tokens)
+    assert held_out.sequence_count == held_out.sample_count == facts.eval_examples
+    assert max(train.sequence_lengths) <= 128
     references = [json.loads(line) for line in _lines(world.data / "eval.jsonl")]
     for index, reference in enumerate(references):
-        row = held_out.row(index)
+        row = held_out.sequence(index)
         told = tokenizer.decode(row.labels[row.labels != IGNORED])
         assert told == reference["reference"] + "<|im_end|>"
         prompt = tokenizer.apply_chat_template(reference["messages"], add_generation_prompt=True)
         first = int((row.labels != IGNORED).argmax())
         assert row.input_ids[:first].tolist() == prompt["input_ids"]
     held = {reference["messages"][0]["content"] for reference in references}
-    asked = tokenizer.decode([t for i in range(train.rows) for t in train.row(i).input_ids])
+    asked = tokenizer.decode([t for i in range(train.sequence_count) for t in train.sequence(i).input_ids])
     assert held
     assert not any(prompt in asked for prompt in held)
 
@@ -304,5 +304,5 @@ def test_template_file_beside_the_tokenizer_counts(world: World, hub: Hub, tmp_p
     use_model(hub, folder)
     world.prepare()
     tokenizer = load_tokenizer(world.root / "cache" / COMMIT[:16])
-    text = tokenizer.decode(TokenStore.open(world.data / "eval").row(0).input_ids)
+    text = tokenizer.decode(TokenStore.open(world.data / "eval").sequence(0).input_ids)
     assert text.startswith("<|im_start|>user\n")

@@ -52,15 +52,15 @@ from finetune_trainer.sources import (
     take_credentials,
     volume_probe,
 )
-from finetune_trainer.sources.cache import CachedSnapshot, weights_of
+from finetune_trainer.sources.cache import CachedSnapshot, read_weight_files
 from finetune_trainer.sources.dataset_files import fetch_data_files
-from finetune_trainer.sources.download_progress import Tell
+from finetune_trainer.sources.download_progress import ProgressCallback
 from finetune_trainer.sources.model_facts import (
     check_experts,
-    check_scorable,
+    check_has_reward_head,
     model_facts,
-    shape_of,
-    stretched_context,
+    model_sizes,
+    scaled_context_length,
 )
 from finetune_trainer.sources.model_files import check_config, check_reward_config, is_small_file
 from finetune_trainer.sources.snapshot import Snapshot, open_snapshot
@@ -97,7 +97,7 @@ def prepare(
     try:
         sources = {where: fetch.source(source, where) for where, source in data_sources(spec)}
         small = opened[0].fetch_small_files()
-        config = check_config(small, fetch.address("model", spec.model, MODEL).shown)
+        config = check_config(small, fetch.address("model", spec.model, MODEL).public_uri)
         today = today or datetime.now(UTC).date().isoformat()
         target = target_of(spec, small, config, today)
         reward_config = None
@@ -111,7 +111,7 @@ def prepare(
         data = find_prepared_dataset(Path(run.paths.job) / "data", inputs)
         data = data or _make_data(inputs, sources, target, run, tell)
         model = _facts(opened[0], config).model_copy(
-            update={"vocabulary": target.vocabulary, "context_length": target.context}
+            update={"vocabulary": target.vocabulary, "context_length": target.context_length}
         )
         reward = _facts(opened[1], reward_config) if reward_config else None
     except UserError:
@@ -125,7 +125,7 @@ def prepare(
         model=model,
         data=data,
         reward=reward,
-        workspace=volume_probe.measure(Path(run.paths.job)),
+        workspace=volume_probe.measure_volume(Path(run.paths.job)),
     )
 
 
@@ -135,7 +135,7 @@ class Fetch:
 
     run: RunConfig
     secrets: Secrets
-    tell: Tell
+    tell: ProgressCallback
 
     def address(self, kind: Any, source: ModelAddress | DataSource, where: str) -> Address:
         """Of a model or a data set; `where` is the field that names it."""
@@ -161,14 +161,16 @@ def data_sources(spec: FineTuneJobSpec) -> Iterator[tuple[str, DataSource]]:
         yield VALIDATION, spec.dataset.validation
 
 
-def target_of(spec: FineTuneJobSpec, folder: Path, config: dict[str, Any], today: str) -> TargetModel:
+def target_of(
+    spec: FineTuneJobSpec, folder: Path, config: dict[str, Any], today: str
+) -> TargetModel:
     """What the data must keep to; UserError where job and model do not go together."""
-    shown = Address("model", spec.model.uri).shown
-    rows = shape_of(config, shown)["vocabulary"]
+    shown = Address("model", spec.model.uri).public_uri
+    rows = model_sizes(config, shown)["vocabulary"]
     if spec.method.moe:
         check_experts(config, shown)
     if spec.objective == "Reward":
-        check_scorable(config, shown)
+        check_has_reward_head(config, shown)
     changes = spec.model.tokenizer
     tokenizer = load_tokenizer(folder, changes, today)
     new = new_token_ids(tokenizer, changes)
@@ -177,7 +179,7 @@ def target_of(spec: FineTuneJobSpec, folder: Path, config: dict[str, Any], today
     return TargetModel(
         tokenizer=tokenizer,
         tokenizer_digest=_tokenizer_digest(folder),
-        context=stretched_context(folder, config, spec.model.rope),
+        context_length=scaled_context_length(folder, config, spec.model.rope),
         vocabulary=max(rows, *(token + 1 for token in new)) if new else rows,
         date=today if prints_date(tokenizer) else None,
     )
@@ -189,17 +191,21 @@ def _check_reward(snapshot: Snapshot | CachedSnapshot, uri: str) -> tuple[dict[s
     Raises UserError where it cannot judge.
     """
     small = snapshot.fetch_small_files()
-    config = check_reward_config(small, Address("model", uri).shown)
+    config = check_reward_config(small, Address("model", uri).public_uri)
     return config, prints_date(load_tokenizer(small))
 
 
 def _facts(snapshot: Snapshot | CachedSnapshot, config: dict[str, Any]) -> ModelFacts:
     folder = snapshot.finish()
-    return model_facts(folder, config, weights_of(folder), snapshot.revision)
+    return model_facts(folder, config, read_weight_files(folder), snapshot.revision)
 
 
 def _make_data(
-    inputs: DatasetInputs, sources: dict[str, Source], target: TargetModel, run: RunConfig, tell: Tell
+    inputs: DatasetInputs,
+    sources: dict[str, Source],
+    target: TargetModel,
+    run: RunConfig,
+    tell: ProgressCallback,
 ) -> DataFacts:
     job = Path(run.paths.job)
     with Attempt(job, run.attempt, "prepare") as attempt:

@@ -1,4 +1,4 @@
-"""What is learnt of a conversation, under the templates that models come with."""
+"""Which tokens of a conversation are learnt, under the templates that models come with."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_trainer.data.chat_template import ChatTokenizer, Encoded
-from finetune_trainer.data.messages import MessagesSample, Turn
+from finetune_trainer.data.chat_template import ChatTokenizer, ConversationTokens
+from finetune_trainer.data.messages import Turn, to_messages
 from finetune_trainer.data.row_errors import RowError
+from finetune_trainer.data.samples import MessagesSample
 from finetune_trainer.data.token_store import IGNORED
-from finetune_trainer.data.tokenizer import is_plain, load_tokenizer
+from finetune_trainer.data.tokenizer import has_plain_template, load_tokenizer
 from finetune_trainer.runtime.errors import UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,7 +54,7 @@ NO_END = (
     "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
-"""Nothing ends a turn, so nothing would teach the model to stop."""
+"""No token ends a turn, so the model would not learn to stop."""
 
 MARKS_WITHOUT_END = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' %}"
@@ -71,28 +72,28 @@ def tokenizer(tiny_model_folder: Path) -> Any:
     return load_tokenizer(tiny_model_folder)
 
 
-def encoder(tokenizer: Any, template: str, longest: int = LONG) -> ChatTokenizer:
+def chat_tokenizer(tokenizer: Any, template: str, max_length: int = LONG) -> ChatTokenizer:
     tokenizer.chat_template = template
-    return ChatTokenizer(tokenizer, longest, 512)
+    return ChatTokenizer(tokenizer, max_length, 512)
 
 
-def talk(*contents: str, system: str | None = None) -> MessagesSample:
+def conversation(*contents: str, system: str | None = None) -> MessagesSample:
     roles = ("user", "assistant")
     turns = [Turn(roles[i % 2], content) for i, content in enumerate(contents)]
-    said = [Turn("system", system)] if system else []
-    return MessagesSample((*said, *turns), file="f", line=1)
+    first = [Turn("system", system)] if system else []
+    return MessagesSample((*first, *turns), file="f", line=1)
 
 
-def one(found: list[Encoded | RowError]) -> Encoded:
-    assert isinstance(found[0], Encoded), vars(found[0])
+def one(found: list[ConversationTokens | RowError]) -> ConversationTokens:
+    assert isinstance(found[0], ConversationTokens), vars(found[0])
     return found[0]
 
 
-def learnt(tokenizer: Any, encoded: Encoded) -> list[str]:
-    """The texts that are learnt, one per answer."""
+def learnt(tokenizer: Any, tokens: ConversationTokens) -> list[str]:
+    """The learnt texts, one per answer."""
     texts: list[list[int]] = []
     before = False
-    for token, label in zip(encoded.example.tokens, encoded.example.labels, strict=True):
+    for token, label in zip(tokens.tokenized.tokens, tokens.tokenized.labels, strict=True):
         assert label in (IGNORED, token)
         if label != IGNORED:
             texts += [] if before else [[]]
@@ -121,20 +122,24 @@ END = "<|im_end|>"
 def test_answers_are_learnt_with_the_token_that_ends_them(
     tokenizer: Any, template: str, expected: list[str]
 ) -> None:
-    encoded = one(encoder(tokenizer, template).encode([talk("A?", "one", "B?", "two")]))
-    assert learnt(tokenizer, encoded) == expected
+    tokens = one(
+        chat_tokenizer(tokenizer, template).tokenize([conversation("A?", "one", "B?", "two")])
+    )
+    assert learnt(tokenizer, tokens) == expected
 
 
 @pytest.mark.parametrize(
     "template", [CHATML, CHATML_GENERATION, QWEN3, LLAMA2, GEMMA, PHI3, NO_END]
 )
-def test_prompt_is_what_a_server_would_be_given(tokenizer: Any, template: str) -> None:
-    row = talk("A?", "one", "B?", "two")
-    encoded = one(encoder(tokenizer, template).encode([row]))
+def test_the_prompt_has_the_tokens_that_a_server_gives_the_model(
+    tokenizer: Any, template: str
+) -> None:
+    sample = conversation("A?", "one", "B?", "two")
+    tokens = one(chat_tokenizer(tokenizer, template).tokenize([sample]))
     served = tokenizer.apply_chat_template(
-        [turn.to_dict() for turn in row.turns[:-1]], add_generation_prompt=True
+        to_messages(sample.turns[:-1]), add_generation_prompt=True
     )["input_ids"]
-    assert list(encoded.example.tokens[: encoded.prompt_length]) == served
+    assert list(tokens.tokenized.tokens[: tokens.prompt_length]) == served
 
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
@@ -145,114 +150,130 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=1
 def test_masks_of_both_methods_are_equal_and_exact(
     tokenizer: Any, contents: list[tuple[str, str]], system: str
 ) -> None:
-    row = talk(*(text for pair in contents for text in pair), system=system)
-    plain = one(encoder(tokenizer, CHATML).encode([row]))
-    marked = one(encoder(tokenizer, CHATML_GENERATION).encode([row]))
+    sample = conversation(*(text for pair in contents for text in pair), system=system)
+    plain = one(chat_tokenizer(tokenizer, CHATML).tokenize([sample]))
+    marked = one(chat_tokenizer(tokenizer, CHATML_GENERATION).tokenize([sample]))
     answers = [answer + END for _, answer in contents]
     assert learnt(tokenizer, plain) == answers
     if all(not answer[0].isspace() for _, answer in contents):
-        # A leading line feed may merge with the template's; see the test of its own below.
-        assert list(plain.example.tokens) == list(marked.example.tokens)
-        assert list(plain.example.labels) == list(marked.example.labels)
+        # A leading line feed may merge with the template's; the next test covers that.
+        assert list(plain.tokenized.tokens) == list(marked.tokenized.tokens)
+        assert list(plain.tokenized.labels) == list(marked.tokenized.labels)
         assert plain.prompt_length == marked.prompt_length
 
 
-def test_answer_that_merges_with_the_template_is_tokenised_as_served(tokenizer: Any) -> None:
+def test_an_answer_that_merges_with_the_template_is_tokenised_as_served(tokenizer: Any) -> None:
     # GPT-2's pattern reads " x" as one piece, so a template that ends in a space merges.
     template = (
         "{% for m in messages %}{{ m.content + ' ' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '' }}{% endif %}"
     )
-    row = talk("term", "protocol")
-    encoded = one(encoder(tokenizer, template).encode([row]))
-    assert learnt(tokenizer, encoded) == [f"protocol {END}"]
+    sample = conversation("term", "protocol")
+    tokens = one(chat_tokenizer(tokenizer, template).tokenize([sample]))
+    assert learnt(tokenizer, tokens) == [f"protocol {END}"]
     prompt = tokenizer("term ", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("term protocol ", add_special_tokens=False)["input_ids"]
-    assert whole[: len(prompt)] != prompt
-    assert list(encoded.example.tokens[: encoded.prompt_length]) == prompt
+    full = tokenizer("term protocol ", add_special_tokens=False)["input_ids"]
+    assert full[: len(prompt)] != prompt
+    assert list(tokens.tokenized.tokens[: tokens.prompt_length]) == prompt
 
 
-def test_bos_stands_once(tmp_path: Path) -> None:
+def test_there_is_one_bos(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / "bos", template=GEMMA)
     tokenizer = load_tokenizer(folder)
-    encoded = one(ChatTokenizer(tokenizer, LONG, LONG).encode([talk("A?", "one")]))
-    assert list(encoded.example.tokens).count(tokenizer.bos_token_id) == 1
-    assert encoded.example.tokens[0] == tokenizer.bos_token_id
+    tokens = one(ChatTokenizer(tokenizer, LONG, LONG).tokenize([conversation("A?", "one")]))
+    assert list(tokens.tokenized.tokens).count(tokenizer.bos_token_id) == 1
+    assert tokens.tokenized.tokens[0] == tokenizer.bos_token_id
 
 
-def test_eos_is_learnt_though_it_is_the_pad_token(tmp_path: Path) -> None:
+def test_eos_is_learnt_although_it_is_the_pad_token(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny_model(tmp_path / "pad", pad_token=END))
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    encoded = one(ChatTokenizer(tokenizer, LONG, LONG).encode([talk("A?", "one")]))
-    assert encoded.example.labels[-1] == tokenizer.eos_token_id
+    tokens = one(ChatTokenizer(tokenizer, LONG, LONG).tokenize([conversation("A?", "one")]))
+    assert tokens.tokenized.labels[-1] == tokenizer.eos_token_id
 
 
-def test_long_answer_is_cut_and_counted(tokenizer: Any) -> None:
-    row = talk("A?", "word " * 100)
-    whole = one(encoder(tokenizer, CHATML).encode([row]))
-    cut = one(encoder(tokenizer, CHATML, longest=32).encode([row]))
-    assert (whole.truncated, cut.truncated) == (False, True)
-    assert len(cut.example.tokens) == len(cut.example.labels) == 32
-    assert cut.full_length == whole.full_length > 100
-    assert list(cut.example.tokens) == list(whole.example.tokens)[:32]
+def test_a_long_answer_is_truncated_and_counted(tokenizer: Any) -> None:
+    sample = conversation("A?", "word " * 100)
+    full = one(chat_tokenizer(tokenizer, CHATML).tokenize([sample]))
+    truncated = one(chat_tokenizer(tokenizer, CHATML, max_length=32).tokenize([sample]))
+    assert (full.is_truncated, truncated.is_truncated) == (False, True)
+    assert len(truncated.tokenized.tokens) == len(truncated.tokenized.labels) == 32
+    assert truncated.full_length == full.full_length > 100
+    assert list(truncated.tokenized.tokens) == list(full.tokenized.tokens)[:32]
 
 
-def bad(found: list[Encoded | RowError]) -> RowError:
+def row_error(found: list[ConversationTokens | RowError]) -> RowError:
     assert isinstance(found[0], RowError)
     return found[0]
 
 
-def test_prompt_without_room_for_the_answer_is_told(tokenizer: Any) -> None:
-    row = talk("word " * 40, "one")
-    length = one(encoder(tokenizer, CHATML).encode([row])).prompt_length
-    for longest in (16, length):
-        told = bad(encoder(tokenizer, CHATML, longest=longest).encode([row]))
-        assert told.reason == "PromptTooLong"
-        assert f"{length} tokens" in told.message
-        assert f"above {length}" in told.remedy
-    fits = one(encoder(tokenizer, CHATML, longest=length + 1).encode([row]))
-    assert sum(label != IGNORED for label in fits.example.labels) == 1
+def test_a_prompt_that_leaves_no_tokens_for_the_answer_is_refused(tokenizer: Any) -> None:
+    sample = conversation("word " * 40, "one")
+    length = one(chat_tokenizer(tokenizer, CHATML).tokenize([sample])).prompt_length
+    for max_length in (16, length):
+        error = row_error(
+            chat_tokenizer(tokenizer, CHATML, max_length=max_length).tokenize([sample])
+        )
+        assert error.reason == "PromptTooLong"
+        assert f"{length} tokens" in error.message
+        assert f"above {length}" in error.remedy
+    fits = one(chat_tokenizer(tokenizer, CHATML, max_length=length + 1).tokenize([sample]))
+    assert sum(label != IGNORED for label in fits.tokenized.labels) == 1
 
 
-def test_prompt_longer_than_the_model_is_not_told_to_raise_the_limit(tokenizer: Any) -> None:
-    told = bad(encoder(tokenizer, CHATML, longest=512).encode([talk("word " * 600, "one")]))
-    assert told.reason == "PromptTooLong"
-    assert "maxSequenceLength" not in told.remedy
+def test_a_prompt_longer_than_the_context_does_not_advise_to_raise_the_limit(
+    tokenizer: Any,
+) -> None:
+    error = row_error(
+        chat_tokenizer(tokenizer, CHATML, max_length=512).tokenize(
+            [conversation("word " * 600, "one")]
+        )
+    )
+    assert error.reason == "PromptTooLong"
+    assert "maxSequenceLength" not in error.remedy
 
 
-def test_template_that_refuses_a_conversation_is_told_in_its_words(tokenizer: Any) -> None:
-    told = bad(encoder(tokenizer, GEMMA).encode([talk("A?", "one", system="Be brief")]))
-    assert told.reason == "BadConversation"
-    assert "System role not supported" in told.message
+def test_the_error_quotes_the_template_that_refuses_a_conversation(tokenizer: Any) -> None:
+    error = row_error(
+        chat_tokenizer(tokenizer, GEMMA).tokenize([conversation("A?", "one", system="Be brief")])
+    )
+    assert error.reason == "BadConversation"
+    assert "System role not supported" in error.message
 
 
-def test_template_without_prefixes_is_refused(tokenizer: Any) -> None:
-    told = bad(encoder(tokenizer, REVERSED).encode([talk("A?", "one", "B?", "two")]))
-    assert told.reason == "ChatTemplateUnsupported"
+def test_a_template_without_prefixes_is_refused(tokenizer: Any) -> None:
+    error = row_error(
+        chat_tokenizer(tokenizer, REVERSED).tokenize([conversation("A?", "one", "B?", "two")])
+    )
+    assert error.reason == "ChatTemplateUnsupported"
 
 
 def test_marks_around_nothing_are_refused(tokenizer: Any) -> None:
     template = CHATML + "{% generation %}{% endgeneration %}"
-    told = bad(encoder(tokenizer, template).encode([talk("A?", "one")]))
-    assert told.reason == "ChatTemplateUnsupported"
+    error = row_error(chat_tokenizer(tokenizer, template).tokenize([conversation("A?", "one")]))
+    assert error.reason == "ChatTemplateUnsupported"
 
 
-def test_one_faulty_row_leaves_the_others(tokenizer: Any) -> None:
-    rows = [talk("A?", "one"), talk("word " * 600, "one"), talk("B?", "two")]
-    kinds = [type(each) for each in encoder(tokenizer, CHATML).encode(rows)]
-    assert kinds == [Encoded, RowError, Encoded]
+def test_one_row_error_leaves_the_other_samples(tokenizer: Any) -> None:
+    samples = [
+        conversation("A?", "one"),
+        conversation("word " * 600, "one"),
+        conversation("B?", "two"),
+    ]
+    kinds = [type(each) for each in chat_tokenizer(tokenizer, CHATML).tokenize(samples)]
+    assert kinds == [ConversationTokens, RowError, ConversationTokens]
 
 
-def test_model_without_template_gets_prompt_line_feed_answer_eos(tmp_path: Path) -> None:
+def test_a_model_without_a_template_gets_prompt_line_feed_answer_eos(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny_model(tmp_path / "base", template=None))
-    assert is_plain(tokenizer)
-    row = talk("term", "\nprotocol")
-    encoded = one(ChatTokenizer(tokenizer, LONG, LONG).encode([row]))
-    assert tokenizer.decode(encoded.example.tokens) == f"term\n\nprotocol{END}"
-    assert learnt(tokenizer, encoded) == [f"\nprotocol{END}"]
+    assert has_plain_template(tokenizer)
+    sample = conversation("term", "\nprotocol")
+    tokens = one(ChatTokenizer(tokenizer, LONG, LONG).tokenize([sample]))
+    assert tokenizer.decode(tokens.tokenized.tokens) == f"term\n\nprotocol{END}"
+    assert learnt(tokenizer, tokens) == [f"\nprotocol{END}"]
 
 
-def test_broken_tokenizer_is_told(tmp_path: Path) -> None:
+def test_a_broken_tokenizer_is_refused(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / "broken")
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError) as caught:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import pytest
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_trainer.data.packing_support import APART, MIXED, is_packed
+from finetune_trainer.data.packing_support import PACKABLE, UNPACKABLE, should_pack
 from finetune_trainer.runtime.errors import UserError
 
 from hack.measure_packing import keeps_apart
 
-APART_HERE = ("llama", "qwen2", "qwen3_moe", "gemma2", "mixtral", "phi3", "gpt2", "gpt_neox")
-MIXED_HERE = ("falcon", "bloom", "mpt", "opt", "mamba", "rwkv", "lfm2", "gpt_oss")
+PACKABLE_HERE = ("llama", "qwen2", "qwen3_moe", "gemma2", "mixtral", "phi3", "gpt2", "gpt_neox")
+UNPACKABLE_HERE = ("falcon", "bloom", "mpt", "opt", "mamba", "rwkv", "lfm2", "gpt_oss")
 
 
-@pytest.mark.parametrize("kind", [*APART_HERE, *MIXED_HERE])
-def test_table_says_what_a_tiny_model_does(kind: str) -> None:
-    assert keeps_apart(kind) is (kind in APART_HERE)
-    assert kind in (APART if kind in APART_HERE else MIXED)
+@pytest.mark.parametrize("kind", [*PACKABLE_HERE, *UNPACKABLE_HERE])
+def test_the_table_agrees_with_a_tiny_model(kind: str) -> None:
+    assert keeps_apart(kind) is (kind in PACKABLE_HERE)
+    assert kind in (PACKABLE if kind in PACKABLE_HERE else UNPACKABLE)
 
 
-def test_no_architecture_stands_in_both_tables() -> None:
-    assert not APART & MIXED
-    assert {"llama", "mistral", "qwen3", "gemma3_text", "phi3"} <= APART
-    assert {"jamba", "falcon_h1", "zamba2", "recurrent_gemma"} <= MIXED
+def test_no_architecture_is_in_both_tables() -> None:
+    assert not PACKABLE & UNPACKABLE
+    assert {"llama", "mistral", "qwen3", "gemma3_text", "phi3"} <= PACKABLE
+    assert {"jamba", "falcon_h1", "zamba2", "recurrent_gemma"} <= UNPACKABLE
 
 
 def spec(packing: bool | None, objective: str = "SFT", method: str = "LoRA") -> FineTuneJobSpec:
@@ -55,11 +55,11 @@ def spec(packing: bool | None, objective: str = "SFT", method: str = "LoRA") -> 
 def test_packing_follows_job_objective_method_and_architecture(
     wanted: FineTuneJobSpec, kind: str, packed: bool
 ) -> None:
-    assert is_packed(wanted, kind) is packed
+    assert should_pack(wanted, kind) is packed
 
 
-def test_packing_that_would_mix_examples_is_refused_with_the_remedy() -> None:
+def test_packing_that_would_mix_samples_is_refused_with_the_remedy() -> None:
     with pytest.raises(UserError) as caught:
-        is_packed(spec(True), "falcon")
+        should_pack(spec(True), "falcon")
     assert caught.value.failure.reason == "PackingUnsupported"
     assert "training.packing" in (caught.value.failure.remedy or "")

@@ -1,4 +1,4 @@
-"""Tokens and labels of texts, pairs, rated answers, prompts, and of prompts that are learnt."""
+"""Tokens and labels of every kind of sample."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 from finetune_trainer.data.chat_template import ChatTokenizer
-from finetune_trainer.data.messages import MessagesSample, Sample, Turn
+from finetune_trainer.data.messages import Turn, to_messages
 from finetune_trainer.data.row_errors import RowError
 from finetune_trainer.data.samples import (
+    MessagesSample,
     PreferenceSample,
     PromptOnlySample,
+    Sample,
     TextSample,
     UnpairedPreferenceSample,
 )
 from finetune_trainer.data.token_store import IGNORED
-from finetune_trainer.data.tokenize import Coded, SampleTokenizer
+from finetune_trainer.data.tokenize import SampleTokenizer, SampleTokens
 from finetune_trainer.data.tokenizer import load_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,17 +35,17 @@ def tokenizer(tiny_model_folder: Path) -> Any:
     return load_tokenizer(tiny_model_folder)
 
 
-def encode(
+def tokenize(
     tokenizer: Any,
-    *units: Sample,
-    longest: int = 128,
+    *samples: Sample,
+    max_length: int = 128,
     template: str = CHATML,
-    answer: int = 0,
-    learn_all: bool = False,
+    max_new_tokens: int = 0,
+    learn_prompts: bool = False,
 ) -> list[Any]:
     tokenizer.chat_template = template
-    chat = ChatTokenizer(tokenizer, longest, 512, learn_all)
-    return SampleTokenizer(tokenizer, chat, longest, answer).encode(units)
+    chat = ChatTokenizer(tokenizer, max_length, 512, learn_prompts)
+    return SampleTokenizer(tokenizer, chat, max_length, max_new_tokens).tokenize(samples)
 
 
 def user(text: str) -> Turn:
@@ -54,36 +56,36 @@ def assistant(text: str) -> Turn:
     return Turn("assistant", text)
 
 
-def learnt(tokenizer: Any, example: Any) -> str:
-    labels = np.asarray(example.labels)
+def learnt(tokenizer: Any, tokenized: Any) -> str:
+    labels = np.asarray(tokenized.labels)
     return str(tokenizer.decode(labels[labels != IGNORED]))
 
 
-@given(text=WORDS, longest=st.integers(16, 40))
+@given(text=WORDS, max_length=st.integers(16, 40))
 @settings(max_examples=60, deadline=None)
 def test_text_is_never_lost_and_every_token_is_predicted_once(
-    tokenizer: Any, text: str, longest: int
+    tokenizer: Any, text: str, max_length: int
 ) -> None:
-    (coded,) = encode(tokenizer, TextSample(text), longest=longest)
-    parts = [np.asarray(example.tokens) for example in coded.examples]
-    assert all(2 <= len(part) <= longest for part in parts)
-    whole = np.concatenate([parts[0], *(part[1:] for part in parts[1:])])
-    assert whole.tolist() == [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
-    for example, following in zip(coded.examples, [*parts[1:], None], strict=True):
-        assert example.labels[0] == IGNORED
-        assert list(example.labels[1:]) == list(example.tokens[1:])
-        assert following is None or following[0] == example.tokens[-1]
-    assert coded.full_length == len(whole)
+    (tokens,) = tokenize(tokenizer, TextSample(text), max_length=max_length)
+    parts = [np.asarray(tokenized.tokens) for tokenized in tokens.tokenized]
+    assert all(2 <= len(part) <= max_length for part in parts)
+    joined = np.concatenate([parts[0], *(part[1:] for part in parts[1:])])
+    assert joined.tolist() == [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    for tokenized, following in zip(tokens.tokenized, [*parts[1:], None], strict=True):
+        assert tokenized.labels[0] == IGNORED
+        assert list(tokenized.labels[1:]) == list(tokenized.tokens[1:])
+        assert following is None or following[0] == tokenized.tokens[-1]
+    assert tokens.full_length == len(joined)
 
 
-def test_document_ends_once_and_begins_as_the_tokenizer_does(tokenizer: Any) -> None:
-    (coded,) = encode(tokenizer, TextSample(f"a text{END}"))
-    ids = coded.examples[0].tokens.tolist()
+def test_a_document_ends_once_and_begins_as_the_tokenizer_does(tokenizer: Any) -> None:
+    (tokens,) = tokenize(tokenizer, TextSample(f"a text{END}"))
+    ids = tokens.tokenized[0].tokens.tolist()
     assert ids.count(tokenizer.eos_token_id) == 1
-    assert tokenizer.bos_token_id not in ids  # this tokenizer puts none
+    assert tokenizer.bos_token_id not in ids  # this tokenizer adds none
 
 
-def test_text_that_brings_its_bos_has_one(tmp_path: Path) -> None:
+def test_a_text_that_contains_its_bos_has_one(tmp_path: Path) -> None:
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = load_tokenizer(tiny_model(tmp_path / "bos"))
@@ -92,124 +94,132 @@ def test_text_that_brings_its_bos_has_one(tmp_path: Path) -> None:
         single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
     )
     for text in ("a text", f"{bos}a text"):
-        (coded,) = encode(tokenizer, TextSample(text))
-        assert coded.examples[0].tokens.tolist().count(tokenizer.bos_token_id) == 1
-        assert coded.examples[0].tokens[0] == tokenizer.bos_token_id
+        (tokens,) = tokenize(tokenizer, TextSample(text))
+        assert tokens.tokenized[0].tokens.tolist().count(tokenizer.bos_token_id) == 1
+        assert tokens.tokenized[0].tokens[0] == tokenizer.bos_token_id
 
 
 PAIR = PreferenceSample(
     (Turn("system", "s"), user("a"), assistant("which?"), user("b")),
     (assistant("the good one"),),
-    (assistant("bad"),),
+    (assistant("error"),),
 )
 
 
 @pytest.mark.parametrize("template", [CHATML, CHATML_GENERATION])
-def test_answers_of_a_pair_share_their_prompt_and_are_all_that_is_learnt(
+def test_both_answers_share_their_prompt_and_only_they_are_learnt(
     tokenizer: Any, template: str
 ) -> None:
-    (coded,) = encode(tokenizer, PAIR, template=template)
-    chosen, rejected = coded.examples
+    (tokens,) = tokenize(tokenizer, PAIR, template=template)
+    chosen, rejected = tokens.tokenized
     assert learnt(tokenizer, chosen) == f"the good one{END}"
-    assert learnt(tokenizer, rejected) == f"bad{END}"
-    first = [int(np.argmax(np.asarray(e.labels) != IGNORED)) for e in coded.examples]
+    assert learnt(tokenizer, rejected) == f"error{END}"
+    first = [int(np.argmax(np.asarray(e.labels) != IGNORED)) for e in tokens.tokenized]
     assert first[0] == first[1]
-    prompt = tokenizer.apply_chat_template(
-        [turn.to_dict() for turn in PAIR.prompt], add_generation_prompt=True
-    )["input_ids"]
-    assert [list(e.tokens[: first[0]]) for e in coded.examples] == [prompt, prompt]
+    prompt = tokenizer.apply_chat_template(to_messages(PAIR.prompt), add_generation_prompt=True)[
+        "input_ids"
+    ]
+    assert [list(e.tokens[: first[0]]) for e in tokens.tokenized] == [prompt, prompt]
 
 
 def test_later_answers_of_a_conversation_are_learnt_too(tokenizer: Any) -> None:
     turns = (assistant("good"), user("c"), assistant("fine"))
-    (coded,) = encode(tokenizer, PreferenceSample((user("a"),), turns, (assistant("bad"),)))
-    assert learnt(tokenizer, coded.examples[0]) == f"good{END}fine{END}"
+    (tokens,) = tokenize(tokenizer, PreferenceSample((user("a"),), turns, (assistant("error"),)))
+    assert learnt(tokenizer, tokens.tokenized[0]) == f"good{END}fine{END}"
 
 
-def test_long_answers_of_a_pair_are_cut_at_the_same_length(tokenizer: Any) -> None:
+def test_long_answers_of_a_preference_are_truncated_at_the_same_length(tokenizer: Any) -> None:
     long = PreferenceSample((user("a"),), (assistant("word " * 90),), (assistant("other " * 90),))
-    (coded,) = encode(tokenizer, long, longest=32)
-    assert [len(example.tokens) for example in coded.examples] == [32, 32]
-    assert coded.truncated
-    assert coded.full_length > 90
+    (tokens,) = tokenize(tokenizer, long, max_length=32)
+    assert [len(tokenized.tokens) for tokenized in tokens.tokenized] == [32, 32]
+    assert tokens.is_truncated
+    assert tokens.full_length > 90
 
 
-def told(found: list[Any]) -> RowError:
+def row_error(found: list[Any]) -> RowError:
     assert isinstance(found[0], RowError)
     return found[0]
 
 
-def test_pair_whose_answers_differ_only_behind_the_cut_is_told(tokenizer: Any) -> None:
+def test_answers_that_differ_only_after_truncation_are_refused(tokenizer: Any) -> None:
     begin = "word " * 60
-    pair = PreferenceSample((user("a"),), (assistant(begin + "x"),), (assistant(begin + "y"),))
-    assert told(encode(tokenizer, pair, longest=32)).reason == "EqualAnswers"
-    assert isinstance(encode(tokenizer, pair, longest=512)[0], Coded)
+    sample = PreferenceSample((user("a"),), (assistant(begin + "x"),), (assistant(begin + "y"),))
+    assert row_error(tokenize(tokenizer, sample, max_length=32)).reason == "EqualAnswers"
+    assert isinstance(tokenize(tokenizer, sample, max_length=512)[0], SampleTokens)
 
 
 @pytest.mark.parametrize(
-    "unit",
+    "sample",
     [
         PreferenceSample((user("word " * 60),), (assistant("x"),), (assistant("y"),)),
         UnpairedPreferenceSample((user("word " * 60),), (assistant("x"),), True),
         PromptOnlySample((user("word " * 60),), None),
     ],
 )
-def test_prompt_without_room_is_told(tokenizer: Any, unit: Sample) -> None:
-    bad = told(encode(tokenizer, unit, longest=32))
-    assert bad.reason == "PromptTooLong"
-    assert "maxSequenceLength" in bad.remedy
+def test_a_prompt_that_leaves_no_tokens_for_the_answer_is_refused(
+    tokenizer: Any, sample: Sample
+) -> None:
+    error = row_error(tokenize(tokenizer, sample, max_length=32))
+    assert error.reason == "PromptTooLong"
+    assert "maxSequenceLength" in error.remedy
 
 
-def test_room_for_a_sampled_answer_is_kept(tokenizer: Any) -> None:
-    question = PromptOnlySample((user("a word"),), None)
-    length = encode(tokenizer, question)[0].full_length
-    assert isinstance(encode(tokenizer, question, longest=length + 8, answer=8)[0], Coded)
-    bad = told(encode(tokenizer, question, longest=length + 7, answer=8))
-    assert f"the prompt has {length} tokens" in bad.message
+def test_a_prompt_leaves_tokens_for_a_sampled_answer(tokenizer: Any) -> None:
+    prompt = PromptOnlySample((user("a word"),), None)
+    length = tokenize(tokenizer, prompt)[0].full_length
+    assert isinstance(
+        tokenize(tokenizer, prompt, max_length=length + 8, max_new_tokens=8)[0], SampleTokens
+    )
+    error = row_error(tokenize(tokenizer, prompt, max_length=length + 7, max_new_tokens=8))
+    assert f"the prompt has {length} tokens" in error.message
 
 
-def test_prompt_to_be_answered_is_what_a_server_is_given_and_nothing_is_learnt(
+def test_a_prompt_only_sample_has_the_tokens_that_a_server_gives_and_no_labels(
     tokenizer: Any,
 ) -> None:
-    (coded,) = encode(tokenizer, PromptOnlySample((user("a"),), "r"))
+    (tokens,) = tokenize(tokenizer, PromptOnlySample((user("a"),), "r"))
     served = tokenizer.apply_chat_template(
         [{"role": "user", "content": "a"}], add_generation_prompt=True
     )["input_ids"]
-    (example,) = coded.examples
-    assert list(example.tokens) == served
-    assert set(example.labels) == {IGNORED}
+    (tokenized,) = tokens.tokenized
+    assert list(tokenized.tokens) == served
+    assert set(tokenized.labels) == {IGNORED}
 
 
-def test_of_a_rated_answer_only_the_answer_is_learnt(tokenizer: Any) -> None:
+def test_only_the_completion_of_an_unpaired_preference_is_learnt(tokenizer: Any) -> None:
     prompt = (user("a"), assistant("earlier"), user("b"))
-    (coded,) = encode(tokenizer, UnpairedPreferenceSample(prompt, (assistant("later"),), False))
-    assert learnt(tokenizer, coded.examples[0]) == f"later{END}"
+    (tokens,) = tokenize(tokenizer, UnpairedPreferenceSample(prompt, (assistant("later"),), False))
+    assert learnt(tokenizer, tokens.tokenized[0]) == f"later{END}"
 
 
-def test_prompts_are_learnt_where_the_job_says_so(tokenizer: Any) -> None:
-    row = MessagesSample((user("a"), assistant("b"), user("c"), assistant("d")))
-    (coded,) = encode(tokenizer, row, learn_all=True)
-    (usual,) = encode(tokenizer, row)
-    (example,) = coded.examples
-    assert list(example.labels) == list(example.tokens) == list(usual.examples[0].tokens)
+def test_prompts_are_learnt_where_the_job_requests_it(tokenizer: Any) -> None:
+    sample = MessagesSample((user("a"), assistant("b"), user("c"), assistant("d")))
+    (tokens,) = tokenize(tokenizer, sample, learn_prompts=True)
+    (usual,) = tokenize(tokenizer, sample)
+    (tokenized,) = tokens.tokenized
+    assert list(tokenized.labels) == list(tokenized.tokens) == list(usual.tokenized[0].tokens)
 
 
-def test_template_that_writes_prompts_by_the_answer_is_refused(tokenizer: Any) -> None:
+def test_a_template_whose_prompt_depends_on_the_answer_is_refused(tokenizer: Any) -> None:
     # The prompt's text changes with the length of the answer, so no prompt is shared.
     template = (
         "{% set n = messages[-1].content|length if messages[-1].role == 'assistant' else 0 %}"
         "{% for m in messages %}{{ m.role }}{{ n if m.role == 'user' }}: {{ m.content }}"
         "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     )
-    assert told(encode(tokenizer, PAIR, template=template)).reason == "ChatTemplateUnsupported"
+    assert (
+        row_error(tokenize(tokenizer, PAIR, template=template)).reason == "ChatTemplateUnsupported"
+    )
 
 
-def test_marks_that_hold_nothing_are_an_error_for_pairs_too(tokenizer: Any) -> None:
+def test_marks_around_nothing_are_refused_for_preferences_too(tokenizer: Any) -> None:
     template = CHATML + "{% generation %}{% endgeneration %}"
-    assert told(encode(tokenizer, PAIR, template=template)).reason == "ChatTemplateUnsupported"
+    assert (
+        row_error(tokenize(tokenizer, PAIR, template=template)).reason == "ChatTemplateUnsupported"
+    )
 
 
-def test_one_faulty_pair_leaves_the_others(tokenizer: Any) -> None:
+def test_one_row_error_leaves_the_other_preferences(tokenizer: Any) -> None:
     long = PreferenceSample((user("word " * 600),), (assistant("x"),), (assistant("y"),))
-    kinds = [type(each) for each in encode(tokenizer, PAIR, long, PAIR)]
-    assert kinds == [Coded, RowError, Coded]
+    kinds = [type(each) for each in tokenize(tokenizer, PAIR, long, PAIR)]
+    assert kinds == [SampleTokens, RowError, SampleTokens]

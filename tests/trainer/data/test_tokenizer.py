@@ -9,8 +9,8 @@ import pytest
 from finetune_api.finetunejob import Tokenizer
 from finetune_api.run import Failure
 from finetune_trainer.data.tokenizer import (
-    end_of_turn,
-    is_plain,
+    find_end_of_turn,
+    has_plain_template,
     load_tokenizer,
     new_token_ids,
     prints_date,
@@ -19,7 +19,7 @@ from finetune_trainer.runtime.errors import UserError
 
 from tests.trainer.tiny import CHATML, tiny_model
 
-TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 DATED = (
     "{% if not date_string is defined %}"
     "{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
@@ -30,13 +30,13 @@ DATED = (
 TURN = "{% for m in messages %}<|turn|>{{ m.role }}: {{ m.content }}<|stop|>{% endfor %}"
 
 
-def changed(folder: Path, **fields: Any) -> Any:
+def load_changed(folder: Path, **fields: Any) -> Any:
     return load_tokenizer(folder, Tokenizer.model_validate(fields))
 
 
-def refused(folder: Path, **fields: Any) -> Failure:
+def load_failure(folder: Path, **fields: Any) -> Failure:
     with pytest.raises(UserError) as caught:
-        changed(folder, **fields)
+        load_changed(folder, **fields)
     assert caught.value.failure.remedy
     return caught.value.failure
 
@@ -54,13 +54,13 @@ def test_new_tokens_get_the_next_ids_and_are_never_split(tiny_model_folder: Path
 
 def test_tokens_and_template_survive_the_export(tiny_model_folder: Path, tmp_path: Path) -> None:
     tokens = ["<|turn|>", "<|stop|>"]
-    tokenizer = changed(tiny_model_folder, specialTokens=tokens, chatTemplate=TURN)
-    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|stop|>")
+    tokenizer = load_changed(tiny_model_folder, specialTokens=tokens, chatTemplate=TURN)
+    assert find_end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|stop|>")
     tokenizer.save_pretrained(tmp_path / "out")
     again = load_tokenizer(tmp_path / "out")
-    assert again.apply_chat_template(TALK) == tokenizer.apply_chat_template(TALK)
+    assert again.apply_chat_template(MESSAGES) == tokenizer.apply_chat_template(MESSAGES)
     assert again.convert_tokens_to_ids(tokens) == tokenizer.convert_tokens_to_ids(tokens)
-    assert again("<|stop|>", add_special_tokens=False)["input_ids"] == [end_of_turn(again)]
+    assert again("<|stop|>", add_special_tokens=False)["input_ids"] == [find_end_of_turn(again)]
 
 
 @pytest.mark.parametrize(
@@ -71,18 +71,18 @@ def test_tokens_and_template_survive_the_export(tiny_model_folder: Path, tmp_pat
         (["  "], "blank"),
     ],
 )
-def test_token_that_is_there_already_is_refused(
+def test_a_token_that_exists_already_is_refused(
     tiny_model_folder: Path, tokens: list[str], words: str
 ) -> None:
-    told = refused(tiny_model_folder, specialTokens=tokens)
-    assert told.reason == "BadSpecialToken"
-    assert words in told.message
+    failure = load_failure(tiny_model_folder, specialTokens=tokens)
+    assert failure.reason == "BadSpecialToken"
+    assert words in failure.message
 
 
-def test_template_teaches_a_base_model_to_chat(tmp_path: Path) -> None:
+def test_a_template_makes_a_base_model_a_chat_model(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / "base", template=None)
-    assert is_plain(load_tokenizer(folder))
-    assert not is_plain(changed(folder, chatTemplate=CHATML))
+    assert has_plain_template(load_tokenizer(folder))
+    assert not has_plain_template(load_changed(folder, chatTemplate=CHATML))
 
 
 @pytest.mark.parametrize(
@@ -95,28 +95,28 @@ def test_template_teaches_a_base_model_to_chat(tmp_path: Path) -> None:
         ("{{ messages.no.such }}", "BadChatTemplate", "fails"),
     ],
 )
-def test_template_that_cannot_work_is_refused(
+def test_a_template_that_cannot_work_is_refused(
     tiny_model_folder: Path, template: str, reason: str, words: str
 ) -> None:
-    told = refused(tiny_model_folder, chatTemplate=template)
-    assert told.reason == reason
-    assert words in told.message
+    failure = load_failure(tiny_model_folder, chatTemplate=template)
+    assert failure.reason == reason
+    assert words in failure.message
 
 
-def test_template_that_prints_the_date_is_given_that_of_prepare(tmp_path: Path) -> None:
+def test_a_template_that_prints_the_date_prints_that_of_prepare(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / "dated", template=DATED)
     tokenizer = load_tokenizer(folder, date="2024-02-29")
     assert prints_date(tokenizer)
-    for turns in (TALK, TALK[:1]):
+    for turns in (MESSAGES, MESSAGES[:1]):
         assert "Date: 29 Feb 2024<" in tokenizer.apply_chat_template(turns, tokenize=False)
-    assert tokenizer.apply_chat_template(TALK) == load_tokenizer(
+    assert tokenizer.apply_chat_template(MESSAGES) == load_tokenizer(
         folder, date="2024-02-29"
-    ).apply_chat_template(TALK)
+    ).apply_chat_template(MESSAGES)
     tokenizer.save_pretrained(tmp_path / "out")
     assert load_tokenizer(tmp_path / "out").chat_template == DATED
-    other = load_tokenizer(folder, date="2025-01-01").apply_chat_template(TALK, tokenize=False)
+    other = load_tokenizer(folder, date="2025-01-01").apply_chat_template(MESSAGES, tokenize=False)
     assert "Date: 01 Jan 2025<" in other
 
 
-def test_other_templates_have_no_date(tiny_model_folder: Path) -> None:
+def test_other_templates_print_no_date(tiny_model_folder: Path) -> None:
     assert not prints_date(load_tokenizer(tiny_model_folder, date="2024-02-29"))

@@ -196,7 +196,7 @@ NAMES = {"length": 5.0, "regex": 10.0, "rougeL": 0.5, "rewardModel": 1.0}
 
 def test_the_judge_scores_conversations_as_it_learnt_them(jobs: Path) -> None:
     from finetune_trainer.data.token_store import TokenStore
-    from finetune_trainer.rewards.functions import Reply
+    from finetune_trainer.rewards.functions import Completion
     from finetune_trainer.rewards.model import RewardModel
 
     data = jobs / "judge" / "job" / "data"
@@ -206,13 +206,13 @@ def test_the_judge_scores_conversations_as_it_learnt_them(jobs: Path) -> None:
     store = TokenStore.open(data / "eval")
     lines = [json.loads(line) for line in (data / "eval.jsonl").read_text().splitlines()]
     replies = [
-        Reply(line["messages"], line[side], True)
+        Completion(line["messages"], line[side], True)
         for line in lines
         for side in ("chosen", "rejected")
     ]
     found = judge(replies)
     for index, score in enumerate(found):
-        ids = torch.from_numpy(store.row(index).input_ids.astype(np.int64))[None]
+        ids = torch.from_numpy(store.sequence(index).input_ids.astype(np.int64))[None]
         with torch.no_grad():
             assert score == pytest.approx(model(input_ids=ids).logits.item(), abs=1e-5)
     accuracy = judged(jobs, "judge").evaluation
@@ -245,13 +245,13 @@ def test_padding_and_company_change_no_score(
     tmp_path: Path, pad: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from finetune_trainer.rewards import model
-    from finetune_trainer.rewards.functions import Reply
+    from finetune_trainer.rewards.functions import Completion
 
     monkeypatch.setitem(model.TOKENS_PER_BATCH, "cpu", 150)
     folder = classifier(tmp_path / "model", pad_token_id=pad)
     judge = model.RewardModel(folder, torch.device("cpu"), 512)
     replies = [
-        Reply([{"role": "user", "content": row["prompt"]}], row["completion"][: 7 * index], True)
+        Completion([{"role": "user", "content": row["prompt"]}], row["completion"][: 7 * index], True)
         for index, row in enumerate(tiny_rows(8))
     ]
     together = judge(replies)
@@ -261,7 +261,7 @@ def test_padding_and_company_change_no_score(
 
 
 def test_a_long_conversation_loses_its_beginning(tmp_path: Path) -> None:
-    from finetune_trainer.rewards.functions import Reply
+    from finetune_trainer.rewards.functions import Completion
     from finetune_trainer.rewards.model import RewardModel
 
     folder = classifier(tmp_path / "model")
@@ -269,9 +269,9 @@ def test_a_long_conversation_loses_its_beginning(tmp_path: Path) -> None:
     asked = [{"role": "user", "content": "What is it? " * 40}]
     other = [{"role": "user", "content": "Tell me. " + "What is it? " * 40}]
     answer = "A small and portable program that counts files."
-    assert short([Reply(asked, answer, True)]) == short([Reply(other, answer, True)])
+    assert short([Completion(asked, answer, True)]) == short([Completion(other, answer, True)])
     whole = RewardModel(folder, torch.device("cpu"), 512)
-    assert whole([Reply(asked, answer, True)]) != whole([Reply(other, answer, True)])
+    assert whole([Completion(asked, answer, True)]) != whole([Completion(other, answer, True)])
 
 
 def test_what_gives_no_single_number_is_no_reward_model(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import torch
 from finetune_trainer.generation import sampling
 from finetune_trainer.methods import load_model
 from finetune_trainer.objectives import fused_cross_entropy, policy_loss, rollout, token_logprobs
-from finetune_trainer.objectives.policy_loss import AnswerBatch
-from finetune_trainer.objectives.rollout import Rollout, Sampled
+from finetune_trainer.objectives.policy_loss import CompletionBatch
+from finetune_trainer.objectives.rollout import Rollout, SampledCompletion
 from finetune_trainer.runtime.fencing import Attempt
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,8 +42,8 @@ def model(tiny_model_folder: Path) -> Any:
 
 
 @pytest.fixture
-def likelihood(model: Any) -> Iterator[token_logprobs.Policy]:
-    found = token_logprobs.Policy(model, 0.7, CPU)
+def likelihood(model: Any) -> Iterator[token_logprobs.TokenLogpsHook]:
+    found = token_logprobs.TokenLogpsHook(model, 0.7, CPU)
     yield found
     found.remove()
 
@@ -54,7 +54,7 @@ def likelihood(model: Any) -> Iterator[token_logprobs.Policy]:
 @pytest.mark.parametrize("scale", [True, False])
 def test_advantages_are_those_of_the_paper(scale: bool) -> None:
     rewards = DICE.normal(size=24)
-    found = rollout.advantages(rewards.tolist(), 6, scale)
+    found = rollout.compute_advantages(rewards.tolist(), 6, scale)
     for start in range(0, 24, 6):
         group = rewards[start : start + 6]
         mean = sum(group) / 6
@@ -65,21 +65,21 @@ def test_advantages_are_those_of_the_paper(scale: bool) -> None:
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=4, max_size=4), st.booleans())
 def test_advantages_of_a_group_add_up_to_nothing(rewards: list[float], scale: bool) -> None:
-    found = rollout.advantages(rewards, 4, scale)
+    found = rollout.compute_advantages(rewards, 4, scale)
     assert abs(found.sum()) < 1e-6 * max(1.0, np.abs(found).max())
     assert np.isfinite(found).all()
 
 
 def test_equal_rewards_teach_nothing() -> None:
-    assert rollout.advantages([0.3] * 8, 4, scale=True).tolist() == [0.0] * 8
+    assert rollout.compute_advantages([0.3] * 8, 4, scale=True).tolist() == [0.0] * 8
 
 
 # Losses.
 
 
-def batch_of(advantages: list[float], lengths: list[int], learnt: bool = True) -> AnswerBatch:
+def batch_of(advantages: list[float], lengths: list[int], learnt: bool = True) -> CompletionBatch:
     answers = [
-        Sampled(
+        SampledCompletion(
             prompt(3 + index, index),
             prompt(length, 100 + index),
             True,
@@ -90,14 +90,14 @@ def batch_of(advantages: list[float], lengths: list[int], learnt: bool = True) -
         )
         for index, (gain, length) in enumerate(zip(advantages, lengths, strict=True))
     ]
-    return policy_loss.collate_answers(answers, flatten=False)
+    return policy_loss.collate_completions(answers, flatten=False)
 
 
 def test_the_loss_of_a_token_is_clipped_on_the_side_that_would_gain() -> None:
     batch = batch_of([1.0, -1.0], [4, 4])
     old = np.linspace(-2, -1, 4)
     logps = np.tile(old + np.array([0.5, 0.1, -0.1, -0.5]), 2)
-    found = policy_loss.token_losses(torch.tensor(logps), batch, epsilon=0.2, beta=0.0)
+    found = policy_loss.policy_losses(torch.tensor(logps), batch, epsilon=0.2, beta=0.0)
     ratio = np.exp([0.5, 0.1, -0.1, -0.5])
     wanted = [-1.2, *-ratio[1:], *ratio[:3], 0.8]
     assert found.tolist() == pytest.approx(wanted, abs=1e-6)
@@ -106,7 +106,7 @@ def test_the_loss_of_a_token_is_clipped_on_the_side_that_would_gain() -> None:
 def test_clipped_tokens_have_no_gradient() -> None:
     batch = batch_of([1.0], [2])
     logps = torch.tensor([-2.0 + 0.5, -1.0 + 0.1], requires_grad=True)
-    policy_loss.token_losses(logps, batch, 0.2, 0.0).sum().backward()
+    policy_loss.policy_losses(logps, batch, 0.2, 0.0).sum().backward()
     assert logps.grad is not None
     assert logps.grad.tolist() == pytest.approx([0.0, -np.exp(0.1)], abs=1e-6)
 
@@ -115,7 +115,7 @@ def test_beta_adds_the_unbiased_estimate_of_the_divergence() -> None:
     batch = batch_of([0.0], [3])
     logps = np.array([-1.5, -2.0, -0.5])
     reference = np.linspace(-1, -3, 3)
-    found = policy_loss.token_losses(torch.tensor(logps), batch, 0.2, beta=0.3)
+    found = policy_loss.policy_losses(torch.tensor(logps), batch, 0.2, beta=0.3)
     wanted = 0.3 * (np.exp(reference - logps) - (reference - logps) - 1)
     assert found.tolist() == pytest.approx(wanted.tolist(), abs=1e-6)
     assert (wanted >= 0).all()
@@ -124,7 +124,7 @@ def test_beta_adds_the_unbiased_estimate_of_the_divergence() -> None:
 def test_a_single_step_has_the_gradient_of_the_policy() -> None:
     batch = batch_of([0.5, -2.0], [2, 1], learnt=False)
     logps = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
-    losses = policy_loss.token_losses(logps, batch, 0.2, 0.0)
+    losses = policy_loss.policy_losses(logps, batch, 0.2, 0.0)
     losses.sum().backward()
     assert losses.tolist() == [-0.5, -0.5, 2.0]
     assert logps.grad is not None
@@ -136,7 +136,7 @@ def test_losses_are_averaged_as_their_papers_say(loss: str) -> None:
     lengths = [3, 1, 5, 2]
     batch = batch_of([1.0] * 4, lengths)
     tokens = DICE.normal(size=sum(lengths))
-    found = policy_loss.averaged(torch.tensor(tokens), batch.rows.owners, 4, loss).sum().item()
+    found = policy_loss.average_losses(torch.tensor(tokens), batch.rows.owners, 4, loss).sum().item()
     answers = np.split(tokens, np.cumsum(lengths)[:-1])
     wanted = {
         "grpo": sum(answer.mean() for answer in answers),
@@ -151,12 +151,12 @@ def test_losses_are_averaged_as_their_papers_say(loss: str) -> None:
 
 
 def sampled(model: Any, prompts: list[np.ndarray], owners: list[int], **more: Any) -> Any:
-    how = sampling.Sampling(
+    how = sampling.SamplingConfig(
         **{"temperature": 1.0, "most": 12, "ends": (), "together": False, **more}
     )
-    uniform = [sampling.draws(1, 1, index, how.most) for index in range(len(owners))]
+    uniform = [sampling.draw_uniforms(1, 1, index, how.most) for index in range(len(owners))]
     with torch.no_grad():
-        return sampling.sample(model, prompts, owners, uniform, how, CPU)
+        return sampling.sample_answers(model, prompts, owners, uniform, how, CPU)
 
 
 def test_cold_answers_are_the_greedy_ones_of_transformers(model: Any) -> None:
@@ -177,10 +177,10 @@ def test_an_answer_does_not_depend_on_what_is_sampled_with_it(model: Any) -> Non
     owners = [0, 0, 1, 1, 2, 2, 2, 2]
     together = sampled(model, prompts, owners, ends=ends, temperature=HOT)
     for index, owner in enumerate(owners):
-        uniform = [sampling.draws(1, 1, index, 12)]
-        how = sampling.Sampling(HOT, 12, ends, together=False)
+        uniform = [sampling.draw_uniforms(1, 1, index, 12)]
+        how = sampling.SamplingConfig(HOT, 12, ends, together=False)
         with torch.no_grad():
-            alone = sampling.sample(model, [prompts[owner]], [0], uniform, how, CPU)
+            alone = sampling.sample_answers(model, [prompts[owner]], [0], uniform, how, CPU)
         assert together[index].tolist() == alone[0].tolist()
     # All lengths stand side by side: lines that ended early were dropped meanwhile.
     assert len({len(answer) for answer in together}) > 3
@@ -197,7 +197,7 @@ def test_an_answer_ends_at_its_first_end_and_keeps_it(model: Any) -> None:
 def test_samples_follow_the_probabilities_of_the_model() -> None:
     logits = torch.tensor([2.0, 0.0, -1.0, float("-inf"), 1.0])
     uniform = torch.from_numpy(np.random.default_rng(0).random(40_000))
-    tokens = sampling.draw(logits.expand(40_000, -1), uniform, temperature=0.5)
+    tokens = sampling.pick_tokens(logits.expand(40_000, -1), uniform, temperature=0.5)
     seen = np.bincount(tokens.numpy(), minlength=5) / 40_000
     assert seen == pytest.approx(torch.softmax(logits / 0.5, -1).numpy(), abs=0.01)
     assert seen[3] == 0
@@ -205,17 +205,17 @@ def test_samples_follow_the_probabilities_of_the_model() -> None:
 
 def test_draws_differ_between_answers_and_steps_and_can_be_repeated() -> None:
     found = {
-        sampling.draws(*key, 4).tobytes() for key in [(1, 1, 0), (1, 1, 1), (1, 2, 0), (2, 1, 0)]
+        sampling.draw_uniforms(*key, 4).tobytes() for key in [(1, 1, 0), (1, 1, 1), (1, 2, 0), (2, 1, 0)]
     }
     assert len(found) == 4
-    assert sampling.draws(1, 1, 0, 4).tolist() == sampling.draws(1, 1, 0, 9)[:4].tolist()
+    assert sampling.draw_uniforms(1, 1, 0, 4).tolist() == sampling.draw_uniforms(1, 1, 0, 9)[:4].tolist()
 
 
 def test_as_many_answers_are_sampled_at_once_as_memory_holds(model: Any) -> None:
     # Two layers, two key-value heads of 16 numbers: 512 bytes of fp32 for each token.
-    fit = sampling.answers_at_once(model.config, CONTEXT, CPU)
+    fit = sampling.max_concurrent_answers(model.config, CONTEXT, CPU)
     assert fit == sampling.CACHE_BYTES["cpu"] // (512 * CONTEXT)
-    assert sampling.answers_at_once(model.config, 10**12, CPU) == 1
+    assert sampling.max_concurrent_answers(model.config, 10**12, CPU) == 1
 
 
 # Likelihoods.
@@ -223,14 +223,14 @@ def test_as_many_answers_are_sampled_at_once_as_memory_holds(model: Any) -> None
 
 @pytest.mark.parametrize("flatten", [False, True])
 def test_log_probabilities_are_those_that_answers_are_drawn_with(
-    model: Any, likelihood: token_logprobs.Policy, flatten: bool, monkeypatch: pytest.MonkeyPatch
+    model: Any, likelihood: token_logprobs.TokenLogpsHook, flatten: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fused_cross_entropy, "CHUNK", 4)
     answers = [
-        Sampled(prompt(6, 1), prompt(4, 2), True, (0.0,)),
-        Sampled(prompt(3, 3), prompt(7, 4), True, (0.0,)),
+        SampledCompletion(prompt(6, 1), prompt(4, 2), True, (0.0,)),
+        SampledCompletion(prompt(3, 3), prompt(7, 4), True, (0.0,)),
     ]
-    found = likelihood(model, policy_loss.collate_answers(answers, flatten).rows)
+    found = likelihood(model, policy_loss.collate_completions(answers, flatten).rows)
     wanted, entropies = [], []
     for each in answers:
         ids = torch.from_numpy(np.concatenate([each.prompt, each.answer]).astype(np.int64))
@@ -245,13 +245,13 @@ def test_log_probabilities_are_those_that_answers_are_drawn_with(
 
 
 def test_a_rank_without_answers_has_an_empty_loss_with_gradients(
-    model: Any, likelihood: token_logprobs.Policy
+    model: Any, likelihood: token_logprobs.TokenLogpsHook
 ) -> None:
-    batch = policy_loss.collate_answers([], flatten=False)
+    batch = policy_loss.collate_completions([], flatten=False)
     found = likelihood(model, batch.rows)
     for loss in ("grpo", "bnpo", "dr_grpo", "dapo"):
-        each = policy_loss.averaged(
-            policy_loss.token_losses(found.logps, batch, 0.2, 0.1), batch.rows.owners, 0, loss
+        each = policy_loss.average_losses(
+            policy_loss.policy_losses(found.logps, batch, 0.2, 0.1), batch.rows.owners, 0, loss
         )
         assert each.sum().item() == 0
         each.sum().backward(retain_graph=True)
@@ -262,15 +262,15 @@ def test_a_rank_without_answers_has_an_empty_loss_with_gradients(
 
 def test_a_rollout_is_read_back_bit_by_bit(tmp_path: Path) -> None:
     answers = [
-        Sampled(prompt(3, 1), prompt(2, 2), True, (0.1, 1.0), 0.3, np.float32([-1, -2]), None),
-        Sampled(prompt(5, 3), prompt(1, 4), False, (1 / 3, 0.0), -0.1, np.float32([-1 / 3]), None),
+        SampledCompletion(prompt(3, 1), prompt(2, 2), True, (0.1, 1.0), 0.3, np.float32([-1, -2]), None),
+        SampledCompletion(prompt(5, 3), prompt(1, 4), False, (1 / 3, 0.0), -0.1, np.float32([-1 / 3]), None),
     ]
     attempt = Attempt(tmp_path, 2)
-    attempt.claim()
-    rollout.save(Rollout(7, answers, {"reward": 1 / 7}), attempt, updates=3)
-    found = rollout.find(tmp_path, 3, 7)
+    attempt.acquire()
+    rollout.save_rollout(Rollout(7, answers, {"reward": 1 / 7}), attempt, updates=3)
+    found = rollout.load_rollout(tmp_path, 3, 7)
     assert found is not None
-    assert rollout.find(tmp_path, 1, 7) is None
+    assert rollout.load_rollout(tmp_path, 1, 7) is None
     assert (found.step, found.measures) == (7, {"reward": 1 / 7})
     for one, other in zip(found.answers, answers, strict=True):
         assert one.prompt.tolist() == other.prompt.tolist()
@@ -287,11 +287,11 @@ def test_a_rollout_is_read_back_bit_by_bit(tmp_path: Path) -> None:
 
 
 def test_only_rollouts_that_a_checkpoint_may_need_are_kept(tmp_path: Path) -> None:
-    answers = [Sampled(prompt(3, 1), prompt(2, 2), True, (0.1,))]
+    answers = [SampledCompletion(prompt(3, 1), prompt(2, 2), True, (0.1,))]
     (tmp_path / "checkpoints" / "1" / "step-00000005").mkdir(parents=True)
     attempt = Attempt(tmp_path, 1)
-    attempt.claim()
+    attempt.acquire()
     for step in (1, 4, 7, 10, 13):
-        rollout.save(Rollout(step, answers, {}), attempt, updates=3)
+        rollout.save_rollout(Rollout(step, answers, {}), attempt, updates=3)
     kept = sorted(path.name for path in (tmp_path / "rollouts" / "1").iterdir())
     assert kept == [f"step-{step:08d}.npz" for step in (4, 10, 13)]

@@ -266,7 +266,7 @@ def test_an_attempt_goes_on_with_the_reference_of_the_one_before(
     (path,) = (tmp_path / "job" / "reference").glob("*/train.npy")
     whole = np.load(path)
     rows = TokenStore.open(straight / "data" / "train")
-    order = sorted(range(2 * PAIRS), key=lambda index: -len(rows.row(index).input_ids))
+    order = sorted(range(2 * PAIRS), key=lambda index: -len(rows.sequence(index).input_ids))
     # The first attempt got as far as two blocks; numbers that no model gives show what is kept.
     half = np.full_like(whole, np.nan)
     half[order[:16]] = -1000

@@ -8,7 +8,7 @@ import time
 import pytest
 from finetune_api.finetunejob import RewardFunction
 from finetune_trainer.rewards import functions
-from finetune_trainer.rewards.functions import Reply
+from finetune_trainer.rewards.functions import Completion
 from finetune_trainer.runtime.errors import UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +26,7 @@ JSON = st.recursive(
 
 def judge(kind: str, text: str, reference: str | None = None, **more: str) -> float:
     function = RewardFunction.model_validate({"type": kind, **more})
-    return functions.judge_of(function)(Reply([], text, True, reference))
+    return functions.make_score_function(function)(Completion([], text, True, reference))
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,9 @@ def test_a_reward_gives(kind: str, text: str, reference: str | None, value: floa
 
 
 def test_length_rewards_answers_that_ended_by_themselves() -> None:
-    ended = functions.judge_of(RewardFunction(type="length"))
-    assert ended(Reply([], "x", True)) == 1.0
-    assert ended(Reply([], "x", False)) == 0.0
+    ended = functions.make_score_function(RewardFunction(type="length"))
+    assert ended(Completion([], "x", True)) == 1.0
+    assert ended(Completion([], "x", False)) == 0.0
 
 
 def test_a_pattern_is_searched_in_the_answer() -> None:
@@ -100,7 +100,7 @@ def test_rewards_of_one_type_have_names_of_their_own() -> None:
         RewardFunction(type="length"),
         RewardFunction(type="regex", pattern="b"),
     ]
-    assert functions.names_of(functions) == ["regex", "length", "regex_2"]
+    assert functions.name_rewards(functions) == ["regex", "length", "regex_2"]
 
 
 @given(st.text(), st.text(min_size=1))

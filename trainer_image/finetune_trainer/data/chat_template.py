@@ -1,11 +1,11 @@
 """From conversations to tokens and labels, through the model's own chat template.
 
-Only what the assistant says is learnt: every turn of it, up to and including the token that ends
+Only what the assistant says is learnt: each of its turns up to and including the token that ends
 the turn. Where the template marks those parts ({% generation %}), the marks decide. Otherwise the
-part is what the rendered text gains by the turn, and it is verified token by token that the text
-before it is tokenised the same way alone, because that is all that a served model will see when
-it has to answer. Special tokens come from the template only, so there is no second BOS, and a pad
-token that equals EOS hides nothing, because nothing is padded here.
+part is what the rendered text gains by the turn, and a comparison of tokens verifies that the text
+before it is tokenised the same way on its own, because that is all that a served model has when it
+has to answer. Special tokens come from the template only, so there is no second BOS; nothing is
+padded here, so a pad token that equals EOS hides nothing.
 """
 
 from __future__ import annotations
@@ -18,71 +18,74 @@ from typing import Any
 
 import numpy as np
 
-from finetune_trainer.data.messages import MessagesSample, Turn, dicts
+from finetune_trainer.data.messages import Turn, to_messages
 from finetune_trainer.data.row_errors import RowError
+from finetune_trainer.data.samples import MessagesSample
 from finetune_trainer.data.token_store import IGNORED, TokenizedSample
-from finetune_trainer.data.tokenizer import markers_of
+from finetune_trainer.data.tokenizer import special_token_ids
 
-_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Ids = list[int]
 Span = tuple[int, int]
+"""Half-open range, of tokens or of characters."""
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """One conversation, cut to the longest sequence."""
+class ConversationTokens:
+    """The tokens of one conversation, truncated to the longest sequence."""
 
-    example: TokenizedSample
+    tokenized: TokenizedSample
     full_length: int
-    """Tokens before cutting."""
+    """Tokens before truncation."""
     prompt_length: int
     """Tokens before the last answer."""
-    truncated: bool
+    is_truncated: bool
 
 
 class ChatTokenizer:
-    """Tokenizer, template and longest sequence of one job."""
+    """Tokenizes conversations with a job's tokenizer, template and longest sequence."""
 
     def __init__(
         self,
         tokenizer: Any,
-        longest: int,
-        context: int,
-        learn_all: bool = False,
-        scored: bool = False,
+        max_length: int,
+        context_length: int,
+        learn_prompts: bool = False,
+        keep_tail: bool = False,
     ) -> None:
-        """`longest` is the job's maxSequenceLength in tokens, `context` the model's limit.
+        """`max_length` is the job's maxSequenceLength in tokens, `context_length` the model's.
 
-        With `learn_all` the prompts are learnt too (sft.lossOn All). With `scored` a conversation
-        keeps what the template writes behind its last turn: a reward model gives its score there
-        to whoever renders the template.
+        With `learn_prompts` the prompts are learnt too (sft.lossOn All). With `keep_tail` a
+        conversation keeps what the template writes after its last turn: a reward model gives its
+        score there to any caller that renders the template.
         """
         self._tokenizer = tokenizer
-        self._longest = longest
-        self._context = context
-        self._learn_all = learn_all
-        self._scored = scored
-        self._marked = bool(_MARKS.search(str(tokenizer.chat_template)))
-        self._markers = markers_of(tokenizer)
-        self._marker_texts = tuple(tokenizer.convert_ids_to_tokens(sorted(self._markers)))
+        self._max_length = max_length
+        self._context_length = context_length
+        self._learn_prompts = learn_prompts
+        self._keep_tail = keep_tail
+        self._has_marks = bool(_GENERATION_MARK.search(str(tokenizer.chat_template)))
+        self._special_ids = special_token_ids(tokenizer)
+        self._special_tokens = tuple(tokenizer.convert_ids_to_tokens(sorted(self._special_ids)))
 
-    def encode(self, conversations: Sequence[MessagesSample]) -> list[Encoded | RowError]:
-        """Each conversation as tokens, or why it cannot be used; in the same order."""
-        if self._marked:
-            found = [self._attempt(self._by_marks, each) for each in conversations]
+    def tokenize(
+        self, conversations: Sequence[MessagesSample]
+    ) -> list[ConversationTokens | RowError]:
+        """The tokens of each conversation, or why it cannot be used; in the same order."""
+        if self._has_marks:
+            found = [_catch_row_error(self._tokenize_by_marks, each) for each in conversations]
         else:
-            found = self._by_prefixes(conversations)
-        return [each if isinstance(each, RowError) else self._finished(*each) for each in found]
+            found = self._tokenize_by_prefixes(conversations)
+        return [each if isinstance(each, RowError) else self._label(*each) for each in found]
 
-    def render(self, turns: Sequence[Turn], for_answer: bool = False) -> str:
-        """The template's text; BadRow where the template refuses the conversation."""
+    def render(self, turns: Sequence[Turn], add_generation_prompt: bool = False) -> str:
+        """The template's text; RowError where the template refuses the conversation."""
         from jinja2 import TemplateError
 
-        messages = dicts(turns)
         try:
             return str(
                 self._tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=for_answer
+                    to_messages(turns), tokenize=False, add_generation_prompt=add_generation_prompt
                 )
             )
         except TemplateError as error:
@@ -93,182 +96,189 @@ class ChatTokenizer:
                 "know no system turn.",
             ) from None
 
-    def prompt_tokens(self, turns: Sequence[Turn]) -> Ids:
-        """What a server is given to answer: the turns and the beginning of the answer."""
-        text = self.render(turns, for_answer=True)
-        return self._tokenized([text])[text]
+    def tokenize_prompt(self, turns: Sequence[Turn]) -> Ids:
+        """What a server gives the model to answer: the turns and the beginning of the answer."""
+        text = self.render(turns, add_generation_prompt=True)
+        return self._tokenize_texts([text])[text]
 
-    def _attempt(self, work: Any, *args: Any) -> Any:
-        try:
-            return work(*args)
-        except RowError as error:
-            return error
-
-    def _by_marks(self, row: MessagesSample) -> tuple[Ids, list[Span]]:
-        turns = row.turns
-        self.render(turns)  # tells refusals apart from other failures
+    def _tokenize_by_marks(self, conversation: MessagesSample) -> tuple[Ids, list[Span]]:
+        turns = conversation.turns
+        self.render(turns)  # raises RowError where the template refuses the conversation
         encoded = self._tokenizer.apply_chat_template(
-            dicts(turns),
+            to_messages(turns),
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
         )
         ids, mask = list(encoded["input_ids"]), list(encoded["assistant_masks"])
-        asked = self.prompt_tokens(turns[: row.asked]) if row.asked else []
-        spans = [span for span in _runs(mask) if span[1] > len(asked)]
+        prompt_turns = turns[: conversation.prompt_turns]
+        prompt = self.tokenize_prompt(prompt_turns) if prompt_turns else []
+        spans = [span for span in _find_runs(mask) if span[1] > len(prompt)]
         if not spans:
             raise _unsupported("its generation marks hold nothing of this conversation")
-        return ids, [self._with_end_token(ids, span) for span in spans]
+        return ids, [self._include_end_token(ids, span) for span in spans]
 
-    def _with_end_token(self, ids: Ids, span: Span) -> Span:
+    def _include_end_token(self, ids: Ids, span: Span) -> Span:
         # Some templates close the mark before the token that ends the turn.
         start, end = span
-        outside = end < len(ids) and ids[end] in self._markers
-        return (start, end + 1) if outside and ids[end - 1] not in self._markers else span
+        is_outside = end < len(ids) and ids[end] in self._special_ids
+        return (start, end + 1) if is_outside and ids[end - 1] not in self._special_ids else span
 
-    def _by_prefixes(self, conversations: Sequence[MessagesSample]) -> list[Any]:
-        cuts = [self._attempt(self._cut, each) for each in conversations]
+    def _tokenize_by_prefixes(self, conversations: Sequence[MessagesSample]) -> list[Any]:
+        rendered = [_catch_row_error(self._render_with_answers, each) for each in conversations]
         texts = [
             prefix
-            for cut in cuts
-            if not isinstance(cut, RowError)
-            for prefix in (cut.text, *(cut.text[:end] for span in cut.spans for end in span))
+            for each in rendered
+            if not isinstance(each, RowError)
+            for prefix in (each.text, *(each.text[:end] for span in each.answers for end in span))
         ]
-        ids = self._tokenized(texts)
+        ids = self._tokenize_texts(texts)
         return [
-            cut if isinstance(cut, RowError) else self._attempt(self._tokens_of, cut, ids)
-            for cut in cuts
+            each if isinstance(each, RowError) else _catch_row_error(self._find_answers, each, ids)
+            for each in rendered
         ]
 
-    def _tokenized(self, texts: list[str]) -> dict[str, Ids]:
+    def _tokenize_texts(self, texts: list[str]) -> dict[str, Ids]:
         distinct = list(dict.fromkeys(text for text in texts if text))
         if not distinct:
             return {"": []}
         ids = self._tokenizer(distinct, add_special_tokens=False)["input_ids"]
         return {"": [], **dict(zip(distinct, ids, strict=True))}
 
-    def _cut(self, row: MessagesSample) -> _Cut:
-        turns = row.turns
+    def _render_with_answers(self, conversation: MessagesSample) -> _RenderedConversation:
+        turns = conversation.turns
         text = self.render(turns)
-        spans = []
+        answers = []
         for index, turn in enumerate(turns):
-            if turn.role == "assistant" and index >= row.asked:
-                before = self.render(turns[:index], for_answer=True)
+            if turn.role == "assistant" and index >= conversation.prompt_turns:
+                before = self.render(turns[:index], add_generation_prompt=True)
                 if not text.startswith(before):
                     raise _unsupported("the text before an answer changes when the answer comes")
                 after = text if turn is turns[-1] else self.render(turns[: index + 1])
-                end = _end_of_turn(text, before, after, turn.content, self._marker_texts)
-                spans.append((len(before), end))
-        return _Cut(text, spans)
+                end = _find_end_of_turn(text, before, after, turn.content, self._special_tokens)
+                answers.append((len(before), end))
+        return _RenderedConversation(text, answers)
 
-    def _tokens_of(self, cut: _Cut, ids: dict[str, Ids]) -> tuple[Ids, list[Span]]:
-        full = ids[cut.text]
-        ends = [ids[cut.text[:end]] for span in cut.spans for end in span]
-        if any(full[: len(prefix)] != prefix for prefix in ends):
-            return self._stitched(cut)
-        places = [len(prefix) for prefix in ends]
-        return full, list(zip(places[::2], places[1::2], strict=True))
+    def _find_answers(
+        self, rendered: _RenderedConversation, ids: dict[str, Ids]
+    ) -> tuple[Ids, list[Span]]:
+        full = ids[rendered.text]
+        prefixes = [ids[rendered.text[:end]] for span in rendered.answers for end in span]
+        if any(full[: len(prefix)] != prefix for prefix in prefixes):
+            return self._tokenize_in_parts(rendered)
+        borders = [len(prefix) for prefix in prefixes]
+        return full, list(zip(borders[::2], borders[1::2], strict=True))
 
-    def _stitched(self, cut: _Cut) -> tuple[Ids, list[Span]]:
-        """Tokens of each part alone, for text that merges across the border of an answer.
+    def _tokenize_in_parts(self, rendered: _RenderedConversation) -> tuple[Ids, list[Span]]:
+        """Tokens of each part on its own, for text that merges across the border of an answer.
 
-        An answer that begins with a line feed may merge with the template's own. Served, the
-        model never sees the merged token: it is given the prompt's tokens and adds its own.
+        An answer that begins with a line feed may merge with the template's own. A served model
+        never sees the merged token: it gets the prompt's tokens and adds its own.
         """
-        borders = [0, *itertools.chain.from_iterable(cut.spans), len(cut.text)]
-        parts = [cut.text[a:b] for a, b in itertools.pairwise(borders)]
-        ids = self._tokenized(parts)
+        borders = [0, *itertools.chain.from_iterable(rendered.answers), len(rendered.text)]
+        parts = [rendered.text[a:b] for a, b in itertools.pairwise(borders)]
+        ids = self._tokenize_texts(parts)
         joined = list(itertools.chain.from_iterable(ids[part] for part in parts))
-        whole = self._tokenized([cut.text])[cut.text]
-        if self._tokenizer.decode(joined) != self._tokenizer.decode(whole):
-            raise _unsupported("an answer cannot be tokenised apart from what stands before it")
-        places = list(itertools.accumulate(len(ids[part]) for part in parts))
-        return joined, [(places[i], places[i + 1]) for i in range(0, len(places) - 1, 2)]
+        merged = self._tokenize_texts([rendered.text])[rendered.text]
+        if self._tokenizer.decode(joined) != self._tokenizer.decode(merged):
+            raise _unsupported("an answer cannot be tokenised apart from the text before it")
+        ends = list(itertools.accumulate(len(ids[part]) for part in parts))
+        return joined, [(ends[i], ends[i + 1]) for i in range(0, len(ends) - 1, 2)]
 
-    def _finished(self, ids: Ids, spans: list[Span]) -> Encoded | RowError:
-        spans = [
-            span for span in (self._without_blanks(ids, s) for s in spans) if span[0] < span[1]
-        ]
-        if not spans:
+    def _label(self, ids: Ids, answers: list[Span]) -> ConversationTokens | RowError:
+        trimmed = (self._trim_blanks(ids, span) for span in answers)
+        answers = [span for span in trimmed if span[0] < span[1]]
+        if not answers:
             return RowError("NothingToLearn", "no token of it belongs to an answer", "Remove it.")
-        prompt, end = spans[-1]
-        tail = ids[end:] if self._scored and ids[end - 1] in self._markers else []
+        prompt_length, end = answers[-1]
+        tail = ids[end:] if self._keep_tail and ids[end - 1] in self._special_ids else []
         ids = ids[:end]
-        if ids[-1] not in self._markers:
+        if ids[-1] not in self._special_ids:
             ids = [*ids, self._tokenizer.eos_token_id]
-            spans[-1] = (prompt, len(ids))
-        if prompt >= self._longest:
-            return self._prompt_too_long(prompt)
-        labels = list(ids) if self._learn_all else [IGNORED] * len(ids)
-        for start, stop in spans:
+            answers[-1] = (prompt_length, len(ids))
+        if prompt_length >= self._max_length:
+            return self._prompt_too_long(prompt_length)
+        labels = list(ids) if self._learn_prompts else [IGNORED] * len(ids)
+        for start, stop in answers:
             labels[start:stop] = ids[start:stop]
         ids, labels = [*ids, *tail], [*labels, *[IGNORED] * len(tail)]
-        # Arrays at once: a million rows as lists of Python integers would not fit the pod.
-        kept = [np.asarray(part[: self._longest], dtype=np.int32) for part in (ids, labels)]
-        example = TokenizedSample(kept[0], kept[1])
-        return Encoded(example, len(ids), prompt, truncated=len(ids) > self._longest)
+        # As arrays, because a million samples as lists of Python integers would not fit the pod.
+        arrays = [np.asarray(each[: self._max_length], dtype=np.int32) for each in (ids, labels)]
+        is_truncated = len(ids) > self._max_length
+        return ConversationTokens(TokenizedSample(*arrays), len(ids), prompt_length, is_truncated)
 
-    def _without_blanks(self, ids: Ids, span: Span) -> Span:
-        """The span without the white space that many templates put behind the end of a turn."""
+    def _trim_blanks(self, ids: Ids, span: Span) -> Span:
+        """The span without the white space that many templates put after the end of a turn."""
         start, end = span
         last = end
-        while last > start and ids[last - 1] not in self._markers:
+        while last > start and ids[last - 1] not in self._special_ids:
             last -= 1
             if not self._tokenizer.decode([ids[last]]).isspace():
                 return span
         return (start, last) if last > start else span
 
-    def _prompt_too_long(self, prompt: int) -> RowError:
-        raise_it = (
-            f"Raise training.maxSequenceLength above {prompt} (the model allows {self._context}), "
-            if prompt < self._context
+    def _prompt_too_long(self, length: int) -> RowError:
+        raise_limit = (
+            f"Raise training.maxSequenceLength above {length} (the model allows "
+            f"{self._context_length}), "
+            if length < self._context_length
             else ""
         )
         return RowError(
             "PromptTooLong",
-            f"the prompt has {prompt} tokens and a sequence at most {self._longest} "
-            f"(the model's context is {self._context}), so there is no room for the answer",
-            f"{raise_it}{'shorten' if raise_it else 'Shorten'} the prompt, or remove the row.",
+            f"the prompt has {length} tokens and a sequence at most {self._max_length} "
+            f"(the model's context is {self._context_length}), so no tokens are left for the "
+            "answer",
+            f"{raise_limit}{'shorten' if raise_limit else 'Shorten'} the prompt, or remove the "
+            "row.",
         )
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """A rendered conversation and where, in characters, the answers stand in it."""
-
+class _RenderedConversation:
     text: str
-    spans: list[Span]
+    answers: list[Span]
+    """Where the answers are, in characters."""
 
 
-def _end_of_turn(text: str, before: str, after: str, content: str, markers: Sequence[str]) -> int:
+def _catch_row_error(work: Any, *args: Any) -> Any:
+    try:
+        return work(*args)
+    except RowError as error:
+        return error
+
+
+def _find_end_of_turn(
+    text: str, before: str, after: str, content: str, special_tokens: Sequence[str]
+) -> int:
     """Where the turn ends in `text`: `before` renders the turns before it, `after` it too.
 
-    Usually `after` is how the text begins. Some templates write the last turn differently from
-    the ones before it (Qwen3 adds an empty thought); then what follows the content is compared,
-    or at least its first one of `markers` (Phi-3 ends the document after the last turn).
+    Usually `text` begins with `after`. Some templates write the last turn differently from the ones
+    before it (Qwen3 adds an empty thought); then what follows the content is compared, or at least
+    the first of `special_tokens` in it (Phi-3 ends the document after the last turn).
     """
     if text.startswith(after):
         return len(after)
     bare = content.strip()
-    where = text.find(bare, len(before))
+    start = text.find(bare, len(before))
     tail = after[after.rfind(bare) + len(bare) :]
-    if where < 0 or text[len(before) : where].strip() or bare not in after:
-        raise _unsupported("an answer is written differently when the conversation goes on")
-    end = where + len(bare)
+    if start < 0 or text[len(before) : start].strip() or bare not in after:
+        raise _unsupported("an answer is written differently when the conversation continues")
+    end = start + len(bare)
     if not text.startswith(tail, end):
-        tail = _to_first(tail, markers)
+        tail = _cut_after_first(tail, special_tokens)
     if not tail or not text.startswith(tail, end):
-        raise _unsupported("an answer ends differently when the conversation goes on")
+        raise _unsupported("an answer ends differently when the conversation continues")
     return end + len(tail)
 
 
-def _to_first(text: str, markers: Sequence[str]) -> str:
-    """The text up to the end of the first marker in it; nothing where it has none."""
-    ends = [(at, at + len(marker)) for marker in markers if (at := text.find(marker)) >= 0]
+def _cut_after_first(text: str, tokens: Sequence[str]) -> str:
+    """The text up to the end of the first of `tokens` in it; empty where it has none."""
+    ends = [(at, at + len(token)) for token in tokens if (at := text.find(token)) >= 0]
     return text[: min(ends, key=lambda found: (found[0], -found[1]))[1]] if ends else ""
 
 
-def _runs(mask: Sequence[int]) -> list[Span]:
+def _find_runs(mask: Sequence[int]) -> list[Span]:
     """Half-open ranges of ones."""
     padded = [0, *mask, 0]
     changes = [i for i in range(len(mask) + 1) if padded[i] != padded[i + 1]]

@@ -1,8 +1,8 @@
-"""Which columns of a file hold what.
+"""The column mapping of a source: its format, and which column holds what.
 
-A format is a set of columns. Which formats may be meant follows from the objective, and the first
-of them whose columns are there is taken, unless the job says which one. It is settled once for a
-source, by the job's `columns` and the first row, and holds for every row of it.
+A format is a set of columns. The objective decides which formats are possible, and the first of
+them whose columns are present is taken, unless the job names one. The job's `columns` and the first
+record of a source settle the mapping, and it holds for every record of that source.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from finetune_trainer.data.row_errors import RowError
 MESSAGES = ("messages", "conversations")
 PROMPT = ("prompt", "instruction", "question")
 COMPLETION = ("completion", "output", "response", "answer")
-USUAL: Mapping[str, tuple[str, ...]] = {
+USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "messages": MESSAGES,
     "prompt": PROMPT,
     "completion": COMPLETION,
@@ -30,7 +30,7 @@ USUAL: Mapping[str, tuple[str, ...]] = {
     "label": ("label",),
     "reference": ("reference", "answer", "solution", "completion"),
 }
-"""What columns are called where the job does not say."""
+"""Names of columns where the job gives none, in the order in which they are tried."""
 ALPACA_PROMPT, ALPACA_INPUT = "instruction", "input"
 
 FORMATS: Mapping[Objective, tuple[Format, ...]] = {
@@ -38,7 +38,7 @@ FORMATS: Mapping[Objective, tuple[Format, ...]] = {
     for objectives, formats in combinations.FORMATS.items()
     for objective in objectives
 }
-NEEDED: Mapping[Format, tuple[tuple[str, ...], ...]] = {
+REQUIRED: Mapping[Format, tuple[tuple[str, ...], ...]] = {
     "chat": (("messages",),),
     "instruction": (("prompt", "completion"),),
     "completion": (("text",),),
@@ -46,7 +46,7 @@ NEEDED: Mapping[Format, tuple[tuple[str, ...], ...]] = {
     "unpaired": (("prompt", "completion", "label"), ("messages", "label")),
     "prompt": (("prompt",), ("messages",)),
 }
-"""Columns without which a row is not of the format; any one of the sets will do."""
+"""Columns without which a row is not of the format; any one of the sets is enough."""
 OPTIONAL: Mapping[Format, tuple[str, ...]] = {
     "chat": (),
     "instruction": ("system",),
@@ -75,45 +75,50 @@ class ColumnMapping:
     reference: str | None = None
 
 
-def find_layout(
-    wanted: str, columns: Columns, present: Sequence[str], objective: Objective = "SFT"
+def find_column_mapping(
+    format_: str, columns: Columns, present: Sequence[str], objective: Objective = "SFT"
 ) -> ColumnMapping:
-    """The layout of a source whose first row has the columns `present`; BadRow where none fits."""
-    formats: tuple[Format, ...] = FORMATS[objective]
-    formats = formats if wanted == "auto" else tuple(f for f in NEEDED if f == wanted)
-    given = {f.name for f in fields(ColumnMapping)} & {n for n, v in columns.to_wire().items() if v}
-    # A column that the job names must be used: it tells which format is meant.
-    named = tuple(form for form in formats if given and given <= _known(form))
-    for form in named or formats:
-        if layout := _layout(form, columns, present):
-            _check_used(given, form)
-            return layout
-    raise _no_layout(named or formats, columns, present)
+    """The mapping of a source whose first record has the columns `present`.
+
+    `format_` and `columns` are the job's. Raises RowError where no format fits.
+    """
+    possible: tuple[Format, ...] = FORMATS[objective]
+    possible = possible if format_ == "auto" else tuple(f for f in REQUIRED if f == format_)
+    named = {f.name for f in fields(ColumnMapping)} & {n for n, v in columns.to_wire().items() if v}
+    # A column that the job names must be used, so it decides which format is meant.
+    meant = tuple(each for each in possible if named and named <= _column_roles(each))
+    for candidate in meant or possible:
+        if mapping := _match_format(candidate, columns, present):
+            _check_used(named, candidate)
+            return mapping
+    raise _missing_column(meant or possible, columns, present)
 
 
-def _check_used(given: set[str], form: Format) -> None:
-    if unused := sorted(given - _known(form)):
+def _check_used(named: set[str], format_: Format) -> None:
+    if unused := sorted(named - _column_roles(format_)):
         raise RowError(
             "UnusedColumn",
-            f"dataset.columns.{unused[0]} is given, but rows of the format {form} have no such "
+            f"dataset.columns.{unused[0]} is given, but rows of the format {format_} have no such "
             "column",
             "Leave it out, or set dataset.format.",
         )
 
 
-def _known(form: Format) -> set[str]:
-    return {name for names in NEEDED[form] for name in names} | set(OPTIONAL[form])
+def _column_roles(format_: Format) -> set[str]:
+    return {name for names in REQUIRED[format_] for name in names} | set(OPTIONAL[format_])
 
 
-def _layout(form: Format, columns: Columns, present: Sequence[str]) -> ColumnMapping | None:
-    for needed in NEEDED[form]:
-        names = (*needed, *(name for name in OPTIONAL[form] if name not in needed))
-        found = {name: _pick(getattr(columns, name), USUAL[name], present) for name in names}
-        absent = [name for name in names if getattr(columns, name) and not found[name]]
-        if all(found[name] for name in needed) and not absent:
-            alpaca = found.get("prompt") == ALPACA_PROMPT and not columns.prompt
-            extra = ALPACA_INPUT if alpaca and ALPACA_INPUT in present else None
-            return ColumnMapping(form, input=extra, **found)
+def _match_format(
+    format_: Format, columns: Columns, present: Sequence[str]
+) -> ColumnMapping | None:
+    for required in REQUIRED[format_]:
+        roles = (*required, *(role for role in OPTIONAL[format_] if role not in required))
+        found = {role: _pick(getattr(columns, role), USUAL_NAMES[role], present) for role in roles}
+        absent = [role for role in roles if getattr(columns, role) and not found[role]]
+        if all(found[role] for role in required) and not absent:
+            is_alpaca = found.get("prompt") == ALPACA_PROMPT and not columns.prompt
+            extra = ALPACA_INPUT if is_alpaca and ALPACA_INPUT in present else None
+            return ColumnMapping(format_, input=extra, **found)
     return None
 
 
@@ -122,35 +127,36 @@ def _pick(override: str | None, usual: Iterable[str], present: Sequence[str]) ->
     return next((name for name in names if name in present), None)
 
 
-def _no_layout(formats: Sequence[Format], columns: Columns, present: Sequence[str]) -> RowError:
+def _missing_column(
+    formats: Sequence[Format], columns: Columns, present: Sequence[str]
+) -> RowError:
     listed = ", ".join(sorted(present)) or "none"
-    missing = _missing(formats, columns, present)
     return RowError(
         "MissingColumn",
-        f"{missing}; the columns are: {listed}",
+        f"{_describe_missing(formats, columns, present)}; the columns are: {listed}",
         f"Name your columns in dataset.columns, or rename them to {_example(formats)}.",
     )
 
 
-def _missing(formats: Sequence[Format], columns: Columns, present: Sequence[str]) -> str:
-    named = {name for form in formats for name in _known(form)}
-    overrides = [getattr(columns, name) for name in sorted(named)]
-    if absent := [name for name in overrides if name and name not in present]:
+def _describe_missing(formats: Sequence[Format], columns: Columns, present: Sequence[str]) -> str:
+    roles = {role for each in formats for role in _column_roles(each)}
+    names = [getattr(columns, role) for role in sorted(roles)]
+    if absent := [name for name in names if name and name not in present]:
         return f"there is no column {absent[0]!r}"
-    # The set of which most is there is the one that was meant.
-    sets = [names for form in formats for names in NEEDED[form]]
-    here = {names: [n for n in names if _pick(None, USUAL[n], present)] for names in sets}
-    meant = max(sets, key=lambda names: len(here[names]))
-    lacking = next((name for name in meant if name not in here[meant]), meant[0])
-    if meant == ("prompt", "completion") and here[meant]:
+    # The set with the most columns present is the one that was meant.
+    sets = [required for each in formats for required in REQUIRED[each]]
+    found = {each: [n for n in each if _pick(None, USUAL_NAMES[n], present)] for each in sets}
+    meant = max(sets, key=lambda each: len(found[each]))
+    lacking = next((role for role in meant if role not in found[meant]), meant[0])
+    if meant == ("prompt", "completion") and found[meant]:
         return "there is no column for the other half of the pair"
-    if len(formats) > 1 and not here[meant]:
+    if len(formats) > 1 and not found[meant]:
         return f"there is no column for the {sets[-1][0]}"
-    return "there is no column " + " or ".join(repr(name) for name in USUAL[lacking])
+    return "there is no column " + " or ".join(repr(name) for name in USUAL_NAMES[lacking])
 
 
 def _example(formats: Sequence[Format]) -> str:
-    sets = [names for form in reversed(formats) for names in NEEDED[form]]
+    sets = [required for each in reversed(formats) for required in REQUIRED[each]]
     return ", or to ".join(
         " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names) for names in sets
     )

@@ -1,8 +1,9 @@
-"""Files of rows, read one record at a time, each with the line it stands on.
+"""Parses files of rows: JSON Lines, JSON, CSV and Parquet, each record with its exact line.
 
-Text is read as bytes and cut at line feeds before it is decoded, so that a broken character is
-told with its line, and characters that merely look like line ends to Unicode do not shift the
-count. In a .parquet file the "line" is the number of the row.
+Text is read as bytes and split at line feeds before it is decoded, so that an error about a broken
+character has its line, and characters that merely look like line ends to Unicode do not shift the
+count. In a .parquet file the "line" is the number of the row. The readers of text are our own,
+because Arrow's give no exact line: see docs/decisions/0009-libraries.md.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from finetune_trainer.sources.dataset_files import DataFile
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _PARQUET_BATCH = 1024
-_LONGEST_CELL = 1 << 30
+_MAX_CELL_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class Record:
-    """One record as it stands in the file."""
+    """One row as the file has it: columns and values, not yet checked."""
 
     file: str
     line: int
@@ -35,68 +36,68 @@ class Record:
     values: dict[str, Any]
 
 
-def read_rows(files: list[DataFile], bad: RowErrors) -> Iterator[Record]:
-    """Every record of every file; what cannot be read goes to `bad`."""
+def iter_records(files: list[DataFile], errors: RowErrors) -> Iterator[Record]:
+    """Every record of every file; rows that cannot be parsed are added to `errors`."""
     for file in files:
-        for line, record in _records(file):
-            if isinstance(record, RowError):
-                bad.add(record, file.name, line)
-            elif isinstance(record, dict):
-                yield Record(file.name, line, record)
+        for line, row in _parse_file(file):
+            if isinstance(row, RowError):
+                errors.add(row, file.name, line)
+            elif isinstance(row, dict):
+                yield Record(file.name, line, row)
             else:
-                bad.add(_not_an_object(record), file.name, line)
+                errors.add(_not_an_object(row), file.name, line)
 
 
-def _records(file: DataFile) -> Iterator[tuple[int, Any]]:
+def _parse_file(file: DataFile) -> Iterator[tuple[int, Any]]:
     name = file.name.lower().removesuffix(".gz")
     try:
         if name.endswith(".parquet"):
-            yield from _parquet(file.path)
+            yield from _parse_parquet(file.path)
             return
-        with _opened(file.path) as stream:
+        with _open(file.path) as stream:
             if name.endswith(".csv"):
-                yield from _csv(stream)
-            elif _first_character(file.path) == b"[":
+                yield from _parse_csv(stream)
+            elif _first_byte(file.path) == b"[":
                 if name.endswith(".json"):
-                    yield from _json_list(stream.read())
+                    yield from _parse_json_list(stream.read())
                 else:
-                    yield 1, _list_of_rows()
+                    yield 1, _list_in_json_lines()
             else:
-                yield from _json_lines(stream)
+                yield from _parse_json_lines(stream)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise _broken_file(file, f"its compression is broken ({error})") from None
 
 
-def _opened(path: Path) -> IO[bytes]:
-    # Servers may have unpacked a .gz on its way to us: the first bytes tell, not the name.
+def _open(path: Path) -> IO[bytes]:
+    # A server may have decompressed a .gz in transit, so the first bytes decide, not the name.
     with path.open("rb") as file:
-        packed = file.read(2) == _GZIP_MAGIC
-    return gzip.open(path) if packed else path.open("rb")  # type: ignore[return-value]
+        is_compressed = file.read(2) == _GZIP_MAGIC
+    return gzip.open(path) if is_compressed else path.open("rb")  # type: ignore[return-value]
 
 
-def _first_character(path: Path) -> bytes:
-    with _opened(path) as stream:
+def _first_byte(path: Path) -> bytes:
+    with _open(path) as stream:
         while chunk := stream.read(4096):
             if stripped := chunk.removeprefix(b"\xef\xbb\xbf").lstrip():
                 return stripped[:1]
     return b""
 
 
-def _json_lines(stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
+def _parse_json_lines(stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
     for number, raw in enumerate(stream, 1):
-        text = _decoded(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw)
+        text = _decode(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw)
         if isinstance(text, RowError):
             yield number, text
         elif text.strip():
-            yield number, _parsed(text)
+            yield number, _parse_json(text)
 
 
-def _parsed(text: str) -> Any:
+def _parse_json(text: str) -> Any:
     try:
         # Without its line break, which the decoder would count as a line of its own.
-        return json.loads(text.rstrip("\r\n"), object_pairs_hook=_object)
-    except _KeyTwice as error:
-        return _twice(str(error))
+        return json.loads(text.rstrip("\r\n"), object_pairs_hook=_make_object)
+    except _DuplicateKey as error:
+        return _duplicate_column(str(error))
     except json.JSONDecodeError as error:
         return RowError(
             "BrokenRow",
@@ -105,31 +106,31 @@ def _parsed(text: str) -> Any:
         )
     except (ValueError, RecursionError):
         return RowError(
-            "BrokenRow", "a number is too long, or it is nested too deep", "Simplify it."
+            "BrokenRow", "a number is too long, or it is nested too deeply", "Simplify it."
         )
 
 
-class _KeyTwice(ValueError):
-    """An object has a key twice; the message is the key."""
+class _DuplicateKey(ValueError):
+    """A JSON object has a key twice; the message is the key."""
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
         names = [name for name, _ in pairs]
-        raise _KeyTwice(next(name for name in names if names.count(name) > 1))
-    return found
+        raise _DuplicateKey(next(name for name in names if names.count(name) > 1))
+    return values
 
 
-def _twice(name: str) -> RowError:
+def _duplicate_column(name: str) -> RowError:
     return RowError(
         "BrokenRow",
-        f"the column {name!r} stands twice, and only one of both could be used",
+        f"the column {name!r} appears twice, and only one of the two could be used",
         "Give every column a name of its own.",
     )
 
 
-def _list_of_rows() -> RowError:
+def _list_in_json_lines() -> RowError:
     return RowError(
         "BrokenRow",
         "the file holds one JSON list, not a JSON object on every line",
@@ -137,7 +138,7 @@ def _list_of_rows() -> RowError:
     )
 
 
-def _decoded(raw: bytes) -> str | RowError:
+def _decode(raw: bytes) -> str | RowError:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -148,32 +149,31 @@ def _decoded(raw: bytes) -> str | RowError:
         )
 
 
-def _json_list(raw: bytes) -> Iterator[tuple[int, Any]]:
-    """Elements of one JSON list, decoded one by one so that each has a line."""
-    text = _decoded(raw.removeprefix(b"\xef\xbb\xbf"))
+def _parse_json_list(raw: bytes) -> Iterator[tuple[int, Any]]:
+    """The elements of one JSON list, decoded one by one so that each has a line."""
+    text = _decode(raw.removeprefix(b"\xef\xbb\xbf"))
     if isinstance(text, RowError):
-        bad_at = _undecodable(raw)
-        yield raw.count(b"\n", 0, bad_at) + 1, text
+        yield raw.count(b"\n", 0, _find_undecodable_byte(raw)) + 1, text
         return
-    decoder = json.JSONDecoder(object_pairs_hook=_object)
-    position, line, counted = _skip(text, text.index("[") + 1), 1, 0
+    decoder = json.JSONDecoder(object_pairs_hook=_make_object)
+    position, line, counted = _skip_whitespace(text, text.index("[") + 1), 1, 0
     while text[position : position + 1] != "]":
         line += text.count("\n", counted, position)
         counted = position
         try:
             value, end = decoder.raw_decode(text, position)
-            following = _skip(text, end)
+            following = _skip_whitespace(text, end)
             if text[following : following + 1] not in (",", "]"):
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, following)
         except (ValueError, RecursionError) as error:
-            yield _broken_list(error, line)
+            yield _broken_list_error(error, line)
             return
         yield line, value
-        comma = text[following] == ","
-        position = _skip(text, following + 1) if comma else following
+        has_next = text[following] == ","
+        position = _skip_whitespace(text, following + 1) if has_next else following
 
 
-def _undecodable(raw: bytes) -> int:
+def _find_undecodable_byte(raw: bytes) -> int:
     try:
         raw.decode()
     except UnicodeDecodeError as error:
@@ -181,33 +181,33 @@ def _undecodable(raw: bytes) -> int:
     return 0
 
 
-def _skip(text: str, position: int) -> int:
+def _skip_whitespace(text: str, position: int) -> int:
     while position < len(text) and text[position] in " \t\r\n":
         position += 1
     return position
 
 
-def _broken_list(error: Exception, line: int) -> tuple[int, RowError]:
+def _broken_list_error(error: Exception, line: int) -> tuple[int, RowError]:
     remedy = "Write one JSON list of objects, or one object per line in a .jsonl file."
-    if isinstance(error, _KeyTwice):
-        return line, _twice(str(error))
+    if isinstance(error, _DuplicateKey):
+        return line, _duplicate_column(str(error))
     if isinstance(error, json.JSONDecodeError):
         message = f"not valid JSON at column {error.colno}: {error.msg}"
         return error.lineno, RowError("BrokenRow", message, remedy)
     return line, RowError("BrokenRow", "the element cannot be read", remedy)
 
 
-def _csv(stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(_LONGEST_CELL)
-    lines = _CountedLines(stream)
+def _parse_csv(stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(_MAX_CELL_BYTES)
+    lines = _NumberedLines(stream)
     reader = csv.reader(lines, strict=True)
     header: list[str] | None = None
     while True:
         start = lines.number + 1
         try:
             cells = next(reader, None)
-        except _Undecodable as error:
-            yield lines.number, error.row
+        except _UndecodableLine as error:
+            yield lines.number, error.error
             continue
         except csv.Error as error:
             remedy = "Quote cells that hold commas, quotes or line ends, and double inner quotes."
@@ -217,14 +217,14 @@ def _csv(stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
             return
         if header is None:
             header = [cell.strip() for cell in cells]
-            if twice := [name for name in header if name and header.count(name) > 1]:
-                yield start, _twice(twice[0])
+            if duplicates := [name for name in header if name and header.count(name) > 1]:
+                yield start, _duplicate_column(duplicates[0])
                 return
         elif cells:
-            yield start, _csv_record(header, cells)
+            yield start, _make_csv_record(header, cells)
 
 
-def _csv_record(header: list[str], cells: list[str]) -> dict[str, str] | RowError:
+def _make_csv_record(header: list[str], cells: list[str]) -> dict[str, str] | RowError:
     if len(cells) == len(header):
         return dict(zip(header, cells, strict=True))
     return RowError(
@@ -234,14 +234,14 @@ def _csv_record(header: list[str], cells: list[str]) -> dict[str, str] | RowErro
     )
 
 
-class _Undecodable(Exception):
-    def __init__(self, row: RowError) -> None:
-        super().__init__(row.message)
-        self.row = row
+class _UndecodableLine(Exception):
+    def __init__(self, error: RowError) -> None:
+        super().__init__(error.message)
+        self.error = error
 
 
-class _CountedLines:
-    """Decoded lines for the csv module, which itself counts differently within quotes."""
+class _NumberedLines:
+    """Decoded lines for the csv module, whose own count of lines differs within quotes."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -253,13 +253,13 @@ class _CountedLines:
     def __next__(self) -> str:
         raw = next(iter(self._stream))
         self.number += 1
-        text = _decoded(raw.removeprefix(b"\xef\xbb\xbf") if self.number == 1 else raw)
+        text = _decode(raw.removeprefix(b"\xef\xbb\xbf") if self.number == 1 else raw)
         if isinstance(text, RowError):
-            raise _Undecodable(text)
+            raise _UndecodableLine(text)
         return text
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
+def _parse_parquet(path: Path) -> Iterator[tuple[int, Any]]:
     import pyarrow
     import pyarrow.parquet
 

@@ -1,16 +1,14 @@
-"""Turns: what is said, by whom, in the spellings that people use.
+"""Turns of a conversation: read from the columns of a record, in the spellings in use, and checked.
 
-Chat: a column of {role, content} turns (ShareGPT's {from, value} is understood), in columnar files
-often as JSON text. Instruction: a prompt and an answer, Alpaca's instruction + input included.
-Every fault is a BadRow in words of the file, and whoever knows the line adds it.
+Messages are a column of {role, content} turns (ShareGPT's {from, value} is understood), in columnar
+files often as JSON text. A prompt with a completion is two texts, Alpaca's instruction + input
+included. Every function raises RowError in words of the file; the caller adds file and line.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,103 +37,52 @@ class Turn:
     """system, user or assistant."""
     content: str
 
-    def to_dict(self) -> dict[str, str]:
-        """As chat templates want it."""
-        return {"role": self.role, "content": self.content}
-
 
 Turns = tuple[Turn, ...]
 
 
-def plain(turns: Sequence[Turn]) -> list[list[str]]:
-    """Roles and texts, as the key of a row is made from them."""
+def role_content_pairs(turns: Sequence[Turn]) -> list[list[str]]:
+    """Roles and texts, from which the key of a sample is made."""
     return [[turn.role, turn.content] for turn in turns]
 
 
-def dicts(turns: Sequence[Turn]) -> list[dict[str, str]]:
-    """The turns as chat templates want them."""
-    return [turn.to_dict() for turn in turns]
+def to_messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
+    """The turns as chat templates take them."""
+    return [{"role": turn.role, "content": turn.content} for turn in turns]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample(ABC):
-    """A row of the data, whatever its format."""
-
-    file: str = ""
-    line: int = 0
-    source: int = 0
-    """Index of its source in dataset.train."""
-
-    @property
-    @abstractmethod
-    def content(self) -> Any:
-        """What it says, as JSON, without where it stands."""
-
-    @abstractmethod
-    def shown(self) -> dict[str, Any]:
-        """Its line of eval.jsonl."""
-
-    @property
-    def key(self) -> bytes:
-        """SHA-256 of the content alone: equal rows have equal keys, wherever they stand."""
-        return hashlib.sha256(json.dumps(self.content).encode()).digest()
+def read_instruction(values: Mapping[str, Any], mapping: ColumnMapping) -> str:
+    """The text of the prompt column, with Alpaca's input after it."""
+    assert mapping.prompt
+    prompt = require_text(require_column(values, mapping.prompt), mapping.prompt)
+    extra = values.get(mapping.input) if mapping.input else None
+    if mapping.input and extra not in (None, ""):
+        prompt = f"{prompt}\n\n{require_text(extra, mapping.input)}"
+    return require_nonblank(prompt, f"the column {mapping.prompt!r}")
 
 
-@dataclass(frozen=True)
-class MessagesSample(Sample):
-    """A row that can be learnt from; ends with the assistant's turn."""
-
-    turns: Turns
-    asked: int = 0
-    """Turns at the beginning of which nothing is learnt, whoever speaks."""
-
-    @property
-    def content(self) -> Any:
-        """What it says."""
-        return plain(self.turns)
-
-    def shown(self) -> dict[str, Any]:
-        """The prompt of the last answer, and that answer."""
-        return {"messages": dicts(self.turns[:-1]), "reference": self.turns[-1].content}
-
-
-def conversation_of(prompt: Turns, answer: Turns) -> MessagesSample:
-    """A prompt with an answer of which alone is learnt; BadRow where they do not go together."""
-    return MessagesSample(checked([*prompt, *answer]), asked=len(prompt))
-
-
-def instruction_prompt(values: Mapping[str, Any], layout: ColumnMapping) -> str:
-    """What is asked in the prompt column, with Alpaca's input after it."""
-    assert layout.prompt
-    prompt = text_of(column(values, layout.prompt), layout.prompt)
-    extra = values.get(layout.input) if layout.input else None
-    if layout.input and extra not in (None, ""):
-        prompt = f"{prompt}\n\n{text_of(extra, layout.input)}"
-    return filled(prompt, f"the column {layout.prompt!r}")
-
-
-def system_turn(values: Mapping[str, Any], name: str | None) -> Turns:
-    """The system turn of a column that may be empty or not be there."""
+def read_system_turn(values: Mapping[str, Any], name: str | None) -> Turns:
+    """The system turn of a column that may be empty or missing."""
     value = values.get(name) if name else None
-    return (Turn("system", text_of(value, name)),) if name and value not in (None, "") else ()
+    return (Turn("system", require_text(value, name)),) if name and value not in (None, "") else ()
 
 
-def prompt_turns(values: Mapping[str, Any], layout: ColumnMapping, system: Turns) -> Turns:
-    """The turns before the answer: a text, or a conversation that ends with the user."""
-    name = layout.prompt if layout.prompt is not None else layout.messages
+def read_prompt(values: Mapping[str, Any], mapping: ColumnMapping, system: Turns) -> Turns:
+    """The turns before the answer: from a text, or a conversation that ends with the user."""
+    name = mapping.prompt if mapping.prompt is not None else mapping.messages
     if name is None:
         raise RowError(
             "MissingColumn",
             "the answers begin with the assistant, and there is no column for the prompt",
             "Add a column prompt, or begin both conversations with the user's turn.",
         )
-    value = column(values, name)
-    if layout.input and isinstance(value, str):
-        value = instruction_prompt(values, layout)
-    return checked_prompt(turns_or_text(value, name, "user"), system)
+    value = require_column(values, name)
+    if mapping.input and isinstance(value, str):
+        value = read_instruction(values, mapping)
+    return check_prompt(read_turns(value, name, "user"), system)
 
 
-def checked_prompt(turns: Turns, system: Turns = ()) -> Turns:
+def check_prompt(turns: Turns, system: Turns = ()) -> Turns:
     """The turns, after `system` where they have no system turn; they must end with the user."""
     if not turns:
         raise RowError("BadConversation", "the assistant is asked nothing", "Add the user's turn.")
@@ -150,8 +97,8 @@ def checked_prompt(turns: Turns, system: Turns = ()) -> Turns:
     return turns
 
 
-def answer_turns(turns: Turns, name: str) -> Turns:
-    """The same turns; BadRow where they do not begin and end with the assistant."""
+def check_completion(turns: Turns, name: str) -> Turns:
+    """The same turns; RowError where they do not begin and end with the assistant."""
     if not turns or turns[0].role != "assistant" or turns[-1].role != "assistant":
         raise RowError(
             "BadConversation",
@@ -161,31 +108,31 @@ def answer_turns(turns: Turns, name: str) -> Turns:
     return turns
 
 
-def turns_or_text(value: Any, name: str, role: str) -> Turns:
-    """A conversation, one turn, or a text that `role` says; never empty."""
+def read_turns(value: Any, name: str, role: str) -> Turns:
+    """A conversation, one turn, or a text as a turn of `role`; never empty."""
     if isinstance(value, str) and value.lstrip().startswith(("[{", "{")):
         with contextlib.suppress(ValueError):
             parsed = json.loads(value)
-            value = parsed if _like_turns(parsed) else value
+            value = parsed if _looks_like_turns(parsed) else value
     if isinstance(value, dict):
         value = [value]
     if isinstance(value, list):
-        turns = tuple(chat_turns(value))
+        turns = tuple(parse_messages(value))
         if not turns:
             raise RowError(
                 "EmptyText", f"the column {name!r} is empty", "Fill it or remove the row."
             )
         return turns
-    return (Turn(role, filled(text_of(value, name), f"the column {name!r}")),)
+    return (Turn(role, require_nonblank(require_text(value, name), f"the column {name!r}")),)
 
 
-def _like_turns(value: Any) -> bool:
+def _looks_like_turns(value: Any) -> bool:
     turns = value if isinstance(value, list) else [value]
     return all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in turns)
 
 
-def column(values: Mapping[str, Any], name: str) -> Any:
-    """What a column holds; BadRow where it holds nothing."""
+def require_column(values: Mapping[str, Any], name: str) -> Any:
+    """The value of a column; RowError where it is missing or null."""
     if values.get(name) is None:
         listed = ", ".join(sorted(str(key) for key in values)) or "none"
         raise RowError(
@@ -197,12 +144,12 @@ def column(values: Mapping[str, Any], name: str) -> Any:
     return values[name]
 
 
-def text_of(value: Any, column: str) -> str:
-    """A text that can be tokenised; BadRow where it is none."""
+def require_text(value: Any, column: str) -> str:
+    """A text that can be tokenised; RowError where it is not one."""
     if not isinstance(value, str):
         raise RowError(
             "WrongType",
-            f"the column {column!r} holds {_kind(value)}, not a text",
+            f"the column {column!r} holds {_type_name(value)}, not a text",
             "Write texts as strings.",
         )
     try:
@@ -216,19 +163,19 @@ def text_of(value: Any, column: str) -> str:
     return value
 
 
-def filled(text: str, what: str) -> str:
-    """The same text; BadRow where it is blank."""
+def require_nonblank(text: str, what: str) -> str:
+    """The same text; RowError where it is blank."""
     if not text.strip():
         raise RowError("EmptyText", f"{what} is empty", "Fill it or remove the row.")
     return text
 
 
-def _kind(value: Any) -> str:
+def _type_name(value: Any) -> str:
     names = {dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
 
-def chat_turns(value: Any) -> list[Turn]:
+def parse_messages(value: Any) -> list[Turn]:
     """The turns of a chat column, without empty system turns."""
     # Columnar files and CSV often carry the list as JSON text.
     if isinstance(value, str):
@@ -240,11 +187,11 @@ def chat_turns(value: Any) -> list[Turn]:
             "the conversation is not a list of turns",
             'Write it as [{"role": "user", "content": "..."}, ...].',
         )
-    turns = [_turn(entry, number) for number, entry in enumerate(value, 1)]
+    turns = [_parse_turn(entry, number) for number, entry in enumerate(value, 1)]
     return [turn for turn in turns if turn.role != "system" or turn.content.strip()]
 
 
-def _turn(entry: dict[str, Any], number: int) -> Turn:
+def _parse_turn(entry: dict[str, Any], number: int) -> Turn:
     role = entry.get("role", entry.get("from"))
     if not isinstance(role, str) or role not in ROLES:
         raise RowError(
@@ -258,14 +205,14 @@ def _turn(entry: dict[str, Any], number: int) -> Turn:
         )
     content = entry.get("content", entry.get("value"))
     if isinstance(content, list):
-        content = _joined_parts(content, number)
-    text = text_of(content, f"content of turn {number}")
+        content = _join_parts(content, number)
+    text = require_text(content, f"content of turn {number}")
     if ROLES[role] != "system":
-        filled(text, f"turn {number}")
+        require_nonblank(text, f"turn {number}")
     return Turn(ROLES[role], text)
 
 
-def _joined_parts(parts: list[Any], number: int) -> str:
+def _join_parts(parts: list[Any], number: int) -> str:
     texts = [p.get("text") for p in parts if isinstance(p, dict) and p.get("type") == "text"]
     if len(texts) != len(parts):
         raise RowError(
@@ -273,11 +220,11 @@ def _joined_parts(parts: list[Any], number: int) -> str:
             f"turn {number} has parts that are not text",
             "Use text only.",
         )
-    return "".join(text_of(text, f"content of turn {number}") for text in texts)
+    return "".join(require_text(text, f"content of turn {number}") for text in texts)
 
 
-def checked(turns: list[Turn]) -> Turns:
-    """A conversation that ends with an answer to something; BadRow where it does not."""
+def check_conversation(turns: list[Turn]) -> Turns:
+    """A conversation that ends with an answer to a prompt; RowError where it does not."""
     roles = [turn.role for turn in turns]
     if "assistant" not in roles:
         raise RowError("BadConversation", "the assistant says nothing", _ENDS_REMEDY)

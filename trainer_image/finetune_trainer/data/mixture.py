@@ -1,9 +1,10 @@
-"""How often each task of a mixture is seen: temperature sampling.
+"""How often an epoch takes each source of a mixture: temperature sampling.
 
-Source i with n examples gets a share of weight * n^(1/T) of an epoch (Raffel et al. 2020, arXiv
-1910.10683, section 3.5.2), which has as many examples as all sources together. Shares become whole
-numbers by largest remainder. A source that gets more than it has is repeated whole as often as that
-goes, and the rest of its share is drawn without replacement; so is the share of one that gets less.
+Source i with n samples gets a fraction of the epoch in proportion to weight * n^(1/T) (Raffel et
+al. 2020, arXiv 1910.10683, section 3.5.2); the epoch has as many samples as all sources together.
+Fractions become whole numbers by largest remainder. A source that gets more than it has is repeated
+as often as it fits whole, and the remainder is drawn without replacement; so is the part of a
+source that gets less than it has.
 """
 
 from __future__ import annotations
@@ -17,45 +18,46 @@ from finetune_trainer.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
-class Task:
+class MixtureSource:
     """One source of the mixture."""
 
-    examples: int
-    """What it has to learn from."""
-    drawn: int
-    """What an epoch takes of it."""
+    samples: int
+    """On the training side."""
+    samples_per_epoch: int
 
 
-def shares(counts: Sequence[int], weights: Sequence[float], temperature: float) -> list[int]:
-    """Examples of each source in an epoch; they sum to as many as there are.
+def allocate_epoch(
+    counts: Sequence[int], weights: Sequence[float], temperature: float
+) -> list[int]:
+    """Samples of each source in an epoch, [sources]; they sum to as many as there are.
 
     Raises UserError where a source would give none.
     """
     raw = np.asarray(weights) * np.asarray(counts, dtype=np.float64) ** (1 / temperature)
     exact = raw / raw.sum() * sum(counts)
-    drawn = np.floor(exact + 1e-9).astype(np.int64)
-    order = np.argsort(drawn - exact, kind="stable")
-    drawn[order[: sum(counts) - int(drawn.sum())]] += 1
-    for index, (count, wanted) in enumerate(zip(counts, drawn.tolist(), strict=True)):
-        if not wanted:
+    allocated = np.floor(exact + 1e-9).astype(np.int64)
+    by_remainder = np.argsort(allocated - exact, kind="stable")
+    allocated[by_remainder[: sum(counts) - int(allocated.sum())]] += 1
+    for index, (count, part) in enumerate(zip(counts, allocated.tolist(), strict=True)):
+        if not part:
             raise UserError(
                 "SourceWithoutShare",
                 f"dataset.train[{index}] would give none of its {count} examples to an epoch.",
                 "Raise its weight or dataset.temperature, or leave it out.",
             )
-    return [int(number) for number in drawn]
+    return [int(number) for number in allocated]
 
 
-def draw(
+def draw_epoch(
     sources: Sequence[int], weights: Sequence[float], temperature: float, seed: int
-) -> tuple[list[int], list[Task]]:
-    """Which examples an epoch takes, as indices in ascending order, and the tasks.
+) -> tuple[list[int], list[MixtureSource]]:
+    """Which samples an epoch takes, as indices in ascending order, and the sources.
 
-    `sources` has the source of every example. One source, or equal weights at temperature 1, take
-    every example once.
+    `sources` has the index of each sample's source. One source, or equal weights at temperature 1,
+    take every sample once.
     """
-    of = np.asarray(sources, dtype=np.int64)
-    members = [np.flatnonzero(of == index) for index in range(len(weights))]
+    source_of_sample = np.asarray(sources, dtype=np.int64)
+    members = [np.flatnonzero(source_of_sample == index) for index in range(len(weights))]
     counts = [len(each) for each in members]
     if empty := [index for index, count in enumerate(counts) if not count]:
         raise UserError(
@@ -64,11 +66,11 @@ def draw(
             "dataset.validation too.",
             "Add rows, or leave the source out.",
         )
-    drawn = shares(counts, weights, temperature)
-    dice = np.random.default_rng(seed)
+    allocated = allocate_epoch(counts, weights, temperature)
+    generator = np.random.default_rng(seed)
     taken = []
-    for each, wanted in zip(members, drawn, strict=True):
-        whole, rest = divmod(wanted, len(each))
-        taken += [np.tile(each, whole), dice.permutation(each)[:rest]]
-    tasks = [Task(count, wanted) for count, wanted in zip(counts, drawn, strict=True)]
-    return np.sort(np.concatenate(taken)).tolist(), tasks
+    for each, part in zip(members, allocated, strict=True):
+        repeats, remainder = divmod(part, len(each))
+        taken += [np.tile(each, repeats), generator.permutation(each)[:remainder]]
+    mixture = [MixtureSource(*each) for each in zip(counts, allocated, strict=True)]
+    return np.sort(np.concatenate(taken)).tolist(), mixture

@@ -1,10 +1,10 @@
-"""Fills rows of a fixed length with whole examples: best-fit decreasing.
+"""Packs whole tokenized samples into sequences of a fixed length: best-fit decreasing.
 
-Longest first, each example goes into the row with the least room that still holds it. That wastes
-at most about a fifth more rows than the optimum (Johnson 1974: 11/9 OPT + 4) and in practice
-below one percent of the tokens, and it never cuts an example. Rows with equal room stand in one
-bucket, and the bits of one integer say which buckets are filled, so finding a row costs a few
-machine operations.
+Longest first, each sample goes into the sequence with the least free space that still holds it.
+That needs at most about a fifth more sequences than the optimum (Johnson 1974: 11/9 OPT + 4), in
+practice wastes below one percent of the tokens, and never cuts a sample. Sequences with equal free
+space share a bucket, and the bits of one integer show which buckets are filled, so finding a
+sequence takes a few machine operations.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def pack(lengths: Sequence[int], capacity: int, seed: int) -> list[list[int]]:
-    """Rows of example indices; the lengths of a row sum to at most `capacity`.
+def pack_samples(lengths: Sequence[int], capacity: int, seed: int) -> list[list[int]]:
+    """Sequences as lists of sample indices; the lengths in a sequence sum to at most `capacity`.
 
-    Every index stands in exactly one row. The same arguments always give the same rows; the seed
-    decides only which of several examples of equal length is placed first, so that neighbours in
-    the source do not stay neighbours. Raises ValueError where an example is longer than a row.
+    Every index is in exactly one sequence. The same arguments always give the same sequences; the
+    seed decides only which of several samples of equal length is placed first, so that neighbours
+    in the source do not stay neighbours. Raises ValueError where a sample exceeds `capacity`.
     """
     sizes = np.asarray(lengths, dtype=np.int64)
     if sizes.size and int(sizes.max()) > capacity:
-        raise ValueError(f"an example of {sizes.max()} tokens does not fit {capacity}")
+        raise ValueError(f"a sample of {sizes.max()} tokens does not fit {capacity}")
     shuffled = np.random.default_rng(seed).permutation(sizes.size)
     order = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
-    rows: list[list[int]] = []
+    sequences: list[list[int]] = []
     buckets: dict[int, list[int]] = {}
     filled = 0
     for index, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
         fitting = filled >> size
         if fitting:
-            room = size + (fitting & -fitting).bit_length() - 1
-            row = buckets[room].pop()
-            if not buckets[room]:
-                filled ^= 1 << room
-            rows[row].append(index)
+            free = size + (fitting & -fitting).bit_length() - 1
+            number = buckets[free].pop()
+            if not buckets[free]:
+                filled ^= 1 << free
+            sequences[number].append(index)
         else:
-            room, row = capacity, len(rows)
-            rows.append([index])
-        buckets.setdefault(room - size, []).append(row)
-        filled |= 1 << (room - size)
-    return rows
+            free, number = capacity, len(sequences)
+            sequences.append([index])
+        buckets.setdefault(free - size, []).append(number)
+        filled |= 1 << (free - size)
+    return sequences
 
 
-def unpacked(count: int) -> list[list[int]]:
-    """One example per row, in order."""
+def one_per_sequence(count: int) -> list[list[int]]:
+    """One sample per sequence, in order."""
     return [[index] for index in range(count)]

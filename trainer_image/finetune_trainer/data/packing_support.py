@@ -1,23 +1,23 @@
-"""Which architectures keep the examples of a packed row apart.
+"""Which architectures keep the samples of a packed sequence apart.
 
-A packed row tells its borders by position ids that start from 0 again. Attention layers of most
-architectures take block-diagonal masks from them; recurrent layers carry their state on, and some
-attention looks across. The tables were measured by `python -m hack.measure_packing` with
-transformers 5.19: the logits of an example that stands second in a row are those of the example
-alone, or not. Mamba 2, xLSTM and the Zambas could not be made small, and are recurrent.
+A packed sequence marks its borders by position ids that restart from 0. Attention layers of most
+architectures derive block-diagonal masks from them; recurrent layers carry their state across, and
+some attention layers attend across. `python -m hack.measure_packing` measured the tables with
+transformers 5.19: whether the logits of a sample that is second in a sequence are those of the
+sample alone. Mamba 2, xLSTM and the Zambas could not be made small, and are recurrent.
 
-An architecture in neither table is packed only where the job says so, and the train stage looks
-before the first step whether that is right.
+An architecture in neither table is packed only where the job requests it, and the train stage
+checks before the first step whether that is correct.
 """
 
 from __future__ import annotations
 
-from finetune_api.combinations import resolved
+from finetune_api.combinations import resolve_switch
 from finetune_api.finetunejob import FineTuneJobSpec
 
 from finetune_trainer.runtime.errors import UserError
 
-_APART = """
+_PACKABLE = """
 apertus arcee aria_text axk1 bitnet codegen cohere cohere2 cohere2_moe ctrl cwm deepseek_v2
 deepseek_v3 diffllama doge dots1 ernie4_5 ernie4_5_moe exaone4 exaone_moe flex_olmo gemma gemma2
 gemma3 gemma3_text gemma3n gemma3n_text gemma4 gemma4_text gemma4_unified gemma4_unified_text glm
@@ -28,9 +28,9 @@ minicpm3 minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral mode
 nanochat nemotron olmo olmo2 olmo3 olmoe persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe
 seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma youtu
 """
-APART = frozenset(_APART.split())
+PACKABLE = frozenset(_PACKABLE.split())
 """model_type of config.json; packed unless the job says otherwise."""
-_MIXED = """
+_UNPACKABLE = """
 afmoe axk2 bamba bart bert bert-generation big_bird bigbird_pegasus biogpt blenderbot
 blenderbot-small bloom camembert cpmant data2vec-text deepseek_v32 deepseek_v4 electra ernie falcon
 falcon_h1 falcon_mamba glm_moe_dsa gpt_oss granitemoehybrid hy_v4 inkling_text jamba kimi_linear
@@ -39,20 +39,20 @@ openai-gpt opt pegasus plbart prophetnet qwen3_5 qwen3_5_moe qwen3_5_moe_text qw
 qwen3_next recurrent_gemma reformer rembert roberta roberta-prelayernorm roc_bert roformer rwkv
 trocr xglm xlm-roberta xlm-roberta-xl xlstm zamba zamba2
 """
-MIXED = frozenset(_MIXED.split())
+UNPACKABLE = frozenset(_UNPACKABLE.split())
 """Never packed."""
 
 
-def is_packed(spec: FineTuneJobSpec, kind: str) -> bool:
-    """Whether a job's rows hold several examples; `kind` is the model_type of its config.
+def should_pack(spec: FineTuneJobSpec, model_type: str) -> bool:
+    """Whether a job's sequences hold several samples; `model_type` is that of its config.
 
-    Raises UserError where the job wants it and the architecture cannot.
+    Raises UserError where the job requests it and the architecture cannot.
     """
-    wanted = spec.training.packing
-    if wanted and kind in MIXED:
+    requested = spec.training.packing
+    if requested and model_type in UNPACKABLE:
         raise UserError(
             "PackingUnsupported",
-            f"In the architecture {kind} the examples of a packed row would see each other.",
+            f"In the architecture {model_type} the examples of a packed row would see each other.",
             "Leave training.packing out, or set it to false.",
         )
-    return resolved(spec.to_wire(), "packing") and (bool(wanted) or kind in APART)
+    return resolve_switch(spec.to_wire(), "packing") and (bool(requested) or model_type in PACKABLE)

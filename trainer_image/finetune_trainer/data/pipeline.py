@@ -1,14 +1,14 @@
-"""The way from files to `data/`: read, split, draw, encode, write.
+"""The data half of the prepare stage: read, split, draw, tokenize, write.
 
-Everything here is decided by the files, the spec and the model's tokenizer; there is no clock and
-no chance but the seed.
+The files, the spec and the model's tokenizer decide everything here; there is no clock and no
+randomness but the seed's.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,179 +18,195 @@ from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import DataFacts
 
 from finetune_trainer.data.chat_template import ChatTokenizer
-from finetune_trainer.data.messages import MessagesSample, Sample
-from finetune_trainer.data.mixture import draw
-from finetune_trainer.data.prepared_dataset import Inputs, Prepared, write_data
-from finetune_trainer.data.read_records import Rows, read_all
+from finetune_trainer.data.mixture import draw_epoch
+from finetune_trainer.data.prepared_dataset import DatasetInputs, PreparedDataset, write_dataset
+from finetune_trainer.data.read_records import DatasetSamples, read_dataset
 from finetune_trainer.data.row_errors import RowError, RowErrors
 from finetune_trainer.data.samples import (
+    MessagesSample,
     PreferenceSample,
     PromptOnlySample,
+    Sample,
     UnpairedPreferenceSample,
-    as_rated,
+    unpair_preferences,
 )
-from finetune_trainer.data.split import Split, holdout, with_validation
-from finetune_trainer.data.tokenize import Coded, SampleTokenizer
-from finetune_trainer.data.tokenizer import is_plain
+from finetune_trainer.data.split import Split, hold_out_fraction, hold_out_validation
+from finetune_trainer.data.tokenize import SampleTokenizer, SampleTokens
+from finetune_trainer.data.tokenizer import has_plain_template
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.runtime.fencing import Attempt
 from finetune_trainer.sources.dataset_files import DataFile
-from finetune_trainer.sources.download_progress import Tell
+from finetune_trainer.sources.download_progress import ProgressCallback
 
 _BATCH = 256
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetModel:
     """The model that the data is for."""
 
     tokenizer: Any
     tokenizer_digest: str
-    context: int
+    context_length: int
     """Longest sequence in tokens, stretched by the job's rope."""
     vocabulary: int
     """Rows of the embedding, with those of new tokens."""
     date: str | None
-    """Day that the chat template is given, where it prints one."""
+    """The date that the chat template prints, YYYY-MM-DD; None where it prints none."""
 
 
-def make_data(
+def build_dataset(
     attempt: Attempt,
     folder: Path,
-    inputs: Inputs,
+    inputs: DatasetInputs,
     train: Sequence[list[DataFile]],
     validation: list[DataFile] | None,
-    target: Target,
-    tell: Tell,
+    target: TargetModel,
+    report_progress: ProgressCallback,
 ) -> DataFacts:
     """Write `folder` from the files of each source; UserError where a row cannot be used."""
     spec = inputs.spec
-    tell("reading rows", 0, None)
-    rows = read_all(train, validation, spec)
-    split = split_rows(rows, spec)
+    report_progress("reading rows", 0, None)
+    samples = read_dataset(train, validation, spec)
+    split = split_samples(samples, spec)
     weights = [source.weight for source in spec.dataset.train]
-    sources = [unit.source for unit in split.train]
-    drawn, tasks = draw(sources, weights, spec.dataset.temperature, spec.training.seed)
-    encoder = make_encoder(target, rows, spec)
-    learnt, held_out = encode_split(split, encoder, tell)
-    check_vocabulary([*learnt, *held_out], target.vocabulary)
-    tell("writing tokens", 0, None)
-    prepared = Prepared(
+    sources = [sample.source for sample in split.train]
+    epoch, mixture = draw_epoch(sources, weights, spec.dataset.temperature, spec.training.seed)
+    tokenizer = make_sample_tokenizer(target, samples, spec)
+    train_tokens, held_out_tokens = tokenize_split(split, tokenizer, report_progress)
+    check_vocabulary([*train_tokens, *held_out_tokens], target.vocabulary)
+    report_progress("writing tokens", 0, None)
+    prepared = PreparedDataset(
         inputs=inputs,
-        format=rows.format,
+        format=samples.format,
         split=split,
         files=[file for listed in (*train, validation or []) for file in listed],
-        train=learnt,
-        drawn=drawn,
-        tasks=tasks,
-        held_out=held_out,
-        template=hashlib.sha256(str(target.tokenizer.chat_template).encode()).hexdigest(),
+        train=train_tokens,
+        epoch=epoch,
+        mixture=mixture,
+        held_out=held_out_tokens,
+        template_sha256=hashlib.sha256(str(target.tokenizer.chat_template).encode()).hexdigest(),
         date=target.date,
         tokenizer_digest=target.tokenizer_digest,
     )
-    return write_data(attempt, folder, prepared)
+    return write_dataset(attempt, folder, prepared)
 
 
-def split_rows(rows: Rows, spec: FineTuneJobSpec) -> Split:
-    """Hold out a share of the rows, or take the validation data for it.
+def split_samples(samples: DatasetSamples, spec: FineTuneJobSpec) -> Split:
+    """Hold out a fraction of the samples, or the validation data.
 
-    For KTO pairs become two rated answers, after the split: both stay on one side.
+    For KTO a preference becomes two unpaired ones after the split, so both stay on one side.
     """
     seed = spec.training.seed
-    if rows.validation is None:
-        split = holdout(rows.train, spec.dataset.holdout, seed)
+    if samples.validation is None:
+        split = hold_out_fraction(samples.train, spec.dataset.holdout, seed)
     else:
-        split = with_validation(rows.train, rows.validation, seed)
+        split = hold_out_validation(samples.train, samples.validation, seed)
     if spec.objective != "KTO":
         return split
-    train, held_out = (list(as_rated(side)) for side in (split.train, split.held_out))
-    return Split(train, held_out, split.duplicates, split.removed)
+    return replace(
+        split,
+        train=list(unpair_preferences(split.train)),
+        held_out=list(unpair_preferences(split.held_out)),
+    )
 
 
-def make_encoder(target: Target, rows: Rows, spec: FineTuneJobSpec) -> SampleTokenizer:
-    """Check job against model; UserError where a sequence or a chat cannot be had."""
-    longest = spec.training.max_sequence_length
-    if longest > target.context:
+def make_sample_tokenizer(
+    target: TargetModel, samples: DatasetSamples, spec: FineTuneJobSpec
+) -> SampleTokenizer:
+    """Check job against model; UserError where sequences would be too long for the model, or
+    conversations need a chat template that it does not have."""
+    max_length = spec.training.max_sequence_length
+    if max_length > target.context_length:
         raise UserError(
             "ContextTooLong",
-            f"training.maxSequenceLength is {longest} and the model's context {target.context}.",
-            f"Set training.maxSequenceLength to {target.context} or less.",
+            f"training.maxSequenceLength is {max_length} and the model's context "
+            f"{target.context_length}.",
+            f"Set training.maxSequenceLength to {target.context_length} or less.",
         )
-    answer = spec.grpo.max_new_tokens if spec.grpo else 0
-    if answer >= longest:
+    max_new_tokens = spec.grpo.max_new_tokens if spec.grpo else 0
+    if max_new_tokens >= max_length:
         raise UserError(
             "AnswerTooLong",
-            f"grpo.maxNewTokens is {answer} and training.maxSequenceLength {longest}: nothing is "
-            "left for the prompt.",
+            f"grpo.maxNewTokens is {max_new_tokens} and training.maxSequenceLength {max_length}: "
+            "nothing is left for the prompt.",
             "Raise training.maxSequenceLength or lower grpo.maxNewTokens.",
         )
-    if is_plain(target.tokenizer) and any(_is_chat(rows.format, unit) for unit in rows.train):
+    if has_plain_template(target.tokenizer) and any(
+        _needs_chat_template(samples.format, sample) for sample in samples.train
+    ):
         raise UserError(
             "NoChatTemplate",
             "The data are conversations, but the model has no chat template.",
             "Use the instruct release of the model, give model.tokenizer.chatTemplate, or give "
             "prompt and completion columns.",
         )
-    whole = bool(spec.sft and spec.sft.loss_on == "All")
-    scored = spec.objective == "Reward"
-    chat = ChatTokenizer(target.tokenizer, longest, target.context, whole, scored)
-    return SampleTokenizer(target.tokenizer, chat, longest, answer)
+    chat = ChatTokenizer(
+        target.tokenizer,
+        max_length,
+        target.context_length,
+        learn_prompts=bool(spec.sft and spec.sft.loss_on == "All"),
+        keep_tail=spec.objective == "Reward",
+    )
+    return SampleTokenizer(target.tokenizer, chat, max_length, max_new_tokens)
 
 
-def _is_chat(form: Format, unit: Sample) -> bool:
-    """Whether a row needs a template: one question with one answer can do without."""
-    match unit:
+def _needs_chat_template(format_: Format, sample: Sample) -> bool:
+    """One prompt with one answer needs none."""
+    match sample:
         case MessagesSample():
-            return form == "chat"
+            return format_ == "chat"
         case PreferenceSample():
-            return len(unit.prompt) > 2 or len(unit.chosen) > 1 or len(unit.rejected) > 1
+            return len(sample.prompt) > 2 or len(sample.chosen) > 1 or len(sample.rejected) > 1
         case UnpairedPreferenceSample():
-            return len(unit.prompt) > 2 or len(unit.answer) > 1
+            return len(sample.prompt) > 2 or len(sample.completion) > 1
         case PromptOnlySample():
-            return len(unit.prompt) > 2
+            return len(sample.prompt) > 2
     return False
 
 
-def encode_split(
-    split: Split, encoder: SampleTokenizer, tell: Tell
-) -> tuple[list[Coded], list[Coded]]:
-    """Both sides as tokens, the shorter first because a fault may be in it too."""
+def tokenize_split(
+    split: Split, tokenizer: SampleTokenizer, report_progress: ProgressCallback
+) -> tuple[list[SampleTokens], list[SampleTokens]]:
+    """The tokens of both sides; the shorter first, because it may have a row error too."""
     total = len(split.train) + len(split.held_out)
 
-    def from_row(offset: int) -> Callable[[int], None]:
-        return lambda done: tell(f"tokenising {offset + done}/{total}", offset + done, total)
+    def report_from(offset: int) -> Callable[[int], None]:
+        return lambda done: report_progress(
+            f"tokenising {offset + done}/{total}", offset + done, total
+        )
 
-    held_out = encode_all(split.held_out, encoder, from_row(0))
-    return encode_all(split.train, encoder, from_row(len(held_out))), held_out
+    held_out = tokenize_samples(split.held_out, tokenizer, report_from(0))
+    return tokenize_samples(split.train, tokenizer, report_from(len(held_out))), held_out
 
 
-def encode_all(
-    units: Sequence[Sample], encoder: SampleTokenizer, tell: Callable[[int], None]
-) -> list[Coded]:
-    """Tokens of every unit; UserError where one cannot be used. `tell` is given the units done."""
-    bad = RowErrors()
-    found: list[Coded] = []
-    for start in range(0, len(units), _BATCH):
-        batch = units[start : start + _BATCH]
-        for unit, coded in zip(batch, encoder.encode(batch), strict=True):
-            if isinstance(coded, RowError):
-                bad.add(coded, unit.file, unit.line)
+def tokenize_samples(
+    samples: Sequence[Sample], tokenizer: SampleTokenizer, report_done: Callable[[int], None]
+) -> list[SampleTokens]:
+    """The tokens of every sample; UserError where one cannot be used."""
+    errors = RowErrors()
+    found: list[SampleTokens] = []
+    for start in range(0, len(samples), _BATCH):
+        batch = samples[start : start + _BATCH]
+        for sample, tokens in zip(batch, tokenizer.tokenize(batch), strict=True):
+            if isinstance(tokens, RowError):
+                errors.add(tokens, sample.file, sample.line)
             else:
-                found.append(coded)
-        tell(start + len(batch))
-    bad.check()
+                found.append(tokens)
+        report_done(start + len(batch))
+    errors.raise_if_any()
     return found
 
 
-def check_vocabulary(rows: Sequence[Coded], vocabulary: int) -> None:
+def check_vocabulary(samples: Sequence[SampleTokens], vocabulary: int) -> None:
     """UserError where a token has no row in the embedding: training would crash on it."""
-    highest = max(int(np.max(each.tokens)) for row in rows for each in row.examples)
+    highest = max(int(np.max(each.tokens)) for tokens in samples for each in tokens.tokenized)
     if highest >= vocabulary:
-        raise too_few_rows(highest, vocabulary)
+        raise embedding_too_small(highest, vocabulary)
 
 
-def too_few_rows(token: int, vocabulary: int) -> UserError:
-    """The tokenizer gives a token that the embedding does not have."""
+def embedding_too_small(token: int, vocabulary: int) -> UserError:
+    """The tokenizer produces a token that the embedding does not have."""
     return UserError(
         "UnsupportedModel",
         f"The tokenizer gives token {token}, but the model's embedding has only {vocabulary} rows.",

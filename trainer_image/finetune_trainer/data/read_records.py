@@ -1,4 +1,8 @@
-"""From files to units: every source of a job in one format, every fault with file and line."""
+"""Reads every source of a data set: files to records to samples, each error with file and line.
+
+The first record of a source settles its column mapping (see columns), and every record of it
+becomes a sample by that mapping (see samples). All sources must have one format.
+"""
 
 from __future__ import annotations
 
@@ -7,90 +11,93 @@ from dataclasses import dataclass
 
 from finetune_api.dataset import Format
 from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.objective import REFERENCE_REWARDS
 
-from finetune_trainer.data.columns import ColumnMapping, find_layout
-from finetune_trainer.data.file_formats import read_rows
-from finetune_trainer.data.messages import Sample
+from finetune_trainer.data.columns import ColumnMapping, find_column_mapping
+from finetune_trainer.data.file_formats import iter_records
 from finetune_trainer.data.row_errors import RowError, RowErrors
-from finetune_trainer.data.samples import PromptOnlySample, to_unit
-from finetune_trainer.rewards.functions import COMPARING
+from finetune_trainer.data.samples import PromptOnlySample, Sample, make_sample
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.dataset_files import DataFile
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What a job's sources hold."""
+class DatasetSamples:
+    """The samples of all sources of a job."""
 
     format: Format
     train: list[Sample]
     validation: list[Sample] | None
 
 
-def read_all(
+def read_dataset(
     train: Sequence[list[DataFile]], validation: list[DataFile] | None, spec: FineTuneJobSpec
-) -> Rows:
+) -> DatasetSamples:
     """All sources; UserError where one cannot be used or has another format than the first."""
-    form, units = read_units(train[0], spec)
+    format_, samples = read_samples(train[0], spec)
     for index, files in enumerate(train[1:], 1):
-        units += _in_format(form, files, spec, index)
-    return Rows(form, units, _in_format(form, validation, spec) if validation else None)
+        samples += _read_in_format(format_, files, spec, index)
+    held_out = _read_in_format(format_, validation, spec) if validation else None
+    return DatasetSamples(format_, samples, held_out)
 
 
-def _in_format(
-    form: Format, files: list[DataFile], spec: FineTuneJobSpec, source: int = 0
+def _read_in_format(
+    format_: Format, files: list[DataFile], spec: FineTuneJobSpec, source: int = 0
 ) -> list[Sample]:
-    other, units = read_units(files, spec, source)
-    if other != form:
-        first = units[0]
+    found, samples = read_samples(files, spec, source)
+    if found != format_:
+        first = samples[0]
         raise UserError(
             "MixedFormats",
-            f"Line {first.line} of {first.file} is of the format {other}, and the first source of "
-            f"the format {form}.",
+            f"Line {first.line} of {first.file} is of the format {found}, and the first source of "
+            f"the format {format_}.",
             "Give all sources one format, or set dataset.format and dataset.columns.",
             file=first.file,
             line=first.line,
         )
-    return units
+    return samples
 
 
-def read_units(
+def read_samples(
     files: list[DataFile], spec: FineTuneJobSpec, source: int = 0
 ) -> tuple[Format, list[Sample]]:
-    """All rows of one source; UserError with file and line where one cannot be used."""
-    bad = RowErrors()
-    layout: ColumnMapping | None = None
-    found: list[Sample] = []
+    """The samples of one source; UserError with file and line where a row cannot be used."""
+    errors = RowErrors()
+    mapping: ColumnMapping | None = None
+    samples: list[Sample] = []
     dataset = spec.dataset
-    compared = any(each.type in COMPARING for each in (spec.grpo.rewards if spec.grpo else ()))
-    for row in read_rows(files, bad):
+    rewards = spec.grpo.rewards if spec.grpo else ()
+    needs_reference = any(reward.type in REFERENCE_REWARDS for reward in rewards)
+    for record in iter_records(files, errors):
         try:
-            if layout is None:
-                names = list(row.values)
-                layout = find_layout(dataset.format, dataset.columns, names, spec.objective)
-            unit = to_unit(row.values, layout, row.file, row.line, source)
-            if compared:
-                _check_reference(unit)
+            if mapping is None:
+                present = list(record.values)
+                mapping = find_column_mapping(
+                    dataset.format, dataset.columns, present, spec.objective
+                )
+            sample = make_sample(record, mapping, source)
+            if needs_reference:
+                _check_reference(sample)
         except RowError as error:
-            bad.add(error, row.file, row.line)
-            if layout is None:
+            errors.add(error, record.file, record.line)
+            if mapping is None:
                 break
         else:
-            found.append(unit)
-    bad.check()
-    if layout is None:
+            samples.append(sample)
+    errors.raise_if_any()
+    if mapping is None:
         names = [file.name for file in files]
         raise UserError(
             "EmptyDataset",
             f"There is no row in {', '.join(names)}.",
-            "Check that the upload is whole and dataset.train names the right file.",
+            "Check that the upload is complete and that dataset.train names the right file.",
             file=files[0].name,
         )
-    return layout.format, found
+    return mapping.format, samples
 
 
-def _check_reference(unit: Sample) -> None:
-    if isinstance(unit, PromptOnlySample) and not (unit.reference or "").strip():
+def _check_reference(sample: Sample) -> None:
+    if isinstance(sample, PromptOnlySample) and not (sample.reference or "").strip():
         raise RowError(
             "ReferenceMissing",
             "it has no right answer, which a reward function of grpo.rewards compares with",

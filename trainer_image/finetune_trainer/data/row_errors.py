@@ -1,4 +1,4 @@
-"""Rows that cannot be used: the first is told in full, the next few by their line."""
+"""Rows that cannot be used: the error reports the first in full and the next few by their line."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import NoReturn
 
 from finetune_trainer.runtime.errors import UserError
 
-MORE = 5
+MAX_LISTED = 5
 
 
 class RowError(Exception):
-    """One row cannot be used; whoever knows file and line adds them."""
+    """One row cannot be used; the caller that has its file and line adds them."""
 
     def __init__(self, reason: str, message: str, remedy: str) -> None:
         super().__init__(message)
@@ -22,29 +22,29 @@ class RowError(Exception):
 
 @dataclass
 class RowErrors:
-    """Collects bad rows until there are enough to tell; then, or at the end, raises."""
+    """Collects row errors until there are enough to report, then raises."""
 
-    found: list[tuple[RowError, str, int]] = field(default_factory=list)
+    errors: list[tuple[RowError, str, int]] = field(default_factory=list)
 
     def add(self, error: RowError, file: str, line: int) -> None:
-        """Note one more; raises UserError once the message has room for no other."""
-        self.found.append((error, file, line))
-        if len(self.found) > MORE:
-            self._raise(complete=False)
+        """Record an error; raises UserError once the message would list no more."""
+        self.errors.append((error, file, line))
+        if len(self.errors) > MAX_LISTED:
+            self._raise(is_complete=False)
 
-    def check(self) -> None:
-        """Raise UserError if there was any."""
-        if self.found:
-            self._raise(complete=True)
+    def raise_if_any(self) -> None:
+        """Raise UserError if an error was added."""
+        if self.errors:
+            self._raise(is_complete=True)
 
-    def _raise(self, complete: bool) -> NoReturn:
-        first, file, line = self.found[0]
+    def _raise(self, is_complete: bool) -> NoReturn:
+        first, file, line = self.errors[0]
         message = f"Line {line} of {file}: {first.message}."
-        if others := [self._place(place, number, file) for _, place, number in self.found[1:]]:
-            count = f"{len(others)} more" if complete else f"At least {len(others)} more"
+        others = [
+            str(number) if name == file else f"{number} of {name}"
+            for _, name, number in self.errors[1:]
+        ]
+        if others:
+            count = f"{len(others)} more" if is_complete else f"At least {len(others)} more"
             message += f" {count}: {'line' if len(others) == 1 else 'lines'} {', '.join(others)}."
         raise UserError(first.reason, message, first.remedy, file=file, line=line)
-
-    @staticmethod
-    def _place(file: str, line: int, first_file: str) -> str:
-        return str(line) if file == first_file else f"{line} of {file}"

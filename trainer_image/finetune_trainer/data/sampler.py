@@ -1,4 +1,8 @@
-"""TODO."""
+"""Which sequences each optimizer step trains on, and which of them this rank takes.
+
+Everything follows from the seed and the number of the step: the same step has the same global batch
+at any world size and after any restart, and no position in the data has to be saved.
+"""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -10,54 +14,59 @@ from torch import distributed as dist
 
 from finetune_trainer.data.token_store import PackedSequence, TokenStore
 
-Unit = TypeVar("Unit")
+Item = TypeVar("Item")
 
 
-def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """Optimizer steps in one pass; the last one may be smaller."""
-    return -(-rows // batch_size)
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Optimizer steps in one pass over `count` items; the last one may be smaller."""
+    return -(-count // batch_size)
 
 
-def epoch_steps(spec: FineTuneJobSpec, plan: TrainPlan, sequences: int) -> int:
-    """Optimizer steps in one pass over the data; with GRPO a prompt has several answers, and they
-    are learnt from several times."""
+def optimizer_steps_per_epoch(spec: FineTuneJobSpec, plan: TrainPlan, sequences: int) -> int:
+    """Optimizer steps in one pass over the data; GRPO samples several answers to a prompt, and
+    learns from them `updates` times."""
     if spec.objective != "GRPO" or spec.grpo is None:
         return steps_per_epoch(sequences, plan.batch_size)
     return steps_per_epoch(sequences, plan.batch_size // spec.grpo.generations) * spec.grpo.updates
 
 
-def units_of(units: int, step: int, batch_size: int, seed: int) -> list[int]:
-    """Which of `units` rows, or pairs of rows, a step has, counted from 1, over all ranks."""
-    epoch, index = divmod(step - 1, steps_per_epoch(units, batch_size))
-    order = np.random.default_rng([seed, epoch]).permutation(units)
-    return [int(unit) for unit in order[index * batch_size : (index + 1) * batch_size]]
+def step_indices(count: int, step: int, batch_size: int, seed: int) -> list[int]:
+    """Which of `count` sequences, pairs or prompts are in the global batch of a step, which is
+    counted from 1."""
+    epoch, index = divmod(step - 1, steps_per_epoch(count, batch_size))
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    return [int(item) for item in order[index * batch_size : (index + 1) * batch_size]]
 
 
-def units_until(units: int, steps: int, batch_size: int, seed: int) -> list[int]:
-    """Every unit that the first `steps` steps have, in ascending order."""
-    if steps >= steps_per_epoch(units, batch_size):
-        return list(range(units))
+def indices_until(count: int, steps: int, batch_size: int, seed: int) -> list[int]:
+    """Every index that the first `steps` steps train on, in ascending order."""
+    if steps >= steps_per_epoch(count, batch_size):
+        return list(range(count))
     first = range(1, steps + 1)
-    return sorted(unit for step in first for unit in units_of(units, step, batch_size, seed))
+    return sorted(index for step in first for index in step_indices(count, step, batch_size, seed))
 
 
-def seed_of(seed: int, step: int, rank: int) -> int:
-    """What dropout and sampling of a step start from; so there is no random state to restore."""
+def derive_step_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of dropout and sampling in a step, so that no generator state has to be restored."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
 
 
 def global_batch(store: TokenStore, step: int, batch_size: int, seed: int) -> list[PackedSequence]:
-    """The rows of a step, counted from 1, over all ranks; longest first.
+    """The sequences of a step, which is counted from 1, over all ranks; longest first.
 
-    Sorting changes no sum, and gives ranks and micro-batches rows of about equal length.
+    Sorting changes no sum, and gives ranks and micro-batches sequences of about equal length.
     """
-    chosen = [store.row(unit) for unit in units_of(store.rows, step, batch_size, seed)]
-    return sorted(chosen, key=lambda row: -len(row.input_ids))
+    indices = step_indices(store.sequence_count, step, batch_size, seed)
+    sequences = [store.sequence(index) for index in indices]
+    return sorted(sequences, key=lambda sequence: -len(sequence.input_ids))
 
 
-def deal(units: Sequence[Unit], size: int) -> list[list[Unit]]:
-    """This rank's units in lists of `size`; every rank has as many lists, some may be empty."""
+def split_into_micro_batches(items: Sequence[Item], size: int) -> list[list[Item]]:
+    """This rank's part of a global batch in micro-batches of `size`.
+
+    Every rank has as many micro-batches as the others, so some may be empty.
+    """
     rank, world = dist.get_rank(), dist.get_world_size()
-    count = -(-len(units) // (world * size))
-    mine = list(units[rank::world])
+    count = -(-len(items) // (world * size))
+    mine = list(items[rank::world])
     return [mine[i * size : (i + 1) * size] for i in range(count)]

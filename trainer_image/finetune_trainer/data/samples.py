@@ -1,13 +1,16 @@
-"""Rows as the objectives see them: a conversation, a text, a pair, a rated answer, a question.
+"""Samples: one row each, as its objective learns from it, whatever columns it came in.
 
-A unit is what stands on one side of the split, is drawn by the mixture, and is counted as a row.
-Its key is a digest of what it says and not of where it stands, so equal rows are known wherever
-they are.
+The kinds are TRL's: messages (which prompt and completion become too), text, preference, unpaired
+preference and prompt only. A sample is what stays on one side of the split, what the mixture draws,
+and what is counted as a row. Its key is a digest of its content and not of its place, so equal
+samples are recognised wherever they are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,30 +19,69 @@ from typing import Any
 from finetune_api.dataset import Format
 
 from finetune_trainer.data.columns import ColumnMapping
+from finetune_trainer.data.file_formats import Record
 from finetune_trainer.data.messages import (
-    MessagesSample,
-    Sample,
     Turn,
     Turns,
-    answer_turns,
-    chat_turns,
-    checked,
-    checked_prompt,
-    column,
-    conversation_of,
-    dicts,
-    filled,
-    instruction_prompt,
-    plain,
-    prompt_turns,
-    system_turn,
-    text_of,
-    turns_or_text,
+    check_completion,
+    check_conversation,
+    check_prompt,
+    parse_messages,
+    read_instruction,
+    read_prompt,
+    read_system_turn,
+    read_turns,
+    require_column,
+    require_nonblank,
+    require_text,
+    role_content_pairs,
+    to_messages,
 )
 from finetune_trainer.data.row_errors import RowError
 
 Values = Mapping[str, Any]
-_YES, _NO = ("true", "1", "yes"), ("false", "0", "no")
+"""The columns of one record."""
+_TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(ABC):
+    """One row of the data, of any kind."""
+
+    file: str = ""
+    line: int = 0
+    source: int = 0
+    """Index of its source in dataset.train."""
+
+    @property
+    @abstractmethod
+    def content(self) -> Any:
+        """Everything it says, as JSON, without its place."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Its line of eval.jsonl or train.jsonl."""
+
+    @property
+    def key(self) -> bytes:
+        """SHA-256 of the content: equal samples have equal keys, wherever they are."""
+        return hashlib.sha256(json.dumps(self.content).encode()).digest()
+
+
+@dataclass(frozen=True)
+class MessagesSample(Sample):
+    """A conversation that ends with the assistant's turn."""
+
+    turns: Turns
+    prompt_turns: int = 0
+    """Turns at the beginning that are not learnt, not even the assistant's."""
+
+    @property
+    def content(self) -> Any:
+        return role_content_pairs(self.turns)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"messages": to_messages(self.turns[:-1]), "reference": self.turns[-1].content}
 
 
 @dataclass(frozen=True)
@@ -50,11 +92,10 @@ class TextSample(Sample):
 
     @property
     def content(self) -> Any:
-        """What it says."""
         return self.text
 
-    def shown(self) -> dict[str, Any]:
-        """Where it stands: a document is too long to be repeated."""
+    def to_json(self) -> dict[str, Any]:
+        """Its place only: a document is too long to be repeated."""
         return {"file": self.file, "line": self.line}
 
 
@@ -68,27 +109,25 @@ class PreferenceSample(Sample):
 
     @property
     def content(self) -> Any:
-        """What it says."""
-        return [plain(turns) for turns in (self.prompt, self.chosen, self.rejected)]
+        return [role_content_pairs(turns) for turns in (self.prompt, self.chosen, self.rejected)]
 
-    def shown(self) -> dict[str, Any]:
-        """The prompt and both answers."""
+    def to_json(self) -> dict[str, Any]:
         return {
-            "messages": dicts(self.prompt),
-            "chosen": _said(self.chosen),
-            "rejected": _said(self.rejected),
+            "messages": to_messages(self.prompt),
+            "chosen": self.chosen[-1].content,
+            "rejected": self.rejected[-1].content,
         }
 
-    def rated(self) -> tuple[UnpairedPreferenceSample, UnpairedPreferenceSample]:
-        """The better answer as desirable, the worse one as not."""
-        rate = partial(
+    def unpair(self) -> tuple[UnpairedPreferenceSample, UnpairedPreferenceSample]:
+        """The better answer as a desirable one, the worse answer as an undesirable one."""
+        make = partial(
             UnpairedPreferenceSample,
             self.prompt,
             file=self.file,
             line=self.line,
             source=self.source,
         )
-        return rate(self.chosen, True), rate(self.rejected, False)
+        return make(self.chosen, True), make(self.rejected, False)
 
 
 @dataclass(frozen=True)
@@ -96,20 +135,19 @@ class UnpairedPreferenceSample(Sample):
     """A prompt and an answer that is desirable or not."""
 
     prompt: Turns
-    answer: Turns
-    desirable: bool
+    completion: Turns
+    is_desirable: bool
 
     @property
     def content(self) -> Any:
-        """What it says."""
-        return [plain(self.prompt), plain(self.answer), self.desirable]
+        pairs = [role_content_pairs(turns) for turns in (self.prompt, self.completion)]
+        return [*pairs, self.is_desirable]
 
-    def shown(self) -> dict[str, Any]:
-        """The prompt, the answer and the verdict."""
+    def to_json(self) -> dict[str, Any]:
         return {
-            "messages": dicts(self.prompt),
-            "completion": _said(self.answer),
-            "label": self.desirable,
+            "messages": to_messages(self.prompt),
+            "completion": self.completion[-1].content,
+            "label": self.is_desirable,
         }
 
 
@@ -122,75 +160,92 @@ class PromptOnlySample(Sample):
 
     @property
     def content(self) -> Any:
-        """What it says."""
-        return [plain(self.prompt), self.reference]
+        return [role_content_pairs(self.prompt), self.reference]
 
-    def shown(self) -> dict[str, Any]:
-        """The prompt and the reference."""
-        return {"messages": dicts(self.prompt), "reference": self.reference}
+    def to_json(self) -> dict[str, Any]:
+        return {"messages": to_messages(self.prompt), "reference": self.reference}
 
 
-def to_unit(values: Values, layout: ColumnMapping, file: str, line: int, source: int = 0) -> Sample:
-    """One record; BadRow where something is missing or of the wrong kind."""
-    unit = READERS[layout.format](values, layout)
-    return replace(unit, file=file, line=line, source=source)
+def make_sample(record: Record, mapping: ColumnMapping, source: int = 0) -> Sample:
+    """The sample of a record; RowError where something is missing or of the wrong type."""
+    sample = READERS[mapping.format](record.values, mapping)
+    return replace(sample, file=record.file, line=record.line, source=source)
 
 
-def _chat(values: Values, layout: ColumnMapping) -> Sample:
-    assert layout.messages
-    return MessagesSample(checked(chat_turns(column(values, layout.messages))))
+def join_turns(prompt: Turns, completion: Turns) -> MessagesSample:
+    """A conversation of which only the completion is learnt; RowError where the two do not fit."""
+    return MessagesSample(check_conversation([*prompt, *completion]), prompt_turns=len(prompt))
 
 
-def _instruction(values: Values, layout: ColumnMapping) -> Sample:
-    assert layout.completion
-    answer = text_of(column(values, layout.completion), layout.completion)
+def unpair_preferences(samples: list[Sample]) -> Iterator[Sample]:
+    """Every preference as two unpaired ones; other samples as they are."""
+    for sample in samples:
+        if isinstance(sample, PreferenceSample):
+            yield from sample.unpair()
+        else:
+            yield sample
+
+
+def _read_messages(values: Values, mapping: ColumnMapping) -> Sample:
+    assert mapping.messages
+    return MessagesSample(
+        check_conversation(parse_messages(require_column(values, mapping.messages)))
+    )
+
+
+def _read_prompt_completion(values: Values, mapping: ColumnMapping) -> Sample:
+    assert mapping.completion
+    name = mapping.completion
+    answer = require_text(require_column(values, name), name)
     turns = [
-        *system_turn(values, layout.system),
-        Turn("user", instruction_prompt(values, layout)),
-        Turn("assistant", filled(answer, f"the column {layout.completion!r}")),
+        *read_system_turn(values, mapping.system),
+        Turn("user", read_instruction(values, mapping)),
+        Turn("assistant", require_nonblank(answer, f"the column {name!r}")),
     ]
     return MessagesSample(tuple(turns))
 
 
-def _completion(values: Values, layout: ColumnMapping) -> Sample:
-    assert layout.text
-    text = text_of(column(values, layout.text), layout.text)
-    return TextSample(filled(text, f"the column {layout.text!r}"))
+def _read_text(values: Values, mapping: ColumnMapping) -> Sample:
+    assert mapping.text
+    text = require_text(require_column(values, mapping.text), mapping.text)
+    return TextSample(require_nonblank(text, f"the column {mapping.text!r}"))
 
 
-def _preference(values: Values, layout: ColumnMapping) -> Sample:
-    assert layout.chosen
-    assert layout.rejected
-    names = (layout.chosen, layout.rejected)
-    chosen, rejected = (turns_or_text(column(values, name), name, "assistant") for name in names)
+def _read_preference(values: Values, mapping: ColumnMapping) -> Sample:
+    assert mapping.chosen
+    assert mapping.rejected
+    names = (mapping.chosen, mapping.rejected)
+    chosen, rejected = (
+        read_turns(require_column(values, name), name, "assistant") for name in names
+    )
     if chosen == rejected:
         raise RowError(
             "EqualAnswers",
             f"the columns {names[0]!r} and {names[1]!r} hold the same answer",
             "Remove the row: there is nothing to prefer.",
         )
-    system = system_turn(values, layout.system)
+    system = read_system_turn(values, mapping.system)
     if chosen[0].role == "assistant" == rejected[0].role:
-        prompt = prompt_turns(values, layout, system)
+        prompt = read_prompt(values, mapping, system)
     else:
-        prompt = _common(chosen, rejected)
+        prompt = _find_common_prompt(chosen, rejected)
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
         prompt = prompt if prompt[0].role == "system" else (*system, *prompt)
-    pair = PreferenceSample(
-        prompt, answer_turns(chosen, names[0]), answer_turns(rejected, names[1])
+    sample = PreferenceSample(
+        prompt, check_completion(chosen, names[0]), check_completion(rejected, names[1])
     )
-    conversation_of(prompt, pair.chosen)
-    return pair
+    join_turns(prompt, sample.chosen)
+    return sample
 
 
-def _common(chosen: Turns, rejected: Turns) -> Turns:
-    """The turns that both conversations begin with: their prompt."""
+def _find_common_prompt(chosen: Turns, rejected: Turns) -> Turns:
+    """The turns that both conversations begin with."""
     count = 0
     for one, other in zip(chosen, rejected, strict=False):
         if one != other:
             break
         count += 1
-    # Where one conversation goes on after the other has ended, the last answer is the difference.
+    # Where one conversation continues after the other has ended, the last answer differs.
     while count and (count in (len(chosen), len(rejected)) or chosen[count - 1].role != "user"):
         count -= 1
     if not count:
@@ -202,71 +257,60 @@ def _common(chosen: Turns, rejected: Turns) -> Turns:
     return chosen[:count]
 
 
-def _unpaired(values: Values, layout: ColumnMapping) -> Sample:
-    assert layout.label
-    desirable = _verdict(column(values, layout.label), layout.label)
-    if layout.messages:
-        turns = checked(chat_turns(column(values, layout.messages)))
-        return UnpairedPreferenceSample(turns[:-1], turns[-1:], desirable)
-    assert layout.completion
-    value = column(values, layout.completion)
-    answer = answer_turns(turns_or_text(value, layout.completion, "assistant"), layout.completion)
-    prompt = prompt_turns(values, layout, system_turn(values, layout.system))
-    return UnpairedPreferenceSample(prompt, answer, desirable)
+def _read_unpaired_preference(values: Values, mapping: ColumnMapping) -> Sample:
+    assert mapping.label
+    is_desirable = _parse_label(require_column(values, mapping.label), mapping.label)
+    if mapping.messages:
+        turns = check_conversation(parse_messages(require_column(values, mapping.messages)))
+        return UnpairedPreferenceSample(turns[:-1], turns[-1:], is_desirable)
+    assert mapping.completion
+    value = require_column(values, mapping.completion)
+    completion = check_completion(
+        read_turns(value, mapping.completion, "assistant"), mapping.completion
+    )
+    prompt = read_prompt(values, mapping, read_system_turn(values, mapping.system))
+    return UnpairedPreferenceSample(prompt, completion, is_desirable)
 
 
-def _verdict(value: Any, name: str) -> bool:
+def _parse_label(value: Any, name: str) -> bool:
     if not isinstance(value, str) and value in (0, 1):
         return bool(value)
-    known = {**dict.fromkeys(_YES, True), **dict.fromkeys(_NO, False)}
-    verdict = known.get(str(value).strip().lower())
-    if verdict is None:
+    labels = {**dict.fromkeys(_TRUE, True), **dict.fromkeys(_FALSE, False)}
+    label = labels.get(str(value).strip().lower())
+    if label is None:
         raise RowError(
             "WrongType",
             f"the column {name!r} is {str(value)[:40]!r}, and not true or false",
             "Write true where the answer is desirable, and false where it is not.",
         )
-    return verdict
+    return label
 
 
-def _prompt(values: Values, layout: ColumnMapping) -> Sample:
-    system = system_turn(values, layout.system)
-    reference = _reference(values.get(layout.reference)) if layout.reference else None
-    if not layout.messages:
-        return PromptOnlySample(prompt_turns(values, layout, system), reference)
-    turns = chat_turns(column(values, layout.messages))
+def _read_prompt_only(values: Values, mapping: ColumnMapping) -> Sample:
+    system = read_system_turn(values, mapping.system)
+    reference = _read_reference(values.get(mapping.reference)) if mapping.reference else None
+    if not mapping.messages:
+        return PromptOnlySample(read_prompt(values, mapping, system), reference)
+    turns = parse_messages(require_column(values, mapping.messages))
     if turns and turns[-1].role == "assistant":
-        # Chats made for SFT have the right answer at their end.
+        # Conversations made for SFT end with the right answer.
         reference = turns[-1].content if reference is None else reference
         turns = turns[:-1]
-    return PromptOnlySample(checked_prompt(tuple(turns), system), reference)
+    return PromptOnlySample(check_prompt(tuple(turns), system), reference)
 
 
-def _reference(value: Any) -> str | None:
+def _read_reference(value: Any) -> str | None:
     if isinstance(value, bool | list | dict):
         return json.dumps(value, ensure_ascii=False)
     # Numbers are usual: the answers of sums.
-    return None if value is None else text_of(str(value), "reference")
+    return None if value is None else require_text(str(value), "reference")
 
 
 READERS: Mapping[Format, Callable[[Values, ColumnMapping], Sample]] = {
-    "chat": _chat,
-    "instruction": _instruction,
-    "completion": _completion,
-    "preference": _preference,
-    "unpaired": _unpaired,
-    "prompt": _prompt,
+    "chat": _read_messages,
+    "instruction": _read_prompt_completion,
+    "completion": _read_text,
+    "preference": _read_preference,
+    "unpaired": _read_unpaired_preference,
+    "prompt": _read_prompt_only,
 }
-
-
-def as_rated(units: list[Sample]) -> Iterator[Sample]:
-    """Pairs as two rated answers each; everything else as it is."""
-    for unit in units:
-        if isinstance(unit, PreferenceSample):
-            yield from unit.rated()
-        else:
-            yield unit
-
-
-def _said(turns: Turns) -> str:
-    return turns[-1].content

@@ -1,6 +1,6 @@
-"""Which rows are learnt from and which are kept to judge by.
+"""Which samples are learnt from and which are held out for evaluation.
 
-A row's side is decided by a hash of its content and the seed. So equal rows always fall on the same
+A hash of a sample's content and the seed decides its side. So equal samples are always on the same
 side, the order of the file does not matter, and a data set that grows keeps its old split.
 """
 
@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune_trainer.data.messages import Sample
+from finetune_trainer.data.samples import Sample
 from finetune_trainer.runtime.errors import UserError
 
 DEFAULT_HOLDOUT = "10%"
@@ -22,13 +22,13 @@ class Split:
 
     train: list[Sample]
     held_out: list[Sample]
-    duplicates: int
-    """Rows, over both sides, that equal an earlier one."""
-    removed: int = 0
-    """Training rows left out because the validation data has them too."""
+    duplicate_count: int
+    """Samples, over both sides, that equal an earlier one."""
+    overlap_count: int = 0
+    """Training samples left out because the validation data has them too."""
 
 
-def share(percent: str | None) -> float:
+def parse_holdout(percent: str | None) -> float:
     """`10%` as 0.1; UserError where nothing or everything would be held out."""
     value = float((percent or DEFAULT_HOLDOUT).removesuffix("%")) / 100
     if not 0 < value < 1:
@@ -40,58 +40,58 @@ def share(percent: str | None) -> float:
     return value
 
 
-def holdout(rows: Sequence[Sample], percent: str | None, seed: int) -> Split:
-    """Hold out about `percent` of the distinct rows, at least one, and leave at least one."""
-    limit = share(percent)
-    place = {key: _place(key, seed) for key in {row.key for row in rows}}
-    if len(place) < 2:
-        raise too_few(len(rows), len(place))
-    kept_back = {key for key, at in place.items() if at < limit}
-    if not kept_back:
-        kept_back = {min(place, key=lambda key: place[key])}
-    elif len(kept_back) == len(place):
-        kept_back.remove(max(place, key=lambda key: place[key]))
+def hold_out_fraction(samples: Sequence[Sample], percent: str | None, seed: int) -> Split:
+    """Hold out about `percent` of the distinct samples, at least one, and keep at least one."""
+    limit = parse_holdout(percent)
+    position = {key: _hash_to_fraction(key, seed) for key in {each.key for each in samples}}
+    if len(position) < 2:
+        raise too_few_samples(len(samples), len(position))
+    held_out = {key for key, at in position.items() if at < limit}
+    if not held_out:
+        held_out = {min(position, key=lambda key: position[key])}
+    elif len(held_out) == len(position):
+        held_out.remove(max(position, key=lambda key: position[key]))
     return Split(
-        train=[row for row in rows if row.key not in kept_back],
-        held_out=_ordered([row for row in rows if row.key in kept_back], seed),
-        duplicates=len(rows) - len(place),
+        train=[each for each in samples if each.key not in held_out],
+        held_out=_shuffle([each for each in samples if each.key in held_out], seed),
+        duplicate_count=len(samples) - len(position),
     )
 
 
-def with_validation(train: Sequence[Sample], validation: Sequence[Sample], seed: int) -> Split:
-    """Judge by `validation`; training rows that it has too are left out of training."""
-    known = {row.key for row in validation}
-    kept = [row for row in train if row.key not in known]
+def hold_out_validation(train: Sequence[Sample], validation: Sequence[Sample], seed: int) -> Split:
+    """Hold out `validation`; training samples that it has too are left out of training."""
+    held_out = {each.key for each in validation}
+    kept = [each for each in train if each.key not in held_out]
     if not kept or not validation:
         raise UserError(
             "TooFewRows",
-            "Every training row stands in dataset.validation too, so none is left to learn from.",
+            "Every training row is in dataset.validation too, so none is left to learn from.",
             "Give validation data that is not part of the training data.",
         )
-    distinct = len({row.key for row in kept}) + len(known)
+    distinct = len({each.key for each in kept}) + len(held_out)
     return Split(
         train=kept,
-        held_out=_ordered(list(validation), seed),
-        duplicates=len(kept) + len(validation) - distinct,
-        removed=len(train) - len(kept),
+        held_out=_shuffle(list(validation), seed),
+        duplicate_count=len(kept) + len(validation) - distinct,
+        overlap_count=len(train) - len(kept),
     )
 
 
-def too_few(rows: int, distinct: int) -> UserError:
-    """One row cannot be on both sides."""
+def too_few_samples(count: int, distinct: int) -> UserError:
+    """One distinct row cannot be on both sides."""
     return UserError(
         "TooFewRows",
-        f"The data has {rows} row{'s' if rows != 1 else ''}, {distinct} of them distinct; "
+        f"The data has {count} row{'s' if count != 1 else ''}, {distinct} of them distinct; "
         "two are needed, to learn from one and be judged on the other.",
         "Add rows, or give dataset.validation.",
     )
 
 
-def _ordered(rows: list[Sample], seed: int) -> list[Sample]:
-    # Evaluation may take only the first rows: they must be no worse a sample than any others.
-    return sorted(rows, key=lambda row: _place(row.key, seed))
+def _shuffle(samples: list[Sample], seed: int) -> list[Sample]:
+    # Evaluation may take only the first samples, so they must represent all of them.
+    return sorted(samples, key=lambda each: _hash_to_fraction(each.key, seed))
 
 
-def _place(key: bytes, seed: int) -> float:
+def _hash_to_fraction(key: bytes, seed: int) -> float:
     """A number in [0, 1) that looks random and never changes."""
     return int.from_bytes(hashlib.sha256(key + str(seed).encode()).digest()[:6]) / 2**48

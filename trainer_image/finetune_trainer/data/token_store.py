@@ -1,10 +1,16 @@
-"""The token store: what prepare leaves behind and training reads, as plain numpy files.
+"""The token store: tokenized samples and sequences as plain numpy files.
 
-tokens.npy int32 [total tokens], labels.npy int32 [total tokens], offsets.npy int64 [examples +
-1], row_offsets.npy int64 [rows + 1], row_examples.npy int32 [examples]. Row i packs the examples
-row_examples[row_offsets[i]:row_offsets[i + 1]]. labels[i] is the target at position i, not
-shifted (the model's loss shifts); -100 is not learnt. Files are mapped, not read: any number of
-processes on a node share one copy.
+The prepare stage writes it and training reads it:
+
+- tokens.npy    int32 [total tokens]
+- labels.npy    int32 [total tokens]; labels[i] is the token itself, not the next one, because the
+  loss shifts; -100 (IGNORED) is not learnt
+- offsets.npy   int64 [samples + 1], where each tokenized sample begins in both
+- row_offsets.npy   int64 [sequences + 1]
+- row_examples.npy  int32; sequence i packs the tokenized samples
+  row_examples[row_offsets[i]:row_offsets[i + 1]]
+
+The files are mapped, not read, so any number of processes on a node share one copy.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ from numpy.typing import NDArray
 
 IGNORED = -100
 DESIRABLE = "desirable.npy"
-"""Beside a store of rated answers: bool [rows]."""
+"""Next to a store of unpaired preferences: bool [sequences]."""
 _FILES = ("tokens", "labels", "offsets", "row_offsets", "row_examples")
 
 Int32: TypeAlias = NDArray[np.int32]
@@ -28,7 +34,7 @@ Int64: TypeAlias = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TokenizedSample:
-    """One conversation as tokens."""
+    """Tokens with a label each."""
 
     tokens: Sequence[int] | Int32
     labels: Sequence[int] | Int32
@@ -42,25 +48,24 @@ class PackedSequence:
     input_ids: Int32
     labels: Int32
     position_ids: Int32
-    """Starts from 0 again at each example."""
+    """Restarts from 0 at each tokenized sample."""
 
     @property
-    def examples(self) -> int:
-        """Conversations in the sequence."""
+    def sample_count(self) -> int:
         return int(np.count_nonzero(self.position_ids == 0))
 
 
 class TokenStore:
-    """Examples and the rows that they are packed into."""
+    """Tokenized samples, and the sequences that they are packed into."""
 
     def __init__(
         self, tokens: Int32, labels: Int32, offsets: Int64, row_offsets: Int64, row_examples: Int32
     ) -> None:
         self._tokens = tokens
         self._labels = labels
-        self._offsets = offsets
-        self._row_offsets = row_offsets
-        self._row_examples = row_examples
+        self._sample_offsets = offsets
+        self._sequence_offsets = row_offsets
+        self._members = row_examples
 
     @classmethod
     def open(cls, path: Path) -> TokenStore:
@@ -69,17 +74,16 @@ class TokenStore:
 
     @classmethod
     def write(
-        cls, path: Path, examples: Iterable[TokenizedSample], rows: Sequence[Sequence[int]]
+        cls, path: Path, samples: Iterable[TokenizedSample], sequences: Sequence[Sequence[int]]
     ) -> TokenStore:
-        """Write examples and rows (lists of example indices) to the new folder `path`; open it."""
-        listed = list(examples)
-        lengths = [len(example.tokens) for example in listed]
+        """Write samples and sequences (lists of sample indices) to the new folder `path`."""
+        listed = list(samples)
         arrays = {
-            "tokens": _joined([example.tokens for example in listed]),
-            "labels": _joined([example.labels for example in listed]),
-            "offsets": _offsets(lengths),
-            "row_offsets": _offsets([len(row) for row in rows]),
-            "row_examples": _joined(list(rows)),
+            "tokens": _concatenate([sample.tokens for sample in listed]),
+            "labels": _concatenate([sample.labels for sample in listed]),
+            "offsets": _offsets([len(sample.tokens) for sample in listed]),
+            "row_offsets": _offsets([len(members) for members in sequences]),
+            "row_examples": _concatenate(list(sequences)),
         }
         path.mkdir(parents=True)
         for name, array in arrays.items():
@@ -87,32 +91,32 @@ class TokenStore:
         return cls.open(path)
 
     @property
-    def rows(self) -> int:
-        """Sequences."""
-        return len(self._row_offsets) - 1
+    def sequence_count(self) -> int:
+        return len(self._sequence_offsets) - 1
 
     @property
-    def examples(self) -> int:
-        """Conversations."""
-        return len(self._offsets) - 1
+    def sample_count(self) -> int:
+        """Tokenized samples; one that several sequences hold counts once."""
+        return len(self._sample_offsets) - 1
 
     @property
-    def tokens(self) -> int:
-        """Tokens of all examples."""
-        return int(self._offsets[-1])
+    def token_count(self) -> int:
+        """Tokens of all tokenized samples; one that several sequences hold counts once."""
+        return int(self._sample_offsets[-1])
 
     @property
-    def row_lengths(self) -> Int64:
-        """Tokens of each row."""
-        ends = np.concatenate([[0], np.cumsum(np.diff(self._offsets)[self._row_examples])])
-        return np.asarray(np.diff(ends[self._row_offsets]), dtype=np.int64)
+    def sequence_lengths(self) -> Int64:
+        """Tokens of each sequence, int64 [sequences]."""
+        ends = np.concatenate([[0], np.cumsum(np.diff(self._sample_offsets)[self._members])])
+        return np.asarray(np.diff(ends[self._sequence_offsets]), dtype=np.int64)
 
-    def row(self, index: int) -> PackedSequence:
+    def sequence(self, index: int) -> PackedSequence:
         """The sequence with this number, counted from 0."""
-        if not 0 <= index < self.rows:
-            raise IndexError(f"row {index} of {self.rows}")
-        members = self._row_examples[self._row_offsets[index] : self._row_offsets[index + 1]]
-        spans = [slice(self._offsets[i], self._offsets[i + 1]) for i in members.tolist()]
+        if not 0 <= index < self.sequence_count:
+            raise IndexError(f"sequence {index} of {self.sequence_count}")
+        members = self._members[self._sequence_offsets[index] : self._sequence_offsets[index + 1]]
+        offsets = self._sample_offsets
+        spans = [slice(offsets[i], offsets[i + 1]) for i in members.tolist()]
         lengths = [int(span.stop - span.start) for span in spans]
         return PackedSequence(
             input_ids=np.concatenate([self._tokens[span] for span in spans]),
@@ -121,7 +125,7 @@ class TokenStore:
         )
 
 
-def _joined(parts: Sequence[Sequence[int] | Int32]) -> Int32:
+def _concatenate(parts: Sequence[Sequence[int] | Int32]) -> Int32:
     arrays = [np.asarray(part, dtype=np.int32) for part in parts]
     return np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int32)
 

@@ -1,9 +1,10 @@
-"""From units to the examples that training reads, one module for every format.
+"""From samples to tokens, one method for every kind of sample.
 
 Conversations go through the chat template. A text keeps all its tokens: what is longer than a
-sequence goes on in the next one, which begins with the last token of the one before, so that every
-token but the first is predicted exactly once. The two answers of a pair share the tokens of their
-prompt. Of a question only the prompt is encoded; the answer is sampled later.
+sequence continues in the next one, which begins with the last token of the one before, so that
+every token but the first is predicted exactly once. The two answers of a preference share the
+tokens of their prompt. Of a prompt-only sample only the prompt is tokenized; training samples the
+answers.
 """
 
 from __future__ import annotations
@@ -14,146 +15,154 @@ from typing import Any
 
 import numpy as np
 
-from finetune_trainer.data.chat_template import ChatTokenizer, Encoded
-from finetune_trainer.data.messages import MessagesSample, Sample, conversation_of
+from finetune_trainer.data.chat_template import ChatTokenizer, ConversationTokens
 from finetune_trainer.data.row_errors import RowError
 from finetune_trainer.data.samples import (
+    MessagesSample,
     PreferenceSample,
     PromptOnlySample,
+    Sample,
     TextSample,
     UnpairedPreferenceSample,
+    join_turns,
 )
-from finetune_trainer.data.token_store import IGNORED, TokenizedSample
+from finetune_trainer.data.token_store import IGNORED, Int32, TokenizedSample
 
 
 @dataclass(frozen=True)
-class Coded:
-    """A unit as tokens."""
+class SampleTokens:
+    """A sample with its tokens."""
 
-    unit: Sample
-    examples: tuple[TokenizedSample, ...]
-    """One; of a pair the chosen and the rejected one; of a text as many as it needs."""
+    sample: Sample
+    tokenized: tuple[TokenizedSample, ...]
+    """One; of a preference the chosen and the rejected answer; of a text as many as it fills."""
     full_length: int
-    """Tokens of the longest example before cutting."""
-    truncated: bool = False
+    """Tokens of the longest one before truncation."""
+    is_truncated: bool = False
 
 
 class SampleTokenizer:
-    """Turns units of any format into tokens."""
+    """Tokenizes samples of any kind."""
 
-    def __init__(self, tokenizer: Any, chat: ChatTokenizer, longest: int, answer: int = 0) -> None:
-        """`longest` is maxSequenceLength, of which a sampled answer takes up to `answer`."""
+    def __init__(
+        self, tokenizer: Any, chat: ChatTokenizer, max_length: int, max_new_tokens: int = 0
+    ) -> None:
+        """`max_length` is maxSequenceLength, of which a sampled answer takes `max_new_tokens`."""
         self._tokenizer = tokenizer
         self._chat = chat
-        self._longest = longest
-        self._answer = answer
+        self._max_length = max_length
+        self._max_new_tokens = max_new_tokens
 
-    def encode(self, units: Sequence[Sample]) -> list[Coded | RowError]:
-        """Each unit as tokens, or why it cannot be used; all are of one kind."""
-        match units[0]:
+    def tokenize(self, samples: Sequence[Sample]) -> list[SampleTokens | RowError]:
+        """The tokens of each sample, or why it cannot be used; all are of one kind."""
+        match samples[0]:
             case TextSample():
-                return self._texts([unit for unit in units if isinstance(unit, TextSample)])
+                return self._tokenize_texts([s for s in samples if isinstance(s, TextSample)])
             case PromptOnlySample():
                 return [
-                    self._question(unit) for unit in units if isinstance(unit, PromptOnlySample)
+                    self._tokenize_prompt(s) for s in samples if isinstance(s, PromptOnlySample)
                 ]
             case PreferenceSample():
-                return self._pairs([unit for unit in units if isinstance(unit, PreferenceSample)])
+                return self._tokenize_preferences(
+                    [s for s in samples if isinstance(s, PreferenceSample)]
+                )
             case _:
-                return self._conversations(units)
+                return self._tokenize_conversations(samples)
 
-    def _conversations(self, units: Sequence[Sample]) -> list[Coded | RowError]:
-        rows = [_conversation(unit) for unit in units]
+    def _tokenize_conversations(self, samples: Sequence[Sample]) -> list[SampleTokens | RowError]:
+        conversations = [_as_conversation(sample) for sample in samples]
         return [
             each
             if isinstance(each, RowError)
-            else Coded(unit, (each.example,), each.full_length, each.truncated)
-            for unit, each in zip(units, self._chat.encode(rows), strict=True)
+            else SampleTokens(sample, (each.tokenized,), each.full_length, each.is_truncated)
+            for sample, each in zip(samples, self._chat.tokenize(conversations), strict=True)
         ]
 
-    def _pairs(self, pairs: Sequence[PreferenceSample]) -> list[Coded | RowError]:
-        rows = [
-            conversation_of(pair.prompt, answer)
-            for pair in pairs
-            for answer in (pair.chosen, pair.rejected)
+    def _tokenize_preferences(
+        self, samples: Sequence[PreferenceSample]
+    ) -> list[SampleTokens | RowError]:
+        conversations = [
+            join_turns(sample.prompt, answer)
+            for sample in samples
+            for answer in (sample.chosen, sample.rejected)
         ]
-        both = self._chat.encode(rows)
+        tokens = self._chat.tokenize(conversations)
         return [
-            _pair(pair, chosen, rejected)
-            for pair, chosen, rejected in zip(pairs, both[::2], both[1::2], strict=True)
+            _join_preference(*each) for each in zip(samples, tokens[::2], tokens[1::2], strict=True)
         ]
 
-    def _texts(self, units: Sequence[TextSample]) -> list[Coded | RowError]:
-        tokenized = self._tokenizer([unit.text for unit in units])["input_ids"]
-        return [self._text(unit, ids) for unit, ids in zip(units, tokenized, strict=True)]
+    def _tokenize_texts(self, samples: Sequence[TextSample]) -> list[SampleTokens | RowError]:
+        tokens = self._tokenizer([sample.text for sample in samples])["input_ids"]
+        return [self._split_text(sample, ids) for sample, ids in zip(samples, tokens, strict=True)]
 
-    def _text(self, unit: TextSample, ids: list[int]) -> Coded:
+    def _split_text(self, sample: TextSample, ids: list[int]) -> SampleTokens:
         bos, eos = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
         if bos is not None and bos != eos and ids[:2] == [bos, bos]:
-            ids = ids[1:]  # the text brought its own
-        whole = np.asarray(ids if ids[-1:] == [eos] else [*ids, eos], dtype=np.int32)
-        step = self._longest - 1
-        starts = range(0, max(1, len(whole) - 1), step)
-        parts = [whole[start : start + self._longest] for start in starts]
-        return Coded(
-            unit, tuple(TokenizedSample(part, _behind_first(part)) for part in parts), len(whole)
-        )
+            ids = ids[1:]  # the text has one of its own
+        tokens = np.asarray(ids if ids[-1:] == [eos] else [*ids, eos], dtype=np.int32)
+        starts = range(0, max(1, len(tokens) - 1), self._max_length - 1)
+        parts = [tokens[start : start + self._max_length] for start in starts]
+        tokenized = tuple(TokenizedSample(part, _labels_after_first(part)) for part in parts)
+        return SampleTokens(sample, tokenized, len(tokens))
 
-    def _question(self, unit: PromptOnlySample) -> Coded | RowError:
+    def _tokenize_prompt(self, sample: PromptOnlySample) -> SampleTokens | RowError:
         try:
-            ids = self._chat.prompt_tokens(unit.prompt)
+            ids = self._chat.tokenize_prompt(sample.prompt)
         except RowError as error:
             return error
-        room = self._longest - self._answer
-        if len(ids) > room:
+        available = self._max_length - self._max_new_tokens
+        if len(ids) > available:
             return RowError(
                 "PromptTooLong",
-                f"the prompt has {len(ids)} tokens, and {room} of {self._longest} are left beside "
-                f"an answer of {self._answer}",
+                f"the prompt has {len(ids)} tokens, and an answer of {self._max_new_tokens} leaves "
+                f"{available} of {self._max_length}",
                 "Raise training.maxSequenceLength, lower grpo.maxNewTokens, or shorten the prompt.",
             )
         tokens = np.asarray(ids, dtype=np.int32)
-        return Coded(unit, (TokenizedSample(tokens, np.full_like(tokens, IGNORED)),), len(ids))
+        tokenized = TokenizedSample(tokens, np.full_like(tokens, IGNORED))
+        return SampleTokens(sample, (tokenized,), len(ids))
 
 
-def _conversation(unit: Sample) -> MessagesSample:
-    if isinstance(unit, UnpairedPreferenceSample):
-        return conversation_of(unit.prompt, unit.answer)
-    assert isinstance(unit, MessagesSample)
-    return unit
+def _as_conversation(sample: Sample) -> MessagesSample:
+    if isinstance(sample, UnpairedPreferenceSample):
+        return join_turns(sample.prompt, sample.completion)
+    assert isinstance(sample, MessagesSample)
+    return sample
 
 
-def _pair(
-    pair: PreferenceSample, chosen: Encoded | RowError, rejected: Encoded | RowError
-) -> Coded | RowError:
+def _join_preference(
+    sample: PreferenceSample,
+    chosen: ConversationTokens | RowError,
+    rejected: ConversationTokens | RowError,
+) -> SampleTokens | RowError:
     if isinstance(chosen, RowError):
         return chosen
     if isinstance(rejected, RowError):
         return rejected
-    examples = (chosen.example, rejected.example)
-    prompts = [_before_answer(example) for example in examples]
+    tokenized = (chosen.tokenized, rejected.tokenized)
+    prompts = [_tokens_before_answer(each) for each in tokenized]
     if not np.array_equal(*prompts):
         return RowError(
             "ChatTemplateUnsupported",
             "the chat template writes the prompt differently before the two answers",
             "Remove the row, or put {% generation %} marks into the template.",
         )
-    if np.array_equal(*(np.asarray(example.tokens) for example in examples)):
+    if np.array_equal(*(np.asarray(each.tokens) for each in tokenized)):
         return RowError(
             "EqualAnswers",
-            f"both answers are the same in the first {len(examples[0].tokens)} tokens",
+            f"both answers are the same in the first {len(tokenized[0].tokens)} tokens",
             "Raise training.maxSequenceLength, or remove the row.",
         )
     longest = max(chosen.full_length, rejected.full_length)
-    return Coded(pair, examples, longest, chosen.truncated or rejected.truncated)
+    return SampleTokens(sample, tokenized, longest, chosen.is_truncated or rejected.is_truncated)
 
 
-def _before_answer(example: TokenizedSample) -> Any:
-    learnt = np.flatnonzero(np.asarray(example.labels) != IGNORED)
-    return np.asarray(example.tokens)[: learnt[0]]
+def _tokens_before_answer(tokenized: TokenizedSample) -> Int32:
+    learnt = np.flatnonzero(np.asarray(tokenized.labels) != IGNORED)
+    return np.asarray(tokenized.tokens)[: learnt[0]]
 
 
-def _behind_first(tokens: Any) -> Any:
+def _labels_after_first(tokens: Int32) -> Int32:
     labels = tokens.copy()
     labels[0] = IGNORED
     return labels

@@ -1,9 +1,9 @@
 """The tokenizer of a job: the model's own, with what the job changes, the same in every stage.
 
-A model without a chat template gets a plain one, so that it is trained, judged and exported with
-the same. New special tokens and another template come from the job. A template that prints today's
-date is given the day on which the data was prepared: prompts in training, in evaluation and after
-a retry are then the same tokens.
+A model without a chat template gets a plain one, with which it is trained, evaluated and exported.
+New special tokens and another template come from the job. A template that prints today's date
+always prints the day on which the data was prepared, so prompts are the same tokens in training, in
+evaluation and after a retry.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ PLAIN_TEMPLATE = (
     "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
 )
 """For models without a chat template: prompt, line feed, answer, EOS."""
-_TOKEN = re.compile(r"<\|[^|<>{}\s]+\|>")
+_SPECIAL_TOKEN = re.compile(r"<\|[^|<>{}\s]+\|>")
 """What looks like a special token in a template."""
-_ASKED, _TOLD = "the question 1234", "the answer 5678"
-_SAMPLE = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _TOLD}]
+_QUESTION, _ANSWER = "the question 1234", "the answer 5678"
+_TRIAL_MESSAGES = [
+    {"role": "user", "content": _QUESTION},
+    {"role": "assistant", "content": _ANSWER},
+]
 
 
 def load_job_tokenizer(run: RunConfig) -> Any:
@@ -85,7 +88,7 @@ def has_plain_template(tokenizer: Any) -> bool:
 
 
 def prints_date(tokenizer: Any) -> bool:
-    """Whether the chat template asks for today's date, as Llama 3.2 does."""
+    """Whether the chat template prints today's date, as Llama 3.2 does."""
     return "strftime_now" in str(tokenizer.chat_template)
 
 
@@ -94,24 +97,24 @@ def find_end_of_turn(tokenizer: Any) -> int:
     from jinja2 import TemplateError
 
     try:
-        text = str(tokenizer.apply_chat_template(_SAMPLE, tokenize=False))
+        text = str(tokenizer.apply_chat_template(_TRIAL_MESSAGES, tokenize=False))
     except TemplateError:
         return int(tokenizer.eos_token_id)
-    tail = text[text.rfind(_TOLD) + len(_TOLD) :]
+    tail = text[text.rfind(_ANSWER) + len(_ANSWER) :]
     ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
-    markers = special_token_ids(tokenizer)
-    return int(next((token for token in ids if token in markers), tokenizer.eos_token_id))
+    special = special_token_ids(tokenizer)
+    return int(next((token for token in ids if token in special), tokenizer.eos_token_id))
 
 
 def special_token_ids(tokenizer: Any) -> set[int]:
-    """Whatever was added to the plain vocabulary: among it, every token that ends a turn."""
+    """Every token added to the plain vocabulary; the tokens that end a turn are among them."""
     return set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
 
 
 def _plain_template(tokenizer: Any) -> str:
-    # A base model has seen BOS in front exactly if its tokenizer puts it there.
-    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return ("{{ bos_token }}" if begins else "") + PLAIN_TEMPLATE
+    # A base model has seen a leading BOS exactly if its tokenizer adds one.
+    has_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return ("{{ bos_token }}" if has_bos else "") + PLAIN_TEMPLATE
 
 
 def _add_tokens(tokenizer: Any, tokens: list[str]) -> None:
@@ -135,23 +138,27 @@ def _set_template(tokenizer: Any, template: str | None) -> None:
     if template is None:
         return
     vocabulary = tokenizer.get_vocab()
-    unknown = sorted(name for name in set(_TOKEN.findall(template)) if name not in vocabulary)
+    unknown = sorted(
+        name for name in set(_SPECIAL_TOKEN.findall(template)) if name not in vocabulary
+    )
     if unknown:
         raise UserError(
             "UnknownToken",
-            f"model.tokenizer.chatTemplate writes {unknown[0]}, which is no token of the model.",
+            f"model.tokenizer.chatTemplate writes {unknown[0]}, which is not a token of the model.",
             "Add it to model.tokenizer.specialTokens, or use the model's own tokens.",
         )
     tokenizer.chat_template = template
     try:
-        text = str(tokenizer.apply_chat_template(_SAMPLE, tokenize=False))
+        text = str(tokenizer.apply_chat_template(_TRIAL_MESSAGES, tokenize=False))
     except Exception as error:
         line = getattr(error, "lineno", None)
         where = f" in line {line}" if line else ""
         detail = str(error).strip().split("\n")[0][:300]
         raise _bad_template(f"fails{where} for a question with its answer: {detail}") from None
-    if missing := [part for part in (_ASKED, _TOLD) if part not in text]:
-        raise _bad_template(f"leaves out {'the answer' if missing == [_TOLD] else 'the question'}")
+    if missing := [part for part in (_QUESTION, _ANSWER) if part not in text]:
+        raise _bad_template(
+            f"leaves out {'the answer' if missing == [_ANSWER] else 'the question'}"
+        )
 
 
 def _bad_template(why: str) -> UserError:

@@ -15,7 +15,7 @@ from finetune_trainer.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
-class Losses:
+class PairedLosses:
     """Of every held-out unit, under both models."""
 
     base: np.ndarray
@@ -29,17 +29,17 @@ class Losses:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """Everything that was found out about both models."""
 
-    losses: Losses | None
+    losses: PairedLosses | None
     preferred: MetricPair | None
     rewards: list[tuple[float, float]] | None
     """The base model's and the tuned model's, for each sample; only for GRPO."""
     samples: Sequence[Any]
 
 
-def compare_losses(losses: Losses, seed: int) -> LossComparison:
+def compare_losses(losses: PairedLosses, seed: int) -> LossComparison:
     """Mean losses, and the 95 % interval of the relative improvement."""
     weight = int(losses.weights.sum())
     before, after = float(losses.base.sum()), float(losses.tuned.sum())
@@ -61,7 +61,7 @@ def compare_losses(losses: Losses, seed: int) -> LossComparison:
     )
 
 
-def summarise(measured: Measured, spec: FineTuneJobSpec) -> EvaluationSummary:
+def summarise(measured: Measurements, spec: FineTuneJobSpec) -> EvaluationSummary:
     """All measures and how the gate's rules go."""
     both = [sample for sample in measured.samples if sample.base is not None]
 

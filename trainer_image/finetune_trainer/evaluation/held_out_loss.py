@@ -18,18 +18,18 @@ from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_trainer.data.token_store import PackedSequence, TokenStore
 from finetune_trainer.objectives.collate import collate
 from finetune_trainer.objectives.dpo import dpo_losses
-from finetune_trainer.objectives.kto import AnswerStore, kto_losses, reference_point
-from finetune_trainer.objectives.orpo import orpo_losses, per_token
-from finetune_trainer.objectives.preference_pairs import rows_of
-from finetune_trainer.objectives.reward import collate_scored, reward_losses, scores_of
-from finetune_trainer.objectives.sft import AnswerLoss
+from finetune_trainer.objectives.kto import UnpairedPreferenceStore, kto_losses, estimate_kl
+from finetune_trainer.objectives.orpo import orpo_losses, average_logps
+from finetune_trainer.objectives.preference_pairs import sequence_indices
+from finetune_trainer.objectives.reward import collate_scores, reward_losses, compute_scores
+from finetune_trainer.objectives.sft import OutputHeadLoss
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
 Tell = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Look:
+class ModelOutputs:
     """What one model made of the held-out rows."""
 
     values: np.ndarray
@@ -39,7 +39,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Loss:
+class HeldOutLosses:
     """The objective's loss of every unit; the loss of all is sum(each) / sum(weights)."""
 
     each: np.ndarray
@@ -48,7 +48,7 @@ class Loss:
     """int64 [units]: tokens of a row, one for a pair or an answer."""
 
 
-class HeldOut(Protocol):
+class HeldOutSet(Protocol):
     """The held-out part of one objective's data."""
 
     units: np.ndarray
@@ -56,17 +56,17 @@ class HeldOut(Protocol):
     items: int
     """Rows that a look goes through."""
 
-    def look(self, model: Any, tell: Tell) -> Look:
+    def look(self, model: Any, tell: Tell) -> ModelOutputs:
         """Show the model every row."""
 
-    def loss(self, look: Look, base: Look) -> Loss:
+    def loss(self, look: ModelOutputs, base: ModelOutputs) -> HeldOutLosses:
         """The loss of a model whose reference is the base."""
 
-    def accuracy(self, look: Look) -> float | None:
+    def accuracy(self, look: ModelOutputs) -> float | None:
         """Share of pairs whose better answer is preferred, 0 to 1."""
 
 
-def open_held_out(spec: FineTuneJobSpec, folder: Path) -> HeldOut | None:
+def open_held_out(spec: FineTuneJobSpec, folder: Path) -> HeldOutSet | None:
     """The held-out data of an objective in the token store `folder`; GRPO has no held-out loss."""
     match spec.objective:
         case "GRPO":
@@ -86,19 +86,19 @@ class HeldOutTokens:
 
     def __init__(self, spec: FineTuneJobSpec, folder: Path) -> None:
         store = TokenStore.open(folder)
-        self.units = drawn(spec, store.rows)
-        self._rows = [store.row(int(unit)) for unit in self.units]
+        self.units = choose_indices(spec, store.sequence_count)
+        self._rows = [store.sequence(int(unit)) for unit in self.units]
         self.items = len(self._rows)
 
-    def look(self, model: Any, tell: Tell) -> Look:
+    def look(self, model: Any, tell: Tell) -> ModelOutputs:
         """Log-probabilities of what was learnt of each row."""
-        return likelihoods(model, self._rows, tell)
+        return compute_logps(model, self._rows, tell)
 
-    def loss(self, look: Look, base: Look) -> Loss:
+    def loss(self, look: ModelOutputs, base: ModelOutputs) -> HeldOutLosses:
         """Nats; weighted by tokens."""
-        return Loss(-look.values, look.tokens)
+        return HeldOutLosses(-look.values, look.tokens)
 
-    def accuracy(self, look: Look) -> float | None:
+    def accuracy(self, look: ModelOutputs) -> float | None:
         """There are no pairs."""
         return None
 
@@ -109,15 +109,15 @@ class HeldOutPairs:
     def __init__(self, spec: FineTuneJobSpec, folder: Path) -> None:
         self._spec = spec
         store = TokenStore.open(folder)
-        self.units = drawn(spec, store.rows // 2)
-        self._rows = [store.row(number) for number in rows_of([int(u) for u in self.units])]
+        self.units = choose_indices(spec, store.sequence_count // 2)
+        self._rows = [store.sequence(number) for number in sequence_indices([int(u) for u in self.units])]
         self.items = len(self._rows)
 
-    def look(self, model: Any, tell: Tell) -> Look:
+    def look(self, model: Any, tell: Tell) -> ModelOutputs:
         """Log-probabilities of both answers."""
-        return likelihoods(model, self._rows, tell)
+        return compute_logps(model, self._rows, tell)
 
-    def loss(self, look: Look, base: Look) -> Loss:
+    def loss(self, look: ModelOutputs, base: ModelOutputs) -> HeldOutLosses:
         """One for every pair."""
         logps, tokens, reference = (
             torch.from_numpy(array).double().view(-1, 2)
@@ -125,15 +125,15 @@ class HeldOutPairs:
         )
         if self._spec.objective == "ORPO":
             settings = self._spec.orpo or finetunejob.ORPO()
-            return unweighted(orpo_losses(settings, per_token(logps, tokens)))
+            return weigh_equally(orpo_losses(settings, average_logps(logps, tokens)))
         dpo = self._spec.dpo or finetunejob.DPO()
-        return unweighted(dpo_losses(dpo, logps, reference, tokens))
+        return weigh_equally(dpo_losses(dpo, logps, reference, tokens))
 
-    def accuracy(self, look: Look) -> float | None:
+    def accuracy(self, look: ModelOutputs) -> float | None:
         """By log-probability, for ORPO per token."""
         by_token = self._spec.objective == "ORPO"
         values = look.values / np.maximum(1, look.tokens) if by_token else look.values
-        return chosen_share(values)
+        return preference_accuracy(values)
 
 
 class HeldOutScores:
@@ -142,31 +142,31 @@ class HeldOutScores:
     def __init__(self, spec: FineTuneJobSpec, folder: Path) -> None:
         self._settings = spec.reward or finetunejob.Reward()
         store = TokenStore.open(folder)
-        self.units = drawn(spec, store.rows // 2)
-        self._rows = [store.row(number) for number in rows_of([int(u) for u in self.units])]
+        self.units = choose_indices(spec, store.sequence_count // 2)
+        self._rows = [store.sequence(number) for number in sequence_indices([int(u) for u in self.units])]
         self.items = len(self._rows)
 
-    def look(self, model: Any, tell: Tell) -> Look:
+    def look(self, model: Any, tell: Tell) -> ModelOutputs:
         """Scores of both answers."""
         scores = np.zeros(len(self._rows))
         tokens = np.array([len(row.input_ids) for row in self._rows], dtype=np.int64)
         pad, done = int(model.config.get_text_config().pad_token_id), 0
         with torch.no_grad():
-            for members in batches_by_length(tokens.tolist(), model.device.type):
-                batch = collate_scored([self._rows[index] for index in members], pad)
-                scores[members] = scores_of(model, batch, model.device).double().cpu().numpy()
+            for members in group_by_length(tokens.tolist(), model.device.type):
+                batch = collate_scores([self._rows[index] for index in members], pad)
+                scores[members] = compute_scores(model, batch, model.device).double().cpu().numpy()
                 done += len(members)
                 tell(done)
-        return Look(scores, tokens)
+        return ModelOutputs(scores, tokens)
 
-    def loss(self, look: Look, base: Look) -> Loss:
+    def loss(self, look: ModelOutputs, base: ModelOutputs) -> HeldOutLosses:
         """One for every pair."""
         scores = torch.from_numpy(look.values).view(-1, 2)
-        return unweighted(reward_losses(self._settings, scores))
+        return weigh_equally(reward_losses(self._settings, scores))
 
-    def accuracy(self, look: Look) -> float | None:
+    def accuracy(self, look: ModelOutputs) -> float | None:
         """By score; the base has the head that training began from."""
-        return chosen_share(look.values)
+        return preference_accuracy(look.values)
 
 
 class HeldOutAnswers:
@@ -175,27 +175,27 @@ class HeldOutAnswers:
     def __init__(self, spec: FineTuneJobSpec, folder: Path) -> None:
         self._settings = spec.kto or finetunejob.KTO()
         training = spec.training
-        store = AnswerStore(folder, training.seed, training.max_sequence_length)
-        self.units = drawn(spec, store.answers)
+        store = UnpairedPreferenceStore(folder, training.seed, training.max_sequence_length)
+        self.units = choose_indices(spec, store.answers)
         numbers = [int(unit) for unit in self.units]
         self._desirable = np.asarray(store.desirable[numbers], dtype=bool)
-        self._rows = [store.row(i) for i in numbers] + [store.foreign(i) for i in numbers]
+        self._rows = [store.sequence(i) for i in numbers] + [store.foreign(i) for i in numbers]
         self.items = len(self._rows)
 
-    def look(self, model: Any, tell: Tell) -> Look:
+    def look(self, model: Any, tell: Tell) -> ModelOutputs:
         """Log-probabilities of all answers, then of the foreign ones."""
-        return likelihoods(model, self._rows, tell)
+        return compute_logps(model, self._rows, tell)
 
-    def loss(self, look: Look, base: Look) -> Loss:
+    def loss(self, look: ModelOutputs, base: ModelOutputs) -> HeldOutLosses:
         """One for every answer."""
         count = len(self.units)
         values, reference = torch.from_numpy(look.values), torch.from_numpy(base.values)
-        point = reference_point((values - reference)[count:].mean())
+        point = estimate_kl((values - reference)[count:].mean())
         desirable = torch.from_numpy(self._desirable)
         each = kto_losses(self._settings, values[:count], reference[:count], desirable, point)
-        return unweighted(each)
+        return weigh_equally(each)
 
-    def accuracy(self, look: Look) -> float | None:
+    def accuracy(self, look: ModelOutputs) -> float | None:
         """Over all pairs of a desirable and an undesirable answer, by log-probability per token:
         their prompts and lengths differ."""
         means = (look.values / np.maximum(1, look.tokens))[: len(self.units)]
@@ -205,30 +205,30 @@ class HeldOutAnswers:
         return float((good[:, None] > bad[None, :]).mean())
 
 
-def drawn(spec: FineTuneJobSpec, units: int) -> np.ndarray:
+def choose_indices(spec: FineTuneJobSpec, units: int) -> np.ndarray:
     """Which units are looked at, in an order that follows from the seed."""
     order = np.random.default_rng(spec.training.seed).permutation(units)
     return order[: spec.evaluation.max_samples]
 
 
-def unweighted(each: torch.Tensor) -> Loss:
+def weigh_equally(each: torch.Tensor) -> HeldOutLosses:
     """Every unit counts as one."""
-    return Loss(each.numpy(), np.ones(len(each), dtype=np.int64))
+    return HeldOutLosses(each.numpy(), np.ones(len(each), dtype=np.int64))
 
 
-def chosen_share(values: np.ndarray) -> float | None:
+def preference_accuracy(values: np.ndarray) -> float | None:
     """Share of pairs whose first value is the larger one."""
     both = values.reshape(-1, 2)
     return float((both[:, 0] > both[:, 1]).mean()) if len(both) else None
 
 
-def likelihoods(model: Any, rows: Sequence[PackedSequence], tell: Tell) -> Look:
+def compute_logps(model: Any, rows: Sequence[PackedSequence], tell: Tell) -> ModelOutputs:
     """Log-probability of what was learnt of each row, and how many tokens that is."""
-    loss_of = AnswerLoss(model)
+    loss_of = OutputHeadLoss(model)
     logps, tokens = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
     done = 0
     with torch.no_grad():
-        for members in batches_by_length([len(row.input_ids) for row in rows], model.device.type):
+        for members in group_by_length([len(row.input_ids) for row in rows], model.device.type):
             batch = collate([rows[index] for index in members])
             each = loss_of(model, batch, model.device).double().cpu().numpy()
             owners = np.asarray(members)[batch.owners.numpy()]
@@ -237,10 +237,10 @@ def likelihoods(model: Any, rows: Sequence[PackedSequence], tell: Tell) -> Look:
             done += len(members)
             tell(done)
     loss_of.remove()
-    return Look(logps, tokens)
+    return ModelOutputs(logps, tokens)
 
 
-def batches_by_length(lengths: Sequence[int], device: str) -> list[list[int]]:
+def group_by_length(lengths: Sequence[int], device: str) -> list[list[int]]:
     """Indices of rows of similar length, in batches that with padding fit a token budget."""
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

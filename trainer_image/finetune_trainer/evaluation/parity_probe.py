@@ -11,7 +11,7 @@ from typing import Any
 from finetune_api.run import ChatMessage, ProbeRecord
 
 from finetune_trainer.data.tokenizer import prints_date
-from finetune_trainer.generation.greedy import Answer, decode
+from finetune_trainer.generation.greedy import Answer, decode_tokens
 
 PROBE_MARGINS = {"cpu": 0.05, "cuda": 0.5}
 """Nats between best and second token below which rounding might choose the other one: in fp32 on
@@ -22,7 +22,7 @@ PROBE_BYTES = 1500
 
 
 @dataclass(frozen=True)
-class Sample:
+class AnsweredPrompt:
     """A held-out prompt and what both models said."""
 
     messages: list[dict[str, str]]
@@ -32,7 +32,7 @@ class Sample:
     tuned: Answer
 
 
-def choose_probe(tokenizer: Any, samples: Sequence[Sample], margin: float) -> ProbeRecord | None:
+def choose_probe(tokenizer: Any, samples: Sequence[AnsweredPrompt], margin: float) -> ProbeRecord | None:
     """The answer of the tuned model that another server is surest to reproduce.
 
     An answer is cut before its first token with less than `margin` nats and at 32 tokens. A longer
@@ -44,8 +44,8 @@ def choose_probe(tokenizer: Any, samples: Sequence[Sample], margin: float) -> Pr
     best: tuple[Any, ...] = ()
     found = None
     for sample in samples:
-        length = robust_length(tokenizer, sample.tuned, margin)
-        record = probe_of(tokenizer, sample, max(1, length))
+        length = stable_length(tokenizer, sample.tuned, margin)
+        record = make_probe(tokenizer, sample, max(1, length))
         if record is None:
             continue
         small = len(record.model_dump_json().encode()) <= PROBE_BYTES
@@ -56,19 +56,19 @@ def choose_probe(tokenizer: Any, samples: Sequence[Sample], margin: float) -> Pr
     return found
 
 
-def robust_length(tokenizer: Any, answer: Answer, margin: float) -> int:
+def stable_length(tokenizer: Any, answer: Answer, margin: float) -> int:
     """Tokens before the first unsure one, 32 at most, and never half a character."""
     sure = (i for i, least in enumerate(answer.margins) if least < margin)
     length = min(next(sure, len(answer.margins)), PROBE_TOKENS)
     # A character of several bytes may need several tokens.
-    while length and decode(tokenizer, answer.tokens[:length]).endswith("�"):
+    while length and decode_tokens(tokenizer, answer.tokens[:length]).endswith("�"):
         length -= 1
     return length
 
 
-def probe_of(tokenizer: Any, sample: Sample, length: int) -> ProbeRecord | None:
+def make_probe(tokenizer: Any, sample: AnsweredPrompt, length: int) -> ProbeRecord | None:
     """The record for an answer cut to `length` tokens; None where there is nothing to compare."""
-    text = decode(tokenizer, sample.tuned.tokens[:length])
+    text = decode_tokens(tokenizer, sample.tuned.tokens[:length])
     if not text.strip() or any(len(turn["content"]) > 8192 for turn in sample.messages):
         return None
     messages = [ChatMessage.model_validate(turn) for turn in sample.messages]

@@ -13,15 +13,15 @@ import numpy as np
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RunConfig
 
-ANSWERED = ("SFT", "GRPO")
+COMPARES_ANSWERS = ("SFT", "GRPO")
 """Objectives whose models' answers are compared."""
-PROBES = 8
+PROBE_PROMPTS = 8
 """Prompts that the tuned model alone answers, so that one of the answers can be the probe."""
-PROBE_BEGINNING = 32
+PROBE_PROMPT_TOKENS = 32
 """Tokens of a plain text that are asked as a question, where there are only texts."""
 
 
-def questions(
+def choose_prompts(
     run: RunConfig, spec: FineTuneJobSpec, tokenizer: Any
 ) -> list[tuple[dict[str, Any], list[int]]]:
     """Held-out prompts to be answered, tokenised; with the right answer where there is one.
@@ -30,23 +30,23 @@ def questions(
     the model gives no answers. They are taken in the order of the judged rows, and leave room for
     an answer in the model's context.
     """
-    from finetune_trainer.generation.greedy import render
+    from finetune_trainer.generation.greedy import tokenize_messages
 
     if spec.objective == "Reward":
         return []
-    most = spec.evaluation.generations if spec.objective in ANSWERED else PROBES
+    most = spec.evaluation.generations if spec.objective in COMPARES_ANSWERS else PROBE_PROMPTS
     context = run.model.context_length if run.model else 1 << 30
     found: list[tuple[dict[str, Any], list[int]]] = []
     for prompt in held_out_prompts(spec, Path(run.paths.job) / "data", tokenizer):
         if len(found) == most:
             break
-        tokens = render(tokenizer, prompt["messages"])
-        if len(tokens) + longest_answer(spec) <= context:
+        tokens = tokenize_messages(tokenizer, prompt["messages"])
+        if len(tokens) + max_answer_tokens(spec) <= context:
             found.append((prompt, tokens))
     return found
 
 
-def longest_answer(spec: FineTuneJobSpec) -> int:
+def max_answer_tokens(spec: FineTuneJobSpec) -> int:
     """In tokens; rewards are given for answers that may be as long as those that were learnt."""
     return max(spec.evaluation.max_new_tokens, spec.grpo.max_new_tokens if spec.grpo else 0)
 
@@ -57,8 +57,8 @@ def held_out_prompts(spec: FineTuneJobSpec, data: Path, tokenizer: Any) -> Itera
 
     if spec.objective == "Completion":
         store = TokenStore.open(data / "eval")
-        for index in np.random.default_rng(spec.training.seed).permutation(store.rows):
-            beginning = store.row(int(index)).input_ids[:PROBE_BEGINNING].tolist()
+        for index in np.random.default_rng(spec.training.seed).permutation(store.sequence_count):
+            beginning = store.sequence(int(index)).input_ids[:PROBE_PROMPT_TOKENS].tolist()
             text = tokenizer.decode(beginning, skip_special_tokens=True).strip()
             if text:
                 yield {"messages": [{"role": "user", "content": text}], "reference": ""}

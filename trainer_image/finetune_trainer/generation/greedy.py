@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.data.tokenizer import end_of_turn
+from finetune_trainer.data.tokenizer import find_end_of_turn
 
 BATCH = 32
 
@@ -28,7 +28,7 @@ class Answer:
     """Decoded, without special tokens."""
 
 
-class Margins:
+class MarginRecorder:
     """Looks at the logits of every step of generation and leaves them as they are."""
 
     def __init__(self) -> None:
@@ -41,23 +41,23 @@ class Margins:
         return scores
 
 
-def ending_tokens(model: Any, tokenizer: Any) -> list[int]:
+def find_end_tokens(model: Any, tokenizer: Any) -> list[int]:
     """Tokens that end a turn: the model's own list, or the tokenizer's, and what training taught.
 
     A base model that was trained with a chat template ends its turns as the template does.
     """
     ends = model.generation_config.eos_token_id or tokenizer.eos_token_id
     listed = [ends] if isinstance(ends, int) else list(ends or [])
-    return list(dict.fromkeys([*listed, end_of_turn(tokenizer)]))
+    return list(dict.fromkeys([*listed, find_end_of_turn(tokenizer)]))
 
 
-def render(tokenizer: Any, messages: Sequence[Any]) -> list[int]:
+def tokenize_messages(tokenizer: Any, messages: Sequence[Any]) -> list[int]:
     """A conversation as the tokens that a server of the OpenAI API would make of it."""
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def answer_all(
+def generate_answers(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[list[int]],
@@ -71,7 +71,7 @@ def answer_all(
     """
     from transformers import GenerationConfig
 
-    ends = ending_tokens(model, tokenizer)
+    ends = find_end_tokens(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=ends, pad_token_id=pad
@@ -82,8 +82,8 @@ def answer_all(
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for start in range(0, len(order), BATCH):
         chosen = order[start : start + BATCH]
-        ids, mask = left_padded([prompts[index] for index in chosen], pad)
-        margins = Margins()
+        ids, mask = pad_left([prompts[index] for index in chosen], pad)
+        margins = MarginRecorder()
         with torch.inference_mode():
             whole = model.generate(
                 input_ids=ids.to(model.device),
@@ -94,13 +94,13 @@ def answer_all(
         generated = whole[:, ids.shape[1] :].tolist()
         sure = torch.stack(margins.steps, dim=1).tolist()
         for index, tokens, margin in zip(chosen, generated, sure, strict=True):
-            answers[index] = finished(tokenizer, tokens, margin, ends)
+            answers[index] = cut_at_end_token(tokenizer, tokens, margin, ends)
         progress(len(answers))
     model.generation_config, model.config.use_cache = shipped, cached
     return [answers[index] for index in range(len(prompts))]
 
 
-def left_padded(prompts: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_left(prompts: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and attention mask, int64 [batch, longest]."""
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), longest), pad, dtype=torch.int64)
@@ -111,14 +111,14 @@ def left_padded(prompts: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, t
     return ids, mask
 
 
-def finished(tokenizer: Any, tokens: list[int], margins: list[float], ends: list[int]) -> Answer:
+def cut_at_end_token(tokenizer: Any, tokens: list[int], margins: list[float], ends: list[int]) -> Answer:
     """The answer up to the token that ends the turn."""
     length = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
     kept = tokens[:length]
-    return Answer(kept, margins[:length], decode(tokenizer, kept))
+    return Answer(kept, margins[:length], decode_tokens(tokenizer, kept))
 
 
-def decode(tokenizer: Any, tokens: list[int]) -> str:
+def decode_tokens(tokenizer: Any, tokens: list[int]) -> str:
     """Text of generated tokens as servers stream it: no special tokens, spaces untouched."""
     text: str = tokenizer.decode(
         tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False

@@ -23,7 +23,7 @@ CACHE_BYTES = {"cuda": 2 * 1024**3, "cpu": 256 * 1024**2}
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingConfig:
     """How answers are drawn."""
 
     temperature: float
@@ -35,12 +35,12 @@ class Sampling:
     """Whether every rank must make as many forward passes as the others."""
 
 
-def draws(seed: int, step: int, answer: int, most: int) -> NDArray[np.float64]:
+def draw_uniforms(seed: int, step: int, answer: int, most: int) -> NDArray[np.float64]:
     """What decides the tokens of an answer: uniform on [0, 1), float64 [most]."""
     return np.random.default_rng([seed, step, answer]).random(most)
 
 
-def answers_at_once(config: Any, longest: int, device: torch.device) -> int:
+def max_concurrent_answers(config: Any, longest: int, device: torch.device) -> int:
     """Answers whose keys and values fit CACHE_BYTES; `longest` is prompt and answer in tokens."""
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
@@ -50,12 +50,12 @@ def answers_at_once(config: Any, longest: int, device: torch.device) -> int:
     return int(max(1, CACHE_BYTES[device.type] // each))
 
 
-def sample(
+def sample_answers(
     model: Any,
     prompts: Sequence[Tokens],
     owners: Sequence[int],
     uniform: Sequence[NDArray[np.float64]],
-    how: Sampling,
+    how: SamplingConfig,
     device: torch.device,
 ) -> list[Tokens]:
     """One answer for each of `owners`, which are indices of prompts.
@@ -69,7 +69,7 @@ def sample(
     written = torch.zeros(len(owners), how.most, dtype=torch.int64, device=device)
     lengths = torch.full((len(owners),), how.most, dtype=torch.int64, device=device)
     for place in range(how.most):
-        tokens = draw(batch.logits, chosen[batch.rows, place], how.temperature)
+        tokens = pick_tokens(batch.logits, chosen[batch.rows, place], how.temperature)
         written[batch.rows, place] = torch.where(batch.open, tokens, 0)
         ended = batch.open & torch.isin(tokens, ends)
         lengths[batch.rows[ended]] = place + 1
@@ -82,7 +82,7 @@ def sample(
     return [line[:count].astype(np.int32) for line, count in zip(whole, counts, strict=True)]
 
 
-def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
+def pick_tokens(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
     """Tokens [n] from logits [n, vocabulary]: the inverse of the cumulative distribution at
     `uniform` [n]. In float64, so that a long vocabulary adds up to one."""
     shares = torch.softmax(logits.float() / temperature, dim=-1).double().cumsum(-1)
@@ -106,7 +106,7 @@ class _Batch:
         from transformers import DynamicCache
 
         used = sorted(set(owners))
-        ids, self._mask = left_padded([prompts[index] for index in used], device)
+        ids, self._mask = pad_left([prompts[index] for index in used], device)
         positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
         self._model = model
         self._cache = DynamicCache(config=model.config)
@@ -151,7 +151,7 @@ class _Batch:
         self._forward(tokens[:, None], self._at)
 
 
-def left_padded(
+def pad_left(
     prompts: Sequence[Tokens], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens, and a mask that is 0 on padding; int64 [prompts, longest]."""

@@ -18,26 +18,26 @@ from torch import distributed as dist
 
 from finetune_trainer.data import sampler
 from finetune_trainer.data.token_store import TokenStore
-from finetune_trainer.data.tokenizer import job_tokenizer
+from finetune_trainer.data.tokenizer import load_job_tokenizer
 from finetune_trainer.distributed import collectives
 from finetune_trainer.generation import sampling
-from finetune_trainer.generation.greedy import ending_tokens
+from finetune_trainer.generation.greedy import find_end_tokens
 from finetune_trainer.objectives import rollout as rollouts
-from finetune_trainer.objectives.base import Losses, ObjectiveContext, RankBatch
+from finetune_trainer.objectives.base import LossTerms, ObjectiveContext, RankBatch
 from finetune_trainer.objectives.collate import collate
 from finetune_trainer.objectives.policy_loss import (
-    TOKEN_MEASURES,
-    AnswerBatch,
-    averaged,
-    collate_answers,
-    token_losses,
-    token_measures,
+    TOKEN_METRICS,
+    CompletionBatch,
+    average_losses,
+    collate_completions,
+    policy_losses,
+    sum_token_metrics,
 )
-from finetune_trainer.objectives.rollout import Floats, Rollout, Sampled
-from finetune_trainer.objectives.sequence_logprobs import at_rest
-from finetune_trainer.objectives.token_logprobs import Policy, adapters_off
-from finetune_trainer.rewards.functions import Reply
-from finetune_trainer.rewards.scorer import Judges, prompts_of
+from finetune_trainer.objectives.rollout import Floats, Rollout, SampledCompletion
+from finetune_trainer.objectives.sequence_logprobs import evaluation_mode
+from finetune_trainer.objectives.token_logprobs import TokenLogpsHook, disable_adapters
+from finetune_trainer.rewards.functions import Completion
+from finetune_trainer.rewards.scorer import RewardScorer, read_prompts
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.runtime.fencing import Attempt
 from finetune_trainer.strategies import TrainingStrategy
@@ -57,10 +57,10 @@ class GRPOObjective:
         self._setting, self._settings = setting, settings
         data = setting.job / "data"
         self._prompts = TokenStore.open(data / "train")
-        self._asked = prompts_of(data / "train.jsonl")
-        self._tokenizer = job_tokenizer(setting.run)
-        self._policy = Policy(model, settings.temperature, setting.device)
-        self._judges = Judges(setting.run, settings, setting.device)
+        self._asked = read_prompts(data / "train.jsonl")
+        self._tokenizer = load_job_tokenizer(setting.run)
+        self._policy = TokenLogpsHook(model, settings.temperature, setting.device)
+        self._judges = RewardScorer(setting.run, settings, setting.device)
         self._engine: TrainingStrategy | None = None
         self._ends: tuple[int, ...] = ()
         self._rollout: Rollout | None = None
@@ -72,17 +72,17 @@ class GRPOObjective:
             "completions/mean_length",
             "completions/clipped_ratio",
             *(f"rewards/{name}/mean" for name in self._judges.names),
-            *TOKEN_MEASURES,
+            *TOKEN_METRICS,
         )
-        self._tally = torch.zeros(len(TOKEN_MEASURES), dtype=torch.float64)
+        self._tally = torch.zeros(len(TOKEN_METRICS), dtype=torch.float64)
 
     def begin(self, engine: TrainingStrategy) -> None:
         """Remember where answers are sampled; raise UserError where one would not fit."""
         self._engine = engine
         # Under FSDP the other ranks have made their model without its folder.
-        self._ends = collectives.from_rank_zero(tuple(ending_tokens(engine.bare, self._tokenizer)))
+        self._ends = collectives.broadcast_from_rank_zero(tuple(find_end_tokens(engine.unwrapped_model, self._tokenizer)))
         context = self._setting.run.model.context_length if self._setting.run.model else 1 << 30
-        longest = int(self._prompts.row_lengths.max()) + self._settings.max_new_tokens
+        longest = int(self._prompts.sequence_lengths.max()) + self._settings.max_new_tokens
         if longest > context:
             raise UserError(
                 "ContextTooLong",
@@ -97,13 +97,13 @@ class GRPOObjective:
         if self._rollout is None or self._rollout.step != first:
             self._rollout = (self._kept(first) if step > first else None) or self._sampled(first)
         answers = self._rollout.answers
-        dealt = sampler.deal(answers, self._setting.plan.micro_batch_size)
+        dealt = sampler.split_into_micro_batches(answers, self._setting.plan.micro_batch_size)
         self._trained = sum(len(each.answer) for each in answers)
         self._weight = self._weight_of(answers)
-        batches = [collate_answers(members, self._setting.flatten) for members in dealt]
+        batches = [collate_completions(members, self._setting.flatten) for members in dealt]
         return RankBatch(batches, self._weight, sum(each.tokens for each in answers))
 
-    def _weight_of(self, answers: Sequence[Sampled]) -> int:
+    def _weight_of(self, answers: Sequence[SampledCompletion]) -> int:
         match self._settings.loss:
             case "grpo":
                 return len(answers)
@@ -120,20 +120,20 @@ class GRPOObjective:
         """Nothing: answers are judged by their reward, in the evaluate stage."""
         raise NotImplementedError("GRPO has no held-out loss")
 
-    def losses(self, model: Any, batch: AnswerBatch) -> Losses:
+    def losses(self, model: Any, batch: CompletionBatch) -> LossTerms:
         """One loss for every answer (grpo), forward pass (bnpo) or token (dr_grpo, dapo)."""
         found = self._policy(model, batch.rows)
-        each = token_losses(found.logps, batch, self._settings.epsilon, self._settings.beta)
-        self._tally = self._tally.to(each.device) + token_measures(
+        each = policy_losses(found.logps, batch, self._settings.epsilon, self._settings.beta)
+        self._tally = self._tally.to(each.device) + sum_token_metrics(
             found, batch, self._settings.epsilon
         )
         owners = batch.rows.owners.to(each.device)
-        return Losses(averaged(each, owners, batch.answers, self._settings.loss))
+        return LossTerms(average_losses(each, owners, batch.answers, self._settings.loss))
 
     def measures(self) -> torch.Tensor:
         """Sums of MEASURES; what every rank knows of all answers, rank 0 tells."""
         assert self._rollout is not None
-        known = [self._rollout.measures[name] for name in self.MEASURES[: -len(TOKEN_MEASURES)]]
+        known = [self._rollout.measures[name] for name in self.MEASURES[: -len(TOKEN_METRICS)]]
         here = torch.tensor(known, dtype=torch.float64) * self._weight * (dist.get_rank() == 0)
         tokens = self._tally.cpu() * (self._weight / self._trained)
         self._tally = torch.zeros_like(self._tally)
@@ -146,8 +146,8 @@ class GRPOObjective:
     def _kept(self, first: int) -> Rollout | None:
         """The answers that a stopped run was learning from."""
         setting = self._setting
-        found = rollouts.find(setting.job, setting.run.attempt, first) if _is_first() else None
-        kept: Rollout | None = collectives.from_rank_zero(found)
+        found = rollouts.load_rollout(setting.job, setting.run.attempt, first) if _is_first() else None
+        kept: Rollout | None = collectives.broadcast_from_rank_zero(found)
         if kept is None:
             log.warning("sampled again in the middle of its updates: step %d", first)
         return kept
@@ -156,7 +156,7 @@ class GRPOObjective:
         """New answers with everything that is learnt from them."""
         settings, setting = self._settings, self._setting
         assert self._engine is not None
-        with self._engine.accumulate(last=False), at_rest(self._engine.model):
+        with self._engine.accumulate(is_last=False), evaluation_mode(self._engine.model):
             answers = self._answers(first)
             totals = self._judges.totals([each.rewards for each in answers])
             if not np.isfinite(totals).all():
@@ -165,8 +165,8 @@ class GRPOObjective:
                     f"A reward of step {first} is not a number.",
                     "Check the reward model: it may need fp32, or not belong to its tokenizer.",
                 )
-            gains = rollouts.advantages(totals, settings.generations, settings.scale_rewards)
-            measures = rollouts.measures_of(
+            gains = rollouts.compute_advantages(totals, settings.generations, settings.scale_rewards)
+            measures = rollouts.compute_metrics(
                 answers, totals, self._judges.names, settings.generations
             )
             answers = [
@@ -177,20 +177,20 @@ class GRPOObjective:
             if settings.updates > 1:
                 answers = self._with_logps(answers, "old")
             if settings.beta > 0:
-                with adapters_off(self._engine.bare):
+                with disable_adapters(self._engine.unwrapped_model):
                     answers = self._with_logps(answers, "reference")
         found = Rollout(first, answers, measures)
         if settings.updates > 1 and _is_first():
             attempt = Attempt(setting.job, setting.run.attempt)
-            rollouts.save(found, attempt, settings.updates)
+            rollouts.save_rollout(found, attempt, settings.updates)
         return found
 
-    def _answers(self, first: int) -> list[Sampled]:
+    def _answers(self, first: int) -> list[SampledCompletion]:
         """All ranks' answers with their rewards, those to one prompt in a row."""
         settings, seed = self._settings, self._setting.spec.training.seed
         number = (first - 1) // settings.updates + 1
-        asked = sampler.units_of(
-            self._prompts.rows,
+        asked = sampler.step_indices(
+            self._prompts.sequence_count,
             number,
             self._setting.plan.batch_size // settings.generations,
             seed,
@@ -206,10 +206,10 @@ class GRPOObjective:
                 for index, answer in zip(mine, written, strict=True)
             ]
         )
-        told = collectives.gathered(list(zip(written, rewards, strict=True)))
+        told = collectives.all_gather(list(zip(written, rewards, strict=True)))
         everything = itertools.chain.from_iterable(told)
         return [
-            Sampled(self._prompts.row(owner).input_ids, answer, self._ended(answer), reward)
+            SampledCompletion(self._prompts.sequence(owner).input_ids, answer, self._ended(answer), reward)
             for owner, (answer, reward) in zip(owners, everything, strict=True)
         ]
 
@@ -218,27 +218,27 @@ class GRPOObjective:
     ) -> list[sampling.Tokens]:
         """Sample this rank's answers, as many at once as their keys and values fit memory."""
         assert self._engine is not None
-        settings, setting, model = self._settings, self._setting, self._engine.bare
-        how = sampling.Sampling(
+        settings, setting, model = self._settings, self._setting, self._engine.unwrapped_model
+        how = sampling.SamplingConfig(
             temperature=settings.temperature,
             most=settings.max_new_tokens,
             ends=self._ends,
             together=setting.plan.strategy in SHARDED,
         )
-        prompts = {owner: self._prompts.row(owner).input_ids for owner in set(owners)}
+        prompts = {owner: self._prompts.sequence(owner).input_ids for owner in set(owners)}
         longest = max(map(len, prompts.values())) + settings.max_new_tokens
-        size = sampling.answers_at_once(model.config, longest, setting.device)
+        size = sampling.max_concurrent_answers(model.config, longest, setting.device)
         found: list[sampling.Tokens] = []
         for start in range(0, part, size):
             # A rank without answers of its own takes part with one that nobody looks at.
             chosen = list(mine[start : start + size]) or [0]
             asked = sorted({owners[index] for index in chosen})
             uniform = [
-                sampling.draws(setting.spec.training.seed, first, index, how.most)
+                sampling.draw_uniforms(setting.spec.training.seed, first, index, how.most)
                 for index in chosen
             ]
             with uncompiled(setting.spec.training.compile):
-                found += sampling.sample(
+                found += sampling.sample_answers(
                     model,
                     [prompts[owner] for owner in asked],
                     [asked.index(owners[index]) for index in chosen],
@@ -251,21 +251,21 @@ class GRPOObjective:
     def _ended(self, answer: sampling.Tokens) -> bool:
         return int(answer[-1]) in self._ends
 
-    def _reply(self, prompt: int, answer: sampling.Tokens) -> Reply:
+    def _reply(self, prompt: int, answer: sampling.Tokens) -> Completion:
         asked, ended = self._asked[prompt], self._ended(answer)
         return asked.reply(self._tokenizer, answer.tolist()[: -1 if ended else None], ended)
 
-    def _with_logps(self, answers: list[Sampled], name: str) -> list[Sampled]:
+    def _with_logps(self, answers: list[SampledCompletion], name: str) -> list[SampledCompletion]:
         """The answers with the model's log-probabilities as `name`, computed by all ranks."""
         assert self._engine is not None
         size, flatten = self._setting.plan.micro_batch_size, self._setting.flatten
         here: list[Floats] = []
-        for members in sampler.deal(answers, size):
-            rows = collate([each.row() for each in members], flatten)
-            logps = self._policy(self._engine.bare, rows).logps.cpu().numpy()
+        for members in sampler.split_into_micro_batches(answers, size):
+            rows = collate([each.sequence() for each in members], flatten)
+            logps = self._policy(self._engine.unwrapped_model, rows).logps.cpu().numpy()
             borders = np.cumsum([len(each.answer) for each in members])[:-1]
             here += np.split(logps, borders) if members else []
-        gathered = collectives.gathered(here)
+        gathered = collectives.all_gather(here)
         world = dist.get_world_size()
         return [
             replace(each, **{name: gathered[index % world][index // world]})

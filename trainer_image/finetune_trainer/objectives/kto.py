@@ -1,8 +1,9 @@
-"""KTO: single answers that are desirable or not, weighed as people weigh gains and losses.
+"""KTO: single completions, desirable or not, weighted as people weigh gains and losses.
 
-Gains are counted from a reference point: how far the model has moved from the untrained one on
-answers that do not belong to their prompts, over the whole global batch. Which answer goes with
-which foreign prompt is fixed for the run, so its reference log-probabilities are computed once.
+A gain is counted from a reference point z0, an estimate of the KL divergence of the model from the
+untrained one. It is measured on mismatched completions, which belong to another prompt, over the
+whole global batch. Which completion is paired with which prompt is fixed for the run, so their
+reference logps are computed once.
 """
 
 from collections.abc import Sequence
@@ -17,84 +18,89 @@ from torch import distributed as dist
 
 from finetune_trainer.data import sampler
 from finetune_trainer.data.token_store import DESIRABLE, IGNORED, PackedSequence, TokenStore
-from finetune_trainer.objectives.base import Losses, ObjectiveContext, RankBatch
-from finetune_trainer.objectives.collate import MicroBatch, RowBatch, collate
-from finetune_trainer.objectives.preference_pairs import Tally
-from finetune_trainer.objectives.reference_logprobs import reference_logps
-from finetune_trainer.objectives.sequence_logprobs import RowLikelihood, at_rest
+from finetune_trainer.objectives.base import LossTerms, ObjectiveContext, RankBatch
+from finetune_trainer.objectives.collate import MicroBatch, ObjectiveBatch, collate
+from finetune_trainer.objectives.preference_pairs import MetricSums
+from finetune_trainer.objectives.reference_logprobs import load_or_compute_reference_logps
+from finetune_trainer.objectives.sequence_logprobs import SequenceLogpsHook, evaluation_mode
 from finetune_trainer.strategies import TrainingStrategy
 
 
 @dataclass
-class Divergence:
-    """The reference point of one global batch; computed at its first forward pass."""
+class KLEstimate:
+    """The reference point of one global batch; computed with its first forward pass."""
 
-    batches: list[tuple[MicroBatch, torch.Tensor]]
-    """This rank's foreign pairs of prompt and answer, and their reference log-probabilities."""
-    answers: int
+    micro_batches: list[tuple[MicroBatch, torch.Tensor]]
+    """This rank's mismatched sequences, and their reference logps, fp32 [sequences]."""
+    completions: int
     """Over all ranks."""
     value: torch.Tensor | None = None
+    """float64 scalar in nats."""
 
 
 @dataclass(frozen=True)
-class RatedBatch(RowBatch):
-    """The answers of one forward pass."""
+class UnpairedPreferenceBatch(ObjectiveBatch):
+    """The completions of one forward pass."""
 
-    reference: torch.Tensor
-    """fp32 [answers]."""
-    desirable: torch.Tensor
-    """bool [answers]."""
-    divergence: Divergence
+    reference_logps: torch.Tensor
+    """fp32 [completions]."""
+    is_desirable: torch.Tensor
+    """bool [completions]."""
+    kl: KLEstimate
+    """Shared by all micro-batches of a global batch."""
     scales: tuple[float, float]
-    """All answers of the global batch over the desirable and over the undesirable ones."""
+    """Completions of the global batch divided by the desirable ones, and by the undesirable ones."""
 
 
-class AnswerStore:
-    """The answers of one half of the data."""
+class UnpairedPreferenceStore:
+    """The completions of one split, "train" or "eval", each with the prompt before it."""
 
-    def __init__(self, folder: Path, seed: int, longest: int) -> None:
+    def __init__(self, folder: Path, seed: int, max_length: int) -> None:
         self._store = TokenStore.open(folder)
-        self._longest = longest
-        self.desirable: np.ndarray = np.load(folder / DESIRABLE)
-        self.reference = np.zeros(0, dtype=np.float32)
-        self.foreign_reference = np.zeros(0, dtype=np.float32)
-        order = np.random.default_rng(seed).permutation(self._store.rows)
-        # A cycle through all rows: nobody gets their own answer.
+        self._max_length = max_length
+        self.is_desirable: np.ndarray = np.load(folder / DESIRABLE)
+        """bool [completions]."""
+        self.reference_logps = np.zeros(0, dtype=np.float32)
+        self.mismatched_reference_logps = np.zeros(0, dtype=np.float32)
+        order = np.random.default_rng(seed).permutation(self._store.sequence_count)
+        # One cycle through all prompts, so that no prompt is paired with its own completion.
         self._partner = np.empty_like(order)
         self._partner[order] = np.roll(order, 1)
 
     @property
-    def answers(self) -> int:
-        """How many."""
-        return self._store.rows
+    def completion_count(self) -> int:
+        return self._store.sequence_count
 
-    def row(self, index: int) -> PackedSequence:
-        """Prompt and answer."""
-        return self._store.row(index)
+    def sequence(self, index: int) -> PackedSequence:
+        """Prompt and completion."""
+        return self._store.sequence(index)
 
-    def foreign(self, index: int) -> PackedSequence:
-        """The same prompt with the answer to another one, cut where it is too long."""
-        return foreign_row(self.row(index), self.row(int(self._partner[index])), self._longest)
+    def mismatched_sequence(self, index: int) -> PackedSequence:
+        """The same prompt with the completion of another one, cut to the maximum length."""
+        partner = self.sequence(int(self._partner[index]))
+        return mismatch_completion(self.sequence(index), partner, self._max_length)
 
 
-def foreign_row(prompted: PackedSequence, answered: PackedSequence, longest: int) -> PackedSequence:
-    """The prompt of one row and the answer of another, of at most `longest` tokens."""
-    begin, other = answer_start(prompted), answer_start(answered)
-    ids = np.concatenate([prompted.input_ids[:begin], answered.input_ids[other:]])[:longest]
-    labels = np.concatenate([prompted.labels[:begin], answered.labels[other:]])[:longest]
+def mismatch_completion(
+    prompted: PackedSequence, completed: PackedSequence, max_length: int
+) -> PackedSequence:
+    """The prompt of one sequence and the completion of another, of at most `max_length` tokens."""
+    end, start = find_completion_start(prompted), find_completion_start(completed)
+    ids = np.concatenate([prompted.input_ids[:end], completed.input_ids[start:]])[:max_length]
+    labels = np.concatenate([prompted.labels[:end], completed.labels[start:]])[:max_length]
     return PackedSequence(ids, labels, np.arange(len(ids), dtype=np.int32))
 
 
-def answer_start(row: PackedSequence) -> int:
-    """Position of the first learnt token; the length where there is none."""
-    learnt = np.flatnonzero(row.labels != IGNORED)
-    return int(learnt[0]) if len(learnt) else len(row.labels)
+def find_completion_start(sequence: PackedSequence) -> int:
+    """Position of the first token with a label; the length if there is none."""
+    labelled = np.flatnonzero(sequence.labels != IGNORED)
+    return int(labelled[0]) if len(labelled) else len(sequence.labels)
 
 
 class KTOObjective:
-    """Mean loss of the answers of the global batch."""
+    """Mean loss of the completions of the global batch."""
 
-    MEASURES: tuple[str, ...] = (
+    METRICS: tuple[str, ...] = (
         "rewards/chosen",
         "rewards/rejected",
         "rewards/margins",
@@ -103,145 +109,156 @@ class KTOObjective:
         "kl",
     )
 
-    def __init__(self, model: Any, setting: ObjectiveContext) -> None:
-        self._setting = setting
-        self._settings = setting.spec.kto or finetunejob.KTO()
-        training = setting.spec.training
+    def __init__(self, model: Any, context: ObjectiveContext) -> None:
+        self._context = context
+        self._settings = context.spec.kto or finetunejob.KTO()
+        training = context.spec.training
         self._train, self._held_out = (
-            AnswerStore(setting.job / "data" / half, training.seed, training.max_sequence_length)
-            for half in ("train", "eval")
+            UnpairedPreferenceStore(
+                context.job / "data" / split, training.seed, training.max_sequence_length
+            )
+            for split in ("train", "eval")
         )
-        self._likelihood = RowLikelihood(model, setting.device)
-        self._tally = Tally(len(self.MEASURES))
+        self._compute_logps = SequenceLogpsHook(model, context.device)
+        self._metric_sums = MetricSums(len(self.METRICS))
 
-    def begin(self, engine: TrainingStrategy) -> None:
-        """Take down what the untrained model thinks of the answers to come, and of foreign ones."""
-        setting, plan = self._setting, self._setting.plan
-        seed = setting.spec.training.seed
-        wanted = {
-            "train": sampler.units_until(
-                self._train.answers, plan.total_steps, plan.batch_size, seed
-            ),
-            "eval": self._judged(),
-        }
-        for name, store in (("train", self._train), ("eval", self._held_out)):
-            store.reference, store.foreign_reference = (
-                reference_logps(label, rows, wanted[name], setting, engine, self._likelihood)
-                for label, rows in ((name, store.row), (f"{name}-foreign", store.foreign))
+    def inspect_untrained_model(self, strategy: TrainingStrategy) -> None:
+        """Load or compute the reference logps of all completions that are trained or held out, and
+        of the mismatched ones."""
+        plan, seed = self._context.plan, self._context.spec.training.seed
+        trained = sampler.indices_until(
+            self._train.completion_count, plan.total_steps, plan.batch_size, seed
+        )
+        splits = (
+            ("train", self._train, trained),
+            ("eval", self._held_out, self._held_out_indices()),
+        )
+        for name, store, indices in splits:
+            store.reference_logps, store.mismatched_reference_logps = (
+                load_or_compute_reference_logps(
+                    file, get_sequence, indices, self._context, strategy, self._compute_logps
+                )
+                for file, get_sequence in (
+                    (name, store.sequence),
+                    (f"{name}-foreign", store.mismatched_sequence),
+                )
             )
 
-    def share(self, step: int) -> RankBatch:
-        """This rank's answers of a step."""
-        plan, seed = self._setting.plan, self._setting.spec.training.seed
-        numbers = sampler.units_of(self._train.answers, step, plan.batch_size, seed)
-        return self._share(self._train, numbers)
+    def make_rank_batch(self, step: int) -> RankBatch:
+        plan, seed = self._context.plan, self._context.spec.training.seed
+        indices = sampler.step_indices(self._train.completion_count, step, plan.batch_size, seed)
+        return self._collate_rank_batch(self._train, indices)
 
-    def held_out(self) -> RankBatch:
-        """This rank's held-out answers."""
-        return self._share(self._held_out, self._judged())
+    def make_held_out_batch(self) -> RankBatch:
+        return self._collate_rank_batch(self._held_out, self._held_out_indices())
 
-    def _judged(self) -> list[int]:
-        return list(range(min(self._setting.spec.evaluation.max_samples, self._held_out.answers)))
+    def _held_out_indices(self) -> list[int]:
+        max_samples = self._context.spec.evaluation.max_samples
+        return list(range(min(max_samples, self._held_out.completion_count)))
 
-    def _share(self, store: AnswerStore, numbers: Sequence[int]) -> RankBatch:
-        size, flatten = self._setting.plan.micro_batch_size, self._setting.flatten
-        order = sorted(numbers, key=lambda i: -len(store.row(i).input_ids))
-        divergence = Divergence(
+    def _collate_rank_batch(
+        self, store: UnpairedPreferenceStore, indices: Sequence[int]
+    ) -> RankBatch:
+        flatten = self._context.flatten
+        order = sorted(indices, key=lambda index: -len(store.sequence(index).input_ids))
+        split = sampler.split_into_micro_batches(order, self._context.plan.micro_batch_size)
+        kl = KLEstimate(
             [
                 (
-                    collate([store.foreign(i) for i in members], flatten),
-                    torch.from_numpy(store.foreign_reference[members]),
+                    collate([store.mismatched_sequence(index) for index in members], flatten),
+                    torch.from_numpy(store.mismatched_reference_logps[members]),
                 )
-                for members in sampler.deal(order, size)
+                for members in split
             ],
             len(order),
         )
-        good = int(store.desirable[list(order)].sum())
-        scales = (len(order) / max(1, good), len(order) / max(1, len(order) - good))
-        batches = [
-            RatedBatch(
-                rows=collate([store.row(i) for i in members], flatten),
-                reference=torch.from_numpy(store.reference[members]),
-                desirable=torch.from_numpy(store.desirable[members]),
-                divergence=divergence,
+        desirable = int(store.is_desirable[list(order)].sum())
+        scales = (len(order) / max(1, desirable), len(order) / max(1, len(order) - desirable))
+        micro_batches = [
+            UnpairedPreferenceBatch(
+                micro_batch=collate([store.sequence(index) for index in members], flatten),
+                reference_logps=torch.from_numpy(store.reference_logps[members]),
+                is_desirable=torch.from_numpy(store.is_desirable[members]),
+                kl=kl,
                 scales=scales,
             )
-            for members in sampler.deal(order, size)
+            for members in split
         ]
-        tokens = sum(len(store.row(i).input_ids) for i in order)
-        return RankBatch(batches, max(1, len(order)), tokens)
+        tokens = sum(len(store.sequence(index).input_ids) for index in order)
+        return RankBatch(micro_batches, max(1, len(order)), tokens)
 
-    def losses(self, model: Any, batch: RatedBatch) -> Losses:
-        """One loss for every answer. A collective at the first batch of a share."""
-        point = self._point(model, batch.divergence)
-        logps = self._likelihood(model, batch.rows, len(batch.reference)).logps
-        reference, desirable = (t.to(logps.device) for t in (batch.reference, batch.desirable))
-        rewards = self._settings.beta * (logps - reference)
-        self._tally.add(answer_measures(rewards, logps, desirable, point, batch.scales))
-        return Losses(kto_losses(self._settings, logps, reference, desirable, point))
+    def compute_losses(self, model: Any, micro_batch: UnpairedPreferenceBatch) -> LossTerms:
+        """One loss for every completion. A collective for the first micro-batch of a step."""
+        kl = self._compute_kl(model, micro_batch.kl)
+        completions = len(micro_batch.reference_logps)
+        logps = self._compute_logps(model, micro_batch.micro_batch, completions).logps
+        reference_logps = micro_batch.reference_logps.to(logps.device)
+        is_desirable = micro_batch.is_desirable.to(logps.device)
+        rewards = self._settings.beta * (logps - reference_logps)
+        self._metric_sums.add(sum_metrics(rewards, logps, is_desirable, kl, micro_batch.scales))
+        return LossTerms(kto_losses(self._settings, logps, reference_logps, is_desirable, kl))
 
-    def _point(self, model: Any, divergence: Divergence) -> torch.Tensor:
-        if divergence.value is None:
-            total = torch.zeros((), dtype=torch.float64, device=self._setting.device)
-            with at_rest(model):
-                for rows, reference in divergence.batches:
-                    logps = self._likelihood(model, rows, len(reference)).logps
-                    total += (logps - reference.to(logps.device)).double().sum()
+    def _compute_kl(self, model: Any, kl: KLEstimate) -> torch.Tensor:
+        if kl.value is None:
+            total = torch.zeros((), dtype=torch.float64, device=self._context.device)
+            with evaluation_mode(model):
+                for micro_batch, reference_logps in kl.micro_batches:
+                    logps = self._compute_logps(model, micro_batch, len(reference_logps)).logps
+                    total += (logps - reference_logps.to(logps.device)).double().sum()
             dist.all_reduce(total)
-            divergence.value = reference_point(total / max(1, divergence.answers))
-        return divergence.value
+            kl.value = estimate_kl(total / max(1, kl.completions))
+        return kl.value
 
-    def measures(self) -> torch.Tensor:
-        """Sums of MEASURES."""
-        return self._tally.take()
+    def take_metrics(self) -> torch.Tensor:
+        return self._metric_sums.take()
 
-    def remove(self) -> None:
-        """Give the model its ordinary output head back."""
-        self._likelihood.remove()
+    def detach_from_model(self) -> None:
+        self._compute_logps.detach_from_model()
 
 
-def reference_point(mean_ratio: torch.Tensor) -> torch.Tensor:
+def estimate_kl(mean_log_ratio: torch.Tensor) -> torch.Tensor:
     """Estimate of KL(model || reference) in nats, not below zero: z0 (Ethayarajh et al. 2024, arXiv
-    2402.01306, section 4.1) from the mean log-ratio of foreign answers."""
-    return mean_ratio.clamp(min=0).detach()
+    2402.01306, section 4.1) from the mean log-ratio of mismatched completions."""
+    return mean_log_ratio.clamp(min=0).detach()
 
 
 def kto_losses(
     settings: finetunejob.KTO,
     logps: torch.Tensor,
-    reference: torch.Tensor,
-    desirable: torch.Tensor,
-    point: torch.Tensor,
+    reference_logps: torch.Tensor,
+    is_desirable: torch.Tensor,
+    kl: torch.Tensor,
 ) -> torch.Tensor:
-    """Loss of each answer [answers]: w (1 - s(b (ratio - z0))) where it is desirable, else
-    w (1 - s(b (z0 - ratio))) (Ethayarajh et al. 2024, eq. 7 and 8; the constant lambda is left
-    out)."""
-    gain = settings.beta * (logps - reference - point.to(logps.dtype))
-    good = settings.desirable_weight * (1 - torch.sigmoid(gain))
-    bad = settings.undesirable_weight * (1 - torch.sigmoid(-gain))
-    return torch.where(desirable, good, bad)
+    """Loss of each completion [completions], with z0 = `kl` (a scalar): w (1 - s(b (ratio - z0)))
+    if it is desirable, else w (1 - s(b (z0 - ratio))) (Ethayarajh et al. 2024, eq. 7 and 8; the
+    constant lambda is left out)."""
+    gains = settings.beta * (logps - reference_logps - kl.to(logps.dtype))
+    of_desirable = settings.desirable_weight * (1 - torch.sigmoid(gains))
+    of_undesirable = settings.undesirable_weight * (1 - torch.sigmoid(-gains))
+    return torch.where(is_desirable, of_desirable, of_undesirable)
 
 
-def answer_measures(
+def sum_metrics(
     rewards: torch.Tensor,
     logps: torch.Tensor,
-    desirable: torch.Tensor,
-    point: torch.Tensor,
+    is_desirable: torch.Tensor,
+    kl: torch.Tensor,
     scales: tuple[float, float],
 ) -> torch.Tensor:
-    """Sums of KahnemanTversky.MEASURES, float64 [6].
+    """Sums of KTOObjective.METRICS, float64 [6]; the tensors are [completions], `kl` a scalar.
 
-    A mean is taken over all answers, so what belongs to some of them is scaled up.
+    The loop divides by the number of all completions, so metrics of only the desirable or only the
+    undesirable ones are multiplied by `scales`.
     """
     rewards, logps = rewards.detach().double(), logps.detach().double()
-    good = desirable.double() * scales[0]
-    bad = (~desirable).double() * scales[1]
+    desirable = is_desirable.double() * scales[0]
+    undesirable = (~is_desirable).double() * scales[1]
     sums = [
-        (rewards * good).sum(),
-        (rewards * bad).sum(),
-        (rewards * (good - bad)).sum(),
-        (logps * good).sum(),
-        (logps * bad).sum(),
-        point * len(logps),
+        (rewards * desirable).sum(),
+        (rewards * undesirable).sum(),
+        (rewards * (desirable - undesirable)).sum(),
+        (logps * desirable).sum(),
+        (logps * undesirable).sum(),
+        kl * len(logps),
     ]
     return torch.stack(sums)

@@ -1,6 +1,6 @@
 """The loss of GRPO: clipped ratios of probabilities times advantages, averaged in one of four ways.
 
-Pure functions of what the policy now thinks of answers that were sampled before. The ways of
+Pure functions of the policy's current logps of completions that were sampled before. The ways of
 averaging have the names, and the divisors, of TRL 1.16.
 """
 
@@ -10,95 +10,104 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from finetune_trainer.objectives.collate import RowBatch, collate
-from finetune_trainer.objectives.rollout import Floats, Sampled
-from finetune_trainer.objectives.token_logprobs import TokenLikelihood
+from finetune_trainer.objectives.collate import ObjectiveBatch, collate
+from finetune_trainer.objectives.rollout import Floats, SampledCompletion
+from finetune_trainer.objectives.token_logprobs import TokenLogps
 
-TOKEN_MEASURES = ("entropy", "kl", "clip_ratio/low_mean", "clip_ratio/high_mean")
-"""Means over the tokens of all answers."""
+TOKEN_METRICS = ("entropy", "kl", "clip_ratio/low_mean", "clip_ratio/high_mean")
+"""Means over the tokens of all completions."""
 
 
 @dataclass(frozen=True)
-class AnswerBatch(RowBatch):
-    """The answers of one forward pass; the arrays follow `rows.targets`, fp32 [n]."""
+class CompletionBatch(ObjectiveBatch):
+    """The completions of one forward pass; the tensors are fp32 [n], one value for each label of
+    the micro-batch."""
 
-    answers: int
+    completions: int
     advantages: torch.Tensor
-    old: torch.Tensor | None
-    reference: torch.Tensor | None
+    old_logps: torch.Tensor | None
+    reference_logps: torch.Tensor | None
 
 
-def collate_answers(answers: Sequence[Sampled], flatten: bool) -> AnswerBatch:
-    """Answers as one batch of rows; none at all give one token that is not trained on."""
+def collate_completions(
+    completions: Sequence[SampledCompletion], flatten: bool
+) -> CompletionBatch:
+    """Completions as one micro-batch; no completions give one token that is not trained on."""
 
-    def joined(parts: Sequence[Floats | None]) -> torch.Tensor | None:
-        there = [part for part in parts if part is not None]
-        return torch.from_numpy(np.concatenate(there)) if there else None
+    def concatenate(parts: Sequence[Floats | None]) -> torch.Tensor | None:
+        present = [part for part in parts if part is not None]
+        return torch.from_numpy(np.concatenate(present)) if present else None
 
-    rows = collate([each.row() for each in answers], flatten)
-    advantages = torch.tensor([each.advantage for each in answers], dtype=torch.float32)
-    return AnswerBatch(
-        rows=rows,
-        answers=len(answers),
-        advantages=advantages[rows.owners],
-        old=joined([each.old for each in answers]),
-        reference=joined([each.reference for each in answers]),
+    micro_batch = collate([each.sequence() for each in completions], flatten)
+    advantages = torch.tensor([each.advantage for each in completions], dtype=torch.float32)
+    return CompletionBatch(
+        micro_batch=micro_batch,
+        completions=len(completions),
+        advantages=advantages[micro_batch.sequence_index],
+        old_logps=concatenate([each.old_logps for each in completions]),
+        reference_logps=concatenate([each.reference_logps for each in completions]),
     )
 
 
-def token_losses(
-    logps: torch.Tensor, batch: AnswerBatch, epsilon: float, beta: float
+def policy_losses(
+    logps: torch.Tensor, batch: CompletionBatch, epsilon: float, beta: float
 ) -> torch.Tensor:
     """Loss of each token, fp32 [n] (Shao et al. 2024, equation 3): the clipped ratio of
     probabilities times the advantage (Schulman et al. 2017, arXiv 1707.06347, equation 7), and
-    beta times the unbiased estimate of the divergence from the base model (equation 4)."""
-    ratio, gains = _ratio(logps, batch), batch.advantages.to(logps.device)
+    beta times the unbiased estimate of the KL divergence from the base model (equation 4)."""
+    ratio, advantages = _probability_ratio(logps, batch), batch.advantages.to(logps.device)
     clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
-    losses = -torch.minimum(ratio * gains, clipped * gains)
+    losses = -torch.minimum(ratio * advantages, clipped * advantages)
     if beta > 0:
-        losses = losses + beta * divergence(logps, batch)
+        losses = losses + beta * estimate_kl(logps, batch)
     return losses
 
 
-def divergence(logps: torch.Tensor, batch: AnswerBatch) -> torch.Tensor:
-    """Estimate of the divergence from the base model in nats, fp32 [n]; 0 without a reference."""
-    if batch.reference is None:
+def estimate_kl(logps: torch.Tensor, batch: CompletionBatch) -> torch.Tensor:
+    """Estimate of the KL divergence from the base model in nats, fp32 [n]; 0 without reference
+    logps."""
+    if batch.reference_logps is None:
         return torch.zeros_like(logps)
-    further = batch.reference.to(logps.device) - logps
-    return further.exp() - further - 1
+    log_ratio = batch.reference_logps.to(logps.device) - logps
+    return log_ratio.exp() - log_ratio - 1
 
 
-def _ratio(logps: torch.Tensor, batch: AnswerBatch) -> torch.Tensor:
-    # Where nothing was learnt since sampling the ratio is one, and its gradient is that of logps.
-    old = logps.detach() if batch.old is None else batch.old.to(logps.device)
-    return (logps - old).exp()
+def _probability_ratio(logps: torch.Tensor, batch: CompletionBatch) -> torch.Tensor:
+    # If a single step learns from the completions the ratio is 1; its gradient is that of logps.
+    old_logps = logps.detach() if batch.old_logps is None else batch.old_logps.to(logps.device)
+    return (logps - old_logps).exp()
 
 
-def averaged(losses: torch.Tensor, owners: torch.Tensor, answers: int, loss: str) -> torch.Tensor:
-    """What is summed and divided by the weight of the share, from the losses of tokens [n].
+def average_losses(
+    losses: torch.Tensor, sequence_index: torch.Tensor, completions: int, loss: str
+) -> torch.Tensor:
+    """Losses [k] whose sum, divided by the weight of the global batch, is the loss of the step;
+    from the losses of tokens [n].
 
-    grpo: the mean of each answer [answers], then over answers (Shao et al. 2024). bnpo: the mean
-    over the tokens of the forward pass [1], then over forward passes. dr_grpo: the tokens, divided
-    by the longest answer allowed and the answers (Liu et al. 2025, arXiv 2503.20783, section 3.2).
-    dapo: the tokens, divided by all tokens of the step (Yu et al. 2025, arXiv 2503.14476, section
-    3.3).
+    grpo: the mean of each completion [completions], then over completions (Shao et al. 2024).
+    bnpo: the mean over the tokens of the forward pass [1], then over forward passes. dr_grpo: the
+    tokens, divided by the longest completion allowed and the number of completions (Liu et al.
+    2025, arXiv 2503.20783, section 3.2). dapo: the tokens, divided by all tokens of the step (Yu et
+    al. 2025, arXiv 2503.14476, section 3.3).
     """
     if loss == "grpo":
-        lengths = torch.bincount(owners, minlength=answers)[:answers].clamp(min=1)
-        return losses.new_zeros(answers).index_add(0, owners, losses) / lengths
+        lengths = torch.bincount(sequence_index, minlength=completions)[:completions].clamp(min=1)
+        return losses.new_zeros(completions).index_add(0, sequence_index, losses) / lengths
     if loss == "bnpo":
         return losses.sum(0, keepdim=True) / max(1, len(losses))
     return losses
 
 
-def token_measures(found: TokenLikelihood, batch: AnswerBatch, epsilon: float) -> torch.Tensor:
-    """Sums of TOKEN_MEASURES over tokens, float64 [4]."""
-    logps = found.logps.detach()
-    ratio, gains = _ratio(logps, batch), batch.advantages.to(logps.device)
+def sum_token_metrics(
+    computed: TokenLogps, batch: CompletionBatch, epsilon: float
+) -> torch.Tensor:
+    """Sums of TOKEN_METRICS over tokens, float64 [4]."""
+    logps = computed.logps.detach()
+    ratio, advantages = _probability_ratio(logps, batch), batch.advantages.to(logps.device)
     columns = (
-        found.entropies,
-        divergence(logps, batch),
-        (ratio < 1 - epsilon) & (gains < 0),
-        (ratio > 1 + epsilon) & (gains > 0),
+        computed.entropies,
+        estimate_kl(logps, batch),
+        (ratio < 1 - epsilon) & (advantages < 0),
+        (ratio > 1 + epsilon) & (advantages > 0),
     )
     return torch.stack([column.double().sum() for column in columns])

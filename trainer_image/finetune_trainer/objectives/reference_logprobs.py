@@ -1,9 +1,9 @@
-"""What the untrained model thought of the data, computed once and kept in the job's folder.
+"""Reference logps: what the untrained model assigns to the data, computed once per job.
 
-DPO and KTO compare the model with the one that training began from. A second copy of it would
-take as much memory again; its log-probabilities of the rows that will be trained are a few bytes
-each. They are computed before any trained weights are loaded. A later attempt uses the stored
-numbers, at whatever world size, so that a resumed run is the run that was stopped.
+DPO and KTO compare the model with the one that training began from. A second copy of that model
+would take as much memory again; its logps of the sequences that will be trained are four bytes
+each. They are computed before any trained weights are restored, and stored in the job's folder. A
+later attempt reads them at any world size, so that a resumed run continues the run that stopped.
 """
 
 import hashlib
@@ -24,53 +24,53 @@ from finetune_trainer.data.token_store import PackedSequence
 from finetune_trainer.distributed import collectives
 from finetune_trainer.objectives.base import ObjectiveContext
 from finetune_trainer.objectives.collate import collate
-from finetune_trainer.objectives.sequence_logprobs import RowLikelihood, untrained
+from finetune_trainer.objectives.sequence_logprobs import SequenceLogpsHook, untrained_model
 from finetune_trainer.runtime.fencing import Attempt
 from finetune_trainer.strategies import TrainingStrategy
 
-BLOCK = 4096
-"""Rows after which the numbers are stored."""
+BLOCK_SEQUENCES = 4096
+"""Sequences after which the logps so far are stored."""
 Logps: TypeAlias = NDArray[np.float32]
-"""fp32 [rows of the store], NaN for rows that no step trains."""
+"""fp32 [sequences of the store], NaN for sequences that no step trains on."""
 
 
-def reference_logps(
+def load_or_compute_reference_logps(
     name: str,
-    rows: Callable[[int], PackedSequence],
-    wanted: Sequence[int],
-    setting: ObjectiveContext,
-    engine: TrainingStrategy,
-    likelihood: RowLikelihood,
+    get_sequence: Callable[[int], PackedSequence],
+    indices: Sequence[int],
+    context: ObjectiveContext,
+    strategy: TrainingStrategy,
+    compute_logps: SequenceLogpsHook,
 ) -> Logps:
-    """The untrained model's log-probabilities of `rows(i)` for every i in `wanted`.
+    """The untrained model's logps of `get_sequence(i)` for every i in `indices`.
 
-    Read from the job's folder, or computed by all ranks together and stored there under `name`,
-    block by block: an attempt that is stopped meanwhile leaves the next one less to do. A
+    Read from `name`.npy in the job's folder. All ranks compute what is missing there and store it
+    block by block, so that an attempt that is stopped meanwhile leaves less to the next one. A
     collective.
     """
-    path = folder_of(setting.run) / f"{name}.npy"
-    size = max(wanted, default=-1) + 1
-    found = np.full(size, np.nan, dtype=np.float32)
-    stored: Logps | None = collectives.from_rank_zero(
-        _stored(path) if dist.get_rank() == 0 else None
-    )
+    path = reference_folder(context.run) / f"{name}.npy"
+    size = max(indices, default=-1) + 1
+    logps = np.full(size, np.nan, dtype=np.float32)
+    is_stored = dist.get_rank() == 0 and path.is_file()
+    stored: Logps | None = collectives.broadcast_from_rank_zero(np.load(path) if is_stored else None)
     if stored is not None:
-        found[: len(stored)] = stored[:size]
-    # Long rows first: what does not fit into memory fails at once.
-    order = sorted(wanted, key=lambda index: -len(rows(index).input_ids))
-    for start in range(0, len(order), BLOCK):
-        block = order[start : start + BLOCK]
-        if not np.isnan(found[block]).any():
+        logps[: len(stored)] = stored[:size]
+    # Longest first: if the model runs out of memory, it does so at once.
+    order = sorted(indices, key=lambda index: -len(get_sequence(index).input_ids))
+    for start in range(0, len(order), BLOCK_SEQUENCES):
+        block = order[start : start + BLOCK_SEQUENCES]
+        if not np.isnan(logps[block]).any():
             continue
-        found[block] = _compute(rows, block, setting, engine, likelihood)
+        logps[block] = _compute_block(get_sequence, block, context, strategy, compute_logps)
         if dist.get_rank() == 0:
-            _store(Attempt(setting.job, setting.run.attempt), path, found)
+            _store(Attempt(context.job, context.run.attempt), path, logps)
         collectives.barrier()
-    return found
+    return logps
 
 
-def folder_of(run: RunConfig) -> Path:
-    """Where the numbers of this run lie; another model, data set or method has another folder."""
+def reference_folder(run: RunConfig) -> Path:
+    """Where the logps of this run are stored; another model, data set or method has another
+    folder."""
     settings = run.raw_spec.get("training", {})
     facts = {
         "model": [run.raw_spec.get("model"), run.model.revision if run.model else None],
@@ -83,10 +83,6 @@ def folder_of(run: RunConfig) -> Path:
     return Path(run.paths.job) / "reference" / key
 
 
-def _stored(path: Path) -> Logps | None:
-    return np.load(path) if path.is_file() else None
-
-
 def _store(attempt: Attempt, path: Path, logps: Logps) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
@@ -94,18 +90,20 @@ def _store(attempt: Attempt, path: Path, logps: Logps) -> None:
     attempt.publish_file(path, content.getvalue())
 
 
-def _compute(
-    rows: Callable[[int], PackedSequence],
+def _compute_block(
+    get_sequence: Callable[[int], PackedSequence],
     block: Sequence[int],
-    setting: ObjectiveContext,
-    engine: TrainingStrategy,
-    likelihood: RowLikelihood,
+    context: ObjectiveContext,
+    strategy: TrainingStrategy,
+    compute_logps: SequenceLogpsHook,
 ) -> Logps:
-    found = torch.zeros(len(block), dtype=torch.float64, device=setting.device)
-    with untrained(engine, prefix=setting.spec.method.type == "Prefix") as model:
-        for members in sampler.split_into_micro_batches(range(len(block)), setting.plan.micro_batch_size):
-            batch = collate([rows(block[member]) for member in members], setting.flatten)
-            found[members] = likelihood(model, batch, len(members)).logps.double()
-    # Each row was looked at by one rank, and is zero on the others.
-    dist.all_reduce(found)
-    return np.asarray(found.float().cpu().numpy())
+    logps = torch.zeros(len(block), dtype=torch.float64, device=context.device)
+    size = context.plan.micro_batch_size
+    has_prefix = context.spec.method.type == "Prefix"
+    with untrained_model(strategy, has_prefix) as model:
+        for members in sampler.split_into_micro_batches(range(len(block)), size):
+            micro_batch = collate([get_sequence(block[i]) for i in members], context.flatten)
+            logps[members] = compute_logps(model, micro_batch, len(members)).logps.double()
+    # One rank computed each sequence; on the others it is zero.
+    dist.all_reduce(logps)
+    return np.asarray(logps.float().cpu().numpy())

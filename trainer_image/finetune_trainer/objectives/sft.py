@@ -1,7 +1,8 @@
 """SFT and Completion: the negative log-likelihood of tokens.
 
 Logits are computed only at positions whose next token is trained on, which spares the largest
-matrix product of a step for every prompt token, and only a few at a time (see head.py).
+matrix product of a step for every prompt token, and for a few positions at a time (see
+`fused_cross_entropy`).
 """
 
 from dataclasses import replace
@@ -13,187 +14,209 @@ from torch.nn import functional
 
 from finetune_trainer.data import sampler
 from finetune_trainer.data.token_store import PackedSequence, TokenStore
-from finetune_trainer.objectives.base import Losses, ObjectiveContext, RankBatch
-from finetune_trainer.objectives.collate import MicroBatch, collate, share_of
-from finetune_trainer.objectives.fused_cross_entropy import chunked, head_losses, is_plain
+from finetune_trainer.objectives.base import LossTerms, ObjectiveContext, RankBatch
+from finetune_trainer.objectives.collate import MicroBatch, collate, collate_rank_batch
+from finetune_trainer.objectives.fused_cross_entropy import (
+    apply_in_chunks,
+    fused_cross_entropy,
+    is_plain_linear,
+)
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.strategies import TrainingStrategy
 
-SAME_LOSS = 0.01
-"""Nats that rounding may make of equal losses: the same kernels see the same shapes."""
+MAX_LOSS_DIFFERENCE = 0.01
+"""Nats by which rounding may change a loss whose inputs are the same and of the same shape."""
 
 
 class SFTObjective:
     """Mean negative log-likelihood of the trained tokens of the global batch."""
 
-    MEASURES: tuple[str, ...] = ()
+    METRICS: tuple[str, ...] = ()
 
-    def __init__(self, model: Any, setting: ObjectiveContext) -> None:
-        self._setting = setting
-        self._store = TokenStore.open(setting.job / "data" / "train")
-        self._held_out = TokenStore.open(setting.job / "data" / "eval")
-        self._loss = AnswerLoss(model)
+    def __init__(self, model: Any, context: ObjectiveContext) -> None:
+        self._context = context
+        self._train = TokenStore.open(context.job / "data" / "train")
+        self._held_out = TokenStore.open(context.job / "data" / "eval")
+        self._loss = OutputHeadLoss(model)
 
-    def begin(self, engine: TrainingStrategy) -> None:
-        """Raise UserError where examples in one row would learn from each other."""
-        store, setting = self._store, self._setting
-        row = next((row for row in map(store.row, range(store.rows)) if row.examples > 1), None)
-        if row is None:
+    def inspect_untrained_model(self, strategy: TrainingStrategy) -> None:
+        """Raise UserError if the samples of a packed sequence would influence each other."""
+        sequences = map(self._train.sequence, range(self._train.sequence_count))
+        packed = next((sequence for sequence in sequences if sequence.sample_count > 1), None)
+        if packed is None:
             return
-        # In the number format of training: flash attention knows no other.
-        with engine.accumulate(last=False):
-            apart = keeps_apart(self._loss, engine.model, row, setting.device, setting.flatten)
-        if not apart:
+        context = self._context
+        # In the number format of training, the only one that flash attention supports.
+        with strategy.accumulate(is_last=False):
+            is_isolated = isolates_packed_samples(
+                self._loss, strategy.model, packed, context.device, context.flatten
+            )
+        if not is_isolated:
             raise UserError(
                 "PackingUnsupported",
                 "In this model's architecture the examples of a packed row see each other.",
                 "Set training.packing to false.",
             )
 
-    def share(self, step: int) -> RankBatch:
-        """This rank's rows of a step."""
-        plan, setting = self._setting.plan, self._setting
-        rows = sampler.global_batch(self._store, step, plan.batch_size, setting.spec.training.seed)
-        return share_of(rows, plan.micro_batch_size, setting.flatten)
+    def make_rank_batch(self, step: int) -> RankBatch:
+        plan, seed = self._context.plan, self._context.spec.training.seed
+        sequences = sampler.global_batch(self._train, step, plan.batch_size, seed)
+        return collate_rank_batch(sequences, plan.micro_batch_size, self._context.flatten)
 
-    def held_out(self) -> RankBatch:
-        """This rank's held-out rows."""
-        most = self._setting.spec.evaluation.max_samples
-        rows = [self._held_out.row(i) for i in range(min(most, self._held_out.rows))]
-        rows.sort(key=lambda row: -len(row.input_ids))
-        return share_of(rows, self._setting.plan.micro_batch_size, self._setting.flatten)
+    def make_held_out_batch(self) -> RankBatch:
+        max_samples = self._context.spec.evaluation.max_samples
+        count = min(max_samples, self._held_out.sequence_count)
+        sequences = [self._held_out.sequence(index) for index in range(count)]
+        sequences.sort(key=lambda sequence: -len(sequence.input_ids))
+        size = self._context.plan.micro_batch_size
+        return collate_rank_batch(sequences, size, self._context.flatten)
 
-    def losses(self, model: Any, batch: MicroBatch) -> Losses:
+    def compute_losses(self, model: Any, micro_batch: MicroBatch) -> LossTerms:
         """One loss for every trained token."""
-        return Losses(self._loss(model, batch, self._setting.device))
+        return LossTerms(self._loss(model, micro_batch, self._context.device))
 
-    def measures(self) -> torch.Tensor:
-        """None."""
+    def take_metrics(self) -> torch.Tensor:
         return torch.zeros(0, dtype=torch.float64)
 
-    def remove(self) -> None:
-        """Give the model its ordinary output head back."""
-        self._loss.remove()
+    def detach_from_model(self) -> None:
+        self._loss.detach_from_model()
 
 
-class AnswerLoss:
-    """Negative log-likelihood of every trained token of a micro-batch.
+class OutputHeadLoss:
+    """Negative log-likelihood of every label of a micro-batch, computed inside the output head.
 
-    Changes the model's output head while it runs: the head sees the selected positions only, and
-    where nothing changes its logits afterwards it gives losses instead of them (see `head`). Works
-    inside any wrapper because the head is reached by the model's own forward. Call `remove` when
-    done.
+    It replaces the `forward` of the output head (`lm_head`) on the live model:
+
+    - While this object is called, the head gets the hidden states [batch, length, width] from the
+      model, and uses only the n positions that have a label.
+    - A head that `is_plain_linear` returns losses [n, 1] instead of logits [n, vocabulary], which
+      are never all in memory. If the model then changes the head's output, because it scales or
+      caps its logits, `is_fused` becomes false and the pass is repeated: from then on the head
+      returns the logits of the n positions, and the loss is computed from the model's result.
+    - At any other time the head works as before.
+
+    This works inside every wrapper, because the model's own forward pass calls the head. Call
+    `detach_from_model` when done.
     """
 
     def __init__(self, model: Any) -> None:
         """`model` is a causal language model of transformers, with or without adapters."""
         self._head = model.get_output_embeddings()
-        self._fused = is_plain(self._head)
-        self._batch: MicroBatch | None = None
-        self._given: torch.Tensor | None = None
-        self._plain = self._head.forward
-        self._replaced = vars(self._head).get("forward")
+        self._is_fused = is_plain_linear(self._head)
+        self._micro_batch: MicroBatch | None = None
+        self._head_output: torch.Tensor | None = None
+        self._original_forward = self._head.forward
+        self._instance_forward = vars(self._head).get("forward")
         self._head.forward = self._forward
 
     @property
-    def fused(self) -> bool:
-        """Whether the head gives losses: false for a model that scales or caps its logits."""
-        return self._fused
+    def is_fused(self) -> bool:
+        """Whether the head returns losses; false for a model that scales or caps its logits."""
+        return self._is_fused
 
     def _forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        if self._batch is None:
-            return cast(torch.Tensor, self._plain(hidden))
-        # Without waiting: the device is busy, and has more to do than is known here.
-        selected = self._batch.selected.to(hidden.device, non_blocking=True)
-        chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, selected)
-        if not self._fused:
-            return cast(torch.Tensor, self._plain(chosen))
-        targets = self._batch.targets.to(hidden.device, non_blocking=True)
-        losses = head_losses(self._head, chosen, targets)
-        self._given = losses[:, None]
-        return self._given
+        """The head's forward: hidden states [batch, length, width], returns [n, 1] or [n, v]."""
+        if self._micro_batch is None:
+            return cast(torch.Tensor, self._original_forward(hidden))
+        # Copied without waiting: the GPU still runs the layers before the head.
+        positions = self._micro_batch.label_positions.to(hidden.device, non_blocking=True)
+        labelled = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)
+        if not self._is_fused:
+            return cast(torch.Tensor, self._original_forward(labelled))
+        labels = self._micro_batch.labels.to(hidden.device, non_blocking=True)
+        losses = fused_cross_entropy(self._head, labelled, labels)
+        self._head_output = losses[:, None]
+        return self._head_output
 
-    def __call__(self, model: Any, batch: MicroBatch, device: Any = "cpu") -> torch.Tensor:
-        """Losses in nats, fp32 [n], in the order of `batch.targets`.
+    def __call__(self, model: Any, micro_batch: MicroBatch, device: Any = "cpu") -> torch.Tensor:
+        """Losses in nats, fp32 [n], in the order of `micro_batch.labels`.
 
         `model` is the changed model or what wraps it; its parameters decide the precision.
         """
-        wanted = len(batch.targets)
-        self._batch, self._given = batch if wanted else with_one_target(batch), None
-        targets = self._batch.targets
+        count = len(micro_batch.labels)
+        self._micro_batch = micro_batch if count else add_dummy_label(micro_batch)
+        self._head_output = None
+        labels = self._micro_batch.labels
         try:
-            logits = model(
-                input_ids=batch.input_ids.to(device, non_blocking=True),
-                position_ids=batch.position_ids.to(device, non_blocking=True),
+            output = model(
+                input_ids=micro_batch.input_ids.to(device, non_blocking=True),
+                position_ids=micro_batch.position_ids.to(device, non_blocking=True),
                 use_cache=False,
             ).logits
         finally:
-            self._batch = None
-        if not self._fused:
-            return token_losses(logits, targets.to(logits.device))[:wanted]
-        if not self._untouched(logits):
-            # The same on every rank: it follows from the model's code.
-            self._fused = False
-            # The activations of one pass may be all that fits into memory.
-            del logits
-            return self(model, batch, device)
-        return cast(torch.Tensor, logits.squeeze(1)[:wanted])
+            self._micro_batch = None
+        if not self._is_fused:
+            return cross_entropy_losses(output, labels.to(output.device))[:count]
+        if not self._is_head_output(output):
+            # All ranks decide the same, because it follows from the code of the model.
+            self._is_fused = False
+            # There may be memory for the activations of only one pass.
+            del output
+            return self(model, micro_batch, device)
+        return cast(torch.Tensor, output.squeeze(1)[:count])
 
-    def _untouched(self, logits: torch.Tensor) -> bool:
-        """Whether the model returns what its head gave. A wrapper may have made a view of it."""
-        given = self._given
-        return given is not None and (
-            (logits.data_ptr(), logits.shape, logits.dtype, logits._version)
-            == (given.data_ptr(), given.shape, given.dtype, given._version)
+    def _is_head_output(self, output: torch.Tensor) -> bool:
+        """Whether the model returned the head's output unchanged, or a view of it by a wrapper."""
+        mine = self._head_output
+        return mine is not None and (
+            (output.data_ptr(), output.shape, output.dtype, output._version)
+            == (mine.data_ptr(), mine.shape, mine.dtype, mine._version)
         )
 
-    def remove(self) -> None:
-        """Give the model its ordinary output head back."""
+    def detach_from_model(self) -> None:
+        """Restore the head's forward."""
         del self._head.forward
-        if self._replaced is not None:
-            # Accelerate moves what goes into a head on another device than the last layer.
-            self._head.forward = self._replaced
+        if self._instance_forward is not None:
+            # Accelerate sets one to move the inputs of a head that is on another device.
+            self._head.forward = self._instance_forward
 
 
-def with_one_target(batch: MicroBatch) -> MicroBatch:
-    """The batch with a target that nobody asks for.
+def add_dummy_label(micro_batch: MicroBatch) -> MicroBatch:
+    """The micro-batch with one label whose loss the caller drops.
 
-    What a model does with no logits at all cannot be seen, and every rank must see the same: one
-    that looks again alone would wait for the shards of the others for ever.
+    Without any label a rank could not see whether the model changes the output of its head. Ranks
+    must agree on that: one that repeats the pass alone would wait indefinitely for the shards of
+    the others.
     """
-    first = torch.zeros(1, dtype=torch.int64)
-    return replace(batch, selected=first, targets=first)
+    zero = torch.zeros(1, dtype=torch.int64)
+    return replace(micro_batch, label_positions=zero, labels=zero)
 
 
-def keeps_apart(
-    loss_of: AnswerLoss, model: Any, row: PackedSequence, device: Any, flatten: bool = False
+def isolates_packed_samples(
+    compute_loss: OutputHeadLoss,
+    model: Any,
+    sequence: PackedSequence,
+    device: Any,
+    flatten: bool = False,
 ) -> bool:
-    """Whether packed examples cannot see each other: other tokens before them change nothing.
+    """Whether packed samples are independent: replacing the first one changes no later loss.
 
-    Not every architecture derives borders from position ids: recurrent ones carry their state
-    on, some attend across. `row` holds at least two examples. A collective where `model` is.
+    Not every architecture derives the borders of samples from position ids: recurrent ones carry
+    their state across, some attend across. `sequence` holds at least two samples. A collective if
+    the forward pass of `model` is one.
     """
-    border = int(np.flatnonzero(row.position_ids == 0)[1])
-    ids = np.array(row.input_ids)
+    border = int(np.flatnonzero(sequence.position_ids == 0)[1])
+    ids = np.array(sequence.input_ids)
     ids[:border] = ids[-1] if ids[0] != ids[-1] else ids[-1] - 1
-    changed = PackedSequence(ids, row.labels, row.position_ids)
-    batch = collate([row], flatten)
-    later = batch.selected >= border
+    changed = PackedSequence(ids, sequence.labels, sequence.position_ids)
+    is_later = collate([sequence], flatten).label_positions >= border
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        losses = [loss_of(model, collate([each], flatten), device) for each in (row, changed)]
+        losses = [
+            compute_loss(model, collate([each], flatten), device) for each in (sequence, changed)
+        ]
     model.train(was_training)
-    difference = (losses[0] - losses[1]).abs()[later.to(losses[0].device)]
-    # A loss that is not a number says nothing about borders; training will tell it.
-    return not bool(difference.max() > SAME_LOSS)
+    difference = (losses[0] - losses[1]).abs()[is_later.to(losses[0].device)]
+    # NaN gives no evidence of influence, so it passes; training reports a loss that is not finite.
+    return not bool(difference.max() > MAX_LOSS_DIFFERENCE)
 
 
-def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """-log p(target) in fp32 for logits [n, vocabulary]; large n in chunks to save memory."""
-    (losses,) = chunked(_cross_entropy, logits, targets)
+def cross_entropy_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """-log p(label) in nats, fp32 [n], for logits [n, vocabulary] and labels int64 [n]."""
+    (losses,) = apply_in_chunks(_cross_entropy, logits, labels)
     return losses
 
 
-def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor]:
-    return (functional.cross_entropy(logits.float(), targets, reduction="none"),)
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor]:
+    return (functional.cross_entropy(logits.float(), labels, reduction="none"),)

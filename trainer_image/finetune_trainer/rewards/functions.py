@@ -35,7 +35,7 @@ MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
-class Reply:
+class Completion:
     """An answer that is to be judged."""
 
     messages: Sequence[dict[str, str]]
@@ -46,10 +46,10 @@ class Reply:
     reference: str | None = None
 
 
-Judge = Callable[[Reply], float]
+ScoreFunction = Callable[[Completion], float]
 
 
-def judge_of(wanted: RewardFunction) -> Judge:
+def make_score_function(wanted: RewardFunction) -> ScoreFunction:
     """The reward as a function. Raises UserError BadPattern."""
     compare = {
         "exactMatch": exact_match,
@@ -67,7 +67,7 @@ def judge_of(wanted: RewardFunction) -> Judge:
     return lambda reply: float(reply.ended)
 
 
-def names_of(functions: Sequence[RewardFunction]) -> list[str]:
+def name_rewards(functions: Sequence[RewardFunction]) -> list[str]:
     """A name for each, by type; where a type stands twice the second one is numbered."""
     names: list[str] = []
     for function in functions:
@@ -107,11 +107,11 @@ def _refuse(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _searching(pattern: str) -> Judge:
+def _searching(pattern: str) -> ScoreFunction:
     compiled = compile_pattern(pattern)
     warned: set[str] = set()
 
-    def judge(reply: Reply) -> float:
+    def judge(reply: Completion) -> float:
         try:
             return float(compiled.search(reply.text, timeout=PATTERN_SECONDS) is not None)
         except TimeoutError:

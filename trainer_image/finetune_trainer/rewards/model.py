@@ -15,7 +15,7 @@ from finetune_api.run import RunConfig
 from numpy.typing import NDArray
 
 from finetune_trainer.data.tokenizer import load_tokenizer
-from finetune_trainer.rewards.functions import Reply
+from finetune_trainer.rewards.functions import Completion
 from finetune_trainer.sources.model_facts import local_config
 from finetune_trainer.sources.model_files import CONFIG, no_reward
 
@@ -35,7 +35,7 @@ class RewardModel:
         self._device = device
         self._context = context
 
-    def __call__(self, replies: Sequence[Reply]) -> NDArray[np.float64]:
+    def __call__(self, replies: Sequence[Completion]) -> NDArray[np.float64]:
         """Scores, float64 [replies]; a conversation that is too long loses its beginning."""
         ids = [self._tokens(reply) for reply in replies]
         scores = np.zeros(len(ids))
@@ -47,7 +47,7 @@ class RewardModel:
             scores[members] = self._score([ids[index] for index in members])
         return scores
 
-    def _tokens(self, reply: Reply) -> list[int]:
+    def _tokens(self, reply: Completion) -> list[int]:
         answer = {"role": "assistant", "content": reply.text}
         text = self._tokenizer.apply_chat_template([*reply.messages, answer], tokenize=False)
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]

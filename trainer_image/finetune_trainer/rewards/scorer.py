@@ -12,49 +12,49 @@ from finetune_api.finetunejob import GRPO
 from finetune_api.run import RunConfig
 from numpy.typing import NDArray
 
-from finetune_trainer.rewards.functions import Reply, judge_of, names_of
+from finetune_trainer.rewards.functions import Completion, make_score_function, name_rewards
 from finetune_trainer.rewards.model import load_reward_model
 
-LEARNT = "rewardModel"
+REWARD_MODEL = "rewardModel"
 """Name of the reward model's reward; its weight is 1."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class Prompt:
     """A prompt as text."""
 
     messages: list[dict[str, str]]
     reference: str | None
 
-    def reply(self, tokenizer: Any, tokens: Sequence[int], ended: bool) -> Reply:
+    def reply(self, tokenizer: Any, tokens: Sequence[int], ended: bool) -> Completion:
         """An answer to it, given as tokens without the one that ends the turn."""
         text = tokenizer.decode(
             tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        return Reply(self.messages, text, ended, self.reference)
+        return Completion(self.messages, text, ended, self.reference)
 
 
-def prompts_of(path: Path) -> list[Asked]:
+def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a file of {messages, reference}, in its order."""
     with path.open() as file:
         rows = [json.loads(line) for line in file]
-    return [Asked(row["messages"], row.get("reference")) for row in rows]
+    return [Prompt(row["messages"], row.get("reference")) for row in rows]
 
 
-class Judges:
+class RewardScorer:
     """All rewards of a job."""
 
     def __init__(self, run: RunConfig, settings: GRPO, device: torch.device) -> None:
-        self._functions = [judge_of(function) for function in settings.rewards]
+        self._functions = [make_score_function(function) for function in settings.rewards]
         self._model = load_reward_model(run, settings, device)
-        learnt = [LEARNT] if self._model else []
-        self.names = [*names_of(settings.rewards), *learnt]
+        learnt = [REWARD_MODEL] if self._model else []
+        self.names = [*name_rewards(settings.rewards), *learnt]
         """One for each reward."""
         self._weights = np.array(
             [*(each.weight for each in settings.rewards), *(1.0 for _ in learnt)]
         )
 
-    def __call__(self, replies: Sequence[Reply]) -> list[tuple[float, ...]]:
+    def __call__(self, replies: Sequence[Completion]) -> list[tuple[float, ...]]:
         """The rewards of each answer, in the order of `names`."""
         columns: list[Sequence[float]] = [
             [judge(reply) for reply in replies] for judge in self._functions

@@ -1,9 +1,9 @@
-"""The optimizer steps of an attempt: what is computed, what is told, and what is saved.
+"""The optimizer steps of an attempt: compute, report and save.
 
-The loss of a step is the mean over every trained token of the global batch. The order of the
-data follows from seed and step alone, so the same global batches arise at any world size and
-after any restart. Ranks agree at the end of every step, in the one all-reduce that also sums
-the loss, whether to stop: a signal to any of them stops all of them at the same step.
+The loss of a step is the mean over every trained token of the global batch. The order of the data
+follows from seed and step alone, so the global batches are the same at any world size and after any
+restart. At the end of every step one all-reduce sums the loss over the ranks and lets them agree
+whether to stop: SIGTERM to any rank stops all ranks at the same step.
 """
 
 import math
@@ -23,7 +23,7 @@ from finetune_trainer.checkpointing.restore import TrainerState
 from finetune_trainer.checkpointing.saver import Saver
 from finetune_trainer.data import sampler
 from finetune_trainer.distributed.rank_reporter import RankReporter
-from finetune_trainer.objectives import Objective
+from finetune_trainer.objectives import Objective, RankBatch
 from finetune_trainer.runtime.sigterm import StopRequest
 from finetune_trainer.strategies import TrainingStrategy
 from finetune_trainer.training import lr_scheduler
@@ -33,175 +33,211 @@ from finetune_trainer.training.flops import count_model_flops, count_positions
 from finetune_trainer.training.neftune import EmbeddingNoise
 from finetune_trainer.training.throughput import History, Throughput, peak_memory_bytes
 
+LOSS, STOP, SAVE_DUE, HEAD_POSITIONS, ATTENDED_PAIRS, METRICS = range(6)
+"""Indices into the vector of sums that the ranks add up after every step; the metrics of the
+objective follow from METRICS on."""
+
 
 class Loop:
-    """The steps from where a run stands to its end, or to where it is stopped."""
+    """Runs the steps after `start`, until the run is finished or a stop is requested."""
 
     def __init__(
         self,
         run: RunConfig,
         spec: FineTuneJobSpec,
         model: Any,
-        engine: TrainingStrategy,
+        strategy: TrainingStrategy,
         objective: Objective,
         device: torch.device,
-        early: EarlyStopping | None,
+        early_stopping: EarlyStopping | None,
         saver: Saver,
-        tell: RankReporter,
-        begun: TrainerState,
+        reporter: RankReporter,
+        start: TrainerState,
     ) -> None:
         plan, data = run.require_plan(), run.require_data()
         self._plan, self._settings = plan, spec.training
-        self._engine, self._objective, self._device = engine, objective, device
-        self._early, self._saver, self._tell = early, saver, tell
-        self._resumed_from, self._position, self._best = begun.step, begun, False
+        self._strategy, self._objective, self._device = strategy, objective, device
+        self._early_stopping, self._saver, self._reporter = early_stopping, saver, reporter
+        self._resumed_from, self._state, self._is_best = start.step, start, False
         self._rank = dist.get_rank()
-        self._epoch_steps = sampler.optimizer_steps_per_epoch(spec, plan, data.train_sequences)
+        self._steps_per_epoch = sampler.optimizer_steps_per_epoch(spec, plan, data.train_sequences)
         path = Path(run.paths.job) / "report" / f"train-{run.attempt}.jsonl"
         self._history = History(path, self._rank)
-        peak = plan.peak_flops * dist.get_world_size() if plan.peak_flops else None
-        self._pace = Throughput(plan.total_steps, begun.step, peak)
-        self._operations = count_model_flops(model)
-        self._health = LossMonitor(loss_must_fall=spec.objective != "GRPO")
+        peak_flops = plan.peak_flops * dist.get_world_size() if plan.peak_flops else None
+        self._throughput = Throughput(plan.total_steps, start.step, peak_flops)
+        self._model_flops = count_model_flops(model)
+        self._loss_monitor = LossMonitor(detect_divergence=spec.objective != "GRPO")
         alpha = spec.training.neftune_alpha
         self._noise = EmbeddingNoise(model, alpha) if alpha else None
 
     @property
-    def over(self) -> bool:
-        """Whether no step is left, or early stopping says that none is worth it."""
-        exhausted = self._early is not None and self._early.exhausted
-        return self._position.step == self._plan.total_steps or exhausted
+    def is_finished(self) -> bool:
+        """Whether no step is left, or early stopping has ended the run."""
+        is_exhausted = self._early_stopping is not None and self._early_stopping.is_exhausted
+        return self._state.step == self._plan.total_steps or is_exhausted
 
     def run(self, stop: StopRequest) -> TrainerState:
-        """Go on until it is over or a stop of any rank is requested; returns where it stands."""
-        tell, saver, resumed_from = self._tell, self._saver, self._resumed_from
-        tell.startup.mark("checkpoint")
-        tell(last_checkpoint_step=resumed_from)
-        tell("training", step=resumed_from, resumed_from_step=resumed_from)
-        stopping = False
-        while not self.over and not stopping:
-            stopping, due = self._step(self._position.step + 1, stop)
-            step, best = self._position.step, self._best
-            tell(**saver.look())
-            must = stopping or best or self.over
-            if must or due or step % self._settings.checkpoint.interval_steps == 0:
-                saver.save(self._position, best, must)
-        saver.finish()
-        tell(**saver.look())
+        """Train until the run is finished or any rank is requested to stop.
+
+        Saves checkpoints alongside, and always one at the end. Returns the state after the last
+        step.
+        """
+        reporter, saver = self._reporter, self._saver
+        reporter.startup.mark("checkpoint")
+        reporter.report(last_checkpoint_step=self._resumed_from)
+        reporter.report(
+            "training", step=self._resumed_from, resumed_from_step=self._resumed_from
+        )
+        should_stop = False
+        while not self.is_finished and not should_stop:
+            step = self._state.step + 1
+            should_stop, is_save_due = self._train_step(step, stop)
+            reporter.report(**saver.poll())
+            is_required = should_stop or self._is_best or self.is_finished
+            is_interval = step % self._settings.checkpoint.interval_steps == 0
+            if is_required or is_save_due or is_interval:
+                saver.save(self._state, self._is_best, is_required)
+        saver.wait_until_saved()
+        reporter.report(**saver.poll())
         saver.close()
-        return self._position
+        return self._state
 
-    def _step(self, step: int, stop: StopRequest) -> tuple[bool, bool]:
-        """One step; returns whether a rank was asked to stop, and whether the last checkpoint is
-        old."""
-        engine, objective, settings = self._engine, self._objective, self._settings
-        started, skipped = time.monotonic(), engine.skipped_steps
+    def _train_step(self, step: int, stop: StopRequest) -> tuple[bool, bool]:
+        """One optimizer step; returns whether to stop and whether a checkpoint is due, on which
+        all ranks agree."""
+        strategy, objective, settings = self._strategy, self._objective, self._settings
+        started_at, skipped_before = time.monotonic(), strategy.skipped_steps
+        # Dropout and sampling of a step depend on seed, step and rank only.
         torch.manual_seed(sampler.derive_step_seed(settings.seed, step, self._rank))
-        share = objective.share(step)
-        waited = time.monotonic() - started
-        rate = lr_scheduler.learning_rate(step, self._plan, settings)
-        sums = accumulate_gradients(engine, objective, share, self._device, self._noise)
+        rank_batch = objective.make_rank_batch(step)
+        data_wait_seconds = time.monotonic() - started_at
+        learning_rate = lr_scheduler.learning_rate(step, self._plan, settings)
+
+        sums = accumulate_gradients(strategy, objective, rank_batch, self._device, self._noise)
+        # The update overwrites weights that an unfinished save may still be copying.
         self._saver.wait_for_staging()
-        norm = engine.step(rate)
-        # From the first step on there is something to save: a stop waits for the checkpoint.
+        grad_norm = strategy.step(learning_rate)
+
+        # From the first update on there is something to save: a stop waits for the checkpoint.
         stop.defer_to_boundary()
-        sums[1] = float(stop.requested)
-        sums[2] = float(self._rank == 0 and self._saver.due())
+        sums[STOP] = float(stop.requested)
+        sums[SAVE_DUE] = float(self._rank == 0 and self._saver.is_due())
         dist.all_reduce(sums)
-        loss, stopping, due = float(sums[0]) / share.weight, bool(sums[1] > 0), bool(sums[2] > 0)
-        self._health.check(step, loss, norm, rate, engine.skipped_steps > skipped)
-        flops = self._operations.of(share.tokens, *sums[3:5].tolist())
-        self._pace.add(step, share.tokens, time.monotonic() - started, waited, flops)
-        measures = dict(zip(objective.MEASURES, (sums[5:] / share.weight).tolist(), strict=True))
+
+        loss = float(sums[LOSS]) / rank_batch.weight
+        is_skipped = strategy.skipped_steps > skipped_before
+        self._loss_monitor.check_step(step, loss, grad_norm, learning_rate, is_skipped)
+        flops = self._model_flops.count_step(
+            rank_batch.tokens, float(sums[HEAD_POSITIONS]), float(sums[ATTENDED_PAIRS])
+        )
+        seconds = time.monotonic() - started_at
+        self._throughput.add_step(step, rank_batch.tokens, seconds, data_wait_seconds, flops)
+        means = (sums[METRICS:] / rank_batch.weight).tolist()
+        metrics = dict(zip(objective.METRICS, means, strict=True))
         if settings.precision == "fp16":
-            measures["skipped_steps"] = float(engine.skipped_steps)
-        self._judge(step, loss)
-        self._show(share.tokens, norm, rate, measures)
-        return stopping, due
+            metrics["skipped_steps"] = float(strategy.skipped_steps)
+        self._maybe_evaluate(step, loss)
+        self._report_step(rank_batch.tokens, grad_norm, learning_rate, metrics)
+        return bool(sums[STOP] > 0), bool(sums[SAVE_DUE] > 0)
 
-    def _judge(self, step: int, loss: float) -> None:
-        """Look at the held-out loss where early stopping wants to, and take down the position."""
-        self._best, eval_loss = False, None
-        if self._early and self._early.due(step, last=step == self._plan.total_steps):
-            eval_loss = evaluate_held_out_loss(self._engine, self._objective, self._device)
-            self._best = self._early.add(step, eval_loss)
-        self._position = TrainerState(step, loss, eval_loss)
+    def _maybe_evaluate(self, step: int, loss: float) -> None:
+        """Evaluate the held-out loss if early stopping needs it, and update the trainer state."""
+        self._is_best, eval_loss = False, None
+        early_stopping, is_last = self._early_stopping, step == self._plan.total_steps
+        if early_stopping and early_stopping.should_evaluate(step, is_last):
+            eval_loss = evaluate_held_out_loss(self._strategy, self._objective, self._device)
+            self._is_best = early_stopping.add_evaluation(step, eval_loss)
+        self._state = TrainerState(step, loss, eval_loss)
 
-    def _show(self, tokens: int, norm: float, rate: float, measures: dict[str, float]) -> None:
-        """Write the step to the history, and tell it."""
-        position = self._position
-        seen = {
-            "step": position.step,
-            "loss": position.loss,
-            "grad_norm": norm if math.isfinite(norm) else None,
-            "learning_rate": rate,
-            "epoch": position.step / self._epoch_steps,
+    def _report_step(
+        self, tokens: int, grad_norm: float, learning_rate: float, metrics: dict[str, float]
+    ) -> None:
+        """Append the step to the history and report it to the first process of the pod."""
+        state = self._state
+        fields: dict[str, Any] = {
+            "step": state.step,
+            "loss": state.loss,
+            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+            "learning_rate": learning_rate,
+            "epoch": state.step / self._steps_per_epoch,
             "peak_memory_bytes": peak_memory_bytes(self._device.type),
-            **self._pace.speeds(),
+            **self._throughput.smoothed_metrics(),
         }
-        if position.eval_loss is not None:
-            seen["eval_loss"] = position.eval_loss
-        self._history.add(**seen, tokens=tokens, **measures)
-        if position.step == self._resumed_from + 1:
-            self._tell(start_seconds=self._tell.startup.first_step(self._settings.compile))
-        self._tell(**seen, measures=measures)
+        if state.eval_loss is not None:
+            fields["eval_loss"] = state.eval_loss
+        self._history.append(**fields, tokens=tokens, **metrics)
+        if state.step == self._resumed_from + 1:
+            start_seconds = self._reporter.startup.finish(self._settings.compile)
+            self._reporter.report(start_seconds=start_seconds)
+        self._reporter.report(**fields, measures=metrics)
 
-    def facts(self) -> TrainFacts:
-        """How it went. A collective."""
-        early, pace = self._early, self._pace
+    def train_facts(self) -> TrainFacts:
+        """The facts of this attempt for the stage's result. A collective."""
+        early_stopping, throughput = self._early_stopping, self._throughput
         return TrainFacts(
-            steps=self._position.step,
+            steps=self._state.step,
             resumed_from_step=self._resumed_from,
-            final_loss=self._position.loss,
-            tokens=pace.tokens,
-            tokens_per_second=pace.mean_tokens_per_second,
+            final_loss=self._state.loss,
+            tokens=throughput.tokens,
+            tokens_per_second=throughput.mean_tokens_per_second,
             world_size=dist.get_world_size(),
-            engine=self._engine.name,
-            best_step=early.best_step if early else None,
-            best_eval_loss=early.best_loss if early else None,
+            engine=self._strategy.name,
+            best_step=early_stopping.best_step if early_stopping else None,
+            best_eval_loss=early_stopping.best_loss if early_stopping else None,
             peak_memory_bytes=peak_memory_bytes(self._device.type),
-            mfu=pace.mean_utilisation,
+            mfu=throughput.mean_mfu,
             hosts=gather_hosts(),
         )
 
-    def remove(self) -> None:
-        """Leave the model as it was."""
+    def remove_hooks(self) -> None:
+        """Restore the model's ordinary forward pass."""
         if self._noise:
-            self._noise.remove()
-        self._objective.remove()
+            self._noise.remove_hook()
+        self._objective.detach_from_model()
 
 
 def accumulate_gradients(
-    engine: Any, objective: Any, share: Any, device: Any, noise: Any = None
-) -> Any:
-    """Forward and backward of this rank's micro-batches, with noise on their embeddings if asked.
+    strategy: TrainingStrategy,
+    objective: Objective,
+    rank_batch: RankBatch,
+    device: torch.device,
+    noise: EmbeddingNoise | None = None,
+) -> torch.Tensor:
+    """Forward and backward of this rank's micro-batches, with `noise` on their embeddings.
 
-    Returns float64 [5 + measures]: this rank's summed loss, room for two more numbers in the
-    all-reduce that follows, its trained positions, the sum over its tokens of the lengths of their
-    examples, and the objective's measures.
+    Returns this rank's sums, float64 [5 + metrics]: its loss, two elements that the caller fills,
+    its trained positions, the sum over its tokens of the lengths of their samples, and the metrics
+    of the objective.
     """
-    # Every strategy averages over the ranks; this makes it a mean over the global batch.
-    scale = dist.get_world_size() / share.weight
-    total = torch.zeros(5, dtype=torch.float64, device=device)
-    # On the host: a copy to the device would make every micro-batch wait for it.
-    counts = torch.zeros(2, dtype=torch.float64)
-    for index, batch in enumerate(share.batches):
-        noisy = noise.on(batch.lengths) if noise else nullcontext()
-        with engine.accumulate(is_last=index == len(share.batches) - 1), noisy:
-            losses = objective.losses(engine.model, batch)
-            loss = losses.each.sum()
-            # Told without penalties, so that it compares with the held-out loss.
-            total[0] += loss.detach()
-            if losses.penalty is not None:
-                loss = loss + losses.penalty * (batch.tokens * share.weight / share.tokens)
-            engine.backward(loss * scale)
-        counts += torch.tensor(count_positions(batch), dtype=torch.float64)
-    total[3:] = counts.to(device)
-    return torch.cat([total, objective.measures().to(device)])
+    # Every strategy averages gradients over the ranks; this makes it a mean over the global batch.
+    scale = dist.get_world_size() / rank_batch.weight
+    sums = torch.zeros(METRICS, dtype=torch.float64, device=device)  # [5]
+    # On the host: a copy to the device would synchronise with every micro-batch.
+    positions = torch.zeros(2, dtype=torch.float64)
+    gradient_accumulation_steps = len(rank_batch.micro_batches)
+    for index, micro_batch in enumerate(rank_batch.micro_batches):
+        is_last = index == gradient_accumulation_steps - 1
+        noisy = noise.enable(micro_batch.sample_lengths) if noise else nullcontext()
+        with strategy.accumulate(is_last), noisy:
+            # The forward pass. It calls strategy.model, but the losses do not come from logits: SFT
+            # and preference objectives have replaced the `forward` of the output head by a fused
+            # cross-entropy, which returns one loss per label (objectives/sft.py: OutputHeadLoss).
+            losses = objective.compute_losses(strategy.model, micro_batch)
+            loss = losses.per_item.sum()  # fp32 [k] -> scalar
+            # Without auxiliary losses, so that it is comparable to the held-out loss.
+            sums[LOSS] += loss.detach()
+            if losses.auxiliary is not None:
+                # A mean over the tokens of this micro-batch: weighted by its part of all tokens.
+                part = micro_batch.tokens / rank_batch.tokens
+                loss = loss + losses.auxiliary * (part * rank_batch.weight)
+            strategy.backward(loss * scale)
+        positions += torch.tensor(count_positions(micro_batch), dtype=torch.float64)
+    sums[HEAD_POSITIONS:METRICS] = positions.to(device)
+    return torch.cat([sums, objective.take_metrics().to(device)])
 
 
 def gather_hosts() -> list[str]:
-    """Host names of the pods, by node rank."""
-    told: list[tuple[int, str]] = [(0, "")] * dist.get_world_size()
-    dist.all_gather_object(told, (int(os.environ.get("GROUP_RANK", "0")), socket.gethostname()))
-    return [host for _, host in sorted(set(told))]
+    """Host names of the pods, by node rank. A collective."""
+    hosts: list[tuple[int, str]] = [(0, "")] * dist.get_world_size()
+    dist.all_gather_object(hosts, (int(os.environ.get("GROUP_RANK", "0")), socket.gethostname()))
+    return [host for _, host in sorted(set(hosts))]
