@@ -176,10 +176,10 @@ class HeldOutAnswers:
         self._settings = spec.kto or finetunejob.KTO()
         training = spec.training
         store = UnpairedPreferenceStore(folder, training.seed, training.max_sequence_length)
-        self.units = choose_indices(spec, store.answers)
+        self.units = choose_indices(spec, store.completion_count)
         numbers = [int(unit) for unit in self.units]
-        self._desirable = np.asarray(store.desirable[numbers], dtype=bool)
-        self._rows = [store.sequence(i) for i in numbers] + [store.foreign(i) for i in numbers]
+        self._desirable = np.asarray(store.is_desirable[numbers], dtype=bool)
+        self._rows = [store.sequence(i) for i in numbers] + [store.mismatched_sequence(i) for i in numbers]
         self.items = len(self._rows)
 
     def look(self, model: Any, tell: Tell) -> ModelOutputs:
@@ -231,12 +231,12 @@ def compute_logps(model: Any, rows: Sequence[PackedSequence], tell: Tell) -> Mod
         for members in group_by_length([len(row.input_ids) for row in rows], model.device.type):
             batch = collate([rows[index] for index in members])
             each = loss_of(model, batch, model.device).double().cpu().numpy()
-            owners = np.asarray(members)[batch.owners.numpy()]
-            np.subtract.at(logps, owners, each)
-            np.add.at(tokens, owners, 1)
+            indices = np.asarray(members)[batch.sequence_index.numpy()]
+            np.subtract.at(logps, indices, each)
+            np.add.at(tokens, indices, 1)
             done += len(members)
             tell(done)
-    loss_of.remove()
+    loss_of.detach_from_model()
     return ModelOutputs(logps, tokens)
 
 

@@ -1,9 +1,9 @@
-"""What is minimised: one class for each objective, with the same few verbs."""
+"""What is minimised: one class per objective, all with the interface of `base.Objective`."""
 
 from typing import Any
 
-from finetune_trainer.objectives.auxiliary_loss import penalised
-from finetune_trainer.objectives.base import Losses, Objective, ObjectiveContext, RankBatch
+from finetune_trainer.objectives.auxiliary_loss import add_auxiliary_loss
+from finetune_trainer.objectives.base import LossTerms, Objective, ObjectiveContext, RankBatch
 from finetune_trainer.objectives.dpo import DPOObjective
 from finetune_trainer.objectives.grpo import GRPOObjective
 from finetune_trainer.objectives.kto import KTOObjective
@@ -11,25 +11,28 @@ from finetune_trainer.objectives.orpo import ORPOObjective
 from finetune_trainer.objectives.reward import RewardObjective
 from finetune_trainer.objectives.sft import SFTObjective
 
-__all__ = ["Losses", "Objective", "ObjectiveContext", "RankBatch", "make_objective"]
+__all__ = ["LossTerms", "Objective", "ObjectiveContext", "RankBatch", "make_objective"]
 
 
-def make_objective(model: Any, setting: ObjectiveContext) -> Objective:
-    """The job's objective on a model that is not wrapped yet, or on the one inside the wrapper."""
-    return penalised(_objective(model, setting), model, setting)
+def make_objective(model: Any, context: ObjectiveContext) -> Objective:
+    """The job's objective, with the auxiliary loss of its method.
+
+    `model` is not wrapped by a strategy, or is the model inside the wrapper.
+    """
+    return add_auxiliary_loss(_make_plain_objective(model, context), model, context)
 
 
-def _objective(model: Any, setting: ObjectiveContext) -> Objective:
-    match setting.spec.objective:
+def _make_plain_objective(model: Any, context: ObjectiveContext) -> Objective:
+    match context.spec.objective:
         case "DPO":
-            return DPOObjective(model, setting)
+            return DPOObjective(model, context)
         case "KTO":
-            return KTOObjective(model, setting)
+            return KTOObjective(model, context)
         case "ORPO":
-            return ORPOObjective(model, setting)
+            return ORPOObjective(model, context)
         case "Reward":
-            return RewardObjective(model, setting)
+            return RewardObjective(model, context)
         case "GRPO":
-            return GRPOObjective(model, setting)
+            return GRPOObjective(model, context)
         case _:
-            return SFTObjective(model, setting)
+            return SFTObjective(model, context)

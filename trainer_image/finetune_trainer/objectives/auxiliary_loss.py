@@ -1,8 +1,8 @@
-"""What the method adds to any objective: the router's loss of a mixture of experts, and the
-orthogonality of AdaLoRA's singular vectors.
+"""Auxiliary losses that a method adds to any objective: the load-balancing loss of the routers of a
+mixture of experts, and the orthogonality of AdaLoRA's singular vectors.
 
-Objectives know nothing of it. Routers are watched by hooks, so that it does not matter how often
-and through which wrapper an objective calls the model.
+Objectives do not depend on them. Router logits are recorded by hooks, so it does not matter how
+often and through which wrapper an objective calls the model.
 """
 
 from typing import Any
@@ -12,76 +12,74 @@ from finetune_api.finetunejob import MixtureOfExperts
 
 from finetune_trainer.methods.adalora import orthogonality_loss
 from finetune_trainer.methods.moe import Routing, find_routers
-from finetune_trainer.objectives.base import Losses, Objective, ObjectiveContext, RankBatch
+from finetune_trainer.objectives.base import LossTerms, Objective, ObjectiveContext, RankBatch
 from finetune_trainer.strategies import TrainingStrategy
 
 
-def penalised(objective: Objective, model: Any, setting: ObjectiveContext) -> Objective:
-    """The objective with what the method adds, or itself where that is nothing."""
-    adaptive = setting.spec.method.type == "AdaLoRA"
-    if not adaptive and not find_routers(model):
+def add_auxiliary_loss(objective: Objective, model: Any, context: ObjectiveContext) -> Objective:
+    """The objective with the auxiliary losses of the job's method; unchanged if it has none."""
+    is_adalora = context.spec.method.type == "AdaLoRA"
+    if not is_adalora and not find_routers(model):
         return objective
-    return Penalised(objective, model, setting)
+    return AuxiliaryLossObjective(objective, model, context)
 
 
-class Penalised:
-    """An objective whose losses have the method's penalty."""
+class AuxiliaryLossObjective:
+    """Wraps an objective and adds auxiliary losses and router metrics to its own."""
 
-    def __init__(self, objective: Objective, model: Any, setting: ObjectiveContext) -> None:
+    def __init__(self, objective: Objective, model: Any, context: ObjectiveContext) -> None:
         self._objective = objective
-        self._model = model if setting.spec.method.type == "AdaLoRA" else None
-        moe = setting.spec.method.moe or MixtureOfExperts()
-        watched = bool(find_routers(model))
-        self._routing = Routing(model, moe.router_aux_loss_coefficient) if watched else None
-        names = self._routing.names if self._routing else ()
-        self.MEASURES: tuple[str, ...] = (*objective.MEASURES, *names)
-        self._weight_of_token = 1.0
+        self._adalora_model = model if context.spec.method.type == "AdaLoRA" else None
+        moe = context.spec.method.moe or MixtureOfExperts()
+        has_routers = bool(find_routers(model))
+        self._routing = Routing(model, moe.router_aux_loss_coefficient) if has_routers else None
+        names = self._routing.metric_names if self._routing else ()
+        self.METRICS: tuple[str, ...] = (*objective.METRICS, *names)
+        self._weight_per_token = 1.0
 
-    def begin(self, engine: TrainingStrategy) -> None:
-        """As the objective does."""
-        self._objective.begin(engine)
+    def inspect_untrained_model(self, strategy: TrainingStrategy) -> None:
+        self._objective.inspect_untrained_model(strategy)
 
-    def share(self, step: int) -> RankBatch:
-        """As the objective does."""
-        share = self._objective.share(step)
-        # The loop divides measures by the weight; those of a router are means over tokens.
-        self._weight_of_token = share.weight / max(1, share.tokens)
-        return share
+    def make_rank_batch(self, step: int) -> RankBatch:
+        batch = self._objective.make_rank_batch(step)
+        # The loop divides metrics by the weight; those of a router are means over tokens.
+        self._weight_per_token = batch.weight / max(1, batch.tokens)
+        return batch
 
-    def held_out(self) -> RankBatch:
-        """As the objective does."""
-        return self._objective.held_out()
+    def make_held_out_batch(self) -> RankBatch:
+        return self._objective.make_held_out_batch()
 
-    def losses(self, model: Any, batch: Any) -> Losses:
-        """The objective's, with the penalty while something is learnt."""
+    def compute_losses(self, model: Any, micro_batch: Any) -> LossTerms:
+        """The objective's losses; in training, that is with gradients, also the auxiliary ones."""
         if not torch.is_grad_enabled():
-            return self._objective.losses(model, batch)
+            return self._objective.compute_losses(model, micro_batch)
         if self._routing is None:
-            losses = self._objective.losses(model, batch)
-            return Losses(losses.each, _sum(losses.penalty, orthogonality_loss(self._model)))
-        with self._routing.watched():
-            losses = self._objective.losses(model, batch)
-        penalty = _sum(losses.penalty, self._routing.penalty(batch.lengths > 0))
-        if self._model is not None:
-            penalty = _sum(penalty, orthogonality_loss(self._model))
-        return Losses(losses.each, penalty)
+            losses = self._objective.compute_losses(model, micro_batch)
+            auxiliary = _add(losses.auxiliary, orthogonality_loss(self._adalora_model))
+            return LossTerms(losses.per_item, auxiliary)
+        with self._routing.record_logits():
+            losses = self._objective.compute_losses(model, micro_batch)
+        is_token = micro_batch.sample_lengths > 0
+        auxiliary = _add(losses.auxiliary, self._routing.auxiliary_loss(is_token))
+        if self._adalora_model is not None:
+            auxiliary = _add(auxiliary, orthogonality_loss(self._adalora_model))
+        return LossTerms(losses.per_item, auxiliary)
 
-    def measures(self) -> torch.Tensor:
-        """The objective's, then those of the router."""
-        measured = self._objective.measures()
+    def take_metrics(self) -> torch.Tensor:
+        """The metrics of the objective, then those of the routers."""
+        metrics = self._objective.take_metrics()
         if self._routing is None:
-            return measured
-        routed = self._routing.measures() * self._weight_of_token
-        return torch.cat([measured, routed.to(measured.device)])
+            return metrics
+        of_routers = self._routing.take_metrics() * self._weight_per_token
+        return torch.cat([metrics, of_routers.to(metrics.device)])
 
-    def remove(self) -> None:
-        """Leave the model as it was."""
-        self._objective.remove()
+    def detach_from_model(self) -> None:
+        self._objective.detach_from_model()
         if self._routing:
-            self._routing.remove()
+            self._routing.remove_hooks()
 
 
-def _sum(first: torch.Tensor | None, second: torch.Tensor | None) -> torch.Tensor | None:
+def _add(first: torch.Tensor | None, second: torch.Tensor | None) -> torch.Tensor | None:
     if first is None or second is None:
         return second if first is None else first
     return first + second

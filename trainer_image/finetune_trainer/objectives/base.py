@@ -1,4 +1,4 @@
-"""What every objective offers to the loop, and what it is given."""
+"""The interface between an objective and the training loop."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,64 +13,70 @@ from finetune_trainer.strategies import TrainingStrategy
 
 @dataclass(frozen=True)
 class ObjectiveContext:
-    """Where an objective works."""
+    """What every objective is constructed with."""
 
     run: RunConfig
     spec: FineTuneJobSpec
     plan: TrainPlan
     device: torch.device
     flatten: bool
-    """Whether a batch is one long row: the attention kernel reads borders from positions."""
+    """Whether a micro-batch is one long sequence; needs an attention kernel that finds the borders
+    of samples from the position ids."""
 
     @property
     def job(self) -> Path:
-        """The job's folder."""
+        """The job's folder in the workspace."""
         return Path(self.run.paths.job)
 
 
 @dataclass(frozen=True)
 class RankBatch:
-    """What this rank does in one step; every rank has as many batches."""
+    """This rank's part of a global batch."""
 
-    batches: list[Any]
+    micro_batches: list[Any]
+    """Every rank has the same number of them; some may hold no sequence."""
     weight: int
-    """Losses in the global batch: trained tokens, pairs or answers, by objective."""
+    """Number of losses in the global batch (trained tokens, pairs or completions, depending on the
+    objective): the sum of the losses of all ranks divided by it is the loss of the step."""
     tokens: int
     """Tokens in the global batch without padding."""
 
 
 @dataclass(frozen=True)
-class Losses:
-    """What a forward pass gives."""
+class LossTerms:
+    """The result of one forward pass."""
 
-    each: torch.Tensor
-    """fp32 [k]: summed over all ranks and divided by the share's weight they are the loss."""
-    penalty: torch.Tensor | None = None
-    """A mean that is added, such as the load-balancing loss of a router; fp32 scalar."""
+    per_item: torch.Tensor
+    """fp32 [k]: one loss for each trained token, pair or completion; see `RankBatch.weight`."""
+    auxiliary: torch.Tensor | None = None
+    """fp32 scalar: a mean that is added to the loss, such as the load-balancing loss of routers."""
 
 
 class Objective(Protocol):
-    """A way to learn."""
+    """Turns the data of a job into losses of a model."""
 
-    MEASURES: tuple[str, ...]
+    METRICS: tuple[str, ...]
     """Names of what is measured besides the loss, by TRL's names."""
 
-    def begin(self, engine: TrainingStrategy) -> None:
-        """Called once with the untrained model, before a checkpoint's weights take its place. A
-        collective. Raises UserError where model and data do not go together."""
+    def inspect_untrained_model(self, strategy: TrainingStrategy) -> None:
+        """Compute what depends on the untrained model, such as reference logps.
 
-    def share(self, step: int) -> RankBatch:
+        The loop calls it once, before the weights of a checkpoint are restored. A collective.
+        Raises UserError if the model cannot be trained on the job's data.
+        """
+
+    def make_rank_batch(self, step: int) -> RankBatch:
         """This rank's part of a step, counted from 1. A collective."""
 
-    def held_out(self) -> RankBatch:
+    def make_held_out_batch(self) -> RankBatch:
         """This rank's part of the held-out data."""
 
-    def losses(self, model: Any, batch: Any) -> Losses:
-        """Forward pass of one batch."""
+    def compute_losses(self, model: Any, micro_batch: Any) -> LossTerms:
+        """Forward pass of one micro-batch; `model` is the wrapped model of the strategy."""
 
-    def measures(self) -> torch.Tensor:
-        """Sums of MEASURES on this rank since the last call, float64 [len(MEASURES)]; divided by
-        the share's weight they are means."""
+    def take_metrics(self) -> torch.Tensor:
+        """Sums of METRICS on this rank since the last call, float64 [len(METRICS)]; summed over
+        ranks and divided by the weight of the step they are means."""
 
-    def remove(self) -> None:
-        """Give the model its ordinary forward pass back."""
+    def detach_from_model(self) -> None:
+        """Remove hooks and restore the model's ordinary forward pass."""

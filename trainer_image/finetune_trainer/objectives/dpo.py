@@ -1,8 +1,8 @@
-"""DPO: the chosen answer becomes likelier than the rejected one, measured against a reference.
+"""DPO: raises the likelihood of the chosen completion over the rejected one, against a reference.
 
-The reference is the untrained model; its log-probabilities are computed once (see reference.py).
+The reference is the untrained model; its logps are computed once (see `reference_logprobs`).
 Written for a pair with log-ratios c = log pi(chosen) - log ref(chosen), r likewise for the
-rejected answer, and d = c - r. s is the logistic function.
+rejected completion, and d = c - r. s is the logistic function.
 """
 
 import math
@@ -13,54 +13,57 @@ from finetune_api import finetunejob
 from torch.nn.functional import logsigmoid
 
 from finetune_trainer.objectives import preference_pairs
-from finetune_trainer.objectives.base import Losses, ObjectiveContext
-from finetune_trainer.objectives.preference_pairs import PairBatch, PairObjective
-from finetune_trainer.objectives.reference_logprobs import reference_logps
-from finetune_trainer.objectives.sequence_logprobs import RowLikelihood
+from finetune_trainer.objectives.base import LossTerms, ObjectiveContext
+from finetune_trainer.objectives.preference_pairs import PairwiseObjective, PreferenceBatch
+from finetune_trainer.objectives.reference_logprobs import load_or_compute_reference_logps
+from finetune_trainer.objectives.sequence_logprobs import SequenceLogpsHook
 from finetune_trainer.strategies import TrainingStrategy
 
-LEAST_SMOOTHING = 1e-3
-"""exo_pair needs the logarithm of the label smoothing; this stands for none."""
+MIN_LABEL_SMOOTHING = 1e-3
+"""Used by exo_pair in place of no label smoothing, because it needs the logarithm."""
 
 
-class DPOObjective(PairObjective):
+class DPOObjective(PairwiseObjective):
     """Mean loss of the pairs of the global batch."""
 
-    def __init__(self, model: Any, setting: ObjectiveContext) -> None:
-        super().__init__(setting)
-        self._settings = setting.spec.dpo or finetunejob.DPO()
-        self._likelihood = RowLikelihood(model, setting.device)
+    def __init__(self, model: Any, context: ObjectiveContext) -> None:
+        super().__init__(context)
+        self._settings = context.spec.dpo or finetunejob.DPO()
+        self._compute_logps = SequenceLogpsHook(model, context.device)
 
-    def begin(self, engine: TrainingStrategy) -> None:
-        """Take down what the untrained model thinks of the pairs to come."""
-        halves = (
-            ("train", self._train, preference_pairs.trained_pairs),
-            ("eval", self._held_out, preference_pairs.held_out_pairs),
+    def inspect_untrained_model(self, strategy: TrainingStrategy) -> None:
+        """Load or compute the reference logps of all pairs that are trained or held out."""
+        splits = (
+            ("train", self._train, preference_pairs.select_trained_pairs),
+            ("eval", self._held_out, preference_pairs.select_held_out_pairs),
         )
-        for name, store, wanted in halves:
-            numbers = preference_pairs.rows_of(wanted(store, self._setting))
-            store.reference = reference_logps(
-                name, store.row, numbers, self._setting, engine, self._likelihood
+        for name, store, select in splits:
+            indices = preference_pairs.sequence_indices(select(store, self._context))
+            store.reference_logps = load_or_compute_reference_logps(
+                name, store.sequence, indices, self._context, strategy, self._compute_logps
             )
 
-    def losses(self, model: Any, batch: PairBatch) -> Losses:
+    def compute_losses(self, model: Any, micro_batch: PreferenceBatch) -> LossTerms:
         """One loss for every pair."""
-        seen = self._likelihood(model, batch.rows, 2 * len(batch.reference))
-        logps, tokens = seen.logps.view(-1, 2), seen.tokens.view(-1, 2)
-        reference = batch.reference.to(logps.device)
-        rewards = self._settings.beta * (logps - reference)
-        self._tally.add(preference_pairs.pair_measures(rewards, logps))
-        return Losses(dpo_losses(self._settings, logps, reference, tokens))
+        sequences = 2 * len(micro_batch.reference_logps)
+        computed = self._compute_logps(model, micro_batch.micro_batch, sequences)
+        logps, tokens = computed.logps.view(-1, 2), computed.tokens.view(-1, 2)
+        reference_logps = micro_batch.reference_logps.to(logps.device)
+        rewards = self._settings.beta * (logps - reference_logps)
+        self._metric_sums.add(preference_pairs.sum_pair_metrics(rewards, logps))
+        return LossTerms(dpo_losses(self._settings, logps, reference_logps, tokens))
 
-    def remove(self) -> None:
-        """Give the model its ordinary output head back."""
-        self._likelihood.remove()
+    def detach_from_model(self) -> None:
+        self._compute_logps.detach_from_model()
 
 
 def dpo_losses(
-    settings: finetunejob.DPO, logps: torch.Tensor, reference: torch.Tensor, tokens: torch.Tensor
+    settings: finetunejob.DPO,
+    logps: torch.Tensor,
+    reference_logps: torch.Tensor,
+    tokens: torch.Tensor,
 ) -> torch.Tensor:
-    """Loss of each pair [pairs]; the arguments are [pairs, 2], chosen first.
+    """Loss of each pair [pairs]; the tensors are [pairs, 2], chosen first.
 
     sigmoid: -(1-e) log s(bd) - e log s(-bd) with e = labelSmoothing (Rafailov et al. 2023, arXiv
     2305.18290, eq. 7; smoothing: Mitchell 2023, "A note on DPO with noisy preferences").
@@ -78,8 +81,8 @@ def dpo_losses(
     2408.06266, eq. 7 and 8).
     """
     beta, smoothing = settings.beta, settings.label_smoothing
-    ratios = logps - reference
-    chosen, rejected = ratios.unbind(-1)
+    log_ratios = logps - reference_logps
+    chosen, rejected = log_ratios.unbind(-1)
     scaled = beta * (chosen - rejected)
     match settings.loss:
         case "sigmoid":
@@ -87,16 +90,16 @@ def dpo_losses(
         case "hinge":
             return torch.relu(1 - scaled)
         case "ipo":
-            chosen, rejected = (ratios / tokens.clamp(min=1)).unbind(-1)
+            chosen, rejected = (log_ratios / tokens.clamp(min=1)).unbind(-1)
             return (chosen - rejected - 1 / (2 * beta)) ** 2
         case "robust":
             mixed = smoothing * logsigmoid(-scaled) - (1 - smoothing) * logsigmoid(scaled)
             return mixed / (1 - 2 * smoothing)
         case "exo_pair":
-            doubt = smoothing or LEAST_SMOOTHING
-            right = torch.sigmoid(scaled) * (logsigmoid(scaled) - math.log1p(-doubt))
-            wrong = torch.sigmoid(-scaled) * (logsigmoid(-scaled) - math.log(doubt))
-            return right + wrong
+            epsilon = smoothing or MIN_LABEL_SMOOTHING
+            of_chosen = torch.sigmoid(scaled) * (logsigmoid(scaled) - math.log1p(-epsilon))
+            of_rejected = torch.sigmoid(-scaled) * (logsigmoid(-scaled) - math.log(epsilon))
+            return of_chosen + of_rejected
         case "nca_pair":
             up, down, other = (beta * part for part in (chosen, -chosen, -rejected))
             return -logsigmoid(up) - 0.5 * logsigmoid(down) - 0.5 * logsigmoid(other)

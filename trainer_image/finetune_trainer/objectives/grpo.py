@@ -1,8 +1,8 @@
-"""GRPO: the policy writes several answers to each prompt and learns from how they compare.
+"""GRPO: the policy samples several completions of each prompt and learns from how they compare.
 
-A step samples batchSize answers from the current weights, rewards them, and turns the rewards of
-each prompt's answers into advantages. `updates` steps in a row learn from the same answers. Source:
-Shao et al. 2024 (arXiv 2402.03300, section 4.1).
+A step samples batchSize completions from the current weights, computes their rewards, and turns the
+rewards of each prompt's completions into advantages. `updates` consecutive steps learn from the
+same completions. Source: Shao et al. 2024 (arXiv 2402.03300, section 4.1).
 """
 
 import contextlib
@@ -44,44 +44,47 @@ from finetune_trainer.strategies import TrainingStrategy
 
 log = logging.getLogger("finetune")
 
-SHARDED = ("ZeRO3", "FSDP")
-"""Strategies whose ranks hold one model together, so that each forward pass needs all of them."""
+SHARDED_STRATEGIES = ("ZeRO3", "FSDP")
+"""Strategies whose ranks hold one model together, so that each forward pass is a collective."""
 
 
 class GRPOObjective:
-    """The clipped policy gradient of sampled answers."""
+    """The clipped policy gradient of sampled completions."""
 
-    def __init__(self, model: Any, setting: ObjectiveContext) -> None:
-        settings = setting.spec.grpo
+    def __init__(self, model: Any, context: ObjectiveContext) -> None:
+        settings = context.spec.grpo
         assert settings is not None
-        self._setting, self._settings = setting, settings
-        data = setting.job / "data"
+        self._context, self._settings = context, settings
+        data = context.job / "data"
         self._prompts = TokenStore.open(data / "train")
-        self._asked = read_prompts(data / "train.jsonl")
-        self._tokenizer = load_job_tokenizer(setting.run)
-        self._policy = TokenLogpsHook(model, settings.temperature, setting.device)
-        self._judges = RewardScorer(setting.run, settings, setting.device)
-        self._engine: TrainingStrategy | None = None
-        self._ends: tuple[int, ...] = ()
+        self._prompt_texts = read_prompts(data / "train.jsonl")
+        self._tokenizer = load_job_tokenizer(context.run)
+        self._compute_logps = TokenLogpsHook(model, settings.temperature, context.device)
+        self._scorer = RewardScorer(context.run, settings, context.device)
+        self._strategy: TrainingStrategy | None = None
+        self._end_tokens: tuple[int, ...] = ()
         self._rollout: Rollout | None = None
-        self._weight = self._trained = 1
-        self.MEASURES: tuple[str, ...] = (
+        self._weight = self._completion_tokens = 1
+        self.METRICS: tuple[str, ...] = (
             "reward",
             "reward_std",
             "frac_reward_zero_std",
             "completions/mean_length",
             "completions/clipped_ratio",
-            *(f"rewards/{name}/mean" for name in self._judges.names),
+            *(f"rewards/{name}/mean" for name in self._scorer.names),
             *TOKEN_METRICS,
         )
-        self._tally = torch.zeros(len(TOKEN_METRICS), dtype=torch.float64)
+        self._token_sums = torch.zeros(len(TOKEN_METRICS), dtype=torch.float64)
 
-    def begin(self, engine: TrainingStrategy) -> None:
-        """Remember where answers are sampled; raise UserError where one would not fit."""
-        self._engine = engine
-        # Under FSDP the other ranks have made their model without its folder.
-        self._ends = collectives.broadcast_from_rank_zero(tuple(find_end_tokens(engine.unwrapped_model, self._tokenizer)))
-        context = self._setting.run.model.context_length if self._setting.run.model else 1 << 30
+    def inspect_untrained_model(self, strategy: TrainingStrategy) -> None:
+        """Keep the strategy for sampling; raise UserError if the longest prompt and completion
+        exceed the model's context."""
+        self._strategy = strategy
+        # Under FSDP the other ranks built their model without the files of its folder.
+        self._end_tokens = collectives.broadcast_from_rank_zero(
+            tuple(find_end_tokens(strategy.unwrapped_model, self._tokenizer))
+        )
+        context = self._context.run.model.context_length if self._context.run.model else 1 << 30
         longest = int(self._prompts.sequence_lengths.max()) + self._settings.max_new_tokens
         if longest > context:
             raise UserError(
@@ -91,195 +94,222 @@ class GRPOObjective:
                 "Lower grpo.maxNewTokens, or shorten the prompts.",
             )
 
-    def share(self, step: int) -> RankBatch:
-        """This rank's answers of a step. A collective that samples them where it must."""
+    def make_rank_batch(self, step: int) -> RankBatch:
+        """This rank's completions of a step; at the first step of a rollout they are sampled. A
+        collective."""
         first = step - (step - 1) % self._settings.updates
         if self._rollout is None or self._rollout.step != first:
-            self._rollout = (self._kept(first) if step > first else None) or self._sampled(first)
-        answers = self._rollout.answers
-        dealt = sampler.split_into_micro_batches(answers, self._setting.plan.micro_batch_size)
-        self._trained = sum(len(each.answer) for each in answers)
-        self._weight = self._weight_of(answers)
-        batches = [collate_completions(members, self._setting.flatten) for members in dealt]
-        return RankBatch(batches, self._weight, sum(each.tokens for each in answers))
+            stored = self._load_rollout(first) if step > first else None
+            self._rollout = stored or self._sample_rollout(first)
+        completions = self._rollout.completions
+        size = self._context.plan.micro_batch_size
+        self._completion_tokens = sum(len(each.completion_ids) for each in completions)
+        self._weight = self._global_weight(completions)
+        micro_batches = [
+            collate_completions(members, self._context.flatten)
+            for members in sampler.split_into_micro_batches(completions, size)
+        ]
+        return RankBatch(micro_batches, self._weight, sum(each.tokens for each in completions))
 
-    def _weight_of(self, answers: Sequence[SampledCompletion]) -> int:
+    def _global_weight(self, completions: Sequence[SampledCompletion]) -> int:
+        """The divisor of the losses of `average_losses`."""
         match self._settings.loss:
             case "grpo":
-                return len(answers)
+                return len(completions)
             case "bnpo":
-                size = self._setting.plan.micro_batch_size
-                world = dist.get_world_size()
-                return sum(-(-len(answers[rank::world]) // size) for rank in range(world))
+                size = self._context.plan.micro_batch_size
+                world_size = dist.get_world_size()
+                return sum(
+                    -(-len(completions[rank::world_size]) // size) for rank in range(world_size)
+                )
             case "dr_grpo":
-                return len(answers) * self._settings.max_new_tokens
+                return len(completions) * self._settings.max_new_tokens
             case "dapo":
-                return self._trained
+                return self._completion_tokens
 
-    def held_out(self) -> RankBatch:
-        """Nothing: answers are judged by their reward, in the evaluate stage."""
+    def make_held_out_batch(self) -> RankBatch:
+        """Not available: the evaluate stage measures rewards of held-out prompts instead."""
         raise NotImplementedError("GRPO has no held-out loss")
 
-    def losses(self, model: Any, batch: CompletionBatch) -> LossTerms:
-        """One loss for every answer (grpo), forward pass (bnpo) or token (dr_grpo, dapo)."""
-        found = self._policy(model, batch.rows)
-        each = policy_losses(found.logps, batch, self._settings.epsilon, self._settings.beta)
-        self._tally = self._tally.to(each.device) + sum_token_metrics(
-            found, batch, self._settings.epsilon
+    def compute_losses(self, model: Any, micro_batch: CompletionBatch) -> LossTerms:
+        """One loss for every completion (grpo), forward pass (bnpo) or token (dr_grpo, dapo)."""
+        epsilon, beta = self._settings.epsilon, self._settings.beta
+        computed = self._compute_logps(model, micro_batch.micro_batch)
+        losses = policy_losses(computed.logps, micro_batch, epsilon, beta)
+        token_sums = sum_token_metrics(computed, micro_batch, epsilon)
+        self._token_sums = self._token_sums.to(losses.device) + token_sums
+        index = micro_batch.micro_batch.sequence_index.to(losses.device)
+        return LossTerms(
+            average_losses(losses, index, micro_batch.completions, self._settings.loss)
         )
-        owners = batch.rows.owners.to(each.device)
-        return LossTerms(average_losses(each, owners, batch.answers, self._settings.loss))
 
-    def measures(self) -> torch.Tensor:
-        """Sums of MEASURES; what every rank knows of all answers, rank 0 tells."""
+    def take_metrics(self) -> torch.Tensor:
+        """Sums of METRICS. Every rank has the metrics of the rollout; only rank 0 adds them."""
         assert self._rollout is not None
-        known = [self._rollout.measures[name] for name in self.MEASURES[: -len(TOKEN_METRICS)]]
-        here = torch.tensor(known, dtype=torch.float64) * self._weight * (dist.get_rank() == 0)
-        tokens = self._tally.cpu() * (self._weight / self._trained)
-        self._tally = torch.zeros_like(self._tally)
-        return torch.cat([here, tokens])
+        names = self.METRICS[: -len(TOKEN_METRICS)]
+        values = [self._rollout.metrics[name] for name in names]
+        is_rank_zero = dist.get_rank() == 0
+        of_rollout = torch.tensor(values, dtype=torch.float64) * self._weight * is_rank_zero
+        of_tokens = self._token_sums.cpu() * (self._weight / self._completion_tokens)
+        self._token_sums = torch.zeros_like(self._token_sums)
+        return torch.cat([of_rollout, of_tokens])
 
-    def remove(self) -> None:
-        """Give the model its ordinary output head back."""
-        self._policy.remove()
+    def detach_from_model(self) -> None:
+        self._compute_logps.detach_from_model()
 
-    def _kept(self, first: int) -> Rollout | None:
-        """The answers that a stopped run was learning from."""
-        setting = self._setting
-        found = rollouts.load_rollout(setting.job, setting.run.attempt, first) if _is_first() else None
-        kept: Rollout | None = collectives.broadcast_from_rank_zero(found)
-        if kept is None:
-            log.warning("sampled again in the middle of its updates: step %d", first)
-        return kept
+    def _load_rollout(self, first: int) -> Rollout | None:
+        """The stored rollout that a stopped run was learning from."""
+        context, loaded = self._context, None
+        if dist.get_rank() == 0:
+            loaded = rollouts.load_rollout(context.job, context.run.attempt, first)
+        rollout: Rollout | None = collectives.broadcast_from_rank_zero(loaded)
+        if rollout is None:
+            log.warning(
+                "A stored rollout is missing, sampling again in the middle of its updates",
+                extra={"step": first},
+            )
+        return rollout
 
-    def _sampled(self, first: int) -> Rollout:
-        """New answers with everything that is learnt from them."""
-        settings, setting = self._settings, self._setting
-        assert self._engine is not None
-        with self._engine.accumulate(is_last=False), evaluation_mode(self._engine.model):
-            answers = self._answers(first)
-            totals = self._judges.totals([each.rewards for each in answers])
+    def _sample_rollout(self, first: int) -> Rollout:
+        """New completions with advantages, old logps and reference logps. A collective."""
+        settings, context = self._settings, self._context
+        assert self._strategy is not None
+        with (
+            self._strategy.accumulate(is_last=False),
+            evaluation_mode(self._strategy.model),
+        ):
+            completions = self._sample_completions(first)
+            totals = self._scorer.totals([each.rewards for each in completions])
             if not np.isfinite(totals).all():
                 raise UserError(
                     "RewardNotFinite",
                     f"A reward of step {first} is not a number.",
                     "Check the reward model: it may need fp32, or not belong to its tokenizer.",
                 )
-            gains = rollouts.compute_advantages(totals, settings.generations, settings.scale_rewards)
-            measures = rollouts.compute_metrics(
-                answers, totals, self._judges.names, settings.generations
+            advantages = rollouts.compute_advantages(
+                totals, settings.generations, settings.scale_rewards
             )
-            answers = [
-                replace(each, advantage=float(gain))
-                for each, gain in zip(answers, gains, strict=True)
+            metrics = rollouts.compute_metrics(
+                completions, totals, self._scorer.names, settings.generations
+            )
+            completions = [
+                replace(completion, advantage=float(advantage))
+                for completion, advantage in zip(completions, advantages, strict=True)
             ]
-            answers.sort(key=lambda each: -each.tokens)
+            completions.sort(key=lambda each: -each.tokens)
             if settings.updates > 1:
-                answers = self._with_logps(answers, "old")
+                completions = self._with_logps(completions, "old_logps")
             if settings.beta > 0:
-                with disable_adapters(self._engine.unwrapped_model):
-                    answers = self._with_logps(answers, "reference")
-        found = Rollout(first, answers, measures)
-        if settings.updates > 1 and _is_first():
-            attempt = Attempt(setting.job, setting.run.attempt)
-            rollouts.save_rollout(found, attempt, settings.updates)
-        return found
+                with disable_adapters(self._strategy.unwrapped_model):
+                    completions = self._with_logps(completions, "reference_logps")
+        rollout = Rollout(first, completions, metrics)
+        if settings.updates > 1 and dist.get_rank() == 0:
+            attempt = Attempt(context.job, context.run.attempt)
+            rollouts.save_rollout(rollout, attempt, settings.updates)
+        return rollout
 
-    def _answers(self, first: int) -> list[SampledCompletion]:
-        """All ranks' answers with their rewards, those to one prompt in a row."""
-        settings, seed = self._settings, self._setting.spec.training.seed
-        number = (first - 1) // settings.updates + 1
-        asked = sampler.step_indices(
+    def _sample_completions(self, first: int) -> list[SampledCompletion]:
+        """All ranks' completions with their rewards; those of one prompt are consecutive."""
+        settings, seed = self._settings, self._context.spec.training.seed
+        rollout_number = (first - 1) // settings.updates + 1
+        prompts = sampler.step_indices(
             self._prompts.sequence_count,
-            number,
-            self._setting.plan.batch_size // settings.generations,
+            rollout_number,
+            self._context.plan.batch_size // settings.generations,
             seed,
         )
-        owners = [prompt for prompt in asked for _ in range(settings.generations)]
-        world, rank = dist.get_world_size(), dist.get_rank()
-        part = -(-len(owners) // world)
-        mine = range(rank * part, min((rank + 1) * part, len(owners)))
-        written = self._written(owners, mine, part, first)
-        rewards = self._judges(
-            [
-                self._reply(owners[index], answer)
-                for index, answer in zip(mine, written, strict=True)
-            ]
+        prompt_of = [prompt for prompt in prompts for _ in range(settings.generations)]
+        world_size, rank = dist.get_world_size(), dist.get_rank()
+        per_rank = -(-len(prompt_of) // world_size)
+        mine = range(rank * per_rank, min((rank + 1) * per_rank, len(prompt_of)))
+        sampled = self._sample_on_rank(prompt_of, mine, per_rank, first)
+        rewards = self._scorer(
+            [self._decode(prompt_of[index], ids) for index, ids in zip(mine, sampled, strict=True)]
         )
-        told = collectives.all_gather(list(zip(written, rewards, strict=True)))
-        everything = itertools.chain.from_iterable(told)
+        gathered = collectives.all_gather(list(zip(sampled, rewards, strict=True)))
         return [
-            SampledCompletion(self._prompts.sequence(owner).input_ids, answer, self._ended(answer), reward)
-            for owner, (answer, reward) in zip(owners, everything, strict=True)
+            SampledCompletion(
+                self._prompts.sequence(prompt).input_ids, ids, self._has_ended(ids), of_completion
+            )
+            for prompt, (ids, of_completion) in zip(
+                prompt_of, itertools.chain.from_iterable(gathered), strict=True
+            )
         ]
 
-    def _written(
-        self, owners: Sequence[int], mine: range, part: int, first: int
+    def _sample_on_rank(
+        self, prompt_of: Sequence[int], mine: range, per_rank: int, first: int
     ) -> list[sampling.Tokens]:
-        """Sample this rank's answers, as many at once as their keys and values fit memory."""
-        assert self._engine is not None
-        settings, setting, model = self._settings, self._setting, self._engine.unwrapped_model
-        how = sampling.SamplingConfig(
+        """The completions `mine`, as many at once as their keys and values fit into memory.
+
+        `prompt_of` gives the prompt of each completion of the rollout.
+        """
+        assert self._strategy is not None
+        settings, context = self._settings, self._context
+        model = self._strategy.unwrapped_model
+        config = sampling.SamplingConfig(
             temperature=settings.temperature,
             most=settings.max_new_tokens,
-            ends=self._ends,
-            together=setting.plan.strategy in SHARDED,
+            ends=self._end_tokens,
+            together=context.plan.strategy in SHARDED_STRATEGIES,
         )
-        prompts = {owner: self._prompts.sequence(owner).input_ids for owner in set(owners)}
-        longest = max(map(len, prompts.values())) + settings.max_new_tokens
-        size = sampling.max_concurrent_answers(model.config, longest, setting.device)
-        found: list[sampling.Tokens] = []
-        for start in range(0, part, size):
-            # A rank without answers of its own takes part with one that nobody looks at.
-            chosen = list(mine[start : start + size]) or [0]
-            asked = sorted({owners[index] for index in chosen})
-            uniform = [
-                sampling.draw_uniforms(setting.spec.training.seed, first, index, how.most)
-                for index in chosen
-            ]
-            with uncompiled(setting.spec.training.compile):
-                found += sampling.sample_answers(
-                    model,
-                    [prompts[owner] for owner in asked],
-                    [asked.index(owners[index]) for index in chosen],
-                    uniform,
-                    how,
-                    setting.device,
+        prompt_ids = {prompt: self._prompts.sequence(prompt).input_ids for prompt in set(prompt_of)}
+        longest = max(map(len, prompt_ids.values())) + settings.max_new_tokens
+        size = sampling.max_concurrent_answers(model.config, longest, context.device)
+        completions: list[sampling.Tokens] = []
+        for start in range(0, per_rank, size):
+            # A rank without completions left samples one that is dropped, because the forward
+            # passes may be collectives.
+            batch = list(mine[start : start + size]) or [0]
+            prompts = sorted({prompt_of[index] for index in batch})
+            uniforms = [
+                sampling.draw_uniforms(
+                    context.spec.training.seed, first, index, settings.max_new_tokens
                 )
-        return found[: len(mine)]
+                for index in batch
+            ]
+            with suspend_compilation(context.spec.training.compile):
+                completions += sampling.sample_answers(
+                    model,
+                    [prompt_ids[prompt] for prompt in prompts],
+                    [prompts.index(prompt_of[index]) for index in batch],
+                    uniforms,
+                    config,
+                    context.device,
+                )
+        return completions[: len(mine)]
 
-    def _ended(self, answer: sampling.Tokens) -> bool:
-        return int(answer[-1]) in self._ends
+    def _has_ended(self, ids: sampling.Tokens) -> bool:
+        return int(ids[-1]) in self._end_tokens
 
-    def _reply(self, prompt: int, answer: sampling.Tokens) -> Completion:
-        asked, ended = self._asked[prompt], self._ended(answer)
-        return asked.reply(self._tokenizer, answer.tolist()[: -1 if ended else None], ended)
+    def _decode(self, prompt: int, ids: sampling.Tokens) -> Completion:
+        """A completion as text for the reward functions, without its end token."""
+        has_ended = self._has_ended(ids)
+        text_ids = ids.tolist()[: -1 if has_ended else None]
+        return self._prompt_texts[prompt].reply(self._tokenizer, text_ids, has_ended)
 
-    def _with_logps(self, answers: list[SampledCompletion], name: str) -> list[SampledCompletion]:
-        """The answers with the model's log-probabilities as `name`, computed by all ranks."""
-        assert self._engine is not None
-        size, flatten = self._setting.plan.micro_batch_size, self._setting.flatten
-        here: list[Floats] = []
-        for members in sampler.split_into_micro_batches(answers, size):
-            rows = collate([each.sequence() for each in members], flatten)
-            logps = self._policy(self._engine.unwrapped_model, rows).logps.cpu().numpy()
-            borders = np.cumsum([len(each.answer) for each in members])[:-1]
-            here += np.split(logps, borders) if members else []
-        gathered = collectives.all_gather(here)
-        world = dist.get_world_size()
+    def _with_logps(
+        self, completions: list[SampledCompletion], field: str
+    ) -> list[SampledCompletion]:
+        """The completions with the logps of the present model in `field`; all ranks compute."""
+        assert self._strategy is not None
+        size, flatten = self._context.plan.micro_batch_size, self._context.flatten
+        on_rank: list[Floats] = []
+        for members in sampler.split_into_micro_batches(completions, size):
+            micro_batch = collate([each.sequence() for each in members], flatten)
+            computed = self._compute_logps(self._strategy.unwrapped_model, micro_batch)
+            borders = np.cumsum([len(each.completion_ids) for each in members])[:-1]
+            on_rank += np.split(computed.logps.cpu().numpy(), borders) if members else []
+        gathered = collectives.all_gather(on_rank)
+        world_size = dist.get_world_size()
         return [
-            replace(each, **{name: gathered[index % world][index // world]})
-            for index, each in enumerate(answers)
+            replace(each, **{field: gathered[index % world_size][index // world_size]})
+            for index, each in enumerate(completions)
         ]
 
 
-def uncompiled(compiled: bool) -> contextlib.AbstractContextManager[Any]:
-    """Without compiled blocks: they would be compiled anew for every length of the cache."""
-    if not compiled:
+def suspend_compilation(is_compiled: bool) -> contextlib.AbstractContextManager[Any]:
+    """Run compiled blocks uncompiled: each length of the KV cache would compile them again."""
+    if not is_compiled:
         return contextlib.nullcontext()
     stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
-
-
-def _is_first() -> bool:
-    return bool(dist.get_rank() == 0)

@@ -49,7 +49,7 @@ class UnpairedPreferenceBatch(ObjectiveBatch):
     kl: KLEstimate
     """Shared by all micro-batches of a global batch."""
     scales: tuple[float, float]
-    """Completions of the global batch divided by the desirable ones, and by the undesirable ones."""
+    """Completions of the global batch per desirable one, and per undesirable one."""
 
 
 class UnpairedPreferenceStore:

@@ -1,4 +1,7 @@
-"""ORPO: likelihood of the chosen answer, and its odds against the rejected one; no reference."""
+"""ORPO: the likelihood of the chosen completion, and its odds against the rejected one.
+
+It needs no reference model.
+"""
 
 from typing import Any
 
@@ -7,59 +10,59 @@ from finetune_api import finetunejob
 from torch.nn.functional import logsigmoid
 
 from finetune_trainer.objectives import preference_pairs
-from finetune_trainer.objectives.base import Losses, ObjectiveContext
-from finetune_trainer.objectives.preference_pairs import PairBatch, PairObjective
-from finetune_trainer.objectives.sequence_logprobs import RowLikelihood
+from finetune_trainer.objectives.base import LossTerms, ObjectiveContext
+from finetune_trainer.objectives.preference_pairs import PairwiseObjective, PreferenceBatch
+from finetune_trainer.objectives.sequence_logprobs import SequenceLogpsHook
 
-SUREST = -1e-6
-"""Largest mean log-probability whose odds are computed; those of certainty are infinite."""
+MAX_MEAN_LOGP = -1e-6
+"""Mean logps are clamped to it before odds are computed: the odds of certainty are infinite."""
 
 
-class ORPOObjective(PairObjective):
+class ORPOObjective(PairwiseObjective):
     """Mean loss of the pairs of the global batch."""
 
-    MEASURES: tuple[str, ...] = (
-        *preference_pairs.MEASURES,
+    METRICS: tuple[str, ...] = (
+        *preference_pairs.METRICS,
         "nll_loss",
         "log_odds_chosen",
         "log_odds_ratio",
     )
 
-    def __init__(self, model: Any, setting: ObjectiveContext) -> None:
-        super().__init__(setting)
-        self._settings = setting.spec.orpo or finetunejob.ORPO()
-        self._likelihood = RowLikelihood(model, setting.device)
+    def __init__(self, model: Any, context: ObjectiveContext) -> None:
+        super().__init__(context)
+        self._settings = context.spec.orpo or finetunejob.ORPO()
+        self._compute_logps = SequenceLogpsHook(model, context.device)
 
-    def losses(self, model: Any, batch: PairBatch) -> Losses:
+    def compute_losses(self, model: Any, micro_batch: PreferenceBatch) -> LossTerms:
         """One loss for every pair."""
-        seen = self._likelihood(model, batch.rows, 2 * len(batch.reference))
-        means = per_token(seen.logps.view(-1, 2), seen.tokens.view(-1, 2))
-        odds = log_odds_ratios(means)
-        more = [(-means[:, 0]).sum(), odds.sum(), logsigmoid(odds).sum()]
-        usual = preference_pairs.pair_measures(self._settings.beta * means, means)
-        self._tally.add(torch.cat([usual, torch.stack(more).detach().double()]))
-        return Losses(orpo_losses(self._settings, means))
+        sequences = 2 * len(micro_batch.reference_logps)
+        computed = self._compute_logps(model, micro_batch.micro_batch, sequences)
+        mean_logps = average_logps(computed.logps.view(-1, 2), computed.tokens.view(-1, 2))
+        odds = log_odds_ratios(mean_logps)
+        of_pairs = preference_pairs.sum_pair_metrics(self._settings.beta * mean_logps, mean_logps)
+        of_odds = [(-mean_logps[:, 0]).sum(), odds.sum(), logsigmoid(odds).sum()]
+        self._metric_sums.add(torch.cat([of_pairs, torch.stack(of_odds).detach().double()]))
+        return LossTerms(orpo_losses(self._settings, mean_logps))
 
-    def remove(self) -> None:
-        """Give the model its ordinary output head back."""
-        self._likelihood.remove()
+    def detach_from_model(self) -> None:
+        self._compute_logps.detach_from_model()
 
 
-def per_token(logps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Mean log-probability of the tokens of each answer."""
+def average_logps(logps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Mean logp of the tokens of each completion, from the sum and the number of tokens."""
     return logps / tokens.clamp(min=1)
 
 
-def log_odds_ratios(means: torch.Tensor) -> torch.Tensor:
+def log_odds_ratios(mean_logps: torch.Tensor) -> torch.Tensor:
     """log(odds of chosen / odds of rejected) [pairs], odds = p / (1 - p) with p the geometric mean
-    of the tokens' probabilities; `means` is [pairs, 2] (Hong et al. 2024, arXiv 2403.07691, eq. 3
-    and 4)."""
-    sure = means.clamp(max=SUREST)
-    log_odds = sure - torch.log(-torch.expm1(sure))
+    of the tokens' probabilities; `mean_logps` is [pairs, 2] (Hong et al. 2024, arXiv 2403.07691,
+    eq. 3 and 4)."""
+    clamped = mean_logps.clamp(max=MAX_MEAN_LOGP)
+    log_odds = clamped - torch.log(-torch.expm1(clamped))
     return log_odds[:, 0] - log_odds[:, 1]
 
 
-def orpo_losses(settings: finetunejob.ORPO, means: torch.Tensor) -> torch.Tensor:
+def orpo_losses(settings: finetunejob.ORPO, mean_logps: torch.Tensor) -> torch.Tensor:
     """Loss of each pair [pairs]: -log p(chosen) per token - beta log s(log odds ratio) (Hong et al.
-    2024, eq. 6 and 7)."""
-    return -means[:, 0] - settings.beta * logsigmoid(log_odds_ratios(means))
+    2024, eq. 6 and 7). `mean_logps` is [pairs, 2]."""
+    return -mean_logps[:, 0] - settings.beta * logsigmoid(log_odds_ratios(mean_logps))

@@ -29,9 +29,7 @@ class CompletionBatch(ObjectiveBatch):
     reference_logps: torch.Tensor | None
 
 
-def collate_completions(
-    completions: Sequence[SampledCompletion], flatten: bool
-) -> CompletionBatch:
+def collate_completions(completions: Sequence[SampledCompletion], flatten: bool) -> CompletionBatch:
     """Completions as one micro-batch; no completions give one token that is not trained on."""
 
     def concatenate(parts: Sequence[Floats | None]) -> torch.Tensor | None:
@@ -98,9 +96,7 @@ def average_losses(
     return losses
 
 
-def sum_token_metrics(
-    computed: TokenLogps, batch: CompletionBatch, epsilon: float
-) -> torch.Tensor:
+def sum_token_metrics(computed: TokenLogps, batch: CompletionBatch, epsilon: float) -> torch.Tensor:
     """Sums of TOKEN_METRICS over tokens, float64 [4]."""
     logps = computed.logps.detach()
     ratio, advantages = _probability_ratio(logps, batch), batch.advantages.to(logps.device)

@@ -52,7 +52,9 @@ def load_or_compute_reference_logps(
     size = max(indices, default=-1) + 1
     logps = np.full(size, np.nan, dtype=np.float32)
     is_stored = dist.get_rank() == 0 and path.is_file()
-    stored: Logps | None = collectives.broadcast_from_rank_zero(np.load(path) if is_stored else None)
+    stored: Logps | None = collectives.broadcast_from_rank_zero(
+        np.load(path) if is_stored else None
+    )
     if stored is not None:
         logps[: len(stored)] = stored[:size]
     # Longest first: if the model runs out of memory, it does so at once.

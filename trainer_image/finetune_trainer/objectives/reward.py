@@ -1,7 +1,7 @@
-"""Reward: a number for a conversation, larger for the chosen answer than for the rejected one.
+"""Reward: a score for a conversation, larger with the chosen completion than with the rejected one.
 
-The model is a sequence classifier with one output, read at the last token that is not padding, by
-the rule of transformers, so that whoever loads the exported folder gets the scores of training.
+The model is a sequence classifier with one output. As in transformers, the score is the output at
+the last token that is not padding, so an exported folder gives every user the scores of training.
 """
 
 from collections.abc import Sequence
@@ -14,63 +14,64 @@ from finetune_api import finetunejob
 from torch.nn.functional import logsigmoid
 
 from finetune_trainer.data.token_store import PackedSequence
-from finetune_trainer.objectives.base import Losses, ObjectiveContext
-from finetune_trainer.objectives.preference_pairs import Pair, PairObjective
+from finetune_trainer.objectives.base import LossTerms, ObjectiveContext
+from finetune_trainer.objectives.preference_pairs import PairwiseObjective, PreferencePair
 
 
 @dataclass(frozen=True)
 class ScoreBatch:
-    """The rows of one forward pass."""
+    """The sequences of one forward pass."""
 
     input_ids: torch.Tensor
-    """int64 [rows, length], padded on the right."""
-    rows: int
-    """0 where one padding token stands for no rows at all."""
+    """int64 [batch, length], padded on the right."""
+    sequences: int
+    """0 if the batch is one padding token in place of no sequences."""
     tokens: int
     """Tokens without padding."""
-    lengths: torch.Tensor
-    """int64 [rows, length]: length of the row that a position belongs to; 0 for padding."""
+    sample_lengths: torch.Tensor
+    """int64 [batch, length]: length of the sequence that a position belongs to; 0 for padding."""
 
 
-class RewardObjective(PairObjective):
+class RewardObjective(PairwiseObjective):
     """Mean loss of the pairs of the global batch."""
 
-    MEASURES: tuple[str, ...] = ("accuracy", "margin", "mean_reward")
+    METRICS: tuple[str, ...] = ("accuracy", "margin", "mean_reward")
 
-    def __init__(self, model: Any, setting: ObjectiveContext) -> None:
-        super().__init__(setting)
-        self._settings = setting.spec.reward or finetunejob.Reward()
+    def __init__(self, model: Any, context: ObjectiveContext) -> None:
+        super().__init__(context)
+        self._settings = context.spec.reward or finetunejob.Reward()
         self._pad = int(model.config.pad_token_id)
 
-    def _collate(self, pairs: Sequence[Pair]) -> ScoreBatch:
-        return collate_scored([row for p in pairs for row in (p.chosen, p.rejected)], self._pad)
+    def _collate(self, pairs: Sequence[PreferencePair]) -> ScoreBatch:
+        return collate_scores([each for p in pairs for each in (p.chosen, p.rejected)], self._pad)
 
-    def losses(self, model: Any, batch: ScoreBatch) -> Losses:
+    def compute_losses(self, model: Any, micro_batch: ScoreBatch) -> LossTerms:
         """One loss for every pair."""
-        scores = scores_of(model, batch, self._setting.device).view(-1, 2)
-        self._tally.add(score_measures(scores))
-        return Losses(reward_losses(self._settings, scores))
+        scores = compute_scores(model, micro_batch, self._context.device).view(-1, 2)
+        self._metric_sums.add(sum_score_metrics(scores))
+        return LossTerms(reward_losses(self._settings, scores))
 
-    def remove(self) -> None:
-        """Nothing was changed."""
+    def detach_from_model(self) -> None:
+        """The model has no hooks."""
 
 
-def collate_scored(rows: Sequence[PackedSequence], pad: int) -> ScoreBatch:
-    """Rows side by side; causal attention sees no padding to its right."""
-    longest = max((len(row.input_ids) for row in rows), default=1)
-    ids = np.full((max(1, len(rows)), longest), pad, dtype=np.int64)
+def collate_scores(sequences: Sequence[PackedSequence], pad: int) -> ScoreBatch:
+    """Sequences as the rows of a batch; causal attention does not see the padding to the right."""
+    longest = max((len(sequence.input_ids) for sequence in sequences), default=1)
+    ids = np.full((max(1, len(sequences)), longest), pad, dtype=np.int64)
     lengths = np.zeros(ids.shape, dtype=np.int64)
-    for line, within, row in zip(ids, lengths, rows, strict=False):
-        line[: len(row.input_ids)] = row.input_ids
-        within[: len(row.input_ids)] = len(row.input_ids)
-    tokens = sum(len(row.input_ids) for row in rows)
-    return ScoreBatch(torch.from_numpy(ids), len(rows), tokens, torch.from_numpy(lengths))
+    for index, sequence in enumerate(sequences):
+        length = len(sequence.input_ids)
+        ids[index, :length] = sequence.input_ids
+        lengths[index, :length] = length
+    tokens = sum(len(sequence.input_ids) for sequence in sequences)
+    return ScoreBatch(torch.from_numpy(ids), len(sequences), tokens, torch.from_numpy(lengths))
 
 
-def scores_of(model: Any, batch: ScoreBatch, device: Any) -> torch.Tensor:
-    """fp32 [rows]; `model` is a sequence classifier with one output, or what wraps it."""
-    logits = model(input_ids=batch.input_ids.to(device), use_cache=False).logits
-    scores: torch.Tensor = logits.float()[: batch.rows, 0]
+def compute_scores(model: Any, micro_batch: ScoreBatch, device: Any) -> torch.Tensor:
+    """fp32 [sequences]; `model` is a sequence classifier with one output, or what wraps it."""
+    logits = model(input_ids=micro_batch.input_ids.to(device), use_cache=False).logits
+    scores: torch.Tensor = logits.float()[: micro_batch.sequences, 0]
     return scores
 
 
@@ -82,8 +83,8 @@ def reward_losses(settings: finetunejob.Reward, scores: torch.Tensor) -> torch.T
     return -logsigmoid(chosen - rejected) + settings.centering * (chosen + rejected) ** 2
 
 
-def score_measures(scores: torch.Tensor) -> torch.Tensor:
-    """Sums of RewardModel.MEASURES, float64 [3]."""
+def sum_score_metrics(scores: torch.Tensor) -> torch.Tensor:
+    """Sums of RewardObjective.METRICS, float64 [3]; `scores` is [pairs, 2]."""
     scores = scores.detach().double()
     margins = scores[:, 0] - scores[:, 1]
     return torch.stack([(margins > 0).double().sum(), margins.sum(), scores.mean(-1).sum()])

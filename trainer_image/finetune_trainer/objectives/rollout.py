@@ -1,7 +1,8 @@
-"""The answers that some optimizer steps learn from, and how good each is within its group.
+"""A rollout: the sampled completions that some optimizer steps learn from, with their advantages.
 
-Where several steps use the same answers, a run that was stopped between them cannot sample them
-again, because the policy has moved on. So they are kept in the job's folder until their last step.
+If several steps learn from the same completions, a run that was stopped between them cannot sample
+them again, because the policy has changed since. So rollouts are stored in the job's folder until
+their last step.
 """
 
 import io
@@ -18,147 +19,157 @@ from finetune_trainer.data.token_store import IGNORED, PackedSequence
 from finetune_trainer.runtime.fencing import Attempt
 
 Floats: TypeAlias = NDArray[np.float32]
-SMALLEST_DEVIATION = 1e-4
+STD_EPSILON = 1e-4
 """Added to a group's standard deviation, so that equal rewards give no advantage."""
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """An answer to a prompt."""
+class SampledCompletion:
+    """A completion of a prompt, with p prompt tokens and c completion tokens."""
 
-    prompt: NDArray[np.int32]
-    answer: NDArray[np.int32]
-    """With the token that ended it."""
-    ended: bool
+    prompt_ids: NDArray[np.int32]
+    """int32 [p]."""
+    completion_ids: NDArray[np.int32]
+    """int32 [c], with the token that ended it."""
+    has_ended: bool
+    """Whether the policy ended it; false if it was cut at the longest length allowed."""
     rewards: tuple[float, ...]
-    """One for each reward."""
+    """One for each reward function."""
     advantage: float = 0.0
-    old: Floats | None = None
-    """log p of the answer's tokens under the policy that sampled them; absent where a single step
-    uses the answer, which then is that policy."""
-    reference: Floats | None = None
-    """log p of the answer's tokens under the base model; absent where it is not asked for."""
+    old_logps: Floats | None = None
+    """fp32 [c]: under the policy that sampled the completion; None if a single step learns from it,
+    because the policy of that step is the same."""
+    reference_logps: Floats | None = None
+    """fp32 [c]: under the base model; None if the loss has no KL term."""
 
     @property
     def tokens(self) -> int:
-        """Of prompt and answer."""
-        return len(self.prompt) + len(self.answer)
+        """Of prompt and completion."""
+        return len(self.prompt_ids) + len(self.completion_ids)
 
-    def row(self) -> PackedSequence:
-        """As one training sequence in which the answer is learnt."""
-        ids = np.concatenate([self.prompt, self.answer])
-        labels = np.concatenate([np.full_like(self.prompt, IGNORED), self.answer])
+    def sequence(self) -> PackedSequence:
+        """As a training sequence whose labels are the completion."""
+        ids = np.concatenate([self.prompt_ids, self.completion_ids])
+        labels = np.concatenate([np.full_like(self.prompt_ids, IGNORED), self.completion_ids])
         return PackedSequence(ids, labels, np.arange(len(ids), dtype=np.int32))
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Everything that was sampled at one step."""
+    """The completions of all ranks that were sampled at one step."""
 
     step: int
     """The first step that learns from it."""
-    answers: list[Sampled]
+    completions: list[SampledCompletion]
     """Longest first."""
-    measures: dict[str, float]
+    metrics: dict[str, float]
 
 
-def advantages(rewards: Sequence[float], generations: int, scale: bool) -> NDArray[np.float64]:
-    """How much better each answer is than the mean of its group (Shao et al. 2024, arXiv
-    2402.03300, section 4.1.2), divided by the group's standard deviation where `scale`.
+def compute_advantages(
+    rewards: Sequence[float], generations: int, scale: bool
+) -> NDArray[np.float64]:
+    """Reward of each completion minus the mean of its group, float64 [completions] (Shao et al.
+    2024, arXiv 2402.03300, section 4.1.2); with `scale` divided by the group's standard deviation.
 
-    Groups are `generations` answers in a row; the deviation is the unbiased one, as in TRL.
+    A group is `generations` consecutive completions; the deviation is the unbiased one, as in TRL.
     """
     groups = np.asarray(rewards, dtype=np.float64).reshape(-1, generations)
     centred = groups - groups.mean(1, keepdims=True)
     if scale:
-        centred = centred / (groups.std(1, ddof=1, keepdims=True) + SMALLEST_DEVIATION)
+        centred = centred / (groups.std(1, ddof=1, keepdims=True) + STD_EPSILON)
     return np.asarray(centred.reshape(-1))
 
 
-def measures_of(
-    answers: Sequence[Sampled], totals: Sequence[float], names: Sequence[str], generations: int
+def compute_metrics(
+    completions: Sequence[SampledCompletion],
+    total_rewards: Sequence[float],
+    names: Sequence[str],
+    generations: int,
 ) -> dict[str, float]:
-    """What TRL tells of sampled answers, by its names; answers of a group stand in a row."""
-    groups = np.asarray(totals).reshape(-1, generations)
+    """TRL's metrics of sampled completions, by its names; groups are consecutive completions."""
+    groups = np.asarray(total_rewards).reshape(-1, generations)
     deviations = groups.std(1, ddof=1)
-    columns = np.asarray([answer.rewards for answer in answers]).T
+    columns = np.asarray([each.rewards for each in completions]).T
     return {
         "reward": float(groups.mean()),
         "reward_std": float(deviations.mean()),
         "frac_reward_zero_std": float((deviations < 1e-9).mean()),
-        "completions/mean_length": float(np.mean([len(each.answer) for each in answers])),
-        "completions/clipped_ratio": float(np.mean([not each.ended for each in answers])),
+        "completions/mean_length": float(np.mean([len(c.completion_ids) for c in completions])),
+        "completions/clipped_ratio": float(np.mean([not c.has_ended for c in completions])),
         **{f"rewards/{name}/mean": float(c.mean()) for name, c in zip(names, columns, strict=True)},
     }
 
 
-def path_of(job: Path, attempt: int, step: int) -> Path:
-    """Where an attempt keeps a rollout."""
+def rollout_path(job: Path, attempt: int, step: int) -> Path:
     return job / "rollouts" / str(attempt) / f"step-{step:08d}.npz"
 
 
-def save(rollout: Rollout, attempt: Attempt, updates: int) -> None:
-    """Keep a rollout, and drop those of this attempt that nothing resumes within any more."""
+def save_rollout(rollout: Rollout, attempt: Attempt, updates: int) -> None:
+    """Store a rollout, and remove those of this attempt that no checkpoint resumes within."""
     job, number = attempt.job, attempt.number
-    path = path_of(job, number, rollout.step)
+    path = rollout_path(job, number, rollout.step)
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    np.savez(buffer, **_arrays(rollout))
+    np.savez(buffer, **_to_arrays(rollout))
     attempt.publish_file(path, buffer.getvalue())
     saved = [int(each.name[5:13]) for each in (job / "checkpoints").glob("*/step-????????")]
-    needed = {path_of(job, number, step - step % updates + 1) for step in saved}
-    # A checkpoint within the rollout before this one may be on its way.
+    needed = {rollout_path(job, number, step - step % updates + 1) for step in saved}
+    # The last two stay: a checkpoint within the rollout before this one may still be in progress.
     for other in sorted(path.parent.glob("step-*.npz"))[:-2]:
         if other not in needed:
             other.unlink()
 
 
-def find(job: Path, attempt: int, step: int) -> Rollout | None:
-    """The rollout that begins with `step`, as this or the newest earlier attempt kept it."""
+def load_rollout(job: Path, attempt: int, step: int) -> Rollout | None:
+    """The rollout whose first step is `step`, as this or the latest earlier attempt stored it."""
     for number in range(attempt, 0, -1):
-        path = path_of(job, number, step)
+        path = rollout_path(job, number, step)
         if path.is_file():
             with np.load(path) as arrays:
-                return _rollout(step, arrays)
+                return _from_arrays(step, arrays)
     return None
 
 
-def _arrays(rollout: Rollout) -> dict[str, NDArray[Any]]:
-    answers = rollout.answers
+def _to_arrays(rollout: Rollout) -> dict[str, NDArray[Any]]:
+    completions = rollout.completions
     columns: dict[str, NDArray[Any]] = {
-        "prompt_lengths": np.asarray([len(each.prompt) for each in answers]),
-        "answer_lengths": np.asarray([len(each.answer) for each in answers]),
-        "prompts": np.concatenate([each.prompt for each in answers]),
-        "answers": np.concatenate([each.answer for each in answers]),
-        "ended": np.asarray([each.ended for each in answers]),
-        "rewards": np.asarray([each.rewards for each in answers], dtype=np.float64),
-        "advantages": np.asarray([each.advantage for each in answers], dtype=np.float64),
-        "measures": np.asarray(json.dumps(rollout.measures)),
+        "prompt_lengths": np.asarray([len(each.prompt_ids) for each in completions]),
+        "answer_lengths": np.asarray([len(each.completion_ids) for each in completions]),
+        "prompts": np.concatenate([each.prompt_ids for each in completions]),
+        "answers": np.concatenate([each.completion_ids for each in completions]),
+        "ended": np.asarray([each.has_ended for each in completions]),
+        "rewards": np.asarray([each.rewards for each in completions], dtype=np.float64),
+        "advantages": np.asarray([each.advantage for each in completions], dtype=np.float64),
+        "measures": np.asarray(json.dumps(rollout.metrics)),
     }
-    for name in ("old", "reference"):
-        parts = [getattr(each, name) for each in answers]
-        if all(part is not None for part in parts):
-            columns[name] = np.concatenate(parts)
+    logps = {
+        "old": [each.old_logps for each in completions],
+        "reference": [each.reference_logps for each in completions],
+    }
+    for name, parts in logps.items():
+        present = [part for part in parts if part is not None]
+        if len(present) == len(parts):
+            columns[name] = np.concatenate(present)
     return columns
 
 
-def _rollout(step: int, arrays: Mapping[str, NDArray[Any]]) -> Rollout:
+def _from_arrays(step: int, arrays: Mapping[str, NDArray[Any]]) -> Rollout:
     count = len(arrays["ended"])
     borders = {
         side: np.cumsum(arrays[f"{side}_lengths"])[:-1].tolist() for side in ("prompt", "answer")
     }
 
-    def parts(name: str, side: str) -> list[Any]:
+    def split(name: str, side: str) -> list[Any]:
         return np.split(arrays[name], borders[side]) if name in arrays else [None] * count
 
     columns = (
-        parts("prompts", "prompt"),
-        parts("answers", "answer"),
+        split("prompts", "prompt"),
+        split("answers", "answer"),
         arrays["ended"].tolist(),
         [tuple(each) for each in arrays["rewards"].tolist()],
         arrays["advantages"].tolist(),
-        parts("old", "answer"),
-        parts("reference", "answer"),
+        split("old", "answer"),
+        split("reference", "answer"),
     )
-    answers = [Sampled(*each) for each in zip(*columns, strict=True)]
-    return Rollout(step, answers, json.loads(str(arrays["measures"])))
+    completions = [SampledCompletion(*each) for each in zip(*columns, strict=True)]
+    return Rollout(step, completions, json.loads(str(arrays["measures"])))

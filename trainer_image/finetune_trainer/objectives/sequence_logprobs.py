@@ -1,7 +1,6 @@
-"""How likely a model finds whole answers: the sum of the log-probabilities of a row's answer.
+"""Log-probabilities of whole completions: the sum of the logps of a sequence's trained tokens.
 
-The same hook on the output head as in language modelling, so it works inside any wrapper. What is
-only looked at, and not learnt from, is looked at without dropout and without gradients.
+The hook on the output head is that of SFT, so it works inside every wrapper.
 """
 
 import contextlib
@@ -12,44 +11,47 @@ from typing import Any
 import torch
 
 from finetune_trainer.objectives.collate import MicroBatch
-from finetune_trainer.objectives.sft import AnswerLoss
+from finetune_trainer.objectives.sft import OutputHeadLoss
 from finetune_trainer.strategies import TrainingStrategy
 
 
 @dataclass(frozen=True)
-class Likelihood:
-    """Of the rows of one forward pass."""
+class SequenceLogps:
+    """The completions of one forward pass."""
 
     logps: torch.Tensor
-    """fp32 [rows]: log p(answer | prompt) in nats."""
+    """fp32 [sequences]: log p(completion | prompt) in nats."""
     tokens: torch.Tensor
-    """fp32 [rows]: tokens of each answer."""
+    """fp32 [sequences]: tokens of each completion."""
 
 
-class RowLikelihood:
-    """Log-probabilities of the rows of a batch, none of them packed. Call `remove` when done."""
+class SequenceLogpsHook:
+    """Hooks the output head of a model, and computes the logps of sequences of one sample each.
+
+    Call `detach_from_model` when done.
+    """
 
     def __init__(self, model: Any, device: torch.device) -> None:
         """`model` is a causal language model of transformers, with or without adapters."""
-        self._loss = AnswerLoss(model)
+        self._loss = OutputHeadLoss(model)
         self._device = device
 
-    def __call__(self, model: Any, batch: MicroBatch, rows: int) -> Likelihood:
-        """`model` is the hooked model or what wraps it; `rows` may be 0."""
-        losses = self._loss(model, batch, self._device)
-        owners = batch.owners.to(losses.device, non_blocking=True)
-        logps = torch.zeros(rows, device=losses.device).index_add(0, owners, -losses)
-        # Counted on the host: a device would be waited for.
-        tokens = torch.bincount(batch.owners, minlength=rows)[:rows]
-        return Likelihood(logps, tokens.to(logps, non_blocking=True))
+    def __call__(self, model: Any, micro_batch: MicroBatch, sequences: int) -> SequenceLogps:
+        """`model` is the hooked model or what wraps it; `sequences`, the number of sequences in the
+        micro-batch, may be 0."""
+        losses = self._loss(model, micro_batch, self._device)
+        index = micro_batch.sequence_index.to(losses.device, non_blocking=True)
+        logps = torch.zeros(sequences, device=losses.device).index_add(0, index, -losses)
+        # Counted on the CPU: on a GPU, bincount would wait for the forward pass.
+        tokens = torch.bincount(micro_batch.sequence_index, minlength=sequences)[:sequences]
+        return SequenceLogps(logps, tokens.to(logps, non_blocking=True))
 
-    def remove(self) -> None:
-        """Give the model its ordinary output head back."""
-        self._loss.remove()
+    def detach_from_model(self) -> None:
+        self._loss.detach_from_model()
 
 
 @contextlib.contextmanager
-def at_rest(model: Any) -> Iterator[None]:
+def evaluation_mode(model: Any) -> Iterator[None]:
     """No dropout and no gradients; `model` is what is called for the forward pass."""
     was_training = model.training
     model.eval()
@@ -61,11 +63,13 @@ def at_rest(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def untrained(engine: TrainingStrategy, prefix: bool) -> Iterator[Any]:
-    """The engine's model as the base model; nothing may have been trained yet.
+def untrained_model(strategy: TrainingStrategy, has_prefix: bool) -> Iterator[Any]:
+    """The wrapped model as the base model, in evaluation mode; nothing may be trained yet.
 
-    Adapters change nothing before they are trained; a prefix does, so it is taken off.
+    Untrained adapters change nothing. An untrained prefix does, so it is disabled.
     """
-    off = engine.bare.disable_adapter() if prefix else contextlib.nullcontext()
-    with engine.accumulate(last=False), at_rest(engine.model), off:
-        yield engine.model
+    disabled = (
+        strategy.unwrapped_model.disable_adapter() if has_prefix else contextlib.nullcontext()
+    )
+    with strategy.accumulate(is_last=False), evaluation_mode(strategy.model), disabled:
+        yield strategy.model
