@@ -2,7 +2,7 @@
 
 Everything here is data: pydantic models with a docstring on every field. The CRDs, their
 defaults and the API reference are generated from these models, so a field is described once.
-This package imports nothing else of ours and never does I/O.
+This package imports neither the operator nor the trainer, and only `crd` does I/O.
 """
 
 GROUP = "finetune.dev"

@@ -1,8 +1,8 @@
-"""AcceleratorProfile: what a pool of nodes is, written once by the platform team.
+"""AcceleratorProfile: a pool of nodes as the platform team describes it.
 
-A FineTuneJob names a profile, or none: then the profile marked `default` is used. The planner
-reads the sizes to choose nodes, devices and a parallel strategy; the builders copy the
-scheduling fields into the pods. Nothing here can be set by the author of a job.
+A FineTuneJob names a profile; without one the operator takes the profile that is marked `default`.
+The planner reads the sizes to choose nodes, devices and a parallel strategy; the operator copies
+the scheduling fields into the pods. The author of a job can set none of this.
 """
 
 from typing import Annotated, Literal
@@ -11,45 +11,45 @@ from pydantic import Field, StringConstraints
 
 from finetune_api.base import (
     RESOURCE_PATTERN,
-    KeysWorded,
+    CheckedKeys,
     LabelKey,
     LabelValue,
     ObjectName,
+    PatternMessage,
     Quantity,
     SpecModel,
     WireModel,
-    Worded,
     cel,
-    keyed_by,
-    validations,
+    list_map_key,
+    validation_config,
 )
 
 EnvName = Annotated[
     str,
     StringConstraints(pattern=r"^(NCCL|GLOO|UCX|FI|OMP|KMP|VLLM|TORCH)_[A-Z0-9_]+$", max_length=64),
-    Worded("must begin with NCCL_, GLOO_, UCX_, FI_, OMP_, KMP_, VLLM_ or TORCH_"),
+    PatternMessage("must begin with NCCL_, GLOO_, UCX_, FI_, OMP_, KMP_, VLLM_ or TORCH_"),
 ]
 
 ResourceName = Annotated[
     str,
     StringConstraints(pattern=RESOURCE_PATTERN, max_length=253),
-    Worded("must be the name of an extended resource, such as nvidia.com/gpu"),
+    PatternMessage("must be the name of an extended resource, such as nvidia.com/gpu"),
 ]
 IMAGE_PATTERN = r"^[!-~]+$"
 
 
 class Toleration(SpecModel):
-    """A toleration that every pod on this pool carries."""
+    """A toleration of every pod on this pool."""
 
-    model_config = validations(
+    model_config = validation_config(
         cel(
             "self.operator == 'Equal' || !has(self.value)",
-            "value is only for operator Equal",
+            "value is only for operator Equal; leave value out, or set operator to Equal",
             ".value",
         ),
         cel(
             "self.operator == 'Exists' || has(self.key)",
-            "operator Equal needs a key",
+            "operator Equal needs a key; set key, or set operator to Exists",
             ".key",
         ),
     )
@@ -57,9 +57,9 @@ class Toleration(SpecModel):
     key: LabelKey | None = None
     """Taint key; absent with operator Exists tolerates every taint."""
     operator: Literal["Exists", "Equal"] = "Equal"
-    """How the value is compared."""
+    """Equal tolerates a taint with this key and value, Exists one with this key and any value."""
     value: LabelValue | None = None
-    """Taint value, for operator Equal."""
+    """Taint value, only for operator Equal."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Taint effect; absent means every effect."""
 
@@ -68,62 +68,63 @@ class EnvVar(SpecModel):
     """An environment variable for communication or runtime libraries."""
 
     name: EnvName
-    """Name; only NCCL_, GLOO_, UCX_, FI_, OMP_, KMP_, VLLM_ and TORCH_ are allowed."""
+    """Name of the variable, with the prefix NCCL_, GLOO_, UCX_, FI_, OMP_, KMP_, VLLM_ or
+    TORCH_."""
     value: Annotated[str, StringConstraints(max_length=1024)]
-    """Value."""
+    """Value of the variable."""
 
 
 class ServingDefaults(SpecModel):
     """How vLLM runs on this pool."""
 
     image: Annotated[str, StringConstraints(pattern=IMAGE_PATTERN, max_length=512)] | None = None
-    """vLLM image for this pool; absent means the operator's own pinned one."""
+    """vLLM image for this pool; absent means the image that the operator was installed with."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Weights and activations of the served model."""
+    """Number format of the served model's weights and activations, vLLM's --dtype."""
     max_model_len: int | None = Field(default=None, ge=64, le=1048576)
-    """Context length in tokens that is served; absent means the model's own, or as much of it as
-    fits into the memory."""
+    """Served context length in tokens; absent means the model's own, or as much of it as fits into
+    the memory."""
     args: list[Annotated[str, StringConstraints(max_length=256)]] = Field(
         default_factory=list, max_length=32
     )
-    """Further vLLM server arguments, one per item."""
+    """Further arguments of the vLLM server, one in each item."""
 
 
 class AcceleratorProfileSpec(SpecModel):
     """Sizes and scheduling of one pool of nodes."""
 
     default: bool = False
-    """Used by jobs that name no profile. At most one profile should say so."""
-    node_selector: Annotated[dict[LabelKey, LabelValue], KeysWorded()] = Field(
+    """Whether jobs and endpoints that name no profile use this one. Mark at most one profile."""
+    node_selector: Annotated[dict[LabelKey, LabelValue], CheckedKeys()] = Field(
         default_factory=dict, max_length=16
     )
-    """Labels that the nodes of this pool carry."""
+    """Labels of the nodes in this pool, which become the pods' nodeSelector."""
     tolerations: list[Toleration] = Field(default_factory=list, max_length=16)
     """Tolerations that pods need to run on this pool."""
     resource_name: ResourceName | None = None
-    """Extended resource of one device, for example nvidia.com/gpu; absent means CPU only."""
+    """Extended resource of one device, for example nvidia.com/gpu; absent means a CPU pool."""
     devices_per_node: int = Field(default=1, ge=1, le=64)
-    """Devices on each node; on a CPU pool, training processes per node."""
+    """Devices on each node; on a CPU pool, training processes on each node."""
     max_nodes: int = Field(default=1, ge=1, le=1024)
-    """Most nodes that one job may take when it does not say how many it wants."""
+    """Maximum number of nodes for a job that does not set compute.nodes."""
     memory_per_device: Quantity
     """Memory of one device, for example 80Gi; on a CPU pool, memory of one process."""
     peak_flops_per_device: float | None = Field(default=None, gt=0, le=1e18)
-    """Dense bf16 FLOP/s of one device, without sparsity, for model FLOP/s utilisation; for example
-    9.89e14 of an H100 SXM."""
+    """Peak dense bf16 FLOP/s of one device, without sparsity, from which model FLOP/s utilisation
+    is computed; for example 9.89e14 for an H100 SXM."""
     cpu_per_device: Quantity = "4"
     """CPU requested for each device."""
     host_memory_per_device: Quantity = "16Gi"
-    """Host memory requested for each device, on an accelerator pool its limit too. It holds a copy
-    of what a checkpoint saves (with AdamW 12 bytes for each trained weight, divided among the
+    """Host memory requested for each device; on an accelerator pool it is the limit too. It holds a
+    copy of what a checkpoint saves (with AdamW 12 bytes for each trained weight, divided among the
     devices) and what is offloaded; with FSDP the first pod loads the whole model into it."""
     shared_memory: Quantity = "1Gi"
-    """Size of /dev/shm, which NCCL and vLLM need."""
+    """Size of /dev/shm, which NCCL and vLLM use."""
     collective_timeout_seconds: int | None = Field(default=None, ge=60, le=3600)
-    """Longest wait of one training process for another, after which the attempt is replaced; a
-    process that stands still is named after a tenth of it. Absent means 15 minutes."""
+    """Seconds that a training process waits for another before the operator replaces the attempt;
+    a process without progress is reported after a tenth of it. Absent means 15 minutes."""
     env: list[EnvVar] = Field(
-        default_factory=list, max_length=32, json_schema_extra=keyed_by("name")
+        default_factory=list, max_length=32, json_schema_extra=list_map_key("name")
     )
     """Environment of training and serving pods on this pool (NCCL settings of the network)."""
     serving: ServingDefaults = Field(default_factory=ServingDefaults)
@@ -131,7 +132,7 @@ class AcceleratorProfileSpec(SpecModel):
 
 
 class AcceleratorProfile(WireModel):
-    """A pool of nodes as the platform team describes it."""
+    """An AcceleratorProfile with its name."""
 
     name: ObjectName
     """metadata.name."""

@@ -1,8 +1,8 @@
-"""What all resource models share: camelCase on the wire, docstrings as descriptions.
+"""Base classes and field types of all models: camelCase on the wire, docstrings as descriptions.
 
-`SpecModel` is for what users write: an unknown field is an error. `StatusModel` is for what we
-write and read back, possibly across versions of ourselves: an unknown field is ignored, so that
-an older operator can still read the status or stage result of a newer one.
+`SpecModel` is for what users write: an unknown field is an error. `StatusModel` is for what the
+operator and the trainer write and read back: an unknown field is ignored, so that an older operator
+can read the status or stage result of a newer one.
 """
 
 from collections.abc import Mapping
@@ -32,9 +32,9 @@ LABEL_KEY_PATTERN = rf"^({SUBDOMAIN}/)?{_NAME}$"
 LABEL_VALUE_PATTERN = rf"^({_NAME})?$"
 RESOURCE_PATTERN = rf"^{SUBDOMAIN}/{_NAME}$"
 NOT_SPACE = r"[^\x00-\x20\x7f]"
-"""What `\\s` excludes in Go and in Rust is not the same."""
+"""Spelled out, because `\\S` matches different characters in Go and in Rust."""
 PERCENT_PATTERN = r"^-?[0-9]{1,3}(\.[0-9]{1,4})?%$"
-SHARE_PATTERN = r"^([1-9][0-9]?(\.[0-9]{1,4})?|0\.0{0,3}[1-9][0-9]{0,3})%$"
+FRACTION_PATTERN = r"^([1-9][0-9]?(\.[0-9]{1,4})?|0\.0{0,3}[1-9][0-9]{0,3})%$"
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
 
 
@@ -47,8 +47,8 @@ def cel(rule: str, message: str, field_path: str | None = None) -> dict[str, Jso
 
 
 @dataclass(frozen=True)
-class Worded:
-    """Lets the API server refuse a string with this sentence instead of a regular expression."""
+class PatternMessage:
+    """Makes the API server refuse a string with this sentence instead of a regular expression."""
 
     message: str
 
@@ -61,8 +61,8 @@ class Worded:
 
 
 @dataclass(frozen=True)
-class KeysWorded:
-    """Lets the API server check the keys of a map as the model does."""
+class CheckedKeys:
+    """Makes the API server check the keys of a map as the model does."""
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
@@ -76,44 +76,46 @@ class KeysWorded:
 ChildName = Annotated[
     str,
     StringConstraints(pattern=CHILD_NAME_PATTERN, max_length=CHILD_NAME_MAX),
-    Worded("must be lower-case letters, digits and '-', begin with a letter, not end with '-'"),
+    PatternMessage(
+        "must be lower-case letters, digits and '-', begin with a letter, not end with '-'"
+    ),
 ]
 ObjectName = Annotated[
     str,
     StringConstraints(pattern=OBJECT_NAME_PATTERN, max_length=253),
-    Worded("must be the name of an object: lower-case letters, digits, '-' and '.'"),
+    PatternMessage("must be the name of an object: lower-case letters, digits, '-' and '.'"),
 ]
 Percent = Annotated[
     str,
     StringConstraints(pattern=PERCENT_PATTERN, max_length=12),
-    Worded("must be a percentage such as 2% or -0.5%"),
+    PatternMessage("must be a percentage such as 2% or -0.5%"),
 ]
-Share = Annotated[
+FractionPercent = Annotated[
     str,
-    StringConstraints(pattern=SHARE_PATTERN, max_length=12),
-    Worded("must be a percentage above 0% and below 100%, such as 10%"),
+    StringConstraints(pattern=FRACTION_PATTERN, max_length=12),
+    PatternMessage("must be a percentage above 0% and below 100%, such as 10%"),
 ]
 Quantity = Annotated[
     str,
     StringConstraints(pattern=QUANTITY_PATTERN, max_length=20),
-    Worded("must be a quantity such as 80Gi, 500m or 4"),
+    PatternMessage("must be a quantity such as 80Gi, 500m or 4"),
 ]
 LabelValue = Annotated[
     str,
     StringConstraints(pattern=LABEL_VALUE_PATTERN, max_length=63),
-    Worded("must be the value of a label: letters, digits, '-', '_' and '.'"),
+    PatternMessage("must be the value of a label: letters, digits, '-', '_' and '.'"),
 ]
 LabelKey = Annotated[
     str,
     StringConstraints(pattern=LABEL_KEY_PATTERN, max_length=316),
-    Worded("must be the key of a label, such as gpu or example.com/gpu"),
+    PatternMessage("must be the key of a label, such as gpu or example.com/gpu"),
 ]
 ShortText = Annotated[str, StringConstraints(max_length=256)]
 LongText = Annotated[str, StringConstraints(max_length=4096)]
 
 
 class WireModel(BaseModel):
-    """Base of every model that crosses the wire: camelCase keys, attribute docstrings."""
+    """Base of every model that is serialised: camelCase keys, attribute docstrings."""
 
     model_config = ConfigDict(
         alias_generator=to_camel,
@@ -134,14 +136,14 @@ class SpecModel(WireModel):
 
 
 class StatusModel(WireModel):
-    """What we write and read back: unknown fields are ignored."""
+    """What the operator and the trainer write and read back: unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
     @classmethod
-    def readable(cls, written: Mapping[str, Any] | None) -> Self:
-        """A status as last written, maybe by another version; a field that cannot be read is
-        absent."""
+    def from_stored(cls, written: Mapping[str, Any] | None) -> Self:
+        """The model of stored JSON, which another version may have written; a field that this
+        version cannot read is left out."""
         fields = dict(written or {})
         try:
             return cls.model_validate(fields)
@@ -151,27 +153,28 @@ class StatusModel(WireModel):
         return cls.model_validate(fields)
 
 
-def validations(*rules: dict[str, JsonValue]) -> ConfigDict:
+def validation_config(*rules: dict[str, JsonValue]) -> ConfigDict:
     """The model_config of a spec model whose schema carries these CEL rules."""
     return ConfigDict(extra="forbid", json_schema_extra={"x-kubernetes-validations": list(rules)})
 
 
-def keyed_by(key: str) -> dict[str, JsonValue]:
-    """The json_schema_extra of a list whose items are told apart by one of their fields."""
+def list_map_key(key: str) -> dict[str, JsonValue]:
+    """The json_schema_extra of a list whose items are identified by one of their fields."""
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
 
 
 class Condition(StatusModel):
-    """A Kubernetes condition (KEP-1623) with the generation that it speaks of."""
+    """A Kubernetes condition (KEP-1623) with the generation that it was computed from."""
 
     type: Annotated[str, StringConstraints(max_length=64)]
-    """Name of the condition, an adjective or past participle."""
+    """Name of the condition."""
     status: Annotated[str, StringConstraints(pattern="^(True|False|Unknown)$", max_length=7)]
     """True, False or Unknown."""
     reason: Annotated[str, StringConstraints(max_length=128)]
-    """Machine-readable cause of the last change, in CamelCase."""
+    """Machine-readable cause of the last change, in CamelCase; docs/reasons.md lists all of
+    them."""
     message: LongText = ""
-    """The same for people."""
+    """Human-readable explanation of the reason."""
     last_transition_time: Annotated[str, StringConstraints(max_length=32)]
     """When the status last changed, RFC 3339 in UTC."""
     observed_generation: int = Field(default=0, ge=0)

@@ -1,10 +1,10 @@
-"""What does not go together, and why: one table for validation, documentation and tests.
+"""Combinations of settings that do not work, and why: one table for every use of it.
 
-A rule is a few conditions on fields; where all of them hold the job is refused with the rule's
-reason. From this table come the API server's validation rules, the planner's choice of strategy,
-docs/combinations.md, and the tests, which train what the table allows and see refused what it
-forbids. What needs the model's config or the data is in PREPARE_RULES: the prepare stage tells it,
-before a GPU is asked for.
+A rule is a list of predicates; a job for which all of them hold is refused with the rule's message.
+The API server's validation rules, the planner's choice of strategy and docs/combinations.md come
+from this table, and the tests train every combination that it allows and apply every one that it
+refuses. PREPARE_RULES has the combinations that depend on the model's config or the data: a stage
+refuses them before training begins.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,57 +18,56 @@ from finetune_api.dataset import Format
 from finetune_api.objective import Objective
 from finetune_api.predicates import Above, Given, Is, NotEmpty, Predicate, Spec, value_at
 
-ZERO = ("ZeRO1", "ZeRO2", "ZeRO3")
-SHARDED = (*ZERO, "FSDP")
-LORA_LIKE = ("LoRA", "QLoRA", "DoRA")
-BITSANDBYTES = ("AdamW8bit", "PagedAdamW", "PagedAdamW8bit")
-"""Optimizers of the library of that name."""
-WHOLE = (*BITSANDBYTES, "Adafactor")
-"""Optimizers that need whole weights."""
-PAIRED = ("DPO", "ORPO", "Reward")
+ZERO_STRATEGIES = ("ZeRO1", "ZeRO2", "ZeRO3")
+SHARDED_STRATEGIES = (*ZERO_STRATEGIES, "FSDP")
+LORA_METHODS = ("LoRA", "QLoRA", "DoRA")
+BITSANDBYTES_OPTIMIZERS = ("AdamW8bit", "PagedAdamW", "PagedAdamW8bit")
+"""Optimizers of the bitsandbytes library."""
+UNSHARDED_OPTIMIZERS = (*BITSANDBYTES_OPTIMIZERS, "Adafactor")
+"""Optimizers that cannot work on shards of a weight."""
+PAIR_OBJECTIVES = ("DPO", "ORPO", "Reward")
 """Objectives whose unit of a batch is a pair of sequences."""
-PREFERENCES = (*PAIRED, "KTO")
+PREFERENCE_OBJECTIVES = (*PAIR_OBJECTIVES, "KTO")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A combination that is refused."""
+    """A combination that the API server refuses."""
 
     when: tuple[Predicate, ...]
-    reason: str
-    """Why, and what to do, in one sentence; the API server says it."""
+    message: str
+    """Why, and what to do, in one sentence."""
     field: str
     """Path of the field to change."""
 
-    def refuses(self, spec: Spec) -> bool:
-        """Whether the rule is broken."""
-        return all(condition.holds(spec) for condition in self.when)
+    def is_broken_by(self, spec: Spec) -> bool:
+        return all(predicate.holds(spec) for predicate in self.when)
 
-    def validation(self) -> dict[str, JsonValue]:
-        """As the API server wants it."""
-        broken = " && ".join(f"({condition.expression()})" for condition in self.when)
-        return cel(f"!({broken})", self.reason, f".{self.field}")
+    def to_validation(self) -> dict[str, JsonValue]:
+        """The rule as an entry of x-kubernetes-validations."""
+        broken = " && ".join(f"({predicate.to_cel()})" for predicate in self.when)
+        return cel(f"!({broken})", self.message, f".{self.field}")
 
 
 @dataclass(frozen=True)
 class PrepareRule:
-    """A combination that only the model or the data can tell."""
+    """A combination that a stage refuses before training, because it depends on model or data."""
 
     reason: str
-    """Machine-readable reason of the failure, in CamelCase."""
+    """Reason of the failure, in CamelCase."""
     when: str
-    """What is refused, in words."""
+    """What is refused, in Markdown."""
     why: str
     """Why, and what to do."""
 
 
-def refusals(spec: Spec) -> list[str]:
-    """Reasons why the API server refuses this spec; empty where it does not."""
-    return [rule.reason for rule in RULES if rule.refuses(spec)]
+def refusal_messages(spec: Spec) -> list[str]:
+    """Messages of the rules that this spec breaks; empty for a spec that the API server accepts."""
+    return [rule.message for rule in RULES if rule.is_broken_by(spec)]
 
 
 def allows(spec: Spec, **changes: Any) -> bool:
-    """Whether changes of some fields break no rule; paths are written with `__`."""
+    """Whether changes of some fields break no further rule; `__` separates the names of a path."""
     changed = dict(spec)
     for name, value in changes.items():
         *parents, last = name.split("__")
@@ -77,66 +76,67 @@ def allows(spec: Spec, **changes: Any) -> bool:
             at[parent] = dict(at.get(parent) or {})
             at = at[parent]
         at[last] = value
-    return breaks_nothing(spec, changed)
+    return breaks_no_new_rule(spec, changed)
 
 
-def breaks_nothing(before: Spec, after: Spec) -> bool:
-    """Whether a changed spec breaks no rule that was not broken before."""
-    return set(refusals(after)) <= set(refusals(before))
+def breaks_no_new_rule(before: Spec, after: Spec) -> bool:
+    """Whether a changed spec breaks only rules that it broke before the change."""
+    return set(refusal_messages(after)) <= set(refusal_messages(before))
 
 
-def resolved(spec: Spec, field: str) -> bool:
-    """What an optional switch of `training` comes to: as it says, or on wherever that is allowed.
+def resolve_switch(spec: Spec, field: str) -> bool:
+    """Value of an optional switch of `training`: as set, or true wherever that is allowed.
 
-    For packing this is what objective and method allow; the data facts tell what was done, as the
-    model's architecture has a say too.
+    For packing this is what objective and method allow; the model's architecture can forbid it too,
+    so DataFacts.packed has the final value.
     """
-    said = value_at(spec, f"training.{field}")
-    return allows(spec, **{f"training__{field}": True}) if said is None else bool(said)
+    value = value_at(spec, f"training.{field}")
+    return allows(spec, **{f"training__{field}": True}) if value is None else bool(value)
 
 
 def schema_rules() -> Iterator[dict[str, JsonValue]]:
     """Every rule as a validation of FineTuneJobSpec."""
-    return (rule.validation() for rule in RULES)
+    return (rule.to_validation() for rule in RULES)
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names as people list them."""
+def join_names(names: Sequence[str]) -> str:
+    """The names with commas and a final "and"."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 
 
-def _sections() -> Iterator[Rule]:
+def _section_rules() -> Iterator[Rule]:
     """A section of settings belongs to some values of another field."""
     for path, owner, values in SECTIONS:
-        others = tuple(value for value in EVERY[owner] if value not in values)
-        section, name = path.rsplit(".", 1)[-1], owner.removeprefix("method.")
-        reason = f"{section} is only for {name} {listed(values)}; leave it out, or change {name}"
-        yield Rule((Given(path), Is(owner, others)), reason, path)
+        others = tuple(value for value in ALL_VALUES[owner] if value not in values)
+        message = (
+            f"{path} is only for {owner} {join_names(values)}; leave it out, or change {owner}"
+        )
+        yield Rule((Given(path), Is(owner, others)), message, path)
 
 
-def _formats() -> Iterator[Rule]:
-    """An objective learns from some formats of data."""
+def _format_rules() -> Iterator[Rule]:
+    """An objective accepts some formats of data."""
     for objectives, formats in FORMATS.items():
-        others = tuple(each for each in EVERY["dataset.format"] if each not in formats)
-        reason = (
-            f"objective {listed(objectives)} learns from data in format {' or '.join(formats)} "
+        others = tuple(each for each in ALL_VALUES["dataset.format"] if each not in formats)
+        message = (
+            f"objective {join_names(objectives)} accepts data in format {' or '.join(formats)} "
             "only; leave dataset.format out, or change objective"
         )
         yield Rule(
-            (Is("objective", objectives), Is("dataset.format", others)), reason, "dataset.format"
+            (Is("objective", objectives), Is("dataset.format", others)), message, "dataset.format"
         )
 
 
-EVERY: Mapping[str, tuple[str, ...]] = {
+ALL_VALUES: Mapping[str, tuple[str, ...]] = {
     "method.type": ("LoRA", "Full", "QLoRA", "DoRA", "IA3", "AdaLoRA", "Prefix", "Bottleneck"),
     "objective": get_args(Objective),
-    "compute.strategy": ("DDP", *ZERO, "FSDP"),
+    "compute.strategy": ("DDP", *ZERO_STRATEGIES, "FSDP"),
     "dataset.format": get_args(Format),
 }
-"""Every value of the fields that the tables of docs/combinations.md are about."""
+"""Every value of the fields in the tables of docs/combinations.md."""
 
 SECTIONS: Sequence[tuple[str, str, tuple[str, ...]]] = (
-    ("method.lora", "method.type", LORA_LIKE),
+    ("method.lora", "method.type", LORA_METHODS),
     ("method.quantization", "method.type", ("QLoRA",)),
     ("method.adalora", "method.type", ("AdaLoRA",)),
     ("method.ia3", "method.type", ("IA3",)),
@@ -155,51 +155,51 @@ FORMATS: Mapping[tuple[Objective, ...], tuple[Format, ...]] = {
     ("KTO",): ("unpaired", "preference"),
     ("GRPO",): ("prompt",),
 }
-"""Data formats that objectives can learn from, in the order in which auto looks for them."""
+"""Data formats that objectives accept, in the order in which auto tries them."""
 
 RULES: tuple[Rule, ...] = (
-    *_sections(),
-    *_formats(),
+    *_section_rules(),
+    *_format_rules(),
     Rule(
         (Is("method.type", ("Bottleneck",)),),
-        "bottleneck adapters are not offered: no kept library adds them to current transformers, "
-        "and vLLM cannot serve them; set method.type to LoRA or DoRA",
+        "method.type Bottleneck is not supported: no maintained library adds bottleneck adapters "
+        "to current transformers, and vLLM cannot serve them; set method.type to LoRA or DoRA",
         "method.type",
     ),
     Rule(
         (Is("method.type", ("Prefix",)), Is("training.packing", (True,))),
-        "Prefix cannot be packed: only the first example of a row would see the prefix as its own; "
-        "leave training.packing out",
+        "method Prefix does not support packing: only the first example of a sequence would have "
+        "the prefix before it; leave training.packing out",
         "training.packing",
     ),
     Rule(
         (Is("method.type", ("Prefix",)), Is("training.gradientCheckpointing", (True,))),
-        "Prefix passes through the key-value cache, which recomputation turns off; leave "
-        "training.gradientCheckpointing out",
+        "method Prefix puts the prefix into the key-value cache, which recomputation turns off; "
+        "leave training.gradientCheckpointing out",
         "training.gradientCheckpointing",
     ),
     Rule(
         (Is("method.type", ("Prefix",)), Is("training.selectiveCheckpointing", (True,))),
-        "Prefix passes through the key-value cache, which recomputation turns off; leave "
-        "training.selectiveCheckpointing out",
+        "method Prefix puts the prefix into the key-value cache, which recomputation turns off; "
+        "leave training.selectiveCheckpointing out",
         "training.selectiveCheckpointing",
     ),
     Rule(
         (Is("method.type", ("Prefix",)), Given("serve")),
-        "a prefix cannot be merged into the model, and vLLM serves no prefixes; leave serve out, "
-        "or use LoRA",
+        "a prefix cannot be merged into the model, and vLLM cannot serve prefixes; leave serve "
+        "out, or set method.type to LoRA",
         "serve",
     ),
     Rule(
         (Is("method.type", ("DoRA",)), Is("compute.strategy", ("ZeRO3",))),
-        "DoRA takes the norms of whole weights in every forward pass, and ZeRO-3 has let go of "
+        "DoRA computes the norms of whole weights in every forward pass, and ZeRO-3 has released "
         "them by then; set compute.strategy to FSDP, ZeRO2 or Auto, or method.type to LoRA",
         "compute.strategy",
     ),
     Rule(
-        (Is("method.type", ("AdaLoRA",)), Is("compute.strategy", SHARDED)),
-        "AdaLoRA ranks adapters by whole gradients, which ZeRO and FSDP do not keep; use "
-        "strategy DDP or Auto, or method LoRA",
+        (Is("method.type", ("AdaLoRA",)), Is("compute.strategy", SHARDED_STRATEGIES)),
+        "AdaLoRA ranks adapters by whole gradients, which ZeRO and FSDP do not keep; set "
+        "compute.strategy to DDP or Auto, or method.type to LoRA",
         "compute.strategy",
     ),
     Rule(
@@ -216,34 +216,34 @@ RULES: tuple[Rule, ...] = (
             Is("method.moe.experts", (True,)),
             Is("method.type", ("DoRA", "QLoRA", "IA3", "AdaLoRA", "Prefix")),
         ),
-        "experts' weights can be adapted by LoRA only; set method.type to LoRA or "
+        "only LoRA can adapt the experts' weights; set method.type to LoRA or "
         "method.moe.experts to false",
         "method.moe.experts",
     ),
     Rule(
         (Is("method.type", ("AdaLoRA",)), Is("compute.offload", (True,))),
-        "AdaLoRA trains with DDP, which keeps everything on its device; leave compute.offload out, "
+        "AdaLoRA trains with DDP, which keeps all states on the device; leave compute.offload out, "
         "or set method.type to LoRA",
         "compute.offload",
     ),
     Rule(
         (Is("compute.offload", (True,)), Is("compute.strategy", ("DDP",))),
-        "DDP keeps everything on its device; offload needs strategy ZeRO1, ZeRO2, ZeRO3, FSDP or "
-        "Auto, so change compute.strategy or leave compute.offload out",
+        "DDP keeps all states on the device; leave compute.offload out, or set compute.strategy to "
+        "ZeRO1, ZeRO2, ZeRO3, FSDP or Auto",
         "compute.offload",
     ),
     Rule(
         (
-            Is("training.optimizer", WHOLE),
-            Is("compute.strategy", SHARDED),
+            Is("training.optimizer", UNSHARDED_OPTIMIZERS),
+            Is("compute.strategy", SHARDED_STRATEGIES),
         ),
         "this optimizer needs whole weights, which ZeRO and FSDP do not keep; set "
-        "training.optimizer to AdamW, whose states they shard, or strategy to DDP",
+        "training.optimizer to AdamW, whose states they shard, or compute.strategy to DDP",
         "training.optimizer",
     ),
     Rule(
-        (Is("training.optimizer", WHOLE), Is("compute.offload", (True,))),
-        "this optimizer works with DDP only, which keeps everything on its device; set "
+        (Is("training.optimizer", UNSHARDED_OPTIMIZERS), Is("compute.offload", (True,))),
+        "this optimizer works with DDP only, which keeps all states on the device; set "
         "training.optimizer to AdamW, or leave compute.offload out",
         "compute.offload",
     ),
@@ -253,7 +253,7 @@ RULES: tuple[Rule, ...] = (
             Is("training.gradientCheckpointing", (False,)),
         ),
         "selectiveCheckpointing is a kind of gradientCheckpointing, which is false; leave one of "
-        "both out",
+        "them out",
         "training.selectiveCheckpointing",
     ),
     Rule(
@@ -264,45 +264,46 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         (Is("training.compile", (True,)), Is("method.type", ("DoRA",))),
-        "the compiler cannot follow DoRA's layers and would leave every block in pieces, which is "
-        "no faster; leave training.compile out, or set method.type to LoRA",
+        "the compiler cannot follow DoRA's layers and would split every block, which is not "
+        "faster; leave training.compile out, or set method.type to LoRA",
         "training.compile",
     ),
     Rule(
         (Is("training.compile", (True,)), Is("training.selectiveCheckpointing", (True,))),
-        "a compiled block is one operation, of which nothing can be kept selectively; leave "
+        "a compiled block is one operation, so its results cannot be kept selectively; leave "
         "training.compile or training.selectiveCheckpointing out",
         "training.selectiveCheckpointing",
     ),
     Rule(
-        (Is("objective", (*PREFERENCES, "GRPO")), Is("training.packing", (True,))),
-        "pairs and sampled answers are never packed; leave training.packing out",
+        (Is("objective", (*PREFERENCE_OBJECTIVES, "GRPO")), Is("training.packing", (True,))),
+        "packing does not support pairs and sampled answers; leave training.packing out",
         "training.packing",
     ),
     Rule(
         (Is("objective", ("Reward",)), Given("serve")),
-        "a reward model gives numbers and no answers, so it has no endpoint; leave serve out",
+        "a reward model returns scores and no answers, so an endpoint cannot serve it; leave serve "
+        "out",
         "serve",
     ),
     Rule(
         (Is("objective", ("Reward", "GRPO")), Is("method.type", ("Prefix",))),
-        "Prefix is offered for SFT, Completion and preferences only; use LoRA",
+        "method Prefix supports SFT, Completion and preferences only; set method.type to LoRA",
         "method.type",
     ),
     Rule(
         (Is("objective", ("GRPO",)), Given("training.earlyStopping")),
-        "GRPO has no held-out loss to stop by; leave training.earlyStopping out",
+        "GRPO has no held-out loss, which early stopping needs; leave training.earlyStopping out",
         "training.earlyStopping",
     ),
     Rule(
         (Is("method.type", ("Full",)), Above("grpo.beta", 0, 0)),
-        "Full changes the base model itself, and grpo.beta above 0 compares with it; leave "
-        "grpo.beta out, or use LoRA, which keeps the base",
+        "method Full changes the base model itself, and grpo.beta above 0 compares with it; leave "
+        "grpo.beta out, or set method.type to LoRA, which keeps the base model",
         "grpo.beta",
     ),
     Rule(
         (Is("objective", ("GRPO",)), Given("training.neftuneAlpha")),
-        "noise on the embeddings would spoil the ratio of probabilities that GRPO learns from; "
+        "noise on the embeddings would distort the ratio of probabilities that GRPO learns from; "
         "leave training.neftuneAlpha out",
         "training.neftuneAlpha",
     ),
@@ -311,23 +312,23 @@ RULES: tuple[Rule, ...] = (
             NotEmpty("model.tokenizer.specialTokens"),
             Is("method.type", ("IA3", "AdaLoRA", "Prefix")),
         ),
-        "rows of new tokens are trained by LoRA, QLoRA, DoRA and Full only; use one of them",
+        "only LoRA, QLoRA, DoRA and Full train the embedding rows of new tokens; use one of them",
         "model.tokenizer.specialTokens",
     ),
     Rule(
         (
             NotEmpty("model.tokenizer.specialTokens"),
-            Is("method.type", LORA_LIKE),
+            Is("method.type", LORA_METHODS),
             Is("compute.strategy", ("ZeRO3",)),
         ),
-        "ZeRO3 loses gradients of new rows that embedding and head share; set compute.strategy to "
+        "ZeRO3 loses gradients of new embedding rows that the head shares; set compute.strategy to "
         "ZeRO2, FSDP or Auto, or method.type to Full",
         "compute.strategy",
     ),
     Rule(
         (Is("method.type", ("Prefix",)), Given("model.rope")),
-        "a prefix is exported beside the base model, whose config model.rope would change; leave "
-        "model.rope out, or use LoRA",
+        "a prefix is exported as an adapter of the unchanged base model, whose config model.rope "
+        "would change; leave model.rope out, or set method.type to LoRA",
         "model.rope",
     ),
     Rule(
@@ -335,75 +336,76 @@ RULES: tuple[Rule, ...] = (
             Above("dpo.labelSmoothing", 0, 0),
             Is("dpo.loss", ("hinge", "ipo", "nca_pair", "sppo_hard", "apo_zero", "apo_down")),
         ),
-        "this loss knows no label smoothing; use sigmoid, robust or exo_pair",
+        "this loss has no label smoothing; use sigmoid, robust or exo_pair",
         "dpo.labelSmoothing",
     ),
 )
 PREPARE_RULES: tuple[PrepareRule, ...] = (
     PrepareRule(
         "PackingUnsupported",
-        "`training.packing: true` with an architecture whose packed examples see each other",
-        "Its layers do not take borders from position ids; leave `training.packing` out.",
+        "`training.packing: true` with an architecture whose packed examples attend to each other",
+        "Its layers do not separate examples by position ids; leave `training.packing` out.",
     ),
     PrepareRule(
         "RopeUnsupported",
         "`model.rope` with an architecture without rotary positions, with several kinds of them, "
         "or whose positions are scaled already",
-        "There is nothing to stretch, or not in one way; leave `model.rope` out.",
+        "RoPE scaling needs one kind of unscaled rotary positions; leave `model.rope` out.",
     ),
     PrepareRule(
         "ContextTooLong",
         "`training.maxSequenceLength` (with GRPO it holds prompt and answer) above the model's "
-        "context, which `model.rope` multiplies by its factor",
-        "The model knows no such positions; lower it, or stretch them.",
+        "context length, which `model.rope` multiplies by its factor",
+        "The model has no such positions; lower `training.maxSequenceLength`, or set `model.rope`.",
     ),
     PrepareRule(
         "AnswerTooLong",
-        "`grpo.maxNewTokens` that leaves nothing of `training.maxSequenceLength` for the prompt",
+        "`grpo.maxNewTokens` that leaves no tokens of `training.maxSequenceLength` for the prompt",
         "Raise `training.maxSequenceLength`, or lower `grpo.maxNewTokens`.",
     ),
     PrepareRule(
         "MixedFormats",
         "sources of `dataset.train` and `dataset.validation` in different formats",
-        "A job learns from one format; set `dataset.format` and `dataset.columns`, or run two "
-        "jobs, the second from the artifact of the first.",
+        "A job accepts one format; set `dataset.format` and `dataset.columns`, or run two jobs, "
+        "the second from the artifact of the first.",
     ),
     PrepareRule(
         "NoChatTemplate",
         "conversations of several turns with a model that has no chat template",
-        "Give `model.tokenizer.chatTemplate`, or use the instruct release of the model.",
+        "Set `model.tokenizer.chatTemplate`, or use the instruct release of the model.",
     ),
     PrepareRule(
         "ExpertsNotAdaptable",
-        "`method.moe.experts` with an architecture that has no one weight for a layer's experts",
+        "`method.moe.experts` with an architecture that does not keep a layer's experts in one "
+        "weight",
         "Set `method.moe.experts` to false, or `method.type` to Full.",
     ),
     PrepareRule(
         "UnknownTargetModule",
-        "`targetModules` that no layer of the model is called; `IA3` without them where keys and "
-        "values have unusual names",
+        "`targetModules` with a name that no layer of the model has; `IA3` without `targetModules` "
+        "where keys and values have unusual names",
         "Use names of the model's layers, which the message lists, or `all-linear`.",
     ),
     PrepareRule(
         "PrecisionUnsupported",
         "`training.precision: fp16` with ZeRO on a CPU pool",
-        "DeepSpeed has no fp16 there; use bf16 or fp32, or strategy DDP or FSDP.",
+        "DeepSpeed has no fp16 on CPUs; use bf16 or fp32, or strategy DDP or FSDP.",
     ),
     PrepareRule(
         "ReferenceMissing",
         "a reward `exactMatch`, `contains`, `numeric` or `rougeL` for a prompt without a reference",
-        "They compare with it; name the column in `dataset.columns.reference`, or use other "
-        "rewards.",
+        "These rewards compare with a reference; name its column in `dataset.columns.reference`, "
+        "or use other rewards.",
     ),
     PrepareRule(
         "BadPattern",
-        "a reward `regex` whose pattern is no regular expression, or takes too long",
-        "The patterns are those of Python's `regex` library; correct it, and write no repetition "
-        "inside a repetition.",
+        "a reward `regex` whose pattern is not a regular expression, or takes too long",
+        "Patterns have the syntax of Python's `regex` library; correct the pattern, and avoid a "
+        "repetition inside a repetition.",
     ),
     PrepareRule(
         "NotARewardModel",
-        "`grpo.rewardModel` that is no sequence classifier with one output",
+        "`grpo.rewardModel` that is not a sequence classifier with one output",
         "Use the artifact of a Reward job, or another model for sequence classification with "
         "`num_labels` 1.",
     ),
@@ -414,7 +416,7 @@ PREPARE_RULES: tuple[PrepareRule, ...] = (
     ),
     PrepareRule(
         "NoRewardHead",
-        "`objective: Reward` with an architecture that transformers has no sequence classifier of",
+        "`objective: Reward` with an architecture that has no sequence classifier in transformers",
         "Use another model, such as a Llama, Qwen, Mistral or Gemma.",
     ),
     PrepareRule(

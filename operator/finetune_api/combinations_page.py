@@ -1,36 +1,35 @@
-"""docs/combinations.md: what goes together, from the same table that the API server enforces."""
+"""Generator of docs/combinations.md, from the same table as the API server's rules."""
 
 from collections.abc import Iterator
 
 from finetune_api.combinations import (
-    EVERY,
+    ALL_VALUES,
     FORMATS,
     PREPARE_RULES,
     RULES,
     SECTIONS,
-    Rule,
-    listed,
-    refusals,
+    join_names,
+    refusal_messages,
 )
 
 HEAD = """<!-- Generated from finetune_api.combinations by `make crds`; edit that. -->
 
 # Combinations
 
-What the API server refuses, it refuses when the job is applied; what needs the model, the data or
-the pool is told after them, in `status.failure`. What is not refused here works: `make matrix`
-trains every cell of the first table, every run of the tests so many that each pair of choices
-occurs.
+Which settings work together. The API server refuses the other combinations when the job is
+applied. Some depend on the model, the data or the pool: such a job fails before training, and
+`status.failure` says why. Every other combination works: `make matrix` trains every cell of the
+first table, and each run of the tests trains so many of them that every pair of choices occurs.
 """
 STRATEGY = "compute.strategy"
 
 
-def page() -> str:
+def render_page() -> str:
     """The whole page, in Markdown."""
     parts = [
         HEAD,
         "## Method, objective and strategy\n",
-        "Strategies with which a method learns an objective; `Auto` picks among them.\n",
+        "Strategies with which a method can train for an objective; `Auto` chooses among them.\n",
         "\n".join(_matrix()),
         "\n## Objective and data\n",
         "\n".join(_formats()),
@@ -45,29 +44,29 @@ def page() -> str:
 
 
 def strategies(method: str, objective: str) -> list[str]:
-    """Strategies that are allowed for a method and an objective, all else left out."""
+    """Strategies that are allowed for a method and an objective with default settings."""
     spec = {"method": {"type": method}, "objective": objective}
-    every = EVERY[STRATEGY]
-    return [each for each in every if not refusals({**spec, "compute": {"strategy": each}})]
+    every = ALL_VALUES[STRATEGY]
+    return [each for each in every if not refusal_messages({**spec, "compute": {"strategy": each}})]
 
 
 def _matrix() -> Iterator[str]:
-    objectives = EVERY["objective"]
+    objectives = ALL_VALUES["objective"]
     yield _row("Method", *objectives)
     yield _row(*["---"] * (len(objectives) + 1))
-    for method in EVERY["method.type"]:
+    for method in ALL_VALUES["method.type"]:
         yield _row(f"`{method}`", *(_cell(strategies(method, each)) for each in objectives))
 
 
 def _cell(allowed: list[str]) -> str:
-    return "all" if len(allowed) == len(EVERY[STRATEGY]) else ", ".join(allowed) or "refused"
+    return "all" if len(allowed) == len(ALL_VALUES[STRATEGY]) else ", ".join(allowed) or "refused"
 
 
 def _formats() -> Iterator[str]:
     yield _row("Objective", "`dataset.format`")
     yield _row("---", "---")
     for objectives, formats in FORMATS.items():
-        yield _row(listed(objectives), " or ".join(f"`{each}`" for each in formats))
+        yield _row(join_names(objectives), " or ".join(f"`{each}`" for each in formats))
 
 
 def _sections() -> Iterator[str]:
@@ -80,14 +79,11 @@ def _sections() -> Iterator[str]:
 def _rules() -> Iterator[str]:
     yield _row("Refused", "Why, and what to do")
     yield _row("---", "---")
+    shown_above = {"dataset.format", *(path for path, _, _ in SECTIONS)}
     for rule in RULES:
-        if not _told_above(rule):
-            words = " and ".join(condition.words() for condition in rule.when)
-            yield _row(words, rule.reason)
-
-
-def _told_above(rule: Rule) -> bool:
-    return rule.field == "dataset.format" or rule.field in [path for path, _, _ in SECTIONS]
+        if rule.field not in shown_above:
+            combination = " and ".join(predicate.to_text() for predicate in rule.when)
+            yield _row(combination, rule.message)
 
 
 def _prepare_rules() -> Iterator[str]:

@@ -1,9 +1,9 @@
 """The kinds and their CustomResourceDefinitions, generated from the pydantic models.
 
-`python -m finetune_api.crd`, run in the root of the checkout, writes a file per kind to crds/,
-Helm's copy of it, the API reference and the page of combinations. What a kind is called, how
-`kubectl get` shows it and the rules that need the whole object (names, immutability) stand here;
-all else is said by the models.
+`python -m finetune_api.crd`, run in the root of the checkout, writes a file for each kind to crds/,
+the chart's copy of it, and the generated pages of docs/. This module defines the names of a kind,
+its columns in `kubectl get` and the rules over the whole object (name, immutability); the models
+define everything else.
 """
 
 import argparse
@@ -20,24 +20,24 @@ from pydantic import BaseModel
 from finetune_api import GROUP, VERSION
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.base import CHILD_NAME_MAX, CHILD_NAME_PATTERN, cel
-from finetune_api.combinations_page import page
+from finetune_api.combinations_page import render_page
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus
-from finetune_api.reference import HEAD, section
-from finetune_api.schema import Schema, structural
+from finetune_api.reference import HEAD, render_section
+from finetune_api.schema import Schema, structural_schema
 
 HEADER = "# Generated from the models by `make crds`; edit those.\n"
 CHART = Path("charts/finetune-operator-crds/templates")
 ALWAYS_MUTABLE = frozenset({"ttlSecondsAfterFinished"})
-"""What is acted on even after the end of a job."""
+"""Spec fields that the operator acts on even after the end of a job."""
 MUTABLE = ALWAYS_MUTABLE | {"serve", "maxRestarts", "suspend", "activeDeadlineSeconds"}
-"""What is acted on while a job runs."""
+"""Spec fields that the operator acts on while a job runs."""
 KEEP = {"helm.sh/resource-policy": "keep"}
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of `kubectl get`; priority 1 is shown with -o wide only."""
+    """A column of `kubectl get`; with priority 1 it appears with -o wide only."""
 
     name: str
     path: str
@@ -45,7 +45,7 @@ class Column:
     priority: int = 0
 
     def wire(self) -> dict[str, Any]:
-        """The column as the CRD wants it."""
+        """The column as an entry of additionalPrinterColumns."""
         out: dict[str, Any] = {"name": self.name, "type": self.type, "jsonPath": self.path}
         return out | ({"priority": self.priority} if self.priority else {})
 
@@ -89,58 +89,58 @@ def _name_rules(children: str) -> tuple[dict[str, Any], ...]:
 
 
 @dataclass(frozen=True)
-class Moment:
-    """From when on a field may not change."""
+class FreezePoint:
+    """Point in a job's life from which on a field is immutable."""
 
-    since: str
-    """CEL over oldSelf."""
-    says: str
-    """Ends the sentence that begins with the field's name."""
+    condition: str
+    """CEL over oldSelf that is true from that point on."""
+    message: str
+    """End of the sentence that begins with the field's name."""
 
 
 _ENDED = "has(oldSelf.status.phase) && oldSelf.status.phase in ['Succeeded', 'Failed']"
-BEGUN = Moment(
+AFTER_START = FreezePoint(
     f"has(oldSelf.status) && (has(oldSelf.status.startedAt) || {_ENDED})",
-    f"cannot change once the job has begun (only {', '.join(sorted(MUTABLE))} can): put it back "
-    "and create a new FineTuneJob for the change",
+    f"cannot change after the job has started (only {', '.join(sorted(MUTABLE))} can): restore the "
+    "old value and create a new FineTuneJob for the change",
 )
-AFTER_THE_END = Moment(
+AFTER_END = FreezePoint(
     f"has(oldSelf.status) && {_ENDED}",
-    f"cannot change once the job has ended (only {', '.join(sorted(ALWAYS_MUTABLE))} can): a job "
-    "runs once; create a new FineTuneJob",
+    f"cannot change after the job has ended (only {', '.join(sorted(ALWAYS_MUTABLE))} can): a job "
+    "runs once, so create a new FineTuneJob",
 )
-ROLLING_OUT = Moment(
+AFTER_ROLLOUT = FreezePoint(
     "has(oldSelf.status) && has(oldSelf.status.stages) && oldSelf.status.stages.exists(s, "
     "s.name == 'serve' && has(s.attempt) && s.attempt > 0)",
-    "cannot change once its endpoint was given the model: edit the ModelEndpoint, or create "
+    "cannot change after the job has updated its endpoint: edit the ModelEndpoint, or create "
     "another one for the artifact",
 )
 
 
-def _frozen(spec: type[BaseModel]) -> tuple[dict[str, Any], ...]:
-    """Transition rules: an edit that nobody would act on any more is refused, not ignored."""
+def _transition_rules(spec: type[BaseModel]) -> tuple[dict[str, Any], ...]:
+    """Transition rules: the API server refuses an edit that the operator would ignore."""
     rules = [
         *(
-            _unchanged(spec, wire, AFTER_THE_END if wire in MUTABLE else BEGUN)
+            _unchanged_rule(spec, wire, AFTER_END if wire in MUTABLE else AFTER_START)
             for wire in (field.alias or name for name, field in spec.model_fields.items())
             if wire not in ALWAYS_MUTABLE
         ),
-        _unchanged(spec, "serve", ROLLING_OUT),
+        _unchanged_rule(spec, "serve", AFTER_ROLLOUT),
     ]
     return tuple(rules)
 
 
-def _unchanged(spec: type[BaseModel], wire: str, moment: Moment) -> dict[str, Any]:
+def _unchanged_rule(spec: type[BaseModel], wire: str, point: FreezePoint) -> dict[str, Any]:
     field = next(f for name, f in spec.model_fields.items() if (f.alias or name) == wire)
     new, old = f"self.spec.{wire}", f"oldSelf.spec.{wire}"
-    # A field with a default is always there; only then may it be named without asking.
+    # CEL may read a field without has() only if the API server always sets it.
     always = field.is_required() or field.default_factory or field.default is not None
     same = (
         f"{new} == {old}"
         if always
         else f"(has({new}) ? has({old}) && {new} == {old} : !has({old}))"
     )
-    return cel(f"!({moment.since}) || {same}", f"{wire} {moment.says}", f".spec.{wire}")
+    return cel(f"!({point.condition}) || {same}", f"{wire} {point.message}", f".spec.{wire}")
 
 
 FINETUNEJOB = Kind(
@@ -148,7 +148,8 @@ FINETUNEJOB = Kind(
     plural="finetunejobs",
     short="ftj",
     scope="Namespaced",
-    description="A wish: this model, fine-tuned on this data, evaluated and served.",
+    description="One fine-tuning run: trains a model on data, evaluates it, exports it and can "
+    "serve it.",
     spec=FineTuneJobSpec,
     status=FineTuneJobStatus,
     columns=(
@@ -162,14 +163,14 @@ FINETUNEJOB = Kind(
         Column("Restarts", ".status.restarts", "integer", priority=1),
         AGE,
     ),
-    rules=(*_name_rules("Jobs and pods"), *_frozen(FineTuneJobSpec)),
+    rules=(*_name_rules("Jobs and pods"), *_transition_rules(FineTuneJobSpec)),
 )
 MODELENDPOINT = Kind(
     name="ModelEndpoint",
     plural="modelendpoints",
     short="mep",
     scope="Namespaced",
-    description="A stable name and URL over immutable revisions of a model.",
+    description="A stable name and URL for a served model, whose revisions are immutable.",
     spec=ModelEndpointSpec,
     status=ModelEndpointStatus,
     columns=(
@@ -186,7 +187,7 @@ ACCELERATORPROFILE = Kind(
     plural="acceleratorprofiles",
     short="accel",
     scope="Cluster",
-    description="What a pool of nodes is, written by the platform team.",
+    description="A pool of nodes: its sizes and scheduling, as the platform team describes it.",
     spec=AcceleratorProfileSpec,
     status=None,
     columns=(
@@ -200,7 +201,7 @@ ACCELERATORPROFILE = Kind(
 KINDS = (FINETUNEJOB, MODELENDPOINT, ACCELERATORPROFILE)
 
 
-def crd(kind: Kind, annotations: dict[str, str] | None = None) -> dict[str, Any]:
+def build_crd(kind: Kind, annotations: dict[str, str] | None = None) -> dict[str, Any]:
     """The CustomResourceDefinition of a kind."""
     version: dict[str, Any] = {
         "name": VERSION,
@@ -237,10 +238,10 @@ def object_schema(kind: Kind) -> Schema:
         "apiVersion": {"description": f"{GROUP}/{VERSION}.", "type": "string"},
         "kind": {"description": f"{kind.name}.", "type": "string"},
         "metadata": {"type": "object"},
-        "spec": structural(kind.spec, spec=True),
+        "spec": structural_schema(kind.spec, spec=True),
     }
     if kind.status:
-        properties["status"] = structural(kind.status, spec=False)
+        properties["status"] = structural_schema(kind.status, spec=False)
     out: Schema = {
         "description": kind.description,
         "type": "object",
@@ -251,10 +252,10 @@ def object_schema(kind: Kind) -> Schema:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what YAML 1.1 readers other than PyYAML would take for a boolean or a number."""
+    """Quotes strings that other YAML 1.1 parsers than PyYAML read as a boolean or a number."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Every node is written out: kubectl reads anchors, people do not."""
+        """Write every node out instead of an anchor, for human readers."""
         return True
 
 
@@ -265,26 +266,26 @@ _Dumper.add_implicit_resolver(
 
 
 def to_yaml(manifest: dict[str, Any]) -> str:
-    """The manifest as YAML in the order of its keys, the same bytes every time."""
+    """The manifest as YAML in the order of its keys; equal input gives equal bytes."""
     body: str = yaml.dump(
         manifest, Dumper=_Dumper, sort_keys=False, width=100, default_flow_style=False
     )
     return HEADER + body
 
 
-def files(annotations: dict[str, str] | None = None) -> dict[str, str]:
+def render_crds(annotations: dict[str, str] | None = None) -> dict[str, str]:
     """File name and content of every CRD."""
-    return {f"{GROUP}_{kind.plural}.yaml": to_yaml(crd(kind, annotations)) for kind in KINDS}
+    return {f"{GROUP}_{kind.plural}.yaml": to_yaml(build_crd(kind, annotations)) for kind in KINDS}
 
 
-def reference() -> str:
+def render_reference() -> str:
     """The page of the API reference, in Markdown."""
-    return "\n".join([HEAD, *(section(k.name, _facts(k), object_schema(k)) for k in KINDS)])
+    return "\n".join([HEAD, *(render_section(k.name, _facts(k), object_schema(k)) for k in KINDS)])
 
 
-def pages() -> dict[str, str]:
-    """File name and content of every page that is made from the models."""
-    return {"reference.md": reference(), "combinations.md": page()}
+def render_pages() -> dict[str, str]:
+    """File name and content of every generated page of docs/."""
+    return {"reference.md": render_reference(), "combinations.md": render_page()}
 
 
 def _facts(kind: Kind) -> str:
@@ -293,8 +294,8 @@ def _facts(kind: Kind) -> str:
     return f"Short name `{kind.short}`, {where}. `kubectl get` shows {columns}."
 
 
-def write(folder: Path, contents: dict[str, str]) -> None:
-    """Make the folder's YAML files exactly these and print their sizes in bytes."""
+def write_manifests(folder: Path, contents: dict[str, str]) -> None:
+    """Write these YAML files, delete all others in the folder, and print the sizes in bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     for stale in sorted(p for p in folder.glob("*.yaml") if p.name not in contents):
         stale.unlink()
@@ -304,17 +305,17 @@ def write(folder: Path, contents: dict[str, str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: write the CRDs and the pages that are made from the models."""
+    """Command line: write the CRDs and the generated pages."""
     parser = argparse.ArgumentParser(prog="python -m finetune_api.crd", description=__doc__)
     add = parser.add_argument
     add("--crds", type=Path, default=Path("crds"), help="folder of the CRDs")
     add("--chart", type=Path, default=CHART, help="folder of Helm's copy of them")
     add("--docs", type=Path, default=Path("docs"), help="folder of the pages")
     given = parser.parse_args(argv)
-    write(given.crds, files())
-    write(given.chart, files(KEEP))
+    write_manifests(given.crds, render_crds())
+    write_manifests(given.chart, render_crds(KEEP))
     given.docs.mkdir(parents=True, exist_ok=True)
-    for name, text in pages().items():
+    for name, text in render_pages().items():
         (given.docs / name).write_text(text)
     return 0
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from finetune_api.base import ChildName, ObjectName, Percent, SpecModel, cel, validations
+from finetune_api.base import ChildName, ObjectName, Percent, SpecModel, cel, validation_config
 from finetune_api.combinations import schema_rules
 from finetune_api.dataset import Dataset
 from finetune_api.method import Method
@@ -20,72 +20,76 @@ from finetune_api.training import Training
 
 
 class Compute(SpecModel):
-    """Where it runs; what is left out the planner chooses."""
+    """Where the job runs; the planner chooses what the user leaves out."""
 
     profile: ObjectName | None = None
-    """AcceleratorProfile; absent means the one marked as default."""
+    """AcceleratorProfile of the pool that the job runs on; absent means the profile that is marked
+    as default."""
     nodes: int | None = Field(default=None, ge=1, le=1024)
-    """Nodes, one pod each."""
+    """Number of nodes, one training pod on each; absent means the fewest that the job fits on, up
+    to the profile's maxNodes, and one on a CPU pool."""
     gpus_per_node: int | None = Field(default=None, ge=1, le=64)
-    """Devices on each node; on a CPU pool, processes on each node. Absent means the fewest that
-    fit, or whole nodes where nodes is 2 or more."""
+    """Devices on each node; on a CPU pool, training processes on each node. Absent means the fewest
+    that fit, or whole nodes where nodes is 2 or more."""
     strategy: Literal["Auto", "DDP", "ZeRO1", "ZeRO2", "ZeRO3", "FSDP"] = "Auto"
-    """How model and optimizer are spread over the devices."""
+    """How weights, gradients and optimizer states are distributed over the devices; Auto takes the
+    strategy that communicates least among those that fit."""
     offload: bool = False
     """Keep optimizer states (ZeRO; with ZeRO-3 the weights too) or all shards (FSDP) in host
     memory: slower, and larger models fit. On a CPU pool it saves nothing."""
 
 
 class GateRule(SpecModel):
-    """A condition on the evaluation without which the job fails and nothing is served."""
+    """A minimum improvement; a job that misses it fails and serves nothing."""
 
     metric: Literal["loss", "exactMatch", "rougeL", "preferenceAccuracy", "reward"]
-    """loss: held-out loss of the objective, relative to the base model's; exactMatch, rougeL and
-    preferenceAccuracy (DPO, KTO, ORPO, Reward): points of a hundred above the base model's; reward
-    (GRPO): hundredths above the base model's."""
+    """loss: held-out loss of the objective, as a percentage of the base model's loss; exactMatch,
+    rougeL and preferenceAccuracy (DPO, KTO, ORPO, Reward): percentage points above the base model;
+    reward (GRPO): hundredths above the base model."""
     min_improvement: Percent
-    """Least improvement over the base model; negative allows that much of a regression."""
+    """Minimum improvement over the base model, such as 5%; a negative value allows a regression of
+    that size."""
 
 
 class Evaluation(SpecModel):
-    """How the tuned model is compared with its base."""
+    """How the tuned model is compared with its base model."""
 
     max_samples: int = Field(default=512, ge=1, le=100000)
-    """Most held-out rows used for the loss."""
+    """Maximum number of held-out rows for the loss."""
     generations: int = Field(default=64, ge=3, le=10000)
-    """Most held-out prompts answered by both models, for exactMatch, rougeL and reward."""
+    """Maximum number of held-out prompts that both models answer, for exactMatch, rougeL and
+    reward."""
     max_new_tokens: int = Field(default=128, ge=1, le=8192)
-    """Longest answer in tokens; for GRPO at least grpo.maxNewTokens."""
+    """Maximum length of an answer in tokens; for GRPO at least grpo.maxNewTokens."""
     gate: list[GateRule] = Field(default_factory=list, max_length=8)
-    """Every rule must hold; an empty list lets every model through."""
+    """Rules that the tuned model must pass, all of them; without a rule every model passes."""
 
 
 class Serve(SpecModel):
-    """Roll the result out."""
+    """Where the result is served."""
 
     endpoint: ChildName
-    """Name of the ModelEndpoint in the job's namespace that gets the new revision; it is
-    created when there is none."""
+    """Name of the ModelEndpoint in the job's namespace that gets the artifact as its new revision;
+    the job creates it when it does not exist."""
     profile: ObjectName | None = None
-    """AcceleratorProfile of an endpoint that is created; absent means the one trained on. An
-    endpoint that exists keeps its own."""
+    """AcceleratorProfile of an endpoint that the job creates; absent means the profile of training.
+    An endpoint that exists keeps its own."""
 
 
 class FineTuneJobSpec(SpecModel):
-    """What the user wants."""
+    """What the job does: model, data, training, evaluation and serving."""
 
-    model_config = validations(
+    model_config = validation_config(
         *schema_rules(),
         cel(
             "self.objective != 'GRPO' || has(self.grpo)",
-            "objective GRPO needs grpo.rewards or grpo.rewardModel",
+            "objective GRPO needs a reward; set grpo.rewards or grpo.rewardModel",
             ".grpo",
         ),
         cel(
             "self.objective != 'GRPO' || !has(self.grpo) || "
             "self.training.batchSize % self.grpo.generations == 0",
-            "with GRPO training.batchSize counts answers and must be a multiple of "
-            "grpo.generations",
+            "with GRPO training.batchSize counts answers; set it to a multiple of grpo.generations",
             ".training.batchSize",
         ),
         cel(
@@ -93,20 +97,21 @@ class FineTuneJobSpec(SpecModel):
             "g.metric == 'preferenceAccuracy' ? "
             "self.objective in ['DPO', 'KTO', 'ORPO', 'Reward'] : "
             "g.metric == 'loss' ? self.objective != 'GRPO' : self.objective == 'SFT')",
-            "a gate's metric must be one that the objective has: loss for all but GRPO, reward for "
-            "GRPO, preferenceAccuracy for DPO, KTO, ORPO and Reward, exactMatch and rougeL for SFT",
+            "evaluation.gate has a metric that the objective does not measure; use loss for all "
+            "but GRPO, reward for GRPO, preferenceAccuracy for DPO, KTO, ORPO and Reward, "
+            "exactMatch and rougeL for SFT",
             ".evaluation.gate",
         ),
     )
 
     model: ModelSource
-    """The base model."""
+    """The base model, and changes to it before training."""
     dataset: Dataset
-    """The data."""
+    """Training data and held-out data."""
     objective: Objective = "SFT"
     """SFT: supervised fine-tuning on conversations or instructions. Completion: continued
-    pre-training on plain text. DPO, KTO, ORPO: from preferences. Reward: a reward model from
-    preferences. GRPO: reinforcement learning against reward functions or a reward model."""
+    pre-training on plain text. DPO, KTO, ORPO: preference optimisation. Reward: a reward model from
+    preferences. GRPO: reinforcement learning with reward functions or a reward model."""
     sft: SFT | None = None
     """Settings of SFT; absent means its defaults."""
     dpo: DPO | None = None
@@ -118,27 +123,29 @@ class FineTuneJobSpec(SpecModel):
     reward: Reward | None = None
     """Settings of Reward; absent means its defaults."""
     grpo: GRPO | None = None
-    """Settings of GRPO, which needs at least a reward."""
+    """Settings of GRPO; required for it, because it needs a reward."""
     method: Method = Field(default_factory=Method)
-    """What is trained."""
+    """Which weights are trained: adapters or the whole model."""
     training: Training = Field(default_factory=Training)
-    """How it is trained."""
+    """Hyperparameters of training."""
     compute: Compute = Field(default_factory=Compute)
-    """Where it runs."""
+    """Where the job runs, and how training is distributed."""
     evaluation: Evaluation = Field(default_factory=Evaluation)
-    """How it is judged."""
+    """How the tuned model is compared with its base model."""
     serve: Serve | None = None
-    """Where it is served; absent means that the job ends with the artifact."""
+    """Where the model is served; absent means that the job ends with the artifact."""
     tracking: Tracking | None = None
-    """Experiment trackers; TensorBoard files are always written to the job's report folder."""
+    """Experiment trackers; training always writes TensorBoard files to the job's report folder."""
     max_restarts: int = Field(default=3, ge=0, le=100)
-    """Failed attempts that are tried again, over all stages; errors of the user never are, and
-    what others did to the pods (eviction, preemption, a lost node) does not count."""
+    """Number of failed attempts, over all stages, that the operator tries again. It never retries
+    an error in the user's input, and it does not count attempts that ended because of the cluster
+    (eviction, preemption, a lost node)."""
     suspend: bool = False
-    """Stop after a checkpoint and give the devices back; false again goes on from there."""
+    """true stops the job after a checkpoint and frees its devices; false resumes it from that
+    checkpoint."""
     active_deadline_seconds: int | None = Field(default=None, ge=1, le=31536000)
-    """Seconds after its start at which a job that has not ended fails; time spent suspended does
-    not count."""
+    """Seconds after its start at which a job that has not ended fails, without the time that it was
+    suspended; absent means no deadline."""
     ttl_seconds_after_finished: int | None = Field(default=None, ge=0, le=31536000)
-    """Seconds after its end at which the job is deleted, with all that it left in the workspace
-    but an artifact that an endpoint serves or another job starts from; absent means never."""
+    """Seconds after its end at which the operator deletes the job and its files in the workspace,
+    except an artifact that an endpoint serves or another job starts from; absent means never."""

@@ -1,14 +1,14 @@
-"""The status of a FineTuneJob, derived from the children by the operator.
+"""The status of a FineTuneJob, which the operator derives from the job's children.
 
-It is for people and for `kubectl wait`, and is never a trigger: everything in it can be computed
-again from what is there.
+It is output for users and for `kubectl wait`; the operator can compute it again from the objects in
+the cluster.
 """
 
 from typing import Literal
 
 from pydantic import Field
 
-from finetune_api.base import Condition, LongText, ShortText, StatusModel, keyed_by
+from finetune_api.base import Condition, LongText, ShortText, StatusModel, list_map_key
 from finetune_api.run import (
     ArtifactRef,
     DataFacts,
@@ -42,28 +42,28 @@ class StageStatus(StatusModel):
     name: StageName
     """prepare, train, evaluate, export or serve."""
     state: StageState
-    """How far it is."""
+    """Whether the stage waits, runs or has ended."""
     attempt: int = Field(default=0, ge=0)
-    """Attempt that runs or ran last, from 1; 0 before the first."""
+    """Number of the attempt that runs or ran last, counted from 1; 0 before the first."""
     started_at: ShortText | None = None
     """Start of the first attempt, RFC 3339 in UTC."""
     finished_at: ShortText | None = None
     """End of the stage, RFC 3339 in UTC."""
     retry_at: ShortText | None = None
-    """When the next attempt starts at the earliest, RFC 3339 in UTC; absent unless one waits."""
+    """Earliest start of the next attempt, RFC 3339 in UTC; absent unless one waits."""
     message: LongText | None = None
-    """What it is doing or how it ended."""
+    """What the stage does, or how it ended."""
 
 
 class JobProgress(StatusModel):
-    """Where the running stage is, as its pod last told."""
+    """Progress of the running stage, as its pod last reported it."""
 
     stage: StageName
-    """The stage that told it."""
+    """Stage that reported it."""
     step: int = Field(default=0, ge=0)
-    """Optimizer steps (train) or items done (other stages)."""
+    """Optimizer steps (train) or items (other stages) that are done."""
     total_steps: int | None = Field(default=None, ge=0)
-    """Steps or items in all, when known."""
+    """Steps or items in total, when known."""
     summary: ShortText = ""
     """Step and total in a few characters, for kubectl get."""
     loss: float | None = None
@@ -71,90 +71,90 @@ class JobProgress(StatusModel):
     loss_text: ShortText | None = None
     """The loss rounded, for kubectl get."""
     tokens_per_second: float | None = None
-    """Training tokens per second over all devices."""
+    """Non-padding training tokens per second over all devices."""
     learning_rate: float | None = None
     """Learning rate of the last step."""
     epoch: float | None = None
     """Passes over the training data so far."""
     world_size: int | None = None
-    """Processes that train together, as torch.distributed counts them."""
+    """Number of training processes, torch.distributed.get_world_size()."""
     engine: ShortText | None = None
-    """Class that wraps the model in the running process."""
+    """Class name of the wrapped model, such as DeepSpeedEngine."""
     last_checkpoint_step: int | None = None
     """Step of the newest complete checkpoint."""
     eval_loss: float | None = None
-    """Held-out loss as early stopping last saw it."""
+    """Held-out loss of the last evaluation for early stopping."""
     mfu: float | None = None
-    """Model FLOP/s utilisation, 0 to 1, where the profile tells the device's peak."""
+    """Model FLOP/s utilisation, 0 to 1, where the profile has peakFlopsPerDevice."""
     peak_memory_bytes: int | None = None
-    """Most memory that a process has held on its device."""
+    """Peak memory of a process on its device, in bytes."""
     stalled_since: ShortText | None = None
-    """Since when a rank gives no sign of life, RFC 3339 in UTC; absent where all do."""
+    """Since when a rank sends no heartbeat, RFC 3339 in UTC; absent while all ranks do."""
     eta: ShortText | None = None
-    """Time to the end of the stage, such as 3m20s."""
+    """Estimated time to the end of the stage, such as 3m20s."""
     updated_at: ShortText | None = None
-    """When the pod told it, RFC 3339 in UTC."""
+    """When the pod reported it, RFC 3339 in UTC."""
 
 
 class EndpointRef(StatusModel):
     """Where the model is served."""
 
     name: ShortText
-    """ModelEndpoint."""
+    """Name of the ModelEndpoint."""
     url: LongText
     """Base URL of the OpenAI API inside the cluster."""
 
 
 class CheckpointStatus(StatusModel):
-    """The newest complete checkpoint: what a restart would resume from."""
+    """The newest complete checkpoint, from which a restart resumes."""
 
     step: int = Field(ge=0)
-    """Optimizer steps in it."""
+    """Optimizer steps that the checkpoint contains."""
     seconds: float | None = Field(default=None, ge=0)
-    """Time from the decision to save until it was complete."""
+    """Seconds from the decision to save until it was complete."""
     bytes: int | None = Field(default=None, ge=0)
-    """Size of all its files."""
+    """Size of all its files in bytes."""
 
 
 class NodeFailures(StatusModel):
-    """A node on which attempts of this job went wrong."""
+    """A node on which attempts of this job failed."""
 
     name: ShortText
-    """The node."""
+    """Name of the node."""
     failures: int = Field(ge=1)
-    """Attempts that ended because of it."""
+    """Number of attempts that ended because of the node."""
     excluded: bool = False
-    """Whether pods of this job avoid it: from the second failure on."""
+    """Whether the operator keeps pods of this job off the node: from the second failure on."""
 
 
 class FineTuneJobStatus(StatusModel):
-    """How far it is, derived from the children."""
+    """State of the job, derived from its children."""
 
     observed_generation: int = Field(default=0, ge=0)
     """metadata.generation that this status was computed from."""
     phase: Phase = "Pending"
-    """Where the job is, in one word."""
+    """State of the job in one word."""
     message: LongText = ""
-    """Where the job is, in one line."""
+    """State of the job in one line: what it does, what it waits for, or why it failed."""
     conditions: list[Condition] = Field(
-        default_factory=list, max_length=16, json_schema_extra=keyed_by("type")
+        default_factory=list, max_length=16, json_schema_extra=list_map_key("type")
     )
-    """Succeeded, Reconciling, Stalled, Suspended, Prepared, Trained, Evaluated, Exported,
-    Deployed."""
+    """Conditions of type Succeeded, Reconciling, Stalled, Suspended, Prepared, Trained, Evaluated,
+    Exported and Deployed; docs/reasons.md explains their reasons."""
     stages: list[StageStatus] = Field(
-        default_factory=list, max_length=8, json_schema_extra=keyed_by("name")
+        default_factory=list, max_length=8, json_schema_extra=list_map_key("name")
     )
-    """Every stage of this job in order."""
+    """The stages of this job in order."""
     plan: TrainPlan | None = None
     """What the planner chose for training."""
     progress: JobProgress | None = None
-    """Where the running stage is."""
+    """Progress of the running stage."""
     model: ModelFacts | None = None
-    """What prepare found out about the model."""
+    """What prepare reported about the model."""
     data: DataFacts | None = None
-    """What prepare found out about the data."""
+    """What prepare reported about the data."""
     reward: ModelFacts | None = None
-    """What prepare found out about grpo.rewardModel."""
+    """What prepare reported about grpo.rewardModel."""
     training: TrainFacts | None = None
     """How training ended."""
     evaluation: EvaluationSummary | None = None
@@ -164,21 +164,22 @@ class FineTuneJobStatus(StatusModel):
     endpoint: EndpointRef | None = None
     """Where the model is served."""
     failure: Failure | None = None
-    """Why the job failed, or why the last attempt did."""
+    """Why the job failed, or why its last attempt failed."""
     restarts: int = Field(default=0, ge=0)
-    """Attempts that failed and were tried again."""
+    """Failed attempts that count against maxRestarts."""
     checkpoint: CheckpointStatus | None = None
-    """What a restart of training would resume from."""
+    """The checkpoint from which a restart of training resumes."""
     nodes: list[NodeFailures] = Field(
-        default_factory=list, max_length=64, json_schema_extra=keyed_by("name")
+        default_factory=list, max_length=64, json_schema_extra=list_map_key("name")
     )
-    """Nodes on which attempts went wrong; suspending and resuming the job forgets them."""
+    """Nodes on which attempts failed; suspending and resuming the job clears the list."""
     workspace: WorkspaceFacts | None = None
-    """What prepare found out about the workspace."""
+    """What prepare measured on the workspace's volume."""
     suspended_at: ShortText | None = None
-    """Since when the job is suspended, RFC 3339 in UTC."""
+    """When the job was suspended, RFC 3339 in UTC; absent while it is not."""
     suspended_seconds: int = Field(default=0, ge=0)
-    """Time that it was suspended since it started, but for the suspension that lasts."""
+    """Seconds that the job has spent suspended since it started, without the suspension that still
+    lasts."""
     started_at: ShortText | None = None
     """When the first stage started, RFC 3339 in UTC."""
     finished_at: ShortText | None = None

@@ -1,14 +1,22 @@
 """The model that a job starts from: its address, and what is changed before training.
 
-An address is a URI whose scheme says how it is fetched; what it needs to be fetched is a Secret of
-the job's namespace. A reward model is an address too, and nothing about it can be changed.
+The scheme of an address says how the model is fetched; credentials come from a Secret in the job's
+namespace. A reward model is an address too, and a job changes nothing about it.
 """
 
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.base import NOT_SPACE, SUBDOMAIN, ObjectName, SpecModel, Worded, cel, validations
+from finetune_api.base import (
+    NOT_SPACE,
+    SUBDOMAIN,
+    ObjectName,
+    PatternMessage,
+    SpecModel,
+    cel,
+    validation_config,
+)
 
 URI_PATTERN = (
     rf"^((hf|s3|gs|https)://[^\x00-\x20\x7f/]{NOT_SPACE}*|pvc://{SUBDOMAIN}(/{NOT_SPACE}*)?)$"
@@ -16,55 +24,56 @@ URI_PATTERN = (
 Uri = Annotated[
     str,
     StringConstraints(pattern=URI_PATTERN, max_length=1024),
-    Worded(
-        "uri must start with hf://, s3://, gs://, https:// or pvc:// and hold no spaces; after "
-        "pvc:// stands the name of a claim"
+    PatternMessage(
+        "uri must start with hf://, s3://, gs://, https:// or pvc:// and contain no spaces; pvc:// "
+        "needs the name of a claim after it"
     ),
 ]
 
 Revision = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 REVISION_RULE = cel(
     "!has(self.revision) || self.uri.startsWith('hf://')",
-    "revision needs an hf:// uri; other addresses have no revisions",
+    "revision is only for hf:// addresses; leave revision out, or use an hf:// uri",
     ".revision",
 )
 
 
 class RopeScaling(SpecModel):
-    """Rotary positions stretched, so that the model takes longer sequences than it was made for."""
+    """Scaling of rotary positions for sequences longer than the model's context."""
 
     type: Literal["linear", "dynamic", "yarn"]
-    """linear divides every position (Chen et al. 2023, arXiv 2306.15595); dynamic grows the base
-    with the sequence (NTK); yarn treats each frequency by itself (Peng et al. 2023, arXiv
-    2309.00071)."""
+    """linear divides every position (Chen et al. 2023, arXiv 2306.15595); dynamic increases the
+    base with the length of the sequence (NTK); yarn scales each frequency separately (Peng et al.
+    2023, arXiv 2309.00071)."""
     factor: float = Field(gt=1, le=64)
-    """The context becomes this many times as long."""
+    """Factor by which the context length is multiplied."""
 
 
 class Tokenizer(SpecModel):
-    """Changes to the model's tokenizer; they are trained and exported with it."""
+    """Changes to the model's tokenizer, which are trained and exported with the model."""
 
     special_tokens: list[Annotated[str, StringConstraints(min_length=1, max_length=64)]] = Field(
         default_factory=list, max_length=64
     )
-    """Tokens added to the vocabulary, none of which it may have; the embedding grows, and the new
-    rows are trained."""
+    """Tokens that are added to the vocabulary, which must not contain them yet; the embedding gets
+    a row for each, which is trained."""
     chat_template: Annotated[str, StringConstraints(min_length=1, max_length=32768)] | None = None
-    """Jinja template that replaces the model's own; needed to teach a base model to chat. Its
-    tokens must be in the vocabulary or in specialTokens; the one that ends an answer ends
-    generation."""
+    """Jinja template that replaces the model's own; a base model needs one to learn conversations.
+    Its special tokens must be in the vocabulary or in specialTokens; the token that ends an answer
+    ends generation."""
 
 
 class ModelAddress(SpecModel):
     """Where a model comes from."""
 
-    model_config = validations(REVISION_RULE)
+    model_config = validation_config(REVISION_RULE)
 
     uri: Uri
     """hf://org/name, s3://bucket/prefix, gs://bucket/prefix, https://host/model.tar.gz or
-    pvc://claim/path. Must hold config.json, safetensors weights and a tokenizer."""
+    pvc://claim/path of a folder with config.json, safetensors weights and a tokenizer."""
     revision: Revision | None = None
-    """Branch, tag or commit of an hf:// model; absent means main. Commits are best."""
+    """Branch, tag or commit of an hf:// model; absent means main. Name a commit for reproducible
+    runs."""
     credentials_secret: ObjectName | None = None
     """Secret in the job's namespace with keys such as HF_TOKEN, AWS_ACCESS_KEY_ID,
     AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL or GOOGLE_APPLICATION_CREDENTIALS_JSON."""
@@ -74,6 +83,6 @@ class ModelSource(ModelAddress):
     """Where the base model comes from, and how it is changed before training."""
 
     rope: RopeScaling | None = None
-    """Longer context by RoPE scaling; absent leaves the model's positions as they are."""
+    """RoPE scaling for a longer context; absent keeps the model's positions as they are."""
     tokenizer: Tokenizer | None = None
-    """New special tokens and another chat template."""
+    """New special tokens and another chat template; absent keeps the model's tokenizer."""

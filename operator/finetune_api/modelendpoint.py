@@ -1,8 +1,8 @@
 """ModelEndpoint: a stable name and URL over immutable revisions of a model.
 
-A FineTuneJob with `serve` writes the artifact here; people may do so by hand. Every new
-artifact digest is a new revision: it is started beside the old one, checked, and only then
-takes the traffic, so that the URL never points at a model that does not answer.
+A FineTuneJob with `serve` writes the artifact here; a user can do so too. Every new artifact digest
+is a new revision: the operator starts it alongside the old one, checks it, and only then switches
+the traffic, so that the URL never points at a model that does not answer.
 """
 
 from typing import Annotated, Literal
@@ -15,18 +15,18 @@ from finetune_api.base import (
     Condition,
     LongText,
     ObjectName,
+    PatternMessage,
     ShortText,
     SpecModel,
     StatusModel,
-    Worded,
-    keyed_by,
+    list_map_key,
 )
 from finetune_api.run import ChatMessage, Digest
 
 ArtifactUri = Annotated[
     str,
     StringConstraints(pattern=rf"^pvc://{SUBDOMAIN}/{NOT_SPACE}+$", max_length=1024),
-    Worded("uri must be pvc://claim/folder"),
+    PatternMessage("uri must be pvc://claim/folder"),
 ]
 
 
@@ -40,29 +40,30 @@ class ServedArtifact(SpecModel):
 
 
 class Probe(SpecModel):
-    """A question whose answer is known, asked greedily before a revision takes traffic."""
+    """A prompt with a known greedy answer, which a revision must repeat before it gets traffic."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=16)
-    """The conversation that is sent."""
+    """Conversation that the operator sends."""
     answer: LongText
-    """What the model answered when it was evaluated."""
+    """Answer that the model gave when it was evaluated."""
     max_tokens: int = Field(ge=1, le=512)
-    """Tokens that are asked for."""
+    """Limit of generated tokens."""
 
 
 class ModelEndpointSpec(SpecModel):
-    """What is served and on what."""
+    """Which model is served, and on what hardware."""
 
     artifact: ServedArtifact
-    """The model."""
+    """Exported model to serve; a change rolls out a new revision."""
     probe: Probe | None = None
-    """Question with a known answer; absent means that only /v1/models is asked."""
+    """Prompt with a known answer, which a new revision must repeat; absent means that the operator
+    only checks that /v1/models lists the model."""
     profile: ObjectName | None = None
-    """AcceleratorProfile to serve on; absent means the one marked as default."""
+    """AcceleratorProfile to serve on; absent means the profile that is marked as default."""
     gpus: int = Field(default=1, ge=1, le=64)
     """Devices of each replica (tensor parallel); ignored on a CPU pool."""
     replicas: int = Field(default=1, ge=1, le=256)
-    """Pods of the revision that takes the traffic."""
+    """Number of pods of the active revision."""
 
 
 EndpointPhase = Literal["Pending", "Deploying", "Ready", "Failed"]
@@ -73,43 +74,44 @@ class RevisionStatus(StatusModel):
     """One immutable revision."""
 
     revision: int = Field(ge=1)
-    """Number, counted from 1."""
+    """Number of the revision, counted from 1."""
     digest: Digest
     """Digest of the artifact."""
     uri: LongText
-    """Artifact."""
+    """Address of the artifact."""
     state: RevisionState
-    """How far it is; Active takes the traffic."""
+    """Starting: its pods start. Checking: the operator checks its answers. Active: it gets the
+    traffic. Failed: it did not start or failed a check. Retired: a newer one replaced it."""
     key: ShortText | None = None
-    """Fingerprint of what makes it this revision: artifact, profile, devices and pod."""
+    """Fingerprint of artifact, profile, devices and pod; any change of them is a new revision."""
     message: LongText | None = None
-    """What it waits for or why it failed."""
+    """What the revision waits for, or why it failed."""
     created_at: ShortText | None = None
-    """When it was first seen, RFC 3339 in UTC."""
+    """When the operator first saw it, RFC 3339 in UTC."""
     ready_at: ShortText | None = None
-    """When it took the traffic, RFC 3339 in UTC."""
+    """When it first got the traffic, RFC 3339 in UTC."""
 
 
 class ModelEndpointStatus(StatusModel):
-    """What takes the traffic."""
+    """Which revision gets the traffic, and the state of the others."""
 
     observed_generation: int = Field(default=0, ge=0)
     """metadata.generation that this status was computed from."""
     phase: EndpointPhase = "Pending"
-    """Where the endpoint is, in one word."""
+    """State of the endpoint in one word."""
     message: LongText = ""
-    """Where the endpoint is, in one line."""
+    """State of the endpoint in one line: what it serves, what it waits for, or why it failed."""
     conditions: list[Condition] = Field(
-        default_factory=list, max_length=16, json_schema_extra=keyed_by("type")
+        default_factory=list, max_length=16, json_schema_extra=list_map_key("type")
     )
-    """Ready, Reconciling, Stalled."""
+    """Conditions of type Ready, Reconciling and Stalled; docs/reasons.md explains their reasons."""
     runtime: Literal["Deployment", "KServe"] | None = None
-    """What runs the pods: a Deployment, or KServe where it is installed."""
+    """What manages the pods: a Deployment, or KServe where it is installed."""
     url: LongText | None = None
     """Base URL of the OpenAI API inside the cluster."""
     active_revision: int | None = Field(default=None, ge=1)
-    """The revision that takes the traffic."""
+    """Number of the revision that gets the traffic."""
     revisions: list[RevisionStatus] = Field(
-        default_factory=list, max_length=10, json_schema_extra=keyed_by("revision")
+        default_factory=list, max_length=10, json_schema_extra=list_map_key("revision")
     )
     """The newest revisions, oldest first."""

@@ -1,6 +1,6 @@
-"""A condition on one field, for Python, for the API server and for people.
+"""Predicates on one field of a spec, each as Python, as CEL for the API server and as text.
 
-The three must say the same, which tests/api/test_combinations.py holds against the real API server.
+The three must agree; tests/api/test_combinations.py compares them with a real API server.
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ALWAYS = ("model", "dataset", "method", "training", "compute", "evaluation", "objective")
-"""Fields of the spec that the API server always fills in."""
+"""Fields of the spec that the API server always sets."""
 
 Spec = Mapping[str, Any]
 """A FineTuneJob's spec as JSON, defaults filled in."""
@@ -16,46 +16,41 @@ Spec = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Is:
-    """A field has one of these values."""
+    """A field has one of these values; as every predicate it evaluates itself (`holds`), and
+    writes itself as a CEL expression (`to_cel`) and as Markdown (`to_text`)."""
 
     path: str
     values: tuple[str | bool, ...]
 
     def holds(self, spec: Spec) -> bool:
-        """Whether it does."""
         return value_at(spec, self.path) in self.values
 
-    def expression(self) -> str:
-        """The same in CEL."""
+    def to_cel(self) -> str:
         if self.values in ((True,), (False,)):
             value = f"self.{self.path}"
             test = value if self.values[0] else f"!{value}"
         else:
             test = f"self.{self.path} in [{', '.join(repr(v) for v in self.values)}]"
-        return " && ".join([*_present(self.path), test])
+        return " && ".join([*_presence_terms(self.path), test])
 
-    def words(self) -> str:
-        """The same for people."""
-        *most, last = (f"`{_shown(value)}`" for value in self.values)
+    def to_text(self) -> str:
+        *most, last = (f"`{_format_value(value)}`" for value in self.values)
         return f"`{self.path}` " + (f"{', '.join(most)} or {last}" if most else last)
 
 
 @dataclass(frozen=True)
 class Given:
-    """An optional field or section is there."""
+    """An optional field or section is set."""
 
     path: str
 
     def holds(self, spec: Spec) -> bool:
-        """Whether it is."""
         return value_at(spec, self.path) is not None
 
-    def expression(self) -> str:
-        """The same in CEL."""
-        return " && ".join(_present(self.path))
+    def to_cel(self) -> str:
+        return " && ".join(_presence_terms(self.path))
 
-    def words(self) -> str:
-        """The same for people."""
+    def to_text(self) -> str:
         return f"`{self.path}` given"
 
 
@@ -66,15 +61,12 @@ class NotEmpty:
     path: str
 
     def holds(self, spec: Spec) -> bool:
-        """Whether it has."""
         return bool(value_at(spec, self.path))
 
-    def expression(self) -> str:
-        """The same in CEL."""
-        return " && ".join([*_present(self.path), f"size(self.{self.path}) > 0"])
+    def to_cel(self) -> str:
+        return " && ".join([*_presence_terms(self.path), f"size(self.{self.path}) > 0"])
 
-    def words(self) -> str:
-        """The same for people."""
+    def to_text(self) -> str:
         return f"`{self.path}` not empty"
 
 
@@ -87,20 +79,17 @@ class Above:
     default: float
 
     def holds(self, spec: Spec) -> bool:
-        """Whether it does."""
         value = value_at(spec, self.path)
         return float(self.default if value is None else value) > self.limit
 
-    def expression(self) -> str:
-        """The same in CEL."""
-        there = " && ".join(_present(self.path))
+    def to_cel(self) -> str:
+        there = " && ".join(_presence_terms(self.path))
         test = f"self.{self.path} > {float(self.limit)}"
         if self.default > self.limit:
             return f"(!({there}) || {test})"
         return f"{there} && {test}"
 
-    def words(self) -> str:
-        """The same for people."""
+    def to_text(self) -> str:
         return f"`{self.path}` above {self.limit:g}"
 
 
@@ -108,18 +97,18 @@ Predicate = Is | Given | NotEmpty | Above
 
 
 def value_at(spec: Spec, path: str) -> Any:
-    """What stands at a path written with dots; None where nothing does."""
+    """The value at a dotted path; None where the spec has none."""
     value: Any = spec
     for name in path.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
 
 
-def _present(path: str) -> list[str]:
+def _presence_terms(path: str) -> list[str]:
     names = path.split(".")
     prefixes = [".".join(names[: i + 1]) for i in range(len(names))]
     return [f"has(self.{prefix})" for prefix in prefixes if prefix not in ALWAYS]
 
 
-def _shown(value: str | bool) -> str:
+def _format_value(value: str | bool) -> str:
     return str(value).lower() if isinstance(value, bool) else value

@@ -1,7 +1,6 @@
-"""docs/reference.md: every field of every kind, from the same schemas as the CRDs.
+"""Generator of docs/reference.md: every field of every kind, from the same schemas as the CRDs.
 
-A table for what users write and one for what the operator answers. Nothing here is written by
-hand, so the page cannot say anything else than the API server does.
+One table for the spec, which users write, and one for the status, which the operator writes.
 """
 
 import json
@@ -22,8 +21,8 @@ SPEC_HEAD = "| Field | Type | Default | Meaning |\n|---|---|---|---|"
 STATUS_HEAD = "| Field | Type | Meaning |\n|---|---|---|"
 
 
-def section(title: str, facts: str, schema: Schema) -> str:
-    """The chapter of one kind, `facts` being a line on its names and scope."""
+def render_section(title: str, facts: str, schema: Schema) -> str:
+    """The section of one kind; `facts` is a line on its names and scope."""
     properties = schema["properties"]
     parts = [f"## {title}", schema["description"], facts, "### spec", SPEC_HEAD]
     out = "\n\n".join(parts) + "\n" + "\n".join(_spec_rows(properties["spec"]))
@@ -47,7 +46,7 @@ def _status_rows(schema: Schema) -> Iterator[str]:
 
 
 def _fields(schema: Schema, path: str) -> Iterator[tuple[str, Schema, bool]]:
-    """Every field below a schema in order: its path, its schema, whether it must be given."""
+    """Every field below a schema in order: its path, its schema, whether it is required."""
     for name, field in schema.get("properties", {}).items():
         here = f"{path}.{name}" if path else name
         suffix = "[]" if "items" in field else "{}" if "additionalProperties" in field else ""
@@ -57,7 +56,7 @@ def _fields(schema: Schema, path: str) -> Iterator[tuple[str, Schema, bool]]:
 
 def _rules(schema: Schema, path: str) -> Iterator[str]:
     for rule in schema.get("x-kubernetes-validations", ()):
-        # A sentence about the value itself reads better behind the field's name.
+        # A message about a scalar has no subject: the field's name becomes it.
         yield _cell(f"`{path}` {rule['message']}" if _of_scalar(schema) else rule["message"])
     for name, field in schema.get("properties", {}).items():
         here = f"{path}.{name}" if path else name

@@ -1,9 +1,9 @@
 """What the operator and a stage exchange: RunConfig in, Progress meanwhile, StageResult out.
 
-RunConfig is the immutable run.json of one attempt. Progress is what a pod serves on
-/progress. StageResult is the termination message (at most 4096 bytes); whatever is larger
-lies in the workspace and is named here with its SHA-256. Exit codes are typed, so that the
-operator can tell a user's error from a crash without reading logs.
+RunConfig is the immutable run.json of one attempt. A pod serves Progress on /progress while its
+stage runs. StageResult is the termination message (at most 4096 bytes); anything larger is a file
+in the workspace, which the StageResult names with its SHA-256. The exit code is typed, so that the
+operator can distinguish a user's error from a crash without reading logs.
 """
 
 from enum import IntEnum
@@ -20,7 +20,7 @@ StageName = Literal["prepare", "train", "evaluate", "export", "serve"]
 Strategy = Literal["DDP", "ZeRO1", "ZeRO2", "ZeRO3", "FSDP"]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
-"""No larger than a status can hold."""
+"""A count that fits into an int64 field of a status."""
 
 RUN_CONFIG_PATH = "/etc/finetune/run.json"
 TERMINATION_PATH = "/dev/termination-log"
@@ -28,51 +28,51 @@ TERMINATION_MAX_BYTES = 4096
 TELEMETRY_PORT = 9400
 RENDEZVOUS_PORT = 29500
 COLLECTIVE_TIMEOUT_ENV = "FINETUNE_COLLECTIVE_TIMEOUT"
-"""Names the seconds that a rank waits for others in a training step."""
+"""Environment variable: seconds that a rank waits for the other ranks in a collective."""
 SECRET_ENV_PREFIX = "FINETUNE_SECRET_"
 MODEL_SECRET_PREFIX = SECRET_ENV_PREFIX + "MODEL_"
 DATA_SECRET_PREFIXES = tuple(f"{SECRET_ENV_PREFIX}DATA_{index}_" for index in range(16))
-"""One for each item of dataset.train: every source sees its own Secret only."""
+"""One for each item of dataset.train, so that a source sees no other source's Secret."""
 VALIDATION_SECRET_PREFIX = SECRET_ENV_PREFIX + "VALIDATION_"
 REWARD_SECRET_PREFIX = SECRET_ENV_PREFIX + "REWARD_"
 
-
 FINITE = ConfigDict(allow_inf_nan=False)
-"""For what is copied into a status: JSON, and so the API server, knows neither."""
+"""For models that are copied into a status: JSON has neither NaN nor infinity."""
 
 
 class ExitCode(IntEnum):
-    """How a stage's process ends; the operator decides by this number."""
+    """Exit code of a stage's process, by which the operator decides about another attempt."""
 
     OK = 0
     USER_ERROR = 64
-    """The input cannot work: never tried again."""
+    """The input cannot work: the operator does not try again."""
     RETRYABLE = 75
-    """Something outside the input failed: tried again while restarts are left."""
+    """Something outside the input failed: the operator tries again while restarts are left."""
     PREEMPTED = 76
-    """Stopped on request after a checkpoint: tried again, not counted."""
+    """Stopped on request after a checkpoint: the operator tries again and counts no restart."""
 
 
 class ChatMessage(SpecModel):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
-    """Who speaks."""
+    """Author of the turn."""
     content: Annotated[str, StringConstraints(max_length=8192)]
-    """What is said."""
+    """Text of the turn."""
 
 
 class Failure(StatusModel):
-    """Why it failed: what, where, and what to do."""
+    """Why a stage failed: what is wrong, where, and what to do."""
 
     stage: StageName | None = None
     """Stage that failed."""
     reason: ShortText
-    """Machine-readable cause in CamelCase, such as ModelNotFound or BrokenRow."""
+    """Machine-readable cause in CamelCase, such as ModelNotFound or BrokenRow; docs/reasons.md
+    lists all of them."""
     message: LongText
     """What is wrong."""
     file: LongText | None = None
-    """File that is wrong."""
+    """File in which the error is."""
     line: int | None = Field(default=None, ge=1)
     """Line of that file, counted from 1."""
     remedy: LongText | None = None
@@ -82,26 +82,26 @@ class Failure(StatusModel):
 
 
 class ModelFacts(StatusModel):
-    """What the planner must know of a model; read from its config and weight files."""
+    """Facts about a model that the planner needs, read from its config and weight files."""
 
     architecture: ShortText
     """Class name in config.json."""
     parameters: int = Field(ge=1)
-    """Weights, counted once where tied."""
+    """Number of weights; tied weights count once."""
     layers: int = Field(ge=1)
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     hidden_size: int = Field(ge=1)
     """Width of the residual stream."""
     intermediate_size: int = Field(ge=1)
     """Width of the feed-forward layer."""
     attention_heads: int = Field(ge=1)
-    """Query heads."""
+    """Number of query heads."""
     key_value_heads: int = Field(ge=1)
-    """Key and value heads."""
+    """Number of key and value heads."""
     vocabulary: int = Field(ge=1)
-    """Rows of the embedding, with those that the job's new special tokens need."""
+    """Rows of the embedding, including those for the job's new special tokens."""
     context_length: int = Field(ge=1)
-    """Longest sequence in tokens that the model was made for, stretched by the job's rope."""
+    """Longest sequence in tokens that the model supports, multiplied by the job's model.rope."""
     weight_bytes: int = Field(ge=1)
     """Size of the weight files in bytes."""
     revision: ShortText | None = None
@@ -111,109 +111,110 @@ class ModelFacts(StatusModel):
 
 
 class DataFacts(StatusModel):
-    """What the planner must know of the data."""
+    """Facts about the data that the planner needs."""
 
     format: Literal["chat", "instruction", "completion", "preference", "unpaired", "prompt"]
-    """Layout of the rows as found."""
+    """Layout of the rows: dataset.format, or what auto detected."""
     packed: bool = False
-    """Whether sequences hold several examples."""
+    """Whether a sequence can hold several examples."""
     train_examples: int = Field(ge=0)
-    """Rows to learn from."""
+    """Number of training examples."""
     eval_examples: int = Field(ge=0)
-    """Rows held out."""
+    """Number of held-out examples."""
     train_tokens: int = Field(ge=0)
-    """Tokens in the training rows."""
+    """Tokens in the training examples."""
     eval_tokens: int = Field(ge=0)
-    """Tokens in the held-out rows."""
+    """Tokens in the held-out examples."""
     train_sequences: int = Field(ge=0)
-    """Sequences after packing; without packing one for each row, pair or prompt."""
+    """Training sequences after packing; without packing one for each row, pair or prompt."""
     longest_example: int = Field(ge=0)
-    """Tokens of the longest row before cutting."""
+    """Tokens of the longest example before truncation."""
     truncated_examples: int = Field(default=0, ge=0)
-    """Rows whose answer was cut to maxSequenceLength."""
+    """Examples whose answer was cut to training.maxSequenceLength."""
     duplicate_examples: int = Field(default=0, ge=0)
-    """Rows that stood more than once."""
+    """Rows that repeat an earlier row."""
     date: ShortText | None = None
-    """Day, YYYY-MM-DD, that every stage gives to a chat template that prints today's; absent
-    where it prints none."""
+    """Day, YYYY-MM-DD, that every stage passes to a chat template that prints the current date;
+    absent for templates that print none."""
     digest: Digest
     """SHA-256 over the source files."""
 
 
 class WorkspaceFacts(StatusModel):
-    """What prepare found out about the volume that holds checkpoints and artifacts."""
+    """What prepare measured on the volume that holds checkpoints and artifacts."""
 
     free_bytes: int = Field(ge=0)
-    """Bytes free after prepare had written everything."""
+    """Free bytes after prepare wrote the data and the model."""
     write_bytes_per_second: float = Field(gt=0)
-    """Measured: bytes written and made durable by one process, per second."""
+    """Measured bytes per second that one process writes and syncs to the volume."""
 
 
 class MemoryEstimate(StatusModel):
     """Bytes on one device as the planner estimates them."""
 
     weights: int = Field(ge=0)
-    """Model weights."""
+    """Bytes of the model's weights."""
     gradients: int = Field(ge=0)
-    """Gradients."""
+    """Bytes of the gradients."""
     optimizer: int = Field(ge=0)
-    """Master weights and AdamW moments."""
+    """Bytes of fp32 master weights and optimizer states."""
     activations: int = Field(ge=0)
-    """Activations and logits of one micro-batch."""
+    """Bytes of the activations and logits of one micro-batch."""
     total: int = Field(ge=0)
-    """All of it with overhead."""
+    """Sum with overhead, in bytes."""
     available: int = Field(ge=0)
-    """What the device has."""
+    """Memory of the device according to its profile, in bytes."""
 
 
 class TrainPlan(StatusModel):
     """What the planner chose for training."""
 
     profile: ShortText
-    """AcceleratorProfile."""
+    """Name of the AcceleratorProfile that training runs on."""
     nodes: int = Field(ge=1)
-    """Pods, one per node."""
+    """Number of pods, one on each node."""
     gpus_per_node: int = Field(ge=1)
-    """Processes in each pod, one per device."""
+    """Training processes in each pod, one for each device."""
     world_size: int = Field(ge=1)
-    """Processes in all."""
+    """Training processes in all pods."""
     device: Literal["cuda", "cpu"]
-    """What the processes compute on."""
+    """Type of device that the processes compute on."""
     strategy: Strategy
-    """How model and optimizer are spread."""
+    """How weights, gradients and optimizer states are distributed over the processes."""
     offload: bool = False
-    """Whether optimizer states or shards live in host memory."""
+    """Whether optimizer states or shards are kept in host memory."""
     peak_flops: float | None = Field(default=None, gt=0)
-    """Peak bf16 FLOP/s of one device, as its profile tells."""
+    """Peak bf16 FLOP/s of one device, from the profile's peakFlopsPerDevice."""
     micro_batch_size: int = Field(ge=1)
-    """Sequences per process and forward pass."""
+    """Sequences in each forward pass of one process."""
     gradient_accumulation: int = Field(ge=1)
-    """Forward passes per optimizer step."""
+    """Forward passes of each process in one optimizer step."""
     batch_size: int = Field(ge=1)
-    """Sequences per optimizer step over all processes."""
+    """Sequences in each optimizer step over all processes."""
     total_steps: int = Field(ge=1)
-    """Optimizer steps."""
+    """Optimizer steps of the whole training."""
     learning_rate: float = Field(gt=0)
     """Peak learning rate."""
     memory: MemoryEstimate
-    """Memory on one device."""
+    """Estimated memory on one device."""
     reason: LongText = ""
-    """Why this plan, in one line."""
+    """The plan and its memory in one line."""
 
 
 class Paths(StatusModel):
     """Absolute folders inside the pod."""
 
     model_cache: str = "/workspace/model"
-    """Cache entry of the base model: one folder per snapshot; read-only after prepare."""
+    """Cache entry of the base model: one folder for each snapshot; read-only after prepare."""
     job: str = "/workspace/job"
-    """What belongs to this job: data/, checkpoints/, output/, report/, claims/."""
+    """The job's own files: data/, checkpoints/, output/, report/, claims/."""
     artifact: str = "/workspace/artifact"
-    """Where export writes."""
+    """Folder that export writes the artifact to."""
     reward_cache: str = "/workspace/reward"
-    """Cache entry of grpo.rewardModel, laid out as model_cache; only there where one is named."""
+    """Cache entry of grpo.rewardModel, laid out like model_cache; mounted only for a job that
+    names one."""
     volumes: str = "/pvc"
-    """Claims that pvc:// sources name are mounted below, by name."""
+    """Folder below which the claims of pvc:// sources are mounted, by name."""
 
 
 class JobRef(StatusModel):
@@ -228,31 +229,31 @@ class JobRef(StatusModel):
 
 
 class RunConfig(StatusModel):
-    """What a stage is given: the run.json of one attempt."""
+    """Input of a stage: the run.json of one attempt."""
 
     version: Literal[1] = 1
     """Version of this format."""
     job: JobRef
-    """The job."""
+    """The job that the attempt belongs to."""
     stage: StageName
-    """The stage."""
+    """Stage that runs."""
     attempt: int = Field(ge=1)
-    """The attempt, counted from 1."""
+    """Number of the attempt, counted from 1."""
     raw_spec: dict[str, Any] = Field(alias="spec")
     """The FineTuneJob's spec as the API server stored it. It stays as it is, so that a run.json
     keeps its bytes, and one whose spec is of another version of the operator can be read."""
     plan: TrainPlan | None = None
-    """The plan; absent for prepare."""
+    """What the planner chose; absent for prepare."""
     model: ModelFacts | None = None
-    """Result of prepare; absent for prepare."""
+    """What prepare reported about the model; absent for prepare."""
     data: DataFacts | None = None
-    """Result of prepare; absent for prepare."""
+    """What prepare reported about the data; absent for prepare."""
     reward: ModelFacts | None = None
-    """Result of prepare about grpo.rewardModel, whose snapshot lies in paths.reward_cache."""
+    """What prepare reported about grpo.rewardModel, whose snapshot is in paths.reward_cache."""
     evaluation: "EvaluationSummary | None" = None
     """Result of evaluate; only for export."""
     probe: "ProbeRecord | None" = None
-    """Prompt and answer recorded by evaluate; only for export, kept for the roll-out."""
+    """Prompt and answer recorded by evaluate; only for export, which keeps it for the roll-out."""
     artifact_uri: str | None = None
     """pvc:// address that the artifact will have; only for export."""
     paths: Paths = Field(default_factory=Paths)
@@ -287,28 +288,28 @@ class RankProgress(StatusModel):
     """The heartbeat of one rank."""
 
     rank: int = Field(ge=0)
-    """Rank in torch.distributed."""
+    """Rank of the process in torch.distributed."""
     host: str
-    """Host name of its pod."""
+    """Host name of the rank's pod."""
     step: int = Field(ge=0)
-    """Optimizer steps done."""
+    """Optimizer steps that the rank has finished."""
     updated_at: float
     """Unix time in seconds of the heartbeat."""
 
 
 class Progress(StatusModel):
-    """What a pod tells on /progress while its stage runs."""
+    """What a pod reports on /progress while its stage runs."""
 
     stage: StageName
-    """The stage."""
+    """Stage that runs."""
     attempt: int = Field(ge=1)
-    """The attempt."""
+    """Number of the attempt, counted from 1."""
     message: str = ""
-    """What it does now, in a few words."""
+    """What the stage does now, in a few words."""
     step: Count = 0
-    """Optimizer steps, or items done."""
+    """Optimizer steps (train) or items (other stages) that are done."""
     total_steps: Count | None = None
-    """Steps or items in all, when known."""
+    """Steps or items in total, when known."""
     loss: float | None = None
     """Token-weighted training loss of the last step over all ranks."""
     grad_norm: float | None = None
@@ -316,41 +317,42 @@ class Progress(StatusModel):
     learning_rate: float | None = None
     """Learning rate of the last step."""
     epoch: float | None = None
-    """Passes over the data so far."""
+    """Passes over the training data so far."""
     tokens_per_second: float | None = None
     """Non-padding tokens per second over all ranks, smoothed."""
     eta_seconds: float | None = None
-    """Seconds to the end of the stage."""
+    """Estimated seconds to the end of the stage."""
     world_size: Count | None = None
     """torch.distributed.get_world_size()."""
     engine: ShortText | None = None
     """Class name of the wrapped model, such as DeepSpeedEngine."""
     last_checkpoint_step: Count | None = None
-    """Step of the newest complete checkpoint; 0 when the attempt has looked and there is none."""
+    """Step of the newest complete checkpoint; 0 when the attempt has found none."""
     checkpoint_seconds: float | None = None
     """Seconds from the decision to save until that checkpoint was complete."""
     checkpoint_bytes: Count | None = None
     """Size of all files of that checkpoint."""
     eval_loss: float | None = None
-    """Held-out loss as early stopping last saw it."""
+    """Held-out loss of the last evaluation for early stopping."""
     data_wait_share: float | None = None
-    """Share of a step that waited for data, smoothed, 0 to 1; with GRPO answers are data."""
+    """Fraction of a step that waited for data, smoothed, 0 to 1; with GRPO sampled answers count as
+    data."""
     mfu: float | None = None
     """Model FLOP/s utilisation, smoothed, 0 to 1 (Chowdhery et al. 2022, arXiv 2204.02311,
     appendix B)."""
     peak_memory_bytes: Count | None = None
-    """Most memory that this process has held: of the device, or resident on a CPU."""
+    """Peak memory of this process in bytes: on its device, or resident on a CPU pool."""
     start_seconds: dict[str, float] | None = None
     """Seconds from the start of the pod's first process to the first step, by part."""
     measures: dict[str, float] = Field(default_factory=dict)
-    """Further measures of the objective or the model, by TRL's names, such as rewards/accuracies
+    """Further metrics of the objective or the model, by TRL's names, such as rewards/accuracies
     or expert_load/0."""
     ranks: list[RankProgress] = Field(default_factory=list)
     """Heartbeats of the ranks of this pod."""
     stalled: list[RankProgress] = Field(default_factory=list)
-    """Ranks that give no sign of life; the first pod names those of all pods."""
+    """Ranks whose heartbeat has stopped; the first pod reports those of all pods."""
     updated_at: float = 0.0
-    """Unix time in seconds."""
+    """Unix time in seconds of this report."""
 
 
 class MetricPair(StatusModel):
@@ -359,42 +361,42 @@ class MetricPair(StatusModel):
     model_config = FINITE
 
     base: float
-    """The base model's."""
+    """Value of the base model."""
     tuned: float
-    """The tuned model's."""
+    """Value of the tuned model."""
 
 
 class LossComparison(StatusModel):
-    """Held-out loss of both models, by the loss that was trained."""
+    """Held-out loss of both models, by the loss function of the objective."""
 
     model_config = FINITE
 
     base: float
     """Loss of the base model: nats per token for SFT and Completion, else the mean loss of a pair
-    or an answer, with the base itself as the reference."""
+    or an answer, with the base model itself as the reference."""
     tuned: float
-    """The same of the tuned model."""
+    """Loss of the tuned model, in the same unit."""
     improvement_percent: float
     """100 * (base - tuned) / base."""
     low_percent: float
     """Lower end of the 95 % bootstrap interval of the improvement."""
     high_percent: float
-    """Upper end of it."""
+    """Upper end of the 95 % bootstrap interval of the improvement."""
     tokens: int = Field(ge=0)
-    """Tokens compared: of answers, or for a reward model of whole conversations."""
+    """Tokens that were compared: of answers, or for a reward model of whole conversations."""
 
 
 class GateOutcome(StatusModel):
-    """One rule of the gate and how it went."""
+    """One rule of the gate and its result."""
 
     metric: str
     """Metric of the rule."""
     required: str
-    """Least improvement of the rule."""
+    """Improvement that the rule requires."""
     measured: str
-    """Improvement as measured."""
+    """Improvement that was measured."""
     passed: bool
-    """Whether the rule holds."""
+    """Whether the measured improvement is at least the required one."""
 
 
 class EvaluationSummary(StatusModel):
@@ -403,32 +405,33 @@ class EvaluationSummary(StatusModel):
     loss: LossComparison | None = None
     """Held-out loss of the objective; absent for GRPO."""
     preference_accuracy: MetricPair | None = None
-    """Share of held-out pairs whose better answer is preferred, 0 to 1: by log-probability, by it
-    per token for ORPO and KTO (KTO: all pairs of a desirable and an undesirable answer), by score
-    for Reward, whose base has the head that training began from."""
+    """Fraction of held-out pairs whose better answer is preferred, 0 to 1. DPO compares
+    log-probabilities, ORPO and KTO log-probabilities per token (KTO over all pairs of a desirable
+    and an undesirable answer), Reward scores; the base model of Reward has the head that training
+    began from."""
     reward: MetricPair | None = None
     """Mean of the weighted rewards of greedy answers to held-out prompts; only for GRPO."""
     exact_match: MetricPair | None = None
-    """Share of answers equal to the reference after normalisation, 0 to 1."""
+    """Fraction of answers that equal the reference after normalisation, 0 to 1."""
     rouge_l: MetricPair | None = None
     """Mean ROUGE-L F1 of the answers, 0 to 1 (Lin 2004)."""
     generations: int = Field(default=0, ge=0)
-    """Prompts answered by both."""
+    """Number of prompts that both models answered."""
     gate: list[GateOutcome] = Field(default_factory=list)
-    """Rules of the gate and how they went."""
+    """Rules of the gate with their results."""
     passed: bool = True
-    """Whether every rule holds."""
+    """Whether every rule of the gate passed."""
 
 
 class ProbeRecord(StatusModel):
     """A prompt and the tuned model's greedy answer, for the parity check after roll-out."""
 
     messages: list[ChatMessage]
-    """The conversation."""
+    """Conversation that was sent to the model."""
     answer: str
-    """The answer, cut to max_tokens."""
+    """The model's answer, at most max_tokens long."""
     max_tokens: int = Field(ge=1)
-    """Tokens that were generated at most."""
+    """Limit of generated tokens."""
 
 
 class ArtifactRef(StatusModel):
@@ -439,7 +442,7 @@ class ArtifactRef(StatusModel):
     digest: Digest
     """SHA-256 of its manifest.json, which holds the SHA-256 of every file."""
     bytes: int = Field(ge=0)
-    """Size of all files."""
+    """Size of all its files in bytes."""
 
 
 class TrainFacts(StatusModel):
@@ -448,15 +451,15 @@ class TrainFacts(StatusModel):
     model_config = FINITE
 
     steps: int = Field(ge=0)
-    """Optimizer steps done."""
+    """Optimizer steps that are done."""
     resumed_from_step: int = Field(default=0, ge=0)
-    """Step of the checkpoint that this attempt started from; 0 for none."""
+    """Step of the checkpoint that the attempt resumed from; 0 without one."""
     final_loss: float | None = None
     """Training loss of the last step."""
     tokens: int = Field(default=0, ge=0)
-    """Non-padding tokens trained on by this attempt, over all ranks."""
+    """Non-padding tokens that this attempt trained on, over all ranks."""
     tokens_per_second: float | None = None
-    """Mean of this attempt."""
+    """Mean over this attempt of the non-padding tokens per second of all ranks."""
     world_size: int = Field(ge=1)
     """torch.distributed.get_world_size()."""
     engine: ShortText
@@ -466,7 +469,7 @@ class TrainFacts(StatusModel):
     best_eval_loss: float | None = None
     """Held-out loss at that step."""
     peak_memory_bytes: int | None = None
-    """Most memory that rank 0 has held."""
+    """Peak memory of rank 0 in bytes."""
     mfu: float | None = None
     """Mean model FLOP/s utilisation, 0 to 1."""
     hosts: list[str] = Field(default_factory=list)
@@ -474,16 +477,16 @@ class TrainFacts(StatusModel):
 
 
 class StageResult(StatusModel):
-    """What a stage ends with: its termination message."""
+    """Result of a stage: the termination message of its pod."""
 
     stage: StageName
-    """The stage."""
+    """Stage that ran."""
     attempt: int = Field(ge=1)
-    """The attempt."""
+    """Number of the attempt, counted from 1."""
     outcome: Literal["Succeeded", "Failed", "Preempted"]
-    """How it ended."""
+    """How the stage ended."""
     failure: Failure | None = None
-    """Why it failed."""
+    """Why the stage failed."""
     model: ModelFacts | None = None
     """From prepare."""
     data: DataFacts | None = None
@@ -493,7 +496,7 @@ class StageResult(StatusModel):
     workspace: WorkspaceFacts | None = None
     """From prepare."""
     train: TrainFacts | None = None
-    """From train, index 0."""
+    """From train, written by the pod with index 0."""
     evaluation: EvaluationSummary | None = None
     """From evaluate."""
     probe: ProbeRecord | None = None
@@ -501,7 +504,7 @@ class StageResult(StatusModel):
     artifact: ArtifactRef | None = None
     """From export."""
     report: ShortText | None = None
-    """File below the job's folder with the full report."""
+    """File with the full report, relative to the job's folder."""
     report_digest: Digest | None = None
     """SHA-256 of the report."""
 

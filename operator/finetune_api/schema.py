@@ -1,9 +1,10 @@
-"""Pydantic models as structural schemas, the subset of OpenAPI v3 that the API server takes.
+"""Pydantic models as structural schemas, the subset of OpenAPI v3 that the API server accepts.
 
 Pydantic writes JSON Schema 2020-12: references, nullable unions, constants and numeric exclusive
-bounds. None of that is structural, so it is rewritten here. What would make a bad CRD is an error
-and not a surprise in the cluster: a field that nobody described, a string or list in a spec without
-a bound (CEL rules over it could not be priced), or a type that a structural schema cannot say.
+bounds. None of that is structural, so this module rewrites it. A model that would make a bad CRD
+raises SchemaError: a field without a description, a string or list in a spec without a bound (the
+API server could not estimate the cost of CEL rules over it), or a type that a structural schema
+cannot express.
 """
 
 from collections.abc import Iterator
@@ -50,11 +51,11 @@ BOUNDS = {"string": ("maxLength", "enum"), "array": ("maxItems",), "object": ("m
 
 
 class SchemaError(Exception):
-    """A model cannot become a CRD; the message names the field and what to do."""
+    """A model cannot become a CRD; the message names the field and the remedy."""
 
 
 class _WithFactories(GenerateJsonSchema):
-    """Knows the defaults that come from a factory, which pydantic leaves out."""
+    """Adds the defaults that come from a factory, which pydantic leaves out."""
 
     def get_default_value(self, schema: core_schema.WithDefaultSchema) -> Any:
         factory = schema.get("default_factory")
@@ -65,7 +66,7 @@ class _WithFactories(GenerateJsonSchema):
         return {} if isinstance(value, BaseModel) else value
 
 
-def structural(model: type[BaseModel], *, spec: bool) -> Schema:
+def structural_schema(model: type[BaseModel], *, spec: bool) -> Schema:
     """The structural schema of a model.
 
     A spec gets defaults and must be bounded. A status gets no defaults: a field that the operator
@@ -77,7 +78,7 @@ def structural(model: type[BaseModel], *, spec: bool) -> Schema:
 
 
 def _check_described(model: type[BaseModel]) -> None:
-    """Every field of the model and of the models below it says what it is."""
+    """Raise SchemaError for a field without a description, in this model or one below it."""
     for name, field in model.model_fields.items():
         if not field.description:
             raise SchemaError(f"{model.__name__}.{name}: write a docstring below the field")
@@ -93,17 +94,17 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 class _Rewriter:
-    """Rewrites one model's JSON Schema; `where` is the path that errors name."""
+    """Rewrites one model's JSON Schema; `where` is the path for error messages."""
 
     def __init__(self, definitions: dict[str, Schema], spec: bool) -> None:
         self.definitions = definitions
         self.spec = spec
 
     def rewrite(self, raw: Schema, where: str) -> Schema:
-        """One node and everything below it."""
+        """Rewrite one node and everything below it."""
         raw = self._resolved(raw, where)
         if unknown := [k for k in raw if k not in (*KEPT, *REWRITTEN)]:
-            raise SchemaError(f"{where}: {unknown} cannot be said in a structural schema")
+            raise SchemaError(f"{where}: {unknown} cannot be expressed in a structural schema")
         out: Schema = {}
         if "description" in raw:
             out["description"] = " ".join(raw["description"].split())
@@ -118,11 +119,11 @@ class _Rewriter:
         return out
 
     def _resolved(self, raw: Schema, where: str) -> Schema:
-        """The node with its reference followed and `null` taken out; its own words win."""
+        """The node with its reference resolved and `null` removed; its own keys take precedence."""
         if "anyOf" in raw:
             branches = [b for b in raw["anyOf"] if b != {"type": "null"}]
             if len(branches) != 1:
-                raise SchemaError(f"{where}: a union cannot be said in a structural schema")
+                raise SchemaError(f"{where}: a union cannot be expressed in a structural schema")
             rest = {key: value for key, value in raw.items() if key != "anyOf"}
             return self._resolved({**branches[0], **rest}, where)
         if "$ref" in raw:
@@ -130,7 +131,7 @@ class _Rewriter:
             rest = {key: value for key, value in raw.items() if key != "$ref"}
             return self._resolved({**target, **rest}, where)
         if "type" not in raw:
-            raise SchemaError(f"{where}: give it a type; anything goes is no contract")
+            raise SchemaError(f"{where}: give it a type; a CRD needs one for every field")
         return raw
 
     def _children(self, raw: Schema, out: Schema, where: str) -> None:
@@ -147,12 +148,14 @@ class _Rewriter:
             }
 
     def _exclusive(self, raw: Schema, out: Schema, where: str) -> None:
-        # OpenAPI 3.0 has the exclusive bound as a flag beside the bound.
+        # OpenAPI 3.0 has the exclusive bound as a flag next to the bound.
         for exclusive, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
             if exclusive in raw:
                 # The API server rounds the bound to compare it with a value such as 0 or 1.
                 if raw[exclusive] != int(raw[exclusive]):
-                    raise SchemaError(f"{where}: an exclusive bound must be whole; include it")
+                    raise SchemaError(
+                        f"{where}: an exclusive bound must be an integer; make it inclusive"
+                    )
                 out |= {bound: raw[exclusive], exclusive: True}
 
     def _check_bounds(self, out: Schema, where: str) -> None:
@@ -162,4 +165,4 @@ class _Rewriter:
         if self.spec and wanted and not any(key in out for key in wanted):
             raise SchemaError(f"{where}: give this {out['type']} a bound ({' or '.join(wanted)})")
         if out["type"] == "object" and not ("properties" in out or "additionalProperties" in out):
-            raise SchemaError(f"{where}: name its fields; the API server would drop them")
+            raise SchemaError(f"{where}: name its fields; the API server would drop unknown ones")

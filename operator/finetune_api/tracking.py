@@ -1,13 +1,13 @@
-"""Experiment trackers that are told the course of a job's training.
+"""Experiment trackers that receive the metrics of a job's training.
 
-They are told beside training: what fails here never stops a run.
+They run in a process of their own: an error of a tracker never stops training.
 """
 
 from typing import Annotated
 
 from pydantic import StringConstraints
 
-from finetune_api.base import NOT_SPACE, ObjectName, SpecModel, cel, validations
+from finetune_api.base import NOT_SPACE, ObjectName, SpecModel, cel, validation_config
 
 TrackerUri = Annotated[str, StringConstraints(pattern=rf"^https?://{NOT_SPACE}+$", max_length=1024)]
 
@@ -18,41 +18,42 @@ class WandB(SpecModel):
     project: Annotated[str, StringConstraints(min_length=1, max_length=128)]
     """Project of the run."""
     entity: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
-    """User or team; absent means the key's own."""
+    """User or team that owns the project; absent means the default entity of the API key."""
     offline: bool = False
-    """Write below the job's report folder and send nothing."""
+    """Write the run to the job's report folder and send nothing."""
 
 
 class MLflow(SpecModel):
     """MLflow."""
 
     tracking_uri: TrackerUri | None = None
-    """Server; absent writes below the job's report folder and sends nothing."""
+    """Address of the tracking server; absent writes to the job's report folder and sends
+    nothing."""
     experiment: Annotated[str, StringConstraints(min_length=1, max_length=256)]
-    """Experiment of the run."""
+    """Name of the experiment that the run belongs to."""
 
 
 class Tracking(SpecModel):
-    """Where the course of training is told besides /metrics, status and TensorBoard files."""
+    """Trackers that receive training metrics, in addition to /metrics, status and TensorBoard."""
 
-    model_config = validations(
+    model_config = validation_config(
         cel(
             "has(self.wandb) || has(self.mlflow)",
-            "give wandb, mlflow or both; leave tracking out for none",
+            "tracking needs wandb, mlflow or both; leave tracking out for neither",
             ".wandb",
         ),
         cel(
             "!has(self.wandb) || self.wandb.offline || has(self.credentialsSecret)",
-            "Weights & Biases takes nothing without a key: name a Secret with WANDB_API_KEY, or "
-            "set wandb.offline to true",
+            "Weights & Biases needs an API key: name a Secret with WANDB_API_KEY in "
+            "credentialsSecret, or set wandb.offline to true",
             ".credentialsSecret",
         ),
     )
 
     credentials_secret: ObjectName | None = None
-    """Secret in the job's namespace with WANDB_API_KEY, MLFLOW_TRACKING_TOKEN,
+    """Secret in the job's namespace with the keys WANDB_API_KEY, MLFLOW_TRACKING_TOKEN,
     MLFLOW_TRACKING_USERNAME or MLFLOW_TRACKING_PASSWORD."""
     wandb: WandB | None = None
-    """Weights & Biases; absent means not."""
+    """Log to Weights & Biases; absent means no."""
     mlflow: MLflow | None = None
-    """MLflow; absent means not."""
+    """Log to MLflow; absent means no."""

@@ -1,6 +1,6 @@
 """How a job trains: length, batch, optimizer, precision, checkpoints, and when it stops.
 
-What is left out here the planner or the method decides, and status.plan tells.
+The planner or the method chooses what a job leaves out; status.plan shows what the planner chose.
 """
 
 from typing import Literal
@@ -14,81 +14,89 @@ Precision = Literal["bf16", "fp16", "fp32"]
 
 
 class Checkpointing(SpecModel):
-    """When the run is saved so that it can be resumed."""
+    """When training saves a checkpoint to resume from."""
 
     interval_steps: int = Field(default=100, ge=1, le=1000000)
-    """Optimizer steps between checkpoints; one is always saved at the end."""
+    """Optimizer steps between checkpoints; training always saves one at its end."""
     interval_minutes: int | None = Field(default=None, ge=1, le=1440)
-    """Also save when the last checkpoint is this old."""
+    """Minutes after which training saves a checkpoint even before intervalSteps; absent means
+    never."""
     keep_last: int = Field(default=2, ge=1, le=100)
-    """Newest complete checkpoints that are kept; with earlyStopping the best one is kept too."""
+    """Number of newest complete checkpoints to keep; earlyStopping keeps the best one too."""
 
 
 class EarlyStopping(SpecModel):
-    """Stop when the held-out loss no longer falls, and promote the best checkpoint."""
+    """Stop when the held-out loss no longer falls, and take the weights of the best checkpoint."""
 
     every_steps: int = Field(default=50, ge=1, le=1000000)
-    """Optimizer steps between looks at the held-out loss, of at most evaluation.maxSamples rows;
-    the last step is looked at too."""
+    """Optimizer steps between evaluations of the held-out loss, on at most evaluation.maxSamples
+    rows; the last step is evaluated too."""
     patience: int = Field(default=3, ge=1, le=100)
-    """Looks without improvement after which training ends."""
+    """Evaluations without improvement after which training ends."""
     min_improvement: float = Field(default=0.0, ge=0, le=10)
-    """Nats by which the loss must fall to count as better."""
+    """Decrease of the loss, in nats, that counts as an improvement."""
 
 
 class Training(SpecModel):
-    """How it is trained."""
+    """Hyperparameters of training."""
 
     epochs: int = Field(default=3, ge=1, le=1000)
     """Passes over the training data."""
     max_steps: int | None = Field(default=None, ge=1, le=100000000)
-    """Stop after this many optimizer steps even when epochs are left."""
+    """Optimizer steps after which training stops even when epochs are left; absent means no
+    limit."""
     batch_size: int = Field(default=16, ge=1, le=65536)
-    """Sequences per optimizer step over all devices, pairs of them for DPO, ORPO and Reward; for
-    GRPO answers, so a multiple of grpo.generations: batchSize / generations prompts a step."""
+    """Sequences in each optimizer step over all devices; pairs of sequences for DPO, ORPO and
+    Reward. For GRPO it counts answers and must be a multiple of grpo.generations: a step takes
+    batchSize / generations prompts."""
     micro_batch_size: int | None = Field(default=None, ge=1, le=4096)
-    """Sequences per device and forward pass; absent means the planner chooses."""
+    """Sequences in each forward pass of a device; absent means that the planner chooses."""
     learning_rate: float | None = Field(default=None, gt=0, le=1)
     """Peak learning rate; absent means, by method, 1e-5 for Full, 1e-4 for LoRA, QLoRA and DoRA,
-    5e-4 for AdaLoRA, 3e-3 for IA3 and 1e-2 for Prefix, and of that half for ORPO and a tenth for
-    DPO, KTO and GRPO."""
+    5e-4 for AdaLoRA, 3e-3 for IA3 and 1e-2 for Prefix, of which ORPO takes half and DPO, KTO and
+    GRPO a tenth."""
     optimizer: Optimizer = "AdamW"
-    """AdamW (fused); 8-bit states take a quarter of the memory (Dettmers et al. 2021, arXiv
-    2110.02861); paged ones move to host memory under pressure; Adafactor (Shazeer and Stern 2018,
-    arXiv 1804.04235) keeps one number per row and column."""
+    """AdamW is fused. The 8-bit optimizers keep their states in a quarter of the memory (Dettmers
+    et al. 2021, arXiv 2110.02861), the paged ones move them to host memory when the device's is
+    full. Adafactor keeps one number for each row and column (Shazeer and Stern 2018, arXiv
+    1804.04235)."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """Course of the learning rate after warm-up; wsd stays constant and then decays (Hu et al.
+    """Schedule of the learning rate after warm-up; wsd stays constant and then decays (Hu et al.
     2024, arXiv 2404.06395)."""
     decay_ratio: float = Field(default=0.1, gt=0, le=1)
-    """With wsd: share of all steps over which the rate decays to zero at the end."""
+    """With wsd: fraction of all steps, at the end, over which the learning rate decays to zero."""
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
-    """Share of all steps over which the learning rate rises linearly from zero."""
+    """Fraction of all steps over which the learning rate rises linearly from zero."""
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     """Decoupled weight decay of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0, le=1000)
-    """Gradients are clipped to this global L2 norm."""
+    """Global L2 norm to which gradients are clipped."""
     max_sequence_length: int = Field(default=2048, ge=16, le=1048576)
-    """Longest row in tokens, with GRPO prompt and answer together; a longer answer is cut, a longer
-    prompt is an error, and longer plain text goes on in the next row."""
+    """Maximum length of a sequence in tokens; with GRPO of prompt and answer together. A longer
+    answer is cut, a longer prompt is an error, and longer plain text continues in the next
+    sequence."""
     packing: bool | None = None
-    """Fill rows with several examples that do not see each other; absent means wherever
+    """Fill sequences with several examples that do not attend to each other; absent means wherever
     objective, method and architecture allow it."""
     precision: Precision = "bf16"
-    """Number format of weights and activations; optimizer states are kept in fp32. fp16 scales
-    the loss, for devices without bf16."""
+    """Number format of weights and activations; optimizer states stay in fp32. fp16 is for devices
+    without bf16 and scales the loss."""
     gradient_checkpointing: bool | None = None
     """Recompute activations in the backward pass to save memory; absent means wherever the
     method allows it."""
     selective_checkpointing: bool = False
-    """Recompute only what is cheap: keep the results of matrix products and attention (Korthikanti
-    et al. 2022, arXiv 2205.05198, section 5)."""
+    """Recompute only cheap operations, and keep the results of matrix products and attention
+    (Korthikanti et al. 2022, arXiv 2205.05198, section 5)."""
     compile: bool = False
-    """Compile every transformer block with torch.compile: a slower start, then faster steps."""
+    """Compile every transformer block with torch.compile: training starts later, and its steps are
+    faster."""
     neftune_alpha: float | None = Field(default=None, gt=0, le=100)
-    """Noise on the embeddings during training (Jain et al. 2023, arXiv 2310.05914); 5 is usual."""
+    """Scale of the noise that NEFTune adds to the embeddings during training (Jain et al. 2023,
+    arXiv 2310.05914), usually 5; absent means no noise."""
     early_stopping: EarlyStopping | None = None
-    """Absent means that all steps are trained and the last one is the result."""
+    """When training stops early; absent means that it runs all steps and the last one is the
+    result."""
     seed: int = Field(default=42, ge=0, le=4294967295)
-    """Seed of order, dropout and initialisation."""
+    """Seed of the data's order, of dropout and of initialisation."""
     checkpoint: Checkpointing = Field(default_factory=Checkpointing)
-    """When the run is saved."""
+    """When training saves checkpoints, and how many it keeps."""

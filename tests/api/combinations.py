@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
-from finetune_api.combinations import SECTIONS, Rule, refusals
+from finetune_api.combinations import SECTIONS, Rule, refusal_messages
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.predicates import Above, Given, Is, NotEmpty, Predicate
-from finetune_api.schema import Schema, structural
+from finetune_api.schema import Schema, structural_schema
 
 Spec = dict[str, Any]
-SCHEMA: Schema = structural(FineTuneJobSpec, spec=True)
+SCHEMA: Schema = structural_schema(FineTuneJobSpec, spec=True)
 WORDS = ("a", "hf://org/model", "2%")
 ABSENT = object()
 
@@ -122,7 +122,9 @@ def repaired(rule: Rule, broken: Spec) -> Spec:
         spec = deepcopy(broken)
         put(spec, rule.field, value)
         spec = completed(spec)
-        if set(refusals(defaulted(spec))) <= set(refusals(defaulted(broken))) - {rule.reason}:
+        if set(refusal_messages(defaulted(spec))) <= set(refusal_messages(defaulted(broken))) - {
+            rule.message
+        }:
             return spec
     raise AssertionError(f"no value of {rule.field} repairs {broken}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_api.schema import Schema, structural
+from finetune_api.schema import Schema, structural_schema
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -19,7 +19,7 @@ SAFE_INTEGER = 2**53 - 1
 
 def specs(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
     """Specs of a model in wire form, defaults left out at random."""
-    out: st.SearchStrategy[dict[str, Any]] = of(structural(model, spec=True))
+    out: st.SearchStrategy[dict[str, Any]] = of(structural_schema(model, spec=True))
     return out
 
 

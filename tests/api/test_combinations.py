@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from finetune_api import API_VERSION
-from finetune_api.combinations import EVERY, RULES, Rule, refusals
+from finetune_api.combinations import ALL_VALUES, RULES, Rule, refusal_messages
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -51,24 +51,24 @@ def test_a_job_that_breaks_a_rule_is_refused_and_admitted_without_that(
     admitted = 0
     for broken in breaking(rule):
         message = said(api, namespace, broken)
-        assert rule.reason in message, broken
+        assert rule.message in message, broken
         assert f"spec.{rule.field}: Invalid value" in message
         message = said(api, namespace, repaired(rule, broken))
-        assert rule.reason not in message
+        assert rule.message not in message
         admitted += not message
     assert admitted, "what is left of the spec is never admitted"
 
 
-@pytest.mark.parametrize("method", EVERY["method.type"])
+@pytest.mark.parametrize("method", ALL_VALUES["method.type"])
 def test_of_method_objective_and_strategy_the_table_tells_what_is_admitted(
     api: Api, namespace: str, method: str
 ) -> None:
-    for objective in EVERY["objective"]:
-        for strategy in (*EVERY["compute.strategy"], "Auto"):
+    for objective in ALL_VALUES["objective"]:
+        for strategy in (*ALL_VALUES["compute.strategy"], "Auto"):
             spec = completed({**minimal(), "method": {"type": method}, "objective": objective})
             spec["compute"] = {"strategy": strategy}
             message = said(api, namespace, spec)
-            assert bool(message) == bool(refusals(defaulted(spec))), message
+            assert bool(message) == bool(refusal_messages(defaulted(spec))), message
 
 
 @st.composite
@@ -89,7 +89,7 @@ def crowded(draw: st.DrawFn) -> Spec:
 
 
 def test_python_and_the_api_server_judge_alike(api: Api, namespace: str) -> None:
-    reasons = {rule.reason for rule in RULES}
+    reasons = {rule.message for rule in RULES}
     seen: set[str] = set()
 
     @settings(
@@ -101,7 +101,7 @@ def test_python_and_the_api_server_judge_alike(api: Api, namespace: str) -> None
     @given(crowded())
     def agree(spec: Spec) -> None:
         message = said(api, namespace, spec)
-        expected = set(refusals(defaulted(spec)))
+        expected = set(refusal_messages(defaulted(spec)))
         assert {reason for reason in reasons if reason in message} == expected, message
         assert bool(message) == bool(expected), message
         seen.update(expected or {"admitted"})

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from finetune_api import API_VERSION
 from finetune_api.crd import KINDS, Kind
-from finetune_api.schema import Schema, structural
+from finetune_api.schema import Schema, structural_schema
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -49,7 +49,7 @@ def test_a_spec_that_the_model_admits_comes_back_as_the_model_reads_it(
     api: Api, namespace: str, kind: Kind
 ) -> None:
     seen = {"stored": 0}
-    allowed = rules_over_fields(structural(kind.spec, spec=True))
+    allowed = rules_over_fields(structural_schema(kind.spec, spec=True))
 
     @SLOW
     @given(specs(kind.spec))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
-from finetune_api.combinations import refusals
+from finetune_api.combinations import refusal_messages
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import DataFacts, ModelFacts, RunConfig, TrainPlan
 from finetune_operator.planner.training import plan_training
@@ -119,7 +119,7 @@ class Case:
 
     def refusals(self) -> list[str]:
         """Why the API server refuses it; empty where it does not."""
-        return refusals(self.spec().to_wire())
+        return refusal_messages(self.spec().to_wire())
 
 
 EVERY = [Case(*names) for names in itertools.product(METHODS, OBJECTIVES, STRATEGIES)]

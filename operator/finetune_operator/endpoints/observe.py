@@ -91,7 +91,7 @@ def observe(endpoint: Manifest, view: View) -> Observed:
     metadata = endpoint["metadata"]
     name, namespace = metadata["name"], metadata["namespace"]
     spec = ModelEndpointSpec.model_validate(endpoint.get("spec", {}))
-    status = ModelEndpointStatus.readable(endpoint.get("status"))
+    status = ModelEndpointStatus.from_stored(endpoint.get("status"))
     pointer = view.get("Service", namespace, name)
     ours = pointer is not None and owned(pointer, endpoint)
     return Observed(

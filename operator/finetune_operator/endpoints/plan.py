@@ -28,7 +28,7 @@ from finetune_operator.endpoints.observe import (
 from finetune_operator.endpoints.revisions import Choice, choose, serve
 from finetune_operator.manifest import format_time, object_ref, parse_time
 from finetune_operator.resources import deployment, endpoint_service, inferenceservice
-from finetune_operator.resources.servingruntime import serving_runtime
+from finetune_operator.resources.servingruntime import build_serving_runtime
 from finetune_operator.resources.vllm import revision_name
 from finetune_operator.stalled import Stalled
 from finetune_operator.workspaces.plan import RECHECK as JANITOR_RECHECK
@@ -89,7 +89,7 @@ def rejected_endpoint(
     endpoint: Manifest, why: EventRecord, now: datetime
 ) -> Mapping[str, Any] | None:
     """The status of an endpoint for which the API server refuses a write."""
-    old = ModelEndpointStatus.readable(endpoint.get("status"))
+    old = ModelEndpointStatus.from_stored(endpoint.get("status"))
     return _told(endpoint, old, Stalled(why.reason, why.message), now).to_wire()
 
 
@@ -97,7 +97,7 @@ def _unreadable(endpoint: Manifest, error: ValidationError, now: datetime) -> De
     first = error.errors()[0]
     field = ".".join(str(each) for each in first["loc"])
     why = Stalled("InvalidSpec", f"spec.{field}: {first['msg']}; correct it and apply again")
-    old = ModelEndpointStatus.readable(endpoint.get("status"))
+    old = ModelEndpointStatus.from_stored(endpoint.get("status"))
     new = _told(endpoint, old, why, now)
     return Decision(status=new.to_wire(), events=status.events(old, new))
 
@@ -149,8 +149,8 @@ def _children(
     if isinstance(served, Stalled):
         return served
     if observed.kserve:
-        return serving_runtime(served), inferenceservice.inference_service(served)
-    return (deployment.deployment(served),)
+        return build_serving_runtime(served), inferenceservice.build_inference_service(served)
+    return (deployment.build_deployment(served),)
 
 
 def _active(observed: Observed, step: _Step) -> Revision | None:
@@ -222,11 +222,11 @@ def _pointer(
     name = revision_name(observed.name, active.number)
     app = inferenceservice.predictor_app(name) if _kserve(observed, active) else name
     if observed.pointer is None:
-        return (endpoint_service.service_pointer(observed.endpoint, active.number, app),), ()
+        return (endpoint_service.build_endpoint_service(observed.endpoint, active.number, app),), ()
     selector = observed.pointer.get("spec", {}).get("selector")
     if selector == {deployment.APP_LABEL: app} and number_of(observed.pointer) == active.number:
         return (), ()
-    return (), (endpoint_service.pointed(observed.namespace, observed.name, active.number, app),)
+    return (), (endpoint_service.build_selector_patch(observed.namespace, observed.name, active.number, app),)
 
 
 def _deletes(

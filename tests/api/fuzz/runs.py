@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from finetune_api.base import SpecModel
-from finetune_api.combinations import refusals
+from finetune_api.combinations import refusal_messages
 from finetune_api.crd import KINDS, Kind
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.schema import Schema
@@ -65,7 +65,7 @@ def models_read(kind: str, schema: Schema, spec: Any) -> SpecModel | str:
         read: SpecModel = KIND[kind].spec.model_validate_json(wire, strict=True)
     except ValidationError as error:
         return str(error)
-    if isinstance(read, FineTuneJobSpec) and (rules := refusals(read.to_wire())):
+    if isinstance(read, FineTuneJobSpec) and (rules := refusal_messages(read.to_wire())):
         return "; ".join(rules)
     return read
 

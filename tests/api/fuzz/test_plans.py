@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from finetune_api.run import DataFacts, ModelFacts, WorkspaceFacts
-from finetune_api.schema import structural
+from finetune_api.schema import structural_schema
 from finetune_operator.decision import Manifest, ObjectRef
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -38,7 +38,7 @@ REMEDY = re.compile(
 
 def facts(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
     """Everything that the schema of a stage's result admits."""
-    out: st.SearchStrategy[dict[str, Any]] = of(structural(model, spec=False))
+    out: st.SearchStrategy[dict[str, Any]] = of(structural_schema(model, spec=False))
     return out
 
 

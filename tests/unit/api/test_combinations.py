@@ -4,13 +4,20 @@ import itertools
 from pathlib import Path
 
 import pytest
-from finetune_api.combinations import EVERY, PREPARE_RULES, RULES, allows, refusals, resolved
+from finetune_api.combinations import (
+    ALL_VALUES,
+    PREPARE_RULES,
+    RULES,
+    allows,
+    refusal_messages,
+    resolve_switch,
+)
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.predicates import Above, Is, Predicate
-from finetune_api.schema import Schema, structural
+from finetune_api.schema import Schema, structural_schema
 
 TRAINER = Path(__file__).resolve().parents[3] / "trainer_image" / "finetune_trainer"
-SCHEMA = structural(FineTuneJobSpec, spec=True)
+SCHEMA = structural_schema(FineTuneJobSpec, spec=True)
 CONDITIONS = [condition for rule in RULES for condition in rule.when]
 OFFLOAD = (False, True)
 OPTIMIZERS = ("AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "Adafactor")
@@ -23,7 +30,7 @@ def field(path: str) -> Schema:
     return schema
 
 
-@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.words())
+@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.to_text())
 def test_a_condition_is_about_a_field_that_can_be_so(condition: Predicate) -> None:
     schema = field(condition.path)
     if isinstance(condition, Is):
@@ -33,19 +40,21 @@ def test_a_condition_is_about_a_field_that_can_be_so(condition: Predicate) -> No
         assert condition.limit < schema.get("maximum", condition.limit + 1)
 
 
-@pytest.mark.parametrize("path", EVERY)
+@pytest.mark.parametrize("path", ALL_VALUES)
 def test_the_tables_on_the_page_show_every_value(path: str) -> None:
-    assert set(field(path)["enum"]) - {"Auto", "auto"} == set(EVERY[path])
+    assert set(field(path)["enum"]) - {"Auto", "auto"} == set(ALL_VALUES[path])
 
 
 def test_a_reason_tells_what_to_do_in_one_sentence() -> None:
     for rule in RULES:
-        assert not rule.reason.endswith(".")
-        assert any(word in rule.reason for word in ("leave", "set ", "use ")), rule.reason
+        assert not rule.message.endswith(".")
+        assert any(word in rule.message for word in ("leave", "set ", "use ")), rule.message
 
 
 def test_what_is_admitted_can_be_trained_with_some_strategy() -> None:
-    cells = itertools.product(EVERY["method.type"], EVERY["objective"], OPTIMIZERS, OFFLOAD)
+    cells = itertools.product(
+        ALL_VALUES["method.type"], ALL_VALUES["objective"], OPTIMIZERS, OFFLOAD
+    )
     for method, objective, optimizer, offload in cells:
         spec = {
             "method": {"type": method},
@@ -53,9 +62,11 @@ def test_what_is_admitted_can_be_trained_with_some_strategy() -> None:
             "training": {"optimizer": optimizer},
             "compute": {"strategy": "Auto", "offload": offload},
         }
-        if not refusals(spec):
+        if not refusal_messages(spec):
             ways = [
-                each for each in EVERY["compute.strategy"] if allows(spec, compute__strategy=each)
+                each
+                for each in ALL_VALUES["compute.strategy"]
+                if allows(spec, compute__strategy=each)
             ]
             assert ways, spec
 
@@ -72,15 +83,15 @@ def spec(**fields: object) -> dict[str, object]:
 
 @pytest.mark.parametrize("name", ["packing", "gradientCheckpointing"])
 def test_an_absent_switch_is_on_wherever_it_is_allowed(name: str) -> None:
-    assert resolved(spec(), name)
-    assert not resolved(spec(method={"type": "Prefix"}), name)
-    assert not resolved(spec(training={name: False}), name)
-    assert resolved(spec(objective="DPO"), "gradientCheckpointing")
-    assert not resolved(spec(objective="DPO"), "packing")
+    assert resolve_switch(spec(), name)
+    assert not resolve_switch(spec(method={"type": "Prefix"}), name)
+    assert not resolve_switch(spec(training={name: False}), name)
+    assert resolve_switch(spec(objective="DPO"), "gradientCheckpointing")
+    assert not resolve_switch(spec(objective="DPO"), "packing")
 
 
 def test_a_change_is_allowed_that_adds_no_reason() -> None:
     broken = spec(method={"type": "Bottleneck"})
-    assert refusals(broken)
+    assert refusal_messages(broken)
     assert allows(broken, training__packing=True)
     assert not allows(broken, method__type="Prefix", training__packing=True)

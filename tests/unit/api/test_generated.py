@@ -10,8 +10,8 @@ from finetune_api import crd
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDERS = {
-    "crds": crd.files(),
-    "charts/finetune-operator-crds/templates": crd.files(crd.KEEP),
+    "crds": crd.render_crds(),
+    "charts/finetune-operator-crds/templates": crd.render_crds(crd.KEEP),
 }
 REMEDY = "the models have changed: run `make crds` and commit what it writes"
 
@@ -24,9 +24,9 @@ def test_the_crds_in_the_repository_are_those_of_the_models(folder: str) -> None
     assert not stale, REMEDY
 
 
-@pytest.mark.parametrize("name", crd.pages())
+@pytest.mark.parametrize("name", crd.render_pages())
 def test_a_page_is_that_of_the_models(name: str) -> None:
-    assert (ROOT / "docs" / name).read_text() == crd.pages()[name], REMEDY
+    assert (ROOT / "docs" / name).read_text() == crd.render_pages()[name], REMEDY
 
 
 def test_the_same_models_give_the_same_bytes_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -34,15 +34,15 @@ def test_the_same_models_give_the_same_bytes_and_nothing_else_is_left(tmp_path: 
     kinds.mkdir()
     (kinds / "finetune.dev_gone.yaml").write_text("a kind that is no more")
     crd.main([f"--crds={kinds}", f"--chart={chart}", f"--docs={docs}"])
-    assert {p.name: p.read_text() for p in kinds.iterdir()} == crd.files()
-    assert {p.name: p.read_text() for p in chart.iterdir()} == crd.files(crd.KEEP)
-    assert {p.name: p.read_text() for p in docs.iterdir()} == crd.pages()
+    assert {p.name: p.read_text() for p in kinds.iterdir()} == crd.render_crds()
+    assert {p.name: p.read_text() for p in chart.iterdir()} == crd.render_crds(crd.KEEP)
+    assert {p.name: p.read_text() for p in docs.iterdir()} == crd.render_pages()
 
 
 @pytest.mark.parametrize("kind", crd.KINDS, ids=lambda kind: kind.name)
 def test_a_crd_is_small_enough_for_every_tool(kind: crd.Kind) -> None:
     # kubectl apply copies an object into an annotation, which may have 256 KiB.
-    assert len(crd.to_yaml(crd.crd(kind))) < 200_000
+    assert len(crd.to_yaml(crd.build_crd(kind))) < 200_000
 
 
 @pytest.mark.parametrize("text", ["y", "n", "Y", "N", "on", "no", "1e3", "12", "null", "~"])
@@ -53,4 +53,4 @@ def test_a_string_that_other_readers_take_for_something_else_is_quoted(text: str
 
 
 def test_helm_finds_nothing_to_expand_in_a_crd() -> None:
-    assert not [name for name, text in crd.files().items() if "{{" in text]
+    assert not [name for name, text in crd.render_crds().items() if "{{" in text]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 from finetune_api.base import CHILD_NAME_PATTERN, ChildName, SpecModel, StatusModel, WireModel
-from finetune_api.schema import Schema, SchemaError, structural
+from finetune_api.schema import Schema, SchemaError, structural_schema
 from pydantic import Field, StringConstraints
 
 Short = Annotated[str, StringConstraints(max_length=8)]
@@ -40,7 +40,7 @@ class Outer(SpecModel):
 
 
 def properties(spec: bool = True) -> dict[str, Schema]:
-    out: dict[str, Schema] = structural(Outer, spec=spec)["properties"]
+    out: dict[str, Schema] = structural_schema(Outer, spec=spec)["properties"]
     return out
 
 
@@ -60,7 +60,7 @@ def test_a_default_model_is_an_empty_object_which_the_api_server_fills_in() -> N
 
 
 def test_an_optional_field_is_neither_required_nor_nullable() -> None:
-    schema = structural(Outer, spec=True)
+    schema = structural_schema(Outer, spec=True)
     assert schema["required"] == ["child"]
     assert schema["properties"]["maybe"]["description"] == "The second, if any."
     assert not {"anyOf", "nullable", "default"} & schema["properties"]["maybe"].keys()
@@ -148,14 +148,14 @@ class Either(SpecModel):
         (Endless, r"Endless\.text: give this string a bound"),
         (EndlessList, r"EndlessList\.items: give this array a bound"),
         (Anything, r"Anything\.data: name its fields"),
-        (Either, r"Either\.value: a union cannot be said"),
+        (Either, r"Either\.value: a union cannot be expressed"),
     ],
 )
 def test_a_model_that_makes_a_bad_crd_is_refused_by_field(
     model: type[WireModel], says: str
 ) -> None:
     with pytest.raises(SchemaError, match=says):
-        structural(model, spec=issubclass(model, SpecModel))
+        structural_schema(model, spec=issubclass(model, SpecModel))
 
 
 def test_an_exclusive_bound_that_the_api_server_would_round_is_refused() -> None:
@@ -165,5 +165,5 @@ def test_an_exclusive_bound_that_the_api_server_would_round_is_refused() -> None
         share: float = Field(default=0.0, ge=0, lt=0.5)
         """A share."""
 
-    with pytest.raises(SchemaError, match="share: an exclusive bound must be whole"):
-        structural(Half, spec=True)
+    with pytest.raises(SchemaError, match="share: an exclusive bound must be an integer"):
+        structural_schema(Half, spec=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
-from finetune_api.combinations import refusal_reasons
+from finetune_api.combinations import refusal_messages
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import DataFacts, ModelFacts, TrainPlan
 from finetune_operator.planner.training import plan_training
@@ -45,7 +45,7 @@ JOBS = [
 @pytest.mark.parametrize("spec", JOBS)
 def test_an_example_fits_its_pool(spec: dict[str, Any]) -> None:
     job = FineTuneJobSpec.model_validate(spec)
-    assert not refusal_reasons(job.to_wire())
+    assert not refusal_messages(job.to_wire())
     name = job.compute.profile or DEFAULT
     pool = AcceleratorProfileSpec.model_validate(POOLS["pools"][name])
     reward = QWEN_06B if job.grpo and job.grpo.reward_model else None

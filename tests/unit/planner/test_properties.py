@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
-from finetune_api.combinations import ALL_VALUES, refusal_reasons
+from finetune_api.combinations import ALL_VALUES, refusal_messages
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import DataFacts, Failure, ModelFacts, TrainPlan
 from finetune_operator.planner.quantity import floor_quantity, multiply_quantity, parse_quantity
@@ -97,7 +97,7 @@ def jobs(draw: st.DrawFn) -> dict[str, Any]:
         training["batchSize"] = draw(st.integers(1, 20)) * grpo["generations"]
     job = {"compute": compute, "training": training, "method": method, "objective": objective}
     job |= {"grpo": grpo} if objective == "GRPO" else {}
-    assume(not refusal_reasons(spec(**job).to_wire()))
+    assume(not refusal_messages(spec(**job).to_wire()))
     return job
 
 
@@ -127,7 +127,7 @@ def test_every_plan_fits_and_divides_the_batch_and_honours_the_job(
     assert plan.nodes == (job.compute.nodes or plan.nodes)
     assert plan.gpus_per_node == (job.compute.gpus_per_node or plan.gpus_per_node)
     assert job.compute.strategy in ("Auto", plan.strategy)
-    assert not refusal_reasons(spec_with_strategy(job, plan.strategy))
+    assert not refusal_messages(spec_with_strategy(job, plan.strategy))
     assert plan.offload == job.compute.offload
     assert job.training.micro_batch_size in (None, plan.micro_batch_size)
     if job.compute.nodes is None:

@@ -1,11 +1,14 @@
-"""What is trained: every weight, or adapters beside frozen ones."""
+"""Fine-tuning methods: what is trained, all weights or adapters on a frozen base.
+
+Read `base_model` (loads the snapshot) and then `adapters` (PEFT's configuration of each method).
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_api.combinations import resolved
+from finetune_api.combinations import resolve_switch
 from finetune_api.finetunejob import FineTuneJobSpec, Method
 
 from finetune_trainer.methods.adapters import add_adapters
@@ -40,12 +43,12 @@ __all__ = [
 def apply_method(
     model: Any, spec: FineTuneJobSpec, total_steps: int, new_tokens: Sequence[int] = ()
 ) -> Any:
-    """The model ready to be wrapped: adapters added or everything trainable.
+    """The model with the method's adapters, or with all weights trainable (Full), in train mode.
 
-    `new_tokens` are the ids of model.tokenizer.specialTokens, which the model has room for.
+    `new_tokens`: ids of model.tokenizer.specialTokens; the model has embedding rows for them.
     """
     model.config.use_cache = False
-    if resolved(spec.to_wire(), "gradientCheckpointing"):
+    if resolve_switch(spec.to_wire(), "gradientCheckpointing"):
         enable_gradient_checkpointing(model, spec.training.selective_checkpointing)
     if spec.method.type != "Full":
         model = add_adapters(model, spec.method, total_steps, new_tokens)

@@ -1,15 +1,17 @@
 """serve: hand the artifact to a ModelEndpoint and wait until it takes the traffic.
 
-The endpoint outlives the job and may have been made by hand, so only the artifact and its probe
-are ours; profile and devices are set when the endpoint is created and never again. The artifact
-is set once: a job that finds another one in its place later was overtaken, and does not fight.
+The endpoint outlives the job and may have been made by hand, so the job sets only the artifact and
+its probe; it sets profile and devices when it creates the endpoint and never again. It sets the
+artifact once: a job that finds another one in its place later was superseded, and does not set its
+own again.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from finetune_api import API_VERSION
-from finetune_api.finetunejob import EndpointRef
+from finetune_api.finetunejob import EndpointRef, FineTuneJobStatus
 from finetune_api.modelendpoint import (
     ModelEndpointSpec,
     ModelEndpointStatus,
@@ -21,155 +23,144 @@ from finetune_api.run import ArtifactRef, Failure
 from pydantic import ValidationError
 
 from finetune_operator.decision import Manifest
-from finetune_operator.jobs.draft import Context, Draft
+from finetune_operator.jobs.draft import Context
+from finetune_operator.jobs.stages.base import Accepted
 from finetune_operator.jobs.stages.export import recorded_probe
-from finetune_operator.manifest import format_time
 from finetune_operator.planner.serving import plan_serving_devices
 from finetune_operator.profiles import find_profile
 from finetune_operator.resources.metadata import labels
 from finetune_operator.stalled import Stalled
 
-RECHECK = 5.0
+
+@dataclass(frozen=True)
+class Rollout:
+    """The endpoint does not serve the artifact yet: what to write, and what to wait for."""
+
+    message: str
+    create: tuple[Manifest, ...] = ()
+    apply: tuple[Manifest, ...] = ()
 
 
-def run_serve(ctx: Context, draft: Draft) -> bool:
-    """Bring the roll-out as far as it can go now; True when our artifact takes the traffic."""
-    state = draft.stage("serve")
-    if state.state == "Succeeded":
-        return True
-    assert ctx.spec.serve is not None
-    artifact = draft.status.artifact
-    assert artifact is not None
-    draft.update(phase="Deploying")
-    draft.wake(RECHECK)
-    name = ctx.spec.serve.endpoint
-    endpoint = ctx.view.get("ModelEndpoint", ctx.namespace, name)
+Step = Accepted | Rollout | Stalled | Failure
+
+
+def find_endpoint(ctx: Context) -> Manifest | None:
+    """The ModelEndpoint that the job names, whether it serves the job's artifact or not."""
+    return ctx.view.get("ModelEndpoint", ctx.namespace, endpoint_name(ctx))
+
+
+def holds_artifact(endpoint: Manifest, status: FineTuneJobStatus) -> bool:
+    """Whether the endpoint's spec names the job's artifact."""
+    artifact = _require_artifact(status)
+    held = (endpoint.get("spec") or {}).get("artifact") or {}
+    return (held.get("uri"), held.get("digest")) == (artifact.uri, artifact.digest)
+
+
+def roll_out(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest | None) -> Step:
+    """What the roll-out needs now; Accepted when the endpoint serves the artifact."""
     if endpoint is None:
-        _create(ctx, draft, name, artifact)
-        return False
-    if not _holds(endpoint, artifact):
-        return _offer(ctx, draft, endpoint, artifact)
-    started = state.started_at or format_time(ctx.now)
-    draft.update_stage("serve", state="Running", attempt=1, started_at=started)
-    return _judge(ctx, draft, name, ModelEndpointStatus.readable(endpoint.get("status")), artifact)
+        return _create(ctx, status)
+    if holds_artifact(endpoint, status):
+        return _judge(ctx, status, endpoint)
+    return _set_artifact(ctx, status, endpoint)
 
 
-def _create(ctx: Context, draft: Draft, name: str, artifact: ArtifactRef) -> None:
-    assert ctx.spec.serve is not None
-    plan = draft.status.plan
-    wanted = ctx.spec.serve.profile or (plan.profile if plan else ctx.spec.compute.profile)
+def _create(ctx: Context, status: FineTuneJobStatus) -> Rollout | Stalled | Failure:
+    name, wanted = endpoint_name(ctx), ctx.spec.serve and ctx.spec.serve.profile
+    if wanted is None:
+        wanted = status.plan.profile if status.plan else ctx.spec.compute.profile
     pool = find_profile(ctx.view, wanted)
     if isinstance(pool, Stalled):
-        draft.stall = pool
-        return
+        return pool
     devices: int | Failure = 1
-    if draft.status.model is not None:
-        devices = plan_serving_devices(draft.status.model, pool.name, pool.spec)
+    if status.model is not None:
+        devices = plan_serving_devices(status.model, pool.name, pool.spec)
     if isinstance(devices, Failure):
-        draft.fail("serve", devices)
-        return
-    spec = _spec(ctx, artifact, profile=pool.name, gpus=devices)
-    endpoint = _manifest(ctx, name, spec)
+        return devices
+    spec = _endpoint_spec(ctx, _require_artifact(status), profile=pool.name, gpus=devices)
+    endpoint = _endpoint_manifest(ctx, spec)
     endpoint["metadata"]["labels"] = labels()
-    draft.create.append(endpoint)
-    _say(draft, f"endpoint {name} is being created")
+    return Rollout(f"endpoint {name} is being created", create=(endpoint,))
 
 
-def _offer(ctx: Context, draft: Draft, endpoint: Manifest, artifact: ArtifactRef) -> bool:
-    """Set the artifact, unless it was ours before: then somebody else has set a newer one."""
-    name = endpoint["metadata"]["name"]
-    if draft.stage("serve").attempt == 0:
-        draft.apply.append(_manifest(ctx, name, _spec(ctx, artifact)))
-        _say(draft, f"endpoint {name} is given the new artifact")
-        return False
-    status = ModelEndpointStatus.readable(endpoint.get("status"))
-    revision = _revision(status.revisions, artifact)
+def _set_artifact(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest) -> Step:
+    """Set the artifact, unless the job did before: then another job or a user has replaced it."""
+    name, artifact = endpoint_name(ctx), _require_artifact(status)
+    stage = next(stage for stage in status.stages if stage.name == "serve")
+    if stage.attempt == 0:
+        change = _endpoint_manifest(ctx, _endpoint_spec(ctx, artifact))
+        return Rollout(f"endpoint {name} is given the new artifact", apply=(change,))
+    served = ModelEndpointStatus.readable(endpoint.get("status"))
+    revision = _find_revision(served.revisions, artifact)
     if revision is not None and revision.ready_at is not None:
-        return _succeed(ctx, draft, name, status, revision)
-    failure = Failure(
+        return _accept(ctx, served, revision)
+    return Failure(
         stage="serve",
         reason="Superseded",
         message=f"endpoint {name} was given another artifact before this one took the traffic",
         remedy=f"set spec.artifact of the endpoint to {artifact.uri} if this model is wanted",
     )
-    draft.fail("serve", failure)
-    return False
 
 
-def _judge(
-    ctx: Context,
-    draft: Draft,
-    name: str,
-    status: ModelEndpointStatus,
-    artifact: ArtifactRef,
-) -> bool:
-    revision = _revision(status.revisions, artifact)
+def _judge(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest) -> Step:
+    name = endpoint_name(ctx)
+    served = ModelEndpointStatus.readable(endpoint.get("status"))
+    revision = _find_revision(served.revisions, _require_artifact(status))
     if revision is None:
-        _say(draft, f"endpoint {name}: {status.message or 'waiting for the new revision'}")
-        return False
-    active = revision.revision == status.active_revision and revision.state == "Active"
-    if active and status.phase == "Ready":
-        return _succeed(ctx, draft, name, status, revision)
-    detail = revision.message or status.message
+        return Rollout(f"endpoint {name}: {served.message or 'waiting for the new revision'}")
+    is_active = revision.revision == served.active_revision and revision.state == "Active"
+    if is_active and served.phase == "Ready":
+        return _accept(ctx, served, revision)
+    detail = revision.message or served.message
     if revision.state == "Failed":
-        failure = Failure(
+        return Failure(
             stage="serve",
             reason="DeploymentFailed",
             message=f"endpoint {name} revision {revision.revision} failed: {detail}",
             remedy=f"kubectl describe mep {name}; the revision before still takes the traffic",
         )
-        draft.fail("serve", failure)
-        return False
-    _say(draft, f"endpoint {name} revision {revision.revision} is {revision.state}: {detail}")
-    return False
+    return Rollout(f"endpoint {name} revision {revision.revision} is {revision.state}: {detail}")
 
 
-def _succeed(
-    ctx: Context,
-    draft: Draft,
-    name: str,
-    status: ModelEndpointStatus,
-    revision: RevisionStatus,
-) -> bool:
-    url = status.url or ""
+def _accept(ctx: Context, served: ModelEndpointStatus, revision: RevisionStatus) -> Accepted:
+    name, url = endpoint_name(ctx), served.url or ""
     message = f"revision {revision.revision} of endpoint {name} answers at {url}"
-    if _probe(ctx) is None:
+    if _find_probe(ctx) is None:
         message += "; there was no probe, so its answers were not compared with evaluation's"
-    draft.update(endpoint=EndpointRef(name=name, url=url), failure=None)
-    _say(draft, message)
-    draft.update_stage("serve", state="Succeeded", finished_at=format_time(ctx.now))
-    return True
+    return Accepted({"endpoint": EndpointRef(name=name, url=url)}, message)
 
 
-def _say(draft: Draft, message: str) -> None:
-    draft.update(message=message[:4096])
-    draft.update_stage("serve", message=message[:4096])
+def endpoint_name(ctx: Context) -> str:
+    assert ctx.spec.serve is not None, "without spec.serve there is no such stage"
+    return ctx.spec.serve.endpoint
 
 
-def _revision(revisions: Sequence[RevisionStatus], artifact: ArtifactRef) -> RevisionStatus | None:
-    """The newest revision with our digest."""
+def _require_artifact(status: FineTuneJobStatus) -> ArtifactRef:
+    assert status.artifact is not None, "export has succeeded"
+    return status.artifact
+
+
+def _find_revision(
+    revisions: Sequence[RevisionStatus], artifact: ArtifactRef
+) -> RevisionStatus | None:
+    """The newest revision with the artifact's digest."""
     ours = [revision for revision in revisions if revision.digest == artifact.digest]
     return ours[-1] if ours else None
 
 
-def _holds(endpoint: Manifest, artifact: ArtifactRef) -> bool:
-    held = (endpoint.get("spec") or {}).get("artifact") or {}
-    return (held.get("uri"), held.get("digest")) == (artifact.uri, artifact.digest)
-
-
-def _spec(ctx: Context, artifact: ArtifactRef, **creation: Any) -> dict[str, Any]:
-    """The fields that are ours, in the endpoint's own words, without defaults."""
+def _endpoint_spec(ctx: Context, artifact: ArtifactRef, **creation: Any) -> dict[str, Any]:
+    """The fields that the job sets, as the API server has them, without defaults."""
     spec = ModelEndpointSpec(
         artifact=ServedArtifact(uri=artifact.uri, digest=artifact.digest),
-        probe=_probe(ctx),
+        probe=_find_probe(ctx),
         **creation,
     )
     return spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
 
 
-def _probe(ctx: Context) -> Probe | None:
-    """From export's run.json, or from evaluation's own result."""
-    export = ctx.observed.given("export")
+def _find_probe(ctx: Context) -> Probe | None:
+    """From export's run.json, or from the result of evaluate."""
+    export = ctx.observed.configured.get("export")
     config = export.config if export else None
     record = (config.probe if config else None) or recorded_probe(ctx.observed)
     if record is None:
@@ -180,10 +171,10 @@ def _probe(ctx: Context) -> Probe | None:
         return None
 
 
-def _manifest(ctx: Context, name: str, spec: dict[str, Any]) -> Manifest:
+def _endpoint_manifest(ctx: Context, spec: dict[str, Any]) -> Manifest:
     return {
         "apiVersion": API_VERSION,
         "kind": "ModelEndpoint",
-        "metadata": {"name": name, "namespace": ctx.namespace},
+        "metadata": {"name": endpoint_name(ctx), "namespace": ctx.namespace},
         "spec": spec,
     }
