@@ -1,68 +1,62 @@
-"""What a stage is: how it is configured, how large it is, and what its result means.
+"""What a decision about a job depends on (Context), and the decision while it is made (Draft).
 
-A stage never touches the cluster. It answers three questions; when to ask them, and what to do
-about a failed attempt, is the same for all of them and stands in attempts.py.
+Only plan.py and stage_runner.py change a Draft. Stages and policies read a Context and a status,
+and return values.
 """
 
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, StageStatus
+from finetune_api.finetunejob import FineTuneJobStatus, StageStatus
+from finetune_api.jobspec import FineTuneJobSpec
 from finetune_api.run import Failure, JobRef, RunConfig, StageName
 
 from finetune_operator.decision import HttpRequest, Manifest, ObjectRef, Settings, View
 from finetune_operator.jobs.observe import Observed
 from finetune_operator.stalled import Stalled
 
+MESSAGE_LIMIT = 4096
+
 
 @dataclass(frozen=True)
 class Context:
-    """All that a decision about a job may depend on."""
+    """All that a decision about a job may depend on, apart from its status."""
 
     job: Manifest
+    namespace: str
+    """Namespace of the job and of everything that it names."""
+    name: str
+    uid: str
     spec: FineTuneJobSpec
     observed: Observed
     view: View
     settings: Settings
     now: datetime
-
-    @property
-    def namespace(self) -> str:
-        """Namespace of the job and of everything that it names."""
-        return str(self.job["metadata"]["namespace"])
-
-    @property
-    def name(self) -> str:
-        """Name of the job."""
-        return str(self.job["metadata"]["name"])
-
-    @property
-    def uid(self) -> str:
-        """uid of the job."""
-        return str(self.job["metadata"]["uid"])
+    timestamp: str
+    """`now` in RFC 3339."""
 
     def run_config(self, stage: StageName, attempt: int, **facts: Any) -> RunConfig:
-        """A RunConfig of this job."""
+        """The run.json of an attempt of this job."""
         job = JobRef(name=self.name, namespace=self.namespace, uid=self.uid)
         return RunConfig(job=job, stage=stage, attempt=attempt, raw_spec=self.job["spec"], **facts)
 
 
 @dataclass
 class Draft:
-    """A decision while it is being made."""
+    """A decision while it is made."""
 
     status: FineTuneJobStatus
-    stall: Stalled | None = None
+    stalled: Stalled | None = None
     create: list[Manifest] = field(default_factory=list)
     apply: list[Manifest] = field(default_factory=list)
     delete: list[ObjectRef] = field(default_factory=list)
     requests: list[HttpRequest] = field(default_factory=list)
-    requeue: float | None = None
+    requeue_after: float | None = None
 
     @property
-    def ended(self) -> bool:
-        """Whether the job is over by this decision."""
+    def has_ended(self) -> bool:
+        """Whether this decision ends the job."""
         return self.status.phase in ("Succeeded", "Failed")
 
     def update(self, **changes: Any) -> None:
@@ -81,16 +75,21 @@ class Draft:
         ]
         self.update(stages=stages)
 
-    def wake(self, seconds: float) -> None:
-        """Look again in so many seconds at the latest."""
+    def show(self, stage: StageName, message: str) -> None:
+        """Set the message of the job and of the stage."""
+        self.update(message=message[:MESSAGE_LIMIT])
+        self.update_stage(stage, message=message[:MESSAGE_LIMIT])
+
+    def requeue_within(self, seconds: float) -> None:
+        """Reconcile again in `seconds` at the latest."""
         seconds = max(0.1, seconds)
-        self.requeue = seconds if self.requeue is None else min(self.requeue, seconds)
+        self.requeue_after = min(self.requeue_after or seconds, seconds)
 
     def fail(self, stage: StageName, failure: Failure) -> None:
-        """End the job."""
+        """End the job because of this stage."""
         failure = failure.model_copy(update={"stage": failure.stage or stage})
         text = f"{stage}: {failure.message}"
         if failure.remedy:
             text += f" ({failure.remedy})"
-        self.update(phase="Failed", failure=failure, message=text[:4096])
+        self.update(phase="Failed", failure=failure, message=text[:MESSAGE_LIMIT])
         self.update_stage(stage, state="Failed", message=failure.message)

@@ -45,7 +45,7 @@ def reconcile_job(job: Manifest, view: View, settings: Settings, now: datetime) 
     if is_terminal(job):
         return clean_up_finished(job, view, now)
 
-    before = FineTuneJobStatus.readable(job.get("status"))
+    before = FineTuneJobStatus.from_stored(job.get("status"))
     timestamp = format_time(now)
     try:
         spec = FineTuneJobSpec.model_validate(job.get("spec") or {})
@@ -94,7 +94,7 @@ def rejected_job(job: Manifest, why: EventRecord, now: datetime) -> Mapping[str,
     """The status of a job for which the API server rejects a write, for a quota for example."""
     if is_terminal(job):
         return None
-    before = FineTuneJobStatus.readable(job.get("status"))
+    before = FineTuneJobStatus.from_stored(job.get("status"))
     draft = Draft(before, stalled=Stalled(why.reason, why.message))
     with suppress(ValidationError):
         spec = FineTuneJobSpec.model_validate(job.get("spec") or {})

@@ -90,7 +90,7 @@ def _set_artifact(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest) -
     if stage.attempt == 0:
         change = _endpoint_manifest(ctx, _endpoint_spec(ctx, artifact))
         return Rollout(f"endpoint {name} is given the new artifact", apply=(change,))
-    served = ModelEndpointStatus.readable(endpoint.get("status"))
+    served = ModelEndpointStatus.from_stored(endpoint.get("status"))
     revision = _find_revision(served.revisions, artifact)
     if revision is not None and revision.ready_at is not None:
         return _accept(ctx, served, revision)
@@ -104,7 +104,7 @@ def _set_artifact(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest) -
 
 def _judge(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest) -> Step:
     name = endpoint_name(ctx)
-    served = ModelEndpointStatus.readable(endpoint.get("status"))
+    served = ModelEndpointStatus.from_stored(endpoint.get("status"))
     revision = _find_revision(served.revisions, _require_artifact(status))
     if revision is None:
         return Rollout(f"endpoint {name}: {served.message or 'waiting for the new revision'}")
