@@ -1,9 +1,9 @@
-"""`python -m tests.sim`: ten thousand histories, and what happened in them.
+"""`python -m tests.sim`: simulate ten thousand histories, and report what happened in them.
 
-hypothesis draws the histories and shortens one that breaks a promise; the shards run in processes
-of their own, each with its own seed, so that the same numbers play the same histories again.
-Exit status 1 when a promise was broken, or when something that must happen never did: a
-simulation in which nothing goes wrong proves nothing.
+hypothesis draws the histories and shortens one that violates a guarantee; the shards run in
+processes of their own, each with its own seed, so that the same numbers repeat the same histories.
+Exit status 1 if a guarantee was violated, or if something that must happen never did: a simulation
+without faults proves nothing.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from tests.sim.coverage import missing
 from tests.sim.history import History, decode, described, encode, histories, listen, play
 
 ENOUGH = 5000
-"""Histories in which everything that must happen does, by all experience."""
+"""Histories after which, by experience, everything that must happen has happened."""
 
 
 @dataclass
 class Shard:
-    """What came of the histories of one process."""
+    """The result of the histories of one process."""
 
     seed: int
     histories: int = 0
@@ -41,7 +41,7 @@ class Shard:
 
 
 def run(number: int, count: int) -> Shard:
-    """Play `count` histories drawn with a seed; stops at the first that breaks a promise."""
+    """Play `count` histories drawn with a seed; stops at the first that violates a guarantee."""
     listen()
     shard = Shard(number)
     last: list[History] = []
@@ -71,7 +71,7 @@ def run(number: int, count: int) -> Shard:
 
 
 def replay(history: History) -> int:
-    """Play one history again, and tell what it was."""
+    """Repeat one history, and print it."""
     listen()
     print(described(history), flush=True)
     try:
@@ -94,8 +94,8 @@ def report(shards: list[Shard], seconds: float) -> int:
         print(f"{times:>10}  {what}")
     for shard in broken:
         assert shard.broken is not None
-        print(f"\nseed {shard.seed}: a promise was broken by\n{described(shard.broken)}")
-        print(f"{shard.how}\nplay it again: make sim REPLAY={encode(shard.broken)}")
+        print(f"\nseed {shard.seed}: a guarantee was violated by\n{described(shard.broken)}")
+        print(f"{shard.how}\nrepeat it: make sim REPLAY={encode(shard.broken)}")
     never = missing(met) if played >= ENOUGH and not broken else []
     if never:
         print(f"\nnever happened, but must: {', '.join(never)}")
@@ -121,7 +121,7 @@ def _count(text: str) -> int:
 
 
 def main() -> int:
-    """Read the arguments, share the work out, report."""
+    """Read the arguments, distribute the work, report."""
     parser = argparse.ArgumentParser(prog="make sim", description=__doc__)
     parser.add_argument("--histories", type=_count, default=10_000)
     parser.add_argument("--processes", type=int, default=2)

@@ -1,8 +1,8 @@
-"""Virtual time: a list of things that will happen, and no waiting for any of them.
+"""Virtual time: a list of future calls, and no waiting for any of them.
 
-It stands in for the running event loop where the engine asks one for the time or for an alarm, so
-the operator's own work queue keeps its back-off and its delays here. Two things that are due at
-the same moment happen in the order in which they were asked for; nothing depends on the machine.
+It replaces the running event loop where the engine needs the time or a timer, so the operator's
+own workqueue keeps its back-off and its delays here. Two calls that are due at the same moment
+happen in the order in which they were scheduled; nothing depends on the machine.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ class Timer:
         return self._when
 
     def cancel(self) -> None:
-        """It will not happen."""
+        """Do not make the call."""
         self._call = None
 
     def ring(self) -> None:
-        """It happens, once."""
+        """Make the call, once."""
         call, self._call = self._call, None
         if call is not None:
             call()
 
 
 class Clock:
-    """Seconds since the start of a history, and what will happen when."""
+    """Seconds since the start of a history, and the calls that are scheduled."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -61,11 +61,11 @@ class Clock:
         return timer
 
     def after(self, seconds: float, call: Callable[..., object], *arguments: Any) -> Timer:
-        """Have something happen in so many seconds."""
+        """Schedule a call `seconds` from now."""
         return self.call_at(self.now + seconds, call, *arguments)
 
     def advance(self, seconds: float, afterwards: Callable[[], None]) -> None:
-        """Let time pass; `afterwards` is called after each thing that happened."""
+        """Let time pass; `afterwards` is called after each scheduled call."""
         until = self.now + seconds
         while self._timers and self._timers[0][0] <= until:
             self.now, _, timer = heapq.heappop(self._timers)
@@ -89,7 +89,7 @@ class Clock:
 
 @contextmanager
 def running(clock: Clock) -> Iterator[None]:
-    """Inside, the clock is what asyncio calls the running loop."""
+    """Make the clock asyncio's running loop."""
     asyncio._set_running_loop(clock)  # type: ignore[arg-type]
     try:
         yield

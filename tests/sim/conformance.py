@@ -1,11 +1,11 @@
-"""What an API server does, as cases that hold for kube-apiserver and for the one in memory.
+"""What an API server does, as cases that hold for kube-apiserver and for the in-memory one.
 
-Each case is a function of a cluster (the operator's own interface to it) and a namespace; it
-returns what it saw, which must be the same on both and what the table says. Where the one in
-memory differs on purpose:
+Each case is a function of a client (the operator's own interface) and a namespace; it returns what
+it observed, which must be the same on both and equal to the expected value. Where the in-memory
+server differs on purpose:
 
-- it knows no schemas, defaults and permissions; refusals by CEL are stand-ins (machine.py);
-- server-side apply takes lists as a whole, and knows one manager;
+- it has no schemas, defaults and permissions; refusals by CEL are stand-ins (machine.py);
+- server-side apply replaces lists as a whole, and has one manager;
 - deletion is always in the background; names are never generated;
 - a pod's grace ends when its kubelet says so, never by itself.
 """
@@ -21,7 +21,7 @@ from finetune_operator.engine.kube_client import ApiError
 
 
 class Server(Protocol):
-    """The part of finetune_operator.engine.kube_client.Cluster that cases use."""
+    """The part of KubeClient that cases use."""
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest: ...
     async def create(self, manifest: Manifest) -> Manifest: ...
@@ -39,7 +39,7 @@ CASES: dict[str, tuple[Case, object]] = {}
 
 
 def case(expected: object) -> Callable[[Case], Case]:
-    """Add a case and what it must see."""
+    """Add a case and its expected observation."""
 
     def add(function: Case) -> Case:
         CASES[function.__name__] = function, expected
@@ -75,7 +75,7 @@ def config_map(namespace: str, name: str = "c", **more: Any) -> Manifest:
 
 
 def batch_job(namespace: str) -> Manifest:
-    """A batch Job that nobody runs."""
+    """A batch Job that no controller runs."""
     container = {"name": "main", "image": "none"}
     template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
     return {
@@ -178,9 +178,11 @@ async def a_write_that_changes_nothing_is_none(api: Server, ns: str) -> object:
 async def generation_counts_changes_of_the_spec_only(api: Server, ns: str) -> object:
     made = await api.create(job(ns))
     edited = await api.patch("FineTuneJob", ns, "a", {"spec": {"maxRestarts": 7}})
-    told = await api.patch("FineTuneJob", ns, "a", {"status": {"phase": "Queued"}}, "status")
+    status_written = await api.patch(
+        "FineTuneJob", ns, "a", {"status": {"phase": "Queued"}}, "status"
+    )
     label = await api.patch("FineTuneJob", ns, "a", {"metadata": {"labels": {"x": "y"}}})
-    return tuple(each["metadata"]["generation"] for each in (made, edited, told, label))
+    return tuple(each["metadata"]["generation"] for each in (made, edited, status_written, label))
 
 
 @case((1, 2))
@@ -197,7 +199,7 @@ async def a_configmap_has_no_generation(api: Server, ns: str) -> object:
     return made["metadata"].get("generation"), edited["metadata"].get("generation")
 
 
-# The status is a room of its own
+# The status is a subresource
 
 
 @case((None, "Queued", 3))

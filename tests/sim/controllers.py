@@ -1,4 +1,4 @@
-"""The Job controller and the garbage collector, as far as the operator can feel them.
+"""The Job controller and the garbage collector, as far as they affect the operator.
 
 A Job with backoffLimit 0 fails with its first failed or deleted pod, and its other pods are
 deleted; a finished pod is kept by a finalizer until the controller has counted it.
@@ -21,7 +21,7 @@ OWNED = ("Job", "Pod", "ConfigMap", "Service", "Deployment")
 
 
 class JobController:
-    """Makes pods of Jobs, and counts how they end."""
+    """Creates the pods of Jobs, and counts how they end."""
 
     def __init__(self, server: ApiServer, clock: Clock, met: Callable[[str], None]) -> None:
         self._server = server
@@ -95,7 +95,7 @@ class JobController:
 
 
 class GarbageCollector:
-    """Deletes what lost its owner."""
+    """Deletes objects whose owner is gone."""
 
     def __init__(self, server: ApiServer, clock: Clock) -> None:
         self._server = server
@@ -168,7 +168,7 @@ def _uid(pod: Manifest) -> str:
 
 
 def _over(pod: Manifest) -> bool:
-    """Whether it has ended, or no kubelet has it any more."""
+    """Whether it has ended, or is gone from its kubelet."""
     ended = pod["status"].get("phase") in ("Succeeded", "Failed")
     return ended or pod["metadata"].get("deletionGracePeriodSeconds") == 0
 

@@ -1,10 +1,10 @@
-"""What must have happened at least once in a long run, so that its promises mean something."""
+"""What must have happened at least once in a long run, so that it proves something."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tests.sim.history import BLOWS
+from tests.sim.history import ACTIONS
 from tests.sim.port import FAULTS
 
 STATES = (
@@ -20,18 +20,18 @@ STATES = (
     "node excluded",
     "pod could not be scheduled",
     "train tried again",
-    "watch missed news",
-    "watch told late",
-    "zombie trained beside its successor",
+    "watch missed events",
+    "watch delivered late",
+    "zombie trained alongside its successor",
     "zombie was fenced",
-    "call while the API server was away",
+    "call while the API server was down",
 )
 
 
 def missing(met: Mapping[str, int]) -> list[str]:
     """What never happened."""
     wanted = [
-        *(f"blow: {blow}" for blow in BLOWS),
+        *(f"action: {action}" for action in ACTIONS),
         *(f"call: {fault}" for fault in FAULTS),
         *STATES,
     ]

@@ -1,4 +1,4 @@
-"""Histories: how they are drawn, played, and written down so that one can be played again."""
+"""Histories: how they are drawn, played, and encoded so that one can be repeated."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.sim.clock import running
 from tests.sim.invariants import Violation, require
 from tests.sim.machine import Machine, Step
 
-BLOWS = tuple(sorted(name[3:] for name in vars(Machine) if name.startswith("do_")))
-DRAWN = (*BLOWS, *["operator_fault"] * 8, *["cut_gang"] * 3)
-"""What happens between two calls of the operator is what this is for, and what zombies may do;
-they are rare, as a gang must train when it is cut off and be left alone for a while."""
+ACTIONS = tuple(sorted(name[3:] for name in vars(Machine) if name.startswith("do_")))
+DRAWN = (*ACTIONS, *["operator_fault"] * 8, *["cut_gang"] * 3)
+"""The simulation exists for what happens between two calls of the operator, and for zombies, which
+are rare: a gang must be training when it is partitioned, and stay undisturbed for a while."""
 SECONDS = (0.5, 2.0, 6.0, 15.0, 40.0, 150.0)
 WAITS = (0.0, 0.4, 1.0, 2.0, 4.0, 7.0, 12.0, 40.0)
 WRITES_AT_FIRST, WRITES_PER_STEP = 250, 60
-"""A history that writes more often than this has a loop in it."""
+"""A history with more writes than this contains a loop."""
 
 History = list[Step]
 
@@ -39,8 +39,8 @@ histories: st.SearchStrategy[History] = st.lists(
 )
 
 
-class _Told(logging.Handler):
-    """An error in the engine's log is one: it catches what its plans raise, and tries again."""
+class _RaiseErrors(logging.Handler):
+    """Turns an error in the engine's log into a violation: the engine catches what plans raise."""
 
     def emit(self, record: logging.LogRecord) -> NoReturn:
         cause = record.exc_info[1] if record.exc_info else None
@@ -50,15 +50,15 @@ class _Told(logging.Handler):
 
 
 def listen() -> None:
-    """Have errors of the engine end a history."""
+    """Let errors that the engine logs end a history."""
     log = logging.getLogger("finetune_operator")
-    log.handlers[:] = [_Told(logging.ERROR)]
+    log.handlers[:] = [_RaiseErrors(logging.ERROR)]
     log.setLevel(logging.ERROR)
     log.propagate = False
 
 
 def play(history: History, met: Counter[str]) -> None:
-    """Play a history to its end; Violation when a promise is broken."""
+    """Play a history to its end; raises Violation if a guarantee is violated."""
     machine = Machine(met)
     with running(machine.clock):
         machine.start()
@@ -71,7 +71,7 @@ def play(history: History, met: Counter[str]) -> None:
 
 def encode(history: History) -> str:
     """A history as one word."""
-    rows = [[s.blow, s.which, s.seconds, s.wait] for s in history]
+    rows = [[s.action, s.which, s.seconds, s.wait] for s in history]
     return base64.urlsafe_b64encode(zlib.compress(json.dumps(rows).encode())).decode()
 
 
@@ -84,6 +84,6 @@ def decode(word: str) -> History:
 def described(history: History) -> str:
     """A history for people to read."""
     return "\n".join(
-        f"  {n}. {s.blow} which={s.which} seconds={s.seconds:g}, then wait {s.wait:g} s"
+        f"  {n}. {s.action} which={s.which} seconds={s.seconds:g}, then wait {s.wait:g} s"
         for n, s in enumerate(history, 1)
     )

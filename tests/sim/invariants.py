@@ -1,8 +1,8 @@
-"""What must be so at every moment, whatever happens.
+"""What must hold at every moment, regardless of faults.
 
-Judged by what the API server holds and by what the model of the trainer really does, never by
-what the operator believes. Every write is looked at when it is made, so that a wrong status that
-is mended a moment later is found, too.
+The reference is what the API server holds and what the model of the trainer really does, never what
+the operator believes. Every write is checked when it is made, so that a wrong status that is
+corrected a moment later is found, too.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from tests.sim.server import ApiServer, Happening
 from tests.sim.trainer import Gang, Trainer, Workspace
 
 TERMINAL = ("Succeeded", "Failed")
-TOLD_OFTEN = 12
-"""Times that one and the same event may be written in a history."""
+MAX_REPEATS = 12
+"""How often one and the same event may be written in a history."""
 AFTER_TWO_LEADERS = 40.0
-"""Seconds after which nothing is left of what two leaders did."""
+"""Seconds after which the effects of two leaders are gone."""
 OWN_CHILDREN = ("Job", "ConfigMap", "Service")
 
 
 class Violation(AssertionError):
-    """A promise was broken; the message says which, and what was seen."""
+    """A guarantee was violated; the message names it and what was observed."""
 
 
 def require(holds: object, promise: str, **seen: object) -> None:
-    """Raise Violation when a promise does not hold."""
+    """Raise Violation if a guarantee does not hold."""
     if not holds:
         facts = ", ".join(f"{name}={value}" for name, value in seen.items())
         raise Violation(f"{promise} ({facts})" if facts else promise)
 
 
 class Invariants:
-    """Looks at every write, and at what the gangs do."""
+    """Checks every write, and what the gangs do."""
 
     def __init__(self, server: ApiServer, clock: Clock) -> None:
         self._server = server
@@ -50,19 +50,19 @@ class Invariants:
         """Most restarts that the user ever allowed."""
         self.least_restarts = 1000
         self.own_faults = 0
-        """Blows that count against maxRestarts, as far as they hit."""
+        """Faults that count against maxRestarts, as far as they had a target."""
         self.user_errors = 0
         self.deadlines = 0
         self.leaders: Callable[[], int] = lambda: 1
         self._two_leaders_at = float("-inf")
-        self._told: Counter[str] = Counter()
+        self._repeats: Counter[str] = Counter()
         self._suspended_since: float | None = None
         server.listeners.append(self._seen)
 
     # The trainer's judge
 
     def claims(self, gang: Gang, workspace: Workspace) -> None:
-        """The next attempt may begin when the one before cannot do anything useful any more."""
+        """The next attempt may start when the previous one cannot do anything useful any more."""
         newest = max((step for step, _ in workspace.checkpoints), default=0)
         require(gang.resumed == newest, "an attempt resumes from the newest complete checkpoint")
         for other in self.trainer.gangs.values():
@@ -70,7 +70,7 @@ class Invariants:
                 self._overtaken(other, gang)
 
     def publishes(self, gang: Gang, workspace: Workspace) -> None:
-        """Nothing is trained twice but what came after the last complete checkpoint."""
+        """Only steps after the last complete checkpoint are trained twice."""
         best = max((step for step, _ in workspace.checkpoints), default=0)
         require(gang.step > best or gang.asked or gang.step == gang.resumed, "no step is lost")
         require(gang.attempt == max(workspace.claims), "only the newest attempt publishes")
@@ -80,17 +80,17 @@ class Invariants:
             return
         ranks = other.ranks.values()
         if all(self._in_reach(rank.node) and not rank.given_up for rank in ranks):
-            if self._excused("attempt overtaken under two leaders"):
+            if self._excused("attempt replaced under two leaders"):
                 return
             raise Violation(
-                f"attempt {gang.attempt} took over while attempt {other.attempt} was "
+                f"attempt {gang.attempt} started while attempt {other.attempt} was "
                 + ("saving its work" if other.asked else "training")
             )
-        self.trainer.met("zombie trained beside its successor")
+        self.trainer.met("zombie trained alongside its successor")
 
     def _excused(self, what: str) -> bool:
-        """Two that lead may replace an attempt for nothing: one does not know yet of the Job that
-        the other has just made. What fences attempts holds all the same."""
+        """Two leaders may replace an attempt needlessly: one has not yet seen the Job that the
+        other has just created. The fencing of attempts holds all the same."""
         if self._clock.now > self._two_leaders_at + AFTER_TWO_LEADERS:
             return False
         self.trainer.met(what)
@@ -114,8 +114,10 @@ class Invariants:
             self._job(new)
         elif kind == "Event" and what != "DELETED":
             said = f"{new['involvedObject']['uid']} {new['reason']} {new['message']}"
-            self._told[said] += 1
-            require(self._told[said] <= TOLD_OFTEN, "no event is told for ever", said=said)
+            self._repeats[said] += 1
+            require(
+                self._repeats[said] <= MAX_REPEATS, "no event is repeated indefinitely", said=said
+            )
         if kind in OWN_CHILDREN and what == "ADDED":
             labels = new["metadata"].get("labels") or {}
             owned = new["metadata"].get("ownerReferences")
@@ -131,13 +133,16 @@ class Invariants:
         require(restarts <= self.allowed_restarts, "restarts stay within maxRestarts")
         require(
             restarts <= self.own_faults,
-            "what others did to the pods is free",
+            "disruptions cost no restart (they are free)",
             restarts=restarts,
             own=self.own_faults,
             why=after.get("failure"),
         )
         generation = job["metadata"]["generation"]
-        require(after.get("observedGeneration", 0) <= generation, "nobody sees the future")
+        require(
+            after.get("observedGeneration", 0) <= generation,
+            "no status observes a future generation",
+        )
         attempts = {each["name"]: each.get("attempt", 0) for each in before.get("stages") or ()}
         for each in after.get("stages") or ():
             require(
@@ -150,7 +155,11 @@ class Invariants:
             self._suspended_since = self._clock.now
             if not self._excused("suspended under two leaders"):
                 live = [_name(each) for each in self._live(uid)]
-                require(not live, "a job is called suspended when nothing of it is left", live=live)
+                require(
+                    not live,
+                    "a job is reported as suspended only when nothing of it runs",
+                    live=live,
+                )
         self.trainer.met(f"phase {phase}")
 
     def _live(self, uid: str) -> list[Manifest]:
@@ -165,7 +174,7 @@ class Invariants:
         ]
 
     def _through(self, job: Manifest) -> bool:
-        """Whether its pods have ended, which its controller may not have noted yet."""
+        """Whether its pods have ended; its controller may not have recorded that yet."""
         wanted = job["spec"]["template"]["metadata"]["labels"].items()
         pods = [
             pod["status"].get("phase")
@@ -179,10 +188,10 @@ class Invariants:
         workspace = self.trainer.workspace(uid)
         done, claimed = workspace.done, (status.get("checkpoint") or {}).get("step", 0)
         newest = max((step for step, _ in workspace.checkpoints), default=0)
-        require(claimed <= newest, "no checkpoint is claimed that is not there", claimed=claimed)
+        require(claimed <= newest, "every reported checkpoint exists", claimed=claimed)
         for each in status.get("stages") or ():
             if each["state"] == "Succeeded":
-                require(each["name"] in done, f"{each['name']} is called done when it is")
+                require(each["name"] in done, f"{each['name']} is reported as done only when it is")
         if phase == "Succeeded":
             require("export" in done, "a job that succeeded has an artifact")
         if phase == "Training":
@@ -192,7 +201,7 @@ class Invariants:
                 for p in self.trainer.processes.values()
                 if (p.job, p.stage, p.attempt) == (uid, "train", attempt)
             }
-            require(len(ran) >= 2, "Training is said when every pod of the gang has run")
+            require(len(ran) >= 2, "Training is reported only when every pod of the gang has run")
         if phase == "Failed":
             self._failed(status)
 
@@ -200,7 +209,7 @@ class Invariants:
         reason = (status.get("failure") or {}).get("reason", "")
         self.trainer.met(f"failed: {reason}")
         if reason == "BrokenRow":
-            require(self.user_errors, "what is called the user's error is one")
+            require(self.user_errors, "what is reported as the user's error is one")
             return
         if reason == "DeadlineExceeded":
             require(self.deadlines, "a job without a deadline is never late")
@@ -212,7 +221,7 @@ class Invariants:
         )
 
     def _job(self, job: Manifest) -> None:
-        """One gang at a time; and where it may not go."""
+        """One gang at a time, and never on an excluded node."""
         meta = job["metadata"]
         labels = meta.get("labels") or {}
         uid, stage = labels.get(JOB_UID_LABEL), labels.get(STAGE_LABEL)
@@ -257,7 +266,7 @@ class Invariants:
     def look(self) -> None:
         """What holds between two steps."""
         publishing = Counter(g.job for g in self.trainer.gangs.values() if g.can_publish)
-        require(max(publishing.values(), default=0) <= 1, "one gang publishes at most")
+        require(max(publishing.values(), default=0) <= 1, "at most one gang publishes")
         since = self._suspended_since
         if since is not None and self._clock.now > since + 90:
             gangs = self.trainer.gangs.values()

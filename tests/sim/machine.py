@@ -1,8 +1,8 @@
-"""A whole cluster with its operators, and every blow that a history may deal it.
+"""A whole cluster with its operators, and every action that a history can take on it.
 
-A step of a history names a blow, says whom it hits, how hard, and how long to wait afterwards.
-A blow that finds nobody to hit does nothing, so that any list of steps is a history and a shorter
-one is one, too.
+A step of a history names an action, its target, its strength, and how long to wait afterwards. An
+action without a target does nothing, so that every list of steps is a history, and so is every
+shorter one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.crd import MUTABLE
-from finetune_operator.controllers import controllers
+from finetune_operator.controllers import build_controllers
 from finetune_operator.decision import JOB_UID_LABEL, Manifest, Settings
 from finetune_operator.engine.kube_client import ApiError, Invalid
 
@@ -24,15 +24,15 @@ from tests.sim.nodes import NODES, Nodes
 from tests.sim.operators import KINDS, Operator
 from tests.sim.port import FAULTS, Fault
 from tests.sim.server import ApiServer
-from tests.sim.trainer import SAVE_SECONDS, Process, Trainer, told
+from tests.sim.trainer import SAVE_SECONDS, Process, Trainer, termination_message
 from tests.unit.jobs.world import CPU_PROFILE, NAMESPACE, job_manifest
 
 NAME = "glossary"
 MOST_RESTARTS = 3
 PATIENCE = 7200.0
-"""Seconds in which a job must come to rest when nothing bad happens any more."""
+"""Seconds within which a job must come to rest once faults have stopped."""
 QUIET = 600.0
-PRODUCT = controllers(
+CONTROLLERS = build_controllers(
     Settings(
         trainer_image="registry.example/trainer:1",
         serving_image="vllm:1",
@@ -43,22 +43,22 @@ PRODUCT = controllers(
 
 @dataclass(frozen=True)
 class Step:
-    """A blow, whom it hits, how hard, and the wait after it."""
+    """An action, its target, its strength, and the wait after it."""
 
-    blow: str
+    action: str
     which: int
     seconds: float
     wait: float
 
 
 def frozen_spec(old: Manifest, new: Manifest) -> str | None:
-    """The CRD's rule: once a job has begun, only some fields of its spec may change."""
+    """The CRD's rule: once a job has started, only some fields of its spec may change."""
     if not (old.get("status") or {}).get("startedAt"):
         return None
     before, after = old["spec"], new["spec"]
     for name in sorted(before.keys() | after.keys()):
         if name not in MUTABLE and before.get(name) != after.get(name):
-            return f"spec.{name} cannot change once the job has begun"
+            return f"spec.{name} cannot change once the job has started"
     return None
 
 
@@ -77,7 +77,7 @@ class Machine:
         self.garbage = GarbageCollector(self.server, self.clock)
         self.invariants.trainer, self.invariants.nodes = self.trainer, self.nodes
         self.operators = [
-            Operator(name, self.server, self.clock, PRODUCT, self.nodes.answer, self.met)
+            Operator(name, self.server, self.clock, CONTROLLERS, self.nodes.answer, self.met)
             for name in "ab"
         ]
         self.invariants.leaders = lambda: sum(each.leads() for each in self.operators)
@@ -91,7 +91,7 @@ class Machine:
         self.wait(0.0)
 
     def met(self, what: str) -> None:
-        """Count that something happened, so that a reader sees that it does."""
+        """Count an occurrence, for the coverage report."""
         self._counter[what] += 1
 
     @property
@@ -101,7 +101,7 @@ class Machine:
 
     @property
     def job(self) -> Manifest | None:
-        """The FineTuneJob, while it is there."""
+        """The FineTuneJob, while it exists."""
         return self.server.find("FineTuneJob", NAMESPACE, NAME)
 
     @property
@@ -140,8 +140,8 @@ class Machine:
 
     def play(self, step: Step) -> None:
         """One step of a history."""
-        if getattr(self, f"do_{step.blow}")(step.which, step.seconds) is not False:
-            self.met(f"blow: {step.blow}")
+        if getattr(self, f"do_{step.action}")(step.which, step.seconds) is not False:
+            self.met(f"action: {step.action}")
         self.wait(step.wait)
         self.invariants.look()
 
@@ -161,19 +161,19 @@ class Machine:
         self._takeover = False
         if not self.leader.alive:
             self._leader = 1 - self._leader
-            self.leader.stop()  # it may be a leader of long ago that hangs
+            self.leader.stop()  # it may be a former leader that hangs
             self.leader.start()
 
     # The end of a history
 
     def settle(self) -> None:
-        """Nothing bad happens any more: the job ends or rests, and then nobody writes."""
+        """Stop all faults: the job ends or rests, and then no operator writes."""
         self._calm()
         until = self.clock.now + PATIENCE
         while not self._rests():
             require(
                 self.clock.now < until,
-                "a job comes to rest when nothing bad happens any more",
+                "a job comes to rest once faults have stopped",
                 phase=self.status.get("phase"),
                 message=self.status.get("message"),
             )
@@ -206,29 +206,29 @@ class Machine:
             return not any(_of_a_job(pod) for pod in self.server.list("Pod"))
         phase = self.status.get("phase")
         if phase in TERMINAL and "ttlSecondsAfterFinished" in self.job["spec"]:
-            return False  # it goes by itself
+            return False  # it will be deleted
         return phase in TERMINAL or (phase == "Suspended" and self.job["spec"].get("suspend"))
 
     def _idle(self) -> None:
         before = self.writes
         self.wait(QUIET)
-        require(self.writes == before, "a job at rest costs no writes", phase=self.status)
+        require(self.writes == before, "a job at rest causes no writes", phase=self.status)
 
     def _again(self) -> None:
-        """A new process that knows nothing finds nothing to do."""
+        """A new process with empty caches finds nothing to do."""
         before = self.writes
         self.leader.stop()
         self._take_over()
         self.wait(30.0)
-        require(self.writes == before, "a second look writes nothing")
+        require(self.writes == before, "a second reconcile writes nothing")
 
     def _tidy(self) -> None:
-        """Nothing is left of a job that is gone; nothing runs of one that has ended."""
+        """Nothing remains of a deleted job; nothing runs of one that has ended."""
         living = (self.job or {}).get("metadata", {}).get("uid")
         for kind in ("Job", "Pod", "ConfigMap", "Service"):
             for found in self.server.list(kind, NAMESPACE):
                 uid = (found["metadata"].get("labels") or {}).get(JOB_UID_LABEL)
-                require(uid in (None, living), "children go with their job", what=kind)
+                require(uid in (None, living), "children are deleted with their job", what=kind)
         running = [p for p in self.trainer.processes.values() if p.alive and p.job]
         require(not running, "nothing runs for a job that rests", running=running)
 
@@ -239,7 +239,7 @@ class Machine:
         return self._edit({"suspend": True})
 
     def do_resume(self, _which: int, _seconds: float) -> bool:
-        """kubectl patch: go on."""
+        """kubectl patch: resume."""
         return bool(self.job and self.job["spec"].get("suspend")) and self._edit({"suspend": False})
 
     def do_allow_restarts(self, which: int, _seconds: float) -> bool:
@@ -250,16 +250,16 @@ class Machine:
         return self._edit({"maxRestarts": wanted})
 
     def do_deadline(self, _which: int, seconds: float) -> bool:
-        """kubectl patch: a deadline, perhaps one that is over already."""
+        """kubectl patch: a deadline, possibly one in the past."""
         self.invariants.deadlines += 1
         return self._edit({"activeDeadlineSeconds": int(seconds * 2)})
 
     def do_time_to_live(self, _which: int, seconds: float) -> bool:
-        """kubectl patch: it goes by itself some time after its end."""
+        """kubectl patch: delete the job some time after its end."""
         return self._edit({"ttlSecondsAfterFinished": int(seconds)})
 
     def do_forbidden_edit(self, which: int, _seconds: float) -> bool:
-        """An edit that the CRD refuses once the job has begun."""
+        """An edit that the CRD refuses once the job has started."""
         begun = bool(self.status.get("startedAt"))
         if not begun:
             return False
@@ -270,7 +270,7 @@ class Machine:
         raise AssertionError("the stand-in for the CRD's rule let it pass")
 
     def do_touch(self, which: int, _seconds: float) -> bool:
-        """Somebody labels the job: a new resourceVersion and nothing else."""
+        """A user labels the job: a new resourceVersion and nothing else."""
         if self.job is None:
             return False
         patch = {"metadata": {"labels": {"by": f"user-{self.clock.now}-{which}"}}}
@@ -316,7 +316,7 @@ class Machine:
         return True
 
     def do_two_leaders(self, which: int, seconds: float) -> bool:
-        """The Lease passes to the other replica; the old leader does not know that yet."""
+        """The Lease passes to the other replica; the old leader has not noticed yet."""
         other = self.operators[1 - self._leader]
         if other.alive or not self.leader.alive:
             return False
@@ -326,11 +326,11 @@ class Machine:
         return True
 
     def do_lag(self, which: int, seconds: float) -> bool:
-        """News of a kind comes late."""
+        """Watch events of a kind arrive late."""
         return self._watches(which, lambda op, kind: op.watches[kind].slow_down(seconds, 60.0))
 
     def do_drop(self, which: int, seconds: float) -> bool:
-        """A watch is cut."""
+        """A watch is interrupted."""
         return self._watches(which, lambda op, kind: op.cut(kind, seconds))
 
     def do_api_down(self, which: int, seconds: float) -> bool:
@@ -340,7 +340,7 @@ class Machine:
 
     def _watches(self, which: int, do: Callable[[Operator, str], None]) -> bool:
         if [operator.alive for operator in self.operators] != [n == self._leader for n in (0, 1)]:
-            return False  # none, or two; what two hear is for `two_leaders` to say
+            return False  # none, or two; `two_leaders` decides which events two of them receive
         do(self.leader, KINDS[which % len(KINDS)].kind)
         return True
 
@@ -360,11 +360,11 @@ class Machine:
         return self._hit(which, lambda p: self.trainer.hang(p, which % 2 == 0), own=True)
 
     def do_user_error(self, which: int, _seconds: float) -> bool:
-        """It finds that the input cannot work."""
+        """The stage finds an error in the input."""
 
         def fail(process: Process) -> None:
             self.invariants.user_errors += 1
-            text = told(64, process.stage, process.attempt, "BrokenRow")
+            text = termination_message(64, process.stage, process.attempt, "BrokenRow")
             self.trainer.exit(process, 64, text)
 
         return self._hit(which, fail)
@@ -382,7 +382,7 @@ class Machine:
         return self._one("Pod", which, lambda pod: self._delete(pod, 0))
 
     def do_slow_save(self, _which: int, seconds: float) -> bool:
-        """Saving takes long from now on, perhaps longer than the grace."""
+        """Saving takes long from now on, possibly longer than the grace period."""
         self.trainer.save_seconds = max(SAVE_SECONDS, seconds)
         return True
 
@@ -421,12 +421,12 @@ class Machine:
     # Nodes
 
     def do_cut_node(self, which: int, _seconds: float) -> bool:
-        """A node cannot reach the API server, or nobody at all; its pods run on."""
+        """A node cannot reach the API server, or no host at all; its pods keep running."""
         self.nodes.cut(NODES[which % len(NODES)], wholly=which // len(NODES) % 2 == 1)
         return True
 
     def do_cut_gang(self, which: int, _seconds: float) -> bool:
-        """A switch dies: no node of a gang reaches the API server, and its ranks train on."""
+        """A switch fails: no node of a gang reaches the API server, and its ranks keep training."""
         gangs = [gang for gang in self.trainer.gangs.values() if gang.can_publish]
         if not gangs:
             return False
@@ -449,7 +449,7 @@ class Machine:
     def _return(self, name: str) -> None:
         node = self.nodes.nodes[name]
         if node.powered and not node.linked and not node.evicted:
-            self.invariants.own_faults += 1  # its ranks lost their peers, and nobody knows why
+            self.invariants.own_faults += 1  # its ranks lost their peers for an unknown reason
         self.nodes.bring_back(name)
 
     def do_drain(self, which: int, seconds: float) -> bool:

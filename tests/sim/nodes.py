@@ -1,8 +1,8 @@
-"""Scheduler, kubelets, and what becomes of pods whose node goes away.
+"""Scheduler, kubelets, and what happens to pods whose node disappears.
 
-A node that is cut off runs on and tells nothing; a node without power forgets everything. Both
-look the same from outside: not ready, then tainted, then their pods are marked for deletion, and
-stay so until the node is back. Times are those that were measured on a real cluster.
+A partitioned node keeps running and reports nothing; a node without power loses all its processes.
+They look the same from outside: not ready, then tainted, then their pods are marked for deletion,
+and stay so until the node is back. Times were measured on a real cluster.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ READY_AGAIN = 2.0
 LOST_TRACK = 255
 """Exit code of a container whose end the runtime did not see."""
 NODES = ("node1", "node2", "node3", "node4")
-"""Two gangs of two have room: one that is cut off, and its successor."""
+"""Enough for two gangs of two: a partitioned one, and its successor."""
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Nodes:
         trainer.exited = self._exited
         server.listeners.append(self._seen)
 
-    # What users and fate do to nodes
+    # What users and faults do to nodes
 
     def cut(self, name: str, wholly: bool = False) -> None:
         """The node cannot reach the API server; wholly: nor the other nodes."""
@@ -76,7 +76,7 @@ class Nodes:
                     self._trainer.gangs[process.batch].sever()
 
     def power_off(self, name: str) -> None:
-        """Every process of the node is gone at once, and nobody is told."""
+        """Every process of the node is gone at once, unreported."""
         node = self.nodes[name]
         if node.powered:
             node.powered = False
@@ -85,7 +85,7 @@ class Nodes:
             self._lost(node)
 
     def bring_back(self, name: str) -> None:
-        """Power and network are there again."""
+        """Power and network are back."""
         node = self.nodes[name]
         if not node.reachable:
             node.powered = node.linked = True
@@ -109,7 +109,7 @@ class Nodes:
             "type": "DisruptionTarget",
             "status": "True",
             "reason": reason,
-            "message": "told so",
+            "message": "disrupted by the simulation",
             "lastTransitionTime": self._clock.text(),
         }
         others = [c for c in pod["status"].get("conditions") or () if c["type"] != mark["type"]]
@@ -117,11 +117,11 @@ class Nodes:
         self._server.delete("Pod", meta["namespace"], meta["name"], uid=meta["uid"])
 
     def pods_on(self, name: str) -> list[Manifest]:
-        """Pods that the API server believes to be there."""
+        """Pods of the node in the API server."""
         return [p for p in self._server.list("Pod") if p["spec"].get("nodeName") == name]
 
     def answer(self, url: str) -> Any:
-        """What the pod at an address tells of its progress."""
+        """The progress that the pod at an address reports."""
         address = url.split("//")[1].split(":")[0]
         for process in self._trainer.processes.values():
             if process.alive and _address(self.nodes[process.node], process.pod) == address:
@@ -237,13 +237,13 @@ class Nodes:
         self._trainer.start(_process(found))
 
     def _terminate(self, pod: Manifest) -> None:
-        """SIGTERM now, SIGKILL when the grace is over."""
+        """SIGTERM now, SIGKILL at the end of the grace period."""
         process = self._trainer.processes.get(pod["metadata"]["uid"])
         if process is None:
             self._clock.after(0.05, self._forget, pod)
             return
         if not process.alive:
-            self._report(process)  # a kubelet tells how a pod ended before it lets it go
+            self._report(process)  # a kubelet reports how a pod ended before it removes it
             return
         self._trainer.ask(process)
         deadline = (_deadline(pod) or 0.0) - self._clock.now
@@ -280,7 +280,7 @@ class Nodes:
             self._clock.after(0.05, self._forget, pod)
 
     def _forget(self, pod: Manifest) -> None:
-        """The kubelet is through with a pod that was to go."""
+        """The kubelet removes a terminating pod."""
         found = self._find(pod)
         if found is not None and self.nodes[found["spec"]["nodeName"]].reachable:
             meta = found["metadata"]

@@ -1,8 +1,8 @@
-"""An operator process: the engine's own reconciler, cache, intake, lists and work queue.
+"""An operator process: the engine's own reconciler, cache, event handlers, lists and work queue.
 
-Only its edges are replaced: the connection (port.py), the watches (watch.py), the questions to
+Only its edges are replaced: the connection (port.py), the watches (watch.py), the HTTP requests to
 pods, and time. Coroutines are driven by hand, one step at a time: a call that hangs leaves the
-process in the middle of a reconcile while the world goes on.
+process in the middle of a reconcile while simulated time continues.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar, cast
 
-from finetune_operator.decision import HttpRequest, HttpResponse, Key
+from finetune_operator.decision import Controllers, HttpRequest, HttpResponse, Key
 from finetune_operator.engine.cache import Cache
 from finetune_operator.engine.event_handlers import EventHandlers
 from finetune_operator.engine.event_recorder import EventRecorder
@@ -19,9 +19,10 @@ from finetune_operator.engine.http_poller import HttpPoller
 from finetune_operator.engine.kinds import WATCHED, Resource
 from finetune_operator.engine.kube_client import ApiError, KubeClient
 from finetune_operator.engine.metrics import Metrics
-from finetune_operator.engine.reconciler import Controllers, Reconciler
-from finetune_operator.engine.relist import PERIOD, RETRY, SETTLE, Relister
+from finetune_operator.engine.reconciler import Reconciler
+from finetune_operator.engine.relist import DEBOUNCE, PERIOD, RETRY, Relister
 from finetune_operator.engine.workqueue import WorkQueue
+from finetune_operator.engine.writer import Writer
 
 from tests.sim.clock import Clock, Timer
 from tests.sim.invariants import Violation
@@ -45,50 +46,50 @@ def drive(call: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("this call must not wait")
 
 
-class Questions:
-    """What Asks is to a reconciler: the pods' answers, without HTTP."""
+class FakePoller:
+    """An HttpPoller without HTTP: the simulated pods answer."""
 
     def __init__(
-        self, clock: Clock, answer: Callable[[str], Any], answered: Callable[[Key], None]
+        self, clock: Clock, answer: Callable[[str], Any], on_response: Callable[[Key], None]
     ) -> None:
-        self.answers: dict[str, HttpResponse] = {}
+        self.responses: dict[str, HttpResponse] = {}
         self._clock = clock
         self._answer = answer
-        self._answered = answered
-        self._wanted: dict[Key, dict[str, HttpRequest]] = {}
+        self._on_response = on_response
+        self._requests: dict[Key, dict[str, HttpRequest]] = {}
         self._timers: dict[str, Timer] = {}
         self._due: dict[str, float] = {}
 
-    def want(self, key: Key, asks: Iterable[HttpRequest]) -> None:
-        """What the key wants to know from now on."""
-        wanted = {ask.id: ask for ask in asks}
-        for ask_id in self._wanted.get(key, {}).keys() - wanted.keys():
-            self.answers.pop(ask_id, None)
-            self._due.pop(ask_id, None)
-            if timer := self._timers.pop(ask_id, None):
+    def set_requests(self, key: Key, requests: Iterable[HttpRequest]) -> None:
+        """Poll these for the key from now on."""
+        by_id = {request.id: request for request in requests}
+        for request_id in self._requests.get(key, {}).keys() - by_id.keys():
+            self.responses.pop(request_id, None)
+            self._due.pop(request_id, None)
+            if timer := self._timers.pop(request_id, None):
                 timer.cancel()
-        self._wanted[key] = wanted
-        for ask in wanted.values():
-            if ask.id not in self._timers:
-                due = max(self._clock.now + 0.05, self._due.get(ask.id, 0.0))
-                self._timers[ask.id] = self._clock.call_at(due, self._ask, key, ask)
+        self._requests[key] = by_id
+        for request in by_id.values():
+            if request.id not in self._timers:
+                due = max(self._clock.now + 0.05, self._due.get(request.id, 0.0))
+                self._timers[request.id] = self._clock.call_at(due, self._poll, key, request)
 
     def close(self) -> None:
-        """Stop asking."""
+        """Stop polling."""
         for timer in self._timers.values():
             timer.cancel()
 
-    def _ask(self, key: Key, ask: HttpRequest) -> None:
-        del self._timers[ask.id]
-        body = self._answer(ask.url)
+    def _poll(self, key: Key, request: HttpRequest) -> None:
+        del self._timers[request.id]
+        body = self._answer(request.url)
         at = self._clock.unix()
-        self.answers[ask.id] = (
+        self.responses[request.id] = (
             HttpResponse(at, error="no route to host")
             if body is None
             else HttpResponse(at, 200, body)
         )
-        self._due[ask.id] = self._clock.now + ask.interval
-        self._answered(key)
+        self._due[request.id] = self._clock.now + request.interval
+        self._on_response(key)
 
 
 class Operator:
@@ -99,14 +100,14 @@ class Operator:
         name: str,
         server: ApiServer,
         clock: Clock,
-        product: Controllers,
+        controllers: Controllers,
         answer: Callable[[str], Any],
         met: Callable[[str], None],
     ) -> None:
         self.name = name
         self._server = server
         self._clock = clock
-        self._product = product
+        self._controllers = controllers
         self._answer = answer
         self._met = met
         self.alive = False
@@ -127,30 +128,28 @@ class Operator:
         self.alive, self.leads_until, self._synced = True, float("inf"), False
         self.port.fault = None
         self.queue = WorkQueue(METRICS.queue, random.Random(self._life))
-        self.questions = Questions(clock, self._answer, self.queue.add)
-        self.cache = Cache(self.questions.answers)
-        intake = EventHandlers(self.cache, self.queue, METRICS.handovers, self._product.on_deleted)
-        self.sync = Relister(port, self.cache, intake, METRICS)
+        self.http_poller = FakePoller(clock, self._answer, self.queue.add)
+        self.cache = Cache(self.http_poller.responses)
+        event_handlers = EventHandlers(self.cache, self.queue, self._controllers, METRICS.handovers)
+        self.relister = Relister(port, self.cache, event_handlers, METRICS)
+        writer = Writer(port, self.cache, event_handlers, METRICS, self.leads, self._confirm)
         self.reconciler = Reconciler(
-            port,
+            self._controllers,
             self.cache,
-            intake,
             self.queue,
-            self._product.plans,
-            cast(HttpPoller, self.questions),
+            event_handlers,
+            writer,
+            cast(HttpPoller, self.http_poller),
             EventRecorder(port, self.name, clock.moment),
             METRICS,
-            self.leads,
             clock.moment,
-            self._product.refused,
-            self._confirm,
         )
-        self.watches = {each.kind: self._watch(each, intake) for each in KINDS}
+        self.watches = {each.kind: self._watch(each, event_handlers) for each in KINDS}
         self._unsubscribe = subscribe(self._server, self.watches)
         self._first()
 
     def stop(self) -> None:
-        """The process is gone, whatever it was doing."""
+        """The process is gone, at any point of its work."""
         if not self.alive:
             return
         self.alive = False
@@ -161,7 +160,7 @@ class Operator:
             self._run[1].close()
             self._run = None
         self.queue.close()
-        self.questions.close()
+        self.http_poller.close()
 
     def leads(self) -> bool:
         """Whether this process believes that the Lease is its own."""
@@ -176,14 +175,14 @@ class Operator:
     def idle(self) -> bool:
         """Whether it has nothing to do and knows all there is to know."""
         late = any(watch.lagging for watch in self.watches.values())
-        return self._synced and self._run is None and self.queue.idle and not late
+        return self._synced and self._run is None and self.queue.is_idle and not late
 
     def depose(self, seconds: float, deaf: bool) -> None:
-        """It goes on as leader for a while, though it is none any more.
+        """It acts as leader for a while although it has lost the Lease.
 
-        Deaf: it hears no news either, as a process that was frozen or cut off. Else it hears all
-        of it in time: one that knows of every new status, but not of the Jobs that came with it,
-        could not be told from the leader by what it writes.
+        Deaf: it receives no watch events either, like a process that was frozen or partitioned.
+        Otherwise it receives all of them in time: a process that knew every new status, but not the
+        Jobs that came with it, could not be distinguished from the leader by its writes.
         """
         self.deposed = True
         for watch in self.watches.values():
@@ -199,44 +198,44 @@ class Operator:
         self._clock.after(seconds, lambda: self.stop() if self._life == life else None)
 
     def pump(self) -> None:
-        """Work on what is due, as long as nothing has to be waited for."""
+        """Reconcile the keys that are due, until a coroutine has to wait."""
         for _ in range(MOST_AT_ONCE):
             if not (self.alive and self._synced and self._run is None and self.queue.depth):
                 return
-            key = drive(self.queue.take())
+            key = drive(self.queue.get())
             assert key is not None
-            self._run = key, self.reconciler.run(key)
+            self._run = key, self.reconciler.reconcile(key)
             self._step(self._life)
-        raise Violation(f"operator {self.name} reconciles {self.queue.depth} keys for ever")
+        raise Violation(f"operator {self.name} reconciles {self.queue.depth} keys indefinitely")
 
     def relist(self) -> None:
-        """List everything, as after a watch was interrupted and now and then."""
+        """List everything, as after an interrupted watch and periodically."""
         if not (self.alive and self._synced):
             return
         try:
             for each in KINDS:
-                drive(self.sync.list(each))
+                drive(self.relister.relist(each))
                 if self._clock.now >= self.watches[each.kind].cut_until:
                     self.watches[each.kind].missed = False
         except ApiError:
             self._later(RETRY, self.relist)
 
     def cut(self, kind: str, seconds: float) -> None:
-        """A watch is interrupted, and found to have been some time later."""
+        """A watch is interrupted, and the operator notices some time later."""
         if self.alive:
             self.watches[kind].cut(seconds)
-            self._later(seconds + SETTLE, self.relist)
+            self._later(seconds + DEBOUNCE, self.relist)
 
     def _first(self) -> None:
         try:
             for each in KINDS:
-                drive(self.sync.list(each))
+                drive(self.relister.relist(each))
         except ApiError:
             self._later(RETRY, self._first)
             return
         self._synced = True
-        self.cache.now_serves(frozenset((each.group, each.kind) for each in KINDS))
-        for key in self._product.initial_keys(self.cache):
+        self.cache.set_served_kinds(frozenset((each.group, each.kind) for each in KINDS))
+        for key in self._controllers.initial_keys(self.cache):
             self.queue.add(key)
         self._later(PERIOD, self._now_and_then)
 
@@ -248,14 +247,17 @@ class Operator:
         life = self._life
         self._clock.after(seconds, lambda: call() if self.alive and self._life == life else None)
 
-    def _watch(self, of: Resource, intake: EventHandlers) -> Watch:
-        def tell(what: str, manifest: dict[str, Any]) -> None:
-            (intake.removed if what == "DELETED" else intake.changed)(manifest)
+    def _watch(self, of: Resource, event_handlers: EventHandlers) -> Watch:
+        def deliver(what: str, manifest: dict[str, Any]) -> None:
+            if what == "DELETED":
+                event_handlers.on_delete(manifest)
+            else:
+                event_handlers.on_update(manifest)
 
-        return Watch(self._clock, of, tell, self._met)
+        return Watch(self._clock, of, deliver, self._met)
 
     def _step(self, life: int) -> None:
-        """Go on with the reconcile that runs, up to its next wait or its end."""
+        """Continue the running reconcile, up to its next wait or its end."""
         if self._run is None or self._life != life:
             return
         key, coroutine = self._run

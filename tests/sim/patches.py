@@ -1,4 +1,4 @@
-"""Merge-patch and server-side apply on plain data; nothing that goes in is changed."""
+"""Merge-patch and server-side apply on plain data; arguments are never changed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def merged(old: Any, patch: Any) -> Any:
 
 
 def applied(old: Any, before: Any, wanted: Any) -> Any:
-    """What becomes of `old` when a manager that applied `before` applies `wanted`.
+    """The result when a manager that applied `before` applies `wanted` to `old`.
 
     Lists are replaced whole.
     """
@@ -41,7 +41,7 @@ def applied(old: Any, before: Any, wanted: Any) -> Any:
 
 
 def _without(value: Any, owned: Any) -> Any:
-    """A value without what was owned of it; None when nothing is left."""
+    """A value without its owned fields; None if nothing remains."""
     if not (isinstance(value, Mapping) and isinstance(owned, Mapping)):
         return None
     left = {k: v for k, v in value.items() if k not in owned}

@@ -1,5 +1,4 @@
-"""One operator's connection to the API server: the interface of finetune_operator.engine.kube_client.Cluster,
-and everything that can happen to a request on its way.
+"""One operator's connection to the API server: the interface of engine/kube_client.py, with faults.
 
 A call can be refused, can get lost before or after it took effect, can hang, or can be the last
 thing that the process ever did.
@@ -40,7 +39,7 @@ class Crash(BaseException):
 
 
 class Pause(Awaitable[None]):
-    """The coroutine goes on after so many seconds."""
+    """Suspends the coroutine for a number of seconds."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -55,12 +54,12 @@ class Fault:
 
     kind: FaultKind
     calls: int
-    """Writes that go well before it."""
+    """Writes that succeed before it."""
     seconds: float = 0.0
 
 
 class Port:
-    """A Cluster, as one operator process sees it."""
+    """A KubeClient for one operator process."""
 
     def __init__(self, server: ApiServer, clock: Clock, met: Callable[[str], None]) -> None:
         self._server = server
@@ -69,7 +68,7 @@ class Port:
         self.fault: Fault | None = None
         self.down_until = 0.0
         self.writes = 0
-        """Writes about a job; the workspace's janitor comes by the day, and is none of them."""
+        """Writes about a job; those about the workspace's daily janitor do not count."""
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest:
         """One object."""
@@ -79,7 +78,7 @@ class Port:
     async def list(
         self, of: Resource, namespace: str = "", selector: str = ""
     ) -> tuple[list[Manifest], str]:
-        """All objects of a kind that the selector wants, and the version of the list."""
+        """All objects of a kind that match the selector, and the version of the list."""
         self.reach()
         items = [
             each
@@ -117,9 +116,9 @@ class Port:
         )
 
     def reach(self) -> None:
-        """Unavailable while there is no way to the API server."""
+        """Raise Unavailable while the API server is unreachable."""
         if self._clock.now < self.down_until:
-            self._met("call while the API server was away")
+            self._met("call while the API server was down")
             raise Unavailable("connection refused")
 
     async def _write(self, do: Callable[[], T], counts: bool = True, patch: bool = False) -> T:

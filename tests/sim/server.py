@@ -1,12 +1,12 @@
-"""An API server in memory, with the semantics that a controller can trip over.
+"""An in-memory API server, with the semantics that matter to a controller.
 
-resourceVersions count all writes, and a write that changes nothing is none; generation counts
-changes of the spec; the status is a room of its own; deletion waits for finalizers and for a
-pod's grace. The same cases run against kube-apiserver (tests/api/test_conformance.py); where this
-one differs on purpose is listed in conformance.py.
+resourceVersions count all writes, and a write without changes is none; generation counts changes of
+the spec; the status is a subresource; deletion waits for finalizers and for a pod's grace period.
+The same cases run against kube-apiserver (tests/api/test_conformance.py); conformance.py lists the
+intended differences.
 
-Objects are never changed once stored: every write makes new ones along its path, so that an
-answer, a watch event and the store may share what they have in common, and no copy is needed.
+Objects are never changed once stored: every write makes new ones along its path, so that a
+response, a watch event and the store can share what they have in common, without copies.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ApiServer:
         self.admission: dict[str, Admission] = {}
 
     def get(self, kind: str, namespace: str, name: str) -> Manifest:
-        """One object; NotFound when there is none."""
+        """One object; NotFound if it does not exist."""
         found = self.find(kind, namespace, name)
         if found is None:
             raise NotFound(f"{kind} {namespace}/{name}: 404 not found")
@@ -90,6 +90,16 @@ class ApiServer:
                 made["status"] = {"phase": "Pending"}
         return self._store("ADDED", made, None)
 
+    def restore(self, manifest: Manifest) -> Manifest:
+        """Store an object as it is, uid and status included, as a restore of etcd does."""
+        meta = manifest["metadata"]
+        old = self.find(manifest["kind"], meta.get("namespace", ""), meta["name"])
+        return self._store("ADDED" if old is None else "MODIFIED", manifest, old)
+
+    def all_objects(self) -> list[Manifest]:
+        """Every object of every kind."""
+        return [found for kind in self._kinds.values() for found in kind.values()]
+
     def replace(self, manifest: Manifest) -> Manifest:
         """PUT; Conflict when metadata.resourceVersion is no longer the newest."""
         kind, meta = manifest["kind"], manifest["metadata"]
@@ -115,12 +125,12 @@ class ApiServer:
         return self._update(old, merged(old, {**body, "metadata": bare}), wanted)
 
     def apply(self, manifest: Manifest) -> Manifest:
-        """Server-side apply with force: what one manager applied before and now leaves out goes."""
+        """Server-side apply with force; removes fields that the last apply had and this one lacks."""
         kind, meta = manifest["kind"], manifest["metadata"]
         old = self.find(kind, meta.get("namespace", ""), meta["name"])
         if old is None:
             if meta.get("resourceVersion") or meta.get("uid"):
-                raise Conflict(f"{kind} {meta['name']} is not there")
+                raise Conflict(f"{kind} {meta['name']} does not exist")
             made = self.create(manifest)
         else:
             before = self._applied.get(old["metadata"]["uid"], {})
@@ -137,7 +147,7 @@ class ApiServer:
         version: str | None = None,
         grace: int | None = None,
     ) -> Manifest:
-        """Delete; the answer is the object while it lingers, else a Status."""
+        """Delete; returns the object while it lingers, else a Status."""
         old = self.get(kind, namespace, name)
         self._check(old, {"uid": uid, "resourceVersion": version})
         seconds = _grace(old, grace) if kind == "Pod" else 0
@@ -160,7 +170,7 @@ class ApiServer:
                 raise Conflict(f"{old['kind']} {old['metadata']['name']}: {each} is another")
 
     def _update(self, old: Manifest, new: Manifest, wanted: Mapping[str, Any]) -> Manifest:
-        """Everything but the status; removes what has waited for its last finalizer."""
+        """Everything but the status; removes an object whose last finalizer is gone."""
         self._check(old, wanted)
         before, meta = old["metadata"], dict(new["metadata"])
         for each in (*SERVER_OWNED, "resourceVersion", "deletionGracePeriodSeconds"):

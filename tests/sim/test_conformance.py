@@ -1,4 +1,4 @@
-"""The API server in memory does what kube-apiserver does."""
+"""The in-memory API server behaves as kube-apiserver does."""
 
 from __future__ import annotations
 

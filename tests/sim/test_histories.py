@@ -1,4 +1,4 @@
-"""The simulation's own promises: it can be played again, and it sees what is broken."""
+"""The simulation itself: it is repeatable, and it detects violations."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ TROUBLE = [
 
 
 @pytest.fixture(autouse=True)
-def heard() -> Iterator[None]:
-    """A broken promise ends the test, also where the engine would log it and try again."""
+def raise_violations() -> Iterator[None]:
+    """A violation ends the test, even where the engine would log it and retry."""
     log = logging.getLogger("finetune_operator")
     before = log.handlers[:], log.level, log.propagate
     listen()
@@ -32,11 +32,11 @@ def heard() -> Iterator[None]:
     log.handlers[:], log.level, log.propagate = before
 
 
-def test_a_history_can_be_written_down_and_read_again() -> None:
+def test_a_history_can_be_encoded_and_decoded() -> None:
     assert decode(encode(TROUBLE)) == TROUBLE
 
 
-def test_the_same_history_happens_in_the_same_way() -> None:
+def test_a_history_is_repeatable() -> None:
     first, second = Counter[str](), Counter[str]()
     play(TROUBLE, first)
     play(TROUBLE, second)
@@ -45,7 +45,7 @@ def test_the_same_history_happens_in_the_same_way() -> None:
 
 
 @pytest.mark.parametrize("seconds", [14.0, 17.0, 21.0, 26.0])
-def test_a_suspended_job_tells_of_the_checkpoint_that_it_left(seconds: float) -> None:
+def test_a_suspended_job_reports_its_last_checkpoint(seconds: float) -> None:
     """Pods of a deleted Job are gone a moment after they ended."""
     machine = Machine(Counter())
     with running(machine.clock):
@@ -58,7 +58,7 @@ def test_a_suspended_job_tells_of_the_checkpoint_that_it_left(seconds: float) ->
         assert machine.status["checkpoint"]["step"] == workspace.newest_step(2)
 
 
-def test_a_gang_that_is_cut_off_publishes_nothing_beside_its_successor() -> None:
+def test_a_partitioned_gang_publishes_nothing_alongside_its_successor() -> None:
     met = Counter[str]()
     machine = Machine(met)
     with running(machine.clock):
@@ -67,13 +67,13 @@ def test_a_gang_that_is_cut_off_publishes_nothing_beside_its_successor() -> None
         assert machine.status["phase"] == "Training"
         machine.play(Step("cut_gang", 0, 0.0, 40.0))
         machine.settle()
-    assert met["zombie trained beside its successor"] == 1
+    assert met["zombie trained alongside its successor"] == 1
     assert met["zombie was fenced"] == 1
     assert machine.status["phase"] == "Succeeded"
     assert machine.status["restarts"] == 0
 
 
-def test_an_engine_that_counts_an_eviction_as_a_crash_is_found_out() -> None:
+def test_counting_an_eviction_as_a_crash_is_a_violation() -> None:
     machine = Machine(Counter())
     job = machine.job
     assert job is not None

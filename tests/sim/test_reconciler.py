@@ -1,4 +1,4 @@
-"""What the engine does when news and answers come in an unusual order, on a cluster in memory."""
+"""What the engine does when events and responses arrive in an unusual order."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from datetime import datetime
 
 import pytest
-from finetune_operator.decision import Decision, EventRecord, Key, Manifest, View
-from finetune_operator.engine.reconciler import Controllers
+from finetune_operator.controllers import keys_of
+from finetune_operator.decision import Controllers, Decision, EventRecord, Key, Manifest, View
 
 from tests.sim.clock import Clock, running
 from tests.sim.operators import Operator
@@ -15,8 +15,8 @@ from tests.sim.port import Fault
 from tests.sim.server import ApiServer
 
 
-def begins(key: Key, view: View, _now: datetime) -> Decision | None:
-    """A toy's plan: a status, the event that tells of it, and one child."""
+def plan_toy(key: Key, view: View, _now: datetime) -> Decision | None:
+    """A toy plan: a status, the event that reports it, and one child."""
     job = view.get(key.kind, key.namespace, key.name)
     if job is None:
         return None
@@ -24,7 +24,7 @@ def begins(key: Key, view: View, _now: datetime) -> Decision | None:
     return Decision(
         create=(child(job["metadata"]["uid"]),),
         status={"phase": "Preparing"},
-        events=(EventRecord("Normal", "Preparing", "it begins"),) if new else (),
+        events=(EventRecord("Normal", "Preparing", "it starts"),) if new else (),
     )
 
 
@@ -51,18 +51,26 @@ def finetune_job() -> Manifest:
 
 
 class World:
-    """A server, one operator, and what was written in which order."""
+    """A server, one operator, and the order of writes."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.server = ApiServer(clock)
         self.written: list[str] = []
         self.server.listeners.append(lambda what, new, _old: self._note(what, new))
-        product = Controllers(
-            {"FineTuneJob": begins, "Workspace": lambda _key, _view, _now: None},
-            {"FineTuneJob": lambda _job, why, _now: {"phase": "Preparing", "message": why.reason}},
+        controllers = Controllers(
+            reconcile={"FineTuneJob": plan_toy, "Workspace": lambda _key, _view, _now: None},
+            on_rejected={
+                "FineTuneJob": lambda _job, why, _now: {
+                    "phase": "Preparing",
+                    "message": why.reason,
+                }
+            },
+            keys_of=keys_of,
         )
-        self.operator = Operator("one", self.server, clock, product, lambda _: None, lambda _: None)
+        self.operator = Operator(
+            "one", self.server, clock, controllers, lambda _: None, lambda _: None
+        )
         self.operator.start()
 
     def _note(self, what: str, manifest: Manifest) -> None:
@@ -79,7 +87,7 @@ def world() -> Iterator[World]:
         yield World(clock)
 
 
-def test_a_watch_that_is_faster_than_the_answer_loses_no_event(world: World) -> None:
+def test_a_watch_event_before_the_response_of_its_write_loses_no_event(world: World) -> None:
     world.operator.port.fault = Fault("late", calls=0, seconds=1.0)
     world.server.create(finetune_job())
     world.wait(5.0)
@@ -88,10 +96,8 @@ def test_a_watch_that_is_faster_than_the_answer_loses_no_event(world: World) -> 
 
 
 @pytest.mark.parametrize("pause", [0.0, 60.0], ids=["at once", "later"])
-def test_a_refusal_is_not_held_against_a_later_object_of_that_name(
-    world: World, pause: float
-) -> None:
-    world.server.create(child("somebody-else"))
+def test_a_refusal_does_not_affect_a_later_object_of_that_name(world: World, pause: float) -> None:
+    world.server.create(child("another-owner"))
     job = world.server.create(finetune_job())
     world.wait(5.0)
     refused = world.server.get("FineTuneJob", "default", "a")

@@ -1,9 +1,10 @@
 """What runs in the pods: a model of the trainer, and of the workspace that it writes to.
 
-It keeps the trainer's promises and no others: an attempt claims the job before it writes, trains
-step by step, saves every few steps, looks for a later claim before it publishes, and resumes from
-the newest complete checkpoint. Asked to stop, all ranks save at a step boundary and exit 76; a
-rank that loses a peer exits 75; a rank that hangs is named by its pod, which exits 75.
+It has the trainer's guarantees and no others: an attempt registers for the job before it writes,
+trains step by step, saves every few steps, checks for a later registration before it publishes, and
+resumes from the newest complete checkpoint. When a stop is requested, all ranks save at a step
+boundary and exit 76; a rank that loses a peer exits 75; a rank that hangs is named by its pod,
+which exits 75.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Workspace:
     checkpoints: list[tuple[int, int]] = field(default_factory=list)
     """(step, attempt) of complete ones."""
     done: set[str] = field(default_factory=set)
-    """Stages whose work is there."""
+    """Stages whose output exists."""
 
     def newest_step(self, attempt: int) -> int:
         """Where an attempt would resume."""
@@ -62,19 +63,19 @@ class Process:
     alive: bool = True
     hung: bool = False
     given_up: bool = False
-    """Its node was out of reach for so long that its pod was marked for deletion."""
+    """Its node was unreachable for so long that its pod was marked for deletion."""
     asked: float | None = None
-    """When it was asked to stop."""
+    """When a stop was requested."""
     code: int | None = None
     message: str = ""
     oom: bool = False
 
 
 class Judge(Protocol):
-    """Who looks at what the gangs do."""
+    """Checks what the gangs do."""
 
     def claims(self, gang: Gang, workspace: Workspace) -> None:
-        """A gang has claimed the job, and will resume."""
+        """A gang has registered for the job, and will resume."""
 
     def publishes(self, gang: Gang, workspace: Workspace) -> None:
         """A gang publishes a checkpoint."""
@@ -94,29 +95,29 @@ class Gang:
         self.claimed = False
         self.saving = False
         self.severed = False
-        self._meeting: Timer = self._clock.after(MEETING_SECONDS, self._nobody_came)
+        self._meeting: Timer = self._clock.after(MEETING_SECONDS, self._rendezvous_timed_out)
         self._timer: Timer | None = None
 
     @property
     def whole(self) -> bool:
-        """Whether every rank lives and answers."""
+        """Whether every rank is alive and responds."""
         ranks = self.ranks.values()
         here = len(self.ranks) == self.size and not self.severed
         return here and all(r.alive and not r.hung for r in ranks)
 
     @property
     def fenced(self) -> bool:
-        """Whether a later attempt has claimed the job."""
+        """Whether a later attempt has registered for the job."""
         return any(each > self.attempt for each in self._workspace.claims)
 
     @property
     def can_publish(self) -> bool:
-        """Whether it trains and would be let write."""
+        """Whether it trains and is not fenced."""
         return self.claimed and self.whole and not self.fenced
 
     @property
     def asked(self) -> bool:
-        """Whether a rank was asked to stop."""
+        """Whether a stop of a rank was requested."""
         return any(rank.asked is not None for rank in self.ranks.values())
 
     @property
@@ -124,14 +125,14 @@ class Gang:
         return self._trainer.workspace(self.job)
 
     def join(self, rank: Process) -> None:
-        """A rank started; when all have, they begin."""
+        """A rank started; when all have, training starts."""
         self.ranks[rank.index] = rank
         if self.whole:
             self._meeting.cancel()
             self._timer = self._clock.after(1.0, self._begin)
 
     def lost(self) -> None:
-        """A rank has ended or cannot be reached: its peers notice."""
+        """A rank has ended or is unreachable: its peers notice."""
         self._clock.after(PEER_SECONDS, self._notice)
 
     def sever(self) -> None:
@@ -140,7 +141,7 @@ class Gang:
         self.lost()
 
     def stop(self) -> None:
-        """A rank was asked to stop; before training there is nothing to save."""
+        """A stop of a rank was requested; before training there is nothing to save."""
         if not self.claimed:
             self._end(ExitCode.PREEMPTED, "train")
 
@@ -201,18 +202,20 @@ class Gang:
         if not self.whole:
             self._end(ExitCode.RETRYABLE, "train", "PeerLost")
 
-    def _nobody_came(self) -> None:
+    def _rendezvous_timed_out(self) -> None:
         self._end(ExitCode.RETRYABLE, "train", "PeerLost")
 
     def _end(self, code: int, stage: str, reason: str = "") -> None:
         for rank in list(self.ranks.values()):
             if rank.alive and not rank.hung:
-                text = told(code, stage, self.attempt, reason, self.step)
+                text = termination_message(code, stage, self.attempt, reason, self.step)
                 self._trainer.exit(rank, code, text)
 
 
 @lru_cache(maxsize=512)
-def told(code: int, stage: str, attempt: int, reason: str = "", step: int = 0) -> str:
+def termination_message(
+    code: int, stage: str, attempt: int, reason: str = "", step: int = 0
+) -> str:
     """A termination message."""
     facts = {"train": {"steps": step, "worldSize": 2, "engine": "DDP"}} if stage == "train" else {}
     if code == ExitCode.OK:
@@ -223,7 +226,7 @@ def told(code: int, stage: str, attempt: int, reason: str = "", step: int = 0) -
 
 
 class Trainer:
-    """All processes of the cluster, wherever they run and whoever still knows of them."""
+    """All processes of the cluster, including those that the API server has lost track of."""
 
     def __init__(self, clock: Clock, judge: Judge, met: Callable[[str], None]) -> None:
         self.clock = clock
@@ -262,7 +265,7 @@ class Trainer:
             self.clock.after(1.0, self._stopped, process)
 
     def exit(self, process: Process, code: int, message: str = "", oom: bool = False) -> None:
-        """The process ends, and its kubelet will tell when it can."""
+        """The process ends, and its kubelet reports that when it can."""
         if process.alive:
             process.alive, process.code, process.message, process.oom = False, code, message, oom
             if process.stage == "train":
@@ -270,12 +273,12 @@ class Trainer:
             self.exited(process)
 
     def hang(self, process: Process, whole: bool) -> None:
-        """A rank, or the whole pod, does nothing any more, until somebody minds."""
+        """A rank, or the whole pod, stops making progress until it is ended."""
         process.hung = True
         self.clock.after(STALL_SECONDS, self._stalled, process, whole)
 
     def progress(self, process: Process) -> dict[str, object] | None:
-        """What /progress answers."""
+        """The response of /progress."""
         if not process.alive or process.hung:
             return None
         body: dict[str, object] = {
@@ -300,18 +303,26 @@ class Trainer:
             return
         if process.job:
             self.workspace(process.job).done.add(process.stage)
-            self.exit(process, ExitCode.OK, told(ExitCode.OK, process.stage, process.attempt))
+            self.exit(
+                process,
+                ExitCode.OK,
+                termination_message(ExitCode.OK, process.stage, process.attempt),
+            )
         else:
             self.exit(process, ExitCode.OK)
 
     def _stopped(self, process: Process) -> None:
         if process.alive and not process.hung and process.job:
-            text = told(ExitCode.PREEMPTED, process.stage, process.attempt)
+            text = termination_message(ExitCode.PREEMPTED, process.stage, process.attempt)
             self.exit(process, ExitCode.PREEMPTED, text)
         elif process.alive and not process.hung:
             self.exit(process, 143)
 
     def _stalled(self, process: Process, whole: bool) -> None:
         if process.alive and process.hung:
-            text = "" if whole else told(75, process.stage, process.attempt, "RankStalled")
+            text = (
+                ""
+                if whole
+                else termination_message(75, process.stage, process.attempt, "RankStalled")
+            )
             self.exit(process, 137 if whole else ExitCode.RETRYABLE, text)
