@@ -33,7 +33,7 @@ FAULTS = (
     Fault(
         "children have no owner",
         "resources/attempt_metadata.py",
-        '            "ownerReferences": [owner_reference(self.job)],\n',
+        '            "ownerReferences": [build_owner_reference(self.job)],\n',
         "",
         RESOURCES,
     ),
@@ -254,7 +254,7 @@ FAULTS = (
         "return LEAST",
     ),
     Fault(
-        "a full workspace is found out by training",
+        "the planner does not check the free space of the workspace",
         "planner/disk.py",
         "if workspace is None or need <= workspace.free_bytes:",
         "if True:",

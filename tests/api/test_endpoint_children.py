@@ -59,7 +59,7 @@ def served(api: Api, namespace: str) -> ServedRevision:
 def test_deployment_is_taken_as_it_is_and_its_pod_may_run(
     api: Api, namespace: str, served: ServedRevision
 ) -> None:
-    stored = api.create(deployment.deployment(served))
+    stored = api.create(deployment.build_deployment(served))
     template = stored["spec"]["template"]
     metadata = {"name": "pod", "namespace": namespace, **template["metadata"]}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
@@ -69,8 +69,8 @@ def test_deployment_is_taken_as_it_is_and_its_pod_may_run(
 def test_scaling_takes_nothing_but_the_replicas(
     api: Api, namespace: str, served: ServedRevision
 ) -> None:
-    before = api.create(deployment.deployment(served))["spec"]
-    scaled = deployment.scaled(namespace, served.name, 5)
+    before = api.create(deployment.build_deployment(served))["spec"]
+    scaled = deployment.build_replicas_patch(namespace, served.name, 5)
     after = api.apply(scaled, "finetune-operator", force=True)["spec"]
     assert after == before | {"replicas": 5}
 
@@ -78,9 +78,9 @@ def test_scaling_takes_nothing_but_the_replicas(
 def test_moving_the_pointer_keeps_the_address(
     api: Api, namespace: str, served: ServedRevision
 ) -> None:
-    before = api.create(endpoint_service.service_pointer(served.endpoint, 1, "glossary-r1"))
+    before = api.create(endpoint_service.build_endpoint_service(served.endpoint, 1, "glossary-r1"))
     for number, app in ((2, "isvc.glossary-r2-predictor"), (3, "glossary-r3")):
-        moved = endpoint_service.pointed(namespace, "glossary", number, app)
+        moved = endpoint_service.build_selector_patch(namespace, "glossary", number, app)
         after = api.apply(moved, "finetune-operator", force=True)
         assert after["spec"] == before["spec"] | {"selector": {"app": app}}
         assert after["metadata"]["labels"]["finetune.dev/revision"] == str(number)

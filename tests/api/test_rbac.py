@@ -12,7 +12,7 @@ import pytest
 from finetune_api import API_VERSION
 from finetune_operator.decision import Settings
 from finetune_operator.names import JANITOR
-from finetune_operator.resources.janitor import janitor_job, kept_by, ledger
+from finetune_operator.resources.janitor import build_janitor_job, build_ledger, parse_keep_list
 
 from hack.cluster.apiserver import ControlPlane
 from tests.api.charts import RELEASE, rendered
@@ -161,10 +161,10 @@ def test_it_applies_the_ledgers_of_workspaces_and_no_other_config_map(
 ) -> None:
     operator, namespace = installed.operator, installed.namespace
     for kept in (["jobs/1b4e28ba"], []):
-        operator.apply(ledger(namespace, kept), manager="finetune-operator", force=True)
+        operator.apply(build_ledger(namespace, kept), manager="finetune-operator", force=True)
     found = operator.get("ConfigMap", namespace, JANITOR)
     assert found["data"] == {"kept": ""}
-    other = ledger(namespace, [])
+    other = build_ledger(namespace, [])
     other["metadata"]["name"] = "somebodys"
     with pytest.raises(ApiError) as refusal:
         operator.apply(other, manager="finetune-operator", force=True)
@@ -180,9 +180,9 @@ def test_it_makes_a_janitor_for_a_thousand_jobs_in_a_restricted_namespace(
     keep = [f"artifacts/{'x' * 40}-{number:08x}" for number in range(1000)]
     keep += [f"jobs/{number:08x}" for number in range(1000)]
     settings = Settings("localhost/trainer", "localhost/serving")
-    wanted = janitor_job(namespace, "uid", keep, frozenset(), datetime.now(UTC), settings)
+    wanted = build_janitor_job(namespace, "uid", keep, frozenset(), datetime.now(UTC), settings)
     made = operator.create(wanted)
-    assert kept_by(made) == set(keep)
+    assert parse_keep_list(made) == set(keep)
     pod = {"metadata": {"namespace": namespace, "name": "janitor"}, "apiVersion": "v1"}
     pod |= {"kind": "Pod", "spec": made["spec"]["template"]["spec"]}
     api.create(pod)

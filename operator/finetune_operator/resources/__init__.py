@@ -1,1 +1,1 @@
-"""One file per kind of child: what the cluster is asked to create. Pure: data in, manifest out."""
+"""One file per kind of child: the manifest that the operator creates. Pure: data in, dict out."""

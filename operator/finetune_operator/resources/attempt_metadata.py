@@ -13,7 +13,7 @@ from finetune_operator.decision import (
     Manifest,
 )
 from finetune_operator.names import child_name
-from finetune_operator.resources.metadata import labels, owner_reference
+from finetune_operator.resources.metadata import build_labels, build_owner_reference
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class AttemptMetadata:
 
     @property
     def selector(self) -> dict[str, str]:
-        """Labels that only the pods of this attempt carry."""
+        """Labels that only the pods of this attempt have."""
         return {
             JOB_UID_LABEL: self.job["metadata"]["uid"],
             STAGE_LABEL: self.stage,
@@ -42,13 +42,13 @@ class AttemptMetadata:
     @property
     def labels(self) -> dict[str, str]:
         """Labels of every child and pod."""
-        return labels({JOB_NAME_LABEL: self.job["metadata"]["name"], **self.selector})
+        return build_labels({JOB_NAME_LABEL: self.job["metadata"]["name"], **self.selector})
 
-    def metadata(self) -> dict[str, Any]:
-        """Metadata of a child that the job owns."""
+    def to_manifest(self) -> dict[str, Any]:
+        """The metadata of a child that the job owns."""
         return {
             "name": self.name,
             "namespace": self.job["metadata"]["namespace"],
             "labels": self.labels,
-            "ownerReferences": [owner_reference(self.job)],
+            "ownerReferences": [build_owner_reference(self.job)],
         }

@@ -1,28 +1,29 @@
 """Deployment of one revision of a ModelEndpoint: vLLM on the exported model, without KServe.
 
-It is made once and never rendered again: an upgrade of the operator leaves running revisions
-alone. Only the number of replicas changes in place.
+The operator creates it once and never renders it again, so an upgrade of the operator leaves
+running revisions alone. Only the number of replicas changes in place.
 """
 
 from typing import Any
 
 from finetune_operator.decision import ENDPOINT_LABEL, REVISION_LABEL, Manifest
 from finetune_operator.resources import vllm
-from finetune_operator.resources.metadata import hashed, pod_security_context
+from finetune_operator.resources.metadata import add_spec_hash
+from finetune_operator.resources.security_context import build_pod_security_context
 from finetune_operator.resources.vllm import ServedRevision
 
 APP_LABEL = "app"
-"""The one label that the pointer Service selects by; KServe sets the same one on its pods."""
+"""The label that the endpoint's Service selects by; KServe sets the same one on its pods."""
 
 
-def deployment(served: ServedRevision) -> Manifest:
+def build_deployment(served: ServedRevision) -> Manifest:
     """The Deployment `<endpoint>-r<N>`."""
-    own = served.labels()
-    return hashed(
+    labels = served.build_labels()
+    return add_spec_hash(
         {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
-            "metadata": served.metadata(),
+            "metadata": served.build_metadata(),
             "spec": {
                 "replicas": served.replicas,
                 "revisionHistoryLimit": 1,
@@ -32,26 +33,26 @@ def deployment(served: ServedRevision) -> Manifest:
                     "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
                 },
                 "selector": {
-                    "matchLabels": {label: own[label] for label in (ENDPOINT_LABEL, REVISION_LABEL)}
+                    "matchLabels": {key: labels[key] for key in (ENDPOINT_LABEL, REVISION_LABEL)}
                 },
                 "template": {
-                    "metadata": {"labels": {APP_LABEL: served.name, **own}},
-                    "spec": pod_spec(served),
+                    "metadata": {"labels": {APP_LABEL: served.name, **labels}},
+                    "spec": build_serving_pod_spec(served),
                 },
             },
         }
     )
 
 
-def pod_spec(served: ServedRevision) -> dict[str, Any]:
+def build_serving_pod_spec(served: ServedRevision) -> dict[str, Any]:
     """The pod: restricted, no API token, the model's folder mounted read-only.
 
-    Service links are off: a Service called `vllm` would set VLLM_PORT, which vLLM reads.
+    Service links are off, because a Service named `vllm` would set VLLM_PORT, which vLLM reads.
     """
     profile = served.profile.spec
-    container = vllm.container("vllm", profile, served.settings)
-    container["args"] = container["args"] + vllm.revision_arguments(served)
-    container["resources"] = vllm.resources(profile, served.gpus)
+    container = vllm.build_container("vllm", profile, served.settings)
+    container["args"] = container["args"] + vllm.build_revision_arguments(served)
+    container["resources"] = vllm.build_resources(profile, served.gpus)
     model = {
         "name": "model",
         "mountPath": vllm.MODEL_PATH,
@@ -63,18 +64,21 @@ def pod_spec(served: ServedRevision) -> dict[str, Any]:
     return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": pod_security_context(),
-        # As PID 1 a vLLM that still starts would not be ended by SIGTERM.
+        "securityContext": build_pod_security_context(),
+        # As PID 1 vLLM would ignore SIGTERM while it starts.
         "shareProcessNamespace": True,
         "terminationGracePeriodSeconds": 60,
-        **vllm.scheduling(profile, served.settings),
+        **vllm.build_scheduling(profile, served.settings),
         "containers": [container],
-        "volumes": [{"name": "model", "persistentVolumeClaim": claim}, *vllm.volumes(profile)],
+        "volumes": [
+            {"name": "model", "persistentVolumeClaim": claim},
+            *vllm.build_volumes(profile),
+        ],
     }
 
 
-def scaled(namespace: str, name: str, replicas: int) -> Manifest:
-    """What to apply to an existing Deployment to change its size, and nothing else."""
+def build_replicas_patch(namespace: str, name: str, replicas: int) -> Manifest:
+    """The part of a Deployment that changes its size."""
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",

@@ -1,29 +1,29 @@
-"""The Service `<endpoint>`: a stable address whose selector points at the active revision.
+"""The Service `<endpoint>`: a stable address whose selector matches the active revision.
 
-Moving the traffic is one change of one selector, atomic for every kube-proxy that sees it. The
-label of the Service tells which revision it points at, so that a restarted operator knows.
+One change of its selector switches the traffic, atomically for every kube-proxy. The Service's
+label holds the number of the active revision, so that a restarted operator finds it there.
 """
 
 from typing import Any
 
 from finetune_operator.decision import ENDPOINT_LABEL, REVISION_LABEL, Manifest
 from finetune_operator.resources.deployment import APP_LABEL
-from finetune_operator.resources.metadata import hashed, labels, owner_reference
+from finetune_operator.resources.metadata import add_spec_hash, build_labels, build_owner_reference
 from finetune_operator.resources.vllm import PORT
 
 
-def service_pointer(endpoint: Manifest, number: int, app: str) -> Manifest:
-    """The Service as it is first made; `app` is the label of the revision's pods."""
+def build_endpoint_service(endpoint: Manifest, number: int, app: str) -> Manifest:
+    """The Service as the operator creates it; `app` is the label of the revision's pods."""
     name, namespace = endpoint["metadata"]["name"], endpoint["metadata"]["namespace"]
-    return hashed(
+    return add_spec_hash(
         {
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": {
                 "name": name,
                 "namespace": namespace,
-                "labels": labels({ENDPOINT_LABEL: name, REVISION_LABEL: str(number)}),
-                "ownerReferences": [owner_reference(endpoint)],
+                "labels": build_labels({ENDPOINT_LABEL: name, REVISION_LABEL: str(number)}),
+                "ownerReferences": [build_owner_reference(endpoint)],
             },
             "spec": {
                 "type": "ClusterIP",
@@ -34,8 +34,8 @@ def service_pointer(endpoint: Manifest, number: int, app: str) -> Manifest:
     )
 
 
-def pointed(namespace: str, name: str, number: int, app: str) -> dict[str, Any]:
-    """What to apply to the existing Service to move the traffic, and nothing else."""
+def build_selector_patch(namespace: str, name: str, number: int, app: str) -> dict[str, Any]:
+    """The part of the Service that switches the traffic to another revision."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -48,6 +48,6 @@ def pointed(namespace: str, name: str, number: int, app: str) -> dict[str, Any]:
     }
 
 
-def url(namespace: str, name: str) -> str:
-    """Base URL of the OpenAI API; without the cluster's domain, which we cannot know."""
+def build_url(namespace: str, name: str) -> str:
+    """Base URL of the OpenAI API, without the cluster's domain, which the operator cannot know."""
     return f"http://{name}.{namespace}.svc/v1"

@@ -1,31 +1,33 @@
-"""KServe InferenceService of one revision: immutable like the Deployment, but for its replicas.
+"""KServe InferenceService of one revision: like the Deployment, only its replicas ever change.
 
-Standard mode and no autoscaler: KServe would otherwise scale GPUs by CPU use. The name is the
-revision's, so that KServe never replaces a model in place; the pointer Service moves the traffic.
+Standard mode and no autoscaler, because KServe would otherwise scale GPUs by CPU use. It has the
+revision's name, so that KServe never replaces a model in place; the endpoint's Service switches the
+traffic.
 """
 
 from finetune_operator.decision import Manifest
 from finetune_operator.resources import vllm
-from finetune_operator.resources.metadata import hashed, pod_security_context
+from finetune_operator.resources.metadata import add_spec_hash
+from finetune_operator.resources.security_context import build_pod_security_context
 from finetune_operator.resources.servingruntime import (
     MODEL_FORMAT,
-    go_template_literal,
-    serving_runtime,
+    build_serving_runtime,
+    escape_go_template,
 )
 from finetune_operator.resources.vllm import ServedRevision
 
 
-def inference_service(served: ServedRevision) -> Manifest:
+def build_inference_service(served: ServedRevision) -> Manifest:
     """The InferenceService `<endpoint>-r<N>`.
 
-    storageUri is the singular field: the plural one loses the path inside a claim.
+    It sets storageUri, because the plural field storageUris loses the path inside a claim.
     """
     profile = served.profile.spec
-    return hashed(
+    return add_spec_hash(
         {
             "apiVersion": "serving.kserve.io/v1beta1",
             "kind": "InferenceService",
-            "metadata": served.metadata(
+            "metadata": served.build_metadata(
                 {
                     "serving.kserve.io/deploymentMode": "Standard",
                     "serving.kserve.io/autoscalerClass": "none",
@@ -35,26 +37,27 @@ def inference_service(served: ServedRevision) -> Manifest:
                 "predictor": {
                     "minReplicas": served.replicas,
                     "maxReplicas": served.replicas,
-                    "labels": served.labels(),
+                    "labels": served.build_labels(),
                     "automountServiceAccountToken": False,
                     "enableServiceLinks": False,
-                    "securityContext": pod_security_context(),
-                    # As PID 1 a vLLM that still starts would not be ended by SIGTERM.
+                    "securityContext": build_pod_security_context(),
+                    # As PID 1 vLLM would ignore SIGTERM while it starts.
                     "shareProcessNamespace": True,
                     "terminationGracePeriodSeconds": 60,
-                    **vllm.scheduling(profile, served.settings),
+                    **vllm.build_scheduling(profile, served.settings),
                     "deploymentStrategy": {
                         "type": "RollingUpdate",
                         "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
                     },
                     "model": {
                         "modelFormat": {"name": MODEL_FORMAT},
-                        "runtime": serving_runtime(served)["metadata"]["name"],
+                        "runtime": build_serving_runtime(served)["metadata"]["name"],
                         "storageUri": f"pvc://{served.artifact.claim}/{served.artifact.path}",
                         "args": [
-                            go_template_literal(each) for each in vllm.revision_arguments(served)
+                            escape_go_template(each)
+                            for each in vllm.build_revision_arguments(served)
                         ],
-                        "resources": vllm.resources(profile, served.gpus),
+                        "resources": vllm.build_resources(profile, served.gpus),
                     },
                 }
             },
@@ -63,17 +66,17 @@ def inference_service(served: ServedRevision) -> Manifest:
 
 
 def predictor_name(name: str) -> str:
-    """Name of the Deployment that KServe makes for an InferenceService."""
+    """Name of the Deployment that KServe creates for an InferenceService."""
     return f"{name}-predictor"
 
 
 def predictor_app(name: str) -> str:
-    """Label `app` of the pods that KServe makes for an InferenceService."""
+    """Label `app` of the pods that KServe creates for an InferenceService."""
     return f"isvc.{predictor_name(name)}"
 
 
-def scaled(namespace: str, name: str, replicas: int) -> Manifest:
-    """What to apply to an existing InferenceService to change its size, and nothing else."""
+def build_replicas_patch(namespace: str, name: str, replicas: int) -> Manifest:
+    """The part of an InferenceService that changes its size."""
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",

@@ -1,10 +1,10 @@
-"""The Job that removes from a namespace's workspace what nothing keeps, and what starts it.
+"""The janitor Job, which removes unused folders from a namespace's workspace, and its ledger.
 
-Job and ledger have one name per namespace, so that two operators cannot make two of them. The list
-of what to keep travels in an annotation of the pod and reaches it as a file: no second object that
-could be missing or be of another time. An annotation holds 256 KiB, which is 18,000 jobs; for more
-the API server refuses the Job, the operator's log says so, and nothing is removed. The ended Job
-stays: it says when the last janitor ran, and its log what that did.
+Job and ledger have one name per namespace, so that two operators cannot create two of them. The
+pod gets the list of folders to keep from an annotation of its own, through the downward API: a
+second object could be missing or out of date. An annotation holds 256 KiB, which is 18,000 jobs;
+above that the API server rejects the Job, the operator logs it, and the workspace stays as it is.
+The finished Job stays, because it records when the last janitor ran, and its log what it removed.
 """
 
 from collections.abc import Iterable
@@ -12,25 +12,25 @@ from datetime import datetime
 
 from finetune_operator.decision import Manifest, Settings
 from finetune_operator.names import JANITOR, WORKSPACE_JOBS
-from finetune_operator.resources.metadata import (
-    container_security_context,
-    hashed,
-    labels,
-    pod_security_context,
+from finetune_operator.resources.metadata import add_spec_hash, build_labels
+from finetune_operator.resources.security_context import (
+    build_container_security_context,
+    build_pod_security_context,
 )
 
 WORKSPACE_ROOT = "/workspace"
 KEEP_ANNOTATION = "finetune.dev/keep"
-AGAIN_ANNOTATION = "finetune.dev/again"
+REPEAT_ANNOTATION = "finetune.dev/again"
 KEEP_FOLDER = "/etc/finetune"
 LEDGER_KEY = "kept"
 LIST_SECONDS = 900
-"""Time after which a list is too old to go by, and the Job is ended."""
+"""Age at which the list is out of date and Kubernetes ends the Job."""
 MARGIN_SECONDS = 1800
-"""Age of a folder, by the volume's clock, below which the list may not know its job yet."""
+"""The janitor keeps folders younger than this, by the volume's clock, because the list may be older
+than their jobs."""
 
 
-def janitor_job(
+def build_janitor_job(
     namespace: str,
     claim_uid: str,
     keep: Iterable[str],
@@ -38,25 +38,28 @@ def janitor_job(
     now: datetime,
     settings: Settings,
 ) -> Manifest:
-    """Job that removes everything but `keep`, and jobs of `gone` however young their folders are;
-    where there are such, another one is to follow it.
+    """Job that removes everything except `keep`, and the folders of the jobs in `gone` at any age;
+    if `gone` is not empty, the annotation requests another janitor afterwards.
 
-    It carries no job's labels, which would make its pod look like one that still writes.
+    It has no labels of a FineTuneJob, with which its pod would look like a stage that still writes.
     """
-    identity = labels({"app.kubernetes.io/component": "janitor"})
+    labels = build_labels({"app.kubernetes.io/component": "janitor"})
     template = {
-        "metadata": {"labels": identity, "annotations": {KEEP_ANNOTATION: keep_text(keep, gone)}},
-        "spec": _pod_spec(_arguments(claim_uid, now, settings), settings),
+        "metadata": {
+            "labels": labels,
+            "annotations": {KEEP_ANNOTATION: format_keep_list(keep, gone)},
+        },
+        "spec": _build_pod_spec(_build_arguments(claim_uid, now, settings), settings),
     }
-    return hashed(
+    return add_spec_hash(
         {
             "apiVersion": "batch/v1",
             "kind": "Job",
             "metadata": {
                 "name": JANITOR,
                 "namespace": namespace,
-                "labels": identity,
-                "annotations": {AGAIN_ANNOTATION: str(bool(gone)).lower()},
+                "labels": labels,
+                "annotations": {REPEAT_ANNOTATION: str(bool(gone)).lower()},
             },
             "spec": {
                 "backoffLimit": 0,
@@ -67,35 +70,36 @@ def janitor_job(
     )
 
 
-def keep_text(keep: Iterable[str], gone: Iterable[str] = ()) -> str:
-    """One entry in a line, after their number: a list that was cut must not look like a list. Jobs
-    that are gone for certain stand at the end, behind a minus."""
+def format_keep_list(keep: Iterable[str], gone: Iterable[str] = ()) -> str:
+    """The number of entries, then one entry per line, so that the janitor detects a truncated list.
+    Jobs that certainly no longer exist come last, with a leading minus."""
     jobs = (f"-{entry}" for entry in gone if entry.startswith(f"{WORKSPACE_JOBS}/"))
     entries = [*sorted(keep), *sorted(jobs)]
     return "\n".join([str(len(entries)), *entries])
 
 
-def kept_by(job: Manifest) -> frozenset[str]:
-    """The list that a janitor goes by."""
+def parse_keep_list(job: Manifest) -> frozenset[str]:
+    """The entries of a janitor's list."""
     annotations = job["spec"]["template"]["metadata"].get("annotations") or {}
     return frozenset(annotations.get(KEEP_ANNOTATION, "").split("\n")[1:])
 
 
-def ledger(namespace: str, kept: Iterable[str]) -> Manifest:
-    """ConfigMap with what was kept since the last janitor: what goes of it calls for the next."""
+def build_ledger(namespace: str, kept: Iterable[str]) -> Manifest:
+    """ConfigMap with the folders in use since the last janitor: once one of them is unused, the
+    next janitor is due."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {
             "name": JANITOR,
             "namespace": namespace,
-            "labels": labels({"app.kubernetes.io/component": "janitor"}),
+            "labels": build_labels({"app.kubernetes.io/component": "janitor"}),
         },
         "data": {LEDGER_KEY: "\n".join(sorted(kept))},
     }
 
 
-def _arguments(claim_uid: str, now: datetime, settings: Settings) -> list[str]:
+def _build_arguments(claim_uid: str, now: datetime, settings: Settings) -> list[str]:
     return [
         f"--claim={claim_uid}",
         f"--keep={KEEP_FOLDER}/keep",
@@ -106,7 +110,7 @@ def _arguments(claim_uid: str, now: datetime, settings: Settings) -> list[str]:
     ]
 
 
-def _pod_spec(arguments: list[str], settings: Settings) -> Manifest:
+def _build_pod_spec(arguments: list[str], settings: Settings) -> Manifest:
     container = {
         "name": "janitor",
         "image": settings.trainer_image,
@@ -114,7 +118,7 @@ def _pod_spec(arguments: list[str], settings: Settings) -> Manifest:
         "command": ["python", "-m", "finetune_trainer.janitor"],
         "args": arguments,
         "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
-        "securityContext": container_security_context(),
+        "securityContext": build_container_security_context(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": "workspace", "mountPath": WORKSPACE_ROOT},
@@ -126,7 +130,7 @@ def _pod_spec(arguments: list[str], settings: Settings) -> Manifest:
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": pod_security_context(),
+        "securityContext": build_pod_security_context(),
         "containers": [container],
         "volumes": [
             {

@@ -1,9 +1,9 @@
-"""The pod of a stage: what it runs, what it sees of the workspace, what it may use.
+"""The pod of a stage: its command, its mounts of the workspace, its limits.
 
-A pod mounts only what is its own, each by subPath: a job can neither read another job's data
-nor write the shared base model outside prepare. It has no API token and no Secret but the ones
-that its job names, and those only in prepare, which runs nothing that came with the data; train
-sees the keys of its experiment trackers and nothing else of their Secret.
+A pod mounts only its own folders, each by subPath: a job can neither read another job's data nor
+write the shared base model outside prepare. It has no API token. Only prepare gets the Secrets that
+the job names, because prepare runs no code that came with the data; train gets the keys of its
+experiment trackers and nothing else of their Secret.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,17 +22,20 @@ from finetune_api.run import (
 from finetune_operator.decision import Manifest, Settings
 from finetune_operator.resources.attempt_metadata import AttemptMetadata
 from finetune_operator.resources.configmap import RUN_FILE
-from finetune_operator.resources.metadata import container_security_context, pod_security_context
+from finetune_operator.resources.security_context import (
+    build_container_security_context,
+    build_pod_security_context,
+)
 
 WORKSPACE_VOLUME = "workspace"
 CONTAINER = "trainer"
 GRACE_SECONDS = 30
-"""Time between SIGTERM and SIGKILL where nothing has to be saved."""
+"""Time between SIGTERM and SIGKILL for stages that have nothing to save."""
 
 
 @dataclass(frozen=True)
 class Mount:
-    """A folder of the workspace that the pod sees."""
+    """A folder of the workspace that the pod mounts."""
 
     path: str
     sub_path: str
@@ -54,12 +57,12 @@ class SecretKey:
     secret: str
     key: str
     required: bool
-    """Whether the pod waits for it."""
+    """Whether the kubelet waits for it before it starts the pod."""
 
 
 @dataclass(frozen=True)
-class PodShape:
-    """How large a stage is and what its pods see."""
+class StagePods:
+    """How many pods a stage has, what they request and what they mount."""
 
     resources: Mapping[str, Any]
     shared_memory: str
@@ -68,76 +71,77 @@ class PodShape:
     rendezvous: bool = False
     """Whether the pods find each other: indexed, with a headless Service."""
     profile: AcceleratorProfileSpec | None = None
-    """Pool to run on; None for stages that need no accelerator: anywhere."""
+    """Pool to run on; None for stages that need no accelerator and run anywhere."""
     env: Mapping[str, str] = field(default_factory=dict)
     secrets: Sequence[SecretEnv] = ()
     secret_keys: Sequence[SecretKey] = ()
     claims: Sequence[str] = ()
     """Claims of the user, mounted read-only."""
-    must_answer: bool = False
-    """Whether a pod whose first process does not answer for minutes is ended."""
+    has_liveness_probe: bool = False
+    """Whether the kubelet ends a pod whose first process does not answer for minutes."""
     grace_seconds: int = GRACE_SECONDS
     """Time between SIGTERM and SIGKILL."""
-    avoid: Sequence[str] = ()
-    """Nodes, by name, that the pods must not be scheduled to."""
+    excluded_nodes: Sequence[str] = ()
+    """Nodes, by name, that the pods must not run on."""
 
 
-def stage_pod_spec(identity: AttemptMetadata, shape: PodShape, settings: Settings) -> Manifest:
-    """spec of the pod template."""
+def build_stage_pod_spec(
+    metadata: AttemptMetadata, pods: StagePods, settings: Settings
+) -> Manifest:
+    """The spec of the pod template."""
     spec: Manifest = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": shape.grace_seconds,
-        "securityContext": pod_security_context(),
-        "containers": [_container(identity, shape, settings)],
-        "volumes": _volumes(identity, shape, settings),
+        "terminationGracePeriodSeconds": pods.grace_seconds,
+        "securityContext": build_pod_security_context(),
+        "containers": [_build_container(metadata, pods, settings)],
+        "volumes": _build_volumes(metadata, pods, settings),
     }
     if settings.trainer_service_account:
         spec["serviceAccountName"] = settings.trainer_service_account
     if settings.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in settings.image_pull_secrets]
-    if shape.rendezvous:
-        spec["subdomain"] = identity.name
-    if shape.nodes > 1:
-        spec["topologySpreadConstraints"] = [_one_pod_per_node(identity, shape.nodes)]
-    if shape.profile is not None:
-        spec.update(_scheduling(shape.profile))
-    if shape.avoid:
-        spec["affinity"] = {"nodeAffinity": _elsewhere(shape.avoid)}
+    if pods.rendezvous:
+        spec["subdomain"] = metadata.name
+    if pods.nodes > 1:
+        spec["topologySpreadConstraints"] = [_spread_over_nodes(metadata, pods.nodes)]
+    if pods.profile is not None:
+        spec.update(_build_scheduling(pods.profile))
+    if pods.excluded_nodes:
+        spec["affinity"] = {"nodeAffinity": _exclude_nodes(pods.excluded_nodes)}
     return spec
 
 
-def _container(identity: AttemptMetadata, shape: PodShape, settings: Settings) -> Manifest:
+def _build_container(metadata: AttemptMetadata, pods: StagePods, settings: Settings) -> Manifest:
     container: Manifest = {
         "name": CONTAINER,
         "image": settings.trainer_image,
         "imagePullPolicy": settings.image_pull_policy,
-        "command": ["python", "-m", f"finetune_trainer.{identity.stage}"],
+        "command": ["python", "-m", f"finetune_trainer.{metadata.stage}"],
         "env": [
-            *({"name": k, "value": v} for k, v in _environment(identity, shape).items()),
-            *(_from_secret(each) for each in shape.secret_keys),
+            *({"name": k, "value": v} for k, v in _build_environment(metadata, pods).items()),
+            *(_build_secret_variable(each) for each in pods.secret_keys),
         ],
         "ports": [{"name": "telemetry", "containerPort": TELEMETRY_PORT, "protocol": "TCP"}],
-        "resources": dict(shape.resources),
-        "securityContext": container_security_context(),
+        "resources": dict(pods.resources),
+        "securityContext": build_container_security_context(),
         "terminationMessagePath": TERMINATION_PATH,
         "terminationMessagePolicy": "File",
-        "volumeMounts": _volume_mounts(shape),
+        "volumeMounts": _build_volume_mounts(pods),
     }
-    if shape.must_answer:
-        container["livenessProbe"] = _liveness()
-    if shape.secrets:
+    if pods.has_liveness_probe:
+        container["livenessProbe"] = _build_liveness_probe()
+    if pods.secrets:
         container["envFrom"] = [
-            {"prefix": secret.prefix, "secretRef": {"name": secret.name}}
-            for secret in shape.secrets
+            {"prefix": secret.prefix, "secretRef": {"name": secret.name}} for secret in pods.secrets
         ]
     return container
 
 
-def _liveness() -> Manifest:
-    """Two minutes without an answer: the process that watches the ranks hangs itself, so that it
-    will neither end them nor save anything when it is told to stop."""
+def _build_liveness_probe() -> Manifest:
+    """Fails after two minutes without an answer: then the process that watches the ranks hangs
+    itself, and would neither end them nor save anything after SIGTERM."""
     return {
         "httpGet": {"path": "/healthz", "port": "telemetry"},
         "initialDelaySeconds": 60,
@@ -148,31 +152,31 @@ def _liveness() -> Manifest:
     }
 
 
-def _from_secret(key: SecretKey) -> Manifest:
+def _build_secret_variable(key: SecretKey) -> Manifest:
     reference = {"name": key.secret, "key": key.key, "optional": not key.required}
     return {"name": key.key, "valueFrom": {"secretKeyRef": reference}}
 
 
-def _environment(identity: AttemptMetadata, shape: PodShape) -> dict[str, str]:
-    """The profile's variables come last: the platform team knows its network and its cores."""
+def _build_environment(metadata: AttemptMetadata, pods: StagePods) -> dict[str, str]:
+    """The profile's variables win, because the platform team knows its network and its cores."""
     env = {"HOME": "/tmp", "HF_HOME": "/tmp/hf", "TOKENIZERS_PARALLELISM": "false"}
-    if identity.stage != "prepare":
+    if metadata.stage != "prepare":
         env["HF_HUB_OFFLINE"] = "1"
-    env.update(shape.env)
-    if shape.profile is not None:
-        if timeout := shape.profile.collective_timeout_seconds:
+    env.update(pods.env)
+    if pods.profile is not None:
+        if timeout := pods.profile.collective_timeout_seconds:
             env[COLLECTIVE_TIMEOUT_ENV] = str(timeout)
-        env.update({variable.name: variable.value for variable in shape.profile.env})
+        env.update({variable.name: variable.value for variable in pods.profile.env})
     return env
 
 
-def _volume_mounts(shape: PodShape) -> list[Manifest]:
+def _build_volume_mounts(pods: StagePods) -> list[Manifest]:
     mounts: list[Manifest] = [
         {"name": "run", "mountPath": RUN_CONFIG_PATH.rsplit("/", 1)[0], "readOnly": True},
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "shm", "mountPath": "/dev/shm"},
     ]
-    for mount in shape.mounts:
+    for mount in pods.mounts:
         entry: Manifest = {
             "name": WORKSPACE_VOLUME,
             "mountPath": mount.path,
@@ -181,49 +185,52 @@ def _volume_mounts(shape: PodShape) -> list[Manifest]:
         if mount.read_only:
             entry["readOnly"] = True
         mounts.append(entry)
-    for number, claim in enumerate(shape.claims):
+    for number, claim in enumerate(pods.claims):
         path = f"{Paths().volumes}/{claim}"
         mounts.append({"name": f"claim-{number}", "mountPath": path, "readOnly": True})
     return mounts
 
 
-def _volumes(identity: AttemptMetadata, shape: PodShape, settings: Settings) -> list[Manifest]:
-    run = {"name": identity.name, "items": [{"key": RUN_FILE, "path": RUN_FILE}]}
+def _build_volumes(
+    metadata: AttemptMetadata, pods: StagePods, settings: Settings
+) -> list[Manifest]:
+    run = {"name": metadata.name, "items": [{"key": RUN_FILE, "path": RUN_FILE}]}
     volumes: list[Manifest] = [
         {"name": "run", "configMap": run},
         {"name": "tmp", "emptyDir": {}},
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shape.shared_memory}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": pods.shared_memory}},
         {
             "name": WORKSPACE_VOLUME,
             "persistentVolumeClaim": {"claimName": settings.workspace_claim},
         },
     ]
-    for number, claim in enumerate(shape.claims):
+    for number, claim in enumerate(pods.claims):
         source = {"claimName": claim, "readOnly": True}
         volumes.append({"name": f"claim-{number}", "persistentVolumeClaim": source})
     return volumes
 
 
-def _one_pod_per_node(identity: AttemptMetadata, nodes: int) -> Manifest:
-    """minDomains makes the scheduler wait for enough nodes instead of doubling up on one."""
+def _spread_over_nodes(metadata: AttemptMetadata, nodes: int) -> Manifest:
+    """One pod per node: with minDomains the scheduler waits for enough nodes instead of placing
+    two pods on one."""
     return {
         "maxSkew": 1,
         "minDomains": nodes,
         "topologyKey": "kubernetes.io/hostname",
         "whenUnsatisfiable": "DoNotSchedule",
-        "labelSelector": {"matchLabels": identity.selector},
+        "labelSelector": {"matchLabels": metadata.selector},
     }
 
 
-def _elsewhere(nodes: Sequence[str]) -> Manifest:
-    """By the names of the nodes themselves: the label kubernetes.io/hostname may differ from them,
-    and a field can be compared with one value at a time."""
+def _exclude_nodes(nodes: Sequence[str]) -> Manifest:
+    """By metadata.name, because the label kubernetes.io/hostname may differ from the node's name.
+    A field selector compares with one value, so every node has its own expression."""
     fields = [{"key": "metadata.name", "operator": "NotIn", "values": [name]} for name in nodes]
     terms = {"nodeSelectorTerms": [{"matchFields": fields}]}
     return {"requiredDuringSchedulingIgnoredDuringExecution": terms}
 
 
-def _scheduling(profile: AcceleratorProfileSpec) -> Manifest:
+def _build_scheduling(profile: AcceleratorProfileSpec) -> Manifest:
     fields: Manifest = {}
     if profile.node_selector:
         fields["nodeSelector"] = dict(profile.node_selector)

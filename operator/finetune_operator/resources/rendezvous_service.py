@@ -4,20 +4,21 @@ from finetune_api.run import RENDEZVOUS_PORT
 
 from finetune_operator.decision import Manifest
 from finetune_operator.resources.attempt_metadata import AttemptMetadata
-from finetune_operator.resources.metadata import hashed
+from finetune_operator.resources.metadata import add_spec_hash
 
 
-def rendezvous_service(identity: AttemptMetadata) -> Manifest:
-    """Headless Service; addresses are published before pods are ready, as ranks wait for names."""
-    return hashed(
+def build_rendezvous_service(metadata: AttemptMetadata) -> Manifest:
+    """Headless Service. Its DNS records exist before the pods are ready, because ranks resolve
+    them while they start."""
+    return add_spec_hash(
         {
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": identity.metadata(),
+            "metadata": metadata.to_manifest(),
             "spec": {
                 "clusterIP": "None",
                 "publishNotReadyAddresses": True,
-                "selector": identity.selector,
+                "selector": metadata.selector,
                 "ports": [
                     {
                         "name": "rendezvous",

@@ -7,10 +7,10 @@ from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_operator.planner.quantity import GIB, multiply_quantity
 
 
-def device_resources(profile: AcceleratorProfileSpec, devices: int) -> dict[str, Any]:
+def build_device_resources(profile: AcceleratorProfileSpec, devices: int) -> dict[str, Any]:
     """Resources of a pod with `devices` devices of a pool.
 
-    Limits stand only on accelerator pools, where pods own their nodes; a CPU pool is shared, and
+    Only accelerator pools get limits, because their pods own the nodes. A CPU pool is shared, and
     a limit there would throttle a process that could use idle cores.
     """
     requests = {
@@ -23,7 +23,7 @@ def device_resources(profile: AcceleratorProfileSpec, devices: int) -> dict[str,
     return {"requests": {**requests, profile.resource_name: str(devices)}, "limits": limits}
 
 
-def host_resources(weight_bytes: int = 0) -> dict[str, Any]:
-    """Resources of a pod without devices that holds a model in memory and half of it once more."""
+def build_host_resources(weight_bytes: int = 0) -> dict[str, Any]:
+    """Resources of a pod without devices that holds 1.5 times the weights of a model in memory."""
     memory = GIB + weight_bytes * 3 // 2
     return {"requests": {"cpu": "500m", "memory": f"{-(-memory // GIB)}Gi"}}

@@ -1,10 +1,10 @@
-"""The workspace claim of a namespace, for when the platform team has not made one."""
+"""The workspace claim of a namespace, for clusters where the platform team has not made one."""
 
 from finetune_operator.decision import Manifest, Settings
-from finetune_operator.resources.metadata import hashed, labels
+from finetune_operator.resources.metadata import add_spec_hash, build_labels
 
 
-def workspace_claim(namespace: str, settings: Settings) -> Manifest:
+def build_workspace_pvc(namespace: str, settings: Settings) -> Manifest:
     """ReadWriteMany claim without an owner: it outlives every job."""
     spec: Manifest = {
         "accessModes": ["ReadWriteMany"],
@@ -12,14 +12,14 @@ def workspace_claim(namespace: str, settings: Settings) -> Manifest:
     }
     if settings.workspace_storage_class is not None:
         spec["storageClassName"] = settings.workspace_storage_class
-    return hashed(
+    return add_spec_hash(
         {
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
             "metadata": {
                 "name": settings.workspace_claim,
                 "namespace": namespace,
-                "labels": labels(),
+                "labels": build_labels(),
             },
             "spec": spec,
         }

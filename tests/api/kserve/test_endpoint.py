@@ -9,8 +9,8 @@ import pytest
 from finetune_api.acceleratorprofile import AcceleratorProfile
 from finetune_operator.decision import Settings
 from finetune_operator.endpoints.observe import read_artifact
-from finetune_operator.resources.inferenceservice import inference_service
-from finetune_operator.resources.servingruntime import serving_runtime
+from finetune_operator.resources.inferenceservice import build_inference_service
+from finetune_operator.resources.servingruntime import build_serving_runtime
 from finetune_operator.resources.vllm import Artifact, ServedRevision
 
 from tests.api.client import Api, ApiError, Manifest
@@ -115,7 +115,7 @@ def test_every_field_that_we_send_is_known_to_the_sdk(
     api: Api, endpoint: Manifest, profile: Manifest
 ) -> None:
     ours = served(endpoint, profile)
-    sent = [serving_runtime(ours), inference_service(ours)]
+    sent = [build_serving_runtime(ours), build_inference_service(ours)]
     for manifest in sent:
         stored = api.create(manifest)
         assert stored["spec"] == manifest["spec"], "nothing was pruned"
@@ -134,7 +134,7 @@ def test_schema_refuses_what_the_sdk_does_not_know(
     api: Api, endpoint: Manifest, profile: Manifest, kind: str, path: tuple[Any, ...], value: Any
 ) -> None:
     ours = served(endpoint, profile)
-    manifest = inference_service(ours) if kind == "isvc" else serving_runtime(ours)
+    manifest = build_inference_service(ours) if kind == "isvc" else build_serving_runtime(ours)
     place = manifest["spec"]
     for step in path[:-1]:
         place = place[step]

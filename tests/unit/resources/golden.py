@@ -1,4 +1,4 @@
-"""Manifests as files that are read in review; `UPDATE_GOLDEN=1 pytest` writes them anew."""
+"""Manifests as golden files for review; `UPDATE_GOLDEN=1 pytest` rewrites them."""
 
 import os
 from pathlib import Path
@@ -8,21 +8,21 @@ from finetune_operator.decision import Manifest
 
 
 class _Readable(yaml.SafeDumper):
-    """Texts of several lines are written as such."""
+    """Writes multi-line texts as block scalars."""
 
 
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     style = "|" if "\n" in text else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
-_Readable.add_representer(str, _text)
+_Readable.add_representer(str, _represent_text)
 
 FOLDER = Path(__file__).parents[2] / "golden"
 
 
 def assert_golden(name: str, *manifests: Manifest) -> None:
-    """The manifests are those of tests/golden/<name>.yaml, byte for byte."""
+    """Compare the manifests with tests/golden/<name>.yaml, byte for byte."""
     text = yaml.dump_all(manifests, Dumper=_Readable, sort_keys=False, width=100)
     path = FOLDER / f"{name}.yaml"
     if os.environ.get("UPDATE_GOLDEN") == "1":

@@ -1,6 +1,6 @@
-"""The rendered children, as golden files.
+"""The rendered children of an endpoint, compared with golden files.
 
-UPDATE_GOLDEN=1 pytest tests/unit/resources/test_endpoint_manifests.py   writes them anew, for review.
+`UPDATE_GOLDEN=1 pytest tests/unit/resources/test_endpoint_manifests.py` rewrites them for review.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import yaml
 from finetune_api.acceleratorprofile import AcceleratorProfile
 from finetune_operator.decision import HASH_ANNOTATION, Manifest, Settings
 from finetune_operator.endpoints.observe import read_artifact
-from finetune_operator.resources.deployment import deployment
-from finetune_operator.resources.endpoint_service import service_pointer
-from finetune_operator.resources.inferenceservice import inference_service, predictor_app
-from finetune_operator.resources.metadata import hashed
-from finetune_operator.resources.servingruntime import go_template_literal, serving_runtime
+from finetune_operator.resources.deployment import build_deployment
+from finetune_operator.resources.endpoint_service import build_endpoint_service
+from finetune_operator.resources.inferenceservice import build_inference_service, predictor_app
+from finetune_operator.resources.metadata import add_spec_hash
+from finetune_operator.resources.servingruntime import build_serving_runtime, escape_go_template
 from finetune_operator.resources.vllm import Artifact, ServedRevision
 
 from tests.unit.endpoints.world import GPU_PROFILE, artifact, endpoint, profile
@@ -56,53 +56,53 @@ GPU = served(
 @pytest.mark.parametrize(
     ("name", "manifest"),
     [
-        ("deployment-cpu", deployment(CPU)),
-        ("deployment-gpu", deployment(GPU)),
-        ("service", service_pointer(endpoint(), 1, "glossary-r1")),
-        ("servingruntime-gpu", serving_runtime(GPU)),
-        ("inferenceservice-gpu", inference_service(GPU)),
+        ("deployment-cpu", build_deployment(CPU)),
+        ("deployment-gpu", build_deployment(GPU)),
+        ("service", build_endpoint_service(endpoint(), 1, "glossary-r1")),
+        ("servingruntime-gpu", build_serving_runtime(GPU)),
+        ("inferenceservice-gpu", build_inference_service(GPU)),
     ],
 )
-def test_manifest_is_the_reviewed_one(name: str, manifest: Manifest) -> None:
+def test_a_manifest_equals_its_golden_file(name: str, manifest: Manifest) -> None:
     path = GOLDEN / f"{name}.yaml"
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(yaml.safe_dump(manifest, sort_keys=False))
     assert yaml.safe_load(path.read_text()) == manifest
 
 
-def test_kserve_runs_the_container_of_the_deployment() -> None:
-    plain = deployment(GPU)["spec"]["template"]["spec"]["containers"][0]
-    runtime = serving_runtime(GPU)["spec"]["containers"][0]
-    model = inference_service(GPU)["spec"]["predictor"]["model"]
-    assert [go_template_literal(each) for each in plain["args"]] == runtime["args"] + model["args"]
+def test_kserve_runs_the_same_container_as_the_deployment() -> None:
+    plain = build_deployment(GPU)["spec"]["template"]["spec"]["containers"][0]
+    runtime = build_serving_runtime(GPU)["spec"]["containers"][0]
+    model = build_inference_service(GPU)["spec"]["predictor"]["model"]
+    assert [escape_go_template(each) for each in plain["args"]] == runtime["args"] + model["args"]
     for field in ("image", "command", "env", "startupProbe", "readinessProbe", "securityContext"):
         assert plain[field] == runtime[field]
     assert plain["resources"] == model["resources"]
 
 
-def test_go_template_leaves_double_braces_as_they_are() -> None:
-    assert go_template_literal('{"a": {{"b": 1}}}') == '{"a": {{`{{`}}"b": 1}}}'
-    assert go_template_literal('{"a": 1}') == '{"a": 1}'
+def test_double_braces_are_escaped_for_go_templates() -> None:
+    assert escape_go_template('{"a": {{"b": 1}}}') == '{"a": {{`{{`}}"b": 1}}}'
+    assert escape_go_template('{"a": 1}') == '{"a": 1}'
 
 
-def test_runtime_is_named_by_what_it_runs_and_for_whom() -> None:
+def test_a_runtime_is_named_by_its_content_and_its_owner() -> None:
     other = endpoint()
     other["metadata"]["uid"] = "other"
     names = {
-        serving_runtime(each)["metadata"]["name"]
+        build_serving_runtime(each)["metadata"]["name"]
         for each in (CPU, GPU, served(profile(), endpoint=other), served(profile(), number=2))
     }
     assert len(names) == 3
     assert all(name.startswith("finetune-vllm-") and len(name) == 22 for name in names)
 
 
-def test_longest_names_fit_a_label() -> None:
+def test_the_longest_names_fit_into_a_label() -> None:
     assert len(predictor_app("x" * 40 + "-r99999")) <= 63
 
 
-def test_hash_does_not_depend_on_itself_and_tells_any_change() -> None:
-    once = deployment(CPU)
-    assert hashed(once) == once
-    other = deployment(served(profile(), replicas=2))
+def test_the_spec_hash_ignores_itself_and_changes_with_the_manifest() -> None:
+    once = build_deployment(CPU)
+    assert add_spec_hash(once) == once
+    other = build_deployment(served(profile(), replicas=2))
     hashes = {each["metadata"]["annotations"][HASH_ANNOTATION] for each in (once, other)}
     assert len(hashes) == 2

@@ -1,4 +1,4 @@
-"""What the cluster is asked to create for a job, stage by stage."""
+"""The children that the operator creates for a job, stage by stage."""
 
 import copy
 from collections.abc import Iterator
@@ -13,9 +13,12 @@ from finetune_operator.decision import (
     Settings,
 )
 from finetune_operator.jobs.plan import reconcile_job
-from finetune_operator.resources.janitor import janitor_job, ledger
-from finetune_operator.resources.resource_requirements import device_resources, host_resources
-from finetune_operator.resources.workspace_pvc import workspace_claim
+from finetune_operator.resources.janitor import build_janitor_job, build_ledger
+from finetune_operator.resources.resource_requirements import (
+    build_device_resources,
+    build_host_resources,
+)
+from finetune_operator.resources.workspace_pvc import build_workspace_pvc
 
 from tests.unit.jobs.world import JOB_UID, NAMESPACE, SETTINGS, START, World, job_manifest
 from tests.unit.planner.facts import H100
@@ -43,8 +46,8 @@ GPU_POOL = {
 }
 
 
-def children(stage: str, job: Manifest, pool: dict[str, Any] | None = None) -> list[Manifest]:
-    """What is created for the first attempt of a stage."""
+def build_children(stage: str, job: Manifest, pool: dict[str, Any] | None = None) -> list[Manifest]:
+    """The children of the first attempt of a stage."""
     world = World(job)
     world.add_claim("held-out")
     if pool is not None:
@@ -63,34 +66,34 @@ def children(stage: str, job: Manifest, pool: dict[str, Any] | None = None) -> l
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_children_on_a_cpu_pool(stage: str) -> None:
-    assert_golden(f"cpu-{stage}", *children(stage, job_manifest()))
+def test_children_on_a_cpu_pool_equal_their_golden_file(stage: str) -> None:
+    assert_golden(f"cpu-{stage}", *build_children(stage, job_manifest()))
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_children_on_a_gpu_pool_with_credentials(stage: str) -> None:
-    assert_golden(f"gpu-{stage}", *children(stage, job_manifest(**CREDENTIALS), GPU_POOL))
+def test_children_on_a_gpu_pool_with_credentials_equal_their_golden_file(stage: str) -> None:
+    assert_golden(f"gpu-{stage}", *build_children(stage, job_manifest(**CREDENTIALS), GPU_POOL))
 
 
-def test_workspace_claim() -> None:
+def test_the_workspace_claim_equals_its_golden_file() -> None:
     settings = Settings("t", "s", workspace_size="1Ti", workspace_storage_class="nfs")
-    assert_golden("workspace-claim", workspace_claim(NAMESPACE, settings))
+    assert_golden("workspace-claim", build_workspace_pvc(NAMESPACE, settings))
 
 
-def test_janitor() -> None:
+def test_janitor_and_ledger_equal_their_golden_file() -> None:
     keep = ["jobs/1b4e28ba", "artifacts/older-0a0a0a0a", "models/0123456789abcdef"]
-    job = janitor_job(NAMESPACE, "claim-uid", keep, {"jobs/0badcafe"}, START, SETTINGS)
-    assert_golden("janitor", job, ledger(NAMESPACE, keep[:2]))
+    job = build_janitor_job(NAMESPACE, "claim-uid", keep, {"jobs/0badcafe"}, START, SETTINGS)
+    assert_golden("janitor", job, build_ledger(NAMESPACE, keep[:2]))
 
 
-def every_child() -> Iterator[Manifest]:
+def build_every_child() -> Iterator[Manifest]:
     for stage in STAGES:
-        yield from children(stage, job_manifest())
-        yield from children(stage, job_manifest(**CREDENTIALS), GPU_POOL)
+        yield from build_children(stage, job_manifest())
+        yield from build_children(stage, job_manifest(**CREDENTIALS), GPU_POOL)
 
 
 def test_every_child_is_owned_labelled_and_hashed() -> None:
-    for child in every_child():
+    for child in build_every_child():
         meta = child["metadata"]
         assert meta["labels"][MANAGED_BY_LABEL] == "finetune-operator"
         assert meta["labels"][JOB_UID_LABEL] == JOB_UID
@@ -102,9 +105,9 @@ def test_every_child_is_owned_labelled_and_hashed() -> None:
 
 
 def test_every_pod_fits_the_restricted_standard_and_has_no_token() -> None:
-    pods = [c["spec"]["template"]["spec"] for c in every_child() if c["kind"] == "Job"]
+    pods = [c["spec"]["template"]["spec"] for c in build_every_child() if c["kind"] == "Job"]
     pods.append(
-        janitor_job("n", "uid", [], frozenset(), START, SETTINGS)["spec"]["template"]["spec"]
+        build_janitor_job("n", "uid", [], frozenset(), START, SETTINGS)["spec"]["template"]["spec"]
     )
     for pod in pods:
         assert pod["automountServiceAccountToken"] is False
@@ -123,15 +126,15 @@ def test_every_pod_fits_the_restricted_standard_and_has_no_token() -> None:
         assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim", "downwardAPI"}
 
 
-def _pod(stage: str, **changes: Any) -> Manifest:
+def _pod_of(stage: str, **changes: Any) -> Manifest:
     pool = changes.pop("pool", None)
-    job = children(stage, job_manifest(**changes), pool)[-1]
+    job = build_children(stage, job_manifest(**changes), pool)[-1]
     return dict(job["spec"]["template"]["spec"])
 
 
-def test_only_prepare_sees_secrets_claims_and_the_network() -> None:
+def test_only_prepare_gets_secrets_claims_and_the_network() -> None:
     for stage in STAGES:
-        pod = _pod(stage, **CREDENTIALS)
+        pod = _pod_of(stage, **CREDENTIALS)
         (container,) = pod["containers"]
         env = {variable["name"]: variable["value"] for variable in container["env"]}
         paths = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
@@ -167,7 +170,7 @@ MIXTURE = {
 }
 
 
-def test_every_source_of_a_mixture_sees_its_own_secret() -> None:
+def test_every_source_of_a_mixture_gets_its_own_secret() -> None:
     world = World(job_manifest(**MIXTURE))
     for claim in ("two", "judges"):
         world.add_claim(claim)
@@ -188,7 +191,7 @@ def test_every_source_of_a_mixture_sees_its_own_secret() -> None:
 
 
 @pytest.mark.parametrize("stage", ["train", "evaluate"])
-def test_reward_model_is_read_where_it_judges(stage: str) -> None:
+def test_stages_that_score_mount_the_reward_model_read_only(stage: str) -> None:
     world = World(job_manifest(**MIXTURE))
     for claim in ("two", "judges"):
         world.add_claim(claim)
@@ -202,8 +205,11 @@ def test_reward_model_is_read_where_it_judges(stage: str) -> None:
     assert paths["/workspace/reward"]["subPath"] != paths["/workspace/model"]["subPath"]
 
 
-def test_jobs_that_name_the_same_model_share_its_cache_and_nothing_else() -> None:
-    one, other = _pod("prepare", **CREDENTIALS), _pod("prepare", dataset=CREDENTIALS["dataset"])
+def test_only_jobs_that_name_the_same_model_share_its_folder() -> None:
+    one, other = (
+        _pod_of("prepare", **CREDENTIALS),
+        _pod_of("prepare", dataset=CREDENTIALS["dataset"]),
+    )
     paths = [
         {m["mountPath"]: m.get("subPath") for m in pod["containers"][0]["volumeMounts"]}
         for pod in (one, other)
@@ -212,8 +218,8 @@ def test_jobs_that_name_the_same_model_share_its_cache_and_nothing_else() -> Non
     assert str(paths[0]["/workspace/model"]).startswith("models/")
 
 
-def test_gang_of_two_stands_on_two_nodes_and_finds_index_0() -> None:
-    pod = _pod("train")
+def test_a_gang_of_two_runs_on_two_nodes_and_finds_index_0() -> None:
+    pod = _pod_of("train")
     (spread,) = pod["topologySpreadConstraints"]
     assert spread["whenUnsatisfiable"] == "DoNotSchedule"
     assert spread["minDomains"] == 2
@@ -224,36 +230,36 @@ def test_gang_of_two_stands_on_two_nodes_and_finds_index_0() -> None:
     assert env["OMP_NUM_THREADS"] == "1"
 
 
-def test_gang_of_one_needs_no_spread() -> None:
-    assert "topologySpreadConstraints" not in _pod("train", compute={"profile": "cpu"})
+def test_a_gang_of_one_has_no_topology_spread() -> None:
+    assert "topologySpreadConstraints" not in _pod_of("train", compute={"profile": "cpu"})
 
 
-def test_a_failed_pod_fails_the_gang_at_once() -> None:
-    job = children("train", job_manifest())[-1]
+def test_one_failed_pod_fails_the_gang() -> None:
+    job = build_children("train", job_manifest())[-1]
     assert job["spec"]["backoffLimit"] == 0
     assert "podFailurePolicy" not in job["spec"]
     assert job["spec"]["completionMode"] == "Indexed"
     assert (job["spec"]["completions"], job["spec"]["parallelism"]) == (2, 2)
 
 
-def test_devices_are_limited_and_cpu_pools_are_not() -> None:
-    gpu = device_resources(H100, 4)
+def test_accelerator_pools_have_limits_and_cpu_pools_have_none() -> None:
+    gpu = build_device_resources(H100, 4)
     assert gpu["limits"]["nvidia.com/gpu"] == gpu["requests"]["nvidia.com/gpu"] == "4"
     assert gpu["limits"]["memory"] == gpu["requests"]["memory"] == "720Gi"
     assert "cpu" not in gpu["limits"]
-    cpu = device_resources(H100.model_copy(update={"resource_name": None}), 2)
+    cpu = build_device_resources(H100.model_copy(update={"resource_name": None}), 2)
     assert cpu == {"requests": {"cpu": "8", "memory": "360Gi"}}
 
 
-def test_stages_without_devices_run_anywhere_with_room_for_the_weights() -> None:
+def test_stages_without_devices_run_anywhere_with_memory_for_the_weights() -> None:
     for stage in ("prepare", "export"):
-        pod = _pod(stage, **CREDENTIALS, pool=GPU_POOL)
+        pod = _pod_of(stage, **CREDENTIALS, pool=GPU_POOL)
         assert not {"nodeSelector", "tolerations"} & set(pod)
         assert "nvidia.com/gpu" not in pod["containers"][0]["resources"]["requests"]
-    assert host_resources(16 * 2**30)["requests"]["memory"] == "25Gi"
+    assert build_host_resources(16 * 2**30)["requests"]["memory"] == "25Gi"
 
 
-def test_a_plan_is_the_same_whenever_it_is_made() -> None:
+def test_the_same_view_gives_the_same_decision() -> None:
     world = World()
     first = reconcile_job(world.job, world, SETTINGS, world.now)
     assert first == reconcile_job(world.job, world, SETTINGS, world.now)
@@ -270,7 +276,7 @@ def test_settings_reach_every_pod() -> None:
     )
     world = World()
     made = reconcile_job(world.job, world, settings, world.now).create
-    pods = [made[-1], janitor_job("n", "uid", [], frozenset(), START, settings)]
+    pods = [made[-1], build_janitor_job("n", "uid", [], frozenset(), START, settings)]
     for pod in (job["spec"]["template"]["spec"] for job in pods):
         assert pod["serviceAccountName"] == "trainer"
         assert pod["imagePullSecrets"] == [{"name": "mirror"}]
