@@ -55,7 +55,7 @@ def train(run: RunConfig, report: Report, stop: Stop) -> StageResult:
         folder = Path(name)
         # Rank 0, which writes the history that trackers read, is a child of the first pod.
         is_first = node_rank == 0
-        trackers = tracking.run_trackers(run, lambda: stop.requested) if is_first else nullcontext()
+        trackers = tracking.run_trackers(lambda: stop.requested) if is_first else nullcontext()
         is_preempted = False
         if not stop.requested:
             with trackers:

@@ -153,7 +153,7 @@ class Embedded:
         quiet = self.value
         if not noisy:
             return quiet
-        with self.noise.on(batch.lengths):
+        with self.noise.enable(batch.sample_lengths):
             self.model(input_ids=ids, position_ids=positions, use_cache=False)
         return self.value - quiet
 
@@ -162,7 +162,7 @@ class Embedded:
 def embedded(tiny_model_folder: Path) -> Iterator[Embedded]:
     seen = Embedded(model_of(tiny_model_folder))
     yield seen
-    seen.noise.remove()
+    seen.noise.remove_hook()
 
 
 @pytest.mark.parametrize("flatten", [False, True])
@@ -211,7 +211,9 @@ def test_operations_of_a_whole_model_are_those_that_pytorch_counts(tiny_model_fo
     ids = torch.arange(3, 51)[None]
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-    expected = flops.count_model_flops(model).of(tokens=48, heads=48, attended=48 * 48)
+    expected = flops.count_model_flops(model).count_step(
+        tokens=48, head_positions=48, attended_pairs=48 * 48
+    )
     assert expected == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
 
@@ -227,13 +229,13 @@ def test_frozen_weights_cost_two_thirds(tiny_model_folder: Path) -> None:
     model = apply_method(model_of(tiny_model_folder, "eager"), spec, total_steps=1)
     adapters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     found = flops.count_model_flops(model)
-    assert found.token == pytest.approx(whole.token * 4 / 6 + 6 * adapters)
+    assert found.per_token == pytest.approx(whole.per_token * 4 / 6 + 6 * adapters)
     ids = torch.arange(3, 51)[None]
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     # What the first block's frozen weights would hand down is not computed.
     counted = counter.get_total_flops()
-    assert counted <= found.of(48, 48, 48 * 48) < 1.2 * counted
+    assert counted <= found.count_step(48, 48, 48 * 48) < 1.2 * counted
 
 
 def test_weights_in_four_bits_are_counted_as_what_they_stand_for(tmp_path: Path) -> None:
@@ -255,7 +257,7 @@ def test_a_token_costs_only_the_experts_that_it_is_sent_to(family: str, tmp_path
     inside = sum(sizes.pop(name) for name in expert_weight_names(model))
     outside = sum(size for name, size in sizes.items() if not name.endswith(HEAD))
     # Two experts of four.
-    assert flops.count_model_flops(model).token == 6 * (outside + inside / 2)
+    assert flops.count_model_flops(model).per_token == 6 * (outside + inside / 2)
 
 
 def test_a_batch_tells_trained_positions_and_how_far_tokens_look() -> None:

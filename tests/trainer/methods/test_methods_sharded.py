@@ -16,7 +16,7 @@ from finetune_api.run import RunConfig
 from finetune_trainer import export
 from finetune_trainer.evaluation import merge
 from finetune_trainer.objectives.collate import collate
-from finetune_trainer.objectives.sft import AnswerLoss
+from finetune_trainer.objectives.sft import OutputHeadLoss
 from finetune_trainer.runtime.telemetry import Report
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -227,10 +227,12 @@ def loss_on_held_out(model: Any, root: Path) -> float:
     from finetune_trainer.data.token_store import TokenStore
 
     store = TokenStore.open(root / "job" / "data" / "eval")
-    loss_of = AnswerLoss(model)
+    compute_loss = OutputHeadLoss(model)
     with torch.no_grad():
-        each = [loss_of(model, collate([store.sequence(i)])) for i in range(store.sequence_count)]
-    loss_of.remove()
+        each = [
+            compute_loss(model, collate([store.sequence(i)])) for i in range(store.sequence_count)
+        ]
+    compute_loss.detach_from_model()
     return float(torch.cat(each).mean())
 
 

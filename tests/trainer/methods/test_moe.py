@@ -89,9 +89,9 @@ def test_the_router_loss_is_that_of_the_architecture_and_reaches_the_router(
     model = loaded(folders[family]).train()
     ids = torch.arange(24).view(2, 12)
     routing = Routing(model, 0.5)
-    with routing.watched():
+    with routing.record_logits():
         told = model(input_ids=ids, output_router_logits=True)
-    loss = routing.penalty(torch.ones_like(ids, dtype=torch.bool))
+    loss = routing.auxiliary_loss(torch.ones_like(ids, dtype=torch.bool))
     assert loss is not None
     assert float(loss.detach()) == pytest.approx(0.5 * float(told.aux_loss.detach()), rel=1e-6)
     loss.backward()
@@ -105,12 +105,12 @@ def test_padding_changes_neither_loss_nor_load(folders: dict[str, Path]) -> None
     found = []
     for tokens in (ids, padded):
         routing = Routing(model, 0.01)
-        with routing.watched():
+        with routing.record_logits():
             model(input_ids=tokens)
-        loss = routing.penalty(torch.arange(tokens.shape[1]).view(1, -1) < 10)
+        loss = routing.auxiliary_loss(torch.arange(tokens.shape[1]).view(1, -1) < 10)
         assert loss is not None
-        found.append((float(loss.detach()), routing.measures()))
-        routing.remove()
+        found.append((float(loss.detach()), routing.take_metrics()))
+        routing.remove_hooks()
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
     assert torch.allclose(found[0][1], found[1][1])
 
@@ -118,20 +118,20 @@ def test_padding_changes_neither_loss_nor_load(folders: dict[str, Path]) -> None
 def test_the_load_is_told_by_expert_and_sums_to_one(folders: dict[str, Path]) -> None:
     model = loaded(folders["mixtral"]).train()
     routing = Routing(model, 0.0)
-    assert routing.names == (
+    assert routing.metric_names == (
         "router_entropy",
         "expert_load_max",
         *(f"expert_load/{index}" for index in range(4)),
     )
     ids = torch.arange(40).view(2, 20)
-    with routing.watched():
+    with routing.record_logits():
         model(input_ids=ids)
-    assert routing.penalty(ids >= 0) is None
-    means = routing.measures() / ids.numel()
+    assert routing.auxiliary_loss(ids >= 0) is None
+    means = routing.take_metrics() / ids.numel()
     assert float(means[2:].sum()) == pytest.approx(1.0)
     assert 0.25 <= float(means[1]) <= 0.5
     assert 0 < float(means[0]) <= float(torch.log(torch.tensor(4.0)))
-    assert float(routing.measures().abs().sum()) == 0
+    assert float(routing.take_metrics().abs().sum()) == 0
 
 
 def test_recomputed_activations_do_not_count_twice(folders: dict[str, Path]) -> None:
@@ -140,10 +140,10 @@ def test_recomputed_activations_do_not_count_twice(folders: dict[str, Path]) -> 
     model.gradient_checkpointing_enable({"use_reentrant": False})
     ids = torch.arange(20).view(1, 20)
     routing = Routing(model, 1.0)
-    with routing.watched():
+    with routing.record_logits():
         logits = model(input_ids=ids).logits
-    loss = routing.penalty(ids >= 0)
+    loss = routing.auxiliary_loss(ids >= 0)
     assert loss is not None
     (logits.sum() + loss).backward()
-    assert float(routing.measures()[2:].sum()) == pytest.approx(20)
-    assert routing.penalty(ids >= 0) is None
+    assert float(routing.take_metrics()[2:].sum()) == pytest.approx(20)
+    assert routing.auxiliary_loss(ids >= 0) is None

@@ -50,9 +50,9 @@ ROWS = [packed(17, 1, 30), packed(40, 5)]
 
 
 def losses_and_gradients(model: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    loss_of = sft.AnswerLoss(model)
-    losses = loss_of(model, collate.collate(ROWS))
-    loss_of.remove()
+    compute_loss = sft.OutputHeadLoss(model)
+    losses = compute_loss(model, collate.collate(ROWS))
+    compute_loss.detach_from_model()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     return losses.detach(), list(torch.autograd.grad(losses.sum(), weights))
 
@@ -75,7 +75,7 @@ def lengths_seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_losses_and_gradients_are_those_with_the_mask(
     recompute: bool, short: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed_attention, "SHORT", short)
+    monkeypatch.setattr(packed_attention, "MAX_EAGER_LENGTH", short)
     model = model_of("llama").train()
     if recompute:
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -67,7 +67,7 @@ def look_at_packing(root: Path, model: Path) -> None:
     formats = set()
     layer = wrapped.get_decoder().layers[0].self_attn.q_proj
     layer.register_forward_hook(lambda module, inputs, output: formats.add(str(output.dtype)))
-    objective.begin(engine)
+    objective.inspect_untrained_model(engine)
     (root / "formats.json").write_text(json.dumps(sorted(formats)))
 
 

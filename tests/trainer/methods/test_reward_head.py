@@ -11,7 +11,7 @@ import torch
 from finetune_trainer.methods import empty_model, load_model
 from finetune_trainer.methods.reward_head import is_reward_model, reward_head
 from finetune_trainer.runtime.errors import UserError
-from finetune_trainer.sources.model_facts import check_scorable
+from finetune_trainer.sources.model_facts import check_has_reward_head
 
 from tests.trainer.tiny import tiny_model
 
@@ -20,10 +20,10 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 def test_the_head_follows_from_the_seed_alone(tiny_model_folder: Path) -> None:
     torch.manual_seed(1)
-    first = load_model(tiny_model_folder, torch.float32, score_seed=7)
+    first = load_model(tiny_model_folder, torch.float32, reward_head_seed=7)
     torch.manual_seed(2)
-    again = load_model(tiny_model_folder, torch.float32, score_seed=7)
-    other = load_model(tiny_model_folder, torch.float32, score_seed=8)
+    again = load_model(tiny_model_folder, torch.float32, reward_head_seed=7)
+    other = load_model(tiny_model_folder, torch.float32, reward_head_seed=8)
     assert is_reward_model(first)
     assert reward_head(first).weight.shape == (1, 64)
     assert torch.equal(reward_head(first).weight, reward_head(again).weight)
@@ -32,9 +32,9 @@ def test_the_head_follows_from_the_seed_alone(tiny_model_folder: Path) -> None:
 
 
 def test_a_head_that_is_there_is_kept(tiny_model_folder: Path, tmp_path: Path) -> None:
-    model = load_model(tiny_model_folder, torch.float32, score_seed=7)
+    model = load_model(tiny_model_folder, torch.float32, reward_head_seed=7)
     model.save_pretrained(tmp_path)
-    again = load_model(tmp_path, torch.float32, score_seed=8)
+    again = load_model(tmp_path, torch.float32, reward_head_seed=8)
     assert torch.equal(reward_head(model).weight, reward_head(again).weight)
 
 
@@ -50,13 +50,16 @@ def test_padding_is_the_tokenizers_or_else_the_end_of_text(
         settings = json.loads(path.read_text())
         del settings["pad_token"]
         path.write_text(json.dumps(settings))
-    assert load_model(folder, torch.float32, score_seed=7).config.pad_token_id == wanted
-    assert empty_model(folder, torch.float32, "sdpa", scored=True).config.pad_token_id == wanted
+    assert load_model(folder, torch.float32, reward_head_seed=7).config.pad_token_id == wanted
+    assert (
+        empty_model(folder, torch.float32, "sdpa", is_reward_model=True).config.pad_token_id
+        == wanted
+    )
 
 
 @pytest.mark.parametrize("padding", [0, 3])
 def test_padding_does_not_change_a_score(tiny_model_folder: Path, padding: int) -> None:
-    model = load_model(tiny_model_folder, torch.float32, score_seed=7).eval()
+    model = load_model(tiny_model_folder, torch.float32, reward_head_seed=7).eval()
     ids = torch.arange(5, 25)[None]
     padded = torch.cat([ids, torch.full((1, padding), model.config.pad_token_id)], dim=1)
     with torch.no_grad():
@@ -90,9 +93,9 @@ def test_what_cannot_score_is_told_before_training(
     config: dict[str, Any], reason: str | None
 ) -> None:
     if reason is None:
-        check_scorable(config, "the model")
+        check_has_reward_head(config, "the model")
         return
     with pytest.raises(UserError) as caught:
-        check_scorable(config, "the model")
+        check_has_reward_head(config, "the model")
     assert caught.value.failure.reason == reason
     assert caught.value.failure.remedy

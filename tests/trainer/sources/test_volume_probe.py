@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from finetune_api.run import ExitCode
-from finetune_trainer.runtime.errors import failure_of
-from finetune_trainer.sources.volume_probe import MOST_SECONDS, PIECE, measure
+from finetune_trainer.runtime.errors import classify_error
+from finetune_trainer.sources.volume_probe import MOST_SECONDS, PIECE, measure_volume
 from finetune_trainer.training.worker import root_cause
 
 from tests.trainer.jobs import environment
@@ -43,7 +43,7 @@ def on_small_volume(folder: Path, code: str) -> str:
 
 
 def test_a_volume_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
-    facts = measure(tmp_path)
+    facts = measure_volume(tmp_path)
     assert facts.free_bytes > 0
     assert facts.write_bytes_per_second > 0
     assert not list(tmp_path.iterdir())
@@ -57,7 +57,7 @@ def test_a_slow_volume_is_not_measured_for_long(tmp_path: Path) -> None:
         asked += 1
         return (asked - 1) * MOST_SECONDS
 
-    assert measure(tmp_path, clock).write_bytes_per_second == PIECE / MOST_SECONDS
+    assert measure_volume(tmp_path, clock).write_bytes_per_second == PIECE / MOST_SECONDS
 
 
 def test_a_small_volume_is_not_filled_by_measuring_it(tmp_path: Path) -> None:
@@ -72,12 +72,12 @@ def test_steps_that_a_full_volume_has_no_room_for_are_written_later(tmp_path: Pa
     code = (
         "import sys; from pathlib import Path; from finetune_trainer.training.throughput import History\n"
         "there = Path(sys.argv[1]); history = History(there / 'train-1.jsonl', rank=0)\n"
-        "history.add(step=0)\n"
+        "history.append(step=0)\n"
         "try:\n    (there / 'filler').open('wb', buffering=0).write(b'0' * 2**23)\n"
         "except OSError:\n    pass\n"
-        "for step in range(1, 200):\n    history.add(step=step)\n"
+        "for step in range(1, 200):\n    history.append(step=step)\n"
         "before = (there / 'train-1.jsonl').read_text().count('\\n')\n"
-        "(there / 'filler').unlink(); history.add(step=200)\n"
+        "(there / 'filler').unlink(); history.append(step=200)\n"
         "print(before, (there / 'train-1.jsonl').read_text())\n"
     )
     before, told = on_small_volume(tmp_path, code).split(" ", 1)
@@ -104,7 +104,7 @@ def test_what_is_free_is_told_with_the_file(
 ) -> None:
     monkeypatch.setenv("TMPDIR", "/elsewhere")
     error = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(tmp_path / "not" / "there"))
-    failure, _ = failure_of(error)
+    failure, _ = classify_error(error)
     assert failure.file == str(tmp_path / "not" / "there")
     assert " are free" in failure.message
     assert "workspace" in (failure.remedy or "")
@@ -148,7 +148,7 @@ def test_a_full_disk_of_the_node_is_not_called_the_workspace(tmp_path: Path) -> 
 def test_full_shared_memory_is_neither_called_the_workspace_nor_a_lost_peer(
     error: Exception,
 ) -> None:
-    failure, code = failure_of(root_cause(error, None))
+    failure, code = classify_error(root_cause(error, None))
     assert (failure.reason, code) == ("NoSpaceLeft", ExitCode.RETRYABLE)
     assert "shared memory" in failure.message
     assert "sharedMemory" in (failure.remedy or "")
@@ -165,10 +165,10 @@ def test_full_shared_memory_is_neither_called_the_workspace_nor_a_lost_peer(
     ],
 )
 def test_a_volume_that_does_not_let_itself_be_used_is_told_as_one(error: Exception) -> None:
-    failure, code = failure_of(error)
+    failure, code = classify_error(error)
     assert (failure.reason, code) == ("VolumeUnavailable", ExitCode.RETRYABLE)
     assert failure.remedy
-    assert failure_of(OSError(errno.ENOTCONN, "a socket"))[0].reason == "InternalError"
+    assert classify_error(OSError(errno.ENOTCONN, "a socket"))[0].reason == "InternalError"
 
 
 def test_ranks_tell_of_themselves_although_the_disk_of_the_node_is_full(tmp_path: Path) -> None:

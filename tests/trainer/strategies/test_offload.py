@@ -28,7 +28,7 @@ def drive_and_look(path: Path) -> None:
         seen.append(offloaded(engine.model))
         return engine
 
-    setattr(strategies, "wrap", looked)  # noqa: B010
+    setattr(strategies, "wrap_model", looked)  # noqa: B010
     drive(path)
     (path.parent / "offloaded.json").write_text(json.dumps(seen))
 

@@ -157,7 +157,7 @@ def test_a_step_that_overflowed_changes_no_weight_and_halves_the_scale(bad: floa
     weight.grad = torch.tensor([bad, 1.0])
     assert not math.isfinite(clip_and_update([weight], plain, 1.0, 1.0, scale))
     assert weight.detach().tolist() == [1.0, 1.0]
-    assert (scale.value, scale.skipped) == (2.0**15, 1)
+    assert (scale.value, scale.skipped_steps) == (2.0**15, 1)
     weight.grad = torch.full((2,), 0.5) * scale.value
     assert clip_and_update([weight], plain, 1.0, 1.0, scale) == pytest.approx(math.sqrt(0.5))
     assert weight.detach().tolist() == pytest.approx([0.5, 0.5], abs=1e-5)
@@ -167,7 +167,7 @@ def test_the_scale_doubles_after_many_good_steps_and_is_remembered() -> None:
     scale, later = LossScale(), LossScale()
     for _ in range(loss_scale.GROWTH_INTERVAL - 1):
         scale.update(finite=True)
-    later.restore(scale.state())
+    later.load_state_tensor(scale.state_tensor())
     assert later.value == 2.0**16
     later.update(finite=True)
     assert later.value == 2.0**17

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from finetune_trainer.runtime.errors import UserError
-from finetune_trainer.runtime.telemetry import Report, serve
+from finetune_trainer.runtime.telemetry import Report, serve_telemetry
 from finetune_trainer.strategies import loss_scale
 from finetune_trainer.training import divergence
 from finetune_trainer.training.divergence import DivergenceDetector, LossMonitor
@@ -27,8 +27,10 @@ STRATEGIES = ("DDP", "ZeRO2", "ZeRO3", "FSDP")
 
 def diverges_at(losses: Any) -> int | None:
     """Index of the step at which a run of these losses is ended."""
-    watch = DivergenceDetector()
-    return next((index for index, loss in enumerate(losses) if watch.add(float(loss))), None)
+    detector = DivergenceDetector()
+    return next(
+        (index for index, loss in enumerate(losses) if detector.add_loss(float(loss))), None
+    )
 
 
 def falling(steps: int, start: float = 3.0, end: float = 1.5) -> np.ndarray:
@@ -58,58 +60,62 @@ def test_a_rise_after_warm_up_that_is_made_good_is_left_alone() -> None:
 @pytest.mark.parametrize("height", [4.0, 7.0, 11.0])
 def test_a_loss_that_runs_away_ends_the_run(noise: float, height: float) -> None:
     dice = np.random.default_rng(2)
-    losses = np.concatenate([falling(200), np.linspace(1.6, height, 30), np.full(200, height)])
+    losses = np.concatenate(
+        [falling(200), np.linsthroughput(1.6, height, 30), np.full(200, height)]
+    )
     at = diverges_at(losses + dice.normal(0, noise, len(losses)))
     assert at is not None
     assert 200 + divergence.PATIENCE < at < 280
 
 
 def test_the_loss_of_sampled_answers_says_nothing() -> None:
-    judge = LossMonitor(loss_must_fall=False)
+    monitor = LossMonitor(detect_divergence=False)
     for step in range(1, 200):
-        judge.check(step, float(step), norm=1.0, rate=1e-3, skipped=False)
+        monitor.check_step(step, float(step), grad_norm=1.0, learning_rate=1e-3, is_skipped=False)
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan)])
 def test_a_number_that_is_none_ends_the_run(loss: float, norm: float) -> None:
     with pytest.raises(UserError) as raised:
-        LossMonitor(loss_must_fall=True).check(7, loss, norm, rate=1e-3, skipped=False)
+        LossMonitor(detect_divergence=True).check_step(7, loss, norm, 1e-3, is_skipped=False)
     assert raised.value.failure.reason == "LossNotFinite"
     assert "step 7" in raised.value.failure.message
 
 
 def test_only_endless_overflow_ends_an_fp16_run() -> None:
-    judge = LossMonitor(loss_must_fall=True)
+    monitor = LossMonitor(detect_divergence=True)
     for step in range(1, 4 * divergence.MAX_OVERFLOWS):
-        judge.check(step, 2.0, math.inf if step % 3 else 1.0, 1e-3, skipped=step % 3 != 0)
+        monitor.check_step(step, 2.0, math.inf if step % 3 else 1.0, 1e-3, is_skipped=step % 3 != 0)
     for step in range(1, divergence.MAX_OVERFLOWS):
-        judge.check(100 + step, 2.0, math.inf, 1e-3, skipped=True)
+        monitor.check_step(100 + step, 2.0, math.inf, 1e-3, is_skipped=True)
     with pytest.raises(UserError, match="in fp16") as raised:
-        judge.check(100 + divergence.MAX_OVERFLOWS, 2.0, math.inf, 1e-3, skipped=True)
+        monitor.check_step(100 + divergence.MAX_OVERFLOWS, 2.0, math.inf, 1e-3, is_skipped=True)
     assert raised.value.failure.reason == "LossNotFinite"
 
 
 def test_speed_waiting_and_utilisation_add_up() -> None:
-    pace = Throughput(total_steps=10, first_step=2, peak_flops=1000.0)
-    pace.add(3, tokens=100, seconds=2.0, waited=0.5, flops=800.0)
-    speeds = pace.speeds()
-    assert speeds == {
+    throughput = Throughput(total_steps=10, first_step=2, peak_flops=1000.0)
+    throughput.add_step(3, tokens=100, seconds=2.0, data_wait_seconds=0.5, flops=800.0)
+    metrics = throughput.smoothed_metrics()
+    assert metrics == {
         "tokens_per_second": 50.0,
         "eta_seconds": 14.0,
         "data_wait_share": 0.25,
         "mfu": 0.4,
     }
-    pace.add(4, tokens=100, seconds=1.0, waited=0.0, flops=800.0)
-    assert pace.speeds()["mfu"] == pytest.approx((0.9 * 800 + 800) / (0.9 * 2 + 1) / 1000)
-    assert (pace.tokens, pace.mean_tokens_per_second) == (200, pytest.approx(200 / 3))
-    assert pace.mean_utilisation == pytest.approx(1600 / 3 / 1000)
+    throughput.add_step(4, tokens=100, seconds=1.0, data_wait_seconds=0.0, flops=800.0)
+    assert throughput.smoothed_metrics()["mfu"] == pytest.approx(
+        (0.9 * 800 + 800) / (0.9 * 2 + 1) / 1000
+    )
+    assert (throughput.tokens, throughput.mean_tokens_per_second) == (200, pytest.approx(200 / 3))
+    assert throughput.mean_mfu == pytest.approx(1600 / 3 / 1000)
 
 
 def test_without_a_known_peak_there_is_no_utilisation() -> None:
-    pace = Throughput(total_steps=1, first_step=0)
-    pace.add(1, tokens=1, seconds=1.0, flops=5.0)
-    assert "mfu" not in pace.speeds()
-    assert pace.mean_utilisation is None
+    throughput = Throughput(total_steps=1, first_step=0)
+    throughput.add_step(1, tokens=1, seconds=1.0, flops=5.0)
+    assert "mfu" not in throughput.smoothed_metrics()
+    assert throughput.mean_mfu is None
 
 
 def test_peak_memory_of_a_cpu_process_is_what_was_resident() -> None:
@@ -123,7 +129,7 @@ def test_metrics_show_what_progress_knows() -> None:
     measures = {"rewards/accuracies": 0.75}
     report.update(mfu=0.5, data_wait_share=0.25, peak_memory_bytes=7, eval_loss=2.0)
     report.update(measures=measures)
-    server = serve(report, host="127.0.0.1")
+    server = serve_telemetry(report, host="127.0.0.1")
     with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics") as answer:
         lines = answer.read().decode().splitlines()
     server.shutdown()

@@ -31,24 +31,31 @@ def early_stopping(**settings: Any) -> EarlyStopping:
 
 def test_the_last_step_is_always_looked_at() -> None:
     early = early_stopping(every_steps=4)
-    assert [step for step in range(1, 11) if early.due(step, last=step == 10)] == [4, 8, 10]
+    assert [step for step in range(1, 11) if early.should_evaluate(step, is_last=step == 10)] == [
+        4,
+        8,
+        10,
+    ]
 
 
 def test_patience_counts_looks_in_a_row_without_improvement() -> None:
     early = early_stopping(patience=2, min_improvement=0.1)
-    seen = [(early.add(step, loss), early.exhausted) for step, loss in enumerate((3, 2, 1.95, 1.8))]
+    seen = [
+        (early.add_evaluation(step, loss), early.is_exhausted)
+        for step, loss in enumerate((3, 2, 1.95, 1.8))
+    ]
     assert seen == [(True, False), (True, False), (False, False), (True, False)]
-    assert [early.add(5, 1.75), early.add(6, float("nan"))] == [False, False]
-    assert (early.best_step, early.best_loss, early.exhausted) == (3, 1.8, True)
+    assert [early.add_evaluation(5, 1.75), early.add_evaluation(6, float("nan"))] == [False, False]
+    assert (early.best_step, early.best_loss, early.is_exhausted) == (3, 1.8, True)
 
 
 def test_a_resumed_run_goes_on_counting() -> None:
     first, second = early_stopping(patience=2), early_stopping(patience=2)
-    first.add(10, 2.0)
-    first.add(20, 2.5)
+    first.add_evaluation(10, 2.0)
+    first.add_evaluation(20, 2.5)
     second.load_state_dict(first.state_dict())
-    second.add(30, 2.4)
-    assert (second.best_step, second.best_loss, second.exhausted) == (10, 2.0, True)
+    second.add_evaluation(30, 2.4)
+    assert (second.best_step, second.best_loss, second.is_exhausted) == (10, 2.0, True)
 
 
 class Runs(jobs.Runs):

@@ -23,4 +23,6 @@ def test_checkpoints_and_reference_logprobs_of_the_release_before_are_used() -> 
         "data": "sha256:" + "ab" * 32,
         "method": {"lora": {"dropout": 0.0, "rank": 8}, "type": "LoRA"},
     }
-    assert reference_logprobs.folder_of(run) == Path("/workspace/job/reference/2d0a3fd0b11eac1f")
+    assert reference_logprobs.reference_folder(run) == Path(
+        "/workspace/job/reference/2d0a3fd0b11eac1f"
+    )

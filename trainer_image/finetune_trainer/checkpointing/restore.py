@@ -244,7 +244,7 @@ def _restore_first_intact(
         if files != checkpoint.marker["files"]:
             log.warning("Checkpoint ignored, its files differ from its marker", extra=where)
             continue
-        state = strategy.state()
+        state = strategy.state_dict()
         sharded_format.read_shards(checkpoint.folder, state)
         strategy.finish_restore(state)
         sharded_format.load_stateful(checkpoint.folder, stateful)

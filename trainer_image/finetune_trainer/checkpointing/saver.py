@@ -37,13 +37,9 @@ from finetune_trainer.checkpointing.restore import (
 )
 from finetune_trainer.checkpointing.sharded_format import NO_STATEFUL, StatefulByName
 from finetune_trainer.distributed import collectives
-from finetune_trainer.runtime.errors import (
-    NO_SPACE_LEFT,
-    RetryableError,
-    classify_error,
-    free_bytes,
-)
+from finetune_trainer.runtime.errors import NO_SPACE_LEFT, RetryableError, classify_error
 from finetune_trainer.runtime.fencing import Attempt, remove_quietly
+from finetune_trainer.runtime.free_space import free_bytes
 from finetune_trainer.runtime.fsync import fsync_tree
 from finetune_trainer.strategies import TrainingStrategy
 
@@ -264,7 +260,7 @@ class Saver:
             raise retryable(failure)
 
     def _own_shard(self) -> dict[str, torch.Tensor]:
-        return sharded_format.own_shard(self._strategy.state(), self._rank, self._world_size)
+        return sharded_format.own_shard(self._strategy.state_dict(), self._rank, self._world_size)
 
     def _stage_and_write(
         self,

@@ -1,9 +1,9 @@
-"""The tuned model as one set of weights, the same for the judge and for the world.
+"""The tuned model as one set of weights, the same for evaluation and for export.
 
-Evaluation must judge exactly the weights that export writes. So both come through here: each
+Evaluation must measure exactly the weights that export writes, so both load them here: each
 method's update is computed in fp32 and rounded once to the number format in which the base was
-saved, whatever format the model computes in afterwards. A prefix is the exception: it is no change
-of weights and stays an adapter.
+saved, whichever format the model computes in afterwards. A prefix is the exception: it does not
+change weights and stays an adapter.
 """
 
 import json
@@ -34,7 +34,7 @@ def base_folder(run: RunConfig) -> Path:
 
 
 def load_base_model(run: RunConfig, dtype: torch.dtype, device: Any = "cpu") -> Any:
-    """The base as the job sees it: with its positions and with room for its new tokens."""
+    """The base model with the job's rope scaling and with embedding rows for its new tokens."""
     spec = run.spec
     seed = spec.training.seed if spec.objective == "Reward" else None
     folder, rope = base_folder(run), spec.model.rope
@@ -43,12 +43,14 @@ def load_base_model(run: RunConfig, dtype: torch.dtype, device: Any = "cpu") -> 
     return model
 
 
-def load_tuned_model(run: RunConfig, dtype: torch.dtype, base: Any = None, device: Any = "cpu") -> Any:
+def load_tuned_model(
+    run: RunConfig, dtype: torch.dtype, base: Any = None, device: Any = "cpu"
+) -> Any:
     """The tuned model in `dtype`; its weights are exact in the format of the saved base.
 
-    A `base` that is loaded already is used up: changed in place, or emptied, because two models may
-    be more than the device holds. Raises RetryableError when the files in output/ are not those
-    that training wrote.
+    A `base` that is already loaded cannot be used afterwards: it is changed in place, or its memory
+    is released, because the device may not hold two models. Raises RetryableError when the files
+    in output/ are not those that training wrote.
     """
     output = Path(run.paths.job) / "output"
     verify_output(output)
@@ -58,28 +60,28 @@ def load_tuned_model(run: RunConfig, dtype: torch.dtype, base: Any = None, devic
         seed = spec.training.seed if spec.objective == "Reward" else None
         return load_model(output, saved, device=device, reward_head_seed=seed).to(dtype)
     if spec.method.type == "QLoRA":
-        # Bits are made of the weights in the run's precision, which `base` may not have.
+        # Quantization starts from the weights in the run's precision, which `base` may not have.
         release_weights(base)
         model = load_base_model(run, saved, device)
-        how = spec.method.quantization or Quantization()
-        rounded = four_bit_base(model, how, DTYPES[spec.training.precision])
+        quantization = spec.method.quantization or Quantization()
+        rounded = four_bit_base(model, quantization, DTYPES[spec.training.precision])
         return merge_adapter(model, output, saved, rounded).to(dtype)
     model = base if base is not None else load_base_model(run, dtype, device)
     return merge_adapter(model, output, saved)
 
 
 def release_weights(base: Any) -> None:
-    """Let go of a model's memory."""
+    """Release the memory of a model's weights."""
     for weight in base.parameters() if base is not None else ():
         weight.data = weight.data.new_empty(0)
 
 
 def verify_output(output: Path) -> None:
-    """Compare the trained weights with the list that training left beside them."""
+    """Raise RetryableError where the trained weights differ from the list that training wrote."""
     listed = output / "files.json"
     if not listed.is_file():
         raise RetryableError(
-            "NoTrainedWeights", "Training left no weights behind.", file=str(listed)
+            "NoTrainedWeights", "Training wrote no weights.", file=str(listed)
         )
     wanted = json.loads(listed.read_text())["files"]
     found = {name: facts for name, facts in hash_files(output).items() if name != listed.name}
@@ -96,16 +98,16 @@ def verify_output(output: Path) -> None:
 def merge_adapter(
     model: Any, adapter: Path, saved: torch.dtype, rounded: FourBitBase | None = None
 ) -> Any:
-    """The model with the adapter's update in its weights; a prefix is put before it instead.
+    """The model with the adapter's update in its weights; a prefix stays an adapter.
 
-    With `rounded` the base's linear layers become first what QLoRA held them as.
+    `rounded` replaces the base's linear layers first by the four-bit values that QLoRA trained on.
     """
     from peft import PeftModel
 
     with warnings.catch_warnings():
-        # PEFT looks for AdaLoRA's ranks among LoRA's, finds none and says so; it does use them.
+        # PEFT warns that LoRA has none of AdaLoRA's ranks, although it uses them.
         warnings.filterwarnings("ignore", message="The following rank_pattern keys")
-        # GPT-2's layers in four bits were no Conv1D.
+        # GPT-2's layers are Conv1D, but not in four bits.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
         adapted = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=True)
     if adapted.active_peft_config.is_prompt_learning:

@@ -1,8 +1,9 @@
-"""AdaLoRA's second half: which singular values of the adapters are worth keeping.
+"""AdaLoRA's rank allocation: which singular values of the adapters are kept.
 
-After each update the importance of every triplet is smoothed over the steps (Zhang et al. 2023,
-arXiv 2303.10512, equations 8 to 11), and the least important ones are set to zero until the mean
-rank is the one asked for. The smoothed importances are state: a resumed run must go on with them.
+After each update the importance of every triplet (singular value and its two vectors) is smoothed
+over the steps (Zhang et al. 2023, arXiv 2303.10512, equations 8 to 11). The least important
+singular values are set to zero until the mean rank is the target rank. The smoothed importances
+are part of a checkpoint. `adapters` makes the configuration.
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 IMPORTANCES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
-"""What PEFT keeps for every weight of the adapters."""
+"""Attributes in which PEFT keeps the importances of every adapter weight."""
 KEPT_RANKS = "kept/"
 
 
@@ -18,7 +19,7 @@ class AdaLoRA:
     """Counts steps and lets PEFT allocate ranks after each update."""
 
     def __init__(self, model: Any) -> None:
-        """`model` has AdaLoRA adapters; their gradients must be whole and equal on all ranks."""
+        """`model` has AdaLoRA adapters whose gradients are unsharded and equal on all ranks."""
         self._tuner = model.base_model
         self._settings = model.peft_config["default"]
         self._weights = {
@@ -27,45 +28,50 @@ class AdaLoRA:
             if "lora_" in name and weight.requires_grad
         }
         self._step = 0
-        self._decided = False
+        self._has_decided = False
 
-    def after_step(self, updated: bool) -> None:
-        """Called after every step, while the gradients are still there; `updated` is false for a
-        step that was left out."""
+    def update_ranks(self, updated: bool) -> None:
+        """Update importances and ranks; call it after every step, before gradients are zeroed.
+
+        `updated`: False where the strategy skipped the step.
+        """
         self._step += 1
-        # With nothing to shrink PEFT would look for the zeroth smallest importance.
+        # With nothing to shrink PEFT would search for the zeroth smallest importance.
         if not updated or self._settings.target_r == self._settings.init_r:
             return
         last = self._settings.total_step - self._settings.tfinal
-        # The last decision is made once, even where its own step was left out.
-        step = self._step if self._decided else min(self._step, last)
+        # PEFT makes its final decision at step `last`; it is made once, even if that step itself
+        # was skipped.
+        step = self._step if self._has_decided else min(self._step, last)
         self._tuner.update_and_allocate(step)
-        self._decided = self._decided or step == last
+        self._has_decided = self._has_decided or step == last
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """What a resumed run needs, as tensors whose names and shapes never change."""
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Tensors whose names and shapes are the same at every step."""
         allocator, pattern = self._tuner.rankallocator, self._settings.rank_pattern or {}
-        told = {"progress": torch.tensor([self._step, self._decided], dtype=torch.int64)}
+        state = {"progress": torch.tensor([self._step, self._has_decided], dtype=torch.int64)}
         for name, weight in self._weights.items():
-            for what in IMPORTANCES:
-                kept = getattr(allocator, what).get(name)
-                told[f"{what}/{name}"] = torch.zeros_like(weight) if kept is None else kept
+            for kind in IMPORTANCES:
+                importance = getattr(allocator, kind).get(name)
+                state[f"{kind}/{name}"] = (
+                    torch.zeros_like(weight) if importance is None else importance
+                )
             if "lora_E" in name:
                 ranks = pattern.get(name, [True] * len(weight))
-                told[KEPT_RANKS + name] = torch.tensor(ranks, dtype=torch.int64)
-        return told
+                state[KEPT_RANKS + name] = torch.tensor(ranks, dtype=torch.int64)  # [rank]
+        return state
 
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on where `state` was told; its tensors may have been flattened."""
-        step, decided = state["progress"].tolist()
-        self._step, self._decided = int(step), bool(decided)
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Continue from what `state_dict` returned; its tensors may be flattened."""
+        step, has_decided = state["progress"].tolist()
+        self._step, self._has_decided = int(step), bool(has_decided)
         allocator = self._tuner.rankallocator
-        for what in IMPORTANCES:
-            shaped = {
-                name: state[f"{what}/{name}"].view_as(weight).clone()
+        for kind in IMPORTANCES:
+            importances = {
+                name: state[f"{kind}/{name}"].view_as(weight).clone()
                 for name, weight in self._weights.items()
             }
-            setattr(allocator, what, shaped)
+            setattr(allocator, kind, importances)
         self._settings.rank_pattern = {
             name: [bool(rank) for rank in state[KEPT_RANKS + name].tolist()]
             for name in self._weights
@@ -74,15 +80,17 @@ class AdaLoRA:
 
 
 def orthogonality_loss(model: Any) -> torch.Tensor:
-    """Mean Frobenius norm of P P^T - I over the adapters' singular vectors, weighted as PEFT does.
+    """Mean Frobenius norm of P P^T - I over the adapters' singular vectors, times PEFT's weight.
 
-    Keeps the parametrisation a singular value decomposition (equation 4 of the paper).
+    It keeps the parametrisation a singular value decomposition (equation 4 of the paper). Returns
+    an fp32 scalar.
     """
     weight = model.peft_config["default"].orth_reg_weight
     norms = []
     for name, vectors in model.named_parameters():
         if "lora_A" in name or "lora_B" in name:
+            # A is [rank, in], B is [out, rank]; the product is [rank, rank].
             product = vectors @ vectors.T if "lora_A" in name else vectors.T @ vectors
-            unit = torch.eye(len(product), dtype=product.dtype, device=product.device)
-            norms.append(torch.linalg.matrix_norm(product - unit))
+            identity = torch.eye(len(product), dtype=product.dtype, device=product.device)
+            norms.append(torch.linalg.matrix_norm(product - identity))
     return weight * torch.stack(norms).mean()

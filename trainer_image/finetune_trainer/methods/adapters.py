@@ -1,4 +1,4 @@
-"""Adapters beside a frozen base, by PEFT: one function for each method gives its configuration."""
+"""PEFT adapters on a frozen base; one function per method makes PEFT's configuration."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,22 +8,30 @@ from finetune_api.finetunejob import IA3, AdaLoRA, LoRA, Method, MixtureOfExpert
 
 from finetune_trainer.methods.lora_format import match_activation_dtype
 from finetune_trainer.methods.moe import expert_weight_names
-from finetune_trainer.methods.reward_head import add_trainable_head, is_reward_model, peft_task_type
-from finetune_trainer.methods.target_modules import is_transposed, select_ia3_layers, select_layers
+from finetune_trainer.methods.reward_head import (
+    add_trainable_head,
+    is_reward_model,
+    peft_task_type,
+)
+from finetune_trainer.methods.target_modules import (
+    is_transposed,
+    select_ia3_layers,
+    select_layers,
+)
 
 PREFIX_INIT_STD = 0.02
-"""Standard deviation of a new prefix: that of usual initial weights, not PyTorch's 1."""
+"""Standard deviation of a new prefix: the usual one of initial weights instead of PyTorch's 1."""
 MAX_ALLOCATIONS = 100
-"""Rank allocations of AdaLoRA at most, evenly spread over the steps in which ranks shrink."""
+"""Rank allocations of AdaLoRA, evenly spread over the steps in which ranks shrink."""
 
 
 def add_adapters(
     model: Any, method: Method, total_steps: int, new_tokens: Sequence[int] = ()
 ) -> Any:
-    """The model with adapters in fp32; nothing else of it is trained.
+    """The model with adapters in fp32; all its other weights are frozen.
 
-    `new_tokens` are ids whose rows of embedding and head are trained as well. Raises UserError
-    where the method's settings do not fit the model.
+    `new_tokens`: ids whose rows of the embedding and of the head are trained as well. Raises
+    UserError where the method's settings do not fit the model.
     """
     from peft import get_peft_model
 
@@ -45,17 +53,17 @@ def add_adapters(
 def peft_config(
     model: Any, method: Method, total_steps: int, new_tokens: Sequence[int] = ()
 ) -> Any:
-    """The method's settings as PEFT wants them."""
+    """The method's settings as a PeftConfig."""
     if method.type == "IA3":
-        return _ia3(model, method.ia3 or IA3())
+        return _ia3_config(model, method.ia3 or IA3())
     if method.type == "AdaLoRA":
-        return _adalora(model, method.adalora or AdaLoRA(), total_steps)
+        return _adalora_config(model, method.adalora or AdaLoRA(), total_steps)
     if method.type == "Prefix":
-        return _prefix(model, method.prefix or Prefix())
-    return _lora(model, method, new_tokens)
+        return _prefix_config(model, method.prefix or Prefix())
+    return _lora_config(model, method, new_tokens)
 
 
-def _lora(model: Any, method: Method, new_tokens: Sequence[int]) -> Any:
+def _lora_config(model: Any, method: Method, new_tokens: Sequence[int]) -> Any:
     from peft import LoraConfig
 
     lora, experts = method.lora or LoRA(), (method.moe or MixtureOfExperts()).experts
@@ -75,21 +83,21 @@ def _lora(model: Any, method: Method, new_tokens: Sequence[int]) -> Any:
 
 
 def trainable_token_rows(model: Any, new_tokens: Sequence[int]) -> dict[str, list[int]]:
-    """Rows to train, by the names of the embedding and of a head that is not tied to it."""
+    """Row indices by the name of the embedding, and of the head where it is not tied to it."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = model.config.get_text_config().tie_word_embeddings
-    wanted = [embedding] if tied or head is None else [embedding, head]
+    is_tied = model.config.get_text_config().tie_word_embeddings
+    layers = [embedding] if is_tied or head is None else [embedding, head]
     return {
         name: list(new_tokens)
         for name, module in model.named_modules()
-        if any(module is each for each in wanted)
+        if any(module is layer for layer in layers)
     }
 
 
-def _adalora(model: Any, adalora: AdaLoRA, total_steps: int) -> Any:
+def _adalora_config(model: Any, adalora: AdaLoRA, total_steps: int) -> Any:
     from peft import AdaLoraConfig
 
-    # A run of few steps keeps at least one in which ranks shrink.
+    # A short run keeps at least one step in which ranks shrink.
     final = min(round(adalora.final_ratio * total_steps), total_steps - 1)
     warmup = min(round(adalora.warmup_ratio * total_steps), total_steps - final - 1)
     layers = select_layers(model, adalora.target_modules, "method.adalora.targetModules")
@@ -108,19 +116,19 @@ def _adalora(model: Any, adalora: AdaLoRA, total_steps: int) -> Any:
     )
 
 
-def _ia3(model: Any, ia3: IA3) -> Any:
+def _ia3_config(model: Any, ia3: IA3) -> Any:
     from peft import IA3Config
 
-    layers, inputs = select_ia3_layers(model, ia3.target_modules, ia3.feedforward_modules)
+    layers, feedforward = select_ia3_layers(model, ia3.target_modules, ia3.feedforward_modules)
     return IA3Config(
         target_modules=layers,
-        feedforward_modules=inputs,
+        feedforward_modules=feedforward,
         fan_in_fan_out=is_transposed(model, layers),
         task_type=peft_task_type(model),
     )
 
 
-def _prefix(model: Any, prefix: Prefix) -> Any:
+def _prefix_config(model: Any, prefix: Prefix) -> Any:
     from peft import PrefixTuningConfig
 
     return PrefixTuningConfig(

@@ -1,9 +1,9 @@
-"""Activations that are not kept but computed again in the backward pass.
+"""Gradient checkpointing: the backward pass recomputes activations instead of keeping them.
 
-Full recomputation keeps the input of every transformer block (Chen et al. 2016, arXiv 1604.06174).
-The selective kind also keeps what is dear to compute, results of matrix products and of attention,
-and computes the rest again (after Korthikanti et al. 2022, arXiv 2205.05198, section 5): about the
-speed of keeping everything.
+Full recomputation keeps only the input of every transformer block (Chen et al. 2016, arXiv
+1604.06174). Selective recomputation also keeps what is expensive to compute, the results of matrix
+products and of attention (after Korthikanti et al. 2022, arXiv 2205.05198, section 5); it is about
+as fast as keeping everything.
 """
 
 import functools
@@ -13,7 +13,7 @@ import torch
 
 
 def enable_gradient_checkpointing(model: Any, selective: bool) -> None:
-    """Let every block of a transformers model forget its activations; adapters may follow."""
+    """Enable it for every block of a transformers model; adapters may be added later."""
     settings: dict[str, Any] = {"use_reentrant": False}
     if selective:
         settings["context_fn"] = selective_contexts
@@ -21,18 +21,18 @@ def enable_gradient_checkpointing(model: Any, selective: bool) -> None:
 
 
 def selective_contexts() -> Any:
-    """What torch.utils.checkpoint enters for the forward pass and for computing again."""
+    """Contexts that torch.utils.checkpoint enters for the forward pass and for recomputation."""
     from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
     return create_selective_checkpoint_contexts(checkpoint_policy)
 
 
-def checkpoint_policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> Any:
-    """Whether the result of an operation is kept."""
+def checkpoint_policy(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> Any:
+    """torch's policy function: whether the result of an operation is kept or recomputed."""
     from torch.utils.checkpoint import CheckpointPolicy
 
-    kept = operation in expensive_operations()
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+    is_kept = operation in expensive_operations()
+    return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 @functools.cache
@@ -48,6 +48,6 @@ def expensive_operations() -> frozenset[Any]:
     )
     found = {getattr(aten, name).default for name in (*products, *attention) if hasattr(aten, name)}
     if hasattr(torch.ops, "flash_attn") and hasattr(torch.ops.flash_attn, "_flash_attn_forward"):
-        # The separate package's own kernel.
+        # The kernel of the separate flash-attn package.
         found.add(torch.ops.flash_attn._flash_attn_forward.default)
     return frozenset(found)

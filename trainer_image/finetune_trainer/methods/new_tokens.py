@@ -1,8 +1,8 @@
-"""Room for new tokens: rows of the embedding and of the head.
+"""New tokens: rows of the embedding and of the head.
 
-A new row starts as the mean of the rows that were there: its logit is then an average one, and the
-first steps do not go into making an accidental token unlikely (Hewitt 2021, "Initializing New Word
-Embeddings for Pretrained Language Models").
+A new row starts as the mean of the existing rows, so that its logit is an average one and the first
+steps need not make an arbitrary token unlikely (Hewitt 2021, "Initializing New Word Embeddings for
+Pretrained Language Models").
 """
 
 from collections.abc import Sequence
@@ -26,25 +26,20 @@ def added_token_ids(run: RunConfig, spec: FineTuneJobSpec) -> list[int]:
 
 
 def add_token_rows(model: Any, new_tokens: Sequence[int]) -> None:
-    """Give the model rows for `new_tokens`, ids behind all others; spare rows are used first.
+    """Give the model rows for `new_tokens`, ids behind all others; unused rows are taken first.
 
     A collective where ZeRO-3 has sharded the model.
     """
     if not new_tokens:
         return
     weight = model.get_input_embeddings().weight
-    before = int(getattr(weight, "ds_shape", weight.shape)[0])
-    if max(new_tokens) >= before:
+    rows_before = int(getattr(weight, "ds_shape", weight.shape)[0])
+    if max(new_tokens) >= rows_before:
         model.resize_token_embeddings(max(new_tokens) + 1, mean_resizing=False)
-    old = min(*new_tokens, before)
-    rows = sorted({*new_tokens, *range(before, max(new_tokens) + 1)})
-    for layer in token_layers(model):
-        if not layer.weight.is_meta:
+    old = min(*new_tokens, rows_before)
+    rows = sorted({*new_tokens, *range(rows_before, max(new_tokens) + 1)})
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if layer is not None and not layer.weight.is_meta:
             with gather_parameters(layer), torch.no_grad():
-                layer.weight[rows] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
-
-
-def token_layers(model: Any) -> list[Any]:
-    """The embedding and, where there is one, the head."""
-    layers = (model.get_input_embeddings(), model.get_output_embeddings())
-    return [layer for layer in layers if layer is not None]
+                mean = layer.weight[:old].float().mean(0)  # [width]
+                layer.weight[rows] = mean.to(layer.weight.dtype)

@@ -1,11 +1,12 @@
-"""Attention among packed examples on CPUs: each example by itself.
+"""Attention within packed sequences on CPUs: each sample of a row is computed by itself.
 
-With a mask, PyTorch's kernel for CPUs computes every score of a row and then drops those between
-examples: a row of 512 tokens with three examples costs three times what the examples cost. So
-where a mask says no more than "causal, within these borders", each example goes through the same
-kernel alone, without a mask. The borders are read off the mask itself, so this is right for any
-architecture: windows, chunks or prefixes leave another mask, and that one is obeyed as it is.
-Short examples are multiplied out: the kernel's backward pass takes twice as long for them.
+With a mask, PyTorch's CPU kernel computes every score of a row and then drops those between
+samples: a row of 512 tokens with three samples costs three times as much as the samples alone. So
+where the mask is exactly "causal within each sample", every sample goes through the same kernel
+separately, without a mask. The spans of the samples are read from the mask itself, so this is
+correct for any architecture: sliding windows, chunks or prefixes give another mask, which the
+kernel applies as it is. Short samples use plain matrix products, because the kernel's backward pass
+takes twice as long for them.
 """
 
 import itertools
@@ -15,14 +16,14 @@ import torch
 from torch.nn import functional
 
 MAX_EAGER_LENGTH = 256
-"""Tokens up to which an example's scores are held whole: 2.2 times as fast at 170 tokens and 9
-heads, equally fast at 512."""
+"""Tokens of a sample up to which all its scores are held in memory: 2.2 times as fast as the kernel
+at 170 tokens and 9 heads, equally fast at 512."""
 SampleSpans = list[list[slice]]
-"""For each row of a batch, where its examples stand."""
+"""For each row of a batch, the positions of its samples."""
 
 
 def register_packed_attention() -> None:
-    """Make this what "sdpa" means to transformers' models, for the whole process."""
+    """Replace transformers' "sdpa" attention by `packed_sdpa_attention`, in the whole process."""
     from transformers import AttentionInterface
 
     AttentionInterface.register("sdpa", packed_sdpa_attention)
@@ -34,35 +35,38 @@ def packed_sdpa_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    **named: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Scaled dot-product attention as transformers' own: heads [batch, heads, length, width] in,
-    [batch, length, heads, width] out."""
+    """Scaled dot-product attention with the signature of transformers' attention functions.
+
+    `query`, `key` and `value` are [batch, heads, length, width]; returns [batch, length, heads,
+    width] and no attention weights.
+    """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    def plain(mask: Any, row: Any, span: slice, **more: Any) -> torch.Tensor:
-        heads = (tensor[row, :, span] for tensor in (query, key, value))
-        out: torch.Tensor = sdpa_attention_forward(module, *heads, mask, **{**named, **more})[0]
+    def kernel(mask: Any, row: Any, span: slice, **more: Any) -> torch.Tensor:
+        inputs = (tensor[row, :, span] for tensor in (query, key, value))
+        out: torch.Tensor = sdpa_attention_forward(module, *inputs, mask, **{**options, **more})[0]
         return out
 
-    whole = slice(None)
+    everything = slice(None)
     if attention_mask is None or query.device.type != "cpu" or torch.compiler.is_compiling():
-        return plain(attention_mask, whole, whole), None
-    if named.get("position_bias") is not None or named.get("cache") is not None:
-        return plain(attention_mask, whole, whole), None
-    borders = sample_spans(attention_mask)
-    if borders is None:
-        return plain(attention_mask, whole, whole), None
+        return kernel(attention_mask, everything, everything), None
+    if options.get("position_bias") is not None or options.get("cache") is not None:
+        return kernel(attention_mask, everything, everything), None
+    spans_by_row = sample_spans(attention_mask)
+    if spans_by_row is None:
+        return kernel(attention_mask, everything, everything), None
     rows = []
-    for index, spans in enumerate(borders):
+    for index, spans in enumerate(spans_by_row):
         row = slice(index, index + 1)
-        parts = [
-            eager_causal_attention(*(t[row, :, span] for t in (query, key, value)), **named)
+        samples = [
+            eager_causal_attention(*(t[row, :, span] for t in (query, key, value)), **options)
             if span.stop - span.start <= MAX_EAGER_LENGTH
-            else plain(None, row, span, is_causal=True)
+            else kernel(None, row, span, is_causal=True)
             for span in spans
         ]
-        rows.append(torch.cat(parts, dim=1))
+        rows.append(torch.cat(samples, dim=1))  # [1, length, heads, width]
     return torch.cat(rows), None
 
 
@@ -74,51 +78,53 @@ def eager_causal_attention(
     scaling: float | None = None,
     **_: Any,
 ) -> torch.Tensor:
-    """Causal attention of one example by the textbook (Vaswani et al. 2017, section 3.2.1).
+    """Causal attention of one sample by matrix products (Vaswani et al. 2017, section 3.2.1).
 
-    Scores and their softmax are in fp32, as in the kernel. [1, heads, length, width] in, with
-    fewer heads for keys and values where queries share them; [1, length, heads, width] out.
+    Scores and their softmax are in fp32, as in the kernel. Inputs are [1, heads, length, width],
+    with fewer heads for keys and values where query heads share them; returns [1, length, heads,
+    width].
     """
-    (_, heads, length, width), shared = query.shape, query.shape[1] // key.shape[1]
-    if shared > 1:
-        key, value = (tensor.repeat_interleave(shared, dim=1) for tensor in (key, value))
-    hidden = torch.full((length, length), float("-inf")).triu_(1).expand(heads, -1, -1)
-    factor = width**-0.5 if scaling is None else scaling
-    wide = query[0].float(), key[0].float().transpose(1, 2)
-    weights = torch.softmax(torch.baddbmm(hidden, *wide, alpha=factor), -1).to(value.dtype)
+    (_, heads, length, width), group = query.shape, query.shape[1] // key.shape[1]
+    if group > 1:
+        key, value = (tensor.repeat_interleave(group, dim=1) for tensor in (key, value))
+    mask = torch.full((length, length), float("-inf")).triu_(1).expand(heads, -1, -1)
+    scale = width**-0.5 if scaling is None else scaling
+    factors = query[0].float(), key[0].float().transpose(1, 2)
+    # [heads, length, length]
+    weights = torch.softmax(torch.baddbmm(mask, *factors, alpha=scale), -1).to(value.dtype)
     weights = functional.dropout(weights, dropout) if dropout else weights
     return (weights @ value[0]).transpose(0, 1)[None]
 
 
 def sample_spans(mask: torch.Tensor) -> SampleSpans | None:
-    """The examples of each row, or None where the mask is not exactly causal within examples.
+    """The samples of each row, or None where the mask is not exactly causal within samples.
 
-    `mask` is bool [batch, 1, length, length], true where a query may see a key. The answer is
-    kept on the tensor, which all layers of a forward pass share.
+    `mask`: bool [batch, 1, length, length], True where a query may attend to a key. The result is
+    cached on the tensor, which all layers of a forward pass share.
     """
-    kept: dict[str, SampleSpans | None] | None = getattr(mask, "_example_borders", None)
-    if kept is None:
-        kept = {"borders": _read_borders(mask)}
-        mask._example_borders = kept
-    return kept["borders"]
+    cached: dict[str, SampleSpans | None] | None = getattr(mask, "_sample_spans", None)
+    if cached is None:
+        cached = {"spans": _read_spans(mask)}
+        mask._sample_spans = cached
+    return cached["spans"]
 
 
-def _read_borders(mask: torch.Tensor) -> SampleSpans | None:
+def _read_spans(mask: torch.Tensor) -> SampleSpans | None:
     if mask.dtype != torch.bool or mask.dim() != 4 or mask.shape[1] != 1:
         return None
     batch, _, length, keys = mask.shape
     if length != keys or length < 2:
         return None
-    seen = mask[:, 0]
-    # A token that does not see the one before it begins an example.
-    begins = torch.ones(batch, length, dtype=torch.bool)
-    begins[:, 1:] = ~seen.diagonal(offset=-1, dim1=1, dim2=2)
-    owner = begins.cumsum(1)
-    expected = (owner[:, :, None] == owner[:, None, :]).tril_()
-    if not torch.equal(seen, expected):
+    visible = mask[:, 0]  # [batch, length, length]
+    # A token that does not attend to the one before it starts a sample.
+    is_start = torch.ones(batch, length, dtype=torch.bool)
+    is_start[:, 1:] = ~visible.diagonal(offset=-1, dim1=1, dim2=2)
+    sample = is_start.cumsum(1)  # [batch, length]: number of the sample within its row
+    expected = (sample[:, :, None] == sample[:, None, :]).tril_()
+    if not torch.equal(visible, expected):
         return None
-    borders = []
-    for row in begins:
+    spans = []
+    for row in is_start:
         starts = [*row.nonzero().flatten().tolist(), length]
-        borders.append([slice(*pair) for pair in itertools.pairwise(starts)])
-    return borders
+        spans.append([slice(*pair) for pair in itertools.pairwise(starts)])
+    return spans

@@ -1,8 +1,8 @@
-"""Number formats.
+"""The dtypes in which a run holds its weights.
 
-The frozen base keeps the run's precision; whatever is trained has fp32 weights somewhere (adapters
-themselves, fp32 weights under autocast, or DeepSpeed's and FSDP's master copies), because AdamW's
-updates vanish in bf16.
+The frozen base keeps the run's precision. Everything that is trained has fp32 weights somewhere
+(adapters themselves, fp32 weights under autocast, or the master copies of DeepSpeed and FSDP),
+because AdamW's updates vanish in bf16.
 """
 
 import torch
@@ -13,7 +13,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def weight_dtype(method: Method, training: Training, strategy: Strategy) -> torch.dtype:
-    """Number format in which the base is loaded for training."""
+    """The dtype in which the base is loaded for training."""
     # DDP and FSDP train fp32 weights and compute in bf16; DeepSpeed keeps its own fp32 copy.
     if method.type == "Full" and strategy in ("DDP", "FSDP"):
         return torch.float32
@@ -21,5 +21,5 @@ def weight_dtype(method: Method, training: Training, strategy: Strategy) -> torc
 
 
 def computes_in_autocast(method: Method, training: Training, strategy: Strategy) -> bool:
-    """Whether the forward pass itself must turn fp32 weights into half precision."""
+    """Whether the forward pass must cast fp32 weights to half precision."""
     return method.type == "Full" and training.precision != "fp32" and strategy == "DDP"

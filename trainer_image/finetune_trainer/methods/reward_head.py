@@ -1,8 +1,8 @@
-"""The head of a reward model: one number for a sequence.
+"""The head of a reward model: a linear layer that outputs one score for a sequence.
 
-A language model has none, so it is begun from the seed: the same numbers on every rank, under
-every strategy and in evaluation, which judges the untrained head too. It is trained in full, beside
-adapters as well.
+A language model has none, so the head is initialised from the seed: to the same weights on every
+rank, under every strategy, and in evaluation, which also compares with the untrained head. All of
+its weights are trained, with adapters too.
 """
 
 from pathlib import Path
@@ -15,31 +15,31 @@ from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.model_facts import local_config
 
 HEAD_NAMES = ("score", "classifier")
-"""What architectures of transformers call it."""
+"""Names of the head in architectures of transformers."""
 
 
 def is_reward_model(model: Any) -> bool:
-    """Whether a model gives numbers and no tokens."""
+    """Whether the model outputs scores instead of logits over tokens."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return type(inner).__name__.removeprefix("FSDP").endswith("ForSequenceClassification")
 
 
 def peft_task_type(model: Any) -> str:
-    """What PEFT calls the task; it trains the head of a classifier in full."""
+    """PEFT's task type; for SEQ_CLS it makes the whole head trainable."""
     return "SEQ_CLS" if is_reward_model(model) else "CAUSAL_LM"
 
 
 def reward_model_config(folder: Path) -> Any:
-    """The snapshot's config with one output, and the tokenizer's padding.
+    """The snapshot's config with one output and the tokenizer's padding token.
 
-    The score is read at the last token that is not padding, so the model must know which one the
-    tokenizer pads with.
+    The model reads the score at the last token that is not padding, so it must know the id with
+    which the tokenizer pads.
     """
     from transformers import AutoTokenizer
 
     config = local_config(folder)
-    classifier = any("ForSequenceClassification" in name for name in config.architectures or ())
-    if classifier and config.get_text_config().pad_token_id is not None:
+    is_classifier = any("ForSequenceClassification" in name for name in config.architectures or ())
+    if is_classifier and config.get_text_config().pad_token_id is not None:
         return config
     config.num_labels = 1
     tokenizer = AutoTokenizer.from_pretrained(
@@ -51,64 +51,68 @@ def reward_model_config(folder: Path) -> Any:
 
 
 def reward_head(model: Any) -> torch.nn.Linear:
-    """The layer that gives the number; the trained one where there are adapters."""
+    """The head of a reward model; with adapters, the trainable copy of it.
+
+    Raises UserError UnsupportedModel where it is not a linear layer.
+    """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    head = _as_named(inner)
+    head = _find_head(inner)
     if hasattr(head, "modules_to_save"):
         head = head.modules_to_save["default"]
     if not isinstance(head, torch.nn.Linear):
         raise UserError(
             "UnsupportedModel",
-            f"The head of {type(inner).__name__} is no linear layer.",
+            f"The head of {type(inner).__name__} is not a linear layer.",
             "Use a decoder model such as Llama, Qwen or Mistral.",
         )
     return head
 
 
-def _as_named(inner: Any) -> Any:
-    """What the model calls its head: a layer, or PEFT's wrapper around it."""
+def _find_head(inner: Any) -> Any:
+    """The head by its name: a layer, or PEFT's wrapper around it."""
     return next((getattr(inner, name) for name in HEAD_NAMES if hasattr(inner, name)), None)
 
 
 def init_head(model: Any, seed: int) -> None:
-    """Fill the head with normal numbers of deviation 1 / sqrt(width + 1) (Stiennon et al. 2020,
-    arXiv 2009.01325, appendix B.1)."""
+    """Initialise the head from a normal distribution with standard deviation 1 / sqrt(width + 1)
+    (Stiennon et al. 2020, arXiv 2009.01325, appendix B.1)."""
     head = reward_head(model)
     if head.weight.is_meta:
         return
-    dice = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     with gather_parameters(head), torch.no_grad():
-        shape = head.weight.shape
-        numbers = torch.randn(shape, generator=dice) / (shape[-1] + 1) ** 0.5
-        head.weight.copy_(numbers)
+        shape = head.weight.shape  # [1, width]
+        weight = torch.randn(shape, generator=generator) / (shape[-1] + 1) ** 0.5
+        head.weight.copy_(weight)
         if head.bias is not None:
             head.bias.zero_()
 
 
 def add_trainable_head(adapted: Any) -> None:
-    """Give a model with adapters a head in fp32, as its adapters are: AdamW's updates vanish in
-    half precision."""
-    wrapper = _as_named(adapted.get_base_model())
-    old = wrapper.original_module
-    with gather_parameters(old), torch.no_grad():
-        new = torch.nn.Linear(
-            old.in_features,
-            old.out_features,
-            bias=old.bias is not None,
+    """Give a model with adapters a trainable head in fp32, as adapters are: AdamW's updates vanish
+    in half precision."""
+    wrapper = _find_head(adapted.get_base_model())
+    original = wrapper.original_module
+    with gather_parameters(original), torch.no_grad():
+        head = torch.nn.Linear(
+            original.in_features,
+            original.out_features,
+            bias=original.bias is not None,
             dtype=torch.float32,
-            device=old.weight.device,
+            device=original.weight.device,
         )
-        new.load_state_dict({name: each.float() for name, each in old.state_dict().items()})
-    new.register_forward_pre_hook(_in_own_format)
-    wrapper.modules_to_save["default"] = new
+        state_dict = original.state_dict()
+        head.load_state_dict({name: tensor.float() for name, tensor in state_dict.items()})
+    head.register_forward_pre_hook(_cast_input)
+    wrapper.modules_to_save["default"] = head
+
+
+def _cast_input(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (inputs[0].to(head.weight.dtype), *inputs[1:])
 
 
 def round_head(model: Any, saved: torch.dtype) -> None:
-    """Round the head to the number format that it is saved in."""
+    """Round the head to the dtype in which it is saved."""
     with torch.no_grad():
         for weight in reward_head(model).parameters():
             weight.copy_(weight.to(saved))
-
-
-def _in_own_format(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (inputs[0].to(head.weight.dtype), *inputs[1:])

@@ -1,7 +1,7 @@
-"""Longer context: rotary positions stretched by the model's config.
+"""Longer context: the model's config scales the rotary positions.
 
-The config travels with the model, so training, evaluation, export and the server that loads the
-export compute the same positions.
+The config is saved with the model, so training, evaluation, export and the inference server compute
+the same positions.
 """
 
 from typing import Any
@@ -10,14 +10,14 @@ from finetune_api.finetunejob import RopeScaling
 
 
 def apply_rope_scaling(config: Any, rope: RopeScaling) -> None:
-    """Change a config of transformers in place; prepare has seen that it can be.
+    """Change a config of transformers in place; prepare has checked that the model supports it.
 
-    Servers multiply the longest position by the factor themselves, so it stays; with yarn they
-    start from the original one, which is written beside the new one.
+    Inference servers multiply max_position_embeddings by the factor themselves, so it stays as it
+    is. With yarn they multiply original_max_position_embeddings, so both are written.
     """
     text = config.get_text_config()
-    after = {**text.rope_parameters, "rope_type": rope.type, "factor": rope.factor}
+    parameters = {**text.rope_parameters, "rope_type": rope.type, "factor": rope.factor}
     if rope.type == "yarn":
-        after["original_max_position_embeddings"] = text.max_position_embeddings
+        parameters["original_max_position_embeddings"] = text.max_position_embeddings
         text.max_position_embeddings = int(text.max_position_embeddings * rope.factor)
-    text.rope_parameters = after
+    text.rope_parameters = parameters

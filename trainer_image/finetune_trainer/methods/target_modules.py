@@ -1,9 +1,9 @@
-"""Which layers of a model an adapter changes.
+"""The layers of a model that an adapter changes.
 
-A name in `targetModules` is the end of a module's path, as users know it from PEFT. In a
-mixture-of-experts model only attention has linear layers that may be adapted: the experts are
-three-dimensional weights, which `method.moe.experts` stands for, and a router that learns to send
-tokens elsewhere is no longer the router that the experts were trained with.
+An entry of `targetModules` is the end of a module's path, as in PEFT. In a mixture-of-experts model
+only the linear layers of attention can be targets: the experts are three-dimensional weights, which
+`method.moe.experts` selects, and training the router would send tokens to other experts than those
+that were trained on them.
 """
 
 from collections.abc import Sequence
@@ -22,63 +22,65 @@ FEED_FORWARD = ("down_proj", "dense_4h_to_h", "mlp.c_proj", "fc2", "fc_out", "w2
 
 
 def is_linear(module: Any) -> bool:
-    """Whether an adapter can be put beside the module; GPT-2 has Conv1D for Linear."""
+    """Whether the module can have an adapter; GPT-2 uses Conv1D instead of Linear."""
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, torch.nn.Linear | Conv1D)
 
 
 def is_transposed(model: Any, layers: Sequence[str]) -> bool:
-    """Whether the layers store their weights [in, out], as those of GPT-2 do."""
+    """Whether the layers store their weights as [in, out], as those of GPT-2 do."""
     return bool(layers) and type(model.get_submodule(layers[0])).__name__ == "Conv1D"
 
 
 def linear_layers(model: Any) -> list[str]:
-    """Full names of the layers that may be adapted: every linear one but the head."""
+    """Full names of the layers that can be targets: all linear ones except for the head."""
     head = model.get_output_embeddings()
     names = [name for name, module in model.named_modules() if is_linear(module)]
     inner = getattr(model, "base_model_prefix", "")
-    kept = [
+    layers = [
         name
         for name in names
         if model.get_submodule(name) is not head and (name.startswith(f"{inner}.") or not inner)
     ]
     if is_moe(model.config):
-        return [name for name in kept if "attn" in name or "attention" in name]
-    return kept
+        return [name for name in layers if "attn" in name or "attention" in name]
+    return layers
 
 
-def select_layers(model: Any, wanted: Sequence[str], field: str) -> list[str]:
-    """Full names of the layers that `wanted` means.
+def select_layers(model: Any, targets: Sequence[str], field: str) -> list[str]:
+    """Full names of the layers that `targets` selects.
 
-    Raises UserError UnknownTargetModule where a name fits no layer; `field` is where it stands.
+    `field` is the path of `targets` in the spec, for the message. Raises UserError
+    UnknownTargetModule where an entry matches no layer.
     """
     layers = linear_layers(model)
-    if ALL_LINEAR in wanted:
+    if ALL_LINEAR in targets:
         return layers
-    unknown = [name for name in wanted if not any(matches_suffix(layer, name) for layer in layers)]
+    unknown = [name for name in targets if not any(matches_suffix(layer, name) for layer in layers)]
     if unknown:
         raise UserError(
             "UnknownTargetModule",
-            f"{field} names {', '.join(unknown)}, which no layer of this model is called.",
+            f"{field} names {', '.join(unknown)}, but no layer of this model has such a name.",
             f"Use some of: {_short_names(layers)}.",
         )
-    return _matching_layers(layers, wanted)
+    return _matching_layers(layers, targets)
 
 
 def select_ia3_layers(
-    model: Any, wanted: Sequence[str], feed_forward: Sequence[str]
+    model: Any, targets: Sequence[str], feedforward: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """Layers that IA3 scales, and those of them whose input is scaled (Liu et al. 2022, 3.3).
+    """Layers that IA3 scales, and those among them whose input it scales (Liu et al. 2022, arXiv
+    2205.05638, section 3.3).
 
-    Nothing wanted means keys, values and the last layer of each feed-forward block; where an
+    Empty `targets` select keys, values and the last layer of each feed-forward block. Where an
     architecture computes queries, keys and values in one layer, all three are scaled.
     """
-    if wanted:
-        layers = select_layers(model, wanted, "method.ia3.targetModules")
+    if targets:
+        layers = select_layers(model, targets, "method.ia3.targetModules")
         inputs = (
-            select_layers(model, feed_forward, "method.ia3.feedforwardModules")
-            if feed_forward
+            select_layers(model, feedforward, "method.ia3.feedforwardModules")
+            if feedforward
             else _matching_layers(layers, FEED_FORWARD)
         )
         return layers, [name for name in inputs if name in layers]
@@ -97,7 +99,7 @@ def select_ia3_layers(
 
 
 def matches_suffix(layer: str, name: str) -> bool:
-    """Whether a full name ends with whole parts of a path."""
+    """Whether the path of a layer ends with `name`, at a boundary between its parts."""
     return layer == name or layer.endswith(f".{name}")
 
 

@@ -1,13 +1,13 @@
-"""Weights that ZeRO-3 has sharded, whole for a moment."""
+"""Temporary access to the full weights of a module that ZeRO-3 has sharded."""
 
 import contextlib
 from typing import Any
 
 
 def gather_parameters(module: Any) -> contextlib.AbstractContextManager[Any]:
-    """The module's weights gathered where they are shards; changes are those of rank 0.
+    """Context in which the module's parameters are full tensors; shards then get rank 0's values.
 
-    A collective then.
+    A collective where ZeRO-3 has sharded the module, else it does nothing.
     """
     if not hasattr(module.weight, "ds_id"):
         return contextlib.nullcontext()

@@ -1,12 +1,17 @@
-"""How model and optimizer are spread over the ranks: DDP, ZeRO-1/2/3, FSDP2.
+"""How the model and its optimizer are distributed over the ranks: DDP, ZeRO-1/2/3 or FSDP2.
 
-Each strategy is one class with the same few verbs, and nothing else in the trainer knows which
-one runs.
+Each strategy is a class that implements `base.TrainingStrategy`; no other package depends on which
+one runs. `load_model` loads the base model in the form that the strategy needs, the caller applies
+the method (`finetune_trainer.methods`), and `wrap_model` returns the strategy.
 """
 
 from typing import Any
 
-from finetune_trainer.strategies.base import StrategyConfig, TrainingStrategy, trainable_parameters
+from finetune_trainer.strategies.base import (
+    StrategyConfig,
+    TrainingStrategy,
+    trainable_parameters,
+)
 from finetune_trainer.strategies.compile import compile_blocks
 from finetune_trainer.strategies.ddp import DDPStrategy
 from finetune_trainer.strategies.deepspeed import (
@@ -28,12 +33,12 @@ __all__ = [
 ]
 
 
-def wrap_model(model: Any, spread: StrategyConfig) -> TrainingStrategy:
-    """The model under its strategy."""
-    if spread.training.compile:
-        compile_blocks(model, spread)
-    if spread.strategy == "DDP":
-        return DDPStrategy(model, spread)
-    if spread.strategy == "FSDP":
-        return FSDPStrategy(model, spread)
-    return DeepSpeedStrategy(model, spread)
+def wrap_model(model: Any, config: StrategyConfig) -> TrainingStrategy:
+    """Compile the model's blocks if requested, and wrap it for the strategy of `config`."""
+    if config.training.compile:
+        compile_blocks(model, config)
+    if config.strategy == "DDP":
+        return DDPStrategy(model, config)
+    if config.strategy == "FSDP":
+        return FSDPStrategy(model, config)
+    return DeepSpeedStrategy(model, config)

@@ -1,8 +1,8 @@
-"""What every strategy is given and what it offers: the few verbs that the loop knows.
+"""The interface between a strategy and the training loop.
 
-All strategies average gradients over the ranks, so the loop scales its loss by the number of ranks:
-what is minimised is the mean over the global batch, whatever the world size, the accumulation or
-the strategy.
+Every strategy averages gradients over the ranks, so the loop multiplies its loss by the world size.
+The run then minimises the mean over the global batch, at any world size, with any number of
+accumulation steps and under any strategy.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from finetune_api.run import Strategy
 
 @dataclass(frozen=True)
 class StrategyConfig:
-    """What a strategy needs to know."""
+    """What a strategy must know of the run."""
 
     strategy: Strategy
     method: Method
@@ -26,66 +26,78 @@ class StrategyConfig:
     learning_rate: float
     micro_batch_size: int
     offload: bool
+    """Whether the optimizer and, under ZeRO-3 and FSDP, the weights live in host memory."""
     autocast: bool
-    scores: bool = False
-    """Whether the model is a reward model, which gives a number and no tokens."""
-    kept_whole: int = 0
-    """ZeRO-3 keeps weights of at most so many elements whole between uses: norms and biases."""
+    """Whether the forward pass casts fp32 weights to the run's precision."""
+    is_reward_model: bool = False
+    """Whether the model outputs one score instead of logits over tokens."""
+    persistence_threshold: int = 0
+    """ZeRO-3 shards no weight with at most this number of elements, such as norms and biases."""
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """A run of the elements of one named tensor, flattened row by row."""
+    """Consecutive elements of one named tensor, which is flattened row by row."""
 
     values: torch.Tensor
-    """One dimension; a view of what the rank trains with."""
+    """[elements]: a view of the memory that this rank trains with."""
     start: int = 0
-    """Index of its first element in the whole tensor."""
+    """Index of the first element in the full tensor."""
     replicated: bool = True
-    """Whether every rank holds the same run, which one of them has to write."""
+    """Whether every rank holds the same elements, so that only one of them must write them."""
 
 
 StateDict = dict[str, Fragment]
-"""Fragments by name, `<what>/<weight>`; every rank has its own."""
+"""Fragments of this rank by name, `<kind>/<parameter>`, such as `exp_avg/lm_head.weight`."""
 
 
 class TrainingStrategy(Protocol):
-    """A wrapped model with its optimizer."""
+    """A wrapped model together with its optimizer."""
 
     model: Any
-    """What is called for the forward pass."""
+    """The module to call for a forward pass."""
     name: str
-    """Class of the wrapped model."""
+    """Class name of the wrapped model."""
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add this micro-batch's gradients."""
+        """Add the gradients of this micro-batch."""
 
-    def accumulate(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Surrounds forward and backward of a micro-batch; the last one of a step syncs."""
+    def accumulate(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Context for forward and backward of a micro-batch.
+
+        Ranks exchange gradients on the last micro-batch of a step.
+        """
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update and clear; returns the gradients' global L2 norm before clipping, which is
-        infinite or no number where nothing was updated."""
+        """Clip gradients, update weights and zero gradients.
+
+        Returns the global L2 norm of the gradients before clipping; it is infinite or NaN where
+        the strategy skipped the update.
+        """
 
     @property
-    def skipped(self) -> int:
-        """Steps that this attempt left out because fp16 gradients overflowed."""
+    def skipped_steps(self) -> int:
+        """Steps that this attempt skipped because gradients overflowed in fp16."""
 
-    def full_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every trained weight in fp32, gathered. A collective: all ranks must exhaust it."""
+    def gather_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and full fp32 tensors of the trainable parameters, one at a time.
 
-    def state(self) -> StateDict:
-        """What a resumed run needs of this rank, as views of live memory. A collective."""
+        A collective: every rank must exhaust the iterator.
+        """
 
-    def restored(self, state: StateDict) -> None:
-        """Go on from these views, which have been overwritten. A collective."""
+    def state_dict(self) -> StateDict:
+        """What a resumed run needs from this rank, as views of live memory. A collective."""
+
+    def finish_restore(self, state: StateDict) -> None:
+        """Update everything that derives from `state`, the views of `state_dict`, after the caller
+        has overwritten their values. A collective."""
 
     @property
-    def bare(self) -> Any:
+    def unwrapped_model(self) -> Any:
         """The model inside the wrapper, with its adapters."""
 
     def close(self) -> None:
-        """Let go of memory and hooks."""
+        """Release memory and remove hooks."""
 
 
 def decoder_layers(model: Any) -> list[Any]:
@@ -99,5 +111,5 @@ def decoder_layers(model: Any) -> list[Any]:
 
 
 def trainable_parameters(model: Any) -> Iterator[tuple[str, Any]]:
-    """Names and tensors of the weights that are trained."""
+    """Names and tensors of the parameters with requires_grad."""
     return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)

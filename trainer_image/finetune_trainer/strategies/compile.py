@@ -1,8 +1,9 @@
 """torch.compile for every transformer block.
 
-Blocks are alike, so one compilation serves all of them; whole models would break at every hook and
-take minutes. What is compiled are the modules in place: names of weights, and so checkpoints and
-adapters, stay what they are. A machine without a compiler is found out before the model trains.
+All blocks have the same code, so one compilation serves all of them; compiling the whole model
+would break the graph at every hook and take minutes. Modules are compiled in place, so parameter
+names, and with them checkpoints and adapters, do not change. A machine without a compiler is
+detected before training starts.
 """
 
 from typing import Any
@@ -13,17 +14,17 @@ from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.strategies.base import StrategyConfig, decoder_layers
 
 MAX_RECOMPILATIONS = 64
-"""Variants of a block; batches with and without masks and of new lengths make a few."""
+"""Variants of a block: with and without a mask, and for new sequence lengths."""
 
 
-def compile_blocks(model: Any, spread: StrategyConfig) -> None:
+def compile_blocks(model: Any, config: StrategyConfig) -> None:
     """Compile the blocks of a model that is not wrapped yet.
 
-    Raises UserError CannotCompile where this machine cannot.
+    Raises UserError CannotCompile where this machine has no working compiler.
     """
-    check_compiler(spread.device)
-    # A block that is computed again must run as it ran first: falling back to uncompiled code in
-    # between, as after the default of 8 shapes and masks, keeps other tensors.
+    check_compiler(config.device)
+    # Recomputing a checkpointed block must run the code of its first forward pass. At the default
+    # limit of 8 variants dynamo falls back to eager code, which saves other tensors.
     torch._dynamo.config.recompile_limit = MAX_RECOMPILATIONS
     for layer in decoder_layers(model):
         layer.compile()
@@ -34,10 +35,10 @@ def check_compiler(device: torch.device) -> None:
     try:
         torch.compile(_sum_of_sines)(torch.ones(64, device=device))
     except Exception as error:
-        said = next((line for line in str(error).splitlines() if line.strip()), "")
+        cause = next((line for line in str(error).splitlines() if line.strip()), "")
         raise UserError(
             "CannotCompile",
-            f"torch.compile does not work on this machine: {said[:300]}",
+            f"torch.compile does not work on this machine: {cause[:300]}",
             "Set training.compile to false, or use an image with a C++ compiler (on a CPU), or "
             "with Triton and a C compiler (on a GPU).",
         ) from error

@@ -1,4 +1,7 @@
-"""DDP: every rank holds everything."""
+"""DDP: every rank holds all weights, gradients and optimizer states.
+
+Source: Li et al. 2020 (arXiv 2006.15704).
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,87 +21,95 @@ from finetune_trainer.strategies.loss_scale import LossScale
 from finetune_trainer.strategies.optimizers import clip_and_update, make_optimizer
 from finetune_trainer.strategies.state import local_state_dict, restore_scalars
 
+ADALORA_PREFIX = "ranks/"
+"""Before the names of AdaLoRA's tensors in the state_dict; part of the checkpoint format."""
+
 
 class DDPStrategy:
-    """DDP: every rank holds everything; with one rank the model needs no wrapper."""
+    """Data parallelism over full replicas; a single rank needs no wrapper."""
 
-    def __init__(self, model: Any, spread: StrategyConfig) -> None:
+    def __init__(self, model: Any, config: StrategyConfig) -> None:
         from torch.nn.parallel import DistributedDataParallel
 
-        self._bare = model.to(spread.device)
-        self._spread = spread
-        self.model: Any = self._bare
+        self._config = config
+        self._unwrapped = model.to(config.device)
+        self.model: Any = self._unwrapped
         if dist.get_world_size() > 1:
-            # Every rank made the same weights from the same files and seed.
+            # No initial broadcast: every rank made the same weights from the same files and seed.
             self.model = DistributedDataParallel(
-                self._bare, gradient_as_bucket_view=True, init_sync=False
+                self._unwrapped, gradient_as_bucket_view=True, init_sync=False
             )
         self.name = type(self.model).__name__
-        self._optimizer = make_optimizer(self._bare, spread)
-        self._half = spread.training.precision == "fp16"
-        self._scale = LossScale() if self._half else None
-        adaptive = spread.method.type == "AdaLoRA"
-        self._ranks = AdaLoRA(self._bare) if adaptive else None
+        self._optimizer = make_optimizer(self._unwrapped, config)
+        self._is_fp16 = config.training.precision == "fp16"
+        self._loss_scale = LossScale() if self._is_fp16 else None
+        self._adalora = AdaLoRA(self._unwrapped) if config.method.type == "AdaLoRA" else None
 
     @contextlib.contextmanager
-    def accumulate(self, last: bool) -> Iterator[None]:
-        """Ranks exchange gradients on the last micro-batch only."""
-        spread, model = self._spread, self.model
-        quiet = not last and model is not self._bare
+    def accumulate(self, is_last: bool) -> Iterator[None]:
+        """All-reduce gradients on the last micro-batch only."""
+        config, model = self._config, self.model
+        skip_sync = not is_last and model is not self._unwrapped
         with (
-            model.no_sync() if quiet else contextlib.nullcontext(),
+            model.no_sync() if skip_sync else contextlib.nullcontext(),
             torch.autocast(
-                spread.device.type,
-                torch.float16 if self._half else torch.bfloat16,
-                enabled=spread.autocast,
+                config.device.type,
+                torch.float16 if self._is_fp16 else torch.bfloat16,
+                enabled=config.autocast,
             ),
         ):
             yield
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add gradients."""
-        (loss * self._scale.value if self._scale else loss).backward()
+        (loss * self._loss_scale.value if self._loss_scale else loss).backward()
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update, clear."""
-        weights = [weight for _, weight in trainable_parameters(self._bare)]
-        most = self._spread.training.max_grad_norm
-        after = self._ranks.after_step if self._ranks else None
-        return clip_and_update(weights, self._optimizer, most, learning_rate, self._scale, after)
+        weights = [weight for _, weight in trainable_parameters(self._unwrapped)]
+        return clip_and_update(
+            weights,
+            self._optimizer,
+            self._config.training.max_grad_norm,
+            learning_rate,
+            self._loss_scale,
+            after_update=self._adalora.update_ranks if self._adalora else None,
+        )
 
     @property
-    def skipped(self) -> int:
-        """Steps left out."""
-        return self._scale.skipped if self._scale else 0
+    def skipped_steps(self) -> int:
+        return self._loss_scale.skipped_steps if self._loss_scale else 0
 
-    def full_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Nothing to gather."""
-        for name, weight in trainable_parameters(self._bare):
+    def gather_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """This rank has all weights already."""
+        for name, weight in trainable_parameters(self._unwrapped):
             yield name, weight.detach().float()
 
-    def state(self) -> StateDict:
-        """What the optimizer works on, and its own states."""
-        state = local_state_dict(self._bare, self._optimizer)
-        if self._scale:
-            state["scale"] = Fragment(self._scale.state())
-        if self._ranks:
-            told = self._ranks.state()
-            state |= {f"ranks/{name}": Fragment(each.view(-1)) for name, each in told.items()}
+    def state_dict(self) -> StateDict:
+        """Weights, optimizer states, the loss scale, and AdaLoRA's importances."""
+        state = local_state_dict(self._unwrapped, self._optimizer)
+        if self._loss_scale:
+            state["scale"] = Fragment(self._loss_scale.state_tensor())
+        if self._adalora:
+            for name, tensor in self._adalora.state_dict().items():
+                state[ADALORA_PREFIX + name] = Fragment(tensor.view(-1))
         return state
 
-    def restored(self, state: StateDict) -> None:
-        """Weights and moments are there; numbers follow."""
-        restore_scalars(self._bare, self._optimizer, state)
-        if self._scale:
-            self._scale.restore(state["scale"].values)
-        if self._ranks:
-            told = {name: part.values for name, part in state.items() if name.startswith("ranks/")}
-            self._ranks.restore({name.removeprefix("ranks/"): told[name] for name in told})
+    def finish_restore(self, state: StateDict) -> None:
+        """Weights and moments are restored in place; scalars and AdaLoRA's tensors are copies."""
+        restore_scalars(self._unwrapped, self._optimizer, state)
+        if self._loss_scale:
+            self._loss_scale.load_state_tensor(state["scale"].values)
+        if self._adalora:
+            self._adalora.load_state_dict(
+                {
+                    name.removeprefix(ADALORA_PREFIX): fragment.values
+                    for name, fragment in state.items()
+                    if name.startswith(ADALORA_PREFIX)
+                }
+            )
 
     @property
-    def bare(self) -> Any:
-        """The model itself."""
-        return self._bare
+    def unwrapped_model(self) -> Any:
+        return self._unwrapped
 
     def close(self) -> None:
-        """Nothing outlives the object."""
+        """Nothing to release: no hook outlives this object."""

@@ -1,6 +1,7 @@
-"""DeepSpeed ZeRO: optimizer states (1), gradients (2) and weights (3) sharded.
+"""DeepSpeed ZeRO: optimizer states (stage 1), gradients (2) and weights (3) are sharded.
 
-Source: Rajbhandari et al. 2020 (arXiv 1910.02054).
+Source: Rajbhandari et al. 2020 (arXiv 1910.02054). `deepspeed_state` reads and writes what the
+engine keeps for a checkpoint.
 """
 
 import contextlib
@@ -21,22 +22,22 @@ from finetune_trainer.strategies.optimizers import make_optimizer, set_learning_
 ZERO_STAGES: dict[str, int] = {"ZeRO1": 1, "ZeRO2": 2, "ZeRO3": 3}
 
 
-def deepspeed_config(spread: StrategyConfig) -> dict[str, Any]:
-    """The engine's settings.
+def deepspeed_config(config: StrategyConfig) -> dict[str, Any]:
+    """The configuration of DeepSpeed's engine.
 
-    With bf16 adapters are fp32 and need no mixed precision. With fp16 they become fp16 too and the
-    engine keeps fp32 copies, because its loss scaling comes with these only.
+    In a bf16 run adapters are fp32 and need no mixed precision. In an fp16 run they are fp16 and
+    the engine keeps fp32 copies, because it scales the loss only in its fp16 mode.
     """
-    precision = spread.training.precision
+    precision = config.training.precision
     return {
-        "train_micro_batch_size_per_gpu": spread.micro_batch_size,
+        "train_micro_batch_size_per_gpu": config.micro_batch_size,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": spread.training.max_grad_norm,
-        "zero_optimization": zero_config(spread),
+        "gradient_clipping": config.training.max_grad_norm,
+        "zero_optimization": zero_config(config),
         "zero_allow_untested_optimizer": True,
-        # DeepSpeed's own AdamW for CPUs is compiled on the spot; PyTorch's is as fast.
+        # DeepSpeed would compile its own AdamW for CPUs at first use; PyTorch's is as fast.
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": spread.method.type == "Full" and precision == "bf16"},
+        "bf16": {"enabled": config.method.type == "Full" and precision == "bf16"},
         "fp16": {
             "enabled": precision == "fp16",
             "initial_scale_power": INITIAL_POWER,
@@ -47,16 +48,16 @@ def deepspeed_config(spread: StrategyConfig) -> dict[str, Any]:
     }
 
 
-def zero_config(spread: StrategyConfig) -> dict[str, Any]:
-    """Which stage, and what lives in host memory."""
-    stage = ZERO_STAGES[spread.strategy]
+def zero_config(config: StrategyConfig) -> dict[str, Any]:
+    """The `zero_optimization` section: the stage, and what is offloaded to host memory."""
+    stage = ZERO_STAGES[config.strategy]
     zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True}
     if stage == 3:
-        zero["stage3_param_persistence_threshold"] = spread.kept_whole
-    if spread.device.type == "cuda":
+        zero["stage3_param_persistence_threshold"] = config.persistence_threshold
+    if config.device.type == "cuda":
         zero["overlap_comm"] = True
-    if spread.offload:
-        host = {"device": "cpu", "pin_memory": spread.device.type == "cuda"}
+    if config.offload:
+        host = {"device": "cpu", "pin_memory": config.device.type == "cuda"}
         zero["offload_optimizer"] = host
         if stage == 3:
             zero["offload_param"] = host
@@ -64,42 +65,41 @@ def zero_config(spread: StrategyConfig) -> dict[str, Any]:
 
 
 class DeepSpeedStrategy:
-    """DeepSpeed ZeRO: optimizer (1), gradients (2) and weights (3) sharded."""
+    """The model inside a DeepSpeed engine of ZeRO stage 1, 2 or 3."""
 
-    def __init__(self, model: Any, spread: StrategyConfig) -> None:
+    def __init__(self, model: Any, config: StrategyConfig) -> None:
         import deepspeed
 
-        if spread.strategy == "ZeRO3":
+        if config.strategy == "ZeRO3":
             gather_experts_with_adapters(model)
         else:
-            model = model.to(spread.device)
-        if spread.training.precision == "fp16":
+            model = model.to(config.device)
+        self._is_fp16 = config.training.precision == "fp16"
+        if self._is_fp16:
             cast_trainable_to_fp16(model)
         self.model, *_ = deepspeed.initialize(
             model=model,
-            optimizer=make_optimizer(model, spread),
-            config=deepspeed_config(spread),
+            optimizer=make_optimizer(model, config),
+            config=deepspeed_config(config),
             dist_init_required=False,
         )
-        self._scaled = spread.training.precision == "fp16"
-        if self._scaled:
-            # A run whose every step overflows is ended by the loop, in words.
+        if self._is_fp16:
+            # The loop ends a run whose steps all overflow, with a remedy for the user.
             self.model.optimizer.loss_scaler.raise_error_at_min_scale = False
         self.name = type(self.model).__name__
 
     @contextlib.contextmanager
-    def accumulate(self, last: bool) -> Iterator[None]:
-        """Tell the engine which micro-batch ends the step; the last one of an epoch may have
-        fewer than the others."""
-        self.model.set_gradient_accumulation_boundary(last)
+    def accumulate(self, is_last: bool) -> Iterator[None]:
+        """Mark the boundary of a step explicitly: the last step of an epoch may have fewer
+        micro-batches than the others."""
+        self.model.set_gradient_accumulation_boundary(is_last)
         yield
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add gradients."""
         self.model.backward(loss)
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update, clear: the engine does all three."""
+        """The engine clips, updates and zeroes."""
         set_learning_rate(self.model.optimizer, learning_rate)
         before = self.model.skipped_steps
         self.model.step()
@@ -108,28 +108,28 @@ class DeepSpeedStrategy:
         return float(self.model.get_global_grad_norm())
 
     @property
-    def skipped(self) -> int:
-        """Steps left out; the engine leaves them out in every format, but only fp16 recovers."""
-        return int(self.model.skipped_steps) if self._scaled else 0
+    def skipped_steps(self) -> int:
+        """The engine skips an overflowed step in every precision, but only an fp16 run recovers
+        from it."""
+        return int(self.model.skipped_steps) if self._is_fp16 else 0
 
-    def full_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Gather the optimizer's fp32 copy of one weight at a time."""
+    def gather_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Gather the optimizer's fp32 copy of one parameter at a time."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         for name, weight in trainable_parameters(self.model.module):
             yield name, safe_get_full_fp32_param(weight).detach()
 
-    def state(self) -> StateDict:
-        """The fp32 partitions of this rank."""
+    def state_dict(self) -> StateDict:
+        """This rank's fp32 partitions."""
         return zero_state_dict(self.model)
 
-    def restored(self, state: StateDict) -> None:
-        """Copy the partitions to what the forward pass uses."""
+    def finish_restore(self, state: StateDict) -> None:
+        """Copy the partitions to the weights that the forward pass uses."""
         refresh_engine(self.model, state)
 
     @property
-    def bare(self) -> Any:
-        """The model inside the engine."""
+    def unwrapped_model(self) -> Any:
         return self.model.module
 
     def close(self) -> None:
@@ -138,10 +138,10 @@ class DeepSpeedStrategy:
 
 
 def gather_experts_with_adapters(model: Any) -> None:
-    """Gather the experts of a layer together with the adapters that change them.
+    """Let ZeRO-3 gather the experts of a layer together with the adapters that change them.
 
-    DeepSpeed notices by itself when a part of an adapter reads the weight of a layer, but not when
-    PEFT puts another weight in its place.
+    DeepSpeed gathers a weight when a submodule of an adapter reads it, but not when PEFT's
+    ParamWrapper replaces it by another tensor.
     """
     from deepspeed.utils import set_z3_leaf_module
 
@@ -151,31 +151,31 @@ def gather_experts_with_adapters(model: Any) -> None:
 
 
 def cast_trainable_to_fp16(model: Any) -> None:
-    """Adapters in fp16, which under ZeRO-3 are no shards yet."""
+    """Cast adapters to fp16; ZeRO-3 shards them later, so they are full tensors here."""
     for _, weight in trainable_parameters(model):
         if not hasattr(weight, "ds_id"):
             weight.data = weight.data.half()
 
 
-def require_precision(spread: StrategyConfig) -> None:
-    """Raise UserError PrecisionUnsupported where DeepSpeed does not know the number format."""
-    if spread.strategy in ZERO_STAGES and spread.training.precision == "fp16":
+def require_precision(config: StrategyConfig) -> None:
+    """Raise UserError PrecisionUnsupported where DeepSpeed lacks the precision on this device."""
+    if config.strategy in ZERO_STAGES and config.training.precision == "fp16":
         from deepspeed.accelerator import get_accelerator
 
         if not get_accelerator().is_fp16_supported():
             raise UserError(
                 "PrecisionUnsupported",
-                f"DeepSpeed has no fp16 on this device, so strategy {spread.strategy} cannot run.",
+                f"DeepSpeed has no fp16 on this device, so strategy {config.strategy} cannot run.",
                 "Set training.precision to bf16 or fp32, or compute.strategy to DDP or FSDP.",
             )
 
 
-def prepare_communication(spread_strategy: Strategy, device: str) -> None:
-    """What must be said before a process group exists."""
-    if spread_strategy in ZERO_STAGES:
+def prepare_communication(strategy: Strategy, device: str) -> None:
+    """Configure DeepSpeed; call it before the process group is initialised."""
+    if strategy in ZERO_STAGES:
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         if device == "cpu":
-            # Its only operation on CPUs would be compiled on first use; gloo does the same.
+            # DeepSpeed would compile its only CPU operation at first use; gloo does the same.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -1,4 +1,7 @@
-"""The base model as its strategy wants it; no host ever holds it once for every rank."""
+"""Loads the base model in the form that the strategy needs.
+
+With a sharding strategy no host ever holds a full copy of the weights per rank.
+"""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -15,52 +18,53 @@ from finetune_trainer.strategies.deepspeed import deepspeed_config
 
 
 def load_model(
-    spread: StrategyConfig,
+    config: StrategyConfig,
     folder: Path,
     dtype: torch.dtype,
     attention: str,
     rope: RopeScaling | None = None,
     new_tokens: Sequence[int] = (),
 ) -> Any:
-    """The base model as its strategy wants it; no host ever holds it once for every rank.
+    """The base model, with embedding rows for `new_tokens`, ready for the method's adapters.
 
-    ZeRO-3 loads straight into its shards, but for a base in four bits, which every rank loads and
-    then shards: bits cannot be made of shards. For FSDP rank 0 alone loads it, and hands it out
-    when it is wrapped. Else every rank loads it straight to its device.
+    - ZeRO-3 loads each weight straight into its shards. A four-bit base is the exception: every
+      rank loads it and DeepSpeed shards it later, because shards cannot be quantised.
+    - FSDP loads on rank 0 only; FSDPStrategy broadcasts the weights when it wraps the model.
+    - Under every other strategy each rank loads straight to its device.
     """
-    seed = spread.training.seed if spread.scores else None
-    bits = methods.quantization_config(spread.method, dtype, spread.strategy)
-    changes: dict[str, Any] = {"rope": rope, "quantization": bits}
-    if spread.strategy == "FSDP" and dist.get_rank() > 0:
-        model = methods.empty_model(folder, dtype, attention, spread.scores, **changes)
-    elif spread.strategy == "FSDP":
-        model = methods.load_model(folder, dtype, attention, score_seed=seed, **changes)
-    elif spread.strategy == "ZeRO3" and not bits:
-        with zero3_loading(spread):
+    seed = config.training.seed if config.is_reward_model else None
+    quantization = methods.quantization_config(config.method, dtype, config.strategy)
+    changes: dict[str, Any] = {"rope": rope, "quantization": quantization}
+    if config.strategy == "FSDP" and dist.get_rank() > 0:
+        model = methods.empty_model(folder, dtype, attention, config.is_reward_model, **changes)
+    elif config.strategy == "FSDP":
+        model = methods.load_model(folder, dtype, attention, reward_head_seed=seed, **changes)
+    elif config.strategy == "ZeRO3" and not quantization:
+        with zero3_loading(config):
             model = methods.load_model(folder, dtype, attention, None, seed, **changes)
             methods.add_token_rows(model, new_tokens)
         return model
     else:
-        model = methods.load_model(folder, dtype, attention, spread.device, seed, **changes)
+        model = methods.load_model(folder, dtype, attention, config.device, seed, **changes)
     methods.add_token_rows(model, new_tokens)
     return model
 
 
 @contextlib.contextmanager
-def zero3_loading(spread: StrategyConfig) -> Iterator[None]:
-    """Let transformers and PEFT know that DeepSpeed shards weights as soon as they are loaded."""
+def zero3_loading(config: StrategyConfig) -> Iterator[None]:
+    """Make transformers and PEFT shard every weight, by DeepSpeed, as soon as it is loaded."""
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
     # The frozen base keeps the run's precision even where the engine itself runs in fp32.
-    config = {
-        **deepspeed_config(spread),
-        "bf16": {"enabled": spread.training.precision == "bf16"},
-        "fp16": {"enabled": spread.training.precision == "fp16"},
+    settings = {
+        **deepspeed_config(config),
+        "bf16": {"enabled": config.training.precision == "bf16"},
+        "fp16": {"enabled": config.training.precision == "fp16"},
     }
-    # The libraries look at this object, by a weak reference.
-    keep = HfDeepSpeedConfig(config)
+    # The libraries hold a weak reference to this object.
+    hf_config = HfDeepSpeedConfig(settings)
     try:
         yield
     finally:
-        del keep
+        del hf_config
         unset_hf_deepspeed_config()

@@ -1,10 +1,11 @@
-"""Dynamic loss scaling: fp16 gradients would vanish below 6e-8 and overflow above 65504.
+"""Dynamic loss scaling: fp16 gradients underflow below 6e-8 and overflow above 65504.
 
-The loss is multiplied by a scale and the gradients are divided by it. A step whose gradients
-overflowed is left out, and the scale halved; after many good steps it is doubled. Source:
-Micikevicius et al. 2018 (arXiv 1710.03740), section 3.2. PyTorch's GradScaler looks at the
-gradients of its own rank; here the global norm tells, which is the same number on every rank
-whatever is sharded. DeepSpeed has its own scaler with the same numbers.
+The loss is multiplied by a scale, and gradients are divided by it before the update. A step whose
+gradients overflowed is skipped and the scale is halved; after GROWTH_INTERVAL steps without an
+overflow it is doubled. Source: Micikevicius et al. 2018 (arXiv 1710.03740), section 3.2. PyTorch's
+GradScaler checks the gradients of its own rank; this one checks the global norm, which is the same
+number on every rank however gradients are sharded. DeepSpeed has its own scaler with the same
+constants.
 """
 
 from collections.abc import Iterable
@@ -22,8 +23,8 @@ class LossScale:
 
     def __init__(self) -> None:
         self.value = 2.0**INITIAL_POWER
-        self.skipped = 0
-        """Steps left out by this attempt."""
+        self.skipped_steps = 0
+        """Steps that this attempt skipped."""
         self._good_steps = 0
 
     def unscale(self, weights: Iterable[torch.Tensor]) -> None:
@@ -33,19 +34,19 @@ class LossScale:
                 weight.grad.div_(self.value)
 
     def update(self, finite: bool) -> None:
-        """Count one step; `finite` tells whether its gradients were."""
+        """Adjust the scale after a step; `finite`: whether its gradient norm was finite."""
         if not finite:
-            self.skipped += 1
+            self.skipped_steps += 1
             self.value, self._good_steps = self.value / 2, 0
             return
         self._good_steps += 1
         if self._good_steps == GROWTH_INTERVAL:
             self.value, self._good_steps = self.value * 2, 0
 
-    def state(self) -> torch.Tensor:
-        """What a checkpoint must keep: float64 [2]."""
+    def state_tensor(self) -> torch.Tensor:
+        """What a checkpoint saves: float64 [2]."""
         return torch.tensor([self.value, self._good_steps], dtype=torch.float64)
 
-    def restore(self, state: torch.Tensor) -> None:
-        """Go on from what `state` gave."""
+    def load_state_tensor(self, state: torch.Tensor) -> None:
+        """Continue from what `state_tensor` returned."""
         self.value, self._good_steps = float(state[0]), int(state[1])

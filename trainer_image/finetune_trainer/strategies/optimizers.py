@@ -1,6 +1,6 @@
-"""Which optimizer changes the weights.
+"""The job's optimizer, gradient clipping and the update of a step.
 
-Only AdamW keeps states that ZeRO and FSDP can shard and hand to another number of ranks; see the
+Only AdamW keeps states that ZeRO and FSDP can shard and redistribute to another world size; see the
 table of combinations.
 """
 
@@ -18,59 +18,61 @@ from finetune_trainer.strategies.loss_scale import LossScale
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 IA3_VECTORS = "ia3_l"
-"""IA3's vectors, stored as matrices of one row or column. They begin at one, and decay would take
-them to zero, where a layer gives nothing."""
+"""Part of the names of IA3's vectors, which are stored as matrices of one row or column. They start
+at one, and weight decay would pull them to zero, where the layer's output vanishes."""
 
 
 def parameter_groups(model: Any, training: Training) -> list[dict[str, Any]]:
-    """Trained weights in two groups: matrices decay, vectors (norms, biases) do not."""
+    """Trainable parameters in two groups: matrices with weight decay, vectors (norms, biases)
+    without."""
     groups: dict[bool, list[Any]] = {True: [], False: []}
     for name, weight in trainable_parameters(model):
-        # Under ZeRO-3 a weight is empty until it is gathered; ds_shape is its real shape.
-        matrix = len(getattr(weight, "ds_shape", weight.shape)) > 1 and IA3_VECTORS not in name
-        groups[matrix].append(weight)
+        # Under ZeRO-3 a weight is empty until it is gathered; ds_shape is its full shape.
+        shape = getattr(weight, "ds_shape", weight.shape)
+        groups[len(shape) > 1 and IA3_VECTORS not in name].append(weight)
     return [
-        {"params": weights, "weight_decay": training.weight_decay if matrices else 0.0}
-        for matrices, weights in groups.items()
+        {"params": weights, "weight_decay": training.weight_decay if has_decay else 0.0}
+        for has_decay, weights in groups.items()
         if weights
     ]
 
 
-def make_optimizer(model: Any, spread: StrategyConfig) -> torch.optim.Optimizer:
-    """The job's optimizer over the trained weights.
+def make_optimizer(model: Any, config: StrategyConfig) -> torch.optim.Optimizer:
+    """The job's optimizer over the trainable parameters.
 
-    AdamW has betas 0.9 and 0.999 (Loshchilov and Hutter 2019, arXiv 1711.05101) in every form.
+    All variants of AdamW use betas 0.9 and 0.999 (Loshchilov and Hutter 2019, arXiv 1711.05101).
     """
-    groups = parameter_groups(model, spread.training)
-    name = spread.training.optimizer
+    groups = parameter_groups(model, config.training)
+    name = config.training.optimizer
     if name == "AdamW":
         return torch.optim.AdamW(
-            groups, lr=spread.learning_rate, betas=BETAS, eps=EPSILON, fused=True
+            groups, lr=config.learning_rate, betas=BETAS, eps=EPSILON, fused=True
         )
     if name == "Adafactor":
-        return _adafactor(groups, spread.learning_rate)
+        return _make_adafactor(groups, config.learning_rate)
     import bitsandbytes
 
-    # On a CPU all memory is the host's, so there is nothing to page.
+    # On a CPU all memory is host memory, so there is nothing to page.
     warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
-    kind = getattr(bitsandbytes.optim, name)
-    made: torch.optim.Optimizer = kind(groups, lr=spread.learning_rate, betas=BETAS, eps=EPSILON)
-    return made
+    optimizer_class = getattr(bitsandbytes.optim, name)
+    optimizer: torch.optim.Optimizer = optimizer_class(
+        groups, lr=config.learning_rate, betas=BETAS, eps=EPSILON
+    )
+    return optimizer
 
 
-def _adafactor(groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Optimizer:
-    # PyTorch's own multiplies the rate by the size of the weights, and the second matrix of an
-    # adapter starts at zero: it would hardly move. This one takes the rate as it is.
+def _make_adafactor(groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Optimizer:
+    # PyTorch's Adafactor multiplies the learning rate by the RMS of the weight. The B matrix of an
+    # adapter starts at zero, so it would hardly move. This one applies the learning rate as it is.
     from transformers.optimization import Adafactor
 
-    made: torch.optim.Optimizer = Adafactor(
+    optimizer: torch.optim.Optimizer = Adafactor(
         groups, lr=learning_rate, scale_parameter=False, relative_step=False, warmup_init=False
     )
-    return made
+    return optimizer
 
 
 def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
-    """The same rate for every group."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
 
@@ -80,25 +82,25 @@ def clip_and_update(
     optimizer: torch.optim.Optimizer,
     max_norm: float,
     learning_rate: float,
-    scale: LossScale | None,
-    after: Callable[[bool], None] | None = None,
+    loss_scale: LossScale | None,
+    after_update: Callable[[bool], None] | None = None,
 ) -> float:
-    """Clip, update and clear; returns the gradients' global L2 norm before clipping.
+    """Clip gradients, update weights and zero gradients; returns the global L2 norm before
+    clipping.
 
-    `after` is called while the gradients are still there, with whether there was an update.
-
-    Where it is not finite nothing is updated: with fp16 that step is left out, else the run ends.
+    Where the norm is not finite no weight changes: an fp16 run skips the step, every other run
+    ends. `after_update` is called before gradients are zeroed, with whether weights were updated.
     """
-    if scale:
-        scale.unscale(weights)
+    if loss_scale:
+        loss_scale.unscale(weights)
     total: Any = torch.nn.utils.clip_grad_norm_(weights, max_norm)
     norm = float(total.full_tensor() if hasattr(total, "full_tensor") else total)
-    if scale:
-        scale.update(math.isfinite(norm))
+    if loss_scale:
+        loss_scale.update(math.isfinite(norm))
     if math.isfinite(norm):
         set_learning_rate(optimizer, learning_rate)
         optimizer.step()
-    if after:
-        after(math.isfinite(norm))
+    if after_update:
+        after_update(math.isfinite(norm))
     optimizer.zero_grad(set_to_none=True)
     return norm

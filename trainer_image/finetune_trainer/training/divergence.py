@@ -1,7 +1,7 @@
-"""Whether a run is still worth its devices: numbers that are none, and losses that run away.
+"""Ends a run that cannot succeed: values that are not finite, and losses that diverge.
 
-Every rank judges the same numbers, the loss summed over all ranks and the global gradient norm, so
-all of them raise the same error at the same step.
+Every rank checks the same numbers, the loss summed over all ranks and the global gradient norm, so
+all ranks raise the same error at the same step.
 """
 
 import logging
@@ -12,94 +12,95 @@ from finetune_trainer.runtime.errors import UserError
 log = logging.getLogger("finetune")
 
 MAX_OVERFLOWS = 16
-"""Steps in a row that fp16 may leave out: as many halvings bring the scale from 65536 to 1."""
+"""Consecutive steps that fp16 may skip; so many halvings bring the scale from 65536 to 1."""
 SMOOTHING = 0.9
-"""Weight of the past in smoothed losses and their spread."""
+"""Weight of the past in the smoothed loss and in its smoothed deviation."""
 MIN_RISE = 1.0
-"""Nats that the smoothed loss must stand above its best; exp(1) times the perplexity."""
+"""Nats by which the smoothed loss must exceed its best; e times the perplexity."""
 MIN_DEVIATIONS = 4.0
-"""Mean absolute deviations of single steps that it must stand above its best, where that is
-more: small batches and hard objectives are noisy."""
+"""Mean absolute deviations of single steps by which it must exceed its best, where that is more:
+small batches and hard objectives are noisy."""
 PATIENCE = 20
-"""Steps in a row for which it must."""
+"""Consecutive steps for which it must."""
 
 
 class DivergenceDetector:
-    """Tells a run that diverges from one that is noisy.
+    """Distinguishes a run that diverges from one that is noisy.
 
-    The losses of steps are smoothed exponentially, and so is their distance from the smoothed
-    loss, which measures noise. A run has diverged when the smoothed loss has stood above its best
-    by LEAST_RISE and by SPREADS times the noise for PATIENCE steps in a row. The noise is taken
-    before the rise: while the loss stands high it does not learn from it.
+    The losses of steps are smoothed exponentially, and so is their distance from the smoothed loss,
+    which measures noise. A run has diverged when the smoothed loss has exceeded its best by
+    MIN_RISE and by MIN_DEVIATIONS times the noise for PATIENCE consecutive steps. Only steps below
+    that threshold contribute to the noise, so that the rise itself does not count as noise.
     """
 
     def __init__(self) -> None:
         self._steps = 0
-        self._sum = 0.0
-        self._spread_sum = 0.0
+        self._loss_sum = 0.0
+        self._deviation_sum = 0.0
         self.best = math.inf
-        self._above = 0
+        self._steps_above = 0
 
-    def add(self, loss: float) -> bool:
+    def add_loss(self, loss: float) -> bool:
         """Count the loss of a step; returns whether the run has diverged."""
         self._steps += 1
-        # A sum of weighted losses over the sum of their weights has no bias towards zero.
-        total = 1 - SMOOTHING**self._steps
-        before = self._sum / (1 - SMOOTHING ** (self._steps - 1)) if self._steps > 1 else loss
-        self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * loss
-        smoothed = self._sum / total
-        if smoothed > self.best + self._margin(total):
-            self._above += 1
+        # Dividing the weighted sum by the sum of the weights removes the bias towards zero.
+        weight = 1 - SMOOTHING**self._steps
+        previous = (
+            self._loss_sum / (1 - SMOOTHING ** (self._steps - 1)) if self._steps > 1 else loss
+        )
+        self._loss_sum = SMOOTHING * self._loss_sum + (1 - SMOOTHING) * loss
+        smoothed = self._loss_sum / weight
+        margin = max(MIN_RISE, MIN_DEVIATIONS * self._deviation_sum / weight)
+        if smoothed > self.best + margin:
+            self._steps_above += 1
         else:
-            self._above = 0
-            self._spread_sum += (1 - SMOOTHING) * (abs(loss - before) - self._spread_sum)
+            self._steps_above = 0
+            deviation = abs(loss - previous)
+            self._deviation_sum += (1 - SMOOTHING) * (deviation - self._deviation_sum)
             self.best = min(self.best, smoothed)
-        return self._above >= PATIENCE
-
-    def _margin(self, total: float) -> float:
-        return max(MIN_RISE, MIN_DEVIATIONS * self._spread_sum / total)
+        return self._steps_above >= PATIENCE
 
 
 class LossMonitor:
-    """Judges every step of an attempt."""
+    """Checks the loss and the gradient norm of every step of an attempt."""
 
-    def __init__(self, loss_must_fall: bool) -> None:
-        """`loss_must_fall`: not so with GRPO, whose loss says nothing about progress."""
-        self._divergence = DivergenceDetector() if loss_must_fall else None
+    def __init__(self, detect_divergence: bool) -> None:
+        """`detect_divergence`: False for GRPO, whose loss does not measure progress."""
+        self._detector = DivergenceDetector() if detect_divergence else None
         self._overflows = 0
 
-    def check(self, step: int, loss: float, norm: float, rate: float, skipped: bool) -> None:
-        """Raise UserError LossNotFinite or LossDiverged when it is time to stop.
+    def check_step(
+        self, step: int, loss: float, grad_norm: float, learning_rate: float, is_skipped: bool
+    ) -> None:
+        """Raise UserError LossNotFinite or LossDiverged if the run must end.
 
-        `norm` is the gradients' before clipping; `skipped` tells that fp16 left the step out.
+        `grad_norm`: before clipping; `is_skipped`: whether fp16 skipped the update of this step.
         """
         if not math.isfinite(loss):
-            raise not_finite_error("loss", loss, step, rate)
-        if skipped:
+            raise not_finite_error("loss", loss, step, learning_rate)
+        if is_skipped:
             self._overflows += 1
-            log.warning("step %d was left out: its gradients overflowed in fp16", step)
+            log.warning("Step skipped, its gradients overflowed in fp16", extra={"step": step})
             if self._overflows >= MAX_OVERFLOWS:
                 raise overflow_error(step)
             return
         self._overflows = 0
-        if not math.isfinite(norm):
-            raise not_finite_error("gradient norm", norm, step, rate)
-        if self._divergence and self._divergence.add(loss):
-            raise divergence_error(step, loss, self._divergence.best, rate)
+        if not math.isfinite(grad_norm):
+            raise not_finite_error("gradient norm", grad_norm, step, learning_rate)
+        if self._detector and self._detector.add_loss(loss):
+            raise divergence_error(step, loss, self._detector.best, learning_rate)
 
 
-def not_finite_error(what: str, value: float, step: int, rate: float) -> UserError:
-    """The error for a number that is none."""
+def not_finite_error(name: str, value: float, step: int, learning_rate: float) -> UserError:
     return UserError(
         "LossNotFinite",
-        f"The {what} became {value} at step {step} with learning rate {rate:.3g}.",
+        f"The {name} became {value} at step {step} with learning rate {learning_rate:.3g}.",
         "Lower training.learningRate or raise training.warmupRatio; with precision bf16, "
         "check that the base model was not made for fp16; with fp16, use bf16 or fp32.",
     )
 
 
 def overflow_error(step: int) -> UserError:
-    """The error for a run whose every step overflows."""
     return UserError(
         "LossNotFinite",
         f"The gradients overflowed in fp16 for {MAX_OVERFLOWS} steps in a row, up to step {step}.",
@@ -107,13 +108,12 @@ def overflow_error(step: int) -> UserError:
     )
 
 
-def divergence_error(step: int, loss: float, best: float, rate: float) -> UserError:
-    """The error for a loss that has run away."""
+def divergence_error(step: int, loss: float, best: float, learning_rate: float) -> UserError:
     return UserError(
         "LossDiverged",
-        f"The loss is {loss:.4g} at step {step} and has stood far above its best, {best:.4g} "
+        f"The loss is {loss:.4g} at step {step} and has been far above its best, {best:.4g} "
         f"(both smoothed over about ten steps), for {PATIENCE} steps; the learning rate is "
-        f"{rate:.3g}.",
+        f"{learning_rate:.3g}.",
         "Lower training.learningRate, raise training.warmupRatio, or lower "
-        "training.maxGradNorm; look for broken rows in the data.",
+        "training.maxGradNorm; check the data for broken rows.",
     )

@@ -1,13 +1,15 @@
-"""Floating-point operations that a step of a transformer needs, for model FLOP/s utilisation.
+"""Floating-point operations that a training step needs, for model FLOP/s utilisation (MFU).
 
-After Chowdhery et al. 2022 (PaLM, arXiv 2204.02311), appendix B: a weight costs a multiplication
-and an addition for a token in the forward pass, and twice that in the backward pass, 6 in all; and
-attention costs 12 L H Q T for a token, with L layers, H heads of width Q, and T tokens to look at.
-Three things are counted as they are and not as if everything was trained on everything:
-- a frozen weight needs no gradient of its own, so it costs 4 (LoRA trains about 4 N for a token);
-- the output layer is computed for trained positions only;
-- T is the length of the example itself: packed examples do not see each other.
-What is computed again to save memory does not count. Of a layer of experts the chosen share does.
+After Chowdhery et al. 2022 (PaLM, arXiv 2204.02311), appendix B: a weight costs one multiplication
+and one addition per token in the forward pass and twice that in the backward pass, 6 in all.
+Attention costs 12 L H Q T per token, with L layers, H heads of width Q, and T tokens to attend to.
+Three terms are counted as this run computes them, not as if all weights were trained on all tokens:
+
+- A frozen weight needs no gradient of its own, so it costs 4 (LoRA trains about 4 N per token).
+- The output layer is computed for trained positions only.
+- T is the length of the sample itself, because packed samples do not attend to each other.
+
+Recomputed activations do not count. Of the experts of a layer only the chosen fraction counts.
 """
 
 from dataclasses import dataclass
@@ -21,25 +23,29 @@ from finetune_trainer.methods.moe import expert_count, experts_per_token
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """What a model costs."""
+    """What a model costs, forward and backward."""
 
-    token: float
-    """FLOPs for a token in all layers, attention's own left out."""
-    head: float
-    """FLOPs for a position at the output layer."""
-    attended: float
-    """FLOPs for a pair of a token and one that it may look at, over all layers."""
+    per_token: float
+    """FLOPs of a token in all layers, without attention scores."""
+    per_head_position: float
+    """FLOPs of a position in the output layer."""
+    per_attended_pair: float
+    """FLOPs of a token and another one that it may attend to, over all layers."""
 
-    def of(self, tokens: float, heads: float, attended: float) -> float:
-        """FLOPs of a step, forward and backward.
+    def count_step(self, tokens: float, head_positions: float, attended_pairs: float) -> float:
+        """FLOPs of a step.
 
-        `attended`: sum over the tokens of the length of their example.
+        `attended_pairs`: sum over all tokens of the length of their sample.
         """
-        return self.token * tokens + self.head * heads + self.attended * attended
+        return (
+            self.per_token * tokens
+            + self.per_head_position * head_positions
+            + self.per_attended_pair * attended_pairs
+        )
 
 
 def count_model_flops(model: Any) -> ModelFlops:
-    """Count a model of transformers, with its adapters; sharded ones too."""
+    """The costs of a model of transformers with its adapters; its weights may be shards."""
     text = model.config.get_text_config()
     head = model.get_output_embeddings()
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -47,38 +53,39 @@ def count_model_flops(model: Any) -> ModelFlops:
         cost
         for module in model.modules()
         if module is not head and not isinstance(module, torch.nn.Embedding)
-        for cost in _costs(module, text)
+        for cost in _matrix_costs(module, text)
     ]
     return ModelFlops(
-        token=sum(inner),
-        head=sum(_costs(head, text)) if head is not None else 0.0,
-        attended=12.0 * text.num_hidden_layers * text.num_attention_heads * width,
+        per_token=sum(inner),
+        per_head_position=sum(_matrix_costs(head, text)) if head is not None else 0.0,
+        per_attended_pair=12.0 * text.num_hidden_layers * text.num_attention_heads * width,
     )
 
 
 def count_positions(batch: Any) -> tuple[int, int]:
-    """Trained positions of a batch, and the sum over its tokens of their examples' lengths."""
-    rows = batch.rows if hasattr(getattr(batch, "rows", None), "selected") else batch
-    return len(getattr(rows, "selected", ())), int(batch.lengths.sum())
+    """Trained positions of a micro-batch, and the sum over its tokens of their sample's length."""
+    micro_batch = getattr(batch, "micro_batch", batch)
+    label_positions = getattr(micro_batch, "label_positions", ())
+    return len(label_positions), int(batch.sample_lengths.sum())
 
 
-def _costs(module: Any, text: Any) -> list[float]:
-    """FLOPs for a token of each matrix that a module itself holds."""
-    found = []
+def _matrix_costs(module: Any, text: Any) -> list[float]:
+    """FLOPs per token of each matrix that the module itself holds."""
+    costs = []
     for weight in module.parameters(recurse=False):
-        # Under ZeRO-3 a weight is empty until it is gathered; four-bit ones are packed.
+        # Under ZeRO-3 a weight is empty until it is gathered; ds_shape is its full shape.
         shape = tuple(getattr(weight, "ds_shape", weight.shape))
-        packed = getattr(module, "quant_state", None) is not None
-        if packed and weight is module.weight:
-            # Under FSDP the layer alone knows that they are.
+        is_packed = getattr(module, "quant_state", None) is not None
+        if is_packed and weight is module.weight:
+            # A tensor of packed four-bit weights; under FSDP only the layer knows their shape.
             shape = (module.out_features, module.in_features)
         if len(shape) > 1:
             per_weight = 6.0 if weight.requires_grad else 4.0
-            found.append(per_weight * prod(shape) * _share(shape, text))
-    return found
+            costs.append(per_weight * prod(shape) * _used_fraction(shape, text))
+    return costs
 
 
-def _share(shape: tuple[int, ...], text: Any) -> float:
-    """Share of a weight that a token meets: of stacked experts only the chosen ones."""
-    stacked = len(shape) == 3 and shape[0] == expert_count(text)
-    return experts_per_token(text) / shape[0] if stacked else 1.0
+def _used_fraction(shape: tuple[int, ...], text: Any) -> float:
+    """Fraction of a weight that computes a token: of stacked experts only the chosen ones."""
+    is_stacked = len(shape) == 3 and shape[0] == expert_count(text)
+    return experts_per_token(text) / shape[0] if is_stacked else 1.0

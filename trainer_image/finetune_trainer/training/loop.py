@@ -85,9 +85,7 @@ class Loop:
         reporter, saver = self._reporter, self._saver
         reporter.startup.mark("checkpoint")
         reporter.report(last_checkpoint_step=self._resumed_from)
-        reporter.report(
-            "training", step=self._resumed_from, resumed_from_step=self._resumed_from
-        )
+        reporter.report("training", step=self._resumed_from, resumed_from_step=self._resumed_from)
         should_stop = False
         while not self.is_finished and not should_stop:
             step = self._state.step + 1
@@ -124,21 +122,22 @@ class Loop:
         sums[SAVE_DUE] = float(self._rank == 0 and self._saver.is_due())
         dist.all_reduce(sums)
 
-        loss = float(sums[LOSS]) / rank_batch.weight
+        totals = sums.tolist()
+        loss = totals[LOSS] / rank_batch.weight
         is_skipped = strategy.skipped_steps > skipped_before
         self._loss_monitor.check_step(step, loss, grad_norm, learning_rate, is_skipped)
         flops = self._model_flops.count_step(
-            rank_batch.tokens, float(sums[HEAD_POSITIONS]), float(sums[ATTENDED_PAIRS])
+            rank_batch.tokens, totals[HEAD_POSITIONS], totals[ATTENDED_PAIRS]
         )
         seconds = time.monotonic() - started_at
         self._throughput.add_step(step, rank_batch.tokens, seconds, data_wait_seconds, flops)
-        means = (sums[METRICS:] / rank_batch.weight).tolist()
+        means = [total / rank_batch.weight for total in totals[METRICS:]]
         metrics = dict(zip(objective.METRICS, means, strict=True))
         if settings.precision == "fp16":
             metrics["skipped_steps"] = float(strategy.skipped_steps)
         self._maybe_evaluate(step, loss)
         self._report_step(rank_batch.tokens, grad_norm, learning_rate, metrics)
-        return bool(sums[STOP] > 0), bool(sums[SAVE_DUE] > 0)
+        return totals[STOP] > 0, totals[SAVE_DUE] > 0
 
     def _maybe_evaluate(self, step: int, loss: float) -> None:
         """Evaluate the held-out loss if early stopping needs it, and update the trainer state."""
@@ -227,9 +226,9 @@ def accumulate_gradients(
             # Without auxiliary losses, so that it is comparable to the held-out loss.
             sums[LOSS] += loss.detach()
             if losses.auxiliary is not None:
-                # A mean over the tokens of this micro-batch: weighted by its part of all tokens.
-                part = micro_batch.tokens / rank_batch.tokens
-                loss = loss + losses.auxiliary * (part * rank_batch.weight)
+                # A mean over the tokens of this micro-batch: its weight is that part of all tokens.
+                weight = micro_batch.tokens * rank_batch.weight / rank_batch.tokens
+                loss = loss + losses.auxiliary * weight
             strategy.backward(loss * scale)
         positions += torch.tensor(count_positions(micro_batch), dtype=torch.float64)
     sums[HEAD_POSITIONS:METRICS] = positions.to(device)

@@ -1,7 +1,6 @@
-"""Which rows and which learning rate a step has.
+"""The learning rate of a step.
 
-Both follow from the plan, the seed and the step's number alone. So the same global batches
-arise at any world size, and a resumed run needs to know nothing but its step.
+It follows from the plan and the step's number alone, so a resumed run restores nothing for it.
 """
 
 import math
@@ -11,23 +10,25 @@ from finetune_api.run import TrainPlan
 
 
 def learning_rate(step: int, plan: TrainPlan, settings: Training) -> float:
-    """The rate of a step, counted from 1: linear warm-up, then the schedule's course.
+    """The learning rate of a step, counted from 1: linear warm-up, then the schedule.
 
-    All but `constant` reach zero one step after the last. `wsd` stays at its peak and falls
-    linearly over the last `decay_ratio` of all steps, or over what the warm-up leaves of them.
+    All schedules except for `constant` reach zero one step after the last. `wsd` (warm-up, stable,
+    decay) stays at its peak and falls linearly over the last `decay_ratio` of all steps, or over
+    the steps after the warm-up if these are fewer.
     """
     total, peak = plan.total_steps, plan.learning_rate
     warmup = math.ceil(settings.warmup_ratio * total)
     if step <= warmup:
         return float(peak * step / warmup)
-    left = total - step + 1
-    after = max(1, total - warmup)
+    remaining = total - step + 1
+    after_warmup = max(1, total - warmup)
     if settings.schedule == "constant":
-        course = 1.0
+        factor = 1.0
     elif settings.schedule == "linear":
-        course = left / after
+        factor = remaining / after_warmup
     elif settings.schedule == "wsd":
-        course = min(1.0, left / min(after, math.ceil(settings.decay_ratio * total)))
+        decay = min(after_warmup, math.ceil(settings.decay_ratio * total))
+        factor = min(1.0, remaining / decay)
     else:
-        course = 0.5 * (1.0 + math.cos(math.pi * (1.0 - left / after)))
-    return float(peak * course)
+        factor = 0.5 * (1.0 + math.cos(math.pi * (1.0 - remaining / after_warmup)))
+    return float(peak * factor)

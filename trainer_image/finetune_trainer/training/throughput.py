@@ -1,4 +1,4 @@
-"""How fast a run goes, what it waits for, and what each of its steps was like."""
+"""The speed of a run, and the history of its steps."""
 
 import json
 import resource
@@ -7,68 +7,74 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.runtime.errors import is_full
+from finetune_trainer.runtime.errors import is_disk_full
 
 SMOOTHING = 0.9
-"""Weight of the past in the smoothed speed."""
+"""Weight of the past in smoothed figures."""
 
 
 @dataclass
 class StepTotals:
-    """Of some steps, or of about the last ten."""
+    """Sums over steps; with `decay` an exponential sum, over about the last ten."""
 
     steps: float = 0.0
     seconds: float = 0.0
     tokens: float = 0.0
-    waited: float = 0.0
+    data_wait_seconds: float = 0.0
     flops: float = 0.0
 
-    def add(self, other: "Sums", keep: float = 1.0) -> None:
-        """Add a step, after forgetting all but a share of the past."""
+    def add(self, other: "StepTotals", decay: float = 1.0) -> None:
+        """Multiply the sums by `decay`, then add those of `other`."""
         for name, value in vars(other).items():
-            setattr(self, name, keep * getattr(self, name) + value)
+            setattr(self, name, decay * getattr(self, name) + value)
 
 
 class Throughput:
-    """How fast it goes, over all ranks."""
+    """Tokens per second, data wait and MFU over all ranks."""
 
     def __init__(self, total_steps: int, first_step: int, peak_flops: float | None = None) -> None:
-        """`peak_flops`: FLOP/s of all devices together; None where nobody has told."""
+        """`first_step`: the step from which this attempt starts; `peak_flops`: FLOP/s of all
+        devices together, None where the profile does not give it."""
         self._total_steps = total_steps
         self._step = first_step
-        self._peak = peak_flops
+        self._peak_flops = peak_flops
         self._all = StepTotals()
         self._recent = StepTotals()
 
-    def add(
-        self, step: int, tokens: int, seconds: float, waited: float = 0.0, flops: float = 0.0
+    def add_step(
+        self,
+        step: int,
+        tokens: int,
+        seconds: float,
+        data_wait_seconds: float = 0.0,
+        flops: float = 0.0,
     ) -> None:
-        """Count one step: tokens without padding, seconds it took, seconds of them that this rank
-        waited for data, and the operations that the model needed."""
+        """Count one step: tokens without padding, its duration, how long this rank waited for
+        data, and the operations that the model needed."""
         self._step = step
-        one = StepTotals(1, seconds, tokens, waited, flops)
-        self._all.add(one)
-        self._recent.add(one, keep=SMOOTHING)
+        totals = StepTotals(1, seconds, tokens, data_wait_seconds, flops)
+        self._all.add(totals)
+        self._recent.add(totals, decay=SMOOTHING)
 
-    def speeds(self) -> dict[str, float]:
+    def smoothed_metrics(self) -> dict[str, float]:
         """Fields of Progress, over about the last ten steps."""
         recent = self._recent
-        found = {
+        metrics = {
             "tokens_per_second": recent.tokens / recent.seconds,
             "eta_seconds": (self._total_steps - self._step) * recent.seconds / recent.steps,
-            "data_wait_share": min(1.0, recent.waited / recent.seconds),
+            "data_wait_share": min(1.0, recent.data_wait_seconds / recent.seconds),
         }
-        utilisation = self._utilisation(recent)
-        return found if utilisation is None else {**found, "mfu": utilisation}
+        mfu = self._mfu(recent)
+        return metrics if mfu is None else {**metrics, "mfu": mfu}
 
-    def _utilisation(self, sums: StepTotals) -> float | None:
-        if not self._peak or not sums.seconds:
+    def _mfu(self, totals: StepTotals) -> float | None:
+        if not self._peak_flops or not totals.seconds:
             return None
-        return sums.flops / sums.seconds / self._peak
+        return totals.flops / totals.seconds / self._peak_flops
 
     @property
     def tokens(self) -> int:
-        """All of this attempt."""
+        """Tokens of all steps of this attempt."""
         return int(self._all.tokens)
 
     @property
@@ -77,13 +83,13 @@ class Throughput:
         return self._all.tokens / self._all.seconds if self._all.seconds else None
 
     @property
-    def mean_utilisation(self) -> float | None:
+    def mean_mfu(self) -> float | None:
         """Model FLOP/s utilisation over all steps of this attempt."""
-        return self._utilisation(self._all)
+        return self._mfu(self._all)
 
 
 def peak_memory_bytes(device: str) -> int:
-    """Most memory that this process has held: allocated on its device, or resident on a CPU."""
+    """Peak memory of this process: allocated on its device, or resident on a CPU."""
     if device == "cuda":
         import torch
 
@@ -93,9 +99,10 @@ def peak_memory_bytes(device: str) -> int:
 
 
 class History:
-    """Every step of an attempt as one JSON line; written by rank 0.
+    """The steps of an attempt as JSON lines, which rank 0 writes.
 
-    On a full volume the lines wait until there is room: they are no reason to end a run.
+    On a full volume lines are kept in memory until there is free space: a run does not end for want
+    of its history.
     """
 
     def __init__(self, path: Path, rank: int) -> None:
@@ -105,7 +112,7 @@ class History:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.touch(mode=0o644)
 
-    def add(self, **values: Any) -> None:
+    def append(self, **values: Any) -> None:
         """Append one line, stamped with the time."""
         if not self._path:
             return
@@ -114,5 +121,5 @@ class History:
             with self._path.open("ab", buffering=0) as file:
                 self._unwritten = self._unwritten[file.write(self._unwritten) :]
         except OSError as error:
-            if not is_full(error):
+            if not is_disk_full(error):
                 raise

@@ -1,10 +1,10 @@
-"""What the outside is told of a run's course: TensorBoard files always, W&B and MLflow on request.
+"""Sends the metrics of a run to trackers: TensorBoard files always, W&B and MLflow on request.
 
-A process of its own follows the attempt's history file, and in it a thread for each tracker. So a
-tracker that fails, hangs or imports half a second of libraries neither stops nor slows training;
-its failure is told once in the log. The train stage's first process starts it on the first pod,
-and says that training is over by closing its standard input. Nothing is imported before the first
-step has been written.
+A separate process follows the history file of the attempt, with one thread per tracker. So a
+tracker that fails, hangs or takes half a second to import neither stops nor slows down training;
+its failure is logged once. The first process of the first pod starts it and closes its standard
+input when training has ended. It imports a tracker's library only after rank 0 has written the
+first step.
 """
 
 import json
@@ -24,19 +24,22 @@ from typing import Any, Protocol
 from finetune_api.finetunejob import MLflow, WandB
 from finetune_api.run import RUN_CONFIG_PATH, RunConfig
 
+from finetune_trainer.runtime.logs import configure_logging
+
 log = logging.getLogger("finetune")
 
 POLL_SECONDS = 0.5
 FINISH_SECONDS = 20.0
-"""How long trackers may take to send what is left when training has ended."""
+"""How long trackers may take to send the remaining steps after training has ended."""
 STOP_SECONDS = 3.0
-"""The same when the pod is asked to go."""
+"""The same after SIGTERM to the pod."""
 SECRETS = (
     "WANDB_API_KEY",
     "MLFLOW_TRACKING_TOKEN",
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
 )
+"""Environment variables whose values are never logged."""
 CHART_NAMES: Mapping[str, tuple[str, float]] = {
     "eval_loss": ("eval/loss", 1),
     "tokens_per_second": ("throughput(tps)", 1),
@@ -44,47 +47,45 @@ CHART_NAMES: Mapping[str, tuple[str, float]] = {
     "peak_memory_bytes": ("memory/max_active(GiB)", 2**-30),
     "data_wait_share": ("time_metrics/data_loading(%)", 100),
 }
-"""Names and units of torchtitan, and of TRL for the held-out loss; all others are TRL's too, which
-puts train/ before them."""
+"""Chart name and factor: those of torchtitan, and TRL's for the held-out loss. Other metrics have
+TRL's names already, to which TRL adds train/."""
 NOT_CHARTED = ("step", "time")
 
-Values = dict[str, float]
+Metrics = dict[str, float]
 
 
 class Tracker(Protocol):
-    """Something that charts a run."""
+    """Records the metrics of a run."""
 
-    def add(self, step: int, at: float, values: Values) -> None:
-        """The values of a step, at a Unix time."""
+    def log_step(self, step: int, at: float, metrics: Metrics) -> None:
+        """Record a step; `at` is a Unix time."""
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the remaining data."""
 
 
 class TensorBoard:
-    """Event files below report/tensorboard, one more with every attempt."""
+    """Event files below report/tensorboard, one for each attempt."""
 
     def __init__(self, run: RunConfig) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._file = EventFileWriter(str(report_folder(run) / "tensorboard"), flush_secs=10)
-        self._fresh = True
+        self._is_first = True
 
-    def add(self, step: int, at: float, values: Values) -> None:
-        """One event."""
+    def log_step(self, step: int, at: float, metrics: Metrics) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        if self._fresh:
-            # Steps that an earlier attempt did after its last checkpoint are not shown.
+        if self._is_first:
+            # Hides the steps that an earlier attempt did after its last checkpoint.
             start = SessionLog(status=SessionLog.START)
             self._file.add_event(Event(wall_time=at, step=step, session_log=start))
-            self._fresh = False
-        shown = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._file.add_event(Event(wall_time=at, step=step, summary=Summary(value=shown)))
+            self._is_first = False
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._file.add_event(Event(wall_time=at, step=step, summary=Summary(value=values)))
 
     def close(self) -> None:
-        """Write the file to its end."""
         self._file.close()
 
 
@@ -106,12 +107,10 @@ class WeightsAndBiases:
             settings=wandb.Settings(console="off", silent=True, disable_git=True),
         )
 
-    def add(self, step: int, at: float, values: Values) -> None:
-        """Log."""
-        self._run.log({**values, "_timestamp": at}, step=step)
+    def log_step(self, step: int, at: float, metrics: Metrics) -> None:
+        self._run.log({**metrics, "_timestamp": at}, step=step)
 
     def close(self) -> None:
-        """Send what is left."""
         self._run.finish()
 
 
@@ -131,88 +130,94 @@ class MLflowRun:
         experiment = (
             found.experiment_id if found else self._client.create_experiment(settings.experiment)
         )
-        mine = f"tags.`{self.TAG}` = '{run.job.uid}'"
-        runs = self._client.search_runs([experiment], filter_string=mine, max_results=1)
+        is_this_job = f"tags.`{self.TAG}` = '{run.job.uid}'"
+        runs = self._client.search_runs([experiment], filter_string=is_this_job, max_results=1)
         if runs:
             self._id = runs[0].info.run_id
         else:
             tags = {self.TAG: run.job.uid}
-            made = self._client.create_run(experiment, tags=tags, run_name=run.job.name)
-            self._id = made.info.run_id
+            created = self._client.create_run(experiment, tags=tags, run_name=run.job.name)
+            self._id = created.info.run_id
 
-    def add(self, step: int, at: float, values: Values) -> None:
-        """One batch of metrics."""
+    def log_step(self, step: int, at: float, metrics: Metrics) -> None:
         from mlflow.entities import Metric
 
-        when = int(at * 1000)
-        metrics = [
-            Metric(mlflow_metric_name(name), value, when, step) for name, value in values.items()
+        milliseconds = int(at * 1000)
+        batch = [
+            Metric(mlflow_metric_name(name), value, milliseconds, step)
+            for name, value in metrics.items()
         ]
-        self._client.log_batch(self._id, metrics=metrics)
+        self._client.log_batch(self._id, metrics=batch)
 
     def close(self) -> None:
-        """End the run."""
         self._client.set_terminated(self._id)
 
 
 def mlflow_metric_name(name: str) -> str:
-    """A name as MLflow takes it: `mfu(%)` becomes `mfu_percent`."""
+    """Without the characters that MLflow refuses: `mfu(%)` becomes `mfu_percent`."""
     return re.sub(r"[^\w./ -]", "", name.replace("(", "_").replace("%", "percent"))
 
 
 def report_folder(run: RunConfig) -> Path:
-    """The job's report folder."""
     return Path(run.paths.job) / "report"
 
 
 def history_path(run: RunConfig) -> Path:
-    """The file that rank 0 appends every step to."""
+    """The file to which rank 0 appends every step."""
     return report_folder(run) / f"train-{run.attempt}.jsonl"
 
 
-def chart_values(line: Mapping[str, Any]) -> Values:
-    """A line of the history by the names of TRL and torchtitan."""
-    found = {}
+def chart_values(line: Mapping[str, Any]) -> Metrics:
+    """A line of the history with the chart names and units of TRL and torchtitan."""
+    values = {}
     for name, value in line.items():
         if name not in NOT_CHARTED and isinstance(value, (int, float)):
-            shown, factor = CHART_NAMES.get(name, (f"train/{name}", 1))
-            found[shown] = float(value) * factor
-    return found
+            chart, factor = CHART_NAMES.get(name, (f"train/{name}", 1))
+            values[chart] = float(value) * factor
+    return values
 
 
-def tail_lines(path: Path, over: threading.Event) -> Iterator[dict[str, Any]]:
-    """Every whole line of a file that grows, until it is over and read to its end."""
+def tail_lines(path: Path, ended: threading.Event) -> Iterator[dict[str, Any]]:
+    """Every complete line of a growing file, until `ended` is set and the file is read."""
     position, rest = 0, b""
     while True:
-        last = over.is_set()
+        is_last_read = ended.is_set()
         if path.exists():
             with path.open("rb") as file:
                 file.seek(position)
                 new = file.read()
             position += len(new)
-            *whole, rest = (rest + new).split(b"\n")
-            yield from (json.loads(line) for line in whole)
-        if last:
+            *lines, rest = (rest + new).split(b"\n")
+            yield from (json.loads(line) for line in lines)
+        if is_last_read:
             return
-        over.wait(POLL_SECONDS)
+        ended.wait(POLL_SECONDS)
 
 
-def run_tracker(name: str, make: Callable[[], Tracker], path: Path, over: threading.Event) -> None:
-    """Tell one tracker all of a run; what it raises ends it, and is logged once."""
+def run_tracker(
+    name: str, make_tracker: Callable[[], Tracker], path: Path, ended: threading.Event
+) -> None:
+    """Send all steps to one tracker; the first exception ends it and is logged."""
     tracker = None
     try:
-        for line in tail_lines(path, over):
-            tracker = tracker or make()
-            tracker.add(line["step"], line["time"], chart_values(line))
+        for line in tail_lines(path, ended):
+            tracker = tracker or make_tracker()
+            tracker.log_step(line["step"], line["time"], chart_values(line))
         if tracker:
             tracker.close()
     except Exception as error:
-        kind = type(error).__name__
-        log.warning("%s is told no more of this run: %s: %s", name, kind, redact_secrets(error))
+        log.warning(
+            "Tracker failed, it gets no further steps of this attempt",
+            extra={
+                "tracker": name,
+                "error_type": type(error).__name__,
+                "error": redact_secrets(error),
+            },
+        )
 
 
 def redact_secrets(error: Exception) -> str:
-    """An error's first line, without the keys of trackers and what stands before @ in a URL."""
+    """First line of an error, without the values of SECRETS and without credentials in URLs."""
     text = str(error).strip().split("\n", 1)[0]
     for name in SECRETS:
         if secret := os.environ.get(name):
@@ -221,58 +226,66 @@ def redact_secrets(error: Exception) -> str:
 
 
 def tracker_factories(run: RunConfig) -> dict[str, Callable[[], Tracker]]:
-    """Makers of the job's trackers, by name."""
-    asked = run.spec.tracking
-    found: dict[str, Callable[[], Tracker]] = {"TensorBoard": lambda: TensorBoard(run)}
-    if asked and (wandb := asked.wandb):
-        found["W&B"] = lambda: WeightsAndBiases(run, wandb)
-    if asked and (mlflow := asked.mlflow):
-        found["MLflow"] = lambda: MLflowRun(run, mlflow)
-    return found
+    """Functions that make the job's trackers, by the tracker's name."""
+    tracking = run.spec.tracking
+    factories: dict[str, Callable[[], Tracker]] = {"TensorBoard": lambda: TensorBoard(run)}
+    if tracking and (wandb := tracking.wandb):
+        factories["W&B"] = lambda: WeightsAndBiases(run, wandb)
+    if tracking and (mlflow := tracking.mlflow):
+        factories["MLflow"] = lambda: MLflowRun(run, mlflow)
+    return factories
 
 
 @contextmanager
-def run_trackers(run: RunConfig, stopped: Callable[[], bool]) -> Iterator[None]:
-    """Track while the body trains; at its end wait for the trackers, but not for long."""
+def run_trackers(is_stopping: Callable[[], bool]) -> Iterator[None]:
+    """Run the tracking process while the body trains.
+
+    At the end, wait for the trackers, but at most STOP_SECONDS if the pod `is_stopping` and
+    FINISH_SECONDS otherwise.
+    """
     command = [sys.executable, "-m", "finetune_trainer.training.tracking"]
-    # A signal to this process's group must not end it before the last step.
+    # In its own session: a signal to this process group must not end it before the last step.
     process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     try:
         yield
     finally:
         assert process.stdin is not None
         process.stdin.close()
+        timeout = STOP_SECONDS if is_stopping() else FINISH_SECONDS
         try:
-            process.wait(STOP_SECONDS if stopped() else FINISH_SECONDS)
+            process.wait(timeout)
         except subprocess.TimeoutExpired:
-            log.warning("a tracker did not finish in time; it lacks the last steps")
+            log.warning(
+                "Trackers did not finish in time, they lack the last steps",
+                extra={"timeout_seconds": timeout},
+            )
             process.kill()
             process.wait()
 
 
 def main() -> None:
-    """Follow the attempt of the run file until standard input is closed."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    """Run the trackers of the run file's attempt until standard input is closed."""
+    configure_logging()
     logging.getLogger("urllib3").setLevel(logging.ERROR)
-    # MLflow would rather have a database than files.
+    # MLflow recommends a database instead of files.
     warnings.filterwarnings("ignore", category=FutureWarning)
     path = Path(os.environ.get("FINETUNE_RUN_CONFIG", RUN_CONFIG_PATH))
     run = RunConfig.model_validate_json(path.read_bytes())
-    over = threading.Event()
+    ended = threading.Event()
     threads = [
         threading.Thread(
-            target=run_tracker, args=(name, make, history_path(run), over), daemon=True
+            target=run_tracker, args=(name, make, history_path(run), ended), daemon=True
         )
         for name, make in tracker_factories(run).items()
     ]
     for thread in threads:
         thread.start()
     sys.stdin.buffer.read()
-    over.set()
+    ended.set()
     deadline = time.monotonic() + FINISH_SECONDS
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    # Libraries would wait for servers that do not answer.
+    # An orderly exit would wait for the threads of libraries whose servers do not answer.
     os._exit(0)
 
 

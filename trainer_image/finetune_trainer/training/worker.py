@@ -1,8 +1,8 @@
-"""One training process: what `launch` starts once per device.
+"""The training process of one rank; `distributed.launcher` starts one per device.
 
-It joins the others, builds the model and what surrounds it, goes through the steps (`loop`), and
-writes the result. Whatever ends it is told in the rank folder, because a rank that fails may not
-wait for those that wait for it.
+`train` is the recipe: load, resume, run the steps of `loop`, write the result. `main` surrounds it:
+join the process group, start the heartbeat, and report the outcome. An error is written to the rank
+folder at once, because a rank that fails must not wait for ranks that wait for it.
 """
 
 import json
@@ -15,32 +15,41 @@ import time
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RUN_CONFIG_PATH, ExitCode, RunConfig, TrainFacts
 
 from finetune_trainer.distributed.heartbeat import Heartbeat, collective_timeout
-from finetune_trainer.distributed.launcher import MEETING_ENV, meet
+from finetune_trainer.distributed.launcher import STORE_ENV, join_store
 from finetune_trainer.distributed.rank_reporter import RankReporter
 from finetune_trainer.distributed.startup_timer import StartupTimer, import_libraries
-from finetune_trainer.runtime.errors import NO_SPACE_LEFT, RetryableError, StageError, classify_error
+from finetune_trainer.runtime.errors import (
+    NO_SPACE_LEFT,
+    RetryableError,
+    StageError,
+    classify_error,
+)
 from finetune_trainer.runtime.fencing import Attempt, fenced_error
+from finetune_trainer.runtime.logs import configure_logging
 from finetune_trainer.runtime.sigterm import Stop, StopRequest
 from finetune_trainer.runtime.telemetry import RANK_FOLDER_ENV, RankFile, write_atomically
+
+if TYPE_CHECKING:
+    # Imports of ML libraries are timed, and happen in `import_libraries`.
+    from finetune_trainer.strategies import StrategyConfig, TrainingStrategy
 
 log = logging.getLogger("finetune")
 
 CAUSE_SECONDS = 20.0
-"""How long a rank that fails looks on the volume for what it follows from."""
+"""How long a rank that fails may search the volume for the root cause."""
 
 
-def train(run: RunConfig, tell: RankReporter, stop: StopRequest) -> tuple[bool, TrainFacts]:
+def train(run: RunConfig, reporter: RankReporter, stop: StopRequest) -> tuple[bool, TrainFacts]:
     """Train as the run file says; needs an initialised process group.
 
-    Returns whether the run got to its end, and how it went; it did not when a stop
-    was requested on any rank: then a checkpoint was saved instead. Raises UserError LossNotFinite or
-    LossDiverged.
+    Returns whether the run has finished, and its facts. It has not when a stop was requested on any
+    rank: then it has saved a checkpoint instead. Raises UserError LossNotFinite or LossDiverged.
     """
     from torch import distributed as dist
 
@@ -51,60 +60,87 @@ def train(run: RunConfig, tell: RankReporter, stop: StopRequest) -> tuple[bool, 
     from finetune_trainer.training.early_stopping import EarlyStopping
     from finetune_trainer.training.loop import Loop
 
+    # Setup.
     spec, plan, job = run.spec, run.require_plan(), Path(run.paths.job)
-    settings = spec.training
-    rank, attempt = dist.get_rank(), Attempt(job, run.attempt)
-    if rank == 0:
-        attempt.claim()
-    tell("loading the model", total_steps=plan.total_steps, world_size=dist.get_world_size())
-    model, engine, spread = build_model(run, spec, tell.startup)
+    settings, world_size = spec.training, dist.get_world_size()
+    is_rank_zero, attempt = dist.get_rank() == 0, Attempt(job, run.attempt)
+    if is_rank_zero:
+        attempt.acquire()
+
+    # Model.
+    reporter.report("loading the model", total_steps=plan.total_steps, world_size=world_size)
+    model, strategy, config = build_model(run, spec, reporter.startup)
+
+    # Objective and its data. Flash attention needs no mask: it reads the borders of packed samples
+    # from the position ids.
     flatten = model.config._attn_implementation.startswith("flash")
-    objective = make_objective(model, ObjectiveContext(run, spec, plan, spread.device, flatten))
-    tell("looking at the data", engine=engine.name)
-    # What is told of the untrained model must not come from a resumed one.
-    objective.begin(engine)
-    tell.startup.mark("data")
-    tell("looking for a checkpoint")
+    objective = make_objective(model, ObjectiveContext(run, spec, plan, config.device, flatten))
+    reporter.report("preparing the data", engine=strategy.name)
+    # Before a checkpoint is restored: reference logps are those of the untrained model.
+    objective.inspect_untrained_model(strategy)
+    reporter.startup.mark("data")
+
+    # Resume.
+    reporter.report("searching for a checkpoint")
     fingerprint = checkpoint_fingerprint(run)
-    early = EarlyStopping(settings.early_stopping) if settings.early_stopping else None
-    parts = {"early_stopping": early} if early else {}
-    begun = restore.restore_latest(job, run.attempt, engine, fingerprint, parts)
-    saver = Saver(job, run.attempt, engine, fingerprint, settings.checkpoint, parts)
-    loop = Loop(run, spec, model, engine, objective, spread.device, early, saver, tell, begun)
-    position = loop.run(stop)
-    facts, finished = loop.facts(), loop.over
-    if finished and early and early.best_step not in (None, position.step):
-        tell(f"going back to the best weights, of step {early.best_step}")
-        best = restore.restore_best(job, run.attempt, engine, fingerprint)
+    early_stopping = EarlyStopping(settings.early_stopping) if settings.early_stopping else None
+    stateful = {"early_stopping": early_stopping} if early_stopping else {}
+    start = restore.restore_latest(job, run.attempt, strategy, fingerprint, stateful)
+
+    # Loop.
+    saver = Saver(job, run.attempt, strategy, fingerprint, settings.checkpoint, stateful)
+    loop = Loop(
+        run,
+        spec,
+        model,
+        strategy,
+        objective,
+        config.device,
+        early_stopping,
+        saver,
+        reporter,
+        start,
+    )
+    state = loop.run(stop)
+    facts, is_finished = loop.train_facts(), loop.is_finished
+
+    # Output.
+    if is_finished and early_stopping and early_stopping.best_step not in (None, state.step):
+        reporter.report(f"restoring the best weights, of step {early_stopping.best_step}")
+        best = restore.restore_best(job, run.attempt, strategy, fingerprint)
         if best is None:
-            log.warning("no checkpoint of the best step can be used: the last weights are taken")
-            best = position
-        told = {"best_step": best.step, "best_eval_loss": best.eval_loss}
-        facts = facts.model_copy(update=told)
-    if finished:
-        tell("writing the trained weights")
-        write_output(run, spec, model, engine)
-    loop.remove()
-    engine.close()
-    if rank == 0:
+            log.warning(
+                "No checkpoint of the best step is usable, keeping the last weights",
+                extra={"best_step": early_stopping.best_step, "last_step": state.step},
+            )
+            best = state
+        facts = facts.model_copy(update={"best_step": best.step, "best_eval_loss": best.eval_loss})
+    if is_finished:
+        reporter.report("writing the trained weights")
+        write_output(run, spec, model, strategy)
+    loop.remove_hooks()
+    strategy.close()
+    if is_rank_zero:
         attempt.release()
-    tell("finished" if finished else f"stopped after a checkpoint at step {position.step}")
-    return finished, facts
+    reporter.report(
+        "finished" if is_finished else f"stopped after a checkpoint at step {state.step}"
+    )
+    return is_finished, facts
 
 
 def build_model(
     run: RunConfig, spec: FineTuneJobSpec, startup: StartupTimer
-) -> tuple[Any, Any, Any]:
-    """The model with its method, the engine around it, and how it is spread."""
+) -> "tuple[Any, TrainingStrategy, StrategyConfig]":
+    """The model with its method, the strategy around it, and the strategy's config."""
     import torch
 
     from finetune_trainer import methods, strategies
 
     plan, facts = run.require_plan(), run.require_model()
     method, settings = spec.method, spec.training
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local) if plan.device == "cuda" else torch.device("cpu")
-    spread = strategies.StrategyConfig(
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if plan.device == "cuda" else torch.device("cpu")
+    config = strategies.StrategyConfig(
         strategy=plan.strategy,
         method=method,
         training=settings,
@@ -116,24 +152,24 @@ def build_model(
         is_reward_model=spec.objective == "Reward",
         persistence_threshold=10 * facts.hidden_size,
     )
-    strategies.require_precision(spread)
+    strategies.require_precision(config)
     attention = methods.attention_kernel(device.type, methods.DTYPES[settings.precision])
     dtype = methods.weight_dtype(method, settings, plan.strategy)
-    # The same adapters on every rank; dropout differs by rank, see the loop.
+    # Adapters start equal on all ranks; dropout differs by rank, see `Loop._train_step`.
     torch.manual_seed(settings.seed)
     folder = Path(run.paths.model_cache) / facts.folder
     new_tokens = methods.added_token_ids(run, spec)
     startup.mark("other")
-    model = strategies.load_model(spread, folder, dtype, attention, spec.model.rope, new_tokens)
+    model = strategies.load_model(config, folder, dtype, attention, spec.model.rope, new_tokens)
     startup.mark("model")
     model = methods.apply_method(model, spec, plan.total_steps, new_tokens)
-    engine = strategies.wrap_model(model, spread)
+    strategy = strategies.wrap_model(model, config)
     startup.mark("wrap")
-    return model, engine, spread
+    return model, strategy, config
 
 
 def checkpoint_fingerprint(run: RunConfig) -> dict[str, Any]:
-    """What a checkpoint must share with this run to be resumed from."""
+    """What must be equal in a checkpoint for this run to resume from it."""
     plan = run.require_plan()
     return {
         "strategy": plan.strategy,
@@ -147,7 +183,10 @@ def checkpoint_fingerprint(run: RunConfig) -> dict[str, Any]:
 
 
 def join_process_group(run: RunConfig) -> None:
-    """Become a rank of the process group."""
+    """Initialise the default process group with all ranks of the plan.
+
+    Raises RetryableError NoDevice without a CUDA device, or WrongWorldSize.
+    """
     import torch
     from torch import distributed as dist
 
@@ -155,25 +194,28 @@ def join_process_group(run: RunConfig) -> None:
     from finetune_trainer.strategies import prepare_communication
 
     plan = run.require_plan()
+    is_cuda = plan.device == "cuda"
     prepare_communication(plan.strategy, plan.device)
-    if plan.device == "cuda":
+    if is_cuda:
         if not torch.cuda.is_available():
             raise RetryableError("NoDevice", f"No CUDA device on {socket.gethostname()}.")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         if run.spec.training.precision != "fp32":
-            # Adapters are fp32 beside a 16-bit base: TF32 is exact enough for their products.
+            # Adapters are fp32 on a 16-bit base: TF32 is accurate enough for their products.
             torch.set_float32_matmul_precision("high")
-    cuda = plan.device == "cuda"
-    backend = "nccl" if cuda else "gloo"
-    if cuda and plan.offload:
-        # Norms of gradients and whole weights are gathered from shards in host memory.
+    backend = "nccl" if is_cuda else "gloo"
+    if is_cuda and plan.offload:
+        # Gradient norms and full weights are gathered from shards in host memory.
         backend = "cpu:gloo,cuda:nccl"
-    device = torch.device("cuda", torch.cuda.current_device()) if cuda else None
-    met: dict[str, Any] = {}
-    if MEETING_ENV in os.environ:
-        places = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
-        met = {"store": meet(), **places}
-    dist.init_process_group(backend, timeout=collective_timeout(), device_id=device, **met)
+    device = torch.device("cuda", torch.cuda.current_device()) if is_cuda else None
+    rendezvous: dict[str, Any] = {}
+    if STORE_ENV in os.environ:
+        rendezvous = {
+            "store": join_store(),
+            "rank": int(os.environ["RANK"]),
+            "world_size": int(os.environ["WORLD_SIZE"]),
+        }
+    dist.init_process_group(backend, timeout=collective_timeout(), device_id=device, **rendezvous)
     collectives.barrier()
     if dist.get_world_size() != plan.world_size:
         raise RetryableError(
@@ -183,88 +225,88 @@ def join_process_group(run: RunConfig) -> None:
 
 
 def root_cause(error: BaseException, run: RunConfig | None) -> BaseException:
-    """Name what follows from something else: another rank is gone, or another attempt has come.
+    """The error that `error` follows from: a newer attempt has taken over, or another rank is gone.
 
-    Every other error stands for itself.
+    Returns `error` itself where neither holds.
     """
     text = str(error)
     reason = classify_error(error)[0].reason
     if reason == "OutOfMemory":
         return error
-    if run and (later := Attempt(Path(run.paths.job), run.attempt).superseded()):
-        return fenced_error(f"Attempt {later} has taken over from attempt {run.attempt}.")
+    if run and (newer := Attempt(Path(run.paths.job), run.attempt).newer_attempt()):
+        return fenced_error(f"Attempt {newer} has taken over from attempt {run.attempt}.")
     signs = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "gloo")
-    lost = isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+    is_peer_lost = isinstance(error, RuntimeError) and any(sign in text for sign in signs)
     # NCCL also fails where shared memory is full.
-    if lost and reason != NO_SPACE_LEFT:
+    if is_peer_lost and reason != NO_SPACE_LEFT:
         line = text.strip().split("\n", 1)[0][:300]
         return RetryableError("PeerLost", f"Another rank is gone: {line}")
     return error
 
 
 def write_failure(path: Path, at: float, error: BaseException) -> None:
-    """Leave word of a failure for the first process of the pod."""
+    """Report a failure to the first process of the pod; `at` is a Unix time."""
     failure, code = classify_error(error)
-    told = {"at": at, "failure": failure.to_wire(), "code": int(code)}
-    write_atomically(path, json.dumps(told).encode())
+    content = {"at": at, "failure": failure.to_wire(), "code": int(code)}
+    write_atomically(path, json.dumps(content).encode())
 
 
 def exit_before_first_step() -> None:
-    """End a rank that has nothing to save; the first process of the pod knows why."""
-    log.info("asked to stop before the first step")
+    """End a rank that has nothing to save; the first process of the pod has passed the stop on."""
+    log.info("Stop requested before the first step, exiting")
     os._exit(ExitCode.PREEMPTED)
 
 
 def main() -> None:
-    """Run as a child of the stage; tell how it ended in the rank folder."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    # DeepSpeed warns of its own use of PyTorch on every call.
+    """Run as a child of the stage and write the outcome to the rank folder."""
+    configure_logging()
+    # DeepSpeed warns about its own use of PyTorch on every call.
     warnings.filterwarnings("ignore", category=FutureWarning)
     rank, folder = int(os.environ["RANK"]), Path(os.environ[RANK_FOLDER_ENV])
-    # Before its first step an attempt has nothing to save, and ends at once.
+    # Before its first step an attempt has nothing to save, so it ends at once.
     stop = Stop(exit_before_first_step)
-    tell = RankReporter(RankFile(folder, rank))
+    reporter = RankReporter(RankFile(folder, rank))
     run: RunConfig | None = None
 
-    failing = threading.Lock()
+    is_failing = threading.Lock()
 
-    def give_up(error: BaseException) -> None:
-        # Taken for good: of the main thread and the heartbeats' only one tells.
-        failing.acquire()
+    def fail(error: BaseException) -> None:
+        # Never released: the main thread and the heartbeat's may both fail, only one reports.
+        is_failing.acquire()
         if not isinstance(error, StageError):
             traceback.print_exception(error)
         at, path = time.time(), folder / f"error-{rank:05d}.json"
         write_failure(path, at, error)
-        # The volume that knows the cause may be what does not answer.
-        end = threading.Timer(CAUSE_SECONDS, os._exit, (1,))
-        end.daemon = True
-        end.start()
+        # The root cause is on the volume, which may be what does not answer.
+        timer = threading.Timer(CAUSE_SECONDS, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
         write_failure(path, at, root_cause(error, run))
         sys.stderr.flush()
         # Other ranks wait in a collective; an orderly exit would wait for them.
         os._exit(1)
 
-    tell("starting", rank=rank, host=socket.gethostname(), pid=os.getpid(), step=0)
+    reporter.report("starting", rank=rank, host=socket.gethostname(), pid=os.getpid(), step=0)
     try:
         path = Path(os.environ.get("FINETUNE_RUN_CONFIG", RUN_CONFIG_PATH))
         run = RunConfig.model_validate_json(path.read_bytes())
-        tell("importing libraries")
+        reporter.report("importing libraries")
         import_libraries(run)
-        tell.startup.mark("imports")
-        tell("waiting for the other ranks")
+        reporter.startup.mark("imports")
+        reporter.report("waiting for the other ranks")
         join_process_group(run)
-        tell.startup.mark("rendezvous")
-        heartbeat = Heartbeat(tell, give_up)
+        reporter.startup.mark("rendezvous")
+        heartbeat = Heartbeat(reporter, fail)
         from finetune_trainer.distributed import collectives
 
-        finished, facts = train(run, tell, stop)
-        outcome = {"finished": finished, "train": facts.to_wire()}
-        write_atomically(folder / f"result-{rank:05d}.json", json.dumps(outcome).encode())
-        # The store ends with the ranks of the first pod; nobody may need it then.
+        is_finished, facts = train(run, reporter, stop)
+        result = {"finished": is_finished, "train": facts.to_wire()}
+        write_atomically(folder / f"result-{rank:05d}.json", json.dumps(result).encode())
+        # The store ends with the ranks of the first pod, so no rank may still need it then.
         collectives.barrier()
         heartbeat.stop()
     except BaseException as error:
-        give_up(error)
+        fail(error)
     from torch import distributed as dist
 
     dist.destroy_process_group()
