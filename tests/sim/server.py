@@ -125,7 +125,7 @@ class ApiServer:
         return self._update(old, merged(old, {**body, "metadata": bare}), wanted)
 
     def apply(self, manifest: Manifest) -> Manifest:
-        """Server-side apply with force; removes fields that the last apply had and this one lacks."""
+        """Server-side apply with force; removes what the last apply had and this one lacks."""
         kind, meta = manifest["kind"], manifest["metadata"]
         old = self.find(kind, meta.get("namespace", ""), meta["name"])
         if old is None:
