@@ -1,4 +1,4 @@
-"""Output head and loss in one: the same numbers as the plain formula, in less memory."""
+"""The fused cross-entropy gives the numbers of the plain formula, in less memory."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ pytestmark = pytest.mark.filterwarnings("default")
 VOCABULARY, WIDTH, COUNT = 97, 24, 50
 
 
-def layer(trained: bool, bias: bool, dtype: torch.dtype = torch.float32) -> torch.nn.Linear:
+def make_head(trained: bool, bias: bool, dtype: torch.dtype = torch.float32) -> torch.nn.Linear:
     torch.manual_seed(0)
-    made = torch.nn.Linear(WIDTH, VOCABULARY, bias=bias, dtype=dtype)
-    return made.requires_grad_(trained)
+    head = torch.nn.Linear(WIDTH, VOCABULARY, bias=bias, dtype=dtype)
+    return head.requires_grad_(trained)
 
 
-def question(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Hidden states, targets, and a different weight for every loss."""
-    dice = torch.Generator().manual_seed(1)
-    hidden = torch.randn(COUNT, WIDTH, generator=dice).to(dtype).requires_grad_()
-    targets = torch.randint(0, VOCABULARY, (COUNT,), generator=dice)
-    return hidden, targets, torch.randn(COUNT, generator=dice)
+def make_inputs(
+    dtype: torch.dtype = torch.float32,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hidden states, labels, and a different weight for every loss."""
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(COUNT, WIDTH, generator=generator).to(dtype).requires_grad_()
+    labels = torch.randint(0, VOCABULARY, (COUNT,), generator=generator)
+    return hidden, labels, torch.randn(COUNT, generator=generator)
 
 
-def plain_losses(layer: torch.nn.Linear, hidden: torch.Tensor, targets: torch.Tensor) -> Any:
-    return functional.cross_entropy(layer(hidden).float(), targets, reduction="none")
+def plain_losses(head: torch.nn.Linear, hidden: torch.Tensor, labels: torch.Tensor) -> Any:
+    return functional.cross_entropy(head(hidden).float(), labels, reduction="none")
 
 
 def gradients(losses: torch.Tensor, weights: torch.Tensor, wanted: list[Any]) -> list[Any]:
@@ -48,12 +50,12 @@ def gradients(losses: torch.Tensor, weights: torch.Tensor, wanted: list[Any]) ->
 def test_losses_and_gradients_are_those_of_the_plain_formula(
     trained: bool, kept: int, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused_cross_entropy, "CHUNK_ELEMENTS", {"cpu": 16 * VOCABULARY, "cuda": 1})
-    monkeypatch.setattr(fused_cross_entropy, "KEPT_ELEMENTS", kept)
-    linear, (hidden, targets, weights) = layer(trained, bias), question()
+    monkeypatch.setattr(fused_cross_entropy, "CHUNK_LOGITS", {"cpu": 16 * VOCABULARY, "cuda": 1})
+    monkeypatch.setattr(fused_cross_entropy, "MAX_KEPT_LOGITS", kept)
+    linear, (hidden, labels, weights) = make_head(trained, bias), make_inputs()
     wanted = [hidden, *(linear.parameters() if trained else [])]
-    expected = plain_losses(linear, hidden, targets)
-    found = fused_cross_entropy.head_losses(linear, hidden, targets)
+    expected = plain_losses(linear, hidden, labels)
+    found = fused_cross_entropy.fused_cross_entropy(linear, hidden, labels)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     pairs = zip(
         gradients(found, weights, wanted), gradients(expected, weights, wanted), strict=True
@@ -65,25 +67,25 @@ def test_losses_and_gradients_are_those_of_the_plain_formula(
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_in_bf16_the_error_is_that_of_the_plain_formula(trained: bool) -> None:
-    exact, (wide, targets, weights) = layer(trained, False), question()
-    linear = layer(trained, False, torch.bfloat16)
+    exact, (wide, labels, weights) = make_head(trained, False), make_inputs()
+    linear = make_head(trained, False, torch.bfloat16)
     hidden = wide.detach().bfloat16().requires_grad_()
     with torch.no_grad():
         exact.weight.copy_(linear.weight)
         wide.copy_(hidden)
-    (truth,) = gradients(plain_losses(exact, wide, targets), weights, [wide])
-    (plain,) = gradients(plain_losses(linear, hidden, targets), weights, [hidden])
+    (truth,) = gradients(plain_losses(exact, wide, labels), weights, [wide])
+    (plain,) = gradients(plain_losses(linear, hidden, labels), weights, [hidden])
     (found,) = gradients(
-        fused_cross_entropy.head_losses(linear, hidden, targets), weights, [hidden]
+        fused_cross_entropy.fused_cross_entropy(linear, hidden, labels), weights, [hidden]
     )
     assert (found - truth).norm() < 1.3 * (plain - truth).norm()
 
 
 def test_under_autocast_weights_in_fp32_are_multiplied_in_bf16() -> None:
-    linear, (hidden, targets, weights) = layer(True, False), question()
+    linear, (hidden, labels, weights) = make_head(True, False), make_inputs()
     with torch.autocast("cpu", torch.bfloat16):
-        expected = plain_losses(linear, hidden, targets)
-        found = fused_cross_entropy.head_losses(linear, hidden, targets)
+        expected = plain_losses(linear, hidden, labels)
+        found = fused_cross_entropy.fused_cross_entropy(linear, hidden, labels)
     assert torch.equal(found, expected)
     wanted = [hidden, linear.weight]
     pairs = zip(
@@ -94,30 +96,32 @@ def test_under_autocast_weights_in_fp32_are_multiplied_in_bf16() -> None:
         assert (mine - theirs).norm() < 0.01 * theirs.norm()
 
 
-def test_logits_of_all_positions_never_stand_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_cross_entropy, "CHUNK_ELEMENTS", {"cpu": 8 * VOCABULARY, "cuda": 1})
+def test_logits_of_all_positions_are_never_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_cross_entropy, "CHUNK_LOGITS", {"cpu": 8 * VOCABULARY, "cuda": 1})
     seen: list[int] = []
     plain = functional.log_softmax
 
-    def watched(logits: torch.Tensor, **named: Any) -> torch.Tensor:
+    def record_size(logits: torch.Tensor, **named: Any) -> torch.Tensor:
         seen.append(logits.numel())
         return plain(logits, **named)
 
-    monkeypatch.setattr(functional, "log_softmax", watched)
-    hidden, targets, _ = question()
-    fused_cross_entropy.head_losses(layer(False, False), hidden, targets).sum().backward()
+    monkeypatch.setattr(functional, "log_softmax", record_size)
+    hidden, labels, _ = make_inputs()
+    fused_cross_entropy.fused_cross_entropy(
+        make_head(False, False), hidden, labels
+    ).sum().backward()
     assert max(seen) == 8 * VOCABULARY
     assert sum(seen) == COUNT * VOCABULARY
 
 
-def row(length: int, seed: int) -> PackedSequence:
+def make_sequence(length: int, seed: int) -> PackedSequence:
     ids = np.random.default_rng(seed).integers(3, 2048, length).astype(np.int32)
     labels = ids.copy()
     labels[:3] = -100
     return PackedSequence(ids, labels, np.arange(length, dtype=np.int32))
 
 
-ROWS = [row(17, 1), row(9, 2), row(30, 3)]
+SEQUENCES = [make_sequence(17, 1), make_sequence(9, 2), make_sequence(30, 3)]
 SIZES = {
     "vocab_size": 2048,
     "hidden_size": 64,
@@ -129,9 +133,9 @@ SIZES = {
 }
 
 
-def textbook(model: torch.nn.Module, rows: list[PackedSequence]) -> float:
+def sum_losses(model: torch.nn.Module, sequences: list[PackedSequence]) -> float:
     total = 0.0
-    for each in rows:
+    for each in sequences:
         ids = torch.from_numpy(each.input_ids.astype(np.int64))[None]
         labels = torch.from_numpy(each.labels.astype(np.int64))
         logits = model(input_ids=ids).logits[0, :-1]
@@ -141,41 +145,47 @@ def textbook(model: torch.nn.Module, rows: list[PackedSequence]) -> float:
     return total
 
 
-# gemma2 caps its logits, cohere and granite scale them; llama leaves them alone.
+# gemma2 caps its logits, cohere and granite scale them; llama does not change them.
 @pytest.mark.parametrize(
     ("kind", "fused"), [("llama", True), ("gemma2", False), ("cohere", False), ("granite", False)]
 )
-def test_models_that_change_their_logits_lose_nothing(kind: str, fused: bool) -> None:
+def test_models_that_change_their_logits_have_the_plain_loss(kind: str, fused: bool) -> None:
     torch.manual_seed(0)
     more = {"granite": {"logits_scaling": 8.0}}.get(kind, {})
     config = AutoConfig.for_model(kind, **SIZES, **more)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.3)
-    expected = textbook(model, ROWS)
-    loss_of = sft.AnswerLoss(model)
-    losses = loss_of(model, collate.collate(ROWS))
-    assert loss_of.fused == fused
+    expected = sum_losses(model, SEQUENCES)
+    compute_loss = sft.OutputHeadLoss(model)
+    losses = compute_loss(model, collate.collate(SEQUENCES))
+    assert compute_loss.is_fused == fused
     assert losses.sum().item() == pytest.approx(expected, rel=1e-5)
-    assert loss_of(model, collate.collate(ROWS)).sum().item() == pytest.approx(expected, rel=1e-5)
-    loss_of.remove()
-    assert textbook(model, ROWS) == expected
+    assert compute_loss(model, collate.collate(SEQUENCES)).sum().item() == pytest.approx(
+        expected, rel=1e-5
+    )
+    compute_loss.detach_from_model()
+    assert sum_losses(model, SEQUENCES) == expected
 
 
 @pytest.mark.parametrize(("kind", "fused"), [("llama", True), ("granite", False)])
-def test_a_rank_without_targets_learns_the_same_of_a_model(kind: str, fused: bool) -> None:
+def test_a_rank_without_labels_also_detects_whether_the_head_can_be_fused(
+    kind: str, fused: bool
+) -> None:
     more = {"granite": {"logits_scaling": 8.0}}.get(kind, {})
     config = AutoConfig.for_model(kind, **SIZES, **more)
     model = AutoModelForCausalLM.from_config(config)
-    loss_of = sft.AnswerLoss(model)
-    losses = loss_of(model, collate.collate([]))
-    assert loss_of.fused == fused
+    compute_loss = sft.OutputHeadLoss(model)
+    losses = compute_loss(model, collate.collate([]))
+    assert compute_loss.is_fused == fused
     assert losses.shape == (0,)
     losses.sum().backward()
     assert not any(w.grad.any() for w in model.parameters() if w.grad is not None)
 
 
-def test_what_another_library_put_around_a_head_is_obeyed_and_left(tiny_model_folder: Path) -> None:
+def test_a_forward_that_another_library_replaced_is_used_and_restored(
+    tiny_model_folder: Path,
+) -> None:
     from accelerate.hooks import ModelHook, add_hook_to_module
 
     class Doubled(ModelHook):  # type: ignore[misc]
@@ -184,38 +194,42 @@ def test_what_another_library_put_around_a_head_is_obeyed_and_left(tiny_model_fo
 
     model = load_model(tiny_model_folder, torch.float32)
     add_hook_to_module(model.get_output_embeddings(), Doubled())
-    expected = textbook(model, ROWS)
-    loss_of = sft.AnswerLoss(model)
-    assert loss_of(model, collate.collate(ROWS)).sum().item() == pytest.approx(expected, rel=1e-5)
-    loss_of.remove()
-    assert textbook(model, ROWS) == expected
+    expected = sum_losses(model, SEQUENCES)
+    compute_loss = sft.OutputHeadLoss(model)
+    assert compute_loss(model, collate.collate(SEQUENCES)).sum().item() == pytest.approx(
+        expected, rel=1e-5
+    )
+    compute_loss.detach_from_model()
+    assert sum_losses(model, SEQUENCES) == expected
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_weights_learn_as_with_the_plain_loss(tiny_model_folder: Path, trained: bool) -> None:
+def test_gradients_of_a_model_are_those_of_the_plain_loss(
+    tiny_model_folder: Path, trained: bool
+) -> None:
     found = []
     for plain in (False, True):
         model = load_model(tiny_model_folder, torch.float32)
         model.get_output_embeddings().weight.requires_grad_(trained)
-        loss_of = sft.AnswerLoss(model)
-        loss_of._fused = not plain
-        loss_of(model, collate.collate(ROWS)).sum().backward()
-        assert loss_of.fused != plain
-        loss_of.remove()
+        compute_loss = sft.OutputHeadLoss(model)
+        compute_loss._is_fused = not plain
+        compute_loss(model, collate.collate(SEQUENCES)).sum().backward()
+        assert compute_loss.is_fused != plain
+        compute_loss.detach_from_model()
         found.append({n: w.grad for n, w in model.named_parameters() if w.grad is not None})
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         torch.testing.assert_close(gradient, found[1][name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_a_head_with_an_adapter_is_left_to_it(tiny_model_folder: Path) -> None:
+def test_a_head_with_an_adapter_is_not_fused(tiny_model_folder: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     model = load_model(tiny_model_folder, torch.float32)
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"]))
-    loss_of = sft.AnswerLoss(adapted)
-    loss_of(adapted, collate.collate(ROWS)).sum().backward()
-    assert not loss_of.fused
-    loss_of.remove()
+    compute_loss = sft.OutputHeadLoss(adapted)
+    compute_loss(adapted, collate.collate(SEQUENCES)).sum().backward()
+    assert not compute_loss.is_fused
+    compute_loss.detach_from_model()
     trained = [weight for weight in adapted.parameters() if weight.requires_grad]
     assert any(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in trained)

@@ -202,15 +202,15 @@ def test_the_judge_scores_conversations_as_it_learnt_them(jobs: Path) -> None:
     data = jobs / "judge" / "job" / "data"
     folder = jobs / "volumes" / "judges" / "scorer"
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    judge = RewardModel(folder, torch.device("cpu"), 512)
+    reward_model = RewardModel(folder, torch.device("cpu"), 512)
     store = TokenStore.open(data / "eval")
     lines = [json.loads(line) for line in (data / "eval.jsonl").read_text().splitlines()]
-    replies = [
+    completions = [
         Completion(line["messages"], line[side], True)
         for line in lines
         for side in ("chosen", "rejected")
     ]
-    found = judge(replies)
+    found = reward_model.score(completions)
     for index, score in enumerate(found):
         ids = torch.from_numpy(store.sequence(index).input_ids.astype(np.int64))[None]
         with torch.no_grad():
@@ -249,15 +249,17 @@ def test_padding_and_company_change_no_score(
 
     monkeypatch.setitem(model.TOKENS_PER_BATCH, "cpu", 150)
     folder = classifier(tmp_path / "model", pad_token_id=pad)
-    judge = model.RewardModel(folder, torch.device("cpu"), 512)
-    replies = [
-        Completion([{"role": "user", "content": row["prompt"]}], row["completion"][: 7 * index], True)
+    reward_model = model.RewardModel(folder, torch.device("cpu"), 512)
+    completions = [
+        Completion(
+            [{"role": "user", "content": row["prompt"]}], row["completion"][: 7 * index], True
+        )
         for index, row in enumerate(tiny_rows(8))
     ]
-    together = judge(replies)
-    alone = [judge([reply])[0] for reply in replies]
+    together = reward_model.score(completions)
+    alone = [reward_model.score([each])[0] for each in completions]
     assert together == pytest.approx(alone, abs=1e-4)
-    assert len(set(together.round(3).tolist())) == len(replies)
+    assert len(set(together.round(3).tolist())) == len(completions)
 
 
 def test_a_long_conversation_loses_its_beginning(tmp_path: Path) -> None:
@@ -269,9 +271,13 @@ def test_a_long_conversation_loses_its_beginning(tmp_path: Path) -> None:
     asked = [{"role": "user", "content": "What is it? " * 40}]
     other = [{"role": "user", "content": "Tell me. " + "What is it? " * 40}]
     answer = "A small and portable program that counts files."
-    assert short([Completion(asked, answer, True)]) == short([Completion(other, answer, True)])
+    assert short.score([Completion(asked, answer, True)]) == short.score(
+        [Completion(other, answer, True)]
+    )
     whole = RewardModel(folder, torch.device("cpu"), 512)
-    assert whole([Completion(asked, answer, True)]) != whole([Completion(other, answer, True)])
+    assert whole.score([Completion(asked, answer, True)]) != whole.score(
+        [Completion(other, answer, True)]
+    )
 
 
 def test_what_gives_no_single_number_is_no_reward_model(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""GRPO's numbers against ones computed another way: advantages, losses, samples, likelihoods."""
+"""The formulas of GRPO against other computations: advantages, losses, sampling, logps."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tests.trainer.tiny import CONTEXT, VOCABULARY
 
 pytestmark = pytest.mark.filterwarnings("default")
 CPU = torch.device("cpu")
-DICE = np.random.default_rng(7)
+GENERATOR = np.random.default_rng(7)
 HOT = 10.0
-"""At this temperature every token of the model below may be drawn."""
+"""At this temperature the model below may draw every token."""
 
 
 def prompt(length: int, seed: int) -> np.ndarray:
@@ -35,17 +35,17 @@ def prompt(length: int, seed: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def model(tiny_model_folder: Path) -> Any:
     loaded = load_model(tiny_model_folder, torch.float32).eval()
-    # Logits far apart, so that rounding decides nothing.
+    # Logits far apart, so that rounding changes no comparison.
     with torch.no_grad():
         loaded.get_output_embeddings().weight.mul_(20)
     return loaded
 
 
 @pytest.fixture
-def likelihood(model: Any) -> Iterator[token_logprobs.TokenLogpsHook]:
+def compute_logps(model: Any) -> Iterator[token_logprobs.TokenLogpsHook]:
     found = token_logprobs.TokenLogpsHook(model, 0.7, CPU)
     yield found
-    found.remove()
+    found.detach_from_model()
 
 
 # Advantages.
@@ -53,7 +53,7 @@ def likelihood(model: Any) -> Iterator[token_logprobs.TokenLogpsHook]:
 
 @pytest.mark.parametrize("scale", [True, False])
 def test_advantages_are_those_of_the_paper(scale: bool) -> None:
-    rewards = DICE.normal(size=24)
+    rewards = GENERATOR.normal(size=24)
     found = rollout.compute_advantages(rewards.tolist(), 6, scale)
     for start in range(0, 24, 6):
         group = rewards[start : start + 6]
@@ -64,37 +64,39 @@ def test_advantages_are_those_of_the_paper(scale: bool) -> None:
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=4, max_size=4), st.booleans())
-def test_advantages_of_a_group_add_up_to_nothing(rewards: list[float], scale: bool) -> None:
+def test_advantages_of_a_group_add_up_to_zero(rewards: list[float], scale: bool) -> None:
     found = rollout.compute_advantages(rewards, 4, scale)
     assert abs(found.sum()) < 1e-6 * max(1.0, np.abs(found).max())
     assert np.isfinite(found).all()
 
 
-def test_equal_rewards_teach_nothing() -> None:
+def test_equal_rewards_have_no_advantage() -> None:
     assert rollout.compute_advantages([0.3] * 8, 4, scale=True).tolist() == [0.0] * 8
 
 
 # Losses.
 
 
-def batch_of(advantages: list[float], lengths: list[int], learnt: bool = True) -> CompletionBatch:
+def make_batch(
+    advantages: list[float], lengths: list[int], has_logps: bool = True
+) -> CompletionBatch:
     answers = [
         SampledCompletion(
             prompt(3 + index, index),
             prompt(length, 100 + index),
             True,
             (0.0,),
-            gain,
-            np.linspace(-2, -1, length, dtype=np.float32) if learnt else None,
-            np.linspace(-1, -3, length, dtype=np.float32) if learnt else None,
+            advantage,
+            np.linspace(-2, -1, length, dtype=np.float32) if has_logps else None,
+            np.linspace(-1, -3, length, dtype=np.float32) if has_logps else None,
         )
-        for index, (gain, length) in enumerate(zip(advantages, lengths, strict=True))
+        for index, (advantage, length) in enumerate(zip(advantages, lengths, strict=True))
     ]
     return policy_loss.collate_completions(answers, flatten=False)
 
 
-def test_the_loss_of_a_token_is_clipped_on_the_side_that_would_gain() -> None:
-    batch = batch_of([1.0, -1.0], [4, 4])
+def test_the_loss_of_a_token_is_clipped_where_clipping_raises_it() -> None:
+    batch = make_batch([1.0, -1.0], [4, 4])
     old = np.linspace(-2, -1, 4)
     logps = np.tile(old + np.array([0.5, 0.1, -0.1, -0.5]), 2)
     found = policy_loss.policy_losses(torch.tensor(logps), batch, epsilon=0.2, beta=0.0)
@@ -104,15 +106,15 @@ def test_the_loss_of_a_token_is_clipped_on_the_side_that_would_gain() -> None:
 
 
 def test_clipped_tokens_have_no_gradient() -> None:
-    batch = batch_of([1.0], [2])
+    batch = make_batch([1.0], [2])
     logps = torch.tensor([-2.0 + 0.5, -1.0 + 0.1], requires_grad=True)
     policy_loss.policy_losses(logps, batch, 0.2, 0.0).sum().backward()
     assert logps.grad is not None
     assert logps.grad.tolist() == pytest.approx([0.0, -np.exp(0.1)], abs=1e-6)
 
 
-def test_beta_adds_the_unbiased_estimate_of_the_divergence() -> None:
-    batch = batch_of([0.0], [3])
+def test_beta_adds_the_unbiased_estimate_of_the_kl_divergence() -> None:
+    batch = make_batch([0.0], [3])
     logps = np.array([-1.5, -2.0, -0.5])
     reference = np.linspace(-1, -3, 3)
     found = policy_loss.policy_losses(torch.tensor(logps), batch, 0.2, beta=0.3)
@@ -121,8 +123,8 @@ def test_beta_adds_the_unbiased_estimate_of_the_divergence() -> None:
     assert (wanted >= 0).all()
 
 
-def test_a_single_step_has_the_gradient_of_the_policy() -> None:
-    batch = batch_of([0.5, -2.0], [2, 1], learnt=False)
+def test_a_single_step_has_the_plain_policy_gradient() -> None:
+    batch = make_batch([0.5, -2.0], [2, 1], has_logps=False)
     logps = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
     losses = policy_loss.policy_losses(logps, batch, 0.2, 0.0)
     losses.sum().backward()
@@ -134,9 +136,13 @@ def test_a_single_step_has_the_gradient_of_the_policy() -> None:
 @pytest.mark.parametrize("loss", ["grpo", "bnpo", "dr_grpo", "dapo"])
 def test_losses_are_averaged_as_their_papers_say(loss: str) -> None:
     lengths = [3, 1, 5, 2]
-    batch = batch_of([1.0] * 4, lengths)
-    tokens = DICE.normal(size=sum(lengths))
-    found = policy_loss.average_losses(torch.tensor(tokens), batch.rows.owners, 4, loss).sum().item()
+    batch = make_batch([1.0] * 4, lengths)
+    tokens = GENERATOR.normal(size=sum(lengths))
+    found = (
+        policy_loss.average_losses(torch.tensor(tokens), batch.micro_batch.sequence_index, 4, loss)
+        .sum()
+        .item()
+    )
     answers = np.split(tokens, np.cumsum(lengths)[:-1])
     wanted = {
         "grpo": sum(answer.mean() for answer in answers),
@@ -152,14 +158,14 @@ def test_losses_are_averaged_as_their_papers_say(loss: str) -> None:
 
 def sampled(model: Any, prompts: list[np.ndarray], owners: list[int], **more: Any) -> Any:
     how = sampling.SamplingConfig(
-        **{"temperature": 1.0, "most": 12, "ends": (), "together": False, **more}
+        **{"temperature": 1.0, "max_new_tokens": 12, "end_tokens": (), "is_collective": False, **more}
     )
-    uniform = [sampling.draw_uniforms(1, 1, index, how.most) for index in range(len(owners))]
+    uniform = [sampling.draw_uniforms(1, 1, index, how.max_new_tokens) for index in range(len(owners))]
     with torch.no_grad():
-        return sampling.sample_answers(model, prompts, owners, uniform, how, CPU)
+        return sampling.sample_completions(model, prompts, owners, uniform, how, CPU)
 
 
-def test_cold_answers_are_the_greedy_ones_of_transformers(model: Any) -> None:
+def test_completions_at_low_temperature_are_the_greedy_ones_of_transformers(model: Any) -> None:
     prompts = [prompt(9, 1), prompt(4, 2), prompt(15, 3)]
     found = sampled(model, prompts, [0, 1, 2, 1], temperature=1e-4)
     for index, owner in enumerate([0, 1, 2, 1]):
@@ -171,24 +177,24 @@ def test_cold_answers_are_the_greedy_ones_of_transformers(model: Any) -> None:
         assert found[index].tolist() == whole[0, ids.shape[1] :].tolist()
 
 
-def test_an_answer_does_not_depend_on_what_is_sampled_with_it(model: Any) -> None:
+def test_a_completion_does_not_depend_on_the_others_in_its_batch(model: Any) -> None:
     prompts = [prompt(9, 1), prompt(4, 2), prompt(15, 3)]
     ends = tuple(range(0, VOCABULARY, 6))
     owners = [0, 0, 1, 1, 2, 2, 2, 2]
-    together = sampled(model, prompts, owners, ends=ends, temperature=HOT)
+    together = sampled(model, prompts, owners, end_tokens=ends, temperature=HOT)
     for index, owner in enumerate(owners):
         uniform = [sampling.draw_uniforms(1, 1, index, 12)]
-        how = sampling.SamplingConfig(HOT, 12, ends, together=False)
+        how = sampling.SamplingConfig(HOT, 12, ends, is_collective=False)
         with torch.no_grad():
-            alone = sampling.sample_answers(model, [prompts[owner]], [0], uniform, how, CPU)
+            alone = sampling.sample_completions(model, [prompts[owner]], [0], uniform, how, CPU)
         assert together[index].tolist() == alone[0].tolist()
-    # All lengths stand side by side: lines that ended early were dropped meanwhile.
+    # The lengths differ, so completions that ended early were dropped from the batch meanwhile.
     assert len({len(answer) for answer in together}) > 3
 
 
-def test_an_answer_ends_at_its_first_end_and_keeps_it(model: Any) -> None:
+def test_a_completion_ends_at_its_first_end_token_and_keeps_it(model: Any) -> None:
     ends = tuple(range(0, VOCABULARY, 6))
-    for answer in sampled(model, [prompt(9, 1)], [0] * 16, ends=ends, temperature=HOT):
+    for answer in sampled(model, [prompt(9, 1)], [0] * 16, end_tokens=ends, temperature=HOT):
         places = [place for place, token in enumerate(answer) if token in ends]
         assert places in ([], [len(answer) - 1])
         assert places or len(answer) == 12
@@ -205,65 +211,81 @@ def test_samples_follow_the_probabilities_of_the_model() -> None:
 
 def test_draws_differ_between_answers_and_steps_and_can_be_repeated() -> None:
     found = {
-        sampling.draw_uniforms(*key, 4).tobytes() for key in [(1, 1, 0), (1, 1, 1), (1, 2, 0), (2, 1, 0)]
+        sampling.draw_uniforms(*key, 4).tobytes()
+        for key in [(1, 1, 0), (1, 1, 1), (1, 2, 0), (2, 1, 0)]
     }
     assert len(found) == 4
-    assert sampling.draw_uniforms(1, 1, 0, 4).tolist() == sampling.draw_uniforms(1, 1, 0, 9)[:4].tolist()
+    assert (
+        sampling.draw_uniforms(1, 1, 0, 4).tolist()
+        == sampling.draw_uniforms(1, 1, 0, 9)[:4].tolist()
+    )
 
 
-def test_as_many_answers_are_sampled_at_once_as_memory_holds(model: Any) -> None:
+def test_as_many_completions_are_sampled_at_once_as_fit_into_memory(model: Any) -> None:
     # Two layers, two key-value heads of 16 numbers: 512 bytes of fp32 for each token.
-    fit = sampling.max_concurrent_answers(model.config, CONTEXT, CPU)
+    fit = sampling.max_concurrent_completions(model.config, CONTEXT, CPU)
     assert fit == sampling.CACHE_BYTES["cpu"] // (512 * CONTEXT)
-    assert sampling.max_concurrent_answers(model.config, 10**12, CPU) == 1
+    assert sampling.max_concurrent_completions(model.config, 10**12, CPU) == 1
 
 
-# Likelihoods.
+# Logps.
 
 
 @pytest.mark.parametrize("flatten", [False, True])
-def test_log_probabilities_are_those_that_answers_are_drawn_with(
-    model: Any, likelihood: token_logprobs.TokenLogpsHook, flatten: bool, monkeypatch: pytest.MonkeyPatch
+def test_logps_are_those_of_the_sampling_distribution(
+    model: Any,
+    compute_logps: token_logprobs.TokenLogpsHook,
+    flatten: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fused_cross_entropy, "CHUNK", 4)
+    monkeypatch.setattr(fused_cross_entropy, "CHUNK_POSITIONS", 4)
     answers = [
         SampledCompletion(prompt(6, 1), prompt(4, 2), True, (0.0,)),
         SampledCompletion(prompt(3, 3), prompt(7, 4), True, (0.0,)),
     ]
-    found = likelihood(model, policy_loss.collate_completions(answers, flatten).rows)
+    found = compute_logps(model, policy_loss.collate_completions(answers, flatten).micro_batch)
     wanted, entropies = [], []
     for each in answers:
-        ids = torch.from_numpy(np.concatenate([each.prompt, each.answer]).astype(np.int64))
+        ids = torch.from_numpy(
+            np.concatenate([each.prompt_ids, each.completion_ids]).astype(np.int64)
+        )
         with torch.no_grad():
-            logits = model(input_ids=ids[None]).logits[0, len(each.prompt) - 1 : -1] / 0.7
+            logits = model(input_ids=ids[None]).logits[0, len(each.prompt_ids) - 1 : -1] / 0.7
         logs = torch.log_softmax(logits, -1)
-        wanted += logs.gather(1, ids[len(each.prompt) :, None])[:, 0].tolist()
+        wanted += logs.gather(1, ids[len(each.prompt_ids) :, None])[:, 0].tolist()
         entropies += torch.distributions.Categorical(logits=logits).entropy().tolist()
     assert found.logps.tolist() == pytest.approx(wanted, abs=1e-4)
     assert found.entropies.tolist() == pytest.approx(entropies, abs=1e-4)
     assert not found.entropies.requires_grad
 
 
-def test_a_rank_without_answers_has_an_empty_loss_with_gradients(
-    model: Any, likelihood: token_logprobs.TokenLogpsHook
+def test_a_rank_without_completions_has_an_empty_loss_with_gradients(
+    model: Any, compute_logps: token_logprobs.TokenLogpsHook
 ) -> None:
     batch = policy_loss.collate_completions([], flatten=False)
-    found = likelihood(model, batch.rows)
+    found = compute_logps(model, batch.micro_batch)
     for loss in ("grpo", "bnpo", "dr_grpo", "dapo"):
         each = policy_loss.average_losses(
-            policy_loss.policy_losses(found.logps, batch, 0.2, 0.1), batch.rows.owners, 0, loss
+            policy_loss.policy_losses(found.logps, batch, 0.2, 0.1),
+            batch.micro_batch.sequence_index,
+            0,
+            loss,
         )
         assert each.sum().item() == 0
         each.sum().backward(retain_graph=True)
 
 
-# Kept answers.
+# Stored rollouts.
 
 
-def test_a_rollout_is_read_back_bit_by_bit(tmp_path: Path) -> None:
+def test_a_stored_rollout_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     answers = [
-        SampledCompletion(prompt(3, 1), prompt(2, 2), True, (0.1, 1.0), 0.3, np.float32([-1, -2]), None),
-        SampledCompletion(prompt(5, 3), prompt(1, 4), False, (1 / 3, 0.0), -0.1, np.float32([-1 / 3]), None),
+        SampledCompletion(
+            prompt(3, 1), prompt(2, 2), True, (0.1, 1.0), 0.3, np.float32([-1, -2]), None
+        ),
+        SampledCompletion(
+            prompt(5, 3), prompt(1, 4), False, (1 / 3, 0.0), -0.1, np.float32([-1 / 3]), None
+        ),
     ]
     attempt = Attempt(tmp_path, 2)
     attempt.acquire()
@@ -271,19 +293,19 @@ def test_a_rollout_is_read_back_bit_by_bit(tmp_path: Path) -> None:
     found = rollout.load_rollout(tmp_path, 3, 7)
     assert found is not None
     assert rollout.load_rollout(tmp_path, 1, 7) is None
-    assert (found.step, found.measures) == (7, {"reward": 1 / 7})
-    for one, other in zip(found.answers, answers, strict=True):
-        assert one.prompt.tolist() == other.prompt.tolist()
-        assert one.answer.tolist() == other.answer.tolist()
-        assert (one.ended, one.rewards, one.advantage) == (
-            other.ended,
+    assert (found.step, found.metrics) == (7, {"reward": 1 / 7})
+    for one, other in zip(found.completions, answers, strict=True):
+        assert one.prompt_ids.tolist() == other.prompt_ids.tolist()
+        assert one.completion_ids.tolist() == other.completion_ids.tolist()
+        assert (one.has_ended, one.rewards, one.advantage) == (
+            other.has_ended,
             other.rewards,
             other.advantage,
         )
-        assert other.old is not None
-        assert one.old is not None
-        assert one.old.tobytes() == other.old.tobytes()
-        assert one.reference is None
+        assert other.old_logps is not None
+        assert one.old_logps is not None
+        assert one.old_logps.tobytes() == other.old_logps.tobytes()
+        assert one.reference_logps is None
 
 
 def test_only_rollouts_that_a_checkpoint_may_need_are_kept(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Losses of preferences against the same formulas written again in numpy, in float64."""
+"""Losses of preferences against the same formulas in numpy, in float64."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import pytest
 import torch
 from finetune_api import finetunejob
 from finetune_trainer.data.token_store import PackedSequence
-from finetune_trainer.objectives.dpo import LEAST_SMOOTHING, dpo_losses
+from finetune_trainer.objectives.dpo import MIN_LABEL_SMOOTHING, dpo_losses
 from finetune_trainer.objectives.kto import (
-    answer_measures,
-    foreign_row,
+    estimate_kl,
     kto_losses,
-    reference_point,
+    mismatch_completion,
+    sum_metrics,
 )
-from finetune_trainer.objectives.orpo import orpo_losses, per_token
-from finetune_trainer.objectives.preference_pairs import pair_measures
-from finetune_trainer.objectives.reward import reward_losses, score_measures
+from finetune_trainer.objectives.orpo import average_logps, orpo_losses
+from finetune_trainer.objectives.preference_pairs import sum_pair_metrics
+from finetune_trainer.objectives.reward import reward_losses, sum_score_metrics
 
 Array = np.ndarray
-DICE = np.random.default_rng(7)
-LOGPS = -DICE.gamma(3.0, 8.0, (6, 2))
-REFERENCE = LOGPS + DICE.normal(0, 6, (6, 2))
-TOKENS = DICE.integers(3, 40, (6, 2)).astype(float)
+GENERATOR = np.random.default_rng(7)
+LOGPS = -GENERATOR.gamma(3.0, 8.0, (6, 2))
+REFERENCE = LOGPS + GENERATOR.normal(0, 6, (6, 2))
+TOKEN_COUNTS = GENERATOR.integers(3, 40, (6, 2)).astype(float)
 
 
 def s(x: Array) -> Array:
@@ -34,8 +34,8 @@ def by_hand(loss: str, b: float, e: float) -> Array:
     """Every loss of DPO, written with probabilities and not with log-sigmoids."""
     c, r = (LOGPS - REFERENCE).T
     d = c - r
-    per = (LOGPS - REFERENCE) / TOKENS
-    eps = e if e else LEAST_SMOOTHING
+    per = (LOGPS - REFERENCE) / TOKEN_COUNTS
+    eps = e if e else MIN_LABEL_SMOOTHING
     kl = s(b * d) * np.log(s(b * d) / (1 - eps)) + s(-b * d) * np.log(s(-b * d) / eps)
     formulas = {
         "sigmoid": -(1 - e) * np.log(s(b * d)) - e * np.log(1 - s(b * d)),
@@ -60,7 +60,7 @@ CASES = [(loss, 0.0) for loss in (*PLAIN, "apo_down")]
 CASES += [("sigmoid", 0.2), ("robust", 0.2), ("exo_pair", 0.2)]
 
 
-def test_every_loss_of_the_resource_is_compared() -> None:
+def test_every_loss_of_the_api_is_compared() -> None:
     wanted = finetunejob.DPO.model_fields["loss"].annotation
     assert {loss for loss, _ in CASES} == set(wanted.__args__)  # type: ignore[union-attr]
 
@@ -70,7 +70,7 @@ def test_dpo_is_the_formula(loss: str, smoothing: float) -> None:
     settings = finetunejob.DPO.model_validate(
         {"loss": loss, "beta": 0.3, "labelSmoothing": smoothing}
     )
-    found = dpo_losses(settings, *tensors(LOGPS, REFERENCE, TOKENS))
+    found = dpo_losses(settings, *tensors(LOGPS, REFERENCE, TOKEN_COUNTS))
     assert found.dtype == torch.float64
     np.testing.assert_allclose(found.numpy(), by_hand(loss, 0.3, smoothing), rtol=1e-10)
 
@@ -88,16 +88,16 @@ AT_REFERENCE = {
 
 
 @pytest.mark.parametrize("loss", AT_REFERENCE)
-def test_the_untrained_model_has_a_loss_that_is_known(loss: str) -> None:
+def test_the_untrained_model_has_the_known_loss(loss: str) -> None:
     settings = finetunejob.DPO.model_validate({"loss": loss, "beta": 0.3})
-    found = dpo_losses(settings, *tensors(LOGPS, LOGPS, TOKENS))
+    found = dpo_losses(settings, *tensors(LOGPS, LOGPS, TOKEN_COUNTS))
     np.testing.assert_allclose(found.numpy(), AT_REFERENCE[loss], rtol=1e-12)
 
 
 @pytest.mark.parametrize("loss", [loss for loss, _ in CASES[:9] if loss != "sppo_hard"])
-def test_a_step_against_the_gradient_widens_the_margin(loss: str) -> None:
+def test_a_gradient_step_widens_the_margin(loss: str) -> None:
     settings = finetunejob.DPO.model_validate({"loss": loss, "beta": 0.3})
-    logps, reference, tokens = tensors(REFERENCE.copy(), REFERENCE, TOKENS)
+    logps, reference, tokens = tensors(REFERENCE.copy(), REFERENCE, TOKEN_COUNTS)
     logps.requires_grad_()
     dpo_losses(settings, logps, reference, tokens).sum().backward()
     assert logps.grad is not None
@@ -107,33 +107,33 @@ def test_a_step_against_the_gradient_widens_the_margin(loss: str) -> None:
 def test_kto_is_the_formula() -> None:
     settings = finetunejob.KTO(beta=0.3, desirable_weight=1.5, undesirable_weight=0.5)
     desirable = np.array([True, False, True, True, False, False])
-    point = 2.5
+    kl = 2.5
     found = kto_losses(
         settings,
         *tensors(LOGPS[:, 0], REFERENCE[:, 0], desirable),
-        torch.tensor(point, dtype=torch.float64),
+        torch.tensor(kl, dtype=torch.float64),
     )
     ratio = LOGPS[:, 0] - REFERENCE[:, 0]
     wanted = [
-        1.5 * (1 - s(0.3 * (q - point))) if good else 0.5 * (1 - s(0.3 * (point - q)))
+        1.5 * (1 - s(0.3 * (q - kl))) if good else 0.5 * (1 - s(0.3 * (kl - q)))
         for q, good in zip(ratio, desirable, strict=True)
     ]
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-10)
 
 
-def test_the_reference_point_is_a_constant_and_never_negative() -> None:
+def test_the_kl_estimate_is_a_constant_and_never_negative() -> None:
     ratio = torch.tensor(-1.5, dtype=torch.float64, requires_grad=True)
-    assert float(reference_point(ratio)) == 0.0
-    moved = reference_point(ratio + 4)
+    assert float(estimate_kl(ratio)) == 0.0
+    moved = estimate_kl(ratio + 4)
     assert float(moved) == 2.5
     assert not moved.requires_grad
 
 
 def test_orpo_is_the_formula() -> None:
     settings = finetunejob.ORPO(beta=0.3)
-    means = per_token(*tensors(LOGPS, TOKENS))
+    means = average_logps(*tensors(LOGPS, TOKEN_COUNTS))
     found = orpo_losses(settings, means)
-    p = np.exp(LOGPS / TOKENS)
+    p = np.exp(LOGPS / TOKEN_COUNTS)
     odds = p / (1 - p)
     ratio = odds[:, 0] / odds[:, 1]
     wanted = -np.log(p[:, 0]) - 0.3 * np.log(s(np.log(ratio)))
@@ -150,38 +150,38 @@ def test_orpo_stays_finite_for_a_model_that_is_certain() -> None:
 
 
 def test_reward_is_the_formula() -> None:
-    scores = DICE.normal(0, 2, (6, 2))
+    scores = GENERATOR.normal(0, 2, (6, 2))
     found = reward_losses(finetunejob.Reward(centering=0.25), torch.from_numpy(scores))
     c, r = scores.T
     np.testing.assert_allclose(found.numpy(), -np.log(s(c - r)) + 0.25 * (c + r) ** 2, rtol=1e-10)
 
 
-def test_measures_are_sums_over_pairs() -> None:
+def test_metrics_are_sums_over_pairs() -> None:
     rewards = np.array([[1.0, 0.5], [-1.0, 2.0], [0.25, 0.25]])
-    found = pair_measures(*tensors(rewards, LOGPS[:3]))
+    found = sum_pair_metrics(*tensors(rewards, LOGPS[:3]))
     wanted = [0.25, 2.75, 1.0, -2.5, LOGPS[:3, 0].sum(), LOGPS[:3, 1].sum()]
     np.testing.assert_allclose(found.numpy(), wanted)
-    scored = score_measures(torch.from_numpy(rewards))
+    scored = sum_score_metrics(torch.from_numpy(rewards))
     np.testing.assert_allclose(scored.numpy(), [1.0, -2.5, 1.5])
 
 
-def test_measures_of_single_answers_are_means_of_each_kind() -> None:
+def test_metrics_of_single_completions_are_means_of_each_kind() -> None:
     rewards, logps = np.array([1.0, 3.0, -2.0, 4.0]), np.array([-1.0, -2.0, -3.0, -4.0])
     desirable = np.array([True, True, False, True])
-    point = torch.tensor(0.5, dtype=torch.float64)
-    sums = answer_measures(*tensors(rewards, logps, desirable), point, (4 / 3, 4.0))
+    kl = torch.tensor(0.5, dtype=torch.float64)
+    sums = sum_metrics(*tensors(rewards, logps, desirable), kl, (4 / 3, 4.0))
     np.testing.assert_allclose((sums / 4).numpy(), [8 / 3, -2.0, 14 / 3, -7 / 3, -3.0, 0.5])
 
 
-def row(prompt: int, answer: int, first: int) -> PackedSequence:
-    ids = np.arange(first, first + prompt + answer, dtype=np.int32)
+def make_sequence(prompt: int, completion: int, first: int) -> PackedSequence:
+    ids = np.arange(first, first + prompt + completion, dtype=np.int32)
     labels = np.where(np.arange(len(ids)) < prompt, -100, ids).astype(np.int32)
     return PackedSequence(ids, labels, np.arange(len(ids), dtype=np.int32))
 
 
 @pytest.mark.parametrize(("longest", "length"), [(100, 7), (6, 6), (3, 3)])
-def test_a_foreign_answer_follows_the_prompt(longest: int, length: int) -> None:
-    mixed = foreign_row(row(3, 9, 10), row(5, 4, 50), longest)
+def test_a_mismatched_completion_follows_the_prompt(longest: int, length: int) -> None:
+    mixed = mismatch_completion(make_sequence(3, 9, 10), make_sequence(5, 4, 50), longest)
     assert mixed.input_ids.tolist() == [10, 11, 12, 55, 56, 57, 58][:length]
     assert mixed.labels.tolist() == [-100, -100, -100, 55, 56, 57, 58][:length]
     assert mixed.position_ids.tolist() == list(range(length))

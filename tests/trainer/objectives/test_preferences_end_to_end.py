@@ -91,8 +91,8 @@ def whole_jobs(cases: list[tuple[str, str]], root: Path) -> None:
             worker.join_process_group(run)
             joined = True
         (root / case.name / "ranks").mkdir(parents=True)
-        tell = RankReporter(RankFile(root / case.name / "ranks", 0))
-        finished, facts = worker.train(run, tell, NoStop())
+        reporter = RankReporter(RankFile(root / case.name / "ranks", 0))
+        finished, facts = worker.train(run, reporter, NoStop())
         assert finished
         assert facts.steps == STEPS
         run = changed(run_of(case, root, "evaluate", **known), case)

@@ -1,4 +1,4 @@
-"""The loss: packed, padded or alone, an example costs the same."""
+"""The SFT loss: a sample has the same loss packed, padded or alone."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tests.trainer.jobs import array_of
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-def example(length: int, prompt: int, seed: int) -> PackedSequence:
-    dice = np.random.default_rng(seed)
-    ids = dice.integers(3, 2048, length).astype(np.int32)
+def make_sample(length: int, prompt: int, seed: int) -> PackedSequence:
+    generator = np.random.default_rng(seed)
+    ids = generator.integers(3, 2048, length).astype(np.int32)
     labels = ids.copy()
     labels[:prompt] = -100
     return PackedSequence(ids, labels, np.arange(length, dtype=np.int32))
 
 
-def packed(*rows: PackedSequence) -> PackedSequence:
+def pack(*sequences: PackedSequence) -> PackedSequence:
     return PackedSequence(
-        np.concatenate([row.input_ids for row in rows]),
-        np.concatenate([row.labels for row in rows]),
-        np.concatenate([row.position_ids for row in rows]),
+        np.concatenate([row.input_ids for row in sequences]),
+        np.concatenate([row.labels for row in sequences]),
+        np.concatenate([row.position_ids for row in sequences]),
     )
 
 
@@ -41,32 +41,39 @@ def model(tiny_model_folder: Path) -> torch.nn.Module:
 
 
 def reference_loss(model: torch.nn.Module, row: PackedSequence) -> torch.Tensor:
-    """An example alone, by the textbook."""
+    """A sample alone, by the definition of cross-entropy."""
     ids = torch.from_numpy(array_of(row))[None]
     labels = torch.from_numpy(row.labels.astype(np.int64))
     logits = model(input_ids=ids).logits[0, :-1]
     return functional.cross_entropy(logits, labels[1:], ignore_index=-100, reduction="sum")
 
 
-EXAMPLES = [example(17, 5, 1), example(9, 1, 2), example(30, 12, 3), example(12, 0, 4)]
+SAMPLES = [
+    make_sample(17, 5, 1),
+    make_sample(9, 1, 2),
+    make_sample(30, 12, 3),
+    make_sample(12, 0, 4),
+]
 
 
 @pytest.mark.parametrize("flatten", [False, True])
-def test_packed_examples_do_not_see_each_other(model: torch.nn.Module, flatten: bool) -> None:
-    rows = [packed(*EXAMPLES[:2]), packed(*EXAMPLES[2:])]
-    loss_of = sft.AnswerLoss(model)
-    losses = loss_of(model, collate.collate(rows, flatten))
-    loss_of.remove()
-    alone = [reference_loss(model, row) for row in EXAMPLES]
-    assert len(losses) == sum(map(collate.trained_tokens, rows))
+def test_packed_samples_have_the_losses_of_single_ones(
+    model: torch.nn.Module, flatten: bool
+) -> None:
+    rows = [pack(*SAMPLES[:2]), pack(*SAMPLES[2:])]
+    compute_loss = sft.OutputHeadLoss(model)
+    losses = compute_loss(model, collate.collate(rows, flatten))
+    compute_loss.detach_from_model()
+    alone = [reference_loss(model, row) for row in SAMPLES]
+    assert len(losses) == sum(map(collate.count_trained_tokens, rows))
     assert losses.sum().item() == pytest.approx(sum(alone).item(), rel=1e-6)
-    lengths = [collate.trained_tokens(row) for row in EXAMPLES]
+    lengths = [collate.count_trained_tokens(row) for row in SAMPLES]
     for part, whole in zip(losses.split(lengths), alone, strict=True):
         assert part.sum().item() == pytest.approx(whole.item(), rel=1e-5)
 
 
 def other_architecture(kind: str) -> torch.nn.Module:
-    """A random model of a family that treats packed rows in its own way."""
+    """A random model of a family that ignores position ids or attends across samples."""
     sizes = {"vocab_size": 2048, "hidden_size": 64, "num_hidden_layers": 2}
     more = {"opt": {"ffn_dim": 64, "word_embed_proj_dim": 64, "num_attention_heads": 4}}
     torch.manual_seed(0)
@@ -75,57 +82,57 @@ def other_architecture(kind: str) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("flatten", [False, True])
-def test_packed_examples_are_found_to_be_apart(model: torch.nn.Module, flatten: bool) -> None:
-    loss_of = sft.AnswerLoss(model)
-    assert sft.keeps_apart(loss_of, model, packed(*EXAMPLES[:2]), "cpu", flatten)
-    loss_of.remove()
+def test_isolated_samples_are_recognised(model: torch.nn.Module, flatten: bool) -> None:
+    compute_loss = sft.OutputHeadLoss(model)
+    assert sft.isolates_packed_samples(compute_loss, model, pack(*SAMPLES[:2]), "cpu", flatten)
+    compute_loss.detach_from_model()
 
 
 @pytest.mark.parametrize("kind", ["mamba", "opt"])
-def test_models_whose_packed_examples_see_each_other_are_found(kind: str) -> None:
+def test_samples_that_influence_each_other_are_recognised(kind: str) -> None:
     model = other_architecture(kind)
-    loss_of = sft.AnswerLoss(model)
-    assert not sft.keeps_apart(loss_of, model, packed(*EXAMPLES[:2]), "cpu")
+    compute_loss = sft.OutputHeadLoss(model)
+    assert not sft.isolates_packed_samples(compute_loss, model, pack(*SAMPLES[:2]), "cpu")
 
 
-def test_padding_changes_nothing(model: torch.nn.Module) -> None:
-    loss_of = sft.AnswerLoss(model)
-    batch = collate.collate(EXAMPLES)
-    losses = loss_of(model, batch)
-    loss_of.remove()
-    for index, row in enumerate(EXAMPLES):
-        mine = losses[batch.owners == index].sum().item()
+def test_padding_changes_no_loss(model: torch.nn.Module) -> None:
+    compute_loss = sft.OutputHeadLoss(model)
+    batch = collate.collate(SAMPLES)
+    losses = compute_loss(model, batch)
+    compute_loss.detach_from_model()
+    for index, row in enumerate(SAMPLES):
+        mine = losses[batch.sequence_index == index].sum().item()
         assert mine == pytest.approx(reference_loss(model, row).item(), rel=1e-5)
-    assert batch.tokens == sum(len(row.input_ids) for row in EXAMPLES)
+    assert batch.tokens == sum(len(row.input_ids) for row in SAMPLES)
 
 
-def test_a_rank_without_rows_adds_nothing(model: torch.nn.Module) -> None:
-    loss_of = sft.AnswerLoss(model)
+def test_a_rank_without_sequences_has_a_loss_of_zero(model: torch.nn.Module) -> None:
+    compute_loss = sft.OutputHeadLoss(model)
     batch = collate.collate([])
-    loss = loss_of(model, batch).sum()
-    loss_of.remove()
+    loss = compute_loss(model, batch).sum()
+    compute_loss.detach_from_model()
     assert loss.item() == 0
     assert batch.tokens == 0
     loss.backward()
 
 
-def test_the_head_is_as_before_when_the_loss_is_removed(model: torch.nn.Module) -> None:
-    ids = torch.from_numpy(array_of(EXAMPLES[0]))[None]
+def test_detaching_restores_the_output_head(model: torch.nn.Module) -> None:
+    ids = torch.from_numpy(array_of(SAMPLES[0]))[None]
     before = model(input_ids=ids).logits
-    loss_of = sft.AnswerLoss(model)
-    loss_of(model, collate.collate(EXAMPLES))
-    loss_of.remove()
+    compute_loss = sft.OutputHeadLoss(model)
+    compute_loss(model, collate.collate(SAMPLES))
+    compute_loss.detach_from_model()
     assert torch.equal(model(input_ids=ids).logits, before)
 
 
 def test_chunks_give_the_same_losses_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(50, 31, generator=generator, requires_grad=True)
-    targets = torch.randint(0, 31, (50,), generator=generator)
-    whole = sft.token_losses(logits, targets)
+    labels = torch.randint(0, 31, (50,), generator=generator)
+    whole = sft.cross_entropy_losses(logits, labels)
     (expected,) = torch.autograd.grad(whole.sum(), logits)
-    monkeypatch.setattr(fused_cross_entropy, "CHUNK", 16)
-    chunked = sft.token_losses(logits, targets)
+    monkeypatch.setattr(fused_cross_entropy, "CHUNK_POSITIONS", 16)
+    chunked = sft.cross_entropy_losses(logits, labels)
     (found,) = torch.autograd.grad(chunked.sum(), logits)
     assert torch.equal(chunked, whole)
     assert torch.equal(found, expected)

@@ -179,7 +179,7 @@ class GRPOObjective:
             evaluation_mode(self._strategy.model),
         ):
             completions = self._sample_completions(first)
-            totals = self._scorer.totals([each.rewards for each in completions])
+            totals = self._scorer.weigh([each.rewards for each in completions])
             if not np.isfinite(totals).all():
                 raise UserError(
                     "RewardNotFinite",
@@ -223,7 +223,7 @@ class GRPOObjective:
         per_rank = -(-len(prompt_of) // world_size)
         mine = range(rank * per_rank, min((rank + 1) * per_rank, len(prompt_of)))
         sampled = self._sample_on_rank(prompt_of, mine, per_rank, first)
-        rewards = self._scorer(
+        rewards = self._scorer.score(
             [self._decode(prompt_of[index], ids) for index, ids in zip(mine, sampled, strict=True)]
         )
         gathered = collectives.all_gather(list(zip(sampled, rewards, strict=True)))
@@ -248,13 +248,13 @@ class GRPOObjective:
         model = self._strategy.unwrapped_model
         config = sampling.SamplingConfig(
             temperature=settings.temperature,
-            most=settings.max_new_tokens,
-            ends=self._end_tokens,
-            together=context.plan.strategy in SHARDED_STRATEGIES,
+            max_new_tokens=settings.max_new_tokens,
+            end_tokens=self._end_tokens,
+            is_collective=context.plan.strategy in SHARDED_STRATEGIES,
         )
         prompt_ids = {prompt: self._prompts.sequence(prompt).input_ids for prompt in set(prompt_of)}
         longest = max(map(len, prompt_ids.values())) + settings.max_new_tokens
-        size = sampling.max_concurrent_answers(model.config, longest, context.device)
+        size = sampling.max_concurrent_completions(model.config, longest, context.device)
         completions: list[sampling.Tokens] = []
         for start in range(0, per_rank, size):
             # A rank without completions left samples one that is dropped, because the forward
@@ -268,7 +268,7 @@ class GRPOObjective:
                 for index in batch
             ]
             with suspend_compilation(context.spec.training.compile):
-                completions += sampling.sample_answers(
+                completions += sampling.sample_completions(
                     model,
                     [prompt_ids[prompt] for prompt in prompts],
                     [prompts.index(prompt_of[index]) for index in batch],
@@ -285,7 +285,7 @@ class GRPOObjective:
         """A completion as text for the reward functions, without its end token."""
         has_ended = self._has_ended(ids)
         text_ids = ids.tolist()[: -1 if has_ended else None]
-        return self._prompt_texts[prompt].reply(self._tokenizer, text_ids, has_ended)
+        return self._prompt_texts[prompt].decode_completion(self._tokenizer, text_ids, has_ended)
 
     def _with_logps(
         self, completions: list[SampledCompletion], field: str
