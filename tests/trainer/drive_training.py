@@ -1,7 +1,8 @@
 """Runs many training cases in one launch of torchrun, or in ranks that `pool` forks.
 
 Called with a file of cases: [{"name", "run": RunConfig, "stop_after": step or null}]. Each case
-calls what production calls; what it saw is written beside the run file as <name>-<rank>.json.
+calls what production calls; what it observed is written next to the run file, as
+<name>-<rank>.json.
 """
 
 from __future__ import annotations
@@ -27,26 +28,26 @@ from finetune_trainer.training import worker
 from torch import distributed as dist
 
 
-def inside(engine: Any, seen: dict[str, Any]) -> None:
+def inspect(strategy: Any, seen: dict[str, Any]) -> None:
     """What the ranks hold: shapes of local shards, and a checksum of the gathered weights."""
-    model = getattr(engine.model, "module", engine.model)
+    model = getattr(strategy.model, "module", strategy.model)
     name, weight = next(strategies.trainable_parameters(model))
     local = weight.to_local() if hasattr(weight, "to_local") else weight
-    # ZeRO-3 keeps a flat share in ds_tensor and leaves the weight itself empty.
+    # ZeRO-3 keeps a flat shard in ds_tensor and leaves the weight itself empty.
     local = getattr(weight, "ds_tensor", local)
     seen["first"] = name
     seen["local_elements"] = local.numel()
     seen["whole_elements"] = getattr(weight, "ds_numel", weight.numel())
-    seen["optimizer_elements"] = optimizer_elements(engine)
+    seen["optimizer_elements"] = optimizer_elements(strategy)
     digest = hashlib.sha256()
-    for _, whole in engine.gather_weights():
-        digest.update(whole.contiguous().numpy().tobytes())
+    for _, weight in strategy.gather_weights():
+        digest.update(weight.contiguous().numpy().tobytes())
     seen["trained_digest"] = digest.hexdigest()
 
 
-def optimizer_elements(engine: Any) -> int:
+def optimizer_elements(strategy: Any) -> int:
     """Elements of AdamW's first moment that this rank holds; 0 where another optimizer has none."""
-    optimizer = getattr(engine, "_optimizer", None) or engine.model.optimizer
+    optimizer = getattr(strategy, "_optimizer", None) or strategy.model.optimizer
     total = 0
     for state in getattr(optimizer, "optimizer", optimizer).state.values():
         # bitsandbytes calls the first moment state1.
@@ -78,18 +79,18 @@ def run_case(case: dict[str, Any], folder: Path) -> None:
     run = RunConfig.model_validate(case["run"])
     rank = dist.get_rank()
     seen: dict[str, Any] = {}
-    finished_build, finished_load = worker.build_model, strategies.load_model
+    original_build, original_load = worker.build_model, strategies.load_model
 
     def build(*args: Any) -> Any:
-        model, engine, spread = finished_build(*args)
-        close = engine.close
+        model, strategy, config = original_build(*args)
+        close = strategy.close
 
-        def look_and_close() -> None:
-            inside(engine, seen)
+        def inspect_and_close() -> None:
+            inspect(strategy, seen)
             close()
 
-        engine.close = look_and_close
-        accumulate = engine.accumulate
+        strategy.close = inspect_and_close
+        accumulate = strategy.accumulate
 
         @contextlib.contextmanager
         def watched(is_last: bool) -> Iterator[None]:
@@ -99,11 +100,11 @@ def run_case(case: dict[str, Any], folder: Path) -> None:
                 _, weight = next(strategies.trainable_parameters(model))
                 seen["reduced_between"] = weight.grad is not None
 
-        engine.accumulate = watched
-        return model, engine, spread
+        strategy.accumulate = watched
+        return model, strategy, config
 
     def load(*args: Any) -> Any:
-        model = finished_load(*args)
+        model = original_load(*args)
         seen["loaded_on"] = next(model.parameters()).device.type
         return model
 
@@ -114,14 +115,14 @@ def run_case(case: dict[str, Any], folder: Path) -> None:
     setattr(strategies, "load_model", load)  # noqa: B010
     try:
         finished, facts = worker.train(run, reporter, StopAfter(case.get("stop_after")))
-        seen.update(finished=finished, facts=facts.to_wire(), told=reporter.state)
+        seen.update(finished=finished, facts=facts.to_wire(), reported=reporter.state)
     except Exception as error:
         if not case.get("fails"):
             raise
         seen["error"] = classify_error(error)[0].to_wire()
     finally:
-        setattr(worker, "build_model", finished_build)  # noqa: B010
-        setattr(strategies, "load_model", finished_load)  # noqa: B010
+        setattr(worker, "build_model", original_build)  # noqa: B010
+        setattr(strategies, "load_model", original_load)  # noqa: B010
     (folder / f"{case['name']}-{rank}.json").write_text(json.dumps(seen))
     dist.barrier()
 

@@ -1,4 +1,4 @@
-"""Recomputation, noise on embeddings, and the count of operations, on real models."""
+"""Gradient checkpointing, NEFTune and the FLOP count, on real models."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ HEAD = ("embed_tokens.weight", "lm_head.weight")
 ALPHA = 5.0
 
 
-class Held(TorchDispatchMode):
-    """Counts the bytes that operations have made and nobody has let go."""
+class HeldBytes(TorchDispatchMode):
+    """Counts the bytes of results of operations that are still referenced."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,10 +46,10 @@ class Held(TorchDispatchMode):
         found = result if isinstance(result, (tuple, list)) else [result]
         for tensor in found:
             if isinstance(tensor, torch.Tensor):
-                self._watch(tensor.untyped_storage())
+                self._count(tensor.untyped_storage())
         return result
 
-    def _watch(self, storage: Any) -> None:
+    def _count(self, storage: Any) -> None:
         key = storage._cdata
         if key not in self._seen:
             self._seen.add(key)
@@ -62,7 +62,7 @@ class Held(TorchDispatchMode):
         self.bytes -= size
 
 
-def example(length: int, seed: int = 0) -> PackedSequence:
+def sample(length: int, seed: int = 0) -> PackedSequence:
     ids = np.random.default_rng(seed).integers(3, VOCABULARY, length).astype(np.int32)
     return PackedSequence(ids, ids.copy(), np.arange(length, dtype=np.int32))
 
@@ -78,7 +78,7 @@ def model_of(folder: Path, attention: str = "sdpa") -> Any:
 
 def gradients(model: Any, ids: torch.Tensor) -> tuple[int, int, list[torch.Tensor]]:
     """FLOPs of forward and backward, bytes held between them, and the gradients."""
-    held = Held()
+    held = HeldBytes()
     with FlopCounterMode(display=False) as counter, held:
         before = held.bytes
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
@@ -88,7 +88,7 @@ def gradients(model: Any, ids: torch.Tensor) -> tuple[int, int, list[torch.Tenso
     return counter.get_total_flops(), between, found
 
 
-def test_selective_recomputation_computes_no_product_twice_and_holds_less(
+def test_selective_checkpointing_repeats_no_matrix_product_and_holds_fewer_bytes(
     tiny_model_folder: Path,
 ) -> None:
     ids = torch.randint(3, VOCABULARY, (4, 64), generator=torch.Generator().manual_seed(0))
@@ -108,7 +108,7 @@ def test_selective_recomputation_computes_no_product_twice_and_holds_less(
 
 
 @pytest.mark.parametrize("selective", [False, True])
-def test_adapters_of_the_first_block_learn_when_activations_are_recomputed(
+def test_adapters_of_the_first_block_get_gradients_with_checkpointing(
     tiny_model_folder: Path, selective: bool
 ) -> None:
     training = {"gradientCheckpointing": True, "selectiveCheckpointing": selective}
@@ -136,18 +136,18 @@ def test_adapters_of_the_first_block_learn_when_activations_are_recomputed(
 
 
 class Embedded:
-    """What the first block of a model sees."""
+    """The input of the first block of a model."""
 
     def __init__(self, model: Any) -> None:
         self.model, self.noise = model, EmbeddingNoise(model, ALPHA)
         self.value = torch.empty(0)
-        model.model.layers[0].register_forward_pre_hook(self._keep, with_kwargs=True)
+        model.model.layers[0].register_forward_pre_hook(self._store, with_kwargs=True)
 
-    def _keep(self, layer: Any, inputs: Any, named: Any) -> None:
+    def _store(self, layer: Any, inputs: Any, named: Any) -> None:
         self.value = (inputs[0] if inputs else named["hidden_states"]).detach().clone()
 
     def of(self, batch: collate.MicroBatch, noisy: bool = True) -> torch.Tensor:
-        """The embeddings, or by how much noise has changed them."""
+        """The embeddings, or, with `noisy`, the noise that was added to them."""
         ids, positions = batch.input_ids, batch.position_ids
         self.model(input_ids=ids, position_ids=positions, use_cache=False)
         quiet = self.value
@@ -166,11 +166,9 @@ def embedded(tiny_model_folder: Path) -> Iterator[Embedded]:
 
 
 @pytest.mark.parametrize("flatten", [False, True])
-def test_noise_depends_on_the_length_of_the_example_alone(
-    embedded: Embedded, flatten: bool
-) -> None:
-    # Packed with another, padded to a longer row, and alone.
-    rows = [packed(example(30), example(10)), example(20)]
+def test_noise_depends_only_on_the_length_of_the_sample(embedded: Embedded, flatten: bool) -> None:
+    # Packed with another sample, padded to a longer row, and alone.
+    rows = [packed(sample(30), sample(10)), sample(20)]
     noise = embedded.of(collate.collate(rows, flatten))
     parts = (
         [(noise[0, :30], 30), (noise[0, 30:40], 10), (noise[0, 40:], 20)]
@@ -186,8 +184,8 @@ def test_noise_depends_on_the_length_of_the_example_alone(
         assert not noise[1, 20:].any()
 
 
-def test_there_is_noise_only_where_it_is_asked_for(embedded: Embedded) -> None:
-    batch = collate.collate([example(12)])
+def test_noise_is_added_only_while_enabled_and_with_gradients(embedded: Embedded) -> None:
+    batch = collate.collate([sample(12)])
     quiet = embedded.of(batch, noisy=False)
     assert torch.equal(embedded.of(batch, noisy=False), quiet)
     assert embedded.of(batch).abs().max() > 0
@@ -196,8 +194,8 @@ def test_there_is_noise_only_where_it_is_asked_for(embedded: Embedded) -> None:
     assert torch.equal(embedded.of(batch, noisy=False), quiet)
 
 
-def test_noise_is_told_from_its_seed(embedded: Embedded) -> None:
-    batch = collate.collate([example(12)])
+def test_noise_is_reproducible_from_its_seed(embedded: Embedded) -> None:
+    batch = collate.collate([sample(12)])
     found = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -206,7 +204,7 @@ def test_noise_is_told_from_its_seed(embedded: Embedded) -> None:
     assert not torch.equal(found[0], found[2])
 
 
-def test_operations_of_a_whole_model_are_those_that_pytorch_counts(tiny_model_folder: Path) -> None:
+def test_flops_of_full_training_are_those_that_pytorch_counts(tiny_model_folder: Path) -> None:
     model = model_of(tiny_model_folder, "eager")
     ids = torch.arange(3, 51)[None]
     with FlopCounterMode(display=False) as counter:
@@ -217,7 +215,7 @@ def test_operations_of_a_whole_model_are_those_that_pytorch_counts(tiny_model_fo
     assert expected == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
 
-def test_frozen_weights_cost_two_thirds(tiny_model_folder: Path) -> None:
+def test_frozen_weights_cost_two_thirds_of_trained_ones(tiny_model_folder: Path) -> None:
     spec = FineTuneJobSpec.model_validate(
         {
             "model": {"uri": "pvc://m/m"},
@@ -225,33 +223,33 @@ def test_frozen_weights_cost_two_thirds(tiny_model_folder: Path) -> None:
             "training": {"gradientCheckpointing": False},
         }
     )
-    whole = flops.count_model_flops(model_of(tiny_model_folder))
+    full = flops.count_model_flops(model_of(tiny_model_folder))
     model = apply_method(model_of(tiny_model_folder, "eager"), spec, total_steps=1)
     adapters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     found = flops.count_model_flops(model)
-    assert found.per_token == pytest.approx(whole.per_token * 4 / 6 + 6 * adapters)
+    assert found.per_token == pytest.approx(full.per_token * 4 / 6 + 6 * adapters)
     ids = torch.arange(3, 51)[None]
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-    # What the first block's frozen weights would hand down is not computed.
+    # Gradients below the first block's adapters are not computed.
     counted = counter.get_total_flops()
     assert counted <= found.count_step(48, 48, 48 * 48) < 1.2 * counted
 
 
-def test_weights_in_four_bits_are_counted_as_what_they_stand_for(tmp_path: Path) -> None:
+def test_four_bit_weights_are_counted_with_their_unpacked_shape(tmp_path: Path) -> None:
     folder = families.tiny_qwen(tmp_path / "qwen")
     method = Method.model_validate({"type": "QLoRA"})
     bits = quantization_config(method, torch.bfloat16, "FSDP")
-    whole = load_model(folder, torch.bfloat16).requires_grad_(requires_grad=False)
+    full = load_model(folder, torch.bfloat16).requires_grad_(requires_grad=False)
     packed = load_model(folder, torch.bfloat16, quantization=bits)
     packed.requires_grad_(requires_grad=False)
-    assert flops.count_model_flops(packed) == flops.count_model_flops(whole)
+    assert flops.count_model_flops(packed) == flops.count_model_flops(full)
     convert_to_plain_parameters(packed)
-    assert flops.count_model_flops(packed) == flops.count_model_flops(whole)
+    assert flops.count_model_flops(packed) == flops.count_model_flops(full)
 
 
 @pytest.mark.parametrize("family", ["tiny_mixtral", "tiny_qwen_moe", "tiny_deepseek"])
-def test_a_token_costs_only_the_experts_that_it_is_sent_to(family: str, tmp_path: Path) -> None:
+def test_a_token_costs_only_the_experts_that_compute_it(family: str, tmp_path: Path) -> None:
     model = load_model(getattr(families, family)(tmp_path / family), torch.float32)
     sizes = {name: each.numel() for name, each in model.named_parameters() if each.dim() > 1}
     inside = sum(sizes.pop(name) for name in expert_weight_names(model))
@@ -260,8 +258,8 @@ def test_a_token_costs_only_the_experts_that_it_is_sent_to(family: str, tmp_path
     assert flops.count_model_flops(model).per_token == 6 * (outside + inside / 2)
 
 
-def test_a_batch_tells_trained_positions_and_how_far_tokens_look() -> None:
-    rows = [packed(example(30), example(10)), example(20)]
+def test_a_batch_counts_trained_positions_and_attended_pairs() -> None:
+    rows = [packed(sample(30), sample(10)), sample(20)]
     for flatten in (False, True):
         batch = collate.collate(rows, flatten)
         assert flops.count_positions(batch) == (29 + 9 + 19, 30**2 + 10**2 + 20**2)

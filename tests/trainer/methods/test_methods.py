@@ -1,4 +1,4 @@
-"""Loading a model and putting a method on it, whatever the architecture."""
+"""Loading a model and applying a method, for several architectures."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ def test_a_snapshot_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
     assert failure.remedy
 
 
-def test_a_model_without_fused_attention_is_loaded_with_its_own(tmp_path: Path) -> None:
+def test_a_model_without_sdpa_is_loaded_with_eager_attention(tmp_path: Path) -> None:
     config = BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2)
     BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
     assert load_model(tmp_path / "bloom", torch.float32).config._attn_implementation == "eager"
 
 
 @pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn"])
-def test_stretched_positions_are_saved_with_the_model(tmp_path: Path, kind: str) -> None:
+def test_rope_scaling_is_saved_with_the_model(tmp_path: Path, kind: str) -> None:
     folder = tiny_model(tmp_path / "tiny")
     rope = RopeScaling.model_validate({"type": kind, "factor": 4})
-    plain, stretched = (
+    plain, scaled = (
         load_model(folder, torch.float32),
         load_model(folder, torch.float32, rope=rope),
     )
-    # Longer than the model was made for, where dynamic positions differ too.
+    # Longer than the original context, where dynamic positions differ too.
     ids = torch.arange(2 * CONTEXT).view(1, -1) % VOCABULARY
     with torch.no_grad():
-        wanted = stretched.eval()(input_ids=ids).logits
-        assert float((wanted - plain.eval()(input_ids=ids).logits).abs().max()) > 1e-3
-        stretched.save_pretrained(tmp_path / "saved")
+        expected = scaled.eval()(input_ids=ids).logits
+        assert float((expected - plain.eval()(input_ids=ids).logits).abs().max()) > 1e-3
+        scaled.save_pretrained(tmp_path / "saved")
         again = load_model(tmp_path / "saved", torch.float32).eval()
-        assert torch.equal(again(input_ids=ids).logits, wanted)
+        assert torch.equal(again(input_ids=ids).logits, expected)
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     saved = config.get("rope_parameters") or config["rope_scaling"]
     assert saved["rope_type"] == kind
     assert saved["factor"] == 4
-    # vLLM multiplies the longest position by the factor, for yarn the original one.
+    # vLLM multiplies max_position_embeddings by the factor, for yarn the original one.
     original = saved.get("original_max_position_embeddings", config["max_position_embeddings"])
     assert original == CONTEXT
 
@@ -76,7 +76,7 @@ def test_linear_scaling_divides_every_position(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [tiny_model, families.tiny_qwen, families.tiny_gpt2])
-def test_new_rows_start_as_the_mean_of_the_old_ones(
+def test_new_rows_start_as_the_mean_of_the_existing_rows(
     tmp_path: Path, make: Callable[[Path], Path]
 ) -> None:
     model = load_model(make(tmp_path / "model"), torch.float32)
@@ -92,7 +92,7 @@ def test_new_rows_start_as_the_mean_of_the_old_ones(
     assert tied == model.config.tie_word_embeddings
 
 
-def test_spare_rows_are_used_before_the_embedding_grows(tmp_path: Path) -> None:
+def test_unused_rows_are_taken_before_the_embedding_grows(tmp_path: Path) -> None:
     model = load_model(tiny_model(tmp_path / "model"), torch.float32)
     add_token_rows(model, [2040, 2041])
     assert model.get_input_embeddings().weight.shape[0] == VOCABULARY
@@ -114,7 +114,7 @@ JOB: dict[str, Any] = {
 }
 
 
-def test_an_unknown_target_is_named_with_those_that_there_are(tmp_path: Path) -> None:
+def test_an_unknown_target_is_refused_and_the_remedy_lists_valid_ones(tmp_path: Path) -> None:
     model = load_model(tiny_model(tmp_path / "tiny"), torch.float32)
     assert len(select_layers(model, ["q_proj", "mlp.down_proj"], "here")) == 4
     assert "lm_head" not in select_layers(model, ["all-linear"], "here")

@@ -1,7 +1,7 @@
-"""Every method under every strategy on two real ranks: the same losses, and a result that merges.
+"""Every method under every strategy on two real ranks: equal losses, and results that merge.
 
-LoRA and Full have tests of their own in test_strategies. One launch trains all cases: six steps
-straight, and of some methods the same stopped after three, with a second attempt that resumes.
+test_strategies covers LoRA and Full. One launch trains all cases: six uninterrupted steps, and for
+some methods the same run stopped after three steps, with a second attempt that resumes it.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ RESUMED = [
     ("tokens-LoRA", "FSDP"),
     ("moe-experts", "FSDP"),
 ]
-"""The others are resumed in test_matrix."""
-HALVES = [
+"""test_matrix resumes the others."""
+BF16_PAIRS = [
     (method, strategy)
     for method, strategy in PAIRS
     if method in ("QLoRA", "DoRA", "moe-experts", "moe-Full", "untied-tokens-LoRA")
@@ -78,7 +78,7 @@ HALVES = [
 ROPE = {"type": "yarn", "factor": 4}
 TOKENS = ["<|first|>", "<|second|>"]
 SWAPPED = (400, 500)
-"""Ordinary tokens that the new ones take the place of in the data."""
+"""Ordinary tokens that the new ones replace in the data."""
 
 
 def model_of(method: str) -> str:
@@ -89,7 +89,7 @@ def model_of(method: str) -> str:
 
 
 def changes_of(method: str) -> dict[str, Any]:
-    """What the job changes about the model."""
+    """The changes of the job to the model."""
     if "tokens" in method:
         return {"tokenizer": {"specialTokens": TOKENS}}
     return {"rope": ROPE} if "rope" in method else {}
@@ -101,13 +101,15 @@ def write_data(folder: Path, model: Path, new: bool) -> None:
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     ids = dict(zip(SWAPPED, (2048, 2049), strict=True)) if new else {}
 
-    def changed(tokens: list[int]) -> list[int]:
+    def replace_swapped(tokens: list[int]) -> list[int]:
         return [ids.get(token, token) for token in tokens]
 
     rows = [encode(tokenizer, row) for row in tiny_rows(60)]
-    examples = [TokenizedSample(changed(row.tokens), changed(row.labels)) for row in rows]
-    TokenStore.write(folder / "train", examples[:48], [[i] for i in range(48)])
-    TokenStore.write(folder / "eval", examples[48:], pack(examples[48:], 96))
+    samples = [
+        TokenizedSample(replace_swapped(row.tokens), replace_swapped(row.labels)) for row in rows
+    ]
+    TokenStore.write(folder / "train", samples[:48], [[i] for i in range(48)])
+    TokenStore.write(folder / "eval", samples[48:], pack(samples[48:], 96))
 
 
 def cases_of(root: Path, models: Path) -> list[dict[str, Any]]:
@@ -131,10 +133,10 @@ def cases_of(root: Path, models: Path) -> list[dict[str, Any]]:
             continue
         add(method, f"{name}-stopped", f"{name}-stopped", strategy=strategy, stop_after=STOP)
         add(method, f"{name}-resumed", f"{name}-stopped", strategy=strategy, attempt=2)
-    for method, strategy in HALVES:
-        half = {"precision": "bf16", "gradientCheckpointing": True}
+    for method, strategy in BF16_PAIRS:
+        bf16 = {"precision": "bf16", "gradientCheckpointing": True}
         name = f"{method}-{strategy}-bf16"
-        add(method, name, name, strategy=strategy, training=half)
+        add(method, name, name, strategy=strategy, training=bf16)
     return cases
 
 
@@ -153,9 +155,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 def test_ranks_end_with_equal_weights(runs: Runs, method: str, strategy: str) -> None:
     first, second = (runs.seen(f"{method}-{strategy}", rank) for rank in (0, 1))
     assert first["trained_digest"] == second["trained_digest"]
-    share = 2 if strategy in ("ZeRO3", "FSDP") and first["whole_elements"] > 1 else 1
+    shards = 2 if strategy in ("ZeRO3", "FSDP") and first["whole_elements"] > 1 else 1
     held = first["local_elements"] + second["local_elements"]
-    assert held in (first["whole_elements"] * 2 // share, first["whole_elements"] * 2 // share + 1)
+    assert held in (
+        first["whole_elements"] * 2 // shards,
+        first["whole_elements"] * 2 // shards + 1,
+    )
     wrapped = {"DDP": "DistributedDataParallel", "FSDP": "FSDP"}.get(strategy, "DeepSpeedEngine")
     assert first["facts"]["engine"].startswith(wrapped)
 
@@ -181,7 +186,7 @@ def test_a_resumed_run_has_bitwise_the_same_losses(runs: Runs, method: str, stra
 
 @pytest.mark.parametrize(("method", "strategy"), PAIRS)
 def test_the_output_is_the_model_that_was_trained(runs: Runs, method: str, strategy: str) -> None:
-    """Six steps lower the held-out loss too, by as much under every strategy."""
+    """Six steps lower the held-out loss, by the same amount under every strategy."""
     root = runs.root / f"{method}-{strategy}"
     assert held_out_loss(root, runs, method) == pytest.approx(
         held_out_loss(runs.root / f"{method}-DDP", runs, method), abs=2e-3
@@ -192,13 +197,14 @@ def test_the_output_is_the_model_that_was_trained(runs: Runs, method: str, strat
 @pytest.mark.parametrize(
     "name", ["Prefix-FSDP", "QLoRA-FSDP", "tokens-LoRA-FSDP", "rope-LoRA-ZeRO3", "moe-experts-FSDP"]
 )
-def test_what_is_exported_is_what_was_judged(runs: Runs, name: str) -> None:
-    """And loads without anything of ours."""
+def test_the_exported_model_has_the_evaluated_loss_and_loads_without_our_code(
+    runs: Runs, name: str
+) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     method, root = name.rsplit("-", 1)[0], runs.root / name
-    judged = held_out_loss(root, runs, method)
+    evaluated = held_out_loss(root, runs, method)
     run = job_of(root, runs, method)
     artifact = Path(run.paths.artifact)
     export.export(run, Report("export", 1))
@@ -210,7 +216,7 @@ def test_what_is_exported_is_what_was_judged(runs: Runs, name: str) -> None:
         model = PeftModel.from_pretrained(base, artifact).eval()
     else:
         model = AutoModelForCausalLM.from_pretrained(artifact, dtype=torch.float32).eval()
-    assert loss_on_held_out(model, root) == pytest.approx(judged, abs=1e-6)
+    assert loss_on_held_out(model, root) == pytest.approx(evaluated, abs=1e-6)
     ids = torch.arange(5, 12).view(1, -1)
     answer = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False)
     assert answer.shape[1] > ids.shape[1]
@@ -239,14 +245,14 @@ def loss_on_held_out(model: Any, root: Path) -> float:
 def held_out_loss(root: Path, runs: Runs, method: str, base: bool = False) -> float:
     kept = root / ("base-loss" if base else "tuned-loss")
     if not kept.exists():
-        made = merge.load_base_model if base else merge.load_tuned_model
-        model = made(job_of(root, runs, method), torch.float32).eval()
+        load = merge.load_base_model if base else merge.load_tuned_model
+        model = load(job_of(root, runs, method), torch.float32).eval()
         kept.write_text(str(loss_on_held_out(model, root)))
     return float(kept.read_text())
 
 
-@pytest.mark.parametrize(("method", "strategy"), HALVES)
-def test_bf16_with_recomputed_activations_learns_nearly_the_same(
+@pytest.mark.parametrize(("method", "strategy"), BF16_PAIRS)
+def test_bf16_with_gradient_checkpointing_has_nearly_the_same_losses(
     runs: Runs, method: str, strategy: str
 ) -> None:
     exact = losses(runs.job(f"{method}-{strategy}"))
@@ -256,22 +262,22 @@ def test_bf16_with_recomputed_activations_learns_nearly_the_same(
 
 
 @pytest.mark.parametrize("strategy", ["DDP", *SHARDED])
-def test_the_load_of_every_expert_is_told(runs: Runs, strategy: str) -> None:
-    told = runs.seen(f"moe-Full-{strategy}")["told"]["measures"]
-    loads = [told[f"expert_load/{index}"] for index in range(families.EXPERTS)]
+def test_the_load_of_every_expert_is_reported(runs: Runs, strategy: str) -> None:
+    metrics = runs.seen(f"moe-Full-{strategy}")["reported"]["measures"]
+    loads = [metrics[f"expert_load/{index}"] for index in range(families.EXPERTS)]
     assert sum(loads) == pytest.approx(1.0)
-    assert told["expert_load_max"] >= max(loads) - 1e-9
-    reference = runs.seen("moe-Full-DDP")["told"]["measures"]
-    assert told["router_entropy"] == pytest.approx(reference["router_entropy"], abs=1e-4)
+    assert metrics["expert_load_max"] >= max(loads) - 1e-9
+    reference = runs.seen("moe-Full-DDP")["reported"]["measures"]
+    assert metrics["router_entropy"] == pytest.approx(reference["router_entropy"], abs=1e-4)
 
 
-def test_a_whole_model_keeps_its_stretched_positions_and_new_tokens(runs: Runs) -> None:
+def test_full_training_keeps_new_tokens_in_the_saved_config(runs: Runs) -> None:
     config = json.loads((runs.job("tokens-Full-FSDP") / "output" / "config.json").read_text())
     assert config["vocab_size"] == 2050
     assert config["tie_word_embeddings"] is True
 
 
-def test_the_result_of_adalora_has_the_ranks_that_were_asked_for(runs: Runs) -> None:
+def test_the_result_of_adalora_has_the_target_rank_on_average(runs: Runs) -> None:
     folder = runs.job("AdaLoRA-DDP") / "output"
     ranks = json.loads((folder / "adapter_config.json").read_text())["rank_pattern"]
     kept = [sum(each) for each in ranks.values()]

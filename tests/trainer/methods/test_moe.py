@@ -1,4 +1,4 @@
-"""Mixture-of-experts models: what is adapted, and the router's loss and load."""
+"""Mixture-of-experts models: which weights get adapters, and the router's loss and metrics."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ FAMILIES = {"mixtral": families.tiny_mixtral, "qwen": families.tiny_qwen_moe}
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("moe")
-    made = {name: make(root / name) for name, make in FAMILIES.items()}
-    return {**made, "dense": tiny_model(root / "dense")}
+    found = {name: make(root / name) for name, make in FAMILIES.items()}
+    return {**found, "dense": tiny_model(root / "dense")}
 
 
 def loaded(folder: Path) -> Any:
@@ -44,7 +44,9 @@ def adapted(folder: Path, **moe: Any) -> Any:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_all_linear_leaves_router_and_experts_alone(folders: dict[str, Path], family: str) -> None:
+def test_all_linear_selects_neither_router_nor_experts(
+    folders: dict[str, Path], family: str
+) -> None:
     model = adapted(folders[family])
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
     assert len(trained) == 2 * 2 * 4
@@ -52,19 +54,19 @@ def test_all_linear_leaves_router_and_experts_alone(folders: dict[str, Path], fa
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_experts_are_adapted_on_request_and_the_router_never(
+def test_experts_get_adapters_on_request_and_the_router_never(
     folders: dict[str, Path], family: str
 ) -> None:
     model = adapted(folders[family], experts=True)
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    inside = [name for name in trained if "experts" in name]
-    assert len(inside) == 2 * 2 * 2
+    in_experts = [name for name in trained if "experts" in name]
+    assert len(in_experts) == 2 * 2 * 2
     assert not any("gate.weight" in name or ".gate." in name for name in trained)
-    whole = [name.rsplit(".", 1)[-1] for name in expert_weight_names(loaded(folders[family]))]
-    assert whole == ["gate_up_proj", "down_proj"] * 2
+    names = [name.rsplit(".", 1)[-1] for name in expert_weight_names(loaded(folders[family]))]
+    assert names == ["gate_up_proj", "down_proj"] * 2
 
 
-def test_experts_of_a_dense_model_cannot_be_adapted(folders: dict[str, Path]) -> None:
+def test_a_dense_model_has_no_experts_to_adapt(folders: dict[str, Path]) -> None:
     model = loaded(folders["dense"])
     assert expert_count(model.config) == 0
     assert find_routers(model) == []
@@ -75,7 +77,7 @@ def test_experts_of_a_dense_model_cannot_be_adapted(folders: dict[str, Path]) ->
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_experts_are_counted_in_the_files_as_in_the_model(
+def test_the_expert_count_of_the_config_file_is_that_of_the_model(
     folders: dict[str, Path], family: str
 ) -> None:
     written = json.loads((folders[family] / "config.json").read_text())
@@ -83,17 +85,17 @@ def test_experts_are_counted_in_the_files_as_in_the_model(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_router_loss_is_that_of_the_architecture_and_reaches_the_router(
+def test_the_auxiliary_loss_is_that_of_the_architecture_and_reaches_the_router(
     folders: dict[str, Path], family: str
 ) -> None:
     model = loaded(folders[family]).train()
     ids = torch.arange(24).view(2, 12)
     routing = Routing(model, 0.5)
     with routing.record_logits():
-        told = model(input_ids=ids, output_router_logits=True)
+        output = model(input_ids=ids, output_router_logits=True)
     loss = routing.auxiliary_loss(torch.ones_like(ids, dtype=torch.bool))
     assert loss is not None
-    assert float(loss.detach()) == pytest.approx(0.5 * float(told.aux_loss.detach()), rel=1e-6)
+    assert float(loss.detach()) == pytest.approx(0.5 * float(output.aux_loss.detach()), rel=1e-6)
     loss.backward()
     assert all(float(router.weight.grad.abs().sum()) > 0 for router, _ in find_routers(model))
 
@@ -115,7 +117,7 @@ def test_padding_changes_neither_loss_nor_load(folders: dict[str, Path]) -> None
     assert torch.allclose(found[0][1], found[1][1])
 
 
-def test_the_load_is_told_by_expert_and_sums_to_one(folders: dict[str, Path]) -> None:
+def test_the_load_is_reported_per_expert_and_sums_to_one(folders: dict[str, Path]) -> None:
     model = loaded(folders["mixtral"]).train()
     routing = Routing(model, 0.0)
     assert routing.metric_names == (

@@ -1,4 +1,4 @@
-"""Packed examples on a CPU: each attends by itself, and nothing but the time changes."""
+"""Packed samples on a CPU: each attends to itself only, and results do not change."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIZES = {
 
 
 @pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
+def registered_again() -> Iterator[None]:
     yield
     packed_attention.register_packed_attention()
 
@@ -58,7 +58,7 @@ def losses_and_gradients(model: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
 
 
 def lengths_seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The lengths of the rows that the kernel is given."""
+    """Records the sequence lengths with which the kernel is called."""
     seen: list[int] = []
     kernel = functional.scaled_dot_product_attention
 
@@ -84,7 +84,7 @@ def test_losses_and_gradients_are_those_with_the_mask(
     packed_attention.register_packed_attention()
     seen = lengths_seen(monkeypatch)
     found = losses_and_gradients(model)
-    # Padding belongs to the example before it, so the second row is 40 and 8.
+    # Padding belongs to the sample before it, so the second row is 40 and 8.
     kernels = [length for length in (17, 1, 30, 40, 8) if length > short]
     assert seen == kernels * 2 * (2 if recompute else 1)
     torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
@@ -92,7 +92,7 @@ def test_losses_and_gradients_are_those_with_the_mask(
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_in_bf16_short_examples_are_about_as_exact_as_in_the_kernel() -> None:
+def test_in_bf16_short_samples_are_about_as_accurate_as_with_the_kernel() -> None:
     torch.manual_seed(0)
     exact = [3 * torch.randn(1, heads, 50, 16) for heads in (4, 2, 2)]
     rounded = [tensor.bfloat16() for tensor in exact]
@@ -115,7 +115,7 @@ def test_dropout_drops_weights() -> None:
     assert some.std() > 0
 
 
-def test_a_sliding_window_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sliding_window_is_applied(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("mistral", sliding_window=8)
     AttentionInterface.register("sdpa", sdpa_attention_forward)
     expected = losses_and_gradients(model)[0]
@@ -130,7 +130,7 @@ def causal(*lengths: int) -> torch.Tensor:
     return torch.block_diag(*blocks).bool()[None, None]
 
 
-def test_borders_are_read_off_the_mask() -> None:
+def test_sample_spans_are_read_from_the_mask() -> None:
     mask = torch.cat([causal(3, 1, 4), causal(8)])
     assert packed_attention.sample_spans(mask) == [
         [slice(0, 3), slice(3, 4), slice(4, 8)],
@@ -139,7 +139,7 @@ def test_borders_are_read_off_the_mask() -> None:
 
 
 @pytest.mark.parametrize("change", ["window", "prefix", "padding", "numbers", "cache"])
-def test_a_mask_that_says_anything_else_has_no_borders(change: str) -> None:
+def test_any_other_mask_has_no_sample_spans(change: str) -> None:
     mask = causal(3, 5)
     if change == "window":
         mask[0, 0, 7, 3] = False

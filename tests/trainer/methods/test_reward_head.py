@@ -1,4 +1,4 @@
-"""The head of a reward model: what it begins with, and which models can have one."""
+"""The head of a reward model: its initial weights, and which models can have one."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from tests.trainer.tiny import tiny_model
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-def test_the_head_follows_from_the_seed_alone(tiny_model_folder: Path) -> None:
+def test_the_initial_head_depends_only_on_the_seed(tiny_model_folder: Path) -> None:
     torch.manual_seed(1)
     first = load_model(tiny_model_folder, torch.float32, reward_head_seed=7)
     torch.manual_seed(2)
-    again = load_model(tiny_model_folder, torch.float32, reward_head_seed=7)
+    second = load_model(tiny_model_folder, torch.float32, reward_head_seed=7)
     other = load_model(tiny_model_folder, torch.float32, reward_head_seed=8)
     assert is_reward_model(first)
     assert reward_head(first).weight.shape == (1, 64)
-    assert torch.equal(reward_head(first).weight, reward_head(again).weight)
+    assert torch.equal(reward_head(first).weight, reward_head(second).weight)
     assert not torch.equal(reward_head(first).weight, reward_head(other).weight)
     assert 0.06 < float(reward_head(first).weight.detach().std()) < 0.2
 
 
-def test_a_head_that_is_there_is_kept(tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_a_head_in_the_snapshot_is_kept(tiny_model_folder: Path, tmp_path: Path) -> None:
     model = load_model(tiny_model_folder, torch.float32, reward_head_seed=7)
     model.save_pretrained(tmp_path)
-    again = load_model(tmp_path, torch.float32, reward_head_seed=8)
-    assert torch.equal(reward_head(model).weight, reward_head(again).weight)
+    second = load_model(tmp_path, torch.float32, reward_head_seed=8)
+    assert torch.equal(reward_head(model).weight, reward_head(second).weight)
 
 
-@pytest.mark.parametrize(("pad", "wanted"), [("<|endoftext|>", 0), ("<|im_end|>", 2), (None, 2)])
-def test_padding_is_the_tokenizers_or_else_the_end_of_text(
-    tmp_path: Path, pad: str | None, wanted: int
+@pytest.mark.parametrize(("pad", "expected"), [("<|endoftext|>", 0), ("<|im_end|>", 2), (None, 2)])
+def test_the_padding_token_is_that_of_the_tokenizer_or_else_its_eos(
+    tmp_path: Path, pad: str | None, expected: int
 ) -> None:
     folder = tiny_model(tmp_path / "tiny", pad_token=pad or "<|endoftext|>")
     config = json.loads((folder / "config.json").read_text())
@@ -50,10 +50,10 @@ def test_padding_is_the_tokenizers_or_else_the_end_of_text(
         settings = json.loads(path.read_text())
         del settings["pad_token"]
         path.write_text(json.dumps(settings))
-    assert load_model(folder, torch.float32, reward_head_seed=7).config.pad_token_id == wanted
+    assert load_model(folder, torch.float32, reward_head_seed=7).config.pad_token_id == expected
     assert (
         empty_model(folder, torch.float32, "sdpa", is_reward_model=True).config.pad_token_id
-        == wanted
+        == expected
     )
 
 
@@ -89,7 +89,7 @@ def test_padding_does_not_change_a_score(tiny_model_folder: Path, padding: int) 
         ),
     ],
 )
-def test_what_cannot_score_is_told_before_training(
+def test_a_model_that_cannot_score_is_refused_before_training(
     config: dict[str, Any], reason: str | None
 ) -> None:
     if reason is None:

@@ -1,4 +1,4 @@
-"""Compiled blocks learn what uncompiled ones learn; without a compiler nothing is begun."""
+"""Compiled blocks have the losses of uncompiled ones; without a compiler no run starts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.trainer.tiny import tiny_model
 
 STRATEGIES = ("DDP", "ZeRO2", "FSDP")
 MINUTES = 8
-# The C++ compiler takes most of it.
+# Most of it is spent in the C++ compiler.
 pytestmark = pytest.mark.timeout(4 * 60 * MINUTES)
 
 
 def drive_and_count(path: Path) -> None:
-    """Train, and say how many graphs were compiled and run."""
+    """Train, and write dynamo's count of graphs to a file."""
     from torch._dynamo.utils import counters
 
     drive(path)
@@ -46,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return {"name": name, "run": wire(run), "fails": True}
 
     def train(function: Any, one: dict[str, Any], cache: str) -> None:
-        # A launch for each: no run compiles for two strategies.
+        # One launch per case: no process compiles for two strategies.
         folder = root / one["name"]
         path = root / f"{one['name']}.case"
         path.write_text(json.dumps([one]))
@@ -63,7 +63,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_compiled_blocks_learn_the_same(trained: Path, strategy: str) -> None:
+def test_compiled_blocks_have_the_same_losses(trained: Path, strategy: str) -> None:
     seen = json.loads((trained / f"{strategy}-0.json").read_text())
     assert seen.get("error") is None
     assert json.loads((trained / f"counted-{strategy}.json").read_text())["unique_graphs"] > 0
@@ -72,7 +72,7 @@ def test_compiled_blocks_learn_the_same(trained: Path, strategy: str) -> None:
     assert losses(trained / strategy / "job") == pytest.approx(plain, abs=1e-4)
 
 
-def test_a_machine_without_a_compiler_is_told_so_before_training(trained: Path) -> None:
+def test_a_machine_without_a_compiler_is_refused_before_training(trained: Path) -> None:
     error = json.loads((trained / "missing-0.json").read_text())["error"]
     assert error["reason"] == "CannotCompile"
     assert "training.compile" in error["remedy"]

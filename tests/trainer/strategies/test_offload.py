@@ -1,4 +1,4 @@
-"""Offload moves states to host memory and changes nothing that is learnt."""
+"""Offload moves state to host memory and changes no loss."""
 
 from __future__ import annotations
 
@@ -19,25 +19,28 @@ METHODS = ("LoRA", "Full")
 STEPS, STOP = 6, 3
 
 
-def drive_and_look(path: Path) -> None:
-    """Train, and note of every case what its engine says of host memory."""
+def drive_and_inspect(path: Path) -> None:
+    """Train, and write down for every case what its strategy keeps in host memory."""
     wrap, seen = strategies.wrap_model, []
 
-    def looked(model: Any, spread: Any) -> Any:
-        engine = wrap(model, spread)
-        seen.append(offloaded(engine.model))
-        return engine
+    def wrap_and_inspect(model: Any, config: Any) -> Any:
+        strategy = wrap(model, config)
+        seen.append(offloaded_parts(strategy.model))
+        return strategy
 
-    setattr(strategies, "wrap_model", looked)  # noqa: B010
+    setattr(strategies, "wrap_model", wrap_and_inspect)  # noqa: B010
     drive(path)
     (path.parent / "offloaded.json").write_text(json.dumps(seen))
 
 
-def offloaded(model: Any) -> list[str]:
-    """What lives in host memory."""
+def offloaded_parts(model: Any) -> list[str]:
+    """The parts of the run that live in host memory."""
     if hasattr(model, "zero_offload_optimizer"):
-        said = {"optimizer": model.zero_offload_optimizer(), "weights": model.zero_offload_param()}
-        return [name for name, config in said.items() if config and config.device == "cpu"]
+        configs = {
+            "optimizer": model.zero_offload_optimizer(),
+            "weights": model.zero_offload_param(),
+        }
+        return [name for name, config in configs.items() if config and config.device == "cpu"]
     if hasattr(model, "_get_fsdp_state"):
         group = model._get_fsdp_state()._fsdp_param_group
         if type(group.offload_policy).__name__ == "CPUOffloadPolicy":
@@ -70,7 +73,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             add(f"{name}-resumed", method, folder=name, attempt=2, **how)
     path = root / "cases.json"
     path.write_text(json.dumps(cases))
-    pool.run(drive_and_look, path, world=2, folder=root / "logs")
+    pool.run(drive_and_inspect, path, world=2, folder=root / "logs")
     names = [case["name"] for case in cases]
     found = dict(zip(names, json.loads((root / "offloaded.json").read_text()), strict=True))
     (root / "offloaded.json").write_text(json.dumps(found))
@@ -79,7 +82,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("method", METHODS)
-def test_what_the_strategy_shards_is_offloaded(trained: Path, method: str, strategy: str) -> None:
+def test_the_strategy_offloads_what_it_shards(trained: Path, method: str, strategy: str) -> None:
     found = json.loads((trained / "offloaded.json").read_text())
     sharded = ["optimizer", "weights"] if strategy in ("ZeRO3", "FSDP") else ["optimizer"]
     assert found[f"{method}-{strategy}"] == sharded
@@ -88,7 +91,7 @@ def test_what_the_strategy_shards_is_offloaded(trained: Path, method: str, strat
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("method", METHODS)
-def test_losses_are_those_without_offload_across_a_stop(
+def test_losses_across_a_stop_are_those_without_offload(
     trained: Path, method: str, strategy: str
 ) -> None:
     job = trained / f"{method}-{strategy}" / "job"

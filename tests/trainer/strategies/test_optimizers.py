@@ -1,4 +1,4 @@
-"""Optimizers, schedules, decay and clipping by their numbers, and states as they really are."""
+"""Optimizers, schedules, weight decay, clipping, loss scale, and sizes of optimizer states."""
 
 from __future__ import annotations
 
@@ -61,16 +61,16 @@ def test_wsd_stays_at_its_peak_and_falls_at_the_end() -> None:
     assert found == pytest.approx([1, 2, 2, 2, 2, 2, 2, 2, 4 / 3, 2 / 3])
 
 
-def test_a_decay_longer_than_what_warm_up_leaves_takes_what_is_left() -> None:
-    whole = rates(schedule="wsd", warmup_ratio=0.2, decay_ratio=1)
-    assert whole == pytest.approx(rates(schedule="linear", warmup_ratio=0.2))
+def test_a_decay_longer_than_the_steps_after_warm_up_takes_all_of_them() -> None:
+    decay = rates(schedule="wsd", warmup_ratio=0.2, decay_ratio=1)
+    assert decay == pytest.approx(rates(schedule="linear", warmup_ratio=0.2))
 
 
 def test_a_run_of_warm_up_alone_is_possible() -> None:
     assert rates(total=4, warmup_ratio=1) == pytest.approx([0.5, 1, 1.5, 2])
 
 
-def spread(optimizer: str = "AdamW", **training: Any) -> StrategyConfig:
+def config_for(optimizer: str = "AdamW", **training: Any) -> StrategyConfig:
     return StrategyConfig(
         strategy="DDP",
         method=Method(type="Full"),
@@ -97,7 +97,7 @@ def test_matrices_decay_and_vectors_do_not() -> None:
     assert found == {(0.3, (128, 64)), (0.0, (128,), (128,), (128,))}
 
 
-def test_factors_that_begin_at_one_do_not_decay(tiny_model_folder: Path) -> None:
+def test_ia3_vectors_which_start_at_one_do_not_decay(tiny_model_folder: Path) -> None:
     method = Method.model_validate({"type": "IA3"})
     model = add_adapters(load_model(tiny_model_folder, torch.float32), method, total_steps=1)
     groups = parameter_groups(model, Training(weight_decay=0.3))
@@ -110,10 +110,10 @@ def test_decay_is_decoupled_from_the_gradient(optimizer: str) -> None:
     # Without any gradient a step only multiplies matrices by 1 - rate * decay.
     model = small_model()
     before = [weight.detach().clone() for weight in model.parameters()]
-    made = make_optimizer(model, spread(optimizer, weightDecay=0.5))
+    built = make_optimizer(model, config_for(optimizer, weightDecay=0.5))
     for weight in model.parameters():
         weight.grad = torch.zeros_like(weight)
-    made.step()
+    built.step()
     for old, new in zip(before, model.parameters(), strict=True):
         factor = 1 - 0.1 * 0.5 if old.dim() > 1 else 1.0
         torch.testing.assert_close(new.detach(), old * factor)
@@ -122,14 +122,14 @@ def test_decay_is_decoupled_from_the_gradient(optimizer: str) -> None:
 def state_bytes(optimizer: str) -> int:
     """Bytes of optimizer state for one weight of 512 x 512."""
     weight = torch.nn.Linear(512, 512, bias=False)
-    made = make_optimizer(weight, spread(optimizer))
+    built = make_optimizer(weight, config_for(optimizer))
     weight.weight.grad = torch.randn(512, 512)
-    made.step()
-    tensors = [v for v in made.state[weight.weight].values() if isinstance(v, torch.Tensor)]
+    built.step()
+    tensors = [v for v in built.state[weight.weight].values() if isinstance(v, torch.Tensor)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def test_states_have_the_sizes_that_make_an_optimizer_worth_choosing() -> None:
+def test_optimizer_states_have_their_expected_sizes() -> None:
     weights = 512 * 512
     assert state_bytes("AdamW") == pytest.approx(8 * weights, rel=0.01)
     assert state_bytes("PagedAdamW") == pytest.approx(8 * weights, rel=0.01)
@@ -144,7 +144,7 @@ def test_gradients_are_clipped_to_their_global_norm() -> None:
     weights[0].grad, weights[1].grad = torch.tensor([3.0]), torch.tensor([4.0])
     plain = torch.optim.SGD(weights, lr=1.0)
     assert clip_and_update(weights, plain, 2.5, 0.5, None) == pytest.approx(5)
-    # Half the gradient, times the rate of the step and not the optimizer's first one.
+    # Half the gradient, times the learning rate of the step, not the optimizer's initial one.
     assert [float(weight.detach()) for weight in weights] == pytest.approx([-0.75, -1.0], abs=1e-5)
     assert weights[0].grad is None
 
@@ -163,7 +163,7 @@ def test_a_step_that_overflowed_changes_no_weight_and_halves_the_scale(bad: floa
     assert weight.detach().tolist() == pytest.approx([0.5, 0.5], abs=1e-5)
 
 
-def test_the_scale_doubles_after_many_good_steps_and_is_remembered() -> None:
+def test_the_scale_doubles_after_the_growth_interval_which_a_checkpoint_keeps() -> None:
     scale, later = LossScale(), LossScale()
     for _ in range(loss_scale.GROWTH_INTERVAL - 1):
         scale.update(finite=True)
@@ -198,7 +198,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("method", ["LoRA", "Full"])
-def test_every_form_of_adamw_learns_alike(trained: Path, method: str) -> None:
+def test_all_variants_of_adamw_have_similar_losses(trained: Path, method: str) -> None:
     plain = losses(trained / f"{method}-AdamW" / "job")
     assert plain[-1] < plain[0] - 0.3
     paged = losses(trained / f"{method}-PagedAdamW" / "job")
@@ -210,7 +210,7 @@ def test_every_form_of_adamw_learns_alike(trained: Path, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["LoRA", "Full"])
-def test_adafactor_learns(trained: Path, method: str) -> None:
+def test_adafactor_lowers_the_loss(trained: Path, method: str) -> None:
     found = losses(trained / f"{method}-Adafactor" / "job")
     assert found[-1] < found[0] - 0.3
 

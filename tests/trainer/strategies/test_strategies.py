@@ -1,8 +1,8 @@
-"""Every method under every strategy, on two real processes, in one launch of torchrun.
+"""LoRA and full training under every strategy, on two real processes, in one launch of torchrun.
 
-For each pair: six steps straight; the same run stopped after three steps by a signal to one
-rank; and a second attempt that resumes it. Dropout is on, so a resume that forgot the random
-states would show.
+For each pair: six uninterrupted steps; the same run stopped after three steps by a request to one
+rank; and a second attempt that resumes it. Dropout is on, so a resume with other generator states
+would change the losses.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HIDDEN, RANK = 64, 8
 
 
 def dropout_model(root: Path) -> Path:
-    """The tiny model with dropout in its attention, so that full training has some too."""
+    """The tiny model with dropout in its attention, so that full training has dropout too."""
     folder = tiny_model(root / "models" / "tiny")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.1}))
@@ -77,30 +77,30 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 @pytest.mark.parametrize(("method", "strategy"), PAIRS)
-def test_the_model_is_really_wrapped_and_sharded(runs: Runs, method: str, strategy: str) -> None:
+def test_the_model_is_wrapped_and_sharded(runs: Runs, method: str, strategy: str) -> None:
     both = [runs.seen(f"{method}-{strategy}", rank) for rank in (0, 1)]
     lora = method == "LoRA"
     assert both[0]["facts"]["engine"] == ENGINES[strategy][0 if lora else 1]
     assert both[0]["facts"]["worldSize"] == 2
-    # The first trained weight is an adapter matrix, or the embedding.
-    whole = HIDDEN * (RANK if lora else 2048)
-    share = 2 if strategy in ("ZeRO3", "FSDP") else 1
-    assert [seen["local_elements"] for seen in both] == [whole // share] * 2
+    # The first trainable parameter is an adapter matrix, or the embedding.
+    elements = HIDDEN * (RANK if lora else 2048)
+    shards = 2 if strategy in ("ZeRO3", "FSDP") else 1
+    assert [seen["local_elements"] for seen in both] == [elements // shards] * 2
     trained = 18496 if lora else 222016
     held = [seen["optimizer_elements"] for seen in both]
     assert held == ([trained] * 2 if strategy == "DDP" else [trained // 2] * 2)
 
 
 @pytest.mark.parametrize(("method", "strategy"), PAIRS)
-def test_only_one_rank_loads_what_is_sharded_afterwards(
+def test_under_fsdp_only_rank_zero_loads_the_weights(
     runs: Runs, method: str, strategy: str
 ) -> None:
     places = [runs.seen(f"{method}-{strategy}", rank)["loaded_on"] for rank in (0, 1)]
     assert places == (["cpu", "meta"] if strategy == "FSDP" else ["cpu", "cpu"])
 
 
-def test_a_whole_models_gradients_are_never_held_unsharded(runs: Runs) -> None:
-    # Adapters are small: theirs are reduced once per step.
+def test_fsdp_reduces_gradients_of_full_training_after_every_micro_batch(runs: Runs) -> None:
+    # Adapters are small: their gradients are reduced once per step.
     assert runs.seen("Full-FSDP")["reduced_between"] is True
     assert runs.seen("LoRA-FSDP")["reduced_between"] is False
 
@@ -138,7 +138,9 @@ def test_a_resumed_run_has_bitwise_the_same_losses(runs: Runs, method: str, stra
 
 
 @pytest.mark.parametrize(("method", "strategy"), PAIRS)
-def test_output_holds_what_was_trained(runs: Runs, method: str, strategy: str) -> None:
+def test_the_output_folder_holds_the_trained_weights(
+    runs: Runs, method: str, strategy: str
+) -> None:
     output = runs.job(f"{method}-{strategy}") / "output"
     lora = method == "LoRA"
     file = output / ("adapter_model.safetensors" if lora else "model.safetensors")
@@ -162,7 +164,7 @@ def test_output_holds_what_was_trained(runs: Runs, method: str, strategy: str) -
     "name",
     ["LoRA-ZeRO2", "LoRA-ZeRO3", "LoRA-FSDP", "Full-DDP", "Full-ZeRO2", "Full-ZeRO3", "Full-FSDP"],
 )
-def test_bf16_with_recomputed_activations_learns_nearly_the_same(runs: Runs, name: str) -> None:
+def test_bf16_with_gradient_checkpointing_has_nearly_the_same_losses(runs: Runs, name: str) -> None:
     exact, rounded = losses(runs.job(name)), losses(runs.job(f"{name}-bf16"))
     assert rounded != exact
     # Dropout differs: LoRA runs here have the default, full ones that of the model.

@@ -1,4 +1,4 @@
-"""Runs that should not go on are ended in words; noisy ones are left alone."""
+"""Runs that cannot succeed end with an error and a remedy; noisy ones continue."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STRATEGIES = ("DDP", "ZeRO2", "ZeRO3", "FSDP")
 
 
 def diverges_at(losses: Any) -> int | None:
-    """Index of the step at which a run of these losses is ended."""
+    """Index of the step at which a run with these losses ends."""
     detector = DivergenceDetector()
     return next(
         (index for index, loss in enumerate(losses) if detector.add_loss(float(loss))), None
@@ -39,50 +39,50 @@ def falling(steps: int, start: float = 3.0, end: float = 1.5) -> np.ndarray:
 
 @pytest.mark.parametrize("noise", [0.0, 0.1, 0.5, 1.5])
 @pytest.mark.parametrize("seed", range(5))
-def test_noisy_runs_are_left_alone(noise: float, seed: int) -> None:
-    dice = np.random.default_rng(seed)
-    assert diverges_at(falling(3000) + dice.normal(0, noise, 3000)) is None
+def test_noisy_runs_continue(noise: float, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    assert diverges_at(falling(3000) + generator.normal(0, noise, 3000)) is None
 
 
-def test_single_spikes_and_heavy_tails_are_left_alone() -> None:
-    dice = np.random.default_rng(1)
+def test_runs_with_single_spikes_or_heavy_tails_continue() -> None:
+    generator = np.random.default_rng(1)
     spiky = falling(2000)
     spiky[::97] += 8
     assert diverges_at(spiky) is None
-    assert diverges_at(falling(2000) + dice.exponential(0.7, 2000)) is None
+    assert diverges_at(falling(2000) + generator.exponential(0.7, 2000)) is None
 
 
-def test_a_rise_after_warm_up_that_is_made_good_is_left_alone() -> None:
+def test_a_run_that_recovers_from_a_rise_after_warm_up_continues() -> None:
     assert diverges_at([*falling(100), *([3.5] * 12), *falling(200)]) is None
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1, 0.5])
 @pytest.mark.parametrize("height", [4.0, 7.0, 11.0])
-def test_a_loss_that_runs_away_ends_the_run(noise: float, height: float) -> None:
-    dice = np.random.default_rng(2)
+def test_a_diverging_loss_ends_the_run(noise: float, height: float) -> None:
+    generator = np.random.default_rng(2)
     losses = np.concatenate(
         [falling(200), np.linsthroughput(1.6, height, 30), np.full(200, height)]
     )
-    at = diverges_at(losses + dice.normal(0, noise, len(losses)))
+    at = diverges_at(losses + generator.normal(0, noise, len(losses)))
     assert at is not None
     assert 200 + divergence.PATIENCE < at < 280
 
 
-def test_the_loss_of_sampled_answers_says_nothing() -> None:
+def test_a_rising_loss_does_not_end_a_grpo_run() -> None:
     monitor = LossMonitor(detect_divergence=False)
     for step in range(1, 200):
         monitor.check_step(step, float(step), grad_norm=1.0, learning_rate=1e-3, is_skipped=False)
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan)])
-def test_a_number_that_is_none_ends_the_run(loss: float, norm: float) -> None:
+def test_a_loss_or_norm_that_is_not_finite_ends_the_run(loss: float, norm: float) -> None:
     with pytest.raises(UserError) as raised:
         LossMonitor(detect_divergence=True).check_step(7, loss, norm, 1e-3, is_skipped=False)
     assert raised.value.failure.reason == "LossNotFinite"
     assert "step 7" in raised.value.failure.message
 
 
-def test_only_endless_overflow_ends_an_fp16_run() -> None:
+def test_only_consecutive_overflows_end_an_fp16_run() -> None:
     monitor = LossMonitor(detect_divergence=True)
     for step in range(1, 4 * divergence.MAX_OVERFLOWS):
         monitor.check_step(step, 2.0, math.inf if step % 3 else 1.0, 1e-3, is_skipped=step % 3 != 0)
@@ -93,7 +93,7 @@ def test_only_endless_overflow_ends_an_fp16_run() -> None:
     assert raised.value.failure.reason == "LossNotFinite"
 
 
-def test_speed_waiting_and_utilisation_add_up() -> None:
+def test_speed_data_wait_and_mfu_are_smoothed_over_steps() -> None:
     throughput = Throughput(total_steps=10, first_step=2, peak_flops=1000.0)
     throughput.add_step(3, tokens=100, seconds=2.0, data_wait_seconds=0.5, flops=800.0)
     metrics = throughput.smoothed_metrics()
@@ -111,24 +111,24 @@ def test_speed_waiting_and_utilisation_add_up() -> None:
     assert throughput.mean_mfu == pytest.approx(1600 / 3 / 1000)
 
 
-def test_without_a_known_peak_there_is_no_utilisation() -> None:
+def test_without_known_peak_flops_there_is_no_mfu() -> None:
     throughput = Throughput(total_steps=1, first_step=0)
     throughput.add_step(1, tokens=1, seconds=1.0, flops=5.0)
     assert "mfu" not in throughput.smoothed_metrics()
     assert throughput.mean_mfu is None
 
 
-def test_peak_memory_of_a_cpu_process_is_what_was_resident() -> None:
+def test_peak_memory_of_a_cpu_process_is_its_peak_resident_set() -> None:
     before = peak_memory_bytes("cpu")
     held = np.ones(50_000_000)
     assert peak_memory_bytes("cpu") >= max(before, held.nbytes)
 
 
-def test_metrics_show_what_progress_knows() -> None:
+def test_prometheus_metrics_have_the_values_of_progress() -> None:
     report = Report("train", attempt=1)
-    measures = {"rewards/accuracies": 0.75}
+    metrics = {"rewards/accuracies": 0.75}
     report.update(mfu=0.5, data_wait_share=0.25, peak_memory_bytes=7, eval_loss=2.0)
-    report.update(measures=measures)
+    report.update(measures=metrics)
     server = serve_telemetry(report, host="127.0.0.1")
     with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics") as answer:
         lines = answer.read().decode().splitlines()
@@ -143,7 +143,7 @@ def test_metrics_show_what_progress_knows() -> None:
 
 
 def drive_scaled(path: Path, power: int) -> None:
-    """Train with another first scale of fp16's loss."""
+    """Train with another initial loss scale."""
     from deepspeed.accelerator import get_accelerator
     from finetune_trainer.strategies import deepspeed
 
@@ -154,7 +154,7 @@ def drive_scaled(path: Path, power: int) -> None:
 
 
 def drive_broken(path: Path) -> None:
-    """Train with gradients that are no numbers though the losses are."""
+    """Train with gradients that are NaN although the losses are finite."""
     from torch.nn.modules.module import register_module_full_backward_hook
 
     def spoil(module: Any, down: Any, up: Any) -> Any:
@@ -212,7 +212,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(root)
 
 
-def test_a_run_that_really_diverges_is_ended(runs: Runs) -> None:
+def test_a_real_run_that_diverges_ends_with_an_error(runs: Runs) -> None:
     error = runs.seen("diverging")["error"]
     assert error["reason"] == "LossDiverged"
     lines = runs.history("diverging")
@@ -221,20 +221,18 @@ def test_a_run_that_really_diverges_is_ended(runs: Runs) -> None:
     assert runs.seen("fine")["finished"] is True
 
 
-def test_every_step_tells_its_health(runs: Runs) -> None:
-    told = runs.seen("fine")["told"]
-    assert 0 < told["mfu"] < 1
-    assert 0 <= told["data_wait_share"] < 1
-    assert told["peak_memory_bytes"] > 50e6
+def test_every_step_reports_mfu_data_wait_and_memory(runs: Runs) -> None:
+    reported = runs.seen("fine")["reported"]
+    assert 0 < reported["mfu"] < 1
+    assert 0 <= reported["data_wait_share"] < 1
+    assert reported["peak_memory_bytes"] > 50e6
     facts = runs.seen("fine")["facts"]
     assert 0 < facts["mfu"] < 1
-    assert facts["peakMemoryBytes"] >= told["peak_memory_bytes"]
+    assert facts["peakMemoryBytes"] >= reported["peak_memory_bytes"]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_without_fp16_the_first_gradients_that_are_no_numbers_end_the_run(
-    runs: Runs, strategy: str
-) -> None:
+def test_without_fp16_the_first_nan_gradients_end_the_run(runs: Runs, strategy: str) -> None:
     error = runs.seen(f"broken-{strategy}")["error"]
     assert error["reason"] == "LossNotFinite"
     assert "gradient norm" in error["message"]
@@ -242,11 +240,11 @@ def test_without_fp16_the_first_gradients_that_are_no_numbers_end_the_run(
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_fp16_learns_what_fp32_learns(runs: Runs, strategy: str) -> None:
-    half = [line["loss"] for line in runs.history(f"half-{strategy}")]
+def test_fp16_has_nearly_the_losses_of_fp32(runs: Runs, strategy: str) -> None:
+    fp16 = [line["loss"] for line in runs.history(f"half-{strategy}")]
     exact = [line["loss"] for line in runs.history("fp32")]
-    assert half != exact
-    assert half == pytest.approx(exact, rel=2e-3)
+    assert fp16 != exact
+    assert fp16 == pytest.approx(exact, rel=2e-3)
 
 
 def test_fp16_under_zero_is_refused_on_a_cpu(runs: Runs) -> None:
@@ -256,7 +254,7 @@ def test_fp16_under_zero_is_refused_on_a_cpu(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_step_that_overflows_is_left_out_counted_and_told(runs: Runs, strategy: str) -> None:
+def test_a_step_that_overflows_is_skipped_counted_and_reported(runs: Runs, strategy: str) -> None:
     lines = runs.history(f"high-{strategy}")
     skipped = [line["grad_norm"] is None for line in lines]
     assert skipped[0]
@@ -264,11 +262,11 @@ def test_a_step_that_overflows_is_left_out_counted_and_told(runs: Runs, strategy
     assert lines[-1]["skipped_steps"] == sum(skipped)
     seen = runs.seen(f"high-{strategy}")
     assert seen["finished"] is True
-    assert seen["told"]["measures"]["skipped_steps"] == sum(skipped)
+    assert seen["reported"]["measures"]["skipped_steps"] == sum(skipped)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_an_fp16_run_whose_every_step_overflows_is_ended(runs: Runs, strategy: str) -> None:
+def test_an_fp16_run_whose_steps_all_overflow_ends_with_an_error(runs: Runs, strategy: str) -> None:
     error = runs.seen(f"endless-{strategy}")["error"]
     assert error["reason"] == "LossNotFinite"
     assert "fp16" in error["message"]

@@ -1,4 +1,4 @@
-"""Early stopping: what a look sees, what it leaves alone, and which weights are the result."""
+"""Early stopping: what an evaluation measures and does not change, and which weights result."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ STRATEGIES = ("DDP", "ZeRO1", "ZeRO2", "ZeRO3", "FSDP")
 EVERY = 2
 FALLING = {"earlyStopping": {"everySteps": EVERY}}
 NEVER_BETTER = {"earlyStopping": {"everySteps": EVERY, "patience": 2, "minImprovement": 5}}
-"""The first look is the best one, and two more end the run."""
+"""The first evaluation is the best one, and two more end the run."""
 
 
 def early_stopping(**settings: Any) -> EarlyStopping:
     return EarlyStopping(finetunejob.EarlyStopping(**settings))
 
 
-def test_the_last_step_is_always_looked_at() -> None:
+def test_the_last_step_is_always_evaluated() -> None:
     early = early_stopping(every_steps=4)
     assert [step for step in range(1, 11) if early.should_evaluate(step, is_last=step == 10)] == [
         4,
@@ -38,7 +38,7 @@ def test_the_last_step_is_always_looked_at() -> None:
     ]
 
 
-def test_patience_counts_looks_in_a_row_without_improvement() -> None:
+def test_patience_counts_consecutive_evaluations_without_improvement() -> None:
     early = early_stopping(patience=2, min_improvement=0.1)
     seen = [
         (early.add_evaluation(step, loss), early.is_exhausted)
@@ -49,7 +49,7 @@ def test_patience_counts_looks_in_a_row_without_improvement() -> None:
     assert (early.best_step, early.best_loss, early.is_exhausted) == (3, 1.8, True)
 
 
-def test_a_resumed_run_goes_on_counting() -> None:
+def test_a_resumed_run_keeps_its_count() -> None:
     first, second = early_stopping(patience=2), early_stopping(patience=2)
     first.add_evaluation(10, 2.0)
     first.add_evaluation(20, 2.5)
@@ -59,7 +59,7 @@ def test_a_resumed_run_goes_on_counting() -> None:
 
 
 class Runs(jobs.Runs):
-    """The same, with the cases that are to be trained."""
+    """The same, with a list of cases to train."""
 
     def __init__(self, root: Path, model: Path) -> None:
         super().__init__(root)
@@ -82,20 +82,20 @@ class Runs(jobs.Runs):
         pool.run(drive, path, world=world, folder=self.root / f"logs-{world}")
         self.cases = []
 
-    def looks(self, name: str) -> dict[int, float]:
+    def eval_losses(self, name: str) -> dict[int, float]:
         return {
             line["step"]: line["eval_loss"] for line in self.history(name) if "eval_loss" in line
         }
 
 
 def pack_held_out(folder: Path, model: Path) -> None:
-    """The same held-out examples, several to a row."""
+    """Pack the same held-out samples, several to a sequence."""
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    judged = [encode(tokenizer, row) for row in tiny_rows(72)[60:]]
-    rows = pack(judged, 96)
-    assert len(rows) < len(judged)
+    samples = [encode(tokenizer, row) for row in tiny_rows(72)[60:]]
+    rows = pack(samples, 96)
+    assert len(rows) < len(samples)
     shutil.rmtree(folder / "eval")
-    TokenStore.write(folder / "eval", judged, rows)
+    TokenStore.write(folder / "eval", samples, rows)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for strategy in STRATEGIES:
         how: dict[str, Any] = {"strategy": strategy, "lora": {"dropout": 0.2}}
         runs.add(f"{strategy}-blind", **how)
-        runs.add(f"{strategy}-looking", training=FALLING, **how)
+        runs.add(f"{strategy}-evaluating", training=FALLING, **how)
         runs.add(f"{strategy}-promoted", training=NEVER_BETTER, steps=12, **how)
         runs.add(f"{strategy}-first", stop_after=EVERY, training=NEVER_BETTER, steps=12, **how)
     best = root / "spoiled" / "job" / "checkpoints" / "1" / f"step-{EVERY:08d}"
@@ -125,30 +125,30 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 def test_the_held_out_loss_is_the_same_on_one_two_and_four_ranks(runs: Runs) -> None:
-    reference = runs.looks("world-1")
+    reference = runs.eval_losses("world-1")
     assert sorted(reference) == [2, 4, 6]
     assert reference[6] < reference[2]
     for world in (2, 4):
-        assert runs.looks(f"world-{world}") == pytest.approx(reference, abs=2e-6)
+        assert runs.eval_losses(f"world-{world}") == pytest.approx(reference, abs=2e-6)
 
 
 def test_the_held_out_loss_does_not_depend_on_packing(runs: Runs) -> None:
-    assert runs.looks("packed") == pytest.approx(runs.looks("world-2"), abs=2e-6)
+    assert runs.eval_losses("packed") == pytest.approx(runs.eval_losses("world-2"), abs=2e-6)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_looking_changes_nothing_in_training(runs: Runs, strategy: str) -> None:
-    blind, looking = (runs.root / f"{strategy}-{how}" / "job" for how in ("blind", "looking"))
-    assert losses(looking) == losses(blind)
-    digests = {runs.seen(f"{strategy}-{how}")["trained_digest"] for how in ("blind", "looking")}
+def test_evaluations_do_not_change_training(runs: Runs, strategy: str) -> None:
+    blind, evaluating = (runs.root / f"{strategy}-{how}" / "job" for how in ("blind", "evaluating"))
+    assert losses(evaluating) == losses(blind)
+    digests = {runs.seen(f"{strategy}-{how}")["trained_digest"] for how in ("blind", "evaluating")}
     assert len(digests) == 1
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES[1:])
-def test_every_strategy_sees_the_same_held_out_loss(runs: Runs, strategy: str) -> None:
-    # Dropout is on in training and differs between no two strategies; looks have none.
-    expected = runs.looks("DDP-looking")
-    assert runs.looks(f"{strategy}-looking") == pytest.approx(expected, abs=1e-4)
+def test_every_strategy_measures_the_same_held_out_loss(runs: Runs, strategy: str) -> None:
+    # Dropout is on in training, and equal under all strategies; evaluations have none.
+    expected = runs.eval_losses("DDP-evaluating")
+    assert runs.eval_losses(f"{strategy}-evaluating") == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -157,13 +157,13 @@ def test_the_best_weights_are_the_result(runs: Runs, strategy: str) -> None:
     facts = promoted["facts"]
     assert promoted["finished"] is True
     assert (facts["steps"], facts["bestStep"]) == (3 * EVERY, EVERY)
-    assert facts["bestEvalLoss"] == runs.looks(f"{strategy}-promoted")[EVERY]
+    assert facts["bestEvalLoss"] == runs.eval_losses(f"{strategy}-promoted")[EVERY]
     first = runs.seen(f"{strategy}-first")
     assert first["facts"]["steps"] == EVERY
     assert promoted["trained_digest"] == first["trained_digest"]
 
 
-def test_a_run_stopped_between_looks_keeps_its_patience(runs: Runs) -> None:
+def test_a_run_stopped_between_evaluations_keeps_its_patience(runs: Runs) -> None:
     assert runs.seen("stopped")["finished"] is False
     resumed = runs.seen("resumed")
     assert resumed["finished"] is True
@@ -171,7 +171,7 @@ def test_a_run_stopped_between_looks_keeps_its_patience(runs: Runs) -> None:
     assert resumed["trained_digest"] == runs.seen("DDP-promoted")["trained_digest"]
 
 
-def test_a_best_checkpoint_that_is_damaged_is_not_called_the_result(runs: Runs) -> None:
+def test_a_damaged_best_checkpoint_is_not_reported_as_the_result(runs: Runs) -> None:
     resumed = runs.seen("spoiled-resumed")
     assert resumed["finished"] is True
     facts = resumed["facts"]

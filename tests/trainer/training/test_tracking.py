@@ -1,4 +1,4 @@
-"""Trackers see a run's course, and can neither fail nor hold it up."""
+"""Trackers get the metrics of a run and can neither fail it nor delay it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from finetune_trainer.training.throughput import History
 
 from tests.trainer.jobs import ROOT, make_run, write_run
 
-# The libraries that read the files back warn of themselves, and leave files open.
+# The libraries that read the files back emit warnings and leave files open.
 pytestmark = pytest.mark.filterwarnings("default")
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
@@ -35,12 +35,12 @@ STEP = {
 
 @pytest.fixture
 def run_of(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes the run of an attempt, as its tracking process will read it."""
+    """Makes the run file of an attempt, which its tracking process reads."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'operator'}:{ROOT / 'trainer_image'}:{ROOT}")
 
-    def make(asked: dict[str, Any] | None = None, attempt: int = 1) -> RunConfig:
+    def make(tracking_spec: dict[str, Any] | None = None, attempt: int = 1) -> RunConfig:
         run = make_run(tmp_path, tiny_model_folder, attempt=attempt)
-        run = run.model_copy(update={"raw_spec": {**run.raw_spec, "tracking": asked}})
+        run = run.model_copy(update={"raw_spec": {**run.raw_spec, "tracking": tracking_spec}})
         monkeypatch.setenv("FINETUNE_RUN_CONFIG", str(write_run(run, tmp_path / "run.json")))
         return run
 
@@ -48,18 +48,18 @@ def run_of(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def track(run: RunConfig, steps: range, stopped: bool = False) -> float:
-    """Write steps as the loop does while they are tracked; returns how long the end took."""
+    """Append steps as the loop does while trackers run; returns the seconds they needed to end."""
     history = History(tracking.history_path(run), rank=0)
     with tracking.run_trackers(lambda: stopped):
         for step in steps:
-            look = {"eval_loss": 3.0} if step == steps[-1] else {}
-            history.append(step=step, **STEP, **look)
+            evaluation = {"eval_loss": 3.0} if step == steps[-1] else {}
+            history.append(step=step, **STEP, **evaluation)
         ended = time.monotonic()
     return time.monotonic() - ended
 
 
 def charts(run: RunConfig) -> dict[str, list[tuple[int, float]]]:
-    """Scalars in the event files, as TensorBoard shows them."""
+    """Scalars of the event files as (step, value), by tag."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     files = EventAccumulator(str(tracking.report_folder(run) / "tensorboard"))
@@ -70,7 +70,7 @@ def charts(run: RunConfig) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def test_tensorboard_shows_every_step_by_the_names_of_the_field(run_of: Any) -> None:
+def test_tensorboard_shows_every_step_with_the_tags_of_trl_and_torchtitan(run_of: Any) -> None:
     run = run_of()
     track(run, range(1, 4))
     shown = charts(run)
@@ -89,7 +89,7 @@ def test_tensorboard_shows_every_step_by_the_names_of_the_field(run_of: Any) -> 
     )
 
 
-def test_steps_done_again_by_the_next_attempt_are_shown_once(run_of: Any) -> None:
+def test_steps_that_the_next_attempt_repeats_are_shown_once(run_of: Any) -> None:
     track(run_of(), range(1, 6))
     run = run_of(attempt=2)
     track(run, range(4, 8))
@@ -130,9 +130,9 @@ def test_wandb_keeps_an_offline_run_in_the_report_folder(run_of: Any) -> None:
 def test_mlflow_keeps_a_run_in_the_report_folder_for_all_attempts(run_of: Any) -> None:
     from mlflow import MlflowClient
 
-    asked = {"mlflow": {"experiment": "tests"}}
-    track(run_of(asked), range(1, 3))
-    run = run_of(asked, attempt=2)
+    tracking_spec = {"mlflow": {"experiment": "tests"}}
+    track(run_of(tracking_spec), range(1, 3))
+    run = run_of(tracking_spec, attempt=2)
     track(run, range(3, 5))
     client = MlflowClient(tracking_uri=(tracking.report_folder(run) / "mlflow").absolute().as_uri())
     experiment = client.get_experiment_by_name("tests")
@@ -156,11 +156,11 @@ INFO = {
 
 
 class Server:
-    """An MLflow server on loopback that remembers what it was sent, or refuses, or hangs."""
+    """An MLflow server on loopback that records its requests, or refuses them, or hangs."""
 
     def __init__(self, behaviour: str = "") -> None:
-        self.asked: list[tuple[str, dict[str, Any], str | None]] = []
-        self.over = threading.Event()
+        self.requests: list[tuple[str, dict[str, Any], str | None]] = []
+        self.closed = threading.Event()
         server = self
 
         class Answer(BaseHTTPRequestHandler):
@@ -168,23 +168,23 @@ class Server:
                 if "/runs/get?" in self.path:
                     self.answer(200, {"run": {"info": INFO, "data": {}}})
                 else:
-                    said = {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "none"}
-                    self.answer(404, said)
+                    error = {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "none"}
+                    self.answer(404, error)
 
             def do_POST(self) -> None:
                 size = int(self.headers.get("Content-Length", 0))
                 body = json.loads(self.rfile.read(size) or b"{}")
                 path = self.path.rsplit("/mlflow/", 1)[-1]
-                server.asked.append((path, body, self.headers.get("Authorization")))
+                server.requests.append((path, body, self.headers.get("Authorization")))
                 self.answer(200, server.answers(path))
 
             def answer(self, status: int, body: dict[str, Any]) -> None:
                 if behaviour == "hang":
-                    server.over.wait(60)
+                    server.closed.wait(60)
                     return
                 if behaviour == "refuse":
-                    said = f"no entry for {self.headers.get('Authorization')}"
-                    status, body = 403, {"error_code": "PERMISSION_DENIED", "message": said}
+                    message = f"no entry for {self.headers.get('Authorization')}"
+                    status, body = 403, {"error_code": "PERMISSION_DENIED", "message": message}
                 data = json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
@@ -192,7 +192,7 @@ class Server:
                 self.wfile.write(data)
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Say nothing."""
+                """Log no request."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
         self._server.daemon_threads = True
@@ -208,16 +208,16 @@ class Server:
         }.get(path, {})
 
     def close(self) -> None:
-        self.over.set()
+        self.closed.set()
         self._server.shutdown()
         self._server.server_close()
 
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    made = Server(getattr(request, "param", ""))
-    yield made
-    made.close()
+    server = Server(getattr(request, "param", ""))
+    yield server
+    server.close()
 
 
 def test_mlflow_server_is_sent_every_step_with_the_jobs_token(
@@ -225,7 +225,7 @@ def test_mlflow_server_is_sent_every_step_with_the_jobs_token(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
     track(run_of({"mlflow": {"experiment": "tests", "trackingUri": server.url}}), range(1, 4))
-    sent = [body for path, body, _ in server.asked if path == "runs/log-batch"]
+    sent = [body for path, body, _ in server.requests if path == "runs/log-batch"]
     values = [
         (metric["step"], metric["value"])
         for body in sent
@@ -233,27 +233,27 @@ def test_mlflow_server_is_sent_every_step_with_the_jobs_token(
         if metric["key"] == "train/loss"
     ]
     assert values == [(1, 2.5), (2, 2.5), (3, 2.5)]
-    assert {bearer for _, _, bearer in server.asked} == {f"Bearer {TOKEN}"}
-    assert server.asked[-1][:1] == ("runs/update",)
+    assert {bearer for _, _, bearer in server.requests} == {f"Bearer {TOKEN}"}
+    assert server.requests[-1][:1] == ("runs/update",)
     assert TOKEN not in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize("server", ["refuse"], indirect=True)
-def test_a_tracker_that_fails_is_told_once_and_stops_nothing(
+def test_a_tracker_that_fails_is_logged_once_and_stops_nothing(
     run_of: Any, server: Server, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
     run = run_of({"mlflow": {"experiment": "tests", "trackingUri": server.url}})
     track(run, range(1, 4))
-    told = "".join(capfd.readouterr())
-    assert told.count("Tracker failed") == told.count("tracker=MLflow") == 1
-    assert TOKEN not in told
+    logged = "".join(capfd.readouterr())
+    assert logged.count("Tracker failed") == logged.count("tracker=MLflow") == 1
+    assert TOKEN not in logged
     assert len(charts(run)["train/loss"]) == 3
 
 
 @pytest.mark.parametrize("server", ["hang"], indirect=True)
 @pytest.mark.parametrize("tracker", ["mlflow", "wandb"])
-def test_a_tracker_that_hangs_holds_up_the_end_for_seconds_only(
+def test_a_tracker_that_hangs_delays_the_end_by_a_few_seconds_only(
     run_of: Any,
     server: Server,
     tracker: str,
@@ -263,26 +263,26 @@ def test_a_tracker_that_hangs_holds_up_the_end_for_seconds_only(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", TOKEN)
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
-    asked = {
+    tracking_spec = {
         "mlflow": {"mlflow": {"experiment": "tests", "trackingUri": server.url}},
         "wandb": {"wandb": {"project": "tests"}},
     }[tracker]
-    run = run_of(asked)
+    run = run_of(tracking_spec)
     started = time.monotonic()
     with tracking.run_trackers(lambda: True):
         history = History(tracking.history_path(run), rank=0)
         for step in range(1, 4):
             history.append(step=step, **STEP)
-        # Give TensorBoard time to be done; the other one never will be.
+        # Wait for TensorBoard; the other tracker never finishes.
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and not event_bytes(run):
             time.sleep(0.05)
         ended = time.monotonic()
     assert time.monotonic() - ended < tracking.STOP_SECONDS + 2
     assert ended - started < 30
-    told = caplog.text + "".join(capfd.readouterr())
-    assert told.count("Trackers did not finish in time") == 1
-    assert TOKEN not in told
+    logged = caplog.text + "".join(capfd.readouterr())
+    assert logged.count("Trackers did not finish in time") == 1
+    assert TOKEN not in logged
 
 
 def event_bytes(run: RunConfig) -> int:
@@ -292,17 +292,17 @@ def event_bytes(run: RunConfig) -> int:
 
 def test_keys_in_an_error_are_not_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", TOKEN)
-    error = RuntimeError(f"https://user:secret@host/ said no to {TOKEN}\nmore")
-    assert tracking.redact_secrets(error) == "https://***@host/ said no to ***"
+    error = RuntimeError(f"https://user:secret@host/ refused {TOKEN}\nmore")
+    assert tracking.redact_secrets(error) == "https://***@host/ refused ***"
 
 
-def test_a_line_is_read_only_once_it_is_whole(tmp_path: Path) -> None:
-    path, over = tmp_path / "history", threading.Event()
+def test_a_line_is_read_only_when_it_is_complete(tmp_path: Path) -> None:
+    path, ended = tmp_path / "history", threading.Event()
     path.write_bytes(b'{"step": 1}\n{"st')
-    lines = tracking.tail_lines(path, over)
+    lines = tracking.tail_lines(path, ended)
     assert next(lines) == {"step": 1}
     with path.open("ab") as file:
         file.write(b'ep": 2}\n')
     assert next(lines) == {"step": 2}
-    over.set()
+    ended.set()
     assert list(lines) == []

@@ -1,4 +1,4 @@
-"""A trainer finds what the release before it left in the workspace of the same run."""
+"""The trainer uses what the previous release wrote to the workspace of the same run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from finetune_trainer.training import worker
 RELEASE_0_1 = Path(__file__).parents[2] / "unit" / "api" / "data" / "run-0.1.0.json"
 
 
-def test_checkpoints_and_reference_logprobs_of_the_release_before_are_used() -> None:
+def test_checkpoints_and_reference_logprobs_of_the_previous_release_are_used() -> None:
     run = RunConfig.model_validate_json(RELEASE_0_1.read_text())
     # Both values were computed by release 0.1.0.
     assert worker.checkpoint_fingerprint(run) == {

@@ -1,8 +1,8 @@
-"""The number of processes changes how fast a run is, not what it learns.
+"""The world size changes the speed of a run, not its losses.
 
 Without dropout the same job has the same losses on 1, 2 and 4 ranks and under every strategy. The
-batch is no multiple of the ranks' micro-batches, so ranks have shares of different sizes, and rows
-of different lengths, so that a loss averaged by rank instead of by token would show.
+global batch is not a multiple of the ranks' micro-batches, and its sequences differ in length, so a
+loss averaged per rank instead of per token would differ.
 """
 
 from __future__ import annotations
