@@ -1,9 +1,9 @@
-"""How long a cold trainer takes to its first step, beside the same ranks started by torchrun.
+"""Seconds from the start of a trainer to its first step, compared with torchrun.
 
     make bench-cold-start
 
-Both roads train a tiny model with LoRA under DDP in two processes, in turn. torchrun's ranks also
-import bitsandbytes, as PEFT does wherever it is installed. Prints Markdown for docs/benchmarks.md.
+Both launchers train a tiny model with LoRA under DDP in two processes, in turn. torchrun's ranks
+also import bitsandbytes, as PEFT does if it is installed. Prints Markdown for docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ PARTS = ("launch", "imports", "rendezvous", "model", "wrap", "data", "checkpoint
 
 
 def main(rounds: int) -> None:
-    """Print the median of every part for both roads."""
+    """Print the median of every part of the start for both launchers."""
     found: dict[str, list[dict[str, float]]] = {"launch": [], "torchrun": []}
     with tempfile.TemporaryDirectory(prefix="cold-start-") as folder:
         root = Path(folder)
         model = tiny_model(root / "models" / "tiny")
         for number in range(2 * rounds):
-            road = ("torchrun", "launch")[(number + number // 2) % 2]
-            found[road].append(one(road, root / str(number), model))
+            launcher = ("torchrun", "launch")[(number + number // 2) % 2]
+            found[launcher].append(start_once(launcher, root / str(number), model))
     processors, load = os.cpu_count(), os.getloadavg()[1]
     print(f"{datetime.now(UTC):%Y-%m-%d}, {processors} cores, load average {load:.0f}, ", end="")
     print(f"median of {rounds} starts each. Seconds:\n")
@@ -46,12 +46,12 @@ def main(rounds: int) -> None:
 
 
 def amount(start: dict[str, float], part: str) -> float:
-    """Seconds of a part, or of all."""
+    """Seconds of a part, or of all of them."""
     return sum(start.values()) if part == "in all" else start.get(part, 0.0)
 
 
-def one(road: str, root: Path, model: Path) -> dict[str, float]:
-    """Start a trainer once; what rank 0 tells of its start."""
+def start_once(launcher: str, root: Path, model: Path) -> dict[str, float]:
+    """Start a trainer once; returns the seconds that rank 0 reports for each part of its start."""
     write_data(root / "job" / "data", model)
     ranks = root / "ranks"
     ranks.mkdir()
@@ -64,7 +64,7 @@ def one(road: str, root: Path, model: Path) -> dict[str, float]:
         TMPDIR=str(ranks),
     )
     command = [sys.executable, "-m", "finetune_trainer.train"]
-    if road == "torchrun":
+    if launcher == "torchrun":
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
         command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
         command += ["--max-restarts", "0", __file__, "rank"]
@@ -73,7 +73,7 @@ def one(road: str, root: Path, model: Path) -> dict[str, float]:
     _, log = process.communicate()
     if process.returncode:
         raise SystemExit(log[-3000:])
-    if road == "torchrun":
+    if launcher == "torchrun":
         return dict(read_rank_files(ranks)[0]["start_seconds"])
     line = next(line for line in log.splitlines() if "First step finished" in line)
     parts = {name: float(value) for name, value in re.findall(r"(\w+)_seconds=([\d.e-]+)", line)}
@@ -82,7 +82,7 @@ def one(road: str, root: Path, model: Path) -> dict[str, float]:
 
 
 def rank() -> None:
-    """A rank as torchrun starts it."""
+    """Run a rank that torchrun has started."""
     import bitsandbytes
     from finetune_trainer.training import worker
 

@@ -1,11 +1,11 @@
-"""How much the engine costs over a bare loop of the same requests.
+"""How much time the engine adds to a bare loop of the same requests.
 
     PYTHONPATH=.:operator python tests/bench/engine.py [jobs]
 
 One real API server without controllers. In both runs every job gets a ConfigMap, a suspended
-batch Job, a status and an event; 16 at a time. The bare loop knows what to send and sends it; the
-engine hears of the jobs through its watches, plans, and writes. The ratio of the two times is the
-engine's cost, and does not depend on how fast or busy the machine is.
+batch Job, a status and an event; 16 at a time. The bare loop only sends these requests; the engine
+receives the jobs through its watches, plans, and writes. The ratio of the two times is the cost of
+the engine, and does not depend on how fast or busy the machine is.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from hack.cluster.apiserver import ControlPlane
 from tests.api.engine import toy
 
 CONCURRENCY = 16
-LEASE = Timing(duration=600, deadline=500)
+LEASE = Timing(lease_duration=600, renew_deadline=500)
 CRDS = Path(__file__).resolve().parents[2] / "crds"
 
 
 async def main(jobs: int) -> None:
-    """Print the times of both roads for so many jobs, alternating to cancel drift."""
+    """Print the times of both runs for `jobs` jobs, alternating to cancel drift."""
     logs.configure("text", "warning")
     print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {platform.machine()}, {os.cpu_count()} CPUs")
     with tempfile.TemporaryDirectory() as folder, ControlPlane(Path(folder)) as plane:
@@ -90,7 +90,7 @@ async def _engine(cluster: KubeClient, namespace: str, jobs: int) -> tuple[float
     await election.acquire()
     metrics, stop = Metrics(), asyncio.Event()
     engine = Controller(
-        cluster, options, toy.product(options.settings), metrics, Health(), election
+        cluster, options, toy.build_controllers(options.settings), metrics, Health(), election
     )
     started = time.perf_counter()
     run = asyncio.create_task(engine.run(stop, lambda: None))
@@ -115,7 +115,11 @@ async def _until_prepared(engine: Controller, namespace: str, jobs: int) -> None
     async with asyncio.timeout(300):
         while True:
             found = engine.cache.list("FineTuneJob", namespace)
-            if len(found) == jobs and all("status" in each for each in found) and engine.queue.idle:
+            if (
+                len(found) == jobs
+                and all("status" in each for each in found)
+                and engine.queue.is_idle
+            ):
                 return
             await asyncio.sleep(0.01)
 

@@ -1,12 +1,12 @@
-"""How fast training is beside TRL, LLaMA-Factory and a hand-written loop: `make bench-trainer`.
+"""Speed of training compared with TRL, LLaMA-Factory and a hand-written loop: `make bench-trainer`.
 
     python -m tests.bench.trainer [--only ours,loop] [--steps N] [--method LoRA|Full]
         [--device cuda --model FOLDER --here]
 
-Everybody trains the same model on the same rows with the same optimizer settings, in a process of
-its own, and they take turns: one optimizer step each, in an order that rotates. So noise of the
-machine falls on all alike. Prints Markdown for docs/benchmarks.md. `--here` runs everything with
-the interpreter at hand, for a machine whose image has the libraries.
+All contenders train the same model on the same rows with the same optimizer settings, each in a
+process of its own. They take turns of one optimizer step, in an order that rotates, so other load
+on the machine slows all of them alike. Prints Markdown for docs/benchmarks.md. `--here` runs all of
+them with the current interpreter, for a machine whose image has the libraries.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from finetune_operator.planner.training import plan_training
 from hack.demo import assets
 from hack.images.venv import ml_python
 from tests.bench.contenders.environments import python_of
-from tests.bench.contenders.setting import Setting
+from tests.bench.contenders.task import Task
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTENDERS: dict[str, tuple[str, str, Callable[[], Path], tuple[str, ...]]] = {
@@ -63,32 +63,32 @@ CONTENDERS: dict[str, tuple[str, str, Callable[[], Path], tuple[str, ...]]] = {
 }
 TRAIN_ROWS, HELD_OUT_ROWS = 1500, 24
 WARM_UP = 2
-"""First steps that no figure counts: allocators and threads settle."""
+"""First steps, which no figure includes: allocators and threads warm up."""
 
 
 @dataclass
 class Contender:
-    """A process that waits for its turns, and what it told."""
+    """A process that waits for its turns, and what it has reported."""
 
     name: str
     title: str
     process: subprocess.Popen[bytes]
-    orders: TextIO
-    answers: TextIO
+    commands: TextIO
+    replies: TextIO
     log: Path
-    told: list[dict[str, Any]] = field(default_factory=list)
+    reports: list[dict[str, Any]] = field(default_factory=list)
     failed: bool = False
 
-    def turn(self) -> None:
-        """Let it do one step; a contender that died is left out from then on."""
+    def run_step(self) -> None:
+        """Let it run one step; a contender that died gets no more turns."""
         try:
-            self.orders.write("go\n")
-            self.orders.flush()
-            line = self.answers.readline()
+            self.commands.write("go\n")
+            self.commands.flush()
+            line = self.replies.readline()
         except BrokenPipeError:
             line = ""
         if line:
-            self.told.append(json.loads(line))
+            self.reports.append(json.loads(line))
         else:
             self.failed = True
             tail = self.log.read_text(errors="replace")[-1500:]
@@ -96,8 +96,8 @@ class Contender:
 
     @property
     def steps(self) -> list[dict[str, Any]]:
-        """The steps that count."""
-        return [told for told in self.told if told["step"] > WARM_UP]
+        """Reports of the steps after warm-up."""
+        return [report for report in self.reports if report["step"] > WARM_UP]
 
     @property
     def speed(self) -> float:
@@ -105,11 +105,11 @@ class Contender:
         return sum(t["tokens"] for t in self.steps) / sum(t["seconds"] for t in self.steps)
 
     def seconds_to(self, loss: float) -> float | None:
-        """Training time until the held-out loss is that low, interpolated between looks."""
+        """Training time until the held-out loss is that low, interpolated between evaluations."""
         spent, before = 0.0, (0.0, float("inf"))
-        for told in self.told:
-            spent += told.get("seconds", 0.0)
-            if (seen := told.get("held_out")) is None:
+        for report in self.reports:
+            spent += report.get("seconds", 0.0)
+            if (seen := report.get("held_out")) is None:
                 continue
             if seen <= loss:
                 (then, worse) = before
@@ -122,16 +122,16 @@ def main() -> int:
     options = parse()
     names = options.only.split(",")
     with tempfile.TemporaryDirectory(prefix="bench-trainer-") as folder:
-        setting = prepare(Path(folder), options)
-        setting.write(Path(folder) / "setting.json")
+        task = prepare(Path(folder), options)
+        task.write(Path(folder) / "task.json")
         contenders = [start(name, Path(folder), options.here) for name in names]
         try:
-            race(contenders, setting.steps)
+            race(contenders, task.steps)
         finally:
             for contender in contenders:
                 contender.process.kill()
                 contender.process.wait()
-        print(report(setting, contenders, options))
+        print(report(task, contenders, options))
     return int(any(contender.failed for contender in contenders))
 
 
@@ -153,17 +153,17 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(folder: Path, options: argparse.Namespace) -> Setting:
-    """Data through the product's own prepare stage, and the plan that its planner makes."""
+def prepare(folder: Path, options: argparse.Namespace) -> Task:
+    """Run the product's prepare stage on the data, and plan with its planner."""
     model = options.model or assets.model()
     rows = assets.dataset().read_text().splitlines()
     random.Random(0).shuffle(rows)
-    claim = folder / "pvc" / "bench"
-    claim.mkdir(parents=True)
-    shutil.copytree(model, claim / "model")
-    (claim / "train.jsonl").write_text("\n".join(rows[:TRAIN_ROWS]) + "\n")
+    volume = folder / "pvc" / "bench"
+    volume.mkdir(parents=True)
+    shutil.copytree(model, volume / "model")
+    (volume / "train.jsonl").write_text("\n".join(rows[:TRAIN_ROWS]) + "\n")
     held_out = rows[TRAIN_ROWS : TRAIN_ROWS + 4 * HELD_OUT_ROWS]
-    (claim / "eval.jsonl").write_text("\n".join(held_out) + "\n")
+    (volume / "eval.jsonl").write_text("\n".join(held_out) + "\n")
     lora = {"rank": 16, "alpha": 32, "dropout": 0.0}
     spec = {
         "model": {"uri": "pvc://bench/model"},
@@ -196,46 +196,46 @@ def prepare(folder: Path, options: argparse.Namespace) -> Setting:
     config = RunConfig.model_validate(run)
     (folder / "run.json").write_text(config.model_dump_json(by_alias=True, exclude_none=True))
     facts = found["data"]
-    examples_per_row = facts["trainExamples"] / facts["trainSequences"]
-    return Setting(
-        model=str(claim / "model"),
-        train_rows=str(claim / "train.jsonl"),
+    samples_per_sequence = facts["trainExamples"] / facts["trainSequences"]
+    return Task(
+        model=str(volume / "model"),
+        train_file=str(volume / "train.jsonl"),
         job=str(folder / "job"),
         run=str(folder / "run.json"),
         work=str(folder),
         method=options.method,
-        recompute=options.recompute,
+        gradient_checkpointing=options.recompute,
         device=options.device,
-        sequence=options.sequence,
-        batch_rows=options.batch_rows,
-        micro_rows=planned["microBatchSize"],
-        batch_examples=round(options.batch_rows * examples_per_row),
+        max_length=options.sequence,
+        batch_sequences=options.batch_rows,
+        micro_batch_size=planned["microBatchSize"],
+        batch_samples=round(options.batch_rows * samples_per_sequence),
         steps=options.steps,
         learning_rate=planned["learningRate"],
         rank=16,
         alpha=32,
         seed=42,
-        look_every=max(1, options.steps // 5),
-        held_out=HELD_OUT_ROWS,
+        evaluate_every=max(1, options.steps // 5),
+        held_out_samples=HELD_OUT_ROWS,
     )
 
 
 def run_prepare(run: dict[str, Any], folder: Path, python: Path) -> dict[str, Any]:
-    """Facts about model and data."""
+    """Run the prepare stage; returns the facts about model and data."""
     (folder / "prepare.json").write_text(json.dumps(run))
-    told = folder / "prepared.json"
+    result_path = folder / "prepared.json"
     environment = {
         **os.environ,
         "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'trainer_image'}",
         "FINETUNE_RUN_CONFIG": str(folder / "prepare.json"),
-        "FINETUNE_TERMINATION_PATH": str(told),
+        "FINETUNE_TERMINATION_PATH": str(result_path),
         "FINETUNE_TELEMETRY_PORT": "0",
     }
     command = [str(python), "-m", "finetune_trainer.prepare"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"prepare failed:\n{done.stderr[-3000:]}")
-    found = json.loads(told.read_text())
+    found = json.loads(result_path.read_text())
     assert isinstance(found, dict)
     return found
 
@@ -243,7 +243,7 @@ def run_prepare(run: dict[str, Any], folder: Path, python: Path) -> dict[str, An
 def plan(
     spec: dict[str, Any], found: dict[str, Any], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """What the operator would plan on one device with this much memory."""
+    """The operator's plan for one device with this much memory."""
     profile = AcceleratorProfileSpec.model_validate(
         {
             "memoryPerDevice": options.memory,
@@ -264,95 +264,95 @@ def plan(
 
 
 def interpreter(choose: Callable[[], Path], here: bool) -> Path:
-    """The contender's own interpreter, or the one that runs this."""
+    """The contender's own interpreter, or the current one with `--here`."""
     return Path(sys.executable) if here else choose()
 
 
 def start(name: str, folder: Path, here: bool) -> Contender:
-    """Start a contender; it loads its libraries and model while others do."""
+    """Start a contender; contenders load their libraries and models at the same time."""
     title, module, choose, arguments = CONTENDERS[name]
-    theirs_in, ours_out = os.pipe()
-    ours_in, theirs_out = os.pipe()
+    child_in, parent_out = os.pipe()
+    parent_in, child_out = os.pipe()
     environment = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}:{ROOT / 'operator'}:{ROOT / 'trainer_image'}",
-        # The product's setting, for everybody: threads that spin would slow those who compute.
+        # As in the product, for all contenders: spinning threads would slow the one that computes.
         "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(folder / "huggingface"),
-        "TURNS_IN": str(theirs_in),
-        "TURNS_OUT": str(theirs_out),
+        "TURNS_IN": str(child_in),
+        "TURNS_OUT": str(child_out),
     }
     log = folder / f"{name}.log"
     command = [str(interpreter(choose, here)), "-m", f"tests.bench.contenders.{module}"]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, str(folder / "setting.json"), *arguments],
+            [*command, str(folder / "task.json"), *arguments],
             env=environment,
-            pass_fds=(theirs_in, theirs_out),
+            pass_fds=(child_in, child_out),
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=folder,
         )
-    os.close(theirs_in)
-    os.close(theirs_out)
-    return Contender(name, title, process, os.fdopen(ours_out, "w"), os.fdopen(ours_in), log)
+    os.close(child_in)
+    os.close(child_out)
+    return Contender(name, title, process, os.fdopen(parent_out, "w"), os.fdopen(parent_in), log)
 
 
 def race(contenders: Sequence[Contender], steps: int) -> None:
-    """A look at the untrained model, then all steps; who begins a round rotates."""
+    """An evaluation of the untrained model, then all steps; the order of each round rotates."""
     for number in range(steps + 1):
         for place in range(len(contenders)):
             contender = contenders[(number + place) % len(contenders)]
             if not contender.failed:
-                contender.turn()
+                contender.run_step()
         print(f"step {number} of {steps}", file=sys.stderr)
 
 
-def report(setting: Setting, contenders: Sequence[Contender], options: argparse.Namespace) -> str:
-    """Markdown: the circumstances, and one line for each contender."""
+def report(task: Task, contenders: Sequence[Contender], options: argparse.Namespace) -> str:
+    """Markdown: machine and task, and one line for each contender."""
     alive = [contender for contender in contenders if not contender.failed]
     ours = next((contender for contender in alive if contender.name == "ours"), alive[0])
-    target = max(contender.told[-1]["held_out"] for contender in alive) + 0.005
+    target = max(contender.reports[-1]["held_out"] for contender in alive) + 0.005
     lines = [
-        circumstances(setting, options),
+        describe_run(task, options),
         "",
         f"| Contender | Tokens/s | Ours is faster by (quartiles) | Peak GB | Seconds to held-out "
         f"loss {target:.2f} | Held-out loss at the end |",
         "|---|---|---|---|---|---|",
     ]
     for contender in alive:
-        low, middle, high = ratios(ours, contender)
-        peak = max(told["peak_bytes"] for told in contender.steps) / 1e9
+        low, middle, high = speed_ratios(ours, contender)
+        peak = max(report["peak_bytes"] for report in contender.steps) / 1e9
         took = contender.seconds_to(target)
         lines.append(
             f"| {contender.title} | {contender.speed:.0f} | {middle:.2f} ({low:.2f} to {high:.2f}) "
             f"| {peak:.2f} | {f'{took:.0f}' if took else 'not reached'} "
-            f"| {contender.told[0]['held_out']:.3f} to {contender.told[-1]['held_out']:.3f} |"
+            f"| {contender.reports[0]['held_out']:.3f} to {contender.reports[-1]['held_out']:.3f} |"
         )
     if options.peak_flops and ours.name == "ours":
-        history = (Path(setting.job) / "report" / "train-1.jsonl").read_text().splitlines()
+        history = (Path(task.job) / "report" / "train-1.jsonl").read_text().splitlines()
         lines.append(f"\nOur model FLOP/s utilisation: {json.loads(history[-1])['mfu']:.2f}")
     return "\n".join(lines)
 
 
-def circumstances(setting: Setting, options: argparse.Namespace) -> str:
-    """Date, machine, task."""
+def describe_run(task: Task, options: argparse.Namespace) -> str:
+    """Date, machine and task in one sentence."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     load = os.getloadavg()[1]
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"{memory:.0f} GiB, {setting.device}, load average {load:.0f}. "
-        f"{options.model.name if options.model else assets.MODEL_NAME}, {setting.method}, "
-        f"{setting.steps} steps "
-        f"of {setting.batch_rows} x {setting.sequence} tokens ({setting.batch_examples} examples), "
-        f"{setting.micro_rows} rows in a forward pass, activations of this trainer and "
-        f"of the loop {'recomputed' if setting.recompute else 'kept'}."
+        f"{memory:.0f} GiB, {task.device}, load average {load:.0f}. "
+        f"{options.model.name if options.model else assets.MODEL_NAME}, {task.method}, "
+        f"{task.steps} steps "
+        f"of {task.batch_sequences} x {task.max_length} tokens ({task.batch_samples} examples), "
+        f"{task.micro_batch_size} sequences in a forward pass, activations of this trainer and "
+        f"of the loop {'recomputed' if task.gradient_checkpointing else 'kept'}."
     )
 
 
-def ratios(ours: Contender, other: Contender) -> tuple[float, float, float]:
-    """Quartiles over the rounds of our speed divided by theirs."""
+def speed_ratios(ours: Contender, other: Contender) -> tuple[float, float, float]:
+    """Quartiles over the rounds of our speed divided by that of the other contender."""
     pairs = zip(ours.steps, other.steps, strict=True)
     each = [
         (mine["tokens"] / mine["seconds"]) / (theirs["tokens"] / theirs["seconds"])

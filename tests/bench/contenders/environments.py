@@ -1,7 +1,7 @@
 """Environments of the contenders of `make bench-trainer`, each with its own locked libraries.
 
-They stand on the same Python and the same PyTorch build as the trainer's (hack.images.venv), with
-the same stand-ins for the libraries of GPUs, so a difference in speed comes from training code.
+They use the same Python and the same PyTorch build as the trainer's (hack.images.venv), with the
+same stubs of the GPU libraries, so a difference in speed comes from training code.
 """
 
 from __future__ import annotations
@@ -34,5 +34,5 @@ def _build(scratch: Path, lock: Path) -> None:
 
 
 if __name__ == "__main__":
-    for asked in sys.argv[1:]:
-        print(python_of(asked))
+    for name in sys.argv[1:]:
+        print(python_of(name))

@@ -1,7 +1,7 @@
 """LLaMA-Factory as its examples run it, with this task's data and optimizer settings.
 
-Whatever the task does not name keeps its default. `--equal` also packs and keeps activations as
-the other contenders do.
+All other options keep their defaults. `--equal` also packs and keeps activations, as the other
+contenders do.
 """
 
 from __future__ import annotations
@@ -14,66 +14,66 @@ from llamafactory.train.sft import workflow
 from llamafactory.train.tuner import run_exp
 
 from tests.bench.contenders.hugging_face import InTurns
-from tests.bench.contenders.setting import Setting
+from tests.bench.contenders.task import Task
 from tests.bench.contenders.turns import Turns
 
 PER_DEVICE = 8
-"""As for TRL: LLaMA-Factory's examples take 1, which on this task is slower."""
+"""As for TRL: LLaMA-Factory's examples use 1, which is slower on this task."""
 
 
 def main() -> None:
-    setting = Setting.read(sys.argv[1])
-    folder = Path(setting.work) / "llamafactory"
+    task = Task.read(sys.argv[1])
+    folder = Path(task.work) / "llamafactory"
     folder.mkdir(parents=True, exist_ok=True)
     columns = {"prompt": "prompt", "response": "completion"}
-    listed = {"bench": {"file_name": setting.train_rows, "columns": columns}}
+    listed = {"bench": {"file_name": task.train_file, "columns": columns}}
     (folder / "dataset_info.json").write_text(json.dumps(listed))
     shape = (
         {
-            "per_device_train_batch_size": setting.micro_rows,
-            "gradient_accumulation_steps": setting.batch_rows // setting.micro_rows,
+            "per_device_train_batch_size": task.micro_batch_size,
+            "gradient_accumulation_steps": task.batch_sequences // task.micro_batch_size,
             "packing": True,
             "neat_packing": True,
             "disable_gradient_checkpointing": True,
         }
         if "--equal" in sys.argv
         else {
-            "per_device_train_batch_size": min(PER_DEVICE, setting.batch_examples),
-            "gradient_accumulation_steps": max(1, round(setting.batch_examples / PER_DEVICE)),
+            "per_device_train_batch_size": min(PER_DEVICE, task.batch_samples),
+            "gradient_accumulation_steps": max(1, round(task.batch_samples / PER_DEVICE)),
         }
     )
-    turns = InTurns(Turns(setting))
+    turns = InTurns(Turns(task))
 
     class Trainer(workflow.CustomSeq2SeqTrainer):  # type: ignore[misc]
-        def training_step(self, *given: object, **named: object) -> object:
-            return turns.count(super().training_step)(*given, **named)
+        def training_step(self, *inputs: object, **named: object) -> object:
+            return turns.count_tokens(super().training_step)(*inputs, **named)
 
     workflow.CustomSeq2SeqTrainer = Trainer
     run_exp(
         {
             "stage": "sft",
             "do_train": True,
-            "model_name_or_path": setting.model,
-            "finetuning_type": setting.method.lower(),
+            "model_name_or_path": task.model,
+            "finetuning_type": task.method.lower(),
             **(
-                {"lora_rank": setting.rank, "lora_alpha": setting.alpha, "lora_target": "all"}
-                if setting.method == "LoRA"
+                {"lora_rank": task.rank, "lora_alpha": task.alpha, "lora_target": "all"}
+                if task.method == "LoRA"
                 else {}
             ),
             "template": "smollm2",
             "dataset": "bench",
             "dataset_dir": str(folder),
-            "cutoff_len": setting.sequence,
+            "cutoff_len": task.max_length,
             "output_dir": str(folder / "output"),
-            "max_steps": setting.steps,
-            "learning_rate": setting.learning_rate,
+            "max_steps": task.steps,
+            "learning_rate": task.learning_rate,
             "lr_scheduler_type": "cosine",
-            "warmup_steps": max(1, round(0.03 * setting.steps)),
+            "warmup_steps": max(1, round(0.03 * task.steps)),
             "bf16": True,
-            "use_cpu": setting.device == "cpu",
+            "use_cpu": task.device == "cpu",
             "report_to": "none",
             "save_strategy": "no",
-            "seed": setting.seed,
+            "seed": task.seed,
             **shape,
         },
         callbacks=[turns],

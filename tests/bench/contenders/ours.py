@@ -14,56 +14,60 @@ from finetune_trainer.runtime.telemetry import RankFile
 from finetune_trainer.training import worker
 from torch import distributed as dist
 
-from tests.bench.contenders.setting import Setting
+from tests.bench.contenders.task import Task
 from tests.bench.contenders.turns import Turns, plain_loss
 
 
 def main() -> None:
-    setting = Setting.read(sys.argv[1])
-    run = RunConfig.model_validate_json(Path(setting.run).read_bytes())
-    folder = Path(setting.work) / "ours"
+    task = Task.read(sys.argv[1])
+    run = RunConfig.model_validate_json(Path(task.run).read_bytes())
+    folder = Path(task.work) / "ours"
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
     os.environ["MASTER_PORT"] = "0"
     worker.join_process_group(run)
-    turns = Turns(setting)
-    watched = watch(turns)
+    turns = Turns(task)
+    stop = take_turns(turns)
     reporter = RankReporter(RankFile(folder, 0))
-    worker.train(run, reporter, watched)
+    worker.train(run, reporter, stop)
     dist.destroy_process_group()
 
 
-def watch(turns: Turns) -> Any:
-    """What the loop asks after every update, here to tell the turn and wait for the next."""
+def take_turns(turns: Turns) -> Any:
+    """Replace the factory and the batches of the objective so that the trainer takes turns.
+
+    Returns the stop request that the loop reads after every update, where a turn ends.
+    """
     seen: dict[str, Any] = {"tokens": 0}
-    make, share = objectives.make_objective, objectives.SFTObjective.share
+    make_objective = objectives.make_objective
+    make_rank_batch = objectives.SFTObjective.make_rank_batch
 
-    def made(model: Any, *more: Any) -> Any:
+    def make_and_keep_model(model: Any, *more: Any) -> Any:
         seen["loss"] = plain_loss(model)
-        return make(model, *more)
+        return make_objective(model, *more)
 
-    def counted(self: Any, step: int) -> Any:
-        part = share(self, step)
-        seen["tokens"] = part.tokens
+    def count_and_wait(self: Any, step: int) -> Any:
+        rank_batch = make_rank_batch(self, step)
+        seen["tokens"] = rank_batch.tokens
         if step == 1:
             turns.start(seen["loss"])
-            turns.begin()
-        return part
+            turns.wait_for_turn()
+        return rank_batch
 
     class Stop:
         """Never requested; the training loop reads it after every update."""
 
         @property
         def requested(self) -> bool:
-            turns.end(seen["tokens"], seen["loss"])
-            turns.begin()
+            turns.finish_step(seen["tokens"], seen["loss"])
+            turns.wait_for_turn()
             return False
 
         def defer_to_boundary(self) -> None:
             """No signal is handled here."""
 
-    objectives.make_objective = made
-    objectives.SFTObjective.share = counted  # type: ignore[method-assign]
+    objectives.make_objective = make_and_keep_model
+    objectives.SFTObjective.make_rank_batch = count_and_wait  # type: ignore[method-assign]
     return Stop()
 
 

@@ -1,7 +1,7 @@
 """A plain TRL script: what its documentation shows, with this task's data and optimizer settings.
 
-Whatever the task does not name keeps TRL's default. `--equal` also packs and keeps activations as
-the other contenders do, to tell what is due to defaults.
+All other options keep TRL's defaults. `--equal` also packs and keeps activations, as the other
+contenders do, to show which difference comes from defaults.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
 from tests.bench.contenders.hugging_face import InTurns
-from tests.bench.contenders.setting import Setting
+from tests.bench.contenders.task import Task
 from tests.bench.contenders.turns import Turns
 
 PER_DEVICE = 8
 """TRL's default batch size on a device."""
 
 
-def talk(row: dict[str, str]) -> dict[str, list[dict[str, str]]]:
-    """A row as a conversation: the loss is on the completion, TRL's default."""
+def to_conversation(row: dict[str, str]) -> dict[str, list[dict[str, str]]]:
+    """A row as a conversation; the loss is on the completion, TRL's default."""
     return {
         "prompt": [{"role": "user", "content": row["prompt"]}],
         "completion": [{"role": "assistant", "content": row["completion"]}],
@@ -29,46 +29,46 @@ def talk(row: dict[str, str]) -> dict[str, list[dict[str, str]]]:
 
 
 def main() -> None:
-    setting = Setting.read(sys.argv[1])
-    data = load_dataset("json", data_files=setting.train_rows, split="train").map(talk)
+    task = Task.read(sys.argv[1])
+    data = load_dataset("json", data_files=task.train_file, split="train").map(to_conversation)
     equal = "--equal" in sys.argv
     shape = (
         {
-            "per_device_train_batch_size": setting.micro_rows,
-            "gradient_accumulation_steps": setting.batch_rows // setting.micro_rows,
+            "per_device_train_batch_size": task.micro_batch_size,
+            "gradient_accumulation_steps": task.batch_sequences // task.micro_batch_size,
             "packing": True,
             "padding_free": False,
             "gradient_checkpointing": False,
         }
         if equal
         else {
-            "per_device_train_batch_size": min(PER_DEVICE, setting.batch_examples),
-            "gradient_accumulation_steps": max(1, round(setting.batch_examples / PER_DEVICE)),
+            "per_device_train_batch_size": min(PER_DEVICE, task.batch_samples),
+            "gradient_accumulation_steps": max(1, round(task.batch_samples / PER_DEVICE)),
         }
     )
     arguments = SFTConfig(
-        output_dir=f"{setting.work}/trl",
-        max_steps=setting.steps,
-        max_length=setting.sequence,
-        learning_rate=setting.learning_rate,
+        output_dir=f"{task.work}/trl",
+        max_steps=task.steps,
+        max_length=task.max_length,
+        learning_rate=task.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=max(1, round(0.03 * setting.steps)),
-        seed=setting.seed,
-        use_cpu=setting.device == "cpu",
+        warmup_steps=max(1, round(0.03 * task.steps)),
+        seed=task.seed,
+        use_cpu=task.device == "cpu",
         report_to="none",
         save_strategy="no",
         **shape,
     )
-    adapters = LoraConfig(r=setting.rank, lora_alpha=setting.alpha, target_modules="all-linear")
-    turns = InTurns(Turns(setting))
+    adapters = LoraConfig(r=task.rank, lora_alpha=task.alpha, target_modules="all-linear")
+    turns = InTurns(Turns(task))
     trainer = SFTTrainer(
-        model=setting.model,
+        model=task.model,
         args=arguments,
         train_dataset=data,
-        peft_config=adapters if setting.method == "LoRA" else None,
+        peft_config=adapters if task.method == "LoRA" else None,
         callbacks=[turns],
     )
-    trainer.training_step = turns.count(trainer.training_step)
+    trainer.training_step = turns.count_tokens(trainer.training_step)
     trainer.train()
 
 
