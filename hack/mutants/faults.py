@@ -13,7 +13,7 @@ RESOURCES = (*JOBS[:-1], "tests/unit/resources", "tests/unit/planner", "tests/un
 ENGINE = (*JOBS[:-1], "tests/unit/engine")
 FENCE = (*JOBS[:-1], "tests/api/engine/test_fence.py")
 LEASE = (*JOBS[:-1], "tests/api/engine/test_leader_election.py")
-LASTING = (*JOBS[:-1], "tests/api/engine/test_faults.py", "-k", "cannot_be_made")
+LASTING = (*JOBS[:-1], "tests/api/engine/test_faults.py", "-k", "cannot_be_created")
 SIMULATION = ("-m", "tests.sim", "--seed", "20261121", "--histories", "600")
 
 
@@ -39,9 +39,9 @@ FAULTS = (
     ),
     Fault(
         "the next attempt has the number of the one before",
-        "jobs/policies/retry.py",
-        "launch(ctx, draft, stage, attempt.number + 1)",
-        "launch(ctx, draft, stage, attempt.number)",
+        "jobs/stage_runner.py",
+        "_launch(ctx, draft, stage, attempt.number + 1)",
+        "_launch(ctx, draft, stage, attempt.number)",
     ),
     Fault(
         "attempts share one name",
@@ -52,26 +52,26 @@ FAULTS = (
     Fault(
         "a disruption counts as a crash",
         "jobs/policies/retry.py",
-        'if over.kind == "Crashed":\n        if draft',
-        'if over.kind in ("Crashed", "Disrupted"):\n        if draft',
+        'if outcome.kind == "Crashed":\n        if restarts',
+        'if outcome.kind in ("Crashed", "Disrupted"):\n        if restarts',
     ),
     Fault(
         "a crash does not count",
         "jobs/policies/retry.py",
-        "draft.update(restarts=draft.status.restarts + 1)",
-        "draft.update(restarts=draft.status.restarts)",
+        "        restarts += 1\n",
+        "        restarts += 0\n",
     ),
     Fault(
         "one failure counts at every reconcile",
-        "jobs/policies/retry.py",
-        "if not noted(draft, attempt):\n        if not note(",
-        "if True:\n        if not note(",
+        "jobs/stage_runner.py",
+        "if recorded_failure(draft.status, attempt) is None:\n        if not _record",
+        "if True:\n        if not _record",
     ),
     Fault(
         "one restart too many",
         "jobs/policies/retry.py",
-        "draft.status.restarts >= ctx.spec.max_restarts",
-        "draft.status.restarts > ctx.spec.max_restarts",
+        "restarts >= max_restarts",
+        "restarts > max_restarts",
     ),
     Fault(
         "back-off has no bound",
@@ -81,26 +81,26 @@ FAULTS = (
     ),
     Fault(
         "attempts follow each other at once",
-        "jobs/policies/retry.py",
+        "jobs/stage_runner.py",
         "if left <= 0 and attempt.job is None:",
         "if attempt.job is None:",
     ),
     Fault(
         "the next attempt starts alongside the one before",
-        "jobs/policies/retry.py",
+        "jobs/stage_runner.py",
         "if left <= 0 and attempt.job is None:",
         "if left <= 0:",
     ),
     Fault(
         "the Job of an ended attempt stays",
-        "jobs/policies/retry.py",
-        "        draft.delete.append(object_ref(attempt.job))\n",
-        "        pass\n",
+        "jobs/stage_runner.py",
+        "if left <= 0 and attempt.job is not None:\n        draft.delete.append(",
+        "if False:\n        draft.delete.append(",
     ),
     Fault(
         "a job that has ended runs on",
         "jobs/plan.py",
-        "    if is_terminal(job):\n        return finished_job(job, view, now)\n",
+        "    if is_terminal(job):\n        return clean_up_finished(job, view, now)\n",
         "",
     ),
     Fault(
@@ -147,9 +147,9 @@ FAULTS = (
     ),
     Fault(
         "no node is ever excluded",
-        "jobs/policies/node_exclusion.py",
-        "return tuple(node.name for node in nodes if node.excluded)",
-        "return ()",
+        "jobs/attempt_children.py",
+        "excluded_nodes=tuple(node.name for node in status.nodes if node.excluded)",
+        "excluded_nodes=()",
     ),
     Fault(
         "an exclusion is never lifted",
@@ -160,19 +160,19 @@ FAULTS = (
     Fault(
         "resuming does not forgive nodes",
         "jobs/suspend.py",
-        "suspended_seconds=seconds, nodes=[])",
-        "suspended_seconds=seconds)",
+        '"suspended_seconds": seconds, "nodes": []}',
+        '"suspended_seconds": seconds}',
     ),
     Fault(
         "a suspended job keeps its devices",
-        "jobs/suspend.py",
-        "        draft.delete.append(object_ref(attempt.job))\n",
-        "        pass\n",
+        "jobs/stage_runner.py",
+        "        draft.delete.append(object_ref(attempt.job))\n    step",
+        "        pass\n    step",
     ),
     Fault(
         "a job is called suspended while its pods still save",
         "jobs/suspend.py",
-        "if draft.status.suspended_at is None and _may_run(attempt, ctx.now):",
+        "if status.suspended_at is None and _may_run(attempt, now):",
         "if False:",
     ),
     Fault(
@@ -202,26 +202,26 @@ FAULTS = (
     Fault(
         "the last thing that went wrong is the cause",
         "jobs/attempt_outcome.py",
-        "causes = sorted(_causes(attempt, now), key=lambda cause: (cause.at,",
-        "causes = sorted(_causes(attempt, now), reverse=True, key=lambda cause: (cause.at,",
+        "causes = sorted(_list_causes(attempt, now), key=lambda each: (each.at,",
+        "causes = sorted(_list_causes(attempt, now), reverse=True, key=lambda each: (each.at,",
     ),
     Fault(
         "a lost peer is taken for the cause",
         "jobs/attempt_outcome.py",
-        "return cause.failure is not None and cause.failure.reason == PEER_LOST",
+        "return cause.failure.reason == PEER_LOST",
         "return False",
     ),
     Fault(
         "a lost node is waited for",
         "jobs/attempt_outcome.py",
-        "    if lost is not None:\n        return lost\n",
+        "        or _find_lost_node(attempt, now)\n",
         "",
     ),
     Fault(
         "an error of the user is tried again",
         "jobs/stage_runner.py",
-        'if over.kind in ("Succeeded", "UserError"):',
-        'if over.kind == "Succeeded":',
+        'if isinstance(outcome, SucceededAttempt) or outcome.kind == "UserError":',
+        "if isinstance(outcome, SucceededAttempt):",
     ),
     Fault(
         "run.json is built again for a retry",
@@ -232,26 +232,26 @@ FAULTS = (
     Fault(
         "an upgrade changes the image of a running job's next attempt",
         "jobs/attempt_children.py",
-        "image = (before.image if before else None) or ctx.settings.trainer_image",
+        "image = (previous.image if previous else None) or ctx.settings.trainer_image",
         "image = ctx.settings.trainer_image",
     ),
     Fault(
         "the spec is not frozen when the first stage is launched",
-        "jobs/attempt_children.py",
-        "    draft.update(started_at=draft.status.started_at or format_time(ctx.now))\n",
+        "jobs/stage_runner.py",
+        "    draft.update(started_at=draft.status.started_at or ctx.timestamp)\n",
         "",
     ),
     Fault(
         "another job's child is taken for ours",
-        "jobs/attempt_children.py",
-        "    draft.stall = _taken(ctx, children)\n",
-        "    draft.stall = None\n",
+        "jobs/stage_runner.py",
+        "    draft.stalled = find_name_conflict(ctx, children)\n",
+        "    draft.stalled = None\n",
     ),
     Fault(
         "the grace period is the same for every checkpoint",
-        "jobs/grace.py",
-        "return math.ceil(max(LEAST, min(MOST, MARGIN * took + BESIDE)))",
-        "return LEAST",
+        "jobs/stages/train.py",
+        "math.ceil(max(LEAST_GRACE, min(MOST_GRACE, GRACE_MARGIN * seconds + STEP_SECONDS)))",
+        "LEAST_GRACE",
     ),
     Fault(
         "the planner does not check the free space of the workspace",
@@ -275,8 +275,8 @@ FAULTS = (
     Fault(
         "conditions change their time at every reconcile",
         "jobs/conditions.py",
-        "since = old.last_transition_time if old and old.status == value else format_time(now)",
-        "since = format_time(now)",
+        "since = old.last_transition_time if old and old.status == value else timestamp",
+        "since = timestamp",
     ),
     Fault(
         "a silent rank is waited for without end",
@@ -287,7 +287,7 @@ FAULTS = (
     Fault(
         "the requeue is forgotten",
         "jobs/plan.py",
-        "        requeue_after=draft.requeue,\n",
+        "        requeue_after=draft.requeue_after,\n",
         "",
         SIMULATION,
     ),
@@ -301,35 +301,35 @@ FAULTS = (
     Fault(
         "a Lease without a duration is taken from a leader that lives",
         "engine/leader_election.py",
-        "max(asked, self._timing.duration)",
-        "asked",
+        "max(duration, self._timing.lease_duration)",
+        "duration",
         LEASE,
     ),
     Fault(
         "a child that cannot be created for hours is never reported",
         "engine/reconciler.py",
-        "return self._setbacks[key] >= PATIENCE",
+        "return self._child_failures[key] >= REPORT_AFTER_FAILURES",
         "return False",
         LASTING,
     ),
     Fault(
         "children are written without a fence",
         "engine/reconciler.py",
-        "            if left and not wrote:\n                await self._writes.fence(loaded)\n",
-        "",
+        "if writes and not changed:",
+        "if False:",
         FENCE,
     ),
     Fault(
-        "what a pod said last goes with it",
+        "a deleted pod's termination message is not kept",
         "engine/event_handlers.py",
-        "if _has_last_words(manifest) and self.changed(manifest):",
+        "if _is_terminated_stage_pod(manifest) and self.on_update(manifest):",
         "if False:",
         ENGINE,
     ),
     Fault(
         "a checkpoint saved after the first pod of a gang had ended is not reported",
-        "jobs/policies/retry.py",
-        "    elif keep_checkpoint(draft, attempt):\n",
+        "jobs/stage_runner.py",
+        "    elif _keep_saved_checkpoint(draft, attempt):\n",
         "    elif False:\n",
     ),
     Fault(

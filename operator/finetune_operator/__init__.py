@@ -1,1 +1,6 @@
-"""The controller: watches FineTuneJobs and ModelEndpoints and makes them come true."""
+"""The operator: watches FineTuneJobs and ModelEndpoints and brings about what their specs say.
+
+`main` starts a process, `engine` carries events to reconcile functions and decisions back to the
+API server, `controllers` is the table between the two, and `decision` is their common language.
+`jobs`, `endpoints` and `workspaces` decide; `planner` and `resources` help them to.
+"""

@@ -1,32 +1,145 @@
-"""What this operator does, as the engine sees it: a plan for each kind of key."""
+"""The table of controllers: which function serves which key, and which keys an object wakes.
 
-from collections.abc import Iterator
+| key           | reconcile function    | on_rejected         | woken by                         |
+|---------------|-----------------------|---------------------|----------------------------------|
+| FineTuneJob   | `reconcile_job`       | `rejected_job`      | itself, its children, claims,    |
+|               |                       |                     | profiles, the endpoint it serves |
+| ModelEndpoint | `reconcile_endpoint`  | `rejected_endpoint` | itself, its children, claims,    |
+|               |                       |                     | profiles                         |
+| Workspace     | `reconcile_workspace` | (has no status)     | new, ended and deleted jobs,     |
+|               |                       |                     | endpoints, claims, the janitor   |
+
+`main` gives this table to the engine, which imports none of the modules named here.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from typing import Any, Literal
 
-from finetune_operator.decision import Decision, Key, Settings, View
-from finetune_operator.endpoints.plan import reconcile_endpoint, refused_endpoint
-from finetune_operator.engine.reconciler import Controllers
-from finetune_operator.jobs.plan import reconcile_job, refused_job
+from finetune_operator.decision import (
+    ENDPOINT_LABEL,
+    JOB_NAME_LABEL,
+    JOB_UID_LABEL,
+    Controllers,
+    Decision,
+    Key,
+    Manifest,
+    Reconcile,
+    Settings,
+    View,
+)
+from finetune_operator.endpoints.plan import reconcile_endpoint, rejected_endpoint
+from finetune_operator.jobs.plan import reconcile_job, rejected_job
+from finetune_operator.names import JANITOR
 from finetune_operator.workspaces.plan import reconcile_workspace, workspace_key, workspace_keys
 
+ENDED = ("Succeeded", "Failed")
 
-def controllers(settings: Settings) -> Controllers:
-    """FineTuneJobs, ModelEndpoints, and what nobody needs any more in a workspace."""
 
-    def job(key: Key, view: View, now: datetime) -> Decision | None:
-        found = view.get(key.kind, key.namespace, key.name)
-        return None if found is None else reconcile_job(found, view, settings, now)
+def build_controllers(settings: Settings) -> Controllers:
+    """The controllers of FineTuneJobs, ModelEndpoints and the workspaces of namespaces."""
 
-    def endpoint(key: Key, view: View, now: datetime) -> Decision | None:
-        found = view.get(key.kind, key.namespace, key.name)
-        return None if found is None else reconcile_endpoint(found, view, settings, now)
-
-    def workspace(key: Key, view: View, now: datetime) -> Decision | None:
+    def reconcile_workspace_key(key: Key, view: View, now: datetime) -> Decision:
         return reconcile_workspace(key, view, settings, now)
 
-    def orphans(view: View) -> Iterator[Key]:
-        return workspace_keys(view, settings)
+    return Controllers(
+        reconcile={
+            "FineTuneJob": _of_object(reconcile_job, settings),
+            "ModelEndpoint": _of_object(reconcile_endpoint, settings),
+            "Workspace": reconcile_workspace_key,
+        },
+        on_rejected={"FineTuneJob": rejected_job, "ModelEndpoint": rejected_endpoint},
+        keys_of=keys_of,
+        keys_of_deleted=keys_of_deleted,
+        initial_keys=lambda view: workspace_keys(view, settings),
+    )
 
-    plans = {"FineTuneJob": job, "ModelEndpoint": endpoint, "Workspace": workspace}
-    refused = {"FineTuneJob": refused_job, "ModelEndpoint": refused_endpoint}
-    return Controllers(plans, refused, on_deleted=workspace_key, initial_keys=orphans)
+
+def _of_object(
+    reconcile: Callable[[Manifest, View, Settings, datetime], Decision], settings: Settings
+) -> Reconcile:
+    def reconcile_key(key: Key, view: View, now: datetime) -> Decision | None:
+        found = view.get(key.kind, key.namespace, key.name)
+        return None if found is None else reconcile(found, view, settings, now)
+
+    return reconcile_key
+
+
+def keys_of(manifest: Manifest, view: View) -> Iterator[Key]:
+    """The keys that may need another decision now that this object was changed or deleted."""
+    return WOKEN_BY.get(manifest["kind"], _woken_by_child)(manifest, view)
+
+
+def keys_of_deleted(manifest: Manifest) -> Iterator[Key]:
+    """The workspace of a deleted job, whose files the janitor may remove now."""
+    if manifest["kind"] == "FineTuneJob":
+        yield workspace_key(manifest)
+
+
+def _woken_by_job(job: Manifest, _view: View) -> Iterator[Key]:
+    yield _key("FineTuneJob", job)
+    if (job.get("status") or {}).get("phase") in (None, "", *ENDED):
+        yield workspace_key(job)
+
+
+def _woken_by_endpoint(endpoint: Manifest, view: View) -> Iterator[Key]:
+    yield _key("ModelEndpoint", endpoint)
+    yield workspace_key(endpoint)
+    metadata = endpoint["metadata"]
+    for job in _unfinished_jobs(view, metadata["namespace"]):
+        if ((job.get("spec") or {}).get("serve") or {}).get("endpoint") == metadata["name"]:
+            yield _key("FineTuneJob", job)
+
+
+def _woken_by_profile(_profile: Manifest, view: View) -> Iterator[Key]:
+    return _may_wait(view, None)
+
+
+def _woken_by_claim(claim: Manifest, view: View) -> Iterator[Key]:
+    yield from _woken_by_child(claim, view)
+    yield workspace_key(claim)
+    yield from _may_wait(view, claim["metadata"]["namespace"])
+
+
+def _woken_by_child(child: Manifest, view: View) -> Iterator[Key]:
+    labels: Mapping[str, str] = child["metadata"].get("labels") or {}
+    namespace = child["metadata"].get("namespace", "")
+    if child["kind"] == "Job" and child["metadata"]["name"] == JANITOR:
+        yield workspace_key(child)
+    if endpoint := labels.get(ENDPOINT_LABEL):
+        yield Key("ModelEndpoint", namespace, endpoint)
+    if job := labels.get(JOB_NAME_LABEL):
+        yield Key("FineTuneJob", namespace, job)
+        uid = labels.get(JOB_UID_LABEL)
+        known = view.get("FineTuneJob", namespace, job)
+        if uid and (known is None or known["metadata"]["uid"] != uid):
+            # The folder of a deleted job is kept for as long as one of its children exists.
+            yield workspace_key(child)
+
+
+WOKEN_BY: Mapping[str, Callable[[Manifest, View], Iterator[Key]]] = {
+    "FineTuneJob": _woken_by_job,
+    "ModelEndpoint": _woken_by_endpoint,
+    "AcceleratorProfile": _woken_by_profile,
+    "PersistentVolumeClaim": _woken_by_claim,
+}
+"""By kind of object; every other kind is a child, whose labels name the keys."""
+
+
+def _may_wait(view: View, namespace: str | None) -> Iterator[Key]:
+    """Every key that may wait for a claim or a profile."""
+    for job in _unfinished_jobs(view, namespace):
+        yield _key("FineTuneJob", job)
+    for endpoint in view.list("ModelEndpoint", namespace):
+        yield _key("ModelEndpoint", endpoint)
+
+
+def _unfinished_jobs(view: View, namespace: str | None) -> Iterator[Manifest]:
+    for job in view.list("FineTuneJob", namespace):
+        if (job.get("status") or {}).get("phase") not in ENDED:
+            yield job
+
+
+def _key(kind: Literal["FineTuneJob", "ModelEndpoint"], manifest: Manifest) -> Key:
+    metadata: dict[str, Any] = manifest["metadata"]
+    return Key(kind, metadata["namespace"], metadata["name"])

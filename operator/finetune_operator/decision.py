@@ -1,13 +1,16 @@
-"""What a reconcile may see and what it may ask for: the seam between engine and product.
+"""The seam: what the engine gives to a reconcile function, and what it gets back.
 
-`plan` functions are pure: they get a `View` of the cache (through `observe`), the `Settings`
-of this installation and the time, and return a `Decision`. The engine carries it out in a
-fixed order: one status write, creates, applies, deletes, events, HTTP asks, requeue. A decision
-whose status is refused, as planned from an old object, is not carried out at all.
+Engine and reconcile functions meet only here. A reconcile function is pure: it gets a `Key`, a
+`View` of the cache and the time, reads the `Settings` of this installation, and returns a
+`Decision`. The engine carries it out in a fixed order: one status write, creates, applies,
+deletes, events, HTTP requests, requeue. If the API server refuses the status because the function
+read an outdated object, nothing of the decision is carried out. `controllers` fills in the table
+(`Controllers`) of which function serves which key; `engine.reconciler` calls it.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal, Protocol
 
 Manifest = dict[str, Any]
@@ -54,19 +57,22 @@ class EventRecord:
 
 @dataclass(frozen=True)
 class HttpRequest:
-    """A request to a pod. The answer appears under `id` in a later View; it is asked again
-    when `interval` seconds have passed since the last answer and it is still wanted."""
+    """A request to a pod, POST if it has a body. The response appears under `id` in a later View.
+    The request is repeated `interval` seconds after its last response for as long as decisions
+    contain it."""
 
     id: str
     url: str
     body: Mapping[str, Any] | None = None
     timeout: float = 2.0
+    """Seconds."""
     interval: float = 1.0
+    """Seconds."""
 
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """What came of an HttpAsk: a status and JSON body, or an error."""
+    """The result of an HttpRequest: a status and JSON body, or an error."""
 
     at: float
     """Unix time in seconds."""
@@ -84,19 +90,21 @@ class View(Protocol):
     def list(self, kind: str, namespace: str | None = None) -> Sequence[Manifest]:
         """All objects of a kind, in one namespace or everywhere."""
 
-    def labelled(self, kind: str, namespace: str, label: str, value: str) -> Sequence[Manifest]:
+    def list_by_label(
+        self, kind: str, namespace: str, label: str, value: str
+    ) -> Sequence[Manifest]:
         """Objects of a kind that carry label=value."""
 
-    def answer(self, ask_id: str) -> HttpResponse | None:
-        """The newest answer to an HttpAsk of this process."""
+    def http_response(self, request_id: str) -> HttpResponse | None:
+        """The newest response to an HttpRequest of this process."""
 
     def serves(self, group: str, kind: str) -> bool:
-        """Whether the API server knows this kind (KServe discovered)."""
+        """Whether the API server serves this kind (KServe may be absent)."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What this installation was given by its chart values."""
+    """What the administrator set for this installation in its chart values."""
 
     trainer_image: str
     serving_image: str
@@ -110,7 +118,7 @@ class Settings:
     model_retention_days: int = 30
     """Days after which a base model that no job used is removed; 0 means never."""
     progress_interval: float = 2.0
-    """Seconds between pulls of /progress of a running stage."""
+    """Seconds between polls of /progress of a running stage."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +131,34 @@ class Decision:
     """Server-side applied where they differ from the cache."""
     delete: tuple[ObjectRef, ...] = ()
     status: Mapping[str, Any] | None = None
-    """The whole new status; written only where it differs. None leaves it alone."""
+    """The whole new status; written only where it differs. None keeps the old one."""
     events: tuple[EventRecord, ...] = ()
     """Recorded only after the status write that makes them true succeeded."""
-    asks: tuple[HttpRequest, ...] = field(default=())
+    requests: tuple[HttpRequest, ...] = ()
+    """The requests to repeat from now on; one that is not listed any more is dropped."""
     requeue_after: float | None = None
-    """Seconds until the next look even if nothing happens."""
+    """Seconds until the next reconcile even if no event arrives."""
+
+
+Reconcile = Callable[[Key, View, datetime], Decision | None]
+"""What a key needs now; None when its object does not exist. Pure."""
+
+OnRejected = Callable[[Manifest, EventRecord, datetime], Mapping[str, Any] | None]
+"""The status of an object for which the API server rejects a write, given the object and why; None
+to keep the status. Pure."""
+
+
+@dataclass(frozen=True)
+class Controllers:
+    """The table that the engine works by; `finetune_operator.controllers` fills it in."""
+
+    reconcile: Mapping[str, Reconcile]
+    """By kind of key: what it needs now."""
+    on_rejected: Mapping[str, OnRejected]
+    """By kind of key: the status that shows the user what the API server rejects."""
+    keys_of: Callable[[Manifest, View], Iterable[Key]]
+    """The keys to enqueue when this object was changed or deleted."""
+    keys_of_deleted: Callable[[Manifest], Iterable[Key]] = lambda _deleted: ()
+    """More keys to enqueue when this object was deleted."""
+    initial_keys: Callable[[View], Iterable[Key]] = lambda _view: ()
+    """The keys to enqueue after the first lists, for what was deleted while no operator ran."""

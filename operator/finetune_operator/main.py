@@ -1,8 +1,8 @@
 """The process: options, signals, leadership, exit status.
 
-A standby answers /healthz and waits for the Lease; the leader runs the engine. SIGTERM lets the
-running reconciles end, gives the Lease back and exits with 0. A lost Lease ends the process at
-once, in the middle of whatever it does: another leader may be at work already.
+A standby answers /healthz and waits for the Lease; the leader runs `engine.controller`. On SIGTERM
+the running reconciles end, then the process releases the Lease and exits with 0. A process that
+lost the Lease exits at once, in the middle of its work: another leader may be working already.
 """
 
 import asyncio
@@ -13,15 +13,13 @@ import sys
 from collections.abc import Callable, Sequence
 
 from finetune_operator import settings
-from finetune_operator.decision import Settings
-from finetune_operator.engine import health as health_of
+from finetune_operator.decision import Controllers, Settings
 from finetune_operator.engine import logs
-from finetune_operator.engine.controller import Controller, unless
-from finetune_operator.engine.health import Health
+from finetune_operator.engine.controller import Controller, run_unless_stopped
+from finetune_operator.engine.health import Health, serve_health
 from finetune_operator.engine.kube_client import KubeClient, NoConnection
 from finetune_operator.engine.leader_election import LeaderElection, LeadershipLost
 from finetune_operator.engine.metrics import Metrics
-from finetune_operator.engine.reconciler import Controllers
 
 EXIT_FAILED = 1
 EXIT_LEADERSHIP_LOST = 3
@@ -29,78 +27,74 @@ EXIT_LEADERSHIP_LOST = 3
 log = logging.getLogger(__name__)
 
 
-def run(argv: Sequence[str], product_of: Callable[[Settings], Controllers]) -> int:
-    """Run the operator with these arguments until it is told to stop; the exit status."""
+def run(argv: Sequence[str], build_controllers: Callable[[Settings], Controllers]) -> int:
+    """Run the operator with these arguments until a signal stops it; the exit status."""
     options = settings.parse(argv)
     logs.configure(options.log_format, options.log_level)
     try:
-        return asyncio.run(_serve(options, product_of(options.settings)))
+        return asyncio.run(_run_replica(options, build_controllers(options.settings)))
     except (NoConnection, OSError) as error:  # OSError: the health port is in use
         print(f"finetune-operator: error: {error}", file=sys.stderr)
         return EXIT_FAILED
 
 
-async def _serve(options: settings.Options, product: Controllers) -> int:
+async def _run_replica(options: settings.Options, controllers: Controllers) -> int:
+    """Serve health and metrics, wait for the Lease, and lead."""
     stop = asyncio.Event()
-    take_signals = _signals(stop)
-    take_signals()
-    metrics, health = Metrics(), Health()
-    cluster = await KubeClient.connect(options.kubeconfig)
-    try:
-        web = await health_of.serve(health, metrics, options.health_port)
-        try:
-            election = LeaderElection(
-                cluster, options.lease_namespace, options.lease_name, options.identity
-            )
-            if await unless(stop, election.acquire()) is None:
-                return 0
-            engine = Controller(cluster, options, product, metrics, health, election)
-            metrics.leader.set(1)
-            return await _lead(engine, election, stop, take_signals)
-        finally:
-            await web.cleanup()
-    finally:
-        await cluster.close()
-
-
-async def _lead(
-    engine: Controller,
-    election: LeaderElection,
-    stop: asyncio.Event,
-    take_signals: Callable[[], None],
-) -> int:
-    hold = asyncio.create_task(election.hold(), name="hold the lease")
-    hold.add_done_callback(_lost)
-    try:
-        await engine.run(stop, take_signals)
-        log.info("stopped")
-        return 0
-    except Exception:
-        log.exception("the engine failed")
-        return EXIT_FAILED
-    finally:
-        hold.remove_done_callback(_lost)
-        hold.cancel()
-        await asyncio.wait({hold})
-        await election.release()
-
-
-def _lost(hold: asyncio.Task[None]) -> None:
-    if hold.cancelled():
-        return
-    if isinstance(error := hold.exception(), LeadershipLost):
-        log.critical("leadership lost, exiting at once: %s", error)
-    else:
-        log.critical("the election failed, exiting at once", exc_info=error)
-    logging.shutdown()
-    os._exit(EXIT_LEADERSHIP_LOST)  # no clean-up: nothing may be written any more
-
-
-def _signals(stop: asyncio.Event) -> Callable[[], None]:
     loop = asyncio.get_running_loop()
 
-    def take() -> None:
+    def install_signal_handlers() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
 
-    return take
+    install_signal_handlers()
+    metrics, health = Metrics(), Health()
+    client = await KubeClient.connect(options.kubeconfig)
+    try:
+        web = await serve_health(health, metrics, options.health_port)
+        try:
+            leader_election = LeaderElection(
+                client, options.lease_namespace, options.lease_name, options.identity
+            )
+            if await run_unless_stopped(stop, leader_election.acquire()) is None:
+                return 0
+            controller = Controller(client, options, controllers, metrics, health, leader_election)
+            metrics.leader.set(1)
+            return await _lead(controller, leader_election, stop, install_signal_handlers)
+        finally:
+            await web.cleanup()
+    finally:
+        await client.close()
+
+
+async def _lead(
+    controller: Controller,
+    leader_election: LeaderElection,
+    stop: asyncio.Event,
+    install_signal_handlers: Callable[[], None],
+) -> int:
+    renewal = asyncio.create_task(leader_election.renew(), name="renew the lease")
+    renewal.add_done_callback(_exit_without_lease)
+    try:
+        await controller.run(stop, install_signal_handlers)
+        log.info("Stopped")
+        return 0
+    except Exception:
+        log.exception("The controller failed")
+        return EXIT_FAILED
+    finally:
+        renewal.remove_done_callback(_exit_without_lease)
+        renewal.cancel()
+        await asyncio.wait({renewal})
+        await leader_election.release()
+
+
+def _exit_without_lease(renewal: asyncio.Task[None]) -> None:
+    if renewal.cancelled():
+        return
+    if isinstance(error := renewal.exception(), LeadershipLost):
+        log.critical("Leadership lost, exiting at once", extra={"error": str(error)})
+    else:
+        log.critical("Leader election failed, exiting at once", exc_info=error)
+    logging.shutdown()
+    os._exit(EXIT_LEADERSHIP_LOST)  # no clean-up: this process must not write any more

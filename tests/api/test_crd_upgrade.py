@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from finetune_api import crd
-from finetune_operator.controllers import controllers
+from finetune_operator.controllers import build_controllers
 from finetune_operator.decision import Key, Settings
 from finetune_operator.engine.cache import Cache
 
@@ -121,7 +121,7 @@ def test_the_operator_goes_on_from_it_and_the_api_server_takes_what_it_writes(
     before = api.get(kind, "default", name)
 
     key = Key(kind, "default", name)
-    decision = controllers(SETTINGS).plans[kind](key, cache, datetime.now(UTC))
+    decision = build_controllers(SETTINGS).reconcile[kind](key, cache, datetime.now(UTC))
 
     assert decision is not None
     if manifest["metadata"]["name"] in ("succeeded", "failed"):

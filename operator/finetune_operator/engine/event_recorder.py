@@ -1,7 +1,8 @@
-"""Kubernetes events about our objects, as `kubectl describe` shows them.
+"""Event recorder: Kubernetes events about our objects, as `kubectl describe` shows them.
 
-An event that repeats is counted up on the one object, and not more often than every few seconds.
-Events are a courtesy: one that cannot be written is logged and forgotten.
+An event that repeats increments the count of the one Event object, at most every few seconds.
+`reconciler` sends the events of a decision here. If an event cannot be written, that is logged and
+nothing else happens: no decision depends on an event.
 """
 
 import logging
@@ -15,8 +16,8 @@ from finetune_operator.decision import MANAGER, EventRecord, Manifest
 from finetune_operator.engine.kube_client import ApiError, KubeClient, NotFound
 from finetune_operator.manifest import format_time
 
-REMEMBERED = 4096
-QUIET_SECONDS = 10.0
+MAX_SERIES = 4096
+UPDATE_INTERVAL_SECONDS = 10.0
 MESSAGE_LIMIT = 1024
 
 log = logging.getLogger(__name__)
@@ -30,16 +31,16 @@ class _Series:
 
 
 class EventRecorder:
-    """Writes events in the name of one operator process."""
+    """Writes the events of one operator process."""
 
-    def __init__(self, cluster: KubeClient, instance: str, clock: Callable[[], datetime]) -> None:
-        self._cluster = cluster
+    def __init__(self, client: KubeClient, instance: str, clock: Callable[[], datetime]) -> None:
+        self._client = client
         self._instance = instance
         self._clock = clock
         self._series: OrderedDict[tuple[str, EventRecord], _Series] = OrderedDict()
 
     async def record(self, about: Manifest, event: EventRecord) -> None:
-        """Write the event, or count it if it was written before."""
+        """Create the event, or increment its count if this process created it before."""
         key = about["metadata"]["uid"], event
         now = self._clock()
         series = self._series.get(key)
@@ -48,27 +49,28 @@ class EventRecorder:
                 self._remember(key, await self._create(about, event, now))
                 return
             series.count += 1
-            if (now - series.written).total_seconds() >= QUIET_SECONDS:
-                await self._count(about, series, now)
-        except NotFound:  # the API server drops events after an hour
+            if (now - series.written).total_seconds() >= UPDATE_INTERVAL_SECONDS:
+                await self._update_count(about, series, now)
+        except NotFound:  # the API server deletes events after an hour
             self._series.pop(key, None)
         except ApiError as error:
-            log.warning("event %s was not written: %s", event.reason, error)
+            extra = {"reason": event.reason, "error": str(error)}
+            log.warning("Cannot write an event", extra=extra)
 
     def _remember(self, key: tuple[str, EventRecord], series: _Series) -> None:
         self._series[key] = series
-        while len(self._series) > REMEMBERED:
+        while len(self._series) > MAX_SERIES:
             self._series.popitem(last=False)
 
-    async def _count(self, about: Manifest, series: _Series, now: datetime) -> None:
+    async def _update_count(self, about: Manifest, series: _Series, now: datetime) -> None:
         patch = {"count": series.count, "lastTimestamp": format_time(now)}
-        await self._cluster.patch("Event", about["metadata"]["namespace"], series.name, patch)
+        await self._client.patch("Event", about["metadata"]["namespace"], series.name, patch)
         series.written = now
 
     async def _create(self, about: Manifest, event: EventRecord, now: datetime) -> _Series:
         metadata = about["metadata"]
         name = f"{metadata['name']}.{uuid.uuid4().hex[:16]}"
-        await self._cluster.create(
+        await self._client.create(
             {
                 "apiVersion": "v1",
                 "kind": "Event",

@@ -1,8 +1,9 @@
-"""Whether this process is any use, for kubelet and Prometheus.
+"""Liveness, readiness and /metrics of this process, for the kubelet and Prometheus.
 
-Alive means more than answering: a leader whose watch has died answers well and does nothing. The
-leader renews its Lease every few seconds and watches it; when no renewal came back through the
-watch for a minute, the process should be restarted. A standby is alive while it answers.
+A leader whose watch has died still answers requests, but does nothing. So the leader watches the
+Lease that it renews every few seconds (`watch.LeaseWatch`); when the watch has delivered no renewal
+for a minute, /healthz fails and the kubelet restarts the process. A standby is alive while it
+answers.
 """
 
 import time
@@ -16,68 +17,68 @@ MAX_ECHO_AGE = 60.0
 
 
 class Health:
-    """What is known about this process's own state."""
+    """What this process has reached: leadership, a live watch, a complete cache."""
 
     def __init__(
         self, max_echo_age: float = MAX_ECHO_AGE, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._max_echo_age = max_echo_age
         self._clock = clock
-        self._echo: float | None = None
-        self._leading = False
-        self._synced = False
+        self._last_echo: float | None = None
+        self._is_leader = False
+        self._has_synced = False
 
-    def leading(self) -> None:
-        """This process leads now, and has yet to fill its cache."""
-        self._leading = True
+    def set_leading(self) -> None:
+        """This process leads from now on; its cache is not complete yet."""
+        self._is_leader = True
 
-    def watching(self) -> None:
-        """From now on the watch must echo."""
-        self._echo = self._clock()
+    def expect_echoes(self) -> None:
+        """From now on the watch must deliver the renewals of our Lease."""
+        self._last_echo = self._clock()
 
-    def echoed(self) -> float:
-        """The watch showed a renewal of our Lease; seconds since the one before."""
+    def record_echo(self) -> float:
+        """The watch delivered a renewal of our Lease; seconds since the one before."""
         age = self.echo_age()
-        self._echo = self._clock()
+        self._last_echo = self._clock()
         return age
 
-    def synced(self) -> None:
-        """The cache is complete and keys are worked on."""
-        self._synced = True
+    def set_synced(self) -> None:
+        """The cache is complete and the workers run."""
+        self._has_synced = True
 
     def echo_age(self) -> float:
-        """Seconds since the last sign of life of the watch; 0 for a standby."""
-        return 0.0 if self._echo is None else self._clock() - self._echo
+        """Seconds since the watch last delivered a renewal of our Lease; 0 for a standby."""
+        return 0.0 if self._last_echo is None else self._clock() - self._last_echo
 
-    def sick(self) -> str | None:
-        """Why the process should be restarted, if so."""
+    def liveness_problem(self) -> str | None:
+        """Why the kubelet should restart the process; None if it should not."""
         age = self.echo_age()
         if age > self._max_echo_age:
-            return f"the watch is dead: no renewal of the lease came back for {age:.0f} s"
+            return f"the watch is dead: it has delivered no renewal of the lease for {age:.0f} s"
         return None
 
-    def unready(self) -> str | None:
-        """Why the process is not ready, if so. A standby is: it is ready to take over."""
-        if self._leading and not self._synced:
+    def readiness_problem(self) -> str | None:
+        """Why the process is not ready; None if it is. A standby is ready to take over."""
+        if self._is_leader and not self._has_synced:
             return "the first lists are not complete"
-        return self.sick()
+        return self.liveness_problem()
 
 
-async def serve(health: Health, metrics: Metrics, port: int) -> web.AppRunner:
+async def serve_health(health: Health, metrics: Metrics, port: int) -> web.AppRunner:
     """Answer /healthz, /readyz and /metrics until the runner is cleaned up."""
 
-    def verdict(problem: str | None) -> web.Response:
+    def respond(problem: str | None) -> web.Response:
         return web.Response(text=(problem or "ok") + "\n", status=503 if problem else 200)
 
     async def healthz(_: web.Request) -> web.Response:
-        return verdict(health.sick())
+        return respond(health.liveness_problem())
 
     async def readyz(_: web.Request) -> web.Response:
-        return verdict(health.unready())
+        return respond(health.readiness_problem())
 
-    async def show_metrics(_: web.Request) -> web.Response:
+    async def export_metrics(_: web.Request) -> web.Response:
         return web.Response(
-            body=metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"}
+            body=metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4"}
         )
 
     app = web.Application()
@@ -85,7 +86,7 @@ async def serve(health: Health, metrics: Metrics, port: int) -> web.AppRunner:
         [
             web.get("/healthz", healthz),
             web.get("/readyz", readyz),
-            web.get("/metrics", show_metrics),
+            web.get("/metrics", export_metrics),
         ]
     )
     runner = web.AppRunner(app, access_log=None)

@@ -1,8 +1,8 @@
-"""HTTP questions to pods: progress of a stage, answers of a served model.
+"""HTTP poller: requests to pods, for the progress of a stage and the answers of a served model.
 
-A reconcile says in its Decision what it wants to know; the question is put here, and when there
-is an answer the key is looked at again. Pods are not trusted: answers are small, JSON, and no
-redirect is followed. Nothing else in the operator talks to pods.
+A Decision lists the requests that its key needs. The poller repeats them, and each response
+enqueues the key; the next reconcile reads it from the `cache`. Pods are not trusted: a response is
+small and JSON, and no redirect is followed. Nothing else in the operator talks to pods.
 """
 
 import asyncio
@@ -15,38 +15,39 @@ import aiohttp
 
 from finetune_operator.decision import HttpRequest, HttpResponse, Key
 
-ANSWER_LIMIT = 64 * 1024
+RESPONSE_LIMIT_BYTES = 64 * 1024
 CONCURRENCY = 64
 
 
 class HttpPoller:
-    """The questions that are wanted now, and the newest answer to each."""
+    """The requests that decisions list now, and the newest response to each."""
 
-    def __init__(self, answered: Callable[[Key], None], concurrency: int = CONCURRENCY) -> None:
-        self.answers: dict[str, HttpResponse] = {}
-        self._answered = answered
+    def __init__(self, on_response: Callable[[Key], None], concurrency: int = CONCURRENCY) -> None:
+        self.responses: dict[str, HttpResponse] = {}
+        self._on_response = on_response
         self._limit = asyncio.Semaphore(concurrency)
-        self._wanted: dict[Key, dict[str, HttpRequest]] = {}
+        self._requests: dict[Key, dict[str, HttpRequest]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._due: dict[str, float] = {}
         self._session: aiohttp.ClientSession | None = None
 
-    def want(self, key: Key, asks: Iterable[HttpRequest]) -> None:
-        """What the key wants to know from now on; what it does not name is forgotten."""
-        wanted = {ask.id: ask for ask in asks}
-        for ask_id, old in self._wanted.pop(key, {}).items():
-            new = wanted.get(ask_id)
+    def set_requests(self, key: Key, requests: Iterable[HttpRequest]) -> None:
+        """Poll these for the key from now on; drop its other requests and their responses."""
+        by_id = {request.id: request for request in requests}
+        for request_id, old in self._requests.pop(key, {}).items():
+            new = by_id.get(request_id)
             if new is None or (new.url, new.body) != (old.url, old.body):
-                self._forget(ask_id)
-        if not wanted:
+                self._drop(request_id)
+        if not by_id:
             return
-        self._wanted[key] = wanted
-        for ask in wanted.values():
-            if ask.id not in self._tasks:
-                self._tasks[ask.id] = asyncio.create_task(self._ask(key, ask), name=f"ask {ask.id}")
+        self._requests[key] = by_id
+        for request in by_id.values():
+            if request.id not in self._tasks:
+                poll = self._poll(key, request)
+                self._tasks[request.id] = asyncio.create_task(poll, name=f"poll {request.id}")
 
     async def close(self) -> None:
-        """Stop asking."""
+        """Stop polling."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -54,41 +55,41 @@ class HttpPoller:
         if self._session is not None:
             await self._session.close()
 
-    def _forget(self, ask_id: str) -> None:
-        task = self._tasks.pop(ask_id, None)
+    def _drop(self, request_id: str) -> None:
+        task = self._tasks.pop(request_id, None)
         if task is not None:
             task.cancel()
-        self.answers.pop(ask_id, None)
-        self._due.pop(ask_id, None)
+        self.responses.pop(request_id, None)
+        self._due.pop(request_id, None)
 
-    async def _ask(self, key: Key, ask: HttpRequest) -> None:
+    async def _poll(self, key: Key, request: HttpRequest) -> None:
         loop = asyncio.get_running_loop()
-        await asyncio.sleep(max(0.0, self._due.get(ask.id, 0.0) - loop.time()))
+        await asyncio.sleep(max(0.0, self._due.get(request.id, 0.0) - loop.time()))
         async with self._limit:
-            answer = await self._fetch(ask)
-        self.answers[ask.id] = answer
-        self._due[ask.id] = loop.time() + ask.interval
-        del self._tasks[ask.id]
-        self._answered(key)
+            response = await self._send(request)
+        self.responses[request.id] = response
+        self._due[request.id] = loop.time() + request.interval
+        del self._tasks[request.id]
+        self._on_response(key)
 
-    async def _fetch(self, ask: HttpRequest) -> HttpResponse:
-        method = "GET" if ask.body is None else "POST"
+    async def _send(self, request: HttpRequest) -> HttpResponse:
+        method = "GET" if request.body is None else "POST"
         try:
             async with (
-                asyncio.timeout(ask.timeout),
-                self._open().request(
-                    method, ask.url, json=ask.body, allow_redirects=False
+                asyncio.timeout(request.timeout),
+                self._open_session().request(
+                    method, request.url, json=request.body, allow_redirects=False
                 ) as response,
             ):
-                return _read(response.status, await _content(response))
+                return _parse_response(response.status, await _read_body(response))
         except TimeoutError:
-            return _failed(f"no answer within {ask.timeout:g} s")
+            return _error_response(f"no answer within {request.timeout:g} s")
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return _failed(f"{type(error).__name__}: {error}")
+            return _error_response(f"{type(error).__name__}: {error}")
 
-    def _open(self) -> aiohttp.ClientSession:
+    def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            # Pods come and go: a kept connection is of little use and may be a dead one.
+            # Pods come and go: a kept-alive connection is of little use and may be dead.
             connector = aiohttp.TCPConnector(limit=0, force_close=True)
             self._session = aiohttp.ClientSession(
                 connector=connector, cookie_jar=aiohttp.DummyCookieJar()
@@ -96,24 +97,24 @@ class HttpPoller:
         return self._session
 
 
-async def _content(response: aiohttp.ClientResponse) -> bytes:
+async def _read_body(response: aiohttp.ClientResponse) -> bytes:
     content = bytearray()
     async for chunk in response.content.iter_any():
         content += chunk
-        if len(content) > ANSWER_LIMIT:
-            raise ValueError(f"the answer has more than {ANSWER_LIMIT} bytes")
+        if len(content) > RESPONSE_LIMIT_BYTES:
+            raise ValueError(f"the answer has more than {RESPONSE_LIMIT_BYTES} bytes")
     return bytes(content)
 
 
-def _read(status: int, content: bytes) -> HttpResponse:
+def _parse_response(status: int, content: bytes) -> HttpResponse:
     if 300 <= status < 400:
-        return _failed(f"redirect {status} is not followed", status)
+        return _error_response(f"redirect {status} is not followed", status)
     try:
         body: Any = json.loads(content) if content else None
     except (ValueError, RecursionError):
-        return _failed("the answer is not JSON", status)
+        return _error_response("the answer is not JSON", status)
     return HttpResponse(at=time.time(), status=status, body=body)
 
 
-def _failed(error: str, status: int | None = None) -> HttpResponse:
+def _error_response(error: str, status: int | None = None) -> HttpResponse:
     return HttpResponse(at=time.time(), status=status, error=error[:500])

@@ -1,8 +1,9 @@
-"""The kinds of object that the operator reads or writes, and where the API server keeps them.
+"""The kinds of object that the operator reads or writes, and their paths at the API server.
 
-A table instead of discovery: the operator's RBAC names exactly these, so a kind that is missing
-here could not be written anyway. Only KServe's kinds may be absent from a cluster; whether they
-are there is found out while running.
+A table instead of discovery: the operator's RBAC names exactly these, so the operator could not
+write a kind that is missing here anyway. Only KServe's kinds may be absent from a cluster;
+`relist` checks at run time whether the API server serves them. `kube_client` builds its requests
+from this table.
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class Resource:
 
     @property
     def api_version(self) -> str:
-        """What stands in `apiVersion` of its objects."""
+        """The `apiVersion` of its objects."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     @property
@@ -50,7 +51,7 @@ WATCHED: tuple[Resource, ...] = (
     Resource("FineTuneJob", FINETUNE_GROUP, "v1alpha1", "finetunejobs"),
     Resource("ModelEndpoint", FINETUNE_GROUP, "v1alpha1", "modelendpoints"),
     Resource("AcceleratorProfile", FINETUNE_GROUP, "v1alpha1", "acceleratorprofiles", False),
-    # Claims are the users' too: a job waits for the one that its pvc:// address names.
+    # Without a selector: a job waits for the user's claim that its pvc:// address names.
     Resource("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims"),
     Resource("Job", "batch", "v1", "jobs", selector=_OURS),
     Resource("Pod", "", "v1", "pods", selector=_OURS),
@@ -71,7 +72,7 @@ _BY_KIND = {each.kind: each for each in (*WATCHED, LEASE, EVENT)}
 
 
 def resource(kind: str) -> Resource:
-    """The address of a kind; KeyError, with a list of those known, for any other."""
+    """The address of a kind; KeyError, which lists the known kinds, for any other."""
     try:
         return _BY_KIND[kind]
     except KeyError:

@@ -1,15 +1,16 @@
-"""The only room that talks to the API server.
+"""Kube client: the only module that talks to the API server.
 
-Objects go in and come out as plain JSON data: the generated models of the client would cost more
-time than the request. Every call has a deadline. Failed reads are tried again here because that
-is always safe; failed writes are not, they come back as a typed error and the work queue decides.
+Objects go in and come out as plain JSON data: the generated models of the Kubernetes client would
+cost more time than the request. Every call has a deadline. Failed reads are retried here because
+that is always safe; a failed write raises a typed error, and the work queue retries the key.
+`writer` sends the writes of decisions, `relist` the lists; kopf uses the same credentials.
 """
 
 import asyncio
 import json
 import os
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -29,7 +30,7 @@ APPLY_PATCH = "application/apply-patch+yaml"
 
 
 class ApiError(Exception):
-    """The API server did not do what was asked; the message says what and why."""
+    """The API server did not carry out a request; the message says which one and why."""
 
 
 class NotFound(ApiError):
@@ -37,7 +38,7 @@ class NotFound(ApiError):
 
 
 class Conflict(ApiError):
-    """409 on a write: the object is not the one that the write was planned from."""
+    """409 on a write: the object has changed since the write was decided."""
 
 
 class AlreadyExists(ApiError):
@@ -49,11 +50,11 @@ class Forbidden(ApiError):
 
 
 class Invalid(ApiError):
-    """400 or 422: the object breaks its schema. Trying again will not help."""
+    """400 or 422: the object breaks its schema. A retry does not help."""
 
 
 class Unavailable(ApiError):
-    """No answer, 429 or 5xx: worth another try, after `retry_after` seconds when that is set."""
+    """No answer, 429 or 5xx: worth a retry, after `retry_after` seconds when that is set."""
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -61,7 +62,7 @@ class Unavailable(ApiError):
 
 
 class NoConnection(ApiError):
-    """There is no usable kubeconfig and this is not a pod."""
+    """There is no usable kubeconfig, and the process does not run in a pod."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,11 @@ class KubeClient:
         return cls(configuration, clock)
 
     async def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         await self._api.close()
 
     async def credentials(self) -> Credentials:
-        """Address and current credentials; a rotated token is read anew."""
+        """Address and current credentials; a rotated token is read again."""
         headers: dict[str, str] = {}
         await self._api.update_params_for_auth(headers, [], ["BearerToken"], "", "GET", None)
         header = next((v for k, v in headers.items() if k.lower() == "authorization"), "")
@@ -131,19 +132,19 @@ class KubeClient:
         )
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest:
-        """One object; NotFound when there is none."""
+        """One object; raises NotFound when it does not exist."""
         return await self._read(resource(kind).path(namespace, name))
 
     async def list(
         self, of: Resource, namespace: str = "", selector: str = ""
     ) -> tuple[list[Manifest], str]:
-        """All objects of a kind, and the resourceVersion at which they were all."""
+        """All objects of a kind, and the resourceVersion of the list."""
         items: list[Manifest] = []
         version = ""
         async for page in self._pages(of.path(namespace), selector or of.selector):
             items.extend(page.get("items") or ())
             version = page["metadata"].get("resourceVersion", "")
-        for item in items:  # items of a list lack what every other answer has
+        for item in items:  # the items of a list lack these two
             item.setdefault("kind", of.kind)
             item.setdefault("apiVersion", of.api_version)
         return items, version
@@ -159,7 +160,7 @@ class KubeClient:
             query["continue"] = token
 
     async def kinds_of(self, of: Resource) -> frozenset[str]:
-        """The kinds that the API server has in this group and version; empty when none."""
+        """The kinds that the API server serves in this group and version."""
         try:
             found = await self._read(of.root)
         except NotFound:
@@ -167,13 +168,13 @@ class KubeClient:
         return frozenset(each["kind"] for each in found.get("resources") or ())
 
     async def create(self, manifest: Manifest) -> Manifest:
-        """POST; AlreadyExists when the name is taken."""
+        """POST; raises AlreadyExists when the name is taken."""
         of, namespace, _ = _address(manifest)
         query = {"fieldManager": MANAGER, "fieldValidation": "Strict"}
         return await self._request("POST", of.path(namespace), query, manifest)
 
     async def apply(self, manifest: Manifest) -> Manifest:
-        """Server-side apply, taking over fields that others set."""
+        """Server-side apply, forced: it takes over fields that other clients set."""
         of, namespace, name = _address(manifest)
         query = {"fieldManager": MANAGER, "force": "true", "fieldValidation": "Strict"}
         return await self._request(
@@ -181,7 +182,7 @@ class KubeClient:
         )
 
     async def replace(self, manifest: Manifest, timeout: float = TIMEOUT) -> Manifest:
-        """PUT; Conflict when metadata.resourceVersion is no longer the newest."""
+        """PUT; raises Conflict when metadata.resourceVersion is no longer the newest."""
         of, namespace, name = _address(manifest)
         return await self._request(
             "PUT", of.path(namespace, name), {"fieldManager": MANAGER}, manifest, timeout=timeout
@@ -196,7 +197,7 @@ class KubeClient:
         return await self._request("PATCH", path, query, patch, content_type=MERGE_PATCH)
 
     async def delete(self, ref: ObjectRef) -> Manifest:
-        """Delete in the background; the answer is the object while it lingers, else a Status."""
+        """Delete in the background; returns the object while it still exists, else a Status."""
         options: Manifest = {"propagationPolicy": "Background"}
         if ref.uid is not None:
             options["preconditions"] = {"uid": ref.uid}
@@ -230,19 +231,20 @@ class KubeClient:
         )
         url = f"{self._configuration.host}{path}{'?' if query else ''}{urlencode(query)}"
         what = f"{method} {path}"
-        asked = self.clock.steady()
+        sent_at = self.clock.steady()
         try:
             async with asyncio.timeout(timeout):
                 answer = await self._api.rest_client.request(
                     method, url, headers=headers, body=body
                 )
-                self.clock.heard(answer.headers.get("Date"), asked, self.clock.steady())
+                date = answer.headers.get("Date")
+                self.clock.observe_date(date, sent_at, self.clock.steady())
                 data = await answer.read()
         except TimeoutError as error:
             raise Unavailable(f"{what}: no answer within {timeout:g} s") from error
         except (TypeError, ValueError):
-            raise  # ours: a manifest that is not JSON
-        except Exception as error:  # whatever the transport calls its errors
+            raise  # our own bug: a manifest that is not JSON
+        except Exception as error:  # the transport has many error types
             raise Unavailable(f"{what}: {error!r}") from error
         return _decode(what, method, answer.status, answer.headers, data)
 
@@ -259,8 +261,8 @@ def _decode(
     what: str, method: str, status: int, headers: Mapping[str, str], data: bytes
 ) -> Manifest:
     if 200 <= status < 300:
-        return _object(what, data)
-    message = f"{what}: {status} {_reason(data)}"
+        return _parse_object(what, data)
+    message = f"{what}: {status} {_error_message(data)}"
     if status == 404:
         raise NotFound(message)
     if status == 409:
@@ -270,44 +272,34 @@ def _decode(
     if status in (400, 422):
         raise Invalid(message)
     if status == 429 or status >= 500:
-        raise Unavailable(message, _retry_after(headers))
+        raise Unavailable(message, _parse_retry_after(headers))
     raise ApiError(message)
 
 
-def _object(what: str, data: bytes) -> Manifest:
-    """What every answer of the API server is; anything else comes from something in between."""
+def _parse_object(what: str, data: bytes) -> Manifest:
+    """Every answer of the API server is an object; a proxy in between sends anything else."""
     try:
         found: Any = json.loads(data)
     except ValueError:
         found = None
     if not isinstance(found, dict) or "kind" not in found:
-        raise Unavailable(f"{what}: the answer is no Kubernetes object: {_shown(data)}")
+        raise Unavailable(f"{what}: the answer is no Kubernetes object: {_excerpt(data)}")
     return found
 
 
-def _shown(data: bytes) -> str:
+def _excerpt(data: bytes) -> str:
     return data[:200].decode(errors="replace")
 
 
-def _reason(data: bytes) -> str:
+def _error_message(data: bytes) -> str:
     try:
         return str(json.loads(data).get("message", ""))[:1000]
     except (ValueError, AttributeError):  # a proxy in between answers in HTML
-        return _shown(data)
+        return _excerpt(data)
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
+def _parse_retry_after(headers: Mapping[str, str]) -> float | None:
     try:
         return float(int(headers["Retry-After"]))
     except (KeyError, ValueError):  # absent, or an HTTP date
         return None
-
-
-def labels_of(manifest: Manifest) -> Mapping[str, str]:
-    """metadata.labels, which may be absent or null."""
-    return manifest["metadata"].get("labels") or {}
-
-
-def owner_uids(manifest: Manifest) -> Sequence[str]:
-    """The uids in metadata.ownerReferences."""
-    return [each["uid"] for each in manifest["metadata"].get("ownerReferences") or ()]

@@ -23,8 +23,8 @@ DUPLICATE_LOGGERS = (
     "kopf._core.reactor.orchestration",
     "kopf._core.reactor.running",
 )
-"""Loggers of kopf that report each failed try of each watch, the last with a traceback. The engine
-reports in one line that a watch has failed for good, and so do the Lease and the lists meanwhile."""
+"""Loggers of kopf that report each failed attempt of each watch, the last one with a traceback. The
+engine logs one line when a watch has failed for good; the Lease and the lists do so meanwhile."""
 
 RECORD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """What logging itself puts into a record; every other attribute came with `extra`."""

@@ -1,11 +1,13 @@
-"""Lists: how the cache begins, and how it is repaired when a watch has missed something.
+"""Relists: full lists fill the cache, and repair it when a watch has missed an event.
 
-No reconcile acts before the first list of every kind is complete. Later lists exist because a
-watch that had to start anew does not say what was deleted meanwhile. They run every few minutes,
-and at once when there is a sign that a watch was interrupted.
+No reconcile starts before the first list of every kind is complete. Later lists are needed because
+a watch that had to restart does not report what was deleted meanwhile. They run every few minutes,
+and at once when there is a sign that a watch was interrupted. Like watches, they pass every object
+to `event_handlers`.
 
-Where namespaces are named, one that refuses us must not stop the others: a namespace that was
-deleted took our Role with it. It is left out, and taken in again when it lets us.
+If the administrator named the namespaces to serve, one that the operator may not list must not stop
+the others: deleting a namespace also deletes the operator's Role in it. Such a namespace is left
+out until the operator may list it again.
 """
 
 import asyncio
@@ -20,8 +22,8 @@ from finetune_operator.engine.kube_client import ApiError, Forbidden, KubeClient
 from finetune_operator.engine.metrics import Metrics
 
 PERIOD = 300.0
-SETTLE = 1.0
-"""Seconds to wait after a request, so that a burst of them is one list."""
+DEBOUNCE = 1.0
+"""Seconds to wait after a request, so that a burst of requests causes one list."""
 RETRY = 2.0
 
 log = logging.getLogger(__name__)
@@ -32,114 +34,118 @@ class Relister:
 
     def __init__(
         self,
-        cluster: KubeClient,
+        client: KubeClient,
         cache: Cache,
-        intake: EventHandlers,
+        event_handlers: EventHandlers,
         metrics: Metrics,
         namespaces: Sequence[str] = (),
         kinds: Sequence[Resource] = WATCHED,
         lease_namespace: str = "",
     ) -> None:
-        self._cluster = cluster
+        self._client = client
         self._cache = cache
-        self._intake = intake
+        self._event_handlers = event_handlers
         self._metrics = metrics
-        self._served = tuple(namespaces)
+        self._served_namespaces = tuple(namespaces)
         self._lease_namespace = lease_namespace
         self._kinds = tuple(kinds)
-        self.namespaces = self._served
-        """Those of the served namespaces that let us in; empty when all of a cluster are served."""
-        self._wanted = asyncio.Event()
+        self.namespaces = self._served_namespaces
+        """The served namespaces that can be listed; empty when the whole cluster is served."""
+        self._requested = asyncio.Event()
 
-    async def served(self) -> tuple[Resource, ...]:
-        """The kinds to watch: all that must be there, and those of the others that are."""
-        present: list[Resource] = []
+    async def discover_kinds(self) -> tuple[Resource, ...]:
+        """The kinds to watch: all that are required, and the optional ones that the API server
+        serves."""
+        served: list[Resource] = []
         for each in self._kinds:
-            if not each.optional or each.kind in await self._cluster.kinds_of(each):
-                present.append(each)
-        return tuple(present)
+            if not each.optional or each.kind in await self._client.kinds_of(each):
+                served.append(each)
+        return tuple(served)
 
-    async def first(self, kinds: Iterable[Resource]) -> None:
+    async def list_initially(self, kinds: Iterable[Resource]) -> None:
         """List every kind, however long the API server or the CRDs take to appear."""
-        self.namespaces = self._served
+        self.namespaces = self._served_namespaces
         for each in kinds:
-            for namespace in self._spaces(each):
-                await self._insist(each, namespace)
-        self._cache.now_serves(frozenset((each.group, each.kind) for each in kinds))
+            for namespace in self._namespaces_of(each):
+                await self._list_until_success(each, namespace)
+        self._cache.set_served_kinds(frozenset((each.group, each.kind) for each in kinds))
 
-    async def _insist(self, of: Resource, namespace: str) -> None:
+    async def _list_until_success(self, of: Resource, namespace: str) -> None:
         while True:
             try:
                 await self._list(of, namespace)
                 return
             except NotFound:
-                log.error(
-                    "the API server has no %s.%s; install the CRDs of the chart",
-                    of.plural,
-                    of.group,
-                )
+                extra = {"missing": f"{of.plural}.{of.group}"}
+                log.error("A kind is missing, install the chart's CRDs", extra=extra)
             except Forbidden as error:
+                extra = {"resource": of.plural, "namespace": namespace, "error": str(error)}
                 if namespace not in ("", self._lease_namespace):
                     self.namespaces = tuple(n for n in self.namespaces if n != namespace)
-                    log.error("namespace %s is left out until it lets us in: %s", namespace, error)
+                    log.error("A namespace is left out until it can be listed", extra=extra)
                     return
-                log.error("cannot list %s: %s", of.plural, error)
+                log.error("Cannot list a kind, retrying", extra=extra)
             except ApiError as error:
-                log.error("cannot list %s: %s", of.plural, error)
+                extra = {"resource": of.plural, "namespace": namespace, "error": str(error)}
+                log.error("Cannot list a kind, retrying", extra=extra)
             await asyncio.sleep(RETRY)
 
-    async def readmitted(self, kinds: Iterable[Resource]) -> str | None:
-        """A namespace that was left out and lets us list every kind by now."""
-        for namespace in self._served:
+    async def find_listable_namespace(self, kinds: Iterable[Resource]) -> str | None:
+        """A namespace that was left out and in which every kind can be listed by now."""
+        for namespace in self._served_namespaces:
             if namespace in self.namespaces:
                 continue
             try:
                 for each in kinds:
                     if each.namespaced:
-                        await self._cluster.list(each, namespace)
+                        await self._client.list(each, namespace)
             except ApiError:
                 continue
             return namespace
         return None
 
-    async def list(self, of: Resource) -> int:
+    async def relist(self, of: Resource) -> int:
         """List a kind and correct the cache; how many objects differed."""
-        return sum([await self._list(of, namespace) for namespace in self._spaces(of)])
+        return sum([await self._list(of, namespace) for namespace in self._namespaces_of(of)])
 
-    def _spaces(self, of: Resource) -> Sequence[str]:
-        return self.namespaces if of.namespaced and self._served else ("",)
+    def _namespaces_of(self, of: Resource) -> Sequence[str]:
+        return self.namespaces if of.namespaced and self._served_namespaces else ("",)
 
     async def _list(self, of: Resource, namespace: str) -> int:
-        items, version = await self._cluster.list(of, namespace)
-        differed = sum([self._intake.changed(item) for item in items])
-        listed = {item["metadata"]["uid"] for item in items}
-        for gone in self._cache.absent(of.kind, namespace or None, listed, version):
-            differed += self._intake.removed(gone)
+        items, version = await self._client.list(of, namespace)
+        differed = sum([self._event_handlers.on_update(item) for item in items])
+        listed_uids = {item["metadata"]["uid"] for item in items}
+        for absent in self._cache.find_absent(of.kind, namespace or None, listed_uids, version):
+            differed += self._event_handlers.on_delete(absent)
         return differed
 
-    def request(self) -> None:
-        """A watch may have missed something: list soon."""
-        self._wanted.set()
+    def request_relist(self) -> None:
+        """A watch may have missed an event: relist soon."""
+        self._requested.set()
 
-    async def repair(self, kinds: Sequence[Resource]) -> None:
-        """List now and then, and when requested, for ever."""
+    async def relist_periodically(self, kinds: Sequence[Resource]) -> None:
+        """Relist every few minutes, and when requested, until cancelled."""
         while True:
             try:
                 async with asyncio.timeout(PERIOD * random.uniform(0.9, 1.1)):
-                    await self._wanted.wait()
-                await asyncio.sleep(SETTLE)
+                    await self._requested.wait()
+                await asyncio.sleep(DEBOUNCE)
             except TimeoutError:
                 pass
-            self._wanted.clear()
-            await self._repair(kinds)
+            self._requested.clear()
+            await self._relist_all(kinds)
 
-    async def _repair(self, kinds: Sequence[Resource]) -> None:
+    async def _relist_all(self, kinds: Sequence[Resource]) -> None:
         for each in kinds:
             try:
-                differed = await self.list(each)
+                differed = await self.relist(each)
             except ApiError as error:
-                log.warning("cannot list %s: %s", each.plural, error)
+                extra = {"resource": each.plural, "error": str(error)}
+                log.warning("Cannot relist a kind", extra=extra)
                 continue
             if differed:
                 self._metrics.repairs.labels(each.kind).inc(differed)
-                log.info("a list of %s differed from the cache %d times", each.plural, differed)
+                log.info(
+                    "A relist corrected the cache",
+                    extra={"resource": each.plural, "objects": differed},
+                )

@@ -1,9 +1,9 @@
-"""Every kopf handler, all `on.event`: news goes to the intake, and nothing else happens here.
+"""Watches: every kopf handler, all `on.event`; each event goes to `event_handlers`, nothing more.
 
-kopf is used for what it is good at, watching: it lists, watches, resumes, and replaces streams
-that went silent. None of its state (annotations, finalizers, posted events, peering) is used.
-Besides our kinds it watches our own Lease: the leader renews that every few seconds, so a watch
-that does not echo it is dead, whatever else still works.
+The engine uses kopf for what it does well, watching: kopf lists, watches, resumes, and replaces
+streams that went silent. None of its state (annotations, finalizers, posted events, peering) is
+used. Besides our kinds kopf watches our own Lease: the leader renews it every few seconds, so a
+watch that does not deliver the renewals is dead, even if everything else still works.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from finetune_operator.engine.event_handlers import EventHandlers
 from finetune_operator.engine.kinds import LEASE, Resource
 from finetune_operator.engine.kube_client import KubeClient
 
-Signal = Callable[[], None]
+Callback = Callable[[], None]
 END_TIMEOUT = 10.0
 """Seconds for kopf to close its connections."""
 log = logging.getLogger(__name__)
@@ -26,66 +26,66 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LeaseWatch:
-    """The canary: whose renewals of which Lease to look for, and whom to tell."""
+    """Which Lease to watch, whose renewals count, and what to call for each of them."""
 
     name: str
     namespace: str
     identity: str
-    echoed: Signal
+    on_echo: Callback
 
 
-def registry_of(
-    cluster: KubeClient,
+def build_registry(
+    client: KubeClient,
     kinds: Collection[Resource],
-    intake: EventHandlers,
-    relisted: Signal,
+    event_handlers: EventHandlers,
+    on_relist: Callback,
     lease: LeaseWatch | None,
 ) -> kopf.OperatorRegistry:
-    """The handlers for these kinds."""
+    """kopf's handlers for these kinds."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.ConnectionInfo:
-        known = await cluster.credentials()
+        credentials = await client.credentials()
         return kopf.ConnectionInfo(
-            server=known.server,
-            ca_path=known.ca_path,
-            certificate_path=known.certificate_path,
-            private_key_path=known.private_key_path,
-            token=known.token,
-            scheme="Bearer" if known.token else None,
-            insecure=known.insecure,
+            server=credentials.server,
+            ca_path=credentials.ca_path,
+            certificate_path=credentials.certificate_path,
+            private_key_path=credentials.private_key_path,
+            token=credentials.token,
+            scheme="Bearer" if credentials.token else None,
+            insecure=credentials.insecure,
         )
 
-    async def news(event: Any, **_: Any) -> None:
+    async def handle_event(event: Any, **_: Any) -> None:
         manifest = dict(event["object"], metadata=dict(event["object"]["metadata"]))
         if event["type"] == "DELETED":
-            intake.removed(manifest)
+            event_handlers.on_delete(manifest)
         else:
-            intake.changed(manifest)
-        if event["type"] is None:  # kopf listed anew and cannot say what has gone meanwhile
-            relisted()
+            event_handlers.on_update(manifest)
+        if event["type"] is None:  # kopf listed again and does not report what was deleted before
+            on_relist()
 
     for each in kinds:
         kopf.on.event(each.group, each.version, each.plural, registry=registry, id=each.plural)(
-            news
+            handle_event
         )
 
     if lease is not None:
-        canary = lease
+        watched = lease
 
         @kopf.on.event(LEASE.group, LEASE.version, LEASE.plural, registry=registry, id="canary")
-        async def renewed(event: Any, namespace: str | None, spec: Any, **_: Any) -> None:
-            if event["type"] is None:  # even where there is no other object to list
-                relisted()
-            if namespace == canary.namespace and spec.get("holderIdentity") == canary.identity:
-                canary.echoed()
+        async def handle_lease(event: Any, namespace: str | None, spec: Any, **_: Any) -> None:
+            if event["type"] is None:  # also where there is no other object to list
+                on_relist()
+            if namespace == watched.namespace and spec.get("holderIdentity") == watched.identity:
+                watched.on_echo()
 
     return registry
 
 
-def settings_of(kinds: Collection[Resource], lease: LeaseWatch | None) -> kopf.OperatorSettings:
-    """kopf as a watcher: it may not write, and it looks for no kinds or namespaces by itself."""
+def build_settings(kinds: Collection[Resource], lease: LeaseWatch | None) -> kopf.OperatorSettings:
+    """kopf as a watcher: it writes nothing, and does not scan for kinds or namespaces."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True
@@ -105,54 +105,55 @@ def settings_of(kinds: Collection[Resource], lease: LeaseWatch | None) -> kopf.O
     return settings
 
 
-async def watch(
-    cluster: KubeClient,
+async def run_watches(
+    client: KubeClient,
     kinds: Collection[Resource],
     namespaces: Sequence[str],
-    intake: EventHandlers,
-    relisted: Signal,
-    started: Signal,
+    event_handlers: EventHandlers,
+    on_relist: Callback,
+    on_start: Callback,
     lease: LeaseWatch | None = None,
 ) -> None:
-    """Watch until cancelled; raises what ended a watch for good.
+    """Watch until cancelled; raises the error that ended a watch for good.
 
-    `started` is called once kopf runs; since kopf takes over SIGTERM and SIGINT in that moment,
-    it must take them back.
+    Calls `on_start` once kopf runs: kopf has replaced the handlers of SIGTERM and SIGINT by then,
+    so the callback must install its own again.
     """
-    asyncio.get_running_loop().set_exception_handler(tell_of_lost_task)
-    registry = registry_of(cluster, kinds, intake, relisted, lease)
+    asyncio.get_running_loop().set_exception_handler(log_lost_watcher)
+    registry = build_registry(client, kinds, event_handlers, on_relist, lease)
     tasks = await kopf.spawn_tasks(
         registry=registry,
-        settings=settings_of(kinds, lease),
+        settings=build_settings(kinds, lease),
         clusterwide=not namespaces,
         namespaces=tuple(namespaces),
         standalone=True,
     )
-    started()
+    on_start()
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
-        raise RuntimeError("kopf stopped to watch without saying why")
+        raise RuntimeError("kopf stopped watching without an error")
     finally:
-        await _end(tasks)
+        await _cancel_tasks(tasks)
 
 
-def tell_of_lost_task(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Where several of kopf's watches fail at once it looks at one of them; of the others asyncio
-    would print a traceback, at any later time."""
+def log_lost_watcher(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """An exception handler of asyncio. Where several of kopf's watchers fail at once, kopf awaits
+    one of them; for each of the others asyncio would print a traceback at some later time."""
     task = context.get("future")
     if isinstance(task, asyncio.Task) and task.get_name().startswith("watcher for "):
-        log.info("the %s ended too: %r", task.get_name(), context.get("exception"))
+        extra = {"watcher": task.get_name(), "error": repr(context.get("exception"))}
+        log.info("Another watcher failed too", extra=extra)
     else:
         loop.default_exception_handler(context)
 
 
-async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
-    """Cancel kopf's tasks: those left over after some seconds wait for others, so once more."""
+async def _cancel_tasks(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel kopf's tasks, twice: those that still run after some seconds wait for others."""
     for _ in range(2):
-        left = [task for task in tasks if not task.done()]
-        for task in left:
+        running = [task for task in tasks if not task.done()]
+        for task in running:
             task.cancel()
-        if left:
-            await asyncio.wait(left, timeout=END_TIMEOUT)
+        if running:
+            await asyncio.wait(running, timeout=END_TIMEOUT)

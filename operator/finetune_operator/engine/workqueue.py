@@ -1,9 +1,9 @@
-"""Keys that want a look, each worked on by one worker at a time.
+"""The work queue: keys that wait for a reconcile, each run by one worker at a time.
 
-The rules are those of client-go's work queue: a key added while it waits is one entry; a key
-added while it is worked on waits until that is done, then runs once more, so that nothing that
-happened meanwhile is missed. A key has at most one alarm, and a run of the key clears it: the
-run decides anew when to look again.
+The rules are those of client-go's work queue: a key added while it waits is one entry; a key added
+while it runs waits until that run has ended, then runs once more, so that no event in between is
+missed. A key has at most one timer, and a run of the key cancels it: the run decides when the next
+one is due. The workers call `reconciler`.
 """
 
 import asyncio
@@ -26,80 +26,81 @@ class WorkQueue:
         self._metrics = metrics
         self._rng = rng or random.Random()
         self._ready: deque[Key] = deque()
-        self._waiting: dict[Key, float] = {}  # every key in _ready, and since when
-        self._running: dict[Key, float] = {}
-        self._again: set[Key] = set()
-        self._alarms: dict[Key, asyncio.TimerHandle] = {}
+        self._waiting_since: dict[Key, float] = {}  # of every key in _ready
+        self._running_since: dict[Key, float] = {}
+        self._rerun: set[Key] = set()
+        self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._failures: dict[Key, int] = {}
-        self._wake = asyncio.Event()
+        self._wake_up = asyncio.Event()
         self._closed = False
 
     def add(self, key: Key) -> None:
-        """Look at the key as soon as a worker is free."""
-        if self._closed or key in self._waiting or key in self._again:
+        """Run the key as soon as a worker is free."""
+        if self._closed or key in self._waiting_since or key in self._rerun:
             return
-        self._metrics.added(key)
-        if key in self._running:
-            self._again.add(key)
+        self._metrics.count_add(key)
+        if key in self._running_since:
+            self._rerun.add(key)
             return
         self._push(key)
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """Look at the key in some seconds, or earlier if that was wanted already."""
+        """Run the key in some seconds, or earlier if it has an earlier timer."""
         if seconds <= 0:
             self.add(key)
         elif not self._closed:
-            self._set_alarm(key, asyncio.get_running_loop().time() + seconds)
+            self._set_timer(key, asyncio.get_running_loop().time() + seconds)
 
-    def add_failed(self, key: Key, least: float = 0.0) -> float:
-        """Look again after an error: 0.1 s, 0.2 s … 60 s, half of it random. Returns the delay.
+    def add_rate_limited(self, key: Key, at_least: float = 0.0) -> float:
+        """Run the key again after an error: in 0.1 s, 0.2 s … 60 s, half of it random.
 
-        `least` is how many seconds the server asked us to wait.
+        `at_least` is how many seconds the API server wants us to wait. Returns the delay in
+        seconds.
         """
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         delay = min(MAX_DELAY, BASE_DELAY * 2.0 ** min(failures, 30))
-        delay = max(least, delay * self._rng.uniform(0.5, 1.0))
-        self._metrics.retried(key)
+        delay = max(at_least, delay * self._rng.uniform(0.5, 1.0))
+        self._metrics.count_retry(key)
         self.add_after(key, delay)
         return delay
 
     def forget(self, key: Key) -> None:
-        """The key went well: its next error starts with the shortest delay."""
+        """A run of the key succeeded: its next error starts with the shortest delay."""
         self._failures.pop(key, None)
 
-    async def take(self) -> Key | None:
-        """The next key, or None once the queue is closed. Say `done` for each."""
+    async def get(self) -> Key | None:
+        """The next key, or None once the queue is closed. Call `done` after each."""
         while not self._ready:
             if self._closed:
                 return None
-            self._wake.clear()
-            await self._wake.wait()
+            self._wake_up.clear()
+            await self._wake_up.wait()
         if self._closed:
             return None
         key = self._ready.popleft()
         now = time.monotonic()
-        self._metrics.taken(key, now - self._waiting.pop(key), len(self._ready))
-        self._running[key] = now
-        alarm = self._alarms.pop(key, None)
-        if alarm is not None:
-            alarm.cancel()
+        self._metrics.observe_get(key, now - self._waiting_since.pop(key), len(self._ready))
+        self._running_since[key] = now
+        timer = self._timers.pop(key, None)
+        if timer is not None:
+            timer.cancel()
         return key
 
     def done(self, key: Key) -> None:
-        """The worker is through with the key."""
-        self._metrics.finished(key, time.monotonic() - self._running.pop(key))
-        if key in self._again:
-            self._again.discard(key)
+        """The run of the key has ended."""
+        self._metrics.observe_done(key, time.monotonic() - self._running_since.pop(key))
+        if key in self._rerun:
+            self._rerun.discard(key)
             self._push(key)
 
     def close(self) -> None:
         """Hand out no more keys."""
         self._closed = True
-        for alarm in self._alarms.values():
-            alarm.cancel()
-        self._alarms.clear()
-        self._wake.set()
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        self._wake_up.set()
 
     @property
     def depth(self) -> int:
@@ -107,43 +108,45 @@ class WorkQueue:
         return len(self._ready)
 
     @property
-    def idle(self) -> bool:
-        """Whether no key waits and none is worked on; alarms do not count."""
-        return not (self._ready or self._running)
+    def is_idle(self) -> bool:
+        """Whether no key waits and none runs; timers do not count."""
+        return not (self._ready or self._running_since)
 
     def longest_running(self) -> float:
         """Seconds that the oldest run has taken so far."""
-        return max((time.monotonic() - each for each in self._running.values()), default=0.0)
+        return max((time.monotonic() - at for at in self._running_since.values()), default=0.0)
 
     def _push(self, key: Key) -> None:
         self._ready.append(key)
-        self._waiting[key] = time.monotonic()
-        self._metrics.depth(key, len(self._ready))
-        self._wake.set()
+        self._waiting_since[key] = time.monotonic()
+        self._metrics.set_depth(len(self._ready))
+        self._wake_up.set()
 
-    def _set_alarm(self, key: Key, due: float) -> None:
-        alarm = self._alarms.get(key)
-        if alarm is not None:
-            if alarm.when() <= due:
+    def _set_timer(self, key: Key, due: float) -> None:
+        timer = self._timers.get(key)
+        if timer is not None:
+            if timer.when() <= due:
                 return
-            alarm.cancel()
-        self._alarms[key] = asyncio.get_running_loop().call_at(due, self._ring, key)
+            timer.cancel()
+        self._timers[key] = asyncio.get_running_loop().call_at(due, self._on_timer, key)
 
-    def _ring(self, key: Key) -> None:
-        self._alarms.pop(key, None)
+    def _on_timer(self, key: Key) -> None:
+        self._timers.pop(key, None)
         self.add(key)
 
 
-async def work(queue: WorkQueue, run: Callable[[Key], Awaitable[None]], workers: int) -> None:
-    """Run keys with so many workers until the queue is closed and the last run has ended."""
+async def run_workers(
+    queue: WorkQueue, reconcile: Callable[[Key], Awaitable[None]], workers: int
+) -> None:
+    """Reconcile keys, `workers` at a time, until the queue is closed and the last run has ended."""
 
-    async def worker() -> None:
-        while (key := await queue.take()) is not None:
+    async def run_worker() -> None:
+        while (key := await queue.get()) is not None:
             try:
-                await run(key)
+                await reconcile(key)
             finally:
                 queue.done(key)
 
     async with asyncio.TaskGroup() as group:
         for number in range(workers):
-            group.create_task(worker(), name=f"worker {number}")
+            group.create_task(run_worker(), name=f"worker {number}")

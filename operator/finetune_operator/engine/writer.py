@@ -1,11 +1,11 @@
-"""Every write of the product's: one object each, counted, and only while this process leads.
+"""Writer: every write of a decision, one object each, counted, and only while this process leads.
 
-Two fences stand before a write. The first is local: none is sent once the Lease may be somebody
-else's. A process that was frozen between the look at its clock and the write passes that one, and
-so may one whose watch is dead; the second asks the API server: the first write of a decision
-carries the resourceVersion it was planned from and is refused when anybody has written since.
-What an answer tells goes into the cache at once, so the next plan sees it even when the watch is
-late.
+Two fences stand before a write. The first is local: none is sent once another process may hold the
+Lease. A process that was frozen after it looked at its clock passes that fence, and so may one
+whose watch is dead. The second is at the API server: the first write of a decision carries the
+resourceVersion of the object that the decision was made from, and the API server refuses it when
+any client has written the object since. What the API server answers goes to `event_handlers` at
+once, so that the next reconcile sees it even if the watch is late.
 """
 
 import logging
@@ -21,8 +21,14 @@ from finetune_operator.decision import (
     Manifest,
     ObjectRef,
 )
-from finetune_operator.engine.cache import Cache, newer
-from finetune_operator.engine.diff import merge_patch, same_child, same_owner, stamped, within
+from finetune_operator.engine.cache import Cache, is_newer
+from finetune_operator.engine.diff import (
+    add_applied_hash,
+    has_same_owner,
+    is_same_child,
+    is_subset,
+    merge_patch,
+)
 from finetune_operator.engine.event_handlers import EventHandlers
 from finetune_operator.engine.kube_client import (
     AlreadyExists,
@@ -38,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 class NotLeading(ApiError):
-    """The Lease is, or may be, somebody else's: nothing may be written."""
+    """Another process holds, or may hold, the Lease: nothing may be written."""
 
 
 class NameTaken(ApiError):
@@ -46,8 +52,8 @@ class NameTaken(ApiError):
 
 
 @dataclass(frozen=True)
-class Children:
-    """What of a decision is left to write when the cache is right."""
+class ChildWrites:
+    """The writes of a decision to children that the cache does not have as desired."""
 
     create: tuple[Manifest, ...]
     apply: tuple[Manifest, ...]
@@ -58,136 +64,71 @@ class Children:
 
 
 class Writer:
-    """Writes to one cluster and tells the cache what came of it."""
+    """Writes to one API server and passes its answers to the event handlers."""
 
     def __init__(
         self,
-        cluster: KubeClient,
+        client: KubeClient,
         cache: Cache,
-        intake: EventHandlers,
+        event_handlers: EventHandlers,
         metrics: Metrics,
-        leads: Callable[[], bool],
-        confirm: Callable[[], Awaitable[bool]],
+        is_leader: Callable[[], bool],
+        confirm_leadership: Callable[[], Awaitable[bool]],
     ) -> None:
-        self._cluster = cluster
+        self._client = client
         self._cache = cache
-        self._intake = intake
+        self._event_handlers = event_handlers
         self._metrics = metrics
-        self._leads = leads
-        self._confirm = confirm
+        self.is_leader = is_leader
+        self._confirm_leadership = confirm_leadership
 
-    def left(self, decision: Decision) -> Children:
-        """The children that the cache does not have as they are wanted."""
-        wanted = tuple(stamped(each) for each in decision.apply)
-        return Children(
-            tuple(each for each in decision.create if not self._has(each, same_child)),
-            tuple(each for each in wanted if not self._has(each, within)),
+    def find_child_writes(self, decision: Decision) -> ChildWrites:
+        """What is left to write if the cache is right."""
+        desired = tuple(add_applied_hash(each) for each in decision.apply)
+        return ChildWrites(
+            tuple(each for each in decision.create if not self._is_cached(each, is_same_child)),
+            tuple(each for each in desired if not self._is_cached(each, is_subset)),
             decision.delete,
         )
 
-    async def children(self, key: Key, left: Children) -> bool:
-        """Creates, applies, deletes, in this order; whether anything changed by it."""
-        wrote = False
-        for manifest in left.create:
-            wrote |= await self._create(key, manifest)
-        for manifest in left.apply:
-            wrote |= await self._apply(key, manifest)
-        for ref in left.delete:
-            wrote |= await self._delete(ref)
-        return wrote
+    async def write_children(self, key: Key, writes: ChildWrites) -> bool:
+        """Creates, applies, deletes, in this order; whether they changed the cache."""
+        changed = False
+        for manifest in writes.create:
+            changed |= await self._create(key, manifest)
+        for manifest in writes.apply:
+            changed |= await self._apply(key, manifest)
+        for ref in writes.delete:
+            changed |= await self._delete(ref)
+        return changed
 
-    async def status(self, key: Key, loaded: Manifest, wanted: Mapping[str, Any]) -> bool:
-        """Make the status of the object, as it was loaded, the wanted one; False if it is.
+    async def write_status(self, key: Key, loaded: Manifest, desired: Mapping[str, Any]) -> bool:
+        """Make `desired` the status of the object, as it was loaded; False if it is already.
 
-        What counts is the version: the watch may have told the cache before the answer came.
+        The result compares versions, not the cache: the watch may have been faster than the answer.
         """
-        difference = merge_patch(loaded.get("status") or {}, wanted)
-        if not difference:
+        patch = merge_patch(loaded.get("status") or {}, desired)
+        if not patch:
             return False
-        answer = await self._patch("status", loaded, {"status": difference})
-        self._intake.wrote(answer, key)
-        return newer(answer, loaded)
+        answer = await self._patch("status", loaded, {"status": patch})
+        self._event_handlers.on_write(answer, key)
+        return is_newer(answer, loaded)
 
-    async def fence(self, loaded: Manifest | None) -> None:
-        """Nothing, but refused when somebody else has written since or leads by now.
+    async def check_fence(self, loaded: Manifest | None) -> None:
+        """Change nothing, but raise if another client has written the object since or another
+        process leads.
 
-        A patch that changes nothing is checked against the resourceVersion in it like any other.
-        What has no object of its own, such as the files of a deleted job, has the Lease.
+        A patch that changes nothing is checked against the resourceVersion in it like any other. A
+        key without an object, such as a workspace, is checked against the Lease.
         """
         if loaded is not None:
             await self._patch("fence", loaded, {})
-        elif not self._leads() or not await self._confirm():
-            raise NotLeading("the lease is somebody else's")
-
-    async def _patch(self, verb: str, loaded: Manifest, patch: Mapping[str, Any]) -> Manifest:
-        kind, metadata = loaded["kind"], loaded["metadata"]
-        namespace, name = metadata["namespace"], metadata["name"]
-        fenced = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, **patch}
-        call = self._cluster.patch(kind, namespace, name, fenced, "status")
-        try:
-            answer: Manifest = await self.send(verb, kind, call)
-        except NotFound as error:
-            raise Conflict(f"{kind} {namespace}/{name} was deleted meanwhile") from error
-        return answer
-
-    async def _create(self, key: Key, manifest: Manifest) -> bool:
-        kind, metadata = manifest["kind"], manifest["metadata"]
-        try:
-            made = await self.send("create", kind, self._cluster.create(manifest))
-        except AlreadyExists as error:
-            made = await self._taken(key, manifest, error)
-        else:
-            labels = metadata.get("labels") or {}
-            if kind == "Job" and STAGE_LABEL in labels:
-                namespace, job = metadata.get("namespace", ""), labels.get(JOB_NAME_LABEL, "")
-                self._metrics.handovers.began(namespace, job, labels[STAGE_LABEL])
-        self._intake.wrote(made, key)
-        return True
-
-    async def _taken(self, key: Key, manifest: Manifest, why: AlreadyExists) -> Manifest:
-        """The object that has the name, if it is the one we wanted to create."""
-        kind, metadata = manifest["kind"], manifest["metadata"]
-        namespace, name = metadata.get("namespace", ""), metadata["name"]
-        what = f"{kind} {namespace}/{name}"
-        try:
-            found = await self._cluster.get(kind, namespace, name)
-        except NotFound as error:  # it has just gone; or a quota, or somebody's webhook, said 409
-            raise Unavailable(f"{why}; but there is none") from error
-        if same_child(manifest, found):
-            return found
-        if found["metadata"].get("deletionTimestamp"):
-            raise Unavailable(f"{what} is being deleted; this goes on when it is gone")
-        if same_owner(manifest, found) and self._intake.wrote(found, key):
-            # Made by us in another version, or with other settings, and news to the plan.
-            raise Conflict(f"{what} was made meanwhile, and not like this")
-        raise NameTaken(
-            f"{what} exists already and is not what this object needs; delete or rename it"
-        )
-
-    async def _apply(self, key: Key, manifest: Manifest) -> bool:
-        applied = await self.send("apply", manifest["kind"], self._cluster.apply(manifest))
-        # False when the server knew better that nothing differs.
-        return self._intake.wrote(applied, key)
-
-    async def _delete(self, ref: ObjectRef) -> bool:
-        try:
-            answer = await self.send("delete", ref.kind, self._cluster.delete(ref))
-        except NotFound:
-            answer = {}
-        except Conflict as error:  # another object of that name: the one we meant is gone
-            log.info("%s", error)
-            answer = {}
-        if answer.get("kind") == ref.kind:
-            return self._cache.put(answer)  # it lingers: finalizers, or a pod's grace period
-        known = self._cache.get(ref.kind, ref.namespace, ref.name)
-        if known is not None and ref.uid in (None, known["metadata"]["uid"]):
-            uid = known["metadata"]["uid"]
-            return self._cache.remove(ref.kind, ref.namespace, ref.name, uid) is not None
-        return False
+        elif not self.is_leader() or not await self._confirm_leadership():
+            raise NotLeading("another process holds the lease")
 
     async def send(self, verb: str, kind: str, call: Any) -> Any:
-        """Every write passes here: none is sent once the Lease may be somebody else's."""
-        if not self._leads():
+        """Every write passes here: none is sent once another process may hold the Lease."""
+        if not self.is_leader():
             call.close()
             raise NotLeading("this process does not lead any more")
         try:
@@ -198,7 +139,74 @@ class Writer:
         self._metrics.writes.labels(verb, kind, "ok").inc()
         return answer
 
-    def _has(self, wanted: Manifest, enough: Callable[[Manifest, Manifest], bool]) -> bool:
-        metadata = wanted["metadata"]
-        known = self._cache.get(wanted["kind"], metadata.get("namespace", ""), metadata["name"])
-        return known is not None and enough(wanted, known)
+    async def _patch(self, verb: str, loaded: Manifest, patch: Mapping[str, Any]) -> Manifest:
+        kind, metadata = loaded["kind"], loaded["metadata"]
+        namespace, name = metadata["namespace"], metadata["name"]
+        fenced = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, **patch}
+        call = self._client.patch(kind, namespace, name, fenced, "status")
+        try:
+            answer: Manifest = await self.send(verb, kind, call)
+        except NotFound as error:
+            raise Conflict(f"{kind} {namespace}/{name} was deleted meanwhile") from error
+        return answer
+
+    async def _create(self, key: Key, manifest: Manifest) -> bool:
+        kind, metadata = manifest["kind"], manifest["metadata"]
+        try:
+            created = await self.send("create", kind, self._client.create(manifest))
+        except AlreadyExists as error:
+            created = await self._get_existing(key, manifest, error)
+        else:
+            labels = metadata.get("labels") or {}
+            if kind == "Job" and STAGE_LABEL in labels:
+                namespace, job = metadata.get("namespace", ""), labels.get(JOB_NAME_LABEL, "")
+                self._metrics.handovers.record_stage_start(namespace, job, labels[STAGE_LABEL])
+        self._event_handlers.on_write(created, key)
+        return True
+
+    async def _get_existing(self, key: Key, manifest: Manifest, why: AlreadyExists) -> Manifest:
+        """The object that has the name, if it is the one that we wanted to create."""
+        kind, metadata = manifest["kind"], manifest["metadata"]
+        namespace, name = metadata.get("namespace", ""), metadata["name"]
+        what = f"{kind} {namespace}/{name}"
+        try:
+            found = await self._client.get(kind, namespace, name)
+        except NotFound as error:  # just deleted; or a quota or a webhook answered with 409
+            raise Unavailable(f"{why}; but it does not exist") from error
+        if is_same_child(manifest, found):
+            return found
+        if found["metadata"].get("deletionTimestamp"):
+            raise Unavailable(f"{what} is being deleted; this continues when it is gone")
+        if has_same_owner(manifest, found) and self._event_handlers.on_write(found, key):
+            # Another version of this operator, or one with other settings, created it, and the
+            # decision was made without it.
+            raise Conflict(f"{what} was created meanwhile with another content")
+        raise NameTaken(
+            f"{what} exists already and is not what this object needs; delete or rename it"
+        )
+
+    async def _apply(self, key: Key, manifest: Manifest) -> bool:
+        applied = await self.send("apply", manifest["kind"], self._client.apply(manifest))
+        # False when the API server found that nothing differs.
+        return self._event_handlers.on_write(applied, key)
+
+    async def _delete(self, ref: ObjectRef) -> bool:
+        try:
+            answer = await self.send("delete", ref.kind, self._client.delete(ref))
+        except NotFound:
+            answer = {}
+        except Conflict as error:  # another object has the name: the one that we meant is gone
+            log.info("An object to delete was replaced meanwhile", extra={"error": str(error)})
+            answer = {}
+        if answer.get("kind") == ref.kind:
+            return self._cache.put(answer)  # it still exists: finalizers, or a pod's grace period
+        known = self._cache.get(ref.kind, ref.namespace, ref.name)
+        if known is not None and ref.uid in (None, known["metadata"]["uid"]):
+            uid = known["metadata"]["uid"]
+            return self._cache.remove(ref.kind, ref.namespace, ref.name, uid) is not None
+        return False
+
+    def _is_cached(self, desired: Manifest, matches: Callable[[Manifest, Manifest], bool]) -> bool:
+        metadata = desired["metadata"]
+        known = self._cache.get(desired["kind"], metadata.get("namespace", ""), metadata["name"])
+        return known is not None and matches(desired, known)

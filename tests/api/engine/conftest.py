@@ -1,4 +1,4 @@
-"""One reconciler on the real API server, whose cache knows only what the test has it list."""
+"""One reconciler on the real API server, whose cache holds only what the test lists into it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import pytest
-from finetune_operator.decision import Decision, Key, View
+from finetune_operator.controllers import keys_of
+from finetune_operator.decision import Controllers, Decision, Key, Reconcile, View
 from finetune_operator.engine import logs
 from finetune_operator.engine.cache import Cache
 from finetune_operator.engine.event_handlers import EventHandlers
@@ -20,10 +21,11 @@ from finetune_operator.engine.http_poller import HttpPoller
 from finetune_operator.engine.kinds import WATCHED
 from finetune_operator.engine.kube_client import KubeClient
 from finetune_operator.engine.metrics import Metrics
-from finetune_operator.engine.reconciler import Plan, Reconciler
+from finetune_operator.engine.reconciler import Reconciler
 from finetune_operator.engine.relist import Relister
 from finetune_operator.engine.workqueue import WorkQueue
-from finetune_operator.jobs.plan import refused_job
+from finetune_operator.engine.writer import Writer
+from finetune_operator.jobs.plan import rejected_job
 
 from hack.cluster.apiserver import ControlPlane
 from tests.api.client import Api
@@ -31,85 +33,98 @@ from tests.api.conftest import CRDS, started
 
 
 class Bench:
-    """A reconciler with everything around it, but nothing that runs by itself."""
+    """A reconciler with all its parts, none of which runs by itself."""
 
-    def __init__(self, cluster: KubeClient, namespace: str) -> None:
-        self.cluster = cluster
+    def __init__(self, client: KubeClient, namespace: str) -> None:
+        self.client = client
         self.namespace = namespace
         self.metrics = Metrics()
-        self.leads: Callable[[], bool] = lambda: True
-        self.confirmed = True
-        self._plan: Plan = lambda _key, _view, _now: None
-        self._asks: list[HttpPoller] = []
+        self.is_leader: Callable[[], bool] = lambda: True
+        self.holds_lease = True
+        self._function: Reconcile = lambda _key, _view, _now: None
+        self._http_pollers: list[HttpPoller] = []
         self.forget_everything()
 
-    async def confirm(self) -> bool:
-        """What the Lease at the API server says."""
-        return self.confirmed
+    async def confirm_leadership(self) -> bool:
+        """Whether the Lease at the API server names this process."""
+        return self.holds_lease
 
     async def close(self) -> None:
-        """Give back what was opened."""
-        for each in self._asks:
+        """Close the connections."""
+        for each in self._http_pollers:
             await each.close()
-        await self.cluster.close()
+        await self.client.close()
 
     def forget_everything(self) -> None:
         """As after a restart of the process."""
         self.queue = WorkQueue(self.metrics.queue)
         self.cache = Cache()
-        self._intake = EventHandlers(self.cache, self.queue, self.metrics.handovers)
-        self._sync = Relister(
-            self.cluster, self.cache, self._intake, self.metrics, [self.namespace]
+        controllers = Controllers(
+            reconcile=dict.fromkeys(("FineTuneJob", "Workspace"), self._call_function),
+            on_rejected={"FineTuneJob": rejected_job},
+            keys_of=keys_of,
         )
-        self._asks.append(HttpPoller(self.queue.add))
-        self._reconciler = Reconciler(
-            self.cluster,
+        event_handlers = EventHandlers(self.cache, self.queue, controllers, self.metrics.handovers)
+        self._relister = Relister(
+            self.client, self.cache, event_handlers, self.metrics, [self.namespace]
+        )
+        writer = Writer(
+            self.client,
             self.cache,
-            self._intake,
-            self.queue,
-            dict.fromkeys(("FineTuneJob", "Workspace"), self._planned),
-            self._asks[-1],
-            EventRecorder(self.cluster, "test", lambda: datetime.now(UTC)),
+            event_handlers,
             self.metrics,
-            lambda: self.leads(),
+            lambda: self.is_leader(),
+            self.confirm_leadership,
+        )
+        self._http_pollers.append(HttpPoller(self.queue.add))
+        self._reconciler = Reconciler(
+            controllers,
+            self.cache,
+            self.queue,
+            event_handlers,
+            writer,
+            self._http_pollers[-1],
+            EventRecorder(self.client, "test", lambda: datetime.now(UTC)),
+            self.metrics,
             lambda: datetime.now(UTC),
-            {"FineTuneJob": refused_job},
-            self.confirm,
         )
 
     async def list(self, *kinds: str) -> None:
-        """Have the cache see the API server as it is now."""
+        """List these kinds, or all, into the cache."""
         for each in WATCHED:
             if not each.optional and (not kinds or each.kind in kinds):
-                await self._sync.list(each)
+                await self._relister.relist(each)
 
-    def _planned(self, key: Key, view: View, now: datetime) -> Decision | None:
-        return self._plan(key, view, now)
+    def _call_function(self, key: Key, view: View, now: datetime) -> Decision | None:
+        return self._function(key, view, now)
 
     async def reconcile(
-        self, plan: Plan, name: str, kind: Literal["FineTuneJob", "Workspace"] = "FineTuneJob"
+        self,
+        function: Reconcile,
+        name: str,
+        kind: Literal["FineTuneJob", "Workspace"] = "FineTuneJob",
     ) -> str:
-        """Run one key once; the result."""
+        """Reconcile one key once with this function; the result as the metrics count it."""
         before = self.results()
-        self._plan = plan
-        await self._reconciler.run(Key(kind, self.namespace, name))
+        self._function = function
+        await self._reconciler.reconcile(Key(kind, self.namespace, name))
         after = self.results()
         return next(each for each in after if after[each] != before.get(each))
 
     async def drain(self) -> list[Key]:
-        """The keys that are due now, taken off the queue."""
+        """The keys that are due now, removed from the queue."""
         keys: list[Key] = []
-        while self.queue.depth and (key := await self.queue.take()):
+        while self.queue.depth and (key := await self.queue.get()):
             self.queue.done(key)
             keys.append(key)
         return keys
 
     def results(self) -> dict[str, float]:
-        """How often a reconcile ended how."""
+        """Reconciles by result."""
         return _by_label(self.metrics.reconciles, "result")
 
     def writes(self) -> dict[str, float]:
-        """Writes that succeeded, by verb."""
+        """Successful writes by verb, without events."""
         counts: dict[str, float] = {}
         for sample in _samples(self.metrics.writes):
             if sample.labels["result"] == "ok" and sample.labels["kind"] != "Event":
@@ -120,16 +135,16 @@ class Bench:
 @pytest.fixture
 async def bench(control_plane: ControlPlane, namespace: str) -> AsyncIterator[Bench]:
     """A reconciler that serves the test's own namespace."""
-    cluster = await KubeClient.connect(str(control_plane.kubeconfig))
-    bench = Bench(cluster, namespace)
+    client = await KubeClient.connect(str(control_plane.kubeconfig))
+    bench = Bench(client, namespace)
     yield bench
     await bench.close()
-    await asyncio.sleep(0)  # lets the transport close its sockets
+    await asyncio.sleep(0)  # the transport closes its sockets
 
 
 @pytest.fixture(scope="module")
 def thread() -> Iterator[ThreadPoolExecutor]:
-    """The thread that starts API servers: the kernel ends them with the thread, not the process."""
+    """The thread that starts API servers: the kernel kills them when it ends, not the process."""
     with ThreadPoolExecutor(1) as thread:
         yield thread
 
@@ -138,7 +153,7 @@ def thread() -> Iterator[ThreadPoolExecutor]:
 def own_plane(
     tmp_path_factory: pytest.TempPathFactory, thread: ThreadPoolExecutor
 ) -> Iterator[ControlPlane]:
-    """An API server that these tests may disturb."""
+    """An API server that the tests of one module may restart."""
     plane = started(tmp_path_factory.mktemp("watched-plane"))
     try:
         thread.submit(plane.__enter__).result()
@@ -156,7 +171,7 @@ def own_api(own_plane: ControlPlane) -> Api:
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    """What a real process would have logged."""
+    """What an operator process would have logged, as text."""
     root = logging.getLogger()
     before, written = (root.handlers[:], root.level), io.StringIO()
     logs.configure("text", "info")

@@ -1,8 +1,8 @@
-"""An HTTP gateway before the API server that answers wrongly when a test asks for it.
+"""An HTTP gateway in front of the API server that injects the faults that a test chooses.
 
-It forwards requests with an administrator's certificate and streams watches through. A fault is
-chosen for each request by the test; some happen before the API server has seen the request, some
-after it has carried it out, which a client cannot tell apart.
+It forwards requests with an administrator's certificate and streams watches through. The test
+chooses a fault for each request; some happen before the API server has received the request, some
+after it has carried it out, which a client cannot distinguish.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ class Fault:
     """Answered with this status; the API server never sees the request."""
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | None = None
-    """With a status its body; without one what the client gets in place of the true answer."""
+    """With a status its body; without one what replaces the answer of the API server."""
     cut: int | None = None
-    """Carried out, but the connection breaks after so many bytes of the answer."""
+    """The request is carried out, but the connection breaks after this many bytes of the
+    answer."""
 
 
 RESET = Fault(status=0)
@@ -92,18 +93,18 @@ class Gateway:
         await self._client.close()
 
     def drop(self) -> int:
-        """Break every connection on which a request is open; how many."""
+        """Break every connection on which a request is open; returns how many."""
         broken = list(self._open.values())
         for each in broken:
             _abort(each)
         return len(broken)
 
     def partition(self) -> None:
-        """From now on nothing comes through in either direction, and nobody is told."""
+        """From now on nothing passes in either direction, and neither side gets an error."""
         self._healed.clear()
 
     def heal(self) -> None:
-        """What was held up comes through, late."""
+        """What was held up passes, late."""
         self._healed.set()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:

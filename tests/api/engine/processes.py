@@ -1,4 +1,4 @@
-"""Real operator processes with the tiny product, for tests that stop, freeze or kill them."""
+"""Real operator processes with the tiny controller, for tests that stop, freeze or kill them."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class Operator:
                 stderr=out,
             )
 
-    def says(self, text: str) -> bool:
+    def has_logged(self, text: str) -> bool:
         assert self.process.poll() is None or text in self.log.read_text(), self.log.read_text()
         return text in self.log.read_text()
 
-    def healthy(self) -> bool:
+    def is_healthy(self) -> bool:
         try:
             with urlopen(f"http://127.0.0.1:{self.port}/healthz", timeout=2) as answer:
                 return bool(answer.status == 200)

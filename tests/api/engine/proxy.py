@@ -1,6 +1,6 @@
-"""A TCP proxy before the API server whose open streams can be made to go silent.
+"""A TCP proxy in front of the API server whose open streams can be made to go silent.
 
-That is what a dead watch looks like from inside: the connection is there, nothing comes. New
+That is what a dead watch looks like to a client: the connection is open, but no data arrives. New
 connections work, so everything but the watches recovers.
 """
 
@@ -43,7 +43,7 @@ class Proxy:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def silence(self) -> int:
-        """What comes from the server through the connections open now is lost; how many."""
+        """Drop all data from the server on the connections that are open now; returns how many."""
         self._silent |= {task for task in self._tasks if not task.done()}
         return len(self._silent)
 

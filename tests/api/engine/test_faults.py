@@ -1,4 +1,4 @@
-"""An API server that is slow, full, wrong or cut off in the middle: nothing lost, nothing twice."""
+"""An API server that is slow, overloaded, wrong or cut off: nothing is lost or done twice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from finetune_operator.decision import Decision, Key, ObjectRef, View
 from finetune_operator.engine import controller
 from finetune_operator.engine.health import Health
 from finetune_operator.engine.kube_client import KubeClient
-from finetune_operator.engine.reconciler import PATIENCE, Controllers
+from finetune_operator.engine.reconciler import REPORT_AFTER_FAILURES
 from finetune_operator.engine.server_clock import ServerClock
 
 from hack.cluster.apiserver import ControlPlane
@@ -29,7 +29,7 @@ from tests.api.engine.whole import prepared, running, until
 
 CHILDREN = ["ConfigMap a-prepare-1", "Job a-prepare-1"]
 WRITES = {"PATCH status", "POST configmaps", "POST jobs"}
-"""Those of the tiny product, by method and the end of the path."""
+"""The writes of the tiny controller, by method and the end of the path."""
 
 
 def status(code: int, reason: str) -> Fault:
@@ -49,8 +49,8 @@ FAULTS = {
     "a page in place of the answer": Fault(body=b"<html>Log in</html>"),
     "other JSON in place of the answer": Fault(body=b"[]"),
     "half an answer": Fault(cut=40),
-    "no answer though it was done": Fault(cut=0),
-    "a reset before it was done": RESET,
+    "no answer though it was carried out": Fault(cut=0),
+    "a reset before it was carried out": RESET,
     "an answer after three seconds": Fault(delay=3),
 }
 
@@ -64,13 +64,14 @@ async def gateway(control_plane: ControlPlane, tmp_path: Path) -> AsyncIterator[
 @pytest.fixture
 async def behind(gateway: Gateway, namespace: str) -> AsyncIterator[Bench]:
     """A reconciler that reaches the API server through the gateway only."""
-    cluster = await KubeClient.connect(str(gateway.kubeconfig))
-    yield Bench(cluster, namespace)
-    await cluster.close()
+    client = await KubeClient.connect(str(gateway.kubeconfig))
+    yield Bench(client, namespace)
+    await client.close()
 
 
 def once_each(fault: Fault, met: set[str]) -> Choose:
-    """The fault for the first request of every write of the product; `met` tells which had it."""
+    """The fault for the first request of every write of the controller; `met` collects those that
+    had it."""
 
     def choose(request: web.BaseRequest) -> Fault | None:
         what = f"{request.method} {request.path.rpartition('/')[2]}"
@@ -91,7 +92,7 @@ def children(api: Api, namespace: str) -> list[str]:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_every_write_that_fails_once_is_done_in_the_end_and_once(
+async def test_every_write_that_fails_once_is_carried_out_exactly_once(
     gateway: Gateway, api: Api, namespace: str, log: io.StringIO, fault: str
 ) -> None:
     met: set[str] = set()
@@ -102,80 +103,82 @@ async def test_every_write_that_fails_once_is_done_in_the_end_and_once(
             "the job is prepared",
             lambda: prepared(api, "a", namespace)() and children(api, namespace) == CHILDREN,
         )
-        print(f"\n{fault}: every write once, done after {took:.1f} s")
-    assert met == WRITES, "nothing was proven of the others"
+        print(f"\n{fault}: every write carried out once after {took:.1f} s")
+    assert met == WRITES, "the others were not tested"
     assert "Traceback" not in log.getvalue()
-    told = [each["reason"] for each in api.list("Event", namespace)]
-    assert Counter(told)["Preparing"] <= 1, "an event is told once"
+    reasons = [each["reason"] for each in api.list("Event", namespace)]
+    assert Counter(reasons)["Preparing"] <= 1, "an event is recorded once"
 
 
 @pytest.mark.parametrize("fault", ["500", "409"])
-async def test_a_child_that_cannot_be_made_for_long_is_told_until_it_can(
+async def test_a_child_that_cannot_be_created_for_long_is_reported_until_it_can(
     gateway: Gateway, behind: Bench, api: Api, namespace: str, fault: str
 ) -> None:
-    """A webhook that is down is answered with 500, a quota in contention with 409."""
+    """The API server answers 500 for a webhook that is down, 409 for a contended quota."""
     api.create(toy.finetune_job(namespace, "a"))
     await behind.list()
 
-    def posts_a_job(request: web.BaseRequest) -> Fault | None:
-        is_that = request.method == "POST" and request.path.endswith("/jobs")
-        return FAULTS[fault] if is_that else None
+    def fail_creation_of_job(request: web.BaseRequest) -> Fault | None:
+        creates_job = request.method == "POST" and request.path.endswith("/jobs")
+        return FAULTS[fault] if creates_job else None
 
-    gateway.choose = posts_a_job
-    assert await behind.reconcile(toy.plan, "a") == "error"
-    assert "message" not in api.get("FineTuneJob", namespace, "a")["status"], "it may be a moment"
-    for _ in range(PATIENCE):
-        assert await behind.reconcile(toy.plan, "a") == "error"
+    gateway.choose = fail_creation_of_job
+    assert await behind.reconcile(toy.reconcile, "a") == "error"
+    assert "message" not in api.get("FineTuneJob", namespace, "a")["status"], (
+        "it may take a moment only"
+    )
+    for _ in range(REPORT_AFTER_FAILURES):
+        assert await behind.reconcile(toy.reconcile, "a") == "error"
 
-    told = api.get("FineTuneJob", namespace, "a")
-    [stalled] = [c for c in told["status"]["conditions"] if c["type"] == "Stalled"]
+    reported = api.get("FineTuneJob", namespace, "a")
+    [stalled] = [c for c in reported["status"]["conditions"] if c["type"] == "Stalled"]
     assert (stalled["status"], stalled["reason"]) == ("True", "ApiError")
-    assert f"/namespaces/{namespace}/jobs: {fault} no" in told["status"]["message"]
-    await behind.reconcile(toy.plan, "a")
+    assert f"/namespaces/{namespace}/jobs: {fault} no" in reported["status"]["message"]
+    await behind.reconcile(toy.reconcile, "a")
     again = api.get("FineTuneJob", namespace, "a")
-    assert again["metadata"]["resourceVersion"] == told["metadata"]["resourceVersion"]
+    assert again["metadata"]["resourceVersion"] == reported["metadata"]["resourceVersion"]
 
     gateway.choose = lambda _request: None
-    await behind.reconcile(toy.plan, "a")
+    await behind.reconcile(toy.reconcile, "a")
     assert children(api, namespace) == CHILDREN
     assert "message" not in api.get("FineTuneJob", namespace, "a")["status"]
 
 
-async def test_a_plan_that_fails_is_told_in_the_status(
+async def test_an_exception_of_a_reconcile_function_is_reported_in_the_status(
     behind: Bench, api: Api, namespace: str
 ) -> None:
     api.create(toy.finetune_job(namespace, "a"))
     await behind.list()
 
-    def fails(_key: Key, _view: View, _now: datetime) -> Decision:
-        raise KeyError("nobody thought of this")
+    def fail(_key: Key, _view: View, _now: datetime) -> Decision:
+        raise KeyError("not foreseen")
 
-    assert await behind.reconcile(fails, "a") == "error"
-    told = api.get("FineTuneJob", namespace, "a")["status"]
-    assert "KeyError: 'nobody thought of this'" in told["message"]
-    [stalled] = [c for c in told["conditions"] if c["type"] == "Stalled"]
+    assert await behind.reconcile(fail, "a") == "error"
+    status = api.get("FineTuneJob", namespace, "a")["status"]
+    assert "KeyError: 'not foreseen'" in status["message"]
+    [stalled] = [c for c in status["conditions"] if c["type"] == "Stalled"]
     assert stalled["reason"] == "InternalError"
 
 
-async def test_a_delete_whose_answer_was_lost_is_done(
+async def test_a_delete_whose_answer_was_lost_is_carried_out(
     behind: Bench, gateway: Gateway, api: Api, namespace: str
 ) -> None:
     job = api.create(toy.finetune_job(namespace, "a"))
     child = api.create(toy.config_map(job))
     await behind.list()
 
-    def plan(_key: Key, view: View, _now: datetime) -> Decision:
+    def reconcile(_key: Key, view: View, _now: datetime) -> Decision:
         ref = ObjectRef("v1", "ConfigMap", namespace, "a-prepare-1", child["metadata"]["uid"])
         there = view.get("ConfigMap", namespace, "a-prepare-1") is not None
         return Decision(delete=(ref,) if there else ())
 
     gateway.choose = lambda request: Fault(cut=0) if request.method == "DELETE" else None
-    assert await behind.reconcile(plan, "a") == "error"
+    assert await behind.reconcile(reconcile, "a") == "error"
     assert not api.list("ConfigMap", namespace)
     gateway.choose = lambda _request: None
-    await behind.reconcile(plan, "a")
+    await behind.reconcile(reconcile, "a")
     assert behind.cache.get("ConfigMap", namespace, "a-prepare-1") is None
-    assert await behind.reconcile(plan, "a") == "success"
+    assert await behind.reconcile(reconcile, "a") == "success"
 
 
 async def test_a_status_whose_answer_was_lost_is_not_written_twice(
@@ -184,21 +187,23 @@ async def test_a_status_whose_answer_was_lost_is_not_written_twice(
     api.create(toy.finetune_job(namespace, "a"))
     await behind.list()
     gateway.choose = lambda request: Fault(cut=0) if request.method == "PATCH" else None
-    assert await behind.reconcile(toy.plan, "a") == "error"
+    assert await behind.reconcile(toy.reconcile, "a") == "error"
     written = api.get("FineTuneJob", namespace, "a")
     assert written["status"]["phase"] == "Preparing"
-    assert children(api, namespace) == [], "nothing is done on a status that may not be written"
+    assert children(api, namespace) == [], (
+        "no child is created for a status that may not be written"
+    )
 
     gateway.choose = lambda _request: None
-    assert await behind.reconcile(toy.plan, "a") == "conflict"
+    assert await behind.reconcile(toy.reconcile, "a") == "conflict"
     await behind.list()
-    await behind.reconcile(toy.plan, "a")
+    await behind.reconcile(toy.reconcile, "a")
     assert children(api, namespace) == CHILDREN
     now = api.get("FineTuneJob", namespace, "a")["metadata"]
     assert now["resourceVersion"] == written["metadata"]["resourceVersion"]
 
 
-async def test_an_expired_watch_is_begun_anew(
+async def test_an_expired_watch_is_restarted(
     gateway: Gateway, api: Api, namespace: str, log: io.StringIO
 ) -> None:
     async with running(gateway.kubeconfig, Health(), namespace, namespace):
@@ -218,17 +223,17 @@ async def test_an_expired_watch_is_begun_anew(
         took = await until("after is prepared", prepared(api, "after", namespace))
     assert expired
     assert "Traceback" not in log.getvalue()
-    print(f"\n{len(expired)} watches cut off and expired: news again after {took:.1f} s")
+    print(f"\n{len(expired)} watches cut off and expired: events again after {took:.1f} s")
 
 
-async def test_a_namespace_that_refuses_us_does_not_stop_the_others(
+async def test_a_namespace_that_cannot_be_listed_does_not_stop_the_others(
     gateway: Gateway,
     api: Api,
     namespace: str,
     log: io.StringIO,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As one does that was deleted with our Role in it."""
+    """A namespace that was deleted, with the operator's Role in it, answers like this."""
     monkeypatch.setattr(controller, "DISCOVERY_PERIOD", 1.0)
     other = f"{namespace}-other"
     api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": other}})
@@ -240,17 +245,19 @@ async def test_a_namespace_that_refuses_us_does_not_stop_the_others(
     async with running(gateway.kubeconfig, Health(), namespace, f"{namespace},{other}"):
         for name in (namespace, other):
             api.create(toy.finetune_job(name, "first"))
-        await until("the one is worked on", prepared(api, "first", namespace))
+        await until("the first namespace is served", prepared(api, "first", namespace))
         assert not prepared(api, "first", other)()
 
         gateway.choose = lambda _request: None
-        await until("so is the other", prepared(api, "first", other))
+        await until("the other one is served", prepared(api, "first", other))
 
         gateway.choose = refuse
-        assert gateway.drop() > 0, "the watches end, and one is refused"
+        assert gateway.drop() > 0, "the watches end, and one is forbidden"
         api.create(toy.finetune_job(namespace, "second"))
-        await until("the one goes on", prepared(api, "second", namespace))
-    assert f"namespace {other} is left out" in log.getvalue()
+        await until("the first namespace is still served", prepared(api, "second", namespace))
+    left_out = [each for each in log.getvalue().splitlines() if "is left out" in each]
+    assert left_out
+    assert all(f"namespace={other} " in each for each in left_out)
     assert "Traceback" not in log.getvalue()
 
 
@@ -282,31 +289,33 @@ async def test_jobs_are_carried_out_when_a_fifth_of_all_requests_fail(
         started = time.monotonic()
         await until(f"all are prepared (seed {seed})", done, 120)
         took = time.monotonic() - started
-    # kopf tells with one how a watch ended; none may come from here.
+    # kopf logs a traceback when a watch ends; none may come from our own code.
     assert "finetune_operator/" not in log.getvalue(), f"seed {seed}"
     assert children(api, namespace) == sorted(
         f"{kind} {each}-prepare-1" for kind in ("ConfigMap", "Job") for each in names
     )
-    print(f"\n20 jobs, {sum(met.values())} faults, seed {seed}: all done after {took:.1f} s")
+    print(f"\n20 jobs, {sum(met.values())} faults, seed {seed}: all prepared after {took:.1f} s")
 
 
 @pytest.mark.parametrize("ahead", [300, -300], ids=["5 minutes fast", "5 minutes slow"])
-async def test_a_plan_is_given_the_time_of_the_api_server(
+async def test_a_reconcile_function_gets_the_time_of_the_api_server(
     control_plane: ControlPlane, api: Api, namespace: str, ahead: int
 ) -> None:
     clock = ServerClock(wall=lambda: time.time() + ahead)
     offsets: list[timedelta] = []
 
-    def plan(key: Key, view: View, now: datetime) -> Decision | None:
+    def reconcile(key: Key, view: View, now: datetime) -> Decision | None:
         job = view.get(key.kind, key.namespace, key.name)
         if job is not None:
             created = datetime.fromisoformat(job["metadata"]["creationTimestamp"])
             offsets.append(now - created)
-        return toy.plan(key, view, now)
+        return toy.reconcile(key, view, now)
 
-    product = Controllers(plans={"FineTuneJob": plan, "Workspace": toy.nothing})
-    async with running(control_plane.kubeconfig, Health(), namespace, namespace, clock, product):
+    controllers = toy.make_controllers(reconcile)
+    async with running(
+        control_plane.kubeconfig, Health(), namespace, namespace, clock, controllers
+    ):
         api.create(toy.finetune_job(namespace, "a"))
         await until("the job is prepared", prepared(api, "a", namespace))
-    print(f"\nthe plan saw a job as {offsets[0].total_seconds():.1f} s old that was just created")
+    print(f"\na job that was just created is {offsets[0].total_seconds():.1f} s old")
     assert timedelta(seconds=-1.5) < offsets[0] < timedelta(seconds=10)

@@ -1,7 +1,7 @@
-"""What a leader that was deposed, or whose watch is dead, can still do: nothing.
+"""A leader that was deposed, or whose watch is dead, writes nothing.
 
-It believes that it leads and plans from what it knew. The real API server refuses the first write
-of its decision, which carries the resourceVersion it was planned from; there is no second one.
+It believes that it leads and decides on its outdated cache. The real API server refuses the first
+write of its decision, which carries an old resourceVersion; no second one follows.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from tests.api.engine.conftest import Bench
 
 @pytest.fixture
 async def deposed(control_plane: ControlPlane, namespace: str) -> AsyncIterator[Bench]:
-    """Another process, whose cache gets no news unless the test has it list."""
-    cluster = await KubeClient.connect(str(control_plane.kubeconfig))
-    yield Bench(cluster, namespace)
-    await cluster.close()
+    """Another process, whose cache sees only what the test lists into it."""
+    client = await KubeClient.connect(str(control_plane.kubeconfig))
+    yield Bench(client, namespace)
+    await client.close()
 
 
 def state(api: Api, namespace: str) -> dict[str, str]:
@@ -37,8 +37,8 @@ def state(api: Api, namespace: str) -> dict[str, str]:
     }
 
 
-def refused(bench: Bench) -> dict[str, float]:
-    """Refused writes by verb, as /metrics shows them."""
+def count_conflicts(bench: Bench) -> dict[str, float]:
+    """Writes refused with 409 by verb, as /metrics exports them."""
     family = next(iter(bench.metrics.writes.collect()))
     return {
         each.labels["verb"]: each.value
@@ -53,14 +53,14 @@ async def test_a_deposed_leader_creates_nothing_from_an_old_cache(
     api.create(toy.finetune_job(namespace, "a"))
     await deposed.list()
     await bench.list()
-    await bench.reconcile(toy.plan, "a")
-    api.delete("Job", namespace, "a-prepare-1")  # as a suspended job's would be
+    await bench.reconcile(toy.reconcile, "a")
+    api.delete("Job", namespace, "a-prepare-1")  # as that of a suspended job
     before = state(api, namespace)
 
-    assert await deposed.reconcile(toy.plan, "a") == "conflict"
+    assert await deposed.reconcile(toy.reconcile, "a") == "conflict"
 
     assert state(api, namespace) == before
-    assert refused(deposed) == {"status": 1}
+    assert count_conflicts(deposed) == {"status": 1}
     assert deposed.writes() == {}
 
 
@@ -70,37 +70,39 @@ async def test_a_deposed_leader_deletes_nothing_though_its_status_would_be_the_s
     job = api.create(toy.finetune_job(namespace, "a"))
     child = api.create(toy.config_map(job))
     await bench.list()
-    await bench.reconcile(toy.plan, "a")
+    await bench.reconcile(toy.reconcile, "a")
     await deposed.list()
 
-    def moves_on(_key: Key, _view: View, _now: datetime) -> Decision:
+    def start_training(_key: Key, _view: View, _now: datetime) -> Decision:
         return Decision(status=toy.status("Training"))
 
-    def deletes(_key: Key, _view: View, _now: datetime) -> Decision:
+    def delete_child(_key: Key, _view: View, _now: datetime) -> Decision:
         ref = ObjectRef("v1", "ConfigMap", namespace, "a-prepare-1", child["metadata"]["uid"])
         return Decision(status=toy.status("Preparing"), delete=(ref,))
 
-    await bench.reconcile(moves_on, "a")
+    await bench.reconcile(start_training, "a")
     before = state(api, namespace)
 
-    assert await deposed.reconcile(deletes, "a") == "conflict"
+    assert await deposed.reconcile(delete_child, "a") == "conflict"
 
     assert state(api, namespace) == before
-    assert refused(deposed) == {"fence": 1}
+    assert count_conflicts(deposed) == {"fence": 1}
     await deposed.list()
-    await deposed.reconcile(deletes, "a")
-    assert "ConfigMap a-prepare-1" not in state(api, namespace), "the same plan on new facts may"
+    await deposed.reconcile(delete_child, "a")
+    assert "ConfigMap a-prepare-1" not in state(api, namespace), (
+        "the same decision on a current cache is carried out"
+    )
 
 
 async def test_a_fence_changes_nothing(bench: Bench, api: Api, namespace: str) -> None:
     api.create(toy.finetune_job(namespace, "a"))
     await bench.list()
-    await bench.reconcile(toy.plan, "a")
+    await bench.reconcile(toy.reconcile, "a")
     version = api.get("FineTuneJob", namespace, "a")["metadata"]["resourceVersion"]
     api.delete("Job", namespace, "a-prepare-1")
     await bench.list()
 
-    await bench.reconcile(toy.plan, "a")
+    await bench.reconcile(toy.reconcile, "a")
 
     assert bench.writes() == {"status": 1, "create": 3, "fence": 1}
     assert api.get("FineTuneJob", namespace, "a")["metadata"]["resourceVersion"] == version
@@ -113,40 +115,42 @@ async def test_a_job_that_was_deleted_meanwhile_gets_no_children(
     await bench.list()
     api.delete("FineTuneJob", namespace, "a")
 
-    assert await bench.reconcile(toy.plan, "a") == "conflict"
+    assert await bench.reconcile(toy.reconcile, "a") == "conflict"
     assert not state(api, namespace)
 
 
-async def test_what_has_no_object_of_its_own_is_fenced_by_the_lease(
+async def test_a_key_without_an_object_is_fenced_by_the_lease(
     bench: Bench, api: Api, namespace: str
 ) -> None:
-    gone = toy.finetune_job(namespace, "gone") | {"apiVersion": "finetune.dev/v1alpha1"}
-    gone["metadata"]["uid"] = "11111111-2222-3333-4444-555555555555"
+    deleted = toy.finetune_job(namespace, "gone") | {"apiVersion": "finetune.dev/v1alpha1"}
+    deleted["metadata"]["uid"] = "11111111-2222-3333-4444-555555555555"
 
-    def removes(_key: Key, _view: View, _now: datetime) -> Decision:
-        return Decision(create=(toy.batch_job(gone),))
+    def start_janitor(_key: Key, _view: View, _now: datetime) -> Decision:
+        return Decision(create=(toy.batch_job(deleted),))
 
-    bench.confirmed = False
-    assert await bench.reconcile(removes, "gone/uid", "Workspace") == "not_leading"
+    bench.holds_lease = False
+    assert await bench.reconcile(start_janitor, "gone/uid", "Workspace") == "not_leading"
     assert not api.list("Job", namespace)
 
-    bench.confirmed = True
-    await bench.reconcile(removes, "gone/uid", "Workspace")
+    bench.holds_lease = True
+    await bench.reconcile(start_janitor, "gone/uid", "Workspace")
     assert [each["metadata"]["name"] for each in api.list("Job", namespace)] == ["gone-prepare-1"]
 
 
-async def test_the_fence_costs_little(bench: Bench, api: Api, namespace: str) -> None:
+async def test_the_fence_takes_less_than_half_a_second(
+    bench: Bench, api: Api, namespace: str
+) -> None:
     job: Manifest = api.create(toy.finetune_job(namespace, "a"))
     await bench.list()
-    await bench.reconcile(toy.plan, "a")
+    await bench.reconcile(toy.reconcile, "a")
     ports, took = iter(range(1000, 1040)), []
 
-    def changes(_key: Key, _view: View, _now: datetime) -> Decision:
+    def change_port(_key: Key, _view: View, _now: datetime) -> Decision:
         return Decision(apply=(toy.service(job, (next(ports),)),))
 
     for _ in range(20):
         started = time.perf_counter()
-        await bench.reconcile(changes, "a")
+        await bench.reconcile(change_port, "a")
         took.append(time.perf_counter() - started)
 
     took.sort()

@@ -1,4 +1,4 @@
-"""Real operator processes: who leads, how they end, what a frozen one does."""
+"""Real operator processes: which one leads, how they end, what a frozen one does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Start = Callable[..., Operator]
 
 @pytest.fixture
 def start(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Start]:
-    """Start an operator; it is killed with the test."""
+    """Start an operator; the fixture kills it at the end of the test."""
     operators: list[Operator] = []
 
     def start(pod: str, kubeconfig: Path | None = None) -> Operator:
@@ -39,9 +39,9 @@ def test_a_standby_takes_over_within_ten_seconds_of_a_kill(
     start: Start, api: Api, namespace: str
 ) -> None:
     leader = start("pod-1")
-    until("pod-1 works", lambda: leader.says("cache complete"))
+    until("pod-1 works", lambda: leader.has_logged("Cache complete"))
     standby = start("pod-2")
-    until("pod-2 answers", standby.healthy)
+    until("pod-2 answers", standby.is_healthy)
     assert holder(api, namespace) == "pod-1"
 
     leader.process.kill()
@@ -53,13 +53,13 @@ def test_a_standby_takes_over_within_ten_seconds_of_a_kill(
     assert took <= 10
 
 
-def test_a_stopped_leader_gives_the_lease_back_and_exits_with_zero(
+def test_a_stopped_leader_releases_the_lease_and_exits_with_zero(
     start: Start, api: Api, namespace: str
 ) -> None:
     leader = start("pod-1")
-    until("pod-1 works", lambda: leader.says("cache complete"))
+    until("pod-1 works", lambda: leader.has_logged("Cache complete"))
     standby = start("pod-2")
-    until("pod-2 answers", standby.healthy)
+    until("pod-2 answers", standby.is_healthy)
 
     leader.process.terminate()
     assert leader.process.wait(timeout=20) == 0, leader.log.read_text()
@@ -76,35 +76,37 @@ def test_a_leader_that_was_frozen_exits_without_another_write(
     start: Start, api: Api, namespace: str
 ) -> None:
     leader = start("pod-1")
-    until("pod-1 works", lambda: leader.says("cache complete"))
+    until("pod-1 works", lambda: leader.has_logged("Cache complete"))
     leader.process.send_signal(signal.SIGSTOP)
     standby = start("pod-2")
     until("pod-2 leads", lambda: holder(api, namespace) == "pod-2")
-    standby.process.send_signal(signal.SIGSTOP)  # so that whatever is written now is pod-1's
+    standby.process.send_signal(signal.SIGSTOP)  # so that every write from now on is pod-1's
     api.create(toy.finetune_job(namespace, "a"))
 
     leader.process.send_signal(signal.SIGCONT)
 
     assert leader.process.wait(timeout=20) == 3
-    assert "leadership lost" in leader.log.read_text()
+    assert "Leadership lost" in leader.log.read_text()
     assert not prepared(api, namespace, "a")
     assert not api.list("Job", namespace)
 
 
-def test_two_that_start_together_make_one_leader(start: Start, api: Api, namespace: str) -> None:
+def test_of_two_operators_that_start_together_one_leads(
+    start: Start, api: Api, namespace: str
+) -> None:
     both = [start("pod-1"), start("pod-2")]
-    until("one leads", lambda: any(each.says("leading as") for each in both))
-    until("both answer", lambda: all(each.healthy() for each in both))
+    until("one leads", lambda: any(each.has_logged("Became the leader") for each in both))
+    until("both answer", lambda: all(each.is_healthy() for each in both))
     api.create(toy.finetune_job(namespace, "a"))
     until("the job is prepared", lambda: prepared(api, namespace, "a"))
-    assert sum(each.says("leading as") for each in both) == 1
+    assert sum(each.has_logged("Became the leader") for each in both) == 1
 
 
-def test_a_job_that_is_applied_while_no_operator_runs_is_carried_out_by_the_next(
+def test_a_job_that_is_applied_while_no_operator_runs_is_carried_out_by_the_next_one(
     start: Start, control_plane: ControlPlane, api: Api, namespace: str
 ) -> None:
     first = start("pod-1")
-    until("pod-1 works", lambda: first.says("cache complete"))
+    until("pod-1 works", lambda: first.has_logged("Cache complete"))
     first.process.kill()
     first.process.wait()
 
@@ -117,25 +119,25 @@ def test_a_job_that_is_applied_while_no_operator_runs_is_carried_out_by_the_next
     print(f"\napplied while no operator ran, prepared {took:.1f} s after the next was started")
 
 
-async def test_a_leader_that_is_cut_off_makes_room_and_exits(
+async def test_a_leader_that_is_cut_off_exits_and_a_standby_takes_over(
     start: Start, control_plane: ControlPlane, api: Api, namespace: str, tmp_path: Path
 ) -> None:
     async with Gateway(control_plane, tmp_path) as gateway:
         leader = start("pod-1", gateway.kubeconfig)
-        await asyncio.to_thread(until, "pod-1 works", lambda: leader.says("cache complete"))
+        await asyncio.to_thread(until, "pod-1 works", lambda: leader.has_logged("Cache complete"))
         standby = start("pod-2")
-        await asyncio.to_thread(until, "pod-2 answers", standby.healthy)
+        await asyncio.to_thread(until, "pod-2 answers", standby.is_healthy)
 
         gateway.partition()
         api.create(toy.finetune_job(namespace, "a"))
         took = await asyncio.to_thread(
-            until, "pod-2 makes the job's children", lambda: bool(api.list("Job", namespace))
+            until, "pod-2 creates the job's children", lambda: bool(api.list("Job", namespace))
         )
         assert holder(api, namespace) == "pod-2"
         print(f"\ntake-over after the leader was cut off: {took:.1f} s")
-        assert took <= 12, "8 s of the Lease, one retry, and what the lists take"
+        assert took <= 12, "8 s of the Lease, one retry, and the time of the lists"
 
         before = api.list("FineTuneJob", namespace), api.list("Job", namespace)
-        gateway.heal()  # what it had sent arrives now
+        gateway.heal()  # the requests that it had sent arrive now
         assert await asyncio.to_thread(leader.process.wait, 20) == 3
         assert (api.list("FineTuneJob", namespace), api.list("Job", namespace)) == before

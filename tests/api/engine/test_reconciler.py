@@ -1,4 +1,4 @@
-"""What a reconcile writes, seen at the real API server."""
+"""The writes of a reconcile, seen at the real API server."""
 
 from __future__ import annotations
 
@@ -25,45 +25,45 @@ async def test_children_are_created_once_and_an_equal_status_is_not_written_agai
 ) -> None:
     api.create(toy.finetune_job(namespace, "a"))
     await bench.list()
-    await bench.reconcile(toy.plan, "a")
-    made = uids(api, namespace)
-    assert sorted(made) == ["ConfigMap a-prepare-1", "Job a-prepare-1"]
+    await bench.reconcile(toy.reconcile, "a")
+    created = uids(api, namespace)
+    assert sorted(created) == ["ConfigMap a-prepare-1", "Job a-prepare-1"]
     assert bench.writes() == {"create": 2, "status": 1}
     version = api.get("FineTuneJob", namespace, "a")["metadata"]["resourceVersion"]
 
-    await bench.reconcile(toy.plan, "a")  # its own writes are all that the cache has heard of
+    await bench.reconcile(toy.reconcile, "a")  # the cache has only the answers to its own writes
 
-    assert uids(api, namespace) == made
+    assert uids(api, namespace) == created
     assert bench.writes() == {"create": 2, "status": 1}
     assert api.get("FineTuneJob", namespace, "a")["metadata"]["resourceVersion"] == version
 
 
 @pytest.mark.parametrize("writes", range(5))
-@pytest.mark.parametrize("stale", [False, True], ids=["listed anew", "children not seen yet"])
+@pytest.mark.parametrize("stale", [False, True], ids=["all listed", "children not listed yet"])
 async def test_a_crash_between_any_two_writes_is_repaired_by_the_next_process(
     bench: Bench, api: Api, namespace: str, writes: int, stale: bool
 ) -> None:
     api.create(toy.finetune_job(namespace, "a"))
     await bench.list()
     left = iter([True] * writes)
-    bench.leads = lambda: next(left, False)
-    await bench.reconcile(toy.plan, "a")
+    bench.is_leader = lambda: next(left, False)
+    await bench.reconcile(toy.reconcile, "a")
     before = uids(api, namespace)
     assert len(before) == max(0, min(writes - 1, 2)), "the status is the first write"
     assert ("status" in api.get("FineTuneJob", namespace, "a")) == (writes > 0)
 
     bench.forget_everything()
-    bench.leads = lambda: True
+    bench.is_leader = lambda: True
     await bench.list(*(["FineTuneJob"] if stale else []))
-    await bench.reconcile(toy.plan, "a")
+    await bench.reconcile(toy.reconcile, "a")
 
     after = uids(api, namespace)
     assert len(after) == 2
-    assert before.items() <= after.items(), "nothing was made twice or replaced"
+    assert before.items() <= after.items(), "no child was created twice or replaced"
     assert api.get("FineTuneJob", namespace, "a")["status"]["phase"] == "Preparing"
 
 
-async def test_a_name_that_is_taken_stops_the_plan_and_is_told(
+async def test_a_child_name_that_is_taken_stops_the_decision_and_is_reported(
     bench: Bench, api: Api, namespace: str
 ) -> None:
     job = api.create(toy.finetune_job(namespace, "a"))
@@ -72,29 +72,29 @@ async def test_a_name_that_is_taken_stops_the_plan_and_is_told(
     api.create(other)
     await bench.list("FineTuneJob")
 
-    assert await bench.reconcile(toy.plan, "a") == "error"
+    assert await bench.reconcile(toy.reconcile, "a") == "error"
 
     assert not api.list("Job", namespace)
-    told = api.get("FineTuneJob", namespace, "a")["status"]
-    assert told["phase"] == "Preparing", "what it was about to do"
-    assert f"ConfigMap {namespace}/a-prepare-1 exists already" in told["message"]
-    [stalled] = [each for each in told["conditions"] if each["type"] == "Stalled"]
+    reported = api.get("FineTuneJob", namespace, "a")["status"]
+    assert reported["phase"] == "Preparing", "the phase that was decided"
+    assert f"ConfigMap {namespace}/a-prepare-1 exists already" in reported["message"]
+    [stalled] = [each for each in reported["conditions"] if each["type"] == "Stalled"]
     assert (stalled["status"], stalled["reason"]) == ("True", "NameTaken")
     events = {e["reason"]: e for e in api.list("Event", namespace)}
     assert sorted(events) == ["NameTaken", "Preparing"], "the phase's event is not lost"
     assert f"ConfigMap {namespace}/a-prepare-1 exists already" in events["NameTaken"]["message"]
 
-    assert await bench.reconcile(toy.plan, "a") == "error"
-    assert api.get("FineTuneJob", namespace, "a")["status"] == told, "it does not flap"
+    assert await bench.reconcile(toy.reconcile, "a") == "error"
+    assert api.get("FineTuneJob", namespace, "a")["status"] == reported, "it does not flap"
     api.delete("ConfigMap", namespace, "a-prepare-1")
-    assert await bench.reconcile(toy.plan, "a") in ("success", "requeue_after")
+    assert await bench.reconcile(toy.reconcile, "a") in ("success", "requeue_after")
     settled = api.get("FineTuneJob", namespace, "a")["status"]
     assert "message" not in settled
     assert "conditions" not in settled
-    assert len(api.list("Event", namespace)) == 2, "no event is told twice"
+    assert len(api.list("Event", namespace)) == 2, "no event is recorded twice"
 
 
-async def test_a_child_that_another_version_of_us_made_meanwhile_is_news_and_not_in_the_way(
+async def test_a_child_that_another_version_of_the_operator_created_meanwhile_is_accepted(
     bench: Bench, api: Api, namespace: str
 ) -> None:
     job = api.create(toy.finetune_job(namespace, "a"))
@@ -102,8 +102,8 @@ async def test_a_child_that_another_version_of_us_made_meanwhile_is_news_and_not
     api.create(toy.config_map(job, digest="another"))
     before = uids(api, namespace)
 
-    assert await bench.reconcile(toy.plan, "a") == "conflict"
-    assert await bench.reconcile(toy.plan, "a") in ("success", "requeue_after")
+    assert await bench.reconcile(toy.reconcile, "a") == "conflict"
+    assert await bench.reconcile(toy.reconcile, "a") in ("success", "requeue_after")
 
     after = uids(api, namespace)
     assert sorted(after) == ["ConfigMap a-prepare-1", "Job a-prepare-1"]
@@ -111,36 +111,36 @@ async def test_a_child_that_another_version_of_us_made_meanwhile_is_news_and_not
     assert {e["reason"] for e in api.list("Event", namespace)} == {"Preparing"}
 
 
-async def test_a_child_of_ours_with_another_hash_is_not_taken_for_the_one_wanted(
+async def test_our_own_child_with_another_hash_is_not_taken_for_the_desired_one(
     bench: Bench, api: Api, namespace: str
 ) -> None:
     job = api.create(toy.finetune_job(namespace, "a"))
     child = api.create(toy.config_map(job, digest="another"))
     await bench.list()
 
-    def insists(_key: Key, _view: View, _now: datetime) -> Decision:
+    def create_again(_key: Key, _view: View, _now: datetime) -> Decision:
         return Decision(create=(toy.config_map(job),), status=toy.status("Preparing"))
 
-    assert await bench.reconcile(insists, "a") == "error"
+    assert await bench.reconcile(create_again, "a") == "error"
     assert "NameTaken" in {e["reason"] for e in api.list("Event", namespace)}
     kept = api.get("ConfigMap", namespace, "a-prepare-1")["metadata"]
     assert kept["resourceVersion"] == child["metadata"]["resourceVersion"]
 
 
-async def test_a_status_planned_from_an_old_object_is_refused(
+async def test_a_status_decided_on_an_outdated_object_is_refused(
     bench: Bench, api: Api, namespace: str
 ) -> None:
     api.create(toy.finetune_job(namespace, "a"))
     await bench.list()
     api.patch("FineTuneJob", namespace, "a", {"metadata": {"annotations": {"by": "user"}}})
 
-    assert await bench.reconcile(toy.plan, "a") == "conflict"
+    assert await bench.reconcile(toy.reconcile, "a") == "conflict"
     assert "status" not in api.get("FineTuneJob", namespace, "a")
     assert not uids(api, namespace), "nothing of the decision is carried out"
-    assert not api.list("Event", namespace), "events come only after their status"
+    assert not api.list("Event", namespace), "events follow their status"
 
     await bench.list()
-    assert await bench.reconcile(toy.plan, "a") in ("success", "requeue_after")
+    assert await bench.reconcile(toy.reconcile, "a") in ("success", "requeue_after")
     assert api.get("FineTuneJob", namespace, "a")["status"]["phase"] == "Preparing"
     assert [e["reason"] for e in api.list("Event", namespace)] == ["Preparing"]
 
@@ -149,7 +149,7 @@ async def test_apply_writes_only_what_differs(bench: Bench, api: Api, namespace:
     api.create(toy.finetune_job(namespace, "a"))
     await bench.list()
 
-    def plan(key: Key, view: View, now: datetime) -> Decision:
+    def decide(key: Key, view: View, now: datetime) -> Decision:
         job = view.get(key.kind, key.namespace, key.name)
         assert job is not None
         return Decision(apply=(toy.service(job, ports),))
@@ -157,16 +157,18 @@ async def test_apply_writes_only_what_differs(bench: Bench, api: Api, namespace:
     async def apply() -> Manifest:
         bench.forget_everything()
         await bench.list()
-        await bench.reconcile(plan, "a")
+        await bench.reconcile(decide, "a")
         return api.get("Service", namespace, "a-svc")
 
     ports: tuple[int, ...] = (80,)
     first = await apply()
     again = await apply()
-    assert bench.writes() == {"apply": 1, "fence": 1}, "defaults of the server are no difference"
+    assert bench.writes() == {"apply": 1, "fence": 1}, (
+        "defaults that the server adds are no difference"
+    )
     assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
 
-    change = {"spec": {"selector": {"app": "somebody"}}}
+    change = {"spec": {"selector": {"app": "another"}}}
     api.patch("Service", namespace, "a-svc", change)
     repaired = await apply()
     assert repaired["spec"]["selector"] == {"app": "x"}
@@ -178,7 +180,7 @@ async def test_apply_writes_only_what_differs(bench: Bench, api: Api, namespace:
     assert bench.writes() == {"apply": 4, "fence": 4}
 
 
-async def test_only_the_very_object_that_was_meant_is_deleted(
+async def test_only_the_object_with_the_given_uid_is_deleted(
     bench: Bench, api: Api, namespace: str
 ) -> None:
     job = api.create(toy.finetune_job(namespace, "a"))
@@ -186,35 +188,37 @@ async def test_only_the_very_object_that_was_meant_is_deleted(
     await bench.list()
     uid = "00000000-0000-0000-0000-000000000000"
 
-    def plan(key: Key, view: View, now: datetime) -> Decision:
+    def decide(key: Key, view: View, now: datetime) -> Decision:
         return Decision(delete=(ObjectRef("v1", "ConfigMap", namespace, "a-prepare-1", uid),))
 
-    assert await bench.reconcile(plan, "a") == "success"
+    assert await bench.reconcile(decide, "a") == "success"
     assert api.get("ConfigMap", namespace, "a-prepare-1")
 
     uid = child["metadata"]["uid"]
-    await bench.reconcile(plan, "a")
+    await bench.reconcile(decide, "a")
     assert not [c for c in api.list("ConfigMap", namespace) if c["metadata"]["uid"] == uid]
     assert bench.cache.get("ConfigMap", namespace, "a-prepare-1") is None
-    assert await bench.reconcile(plan, "a") == "success", "gone already is as good"
+    assert await bench.reconcile(decide, "a") == "success", (
+        "an object that does not exist is deleted"
+    )
 
 
-async def test_a_status_that_the_schema_refuses_is_told_by_an_event(
+async def test_a_status_that_the_schema_refuses_is_reported_by_an_event(
     bench: Bench, api: Api, namespace: str
 ) -> None:
     api.create(toy.finetune_job(namespace, "a"))
     await bench.list()
 
-    def plan(key: Key, view: View, now: datetime) -> Decision:
+    def decide(key: Key, view: View, now: datetime) -> Decision:
         return Decision(status={"phase": "Dancing"})
 
-    assert await bench.reconcile(plan, "a") == "error"
+    assert await bench.reconcile(decide, "a") == "error"
     [event] = api.list("Event", namespace)
     assert (event["type"], event["reason"]) == ("Warning", "Refused")
     assert "Dancing" in event["message"]
 
 
-async def test_an_endpoint_that_a_job_makes_is_looked_at_without_waiting_for_the_watch(
+async def test_an_endpoint_that_a_job_creates_is_enqueued_without_waiting_for_the_watch(
     bench: Bench, api: Api, namespace: str
 ) -> None:
     api.create(toy.finetune_job(namespace, "a"))
@@ -227,60 +231,60 @@ async def test_an_endpoint_that_a_job_makes_is_looked_at_without_waiting_for_the
         "spec": {"artifact": {"uri": "pvc://claim/folder", "digest": f"sha256:{'0' * 64}"}},
     }
 
-    def plan(_key: Key, _view: View, _now: datetime) -> Decision:
+    def decide(_key: Key, _view: View, _now: datetime) -> Decision:
         return Decision(create=(endpoint,))
 
-    await bench.reconcile(plan, "a")
+    await bench.reconcile(decide, "a")
 
     assert Key("ModelEndpoint", namespace, "served") in await bench.drain()
 
 
-async def test_what_follows_from_a_status_is_done_at_once_though_no_watch_will_tell(
+async def test_a_status_write_enqueues_its_key_although_no_watch_will(
     bench: Bench, api: Api, namespace: str
 ) -> None:
     api.create(toy.finetune_job(namespace, "a"))
     await bench.list()
     await bench.drain()
 
-    def plan(_key: Key, _view: View, _now: datetime) -> Decision:
+    def decide(_key: Key, _view: View, _now: datetime) -> Decision:
         return Decision(status=toy.status("Failed"))
 
-    await bench.reconcile(plan, "a")
-    looked_at = {key.kind: key.name for key in await bench.drain()}
-    assert looked_at["FineTuneJob"] == "a", "the plan may want more by now"
-    assert set(looked_at) <= {"FineTuneJob", "Workspace"}
-    await bench.reconcile(plan, "a")
-    assert await bench.drain() == [], "an equal status is no news"
+    await bench.reconcile(decide, "a")
+    enqueued = {key.kind: key.name for key in await bench.drain()}
+    assert enqueued["FineTuneJob"] == "a", "the next decision may be another one"
+    assert set(enqueued) <= {"FineTuneJob", "Workspace"}
+    await bench.reconcile(decide, "a")
+    assert await bench.drain() == [], "an equal status changes nothing"
 
 
-async def test_a_child_that_the_server_refuses_is_told_once_in_the_status(
+async def test_a_child_that_the_server_rejects_is_reported_once_in_the_status(
     bench: Bench, api: Api, namespace: str
 ) -> None:
     api.create(toy.finetune_job(namespace, "a"))
     await bench.list()
 
-    def plan(key: Key, view: View, _now: datetime) -> Decision:
+    def decide(key: Key, view: View, _now: datetime) -> Decision:
         job = view.get(key.kind, key.namespace, key.name)
         assert job is not None
         child = toy.batch_job(job)
         child["spec"]["template"]["spec"]["containers"] = []
         return Decision(create=(child,), status=toy.status("Preparing"))
 
-    assert await bench.reconcile(plan, "a") == "error"
-    told = api.get("FineTuneJob", namespace, "a")
-    assert told["status"]["phase"] == "Preparing"
-    assert "spec.template.spec.containers: Required value" in told["status"]["message"]
+    assert await bench.reconcile(decide, "a") == "error"
+    reported = api.get("FineTuneJob", namespace, "a")
+    assert reported["status"]["phase"] == "Preparing"
+    assert "spec.template.spec.containers: Required value" in reported["status"]["message"]
 
-    assert await bench.reconcile(plan, "a") == "error"
+    assert await bench.reconcile(decide, "a") == "error"
     again = api.get("FineTuneJob", namespace, "a")
-    assert again["metadata"]["resourceVersion"] == told["metadata"]["resourceVersion"]
+    assert again["metadata"]["resourceVersion"] == reported["metadata"]["resourceVersion"]
 
 
-async def test_a_quota_is_told_and_the_job_goes_on_when_it_is_lifted(
+async def test_a_quota_is_reported_and_the_job_continues_when_it_is_lifted(
     bench: Bench, api: Api, namespace: str
 ) -> None:
     quota = {"count/jobs.batch": "0"}
-    made = api.create(
+    created = api.create(
         {
             "apiVersion": "v1",
             "kind": "ResourceQuota",
@@ -289,17 +293,17 @@ async def test_a_quota_is_told_and_the_job_goes_on_when_it_is_lifted(
         }
     )
     path = f"/api/v1/namespaces/{namespace}/resourcequotas/none"
-    api.request("PUT", f"{path}/status", {**made, "status": {"hard": quota, "used": quota}})
+    api.request("PUT", f"{path}/status", {**created, "status": {"hard": quota, "used": quota}})
     api.create(toy.finetune_job(namespace, "a"))
     await bench.list()
 
-    assert await bench.reconcile(toy.plan, "a") == "error"
-    told = api.get("FineTuneJob", namespace, "a")["status"]
-    assert "exceeded quota: none, requested: count/jobs.batch=1" in told["message"]
-    [stalled] = [each for each in told["conditions"] if each["type"] == "Stalled"]
+    assert await bench.reconcile(toy.reconcile, "a") == "error"
+    status = api.get("FineTuneJob", namespace, "a")["status"]
+    assert "exceeded quota: none, requested: count/jobs.batch=1" in status["message"]
+    [stalled] = [each for each in status["conditions"] if each["type"] == "Stalled"]
     assert (stalled["status"], stalled["reason"]) == ("True", "Forbidden")
 
     api.request("DELETE", path)
-    assert await bench.reconcile(toy.plan, "a") in ("success", "requeue_after")
+    assert await bench.reconcile(toy.reconcile, "a") in ("success", "requeue_after")
     assert "Job a-prepare-1" in uids(api, namespace)
     assert "message" not in api.get("FineTuneJob", namespace, "a")["status"]

@@ -6,9 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from finetune_operator.controllers import controllers
-from finetune_operator.decision import Settings
-from finetune_operator.engine.reconciler import Plan
+from finetune_operator.controllers import build_controllers
+from finetune_operator.decision import Reconcile, Settings
 
 from tests.api.client import Api, Manifest
 from tests.api.engine import toy
@@ -25,12 +24,12 @@ NEW = replace(
 )
 
 
-def plan(settings: Settings) -> Plan:
-    return controllers(settings).plans["FineTuneJob"]
+def reconcile_job(settings: Settings) -> Reconcile:
+    return build_controllers(settings).reconcile["FineTuneJob"]
 
 
 def profile(name: str) -> Manifest:
-    """A pool of this test's own."""
+    """An AcceleratorProfile for one test."""
     spec = {"devicesPerNode": 1, "memoryPerDevice": "4Gi", "hostMemoryPerDevice": "3Gi"}
     return {
         "apiVersion": "finetune.dev/v1alpha1",
@@ -68,33 +67,33 @@ def run_pod(api: Api, namespace: str, name: str) -> None:
     api.patch("Pod", namespace, f"{name}-abcde", {"status": status}, "status")
 
 
-async def looks(bench: Bench, settings: Settings) -> None:
-    """A new process with these settings lists and looks until nothing changes."""
+async def restart_and_reconcile(bench: Bench, settings: Settings) -> None:
+    """A new process with these settings lists and reconciles until nothing changes."""
     bench.forget_everything()
     await bench.list()
     for _ in range(4):
-        assert await bench.reconcile(plan(settings), "a") in ("success", "requeue_after")
+        assert await bench.reconcile(reconcile_job(settings), "a") in ("success", "requeue_after")
 
 
 @pytest.mark.parametrize(
     ("before", "after"), [(OLD, NEW), (NEW, OLD)], ids=["upgrade", "downgrade"]
 )
-async def test_a_running_attempt_is_taken_over_without_a_touch(
+async def test_a_running_attempt_is_taken_over_without_a_write(
     bench: Bench, api: Api, namespace: str, before: Settings, after: Settings
 ) -> None:
     api.create(profile(namespace))
     job = toy.finetune_job(namespace, "a")
     api.create({**job, "spec": {**job["spec"], "compute": {"profile": namespace}}})
-    await looks(bench, before)
+    await restart_and_reconcile(bench, before)
     run_pod(api, namespace, "a-prepare-1")
-    await looks(bench, before)
+    await restart_and_reconcile(bench, before)
     assert api.get("FineTuneJob", namespace, "a")["status"]["phase"] == "Preparing"
-    made = children(api, namespace)
-    told = len(api.list("Event", namespace))
+    before_upgrade = children(api, namespace)
+    events = len(api.list("Event", namespace))
     writes = bench.writes()
 
-    await looks(bench, after)
+    await restart_and_reconcile(bench, after)
 
-    assert children(api, namespace) == made
-    assert bench.writes() == writes, "there was nothing to write"
-    assert len(api.list("Event", namespace)) == told
+    assert children(api, namespace) == before_upgrade
+    assert bench.writes() == writes
+    assert len(api.list("Event", namespace)) == events

@@ -1,7 +1,7 @@
-"""A tiny product for the engine: every job gets one ConfigMap, one Job and a phase.
+"""A tiny controller for the engine: every job gets one ConfigMap, one Job and a phase.
 
-It is a real plan, run by the real engine; only what it decides is trivial. As a program it is the
-operator process with that product, for tests that stop, freeze or kill it.
+The real engine runs it; only what it decides is trivial. As a program this module is the operator
+process with that controller, for tests that stop, freeze or kill it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from datetime import datetime
 
+from finetune_operator.controllers import keys_of
 from finetune_operator.decision import (
     HASH_ANNOTATION,
     JOB_NAME_LABEL,
@@ -16,14 +17,15 @@ from finetune_operator.decision import (
     MANAGED_BY_LABEL,
     MANAGER,
     STAGE_LABEL,
+    Controllers,
     Decision,
     EventRecord,
     Key,
     Manifest,
+    Reconcile,
     Settings,
     View,
 )
-from finetune_operator.engine.reconciler import Controllers
 from finetune_operator.main import run
 
 SPEC = {"model": {"uri": "hf://org/model"}, "dataset": {"train": [{"uri": "s3://bucket/a.jsonl"}]}}
@@ -51,7 +53,7 @@ def config_map(job: Manifest, digest: str = "one") -> Manifest:
 
 
 def batch_job(job: Manifest) -> Manifest:
-    """The batch Job of a job's first stage, suspended so that nothing runs."""
+    """The batch Job of a job's first stage, suspended so that no pod runs."""
     container = {"name": "main", "image": "none"}
     return {
         "apiVersion": "batch/v1",
@@ -84,8 +86,8 @@ def status(phase: str, generation: int = 1) -> Manifest:
     return {"phase": phase, "observedGeneration": generation}
 
 
-def plan(key: Key, view: View, now: datetime) -> Decision | None:
-    """Create the children, then say that it is preparing."""
+def reconcile(key: Key, view: View, now: datetime) -> Decision | None:
+    """Create the missing children and set the phase Preparing, with one event."""
     job = view.get(key.kind, key.namespace, key.name)
     if job is None or job["metadata"].get("deletionTimestamp"):
         return None
@@ -95,22 +97,31 @@ def plan(key: Key, view: View, now: datetime) -> Decision | None:
         for child in (config_map(job), batch_job(job))
         if view.get(child["kind"], key.namespace, child["metadata"]["name"]) is None
     )
-    begun = EventRecord("Normal", "Preparing", "The data is being prepared")
+    started = EventRecord("Normal", "Preparing", "The data is being prepared")
     return Decision(
         create=missing,
         status=status("Preparing"),
-        events=() if known == "Preparing" else (begun,),
+        events=() if known == "Preparing" else (started,),
     )
 
 
-def nothing(_key: Key, _view: View, _now: datetime) -> Decision | None:
-    """What is planned where there is nothing to do."""
+def do_nothing(_key: Key, _view: View, _now: datetime) -> Decision | None:
+    """The reconcile function of keys that need nothing."""
     return None
 
 
-def product(_: Settings) -> Controllers:
-    """The tiny product."""
-    return Controllers(plans={"FineTuneJob": plan, "Workspace": nothing})
+def build_controllers(_: Settings) -> Controllers:
+    """The tiny controller, in the table that the engine works by."""
+    return make_controllers(reconcile)
+
+
+def make_controllers(reconcile_job: Reconcile) -> Controllers:
+    """Controllers that call this function for jobs and need nothing for workspaces."""
+    return Controllers(
+        reconcile={"FineTuneJob": reconcile_job, "Workspace": do_nothing},
+        on_rejected={},
+        keys_of=keys_of,
+    )
 
 
 def _metadata(job: Manifest, name: str, digest: str) -> Manifest:
@@ -138,4 +149,4 @@ def _metadata(job: Manifest, name: str, digest: str) -> Manifest:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:], product))
+    sys.exit(run(sys.argv[1:], build_controllers))

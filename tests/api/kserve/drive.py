@@ -1,6 +1,6 @@
 """The operator's engine without its watches: it lists and reconciles when it is told to.
 
-Everything but the watch is the real thing: client, cache, reconciler, questions over HTTP. So a
+Everything but the watch is the real thing: client, cache, reconciler, HTTP requests. So a
 test can write something, let the operator look, and know that it has seen it.
 """
 
@@ -10,7 +10,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from finetune_operator.controllers import controllers
+from finetune_operator.controllers import build_controllers
 from finetune_operator.decision import Key, Settings
 from finetune_operator.engine.cache import Cache
 from finetune_operator.engine.event_handlers import EventHandlers
@@ -21,6 +21,7 @@ from finetune_operator.engine.metrics import Metrics
 from finetune_operator.engine.reconciler import Reconciler
 from finetune_operator.engine.relist import Relister
 from finetune_operator.engine.workqueue import WorkQueue
+from finetune_operator.engine.writer import Writer
 
 SETTINGS = Settings(trainer_image="trainer:v1", serving_image="vllm:v1")
 ANSWER_SECONDS = 10.0
@@ -38,23 +39,24 @@ class Operator:
         self._answered = asyncio.Event()
         metrics = Metrics()
         self._queue = WorkQueue(metrics.queue)
-        self._asks = HttpPoller(lambda _key: self._answered.set())
-        self._cache = Cache(self._asks.answers)
-        intake = EventHandlers(self._cache, self._queue, metrics.handovers)
-        self._sync = Relister(cluster, self._cache, intake, metrics, (namespace,))
+        self._http_poller = HttpPoller(lambda _key: self._answered.set())
+        self._cache = Cache(self._http_poller.responses)
+        controllers = build_controllers(SETTINGS)
+        event_handlers = EventHandlers(self._cache, self._queue, controllers, metrics.handovers)
+        self._relister = Relister(cluster, self._cache, event_handlers, metrics, (namespace,))
+        writer = Writer(
+            cluster, self._cache, event_handlers, metrics, lambda: True, _confirm_leadership
+        )
         self._reconciler = Reconciler(
-            cluster,
+            controllers,
             self._cache,
-            intake,
             self._queue,
-            controllers(SETTINGS).plans,
-            self._asks,
+            event_handlers,
+            writer,
+            self._http_poller,
             EventRecorder(cluster, "test", self._now),
             metrics,
-            lambda: True,
             self._now,
-            controllers(SETTINGS).refused,
-            _leading,
         )
 
     @classmethod
@@ -64,14 +66,14 @@ class Operator:
 
     async def stop(self) -> None:
         """Give everything back."""
-        await self._asks.close()
+        await self._http_poller.close()
         await self._cluster.close()
 
     async def look(self, name: str) -> None:
         """See all that there is, and act until there is nothing left to do but wait."""
         for _ in range(LOOKS):
             before = await self._list(name)
-            await self._reconciler.run(Key("ModelEndpoint", self.namespace, name))
+            await self._reconciler.reconcile(Key("ModelEndpoint", self.namespace, name))
             if await self._list(name) == before:
                 return
         raise AssertionError("the operator never comes to rest")
@@ -90,7 +92,7 @@ class Operator:
         return any(each["state"] == "Checking" for each in revisions)
 
     async def _list(self, name: str) -> str:
-        await self._sync.first(await self._sync.served())
+        await self._relister.list_initially(await self._relister.discover_kinds())
         found = self._cache.get("ModelEndpoint", self.namespace, name)
         assert found is not None
         versions = [
@@ -104,5 +106,5 @@ class Operator:
         return datetime.now(UTC) + self.ahead
 
 
-async def _leading() -> bool:
+async def _confirm_leadership() -> bool:
     return True

@@ -5,7 +5,7 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from finetune_operator.engine.diff import merge_patch, within
+from finetune_operator.engine.diff import is_subset, merge_patch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +21,7 @@ OBJECTS = st.dictionaries(st.sampled_from("xyz"), VALUES, max_size=3)
 
 
 def apply_patch(target: Any, patch: Any) -> Any:
-    """RFC 7386, section 2, word for word."""
+    """The algorithm of RFC 7386, section 2."""
     if not isinstance(patch, dict):
         return patch
     target = deepcopy(target) if isinstance(target, dict) else {}
@@ -35,16 +35,18 @@ def apply_patch(target: Any, patch: Any) -> Any:
 
 @settings(deadline=None)
 @given(OBJECTS, OBJECTS)
-def test_the_patch_makes_the_new_of_the_old(old: dict[str, Any], new: dict[str, Any]) -> None:
+def test_the_patch_turns_the_old_object_into_the_new_one(
+    old: dict[str, Any], new: dict[str, Any]
+) -> None:
     patched = apply_patch(old, merge_patch(old, new))
     assert json.dumps(patched, sort_keys=True) == json.dumps(new, sort_keys=True)
 
 
 @settings(deadline=None)
 @given(OBJECTS)
-def test_nothing_is_written_when_nothing_differs(value: dict[str, Any]) -> None:
+def test_equal_objects_give_an_empty_patch(value: dict[str, Any]) -> None:
     assert merge_patch(value, deepcopy(value)) == {}
-    assert within(value, deepcopy(value))
+    assert is_subset(value, deepcopy(value))
 
 
 def test_an_absent_field_is_removed_and_none_means_absent() -> None:
@@ -57,15 +59,15 @@ def test_an_absent_field_is_removed_and_none_means_absent() -> None:
 
 def test_true_is_not_one() -> None:
     assert merge_patch({"a": 1}, {"a": True}) == {"a": True}
-    assert not within({"a": True}, {"a": 1})
+    assert not is_subset({"a": True}, {"a": 1})
 
 
-def test_a_whole_float_is_the_integer_that_the_server_makes_of_it() -> None:
+def test_a_whole_float_equals_the_integer_that_the_server_stores_for_it() -> None:
     assert merge_patch({"a": [{"b": 1}]}, {"a": [{"b": 1.0}]}) == {}
 
 
 @pytest.mark.parametrize(
-    ("found", "same"),
+    ("found", "expected"),
     [
         ({"ports": [{"port": 80, "protocol": "TCP"}], "type": "ClusterIP"}, True),
         ({"ports": [{"port": 80}, {"port": 81}]}, False),
@@ -73,5 +75,7 @@ def test_a_whole_float_is_the_integer_that_the_server_makes_of_it() -> None:
         ({}, False),
     ],
 )
-def test_what_the_server_adds_is_no_difference(found: dict[str, Any], same: bool) -> None:
-    assert within({"ports": [{"port": 80}]}, found) is same
+def test_fields_that_the_server_adds_are_no_difference(
+    found: dict[str, Any], expected: bool
+) -> None:
+    assert is_subset({"ports": [{"port": 80}]}, found) is expected

@@ -4,7 +4,7 @@ import asyncio
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from finetune_operator.engine.health import Health, serve
+from finetune_operator.engine.health import Health, serve_health
 from finetune_operator.engine.metrics import Metrics
 
 
@@ -15,41 +15,41 @@ class Clock:
         return self.now
 
 
-def test_a_standby_is_healthy_and_ready_for_ever() -> None:
+def test_a_standby_stays_healthy_and_ready() -> None:
     clock = Clock()
     health = Health(clock=clock)
     clock.now += 10_000
-    assert health.sick() is None
-    assert health.unready() is None
+    assert health.liveness_problem() is None
+    assert health.readiness_problem() is None
 
 
 def test_a_leader_is_not_ready_before_its_cache_is_complete() -> None:
     health = Health(clock=Clock())
-    health.leading()
-    assert health.unready() == "the first lists are not complete"
-    assert health.sick() is None
-    health.synced()
-    assert health.unready() is None
+    health.set_leading()
+    assert health.readiness_problem() == "the first lists are not complete"
+    assert health.liveness_problem() is None
+    health.set_synced()
+    assert health.readiness_problem() is None
 
 
-def test_a_leader_whose_watch_is_silent_for_a_minute_is_sick() -> None:
+def test_a_leader_whose_watch_is_silent_for_a_minute_fails_the_liveness_check() -> None:
     clock = Clock()
     health = Health(clock=clock)
-    health.leading()
-    health.watching()
+    health.set_leading()
+    health.expect_echoes()
     clock.now += 59
-    assert health.sick() is None
-    health.echoed()
+    assert health.liveness_problem() is None
+    health.record_echo()
     clock.now += 61
-    assert "the watch is dead" in (health.sick() or "")
-    assert health.echoed() == 61
-    assert health.sick() is None
+    assert "the watch is dead" in (health.liveness_problem() or "")
+    assert health.record_echo() == 61
+    assert health.liveness_problem() is None
 
 
-async def test_the_endpoints_answer_with_the_verdict() -> None:
+async def test_the_http_endpoints_report_liveness_and_readiness() -> None:
     clock, metrics = Clock(), Metrics()
     health = Health(clock=clock)
-    runner = await serve(health, metrics, 0)
+    runner = await serve_health(health, metrics, 0)
     port = next(address[1] for address in runner.addresses if "." in address[0])
 
     def status(path: str) -> int:
@@ -61,7 +61,7 @@ async def test_the_endpoints_answer_with_the_verdict() -> None:
                 return int(error.code)
 
     try:
-        health.watching()
+        health.expect_echoes()
         paths = ("/healthz", "/readyz", "/metrics")
         assert [await asyncio.to_thread(status, path) for path in paths] == [200, 200, 200]
         clock.now += 61

@@ -8,37 +8,37 @@ from itertools import pairwise
 import pytest
 from aiohttp import web
 from finetune_operator.decision import HttpRequest, HttpResponse, Key
-from finetune_operator.engine.http_poller import ANSWER_LIMIT, HttpPoller
+from finetune_operator.engine.http_poller import RESPONSE_LIMIT_BYTES, HttpPoller
 
 KEY = Key("FineTuneJob", "default", "a")
 
 
 class Pod:
-    """A real HTTP server in the place of a pod."""
+    """A real HTTP server in place of a pod."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, float]] = []
+        self.received: list[tuple[str, float]] = []
         self.url = ""
 
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        self.asked.append((request.path, asyncio.get_running_loop().time()))
+    async def respond(self, request: web.Request) -> web.StreamResponse:
+        self.received.append((request.path, asyncio.get_running_loop().time()))
         if request.path == "/echo":
-            return web.json_response({"you said": await request.json()})
+            return web.json_response({"received": await request.json()})
         if request.path == "/big":
-            return web.Response(body=b'"' + b"x" * ANSWER_LIMIT + b'"')
+            return web.Response(body=b'"' + b"x" * RESPONSE_LIMIT_BYTES + b'"')
         if request.path == "/elsewhere":
             raise web.HTTPFound("/progress")
         if request.path == "/html":
             return web.Response(text="<html>")
         if request.path == "/slow":
             await asyncio.sleep(30)
-        return web.Response(body=json.dumps({"step": len(self.asked)}).encode())
+        return web.Response(body=json.dumps({"step": len(self.received)}).encode())
 
 
 @pytest.fixture
 async def pod() -> AsyncIterator[Pod]:
     pod, app = Pod(), web.Application()
-    app.router.add_route("*", "/{path}", pod.answer)
+    app.router.add_route("*", "/{path}", pod.respond)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -48,18 +48,18 @@ async def pod() -> AsyncIterator[Pod]:
 
 
 @pytest.fixture
-async def ask_once(pod: Pod) -> AsyncIterator[Callable[[str], Awaitable[HttpResponse]]]:
-    answered = asyncio.Event()
-    asks = HttpPoller(lambda _key: answered.set())
+async def poll_once(pod: Pod) -> AsyncIterator[Callable[[str], Awaitable[HttpResponse]]]:
+    responded = asyncio.Event()
+    poller = HttpPoller(lambda _key: responded.set())
 
-    async def ask_once(path: str, body: dict[str, str] | None = None) -> HttpResponse:
-        asks.want(KEY, [HttpRequest("x", pod.url + path, body, timeout=0.5)])
+    async def poll_once(path: str, body: dict[str, str] | None = None) -> HttpResponse:
+        poller.set_requests(KEY, [HttpRequest("x", pod.url + path, body, timeout=0.5)])
         async with asyncio.timeout(5):
-            await answered.wait()
-        return asks.answers["x"]
+            await responded.wait()
+        return poller.responses["x"]
 
-    yield ask_once
-    await asks.close()
+    yield poll_once
+    await poller.close()
 
 
 @pytest.mark.parametrize(
@@ -72,69 +72,69 @@ async def ask_once(pod: Pod) -> AsyncIterator[Callable[[str], Awaitable[HttpResp
         ("/slow", None, "no answer within 0.5 s"),
     ],
 )
-async def test_an_answer_is_small_json_from_the_pod_itself(
-    ask_once: Callable[[str], Awaitable[HttpResponse]],
+async def test_a_response_is_small_json_from_the_pod_itself(
+    poll_once: Callable[[str], Awaitable[HttpResponse]],
     path: str,
     status: int | None,
     error: str | None,
 ) -> None:
-    answer = await ask_once(path)
-    assert answer.status == status
+    response = await poll_once(path)
+    assert response.status == status
     if error is None:
-        assert answer.body == {"step": 1}
+        assert response.body == {"step": 1}
     else:
-        assert error in (answer.error or "")
-        assert answer.body is None
+        assert error in (response.error or "")
+        assert response.body is None
 
 
-async def test_a_question_with_a_body_is_posted(
-    ask_once: Callable[..., Awaitable[HttpResponse]],
+async def test_a_request_with_a_body_is_posted(
+    poll_once: Callable[..., Awaitable[HttpResponse]],
 ) -> None:
-    answer = await ask_once("/echo", {"prompt": "hello"})
-    assert answer.body == {"you said": {"prompt": "hello"}}
+    response = await poll_once("/echo", {"prompt": "hello"})
+    assert response.body == {"received": {"prompt": "hello"}}
 
 
-async def test_an_ended_pod_is_an_error_not_an_exception() -> None:
-    answered = asyncio.Event()
-    asks = HttpPoller(lambda _key: answered.set())
-    asks.want(KEY, [HttpRequest("x", "http://127.0.0.1:9/progress")])
+async def test_a_pod_that_does_not_listen_is_an_error_and_no_exception() -> None:
+    responded = asyncio.Event()
+    poller = HttpPoller(lambda _key: responded.set())
+    poller.set_requests(KEY, [HttpRequest("x", "http://127.0.0.1:9/progress")])
     async with asyncio.timeout(5):
-        await answered.wait()
-    assert "ClientConnectorError" in (asks.answers["x"].error or "")
-    await asks.close()
+        await responded.wait()
+    assert "ClientConnectorError" in (poller.responses["x"].error or "")
+    await poller.close()
 
 
-async def test_a_wanted_question_is_asked_again_after_its_interval_and_no_sooner(pod: Pod) -> None:
+async def test_a_request_is_repeated_after_its_interval_and_no_sooner(pod: Pod) -> None:
     enough = asyncio.Event()
-    ask = HttpRequest("x", pod.url + "/progress", interval=0.2)
+    request = HttpRequest("x", pod.url + "/progress", interval=0.2)
 
-    def answered(key: Key) -> None:
-        # As the engine does: the reconcile that an answer causes wants it again, and so does
-        # every other reconcile meanwhile.
-        asks.want(key, [ask])
-        asks.want(key, [ask])
-        if len(pod.asked) == 4:
+    def on_response(key: Key) -> None:
+        # As the engine does: the reconcile that a response causes sets the request again, and so
+        # does every other reconcile meanwhile.
+        poller.set_requests(key, [request])
+        poller.set_requests(key, [request])
+        if len(pod.received) == 4:
             enough.set()
 
-    asks = HttpPoller(answered)
-    asks.want(KEY, [ask])
+    poller = HttpPoller(on_response)
+    poller.set_requests(KEY, [request])
     async with asyncio.timeout(10):
         await enough.wait()
-    await asks.close()
-    times = [at for _, at in pod.asked]
+    await poller.close()
+    times = [at for _, at in pod.received]
     assert all(later - earlier >= 0.2 for earlier, later in pairwise(times))
 
 
-async def test_what_is_no_longer_wanted_is_forgotten(pod: Pod) -> None:
-    answered = asyncio.Event()
-    asks = HttpPoller(lambda _key: answered.set())
-    asks.want(
+async def test_a_request_that_is_no_longer_set_is_dropped_with_its_response(pod: Pod) -> None:
+    responded = asyncio.Event()
+    poller = HttpPoller(lambda _key: responded.set())
+    poller.set_requests(
         KEY, [HttpRequest("x", pod.url + "/progress"), HttpRequest("slow", pod.url + "/slow")]
     )
     async with asyncio.timeout(5):
-        await answered.wait()
-    asks.want(KEY, [HttpRequest("x", "http://127.0.0.1:9/another-pod", interval=60)])
-    assert "x" not in asks.answers, "an answer of another pod is no answer to this question"
-    asks.want(KEY, [])
-    assert not asks.answers
-    await asks.close()
+        await responded.wait()
+    poller.set_requests(KEY, [HttpRequest("x", "http://127.0.0.1:9/another-pod", interval=60)])
+    assert "x" not in poller.responses, "a response of another pod is none to this request"
+    poller.set_requests(KEY, [])
+    assert not poller.responses
+    await poller.close()

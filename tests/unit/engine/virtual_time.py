@@ -11,14 +11,14 @@ T = TypeVar("T")
 
 
 class _Jump(selectors.SelectSelector):
-    """Instead of sleeping until the next alarm, moves the clock there."""
+    """Instead of sleeping until the next timer, moves the clock there."""
 
     now = 0.0
 
     def select(self, timeout: float | None = None) -> Any:
         ready = super().select(0)
         if not ready and timeout is None:
-            raise RuntimeError("the loop waits for something that will never happen")
+            raise RuntimeError("the loop waits indefinitely")
         if not ready:
             self.now += timeout or 0.0
         return ready
