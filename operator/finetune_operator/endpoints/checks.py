@@ -15,7 +15,7 @@ from finetune_api.modelendpoint import Probe
 
 from finetune_operator.decision import HttpRequest, HttpResponse, Manifest, View
 from finetune_operator.endpoints.pods import restarts, shorten
-from finetune_operator.resources.metadata import digest_of
+from finetune_operator.resources.metadata import compute_digest
 from finetune_operator.resources.vllm import PORT
 from finetune_operator.stalled import Stalled
 
@@ -116,7 +116,7 @@ class _Parity(_Question):
         super().__init__(pod, model, number)
         self.wanted = probe.answer.rstrip()
         self.body = chat_request(model, probe)
-        self.kind = f"chat-{digest_of([self.body, self.wanted], 8)}"
+        self.kind = f"chat-{compute_digest([self.body, self.wanted], 8)}"
         self.timeout = 30.0 + probe.max_tokens
 
     def judge(self, status: int, body: Any) -> Stalled | None:

@@ -32,7 +32,7 @@ from finetune_operator.resources.servingruntime import build_serving_runtime
 from finetune_operator.resources.vllm import revision_name
 from finetune_operator.stalled import Stalled
 from finetune_operator.workspaces.plan import RECHECK as JANITOR_RECHECK
-from finetune_operator.workspaces.plan import unknown_to_janitor
+from finetune_operator.workspaces.plan import check_janitor
 
 RETIRE_AFTER = timedelta(seconds=30)
 """How long a revision runs on after its successor has taken the traffic."""
@@ -120,7 +120,7 @@ def _step(
     create: tuple[Manifest, ...] = ()
     if revision.child is None and revision.record.state != "Failed":
         named = [revision.record.uri]
-        if wait := unknown_to_janitor(view, observed.namespace, named, settings):
+        if wait := check_janitor(view, observed.namespace, named, settings):
             return _Step(revision, Assessment("Starting", wait.message, wait, (), JANITOR_RECHECK))
         made = _children(observed, revision, settings)
         if isinstance(made, Stalled):
@@ -209,7 +209,7 @@ def _sizes(observed: Observed, step: _Step, active: Revision | None) -> tuple[Ma
         if child is not None and workload.replicas_of(child) != wanted:
             kind = inferenceservice if revision.kserve else deployment
             name = revision_name(observed.name, revision.number)
-            out.append(kind.scaled(observed.namespace, name, wanted))
+            out.append(kind.build_replicas_patch(observed.namespace, name, wanted))
     return tuple(out)
 
 
@@ -226,7 +226,11 @@ def _pointer(
     selector = observed.pointer.get("spec", {}).get("selector")
     if selector == {deployment.APP_LABEL: app} and number_of(observed.pointer) == active.number:
         return (), ()
-    return (), (endpoint_service.build_selector_patch(observed.namespace, observed.name, active.number, app),)
+    return (), (
+        endpoint_service.build_selector_patch(
+            observed.namespace, observed.name, active.number, app
+        ),
+    )
 
 
 def _deletes(

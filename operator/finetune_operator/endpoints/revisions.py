@@ -20,8 +20,8 @@ from finetune_operator.endpoints.observe import (
     number_of,
     read_artifact,
 )
-from finetune_operator.resources.deployment import pod_spec
-from finetune_operator.resources.metadata import digest_of
+from finetune_operator.resources.deployment import build_serving_pod_spec
+from finetune_operator.resources.metadata import compute_digest
 from finetune_operator.resources.vllm import Artifact, ServedRevision
 from finetune_operator.stalled import Stalled
 
@@ -57,7 +57,7 @@ def choose(observed: Observed, settings: Settings) -> Choice:
 
 def wish_of(spec: ModelEndpointSpec) -> str:
     """Fingerprint of what the spec asks for, replicas and probe left out."""
-    return digest_of([spec.artifact.to_wire(), spec.profile, spec.gpus], 12)
+    return compute_digest([spec.artifact.to_wire(), spec.profile, spec.gpus], 12)
 
 
 def serve(
@@ -106,7 +106,7 @@ def _key(observed: Observed, settings: Settings) -> str | Stalled:
         return observed.profile
     served = _served(observed, 1, "", observed.artifact, observed.profile, settings)
     probe = observed.spec.probe.to_wire() if observed.spec.probe else None
-    shape = digest_of([pod_spec(replace(served, replicas=1)), probe], 12)
+    shape = compute_digest([build_serving_pod_spec(replace(served, replicas=1)), probe], 12)
     return f"{wish_of(observed.spec)}-{shape}"
 
 

@@ -11,7 +11,7 @@ from finetune_operator.decision import EventRecord
 from finetune_operator.endpoints import pods
 from finetune_operator.endpoints.observe import Observed, Revision
 from finetune_operator.manifest import format_time
-from finetune_operator.resources.endpoint_service import url
+from finetune_operator.resources.endpoint_service import build_url
 from finetune_operator.stalled import Stalled
 
 KEPT_REVISIONS = 10
@@ -44,7 +44,7 @@ def compose(observed: Observed, rollout: Rollout, now: datetime) -> ModelEndpoin
         message=message,
         conditions=_conditions(observed, rollout, count, message, now),
         runtime="KServe" if rollout.kserve else "Deployment",
-        url=url(observed.namespace, observed.name) if active else None,
+        url=build_url(observed.namespace, observed.name) if active else None,
         active_revision=active.number if active else None,
         revisions=_newest(rollout.records, active.number if active else None),
     )

@@ -1,12 +1,12 @@
 """How an attempt ended, judged by its pods as soon as they end.
 
-A gang goes down together, so most of its pods fail because another one did. The first thing
-that went wrong is the cause: a rank that was killed and whose peers then lost their connection
-is not a crash, and ranks that saved a checkpoint because a peer ran out of memory were not
-preempted. An error of the user is one on whichever pod it was found.
+A gang ends together, so most of its pods fail because another one did. The first thing that went
+wrong is the cause: a rank that was killed and whose peers then lost their connection is not a
+crash, and ranks that saved a checkpoint because a peer ran out of memory were not preempted. An
+error of the user is one on whichever pod it was found.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
@@ -14,8 +14,9 @@ from typing import Literal
 from finetune_api.run import ExitCode, Failure, StageResult
 
 from finetune_operator.jobs.observe import KILL_SLACK, Attempt, PodFacts
+from finetune_operator.jobs.stages.base import Accepted
 
-EndKind = Literal["Succeeded", "UserError", "Crashed", "Disrupted", "Preempted"]
+FailureKind = Literal["UserError", "Crashed", "Disrupted", "Preempted"]
 CAUSE_RANK = {"Disrupted": 0, "Crashed": 1, "Preempted": 2}
 """Which of two causes in the same second came first; the API server counts in seconds."""
 PEER_LOST = "PeerLost"
@@ -23,73 +24,106 @@ PEER_LOST = "PeerLost"
 FENCED = frozenset({"Fenced", "AttemptAlreadyClaimed"})
 """Reasons of an attempt that found another one at work: nothing is wrong with the job."""
 PEER_PATIENCE = timedelta(seconds=30)
-"""Time that the other rank, or its node, has to tell what happened."""
+"""Time in which the kubelet of the other rank, or its node's lifecycle controller, reports what
+happened."""
 CLOCK_SLACK = timedelta(minutes=1)
-"""Difference up to which times of kubelets are taken as they are, to know what came first."""
+"""Difference up to which times of kubelets are taken as they are, to find out what came first."""
 JOB_DELETED = "JobDeleted"
 REFUSED = "RefusedByNode"
 """Reason of a pod that was scheduled and never ran, as for a device that its node does not have."""
 CACHE_SLACK = timedelta(seconds=5)
 """Time in which the pods of an ended Job may still be missing from the cache."""
 
+Accept = Callable[[StageResult], Accepted | None]
+"""What the attempt's stage makes of a result."""
+
 
 @dataclass(frozen=True)
-class Outcome:
-    """How and when an attempt ended."""
+class SucceededAttempt:
+    """Every pod succeeded, and the stage accepted the result."""
 
-    kind: EndKind
     at: datetime
-    result: StageResult | None = None
-    failure: Failure | None = None
+    accepted: Accepted
+
+
+@dataclass(frozen=True)
+class FailedAttempt:
+    """Why and when an attempt ended without success."""
+
+    kind: FailureKind
+    at: datetime
+    failure: Failure
+    """With its stage and attempt."""
     pod: PodFacts | None = None
     """The pod that was the cause, where it was one."""
+    accepted: Accepted | None = None
+    """Facts that came with an error of the user; they stay in the status."""
 
 
-def ending(attempt: Attempt, now: datetime) -> Outcome | None:
-    """How the attempt ended; None while it runs, or while what ended it is not clear."""
-    mistake = _user_error(attempt, now)
-    if mistake is not None:
-        return mistake
-    success = _success(attempt, now)
-    if success is not None:
-        return success
-    lost = _node_lost(attempt, now)
-    if lost is not None:
-        return lost
-    cause = _first_cause(attempt, now)
+Outcome = SucceededAttempt | FailedAttempt
+
+
+def outcome_of(attempt: Attempt, now: datetime, accept: Accept) -> Outcome | None:
+    """How the attempt ended; None while it runs, or while the cause is not certain."""
+    outcome = (
+        _find_user_error(attempt, now, accept)
+        or _find_success(attempt, now, accept)
+        or _find_lost_node(attempt, now)
+    )
+    if outcome is not None:
+        return outcome
+    cause = _find_cause(attempt, now)
     if cause is not None and cause.kind == "Crashed":
         return cause
     if any(_may_still_report(pod, now) for pod in attempt.pods):
         return None
-    return cause or _vanished(attempt, now)
+    return cause or _find_missing(attempt, now)
 
 
-def _user_error(attempt: Attempt, now: datetime) -> Outcome | None:
+def fail_attempt(
+    attempt: Attempt,
+    kind: FailureKind,
+    at: datetime,
+    failure: Failure,
+    pod: PodFacts | None = None,
+    accepted: Accepted | None = None,
+) -> FailedAttempt:
+    """The outcome of an attempt that ended by this failure, or that the operator gives up."""
+    located = failure.model_copy(update={"stage": attempt.stage, "attempt": attempt.number})
+    return FailedAttempt(kind, at, located, pod, accepted)
+
+
+def _find_user_error(attempt: Attempt, now: datetime, accept: Accept) -> FailedAttempt | None:
     for pod in attempt.pods:
         if pod.exit_code == ExitCode.USER_ERROR:
-            failure = pod.result.failure if pod.result and pod.result.failure else _plain(pod)
-            at = _when(pod, now)
-            return Outcome("UserError", at, pod.result, _complete(failure, attempt), pod)
+            reported = pod.result.failure if pod.result else None
+            failure = reported or _infer_failure(pod)
+            accepted = accept(pod.result) if pod.result else None
+            return fail_attempt(attempt, "UserError", _end_time(pod, now), failure, pod, accepted)
     return None
 
 
-def _success(attempt: Attempt, now: datetime) -> Outcome | None:
+def _find_success(attempt: Attempt, now: datetime, accept: Accept) -> Outcome | None:
+    """Success, or NoResult where every pod succeeded and the result says nothing of use."""
     if len(attempt.pods) < attempt.nodes:
         return None
     if any(pod.phase != "Succeeded" for pod in attempt.pods):
         return None
-    at = max(_when(pod, now) for pod in attempt.pods)
+    at = max(_end_time(pod, now) for pod in attempt.pods)
     leader = attempt.leader()
     result = leader.result if leader else None
     if result is not None and result.outcome == "Succeeded" and result.stage == attempt.stage:
-        return Outcome("Succeeded", at, result)
-    message = f"pod {leader.name if leader else attempt.stage} ended without a readable result"
-    failure = Failure(reason="NoResult", message=message)
-    return Outcome("Crashed", at, None, _complete(failure, attempt))
+        accepted = accept(result)
+        if accepted is not None:
+            return SucceededAttempt(at, accepted)
+        message = f"{attempt.stage} ended without the facts that the next stage needs"
+    else:
+        message = f"pod {leader.name if leader else attempt.stage} ended without a readable result"
+    return fail_attempt(attempt, "Crashed", at, Failure(reason="NoResult", message=message))
 
 
-def _node_lost(attempt: Attempt, now: datetime) -> Outcome | None:
-    """A pod on a dead node never ends; its peers cannot go on without it."""
+def _find_lost_node(attempt: Attempt, now: datetime) -> FailedAttempt | None:
+    """A pod on a dead node never ends, and its peers cannot continue without it."""
     for pod in attempt.pods:
         if pod.disruption and pod.disruption.node_lost and not pod.finished:
             return _disrupted(attempt, pod, now)
@@ -97,129 +131,126 @@ def _node_lost(attempt: Attempt, now: datetime) -> Outcome | None:
 
 
 def _may_still_report(pod: PodFacts, now: datetime) -> bool:
-    """Whether the pod was asked to end and is within the time that it was given."""
+    """Whether the pod is being deleted and its grace period is not over."""
     return pod.deadline is not None and not pod.finished and now < pod.deadline + KILL_SLACK
 
 
-def _first_cause(attempt: Attempt, now: datetime) -> Outcome | None:
-    """The earliest cause; a rank that only lost its peer waits for the peer's own story."""
-    causes = sorted(_causes(attempt, now), key=lambda cause: (cause.at, CAUSE_RANK[cause.kind]))
-    echoes = [cause for cause in causes if _is_echo(cause)]
-    if not echoes:
+def _find_cause(attempt: Attempt, now: datetime) -> FailedAttempt | None:
+    """The earliest cause. Where a rank lost its peer, the peer gets time to report its own."""
+    causes = sorted(_list_causes(attempt, now), key=lambda each: (each.at, CAUSE_RANK[each.kind]))
+    consequences = [cause for cause in causes if _is_consequence(cause)]
+    if not consequences:
         return causes[0] if causes else None
-    first = echoes[0]
-    told = [c for c in causes if not _is_echo(c) and (c.kind != "Preempted" or c.at < first.at)]
-    if told:
-        return told[0]
+    first = consequences[0]
+    reported = [
+        cause
+        for cause in causes
+        if not _is_consequence(cause) and (cause.kind != "Preempted" or cause.at < first.at)
+    ]
+    if reported:
+        return reported[0]
     if len(attempt.pods) < attempt.nodes:
-        return _gone(attempt, first.at)  # it had not failed: a Job ends only pods that are active
-    silent = any(not pod.finished for pod in attempt.pods)
-    return None if silent and now < first.at + PEER_PATIENCE else first
+        # The missing pod had not failed: a Job deletes only pods that are active.
+        return _missing_pod(attempt, first.at)
+    is_silent = any(not pod.finished for pod in attempt.pods)
+    return None if is_silent and now < first.at + PEER_PATIENCE else first
 
 
-def _is_echo(cause: Outcome) -> bool:
-    return cause.failure is not None and cause.failure.reason == PEER_LOST
+def _is_consequence(cause: FailedAttempt) -> bool:
+    return cause.failure.reason == PEER_LOST
 
 
-def _causes(attempt: Attempt, now: datetime) -> Iterator[Outcome]:
+def _list_causes(attempt: Attempt, now: datetime) -> Iterator[FailedAttempt]:
     for pod in attempt.pods:
         if pod.disruption is not None and pod.disruption.own_doing and pod.phase == "Failed":
-            at, failure = _disrupted_at(pod, now), _complete(_greedy(pod), attempt)
-            yield Outcome("Crashed", at, pod.result, failure, pod)
+            failure = _eviction_failure(pod, pod.disruption.message)
+            yield fail_attempt(attempt, "Crashed", _disruption_time(pod, now), failure, pod)
         elif pod.disruption is not None and (pod.finished or pod.deadline is not None):
             yield _disrupted(attempt, pod, now)
         elif pod.phase == "Failed" and pod.exit_code == ExitCode.PREEMPTED:
             failure = Failure(reason="Preempted", message=f"pod {pod.name} was asked to stop")
-            at = pod.deleted_at or _when(pod, now)
-            yield Outcome("Preempted", at, pod.result, _complete(failure, attempt), pod)
+            at = pod.deleted_at or _end_time(pod, now)
+            yield fail_attempt(attempt, "Preempted", at, failure, pod)
         elif pod.deleted_at is not None and pod.phase != "Succeeded":
-            failure = Failure(reason="PodDeleted", message=_deleted(pod))
-            yield Outcome("Preempted", pod.deleted_at, pod.result, _complete(failure, attempt), pod)
+            failure = Failure(reason="PodDeleted", message=_deletion_message(pod))
+            yield fail_attempt(attempt, "Preempted", pod.deleted_at, failure, pod)
         elif pod.phase == "Failed":
-            at, failure = _when(pod, now), _complete(_told(pod), attempt)
-            kind: EndKind = "Disrupted" if failure.reason in FENCED else "Crashed"
-            yield Outcome(kind, at, pod.result, failure, pod)
+            failure = _reported_failure(pod)
+            kind: FailureKind = "Disrupted" if failure.reason in FENCED else "Crashed"
+            yield fail_attempt(attempt, kind, _end_time(pod, now), failure, pod)
 
 
-def _vanished(attempt: Attempt, now: datetime) -> Outcome | None:
-    """The Job is over or gone, and the pods that would tell why are not there."""
+def _find_missing(attempt: Attempt, now: datetime) -> FailedAttempt | None:
+    """The Job has ended or is missing, and so are the pods that would report why."""
     if attempt.job is None:
         if any(not pod.finished and pod.deadline is None for pod in attempt.pods):
             return None
-        failure = Failure(
-            reason=JOB_DELETED, message=f"the Job of {attempt.stage} {attempt.number} was deleted"
-        )
-        return Outcome("Disrupted", now, None, _complete(failure, attempt))
-    over = attempt.job_end()
-    if over is None or len(attempt.pods) >= attempt.nodes or now < over + CACHE_SLACK:
+        message = f"the Job of {attempt.stage} {attempt.number} was deleted"
+        failure = Failure(reason=JOB_DELETED, message=message)
+        return fail_attempt(attempt, "Disrupted", now, failure)
+    end = attempt.job_end()
+    if end is None or len(attempt.pods) >= attempt.nodes or now < end + CACHE_SLACK:
         return None
-    return _gone(attempt, over)
+    return _missing_pod(attempt, end)
 
 
-def _gone(attempt: Attempt, at: datetime) -> Outcome:
-    """A pod is missing that would tell the story."""
+def _missing_pod(attempt: Attempt, at: datetime) -> FailedAttempt:
     what = f"a pod of {attempt.stage} attempt {attempt.number}"
-    failure = Failure(reason="PodDeleted", message=f"{what} was deleted before its end was seen")
-    return Outcome("Disrupted", at, None, _complete(failure, attempt))
+    message = f"{what} was deleted before its end was seen"
+    return fail_attempt(attempt, "Disrupted", at, Failure(reason="PodDeleted", message=message))
 
 
-def ended_by_us(attempt: Attempt, at: datetime, failure: Failure, kind: EndKind) -> Outcome:
-    """An attempt that the operator gives up, although its pods go on."""
-    return Outcome(kind, at, None, _complete(failure, attempt))
-
-
-def _disrupted(attempt: Attempt, pod: PodFacts, now: datetime) -> Outcome:
+def _disrupted(attempt: Attempt, pod: PodFacts, now: datetime) -> FailedAttempt:
     disruption = pod.disruption
     detail = f": {disruption.message}" if disruption and disruption.message else ""
     reason = disruption.reason if disruption else "Disrupted"
     failure = Failure(reason=reason, message=f"pod {pod.name} was disrupted{detail}")
-    at = _disrupted_at(pod, now)
-    return Outcome("Disrupted", at, pod.result, _complete(failure, attempt), pod)
+    return fail_attempt(attempt, "Disrupted", _disruption_time(pod, now), failure, pod)
 
 
-def _disrupted_at(pod: PodFacts, now: datetime) -> datetime:
-    """When it was told to go, which a kubelet may have written too."""
+def _disruption_time(pod: PodFacts, now: datetime) -> datetime:
+    """The kubelet may have written this time too, so it is checked in the same way."""
     at = pod.disruption.at if pod.disruption else None
-    return _possible(at, pod, now) if at else _when(pod, now)
+    return _plausible_time(at, pod, now) if at else _end_time(pod, now)
 
 
-def _when(pod: PodFacts, now: datetime) -> datetime:
-    """When it ended; a pod that the kubelet refused never ran, so the time of its creation."""
-    return _possible(pod.finished_at or pod.created_at or now, pod, now)
+def _end_time(pod: PodFacts, now: datetime) -> datetime:
+    """A pod that the kubelet refused never ran, so its end is the time of its creation."""
+    return _plausible_time(pod.finished_at or pod.created_at or now, pod, now)
 
 
-def _possible(at: datetime, pod: PodFacts, now: datetime) -> datetime:
-    """A kubelet's clock may be years off: what ended before it was made, or later, ended now."""
+def _plausible_time(at: datetime, pod: PodFacts, now: datetime) -> datetime:
+    """A kubelet's clock may be years off: an end before the pod's creation, or later than now,
+    counts as now."""
     return at if (pod.created_at or at) - CLOCK_SLACK <= at <= now + CLOCK_SLACK else now
 
 
-def _told(pod: PodFacts) -> Failure:
-    """What a failed pod says; a first process that outlived the kill of a rank knows no better."""
+def _reported_failure(pod: PodFacts) -> Failure:
+    """The failure in the pod's termination message, unless the kubelet reports a better one: a
+    first process that outlived the kill of a rank does not know the reason."""
     failure = pod.result.failure if pod.result else None
     if failure is None or (failure.reason == "RankFailed" and pod.exit_reason == "OOMKilled"):
-        return _plain(pod)
+        return _infer_failure(pod)
     return failure
 
 
-def _deleted(pod: PodFacts) -> str:
+def _deletion_message(pod: PodFacts) -> str:
     failure = pod.result.failure if pod.result else None
     saved = f" and could not save its work: {failure.message}" if failure else ""
     return f"pod {pod.name} was deleted{saved}"
 
 
-def _greedy(pod: PodFacts) -> Failure:
-    """The kubelet ended it for its own use; another node would not change that."""
-    assert pod.disruption is not None
-    shared = '"shm"' in pod.disruption.message
+def _eviction_failure(pod: PodFacts, message: str) -> Failure:
+    """The kubelet evicted the pod for what it used itself; another node would not change that."""
     return Failure(
         reason="Evicted",
-        message=f"pod {pod.name} was evicted for what it used itself: {pod.disruption.message}",
-        remedy="raise sharedMemory in the AcceleratorProfile" if shared else None,
+        message=f"pod {pod.name} was evicted for what it used itself: {message}",
+        remedy="raise sharedMemory in the AcceleratorProfile" if '"shm"' in message else None,
     )
 
 
-def _plain(pod: PodFacts) -> Failure:
-    """What can be said of a pod that left no result."""
+def _infer_failure(pod: PodFacts) -> Failure:
+    """The failure of a pod that left no result, as far as the kubelet's status shows it."""
     if pod.exit_reason == "OOMKilled":
         return Failure(
             reason="OutOfHostMemory",
@@ -238,7 +269,3 @@ def _plain(pod: PodFacts) -> Failure:
         message=f"pod {pod.name} ended with {code} and left no result",
         remedy=f"kubectl logs {pod.name}",
     )
-
-
-def _complete(failure: Failure, attempt: Attempt) -> Failure:
-    return failure.model_copy(update={"stage": attempt.stage, "attempt": attempt.number})

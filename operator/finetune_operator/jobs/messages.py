@@ -1,9 +1,9 @@
-"""What happened to an attempt, in the line that `kubectl get` shows."""
+"""The line that `kubectl get` shows: what an attempt does, and what happened to it."""
 
-from finetune_api.run import Failure, StageName
+from finetune_api.finetunejob import FineTuneJobStatus
+from finetune_api.run import StageName
 
-from finetune_operator.jobs.attempt_outcome import Outcome
-from finetune_operator.jobs.draft import Draft
+from finetune_operator.jobs.attempt_outcome import FailedAttempt
 from finetune_operator.jobs.observe import Attempt
 from finetune_operator.manifest import format_time
 
@@ -17,55 +17,71 @@ PLAIN = {
     "JobDeleted": "lost its Job, which was deleted",
     "Suspended": "was suspended",
 }
-"""Endings that are nobody's error; all others are told with their own message."""
+"""Reasons that are not an error of the job; a failure with any other reason has its own message."""
 
 
-def at_step(draft: Draft, stage: StageName) -> str:
-    """How far training was, where that is known."""
-    progress = draft.status.progress
+def format_step(status: FineTuneJobStatus, stage: StageName) -> str:
+    """The step that training has reached, where that is known."""
+    progress = status.progress
     if stage != "train" or progress is None or progress.stage != "train" or not progress.step:
         return ""
     return f" at step {progress.step}"
 
 
-def from_where(draft: Draft, stage: StageName) -> str:
+def format_resume_point(status: FineTuneJobStatus, stage: StageName) -> str:
     """Where the next attempt begins."""
-    checkpoint = draft.status.checkpoint
-    if stage != "train" or checkpoint is None:
+    if stage != "train" or status.checkpoint is None:
         return "starts over"
-    return f"resumes from step {checkpoint.step}"
+    return f"resumes from step {status.checkpoint.step}"
 
 
-def starting(draft: Draft, stage: StageName, number: int) -> str:
-    """That an attempt starts, and with what if it is not the first."""
-    again = f", attempt {number}, {from_where(draft, stage)}" if number > 1 else ""
-    return f"{stage} is starting{again}"
+def format_attempt(status: FineTuneJobStatus, stage: StageName, number: int) -> str:
+    """The number of an attempt and where it begins; empty for the first one."""
+    return f", attempt {number}, {format_resume_point(status, stage)}" if number > 1 else ""
 
 
-def waits_for(attempt: Attempt) -> str:
-    """Which pod holds up an attempt that is stopping, and for how long at most: on a node that has
-    died meanwhile it takes all of that."""
-    ending = [(p.deadline, p.name, p.node) for p in attempt.pods if p.deadline and not p.finished]
-    if not ending:
+def format_slowest_pod(attempt: Attempt) -> str:
+    """Which pod delays an attempt that is stopping, and until when at most: if its node has died,
+    the API server keeps the pod until then."""
+    stopping = [(p.deadline, p.name, p.node) for p in attempt.pods if p.deadline and not p.finished]
+    if not stopping:
         return ""
-    deadline, name, node = max(ending)
+    deadline, name, node = max(stopping)
     where = f" on node {node}" if node else ""
     return f"; pod {name}{where} has until {format_time(deadline)}"
 
 
-def retry_text(draft: Draft, stage: StageName, over: Outcome, most: int) -> str:
+def running_message(status: FineTuneJobStatus, attempt: Attempt) -> str:
+    """What an attempt does, as far as its pods show it."""
+    stage = attempt.stage
+    if attempt.suspended and not attempt.pods:
+        return f"{stage} waits: its Job is suspended, as by a queue without free capacity"
+    running = sum(pod.phase == "Running" for pod in attempt.pods)
+    if any(pod.deadline is not None for pod in attempt.pods):
+        return f"{stage} is stopping{format_slowest_pod(attempt)}"
+    if running == attempt.nodes:
+        plan = attempt.config.plan if attempt.config and stage == "train" else None
+        if plan is None:
+            return f"{stage} is running"
+        devices = f"{plan.nodes} x {plan.gpus_per_node} {plan.device}"
+        return f"{stage} is running on {devices} with {plan.strategy}"
+    if ended := sum(pod.finished for pod in attempt.pods):
+        return f"{stage} is ending: {ended} of {attempt.nodes} pods have ended"
+    waiting = sorted({pod.waiting_reason for pod in attempt.pods if pod.waiting_reason})
+    why = f" ({', '.join(waiting)})" if waiting else ""
+    which = format_attempt(status, stage, attempt.number)
+    return f"{stage} is starting{which}: {running} of {attempt.nodes} pods run{why}"
+
+
+def retry_message(
+    status: FineTuneJobStatus, stage: StageName, outcome: FailedAttempt, max_restarts: int
+) -> str:
     """Why an attempt is tried again, and from where."""
-    failure = over.failure
-    assert failure is not None
-    next_step = from_where(draft, stage)
-    if over.kind != "Crashed" and failure.reason in PLAIN:
-        return f"{stage} {_plain(failure)}{at_step(draft, stage)}, {next_step}"
-    message = failure.message.rstrip(".")
-    text = f"{stage} attempt {failure.attempt} ended{at_step(draft, stage)}: {message}"
-    if over.kind == "Crashed":
-        text += f"; restart {draft.status.restarts} of {most}"
-    return f"{text}; {next_step}"[:4096]
-
-
-def _plain(failure: Failure) -> str:
-    return PLAIN[failure.reason]
+    failure = outcome.failure
+    step, resume_point = format_step(status, stage), format_resume_point(status, stage)
+    if outcome.kind != "Crashed" and failure.reason in PLAIN:
+        return f"{stage} {PLAIN[failure.reason]}{step}, {resume_point}"
+    text = f"{stage} attempt {failure.attempt} ended{step}: {failure.message.rstrip('.')}"
+    if outcome.kind == "Crashed":
+        text += f"; restart {status.restarts} of {max_restarts}"
+    return f"{text}; {resume_point}"[:4096]

@@ -1,6 +1,6 @@
-"""What is seen of a job's children, as plain facts.
+"""What exists of a job: every attempt of every stage, from its Job, its pods and its ConfigMap.
 
-Raw manifests end here; what a pod's own status says is read in podstatus.py.
+Nothing that reads an Attempt needs raw manifests; the status of a pod is read in pod_status.py.
 """
 
 import json
@@ -43,14 +43,14 @@ class PodFacts:
     uid: str
     index: int
     host: str
-    """Host name inside the pod, by which ranks know each other."""
+    """Host name inside the pod, by which ranks name each other."""
     node: str | None
     """Node that it was scheduled to."""
     phase: str
     ip: str | None
     created_at: datetime | None
     orphan: bool
-    """Whether its Job was deleted without it, so that nobody ends it."""
+    """Whether its Job was deleted without it, so that no controller ends it."""
     exit_code: int | None
     exit_reason: str | None
     """Reason that the kubelet gives, such as Error or OOMKilled."""
@@ -60,7 +60,7 @@ class PodFacts:
     result: StageResult | None
     disruption: Disruption | None
     deleted_at: datetime | None
-    """When its deletion was asked for."""
+    """When its deletion was requested."""
     deadline: datetime | None
     """When a deleted pod is killed at the latest."""
     waiting_reason: str | None
@@ -74,30 +74,30 @@ class PodFacts:
         return self.phase in ("Succeeded", "Failed")
 
     def given_up(self, now: datetime) -> bool:
-        """Whether it should be gone for long: its node is dead, and nobody can end it."""
+        """Whether the kubelet is overdue to end it: its node is dead, and it cannot be ended."""
         return not self.finished and self.deadline is not None and now >= self.deadline + KILL_SLACK
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt of a stage: its Job, its pods, what they were given."""
+    """One attempt of a stage: its Job, its pods, and their configuration."""
 
     stage: StageName
     number: int
     job: Manifest | None
-    """None when the Job is gone or going."""
+    """None when the Job is missing or being deleted."""
     pods: tuple[PodFacts, ...]
     config: RunConfig | None
     run: Mapping[str, Any] | None = None
     """run.json as it was written, maybe by another version of the operator."""
     image: str | None = None
-    """Image of its pods, as far as its ConfigMap tells."""
+    """Image of its pods, from its ConfigMap."""
     planned: int = 1
     """Nodes in the plan of the job's training, as its status has it."""
 
     @property
     def nodes(self) -> int:
-        """Pods that the attempt wants."""
+        """Pods that the attempt needs."""
         if self.job is None and self.stage == "train":
             plan = self.config.plan if self.config else None
             return plan.nodes if plan else self.planned
@@ -105,7 +105,7 @@ class Attempt:
 
     @property
     def suspended(self) -> bool:
-        """Whether somebody, such as a queue, holds the Job back: it gets no pods for now."""
+        """Whether another controller, such as a queue, holds the Job back; it gets no pods."""
         return bool((self.job or {}).get("spec", {}).get("suspend"))
 
     def leader(self) -> PodFacts | None:
@@ -114,7 +114,7 @@ class Attempt:
 
     @property
     def live(self) -> bool:
-        """Whether its Job has pods that run, or would make some.
+        """Whether its Job has pods that run, or will create some.
 
         One failed pod is enough for the Job controller to end the others (backoffLimit is 0), and
         the Job then stays for its logs.
@@ -126,7 +126,7 @@ class Attempt:
         return len(self.pods) < self.nodes or any(not pod.finished for pod in self.pods)
 
     def began(self) -> datetime | None:
-        """When its first child was created, of those that are still there."""
+        """When its first child was created, of those that still exist."""
         times = [self.job_created(), *(pod.created_at for pod in self.pods)]
         return min((at for at in times if at is not None), default=None)
 
@@ -135,7 +135,7 @@ class Attempt:
         return parse_time((self.job or {}).get("metadata", {}).get("creationTimestamp"))
 
     def job_end(self) -> datetime | None:
-        """When the Job controller called the Job Complete or Failed."""
+        """When the Job controller marked the Job Complete or Failed."""
         end = finished_condition(self.job) if self.job else None
         return parse_time(end.get("lastTransitionTime")) if end else None
 
@@ -145,57 +145,57 @@ class Observed:
     """Every attempt of every stage of a job, oldest first."""
 
     attempts: Mapping[StageName, tuple[Attempt, ...]]
-
-    def newest(self, stage: StageName) -> Attempt | None:
-        """The attempt with the highest number that has a Job or a pod."""
-        living = [a for a in self.attempts.get(stage, ()) if a.job is not None or a.pods]
-        return living[-1] if living else None
+    newest: Mapping[StageName, Attempt]
+    """By stage, the attempt with the highest number that has a Job or a pod."""
+    configured: Mapping[StageName, Attempt]
+    """By stage, the newest attempt whose run.json still exists."""
 
     def numbered(self, stage: StageName, number: int) -> Attempt:
-        """One attempt, empty when nothing of it is there."""
+        """One attempt, empty where nothing of it exists."""
         for attempt in self.attempts.get(stage, ()):
             if attempt.number == number:
                 return attempt
         return Attempt(stage, number, None, (), None)
 
-    def every(self) -> Iterator[Attempt]:
+    def all_attempts(self) -> Iterator[Attempt]:
         """All attempts of all stages."""
         for attempts in self.attempts.values():
             yield from attempts
-
-    def given(self, stage: StageName) -> Attempt | None:
-        """The newest attempt whose run.json is still there."""
-        known = [a for a in self.attempts.get(stage, ()) if a.config is not None]
-        return known[-1] if known else None
 
 
 def observe(job: Manifest, view: View) -> Observed:
     """The attempts of a job as the cache has them."""
     namespace, uid = job["metadata"]["namespace"], job["metadata"]["uid"]
-    jobs = _grouped(view.list_by_label("Job", namespace, JOB_UID_LABEL, uid))
-    pods = _grouped(view.list_by_label("Pod", namespace, JOB_UID_LABEL, uid))
-    configs = _grouped(view.list_by_label("ConfigMap", namespace, JOB_UID_LABEL, uid))
+    jobs = _group_by_attempt(view.list_by_label("Job", namespace, JOB_UID_LABEL, uid))
+    pods = _group_by_attempt(view.list_by_label("Pod", namespace, JOB_UID_LABEL, uid))
+    configs = _group_by_attempt(view.list_by_label("ConfigMap", namespace, JOB_UID_LABEL, uid))
     planned = ((job.get("status") or {}).get("plan") or {}).get("nodes") or 1
     attempts: dict[StageName, list[Attempt]] = {}
     for stage, number in sorted({*jobs, *pods, *configs}):
         key = (stage, number)
         configmap = next(iter(configs.get(key, ())), None)
-        config = _run_config(configmap) if configmap else None
+        config = _parse_run_config(configmap) if configmap else None
         attempt = Attempt(
             stage=stage,
             number=number,
-            job=next((j for j in jobs.get(key, ()) if not _going(j)), None),
-            pods=_newest_per_index(pods.get(key, ())),
+            job=next(
+                (j for j in jobs.get(key, ()) if not j["metadata"].get("deletionTimestamp")), None
+            ),
+            pods=_newest_pods(pods.get(key, ())),
             config=config,
             run=json.loads(configmap["data"][RUN_FILE]) if configmap and config else None,
-            image=_annotations(configmap).get(IMAGE_ANNOTATION) if configmap else None,
+            image=_find_image(configmap) if configmap else None,
             planned=planned,
         )
         attempts.setdefault(stage, []).append(attempt)
-    return Observed({stage: tuple(found) for stage, found in attempts.items()})
+    return Observed(
+        attempts={stage: tuple(found) for stage, found in attempts.items()},
+        newest={s: a for s, found in attempts.items() for a in found if a.job or a.pods},
+        configured={s: a for s, found in attempts.items() for a in found if a.config},
+    )
 
 
-def _grouped(
+def _group_by_attempt(
     manifests: Sequence[Manifest],
 ) -> dict[tuple[StageName, int], list[Manifest]]:
     groups: dict[tuple[StageName, int], list[Manifest]] = {}
@@ -208,26 +208,26 @@ def _grouped(
     return groups
 
 
-def _going(manifest: Manifest) -> bool:
+def _is_deleted(manifest: Manifest) -> bool:
     return bool(manifest["metadata"].get("deletionTimestamp"))
 
 
-def _annotations(manifest: Manifest) -> Mapping[str, str]:
-    return manifest["metadata"].get("annotations") or {}
+def _find_image(configmap: Manifest) -> str | None:
+    return (configmap["metadata"].get("annotations") or {}).get(IMAGE_ANNOTATION)
 
 
-def _run_config(configmap: Manifest) -> RunConfig | None:
+def _parse_run_config(configmap: Manifest) -> RunConfig | None:
     try:
         return RunConfig.model_validate_json((configmap.get("data") or {}).get(RUN_FILE) or "")
     except ValidationError:
         return None
 
 
-def _newest_per_index(manifests: Sequence[Manifest]) -> tuple[PodFacts, ...]:
+def _newest_pods(manifests: Sequence[Manifest]) -> tuple[PodFacts, ...]:
     """One pod for each index: one that succeeded, else the newest."""
     chosen: dict[int, tuple[tuple[bool, str, str], PodFacts]] = {}
     for manifest in manifests:
-        pod = _pod(manifest)
+        pod = _read_pod(manifest)
         created = manifest["metadata"].get("creationTimestamp") or ""
         rank = (pod.phase == "Succeeded", created, pod.name)
         if pod.index not in chosen or chosen[pod.index][0] < rank:
@@ -235,7 +235,7 @@ def _newest_per_index(manifests: Sequence[Manifest]) -> tuple[PodFacts, ...]:
     return tuple(chosen[index][1] for index in sorted(chosen))
 
 
-def _pod(manifest: Manifest) -> PodFacts:
+def _read_pod(manifest: Manifest) -> PodFacts:
     meta, status = manifest["metadata"], manifest.get("status") or {}
     spec = manifest.get("spec") or {}
     state = container_state(manifest)

@@ -45,8 +45,8 @@ def reconcile_job(job: Manifest, view: View, settings: Settings, now: datetime) 
     if is_terminal(job):
         return clean_up_finished(job, view, now)
 
-    before = FineTuneJobStatus.from_stored(job.get("status"))
     timestamp = format_time(now)
+    before = FineTuneJobStatus.from_stored(job.get("status"))
     try:
         spec = FineTuneJobSpec.model_validate(job.get("spec") or {})
     except ValidationError as error:
@@ -140,9 +140,7 @@ def _exceed_deadline(draft: Draft, failure: Failure) -> None:
     draft.fail(stage, failure)
 
 
-def _round_off(
-    job: Manifest, before: FineTuneJobStatus, draft: Draft, timestamp: str
-) -> Decision:
+def _round_off(job: Manifest, before: FineTuneJobStatus, draft: Draft, timestamp: str) -> Decision:
     """The decision that a draft has become: message, progress, conditions, events."""
     progress = draft.status.progress
     if draft.has_ended:

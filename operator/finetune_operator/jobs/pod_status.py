@@ -1,7 +1,7 @@
-"""What a pod's status says of how it ended.
+"""How a pod ended, from its raw status.
 
-Whatever a pod wrote is read defensively: a termination message that is not a StageResult is no
-result, and a time that cannot be read is no time.
+Nothing that a pod wrote is trusted: a termination message that is not a StageResult is no result,
+and a time that cannot be parsed is no time.
 """
 
 import math
@@ -20,26 +20,28 @@ from finetune_operator.resources.pod import CONTAINER
 DISRUPTION_REASONS = frozenset({"Evicted", "NodeShutdown", "Terminated", "NodeLost", "Preempting"})
 """status.reason of pods that the kubelet or the node ended, where no condition says so."""
 LOST_TRACK = frozenset({"ContainerStatusUnknown", "Unknown"})
-"""Reasons of a container whose end nobody saw: its node, or the runtime, started anew meanwhile."""
+"""Reasons of a container whose end the kubelet did not see: its node, or the container runtime,
+restarted meanwhile."""
 _OVER_ITS_LIMIT = re.compile(r"exceed(s|ed) (the|its) .*limit", re.IGNORECASE)
-"""What the kubelet says when it evicts a pod for what the pod itself has used."""
+"""In the kubelet's message when it evicts a pod for what the pod itself has used."""
 
 
 @dataclass(frozen=True)
 class Disruption:
-    """Someone outside the job ended a pod."""
+    """A component outside the job ended a pod."""
 
     reason: str
     message: str
     at: datetime | None
     ready: bool = False
-    """Whether the pod still is; the node controller takes that from pods of a node it lost."""
+    """Whether the pod is still Ready; the node lifecycle controller sets pods of a lost node to not
+    ready."""
 
     @property
     def node_lost(self) -> bool:
         """Whether the pod will never report its end, because its node is gone.
 
-        A node that is there may tell its pods to go by a taint too, as one that a cloud takes back.
+        A taint may also evict pods of a node that still runs, as one that a cloud reclaims.
         """
         return self.reason == "DeletionByTaintManager" and not self.ready
 
@@ -50,21 +52,21 @@ class Disruption:
 
 
 def container_state(pod: Manifest) -> dict[str, Any]:
-    """Of our container: a policy of the cluster may have put others beside it."""
+    """The state of the trainer's container: a policy of the cluster may have added others."""
     statuses = (pod.get("status") or {}).get("containerStatuses") or [{}]
     ours = next((each for each in statuses if each.get("name") == CONTAINER), statuses[0])
     return ours.get("state") or {}
 
 
 def find_disruption(pod: Manifest) -> Disruption | None:
-    """Who ended the pod, where it was not the pod itself."""
+    """The component that ended the pod, where it was not the pod itself."""
     status = pod.get("status") or {}
     target = find_condition(pod, "DisruptionTarget")
     if target.get("status") == "True":
         at = parse_time(target.get("lastTransitionTime"))
-        # One that never ran, as it still gets its image, has no readiness that was taken from it.
-        waits = status.get("phase") == "Pending"
-        ready = waits or find_condition(pod, "Ready").get("status") == "True"
+        # A pod that never ran, as its image is still being pulled, has no readiness to lose.
+        is_pending = status.get("phase") == "Pending"
+        ready = is_pending or find_condition(pod, "Ready").get("status") == "True"
         reason, message = target.get("reason") or "Disrupted", target.get("message") or ""
         return Disruption(reason, message, at, ready)
     if status.get("phase") == "Failed" and status.get("reason") in DISRUPTION_REASONS:
@@ -72,12 +74,12 @@ def find_disruption(pod: Manifest) -> Disruption | None:
     terminated = container_state(pod).get("terminated") or {}
     if status.get("phase") == "Failed" and terminated.get("reason") in LOST_TRACK:
         at = parse_time(terminated.get("finishedAt"))
-        return Disruption("NodeRestarted", "its node started anew", at)
+        return Disruption("NodeRestarted", "its node restarted", at)
     return None
 
 
 def find_refusal(pod: Manifest) -> str:
-    """Why the kubelet did not run the pod, in its own words; empty where it did."""
+    """Why the kubelet did not run the pod, in its own words; empty where it ran it."""
     status = pod.get("status") or {}
     if status.get("phase") != "Failed" or container_state(pod).get("terminated"):
         return ""
@@ -85,20 +87,20 @@ def find_refusal(pod: Manifest) -> str:
 
 
 def parse_result(message: object) -> StageResult | None:
-    """What a stage left as its termination message."""
+    """The StageResult in a termination message; None where it is anything else."""
     if not isinstance(message, str):
         return None
     try:
         found = StageResult.model_validate_json(message)
     except ValidationError:
         return None
-    return found if _storable(found.model_dump()) else None
+    return found if _is_storable(found.model_dump()) else None
 
 
-def _storable(value: object) -> bool:
-    """Whether a status can hold every number in it; a model's config may say anything."""
+def _is_storable(value: object) -> bool:
+    """Whether a status can hold every number in it; a model's config may contain any number."""
     if isinstance(value, dict | list):
-        return all(map(_storable, value.values() if isinstance(value, dict) else value))
+        return all(map(_is_storable, value.values() if isinstance(value, dict) else value))
     if isinstance(value, float):
         return math.isfinite(value)
     return not isinstance(value, int) or abs(value) < 2**63

@@ -1,202 +1,330 @@
-"""A stage as a row of attempts: launch, watch, accept, or try again."""
+"""A stage as a sequence of attempts: launch one, watch it, accept its result or try again.
 
-from datetime import datetime
+What is to be done is decided by attempt_outcome.py, the policies and the stages; this module
+applies it to the draft of the status.
+"""
 
+from functools import partial
+
+from finetune_api.finetunejob import StageStatus
 from finetune_api.run import Failure
 
-from finetune_operator.jobs.attempt_children import RECHECK, launch, restore
-from finetune_operator.jobs.attempt_outcome import Outcome, ending
+from finetune_operator.jobs.attempt_children import (
+    build_children,
+    build_missing_children,
+    find_cached,
+    find_name_conflict,
+)
+from finetune_operator.jobs.attempt_outcome import (
+    JOB_DELETED,
+    FailedAttempt,
+    Outcome,
+    SucceededAttempt,
+    outcome_of,
+)
 from finetune_operator.jobs.draft import Context, Draft
-from finetune_operator.jobs.messages import starting, waits_for
+from finetune_operator.jobs.messages import format_attempt, retry_message, running_message
 from finetune_operator.jobs.observe import Attempt, PodFacts
-from finetune_operator.jobs.policies.node_exclusion import nowhere_else
-from finetune_operator.jobs.policies.retry import noted, retry, there_after_all
-from finetune_operator.jobs.policies.stalled_rank import silence
+from finetune_operator.jobs.policies.node_exclusion import check_exclusion
+from finetune_operator.jobs.policies.retry import (
+    LEAST_DELAY,
+    decide_retry,
+    find_saved_checkpoint,
+    recorded_failure,
+)
+from finetune_operator.jobs.policies.stalled_rank import check_stalled_rank
 from finetune_operator.jobs.progress import (
-    ask_id,
-    checkpoint_told,
-    progress_ask,
+    checkpoint_status,
+    initial_progress,
+    job_progress,
+    poll_interval,
+    progress_at_step,
+    progress_message,
+    progress_request,
     read_progress,
-    shown,
-    told,
-    waiting_to_train,
+    request_id,
+    without_eta,
 )
 from finetune_operator.jobs.stages.base import PodStage
 from finetune_operator.jobs.stages.prepare import user_claims
-from finetune_operator.jobs.stall_checks import attempt_stall
-from finetune_operator.manifest import format_time, object_ref
+from finetune_operator.jobs.stages.serve import (
+    Rollout,
+    endpoint_name,
+    find_endpoint,
+    holds_artifact,
+    roll_out,
+)
+from finetune_operator.jobs.stall_checks import find_stall
+from finetune_operator.jobs.suspend import SUSPENDED, Stopping, check_suspended
+from finetune_operator.manifest import format_time, object_ref, parse_time
+from finetune_operator.stalled import Stalled
+
+RECHECK = 5.0
+"""Seconds after which a job that waits for the cluster is reconciled without an event."""
+CONFLICT_RECHECK = 1.0
+"""Seconds after which a name that another job's child holds is tried again."""
 
 
 def run_stage(ctx: Context, draft: Draft, stage: PodStage) -> bool:
-    """Bring a stage as far as it can go now; True when it is done."""
-    if draft.stage(stage.name).state == "Succeeded":
+    """Bring a stage as far as it can get now; True when it has succeeded."""
+    state = draft.stage(stage.name)
+    if state.state == "Succeeded":
         return True
-    attempt = current(ctx, draft, stage)
+    attempt = _find_current(ctx, draft, state)
     if attempt is None:
-        launch(ctx, draft, stage, 1)
+        _launch(ctx, draft, stage, 1)
         return False
-    over = over_by(ctx, draft, stage, attempt) or watch(ctx, draft, stage, attempt)
-    if over is None:
+    outcome = _find_outcome(ctx, draft, stage, attempt) or _watch(ctx, draft, stage, attempt)
+    if outcome is None:
         return False
-    if over.kind in ("Succeeded", "UserError"):
-        return accept(ctx, draft, stage, attempt, over)
-    retry(ctx, draft, stage, attempt, over)
+    if isinstance(outcome, SucceededAttempt) or outcome.kind == "UserError":
+        return _conclude(draft, stage, attempt, outcome)
+    _retry(ctx, draft, stage, attempt, outcome)
     return False
 
 
-def current(ctx: Context, draft: Draft, stage: PodStage) -> Attempt | None:
-    """The newest attempt that has begun, noted in the status; Jobs of older ones are removed."""
+def suspend_stage(ctx: Context, draft: Draft, stage: PodStage) -> bool:
+    """Stop a stage; True when it has succeeded, so that the next one is looked at."""
     state = draft.stage(stage.name)
-    newest = ctx.observed.newest(stage.name)
-    seen = max(state.attempt, newest.number if newest else 0)
-    if seen == 0:
+    if state.state == "Succeeded":
+        return True
+    attempt = _find_current(ctx, draft, state)
+    if attempt is None:
+        _rest(ctx, draft, f"suspended before {stage.name}")
+        return False
+    outcome = _find_outcome(ctx, draft, stage, attempt)
+    if isinstance(outcome, SucceededAttempt) or (outcome and outcome.kind == "UserError"):
+        return _conclude(draft, stage, attempt, outcome)
+    if outcome is not None:
+        _keep_saved_checkpoint(draft, attempt)
+        # Its Job is still there, so this crash is not the consequence of suspending.
+        crashed = outcome.kind == "Crashed" and attempt.job is not None
+        is_new = crashed and recorded_failure(draft.status, attempt) is None
+        if is_new and not _record_failure(ctx, draft, stage, attempt, outcome):
+            return False
+    if attempt.job is not None:
+        draft.delete.append(object_ref(attempt.job))
+    step = check_suspended(draft.status, attempt, ctx.now)
+    if isinstance(step, Stopping):
+        draft.update(phase=stage.phase(attempt))
+        draft.show(stage.name, step.message)
+        draft.requeue_within(RECHECK)
+        return False
+    draft.update(failure=step.failure)
+    draft.update_stage(stage.name, state="Pending", retry_at=None, message=step.stage_message)
+    _rest(ctx, draft, step.message)
+    return False
+
+
+def run_serve(ctx: Context, draft: Draft) -> bool:
+    """Roll the artifact out as far as possible now; True when the endpoint serves it."""
+    state = draft.stage("serve")
+    if state.state == "Succeeded":
+        return True
+    draft.update(phase="Deploying")
+    draft.requeue_within(RECHECK)
+    endpoint = find_endpoint(ctx)
+    if endpoint is not None and holds_artifact(endpoint, draft.status):
+        started_at = state.started_at or ctx.timestamp
+        draft.update_stage("serve", state="Running", attempt=1, started_at=started_at)
+    step = roll_out(ctx, draft.status, endpoint)
+    if isinstance(step, Stalled):
+        draft.stalled = step
+    elif isinstance(step, Failure):
+        draft.fail("serve", step)
+    elif isinstance(step, Rollout):
+        draft.create.extend(step.create)
+        draft.apply.extend(step.apply)
+        draft.show("serve", step.message)
+    else:
+        draft.update(**step.facts, failure=None)
+        draft.show("serve", step.message)
+        draft.update_stage("serve", state="Succeeded", finished_at=ctx.timestamp)
+        return True
+    return False
+
+
+def suspend_serve(ctx: Context, draft: Draft) -> bool:
+    """Nothing of the job runs while its model is rolled out; True when it was rolled out."""
+    if draft.stage("serve").state == "Succeeded":
+        return True
+    _rest(ctx, draft, f"suspended before endpoint {endpoint_name(ctx)} has taken the model")
+    return False
+
+
+def _find_current(ctx: Context, draft: Draft, stage: StageStatus) -> Attempt | None:
+    """The newest attempt that has begun, recorded in the status; Jobs of older ones are deleted."""
+    newest = ctx.observed.newest.get(stage.name)
+    number = max(stage.attempt, newest.number if newest else 0)
+    if number == 0:
         return None
-    started = state.started_at or format_time(ctx.now)
-    draft.update_stage(stage.name, state="Running", attempt=seen, started_at=started)
-    draft.update(started_at=draft.status.started_at or started)
+    started_at = stage.started_at or ctx.timestamp
+    draft.update_stage(stage.name, state="Running", attempt=number, started_at=started_at)
+    draft.update(started_at=draft.status.started_at or started_at)
     for older in ctx.observed.attempts.get(stage.name, ()):
-        if older.number < seen and older.job is not None:
+        if older.number < number and older.job is not None:
             draft.delete.append(object_ref(older.job))
-    attempt = ctx.observed.numbered(stage.name, seen)
+    attempt = ctx.observed.numbered(stage.name, number)
     if attempt.config is not None:
         draft.update(plan=draft.status.plan or attempt.config.plan)
     return attempt
 
 
-def over_by(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> Outcome | None:
-    """How an attempt ended: by its pods, or as the status says of one that was given up."""
-    found = ending(attempt, ctx.now)
-    if found is not None and found.kind == "Succeeded":
-        return _complete(ctx, draft, stage, attempt, found)
-    if found is not None or not noted(draft, attempt):
-        return found
-    if there_after_all(draft, attempt):
+def _launch(ctx: Context, draft: Draft, stage: PodStage, number: int) -> None:
+    """Create every child of an attempt that does not exist yet."""
+    children = build_children(ctx, draft.status, stage, number)
+    before = ctx.observed.numbered(stage.name, number) if number > 1 else None
+    draft.update(phase=stage.phase(before))
+    draft.requeue_within(RECHECK)
+    if isinstance(children, Failure):
+        draft.fail(stage.name, children)
+        return
+    if isinstance(children, Stalled):
+        draft.stalled = children
+        return
+    draft.update(plan=draft.status.plan or children.config.plan)
+    draft.stalled = find_name_conflict(ctx, children)
+    if draft.stalled is not None:
+        draft.requeue_within(CONFLICT_RECHECK)
+        return
+    draft.create.extend(child for child in children.manifests if find_cached(ctx, child) is None)
+    which = format_attempt(draft.status, stage.name, number) if number > 1 else ""
+    draft.update(message=f"{stage.name} is starting{which}")
+    # With `started_at` the spec is frozen, in the same write, before anything is made of it.
+    draft.update(started_at=draft.status.started_at or ctx.timestamp)
+    draft.update_stage(stage.name, retry_at=None)
+
+
+def _find_outcome(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> Outcome | None:
+    """How an attempt ended: by its pods, or as the status records it."""
+    outcome = outcome_of(attempt, ctx.now, partial(stage.accept, ctx))
+    recorded = recorded_failure(draft.status, attempt)
+    if outcome is not None or recorded is None:
+        return outcome
+    if recorded.reason == JOB_DELETED and attempt.job is not None:
+        # The Job exists: it was only missing from the cache.
+        draft.update(failure=None)
+        draft.update_stage(stage.name, retry_at=None)
         return None
-    return Outcome("Disrupted", ctx.now, None, draft.status.failure)
+    return FailedAttempt("Disrupted", ctx.now, recorded)
 
 
-def _complete(
-    ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, over: Outcome
-) -> Outcome:
-    """A result without its facts is none."""
-    assert over.result is not None
-    if stage.accept(ctx, draft.status, over.result) is not None:
-        return over
-    failure = Failure(
-        stage=stage.name,
-        reason="NoResult",
-        message=f"{stage.name} ended without the facts that the next stage needs",
-        attempt=attempt.number,
-    )
-    return Outcome("Crashed", over.at, None, failure)
-
-
-def accept(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, over: Outcome) -> bool:
-    """Take over how a stage ended for good; True when the next one may begin."""
-    if over.kind == "UserError":
-        _refuse(ctx, draft, stage, over)
-        return False
-    return _succeed(ctx, draft, stage, attempt, over)
-
-
-def watch(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> Outcome | None:
-    """Tell what the running attempt does or waits for; how it ends where it must be given up."""
-    draft.wake(RECHECK)
-    draft.update(phase=stage.phase(attempt))
-    claims = [ctx.settings.workspace_claim]
-    if stage.name == "prepare":
-        claims += user_claims(ctx.spec, ctx.settings.workspace_claim)
-    draft.stall = attempt_stall(attempt, ctx.view, ctx.namespace, claims, ctx.now)
-    restore(ctx, draft, stage, attempt)
+def _watch(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> FailedAttempt | None:
+    """Show what the running attempt does or waits for; its outcome where it must be given up."""
+    draft.requeue_within(RECHECK)
+    draft.create.extend(build_missing_children(ctx, draft.status, stage, attempt))
     plan, progress = draft.status.plan, draft.status.progress
     if stage.name == "train" and plan and not (progress and progress.stage == "train"):
-        draft.update(progress=waiting_to_train(plan))
+        draft.update(progress=initial_progress(plan))
+    draft.update(phase=stage.phase(attempt), message=running_message(draft.status, attempt))
+    outcome = check_exclusion(ctx.observed, attempt, draft.status.nodes, ctx.now)
     leader = attempt.leader()
-    draft.update(message=_waiting(draft, attempt))
-    over = nowhere_else(ctx.observed, attempt, draft.status.nodes, ctx.now)
     if leader is not None and leader.phase == "Running":
-        over = _listen(ctx, draft, stage, attempt, leader) or over
-    draft.update_stage(stage.name, message=draft.status.message)
-    if over is not None:
-        draft.stall = None
-    return over
+        outcome = _poll_progress(ctx, draft, attempt, leader) or outcome
+    draft.show(stage.name, draft.status.message)
+    if outcome is None:
+        claims = [ctx.settings.workspace_claim]
+        if stage.name == "prepare":
+            claims += user_claims(ctx.spec, ctx.settings.workspace_claim)
+        draft.stalled = find_stall(attempt, ctx.view, ctx.namespace, claims, ctx.now)
+    return outcome
 
 
-def _waiting(draft: Draft, attempt: Attempt) -> str:
-    if attempt.suspended and not attempt.pods:
-        return f"{attempt.stage} waits: its Job is suspended, as by a queue that has no room yet"
-    running = sum(pod.phase == "Running" for pod in attempt.pods)
-    if any(pod.deadline is not None for pod in attempt.pods):
-        return f"{attempt.stage} is stopping{waits_for(attempt)}"
-    if running == attempt.nodes:
-        plan = attempt.config.plan if attempt.config and attempt.stage == "train" else None
-        where = f" on {plan.nodes} x {plan.gpus_per_node} {plan.device}" if plan else ""
-        return f"{attempt.stage} is running{where}" + (f" with {plan.strategy}" if plan else "")
-    if ended := sum(pod.finished for pod in attempt.pods):
-        return f"{attempt.stage} is ending: {ended} of {attempt.nodes} pods have ended"
-    waiting = sorted({pod.waiting_reason for pod in attempt.pods if pod.waiting_reason})
-    why = f" ({', '.join(waiting)})" if waiting else ""
-    begins = starting(draft, attempt.stage, attempt.number)
-    return f"{begins}: {running} of {attempt.nodes} pods run{why}"
-
-
-def pace(base: float, started: datetime | None, now: datetime) -> float:
-    """Seconds between two looks at a stage: a sixtieth of its age, between `base` and 30 s.
-
-    Every look may cost a status write, and who waits for hours does not wait for seconds.
-    """
-    age = (now - started).total_seconds() if started else 0.0
-    return max(base, min(30.0, age / 60))
-
-
-def _listen(
-    ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, leader: PodFacts
-) -> Outcome | None:
-    """Ask the leader for its progress and show the newest answer; an end where a rank is silent
-    for too long."""
+def _poll_progress(
+    ctx: Context, draft: Draft, attempt: Attempt, leader: PodFacts
+) -> FailedAttempt | None:
+    """Request the leader's progress and show its newest response; the outcome where a rank has been
+    silent for too long."""
     if leader.ip is None:
         return None
-    interval = pace(ctx.settings.progress_interval, attempt.job_created(), ctx.now)
-    draft.requests.append(progress_ask(leader.uid, leader.ip, interval))
-    draft.wake(interval)
-    answer = ctx.view.http_response(ask_id(leader.uid))
-    progress = read_progress(answer, stage.name, attempt.number)
-    if progress is None:
+    interval = poll_interval(ctx.settings.progress_interval, attempt.job_created(), ctx.now)
+    draft.requests.append(progress_request(leader.uid, leader.ip, interval))
+    draft.requeue_within(interval)
+    response = ctx.view.http_response(request_id(leader.uid))
+    reported = read_progress(response, attempt.stage, attempt.number)
+    if reported is None:
         return None
-    told_now = shown(progress, draft.status.progress, ctx.now)
-    checkpoint = checkpoint_told(progress, draft.status.checkpoint)
-    draft.update(progress=told_now, checkpoint=checkpoint)
-    if message := told(progress):
-        draft.update(message=message)
-    return silence(attempt, progress, told_now.stalled_since, ctx.now)
+    progress = job_progress(reported, draft.status.progress, ctx.now)
+    checkpoint = checkpoint_status(reported, draft.status.checkpoint)
+    message = progress_message(reported) or draft.status.message
+    draft.update(progress=progress, checkpoint=checkpoint, message=message)
+    return check_stalled_rank(attempt, reported, progress.stalled_since, ctx.now)
 
 
-def _succeed(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, over: Outcome) -> bool:
-    """Take the result over."""
-    assert over.result is not None
-    accepted = stage.accept(ctx, draft.status, over.result)
-    assert accepted is not None  # over_by has looked
-    draft.status = accepted.status
-    draft.update(failure=None, message=accepted.message)
-    draft.update_stage(
-        stage.name,
-        state="Succeeded",
-        finished_at=format_time(over.at),
-        retry_at=None,
-        message=accepted.message,
-    )
+def _conclude(draft: Draft, stage: PodStage, attempt: Attempt, outcome: Outcome) -> bool:
+    """Take over how a stage ended for good; True when the next one may begin."""
+    if isinstance(outcome, FailedAttempt):
+        draft.update(**(outcome.accepted.facts if outcome.accepted else {}))
+        draft.fail(stage.name, outcome.failure)
+        draft.update_stage(stage.name, finished_at=format_time(outcome.at))
+        return False
+    accepted = outcome.accepted
+    draft.update(**accepted.facts, failure=None)
+    draft.show(stage.name, accepted.message)
+    at = format_time(outcome.at)
+    draft.update_stage(stage.name, state="Succeeded", finished_at=at, retry_at=None)
     if accepted.refusal is None:
         return True
     draft.fail(stage.name, accepted.refusal.model_copy(update={"attempt": attempt.number}))
     return False
 
 
-def _refuse(ctx: Context, draft: Draft, stage: PodStage, over: Outcome) -> None:
-    """End the job; figures that came with the failure stay in the status."""
-    if over.result is not None:
-        accepted = stage.accept(ctx, draft.status, over.result)
-        if accepted is not None:
-            draft.status = accepted.status
-    assert over.failure is not None
-    draft.fail(stage.name, over.failure)
-    draft.update_stage(stage.name, finished_at=format_time(over.at))
+def _retry(
+    ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, outcome: FailedAttempt
+) -> None:
+    """Bring a failed attempt as far towards the next one as possible now: record it, wait, delete
+    its Job, launch the next one when that is gone."""
+    if recorded_failure(draft.status, attempt) is None:
+        if not _record_failure(ctx, draft, stage, attempt, outcome):
+            return
+    elif _keep_saved_checkpoint(draft, attempt):
+        message = retry_message(draft.status, stage.name, outcome, ctx.spec.max_restarts)
+        draft.update_stage(stage.name, message=message)
+    due = parse_time(draft.stage(stage.name).retry_at) or ctx.now
+    left = (due - ctx.now).total_seconds()
+    if left <= 0 and attempt.job is None:
+        _launch(ctx, draft, stage, attempt.number + 1)
+        return
+    draft.update(phase=stage.phase(attempt) if stage.name != "train" else "Queued")
+    draft.requeue_within(left if left > 0 else LEAST_DELAY)
+    if left <= 0 and attempt.job is not None:
+        draft.delete.append(object_ref(attempt.job))
+    draft.update(message=draft.stage(stage.name).message or draft.status.message)
+
+
+def _record_failure(
+    ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, outcome: FailedAttempt
+) -> bool:
+    """Record how an attempt ended, and when the next one begins; False where that ends the job."""
+    _keep_saved_checkpoint(draft, attempt)
+    decision = decide_retry(draft.status, ctx.spec.max_restarts, attempt, outcome)
+    if isinstance(decision, Failure):
+        draft.fail(stage.name, decision)
+        return False
+    draft.update(
+        failure=outcome.failure,
+        restarts=decision.restarts,
+        nodes=decision.nodes,
+        progress=without_eta(draft.status.progress),
+    )
+    draft.show(stage.name, retry_message(draft.status, stage.name, outcome, ctx.spec.max_restarts))
+    draft.update_stage(stage.name, retry_at=format_time(decision.at))
+    return True
+
+
+def _keep_saved_checkpoint(draft: Draft, attempt: Attempt) -> bool:
+    """Whether the attempt saved a checkpoint that the status did not have."""
+    checkpoint = find_saved_checkpoint(draft.status, attempt)
+    if checkpoint is None:
+        return False
+    progress = progress_at_step(draft.status.progress, checkpoint.step)
+    draft.update(checkpoint=checkpoint, progress=progress)
+    return True
+
+
+def _rest(ctx: Context, draft: Draft, message: str) -> None:
+    """The job is suspended: nothing of it runs, and it waits for the user alone."""
+    since = draft.status.suspended_at or ctx.timestamp
+    progress = without_eta(draft.status.progress)
+    draft.update(phase=SUSPENDED, suspended_at=since, message=message, progress=progress)
+    draft.requeue_after = None

@@ -1,7 +1,6 @@
-"""What keeps a job from going on although nothing has failed.
+"""What the pods of a running attempt wait for, although nothing has failed.
 
-Every stall names the thing that is missing, and ends by itself when that thing appears: nothing
-is remembered, so there is nothing to reset.
+Every message names the thing that is missing. The job continues by itself when that thing appears.
 """
 
 import re
@@ -12,9 +11,9 @@ from finetune_operator.jobs.observe import Attempt, PodFacts
 from finetune_operator.stalled import Stalled
 
 SCHEDULING_PATIENCE = timedelta(seconds=10)
-"""Time that the scheduler may look for a node before anybody is told."""
+"""Time in which the scheduler may find a node before the status says that it found none."""
 CREATION_PATIENCE = timedelta(seconds=20)
-"""Time that the Job controller may take to create pods."""
+"""Time in which the Job controller may create pods."""
 IMAGE_REASONS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
 )
@@ -23,33 +22,20 @@ _MISSING = re.compile(r'(secret|configmap|serviceaccount) "?([^"\s]+)"? not foun
 _ABOUT_VOLUMES = re.compile(r"persistent ?volume", re.IGNORECASE)
 
 
-def claim_stall(view: View, namespace: str, claims: list[str]) -> Stalled | None:
-    """The first of the user's claims that is not there or lost."""
-    for claim in claims:
-        found = view.get("PersistentVolumeClaim", namespace, claim)
-        if found is None:
-            return Stalled(
-                "VolumeClaimNotFound",
-                f"PersistentVolumeClaim {claim} does not exist in namespace {namespace}; the job "
-                "goes on when it is created",
-            )
-        if (found.get("status") or {}).get("phase") == "Lost":
-            return Stalled("VolumeClaimLost", f"PersistentVolumeClaim {claim} has lost its volume")
-    return None
-
-
-def attempt_stall(
+def find_stall(
     attempt: Attempt, view: View, namespace: str, claims: list[str], now: datetime
 ) -> Stalled | None:
-    """What the pods of a running attempt wait for, if a person has to do something about it."""
+    """The first thing that a pod waits for and that a person has to provide."""
     for pod in attempt.pods:
-        stall = _container_stall(pod) or _scheduling_stall(pod, view, namespace, claims, now)
+        stall = _find_container_stall(pod) or _find_scheduling_stall(
+            pod, view, namespace, claims, now
+        )
         if stall is not None:
             return stall
-    return _creation_stall(attempt, now)
+    return _find_creation_stall(attempt, now)
 
 
-def _container_stall(pod: PodFacts) -> Stalled | None:
+def _find_container_stall(pod: PodFacts) -> Stalled | None:
     reason, message = pod.waiting_reason, pod.waiting_message
     if reason in IMAGE_REASONS:
         return Stalled("ImagePullFailed", f"pod {pod.name}: {reason}: {message}".rstrip(": "))
@@ -58,13 +44,13 @@ def _container_stall(pod: PodFacts) -> Stalled | None:
         if missing and missing[1] == "secret":
             return Stalled(
                 "SecretNotFound",
-                f"Secret {missing[2]} does not exist; the job goes on when it is created",
+                f"Secret {missing[2]} does not exist; the job continues when it is created",
             )
         return Stalled("ContainerNotCreated", f"pod {pod.name}: {message or reason}")
     return None
 
 
-def _scheduling_stall(
+def _find_scheduling_stall(
     pod: PodFacts, view: View, namespace: str, claims: list[str], now: datetime
 ) -> Stalled | None:
     since = pod.unscheduled_since
@@ -80,8 +66,8 @@ def _scheduling_stall(
     return Stalled("Unschedulable", f"pod {pod.name}: {pod.unscheduled_message}")
 
 
-def _creation_stall(attempt: Attempt, now: datetime) -> Stalled | None:
-    """Quota and admission refuse pods with an event on the Job only."""
+def _find_creation_stall(attempt: Attempt, now: datetime) -> Stalled | None:
+    """A quota or an admission policy rejects pods with an event on the Job only."""
     if attempt.job is None or len(attempt.pods) >= attempt.nodes or attempt.job_end():
         return None
     if attempt.suspended:

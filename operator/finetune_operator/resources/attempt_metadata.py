@@ -1,6 +1,7 @@
 """What the children of one attempt of a FineTuneJob have in common: name, labels, owner."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from finetune_api.run import StageName
@@ -25,12 +26,12 @@ class AttemptMetadata:
     stage: StageName
     attempt: int
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Name of every child of this attempt."""
         return child_name(self.job["metadata"]["name"], self.stage, self.attempt)
 
-    @property
+    @cached_property
     def selector(self) -> dict[str, str]:
         """Labels that only the pods of this attempt have."""
         return {
@@ -39,7 +40,7 @@ class AttemptMetadata:
             ATTEMPT_LABEL: str(self.attempt),
         }
 
-    @property
+    @cached_property
     def labels(self) -> dict[str, str]:
         """Labels of every child and pod."""
         return build_labels({JOB_NAME_LABEL: self.job["metadata"]["name"], **self.selector})

@@ -10,7 +10,7 @@ names have had their time of grace, and otherwise one runs every day, as models 
 expire. The very first one marks the volume as this claim's.
 
 The janitor gets the list of what is needed at that time. What a job or an endpoint names after
-that may be missing from it: see `unknown_to_janitor`.
+that may be missing from it: see `check_janitor`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -35,13 +35,13 @@ from finetune_operator.manifest import (
 )
 from finetune_operator.names import JANITOR, WORKSPACE_MODELS, artifact_in, job_mark, model_path
 from finetune_operator.resources.janitor import (
-    AGAIN_ANNOTATION,
     LEDGER_KEY,
     LIST_SECONDS,
     MARGIN_SECONDS,
-    janitor_job,
-    kept_by,
-    ledger,
+    REPEAT_ANNOTATION,
+    build_janitor_job,
+    build_ledger,
+    parse_keep_list,
 )
 from finetune_operator.stalled import Stalled
 
@@ -97,7 +97,7 @@ def _cleaning(key: Key, view: View, claim: Manifest, settings: Settings, now: da
         return Decision(apply=written, requeue_after=left)
     if last is None:
         uid = claim["metadata"]["uid"]
-        job = janitor_job(key.namespace, uid, keep, gone, now, settings)
+        job = build_janitor_job(key.namespace, uid, keep, gone, now, settings)
         written = _ledger(view, key.namespace, lasting)
         return Decision(create=(job,), apply=written, requeue_after=RECHECK)
     written = _ledger(view, key.namespace, known | lasting)
@@ -140,7 +140,7 @@ def artifacts(uris: Iterable[str], settings: Settings) -> Iterator[str]:
             yield folder
 
 
-def unknown_to_janitor(
+def check_janitor(
     view: View, namespace: str, uris: Iterable[str], settings: Settings
 ) -> Stalled | None:
     """Why an artifact must not be used yet: a janitor runs that does not know it is needed.
@@ -151,7 +151,7 @@ def unknown_to_janitor(
     janitor = view.get("Job", namespace, JANITOR)
     if janitor is None or is_finished(janitor):
         return None
-    known = kept_by(janitor)
+    known = parse_keep_list(janitor)
     for folder in artifacts(uris, settings):
         if folder not in known and f"jobs/{folder[-8:]}" not in known:
             return Stalled(
@@ -192,7 +192,7 @@ def _known(view: View, namespace: str) -> set[str]:
 
 def _ledger(view: View, namespace: str, kept: set[str]) -> tuple[Manifest, ...]:
     there = view.get("ConfigMap", namespace, JANITOR) is not None
-    return () if there and _known(view, namespace) == kept else (ledger(namespace, kept),)
+    return () if there and _known(view, namespace) == kept else (build_ledger(namespace, kept),)
 
 
 def _time_to_first(view: View, namespace: str, now: datetime) -> float:
@@ -211,7 +211,7 @@ def _time_left(last: Manifest, gone: bool, now: datetime) -> float:
         return RECHECK if now < began + STUCK else 0.0
     if gone:
         wait = SPACING
-    elif (meta.get("annotations") or {}).get(AGAIN_ANNOTATION) == "true":
+    elif (meta.get("annotations") or {}).get(REPEAT_ANNOTATION) == "true":
         wait = AGAIN
     else:
         wait = PERIOD

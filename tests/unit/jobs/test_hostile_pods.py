@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 from finetune_api.run import Progress
 from finetune_operator.decision import HttpResponse
-from finetune_operator.jobs.progress import checkpoint_told, read_progress, shown, told
+from finetune_operator.jobs.progress import (
+    checkpoint_status,
+    job_progress,
+    progress_message,
+    read_progress,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,11 +59,11 @@ def test_any_figure_that_a_pod_tells_is_borne(name: str) -> None:
         progress = read_progress(answer, "train", 1)
         if progress is None:
             continue
-        checkpoint = checkpoint_told(progress, None)
-        wire = [shown(progress, None, START).to_wire(), checkpoint and checkpoint.to_wire()]
+        checkpoint = checkpoint_status(progress, None)
+        wire = [job_progress(progress, None, START).to_wire(), checkpoint and checkpoint.to_wire()]
         numbers = [n for each in wire for n in (each or {}).values() if isinstance(n, int)]
         assert all(abs(number) < 2**63 for number in numbers)
-        assert len(told(progress) or "") < 4096
+        assert len(progress_message(progress) or "") < 4096
 
 
 @settings(max_examples=80, deadline=None)

@@ -254,7 +254,7 @@ def test_progress_is_asked_of_index_0_and_shown() -> None:
     world.run_until("train")
     pods = world.add_pods("glossary-train-1")
     decision = world.settle()
-    (ask,) = decision.asks
+    (ask,) = decision.requests
     assert ask.id == f"progress/{pods[0]['metadata']['uid']}"
     assert ask.url == "http://10.0.0.7:9400/progress"
     assert decision.requeue_after == SETTINGS.progress_interval

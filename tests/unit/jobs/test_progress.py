@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 from finetune_operator.decision import HttpResponse
-from finetune_operator.jobs.progress import duration_text, progress_ask
-from finetune_operator.jobs.stage_runner import pace
+from finetune_operator.jobs.progress import format_duration, poll_interval, progress_request
 
 from tests.unit.jobs.world import World
 
@@ -110,7 +109,7 @@ def test_progress_of_a_stage_that_is_over_is_not_shown_for_the_next() -> None:
 
 
 def test_address_of_an_ipv6_pod_is_bracketed() -> None:
-    assert progress_ask("u", "fd00::7", 2.0).url == "http://[fd00::7]:9400/progress"
+    assert progress_request("u", "fd00::7", 2.0).url == "http://[fd00::7]:9400/progress"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +117,7 @@ def test_address_of_an_ipv6_pod_is_bracketed() -> None:
     [(0.2, "1s"), (59, "59s"), (200, "3m20s"), (7500, "2h05m"), (273600, "3d04h"), (-1, None)],
 )
 def test_duration_is_short(seconds: float, text: str | None) -> None:
-    assert duration_text(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_the_line_of_a_training_job_tells_how_far_it_is_whatever_its_pod_calls_it() -> None:
@@ -140,4 +139,4 @@ def test_answer_with_a_name_that_the_status_has_no_room_for_is_no_answer() -> No
 def test_the_longer_a_stage_runs_the_rarer_it_is_asked(age: int | None, seconds: float) -> None:
     now = datetime(2026, 1, 2, tzinfo=UTC)
     started = None if age is None else now - timedelta(seconds=age)
-    assert pace(2.0, started, now) == seconds
+    assert poll_interval(2.0, started, now) == seconds

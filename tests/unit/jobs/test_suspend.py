@@ -34,7 +34,7 @@ def test_pods_are_told_to_end_and_waited_for() -> None:
     assert world.names("Job") == ["glossary-prepare-1"]
     assert world.status["phase"] == "Training"
     message = world.status["message"]
-    assert message.startswith("train is stopping, after a checkpoint: suspend was asked for")
+    assert message.startswith("train is stopping, after a checkpoint: suspend was requested")
     assert world.condition("Reconciling")["status"] == "True"
     assert world.condition("Suspended")["status"] == "False"
     assert "suspendedAt" not in world.status
@@ -67,7 +67,7 @@ def test_a_suspended_job_rests_and_tells_from_where_it_will_go_on() -> None:
     assert status["observedGeneration"] == 2
     assert world.stage("train")["state"] == "Pending"
     assert world.decision.requeue_after is None
-    assert world.decision.asks == ()
+    assert world.decision.requests == ()
     told = [(event.type, event.reason) for event in world.events]
     assert told[-1] == ("Normal", "Suspended")
     assert "Warning" not in [kind for kind, _ in told]
@@ -271,7 +271,7 @@ def test_a_gang_on_many_dead_nodes_can_be_suspended_too() -> None:
     world.settle()
     recover(world, 130)
     assert world.status["phase"] == "Suspended"
-    told = " and 196 more cannot be ended, look at those nodes"
+    told = " and 196 more cannot be ended, check those nodes"
     assert world.status["message"].endswith(told)
 
 
@@ -287,7 +287,7 @@ def test_suspended_stays_suspended_when_a_late_pod_shows_up() -> None:
 @pytest.mark.parametrize("stage", ["prepare", "evaluate", "export"])
 def test_any_stage_can_be_suspended(stage: str) -> None:
     world, pods = suspending(stage, grace=30)
-    assert world.status["message"].startswith(f"{stage} is stopping: suspend was asked for")
+    assert world.status["message"].startswith(f"{stage} is stopping: suspend was requested")
     for pod in pods:
         world.end_pod(pod, 76)
     world.settle()

@@ -144,14 +144,16 @@ class World:
             if each == kind and namespace in (None, space)
         ]
 
-    def labelled(self, kind: str, namespace: str, label: str, value: str) -> Sequence[Manifest]:
+    def list_by_label(
+        self, kind: str, namespace: str, label: str, value: str
+    ) -> Sequence[Manifest]:
         return [
             found
             for found in self.list(kind, namespace)
             if (found["metadata"].get("labels") or {}).get(label) == value
         ]
 
-    def answer(self, ask_id: str) -> HttpResponse | None:
+    def http_response(self, ask_id: str) -> HttpResponse | None:
         return self.answers.get(ask_id)
 
     def serves(self, group: str, kind: str) -> bool:

@@ -9,10 +9,10 @@ from finetune_operator.names import model_path
 from finetune_operator.resources.janitor import (
     LIST_SECONDS,
     MARGIN_SECONDS,
-    janitor_job,
-    keep_text,
-    kept_by,
-    ledger,
+    build_janitor_job,
+    build_ledger,
+    format_keep_list,
+    parse_keep_list,
 )
 from finetune_operator.workspaces.plan import (
     AFTER_FAILURE,
@@ -22,9 +22,9 @@ from finetune_operator.workspaces.plan import (
     RECHECK,
     SPACING,
     STUCK,
+    check_janitor,
     needed,
     reconcile_workspace,
-    unknown_to_janitor,
     workspace_key,
     workspace_keys,
 )
@@ -42,7 +42,7 @@ def fresh() -> World:
     """A job that has begun; its namespace has a workspace by now."""
     world = World()
     world.settle()
-    kept_before = ledger(NAMESPACE, [])
+    kept_before = build_ledger(NAMESPACE, [])
     kept_before["metadata"]["creationTimestamp"] = (START - FIRST).isoformat()
     world.put(kept_before)
     return world
@@ -72,7 +72,7 @@ def janitor(world: World) -> Manifest | None:
 def kept(world: World) -> frozenset[str]:
     found = janitor(world)
     assert found is not None
-    return kept_by(found)
+    return parse_keep_list(found)
 
 
 def clean(world: World, outcome: str = "Complete") -> None:
@@ -331,23 +331,23 @@ def test_every_workspace_is_looked_at_once_after_a_start() -> None:
 def test_list_for_a_thousand_jobs_fits_into_an_annotation() -> None:
     keep = [f"jobs/{number:08x}" for number in range(1000)]
     keep += [f"artifacts/{'x' * 63}-{number:08x}" for number in range(1000)]
-    assert len(keep_text(keep)) < 128 * 1024
-    job = janitor_job(NAMESPACE, "uid", keep, frozenset(), World().now, SETTINGS)
-    assert kept_by(job) == set(keep)
+    assert len(format_keep_list(keep)) < 128 * 1024
+    job = build_janitor_job(NAMESPACE, "uid", keep, frozenset(), World().now, SETTINGS)
+    assert parse_keep_list(job) == set(keep)
 
 
 def test_artifact_that_a_running_janitor_does_not_know_waits_for_it() -> None:
     world = fresh()
-    assert unknown_to_janitor(world, NAMESPACE, [OLD_URI], SETTINGS) is None
+    assert check_janitor(world, NAMESPACE, [OLD_URI], SETTINGS) is None
     look(world)
-    stall = unknown_to_janitor(world, NAMESPACE, ["hf://a/b", OLD_URI], SETTINGS)
+    stall = check_janitor(world, NAMESPACE, ["hf://a/b", OLD_URI], SETTINGS)
     assert stall is not None
     assert stall.reason == "WaitingForJanitor"
     assert OLD in stall.message
     own = f"pvc://finetune-workspace/artifacts/glossary-{JOB_UID[:8]}"
-    assert unknown_to_janitor(world, NAMESPACE, [own], SETTINGS) is None
+    assert check_janitor(world, NAMESPACE, [own], SETTINGS) is None
     world.end_job(JANITOR, "Complete")
-    assert unknown_to_janitor(world, NAMESPACE, [OLD_URI], SETTINGS) is None
+    assert check_janitor(world, NAMESPACE, [OLD_URI], SETTINGS) is None
 
 
 def test_job_that_names_such_an_artifact_says_what_it_waits_for() -> None:

@@ -1,4 +1,4 @@
-"""A rank that gives no sign of life: named in the status, and after long enough replaced.
+"""A rank that gives no sign of life: named in the status, and replaced after long enough.
 
 The pods end such an attempt by themselves within a quarter of an hour. This is for the case that
 they cannot: the operator's patience is well above theirs.
@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from finetune_api.run import Failure, Progress
 
-from finetune_operator.jobs.attempt_outcome import Outcome, ended_by_us
+from finetune_operator.jobs.attempt_outcome import FailedAttempt, fail_attempt
 from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.policies.node_exclusion import RANK_STALLED
 from finetune_operator.manifest import parse_time
@@ -16,10 +16,10 @@ from finetune_operator.manifest import parse_time
 PATIENCE = timedelta(minutes=20)
 
 
-def silence(
+def check_stalled_rank(
     attempt: Attempt, progress: Progress, since: str | None, now: datetime
-) -> Outcome | None:
-    """The end of an attempt whose rank has been told to be silent since long ago."""
+) -> FailedAttempt | None:
+    """The end of an attempt whose leader has reported a silent rank `since` long ago."""
     first = parse_time(since)
     if not progress.stalled or first is None or now < first + PATIENCE:
         return None
@@ -31,7 +31,7 @@ def silence(
             f"rank {rank.rank} on host {rank.host}{more} gave no sign of life for "
             f"{PATIENCE.seconds // 60} minutes, after step {rank.step}"
         ),
-        remedy="look at that pod and its node: a device that hangs, a volume that does not "
+        remedy="check that pod and its node: a device that hangs, a volume that does not "
         "answer, or a process that was stopped",
     )
-    return ended_by_us(attempt, now, failure, "Crashed")
+    return fail_attempt(attempt, "Crashed", now, failure)

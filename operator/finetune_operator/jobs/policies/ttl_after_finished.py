@@ -1,8 +1,8 @@
-"""A job that has ended: what still runs of it is stopped, and in time it goes.
+"""A job that has ended: stop what still runs of it, and delete it after its time to live.
 
-It never runs again and its status stays, whatever happens to its children. Jobs that live are
-deleted at every look, because the operator may have died between the status that ended the job and
-the deletion; those that have ended stay for their logs.
+It never runs again and its status stays, whatever happens to its children. Children that still run
+are deleted in every reconcile, because the operator may have crashed between the status that ended
+the job and the deletion; Jobs that have ended stay for their logs.
 """
 
 from datetime import datetime, timedelta
@@ -13,18 +13,18 @@ from finetune_operator.jobs.observe import observe
 from finetune_operator.manifest import find_condition, object_ref, parse_time
 
 LONGEST_SLEEP = 3600.0
-"""Clocks may be set, so nobody sleeps for months."""
+"""The clock of a machine may be set, so the operator checks again within this time, in seconds."""
 
 
-def finished_job(job: Manifest, view: View, now: datetime) -> Decision:
+def clean_up_finished(job: Manifest, view: View, now: datetime) -> Decision:
     """What is left to do for a job that has ended."""
-    live = [attempt.job for attempt in observe(job, view).every() if attempt.live]
+    live = [attempt.job for attempt in observe(job, view).all_attempts() if attempt.live]
     delete = [object_ref(each) for each in live if each is not None]
     left = _seconds_to_live(job, now)
     if left is not None and left <= 0:
         delete.append(object_ref(job))
     sleep = None if left is None or left <= 0 else min(left, LONGEST_SLEEP)
-    return Decision(delete=tuple(delete), status=_seen(job), requeue_after=sleep)
+    return Decision(delete=tuple(delete), status=_observe_generation(job), requeue_after=sleep)
 
 
 def _seconds_to_live(job: Manifest, now: datetime) -> float | None:
@@ -38,8 +38,9 @@ def _seconds_to_live(job: Manifest, now: datetime) -> float | None:
     return (ended + timedelta(seconds=seconds) - now).total_seconds()
 
 
-def _seen(job: Manifest) -> dict[str, Any] | None:
-    """The status as it is, but for the generation: that the time to live changed has been seen."""
+def _observe_generation(job: Manifest) -> dict[str, Any] | None:
+    """The status with the current generation, which shows that a change of the time to live was
+    read; None where it has it."""
     generation = int(job["metadata"].get("generation") or 0)
     status = job.get("status") or {}
     if status.get("observedGeneration") == generation:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The stages of a job, one module each."""

@@ -1,22 +1,28 @@
-"""TODO."""
+"""What a stage that runs in pods defines: its configuration, its pods, and what its result means.
 
-from collections.abc import Callable
+A stage never touches the cluster or the status. When to launch it, and what to do about a failed
+attempt, is the same for all of them: see stage_runner.py.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from finetune_api.finetunejob import FineTuneJobStatus, Phase
 from finetune_api.run import Failure, RunConfig, StageName, StageResult
 
 from finetune_operator.jobs.draft import Context
 from finetune_operator.jobs.observe import Attempt
-from finetune_operator.resources.pod import PodShape
+from finetune_operator.resources.pod import StagePods
 from finetune_operator.stalled import Stalled
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """What a successful result adds to the status."""
+    """What a stage's result adds to the status of the job."""
 
-    status: FineTuneJobStatus
+    facts: Mapping[str, Any]
+    """Fields of FineTuneJobStatus."""
     message: str
     refusal: Failure | None = None
     """Why the job ends here although the stage did its work."""
@@ -28,10 +34,10 @@ class PodStage:
 
     name: StageName
     phase: Callable[[Attempt | None], Phase]
-    """Phase of the job while this attempt runs; None before there is one."""
-    config: Callable[[Context, FineTuneJobStatus, int], RunConfig | Stalled | Failure]
-    """What an attempt is given."""
-    shape: Callable[[Context, FineTuneJobStatus, RunConfig], PodShape | Stalled]
-    """How large its pods are and what they see."""
-    accept: Callable[[Context, FineTuneJobStatus, StageResult], Accepted | None]
-    """What a result means; None where it lacks what the stage is for."""
+    """Phase of the job while this attempt runs; None before the first one."""
+    build_config: Callable[[Context, FineTuneJobStatus, int], RunConfig | Stalled | Failure]
+    """The run.json of an attempt."""
+    build_pods: Callable[[Context, FineTuneJobStatus, RunConfig], StagePods | Stalled]
+    """The size of its pods and what they mount."""
+    accept: Callable[[Context, StageResult], Accepted | None]
+    """What a result means; None where it lacks the facts that the stage is for."""

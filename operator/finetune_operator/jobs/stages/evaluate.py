@@ -10,18 +10,20 @@ from finetune_operator.jobs.stages.prepare import reward_mount
 from finetune_operator.names import job_path, model_path
 from finetune_operator.planner.serving import plan_serving_devices
 from finetune_operator.profiles import find_profile
-from finetune_operator.resources.pod import Mount, PodShape
-from finetune_operator.resources.resource_requirements import device_resources
+from finetune_operator.resources.pod import Mount, StagePods
+from finetune_operator.resources.resource_requirements import build_device_resources
 from finetune_operator.stalled import Stalled
 
 
 def phase(attempt: Attempt | None) -> Phase:
-    """One phase from beginning to end."""
+    """The same from beginning to end."""
     return "Evaluating"
 
 
-def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig | Stalled | Failure:
-    """Plan and facts, as train had them."""
+def build_config(
+    ctx: Context, status: FineTuneJobStatus, attempt: int
+) -> RunConfig | Stalled | Failure:
+    """With the plan and the facts that train had."""
     return ctx.run_config(
         "evaluate",
         attempt,
@@ -32,7 +34,7 @@ def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig |
     )
 
 
-def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShape | Stalled:
+def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> StagePods | Stalled:
     """One pod on the pool of the training, with one device, or as many as inference needs."""
     pool = find_profile(ctx.view, config.plan.profile if config.plan else ctx.spec.compute.profile)
     if isinstance(pool, Stalled):
@@ -41,8 +43,8 @@ def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShap
     if isinstance(devices, Failure):
         devices = pool.spec.devices_per_node
     model = ctx.spec.model
-    return PodShape(
-        resources=device_resources(pool.spec, devices),
+    return StagePods(
+        resources=build_device_resources(pool.spec, devices),
         shared_memory=pool.spec.shared_memory,
         mounts=(
             Mount(Paths().model_cache, model_path(model.uri, model.revision), read_only=True),
@@ -53,17 +55,18 @@ def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShap
     )
 
 
-def accept(ctx: Context, status: FineTuneJobStatus, result: StageResult) -> Accepted | None:
-    """The comparison; a gate that does not hold ends the job, and the figures stay."""
+def accept(ctx: Context, result: StageResult) -> Accepted | None:
+    """The comparison; a gate that does not hold ends the job, and its status keeps the figures."""
     summary = result.evaluation
     if summary is None:
         return None
-    status = status.model_copy(update={"evaluation": summary})
-    return Accepted(status, comparison(summary), None if summary.passed else gate_failure(summary))
+    refusal = None if summary.passed else gate_failure(summary)
+    return Accepted({"evaluation": summary}, format_comparison(summary), refusal)
 
 
-def comparison(summary: EvaluationSummary) -> str:
-    """What was compared, in one line: the loss, or what the objective has besides or instead."""
+def format_comparison(summary: EvaluationSummary) -> str:
+    """The measurements of both models in one line: the loss, or what the objective has besides or
+    instead."""
     parts = []
     if (loss := summary.loss) is not None:
         better = "better" if loss.improvement_percent >= 0 else "worse"
@@ -82,15 +85,15 @@ def comparison(summary: EvaluationSummary) -> str:
 
 
 def gate_failure(summary: EvaluationSummary) -> Failure:
-    """Which rules of the gate do not hold."""
+    """GateNotMet: the rules of the gate that do not hold."""
     broken = [rule for rule in summary.gate if not rule.passed]
     rules = ", ".join(f"{r.metric} improved by {r.measured}, not {r.required}" for r in broken)
     return Failure(
         stage="evaluate",
         reason="GateNotMet",
-        message=f"the tuned model is not good enough: {rules or comparison(summary)}",
+        message=f"the tuned model is not good enough: {rules or format_comparison(summary)}",
         remedy="train longer or on more data, or lower evaluation.gate",
     )
 
 
-EVALUATE = PodStage("evaluate", phase, config, shape, accept)
+EVALUATE = PodStage("evaluate", phase, build_config, build_pods, accept)

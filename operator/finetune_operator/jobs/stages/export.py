@@ -9,17 +9,19 @@ from finetune_operator.jobs.stages.base import Accepted, PodStage
 from finetune_operator.names import artifact_path, artifact_uri, job_path, model_path
 from finetune_operator.planner.quantity import GIB
 from finetune_operator.profiles import find_profile
-from finetune_operator.resources.pod import Mount, PodShape
-from finetune_operator.resources.resource_requirements import host_resources
+from finetune_operator.resources.pod import Mount, StagePods
+from finetune_operator.resources.resource_requirements import build_host_resources
 from finetune_operator.stalled import Stalled
 
 
 def phase(attempt: Attempt | None) -> Phase:
-    """One phase from beginning to end."""
+    """The same from beginning to end."""
     return "Exporting"
 
 
-def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig | Stalled | Failure:
+def build_config(
+    ctx: Context, status: FineTuneJobStatus, attempt: int
+) -> RunConfig | Stalled | Failure:
     """Also carries the probe: run.json outlives the pod whose result it came in."""
     return ctx.run_config(
         "export",
@@ -34,7 +36,7 @@ def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig |
 
 
 def recorded_probe(observed: Observed) -> ProbeRecord | None:
-    """The probe of the newest evaluation whose pod is still there."""
+    """The probe of the newest evaluation whose pod still exists."""
     for attempt in reversed(observed.attempts.get("evaluate", ())):
         leader = attempt.leader()
         if leader and leader.result and leader.result.probe:
@@ -42,14 +44,14 @@ def recorded_probe(observed: Observed) -> ProbeRecord | None:
     return None
 
 
-def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShape | Stalled:
+def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> StagePods | Stalled:
     """One pod without devices: merging is arithmetic on weights in host memory."""
     pool = find_profile(ctx.view, config.plan.profile if config.plan else ctx.spec.compute.profile)
     if isinstance(pool, Stalled):
         return pool
     model = ctx.spec.model
-    return PodShape(
-        resources=host_resources(config.model.weight_bytes if config.model else 0),
+    return StagePods(
+        resources=build_host_resources(config.model.weight_bytes if config.model else 0),
         shared_memory=pool.spec.shared_memory,
         mounts=(
             Mount(Paths().model_cache, model_path(model.uri, model.revision), read_only=True),
@@ -59,14 +61,14 @@ def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShap
     )
 
 
-def accept(ctx: Context, status: FineTuneJobStatus, result: StageResult) -> Accepted | None:
+def accept(ctx: Context, result: StageResult) -> Accepted | None:
     """The artifact, under the address that the operator gave it."""
     if result.artifact is None:
         return None
     uri = artifact_uri(ctx.settings.workspace_claim, ctx.name, ctx.uid)
     artifact = result.artifact.model_copy(update={"uri": uri})
     message = f"{artifact.bytes / GIB:.2f} GiB at {artifact.uri}, {artifact.digest[:19]}"
-    return Accepted(status.model_copy(update={"artifact": artifact}), message)
+    return Accepted({"artifact": artifact}, message)
 
 
-EXPORT = PodStage("export", phase, config, shape, accept)
+EXPORT = PodStage("export", phase, build_config, build_pods, accept)

@@ -1,4 +1,4 @@
-"""prepare: fetch model and data, check every row, tokenise; on a CPU, before a GPU is asked for."""
+"""prepare: fetch model and data, check every row, tokenise; on a CPU, before a job has a GPU."""
 
 from finetune_api.finetunejob import (
     DataSource,
@@ -21,81 +21,89 @@ from finetune_api.run import (
 from finetune_operator.jobs.draft import Context
 from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.stages.base import Accepted, PodStage
-from finetune_operator.jobs.stall_checks import claim_stall
 from finetune_operator.names import artifact_in, claim_of, job_path, model_path
 from finetune_operator.profiles import find_profile
-from finetune_operator.resources.pod import Mount, PodShape, SecretEnv
-from finetune_operator.resources.resource_requirements import host_resources
+from finetune_operator.resources.pod import Mount, SecretEnv, StagePods
+from finetune_operator.resources.resource_requirements import build_host_resources
 from finetune_operator.stalled import Stalled
-from finetune_operator.workspaces.plan import unknown_to_janitor
+from finetune_operator.workspaces.plan import check_janitor
 
 
 def phase(attempt: Attempt | None) -> Phase:
-    """Pending until there is something to look at."""
+    """Pending until its Job exists."""
     return "Pending" if attempt is None else "Preparing"
 
 
-def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig | Stalled | Failure:
-    """Needs nothing but the spec, and that no address names what is another job's."""
+def build_config(
+    ctx: Context, status: FineTuneJobStatus, attempt: int
+) -> RunConfig | Stalled | Failure:
+    """Needs only the spec. An address inside the workspace must be that of an artifact, as other
+    folders belong to other jobs."""
     workspace = ctx.settings.workspace_claim
     for source, _ in sources(ctx.spec):
         if claim_of(source.uri) == workspace and artifact_in(source.uri, workspace) is None:
-            return not_an_artifact(source.uri, workspace)
+            return Failure(
+                stage="prepare",
+                reason="NotAnArtifact",
+                message=f"{source.uri} is not the address of an artifact",
+                remedy=(
+                    "use status.artifact.uri of a FineTuneJob, which is "
+                    f"pvc://{workspace}/artifacts/..., or a claim of your own"
+                ),
+            )
     return ctx.run_config("prepare", attempt)
 
 
-def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShape | Stalled:
+def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> StagePods | Stalled:
     """One pod without devices that alone may write the model cache and see Secrets.
 
-    The profile is looked up here already, so that a job that cannot train says so at once.
+    The profile is read here already, so that a job that cannot train stalls at once.
     """
     pool = find_profile(ctx.view, ctx.spec.compute.profile)
     if isinstance(pool, Stalled):
         return pool
-    workspace = ctx.settings.workspace_claim
+    workspace, fetched = ctx.settings.workspace_claim, sources(ctx.spec)
     claims = user_claims(ctx.spec, workspace)
-    named = [source.uri for source, _ in sources(ctx.spec)]
-    stall = claim_stall(ctx.view, ctx.namespace, claims) or unknown_to_janitor(
-        ctx.view, ctx.namespace, named, ctx.settings
-    )
-    if stall is not None:
-        return stall
-    model = ctx.spec.model
-    return PodShape(
-        resources=host_resources(),
+    folders = (artifact_in(source.uri, workspace) for source, _ in fetched)
+    artifacts = [folder for folder in dict.fromkeys(folders) if folder]
+    stalled = _check_claims(ctx, claims)
+    if artifacts and stalled is None:
+        uris = [source.uri for source, _ in fetched]
+        stalled = check_janitor(ctx.view, ctx.namespace, uris, ctx.settings)
+    if stalled is not None:
+        return stalled
+    model, volumes = ctx.spec.model, f"{Paths().volumes}/{workspace}"
+    return StagePods(
+        resources=build_host_resources(),
         shared_memory=pool.spec.shared_memory,
         mounts=(
             Mount(Paths().model_cache, model_path(model.uri, model.revision)),
             Mount(Paths().job, job_path(ctx.uid)),
             *reward_mount(ctx.spec),
-            *artifact_mounts(ctx.spec, workspace),
+            *(Mount(f"{volumes}/{folder}", folder, read_only=True) for folder in artifacts),
         ),
-        secrets=secrets(ctx.spec),
+        secrets=[
+            SecretEnv(source.credentials_secret, prefix)
+            for source, prefix in fetched
+            if source.credentials_secret
+        ],
         claims=claims,
     )
 
 
-def not_an_artifact(uri: str, workspace: str) -> Failure:
-    """The workspace holds other jobs' data and checkpoints; only artifacts are for everybody."""
-    return Failure(
-        stage="prepare",
-        reason="NotAnArtifact",
-        message=f"{uri} is not the address of an artifact",
-        remedy=(
-            f"use status.artifact.uri of a FineTuneJob, which is pvc://{workspace}/artifacts/..., "
-            "or a claim of your own"
-        ),
-    )
-
-
-def artifact_mounts(spec: FineTuneJobSpec, workspace: str) -> list[Mount]:
-    """Artifacts of earlier jobs that the sources name, each folder by itself and read-only."""
-    folders = (artifact_in(source.uri, workspace) for source, _ in sources(spec))
-    return [
-        Mount(f"{Paths().volumes}/{workspace}/{folder}", folder, read_only=True)
-        for folder in dict.fromkeys(folders)
-        if folder
-    ]
+def _check_claims(ctx: Context, claims: list[str]) -> Stalled | None:
+    """The first of the user's claims that does not exist or has lost its volume."""
+    for claim in claims:
+        found = ctx.view.get("PersistentVolumeClaim", ctx.namespace, claim)
+        if found is None:
+            return Stalled(
+                "VolumeClaimNotFound",
+                f"PersistentVolumeClaim {claim} does not exist in namespace {ctx.namespace}; the "
+                "job continues when it is created",
+            )
+        if (found.get("status") or {}).get("phase") == "Lost":
+            return Stalled("VolumeClaimLost", f"PersistentVolumeClaim {claim} has lost its volume")
+    return None
 
 
 def reward_mount(spec: FineTuneJobSpec, read_only: bool = False) -> tuple[Mount, ...]:
@@ -107,7 +115,8 @@ def reward_mount(spec: FineTuneJobSpec, read_only: bool = False) -> tuple[Mount,
 
 
 def sources(spec: FineTuneJobSpec) -> list[tuple[ModelAddress | DataSource, str]]:
-    """Everything that prepare fetches, each with the prefix of its Secret's variables."""
+    """Everything that prepare fetches, each with the prefix of the environment variables from its
+    Secret."""
     found: list[tuple[ModelAddress | DataSource, str]] = [
         (spec.model, MODEL_SECRET_PREFIX),
         *zip(spec.dataset.train, DATA_SECRET_PREFIXES, strict=False),
@@ -126,13 +135,7 @@ def user_claims(spec: FineTuneJobSpec, workspace: str) -> list[str]:
     return list(dict.fromkeys(claim for claim in claims if claim and claim != workspace))
 
 
-def secrets(spec: FineTuneJobSpec) -> list[SecretEnv]:
-    """Secrets that the sources name; each source has a prefix of its own."""
-    named = ((source.credentials_secret, prefix) for source, prefix in sources(spec))
-    return [SecretEnv(name, prefix) for name, prefix in named if name]
-
-
-def accept(ctx: Context, status: FineTuneJobStatus, result: StageResult) -> Accepted | None:
+def accept(ctx: Context, result: StageResult) -> Accepted | None:
     """Facts about model, data and workspace."""
     if result.model is None or result.data is None:
         return None
@@ -147,7 +150,7 @@ def accept(ctx: Context, status: FineTuneJobStatus, result: StageResult) -> Acce
         "reward": result.reward,
         "workspace": result.workspace,
     }
-    return Accepted(status.model_copy(update=facts), message)
+    return Accepted(facts, message)
 
 
-PREPARE = PodStage("prepare", phase, config, shape, accept)
+PREPARE = PodStage("prepare", phase, build_config, build_pods, accept)

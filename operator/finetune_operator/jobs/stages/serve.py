@@ -28,7 +28,7 @@ from finetune_operator.jobs.stages.base import Accepted
 from finetune_operator.jobs.stages.export import recorded_probe
 from finetune_operator.planner.serving import plan_serving_devices
 from finetune_operator.profiles import find_profile
-from finetune_operator.resources.metadata import labels
+from finetune_operator.resources.metadata import build_labels
 from finetune_operator.stalled import Stalled
 
 
@@ -66,7 +66,7 @@ def roll_out(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest | None)
 
 
 def _create(ctx: Context, status: FineTuneJobStatus) -> Rollout | Stalled | Failure:
-    name, wanted = endpoint_name(ctx), ctx.spec.serve and ctx.spec.serve.profile
+    name, wanted = endpoint_name(ctx), ctx.spec.serve.profile if ctx.spec.serve else None
     if wanted is None:
         wanted = status.plan.profile if status.plan else ctx.spec.compute.profile
     pool = find_profile(ctx.view, wanted)
@@ -79,7 +79,7 @@ def _create(ctx: Context, status: FineTuneJobStatus) -> Rollout | Stalled | Fail
         return devices
     spec = _endpoint_spec(ctx, _require_artifact(status), profile=pool.name, gpus=devices)
     endpoint = _endpoint_manifest(ctx, spec)
-    endpoint["metadata"]["labels"] = labels()
+    endpoint["metadata"]["labels"] = build_labels()
     return Rollout(f"endpoint {name} is being created", create=(endpoint,))
 
 

@@ -1,25 +1,32 @@
 """train: the gang, one pod per node, on the devices that the planner chose."""
 
-from finetune_api.acceleratorprofile import AcceleratorProfileSpec
+import math
+
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase
-from finetune_api.run import Failure, Paths, RunConfig, StageResult, TrainPlan
+from finetune_api.jobstatus import CheckpointStatus
+from finetune_api.run import Failure, Paths, RunConfig, StageResult, TrainPlan, WorkspaceFacts
 
 from finetune_operator.jobs.draft import Context
-from finetune_operator.jobs.grace import grace_seconds
 from finetune_operator.jobs.observe import Attempt
-from finetune_operator.jobs.progress import loss_text
+from finetune_operator.jobs.progress import format_loss
 from finetune_operator.jobs.stages.base import Accepted, PodStage
 from finetune_operator.jobs.stages.prepare import reward_mount
 from finetune_operator.names import child_name, job_path, master_host, model_path
-from finetune_operator.planner.disk import checkpoint_bytes, check_free_space
+from finetune_operator.planner.disk import check_free_space, checkpoint_bytes
 from finetune_operator.planner.quantity import floor_quantity
 from finetune_operator.planner.serving import plan_serving_devices
 from finetune_operator.planner.training import plan_training
 from finetune_operator.profiles import find_profile
-from finetune_operator.resources.pod import Mount, PodShape, SecretKey
-from finetune_operator.resources.resource_requirements import device_resources
+from finetune_operator.resources.pod import Mount, SecretKey, StagePods
+from finetune_operator.resources.resource_requirements import build_device_resources
 from finetune_operator.stalled import Stalled
 
+LEAST_GRACE = 120
+MOST_GRACE = 3600
+GRACE_MARGIN = 3.0
+"""A volume is slower while every pod of a node that is drained writes to it."""
+STEP_SECONDS = 60.0
+"""Time to end the step that runs, and for the ranks to agree on the last one."""
 MLFLOW_KEYS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 
@@ -30,8 +37,10 @@ def phase(attempt: Attempt | None) -> Phase:
     return "Queued" if any(pod.phase == "Pending" for pod in attempt.pods) else "Training"
 
 
-def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig | Stalled | Failure:
-    """The plan is made once; later attempts are given the same."""
+def build_config(
+    ctx: Context, status: FineTuneJobStatus, attempt: int
+) -> RunConfig | Stalled | Failure:
+    """The plan is made once; later attempts get the same."""
     if status.model is None or status.data is None:
         return Stalled("FactsMissing", "the result of prepare is not in the status")
     plan = status.plan or _plan(ctx, status)
@@ -49,7 +58,7 @@ def config(ctx: Context, status: FineTuneJobStatus, attempt: int) -> RunConfig |
 
 
 def _plan(ctx: Context, status: FineTuneJobStatus) -> TrainPlan | Stalled | Failure:
-    """What could be trained but not be kept or served is refused now, not after the training."""
+    """A model that could be trained but not stored or served is refused now, not after training."""
     assert status.model is not None
     assert status.data is not None
     pool = find_profile(ctx.view, ctx.spec.compute.profile)
@@ -68,16 +77,21 @@ def _plan(ctx: Context, status: FineTuneJobStatus) -> TrainPlan | Stalled | Fail
     return plan
 
 
-def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShape | Stalled:
+def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> StagePods | Stalled:
     """One pod per node with the devices of the plan."""
     if config.plan is None:
         return Stalled("PlanMissing", "run.json of this attempt has no plan")
     pool = find_profile(ctx.view, config.plan.profile)
     if isinstance(pool, Stalled):
         return pool
+    env = {}
+    if pool.spec.resource_name is None:
+        # Otherwise every process on a CPU pool starts a thread for every core of the node.
+        env["OMP_NUM_THREADS"] = str(max(1, floor_quantity(pool.spec.cpu_per_device)))
+    size = checkpoint_bytes(ctx.spec, config.model) if config.model else None
     model = ctx.spec.model
-    return PodShape(
-        resources=device_resources(pool.spec, config.plan.gpus_per_node),
+    return StagePods(
+        resources=build_device_resources(pool.spec, config.plan.gpus_per_node),
         shared_memory=pool.spec.shared_memory,
         mounts=(
             Mount(Paths().model_cache, model_path(model.uri, model.revision), read_only=True),
@@ -87,15 +101,15 @@ def shape(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> PodShap
         nodes=config.plan.nodes,
         rendezvous=True,
         profile=pool.spec,
-        env=_threads(pool.spec),
-        must_answer=True,
-        grace_seconds=_grace(ctx, status, config),
+        env=env,
+        has_liveness_probe=True,
+        grace_seconds=grace_seconds(status.checkpoint, size, status.workspace),
         secret_keys=tracker_keys(ctx.spec),
     )
 
 
 def tracker_keys(spec: FineTuneJobSpec) -> list[SecretKey]:
-    """The keys that the job's trackers read by themselves; nothing that they do not ask for."""
+    """The keys of the Secret that the job's trackers read from the environment, and no others."""
     tracking = spec.tracking
     if tracking is None or tracking.credentials_secret is None:
         return []
@@ -107,31 +121,37 @@ def tracker_keys(spec: FineTuneJobSpec) -> list[SecretKey]:
     return keys
 
 
-def _grace(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> int:
-    size = checkpoint_bytes(ctx.spec, config.model) if config.model else None
-    return grace_seconds(status.checkpoint, size, status.workspace)
+def grace_seconds(
+    checkpoint: CheckpointStatus | None,
+    checkpoint_bytes: int | None,
+    workspace: WorkspaceFacts | None,
+) -> int:
+    """terminationGracePeriodSeconds: the time of one checkpoint, with a margin.
+
+    A measured time is preferred to a computed one; the least where neither is known. Draining a
+    node takes as long as its longest pod, so no pod gets more than it needs.
+    """
+    seconds = checkpoint.seconds if checkpoint else None
+    if seconds is None and checkpoint_bytes is not None and workspace is not None:
+        seconds = checkpoint_bytes / workspace.write_bytes_per_second
+    if seconds is None:
+        return LEAST_GRACE
+    return math.ceil(max(LEAST_GRACE, min(MOST_GRACE, GRACE_MARGIN * seconds + STEP_SECONDS)))
 
 
-def _threads(profile: AcceleratorProfileSpec) -> dict[str, str]:
-    """Without it every process on a CPU pool starts a thread for every core of the node."""
-    if profile.resource_name is not None:
-        return {}
-    return {"OMP_NUM_THREADS": str(max(1, floor_quantity(profile.cpu_per_device)))}
-
-
-def accept(ctx: Context, status: FineTuneJobStatus, result: StageResult) -> Accepted | None:
-    """Steps, loss and who trained."""
+def accept(ctx: Context, result: StageResult) -> Accepted | None:
+    """Steps, loss, and which processes trained."""
     facts = result.train
     if facts is None:
         return None
     message = f"{facts.steps} steps by {facts.world_size} processes of {facts.engine}"
-    if (loss := loss_text(facts.final_loss)) is not None:
+    if (loss := format_loss(facts.final_loss)) is not None:
         message += f", last loss {loss}"
     if facts.best_step is not None:
         message += f", best at step {facts.best_step}"
     if facts.resumed_from_step:
         message += f", resumed from step {facts.resumed_from_step}"
-    return Accepted(status.model_copy(update={"training": facts}), message)
+    return Accepted({"training": facts}, message)
 
 
-TRAIN = PodStage("train", phase, config, shape, accept)
+TRAIN = PodStage("train", phase, build_config, build_pods, accept)

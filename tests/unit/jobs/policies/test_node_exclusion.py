@@ -3,9 +3,13 @@
 import pytest
 from finetune_api.jobstatus import NodeFailures
 from finetune_operator.decision import Manifest
-from finetune_operator.jobs.attempt_outcome import ending
+from finetune_operator.jobs.attempt_outcome import FailedAttempt, outcome_of
 from finetune_operator.jobs.observe import observe
-from finetune_operator.jobs.policies.node_exclusion import MOST_NODES, blamed, excluded, to_blame
+from finetune_operator.jobs.policies.node_exclusion import (
+    MOST_NODES,
+    count_failure,
+    find_blamed_node,
+)
 
 from tests.unit.jobs.world import NAMESPACE, World, failed, recover, training
 
@@ -84,27 +88,27 @@ def test_who_is_to_blame_for(what: str) -> None:
     world, pods = training()
     happens(world, pods[1])
     attempt = observe(world.job, world).numbered("train", 1)
-    over = ending(attempt, world.now)
-    assert over is not None
-    assert to_blame(attempt, over) == node
+    outcome = outcome_of(attempt, world.now, lambda _: None)
+    assert isinstance(outcome, FailedAttempt)
+    assert find_blamed_node(attempt, outcome) == node
 
 
 def test_second_failure_on_the_same_node_excludes_it() -> None:
-    once = blamed([], "node2")
+    once = count_failure([], "node2")
     assert once == [NodeFailures(name="node2", failures=1)]
-    assert excluded(once) == ()
-    twice = blamed(blamed(once, "node1"), "node2")
+    assert [node.name for node in once if node.excluded] == []
+    twice = count_failure(count_failure(once, "node1"), "node2")
     assert [(n.name, n.failures, n.excluded) for n in twice] == [
         ("node1", 1, False),
         ("node2", 2, True),
     ]
-    assert excluded(twice) == ("node2",)
+    assert [node.name for node in twice if node.excluded] == ["node2"]
 
 
 def test_the_list_of_nodes_has_an_end_and_forgets_the_least_of_them() -> None:
     nodes = [NodeFailures(name=f"n{i:03d}", failures=2, excluded=True) for i in range(MOST_NODES)]
     nodes[7] = NodeFailures(name="n007", failures=1)
-    after = blamed(nodes, "new")
+    after = count_failure(nodes, "new")
     assert len(after) == MOST_NODES
     assert {"n007", "new"} & {node.name for node in after} == {"new"}
 

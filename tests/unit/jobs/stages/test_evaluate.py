@@ -1,7 +1,7 @@
 """What the status says of an evaluation, whatever the objective was judged by."""
 
 from finetune_api.run import EvaluationSummary, GateOutcome, LossComparison, MetricPair
-from finetune_operator.jobs.stages.evaluate import comparison, gate_failure
+from finetune_operator.jobs.stages.evaluate import format_comparison, gate_failure
 
 from tests.unit.jobs.world import World, job_manifest
 
@@ -11,19 +11,19 @@ LOSS = LossComparison(
 
 
 def test_a_loss_is_told_with_its_interval() -> None:
-    assert comparison(EvaluationSummary(loss=LOSS)) == (
+    assert format_comparison(EvaluationSummary(loss=LOSS)) == (
         "held-out loss 0.693 -> 0.520, 25.0 % better (95 % interval 20.0 to 30.0 %)"
     )
 
 
 def test_preferences_are_told_beside_the_loss() -> None:
     summary = EvaluationSummary(loss=LOSS, preference_accuracy=MetricPair(base=0.5, tuned=0.71))
-    assert comparison(summary).endswith("better answer preferred 50.0 % -> 71.0 %")
+    assert format_comparison(summary).endswith("better answer preferred 50.0 % -> 71.0 %")
 
 
 def test_reinforcement_learning_tells_rewards_and_no_loss() -> None:
     summary = EvaluationSummary(reward=MetricPair(base=0.125, tuned=0.5), generations=8)
-    assert comparison(summary) == "mean reward 0.125 -> 0.500"
+    assert format_comparison(summary) == "mean reward 0.125 -> 0.500"
     rule = GateOutcome(metric="reward", required="60%", measured="37.5%", passed=False)
     failed = summary.model_copy(update={"gate": [rule], "passed": False})
     assert "reward improved by 37.5%, not 60%" in gate_failure(failed).message

@@ -3,7 +3,7 @@
 import pytest
 from finetune_api.jobstatus import CheckpointStatus
 from finetune_api.run import WorkspaceFacts
-from finetune_operator.jobs.grace import grace_seconds
+from finetune_operator.jobs.stages.train import grace_seconds
 
 from tests.unit.jobs.world import NAMESPACE, World, recover, result, training
 
