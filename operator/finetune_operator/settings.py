@@ -1,9 +1,10 @@
-"""What an installation can choose, from flags and from FINETUNE_* variables.
+"""Options of the operator process, from flags and FINETUNE_* variables.
 
 Every flag has a variable of the same name (--log-format: FINETUNE_LOG_FORMAT); a flag wins. Lists
-are comma-separated in a variable. A value that makes no sense ends the process with one line, so
-that it is the last line of the pod's log. Unknown variables are left alone: Kubernetes itself
-sets FINETUNE_OPERATOR_SERVICE_HOST and its like in pods beside a Service of that name.
+are comma-separated in a variable. An invalid value ends the process with one line, so that it is
+the last line of the pod's log. Unknown variables are ignored: in pods next to a Service of that
+name Kubernetes itself sets FINETUNE_OPERATOR_SERVICE_HOST and others. `main` parses the options;
+reconcile functions see the part of them that is `decision.Settings`.
 """
 
 import argparse
@@ -25,7 +26,7 @@ SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/
 
 @dataclass(frozen=True)
 class Options:
-    """How this process runs; `settings` is the part that plans see."""
+    """How this process runs; `settings` is the part that reconcile functions see."""
 
     settings: Settings
     namespaces: tuple[str, ...]
@@ -33,7 +34,7 @@ class Options:
     lease_namespace: str
     lease_name: str
     identity: str
-    """Who we are in the Lease: the pod, and which start of it."""
+    """The holder in the Lease: the name of the pod and a random id of this start."""
     workers: int
     log_format: str
     log_level: str
@@ -42,34 +43,34 @@ class Options:
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Options:
-    """Options of a command line; SystemExit(2) after one line on stderr if they make no sense."""
-    parser = _parser(environ)
-    given = parser.parse_args(argv)
-    namespaces = tuple(given.namespace)
-    lease_namespace = given.lease_namespace or (namespaces or (own_namespace(environ),))[0]
+    """Options of a command line; SystemExit(2) after one line on stderr if one is invalid."""
+    parser = _build_parser(environ)
+    args = parser.parse_args(argv)
+    namespaces = tuple(args.namespace)
+    lease_namespace = args.lease_namespace or (namespaces or (own_namespace(environ),))[0]
     if namespaces and lease_namespace not in namespaces:
-        # The Lease is watched like everything else, to notice when watches die.
+        # The operator watches its Lease like everything else, to detect a dead watch.
         parser.error(
             f"--lease-namespace {lease_namespace} must be one of the served namespaces "
             f"({', '.join(namespaces)})"
         )
     pod = environ.get("POD_NAME") or socket.gethostname()
     return Options(
-        settings=_settings(given),
+        settings=_settings(args),
         namespaces=namespaces,
         lease_namespace=lease_namespace,
-        lease_name=given.lease_name,
+        lease_name=args.lease_name,
         identity=f"{pod}_{uuid.uuid4()}",
-        workers=given.workers,
-        log_format=given.log_format,
-        log_level=given.log_level,
-        kubeconfig=given.kubeconfig or None,
-        health_port=given.health_port,
+        workers=args.workers,
+        log_format=args.log_format,
+        log_level=args.log_level,
+        kubeconfig=args.kubeconfig or None,
+        health_port=args.health_port,
     )
 
 
 def own_namespace(environ: Mapping[str, str]) -> str:
-    """The namespace of this pod; default outside of one."""
+    """The namespace of this pod; `default` outside a pod."""
     if name := environ.get("POD_NAMESPACE"):
         return name
     try:
@@ -78,18 +79,18 @@ def own_namespace(environ: Mapping[str, str]) -> str:
         return "default"
 
 
-def _settings(given: argparse.Namespace) -> Settings:
+def _settings(args: argparse.Namespace) -> Settings:
     return Settings(
-        trainer_image=given.trainer_image,
-        serving_image=given.serving_image,
-        image_pull_policy=given.image_pull_policy,
-        image_pull_secrets=tuple(given.image_pull_secret),
-        trainer_service_account=given.trainer_service_account,
-        workspace_claim=given.workspace_claim,
-        workspace_size=given.workspace_size,
-        workspace_storage_class=given.workspace_storage_class or None,
-        model_retention_days=given.model_retention_days,
-        progress_interval=given.progress_interval,
+        trainer_image=args.trainer_image,
+        serving_image=args.serving_image,
+        image_pull_policy=args.image_pull_policy,
+        image_pull_secrets=tuple(args.image_pull_secret),
+        trainer_service_account=args.trainer_service_account,
+        workspace_claim=args.workspace_claim,
+        workspace_size=args.workspace_size,
+        workspace_storage_class=args.workspace_storage_class or None,
+        model_retention_days=args.model_retention_days,
+        progress_interval=args.progress_interval,
     )
 
 
@@ -98,46 +99,52 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
-def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
+def _build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="finetune-operator",
         description="Fine-tunes, evaluates and serves language models from FineTuneJob objects.",
         epilog="Every flag can be given as a variable FINETUNE_<FLAG>, e.g. FINETUNE_LOG_FORMAT.",
         allow_abbrev=False,
     )
-    add = _adder(parser, environ)
+    add = _make_add(parser, environ)
     add("--trainer-image", _text, None, "image of the stages prepare, train, evaluate, export",
         required=True)  # fmt: skip
     add("--serving-image", _text, None, "vLLM image of model endpoints", required=True)
-    add("--image-pull-policy", _text, "IfNotPresent", "of both images",
+    add("--image-pull-policy", _text, "IfNotPresent", "pull policy of both images",
         choices=("Always", "IfNotPresent", "Never"))  # fmt: skip
-    add("--image-pull-secret", _name, (), "Secret for the registry; may be repeated", many=True)
+    add("--image-pull-secret", _name, (), "Secret for the registry; may be repeated", is_list=True)
     add("--trainer-service-account", _text, "", "ServiceAccount of stage pods; none: default")
     add("--workspace-claim", _name, "finetune-workspace", "claim that jobs of a namespace share")
-    add("--workspace-size", _quantity, "100Gi", "size of a claim that the operator makes")
-    add("--workspace-storage-class", _text, "", "its class; none: the cluster's default")
-    add("--model-retention-days", _days, 30, "until a base model that no job used is removed; "
-        "0: never")  # fmt: skip
-    add("--progress-interval", _seconds, 2.0, "seconds between looks at a running stage")
-    add("--namespace", _name, (), "namespace to serve; may be repeated; none: all", many=True)
-    add("--lease-namespace", _name, None, "where the leader's Lease is; none: first --namespace, "
-        "else the pod's own")  # fmt: skip
+    add("--workspace-size", _quantity, "100Gi", "size of a claim that the operator creates")
+    add("--workspace-storage-class", _text, "", "its StorageClass; none: the cluster's default")
+    add("--model-retention-days", _days, 30, "days until a base model that no job used is "
+        "removed; 0: never")  # fmt: skip
+    add("--progress-interval", _seconds, 2.0, "seconds between polls of a running stage")
+    add("--namespace", _name, (), "namespace to serve; may be repeated; none: all", is_list=True)
+    add("--lease-namespace", _name, None, "namespace of the leader's Lease; none: the first "
+        "--namespace, else the pod's own")  # fmt: skip
     add("--lease-name", _name, MANAGER, "name of the leader's Lease")
-    add("--workers", _count, 16, "objects that are worked on at the same time")
-    add("--log-format", _text, "json", "of lines on stderr", choices=("json", "text"))
-    add("--log-level", _text, "info", "least level", choices=("debug", "info", "warning", "error"))
-    add("--kubeconfig", _text, "", "file to use instead of the pod's service account")
+    add("--workers", _count, 16, "objects that are reconciled at the same time")
+    add("--log-format", _text, "json", "format of the log on stderr", choices=("json", "text"))
+    add(
+        "--log-level",
+        _text,
+        "info",
+        "lowest level to log",
+        choices=("debug", "info", "warning", "error"),
+    )
+    add("--kubeconfig", _text, "", "kubeconfig to use instead of the pod's service account")
     add("--health-port", _port, 8080, "port of /healthz, /readyz and /metrics")
     return parser
 
 
-def _adder(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> Callable[..., None]:
+def _make_add(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> Callable[..., None]:
     def add(
         flag: str,
-        check: Callable[[str], Any],
+        convert: Callable[[str], Any],
         default: Any,
         text: str,
-        many: bool = False,
+        is_list: bool = False,
         choices: Sequence[str] | None = None,
         required: bool = False,
     ) -> None:
@@ -145,27 +152,29 @@ def _adder(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> Calla
         value = environ.get(variable)
         if value:
             try:
-                default = [check(each) for each in value.split(",")] if many else check(value)
+                default = (
+                    [convert(each) for each in value.split(",")] if is_list else convert(value)
+                )
             except argparse.ArgumentTypeError as error:
                 parser.error(f"{variable}: {error}")
             if choices and default not in choices:
                 parser.error(f"{variable}: {value!r} is not one of {', '.join(choices)}")
         parser.add_argument(
             flag,
-            type=check,
-            default=list(default) if many else default,
+            type=convert,
+            default=list(default) if is_list else default,
             required=required and default is None,
-            action=_Collect if many else "store",
+            action=_CollectValues if is_list else "store",
             choices=choices,
-            metavar=None if choices else check.__name__.strip("_").upper(),
-            help=text if many or default in (None, "") else f"{text} (default {default})",
+            metavar=None if choices else convert.__name__.strip("_").upper(),
+            help=text if is_list or default in (None, "") else f"{text} (default {default})",
         )
 
     return add
 
 
-class _Collect(argparse.Action):
-    """Repeated flags add up, and together replace the variable."""
+class _CollectValues(argparse.Action):
+    """Repeated flags are collected in a list, which replaces the value of the variable."""
 
     def __call__(
         self,
@@ -174,9 +183,9 @@ class _Collect(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        seen = f"_{self.dest}_given"
-        before = getattr(namespace, self.dest) if hasattr(namespace, seen) else []
-        setattr(namespace, seen, True)
+        marker = f"_{self.dest}_is_given"
+        before = getattr(namespace, self.dest) if hasattr(namespace, marker) else []
+        setattr(namespace, marker, True)
         setattr(namespace, self.dest, [*before, values])
 
 

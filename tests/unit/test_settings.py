@@ -27,7 +27,7 @@ def test_repeated_flags_replace_the_variable() -> None:
     assert parse(argv, {"FINETUNE_NAMESPACE": "team-a"}).namespaces == ("x", "y")
 
 
-def test_the_lease_is_beside_the_pod_when_all_namespaces_are_served() -> None:
+def test_the_lease_is_in_the_pods_namespace_when_all_namespaces_are_served() -> None:
     options = parse(IMAGES, {"POD_NAMESPACE": "finetune-system", "POD_NAME": "operator-1"})
     assert options.namespaces == ()
     assert options.lease_namespace == "finetune-system"
@@ -55,15 +55,15 @@ def test_the_lease_is_beside_the_pod_when_all_namespaces_are_served() -> None:
         ),
     ],
 )
-def test_nonsense_ends_with_one_clear_line(
+def test_an_invalid_option_ends_the_process_with_one_line(
     argv: list[str],
     environ: dict[str, str],
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         parse(argv, environ)
-    assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
+    assert exit_info.value.code == 2
+    stderr = capsys.readouterr().err
+    assert message in stderr
+    assert stderr.count("\n") == 1
