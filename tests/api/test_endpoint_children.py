@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from finetune_api.acceleratorprofile import AcceleratorProfile
 from finetune_operator.decision import Settings
-from finetune_operator.endpoints.observe import read_artifact
+from finetune_operator.endpoints.observe import parse_artifact
 from finetune_operator.resources import deployment, endpoint_service
 from finetune_operator.resources.vllm import Artifact, ServedRevision
 
@@ -42,7 +42,7 @@ def served(api: Api, namespace: str) -> ServedRevision:
         "metadata": {"name": "glossary", "namespace": namespace},
         "spec": {"artifact": source, "gpus": 4},
     }
-    artifact = read_artifact(**source)
+    artifact = parse_artifact(**source)
     assert isinstance(artifact, Artifact)
     return ServedRevision(
         endpoint=api.create(endpoint),

@@ -1,4 +1,4 @@
-"""How far a revision is that does not take traffic yet: starting, being checked, or failed."""
+"""The state of a revision that does not take traffic yet: starting, being checked, or failed."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,79 +11,78 @@ from finetune_operator.endpoints.observe import Observed, Revision
 from finetune_operator.resources.vllm import START_SECONDS
 from finetune_operator.stalled import Stalled
 
-START_DEADLINE = timedelta(seconds=START_SECONDS)
-"""From the start of the container, not from the wish: waiting for a node may take days."""
-SILENCE = timedelta(minutes=1)
-"""How long ready pods may be silent before that is worth a person's attention."""
+START_TIMEOUT = timedelta(seconds=START_SECONDS)
+"""Counted from the start of the container, because waiting for a node may take days."""
+UNREACHABLE_AFTER = timedelta(minutes=1)
+"""How long ready pods may leave requests unanswered before the endpoint is Stalled."""
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """The state of a revision and why."""
+    """The state of a revision and its reason."""
 
     state: RevisionState
     message: str | None = None
     stalled: Stalled | None = None
-    """What a person must provide, or why it failed."""
+    """What the user must provide, or why the revision failed."""
     requests: tuple[HttpRequest, ...] = ()
-    look_again: float | None = None
+    requeue_after: float | None = None
     """Seconds until time alone may change the assessment."""
 
 
-def assess(revision: Revision, observed: Observed, view: View, now: datetime) -> Assessment:
-    """Judge the wished revision."""
+def assess_revision(
+    revision: Revision, observed: Observed, view: View, now: datetime
+) -> Assessment:
+    """Assess the revision that is to take the traffic next."""
     if revision.record.state == "Failed":
-        return _failed(_remembered(revision))
-    crash = pods.crashed(revision.pods)
+        reason, _, message = (revision.record.message or "").partition(": ")
+        return _fail(
+            Stalled(reason or "RevisionFailed", message or "the status holds no reason for it")
+        )
+    crash = pods.find_crash(revision.pods)
     if crash is not None:
-        return _failed(crash)
-    progress = workload.progress(revision, observed.spec.replicas, now)
+        return _fail(crash)
+    progress = workload.check_progress(revision, observed.spec.replicas, now)
     if isinstance(progress, Stalled):
-        return _failed(progress)
+        return _fail(progress)
     if progress == "Starting":
-        return _starting(revision, observed.spec.replicas, now)
-    return _checking(revision, observed, view, now)
+        return _assess_start(revision, observed.spec.replicas, now)
+    return _assess_checks(revision, observed, view, now)
 
 
-def _starting(revision: Revision, replicas: int, now: datetime) -> Assessment:
-    waiting = pods.obstacle(revision.pods) or workload.stuck(revision)
-    since = pods.running_since(revision.pods)
-    if since is not None and now - since >= START_DEADLINE:
-        minutes = int(START_DEADLINE.total_seconds() // 60)
+def _assess_start(revision: Revision, replicas: int, now: datetime) -> Assessment:
+    stalled = pods.find_stall(revision.pods) or workload.find_creation_stall(revision)
+    started = pods.find_start_time(revision.pods)
+    if started is not None and now - started >= START_TIMEOUT:
+        minutes = int(START_TIMEOUT.total_seconds() // 60)
         text = f"no answer {minutes} minutes after the start of the container"
-        return _failed(Stalled("StartTimeout", text))
-    count = len(pods.ready(revision.pods))
-    message = waiting.message if waiting else f"{count} of {replicas} pods ready"
-    left = None if since is None else (since + START_DEADLINE - now).total_seconds()
-    if revision.kserve:
+        return _fail(Stalled("StartTimeout", text))
+    count = len(pods.select_ready(revision.pods))
+    message = stalled.message if stalled else f"{count} of {replicas} pods ready"
+    left = None if started is None else (started + START_TIMEOUT - now).total_seconds()
+    if revision.is_kserve:
         grace = workload.INVALID_SPEC_GRACE.total_seconds()
         left = grace if left is None else min(left, grace)
-    return Assessment("Starting", message, waiting, look_again=left)
+    return Assessment("Starting", message, stalled, requeue_after=left)
 
 
-def _checking(revision: Revision, observed: Observed, view: View, now: datetime) -> Assessment:
-    verdict = checks.examine(
-        pods.ready(revision.pods), observed.name, revision.number, observed.spec.probe, view
-    )
-    if verdict.outcome == "Passed":
+def _assess_checks(revision: Revision, observed: Observed, view: View, now: datetime) -> Assessment:
+    ready = pods.select_ready(revision.pods)
+    result = checks.check_pods(ready, observed.name, revision.number, observed.spec.probe, view)
+    if result.outcome == "Passed":
         return Assessment("Active")
-    if isinstance(verdict.outcome, Stalled):
-        return _failed(verdict.outcome)
-    since = pods.ready_since(revision.pods)
-    silent = verdict.silent and since is not None and now - since >= SILENCE
+    if isinstance(result.outcome, Stalled):
+        return _fail(result.outcome)
+    since = pods.find_ready_time(revision.pods)
+    is_unreachable = result.has_error and since is not None and now - since >= UNREACHABLE_AFTER
     return Assessment(
         "Checking",
-        verdict.detail,
-        Stalled("NoAnswer", verdict.detail) if silent else None,
-        verdict.requests,
+        result.detail,
+        Stalled("NoAnswer", result.detail) if is_unreachable else None,
+        result.requests,
         checks.RETRY_SECONDS,
     )
 
 
-def _failed(why: Stalled) -> Assessment:
+def _fail(why: Stalled) -> Assessment:
     return Assessment("Failed", f"{why.reason}: {why.message}", why)
-
-
-def _remembered(revision: Revision) -> Stalled:
-    reason, _, message = (revision.record.message or "").partition(": ")
-    return Stalled(reason or "RevisionFailed", message or "no reason was kept")

@@ -1,8 +1,8 @@
-"""What a plan may know of an endpoint: the wish, the history, and the children in the cache.
+"""Everything that a plan reads about an endpoint: its spec, its history, its children in the cache.
 
-Everything that a decision rests on is read here, once. The history is the union of the status and
-of the children, so that neither a lost status write nor a deleted child makes a revision's number
-come back. Which revision takes the traffic is told by the pointer Service, not by the status.
+The history is the union of the status and the children, so that no revision's number is used twice
+after a lost status write or a deleted child. The endpoint's Service, not the status, says which
+revision takes the traffic.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from finetune_api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus, R
 
 from finetune_operator.decision import ENDPOINT_LABEL, REVISION_LABEL, Manifest, View
 from finetune_operator.profiles import find_profile
+from finetune_operator.resources.inferenceservice import predictor_name
 from finetune_operator.resources.vllm import (
     ARTIFACT_ANNOTATION,
     DIGEST_ANNOTATION,
@@ -25,33 +26,33 @@ from finetune_operator.stalled import Stalled
 
 @dataclass(frozen=True)
 class Revision:
-    """One revision: what the status says of it and what there is of it."""
+    """One revision: its record in the status and its objects in the cluster."""
 
     number: int
     record: RevisionStatus
-    recorded: bool
-    """Whether the record stands in the status; otherwise it was made up from the child."""
+    is_recorded: bool
+    """Whether the record is in the status; otherwise it was restored from the child."""
     child: Manifest | None
     """Its Deployment or InferenceService."""
     predictor: Manifest | None
-    """The Deployment that KServe made for its InferenceService."""
+    """The Deployment that KServe created for its InferenceService."""
     pods: tuple[Manifest, ...]
     """Its pods that are not being deleted, by name."""
 
     @property
-    def wish(self) -> str:
-        """Fingerprint of the part of the spec that it was made for."""
+    def spec_digest(self) -> str:
+        """Digest of the part of the spec that it was created for."""
         return (self.record.key or "").partition("-")[0]
 
     @property
-    def kserve(self) -> bool:
+    def is_kserve(self) -> bool:
         """Whether KServe runs it."""
         return self.child is not None and self.child["kind"] == "InferenceService"
 
 
 @dataclass(frozen=True)
 class Observed:
-    """The endpoint and all that belongs to it."""
+    """The endpoint and everything that belongs to it."""
 
     endpoint: Manifest
     name: str
@@ -63,37 +64,44 @@ class Observed:
     profile: AcceleratorProfile | Stalled
     revisions: tuple[Revision, ...]
     """By number, oldest first."""
-    pointer: Manifest | None
-    """The Service, when it is ours."""
+    service: Manifest | None
+    """The Service of the endpoint's name, if the endpoint owns it."""
     runtimes: tuple[Manifest, ...]
     """ServingRuntimes of this endpoint."""
-    kserve: bool
-    """Whether a new revision is run by KServe."""
-    foreign: Stalled | None
-    """An object of somebody else that has the name of the Service."""
+    has_kserve: bool
+    """Whether KServe is installed, and will run new revisions."""
+    name_conflict: Stalled | None
+    """Another client's Service has the name of the endpoint."""
 
-    def revision(self, number: int | None) -> Revision | None:
-        """The revision with this number."""
+    def find_revision(self, number: int | None) -> Revision | None:
         return next((each for each in self.revisions if each.number == number), None)
 
     @property
     def active(self) -> Revision | None:
         """The revision that takes the traffic."""
-        pointed = number_of(self.pointer) if self.pointer else None
-        return self.revision(pointed or self.status.active_revision)
+        number = parse_revision_number(self.service) if self.service else None
+        return self.find_revision(number or self.status.active_revision)
 
 
 def observe(endpoint: Manifest, view: View) -> Observed:
     """Read an endpoint and its children from the cache.
 
-    Raises pydantic.ValidationError when the spec is not one that the CRD admits.
+    Raises pydantic.ValidationError when the CRD would not admit the spec.
     """
     metadata = endpoint["metadata"]
     name, namespace = metadata["name"], metadata["namespace"]
     spec = ModelEndpointSpec.model_validate(endpoint.get("spec", {}))
     status = ModelEndpointStatus.from_stored(endpoint.get("status"))
-    pointer = view.get("Service", namespace, name)
-    ours = pointer is not None and owned(pointer, endpoint)
+    has_kserve = view.serves("serving.kserve.io", "InferenceService")
+    service = view.get("Service", namespace, name)
+    name_conflict = None
+    if service is not None and not is_owned(service, endpoint):
+        service = None
+        name_conflict = Stalled(
+            "NameTaken",
+            f"Service {name!r} does not belong to this endpoint; delete it, or create the endpoint "
+            "with another name",
+        )
     return Observed(
         endpoint=endpoint,
         name=name,
@@ -101,18 +109,18 @@ def observe(endpoint: Manifest, view: View) -> Observed:
         generation=metadata.get("generation", 0),
         spec=spec,
         status=status,
-        artifact=read_artifact(spec.artifact.uri, spec.artifact.digest),
-        profile=profile_of(spec, view),
-        revisions=_revisions(endpoint, status, view),
-        pointer=pointer if ours else None,
-        runtimes=_owned(view, "ServingRuntime", endpoint) if _kserve(view) else (),
-        kserve=_kserve(view),
-        foreign=None if ours or pointer is None else _name_taken(name),
+        artifact=parse_artifact(spec.artifact.uri, spec.artifact.digest),
+        profile=choose_profile(spec, view),
+        revisions=_collect_revisions(endpoint, status, view, has_kserve),
+        service=service,
+        runtimes=_list_owned(view, "ServingRuntime", endpoint) if has_kserve else (),
+        has_kserve=has_kserve,
+        name_conflict=name_conflict,
     )
 
 
-def read_artifact(uri: str, digest: str) -> Artifact | Stalled:
-    """The claim and folder of a pvc:// address; Stalled when it leaves the claim."""
+def parse_artifact(uri: str, digest: str) -> Artifact | Stalled:
+    """The claim and folder of a pvc:// address; InvalidArtifact if it leaves the claim."""
     claim, _, path = uri.removeprefix("pvc://").partition("/")
     parts = path.strip("/").split("/")
     if not claim or any(part in ("", ".", "..") for part in parts):
@@ -121,76 +129,77 @@ def read_artifact(uri: str, digest: str) -> Artifact | Stalled:
     return Artifact(claim=claim, path="/".join(parts), uri=uri, digest=digest)
 
 
-def profile_of(spec: ModelEndpointSpec, view: View) -> AcceleratorProfile | Stalled:
+def choose_profile(spec: ModelEndpointSpec, view: View) -> AcceleratorProfile | Stalled:
     """The profile that the endpoint names, or the default one, if it has enough devices."""
-    found = find_profile(view, spec.profile, "spec.profile")
-    if isinstance(found, Stalled):
-        return found
-    if found.spec.resource_name and spec.gpus > found.spec.devices_per_node:
+    profile = find_profile(view, spec.profile, "spec.profile")
+    if isinstance(profile, Stalled):
+        return profile
+    if profile.spec.resource_name and spec.gpus > profile.spec.devices_per_node:
         text = (
-            f"spec.gpus is {spec.gpus}, but a node of AcceleratorProfile {found.name} "
-            f"has {found.spec.devices_per_node} devices"
+            f"spec.gpus is {spec.gpus}, but a node of AcceleratorProfile {profile.name} "
+            f"has {profile.spec.devices_per_node} devices"
         )
         return Stalled("TooManyDevices", text)
-    return found
+    return profile
 
 
-def number_of(child: Manifest) -> int | None:
+def parse_revision_number(child: Manifest) -> int | None:
     """The revision that an object belongs to, by its label."""
     text = child["metadata"].get("labels", {}).get(REVISION_LABEL, "")
     return int(text) if text.isdecimal() and int(text) > 0 else None
 
 
-def owned(child: Manifest, owner: Manifest) -> bool:
-    """Whether an object belongs to exactly this owner, and not to one of the same name before."""
+def is_owned(child: Manifest, owner: Manifest) -> bool:
+    """Whether an object belongs to exactly this owner, and not to an earlier one of its name."""
     references = child["metadata"].get("ownerReferences", [])
     return any(each.get("uid") == owner["metadata"]["uid"] for each in references)
 
 
-def _kserve(view: View) -> bool:
-    return view.serves("serving.kserve.io", "InferenceService")
-
-
-def _owned(view: View, kind: str, endpoint: Manifest) -> tuple[Manifest, ...]:
+def _list_owned(view: View, kind: str, endpoint: Manifest) -> tuple[Manifest, ...]:
     metadata = endpoint["metadata"]
     found = view.list_by_label(kind, metadata["namespace"], ENDPOINT_LABEL, metadata["name"])
-    return tuple(each for each in found if owned(each, endpoint))
+    return tuple(each for each in found if is_owned(each, endpoint))
 
 
-def _revisions(endpoint: Manifest, status: ModelEndpointStatus, view: View) -> tuple[Revision, ...]:
+def _collect_revisions(
+    endpoint: Manifest, status: ModelEndpointStatus, view: View, has_kserve: bool
+) -> tuple[Revision, ...]:
     metadata = endpoint["metadata"]
     name, namespace = metadata["name"], metadata["namespace"]
     children = {
         number: each
-        for kind in (("Deployment", "InferenceService") if _kserve(view) else ("Deployment",))
-        for each in _owned(view, kind, endpoint)
-        if (number := number_of(each)) and each["metadata"]["name"] == revision_name(name, number)
+        for kind in (("Deployment", "InferenceService") if has_kserve else ("Deployment",))
+        for each in _list_owned(view, kind, endpoint)
+        if (number := parse_revision_number(each))
+        and each["metadata"]["name"] == revision_name(name, number)
     }
     records = {each.revision: each for each in status.revisions}
     pods = view.list_by_label("Pod", namespace, ENDPOINT_LABEL, name)
     return tuple(
         Revision(
             number=number,
-            record=records.get(number) or _record_of(number, children[number]),
-            recorded=number in records,
+            record=records.get(number) or _restore_record(number, children[number]),
+            is_recorded=number in records,
             child=children.get(number),
-            predictor=view.get("Deployment", namespace, f"{revision_name(name, number)}-predictor"),
-            pods=_pods_of(pods, number),
+            predictor=view.get(
+                "Deployment", namespace, predictor_name(revision_name(name, number))
+            ),
+            pods=_select_pods(pods, number),
         )
         for number in sorted(records.keys() | children.keys())
     )
 
 
-def _pods_of(pods: Sequence[Manifest], number: int) -> tuple[Manifest, ...]:
-    mine = [
+def _select_pods(pods: Sequence[Manifest], number: int) -> tuple[Manifest, ...]:
+    selected = [
         each
         for each in pods
-        if number_of(each) == number and "deletionTimestamp" not in each["metadata"]
+        if parse_revision_number(each) == number and "deletionTimestamp" not in each["metadata"]
     ]
-    return tuple(sorted(mine, key=lambda each: str(each["metadata"]["name"])))
+    return tuple(sorted(selected, key=lambda each: str(each["metadata"]["name"])))
 
 
-def _record_of(number: int, child: Manifest) -> RevisionStatus:
+def _restore_record(number: int, child: Manifest) -> RevisionStatus:
     annotations = child["metadata"].get("annotations", {})
     return RevisionStatus(
         revision=number,
@@ -200,8 +209,3 @@ def _record_of(number: int, child: Manifest) -> RevisionStatus:
         key=annotations.get(KEY_ANNOTATION),
         created_at=child["metadata"].get("creationTimestamp"),
     )
-
-
-def _name_taken(name: str) -> Stalled:
-    text = f"a Service {name!r} that belongs to somebody else has the name of this endpoint"
-    return Stalled("NameTaken", text)

@@ -1,11 +1,11 @@
-"""ModelEndpoint: what to do next.
+"""ModelEndpoint: what to do next. `reconcile_endpoint` is the table of contents of an endpoint.
 
-A revision is started beside the one that takes the traffic, examined, and only then pointed at.
-Its predecessor stays for a short while, until every connection that was opened before has had
-time to end. A revision that fails is taken away and never takes traffic.
+The operator starts a new revision alongside the active one, checks it, and only then switches the
+traffic to it. The predecessor stays for a short while, until open connections have ended. A
+revision that fails is deleted and never takes traffic.
 
-Nothing is taken away before the status says so: a crash between two writes can then only repeat
-a step, never forget why it was taken.
+The operator deletes nothing before the status records why: after a crash between two writes it can
+then only repeat a step, never forget the reason for it.
 """
 
 from collections.abc import Mapping
@@ -16,16 +16,23 @@ from typing import Any
 from finetune_api.modelendpoint import ModelEndpointStatus, RevisionStatus
 from pydantic import ValidationError
 
-from finetune_operator.decision import Decision, EventRecord, Manifest, ObjectRef, Settings, View
-from finetune_operator.endpoints import pods, status, workload
-from finetune_operator.endpoints.assess import Assessment, assess
+from finetune_operator.decision import Decision, EventRecord, Manifest, Settings, View
+from finetune_operator.endpoints import pods, workload
+from finetune_operator.endpoints.assess import Assessment, assess_revision
 from finetune_operator.endpoints.observe import (
     Observed,
     Revision,
-    number_of,
     observe,
+    parse_artifact,
+    parse_revision_number,
 )
-from finetune_operator.endpoints.revisions import Choice, choose, serve
+from finetune_operator.endpoints.revisions import Choice, build_served_revision, choose_revision
+from finetune_operator.endpoints.status import (
+    Rollout,
+    build_stalled_status,
+    build_status,
+    list_events,
+)
 from finetune_operator.manifest import format_time, object_ref, parse_time
 from finetune_operator.resources import deployment, endpoint_service, inferenceservice
 from finetune_operator.resources.servingruntime import build_serving_runtime
@@ -35,15 +42,15 @@ from finetune_operator.workspaces.plan import RECHECK as JANITOR_RECHECK
 from finetune_operator.workspaces.plan import check_janitor
 
 RETIRE_AFTER = timedelta(seconds=30)
-"""How long a revision runs on after its successor has taken the traffic."""
+"""How long a revision keeps running after its successor has taken the traffic."""
 
 
 @dataclass(frozen=True)
-class _Step:
-    """The wished revision, judged."""
+class _Target:
+    """The revision that the spec requires, and its state."""
 
     revision: Revision | None
-    """None while it cannot be made."""
+    """None while the operator cannot create it."""
     assessment: Assessment
     create: tuple[Manifest, ...] = ()
 
@@ -57,79 +64,96 @@ def reconcile_endpoint(
     try:
         observed = observe(endpoint, view)
     except ValidationError as error:
-        return _unreadable(endpoint, error, now)
-    step = _step(observed, choose(observed, settings), view, settings, now)
-    active = _active(observed, step)
-    records = _records(observed, step, active, now)
-    restored, blocked = _restore(observed, step, active, settings)
-    stalled = step.assessment.stalled or blocked or _active_obstacle(observed, active)
-    rollout = status.Rollout(
+        return _reject_spec(endpoint, error, now)
+
+    # The target: the revision that the spec requires, how far it is, and its missing children.
+    target = _advance_target(observed, view, settings, now)
+
+    # The active revision: the target as soon as it has passed its checks.
+    active = target.revision if target.assessment.state == "Active" else observed.active
+    restored = _restore_children(observed, active, settings)
+    service = _route_traffic(observed, active)
+
+    # What the status records: every revision with its state, and what the roll-out waits for.
+    records = _update_records(observed, target, active, now)
+    rollout = Rollout(
         active=active,
-        target=records.get(step.revision.number) if step.revision else None,
-        stalled=stalled,
+        target=records.get(target.revision.number) if target.revision else None,
+        stalled=target.assessment.stalled
+        or (restored if isinstance(restored, Stalled) else _find_active_stall(observed, active)),
         records=records,
-        kserve=_kserve(observed, active or step.revision),
+        is_kserve=_uses_kserve(observed, active or target.revision),
     )
-    new = status.compose(observed, rollout, now)
-    deletes, wait = _deletes(observed, step, records, active, now)
-    pointer_create, pointer_apply = _pointer(observed, active)
-    waits = [each for each in (wait, step.assessment.look_again) if each is not None]
+    status = build_status(observed, rollout, now)
+
+    # Children that the status has recorded as failed or retired.
+    removal = _remove_children(observed, target, records, active, now)
+
+    waits = [removal.requeue_after, target.assessment.requeue_after]
     return Decision(
-        create=(*step.create, *restored, *pointer_create),
-        apply=(*_sizes(observed, step, active), *pointer_apply),
-        delete=deletes,
-        status=new.to_wire(),
-        events=status.events(observed.status, new),
-        requests=step.assessment.requests,
-        requeue_after=max(0.1, min(waits)) if waits else None,
+        create=(
+            *target.create,
+            *(() if isinstance(restored, Stalled) else restored),
+            *service.create,
+        ),
+        apply=(*_scale_children(observed, target, active), *service.apply),
+        delete=removal.delete,
+        status=status.to_wire(),
+        events=list_events(observed.status, status),
+        requests=target.assessment.requests,
+        requeue_after=max(0.1, min(left))
+        if (left := [w for w in waits if w is not None])
+        else None,
     )
 
 
 def rejected_endpoint(
     endpoint: Manifest, why: EventRecord, now: datetime
 ) -> Mapping[str, Any] | None:
-    """The status of an endpoint for which the API server refuses a write."""
+    """The status of an endpoint for which the API server rejects a write."""
     old = ModelEndpointStatus.from_stored(endpoint.get("status"))
-    return _told(endpoint, old, Stalled(why.reason, why.message), now).to_wire()
+    stalled, generation = Stalled(why.reason, why.message), _generation_of(endpoint)
+    return build_stalled_status(generation, old, stalled, now).to_wire()
 
 
-def _unreadable(endpoint: Manifest, error: ValidationError, now: datetime) -> Decision:
+def _reject_spec(endpoint: Manifest, error: ValidationError, now: datetime) -> Decision:
     first = error.errors()[0]
     field = ".".join(str(each) for each in first["loc"])
     why = Stalled("InvalidSpec", f"spec.{field}: {first['msg']}; correct it and apply again")
     old = ModelEndpointStatus.from_stored(endpoint.get("status"))
-    new = _told(endpoint, old, why, now)
-    return Decision(status=new.to_wire(), events=status.events(old, new))
+    new = build_stalled_status(_generation_of(endpoint), old, why, now)
+    return Decision(status=new.to_wire(), events=list_events(old, new))
 
 
-def _told(
-    endpoint: Manifest, old: ModelEndpointStatus, why: Stalled, now: datetime
-) -> ModelEndpointStatus:
-    return status.halted(endpoint["metadata"].get("generation", 0), old, why, now)
+def _generation_of(endpoint: Manifest) -> int:
+    return int(endpoint["metadata"].get("generation", 0))
 
 
-def _step(
-    observed: Observed, choice: Choice, view: View, settings: Settings, now: datetime
-) -> _Step:
-    if choice.blocked is not None:
-        blocked = choice.blocked
-        return _Step(None, Assessment("Starting", blocked.message, blocked))
-    revision = choice.revision or _new_revision(observed, choice, now)
+def _advance_target(observed: Observed, view: View, settings: Settings, now: datetime) -> _Target:
+    """The revision that the spec requires; its children are created if they are missing."""
+    choice = choose_revision(observed, settings)
+    if choice.stalled is not None:
+        return _Target(None, _wait(choice.stalled))
+    revision = choice.revision or _start_revision(observed, choice, now)
     if observed.active is not None and revision.number == observed.active.number:
-        return _Step(revision, Assessment("Active"))
+        return _Target(revision, Assessment("Active"))
     create: tuple[Manifest, ...] = ()
     if revision.child is None and revision.record.state != "Failed":
-        named = [revision.record.uri]
-        if wait := check_janitor(view, observed.namespace, named, settings):
-            return _Step(revision, Assessment("Starting", wait.message, wait, (), JANITOR_RECHECK))
-        made = _children(observed, revision, settings)
-        if isinstance(made, Stalled):
-            return _Step(revision, Assessment("Starting", made.message, made))
-        create = made
-    return _Step(revision, assess(revision, observed, view, now), create)
+        uris = [revision.record.uri]
+        if stalled := check_janitor(view, observed.namespace, uris, settings):
+            return _Target(revision, _wait(stalled, JANITOR_RECHECK))
+        children = _build_children(observed, revision, settings)
+        if isinstance(children, Stalled):
+            return _Target(revision, _wait(children))
+        create = children
+    return _Target(revision, assess_revision(revision, observed, view, now), create)
 
 
-def _new_revision(observed: Observed, choice: Choice, now: datetime) -> Revision:
+def _wait(stalled: Stalled, requeue_after: float | None = None) -> Assessment:
+    return Assessment("Starting", stalled.message, stalled, requeue_after=requeue_after)
+
+
+def _start_revision(observed: Observed, choice: Choice, now: datetime) -> Revision:
     artifact = observed.spec.artifact
     record = RevisionStatus(
         revision=choice.number,
@@ -139,144 +163,144 @@ def _new_revision(observed: Observed, choice: Choice, now: datetime) -> Revision
         key=choice.key,
         created_at=format_time(now),
     )
-    return Revision(choice.number, record, False, None, None, ())
+    return Revision(choice.number, record, is_recorded=False, child=None, predictor=None, pods=())
 
 
-def _children(
+def _build_children(
     observed: Observed, revision: Revision, settings: Settings
 ) -> tuple[Manifest, ...] | Stalled:
-    served = serve(observed, revision.number, revision.record, settings)
+    record = revision.record
+    artifact = parse_artifact(record.uri, record.digest)
+    served = build_served_revision(observed, revision.number, record.key or "", artifact, settings)
     if isinstance(served, Stalled):
         return served
-    if observed.kserve:
+    if observed.has_kserve:
         return build_serving_runtime(served), inferenceservice.build_inference_service(served)
     return (deployment.build_deployment(served),)
 
 
-def _active(observed: Observed, step: _Step) -> Revision | None:
-    """The revision that takes the traffic from now on."""
-    if step.revision is not None and step.assessment.state == "Active":
-        return step.revision
-    return observed.active
+def _restore_children(
+    observed: Observed, active: Revision | None, settings: Settings
+) -> tuple[Manifest, ...] | Stalled:
+    """The children of the active revision, if a user has deleted them."""
+    if active is None or active.child is not None:
+        return ()
+    return _build_children(observed, active, settings)
 
 
-def _records(
-    observed: Observed, step: _Step, active: Revision | None, now: datetime
+def _route_traffic(observed: Observed, active: Revision | None) -> Decision:
+    """Create the endpoint's Service, or switch it to the active revision."""
+    if active is None:
+        return Decision()
+    namespace, name, number = observed.namespace, observed.name, active.number
+    app = revision_name(name, number)
+    if _uses_kserve(observed, active):
+        app = inferenceservice.predictor_app(app)
+    service = observed.service
+    if service is None:
+        created = endpoint_service.build_endpoint_service(observed.endpoint, number, app)
+        return Decision(create=(created,))
+    selector = service.get("spec", {}).get("selector")
+    if selector == {deployment.APP_LABEL: app} and parse_revision_number(service) == number:
+        return Decision()
+    return Decision(apply=(endpoint_service.build_selector_patch(namespace, name, number, app),))
+
+
+def _update_records(
+    observed: Observed, target: _Target, active: Revision | None, now: datetime
 ) -> dict[int, RevisionStatus]:
     """Every revision with its new state."""
-    out = {}
-    known = {each.number: each for each in observed.revisions}
-    if step.revision is not None:
-        known.setdefault(step.revision.number, step.revision)
-    for number, revision in known.items():
+    records = {}
+    revisions = {each.number: each for each in observed.revisions}
+    if target.revision is not None:
+        revisions.setdefault(target.revision.number, target.revision)
+    for number, revision in revisions.items():
         record = revision.record
         if active is not None and number == active.number:
             ready_at = record.ready_at or format_time(now)
             update = {"state": "Active", "message": None, "ready_at": ready_at}
-        elif step.revision is not None and number == step.revision.number:
-            update = {"state": step.assessment.state, "message": step.assessment.message}
+        elif target.revision is not None and number == target.revision.number:
+            update = {"state": target.assessment.state, "message": target.assessment.message}
         elif record.state == "Failed":
             update = {}
         else:
             update = {"state": "Retired", "message": None}
-        out[number] = record.model_copy(update=update)
-    return out
+        records[number] = record.model_copy(update=update)
+    return records
 
 
-def _restore(
-    observed: Observed, step: _Step, active: Revision | None, settings: Settings
-) -> tuple[tuple[Manifest, ...], Stalled | None]:
-    """The children of the active revision, when somebody has deleted them."""
-    if active is None or active.child is not None:
-        return (), None
-    made = _children(observed, active, settings)
-    return ((), made) if isinstance(made, Stalled) else (made, None)
-
-
-def _active_obstacle(observed: Observed, active: Revision | None) -> Stalled | None:
-    """Why the active revision has less pods than wished for."""
-    if active is None or len(pods.ready(active.pods)) >= observed.spec.replicas:
+def _find_active_stall(observed: Observed, active: Revision | None) -> Stalled | None:
+    """Why the active revision has fewer ready pods than replicas."""
+    if active is None or len(pods.select_ready(active.pods)) >= observed.spec.replicas:
         return None
-    return pods.obstacle(active.pods) or workload.stuck(active)
+    return pods.find_stall(active.pods) or workload.find_creation_stall(active)
 
 
-def _sizes(observed: Observed, step: _Step, active: Revision | None) -> tuple[Manifest, ...]:
+def _scale_children(
+    observed: Observed, target: _Target, active: Revision | None
+) -> tuple[Manifest, ...]:
     """Changes of the number of replicas, in place."""
-    out = []
-    running = {each.number: each for each in (active, step.revision) if each is not None}
+    patches = []
+    running = {each.number: each for each in (active, target.revision) if each is not None}
     for revision in running.values():
-        child, wanted = revision.child, observed.spec.replicas
-        if child is not None and workload.replicas_of(child) != wanted:
-            kind = inferenceservice if revision.kserve else deployment
+        child, replicas = revision.child, observed.spec.replicas
+        if child is not None and workload.read_replicas(child) != replicas:
+            kind = inferenceservice if revision.is_kserve else deployment
             name = revision_name(observed.name, revision.number)
-            out.append(kind.build_replicas_patch(observed.namespace, name, wanted))
-    return tuple(out)
+            patches.append(kind.build_replicas_patch(observed.namespace, name, replicas))
+    return tuple(patches)
 
 
-def _pointer(
-    observed: Observed, active: Revision | None
-) -> tuple[tuple[Manifest, ...], tuple[Manifest, ...]]:
-    """The Service that points at the active revision: to be created, and to be applied."""
-    if active is None:
-        return (), ()
-    name = revision_name(observed.name, active.number)
-    app = inferenceservice.predictor_app(name) if _kserve(observed, active) else name
-    if observed.pointer is None:
-        return (endpoint_service.build_endpoint_service(observed.endpoint, active.number, app),), ()
-    selector = observed.pointer.get("spec", {}).get("selector")
-    if selector == {deployment.APP_LABEL: app} and number_of(observed.pointer) == active.number:
-        return (), ()
-    return (), (
-        endpoint_service.build_selector_patch(
-            observed.namespace, observed.name, active.number, app
-        ),
-    )
-
-
-def _deletes(
+def _remove_children(
     observed: Observed,
-    step: _Step,
-    records: dict[int, RevisionStatus],
+    target: _Target,
+    records: Mapping[int, RevisionStatus],
     active: Revision | None,
     now: datetime,
-) -> tuple[tuple[ObjectRef, ...], float | None]:
-    """Children whose time is over, and the seconds until the next one's is."""
+) -> Decision:
+    """Delete the children of failed and retired revisions, and runtimes that none uses; requeue
+    when the next revision is due."""
     since = parse_time(records[active.number].ready_at) if active else None
-    gone: list[Manifest] = []
+    expired: list[Manifest] = []
     kept: list[Manifest] = []
     waits = []
     for revision in observed.revisions:
         if revision.child is None:
             continue
-        left = _seconds_left(revision, records[revision.number], since, now)
-        (gone if left is not None and left <= 0 else kept).append(revision.child)
+        left = _seconds_to_removal(revision, records[revision.number], since, now)
+        (expired if left is not None and left <= 0 else kept).append(revision.child)
         if left is not None and left > 0:
             waits.append(left)
-    used = {_runtime_of(each) for each in (*kept, *step.create)}
-    gone += [each for each in observed.runtimes if each["metadata"]["name"] not in used]
-    return tuple(object_ref(each) for each in gone), min(waits, default=None)
+    used = {_find_runtime_name(each) for each in (*kept, *target.create)}
+    expired += [each for each in observed.runtimes if each["metadata"]["name"] not in used]
+    return Decision(
+        delete=tuple(object_ref(each) for each in expired), requeue_after=min(waits, default=None)
+    )
 
 
-def _seconds_left(
+def _seconds_to_removal(
     revision: Revision, record: RevisionStatus, since: datetime | None, now: datetime
 ) -> float | None:
-    """Seconds until a revision's children go; None when they stay."""
-    told = revision.recorded and revision.record.state == record.state
-    if record.state not in ("Failed", "Retired") or not told:
+    """Seconds until a revision's children are deleted; None if they stay.
+
+    `since` is when the active revision took the traffic.
+    """
+    is_recorded = revision.is_recorded and revision.record.state == record.state
+    if record.state not in ("Failed", "Retired") or not is_recorded:
         return None
     if record.state == "Failed" or record.ready_at is None or since is None:
         return 0.0
     return (since + RETIRE_AFTER - now).total_seconds()
 
 
-def _kserve(observed: Observed, revision: Revision | None) -> bool:
-    """What runs a revision; one without children will be run by what there is now."""
+def _uses_kserve(observed: Observed, revision: Revision | None) -> bool:
+    """Whether KServe runs a revision, or will run one without children."""
     if revision is None or revision.child is None:
-        return observed.kserve
-    return revision.kserve
+        return observed.has_kserve
+    return revision.is_kserve
 
 
-def _runtime_of(child: Manifest) -> str | None:
+def _find_runtime_name(child: Manifest) -> str | None:
     model = child.get("spec", {}).get("predictor", {}).get("model", {})
     name = model.get("runtime")
     return str(name) if name else None

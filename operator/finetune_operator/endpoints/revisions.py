@@ -1,25 +1,19 @@
-"""Which revision is wished for: one that exists, or a new number.
+"""Which revision the spec requires: an existing one, or a new number.
 
-A revision is known by its key, `<wish>-<shape>`. The wish is what the spec says (artifact,
-profile by name, devices); the shape is what the pods then look like (the profile's content, the
-image, our own builders) together with the probe. A revision that takes traffic is replaced only
-when the wish changes, so that an upgrade or an edited profile never restarts a model that
-answers. One that has not come so far is started anew when either changes: that is how a profile
-is repaired.
+The key of a revision is `<spec digest>-<pod digest>`. The first covers the spec (artifact, profile
+by name, devices); the second covers the pods that follow from it (the profile's content, the image,
+the operator's own builders) together with the probe. A revision that takes traffic is replaced only
+when the first changes, so that an upgrade or an edited profile never restarts a model that serves.
+A revision that does not take traffic yet is replaced when either changes: that is how a user
+repairs a profile.
 """
 
 from dataclasses import dataclass, replace
 
-from finetune_api.acceleratorprofile import AcceleratorProfile
-from finetune_api.modelendpoint import ModelEndpointSpec, RevisionStatus
+from finetune_api.modelendpoint import ModelEndpointSpec
 
 from finetune_operator.decision import Settings
-from finetune_operator.endpoints.observe import (
-    Observed,
-    Revision,
-    number_of,
-    read_artifact,
-)
+from finetune_operator.endpoints.observe import Observed, Revision, parse_revision_number
 from finetune_operator.resources.deployment import build_serving_pod_spec
 from finetune_operator.resources.metadata import compute_digest
 from finetune_operator.resources.vllm import Artifact, ServedRevision
@@ -28,59 +22,47 @@ from finetune_operator.stalled import Stalled
 
 @dataclass(frozen=True)
 class Choice:
-    """The revision that is wished for."""
+    """The revision that the spec requires."""
 
     revision: Revision | None
-    """One that exists; None when a new one is needed."""
+    """An existing one; None when a new one is needed."""
     number: int
     key: str
-    blocked: Stalled | None = None
-    """Why a new one cannot be made now."""
+    stalled: Stalled | None = None
+    """Why the operator cannot create a new one now."""
 
 
-def choose(observed: Observed, settings: Settings) -> Choice:
-    """The wished revision among those that exist, or the number of a new one."""
-    wish, key = wish_of(observed.spec), _key(observed, settings)
+def choose_revision(observed: Observed, settings: Settings) -> Choice:
+    """The revision that the spec requires, or the number of a new one."""
+    spec_digest, key = compute_spec_digest(observed.spec), _compute_key(observed, settings)
     active = observed.active
-    if active is not None and active.wish == wish:
-        return Choice(active, active.number, active.record.key or wish)
+    if active is not None and active.spec_digest == spec_digest:
+        return Choice(active, active.number, active.record.key or spec_digest)
     newest = observed.revisions[-1] if observed.revisions else None
-    if newest is not None and _still_wished(newest, wish, key):
-        return Choice(newest, newest.number, newest.record.key or wish)
+    if newest is not None and _is_current(newest, spec_digest, key):
+        return Choice(newest, newest.number, newest.record.key or spec_digest)
     number = _next_number(observed)
-    if observed.foreign is not None:
-        return Choice(None, number, wish, observed.foreign)
+    if observed.name_conflict is not None:
+        return Choice(None, number, spec_digest, observed.name_conflict)
     if isinstance(key, Stalled):
-        return Choice(None, number, wish, key)
+        return Choice(None, number, spec_digest, key)
     return Choice(None, number, key)
 
 
-def wish_of(spec: ModelEndpointSpec) -> str:
-    """Fingerprint of what the spec asks for, replicas and probe left out."""
+def compute_spec_digest(spec: ModelEndpointSpec) -> str:
+    """Digest of what the spec requires, without replicas and probe."""
     return compute_digest([spec.artifact.to_wire(), spec.profile, spec.gpus], 12)
 
 
-def serve(
-    observed: Observed, number: int, record: RevisionStatus, settings: Settings
+def build_served_revision(
+    observed: Observed, number: int, key: str, artifact: Artifact | Stalled, settings: Settings
 ) -> ServedRevision | Stalled:
-    """What the builders need to make the children of a revision."""
-    artifact = read_artifact(record.uri, record.digest)
+    """The input of the builders of a revision's children."""
     profile = observed.profile
     if isinstance(artifact, Stalled):
         return artifact
     if isinstance(profile, Stalled):
         return profile
-    return _served(observed, number, record.key or "", artifact, profile, settings)
-
-
-def _served(
-    observed: Observed,
-    number: int,
-    key: str,
-    artifact: Artifact,
-    profile: AcceleratorProfile,
-    settings: Settings,
-) -> ServedRevision:
     return ServedRevision(
         endpoint=observed.endpoint,
         number=number,
@@ -93,24 +75,24 @@ def _served(
     )
 
 
-def _still_wished(newest: Revision, wish: str, key: str | Stalled) -> bool:
-    if newest.wish != wish or newest.record.state == "Retired":
+def _is_current(newest: Revision, spec_digest: str, key: str | Stalled) -> bool:
+    if newest.spec_digest != spec_digest or newest.record.state == "Retired":
         return False
     return isinstance(key, Stalled) or newest.record.key == key
 
 
-def _key(observed: Observed, settings: Settings) -> str | Stalled:
-    if isinstance(observed.artifact, Stalled):
-        return observed.artifact
-    if isinstance(observed.profile, Stalled):
-        return observed.profile
-    served = _served(observed, 1, "", observed.artifact, observed.profile, settings)
+def _compute_key(observed: Observed, settings: Settings) -> str | Stalled:
+    """The key of a new revision; number and replicas are left out of its pod digest."""
+    served = build_served_revision(observed, 1, "", observed.artifact, settings)
+    if isinstance(served, Stalled):
+        return served
     probe = observed.spec.probe.to_wire() if observed.spec.probe else None
-    shape = compute_digest([build_serving_pod_spec(replace(served, replicas=1)), probe], 12)
-    return f"{wish_of(observed.spec)}-{shape}"
+    pod_digest = compute_digest([build_serving_pod_spec(replace(served, replicas=1)), probe], 12)
+    return f"{compute_spec_digest(observed.spec)}-{pod_digest}"
 
 
 def _next_number(observed: Observed) -> int:
-    pointed = number_of(observed.pointer) if observed.pointer else None
-    known = [each.number for each in observed.revisions]
-    return max([*known, pointed or 0, observed.status.active_revision or 0]) + 1
+    """One more than every number that the status, the children or the Service name."""
+    routed = parse_revision_number(observed.service) if observed.service else None
+    numbers = [each.number for each in observed.revisions]
+    return max([*numbers, routed or 0, observed.status.active_revision or 0]) + 1

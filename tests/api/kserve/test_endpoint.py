@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from finetune_api.acceleratorprofile import AcceleratorProfile
 from finetune_operator.decision import Settings
-from finetune_operator.endpoints.observe import read_artifact
+from finetune_operator.endpoints.observe import parse_artifact
 from finetune_operator.resources.inferenceservice import build_inference_service
 from finetune_operator.resources.servingruntime import build_serving_runtime
 from finetune_operator.resources.vllm import Artifact, ServedRevision
@@ -71,7 +71,7 @@ def endpoint(api: Api, namespace: str, profile: Manifest) -> Manifest:
 
 
 def served(endpoint: Manifest, profile: Manifest, gpus: int = 4) -> ServedRevision:
-    found = read_artifact(**artifact("a"))
+    found = parse_artifact(**artifact("a"))
     assert isinstance(found, Artifact)
     return ServedRevision(
         endpoint=endpoint,

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from finetune_api.acceleratorprofile import AcceleratorProfile
 from finetune_operator.decision import HASH_ANNOTATION, Manifest, Settings
-from finetune_operator.endpoints.observe import read_artifact
+from finetune_operator.endpoints.observe import parse_artifact
 from finetune_operator.resources.deployment import build_deployment
 from finetune_operator.resources.endpoint_service import build_endpoint_service
 from finetune_operator.resources.inferenceservice import build_inference_service, predictor_app
@@ -27,7 +27,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "endpoints"
 
 
 def served(pool: Manifest, **more: Any) -> ServedRevision:
-    found = read_artifact(**artifact("a"))
+    found = parse_artifact(**artifact("a"))
     assert isinstance(found, Artifact)
     given = {
         "endpoint": endpoint(),
