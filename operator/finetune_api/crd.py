@@ -17,10 +17,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel
 
-from finetune_api import GROUP, VERSION
+from finetune_api import GROUP, VERSION, combinations_page, reasons_page
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.base import CHILD_NAME_MAX, CHILD_NAME_PATTERN, cel
-from finetune_api.combinations_page import render_page
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus
 from finetune_api.reference import HEAD, render_section
@@ -285,7 +284,11 @@ def render_reference() -> str:
 
 def render_pages() -> dict[str, str]:
     """File name and content of every generated page of docs/."""
-    return {"reference.md": render_reference(), "combinations.md": render_page()}
+    return {
+        "reference.md": render_reference(),
+        "combinations.md": combinations_page.render_page(),
+        "reasons.md": reasons_page.render_page(),
+    }
 
 
 def _facts(kind: Kind) -> str:
