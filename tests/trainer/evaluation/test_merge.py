@@ -1,4 +1,4 @@
-"""Adapter and merged model are the same model, whatever the method and the architecture."""
+"""The merged model is the adapted one, for every method and architecture."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def job(method: str, **training: Any) -> FineTuneJobSpec:
 
 
 def tokens(method: str) -> torch.Tensor:
-    dice = torch.Generator().manual_seed(1)
-    ids = torch.randint(5, 2000, (2, 12), generator=dice)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, 2000, (2, 12), generator=generator)
     if method == "new-tokens":
         ids[:, 3], ids[:, 7] = NEW
     return ids
@@ -96,14 +96,14 @@ def train(model: Any, method: str) -> list[float]:
         loss.backward()
         optimizer.step()
         if allocation:
-            allocation.after_step(updated=True)
+            allocation.update_ranks(updated=True)
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     return losses
 
 
 @pytest.mark.parametrize(("family", "method"), CASES)
-def test_the_merged_model_is_the_adapted_one(
+def test_the_merged_model_computes_what_the_adapted_one_does(
     folders: dict[str, Path], tmp_path: Path, family: str, method: str
 ) -> None:
     torch.manual_seed(0)
@@ -142,7 +142,7 @@ def test_the_merged_model_is_the_adapted_one(
 
 
 @pytest.mark.parametrize("family", MODELS)
-def test_merging_rounds_the_very_layers_that_training_had_in_four_bits(
+def test_merging_rounds_exactly_the_layers_that_training_had_in_four_bits(
     folders: dict[str, Path], family: str
 ) -> None:
     config = methods.quantization_config(job("QLoRA").method, torch.bfloat16, "FSDP")

@@ -1,6 +1,6 @@
-"""Learning from feedback as a whole: a Reward job, and a GRPO job that its artifact judges.
+"""A Reward job, and a GRPO job that uses its artifact as reward model, end to end.
 
-Both go through the real stages: prepare, the planner, train, evaluate and export.
+Both run the real stages: prepare, the planner, train, evaluate and export.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig
 from tests.trainer import pool
 from tests.trainer.jobs import NoStop
 from tests.trainer.matrix import CPU
-from tests.trainer.preferences import backwards
+from tests.trainer.preferences import reverse_words
 from tests.trainer.prompts import talkative_model
 from tests.trainer.tiny import tiny_model, tiny_rows, write_rows
 
@@ -134,7 +134,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {
             "prompt": row["prompt"],
             "chosen": row["completion"],
-            "rejected": backwards(row["completion"]),
+            "rejected": reverse_words(row["completion"]),
         }
         for row in rows
     ]
@@ -149,7 +149,7 @@ def judged(jobs: Path, name: str) -> StageResult:
     return StageResult.model_validate_json((jobs / f"{name}.json").read_bytes())
 
 
-def test_held_out_answers_earn_more_after_training(jobs: Path) -> None:
+def test_the_reward_of_held_out_prompts_rises(jobs: Path) -> None:
     result = judged(jobs, "learner")
     summary = result.evaluation
     assert summary is not None
@@ -162,7 +162,7 @@ def test_held_out_answers_earn_more_after_training(jobs: Path) -> None:
     assert result.outcome == "Succeeded"
 
 
-def test_the_report_tells_the_reward_of_every_answer(jobs: Path) -> None:
+def test_the_report_has_the_reward_of_every_answer(jobs: Path) -> None:
     report = json.loads((jobs / "learner" / "job" / "report" / "evaluation.json").read_text())
     summary = judged(jobs, "learner").evaluation
     assert summary is not None
@@ -170,17 +170,17 @@ def test_the_report_tells_the_reward_of_every_answer(jobs: Path) -> None:
     for side, mean in (("base", summary.reward.base), ("tuned", summary.reward.tuned)):
         rewards = [sample[side]["reward"] for sample in report["samples"]]
         assert np.mean(rewards) == pytest.approx(mean)
-        # Answers may be as long as those that were learnt, whatever evaluation asks for.
+        # Answers may be as long as in training, regardless of evaluation.maxNewTokens.
         assert max(sample["base"]["tokens"] for sample in report["samples"]) == 8
 
 
-def test_an_answer_is_recorded_for_the_parity_of_serving(jobs: Path) -> None:
+def test_an_answer_is_recorded_for_the_parity_check_of_serving(jobs: Path) -> None:
     probe = judged(jobs, "learner").probe
     assert probe is not None
     assert probe.answer.strip()
 
 
-def test_every_reward_is_told_while_training(jobs: Path) -> None:
+def test_training_reports_every_reward(jobs: Path) -> None:
     text = (jobs / "learner" / "job" / "report" / "train-1.jsonl").read_text()
     history = [json.loads(line) for line in text.splitlines()]
     for line in history:
@@ -194,7 +194,7 @@ def test_every_reward_is_told_while_training(jobs: Path) -> None:
 NAMES = {"length": 5.0, "regex": 10.0, "rougeL": 0.5, "rewardModel": 1.0}
 
 
-def test_the_judge_scores_conversations_as_it_learnt_them(jobs: Path) -> None:
+def test_the_reward_model_scores_conversations_as_in_training(jobs: Path) -> None:
     from finetune_trainer.data.token_store import TokenStore
     from finetune_trainer.rewards.functions import Completion
     from finetune_trainer.rewards.model import RewardModel
@@ -223,16 +223,16 @@ def test_the_judge_scores_conversations_as_it_learnt_them(jobs: Path) -> None:
     )
 
 
-# A reward model of any origin.
+# Reward models from other sources.
 
 
 def classifier(folder: Path, outputs: int = 1, **more: Any) -> Path:
-    """A random classifier beside the tiny model's tokenizer."""
+    """A random classifier with the tokenizer of the tiny model."""
     tiny_model(folder)
     config = LlamaConfig.from_pretrained(folder, num_labels=outputs, **more)
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config)
-    # A model whose weights are far from zero, so that every token counts.
+    # Large weights, so that every token changes the score.
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(10)
@@ -241,7 +241,7 @@ def classifier(folder: Path, outputs: int = 1, **more: Any) -> Path:
 
 
 @pytest.mark.parametrize("pad", [0, None])
-def test_padding_and_company_change_no_score(
+def test_padding_and_other_sequences_change_no_score(
     tmp_path: Path, pad: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from finetune_trainer.rewards import model
@@ -280,7 +280,7 @@ def test_a_long_conversation_loses_its_beginning(tmp_path: Path) -> None:
     )
 
 
-def test_what_gives_no_single_number_is_no_reward_model(tmp_path: Path) -> None:
+def test_a_model_without_a_single_trained_output_is_rejected(tmp_path: Path) -> None:
     from finetune_trainer.rewards.model import load_classifier
     from finetune_trainer.runtime.errors import UserError
 

@@ -158,9 +158,17 @@ def test_losses_are_averaged_as_their_papers_say(loss: str) -> None:
 
 def sampled(model: Any, prompts: list[np.ndarray], owners: list[int], **more: Any) -> Any:
     how = sampling.SamplingConfig(
-        **{"temperature": 1.0, "max_new_tokens": 12, "end_tokens": (), "is_collective": False, **more}
+        **{
+            "temperature": 1.0,
+            "max_new_tokens": 12,
+            "end_tokens": (),
+            "is_collective": False,
+            **more,
+        }
     )
-    uniform = [sampling.draw_uniforms(1, 1, index, how.max_new_tokens) for index in range(len(owners))]
+    uniform = [
+        sampling.draw_uniforms(1, 1, index, how.max_new_tokens) for index in range(len(owners))
+    ]
     with torch.no_grad():
         return sampling.sample_completions(model, prompts, owners, uniform, how, CPU)
 

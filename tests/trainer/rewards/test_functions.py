@@ -1,4 +1,4 @@
-"""Rewards: what each gives, and that none of them can hang."""
+"""The value of each computed reward, and that none of them can hang."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from finetune_api.finetunejob import RewardFunction
+from finetune_api.objective import REFERENCE_REWARDS, RewardFunction
 from finetune_trainer.rewards import functions
 from finetune_trainer.rewards.functions import Completion
 from finetune_trainer.runtime.errors import UserError
@@ -24,7 +24,7 @@ JSON = st.recursive(
 )
 
 
-def judge(kind: str, text: str, reference: str | None = None, **more: str) -> float:
+def score(kind: str, text: str, reference: str | None = None, **more: str) -> float:
     function = RewardFunction.model_validate({"type": kind, **more})
     return functions.make_score_function(function)(Completion([], text, True, reference))
 
@@ -58,72 +58,73 @@ def judge(kind: str, text: str, reference: str | None = None, **more: str) -> fl
         ("json", "1" * 10_000, None, 1.0),
     ],
 )
-def test_a_reward_gives(kind: str, text: str, reference: str | None, value: float) -> None:
-    assert judge(kind, text, reference) == value
+def test_a_reward_of_a_completion(
+    kind: str, text: str, reference: str | None, value: float
+) -> None:
+    assert score(kind, text, reference) == value
 
 
-def test_length_rewards_answers_that_ended_by_themselves() -> None:
-    ended = functions.make_score_function(RewardFunction(type="length"))
-    assert ended(Completion([], "x", True)) == 1.0
-    assert ended(Completion([], "x", False)) == 0.0
+def test_length_rewards_completions_that_ended() -> None:
+    length = functions.make_score_function(RewardFunction(type="length"))
+    assert length(Completion([], "x", True)) == 1.0
+    assert length(Completion([], "x", False)) == 0.0
 
 
 def test_a_pattern_is_searched_in_the_answer() -> None:
     pattern = r"(?s)^<think>.*</think>\s*\S"
-    assert judge("regex", "<think>a\nb</think> so", pattern=pattern) == 1.0
-    assert judge("regex", "so <think>a</think> b", pattern=pattern) == 0.0
+    assert score("regex", "<think>a\nb</think> so", pattern=pattern) == 1.0
+    assert score("regex", "so <think>a</think> b", pattern=pattern) == 0.0
 
 
-def test_a_pattern_without_end_counts_as_not_found_and_is_stopped() -> None:
+def test_a_search_that_takes_too_long_is_stopped_and_counts_as_no_match() -> None:
     started = time.process_time()
-    assert judge("regex", "x" * 5000, pattern="(x+x+)+y") == 0.0
+    assert score("regex", "x" * 5000, pattern="(x+x+)+y") == 0.0
     assert time.process_time() - started < 20 * functions.PATTERN_SECONDS
 
 
 @pytest.mark.parametrize("pattern", ["(", "a{3,1}", "(?P<n>a)(?P=m)", "(x+x+)+y", "(.*)*(.*)*z$"])
 def test_prepare_refuses_patterns_that_cannot_be_used(pattern: str) -> None:
-    functions = [RewardFunction(type="regex", pattern=pattern)]
     with pytest.raises(UserError) as raised:
-        functions.check_patterns(functions)
+        functions.check_patterns([RewardFunction(type="regex", pattern=pattern)])
     assert raised.value.failure.reason == "BadPattern"
     assert pattern in raised.value.failure.message
 
 
 @pytest.mark.parametrize("pattern", [r"\\boxed\{[^}]*\}", r"^(?:yes|no)\b", r"(?i)answer:\s*\d+"])
-def test_prepare_takes_usual_patterns(pattern: str) -> None:
+def test_prepare_accepts_usual_patterns(pattern: str) -> None:
     functions.check_patterns([RewardFunction(type="regex", pattern=pattern)])
 
 
-def test_rewards_of_one_type_have_names_of_their_own() -> None:
-    functions = [
+def test_rewards_of_one_type_have_different_names() -> None:
+    rewards = [
         RewardFunction(type="regex", pattern="a"),
         RewardFunction(type="length"),
         RewardFunction(type="regex", pattern="b"),
     ]
-    assert functions.name_rewards(functions) == ["regex", "length", "regex_2"]
+    assert functions.name_rewards(rewards) == ["regex", "length", "regex_2"]
 
 
 @given(st.text(), st.text(min_size=1))
-def test_every_reward_is_a_share(text: str, reference: str) -> None:
-    for kind in (*functions.COMPARING, "json", "length"):
-        assert 0.0 <= judge(kind, text, reference) <= 1.0
+def test_every_reward_is_between_0_and_1(text: str, reference: str) -> None:
+    for kind in (*REFERENCE_REWARDS, "json", "length"):
+        assert 0.0 <= score(kind, text, reference) <= 1.0
 
 
 @given(st.text(min_size=1).filter(str.strip))
-def test_the_reference_itself_is_a_full_answer(text: str) -> None:
-    assert judge("exactMatch", text, text) == 1.0
-    assert judge("contains", f"well: {text}", text) == 1.0
+def test_the_reference_itself_scores_1(text: str) -> None:
+    assert score("exactMatch", text, text) == 1.0
+    assert score("contains", f"well: {text}", text) == 1.0
 
 
 @given(
     st.text(alphabet=st.characters(exclude_categories=["N", "P"])), st.decimals(-(10**12), 10**12)
 )
-def test_the_last_number_is_found_behind_any_words(words: str, number: object) -> None:
+def test_the_last_number_is_found_after_any_words(words: str, number: object) -> None:
     plain = f"{number:f}"
-    assert judge("numeric", f"{words} = {plain}", plain) == 1.0
+    assert score("numeric", f"{words} = {plain}", plain) == 1.0
 
 
 @settings(max_examples=50)
 @given(JSON)
-def test_whatever_json_writes_is_json(value: object) -> None:
-    assert judge("json", json.dumps(value)) == 1.0
+def test_any_output_of_json_is_json(value: object) -> None:
+    assert score("json", json.dumps(value)) == 1.0

@@ -1,8 +1,10 @@
-"""What was found out about both models, made into figures and judged by the gate's rules."""
+"""Compares the tuned model with the base: figures, their intervals, and the rules of the gate."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from finetune_api.finetunejob import FineTuneJobSpec, GateRule
@@ -13,72 +15,80 @@ from finetune_trainer.metrics.exact_match import exact_match
 from finetune_trainer.metrics.rouge import rouge_l
 from finetune_trainer.runtime.errors import UserError
 
+if TYPE_CHECKING:
+    from finetune_trainer.evaluation.parity_probe import AnsweredPrompt
+
 
 @dataclass(frozen=True)
 class PairedLosses:
-    """Of every held-out unit, under both models."""
+    """The losses of the same held-out items under both models."""
 
     base: np.ndarray
-    """float64 [units]."""
+    """float64 [items]."""
     tuned: np.ndarray
-    """float64 [units]."""
+    """float64 [items]."""
     weights: np.ndarray
-    """int64 [units]: what the sum of the losses is divided by, summed."""
+    """int64 [items]: the sum of the losses divided by the sum of these is the mean loss."""
     tokens: int
-    """Tokens of all units that a loss was computed of."""
+    """Tokens with a label in all items."""
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """Everything that was found out about both models."""
+    """Everything measured of both models."""
 
     losses: PairedLosses | None
-    preferred: MetricPair | None
+    preference_accuracy: MetricPair | None
     rewards: list[tuple[float, float]] | None
-    """The base model's and the tuned model's, for each sample; only for GRPO."""
-    samples: Sequence[Any]
+    """The base model's and the tuned model's reward for each prompt; only for GRPO."""
+    answered: Sequence[AnsweredPrompt]
 
 
 def compare_losses(losses: PairedLosses, seed: int) -> LossComparison:
     """Mean losses, and the 95 % interval of the relative improvement."""
     weight = int(losses.weights.sum())
-    before, after = float(losses.base.sum()), float(losses.tuned.sum())
-    if not np.isfinite(before) or not np.isfinite(after) or not weight or before <= 0:
+    base, tuned = float(losses.base.sum()), float(losses.tuned.sum())
+    if not np.isfinite(base) or not np.isfinite(tuned) or not weight or base <= 0:
         raise UserError(
             "LossNotFinite",
-            f"The held-out loss is {before} of the base and {after} of the tuned model "
+            f"The held-out loss of the base model is {base} and of the tuned model {tuned}, "
             f"over {losses.tokens} tokens.",
             "Lower training.learningRate, or give a larger held-out set.",
         )
     low, high = bootstrap(losses.base, losses.tuned, seed)
     return LossComparison(
-        base=before / weight,
-        tuned=after / weight,
-        improvement_percent=100 * (before - after) / before,
+        base=base / weight,
+        tuned=tuned / weight,
+        improvement_percent=100 * (base - tuned) / base,
         low_percent=low,
         high_percent=high,
         tokens=losses.tokens,
     )
 
 
-def summarise(measured: Measurements, spec: FineTuneJobSpec) -> EvaluationSummary:
-    """All measures and how the gate's rules go."""
-    both = [sample for sample in measured.samples if sample.base is not None]
+def summarise(measurements: Measurements, spec: FineTuneJobSpec) -> EvaluationSummary:
+    """All metrics, and the outcome of each rule of the gate."""
+    answers = [
+        (each.base.text, each.tuned.text, each.reference)
+        for each in measurements.answered
+        if each.base is not None
+    ]
 
-    def pair(score: Callable[[str, str], float]) -> MetricPair | None:
-        if not both or spec.objective != "SFT":
+    def mean_scores(score: Callable[[str, str], float]) -> MetricPair | None:
+        if not answers or spec.objective != "SFT":
             return None
         return MetricPair(
-            base=float(np.mean([score(s.base.text, s.reference) for s in both])),
-            tuned=float(np.mean([score(s.tuned.text, s.reference) for s in both])),
+            base=float(np.mean([score(base, reference) for base, _, reference in answers])),
+            tuned=float(np.mean([score(tuned, reference) for _, tuned, reference in answers])),
         )
 
-    loss = compare_losses(measured.losses, spec.training.seed) if measured.losses else None
-    rewards = np.mean(measured.rewards, axis=0).tolist() if measured.rewards else None
+    losses = measurements.losses
+    loss = compare_losses(losses, spec.training.seed) if losses else None
+    rewards = np.mean(measurements.rewards, axis=0).tolist() if measurements.rewards else None
     pairs = {
-        "exactMatch": pair(exact_match),
-        "rougeL": pair(rouge_l),
-        "preferenceAccuracy": measured.preferred,
+        "exactMatch": mean_scores(exact_match),
+        "rougeL": mean_scores(rouge_l),
+        "preferenceAccuracy": measurements.preference_accuracy,
         "reward": MetricPair(base=rewards[0], tuned=rewards[1]) if rewards else None,
     }
     gate = [apply_rule(rule, loss, pairs) for rule in spec.evaluation.gate]
@@ -88,7 +98,7 @@ def summarise(measured: Measurements, spec: FineTuneJobSpec) -> EvaluationSummar
         reward=pairs["reward"],
         exact_match=pairs["exactMatch"],
         rouge_l=pairs["rougeL"],
-        generations=len(both),
+        generations=len(answers),
         gate=gate,
         passed=all(outcome.passed for outcome in gate),
     )
@@ -97,7 +107,7 @@ def summarise(measured: Measurements, spec: FineTuneJobSpec) -> EvaluationSummar
 def apply_rule(
     rule: GateRule, loss: LossComparison | None, pairs: dict[str, MetricPair | None]
 ) -> GateOutcome:
-    """Loss is measured relative to the base, the others in points of a hundred above it."""
+    """The loss improves relative to the base, in percent; other metrics in percentage points."""
     required = float(rule.min_improvement.rstrip("%"))
     measured: float | None
     if rule.metric == "loss":
@@ -114,14 +124,14 @@ def apply_rule(
 
 
 def gate_failure(summary: EvaluationSummary) -> Failure | None:
-    """The failure of a model that may not be served."""
-    broken = [outcome for outcome in summary.gate if not outcome.passed]
-    if not broken:
+    """The failure of a tuned model that the gate does not let through; None where it passes."""
+    unmet = [outcome for outcome in summary.gate if not outcome.passed]
+    if not unmet:
         return None
-    listed = ", ".join(f"{o.metric} improved by {o.measured}, not {o.required}" for o in broken)
+    listed = ", ".join(f"{o.metric} improved by {o.measured}, not {o.required}" for o in unmet)
     return Failure(
         reason="GateNotMet",
         message=f"The tuned model is not good enough: {listed}.",
         remedy="Look at the answers in the evaluation report; train longer, on more or better "
-        "data, or ask less of evaluation.gate.",
+        "data, or lower the requirements of evaluation.gate.",
     )

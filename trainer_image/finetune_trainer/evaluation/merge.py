@@ -80,9 +80,7 @@ def verify_output(output: Path) -> None:
     """Raise RetryableError where the trained weights differ from the list that training wrote."""
     listed = output / "files.json"
     if not listed.is_file():
-        raise RetryableError(
-            "NoTrainedWeights", "Training wrote no weights.", file=str(listed)
-        )
+        raise RetryableError("NoTrainedWeights", "Training wrote no weights.", file=str(listed))
     wanted = json.loads(listed.read_text())["files"]
     found = {name: facts for name, facts in hash_files(output).items() if name != listed.name}
     if found != wanted:

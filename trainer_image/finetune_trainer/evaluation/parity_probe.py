@@ -1,7 +1,7 @@
 """The probe: one prompt and answer that any server of the same weights must reproduce.
 
-Rounding differs between programs, and where two tokens are nearly equally likely it decides.
-So the probe is an answer of whose every token the tuned model was sure.
+Rounding differs between programs, and where two tokens are nearly equally likely it decides between
+them. So the probe is an answer in which the tuned model was sure of every token.
 """
 
 from collections.abc import Sequence
@@ -16,60 +16,64 @@ from finetune_trainer.generation.greedy import Answer, decode_tokens
 PROBE_MARGINS = {"cpu": 0.05, "cuda": 0.5}
 """Nats between best and second token below which rounding might choose the other one: in fp32 on
 CPUs, and in bf16 on GPUs."""
-PROBE_TOKENS = 32
-PROBE_GOOD_TOKENS = 8
-PROBE_BYTES = 1500
+MAX_PROBE_TOKENS = 32
+GOOD_PROBE_TOKENS = 8
+"""A probe of this many tokens is long enough; from there on certainty counts."""
+MAX_PROBE_BYTES = 1500
 
 
 @dataclass(frozen=True)
 class AnsweredPrompt:
-    """A held-out prompt and what both models said."""
+    """A held-out prompt with the answers of both models."""
 
     messages: list[dict[str, str]]
     reference: str
     base: Answer | None
-    """None where only the tuned model was asked."""
+    """None where only the tuned model answers."""
     tuned: Answer
 
 
-def choose_probe(tokenizer: Any, samples: Sequence[AnsweredPrompt], margin: float) -> ProbeRecord | None:
-    """The answer of the tuned model that another server is surest to reproduce.
+def choose_probe(
+    tokenizer: Any, answered: Sequence[AnsweredPrompt], margin: float
+) -> ProbeRecord | None:
+    """The answer of the tuned model that another server is most certain to reproduce.
 
-    An answer is cut before its first token with less than `margin` nats and at 32 tokens. A longer
-    answer says more, up to 8 tokens; from there on the one whose least margin is largest is taken.
-    None where the chat template prints the date: a server would be asked another question each day.
+    An answer is cut before its first token with a margin below `margin` nats, and at 32 tokens. Up
+    to 8 tokens a longer answer is better, because it checks more; among longer ones the answer with
+    the largest least margin is taken. None where the chat template prints the date, because a
+    server's prompt would then change every day.
     """
     if prints_date(tokenizer):
         return None
     best: tuple[Any, ...] = ()
-    found = None
-    for sample in samples:
-        length = stable_length(tokenizer, sample.tuned, margin)
-        record = make_probe(tokenizer, sample, max(1, length))
+    probe = None
+    for each in answered:
+        length = stable_length(tokenizer, each.tuned, margin)
+        record = make_probe(tokenizer, each, max(1, length))
         if record is None:
             continue
-        small = len(record.model_dump_json().encode()) <= PROBE_BYTES
-        least = min(sample.tuned.margins[: record.max_tokens])
-        rank = (small, min(length, PROBE_GOOD_TOKENS), least, length)
+        is_small = len(record.model_dump_json().encode()) <= MAX_PROBE_BYTES
+        least = min(each.tuned.margins[: record.max_tokens])
+        rank = (is_small, min(length, GOOD_PROBE_TOKENS), least, length)
         if rank > best:
-            best, found = rank, record
-    return found
+            best, probe = rank, record
+    return probe
 
 
 def stable_length(tokenizer: Any, answer: Answer, margin: float) -> int:
     """Tokens before the first unsure one, 32 at most, and never half a character."""
-    sure = (i for i, least in enumerate(answer.margins) if least < margin)
-    length = min(next(sure, len(answer.margins)), PROBE_TOKENS)
+    unsure = (i for i, least in enumerate(answer.margins) if least < margin)
+    length = min(next(unsure, len(answer.margins)), MAX_PROBE_TOKENS)
     # A character of several bytes may need several tokens.
     while length and decode_tokens(tokenizer, answer.tokens[:length]).endswith("�"):
         length -= 1
     return length
 
 
-def make_probe(tokenizer: Any, sample: AnsweredPrompt, length: int) -> ProbeRecord | None:
+def make_probe(tokenizer: Any, answered: AnsweredPrompt, length: int) -> ProbeRecord | None:
     """The record for an answer cut to `length` tokens; None where there is nothing to compare."""
-    text = decode_tokens(tokenizer, sample.tuned.tokens[:length])
-    if not text.strip() or any(len(turn["content"]) > 8192 for turn in sample.messages):
+    text = decode_tokens(tokenizer, answered.tuned.tokens[:length])
+    if not text.strip() or any(len(turn["content"]) > 8192 for turn in answered.messages):
         return None
-    messages = [ChatMessage.model_validate(turn) for turn in sample.messages]
+    messages = [ChatMessage.model_validate(turn) for turn in answered.messages]
     return ProbeRecord(messages=messages, answer=text, max_tokens=length)

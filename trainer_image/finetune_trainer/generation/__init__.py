@@ -1,1 +1,1 @@
-"""TODO."""
+"""Answers of a model: greedy ones for evaluation, sampled ones for GRPO."""

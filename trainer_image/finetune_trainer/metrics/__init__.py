@@ -1,1 +1,1 @@
-"""Measures of an answer against its reference; each is one pure function."""
+"""Metrics of an answer against its reference, each one pure function, and their intervals."""

@@ -1,10 +1,10 @@
-"""Exact match: does an answer say what the reference says, but for its dress?"""
+"""Exact match of an answer and its reference, ignoring case, punctuation and spaces."""
 
 import unicodedata
 
 
 def normalised(text: str) -> str:
-    """Without case, punctuation and extra spaces; Unicode compatibility forms folded."""
+    """The text without case, punctuation and extra spaces; compatibility forms are folded."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     kept = "".join(" " if unicodedata.category(c).startswith("P") else c for c in folded)
     return " ".join(kept.split())

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Rewards of completions: computed ones, a reward model's, and their sum."""

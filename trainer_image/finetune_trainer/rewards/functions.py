@@ -1,9 +1,9 @@
-"""Computed rewards: pure functions of an answer and its reference, each 0 to 1.
+"""Computed rewards: pure functions of a completion and its reference, each 0 to 1.
 
-They run inside training for every sampled answer, so none may hang: a user's pattern is searched
-with a time limit, and tried on hostile texts by prepare before a device is asked for. Nothing here
-needs PyTorch. The engine of patterns is `regex`, on which transformers depends: it is Python's own
-syntax and can be stopped.
+They run inside training for every sampled completion, so none may hang: the search for a user's
+pattern has a time limit, and the prepare stage tries the pattern on hostile texts before the job
+requests a device. Nothing here needs PyTorch. Patterns are compiled by `regex`, on which
+transformers depends: it has Python's own syntax, and a search can time out.
 """
 
 import json
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NoReturn
 
-from finetune_api.finetunejob import RewardFunction
+from finetune_api.objective import REFERENCE_REWARDS, RewardFunction
 
 from finetune_trainer.metrics.exact_match import exact_match, normalised
 from finetune_trainer.metrics.rouge import rouge_l
@@ -22,53 +22,51 @@ from finetune_trainer.runtime.errors import UserError
 
 log = logging.getLogger("finetune")
 
-COMPARING = ("exactMatch", "contains", "numeric", "rougeL")
-"""Rewards that need a reference; prepare refuses prompts without one."""
 PATTERN_SECONDS = 0.25
-"""CPU time of one search: thousands of times what a usual pattern needs for a long answer."""
+"""CPU time of one search; a usual pattern needs a thousandth of it for a long completion."""
 NUMBER = re.compile(
     r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,4}\b)?",
     re.ASCII,
 )
-"""Commas part thousands; a minus after a word or a bracket is a subtraction."""
-MINUS = "\N{MINUS SIGN}"
+"""Commas separate thousands; a minus after a word or a bracket is a subtraction."""
+MINUS_SIGN = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer that is to be judged."""
+    """An answer to a prompt, to be scored."""
 
     messages: Sequence[dict[str, str]]
     """The prompt."""
     text: str
-    ended: bool
-    """Whether it ended by itself, and was not cut."""
+    has_ended: bool
+    """Whether the model ended it, and it was not truncated."""
     reference: str | None = None
 
 
 ScoreFunction = Callable[[Completion], float]
 
 
-def make_score_function(wanted: RewardFunction) -> ScoreFunction:
-    """The reward as a function. Raises UserError BadPattern."""
-    compare = {
+def make_score_function(function: RewardFunction) -> ScoreFunction:
+    """The reward as a Python function. Raises UserError BadPattern."""
+    comparisons = {
         "exactMatch": exact_match,
         "contains": contains,
-        "numeric": same_number,
+        "numeric": has_same_number,
         "rougeL": rouge_l,
     }
-    if wanted.type in COMPARING:
-        score = compare[wanted.type]
-        return lambda reply: score(reply.text, reply.reference or "")
-    if wanted.type == "regex":
-        return _searching(wanted.pattern or "")
-    if wanted.type == "json":
-        return lambda reply: valid_json(reply.text)
-    return lambda reply: float(reply.ended)
+    if function.type in REFERENCE_REWARDS:
+        compare = comparisons[function.type]
+        return lambda completion: compare(completion.text, completion.reference or "")
+    if function.type == "regex":
+        return _make_pattern_search(function.pattern or "")
+    if function.type == "json":
+        return lambda completion: is_valid_json(completion.text)
+    return lambda completion: float(completion.has_ended)
 
 
 def name_rewards(functions: Sequence[RewardFunction]) -> list[str]:
-    """A name for each, by type; where a type stands twice the second one is numbered."""
+    """A name for each reward, by type; the second of a type is numbered."""
     names: list[str] = []
     for function in functions:
         before = sum(other.type == function.type for other in functions[: len(names)])
@@ -77,50 +75,55 @@ def name_rewards(functions: Sequence[RewardFunction]) -> list[str]:
 
 
 def contains(answer: str, reference: str) -> float:
-    """1 where the reference stands in the answer, but for case, punctuation and spaces."""
-    wanted = normalised(reference)
-    return float(wanted in normalised(answer)) if wanted else float(reference in answer)
+    """1 where the answer contains the reference, ignoring case, punctuation and spaces."""
+    expected = normalised(reference)
+    return float(expected in normalised(answer)) if expected else float(reference in answer)
 
 
-def same_number(answer: str, reference: str) -> float:
+def has_same_number(answer: str, reference: str) -> float:
     """1 where the last number of both is the same: 1,200.0 is 1200; 0 where one has none."""
-    said, wanted = last_number(answer), last_number(reference)
-    return float(said is not None and said == wanted)
+    found, expected = find_last_number(answer), find_last_number(reference)
+    return float(found is not None and found == expected)
 
 
-def last_number(text: str) -> Decimal | None:
+def find_last_number(text: str) -> Decimal | None:
     """The last number in a text, exact."""
-    found = NUMBER.findall(text.replace(MINUS, "-"))
-    return Decimal(found[-1].replace(",", "")) if found else None
+    numbers = NUMBER.findall(text.replace(MINUS_SIGN, "-"))
+    return Decimal(numbers[-1].replace(",", "")) if numbers else None
 
 
-def valid_json(answer: str) -> float:
+def is_valid_json(answer: str) -> float:
     """1 where the whole answer is JSON (RFC 8259, so without NaN), else 0."""
     try:
-        json.loads(answer, parse_constant=_refuse, parse_int=str)
+        json.loads(answer, parse_constant=_refuse_constant, parse_int=str)
     except (ValueError, RecursionError):
         return 0.0
     return 1.0
 
 
-def _refuse(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _searching(pattern: str) -> ScoreFunction:
+def _make_pattern_search(pattern: str) -> ScoreFunction:
     compiled = compile_pattern(pattern)
-    warned: set[str] = set()
+    has_warned = False
 
-    def judge(reply: Completion) -> float:
+    def score(completion: Completion) -> float:
+        nonlocal has_warned
         try:
-            return float(compiled.search(reply.text, timeout=PATTERN_SECONDS) is not None)
+            return float(compiled.search(completion.text, timeout=PATTERN_SECONDS) is not None)
         except TimeoutError:
-            if not warned:
-                warned.add(pattern)
-                log.warning("a search for %r took too long and counts as none", pattern)
+            if not has_warned:
+                has_warned = True
+                log.warning(
+                    "A pattern search took too long and counts as no match; further ones are not "
+                    "logged",
+                    extra={"pattern": pattern, "timeout_seconds": PATTERN_SECONDS},
+                )
             return 0.0
 
-    return judge
+    return score
 
 
 def compile_pattern(pattern: str) -> Any:
@@ -130,7 +133,7 @@ def compile_pattern(pattern: str) -> Any:
     try:
         return regex.compile(pattern)
     except (regex.error, RecursionError, OverflowError) as error:
-        raise bad_pattern(pattern, f"is no regular expression: {error}") from None
+        raise bad_pattern(pattern, f"is not a regular expression: {error}") from None
 
 
 def bad_pattern(pattern: str, why: str) -> UserError:
@@ -144,14 +147,14 @@ def bad_pattern(pattern: str, why: str) -> UserError:
 
 
 def check_patterns(functions: Sequence[RewardFunction]) -> None:
-    """Tell what training would stumble over. Raises UserError BadPattern."""
+    """Raise UserError BadPattern where training could not use a pattern."""
     for function in functions:
         if function.type == "regex":
-            _try_out(function.pattern or "")
+            _try_pattern(function.pattern or "")
 
 
-def _try_out(pattern: str) -> None:
-    """Search texts in which a bad pattern backtracks without end."""
+def _try_pattern(pattern: str) -> None:
+    """Search texts in which a bad pattern backtracks indefinitely."""
     compiled = compile_pattern(pattern)
     letters = dict.fromkeys(c for c in pattern if c.isalnum() or c.isspace())
     for text in [letter * 4096 + "!" for letter in ["a", "0", " ", "\n", "-", *letters]]:

@@ -1,7 +1,7 @@
 """Learnt rewards: a frozen sequence classifier with one output that scores whole conversations.
 
-It is read as transformers reads it: its own tokenizer and chat template write the conversation, and
-the score is that of the last token that is not padding.
+As in transformers, its own tokenizer and chat template render the conversation, and the score is
+that of the last token that is not padding.
 """
 
 from collections.abc import Sequence
@@ -17,43 +17,43 @@ from numpy.typing import NDArray
 from finetune_trainer.data.tokenizer import load_tokenizer
 from finetune_trainer.rewards.functions import Completion
 from finetune_trainer.sources.model_facts import local_config
-from finetune_trainer.sources.model_files import CONFIG, no_reward
+from finetune_trainer.sources.model_files import CONFIG, not_a_reward_model
 
 TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
 
 
 class RewardModel:
-    """Scores conversations; one is loaded by every process that judges answers."""
+    """Scores conversations; every process that scores completions loads one."""
 
     def __init__(
-        self, folder: Path, device: torch.device, context: int, date: str | None = None
+        self, folder: Path, device: torch.device, context_length: int, date: str | None = None
     ) -> None:
-        """`context` is the longest sequence in tokens that the model was made for, `date` what a
-        template that prints today's is given."""
+        """`context_length` is the model's longest sequence in tokens, `date` the one that its chat
+        template prints, if it prints one."""
         self._tokenizer = load_tokenizer(folder, date=date)
         self._model = load_classifier(folder, device)
         self._device = device
-        self._context = context
+        self._context_length = context_length
 
-    def __call__(self, replies: Sequence[Completion]) -> NDArray[np.float64]:
-        """Scores, float64 [replies]; a conversation that is too long loses its beginning."""
-        ids = [self._tokens(reply) for reply in replies]
+    def score(self, completions: Sequence[Completion]) -> NDArray[np.float64]:
+        """Scores, float64 [completions]; a conversation that is too long loses its beginning."""
+        ids = [self._tokenize(completion) for completion in completions]
         scores = np.zeros(len(ids))
         order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
         while order:
             longest = len(ids[order[0]])
             count = max(1, TOKENS_PER_BATCH[self._device.type] // longest)
             members, order = order[:count], order[count:]
-            scores[members] = self._score([ids[index] for index in members])
+            scores[members] = self._score_batch([ids[index] for index in members])
         return scores
 
-    def _tokens(self, reply: Completion) -> list[int]:
-        answer = {"role": "assistant", "content": reply.text}
-        text = self._tokenizer.apply_chat_template([*reply.messages, answer], tokenize=False)
+    def _tokenize(self, completion: Completion) -> list[int]:
+        messages = [*completion.messages, {"role": "assistant", "content": completion.text}]
+        text = self._tokenizer.apply_chat_template(messages, tokenize=False)
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids[-self._context :]
+        return ids[-self._context_length :]
 
-    def _score(self, ids: Sequence[list[int]]) -> NDArray[np.float64]:
+    def _score_batch(self, ids: Sequence[list[int]]) -> NDArray[np.float64]:
         pad = self._model.config.get_text_config().pad_token_id
         tokens = np.full((len(ids), max(map(len, ids))), pad, dtype=np.int64)
         mask = np.zeros_like(tokens)
@@ -71,7 +71,7 @@ class RewardModel:
 def load_classifier(folder: Path, device: torch.device) -> Any:
     """The frozen model, in bf16 on a GPU and fp32 on a CPU.
 
-    Raises UserError NotARewardModel where it has not one trained output.
+    Raises UserError NotARewardModel where it does not have one trained output.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -79,8 +79,8 @@ def load_classifier(folder: Path, device: torch.device) -> Any:
     architectures = config.architectures or ["no architecture"]
     if config.num_labels != 1 or "SequenceClassification" not in architectures[0]:
         why = f"it is {architectures[0]} with {config.num_labels} outputs"
-        raise no_reward("grpo.rewardModel", why, file=str(folder / CONFIG))
-    model, told = AutoModelForSequenceClassification.from_pretrained(
+        raise not_a_reward_model("grpo.rewardModel", why, file=str(folder / CONFIG))
+    model, loading_info = AutoModelForSequenceClassification.from_pretrained(
         folder,
         dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
         device_map={"": device},
@@ -88,12 +88,12 @@ def load_classifier(folder: Path, device: torch.device) -> Any:
         trust_remote_code=False,
         output_loading_info=True,
     )
-    if missing := sorted(told["missing_keys"]):
+    if missing := sorted(loading_info["missing_keys"]):
         why = f"its files lack {', '.join(missing[:5])}"
-        raise no_reward("grpo.rewardModel", why, file=str(folder / CONFIG))
+        raise not_a_reward_model("grpo.rewardModel", why, file=str(folder / CONFIG))
     text = model.config.get_text_config()
     if text.pad_token_id is None:
-        # Any token will do that no conversation ends with.
+        # Any token is suitable with which no conversation ends.
         text.pad_token_id = 0 if text.eos_token_id != 0 else 1
     return model.eval().requires_grad_(requires_grad=False)
 

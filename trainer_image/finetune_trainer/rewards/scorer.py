@@ -26,19 +26,21 @@ class Prompt:
     messages: list[dict[str, str]]
     reference: str | None
 
-    def reply(self, tokenizer: Any, tokens: Sequence[int], ended: bool) -> Completion:
-        """An answer to it, given as tokens without the one that ends the turn."""
+    def decode_completion(
+        self, tokenizer: Any, tokens: Sequence[int], has_ended: bool
+    ) -> Completion:
+        """A completion of it, from its tokens without the one that ends the turn."""
         text = tokenizer.decode(
             tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        return Completion(self.messages, text, ended, self.reference)
+        return Completion(self.messages, text, has_ended, self.reference)
 
 
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a file of {messages, reference}, in its order."""
     with path.open() as file:
-        rows = [json.loads(line) for line in file]
-    return [Prompt(row["messages"], row.get("reference")) for row in rows]
+        lines = [json.loads(line) for line in file]
+    return [Prompt(line["messages"], line.get("reference")) for line in lines]
 
 
 class RewardScorer:
@@ -54,15 +56,15 @@ class RewardScorer:
             [*(each.weight for each in settings.rewards), *(1.0 for _ in learnt)]
         )
 
-    def __call__(self, replies: Sequence[Completion]) -> list[tuple[float, ...]]:
-        """The rewards of each answer, in the order of `names`."""
+    def score(self, completions: Sequence[Completion]) -> list[tuple[float, ...]]:
+        """The rewards of each completion, in the order of `names`."""
         columns: list[Sequence[float]] = [
-            [judge(reply) for reply in replies] for judge in self._functions
+            [function(completion) for completion in completions] for function in self._functions
         ]
         if self._model is not None:
-            columns.append(self._model(replies).tolist())
+            columns.append(self._model.score(completions).tolist())
         return list(zip(*columns, strict=True))
 
-    def totals(self, rewards: Sequence[tuple[float, ...]]) -> NDArray[np.float64]:
-        """The weighted sum of each answer's rewards, float64 [answers]."""
+    def weigh(self, rewards: Sequence[tuple[float, ...]]) -> NDArray[np.float64]:
+        """The weighted sum of each completion's rewards, float64 [completions]."""
         return np.asarray(rewards, dtype=np.float64).reshape(-1, len(self.names)) @ self._weights

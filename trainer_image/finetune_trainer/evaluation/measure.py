@@ -1,0 +1,141 @@
+"""Measures one model at a time, and pairs the results of the base and the tuned model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.run import MetricPair, RunConfig
+
+from finetune_trainer.evaluation.comparison import PairedLosses
+from finetune_trainer.evaluation.held_out_loss import HeldOutSet, ModelOutputs
+from finetune_trainer.evaluation.parity_probe import AnsweredPrompt
+from finetune_trainer.evaluation.prompts import HeldOutPrompt, max_answer_tokens
+from finetune_trainer.generation.greedy import Answer, generate_answers
+from finetune_trainer.rewards.functions import Completion
+from finetune_trainer.rewards.scorer import RewardScorer
+from finetune_trainer.runtime.errors import UserError
+from finetune_trainer.runtime.telemetry import Report
+
+
+class ItemProgress:
+    """Reports how many of all held-out rows and prompts are done."""
+
+    def __init__(self, report: Report, total: int) -> None:
+        self._report = report
+        self._total = total
+        self._done = 0
+
+    def start_part(self, message: str) -> Callable[[int], None]:
+        """Begin a part; call the returned function with the number of its items that are done."""
+        before = self._done
+        self._report.update(message, step=before, total_steps=self._total)
+
+        def report_done(count: int) -> None:
+            self._done = before + count
+            self._report.update(step=self._done)
+
+        return report_done
+
+
+@dataclass(frozen=True)
+class ModelMeasurement:
+    """What was measured of one model."""
+
+    outputs: ModelOutputs | None
+    """None where the objective has no held-out loss."""
+    answers: list[Answer]
+
+
+def measure_model(
+    model: Any,
+    tokenizer: Any,
+    held_out: HeldOutSet | None,
+    prompts: Sequence[HeldOutPrompt],
+    spec: FineTuneJobSpec,
+    progress: ItemProgress,
+    name: str,
+) -> ModelMeasurement:
+    """Run a model on all held-out rows, and generate its greedy answers to the prompts."""
+    outputs = None
+    if held_out:
+        report_done = progress.start_part(f"held-out loss of the {name}")
+        outputs = held_out.run_model(model, report_done)
+    if not prompts:
+        return ModelMeasurement(outputs, [])
+    report_done = progress.start_part(f"answers of the {name}")
+    inputs = [prompt.input_ids for prompt in prompts]
+    answers = generate_answers(model, tokenizer, inputs, max_answer_tokens(spec), report_done)
+    return ModelMeasurement(outputs, answers)
+
+
+def pair_losses(
+    held_out: HeldOutSet | None, base: ModelMeasurement, tuned: ModelMeasurement
+) -> PairedLosses | None:
+    """The objective's loss of both models; the base is the reference model of both."""
+    if held_out is None or base.outputs is None or tuned.outputs is None:
+        return None
+    before = held_out.compute_losses(base.outputs, base.outputs)
+    after = held_out.compute_losses(tuned.outputs, base.outputs)
+    tokens = int(base.outputs.tokens.sum())
+    return PairedLosses(before.losses, after.losses, before.weights, tokens)
+
+
+def pair_accuracies(
+    held_out: HeldOutSet | None, base: ModelMeasurement, tuned: ModelMeasurement
+) -> MetricPair | None:
+    """How often each model prefers the better answer, 0 to 1; None without preferences."""
+    if held_out is None or base.outputs is None or tuned.outputs is None:
+        return None
+    before = held_out.compute_accuracy(base.outputs)
+    after = held_out.compute_accuracy(tuned.outputs)
+    if before is None or after is None:
+        return None
+    return MetricPair(base=before, tuned=after)
+
+
+def pair_answers(
+    prompts: Sequence[HeldOutPrompt], base: ModelMeasurement, tuned: ModelMeasurement
+) -> list[AnsweredPrompt]:
+    """Each prompt with the answers of both models, or of the tuned model alone."""
+    before: Sequence[Answer | None] = base.answers or [None] * len(prompts)
+    return [
+        AnsweredPrompt(prompt.messages, prompt.reference, base_answer, tuned_answer)
+        for prompt, base_answer, tuned_answer in zip(prompts, before, tuned.answers, strict=True)
+    ]
+
+
+def score_answers(
+    run: RunConfig, answered: Sequence[AnsweredPrompt], device: str
+) -> list[tuple[float, float]] | None:
+    """The weighted reward of the base model's and the tuned model's answers; None without GRPO.
+
+    Raises UserError RewardNotFinite.
+    """
+    spec = run.spec
+    if spec.grpo is None:
+        return None
+    scorer = RewardScorer(run, spec.grpo, torch.device(device))
+    completions = [
+        Completion(
+            prompt.messages,
+            answer.text,
+            len(answer.tokens) < max_answer_tokens(spec),
+            prompt.reference,
+        )
+        for prompt in answered
+        for answer in (prompt.base, prompt.tuned)
+        if answer is not None
+    ]
+    totals = scorer.weigh(scorer.score(completions))
+    if not np.isfinite(totals).all():
+        raise UserError(
+            "RewardNotFinite",
+            "The reward of a held-out answer is not a number.",
+            "Check the reward model: it may not belong to its tokenizer.",
+        )
+    return [(float(before), float(after)) for before, after in totals.reshape(-1, 2)]

@@ -1,0 +1,102 @@
+"""The model card of an artifact: README.md in the form that model hubs read."""
+
+from typing import Any
+
+from finetune_api.base import SpecModel
+from finetune_api.finetunejob import AdaLoRA, LoRA, Method, Prefix, Quantization
+from finetune_api.run import RunConfig
+
+from finetune_trainer.sources import Address
+
+
+def render_model_card(run: RunConfig) -> str:
+    """YAML front matter, then Markdown: data, settings and evaluation."""
+    spec = run.spec
+    settings, plan = spec.training, run.plan
+    base = Address("model", spec.model.uri).public_uri.removeprefix("hf://")
+    dataset = Address("dataset", spec.dataset.train[0].uri).public_uri
+    lines = [
+        "---",
+        *([f"base_model: {base}"] if spec.model.uri.startswith("hf://") else []),
+        f"library_name: {'peft' if spec.method.type == 'Prefix' else 'transformers'}",
+        f"pipeline_tag: text-{'classification' if spec.objective == 'Reward' else 'generation'}",
+        "---",
+        "",
+        f"# {run.job.name}",
+        "",
+        f"`{base}` fine-tuned by the FineTuneJob `{run.job.namespace}/{run.job.name}`.",
+        "",
+        "## Data",
+        "",
+        f"Source: `{dataset}`",
+    ]
+    if run.data:
+        lines += [
+            f"({run.data.train_examples} training rows with {run.data.train_tokens} tokens, "
+            f"{run.data.eval_examples} held out; `{run.data.digest}`).",
+        ]
+    lines += ["", "## Training", "", "| Setting | Value |", "| --- | --- |"]
+    rows: dict[str, Any] = {"objective": spec.objective, "method": spec.method.type}
+    rows |= method_settings(spec.method)
+    if plan:
+        rows |= {
+            "optimizer steps": plan.total_steps,
+            "sequences per step": plan.batch_size,
+            "learning rate": plan.learning_rate,
+            "strategy": f"{plan.strategy}, {plan.world_size} processes",
+        }
+    rows |= {
+        "schedule": settings.schedule,
+        "warm-up ratio": settings.warmup_ratio,
+        "sequence length": settings.max_sequence_length,
+        "precision": settings.precision,
+        "seed": settings.seed,
+    }
+    lines += [f"| {name} | {value} |" for name, value in rows.items()]
+    return "\n".join([*lines, *evaluation_table(run), ""])
+
+
+def method_settings(method: Method) -> dict[str, Any]:
+    """The settings of the method that was used, by their names in the job."""
+    used: dict[str, tuple[SpecModel | None, ...]] = {
+        "LoRA": (method.lora or LoRA(), method.moe),
+        "DoRA": (method.lora or LoRA(), method.moe),
+        "QLoRA": (method.lora or LoRA(), method.quantization or Quantization(), method.moe),
+        "AdaLoRA": (method.adalora or AdaLoRA(), method.moe),
+        "IA3": (method.ia3, method.moe),
+        "Prefix": (method.prefix or Prefix(), method.moe),
+    }
+    sections = [each for each in used.get(method.type, (method.moe,)) if each is not None]
+    settings = {name: value for each in sections for name, value in each.to_wire().items()}
+    return {
+        name: ", ".join(value) if isinstance(value, list) else value
+        for name, value in settings.items()
+        if value != []
+    }
+
+
+def evaluation_table(run: RunConfig) -> list[str]:
+    """Lines of the evaluation in Markdown; none without an evaluation."""
+    summary, objective = run.evaluation, run.spec.objective
+    if summary is None:
+        return []
+    lines = ["", "## Evaluation on held-out rows", "", "| Measure | Base | Tuned |"]
+    lines.append("| --- | --- | --- |")
+    is_per_token = objective in ("SFT", "Completion")
+    metrics: dict[str, Any] = {
+        "loss (nats per token)" if is_per_token else f"{objective} loss": summary.loss,
+        "better answer preferred": summary.preference_accuracy,
+        "mean reward": summary.reward,
+        "exact match": summary.exact_match,
+        "ROUGE-L": summary.rouge_l,
+    }
+    lines += [
+        f"| {name} | {pair.base:.4f} | {pair.tuned:.4f} |" for name, pair in metrics.items() if pair
+    ]
+    if loss := summary.loss:
+        lines += [
+            "",
+            f"The loss improved by {loss.improvement_percent:.2f} % "
+            f"(95 % interval {loss.low_percent:.2f} to {loss.high_percent:.2f} %).",
+        ]
+    return lines
