@@ -1,4 +1,4 @@
-"""Tiny random models of other architectures, beside the tiny Llama and with its tokenizer."""
+"""Tiny random models of other architectures than Llama, with the tokenizer of the tiny Llama."""
 
 from __future__ import annotations
 

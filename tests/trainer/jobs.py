@@ -21,35 +21,39 @@ ROOT = Path(__file__).resolve().parents[2]
 DIGEST = "sha256:" + "0" * 64
 
 
-def encode(tokenizer: Tokenizer, row: dict[str, str]) -> TokenizedSample:
-    """One question and answer as the tiny model's template writes them; the answer is learnt."""
+def tokenize_row(tokenizer: Tokenizer, row: dict[str, str]) -> TokenizedSample:
+    """A row in the chat template of the tiny model; the completion has labels."""
     prompt = f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
-    asked = tokenizer.encode(prompt, add_special_tokens=False).ids
-    told = tokenizer.encode(f"{row['completion']}<|im_end|>", add_special_tokens=False).ids
-    return TokenizedSample(asked + told, [IGNORED] * len(asked) + told)
+    prompt_ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    completion_ids = tokenizer.encode(
+        f"{row['completion']}<|im_end|>", add_special_tokens=False
+    ).ids
+    return TokenizedSample(
+        prompt_ids + completion_ids, [IGNORED] * len(prompt_ids) + completion_ids
+    )
 
 
-def pack(examples: list[TokenizedSample], longest: int) -> list[list[int]]:
-    """Examples in order, as many to a row as fit."""
-    rows: list[list[int]] = []
-    room = 0
-    for index, example in enumerate(examples):
-        if len(example.tokens) > room:
-            rows.append([])
-            room = longest
-        rows[-1].append(index)
-        room -= len(example.tokens)
-    return rows
+def pack(samples: list[TokenizedSample], max_length: int) -> list[list[int]]:
+    """Indices of samples in order, as many in a sequence as fit."""
+    sequences: list[list[int]] = []
+    free_tokens = 0
+    for index, sample in enumerate(samples):
+        if len(sample.tokens) > free_tokens:
+            sequences.append([])
+            free_tokens = max_length
+        sequences[-1].append(index)
+        free_tokens -= len(sample.tokens)
+    return sequences
 
 
 def write_data(folder: Path, model: Path, train: int = 60, held_out: int = 12) -> None:
-    """data/ of a job: packed training rows, held-out rows and their prompts."""
+    """Write data/ of a job: packed training sequences, held-out sequences and their prompts."""
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     rows = tiny_rows(train + held_out)
-    learnt = [encode(tokenizer, row) for row in rows[:train]]
-    judged = [encode(tokenizer, row) for row in rows[train:]]
-    TokenStore.write(folder / "train", learnt, pack(learnt, 96))
-    TokenStore.write(folder / "eval", judged, [[i] for i in range(held_out)])
+    trained = [tokenize_row(tokenizer, row) for row in rows[:train]]
+    evaluated = [tokenize_row(tokenizer, row) for row in rows[train:]]
+    TokenStore.write(folder / "train", trained, pack(trained, 96))
+    TokenStore.write(folder / "eval", evaluated, [[i] for i in range(held_out)])
     prompts = [
         {
             "messages": [{"role": "user", "content": row["prompt"]}],
@@ -75,7 +79,7 @@ def make_run(
     batch_size: int = 6,
     micro_batch_size: int = 2,
 ) -> RunConfig:
-    """The run file of one attempt; the job's folder is root/job and its data must be there."""
+    """The run file of one attempt; the job's folder is root/job and must contain its data."""
     settings = {"precision": "fp32", "gradientCheckpointing": False, **(training or {})}
     how: dict[str, Any] = {"type": method}
     if method == "LoRA":
@@ -158,21 +162,21 @@ class NoStop:
 
 
 def free_port() -> int:
-    """A port that nothing listens on now."""
+    """A port that no process listens on at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of a trainer process started by a test."""
+    """The environment of a trainer process that a test starts."""
     path = f"{ROOT / 'operator'}:{ROOT / 'trainer_image'}:{ROOT}"
     inherited = os.environ.get("PYTHONPATH", "")
     return {**os.environ, "PYTHONPATH": f"{path}:{inherited}", "OMP_NUM_THREADS": "1", **more}
 
 
 def torchrun(processes: int, module: str, *arguments: str, seconds: float = 280) -> str:
-    """Run a module under torchrun on this machine; its output is shown when it fails."""
+    """Run a module under torchrun on this machine; a failure shows its output."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     done = subprocess.run(
@@ -195,13 +199,13 @@ def losses(job: Path, attempt: int = 1) -> list[float]:
 
 
 class Runs:
-    """What the cases of `drive_training` left in a folder."""
+    """The results of the cases of `drive_training` in a folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def seen(self, name: str, rank: int = 0) -> Any:
-        """What a rank saw of a case."""
+    def case_result(self, name: str, rank: int = 0) -> Any:
+        """The result of a case as one rank wrote it."""
         return json.loads((self.root / f"{name}-{rank}.json").read_text())
 
     def job(self, name: str) -> Path:
@@ -209,12 +213,12 @@ class Runs:
         return self.root / name / "job"
 
     def history(self, name: str, attempt: int = 1) -> list[dict[str, Any]]:
-        """Every step that an attempt wrote down."""
+        """The lines of the training history of an attempt."""
         text = (self.job(name) / "report" / f"train-{attempt}.jsonl").read_text()
         return [json.loads(line) for line in text.splitlines()]
 
 
-def wire(run: RunConfig) -> Any:
+def to_json(run: RunConfig) -> Any:
     """The run file as JSON data."""
     return json.loads(run.model_dump_json(by_alias=True, exclude_none=True))
 
@@ -226,6 +230,6 @@ def write_run(run: RunConfig, path: Path) -> Path:
     return path
 
 
-def array_of(row: Any) -> np.ndarray:
-    """A row's tokens as int64."""
+def token_array(row: Any) -> np.ndarray:
+    """The tokens of a sequence as int64."""
     return np.asarray(row.input_ids, dtype=np.int64)

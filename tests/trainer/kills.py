@@ -1,7 +1,7 @@
-"""Attempts that die: ranks that are killed, or asked to stop, at a chosen point of a real run.
+"""Attempts whose ranks are killed, or requested to stop, at a chosen point of a real run.
 
-A rank runs what production runs. Beside it a thread looks at the run's own files, and when they
-say that the point has been reached it sends a signal to its own process, which does not expect it.
+A rank runs the same code as in production. A thread in its process polls the files of the run; when
+they show that the point is reached, it sends a signal to the process.
 """
 
 from __future__ import annotations
@@ -23,51 +23,51 @@ from tests.trainer import pool
 from tests.trainer.jobs import losses, make_run, write_data, write_run
 
 STEPS = 12
-EVERY = 2
+CHECKPOINT_INTERVAL = 2
 """Steps between checkpoints."""
 STRATEGIES = ("DDP", "ZeRO2", "ZeRO3", "FSDP")
 METHODS = ("LoRA", "Full")
-STRUCK = "struck"
-"""A file of the job, as old as the signal."""
+SIGNALLED = "struck"
+"""A file in the job's folder, created when the signal is sent."""
 
 
 @dataclass(frozen=True)
-class Doom:
-    """What happens to one rank."""
+class Kill:
+    """A signal to one rank."""
 
     rank: int
     signum: int
     step: int = 0
-    """Steps that are done before it happens."""
+    """Steps that are finished before it."""
     delay: float = 0.0
     """Seconds after that step."""
-    writing: bool = False
-    """Instead: while a checkpoint of a later step is being written."""
+    during_save: bool = False
+    """Instead of at the end of the step: while a checkpoint of a later step is written."""
 
 
-def doomed(run: RunConfig, doom: Doom | None) -> None:
-    """One rank of an attempt; `doom` may be another rank's."""
-    if doom and doom.rank == int(os.environ["RANK"]):
-        threading.Thread(target=strike, args=(run, doom), daemon=True).start()
+def run_rank(run: RunConfig, kill: Kill | None) -> None:
+    """Run one rank of an attempt; `kill` may be for another rank."""
+    if kill and kill.rank == int(os.environ["RANK"]):
+        threading.Thread(target=send_signal_at, args=(run, kill), daemon=True).start()
     worker.main()
 
 
-def strike(run: RunConfig, doom: Doom) -> None:
-    """Wait for the point, then send the signal."""
+def send_signal_at(run: RunConfig, kill: Kill) -> None:
+    """Wait for the point, then send the signal to this process."""
     job = Path(run.paths.job)
     history = job / "report" / f"train-{run.attempt}.jsonl"
     scratch = job / f".train-{run.attempt}"
 
-    def reached() -> bool:
-        if doom.writing:
-            return any(int(path.name[5:13]) > doom.step for path in scratch.glob("step-*"))
-        return history.exists() and len(history.read_text().splitlines()) >= doom.step
+    def is_reached() -> bool:
+        if kill.during_save:
+            return any(int(path.name[5:13]) > kill.step for path in scratch.glob("step-*"))
+        return history.exists() and len(history.read_text().splitlines()) >= kill.step
 
-    while not reached():
+    while not is_reached():
         time.sleep(0.001)
-    time.sleep(doom.delay)
-    (job / STRUCK).touch()
-    os.kill(os.getpid(), doom.signum)
+    time.sleep(kill.delay)
+    (job / SIGNALLED).touch()
+    os.kill(os.getpid(), kill.signum)
 
 
 class Runs:
@@ -75,17 +75,17 @@ class Runs:
 
     def __init__(self, root: Path, model: Path, **training: Any) -> None:
         self.root, self.model = root, model
-        self._training = {"checkpoint": {"intervalSteps": EVERY}, **training}
+        self._training = {"checkpoint": {"intervalSteps": CHECKPOINT_INTERVAL}, **training}
 
     def attempt(
-        self, name: str, number: int, doom: Doom | None = None, **more: Any
+        self, name: str, number: int, kill: Kill | None = None, **more: Any
     ) -> tuple[list[int], str]:
-        """Run an attempt; exit codes by rank, and the logs."""
-        ranks = self.start(name, number, doom, **more)
+        """Run an attempt; returns exit codes by rank, and the logs."""
+        ranks = self.start(name, number, kill, **more)
         return ranks.wait(), ranks.text()
 
-    def start(self, name: str, number: int, doom: Doom | None = None, **more: Any) -> pool.Ranks:
-        """Begin an attempt."""
+    def start(self, name: str, number: int, kill: Kill | None = None, **more: Any) -> pool.Ranks:
+        """Start an attempt without waiting for it."""
         where = self.root / name
         if not where.exists():
             write_data(where / "job" / "data", self.model)
@@ -97,7 +97,7 @@ class Runs:
             "FINETUNE_RUN_CONFIG": str(write_run(run, folder / "run.json")),
             RANK_FOLDER_ENV: str(folder),
         }
-        return pool.start(doomed, run, doom, world=2, folder=folder, environment=environment)
+        return pool.start(run_rank, run, kill, world=2, folder=folder, environment=environment)
 
     def job(self, name: str) -> Path:
         """The job's folder."""
@@ -105,33 +105,35 @@ class Runs:
 
 
 @dataclass(frozen=True)
-class Killed:
-    """How a killed run went on."""
+class KillResult:
+    """How a killed run continued."""
 
     strategy: str
     method: str
-    doom: Doom
+    kill: Kill
     at: int
-    """Last step that the killed attempt did."""
+    """Last step that the killed attempt finished."""
     resumed_from: int
-    same: bool
-    """Whether all losses are those of the run that was never killed, bit by bit."""
+    is_same: bool
+    """Whether all losses are bit for bit those of the run that was never killed."""
 
-    def row(self) -> str:
+    def sequence(self) -> str:
         """One line of the table."""
-        where = "saving" if self.doom.writing else "step"
+        where = "saving" if self.kill.during_save else "step"
         return (
-            f"{self.strategy:<9} {self.method:<7} {self.doom.rank:>4}  {where:<7} {self.at:>7} "
+            f"{self.strategy:<9} {self.method:<7} {self.kill.rank:>4}  {where:<7} {self.at:>7} "
             f"{self.resumed_from:>12} {self.at - self.resumed_from:>10}  "
-            f"{'yes' if self.same else 'NO'}"
+            f"{'yes' if self.is_same else 'NO'}"
         )
 
 
-HEAD = f"{'strategy':<9} {'method':<7} rank  within  at step resumed from steps lost  losses equal"
+TABLE_HEADER = (
+    f"{'strategy':<9} {'method':<7} rank  within  at step resumed from steps lost  losses equal"
+)
 
 
-def kill_and_resume(runs: Runs, index: int, dice: random.Random) -> Killed:
-    """The `index`-th kill: strategies and methods take turns, the rest is drawn."""
+def kill_and_resume(runs: Runs, index: int, generator: random.Random) -> KillResult:
+    """The `index`-th kill: strategies and methods take turns, the rest is random."""
     strategy = STRATEGIES[index % len(STRATEGIES)]
     method = METHODS[index // len(STRATEGIES) % len(METHODS)]
     how: dict[str, Any] = {"strategy": strategy, "method": method}
@@ -141,19 +143,19 @@ def kill_and_resume(runs: Runs, index: int, dice: random.Random) -> Killed:
     if not runs.job(straight).exists():
         codes, text = runs.attempt(straight, 1, **how)
         assert codes == [0, 0], text
-    writing = index % 3 == 2
-    doom = Doom(
-        rank=dice.randrange(2),
+    during_save = index % 3 == 2
+    kill = Kill(
+        rank=generator.randrange(2),
         signum=signal.SIGKILL,
-        # The last checkpoint is waited for at once, so that a kill may come too late.
-        step=dice.randrange(1, STEPS - (EVERY + 2 if writing else 1)),
-        delay=0.0 if writing else dice.uniform(0.0, 0.1),
-        writing=writing,
+        # After the last steps the run waits for its checkpoint: a kill there may come too late.
+        step=generator.randrange(1, STEPS - (CHECKPOINT_INTERVAL + 2 if during_save else 1)),
+        delay=0.0 if during_save else generator.uniform(0.0, 0.1),
+        during_save=during_save,
     )
     name = f"killed-{index}"
-    codes, text = runs.attempt(name, 1, doom, **how)
-    assert codes[doom.rank] == -signal.SIGKILL, text
-    assert codes[1 - doom.rank] == 1, text
+    codes, text = runs.attempt(name, 1, kill, **how)
+    assert codes[kill.rank] == -signal.SIGKILL, text
+    assert codes[1 - kill.rank] == 1, text
     codes, text = runs.attempt(name, 2, **how)
     assert codes == [0, 0], text
     expected, first, second = (
@@ -163,4 +165,4 @@ def kill_and_resume(runs: Runs, index: int, dice: random.Random) -> Killed:
     )
     resumed_from = STEPS - len(second)
     same = first == expected[: len(first)] and second == expected[resumed_from:]
-    return Killed(strategy, method, doom, len(first), resumed_from, same)
+    return KillResult(strategy, method, kill, len(first), resumed_from, same)

@@ -1,8 +1,8 @@
-"""Every method x objective x strategy, as the table of combinations allows or forbids it.
+"""Every method x objective x strategy that the table of combinations allows.
 
 The cases come from finetune_api.combinations, so a rule that changes there changes what is trained
-here. A case is a whole job of the tiny model: prepared by the real prepare stage, planned by the
-real planner, trained straight, stopped and resumed, exported, loaded back and asked.
+here. A case is a complete job of the tiny model: prepared by the real prepare stage, planned by the
+real planner, trained without a stop, then stopped and resumed, exported, loaded and run.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "Reward": {},
     "GRPO": {
         "grpo": {
-            # About every second answer of a random model ends so.
+            # About half of the completions of a random model end with a vowel.
             "rewards": [{"type": "regex", "pattern": "[aeiou]$"}],
             "generations": 4,
             "maxNewTokens": 8,
@@ -80,7 +80,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Readable, and usable as a file name."""
+        """A readable name that is valid as a file name."""
         return f"{self.method}-{self.objective}-{self.strategy}".replace(" ", "_")
 
     @property
@@ -118,7 +118,7 @@ class Case:
         )
 
     def refusals(self) -> list[str]:
-        """Why the API server refuses it; empty where it does not."""
+        """Why the API server rejects the case; empty if it is valid."""
         return refusal_messages(self.spec().to_wire())
 
 
@@ -128,7 +128,7 @@ FORBIDDEN = [case for case in EVERY if case.refusals()]
 
 
 def pairwise(cases: Sequence[Case]) -> list[Case]:
-    """The fewest cases, found greedily, that hold every pair of values that any case holds."""
+    """Few cases, chosen greedily, that cover every pair of values of any case."""
 
     def pairs(case: Case) -> set[tuple[str, str]]:
         values = (f"m:{case.method}", f"o:{case.objective}", f"s:{case.strategy}")
@@ -144,10 +144,10 @@ def pairwise(cases: Sequence[Case]) -> list[Case]:
 
 
 def rows_of(objective: str, count: int = 24) -> Iterable[dict[str, Any]]:
-    """Data that a user of the objective would have."""
+    """Rows for the objective, as a user would write them."""
     rows = tiny_rows(count)
     for index, row in enumerate(rows):
-        # A few steps are enough to tell the right order of words from the wrong one.
+        # A few steps are enough to distinguish the right order of words from the wrong one.
         other = " ".join(reversed(row["completion"].split()))
         if objective == "SFT":
             yield dict(row)
@@ -163,13 +163,13 @@ def rows_of(objective: str, count: int = 24) -> Iterable[dict[str, Any]]:
 
 
 def write_data(folder: Path) -> None:
-    """The rows that the jobs name, one file for each objective."""
+    """Write the data files of the jobs, one for each objective."""
     for objective in OBJECTIVES:
         write_rows(folder / f"{objective}.jsonl", list(rows_of(objective)))
 
 
 def run_of(case: Case, root: Path, stage: str, attempt: int = 1, **more: Any) -> RunConfig:
-    """The run file of a stage of the case below `root`, beside which the volumes lie."""
+    """The run file of a stage of the case below `root`; the folder `volumes` is next to `root`."""
     return RunConfig.model_validate(
         {
             "job": {"name": "cell", "namespace": "default", "uid": "0000"},
@@ -189,7 +189,7 @@ def run_of(case: Case, root: Path, stage: str, attempt: int = 1, **more: Any) ->
 
 
 def plan_of(case: Case, model: ModelFacts, data: DataFacts) -> TrainPlan:
-    """What the operator would plan."""
+    """The plan of the operator for the case."""
     plan = plan_training(case.spec(), model, data, "cpu", CPU)
     assert isinstance(plan, TrainPlan), plan
     return plan

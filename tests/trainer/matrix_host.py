@@ -1,9 +1,9 @@
-"""What torchrun starts to run the cases of the matrix: imports once, then forks a rank per case.
+"""The process that torchrun starts for the matrix: imports once, then forks a rank per case.
 
 Called as `torchrun --nproc-per-node 2 -m tests.trainer.matrix_host FOLDER`, where FOLDER holds
 cases.json: [{"name", "world", "port", "straight", "stopped", "resumed", "export"}], the last four
 being run files. Every rank of a case is a process of its own with a deadline: a case that fails or
-hangs says so in <name>.log and takes no other case with it.
+hangs writes that to its log and does not affect other cases.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DEADLINE = 150.0
 
 
 def rank_of(case: dict[str, Any], folder: Path) -> None:
-    """Train the case straight, stopped and resumed; then rank 0 exports and asks the result."""
+    """Train the case straight, stopped and resumed; then rank 0 exports and runs the result."""
     run = RunConfig.model_validate(case["straight"])
     strategies.prepare_communication(run.require_plan().strategy, "cpu")
     worker.join_process_group(run)
@@ -41,12 +41,12 @@ def rank_of(case: dict[str, Any], folder: Path) -> None:
     rank = dist.get_rank()
     dist.destroy_process_group()
     if rank == 0:
-        asked = export_and_ask(RunConfig.model_validate(case["export"]))
-        (folder / f"{case['name']}-export.json").write_text(json.dumps(asked))
+        generated = export_and_run(RunConfig.model_validate(case["export"]))
+        (folder / f"{case['name']}-export.json").write_text(json.dumps(generated))
 
 
-def export_and_ask(run: RunConfig) -> dict[str, Any]:
-    """Export as production does, then load the folder with plain transformers and PEFT."""
+def export_and_run(run: RunConfig) -> dict[str, Any]:
+    """Export with the export stage, then load the folder with plain transformers and PEFT."""
     from finetune_trainer.export import export
     from transformers import (
         AutoModelForCausalLM,
@@ -80,7 +80,7 @@ def export_and_ask(run: RunConfig) -> dict[str, Any]:
 
 
 def fork(case: dict[str, Any], folder: Path) -> bool:
-    """Run this host's rank of a case in a process of its own; whether it ended well in time."""
+    """Run this host's rank of a case in a process of its own; true if it succeeds in time."""
     log = folder / f"{case['name']}-{os.environ['RANK']}.log"
     child = os.fork()
     if child == 0:
@@ -90,7 +90,7 @@ def fork(case: dict[str, Any], folder: Path) -> bool:
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             os.environ.update(MASTER_PORT=str(case["port"]), WORLD_SIZE=str(case["world"]))
-            # torchrun's agent keeps a store of its own; a case has one that ends with it.
+            # torchrun's agent has a store for all cases; each case needs one that ends with it.
             os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
             rank_of(case, folder)
             code = 0
@@ -120,11 +120,12 @@ def main() -> None:
     for case in json.loads((folder / "cases.json").read_text()):
         if rank < case["world"]:
             started = time.monotonic()
-            well = fork(case, folder)
+            succeeded = fork(case, folder)
             if rank == 0:
                 seconds = time.monotonic() - started
                 print(
-                    f"{'ok    ' if well else 'FAILED'} {seconds:5.1f} s  {case['name']}", flush=True
+                    f"{'ok    ' if succeeded else 'FAILED'} {seconds:5.1f} s  {case['name']}",
+                    flush=True,
                 )
 
 

@@ -1,9 +1,9 @@
-"""Ranks in milliseconds: one process imports the libraries, every case forks its ranks from it.
+"""Ranks that start in milliseconds: one process imports the libraries and forks all ranks.
 
 Importing torch, transformers, PEFT and DeepSpeed takes far longer than training a tiny model.
-Python's fork server does it once for the whole test run; a rank is a fork of it and else as
-torchrun would start it: its own process with RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
-MASTER_PORT, a log of its own, and an exit code. A test may signal single ranks.
+Python's fork server does it once for the whole test run. A rank is a fork of it, but otherwise as
+torchrun would start it: a process with RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, a
+log of its own, and an exit code. A test may send signals to single ranks.
 
     ranks = pool.start(drive, cases, world=2, folder=tmp_path / "first")
     os.kill(ranks.pids[1], signal.SIGKILL)
@@ -11,7 +11,7 @@ MASTER_PORT, a log of its own, and an exit code. A test may signal single ranks.
 
     pool.run(drive, cases, world=4, folder=tmp_path / "second")  # all ranks must end with 0
 
-The function must stand at the top of a module, and its arguments must be picklable.
+The function must be defined at the top level of a module; its arguments must be picklable.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class Ranks:
         os.kill(self.pids[rank], signum)
 
     def running(self) -> list[int]:
-        """Ranks that have not ended."""
+        """Ranks that are still running."""
         return [rank for rank, process in enumerate(self._processes) if process.exitcode is None]
 
     def wait(self, deadline: float = DEADLINE) -> list[int]:
         """Exit codes by rank, negative for signals.
 
-        Raises AssertionError with the logs when ranks still run after `deadline` seconds, which
-        ends them.
+        Raises AssertionError with the logs if ranks still run after `deadline` seconds, and kills
+        them.
         """
         end = time.monotonic() + deadline
         left = {process.sentinel for process in self._processes}
@@ -67,7 +67,7 @@ class Ranks:
             left -= set(wait_for_any(list(left), timeout=max(0.0, end - time.monotonic())))
         if left:
             late = self.running()
-            self.end()
+            self.kill_all()
             raise AssertionError(f"ranks {late} still ran after {deadline:.0f} s\n{self.text()}")
         codes = []
         for process in self._processes:
@@ -76,8 +76,8 @@ class Ranks:
             codes.append(process.exitcode)
         return codes
 
-    def end(self) -> None:
-        """Kill what still runs."""
+    def kill_all(self) -> None:
+        """Kill the ranks that still run."""
         for process in self._processes:
             process.kill()
             process.join()
@@ -122,7 +122,7 @@ def run(
     environment: dict[str, str] | None = None,
     deadline: float = DEADLINE,
 ) -> str:
-    """Start ranks, wait for them, and return their logs; all of them must end with 0."""
+    """Start ranks, wait for them, and return their logs; all of them must exit with 0."""
     ranks = start(function, *arguments, world=world, folder=folder, environment=environment)
     codes = ranks.wait(deadline)
     assert codes == [0] * world, f"exit codes {codes}\n{ranks.text()}"
@@ -147,5 +147,5 @@ def _rank(
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        # As hard as a rank of torchrun ends: no thread of a library may hold it up.
+        # Without cleanup: no thread of a library may delay the exit.
         os._exit(code)

@@ -1,7 +1,7 @@
 """What the fork server of `pool` imports, once for all ranks of a test run.
 
-A fork copies only the thread that forks: a pool of threads started before would be gone in every
-rank, and whoever waits for it would hang. So every library is kept to one thread.
+A fork copies only the thread that forks: a thread pool that was started before would be missing in
+every rank, and code that waits for it would hang. So every library is limited to one thread.
 """
 
 import gc
@@ -25,8 +25,8 @@ from transformers.models.llama import modeling_llama  # noqa: E402, F401
 
 torch.set_num_threads(1)
 names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
-# Arrow's allocator has a thread that it starts anew in a fork.
+# Arrow's allocator has a thread that it starts again in a fork.
 THREADS = [name for name in names if name != "jemalloc_bg_thd"]
 """Names of the threads after all imports: there must be one."""
-# Pages that the collector does not touch stay shared between the ranks.
+# Pages that the garbage collector does not write to stay shared between the ranks.
 gc.freeze()

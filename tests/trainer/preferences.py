@@ -1,6 +1,7 @@
-"""Jobs that learn from preferences: their data, written as prepare writes it, and their run files.
+"""Jobs that learn from preferences: their data in the format of the prepare stage, and run files.
 
-The rejected answer is the chosen one backwards: a few steps are enough to tell them apart.
+The rejected completion has the words of the chosen one in reverse order: a few steps are enough to
+distinguish them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from finetune_api.run import RunConfig
 from finetune_trainer.data.token_store import TokenizedSample, TokenStore
 from tokenizers import Tokenizer
 
-from tests.trainer.jobs import encode, make_run
+from tests.trainer.jobs import make_run, tokenize_row
 from tests.trainer.tiny import tiny_rows
 
 OBJECTIVES = ("DPO", "KTO", "ORPO", "Reward")
@@ -22,32 +23,32 @@ PAIRS, HELD_OUT = 24, 6
 
 
 def write_preferences(folder: Path, model: Path, objective: str) -> None:
-    """data/ of a job: pairs, or for KTO their answers one by one with a verdict on each."""
+    """Write data/ of a job: pairs, or for KTO single completions with a label each."""
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     rows = tiny_rows(PAIRS + HELD_OUT)
     halves = {"train": range(PAIRS), "eval": range(PAIRS, PAIRS + HELD_OUT)}
     for half, members in halves.items():
         examples: list[TokenizedSample] = []
-        shown: list[dict[str, Any]] = []
+        lines: list[dict[str, Any]] = []
         for index in members:
-            row, other = rows[index], backwards(rows[index]["completion"])
-            examples.append(encode(tokenizer, row))
-            examples.append(encode(tokenizer, {**row, "completion": other}))
-            asked = {"messages": [{"role": "user", "content": row["prompt"]}]}
+            row, other = rows[index], reverse_words(rows[index]["completion"])
+            examples.append(tokenize_row(tokenizer, row))
+            examples.append(tokenize_row(tokenizer, {**row, "completion": other}))
+            prompt = {"messages": [{"role": "user", "content": row["prompt"]}]}
             if objective == "KTO":
-                shown.append({**asked, "completion": row["completion"], "label": True})
-                shown.append({**asked, "completion": other, "label": False})
+                lines.append({**prompt, "completion": row["completion"], "label": True})
+                lines.append({**prompt, "completion": other, "label": False})
             else:
-                shown.append({**asked, "chosen": row["completion"], "rejected": other})
+                lines.append({**prompt, "chosen": row["completion"], "rejected": other})
         TokenStore.write(folder / half, examples, [[i] for i in range(len(examples))])
         if objective == "KTO":
             np.save(folder / half / "desirable.npy", np.arange(len(examples)) % 2 == 0)
         if half == "eval":
-            lines = (json.dumps(line) + "\n" for line in shown)
-            (folder / "eval.jsonl").write_text("".join(lines))
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (folder / "eval.jsonl").write_text(text)
 
 
-def backwards(text: str) -> str:
+def reverse_words(text: str) -> str:
     """The same words from the last to the first."""
     return " ".join(reversed(text.split()))
 
@@ -55,7 +56,7 @@ def backwards(text: str) -> str:
 def preference_run(
     root: Path, model: Path, objective: str, settings: dict[str, Any] | None = None, **more: Any
 ) -> RunConfig:
-    """As `make_run`, for an objective that learns from preferences."""
+    """Like `make_run`, for an objective that learns from preferences."""
     run = make_run(root, model, **more)
     spec = {**run.raw_spec, "objective": objective}
     if settings:

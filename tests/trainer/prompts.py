@@ -1,6 +1,6 @@
-"""Jobs that learn by sampling: their prompts, written as prepare writes them, and their run files.
+"""Jobs that learn by sampling: their prompts in the format of the prepare stage, and run files.
 
-A random model hardly ever says the one token that ends a turn, so here a hundred tokens do.
+A random model rarely samples one given end token, so these models have a hundred of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ENDS = list(range(2, 102))
 
 
 def talkative_model(folder: Path) -> Path:
-    """The tiny model, which ends about every second answer of eight tokens."""
+    """The tiny model with a hundred end tokens: half of its completions end within eight tokens."""
     tiny_model(folder)
     config = {"eos_token_id": ENDS, "pad_token_id": 0}
     (folder / "generation_config.json").write_text(json.dumps(config))
@@ -29,27 +29,27 @@ def talkative_model(folder: Path) -> Path:
 
 
 def write_prompts(folder: Path, model: Path) -> None:
-    """data/ of a job: prompts as tokens, and as text with their references."""
+    """Write data/ of a job: prompts as tokens, and as text with their references."""
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     rows = tiny_rows(PROMPTS + HELD_OUT)
     for half, members in {"train": rows[:PROMPTS], "eval": rows[PROMPTS:]}.items():
-        examples, shown = [], []
+        samples, lines = [], []
         for index, row in enumerate(members):
             # Of different lengths, so that batches are padded.
-            asked = row["prompt"] + " Please." * (index % 3)
-            text = f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n"
+            text_of_prompt = row["prompt"] + " Please." * (index % 3)
+            text = f"<|im_start|>user\n{text_of_prompt}<|im_end|>\n<|im_start|>assistant\n"
             ids = tokenizer.encode(text, add_special_tokens=False).ids
-            examples.append(TokenizedSample(ids, [IGNORED] * len(ids)))
-            messages = [{"role": "user", "content": asked}]
-            shown.append({"messages": messages, "reference": row["completion"]})
-        TokenStore.write(folder / half, examples, [[i] for i in range(len(examples))])
-        (folder / f"{half}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in shown))
+            samples.append(TokenizedSample(ids, [IGNORED] * len(ids)))
+            messages = [{"role": "user", "content": text_of_prompt}]
+            lines.append({"messages": messages, "reference": row["completion"]})
+        TokenStore.write(folder / half, samples, [[i] for i in range(len(samples))])
+        (folder / f"{half}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def prompt_run(
     root: Path, model: Path, settings: dict[str, Any] | None = None, **more: Any
 ) -> RunConfig:
-    """As `make_run`, for GRPO; four answers of eight tokens at most to each of four prompts."""
+    """Like `make_run`, for GRPO: four completions of at most eight tokens for each prompt."""
     run = make_run(root, model, **{"batch_size": 16, "micro_batch_size": 4, **more})
     grpo = {"rewards": [{"type": "length"}], "generations": 4, "maxNewTokens": 8}
     spec = {**run.raw_spec, "objective": "GRPO", "grpo": {**grpo, **(settings or {})}}

@@ -15,11 +15,13 @@ import pytest
 import torch
 from finetune_api.run import EvaluationSummary, ExitCode, Progress, RunConfig, StageResult
 from finetune_trainer import evaluate, export, methods
+from finetune_trainer.checkpointing.artifact import make_manifest
 from finetune_trainer.data.token_store import TokenStore
 from finetune_trainer.data.tokenizer import load_tokenizer
 from finetune_trainer.distributed.rank_reporter import RankReporter
 from finetune_trainer.evaluation import merge
 from finetune_trainer.evaluation import parity_probe as probing
+from finetune_trainer.evaluation.model_card import render_model_card
 from finetune_trainer.generation import greedy
 from finetune_trainer.metrics.bootstrap import bootstrap
 from finetune_trainer.metrics.exact_match import normalised
@@ -259,7 +261,7 @@ def test_a_presigned_address_does_not_get_into_the_artifact(
     data = {**run.raw_spec["dataset"], "train": [{"uri": uri.replace("tar.gz", "jsonl")}]}
     spec = {**run.raw_spec, "model": {"uri": uri}, "dataset": data}
     leaky = run.model_copy(update={"raw_spec": spec})
-    written = export.model_card(leaky) + json.dumps(export.manifest_of(leaky, {}))
+    written = render_model_card(leaky) + json.dumps(make_manifest(leaky, {}))
     assert "https://files.example/tiny.tar.gz" in written
     assert "https://files.example/tiny.jsonl" in written
     assert "hidden" not in written
@@ -392,7 +394,8 @@ def test_a_longer_probe_is_preferred_to_a_surer_one_of_a_single_token(
     short = greedy.Answer(tokens, [9.0] + [0.0] * (len(tokens) - 1), text)
     long = greedy.Answer(tokens, [1.0] * len(tokens), text)
     samples = [
-        probing.AnsweredPrompt([{"role": "user", "content": "q"}], "", each, each) for each in (short, long)
+        probing.AnsweredPrompt([{"role": "user", "content": "q"}], "", each, each)
+        for each in (short, long)
     ]
     probe = probing.choose_probe(tokenizer, samples, 0.5)
     assert probe is not None

@@ -22,7 +22,7 @@ from finetune_trainer.runtime.telemetry import Report
 from finetune_trainer.sources import Credentials
 
 from tests.trainer.families import tiny_mixtral
-from tests.trainer.jobs import free_port, torchrun, wire
+from tests.trainer.jobs import free_port, to_json, torchrun
 from tests.trainer.matrix import (
     ALLOWED,
     EVERY,
@@ -77,9 +77,9 @@ def cell(case: Case, root: Path) -> dict[str, Any]:
             "data": data,
             "plan": plan_of(case, model, data),
         }
-        runs[run] = wire(run_of(case, root / folder, "train", attempt, **known))
+        runs[run] = to_json(run_of(case, root / folder, "train", attempt, **known))
         if run == "resumed":
-            runs["export"] = wire(run_of(case, root / folder, "export", 1, **known))
+            runs["export"] = to_json(run_of(case, root / folder, "export", 1, **known))
     return runs
 
 

@@ -28,7 +28,7 @@ CHATML = (
     "+ message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""The usual template, without marks for what the assistant says."""
+"""The usual template, without generation marks."""
 
 CHATML_GENERATION = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
@@ -63,16 +63,16 @@ _ACTIONS = ["stores", "sends", "checks", "translates", "counts", "copies", "draw
 def tiny_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
     """`count` different rows of a made-up glossary: prompt and completion."""
     names = ["".join(parts) for parts in itertools.product(_SYLLABLES, repeat=3)]
-    dice = random.Random(seed)
-    dice.shuffle(names)
+    generator = random.Random(seed)
+    generator.shuffle(names)
     if count > len(names):
         raise ValueError(f"there are only {len(names)} terms")
-    return [_row(name, dice) for name in names[:count]]
+    return [_row(name, generator) for name in names[:count]]
 
 
-def _row(name: str, dice: random.Random) -> dict[str, str]:
-    kind, quality, action = (dice.choice(words) for words in (_KINDS, _QUALITIES, _ACTIONS))
-    what = f"{quality} {kind} that {action} {dice.choice(_KINDS)}s"
+def _row(name: str, generator: random.Random) -> dict[str, str]:
+    kind, quality, action = (generator.choice(words) for words in (_KINDS, _QUALITIES, _ACTIONS))
+    what = f"{quality} {kind} that {action} {generator.choice(_KINDS)}s"
     return {
         "prompt": f"What does the term {name} mean?",
         "completion": f"{name.capitalize()} is a {what}.",
@@ -93,7 +93,7 @@ def tiny_model(
     context: int = CONTEXT,
     pad_token: str = "<|endoftext|>",
 ) -> Path:
-    """Write a whole model in the Hugging Face layout into `folder` and return it."""
+    """Write a complete model in the Hugging Face layout into `folder` and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     _tokenizer().save(str(folder / "tokenizer.json"))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(template, context, pad_token))
@@ -157,7 +157,7 @@ def _config(context: int) -> dict[str, Any]:
 
 
 def _weights(seed: int) -> dict[str, np.ndarray]:
-    dice = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     kv = HIDDEN // HEADS * KV_HEADS
     block = {
         "self_attn.q_proj": (HIDDEN, HIDDEN),
@@ -173,13 +173,13 @@ def _weights(seed: int) -> dict[str, np.ndarray]:
     shapes: dict[str, tuple[int, ...]] = {"embed_tokens": (VOCABULARY, HIDDEN), "norm": (HIDDEN,)}
     for layer, (name, shape) in itertools.product(range(LAYERS), block.items()):
         shapes[f"layers.{layer}.{name}"] = shape
-    return {f"model.{name}.weight": _tensor(shape, dice) for name, shape in shapes.items()}
+    return {f"model.{name}.weight": _tensor(shape, generator) for name, shape in shapes.items()}
 
 
-def _tensor(shape: tuple[int, ...], dice: np.random.Generator) -> np.ndarray:
+def _tensor(shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
     if len(shape) == 1:
         return np.ones(shape, dtype=np.float32)
-    return dice.normal(0.0, 0.02, shape).astype(np.float32)
+    return generator.normal(0.0, 0.02, shape).astype(np.float32)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
-"""Resuming on as many, fewer or more ranks, from checkpoints that were written beside training.
+"""Resuming at the same, a smaller or a larger world size, from checkpoints saved during training.
 
-Runs that change their number of ranks have no dropout: other ranks draw other masks. On as many
-ranks everything is exact, whatever the optimizer, the precision or the place of the states;
-test_strategies shows the same for every method and strategy with dropout on.
+Runs that change their world size have no dropout: other ranks draw other masks. At the same world
+size everything is exact, with any optimizer, precision or offload; test_strategies shows the same
+for every method and strategy with dropout.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 
 from tests.trainer import pool
 from tests.trainer.drive_training import drive
-from tests.trainer.jobs import losses, make_run, wire, write_data
+from tests.trainer.jobs import losses, make_run, to_json, write_data
 from tests.trainer.strategies.test_strategies import METHODS, STRATEGIES, dropout_model
 from tests.trainer.tiny import tiny_model
 
@@ -38,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def case(root: Path, model: Path, name: str, **more: Any) -> dict[str, Any]:
+def make_case(root: Path, model: Path, name: str, **more: Any) -> dict[str, Any]:
     where = root / name
     if not where.exists():
         write_data(where / "job" / "data", model)
@@ -49,7 +49,7 @@ def case(root: Path, model: Path, name: str, **more: Any) -> dict[str, Any]:
     run = run.model_copy(
         update={"plan": run.require_plan().model_copy(update={"offload": offload})}
     )
-    return {"name": f"{name}-{run.attempt}", "run": wire(run), "stop_after": stop}
+    return {"name": f"{name}-{run.attempt}", "run": to_json(run), "stop_after": stop}
 
 
 def run_cases(root: Path, label: str, world: int, cases: list[dict[str, Any]]) -> None:
@@ -67,7 +67,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def under_all(method: str, name: str, world: int, **more: Any) -> list[dict[str, Any]]:
         return [
-            case(
+            make_case(
                 root,
                 model,
                 f"{method}-{strategy}-{name}",
@@ -91,7 +91,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("method", "before", "after"), CHANGES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_another_number_of_ranks_goes_on_with_the_same_losses(
+def test_another_world_size_continues_with_the_same_losses(
     changed: Path, method: str, strategy: str, before: int, after: int
 ) -> None:
     straight = losses(changed / f"{method}-{strategy}-straight" / "job")
@@ -111,16 +111,16 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, how in SETTINGS.items():
         its = {"method": "Full", **how}
         cases += [
-            case(root, model, f"{name} straight", **its),
-            case(root, model, f"{name} stopped", stop_after=STOP, **its),
-            case(root, model, f"{name} stopped", attempt=2, **its),
+            make_case(root, model, f"{name} straight", **its),
+            make_case(root, model, f"{name} stopped", stop_after=STOP, **its),
+            make_case(root, model, f"{name} stopped", attempt=2, **its),
         ]
     run_cases(root, "cases", 2, cases)
     return root
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_resume_is_exact_whatever_the_settings(settings: Path, name: str) -> None:
+def test_a_resume_is_exact_with_every_setting(settings: Path, name: str) -> None:
     straight = losses(settings / f"{name} straight" / "job")
     job = settings / f"{name} stopped" / "job"
     assert len(straight) == STEPS

@@ -21,7 +21,7 @@ from torch import distributed as dist
 from tests.trainer import pool
 from tests.trainer.distributed.test_heartbeat import until
 from tests.trainer.jobs import losses, make_run, write_data
-from tests.trainer.kills import STEPS, Doom, Runs
+from tests.trainer.kills import STEPS, Kill, Runs
 from tests.trainer.test_train import Stage, child_named
 from tests.trainer.tiny import tiny_model
 
@@ -42,8 +42,8 @@ def test_a_gang_that_was_frozen_and_replaced_ends_and_changes_nothing(
     tmp_path: Path, writing: bool
 ) -> None:
     runs = Runs(tmp_path, tiny_model(tmp_path / "models" / "tiny"))
-    doom = Doom(rank=0, signum=signal.SIGSTOP, step=3, writing=writing)
-    older = runs.start("job", 1, doom, strategy="DDP", method="Full")
+    kill = Kill(rank=0, signum=signal.SIGSTOP, step=3, during_save=writing)
+    older = runs.start("job", 1, kill, strategy="DDP", method="Full")
     until(lambda: "T" in state_of(older.pids[0]), seconds=240)
     older.kill(1, signal.SIGSTOP)
     codes, text = runs.attempt("job", 2, strategy="DDP", method="Full")
@@ -113,7 +113,7 @@ def test_a_rank_that_waits_for_files_of_a_dead_rank_gives_up(tmp_path: Path) -> 
         assert error.startswith("RankStalled: "), error
         assert "rank 1 on host" in error
     finally:
-        ranks.end()
+        ranks.kill_all()
 
 
 class SmallStage(Stage):

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 
 from tests.trainer import families, pool
 from tests.trainer.drive_training import drive
-from tests.trainer.jobs import Runs, encode, losses, make_run, pack, wire
+from tests.trainer.jobs import Runs, losses, make_run, pack, to_json, tokenize_row
 from tests.trainer.tiny import tiny_model, tiny_rows
 
 STEPS, STOP = 6, 3
@@ -104,7 +104,7 @@ def write_data(folder: Path, model: Path, new: bool) -> None:
     def replace_swapped(tokens: list[int]) -> list[int]:
         return [ids.get(token, token) for token in tokens]
 
-    rows = [encode(tokenizer, row) for row in tiny_rows(60)]
+    rows = [tokenize_row(tokenizer, row) for row in tiny_rows(60)]
     samples = [
         TokenizedSample(replace_swapped(row.tokens), replace_swapped(row.labels)) for row in rows
     ]
@@ -120,7 +120,7 @@ def cases_of(root: Path, models: Path) -> list[dict[str, Any]]:
         model = models / model_of(method)
         if not (root / where).exists():
             write_data(root / where / "job" / "data", model, "tokens" in method)
-        run = wire(make_run(root / where, model, steps=STEPS, **more))
+        run = to_json(make_run(root / where, model, steps=STEPS, **more))
         run["spec"]["method"] = METHODS[method]
         run["plan"]["learningRate"] = RATES.get(method, 1e-2)
         run["spec"]["model"].update(changes_of(method))
@@ -153,7 +153,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 @pytest.mark.parametrize(("method", "strategy"), PAIRS)
 def test_ranks_end_with_equal_weights(runs: Runs, method: str, strategy: str) -> None:
-    first, second = (runs.seen(f"{method}-{strategy}", rank) for rank in (0, 1))
+    first, second = (runs.case_result(f"{method}-{strategy}", rank) for rank in (0, 1))
     assert first["trained_digest"] == second["trained_digest"]
     shards = 2 if strategy in ("ZeRO3", "FSDP") and first["whole_elements"] > 1 else 1
     held = first["local_elements"] + second["local_elements"]
@@ -181,7 +181,10 @@ def test_a_resumed_run_has_bitwise_the_same_losses(runs: Runs, method: str, stra
     straight, job = losses(runs.job(name)), runs.job(f"{name}-stopped")
     assert losses(job, 1) == straight[:STOP]
     assert losses(job, 2) == straight[STOP:]
-    assert runs.seen(f"{name}-resumed")["trained_digest"] == runs.seen(name)["trained_digest"]
+    assert (
+        runs.case_result(f"{name}-resumed")["trained_digest"]
+        == runs.case_result(name)["trained_digest"]
+    )
 
 
 @pytest.mark.parametrize(("method", "strategy"), PAIRS)
@@ -263,11 +266,11 @@ def test_bf16_with_gradient_checkpointing_has_nearly_the_same_losses(
 
 @pytest.mark.parametrize("strategy", ["DDP", *SHARDED])
 def test_the_load_of_every_expert_is_reported(runs: Runs, strategy: str) -> None:
-    metrics = runs.seen(f"moe-Full-{strategy}")["reported"]["measures"]
+    metrics = runs.case_result(f"moe-Full-{strategy}")["reported"]["measures"]
     loads = [metrics[f"expert_load/{index}"] for index in range(families.EXPERTS)]
     assert sum(loads) == pytest.approx(1.0)
     assert metrics["expert_load_max"] >= max(loads) - 1e-9
-    reference = runs.seen("moe-Full-DDP")["reported"]["measures"]
+    reference = runs.case_result("moe-Full-DDP")["reported"]["measures"]
     assert metrics["router_entropy"] == pytest.approx(reference["router_entropy"], abs=1e-4)
 
 

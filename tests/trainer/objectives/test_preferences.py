@@ -1,6 +1,6 @@
-"""Preferences on real processes: every objective under every strategy, with adapters and without.
+"""Preference objectives on real processes: under every strategy, with adapters and without.
 
-One set of cases for two ranks and one for a single rank; each set is one fork of the pool.
+One set of cases runs on two ranks and one on a single rank; each set is one fork of the pool.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from tests.trainer import pool
 from tests.trainer.drive_training import drive
-from tests.trainer.jobs import Runs, losses, wire
+from tests.trainer.jobs import Runs, losses, to_json
 from tests.trainer.preferences import OBJECTIVES, PAIRS, preference_run, write_preferences
 from tests.trainer.tiny import tiny_model
 
@@ -47,7 +47,7 @@ ALIKE = {
     "ORPO": ("nll_loss", "log_odds_ratio", "log_odds_chosen", "rewards/margins"),
     "Reward": ("accuracy", "margin", "mean_reward"),
 }
-"""Measures that neither ranks nor micro-batches may change."""
+"""Metrics that neither world size nor micro-batch size may change."""
 ROUNDED: dict[str, tuple[str, dict[str, str]]] = {
     "Reward-LoRA-ZeRO3-bf16": ("Reward", {"method": "LoRA", "strategy": "ZeRO3"}),
     "Reward-LoRA-FSDP-bf16": ("Reward", {"method": "LoRA", "strategy": "FSDP"}),
@@ -59,8 +59,8 @@ ROUNDED: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-def case(root: Path, model: Path, name: str, objective: str, **more: Any) -> dict[str, Any]:
-    """One case of the driver; its data are written once for a folder."""
+def make_case(root: Path, model: Path, name: str, objective: str, **more: Any) -> dict[str, Any]:
+    """One case of the driver; the data of a folder is written once."""
     where = root / more.pop("folder", name)
     stop = more.pop("stop_after", None)
     if not where.exists():
@@ -68,15 +68,15 @@ def case(root: Path, model: Path, name: str, objective: str, **more: Any) -> dic
     if more.get("method") == "LoRA":
         more["lora"] = {"dropout": 0.0}
     run = preference_run(where, model, objective, steps=STEPS, **more)
-    wired = wire(run)
+    wired = to_json(run)
     return {"name": name, "run": wired, "stop_after": stop}
 
 
-def looked_at(root: Path, model: Path, objective: str) -> dict[str, Any]:
-    """A case that looks at the held-out loss at every second step."""
+def make_case_with_evaluation(root: Path, model: Path, objective: str) -> dict[str, Any]:
+    """A case that evaluates the held-out loss after every second step."""
     how = {"method": "LoRA", "strategy": "ZeRO2", "micro_batch_size": 3}
     early = {"earlyStopping": {"everySteps": 2, "patience": STEPS}}
-    return case(root, model, f"{objective}-looked", objective, training=early, **how)
+    return make_case(root, model, f"{objective}-looked", objective, training=early, **how)
 
 
 @pytest.fixture(scope="module")
@@ -87,38 +87,40 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for objective, method, strategy in EVERY:
         how = {"method": method, "strategy": strategy}
         name = f"{objective}-{method}-{strategy}"
-        cases.append(case(root, model, name, objective, **how))
+        cases.append(make_case(root, model, name, objective, **how))
         if (objective, method, strategy) in RESUMED:
-            cases.append(case(root, model, f"{name}-stopped", objective, stop_after=STOP, **how))
+            cases.append(
+                make_case(root, model, f"{name}-stopped", objective, stop_after=STOP, **how)
+            )
             again = {"folder": f"{name}-stopped", "attempt": 2, **how}
-            cases.append(case(root, model, f"{name}-resumed", objective, **again))
-    cases += [looked_at(root, model, objective) for objective in OBJECTIVES]
+            cases.append(make_case(root, model, f"{name}-resumed", objective, **again))
+    cases += [make_case_with_evaluation(root, model, objective) for objective in OBJECTIVES]
     odd = {"method": "LoRA", "strategy": "FSDP", "batch_size": 5, "micro_batch_size": 1}
-    cases += [case(root, model, f"{name}-odd", name, **odd) for name in OBJECTIVES]
+    cases += [make_case(root, model, f"{name}-odd", name, **odd) for name in OBJECTIVES]
     for name, (objective, how) in ROUNDED.items():
         more = {"training": {"precision": "bf16"}, **how}
-        cases.append(case(root, model, name, objective, **more))
+        cases.append(make_case(root, model, name, objective, **more))
     how = {"method": "Prefix", "strategy": "DDP"}
-    cases.append(case(root, model, "DPO-Prefix", "DPO", **how))
+    cases.append(make_case(root, model, "DPO-Prefix", "DPO", **how))
     (root / "cases.json").write_text(json.dumps(cases))
     print(pool.run(drive, root / "cases.json", world=2, folder=root / "two", deadline=900))
     alone = root / "alone"
     single = []
     for objective in OBJECTIVES:
         how = {"method": "LoRA", "strategy": "DDP", "world_size": 1}
-        single.append(case(alone, model, f"{objective}-alone", objective, **how))
+        single.append(make_case(alone, model, f"{objective}-alone", objective, **how))
         single.append(
-            case(alone, model, f"{objective}-large", objective, micro_batch_size=5, **how)
+            make_case(alone, model, f"{objective}-large", objective, micro_batch_size=5, **how)
         )
         odd = {"batch_size": 5, "micro_batch_size": 5, **how}
-        single.append(case(alone, model, f"{objective}-odd", objective, **odd))
+        single.append(make_case(alone, model, f"{objective}-odd", objective, **odd))
     (alone / "cases.json").write_text(json.dumps(single))
     print(pool.run(drive, alone / "cases.json", world=1, folder=root / "one", deadline=300))
     return Runs(root)
 
 
 @pytest.mark.parametrize(("objective", "method", "strategy"), EVERY)
-def test_the_loss_falls_and_is_that_of_every_other_strategy(
+def test_the_loss_falls_alike_under_every_strategy(
     runs: Runs, objective: str, method: str, strategy: str
 ) -> None:
     name = f"{objective}-{method}-{strategy}"
@@ -127,9 +129,9 @@ def test_the_loss_falls_and_is_that_of_every_other_strategy(
     assert np.mean(found[-2:]) < np.mean(found[:2])
     assert found == pytest.approx(losses(runs.job(f"{objective}-{method}-DDP")), abs=2e-4)
     engines = {"DDP": "DistributedDataParallel", "FSDP": "FSDP"}
-    engine = runs.seen(name)["facts"]["engine"]
+    engine = runs.case_result(name)["facts"]["engine"]
     assert engine.startswith(engines.get(strategy, "DeepSpeedEngine"))
-    assert runs.seen(name)["trained_digest"] == runs.seen(name, 1)["trained_digest"]
+    assert runs.case_result(name)["trained_digest"] == runs.case_result(name, 1)["trained_digest"]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -140,33 +142,33 @@ def test_ranks_and_micro_batches_do_not_change_the_loss(
     alone = Runs(runs.root / "alone")
     two = runs.history(f"{objective}-LoRA-DDP")
     one = alone.history(f"{objective}-{other}")
-    assert alone.seen(f"{objective}-{other}")["facts"]["worldSize"] == 1
+    assert alone.case_result(f"{objective}-{other}")["facts"]["worldSize"] == 1
     for mine, theirs in zip(one, two, strict=True):
         assert {*ALIKE[objective], "loss", "grad_norm", "tokens"} <= mine.keys() & theirs.keys()
-        for measure in (*ALIKE[objective], "loss", "grad_norm", "tokens"):
-            assert mine[measure] == pytest.approx(theirs[measure], rel=1e-3, abs=2e-4), measure
+        for metric in (*ALIKE[objective], "loss", "grad_norm", "tokens"):
+            assert mine[metric] == pytest.approx(theirs[metric], rel=1e-3, abs=2e-4), metric
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_rank_without_pairs_changes_nothing(runs: Runs, objective: str) -> None:
-    # Five units, one at a time, on two ranks: the second has nothing left in the third pass.
+def test_a_rank_without_pairs_does_not_change_the_loss(runs: Runs, objective: str) -> None:
+    # Five pairs in micro-batches of one on two ranks: the third micro-batch of rank 1 is empty.
     found = losses(runs.job(f"{objective}-odd"))
     alone = losses(Runs(runs.root / "alone").job(f"{objective}-odd"))
     assert found == pytest.approx(alone, abs=2e-4)
 
 
 @pytest.mark.parametrize(("objective", "method", "strategy"), RESUMED)
-def test_a_resumed_run_has_bitwise_the_same_losses(
+def test_a_resumed_run_has_the_same_losses_bit_for_bit(
     runs: Runs, objective: str, method: str, strategy: str
 ) -> None:
     name = f"{objective}-{method}-{strategy}"
     straight = losses(runs.job(name))
-    assert runs.seen(f"{name}-stopped")["finished"] is False
-    resumed = runs.seen(f"{name}-resumed")
+    assert runs.case_result(f"{name}-stopped")["finished"] is False
+    resumed = runs.case_result(f"{name}-resumed")
     assert resumed["facts"]["resumedFromStep"] == STOP
     job = runs.job(f"{name}-stopped")
     assert losses(job, 1) + losses(job, 2) == straight
-    assert resumed["trained_digest"] == runs.seen(name)["trained_digest"]
+    assert resumed["trained_digest"] == runs.case_result(name)["trained_digest"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -180,7 +182,7 @@ def test_the_first_loss_is_that_of_a_model_equal_to_its_reference(runs: Runs, me
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_the_held_out_loss_falls_and_a_look_changes_nothing(runs: Runs, objective: str) -> None:
+def test_the_held_out_loss_falls_and_evaluation_changes_no_step(runs: Runs, objective: str) -> None:
     history = runs.history(f"{objective}-looked")
     seen = [step["eval_loss"] for step in history if step.get("eval_loss") is not None]
     assert len(seen) == STEPS // 2
@@ -190,10 +192,10 @@ def test_the_held_out_loss_falls_and_a_look_changes_nothing(runs: Runs, objectiv
 
 
 @pytest.mark.parametrize("name", ROUNDED)
-def test_bf16_learns_nearly_the_same(runs: Runs, name: str) -> None:
+def test_bf16_has_nearly_the_losses_of_fp32(runs: Runs, name: str) -> None:
     exact, rounded = losses(runs.job(name.removesuffix("-bf16"))), losses(runs.job(name))
     assert rounded != exact
-    # At these high rates rounding decides where the later steps go.
+    # At these high learning rates rounding changes the later steps.
     assert rounded[:2] == pytest.approx(exact[:2], rel=0.02)
     assert np.mean(rounded[-2:]) < np.mean(rounded[:2])
 
@@ -202,11 +204,11 @@ def test_the_reference_of_a_prefix_is_the_model_without_it(runs: Runs) -> None:
     (prefixed,) = (runs.job("DPO-Prefix") / "reference").glob("*/train.npy")
     (plain,) = (runs.job("DPO-LoRA-DDP") / "reference").glob("*/train.npy")
     assert np.load(prefixed) == pytest.approx(np.load(plain), abs=1e-4)
-    # The prefix changes the model before anything is learnt.
+    # An untrained prefix changes the model.
     assert abs(losses(runs.job("DPO-Prefix"))[0] - math.log(2)) > 1e-5
 
 
-def test_measures_have_the_usual_names(runs: Runs) -> None:
+def test_metrics_have_the_names_of_trl(runs: Runs) -> None:
     last = runs.history("DPO-LoRA-DDP")[-1]
     assert last["rewards/margins"] > 0
     assert 0 <= last["rewards/accuracies"] <= 1
@@ -219,7 +221,7 @@ def test_measures_have_the_usual_names(runs: Runs) -> None:
     assert {"accuracy", "margin", "mean_reward"} <= runs.history("Reward-LoRA-DDP")[0].keys()
 
 
-def test_the_reference_is_kept_for_the_rows_of_the_run(runs: Runs) -> None:
+def test_reference_logps_are_stored_for_the_sequences_of_the_run(runs: Runs) -> None:
     (folder,) = (runs.job("DPO-LoRA-DDP") / "reference").iterdir()
     stored = np.load(folder / "train.npy")
     assert stored.shape == (2 * PAIRS,)
@@ -231,18 +233,18 @@ def test_the_reference_is_kept_for_the_rows_of_the_run(runs: Runs) -> None:
     assert names == {f"{half}{kind}.npy" for half in ("train", "eval") for kind in ("", "-foreign")}
 
 
-def test_a_resumed_attempt_uses_the_stored_reference_at_any_world_size(
+def test_a_resumed_attempt_uses_stored_reference_logps_at_any_world_size(
     runs: Runs, tmp_path: Path
 ) -> None:
     shutil.copytree(runs.job("DPO-LoRA-DDP") / "data", tmp_path / "job" / "data")
     shutil.copytree(runs.job("DPO-LoRA-DDP") / "reference", tmp_path / "job" / "reference")
     (stored,) = (tmp_path / "job" / "reference").glob("*/train.npy")
-    # Numbers that no model gives show where they are used.
+    # Impossible numbers show where they are used.
     np.save(stored, np.load(stored) - np.tile([2.0, 0.0], PAIRS).astype(np.float32))
     model = runs.root / "models" / "tiny"
     how = {"method": "LoRA", "strategy": "DDP", "world_size": 1}
     run = preference_run(tmp_path, model, "DPO", steps=1, lora={"dropout": 0.0}, **how)
-    wired = wire(run)
+    wired = to_json(run)
     (tmp_path / "cases.json").write_text(json.dumps([{"name": "moved", "run": wired}]))
     pool.run(drive, tmp_path / "cases.json", world=1, folder=tmp_path / "logs")
     first = json.loads((tmp_path / "job/report/train-1.jsonl").read_text().splitlines()[0])
@@ -250,14 +252,14 @@ def test_a_resumed_attempt_uses_the_stored_reference_at_any_world_size(
 
 
 def drive_in_blocks(path: Path) -> None:
-    """As `drive`, with the reference stored after every eight rows."""
+    """Like `drive`, with reference logps stored after every eight sequences."""
     from finetune_trainer.objectives import reference_logprobs
 
-    setattr(reference_logprobs, "BLOCK", 8)  # noqa: B010
+    setattr(reference_logprobs, "BLOCK_SEQUENCES", 8)  # noqa: B010
     drive(path)
 
 
-def test_an_attempt_goes_on_with_the_reference_of_the_one_before(
+def test_an_attempt_completes_the_reference_logps_of_the_one_before(
     runs: Runs, tmp_path: Path
 ) -> None:
     straight = runs.job("DPO-LoRA-DDP")
@@ -267,14 +269,14 @@ def test_an_attempt_goes_on_with_the_reference_of_the_one_before(
     whole = np.load(path)
     rows = TokenStore.open(straight / "data" / "train")
     order = sorted(range(2 * PAIRS), key=lambda index: -len(rows.sequence(index).input_ids))
-    # The first attempt got as far as two blocks; numbers that no model gives show what is kept.
+    # The first attempt stored two blocks; impossible numbers show that they are kept.
     half = np.full_like(whole, np.nan)
     half[order[:16]] = -1000
     np.save(path, half)
     model = runs.root / "models" / "tiny"
     how = {"method": "LoRA", "strategy": "DDP", "lora": {"dropout": 0.0}}
     run = preference_run(tmp_path, model, "DPO", steps=4, **how)
-    wired = wire(run)
+    wired = to_json(run)
     (tmp_path / "cases.json").write_text(json.dumps([{"name": "half", "run": wired}]))
     pool.run(drive_in_blocks, tmp_path / "cases.json", world=2, folder=tmp_path / "logs")
     found = np.load(path)

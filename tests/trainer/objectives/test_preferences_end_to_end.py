@@ -1,6 +1,6 @@
-"""From a file of rows to a folder that is loaded again, for every objective but GRPO.
+"""From a file of rows to an exported folder that loads again, for every objective but GRPO.
 
-Each job goes through the real stages: prepare, the planner, train, evaluate and export.
+Each job runs the real stages: prepare, the planner, train, evaluate and export.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ GATES = {
 
 
 def changed(run: RunConfig, case: Case) -> RunConfig:
-    """The run of a case as this test wants it."""
+    """The run of a case with the settings of this test."""
     spec = json.loads(json.dumps(run.raw_spec))
     spec["training"] |= {"maxSteps": STEPS, "learningRate": 5e-3}
     spec["dataset"]["holdout"] = "40%"
@@ -59,7 +59,7 @@ def changed(run: RunConfig, case: Case) -> RunConfig:
 
 
 class Planned(Case):
-    """A case whose spec is the changed one."""
+    """A case with the settings of this test in its spec."""
 
     def spec(self) -> FineTuneJobSpec:
         plain = super().spec()
@@ -106,7 +106,7 @@ def whole_jobs(cases: list[tuple[str, str]], root: Path) -> None:
 
 
 class Jobs:
-    """What the jobs left behind."""
+    """The results and folders of the jobs."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -132,7 +132,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
 
 
 def saved_in_half(folder: Path) -> None:
-    """Save the model in bf16, as most are: what is exported is rounded, and so must be judged."""
+    """Save the model in bf16, as most are: evaluation and export both round the weights."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -170,7 +170,7 @@ def test_the_base_has_the_loss_of_its_own_reference(
 
 
 @pytest.mark.parametrize(("method", "objective"), PREFERRING)
-def test_the_better_answer_is_preferred(jobs: Jobs, method: str, objective: str) -> None:
+def test_the_chosen_completion_is_preferred(jobs: Jobs, method: str, objective: str) -> None:
     summary = jobs.judged(method, objective).evaluation
     assert summary is not None
     assert summary.preference_accuracy is not None
@@ -181,7 +181,7 @@ def test_the_better_answer_is_preferred(jobs: Jobs, method: str, objective: str)
 
 
 @pytest.mark.parametrize(("method", "objective"), EVERY)
-def test_whatever_answers_has_a_probe_that_the_export_reproduces(
+def test_the_exported_model_reproduces_the_parity_probe(
     jobs: Jobs, method: str, objective: str
 ) -> None:
     import torch
@@ -202,7 +202,7 @@ def test_whatever_answers_has_a_probe_that_the_export_reproduces(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_exported_reward_model_scores_as_the_judged_one(jobs: Jobs, method: str) -> None:
+def test_the_exported_reward_model_scores_as_the_evaluated_one(jobs: Jobs, method: str) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -237,11 +237,11 @@ def test_the_loss_on_all_tokens_counts_the_prompts(jobs: Jobs) -> None:
     summary = jobs.judged("LoRA", "SFT").evaluation
     assert summary is not None
     assert summary.loss is not None
-    # The first token of an example has nothing before it.
+    # The first token of a sample is not predicted.
     assert summary.loss.tokens == len(tokens) - (len(np.load(data / "offsets.npy")) - 1)
 
 
-def test_the_report_tells_every_pair(jobs: Jobs) -> None:
+def test_the_report_has_every_pair(jobs: Jobs) -> None:
     path = jobs.folder("LoRA", "DPO", "job") / "report" / "evaluation.json"
     body = json.loads(path.read_text())
     assert body["objective"] == "DPO"

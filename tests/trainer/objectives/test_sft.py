@@ -13,7 +13,7 @@ from finetune_trainer.objectives import collate, fused_cross_entropy, sft
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.trainer.jobs import array_of
+from tests.trainer.jobs import token_array
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -42,7 +42,7 @@ def model(tiny_model_folder: Path) -> torch.nn.Module:
 
 def reference_loss(model: torch.nn.Module, row: PackedSequence) -> torch.Tensor:
     """A sample alone, by the definition of cross-entropy."""
-    ids = torch.from_numpy(array_of(row))[None]
+    ids = torch.from_numpy(token_array(row))[None]
     labels = torch.from_numpy(row.labels.astype(np.int64))
     logits = model(input_ids=ids).logits[0, :-1]
     return functional.cross_entropy(logits, labels[1:], ignore_index=-100, reduction="sum")
@@ -117,7 +117,7 @@ def test_a_rank_without_sequences_has_a_loss_of_zero(model: torch.nn.Module) -> 
 
 
 def test_detaching_restores_the_output_head(model: torch.nn.Module) -> None:
-    ids = torch.from_numpy(array_of(SAMPLES[0]))[None]
+    ids = torch.from_numpy(token_array(SAMPLES[0]))[None]
     before = model(input_ids=ids).logits
     compute_loss = sft.OutputHeadLoss(model)
     compute_loss(model, collate.collate(SAMPLES))

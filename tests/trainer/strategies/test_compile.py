@@ -10,7 +10,7 @@ import pytest
 
 from tests.trainer import pool
 from tests.trainer.drive_training import drive
-from tests.trainer.jobs import losses, make_run, wire, write_data
+from tests.trainer.jobs import losses, make_run, to_json, write_data
 from tests.trainer.tiny import tiny_model
 
 STRATEGIES = ("DDP", "ZeRO2", "FSDP")
@@ -43,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def case(name: str, **how: Any) -> dict[str, Any]:
         write_data(root / name / "job" / "data", model)
         run = make_run(root / name, model, lora={"dropout": 0}, **how)
-        return {"name": name, "run": wire(run), "fails": True}
+        return {"name": name, "run": to_json(run), "fails": True}
 
     def train(function: Any, one: dict[str, Any], cache: str) -> None:
         # One launch per case: no process compiles for two strategies.

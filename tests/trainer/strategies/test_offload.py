@@ -11,7 +11,7 @@ from finetune_trainer import strategies
 
 from tests.trainer import pool
 from tests.trainer.drive_training import drive
-from tests.trainer.jobs import losses, make_run, wire, write_data
+from tests.trainer.jobs import losses, make_run, to_json, write_data
 from tests.trainer.tiny import tiny_model
 
 STRATEGIES = ("ZeRO1", "ZeRO2", "ZeRO3", "FSDP")
@@ -62,7 +62,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lora = {"dropout": 0} if method == "LoRA" else None
         run = make_run(job, model, method=method, lora=lora, steps=STEPS, **how)
         run = run.model_copy(update={"plan": run.plan.model_copy(update={"offload": offload})})
-        cases.append({"name": name, "run": wire(run), "stop_after": stop})
+        cases.append({"name": name, "run": to_json(run), "stop_after": stop})
 
     for method in METHODS:
         add(f"{method}-DDP", method)

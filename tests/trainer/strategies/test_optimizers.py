@@ -24,7 +24,7 @@ from finetune_trainer.training import lr_scheduler
 
 from tests.trainer import pool
 from tests.trainer.drive_training import drive
-from tests.trainer.jobs import losses, make_run, wire, write_data
+from tests.trainer.jobs import losses, make_run, to_json, write_data
 from tests.trainer.tiny import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -184,12 +184,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write_data(job / "job" / "data", model)
             lora = {"dropout": 0.1} if method == "LoRA" else None
             how: dict[str, Any] = {"method": method, "lora": lora, "training": {"optimizer": name}}
-            cases.append({"name": job.name, "run": wire(make_run(job, model, **how))})
+            cases.append({"name": job.name, "run": to_json(make_run(job, model, **how))})
             stopped = root / f"{job.name}-stopped"
             write_data(stopped / "job" / "data", model)
-            run = wire(make_run(stopped, model, **how))
+            run = to_json(make_run(stopped, model, **how))
             cases.append({"name": stopped.name, "run": run, "stop_after": 3})
-            run = wire(make_run(stopped, model, attempt=2, **how))
+            run = to_json(make_run(stopped, model, attempt=2, **how))
             cases.append({"name": f"{job.name}-resumed", "run": run})
     path = root / "cases.json"
     path.write_text(json.dumps(cases))

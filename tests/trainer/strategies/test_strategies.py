@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from tests.trainer.jobs import Runs, losses, make_run, torchrun, wire, write_data
+from tests.trainer.jobs import Runs, losses, make_run, to_json, torchrun, write_data
 from tests.trainer.tiny import tiny_model
 
 METHODS = ("LoRA", "Full")
@@ -48,7 +48,7 @@ def cases_of(root: Path, model: Path) -> list[dict[str, Any]]:
         if not where.exists():
             write_data(where / "job" / "data", model)
         stop = more.pop("stop_after", None)
-        run = wire(make_run(where, model, steps=STEPS, **more))
+        run = to_json(make_run(where, model, steps=STEPS, **more))
         cases.append({"name": name, "run": run, "stop_after": stop})
 
     for method, strategy in PAIRS:
@@ -78,7 +78,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 @pytest.mark.parametrize(("method", "strategy"), PAIRS)
 def test_the_model_is_wrapped_and_sharded(runs: Runs, method: str, strategy: str) -> None:
-    both = [runs.seen(f"{method}-{strategy}", rank) for rank in (0, 1)]
+    both = [runs.case_result(f"{method}-{strategy}", rank) for rank in (0, 1)]
     lora = method == "LoRA"
     assert both[0]["facts"]["engine"] == ENGINES[strategy][0 if lora else 1]
     assert both[0]["facts"]["worldSize"] == 2
@@ -95,19 +95,19 @@ def test_the_model_is_wrapped_and_sharded(runs: Runs, method: str, strategy: str
 def test_under_fsdp_only_rank_zero_loads_the_weights(
     runs: Runs, method: str, strategy: str
 ) -> None:
-    places = [runs.seen(f"{method}-{strategy}", rank)["loaded_on"] for rank in (0, 1)]
+    places = [runs.case_result(f"{method}-{strategy}", rank)["loaded_on"] for rank in (0, 1)]
     assert places == (["cpu", "meta"] if strategy == "FSDP" else ["cpu", "cpu"])
 
 
 def test_fsdp_reduces_gradients_of_full_training_after_every_micro_batch(runs: Runs) -> None:
     # Adapters are small: their gradients are reduced once per step.
-    assert runs.seen("Full-FSDP")["reduced_between"] is True
-    assert runs.seen("LoRA-FSDP")["reduced_between"] is False
+    assert runs.case_result("Full-FSDP")["reduced_between"] is True
+    assert runs.case_result("LoRA-FSDP")["reduced_between"] is False
 
 
 @pytest.mark.parametrize(("method", "strategy"), PAIRS)
 def test_ranks_end_with_equal_weights(runs: Runs, method: str, strategy: str) -> None:
-    first, second = (runs.seen(f"{method}-{strategy}", rank) for rank in (0, 1))
+    first, second = (runs.case_result(f"{method}-{strategy}", rank) for rank in (0, 1))
     assert first["trained_digest"] == second["trained_digest"]
 
 
@@ -125,16 +125,16 @@ def test_all_strategies_have_the_same_falling_loss(runs: Runs, method: str) -> N
 def test_a_resumed_run_has_bitwise_the_same_losses(runs: Runs, method: str, strategy: str) -> None:
     name = f"{method}-{strategy}"
     straight = losses(runs.job(name))
-    stopped = runs.seen(f"{name}-stopped")
+    stopped = runs.case_result(f"{name}-stopped")
     assert stopped["finished"] is False
     assert stopped["facts"]["steps"] == STOP
-    resumed = runs.seen(f"{name}-resumed")
+    resumed = runs.case_result(f"{name}-resumed")
     assert resumed["finished"] is True
     assert resumed["facts"]["resumedFromStep"] == STOP
     job = runs.job(f"{name}-stopped")
     assert losses(job, 1) == straight[:STOP]
     assert losses(job, 2) == straight[STOP:]
-    assert resumed["trained_digest"] == runs.seen(name)["trained_digest"]
+    assert resumed["trained_digest"] == runs.case_result(name)["trained_digest"]
 
 
 @pytest.mark.parametrize(("method", "strategy"), PAIRS)

@@ -19,7 +19,7 @@ from finetune_trainer.training.throughput import Throughput, peak_memory_bytes
 
 from tests.trainer import pool
 from tests.trainer.drive_training import drive
-from tests.trainer.jobs import Runs, make_run, wire, write_data
+from tests.trainer.jobs import Runs, make_run, to_json, write_data
 from tests.trainer.tiny import tiny_model
 
 STRATEGIES = ("DDP", "ZeRO2", "ZeRO3", "FSDP")
@@ -179,7 +179,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         run = make_run(root / name, model, **how)
         changes = {"peak_flops": 1e12, **({"learning_rate": rate} if rate else {})}
         run = run.model_copy(update={"plan": run.plan.model_copy(update=changes)})
-        return {"name": name, "run": wire(run), "fails": True}
+        return {"name": name, "run": to_json(run), "fails": True}
 
     def train(name: str, cases: list[dict[str, Any]], *more: Any) -> None:
         path = root / f"{name}.json"
@@ -213,27 +213,27 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 def test_a_real_run_that_diverges_ends_with_an_error(runs: Runs) -> None:
-    error = runs.seen("diverging")["error"]
+    error = runs.case_result("diverging")["error"]
     assert error["reason"] == "LossDiverged"
     lines = runs.history("diverging")
     assert divergence.PATIENCE <= len(lines) < 120
     assert lines[-1]["loss"] > lines[0]["loss"] + divergence.MIN_RISE
-    assert runs.seen("fine")["finished"] is True
+    assert runs.case_result("fine")["finished"] is True
 
 
 def test_every_step_reports_mfu_data_wait_and_memory(runs: Runs) -> None:
-    reported = runs.seen("fine")["reported"]
+    reported = runs.case_result("fine")["reported"]
     assert 0 < reported["mfu"] < 1
     assert 0 <= reported["data_wait_share"] < 1
     assert reported["peak_memory_bytes"] > 50e6
-    facts = runs.seen("fine")["facts"]
+    facts = runs.case_result("fine")["facts"]
     assert 0 < facts["mfu"] < 1
     assert facts["peakMemoryBytes"] >= reported["peak_memory_bytes"]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_without_fp16_the_first_nan_gradients_end_the_run(runs: Runs, strategy: str) -> None:
-    error = runs.seen(f"broken-{strategy}")["error"]
+    error = runs.case_result(f"broken-{strategy}")["error"]
     assert error["reason"] == "LossNotFinite"
     assert "gradient norm" in error["message"]
     assert "step 1 " in error["message"]
@@ -248,7 +248,7 @@ def test_fp16_has_nearly_the_losses_of_fp32(runs: Runs, strategy: str) -> None:
 
 
 def test_fp16_under_zero_is_refused_on_a_cpu(runs: Runs) -> None:
-    error = runs.seen("refused")["error"]
+    error = runs.case_result("refused")["error"]
     assert error["reason"] == "PrecisionUnsupported"
     assert "bf16 or fp32" in error["remedy"]
 
@@ -260,14 +260,14 @@ def test_a_step_that_overflows_is_skipped_counted_and_reported(runs: Runs, strat
     assert skipped[0]
     assert not skipped[-1]
     assert lines[-1]["skipped_steps"] == sum(skipped)
-    seen = runs.seen(f"high-{strategy}")
+    seen = runs.case_result(f"high-{strategy}")
     assert seen["finished"] is True
     assert seen["reported"]["measures"]["skipped_steps"] == sum(skipped)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_an_fp16_run_whose_steps_all_overflow_ends_with_an_error(runs: Runs, strategy: str) -> None:
-    error = runs.seen(f"endless-{strategy}")["error"]
+    error = runs.case_result(f"endless-{strategy}")["error"]
     assert error["reason"] == "LossNotFinite"
     assert "fp16" in error["message"]
     assert len(runs.history(f"endless-{strategy}")) == divergence.MAX_OVERFLOWS - 1

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from tests.trainer import jobs, pool
 from tests.trainer.drive_training import drive
-from tests.trainer.jobs import encode, losses, make_run, pack, wire, write_data
+from tests.trainer.jobs import losses, make_run, pack, to_json, tokenize_row, write_data
 from tests.trainer.tiny import tiny_model, tiny_rows
 
 STRATEGIES = ("DDP", "ZeRO1", "ZeRO2", "ZeRO3", "FSDP")
@@ -74,7 +74,7 @@ class Runs(jobs.Runs):
             pack_held_out(job / "data", self.model)
         more = {"stop_after": how.pop("stop_after", None)}
         run = make_run(job.parent, self.model, **how)
-        self.cases.append({"name": name, "run": wire(run), **more})
+        self.cases.append({"name": name, "run": to_json(run), **more})
 
     def train(self, world: int) -> None:
         path = self.root / f"cases-{world}.json"
@@ -91,7 +91,7 @@ class Runs(jobs.Runs):
 def pack_held_out(folder: Path, model: Path) -> None:
     """Pack the same held-out samples, several to a sequence."""
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    samples = [encode(tokenizer, row) for row in tiny_rows(72)[60:]]
+    samples = [tokenize_row(tokenizer, row) for row in tiny_rows(72)[60:]]
     rows = pack(samples, 96)
     assert len(rows) < len(samples)
     shutil.rmtree(folder / "eval")
@@ -140,7 +140,9 @@ def test_the_held_out_loss_does_not_depend_on_packing(runs: Runs) -> None:
 def test_evaluations_do_not_change_training(runs: Runs, strategy: str) -> None:
     blind, evaluating = (runs.root / f"{strategy}-{how}" / "job" for how in ("blind", "evaluating"))
     assert losses(evaluating) == losses(blind)
-    digests = {runs.seen(f"{strategy}-{how}")["trained_digest"] for how in ("blind", "evaluating")}
+    digests = {
+        runs.case_result(f"{strategy}-{how}")["trained_digest"] for how in ("blind", "evaluating")
+    }
     assert len(digests) == 1
 
 
@@ -153,26 +155,26 @@ def test_every_strategy_measures_the_same_held_out_loss(runs: Runs, strategy: st
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_best_weights_are_the_result(runs: Runs, strategy: str) -> None:
-    promoted = runs.seen(f"{strategy}-promoted")
+    promoted = runs.case_result(f"{strategy}-promoted")
     facts = promoted["facts"]
     assert promoted["finished"] is True
     assert (facts["steps"], facts["bestStep"]) == (3 * EVERY, EVERY)
     assert facts["bestEvalLoss"] == runs.eval_losses(f"{strategy}-promoted")[EVERY]
-    first = runs.seen(f"{strategy}-first")
+    first = runs.case_result(f"{strategy}-first")
     assert first["facts"]["steps"] == EVERY
     assert promoted["trained_digest"] == first["trained_digest"]
 
 
 def test_a_run_stopped_between_evaluations_keeps_its_patience(runs: Runs) -> None:
-    assert runs.seen("stopped")["finished"] is False
-    resumed = runs.seen("resumed")
+    assert runs.case_result("stopped")["finished"] is False
+    resumed = runs.case_result("resumed")
     assert resumed["finished"] is True
     assert (resumed["facts"]["steps"], resumed["facts"]["bestStep"]) == (3 * EVERY, EVERY)
-    assert resumed["trained_digest"] == runs.seen("DDP-promoted")["trained_digest"]
+    assert resumed["trained_digest"] == runs.case_result("DDP-promoted")["trained_digest"]
 
 
 def test_a_damaged_best_checkpoint_is_not_reported_as_the_result(runs: Runs) -> None:
-    resumed = runs.seen("spoiled-resumed")
+    resumed = runs.case_result("spoiled-resumed")
     assert resumed["finished"] is True
     facts = resumed["facts"]
     assert (facts["steps"], facts["bestStep"]) == (3 * EVERY, 3 * EVERY)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.trainer import pool
 from tests.trainer.drive_training import drive
-from tests.trainer.jobs import losses, make_run, wire, write_data
+from tests.trainer.jobs import losses, make_run, to_json, write_data
 from tests.trainer.tiny import tiny_model
 
 WORLDS = (1, 2, 4)
@@ -43,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     lora={"dropout": 0} if method == "LoRA" else None,
                     batch_size=BATCH,
                 )
-                cases.append({"name": name, "run": wire(run)})
+                cases.append({"name": name, "run": to_json(run)})
         path = root / str(world) / "cases.json"
         path.write_text(json.dumps(cases))
         pool.run(drive, path, world=world, folder=root / str(world) / "logs")
