@@ -263,13 +263,13 @@ FAULTS = (
     Fault(
         "the janitor removes what endpoints serve",
         "workspaces/plan.py",
-        "        yield from artifacts(_addresses(endpoint), settings)\n",
+        "        yield from artifact_folders(_list_served_uris(endpoint), settings)\n",
         "        yield from ()\n",
     ),
     Fault(
         "the janitor removes the folders of living jobs",
         "workspaces/plan.py",
-        '        yield job_mark(job["metadata"]["uid"])\n',
+        '        yield job_entry(job["metadata"]["uid"])\n',
         "",
     ),
     Fault(

@@ -1,8 +1,8 @@
-"""Names and addresses that several rooms must agree on.
+"""Names and addresses on which several modules of the operator must agree.
 
-Every name is computed from the job alone, so that creating a child twice is impossible and a
-restarted operator finds what its predecessor made. A uid is in every name that outlives the
-object it was made for.
+Every name is computed from the job alone, so that a child cannot be created twice and a restarted
+operator finds the children of the process before it. The name of everything that outlives its
+object contains the object's uid.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ WORKSPACE_MODELS = "models"
 WORKSPACE_JOBS = "jobs"
 WORKSPACE_ARTIFACTS = "artifacts"
 JANITOR = "finetune-janitor"
-"""Name of a namespace's janitor: its Job, and the ConfigMap that calls for it."""
+"""Name of a namespace's janitor Job and of the ConfigMap that is its ledger."""
 
 
 def child_name(job_name: str, stage: StageName, attempt: int) -> str:
@@ -39,8 +39,8 @@ def job_path(uid: str) -> str:
     return f"{WORKSPACE_JOBS}/{uid}"
 
 
-def job_mark(uid: str) -> str:
-    """What stands for a job's folder and artifact in a list of what to keep."""
+def job_entry(uid: str) -> str:
+    """The entry in the janitor's list by which it keeps a job's folder and artifact."""
     return f"{WORKSPACE_JOBS}/{uid[:8]}"
 
 
@@ -54,13 +54,13 @@ def artifact_uri(claim: str, job_name: str, uid: str) -> str:
     return f"pvc://{claim}/{artifact_path(job_name, uid)}"
 
 
-def claim_of(uri: str) -> str | None:
-    """Claim that a pvc:// address names; None for every other address."""
+def claim_name(uri: str) -> str | None:
+    """The claim in a pvc:// address; None for every other address."""
     scheme, _, rest = uri.partition("://")
     return rest.partition("/")[0] or None if scheme == "pvc" else None
 
 
-def artifact_in(uri: str, workspace: str) -> str | None:
+def artifact_folder(uri: str, workspace: str) -> str | None:
     """Folder of the workspace that holds the artifact at this address; None where the address
     names something else of the workspace, or leads out of the folder."""
     claim, *path = uri.partition("://")[2].strip("/").split("/")

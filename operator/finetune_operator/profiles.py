@@ -1,7 +1,7 @@
-"""Which AcceleratorProfile a job or an endpoint means: the one that it names, or the default one.
+"""The AcceleratorProfile of a job or an endpoint: the one that it names, or the default one.
 
-Both ask here, so that both say the same about a profile that is not there, not readable, or not
-the only default. Pure.
+Jobs and endpoints get the same answer about a profile that is missing, that cannot be parsed, or
+that is not the only default. Pure.
 """
 
 from finetune_api.acceleratorprofile import AcceleratorProfile
@@ -18,9 +18,9 @@ def find_profile(
     if name is not None:
         found = view.get("AcceleratorProfile", "", name)
         if found is None:
-            text = f"AcceleratorProfile {name} does not exist; this goes on when it is created"
+            text = f"AcceleratorProfile {name} does not exist; this continues when it is created"
             return Stalled("ProfileNotFound", text)
-        return _read(found)
+        return _parse(found)
     defaults = sorted(
         (p for p in view.list("AcceleratorProfile") if (p.get("spec") or {}).get("default")),
         key=lambda profile: str(profile["metadata"]["name"]),
@@ -35,10 +35,10 @@ def find_profile(
             f"AcceleratorProfiles {names} are all marked as default; leave the mark on one, or "
             f"name one in {field}",
         )
-    return _read(defaults[0])
+    return _parse(defaults[0])
 
 
-def _read(manifest: Manifest) -> AcceleratorProfile | Stalled:
+def _parse(manifest: Manifest) -> AcceleratorProfile | Stalled:
     name = manifest["metadata"]["name"]
     try:
         return AcceleratorProfile.model_validate({"name": name, "spec": manifest.get("spec") or {}})

@@ -16,14 +16,14 @@ from finetune_operator.resources.janitor import (
 )
 from finetune_operator.workspaces.plan import (
     AFTER_FAILURE,
-    AGAIN,
-    FIRST,
+    FIRST_AFTER,
     PERIOD,
     RECHECK,
+    REPEAT_AFTER,
     SPACING,
-    STUCK,
+    STUCK_AFTER,
     check_janitor,
-    needed,
+    list_needed,
     reconcile_workspace,
     workspace_key,
     workspace_keys,
@@ -43,12 +43,12 @@ def fresh() -> World:
     world = World()
     world.settle()
     kept_before = build_ledger(NAMESPACE, [])
-    kept_before["metadata"]["creationTimestamp"] = (START - FIRST).isoformat()
+    kept_before["metadata"]["creationTimestamp"] = (START - FIRST_AFTER).isoformat()
     world.put(kept_before)
     return world
 
 
-def look(world: World, settings: Settings = SETTINGS) -> Decision:
+def reconcile(world: World, settings: Settings = SETTINGS) -> Decision:
     """One decision about the workspace, carried out."""
     decision = reconcile_workspace(
         workspace_key({"metadata": {"namespace": NAMESPACE}}), world, settings, world.now
@@ -78,7 +78,7 @@ def kept(world: World) -> frozenset[str]:
 def clean(world: World, outcome: str = "Complete") -> None:
     """A janitor from its start to its end."""
     assert janitor(world) is None
-    look(world)
+    reconcile(world)
     world.end_job(JANITOR, outcome)
 
 
@@ -99,15 +99,15 @@ def add_endpoint(world: World, uri: str, *older: str) -> None:
 
 def test_jobs_keep_their_folders_whether_they_have_ended_or_not() -> None:
     world = fresh()
-    assert f"jobs/{JOB_UID[:8]}" in needed(world, NAMESPACE, SETTINGS)
+    assert f"jobs/{JOB_UID[:8]}" in list_needed(world, NAMESPACE, SETTINGS)
     world.job["status"] = {"conditions": ENDED}
-    assert set(needed(world, NAMESPACE, SETTINGS)) == {f"jobs/{JOB_UID[:8]}"}
+    assert set(list_needed(world, NAMESPACE, SETTINGS)) == {f"jobs/{JOB_UID[:8]}"}
 
 
 def test_unfinished_job_keeps_its_models() -> None:
     reward = {"rewardModel": {"uri": "hf://acme/judge", "revision": "v1"}}
     world = World(job_manifest(objective="GRPO", grpo=reward))
-    keep = set(needed(world, NAMESPACE, SETTINGS))
+    keep = set(list_needed(world, NAMESPACE, SETTINGS))
     assert model_path("pvc://assets/models/smol", None) in keep
     assert model_path("hf://acme/judge", "v1") in keep
 
@@ -118,14 +118,16 @@ def test_child_of_a_deleted_job_keeps_its_folder(kind: str) -> None:
     forget(world)
     meta = {"name": "late", "namespace": NAMESPACE, "labels": {JOB_UID_LABEL: OTHER_UID}}
     world.put({"kind": kind, "metadata": meta})
-    assert set(needed(world, NAMESPACE, SETTINGS)) == {f"jobs/{OTHER_UID[:8]}"}
+    assert set(list_needed(world, NAMESPACE, SETTINGS)) == {f"jobs/{OTHER_UID[:8]}"}
 
 
 def test_endpoint_keeps_the_artifact_of_every_revision() -> None:
     world = fresh()
     newer = "pvc://finetune-workspace/artifacts/newer-00000000"
     add_endpoint(world, newer, newer, OLD_URI, "pvc://elsewhere/artifacts/a-00000000")
-    keep = {each for each in needed(world, NAMESPACE, SETTINGS) if each.startswith("artifacts")}
+    keep = {
+        each for each in list_needed(world, NAMESPACE, SETTINGS) if each.startswith("artifacts")
+    }
     assert keep == {"artifacts/newer-00000000", OLD}
 
 
@@ -143,52 +145,52 @@ def test_artifact_stays_for_a_job_that_starts_from_it_until_that_has_ended(
     changes: dict[str, Any],
 ) -> None:
     world = World(job_manifest(**changes))
-    assert OLD in needed(world, NAMESPACE, SETTINGS)
+    assert OLD in list_needed(world, NAMESPACE, SETTINGS)
     world.job["status"] = {"conditions": ENDED}
-    assert OLD not in needed(world, NAMESPACE, SETTINGS)
+    assert OLD not in list_needed(world, NAMESPACE, SETTINGS)
 
 
-def test_first_janitor_comes_soon_after_the_first_job() -> None:
+def test_the_first_janitor_runs_soon_after_the_first_job() -> None:
     world = World()
     world.settle()
     for _ in range(2):
-        decision = look(world)
+        decision = reconcile(world)
         assert not decision.create
-        assert decision.requeue_after == FIRST.total_seconds()
-    world.tick(FIRST.total_seconds())
-    decision = look(world)
+        assert decision.requeue_after == FIRST_AFTER.total_seconds()
+    world.tick(FIRST_AFTER.total_seconds())
+    decision = reconcile(world)
     assert [each["metadata"]["name"] for each in decision.create] == [JANITOR]
     assert f"jobs/{JOB_UID[:8]}" in kept(world)
-    assert timedelta(seconds=LIST_SECONDS) + FIRST < timedelta(seconds=MARGIN_SECONDS)
+    assert timedelta(seconds=LIST_SECONDS) + FIRST_AFTER < timedelta(seconds=MARGIN_SECONDS)
 
 
 def test_nothing_is_due_while_everything_is_needed() -> None:
     world = fresh()
     clean(world)
-    decision = look(world)
+    decision = reconcile(world)
     assert not decision.create
     assert not decision.delete
     assert not decision.apply
     assert decision.requeue_after == PERIOD.total_seconds()
 
 
-def test_deleted_job_calls_for_a_janitor_that_does_not_know_it() -> None:
+def test_a_deleted_job_triggers_a_janitor_whose_list_lacks_it() -> None:
     world = fresh()
     clean(world)
     world.tick(SPACING.total_seconds())
     forget(world)
-    assert look(world).delete
-    look(world)
+    assert reconcile(world).delete
+    reconcile(world)
     assert kept(world) == {f"-jobs/{JOB_UID[:8]}"}, "it is known to be gone, however young"
 
 
-def test_a_job_that_goes_before_the_first_janitor_calls_for_it() -> None:
+def test_a_job_deleted_before_the_first_janitor_triggers_it() -> None:
     world = World()
     world.settle()
-    look(world)
+    reconcile(world)
     assert janitor(world) is None
     forget(world)
-    look(world)
+    reconcile(world)
     assert kept(world) == {f"-jobs/{JOB_UID[:8]}"}
 
 
@@ -197,98 +199,98 @@ def test_the_last_pod_of_a_deleted_job_is_waited_for() -> None:
     clean(world)
     del world.objects["FineTuneJob", NAMESPACE, "glossary"]
     world.tick(SPACING.total_seconds())
-    decision = look(world)
+    decision = reconcile(world)
     assert not decision.delete
-    assert decision.requeue_after == RECHECK, "no event tells when it has gone"
+    assert decision.requeue_after == RECHECK, "no event enqueues the key when it is gone"
     forget(world)
-    assert look(world).delete
+    assert reconcile(world).delete
 
 
-def test_job_that_came_and_went_between_two_janitors_is_not_forgotten() -> None:
+def test_a_job_created_and_deleted_between_two_janitors_is_cleaned_up() -> None:
     world = fresh()
     clean(world)
     other = job_manifest()
     other["metadata"] |= {"name": "short", "uid": OTHER_UID}
     world.put(other)
-    look(world)
+    reconcile(world)
     del world.objects["FineTuneJob", NAMESPACE, "short"]
     world.tick(SPACING.total_seconds())
-    assert look(world).delete, "the ledger remembers it, whoever looks now"
+    assert reconcile(world).delete, "the ledger records it, also for an operator that restarted"
 
 
-def test_revision_that_was_dropped_calls_for_a_janitor() -> None:
+def test_a_dropped_revision_triggers_a_janitor() -> None:
     world = fresh()
     add_endpoint(world, "pvc://finetune-workspace/artifacts/newer-00000000", OLD_URI)
     clean(world)
     world.tick(SPACING.total_seconds())
-    assert not look(world).delete
+    assert not reconcile(world).delete
     add_endpoint(world, "pvc://finetune-workspace/artifacts/newer-00000000")
-    assert look(world).delete
+    assert reconcile(world).delete
 
 
-def test_end_of_a_job_alone_calls_for_none() -> None:
+def test_the_end_of_a_job_alone_triggers_none() -> None:
     world = fresh()
     clean(world)
     world.tick(SPACING.total_seconds())
     world.job["status"] = {"conditions": ENDED}
-    assert not look(world).delete, "its model stays for a while, its folder as long as the job"
+    assert not reconcile(world).delete, "its model stays for a while, its folder as long as the job"
 
 
-def test_another_janitor_follows_when_artifacts_have_had_their_grace() -> None:
+def test_another_janitor_follows_after_the_grace_period_of_artifacts() -> None:
     world = fresh()
     clean(world)
     world.tick(SPACING.total_seconds())
     forget(world)
-    look(world)
+    reconcile(world)
     clean(world)
-    assert look(world).requeue_after == AGAIN.total_seconds()
-    world.tick(AGAIN.total_seconds())
-    assert look(world).delete
+    assert reconcile(world).requeue_after == REPEAT_AFTER.total_seconds()
+    world.tick(REPEAT_AFTER.total_seconds())
+    assert reconcile(world).delete
     clean(world)
-    assert look(world).requeue_after == PERIOD.total_seconds()
+    assert reconcile(world).requeue_after == PERIOD.total_seconds()
 
 
-def test_janitors_keep_a_distance_however_fast_jobs_go() -> None:
+def test_janitors_are_spaced_however_fast_jobs_are_deleted() -> None:
     world = fresh()
     clean(world)
     forget(world)
-    decision = look(world)
+    decision = reconcile(world)
     assert not decision.delete
     assert decision.requeue_after == SPACING.total_seconds()
 
 
 def test_running_janitor_is_left_alone() -> None:
     world = fresh()
-    look(world)
+    reconcile(world)
     forget(world)
     world.tick(SPACING.total_seconds())
-    decision = look(world)
+    decision = reconcile(world)
     assert not decision.create
     assert not decision.delete
 
 
-def test_what_goes_while_a_janitor_runs_calls_for_the_next() -> None:
+def test_a_job_deleted_while_a_janitor_runs_triggers_the_next() -> None:
     world = fresh()
-    look(world)
+    reconcile(world)
     forget(world)
     world.end_job(JANITOR, "Complete")
     world.tick(SPACING.total_seconds())
-    assert look(world).delete
+    assert reconcile(world).delete
 
 
 def test_failed_janitor_is_followed_by_another_one_later() -> None:
     world = fresh()
     clean(world, "Failed")
-    assert look(world).requeue_after == AFTER_FAILURE.total_seconds()
+    assert reconcile(world).requeue_after == AFTER_FAILURE.total_seconds()
     world.tick(AFTER_FAILURE.total_seconds())
-    assert look(world).delete
+    assert reconcile(world).delete
 
 
-def test_janitor_that_never_starts_is_made_anew_with_a_new_list() -> None:
+def test_a_janitor_that_never_starts_is_created_again_with_a_new_list() -> None:
     world = fresh()
-    look(world)
-    world.tick(STUCK.total_seconds())
-    assert look(world).delete
+    reconcile(world)
+    world.tick(STUCK_AFTER.total_seconds())
+    assert reconcile(world).delete
 
 
 def test_old_janitor_is_deleted_by_its_uid_and_not_twice() -> None:
@@ -298,9 +300,9 @@ def test_old_janitor_is_deleted_by_its_uid_and_not_twice() -> None:
     found = janitor(world)
     assert found is not None
     found["metadata"]["deletionTimestamp"] = "2026-01-05T12:00:00Z"
-    assert not look(world).delete
+    assert not reconcile(world).delete
     del found["metadata"]["deletionTimestamp"]
-    (ref,) = look(world).delete
+    (ref,) = reconcile(world).delete
     assert ref.uid == found["metadata"]["uid"]
 
 
@@ -308,22 +310,22 @@ def test_old_janitor_is_deleted_by_its_uid_and_not_twice() -> None:
 def test_claim_without_a_volume_is_left_alone(phase: str) -> None:
     world = fresh()
     world.add_claim("finetune-workspace", phase)
-    assert look(world) == Decision()
+    assert reconcile(world) == Decision()
 
 
-def test_claim_that_is_going_is_left_alone() -> None:
+def test_a_claim_that_is_being_deleted_is_left_alone() -> None:
     world = fresh()
     claim = world.get("PersistentVolumeClaim", NAMESPACE, "finetune-workspace")
     assert claim is not None
     claim["metadata"]["deletionTimestamp"] = "2026-01-05T12:00:00Z"
-    assert look(world) == Decision()
+    assert reconcile(world) == Decision()
 
 
 def test_namespace_without_a_workspace_has_nothing_to_remove() -> None:
-    assert look(World()) == Decision()
+    assert reconcile(World()) == Decision()
 
 
-def test_every_workspace_is_looked_at_once_after_a_start() -> None:
+def test_every_workspace_is_enqueued_once_after_a_start() -> None:
     world = fresh()
     assert list(workspace_keys(world, SETTINGS)) == [workspace_key(world.job)]
 
@@ -336,27 +338,27 @@ def test_list_for_a_thousand_jobs_fits_into_an_annotation() -> None:
     assert parse_keep_list(job) == set(keep)
 
 
-def test_artifact_that_a_running_janitor_does_not_know_waits_for_it() -> None:
+def test_an_artifact_that_a_running_janitors_list_lacks_waits_for_it() -> None:
     world = fresh()
     assert check_janitor(world, NAMESPACE, [OLD_URI], SETTINGS) is None
-    look(world)
-    stall = check_janitor(world, NAMESPACE, ["hf://a/b", OLD_URI], SETTINGS)
-    assert stall is not None
-    assert stall.reason == "WaitingForJanitor"
-    assert OLD in stall.message
+    reconcile(world)
+    stalled = check_janitor(world, NAMESPACE, ["hf://a/b", OLD_URI], SETTINGS)
+    assert stalled is not None
+    assert stalled.reason == "WaitingForJanitor"
+    assert OLD in stalled.message
     own = f"pvc://finetune-workspace/artifacts/glossary-{JOB_UID[:8]}"
     assert check_janitor(world, NAMESPACE, [own], SETTINGS) is None
     world.end_job(JANITOR, "Complete")
     assert check_janitor(world, NAMESPACE, [OLD_URI], SETTINGS) is None
 
 
-def test_job_that_names_such_an_artifact_says_what_it_waits_for() -> None:
+def test_a_job_that_names_such_an_artifact_shows_what_it_waits_for() -> None:
     world = fresh()
-    look(world)
+    reconcile(world)
     other = job_manifest(model={"uri": OLD_URI})
     other["metadata"] |= {"uid": OTHER_UID}
     forget(world)
-    look(world)
+    reconcile(world)
     world.put(other)
     world.settle()
     assert world.condition("Stalled")["reason"] == "WaitingForJanitor"
@@ -366,23 +368,23 @@ def test_job_that_names_such_an_artifact_says_what_it_waits_for() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, 60])
-def test_looking_twice_asks_for_nothing_new(seconds: int) -> None:
+def test_a_second_reconcile_writes_nothing(seconds: int) -> None:
     world = fresh()
-    look(world)
+    reconcile(world)
     world.tick(seconds)
-    decision = look(world)
+    decision = reconcile(world)
     assert (decision.create, decision.apply, decision.delete) == ((), (), ())
 
 
-def test_retention_is_told_to_the_janitor() -> None:
+def test_the_janitor_gets_the_retention() -> None:
     world = fresh()
-    look(world, Settings("t", "s", model_retention_days=7))
+    reconcile(world, Settings("t", "s", model_retention_days=7))
     found = janitor(world)
     assert found is not None
     (container,) = found["spec"]["template"]["spec"]["containers"]
     assert "--model-retention-days=7" in container["args"]
     assert "--claim=" + _claim_uid(world) in container["args"]
-    assert timedelta(seconds=found["spec"]["activeDeadlineSeconds"]) < AGAIN
+    assert timedelta(seconds=found["spec"]["activeDeadlineSeconds"]) < REPEAT_AFTER
 
 
 def _claim_uid(world: World) -> str:

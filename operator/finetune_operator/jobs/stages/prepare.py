@@ -21,7 +21,7 @@ from finetune_api.run import (
 from finetune_operator.jobs.draft import Context
 from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.stages.base import Accepted, PodStage
-from finetune_operator.names import artifact_in, claim_of, job_path, model_path
+from finetune_operator.names import artifact_folder, claim_name, job_path, model_path
 from finetune_operator.profiles import find_profile
 from finetune_operator.resources.pod import Mount, SecretEnv, StagePods
 from finetune_operator.resources.resource_requirements import build_host_resources
@@ -41,7 +41,7 @@ def build_config(
     folders belong to other jobs."""
     workspace = ctx.settings.workspace_claim
     for source, _ in sources(ctx.spec):
-        if claim_of(source.uri) == workspace and artifact_in(source.uri, workspace) is None:
+        if claim_name(source.uri) == workspace and artifact_folder(source.uri, workspace) is None:
             return Failure(
                 stage="prepare",
                 reason="NotAnArtifact",
@@ -64,7 +64,7 @@ def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> St
         return pool
     workspace, fetched = ctx.settings.workspace_claim, sources(ctx.spec)
     claims = user_claims(ctx.spec, workspace)
-    folders = (artifact_in(source.uri, workspace) for source, _ in fetched)
+    folders = (artifact_folder(source.uri, workspace) for source, _ in fetched)
     artifacts = [folder for folder in dict.fromkeys(folders) if folder]
     stalled = _check_claims(ctx, claims)
     if artifacts and stalled is None:
@@ -131,7 +131,7 @@ def sources(spec: FineTuneJobSpec) -> list[tuple[ModelAddress | DataSource, str]
 def user_claims(spec: FineTuneJobSpec, workspace: str) -> list[str]:
     """Claims that pvc:// sources name, each once, in the order of the spec; never the workspace as
     a whole."""
-    claims = (claim_of(source.uri) for source, _ in sources(spec))
+    claims = (claim_name(source.uri) for source, _ in sources(spec))
     return list(dict.fromkeys(claim for claim in claims if claim and claim != workspace))
 
 
