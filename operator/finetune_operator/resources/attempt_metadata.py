@@ -31,7 +31,7 @@ class AttemptMetadata:
         """Name of every child of this attempt."""
         return child_name(self.job["metadata"]["name"], self.stage, self.attempt)
 
-    @cached_property
+    @property
     def selector(self) -> dict[str, str]:
         """Labels that only the pods of this attempt have."""
         return {
@@ -40,7 +40,7 @@ class AttemptMetadata:
             ATTEMPT_LABEL: str(self.attempt),
         }
 
-    @cached_property
+    @property
     def labels(self) -> dict[str, str]:
         """Labels of every child and pod."""
         return build_labels({JOB_NAME_LABEL: self.job["metadata"]["name"], **self.selector})
