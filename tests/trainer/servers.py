@@ -1,8 +1,8 @@
-"""Servers on the loopback interface that stand in for a model hub, a web server and a bucket.
+"""Fake servers on the loopback interface: a model hub, a web server and a bucket.
 
-The hub answers what huggingface_hub asks (repository information, file headers, file content)
-with the hub's own status codes and error headers. Both count what was fetched, so that a test can
-say that something was not.
+The hub answers the requests of huggingface_hub (repository information, file headers, file content)
+with the real hub's status codes and error headers. All record the fetched files, so that a test can
+assert that a file was not fetched.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ COMMIT = "c0ffee" + "0" * 34
 
 
 @dataclass
-class Answer:
-    """An HTTP answer."""
+class Response:
+    """An HTTP response."""
 
     status: int = 200
     body: bytes = b""
@@ -35,7 +35,7 @@ class Answer:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    respond: Callable[[str, str, dict[str, str]], Answer]
+    respond: Callable[[str, str, dict[str, str]], Response]
 
 
 class _Requests(BaseHTTPRequestHandler):
@@ -65,7 +65,7 @@ class _Requests(BaseHTTPRequestHandler):
             self.wfile.write(answer.body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Keep the tests' output clean."""
+        """Keep the output of the tests clean."""
 
 
 @contextlib.contextmanager
@@ -82,12 +82,12 @@ def _running(server: _Server) -> Iterator[_Server]:
 
 @dataclass
 class Repository:
-    """One repository of the hub stand-in."""
+    """One repository of the fake hub."""
 
     folder: Path
     commit: str = COMMIT
     token: str | None = None
-    """Only this token may read it; others are told that it does not exist, as on the hub."""
+    """Only this token may read it; for others it does not exist, as on the hub."""
     gated: bool = False
 
 
@@ -98,18 +98,18 @@ class Hub:
         self.repositories = repositories
         self.url = ""
         self.fetched: list[str] = []
-        """Files whose content was asked for."""
+        """Files whose content was requested."""
         self.requests = 0
         self.gates: dict[str, threading.Event] = {}
-        """Files whose content is given only once their event is set."""
+        """Files whose content is sent only once their event is set."""
         self.broken_with: int | None = None
-        """Status that every request is answered with."""
+        """Status of the response to every request."""
 
-    def respond(self, method: str, target: str, headers: dict[str, str]) -> Answer:
-        """Answer one request."""
+    def respond(self, method: str, target: str, headers: dict[str, str]) -> Response:
+        """The response to one request."""
         self.requests += 1
         if self.broken_with:
-            return Answer(self.broken_with)
+            return Response(self.broken_with)
         path = urllib.parse.unquote(urllib.parse.urlsplit(target).path).lstrip("/")
         for name, repository in self.repositories.items():
             api = f"api/{name if name.startswith('datasets/') else f'models/{name}'}"
@@ -124,7 +124,7 @@ class Hub:
 
     def _refusal(
         self, repository: Repository, revision: str, headers: dict[str, str]
-    ) -> Answer | None:
+    ) -> Response | None:
         token = headers.get("authorization", "").removeprefix("Bearer ")
         if repository.token and token and token != repository.token:
             return _error(401, None, "Invalid credentials in Authorization header")
@@ -136,7 +136,7 @@ class Hub:
             return _error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return None
 
-    def _file(self, method: str, repository: Repository, name: str) -> Answer:
+    def _file(self, method: str, repository: Repository, name: str) -> Response:
         path = repository.folder / name
         if not path.is_file():
             return _error(404, "EntryNotFound", "Entry not found")
@@ -150,14 +150,14 @@ class Hub:
             self.fetched.append(name)
             if gate := self.gates.get(name):
                 gate.wait(60)
-        return Answer(200, body, headers)
+        return Response(200, body, headers)
 
 
-def _info(name: str, repository: Repository) -> Answer:
+def _info(name: str, repository: Repository) -> Response:
     files = sorted(path for path in repository.folder.rglob("*") if path.is_file())
     siblings = [_sibling(path, path.relative_to(repository.folder).as_posix()) for path in files]
     info = {"id": name.removeprefix("datasets/"), "sha": repository.commit, "siblings": siblings}
-    return Answer(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+    return Response(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
 
 
 def _sibling(path: Path, name: str) -> dict[str, object]:
@@ -173,9 +173,9 @@ def _sibling(path: Path, name: str) -> dict[str, object]:
     return entry
 
 
-def _error(status: int, code: str | None, message: str) -> Answer:
+def _error(status: int, code: str | None, message: str) -> Response:
     headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
-    return Answer(status, json.dumps({"error": message}).encode(), headers)
+    return Response(status, json.dumps({"error": message}).encode(), headers)
 
 
 @contextlib.contextmanager
@@ -200,19 +200,19 @@ class Web:
         self.broken_with: int | None = None
         self.fetched: list[str] = []
 
-    def respond(self, method: str, target: str, headers: dict[str, str]) -> Answer:
-        """Answer one request."""
+    def respond(self, method: str, target: str, headers: dict[str, str]) -> Response:
+        """The response to one request."""
         name = urllib.parse.urlsplit(target).path.lstrip("/")
         if self.broken_with:
-            return Answer(self.broken_with)
+            return Response(self.broken_with)
         if self.authorization and headers.get("authorization") != self.authorization:
-            return Answer(401)
+            return Response(401)
         if name not in self.files:
-            return Answer(404)
+            return Response(404)
         if method == "GET":
             self.fetched.append(name)
         body = self.files[name]
-        return Answer(200, body, {"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
+        return Response(200, body, {"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
 
 
 @contextlib.contextmanager
@@ -238,15 +238,15 @@ class Bucket:
         self.token: str | None = None
         """What the token endpoint hands out, and what is then asked for."""
 
-    def respond(self, method: str, target: str, headers: dict[str, str]) -> Answer:
-        """Answer one request."""
+    def respond(self, method: str, target: str, headers: dict[str, str]) -> Response:
+        """The response to one request."""
         parts = urllib.parse.urlsplit(target)
         path, query = urllib.parse.unquote(parts.path), urllib.parse.parse_qs(parts.query)
         if path == "/token":
             token = {"access_token": self.token, "expires_in": 3600, "token_type": "Bearer"}
             return _json(token)
         if self.token and headers.get("authorization") != f"Bearer {self.token}":
-            return Answer(401, b'{"error": {"code": 401, "message": "Anonymous caller"}}')
+            return Response(401, b'{"error": {"code": 401, "message": "Anonymous caller"}}')
         if path == "/storage/v1/b/acme/o":
             prefix = query.get("prefix", [""])[0]
             names = [name for name in sorted(self.objects) if name.startswith(prefix)]
@@ -254,8 +254,8 @@ class Bucket:
         for start in ("/download/storage/v1/b/acme/o/", "/storage/v1/b/acme/o/"):
             if (name := path.removeprefix(start)) in self.objects:
                 media = start.startswith("/download")
-                return Answer(200, self.objects[name]) if media else _json(self._describe(name))
-        return Answer(404, b'{"error": {"code": 404, "message": "Not Found"}}')
+                return Response(200, self.objects[name]) if media else _json(self._describe(name))
+        return Response(404, b'{"error": {"code": 404, "message": "Not Found"}}')
 
     def _describe(self, name: str) -> dict[str, str]:
         body = self.objects[name]
@@ -263,8 +263,8 @@ class Bucket:
         return {"bucket": "acme", "name": name, "size": str(len(body)), "md5Hash": digest}
 
 
-def _json(value: object) -> Answer:
-    return Answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+def _json(value: object) -> Response:
+    return Response(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
 
 @contextlib.contextmanager

@@ -15,8 +15,13 @@ import pytest
 from finetune_operator.jobs.stages.prepare import sources
 from finetune_trainer.data.token_store import IGNORED, TokenStore
 from finetune_trainer.data.tokenizer import load_job_tokenizer, load_tokenizer
-from finetune_trainer.prepare import PREFIXES, REWARD, Fetch, data_sources
 from finetune_trainer.sources import Credentials
+from finetune_trainer.sources.job_sources import (
+    REWARD,
+    SECRET_PREFIXES,
+    JobSources,
+    list_data_sources,
+)
 
 from tests.trainer.data.test_tokenizer import DATED
 from tests.trainer.prepare_world import World, facts_of, found, use_model
@@ -55,7 +60,10 @@ def test_pairs_stand_side_by_side(world: World, tiny_model_folder: Path, objecti
     assert (facts.format, facts.packed) == ("preference", False)
     assert facts.train_examples + facts.eval_examples == 41
     assert facts.duplicate_examples == 1
-    assert (train.sequence_count, train.sample_count) == (2 * facts.train_sequences, 2 * facts.train_examples)
+    assert (train.sequence_count, train.sample_count) == (
+        2 * facts.train_sequences,
+        2 * facts.train_examples,
+    )
     assert judged.sequence_count == 2 * facts.eval_examples
     assert facts.train_tokens == int(train.sequence_lengths.sum())
     tokenizer = load_tokenizer(tiny_model_folder)
@@ -162,10 +170,14 @@ def test_answers_leave_room_for_the_prompt(world: World) -> None:
 def test_prompts_are_learnt_where_the_job_says_so(world: World) -> None:
     few = facts_of(world.prepare())
     train, _ = stores(world)
-    before = sum(int((train.sequence(i).labels != IGNORED).sum()) for i in range(train.sequence_count))
+    before = sum(
+        int((train.sequence(i).labels != IGNORED).sum()) for i in range(train.sequence_count)
+    )
     every = facts_of(world.prepare(sft={"lossOn": "All"}))
     train, _ = stores(world)
-    after = sum(int((train.sequence(i).labels != IGNORED).sum()) for i in range(train.sequence_count))
+    after = sum(
+        int((train.sequence(i).labels != IGNORED).sum()) for i in range(train.sequence_count)
+    )
     assert few.train_tokens == every.train_tokens == after > before
 
 
@@ -193,7 +205,9 @@ def test_mixture_repeats_the_small_source_and_counts_both(
     ]
     train, _ = stores(world)
     tokenizer = load_tokenizer(tiny_model_folder)
-    times = Counter(learnt(tokenizer, train.sequence(index)) for index in range(train.sequence_count))
+    times = Counter(
+        learnt(tokenizer, train.sequence(index)) for index in range(train.sequence_count)
+    )
     small = {row["completion"] + END for row in tiny_rows(100)[90:]}
     assert sum(times[text] for text in small) == 25
     assert {times[text] for text in small} == {2, 3}
@@ -447,15 +461,15 @@ def test_operator_and_stage_agree_which_secret_is_whose(world: World) -> None:
     )
     spec = config.spec
     given = {id(source): prefix for source, prefix in sources(spec)}
-    named = [("model", spec.model), *data_sources(spec)]
+    named = [("model", spec.model), *list_data_sources(spec)]
     assert {where: given[id(source)] for where, source in named} == {
-        where: prefix for where, prefix in PREFIXES.items() if where != REWARD
+        where: prefix for where, prefix in SECRET_PREFIXES.items() if where != REWARD
     }
-    secrets = {where: Credentials({"TOKEN": where}) for where in PREFIXES}
-    fetch = Fetch(config, secrets, lambda *_: None)
-    for where, source in data_sources(spec):
-        address = fetch.address("dataset", source, where)
-        assert address.credentials.get("TOKEN") == address.where == where
+    secrets = {where: Credentials({"TOKEN": where}) for where in SECRET_PREFIXES}
+    job_sources = JobSources(config, secrets, lambda *_: None)
+    for where, source in list_data_sources(spec):
+        address = job_sources.address("dataset", source, where)
+        assert address.credentials.get("TOKEN") == address.spec_field == where
 
 
 def test_nothing_secret_is_written(world: World, hub: Hub, tmp_path: Path) -> None:

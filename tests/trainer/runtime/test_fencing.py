@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from finetune_trainer.export import MANIFEST, publish
+from finetune_trainer.checkpointing.artifact import MANIFEST, publish_artifact
 from finetune_trainer.runtime.errors import RetryableError
 from finetune_trainer.runtime.fencing import Attempt
 
@@ -26,7 +26,7 @@ FENCED, DONE = 75, 0
 
 
 def work(attempt: Attempt) -> None:
-    """What stages do with files that they share: publish anew, replace, replace a file, remove."""
+    """The changes of a stage to shared files: publish, replace a folder, replace a file, remove."""
     with attempt:
         text = f"attempt {attempt.number}"
         for name in ("step-1", "output"):
@@ -43,7 +43,7 @@ def work(attempt: Attempt) -> None:
 
 
 def frozen_before(change: int, job: Path) -> int:
-    """Run the older attempt in a process that stops before its `change`-th change; its pid."""
+    """Pid of a process that runs the older attempt and stops before its `change`-th change."""
     child = os.fork()
     if child:
         return child
@@ -67,8 +67,8 @@ def frozen_before(change: int, job: Path) -> int:
         os._exit(code)
 
 
-def seen_by_others(job: Path) -> dict[str, str]:
-    """Digests of all files but the claims and what is in scratch folders."""
+def published_files(job: Path) -> dict[str, str]:
+    """Digests of all files but the claims and those in scratch folders."""
     found = {}
     for path in sorted(job.rglob("*")):
         name = path.relative_to(job).as_posix()
@@ -92,22 +92,22 @@ def moments(root: Path) -> Iterator[tuple[int, Path, int]]:
         yield change, job, pid
 
 
-def test_an_older_attempt_frozen_anywhere_changes_nothing_of_the_newer_one(tmp_path: Path) -> None:
+def test_an_older_attempt_frozen_anywhere_changes_no_file_of_the_newer_one(tmp_path: Path) -> None:
     tried = 0
     for change, job, pid in moments(tmp_path):
         work(Attempt(job, 2))
-        left = seen_by_others(job)
+        left = published_files(job)
         assert left["output/weights"] == hashlib.sha256(b"attempt 2").hexdigest()
         os.kill(pid, signal.SIGCONT)
         _, status = os.waitpid(pid, 0)
-        # Whoever had nothing left to change but its own scratch folder may well be done.
+        # An attempt that had only its own scratch folder left to change may well succeed.
         assert os.waitstatus_to_exitcode(status) in (FENCED, DONE), change
-        assert seen_by_others(job) == left, change
+        assert published_files(job) == left, change
         tried = change
     assert tried > 20
 
 
-def test_a_served_artifact_outlives_an_older_export(tmp_path: Path) -> None:
+def test_an_older_export_does_not_change_a_served_artifact(tmp_path: Path) -> None:
     job, target = tmp_path / "job", tmp_path / "artifact"
 
     def begin(number: int) -> Attempt:
@@ -118,17 +118,17 @@ def test_a_served_artifact_outlives_an_older_export(tmp_path: Path) -> None:
         return attempt
 
     older, newer = begin(1), begin(2)
-    publish(newer, newer.scratch / "artifact", target, b"manifest 2")
+    publish_artifact(newer, newer.scratch / "artifact", target, b"manifest 2")
     newer.release()
     with pytest.raises(RetryableError) as caught:
-        publish(older, older.scratch / "artifact", target, b"manifest 1")
+        publish_artifact(older, older.scratch / "artifact", target, b"manifest 1")
     assert caught.value.failure.reason == "Fenced"
     assert (target / MANIFEST).read_bytes() == b"manifest 2"
     assert (target / "model").read_text() == "attempt 2"
     assert {path.name for path in target.iterdir()} == {"model", MANIFEST}
 
 
-def test_a_claim_counts_although_its_maker_died_before_it_said_who_it_was(tmp_path: Path) -> None:
+def test_an_empty_claim_file_of_a_dead_process_counts(tmp_path: Path) -> None:
     (tmp_path / "claims").mkdir()
     (tmp_path / "claims" / "3").touch()
     with pytest.raises(RetryableError) as caught:
@@ -148,18 +148,18 @@ def test_stages_do_not_fence_each_other(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".evaluate-*"))
 
 
-def test_an_attempt_that_fails_because_it_was_replaced_says_so(tmp_path: Path) -> None:
+def test_an_attempt_that_fails_because_it_was_replaced_is_fenced(tmp_path: Path) -> None:
     def fail() -> None:
         with Attempt(tmp_path, 1, "evaluate") as attempt:
             Attempt(tmp_path, 2, "evaluate").acquire()
-            (attempt.scratch / "half").write_text("its folder has gone")
+            (attempt.scratch / "half").write_text("its folder is gone")
 
     with pytest.raises(RetryableError) as caught:
         fail()
     assert caught.value.failure.reason == "Fenced"
 
 
-def test_a_workspace_that_has_gone_is_not_taken_for_a_later_attempt(tmp_path: Path) -> None:
+def test_a_missing_workspace_is_not_mistaken_for_a_later_attempt(tmp_path: Path) -> None:
     job = tmp_path / "job"
     attempt = Attempt(job, 1)
     attempt.acquire()
@@ -170,7 +170,7 @@ def test_a_workspace_that_has_gone_is_not_taken_for_a_later_attempt(tmp_path: Pa
     assert caught.value.failure.file == str(job)
 
 
-def test_names_that_are_no_attempts_fence_nobody(tmp_path: Path) -> None:
+def test_names_that_are_no_attempt_numbers_fence_no_attempt(tmp_path: Path) -> None:
     attempt = Attempt(tmp_path, 1)
     attempt.acquire()
     for name in ("²", "٣", "2.bak", "-5", "evaluate-²"):
@@ -181,7 +181,7 @@ def test_names_that_are_no_attempts_fence_nobody(tmp_path: Path) -> None:
     assert (tmp_path / ".train-²").is_dir()
 
 
-def test_one_of_many_claims_an_attempt(tmp_path: Path) -> None:
+def test_one_of_many_processes_acquires_an_attempt(tmp_path: Path) -> None:
     children = []
     start = time.time() + 0.2
     for _ in range(8):

@@ -1,4 +1,4 @@
-"""hf:// addresses against a stand-in of the hub's API."""
+"""hf:// addresses against a fake of the hub's API."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from finetune_trainer.runtime.errors import RetryableError, StageError, UserError
 from finetune_trainer.sources import Address, Credentials, open_source
-from finetune_trainer.sources.cache import find_complete
+from finetune_trainer.sources.cache import find_snapshot
 from finetune_trainer.sources.dataset_files import fetch_data_files
 from finetune_trainer.sources.snapshot import Snapshot, open_snapshot
 
@@ -19,8 +19,8 @@ from tests.trainer.tiny import tiny_model, tiny_rows, write_rows
 NOWHERE = Path("/nonexistent")
 
 
-def silent(message: str, done: int, total: int | None) -> None:
-    """Progress that nobody looks at."""
+def ignore_progress(message: str, done: int, total: int | None) -> None:
+    """Ignore the progress."""
 
 
 @pytest.fixture
@@ -50,12 +50,12 @@ def failure(address: Address, kind: type[StageError] = UserError) -> StageError:
 
 
 def fetch(address: Address, cache: Path, uid: str = "job-1") -> Path:
-    snapshot = open_snapshot(address, NOWHERE, cache, uid, silent)
+    snapshot = open_snapshot(address, NOWHERE, cache, uid, ignore_progress)
     snapshot.fetch_small_files()
-    return snapshot.finish()
+    return snapshot.fetch_all_files()
 
 
-def test_model_arrives_whole_under_the_name_of_its_commit(
+def test_model_arrives_complete_under_the_name_of_its_commit(
     hub: Hub, tmp_path: Path, tiny_model_folder: Path
 ) -> None:
     folder = fetch(model(hub, "hf://acme/tiny"), tmp_path / "cache")
@@ -63,14 +63,14 @@ def test_model_arrives_whole_under_the_name_of_its_commit(
     for path in tiny_model_folder.iterdir():
         assert (folder / path.name).read_bytes() == path.read_bytes()
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
-    assert find_complete(tmp_path / "cache", COMMIT) == folder
+    assert find_snapshot(tmp_path / "cache", COMMIT) == folder
 
 
 def test_files_that_are_not_needed_are_not_fetched(hub: Hub, tmp_path: Path) -> None:
     repository = tiny_model(tmp_path / "repository")
     for name in ("pytorch_model.bin", "model.onnx", "model.gguf", "flax_model.msgpack", "a.pth"):
         (repository / name).write_bytes(b"not wanted")
-    (repository / "consolidated.safetensors").write_bytes(b"the same weights once more")
+    (repository / "consolidated.safetensors").write_bytes(b"the same weights again")
     (repository / "original").mkdir()
     (repository / "original" / "model.safetensors").write_bytes(b"and again")
     hub.repositories["acme/full"] = Repository(repository)
@@ -86,7 +86,7 @@ def test_weights_come_last(hub: Hub, tmp_path: Path) -> None:
     assert hub.fetched[-1] == "model.safetensors"
 
 
-def test_whole_snapshot_is_not_fetched_again(hub: Hub, tmp_path: Path) -> None:
+def test_complete_snapshot_is_not_fetched_again(hub: Hub, tmp_path: Path) -> None:
     first = fetch(model(hub, "hf://acme/tiny"), tmp_path / "cache")
     hub.fetched.clear()
     assert fetch(model(hub, "hf://acme/tiny"), tmp_path / "cache", "job-2") == first
@@ -113,9 +113,9 @@ def test_damaged_snapshot_is_fetched_again(hub: Hub, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
 
 
-def test_next_attempt_keeps_what_the_first_one_fetched(hub: Hub, tmp_path: Path) -> None:
+def test_next_attempt_keeps_the_files_that_the_first_one_fetched(hub: Hub, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    first = open_snapshot(model(hub, "hf://acme/tiny"), NOWHERE, cache, "job-1", silent)
+    first = open_snapshot(model(hub, "hf://acme/tiny"), NOWHERE, cache, "job-1", ignore_progress)
     first.fetch_small_files()
     hub.fetched.clear()
     fetch(model(hub, "hf://acme/tiny"), cache, "job-1")
@@ -124,49 +124,53 @@ def test_next_attempt_keeps_what_the_first_one_fetched(hub: Hub, tmp_path: Path)
 
 def test_two_jobs_that_fetch_at_once_end_with_one_snapshot(hub: Hub, tmp_path: Path) -> None:
     address, cache = model(hub, "hf://acme/tiny"), tmp_path / "cache"
-    both = [open_snapshot(address, NOWHERE, cache, uid, silent) for uid in ("job-1", "job-2")]
+    both = [
+        open_snapshot(address, NOWHERE, cache, uid, ignore_progress) for uid in ("job-1", "job-2")
+    ]
     for snapshot in both:
         snapshot.fetch_small_files()
-    assert both[0].finish() == both[1].finish()
+    assert both[0].fetch_all_files() == both[1].fetch_all_files()
     assert len(list(cache.iterdir())) == 1
 
 
-def test_full_workspace_is_told_before_the_weights_are_fetched(hub: Hub, tmp_path: Path) -> None:
+def test_full_workspace_is_reported_before_the_weights_are_fetched(
+    hub: Hub, tmp_path: Path
+) -> None:
     source = open_source(model(hub, "hf://acme/tiny"), NOWHERE)
-    snapshot = Snapshot(source, tmp_path, "job-1", silent, free=lambda folder: 500_000)
+    snapshot = Snapshot(source, tmp_path, "job-1", ignore_progress, free=lambda folder: 500_000)
     snapshot.fetch_small_files()
     with pytest.raises(RetryableError) as caught:
-        snapshot.finish()
+        snapshot.fetch_all_files()
     assert caught.value.failure.reason == "WorkspaceFull"
     assert "890136 bytes" in caught.value.failure.message
     assert "500000 free" in caught.value.failure.message
     assert "model.safetensors" not in hub.fetched
 
 
-def test_full_workspace_is_told_before_the_data_is_fetched(hub: Hub, tmp_path: Path) -> None:
+def test_full_workspace_is_reported_before_the_data_is_fetched(hub: Hub, tmp_path: Path) -> None:
     credentials = Credentials({"HF_ENDPOINT": hub.url})
     address = Address("dataset", "hf://datasets/acme/words", None, credentials, "dataset.train[0]")
     source = open_source(address, NOWHERE)
     source.files = tuple(replace(file, size=10**18) for file in source.files)
     with pytest.raises(RetryableError) as caught:
-        fetch_data_files(source, tmp_path / "downloads", silent)
+        fetch_data_files(source, tmp_path / "downloads", ignore_progress)
     assert caught.value.failure.reason == "WorkspaceFull"
     assert "dataset.train[0]" in caught.value.failure.message
     assert hub.fetched == []
 
 
-def test_damaged_download_is_tried_again(hub: Hub, tmp_path: Path) -> None:
+def test_damaged_download_is_retried(hub: Hub, tmp_path: Path) -> None:
     repository = tiny_model(tmp_path / "repository")
     hub.repositories["acme/changing"] = Repository(repository)
     snapshot = open_snapshot(
-        model(hub, "hf://acme/changing"), NOWHERE, tmp_path / "cache", "job-1", silent
+        model(hub, "hf://acme/changing"), NOWHERE, tmp_path / "cache", "job-1", ignore_progress
     )
     snapshot.fetch_small_files()
     weights = bytearray((repository / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (repository / "model.safetensors").write_bytes(weights)
     with pytest.raises(RetryableError, match="arrived damaged"):
-        snapshot.finish()
+        snapshot.fetch_all_files()
     hub.fetched.clear()
     weights[-1] ^= 1
     (repository / "model.safetensors").write_bytes(weights)
@@ -175,23 +179,23 @@ def test_damaged_download_is_tried_again(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_model_that_does_not_exist_is_not_found(hub: Hub) -> None:
-    told = failure(model(hub, "hf://acme/nothing")).failure
-    assert told.reason == "ModelNotFound"
-    assert "hf://acme/nothing" in told.message
-    assert "HF_TOKEN" in (told.remedy or "")
-    assert "model.credentialsSecret" in (told.remedy or "")
+    refusal = failure(model(hub, "hf://acme/nothing")).failure
+    assert refusal.reason == "ModelNotFound"
+    assert "hf://acme/nothing" in refusal.message
+    assert "HF_TOKEN" in (refusal.remedy or "")
+    assert "model.credentialsSecret" in (refusal.remedy or "")
 
 
 def test_revision_that_does_not_exist_is_named(hub: Hub) -> None:
-    told = failure(model(hub, "hf://acme/tiny", "v9")).failure
-    assert (told.reason, "v9" in told.message) == ("RevisionNotFound", True)
+    refusal = failure(model(hub, "hf://acme/tiny", "v9")).failure
+    assert (refusal.reason, "v9" in refusal.message) == ("RevisionNotFound", True)
 
 
 def test_private_model_opens_with_its_token_only(hub: Hub) -> None:
     assert failure(model(hub, "hf://acme/secret")).failure.reason == "ModelNotFound"
-    told = failure(model(hub, "hf://acme/secret", HF_TOKEN="hf_wrong")).failure
-    assert told.reason == "AccessDenied"
-    assert "hf_wrong" not in told.message
+    refusal = failure(model(hub, "hf://acme/secret", HF_TOKEN="hf_wrong")).failure
+    assert refusal.reason == "AccessDenied"
+    assert "hf_wrong" not in refusal.message
     assert open_source(model(hub, "hf://acme/secret", HF_TOKEN="hf_right"), NOWHERE).files
 
 
@@ -201,26 +205,26 @@ def test_private_model_is_fetched_with_its_token(hub: Hub, tmp_path: Path) -> No
 
 
 def test_gated_model_is_denied(hub: Hub) -> None:
-    told = failure(model(hub, "hf://acme/gated")).failure
-    assert told.reason == "AccessDenied"
-    assert "HF_TOKEN" in (told.remedy or "")
+    refusal = failure(model(hub, "hf://acme/gated")).failure
+    assert refusal.reason == "AccessDenied"
+    assert "HF_TOKEN" in (refusal.remedy or "")
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_hub_in_trouble_is_tried_again(hub: Hub, status: int) -> None:
+def test_errors_of_the_hubs_server_are_retryable(hub: Hub, status: int) -> None:
     hub.broken_with = status
-    told = failure(model(hub, "hf://acme/tiny"), RetryableError).failure
-    assert told.reason == "SourceUnavailable"
-    assert str(status) in told.message
+    refusal = failure(model(hub, "hf://acme/tiny"), RetryableError).failure
+    assert refusal.reason == "SourceUnavailable"
+    assert str(status) in refusal.message
 
 
-def test_hub_that_nobody_answers_for_is_tried_again(hub: Hub) -> None:
+def test_hub_that_does_not_answer_is_retryable(hub: Hub) -> None:
     address = Address("model", "hf://a/b", None, Credentials({"HF_ENDPOINT": "http://127.0.0.1:9"}))
     assert failure(address, RetryableError).failure.reason == "SourceUnavailable"
 
 
 @pytest.mark.parametrize("uri", ["hf://acme", "hf://a/b/c", "hf://datasets/a/b", "hf://a/../b"])
-def test_address_of_no_model_is_refused(hub: Hub, uri: str) -> None:
+def test_address_that_is_not_a_models_is_refused(hub: Hub, uri: str) -> None:
     assert failure(model(hub, uri)).failure.reason in ("BadAddress", "PathEscape")
 
 
@@ -250,6 +254,6 @@ def test_data_set_that_does_not_exist_is_not_found(hub: Hub) -> None:
         Credentials({"HF_ENDPOINT": hub.url}),
         "dataset.train[0]",
     )
-    told = failure(address).failure
-    assert told.reason == "DatasetNotFound"
-    assert "dataset.train[0].credentialsSecret" in (told.remedy or "")
+    refusal = failure(address).failure
+    assert refusal.reason == "DatasetNotFound"
+    assert "dataset.train[0].credentialsSecret" in (refusal.remedy or "")

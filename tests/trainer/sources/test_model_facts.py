@@ -13,8 +13,8 @@ from finetune_trainer.sources.model_facts import (
     context_length,
     count_parameters,
     model_facts,
+    model_sizes,
     read_header,
-    shape_of,
 )
 from safetensors.numpy import save_file
 
@@ -149,11 +149,11 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_shape_is_read_whatever_the_family_calls_it(name: str) -> None:
+def test_sizes_are_read_under_the_names_of_every_family(name: str) -> None:
     config, expected, context = CASES[name]
-    shape = shape_of(config, "model")
+    sizes = model_sizes(config, "model")
     names = ("layers", "hidden_size", "intermediate_size", "attention_heads")
-    assert tuple(shape[n] for n in (*names, "key_value_heads", "vocabulary")) == expected
+    assert tuple(sizes[n] for n in (*names, "key_value_heads", "vocabulary")) == expected
     assert context_length(config) == context
 
 
@@ -161,7 +161,7 @@ def test_shape_is_read_whatever_the_family_calls_it(name: str) -> None:
 def test_config_without_a_size_is_refused(missing: str) -> None:
     config = {key: value for key, value in CASES["Llama"][0].items() if key != missing}
     with pytest.raises(UserError) as caught:
-        shape_of(config, "hf://acme/tiny")
+        model_sizes(config, "hf://acme/tiny")
     assert caught.value.failure.reason == "UnsupportedModel"
 
 
@@ -194,7 +194,7 @@ def test_fused_experts_are_counted() -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
-def test_cut_weight_file_is_told(tmp_path: Path, keep: int) -> None:
+def test_truncated_weight_file_is_reported(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"a": np.zeros((16, 16), dtype=np.float32)}, str(path))
     path.write_bytes(path.read_bytes()[:keep])
@@ -204,7 +204,7 @@ def test_cut_weight_file_is_told(tmp_path: Path, keep: int) -> None:
     assert caught.value.failure.file == "model.safetensors"
 
 
-def test_text_file_named_safetensors_is_told(tmp_path: Path) -> None:
+def test_text_file_named_safetensors_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(UserError):

@@ -31,8 +31,8 @@ NOWHERE = Path("/nonexistent")
 ROWS = b'{"prompt": "a", "completion": "b"}\n'
 
 
-def silent(message: str, done: int, total: int | None) -> None:
-    """Progress that nobody looks at."""
+def ignore_progress(message: str, done: int, total: int | None) -> None:
+    """Ignore the progress."""
 
 
 def failure(
@@ -83,25 +83,25 @@ def test_s3_object_is_found_and_fetched(s3: S3Server, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
 
 
-def test_s3_prefix_means_a_folder_and_not_its_namesakes(s3: S3Server) -> None:
+def test_s3_prefix_is_a_folder_and_no_longer_name_matches_it(s3: S3Server) -> None:
     for uri in ("s3://acme/data", "s3://acme/data/"):
         assert paths(open_source(on_s3(s3, uri), NOWHERE)) == ["more/b.jsonl", "train.jsonl"]
 
 
-def test_s3_model_is_gathered_and_cached(
+def test_s3_model_is_downloaded_and_cached(
     s3: S3Server, tmp_path: Path, tiny_model_folder: Path
 ) -> None:
     for uid in ("job-1", "job-2"):
         address = on_s3(s3, "s3://acme/models/tiny", "model")
-        snapshot = open_snapshot(address, NOWHERE, tmp_path, uid, silent)
+        snapshot = open_snapshot(address, NOWHERE, tmp_path, uid, ignore_progress)
         snapshot.fetch_small_files()
-        folder = snapshot.finish()
+        folder = snapshot.fetch_all_files()
     weights = (tiny_model_folder / "model.safetensors").read_bytes()
     assert (folder / "model.safetensors").read_bytes() == weights
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_s3_content_that_changes_changes_the_revision(s3: S3Server) -> None:
+def test_s3_revision_changes_with_the_content(s3: S3Server) -> None:
     client = s3fs.S3FileSystem(
         key=s3.access_key, secret=s3.secret_key, endpoint_url=s3.url, skip_instance_cache=True
     )
@@ -114,29 +114,29 @@ def test_s3_content_that_changes_changes_the_revision(s3: S3Server) -> None:
 
 @pytest.mark.parametrize("uri", ["s3://acme/gone.jsonl", "s3://acme/dat", "s3://no-bucket/x.jsonl"])
 def test_s3_object_that_does_not_exist_is_not_found(s3: S3Server, uri: str) -> None:
-    told = failure(on_s3(s3, uri)).failure
-    assert told.reason == "DatasetNotFound"
-    assert uri in told.message
+    refusal = failure(on_s3(s3, uri)).failure
+    assert refusal.reason == "DatasetNotFound"
+    assert uri in refusal.message
 
 
-def test_s3_bucket_that_cannot_be_is_refused(s3: S3Server) -> None:
+def test_s3_bucket_with_an_impossible_name_is_refused(s3: S3Server) -> None:
     assert failure(on_s3(s3, "s3://[/rows.jsonl")).failure.reason == "BadAddress"
 
 
 def test_s3_with_a_wrong_key_is_denied(s3: S3Server) -> None:
     wrong = on_s3(s3, "s3://acme/data/train.jsonl", AWS_SECRET_ACCESS_KEY="wrong-secret")
-    told = failure(wrong).failure
-    assert told.reason == "AccessDenied"
-    assert "AWS_SECRET_ACCESS_KEY" in (told.remedy or "")
-    assert "wrong-secret" not in told.message
+    refusal = failure(wrong).failure
+    assert refusal.reason == "AccessDenied"
+    assert "AWS_SECRET_ACCESS_KEY" in (refusal.remedy or "")
+    assert "wrong-secret" not in refusal.message
 
 
-def test_s3_without_keys_is_asked_anonymously_and_denied(s3: S3Server) -> None:
+def test_s3_without_keys_is_requested_anonymously_and_denied(s3: S3Server) -> None:
     address = on_s3(s3, "s3://acme/data", AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY="")
     assert failure(address).failure.reason == "AccessDenied"
 
 
-def test_s3_that_nobody_answers_for_is_tried_again(s3: S3Server) -> None:
+def test_s3_that_does_not_answer_is_retryable(s3: S3Server) -> None:
     address = on_s3(s3, "s3://acme/data", AWS_ENDPOINT_URL="http://127.0.0.1:9")
     assert failure(address, kind=RetryableError).failure.reason == "SourceUnavailable"
 
@@ -170,20 +170,20 @@ def test_gs_private_bucket_opens_with_a_service_account_only(
     bucket: Bucket, tmp_path: Path
 ) -> None:
     bucket.token = "gs-token"
-    told = failure(Address("dataset", "gs://acme/data/a.jsonl")).failure
-    assert told.reason == "AccessDenied"
-    assert "GOOGLE_APPLICATION_CREDENTIALS_JSON" in (told.remedy or "")
+    refusal = failure(Address("dataset", "gs://acme/data/a.jsonl")).failure
+    assert refusal.reason == "AccessDenied"
+    assert "GOOGLE_APPLICATION_CREDENTIALS_JSON" in (refusal.remedy or "")
     account = make_service_account(f"{bucket.url}/token")
     secrets = Credentials({"GOOGLE_APPLICATION_CREDENTIALS_JSON": account})
     source = open_source(Address("dataset", "gs://acme/data/a.jsonl", None, secrets), NOWHERE)
     assert source.fetch(source.files[0], tmp_path).read_bytes() == ROWS
 
 
-def test_gs_key_that_is_not_json_is_told_without_repeating_it(bucket: Bucket) -> None:
+def test_gs_key_that_is_not_json_is_reported_without_repeating_it(bucket: Bucket) -> None:
     secrets = Credentials({"GOOGLE_APPLICATION_CREDENTIALS_JSON": "s3cret"})
-    told = failure(Address("dataset", "gs://acme/data", None, secrets)).failure
-    assert told.reason == "AccessDenied"
-    assert "s3cret" not in told.message
+    refusal = failure(Address("dataset", "gs://acme/data", None, secrets)).failure
+    assert refusal.reason == "AccessDenied"
+    assert "s3cret" not in refusal.message
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_https_file_is_found_and_fetched(web: Web, tmp_path: Path) -> None:
     source = open_source(Address("dataset", f"{web.url}/rows.jsonl?signature=s3cret"), NOWHERE)
     assert paths(source) == ["rows.jsonl"]
     assert source.fetch(source.files[0], tmp_path).read_bytes() == ROWS
-    assert "s3cret" not in source.address.shown
+    assert "s3cret" not in source.address.public_uri
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,8 @@ def test_https_credentials_are_sent(
     web: Web, tmp_path: Path, secrets: dict[str, str], header: str
 ) -> None:
     web.authorization = header
-    told = failure(Address("dataset", f"{web.url}/rows.jsonl")).failure
-    assert told.reason == "AccessDenied"
+    refusal = failure(Address("dataset", f"{web.url}/rows.jsonl")).failure
+    assert refusal.reason == "AccessDenied"
     source = open_source(
         Address("dataset", f"{web.url}/rows.jsonl", None, Credentials(secrets)), NOWHERE
     )
@@ -231,13 +231,13 @@ def test_https_file_that_does_not_exist_is_not_found(web: Web) -> None:
     assert failure(Address("dataset", f"{web.url}/gone.jsonl")).failure.reason == "DatasetNotFound"
 
 
-def test_https_server_in_trouble_is_tried_again(web: Web) -> None:
+def test_errors_of_an_https_server_are_retryable(web: Web) -> None:
     web.broken_with = 503
     error = failure(Address("dataset", f"{web.url}/rows.jsonl"), kind=RetryableError)
     assert "503" in error.failure.message
 
 
-def test_https_server_that_nobody_vouches_for_is_not_trusted(
+def test_https_server_with_an_unknown_certificate_is_not_trusted(
     web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
@@ -246,16 +246,16 @@ def test_https_server_that_nobody_vouches_for_is_not_trusted(
 
 
 def test_https_address_with_a_password_is_refused_without_repeating_it() -> None:
-    told = failure(Address("dataset", "https://ada:lace@host/rows.jsonl")).failure
-    assert told.reason == "BadAddress"
-    assert "lace" not in told.message
+    refusal = failure(Address("dataset", "https://ada:lace@host/rows.jsonl")).failure
+    assert refusal.reason == "BadAddress"
+    assert "lace" not in refusal.message
 
 
 @pytest.mark.parametrize("place", ["[", "[:::", "u:lace@[", "\u2100", "127.0.0.1:99999999"])
-def test_https_address_that_is_no_url_is_refused(place: str) -> None:
-    told = failure(Address("dataset", f"https://{place}/rows.jsonl")).failure
-    assert told.reason == "BadAddress"
-    assert "lace" not in told.message
+def test_https_address_that_is_not_a_valid_url_is_refused(place: str) -> None:
+    refusal = failure(Address("dataset", f"https://{place}/rows.jsonl")).failure
+    assert refusal.reason == "BadAddress"
+    assert "lace" not in refusal.message
 
 
 def tar_of(folder: Path, prefix: str = "tiny/") -> bytes:
@@ -282,9 +282,9 @@ def test_https_model_archive_is_unpacked_and_cached(
     web.files[f"tiny.{kind}"] = packed
     address = Address("model", f"{web.url}/tiny.{kind}")
     for uid in ("job-1", "job-2"):
-        snapshot = open_snapshot(address, NOWHERE, tmp_path, uid, silent)
+        snapshot = open_snapshot(address, NOWHERE, tmp_path, uid, ignore_progress)
         snapshot.fetch_small_files()
-        folder = snapshot.finish()
+        folder = snapshot.fetch_all_files()
     assert {path.name for path in folder.iterdir()} - {".finetune.json"} == {
         path.name for path in tiny_model_folder.iterdir()
     }
@@ -316,7 +316,7 @@ def test_unsafe_archive_is_refused_and_writes_nothing(
         tar.addfile(evil)
     web.files["evil.tar.gz"] = packed.getvalue()
     address = Address("model", f"{web.url}/evil.tar.gz")
-    snapshot = open_snapshot(address, NOWHERE, tmp_path / "cache", "job-1", silent)
+    snapshot = open_snapshot(address, NOWHERE, tmp_path / "cache", "job-1", ignore_progress)
     with pytest.raises(UserError) as caught:
         snapshot.fetch_small_files()
     assert caught.value.failure.reason == "UnsafeArchive"
@@ -326,19 +326,19 @@ def test_unsafe_archive_is_refused_and_writes_nothing(
 @pytest.mark.parametrize(
     ("content", "reason"), [(b"junk", "BrokenArchive"), (b"", "BrokenArchive")]
 )
-def test_broken_archive_is_told(web: Web, tmp_path: Path, content: bytes, reason: str) -> None:
+def test_broken_archive_is_reported(web: Web, tmp_path: Path, content: bytes, reason: str) -> None:
     web.files["broken.tar.gz"] = content
     address = Address("model", f"{web.url}/broken.tar.gz")
-    snapshot = open_snapshot(address, NOWHERE, tmp_path, "job-1", silent)
+    snapshot = open_snapshot(address, NOWHERE, tmp_path, "job-1", ignore_progress)
     with pytest.raises(UserError) as caught:
         snapshot.fetch_small_files()
     assert caught.value.failure.reason == reason
 
 
-def test_cut_archive_is_told(web: Web, tmp_path: Path, tiny_model_folder: Path) -> None:
+def test_truncated_archive_is_reported(web: Web, tmp_path: Path, tiny_model_folder: Path) -> None:
     web.files["cut.tar.gz"] = tar_of(tiny_model_folder)[:200_000]
     address = Address("model", f"{web.url}/cut.tar.gz")
-    snapshot = open_snapshot(address, NOWHERE, tmp_path, "job-1", silent)
+    snapshot = open_snapshot(address, NOWHERE, tmp_path, "job-1", ignore_progress)
     with pytest.raises(UserError) as caught:
         snapshot.fetch_small_files()
     assert caught.value.failure.reason == "BrokenArchive"
@@ -395,20 +395,22 @@ def test_claim_address_with_dots_is_refused(claim: Path, uri: str) -> None:
 )
 def test_claim_path_that_does_not_exist_is_not_found(claim: Path, uri: str, why: str) -> None:
     (claim / "empty").mkdir()
-    told = failure(Address("model", uri), claim.parent).failure
-    assert told.reason == "ModelNotFound"
-    assert why in told.message
+    refusal = failure(Address("model", uri), claim.parent).failure
+    assert refusal.reason == "ModelNotFound"
+    assert why in refusal.message
 
 
 def test_model_in_a_claim_is_copied_into_the_cache(tmp_path: Path) -> None:
     tiny_model(tmp_path / "pvc" / "models" / "tiny")
     address = Address("model", "pvc://models/tiny")
-    snapshot = open_snapshot(address, tmp_path / "pvc", tmp_path / "cache", "job-1", silent)
+    snapshot = open_snapshot(
+        address, tmp_path / "pvc", tmp_path / "cache", "job-1", ignore_progress
+    )
     snapshot.fetch_small_files()
-    assert (snapshot.finish() / "model.safetensors").is_file()
+    assert (snapshot.fetch_all_files() / "model.safetensors").is_file()
 
 
-def test_credentials_leave_the_environment_and_never_show() -> None:
+def test_credentials_leave_the_environment_and_no_repr_shows_them() -> None:
     environ = {
         "FINETUNE_SECRET_MODEL_HF_TOKEN": "hf_secret\n",
         "FINETUNE_SECRET_MODEL_unrelated": "x",

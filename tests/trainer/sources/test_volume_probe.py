@@ -1,4 +1,4 @@
-"""What prepare finds out about the workspace, and how a full one is told."""
+"""Facts about the workspace that prepare measures, and the failures of a full volume."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from finetune_api.run import ExitCode
 from finetune_trainer.runtime.errors import classify_error
-from finetune_trainer.sources.volume_probe import MOST_SECONDS, PIECE, measure_volume
+from finetune_trainer.sources.volume_probe import CHUNK_BYTES, MAX_SECONDS, measure_volume
 from finetune_trainer.training.worker import root_cause
 
 from tests.trainer.jobs import environment
@@ -28,7 +28,7 @@ WRITERS = {
 
 
 def on_small_volume(folder: Path, code: str) -> str:
-    """What Python prints with `there` on a volume of its own, which no other process sees."""
+    """Output of a Python process with the folder `there` on a small volume of its own."""
     root = [] if os.getuid() == 0 else ["--map-root-user"]
     mount = f'mount -t tmpfs -o size={SMALL} tmpfs "$1" && exec "$2" -c "$3" "$1"'
     done = subprocess.run(
@@ -50,27 +50,29 @@ def test_a_volume_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_slow_volume_is_not_measured_for_long(tmp_path: Path) -> None:
-    asked = 0
+    reads = 0
 
     def clock() -> float:
-        nonlocal asked
-        asked += 1
-        return (asked - 1) * MOST_SECONDS
+        nonlocal reads
+        reads += 1
+        return (reads - 1) * MAX_SECONDS
 
-    assert measure_volume(tmp_path, clock).write_bytes_per_second == PIECE / MOST_SECONDS
+    assert measure_volume(tmp_path, clock).write_bytes_per_second == CHUNK_BYTES / MAX_SECONDS
 
 
-def test_a_small_volume_is_not_filled_by_measuring_it(tmp_path: Path) -> None:
+def test_measuring_does_not_fill_a_small_volume(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from finetune_trainer.sources.volume_probe import measure; "
-        "print(measure(Path(sys.argv[1])).free_bytes)"
+        "import sys; from pathlib import Path\n"
+        "from finetune_trainer.sources.volume_probe import measure_volume\n"
+        "print(measure_volume(Path(sys.argv[1])).free_bytes)"
     )
     assert int(on_small_volume(tmp_path, code)) == SMALL
 
 
-def test_steps_that_a_full_volume_has_no_room_for_are_written_later(tmp_path: Path) -> None:
+def test_steps_that_do_not_fit_on_a_full_volume_are_written_later(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from finetune_trainer.training.throughput import History\n"
+        "import sys; from pathlib import Path\n"
+        "from finetune_trainer.training.throughput import History\n"
         "there = Path(sys.argv[1]); history = History(there / 'train-1.jsonl', rank=0)\n"
         "history.append(step=0)\n"
         "try:\n    (there / 'filler').open('wb', buffering=0).write(b'0' * 2**23)\n"
@@ -80,26 +82,27 @@ def test_steps_that_a_full_volume_has_no_room_for_are_written_later(tmp_path: Pa
         "(there / 'filler').unlink(); history.append(step=200)\n"
         "print(before, (there / 'train-1.jsonl').read_text())\n"
     )
-    before, told = on_small_volume(tmp_path, code).split(" ", 1)
+    before, history = on_small_volume(tmp_path, code).split(" ", 1)
     assert int(before) < 200
-    assert [json.loads(line)["step"] for line in told.splitlines() if line] == list(range(201))
+    assert [json.loads(line)["step"] for line in history.splitlines() if line] == list(range(201))
 
 
 @pytest.mark.parametrize("writer", list(WRITERS))
-def test_a_full_volume_is_told_in_words_whoever_finds_it(tmp_path: Path, writer: str) -> None:
+def test_a_full_volume_is_reported_whichever_library_finds_it(tmp_path: Path, writer: str) -> None:
     code = (
         "import sys; there = sys.argv[1]\n"
-        "from finetune_trainer.runtime.stage import failure_of\n"
+        "from finetune_trainer.runtime.stage import classify_error\n"
         f"try:\n    {WRITERS[writer]}\n"
         "except Exception as error:\n"
-        "    failure, code = failure_of(error)\n"
+        "    failure, code = classify_error(error)\n"
         "    print(failure.reason, int(code), failure.message)\n"
     )
-    told = on_small_volume(tmp_path, code)
-    assert told.startswith(f"NoSpaceLeft {int(ExitCode.RETRYABLE)} The volume is full"), told
+    output = on_small_volume(tmp_path, code)
+    expected = f"NoSpaceLeft {int(ExitCode.RETRYABLE)} The volume is full"
+    assert output.startswith(expected), output
 
 
-def test_what_is_free_is_told_with_the_file(
+def test_failure_names_the_file_and_the_free_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", "/elsewhere")
@@ -110,25 +113,25 @@ def test_what_is_free_is_told_with_the_file(
     assert "workspace" in (failure.remedy or "")
 
 
-def test_a_full_disk_of_the_node_is_not_called_the_workspace(tmp_path: Path) -> None:
+def test_a_full_disk_of_the_node_is_not_reported_as_the_workspace(tmp_path: Path) -> None:
     """The pod's /tmp; Python then says that there is no usable temporary directory."""
     code = (
         "import os, sys, tempfile\n"
         "there = sys.argv[1]; os.environ['TMPDIR'] = there; tempfile.tempdir = None\n"
-        "from finetune_trainer.runtime.stage import failure_of\n"
+        "from finetune_trainer.runtime.stage import classify_error\n"
         "def fill():\n    open(f'{there}/file', 'wb', buffering=0).write(b'0' * 2**23)\n"
         "    open(f'{there}/more', 'wb').write(b'0' * 2**23)\n"
         "try:\n    fill()\n"
         "except OSError as error:\n"
-        "    print(failure_of(error)[0].to_wire())\n"
+        "    print(classify_error(error)[0].to_wire())\n"
         "os.chdir(there); tempfile._candidate_tempdir_list = lambda: [there]\n"
         "try:\n    tempfile.mkdtemp()\n"
         "except OSError as error:\n"
-        "    print(failure_of(error)[0].to_wire())\n"
+        "    print(classify_error(error)[0].to_wire())\n"
     )
-    told = on_small_volume(tmp_path, code).splitlines()
-    assert len(told) == 2
-    for line in told:
+    lines = on_small_volume(tmp_path, code).splitlines()
+    assert len(lines) == 2
+    for line in lines:
         assert "'NoSpaceLeft'" in line
         assert "/tmp" in line
         assert "workspace" not in line
@@ -145,7 +148,7 @@ def test_a_full_disk_of_the_node_is_not_called_the_workspace(tmp_path: Path) -> 
         ),
     ],
 )
-def test_full_shared_memory_is_neither_called_the_workspace_nor_a_lost_peer(
+def test_full_shared_memory_is_reported_neither_as_the_workspace_nor_as_a_lost_peer(
     error: Exception,
 ) -> None:
     failure, code = classify_error(root_cause(error, None))
@@ -164,14 +167,14 @@ def test_full_shared_memory_is_neither_called_the_workspace_nor_a_lost_peer(
         RuntimeError("Error while serializing: I/O error: Read-only file system (os error 30)"),
     ],
 )
-def test_a_volume_that_does_not_let_itself_be_used_is_told_as_one(error: Exception) -> None:
+def test_an_error_of_a_volume_is_reported_as_volume_unavailable(error: Exception) -> None:
     failure, code = classify_error(error)
     assert (failure.reason, code) == ("VolumeUnavailable", ExitCode.RETRYABLE)
     assert failure.remedy
     assert classify_error(OSError(errno.ENOTCONN, "a socket"))[0].reason == "InternalError"
 
 
-def test_ranks_tell_of_themselves_although_the_disk_of_the_node_is_full(tmp_path: Path) -> None:
+def test_ranks_report_although_the_disk_of_the_node_is_full(tmp_path: Path) -> None:
     code = (
         "import os, sys\n"
         "there = sys.argv[1]; os.environ['TMPDIR'] = there\n"
@@ -179,8 +182,9 @@ def test_ranks_tell_of_themselves_although_the_disk_of_the_node_is_full(tmp_path
         "    open(f'{there}/more', 'wb').write(b'0' * 2**23)\n"
         "except OSError:\n    pass\n"
         "from pathlib import Path\n"
-        "from finetune_trainer.runtime.telemetry import RankFile, rank_folder, read_rank_files\n"
-        "with rank_folder() as name:\n    folder = Path(name)\n"
+        "from finetune_trainer.runtime.telemetry import RankFile, make_rank_folder\n"
+        "from finetune_trainer.runtime.telemetry import read_rank_files\n"
+        "with make_rank_folder() as name:\n    folder = Path(name)\n"
         "    RankFile(folder, 0).write({'rank': 0, 'step': 1})\n"
         "    print(read_rank_files(folder))\n"
     )

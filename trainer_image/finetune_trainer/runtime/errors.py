@@ -22,7 +22,7 @@ TEXT_MAX_BYTES = 2000
 """Longest message of a failure: enough for a person, and short enough for a status."""
 NO_SPACE_LEFT = "NoSpaceLeft"
 """Reason of a write that failed because a volume is full. A download that is not begun, because
-it would not fit into the workspace, has the reason WorkspaceFull (`sources.free_space`)."""
+it would not fit into the workspace, has the reason WorkspaceFull (`sources.disk_space`)."""
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 _FULL_PATTERN = (
     rf"{os.strerror(errno.ENOSPC)}|{os.strerror(errno.EDQUOT)}|\d+ requested and \d+ written"

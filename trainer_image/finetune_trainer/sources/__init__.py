@@ -1,9 +1,9 @@
 """Where models and data come from: hf://, s3://, gs://, https:// and pvc:// addresses.
 
 `open_source` turns an address into a listing (names, sizes, tags that change with the content)
-and a way to fetch one file of it. What the files mean is not known here. Every way in which a
-source can disappoint becomes a typed error: the user's (missing, not allowed) or the world's (try
-again).
+and a way to fetch one file of it. What the files contain is the business of `snapshot`, which
+downloads a model into the cache, and of `dataset_files`. Every failure of a source becomes a typed
+error: a UserError (missing, access denied) or a RetryableError. Read `address` and `base` first.
 """
 
 from finetune_trainer.sources.address import Address

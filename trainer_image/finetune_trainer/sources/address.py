@@ -1,7 +1,8 @@
-"""An address in parts, and the errors that speak of it.
+"""An address in parts, and the errors about it.
 
-The errors live here because all of them need the same three things: what the user wrote (without
-what may be secret in it), which field of the job it stands in, and which Secret keys would help.
+The errors are defined here because all of them need the same three things: the address that the
+user wrote (without its possible secrets), the field of the job that holds it, and the Secret keys
+that would help.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ _SECRET_KEYS = {
 
 @dataclass(frozen=True)
 class Address:
-    """Where a model or a data set is, and what is needed to get it."""
+    """Where a model or a data set is, and the credentials to get it."""
 
     kind: Kind
     uri: str
     revision: str | None = None
     credentials: Credentials = field(default_factory=Credentials)
-    where: str = "model"
+    spec_field: str = "model"
     """Field of the job's spec, such as dataset.train[0]."""
 
     @property
@@ -40,15 +41,15 @@ class Address:
         return self.uri.split("://", 1)[0]
 
     @property
-    def rest(self) -> str:
-        """What follows `scheme://`, without query and fragment for https."""
+    def path(self) -> str:
+        """The part after `scheme://`, for https without query and fragment."""
         if self.scheme == "https":
-            return self.shown.split("://", 1)[1]
+            return self.public_uri.split("://", 1)[1]
         return self.uri.split("://", 1)[1]
 
     @property
-    def shown(self) -> str:
-        """The address for people: no query and no user info, both of which may be secret."""
+    def public_uri(self) -> str:
+        """The address without query and user info, both of which may be secret."""
         if self.scheme != "https":
             return self.uri
         place, slash, path = re.split("[?#]", self.uri, maxsplit=1)[0][8:].partition("/")
@@ -59,40 +60,44 @@ class Address:
         return "model" if self.kind == "model" else "data set"
 
     def not_found(self, detail: str = "") -> UserError:
-        """There is nothing at this address."""
+        """The error for an address at which there is nothing."""
         reason = "ModelNotFound" if self.kind == "model" else "DatasetNotFound"
-        remedy = f"Check {self.where}.uri."
+        remedy = f"Check {self.spec_field}.uri."
         if keys := _SECRET_KEYS.get(self.scheme):
             remedy += f" If it is private, put {keys} into the Secret {self._secret_field}."
-        text = f"There is no {self._noun} at {self.shown}"
+        text = f"There is no {self._noun} at {self.public_uri}"
         return UserError(reason, f"{text}: {detail}." if detail else f"{text}.", remedy)
 
-    def denied(self, detail: str) -> UserError:
-        """The address exists, or may exist, but not for us."""
+    def access_denied(self, detail: str) -> UserError:
+        """The error for an address that the credentials do not open."""
         keys = _SECRET_KEYS.get(self.scheme)
         remedy = (
             f"Put {keys} with read access to it into a Secret and name it in {self._secret_field}."
             if keys
             else "Make the files readable for uid 65532."
         )
-        return UserError("AccessDenied", f"Access to {self.shown} is denied: {detail}.", remedy)
+        return UserError(
+            "AccessDenied", f"Access to {self.public_uri} is denied: {detail}.", remedy
+        )
 
-    def bad(self, detail: str, remedy: str) -> UserError:
-        """The address itself cannot be right."""
-        return UserError("BadAddress", f"{self.where}.uri {self.shown}: {detail}.", remedy)
+    def bad_address(self, detail: str, remedy: str) -> UserError:
+        """The error for an address that cannot work on any source."""
+        return UserError(
+            "BadAddress", f"{self.spec_field}.uri {self.public_uri}: {detail}.", remedy
+        )
 
-    def unavailable(self, detail: str) -> RetryableError:
-        """The source did not answer as it should; later it may."""
+    def source_unavailable(self, detail: str) -> RetryableError:
+        """The error for a source that did not answer properly and may do so later."""
         return RetryableError(
             "SourceUnavailable",
-            f"{self.shown} cannot be read now: {detail}.",
-            "See that the pods can reach it: proxy, network policy, DNS. The stage is tried again "
-            "while maxRestarts lasts.",
+            f"{self.public_uri} cannot be read now: {detail}.",
+            "Check that the pods can reach it: proxy, network policy, DNS. The stage is retried up "
+            "to maxRestarts times.",
         )
 
     @property
     def _secret_field(self) -> str:
-        return f"{self.where}.credentialsSecret"
+        return f"{self.spec_field}.credentialsSecret"
 
 
 def safe_parts(path: str, address: Address) -> tuple[str, ...]:
@@ -101,7 +106,7 @@ def safe_parts(path: str, address: Address) -> tuple[str, ...]:
     if "\0" in path or path.startswith("/") or ".." in parts:
         raise UserError(
             "PathEscape",
-            f"The path {path!r} of {address.shown} leads out of its folder.",
+            f"The path {path!r} of {address.public_uri} leads out of its folder.",
             "Use plain relative paths without '..'.",
         )
     return parts

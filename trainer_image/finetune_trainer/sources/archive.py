@@ -1,7 +1,7 @@
-"""Unpacking a model that comes as one archive, without trusting the archive.
+"""Unpacks a model that comes as one archive, without trusting the archive.
 
-Only plain files that a model needs are written, each below the target, never through a link; and no
-more bytes than the archive says it has, so that a small download cannot fill the workspace.
+Only plain files that a model needs are written, each below the target and never through a link, and
+no more bytes than the archive declares, so that a small download cannot fill the workspace.
 """
 
 from __future__ import annotations
@@ -33,38 +33,38 @@ def unpack(
     archive: Path,
     target: Path,
     wanted: Callable[[str], bool],
-    reserve: Callable[[int], None],
-    shown: str,
+    require_space: Callable[[int], None],
+    uri: str,
 ) -> None:
     """Write the files of the model's folder (the one with config.json) that are `wanted`.
 
-    `reserve` is told the bytes before the first is written and may refuse. Raises UserError where
-    the archive is broken or unsafe.
+    `require_space` is called with their bytes before the first one is written, and may raise.
+    Raises UserError where the archive is broken or unsafe.
     """
-    with _members(archive, shown) as members:
-        root = _model_root([member.name for member in members], shown)
+    with _members(archive, uri) as members:
+        root = _model_root([member.name for member in members], uri)
         inside = [member for member in members if member.name.startswith(root)]
         chosen = [member for member in inside if wanted(member.name.removeprefix(root))]
-        reserve(sum(member.size for member in chosen))
+        require_space(sum(member.size for member in chosen))
         for member in chosen:
-            _write(member, target / member.name.removeprefix(root), shown)
+            _write(member, target / member.name.removeprefix(root), uri)
 
 
-def _write(member: Member, path: Path, shown: str) -> None:
+def _write(member: Member, path: Path, uri: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with member.open() as source, path.open("wb") as sink:
         while chunk := source.read(1 << 20):
             sink.write(chunk)
             if sink.tell() > member.size:
-                raise _unsafe(shown, member.name, "is longer than the archive says")
+                raise _unsafe(uri, member.name, "is longer than the archive declares")
 
 
-def _model_root(names: list[str], shown: str) -> str:
+def _model_root(names: list[str], uri: str) -> str:
     roots = [name.removesuffix("config.json") for name in names if _base(name) == "config.json"]
     if not roots:
         raise UserError(
             "ModelIncomplete",
-            f"{shown} has no config.json in it.",
+            f"{uri} has no config.json in it.",
             "Pack the folder that holds config.json, the tokenizer and the safetensors files.",
         )
     return min(roots, key=len)
@@ -75,58 +75,58 @@ def _base(name: str) -> str:
 
 
 @contextmanager
-def _members(archive: Path, shown: str) -> Iterator[list[Member]]:
+def _members(archive: Path, uri: str) -> Iterator[list[Member]]:
     try:
         if zipfile.is_zipfile(archive) and archive.name.endswith(".zip"):
             with zipfile.ZipFile(archive) as packed:
-                yield [_checked(member, shown) for member in _zip_members(packed, shown)]
+                yield [_check_member(member, uri) for member in _zip_members(packed, uri)]
         else:
             with tarfile.open(archive) as tar:
-                yield [_checked(member, shown) for member in _tar_members(tar, shown)]
+                yield [_check_member(member, uri) for member in _tar_members(tar, uri)]
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UserError(
             "BrokenArchive",
-            f"{shown} cannot be unpacked: {error}.",
+            f"{uri} cannot be unpacked: {error}.",
             "Pack the model again as .tar, .tar.gz or .zip and check that the upload is whole.",
         ) from None
 
 
-def _zip_members(packed: zipfile.ZipFile, shown: str) -> Iterator[Member]:
+def _zip_members(packed: zipfile.ZipFile, uri: str) -> Iterator[Member]:
     for info in packed.infolist():
         if (info.external_attr >> 16) & 0o170000 == 0o120000:
-            raise _unsafe(shown, info.filename, "is a link")
+            raise _unsafe(uri, info.filename, "is a link")
         if not info.is_dir():
             yield Member(info.filename, info.file_size, partial(packed.open, info))
 
 
-def _tar_members(tar: tarfile.TarFile, shown: str) -> Iterator[Member]:
+def _tar_members(tar: tarfile.TarFile, uri: str) -> Iterator[Member]:
     for info in tar:
         if info.isdir():
             continue
         if not info.isfile():
-            raise _unsafe(shown, info.name, "is not a plain file")
-        yield Member(info.name, info.size, partial(_opened, tar, info))
+            raise _unsafe(uri, info.name, "is not a plain file")
+        yield Member(info.name, info.size, partial(_open_member, tar, info))
 
 
-def _opened(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+def _open_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
     stream = tar.extractfile(info)
     if stream is None:
         raise tarfile.ReadError(f"{info.name} has no content")
     return stream
 
 
-def _checked(member: Member, shown: str) -> Member:
+def _check_member(member: Member, uri: str) -> Member:
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or "\\" in member.name or "\0" in member.name:
-        raise _unsafe(shown, member.name, "leads out of the archive")
+        raise _unsafe(uri, member.name, "leads out of the archive")
     return Member(path.as_posix(), member.size, member.open)
 
 
-def _unsafe(shown: str, name: str, why: str) -> UserError:
+def _unsafe(uri: str, name: str, why: str) -> UserError:
     return UserError(
         "UnsafeArchive",
-        f"{shown} is refused: its member {name!r} {why}.",
+        f"{uri} is refused: its member {name!r} {why}.",
         "Pack only plain files with relative names.",
     )

@@ -1,4 +1,4 @@
-"""What every kind of source offers, so that callers need not know the kind."""
+"""The interface of a source, the same for every scheme."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class SourceFile:
     path: str
     """Relative path with forward slashes."""
     size: int | None
-    """Bytes, where the source tells."""
+    """Bytes; None where the source does not give it."""
     tag: str
-    """Changes when the content does: an ETag, a blob id, or size and time of change."""
+    """Changes when the content does: an ETag, a blob id, or size and modification time."""
     sha256: str | None = None
-    """Digest that the source vouches for, in hex."""
+    """Digest that the source gives, in hex."""
 
 
 class Source(Protocol):
@@ -35,7 +35,7 @@ class Source(Protocol):
     """A commit, or `sha256:` and a digest of the listing: the same revision, the same bytes."""
 
     def fetch(self, file: SourceFile, folder: Path) -> Path:
-        """Bring one file to `folder`/`file.path`, or say where it can be read in place."""
+        """Get one file; returns its path, `folder`/`file.path` or where it can be read in place."""
 
 
 def listing_revision(files: Iterable[SourceFile]) -> str:

@@ -16,7 +16,7 @@ from finetune_trainer.sources.base import SourceFile, listing_revision
 
 
 class ClaimSource:
-    """Files below one folder of a claim; or the one file that the address names."""
+    """Files below one folder of a claim, or the one file that the address names."""
 
     def __init__(self, address: Address, root: Path, base: Path, names: list[str]) -> None:
         self.address = address
@@ -26,11 +26,11 @@ class ClaimSource:
         self.revision = listing_revision(self.files)
 
     def path_of(self, file: SourceFile) -> Path:
-        """Where the file lies in the claim."""
+        """Path of the file in the mounted claim."""
         return _inside(self._root, self._base / file.path, self.address)
 
     def fetch(self, file: SourceFile, folder: Path) -> Path:
-        """Data is read in place; a model is copied, because later stages do not see the claim."""
+        """Copy a model file, for later stages without the claim; a data file is read in place."""
         if self.address.kind == "dataset":
             return self.path_of(file)
         target = folder / file.path
@@ -48,7 +48,7 @@ class ClaimSource:
 
 def open_claim(address: Address, volumes: Path) -> ClaimSource:
     """List the files at pvc://claim/path."""
-    claim, *inner = safe_parts(address.rest, address)
+    claim, *inner = safe_parts(address.path, address)
     root = (volumes / claim).resolve()
     path = root.joinpath(*inner)
     try:
@@ -60,7 +60,7 @@ def open_claim(address: Address, volumes: Path) -> ClaimSource:
             raise address.not_found(_why_empty(root, path))
         return ClaimSource(address, root, real, names)
     except PermissionError as error:
-        raise address.denied(f"{error.filename} cannot be read") from None
+        raise address.access_denied(f"{error.filename} cannot be read") from None
 
 
 def _walk(folder: Path) -> list[str]:
@@ -87,7 +87,7 @@ def _inside(root: Path, path: Path, address: Address) -> Path:
     if real != root and root not in real.parents:
         raise UserError(
             "PathEscape",
-            f"{path.name} of {address.shown} is a link that leaves the claim.",
+            f"{path.name} of {address.public_uri} is a link that leaves the claim.",
             "Replace the link by the file that it points to.",
         )
     return real

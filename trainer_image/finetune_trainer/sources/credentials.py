@@ -1,8 +1,8 @@
-"""What Secrets hold, taken out of the environment once and handed only to the source it is for.
+"""Values of Secrets, taken out of the environment once and given only to the source they are for.
 
 The kubelet puts a Secret's keys into the environment with a prefix. They are removed from there
 before anything else runs, so that no child process inherits them and no library picks them up for
-another source, and they never show in a repr.
+another source, and a repr never shows them.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Credentials:
 
 
 def take_credentials(environ: MutableMapping[str, str], prefix: str) -> Credentials:
-    """Remove every variable with `prefix` from `environ`; return the ones that have a meaning.
+    """Remove every variable with `prefix` from `environ`; return those of KNOWN_KEYS.
 
-    `token` is accepted for HF_TOKEN, because Secrets made for other tools call it so.
+    `token` is accepted for HF_TOKEN and TOKEN: Secrets made for other tools have that name.
     """
     found = {key.removeprefix(prefix): key for key in list(environ) if key.startswith(prefix)}
     values = {name: environ.pop(key) for name, key in found.items()}

@@ -1,4 +1,4 @@
-"""Which files of a source hold rows, and their digest."""
+"""The files of a source that hold rows, and their digest."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_trainer.runtime.errors import UserError
-from finetune_trainer.runtime.fsync import sha256_of
-from finetune_trainer.sources.base import Source, SourceFile
-from finetune_trainer.sources.download_progress import Meter, Tell, bytes_below
-from finetune_trainer.sources.free_space import reserve
+from finetune_trainer.runtime.fsync import sha256_file
+from finetune_trainer.sources.base import Source
+from finetune_trainer.sources.disk_space import require_free_space
+from finetune_trainer.sources.download_progress import (
+    DownloadProgress,
+    ProgressCallback,
+    folder_bytes,
+)
 
 TEXT_SUFFIXES = (".jsonl", ".json", ".csv")
 SUFFIXES = (*TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES), ".parquet")
@@ -19,36 +23,42 @@ SUFFIXES = (*TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES), ".par
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file of rows on this machine."""
+    """A file of rows on this node."""
 
     name: str
-    """What the user calls it: the path inside the source."""
+    """Path inside the source, by which the user knows it."""
     path: Path
-    """Where it lies."""
     sha256: str
     """Digest of its bytes, in hex."""
 
 
-def fetch_data_files(source: Source, folder: Path, tell: Tell) -> list[DataFile]:
-    """Bring every file of rows to `folder`, in the order of their names.
+def fetch_data_files(
+    source: Source, folder: Path, report_progress: ProgressCallback
+) -> list[DataFile]:
+    """Get every file of rows, in the order of their names; new files go to `folder`.
 
-    Raises UserError UnsupportedFormat where there is none.
+    Raises UserError UnsupportedFormat where the source has none.
     """
     wanted = [file for file in source.files if _has_rows(file.path)]
     if not wanted:
         raise UserError(
             "UnsupportedFormat",
-            f"{source.address.shown} is not a file of rows, and holds none.",
+            f"{source.address.public_uri} is not a file of rows, and contains none.",
             f"Use {', '.join(SUFFIXES)}.",
             file=source.files[0].path,
         )
     folder.mkdir(parents=True, exist_ok=True)
     total = sum(file.size or 0 for file in wanted)
-    if source.address.scheme != "pvc":  # those are read where they lie
-        reserve(total - bytes_below(folder), folder, f"The data of {source.address.where}")
-    with Meter(folder, total, tell):
+    if source.address.scheme != "pvc":  # files of a claim are read in place
+        require_free_space(
+            total - folder_bytes(folder), folder, f"The data of {source.address.spec_field}"
+        )
+    with DownloadProgress(folder, total, report_progress):
         paths = [source.fetch(file, folder) for file in wanted]
-    return [_described(file, path) for file, path in zip(wanted, paths, strict=True)]
+    return [
+        DataFile(file.path, path, sha256_file(path))
+        for file, path in zip(wanted, paths, strict=True)
+    ]
 
 
 def data_digest(files: Iterable[DataFile]) -> str:
@@ -62,7 +72,3 @@ def data_digest(files: Iterable[DataFile]) -> str:
 def _has_rows(path: str) -> bool:
     hidden = any(part.startswith((".", "_")) for part in path.split("/"))
     return path.lower().endswith(SUFFIXES) and not hidden
-
-
-def _described(file: SourceFile, path: Path) -> DataFile:
-    return DataFile(file.path, path, sha256_of(path))

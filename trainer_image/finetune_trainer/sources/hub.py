@@ -1,24 +1,25 @@
 """hf:// addresses: models and data sets of a Hugging Face hub, or of a mirror of one.
 
-A revision is resolved to its commit first, and everything after that asks for the commit, so a push
-during the download cannot mix two versions. HF_ENDPOINT chooses another hub.
+A revision is resolved to its commit first, and every later request is for that commit, so a push
+during the download cannot mix two versions. HF_ENDPOINT selects another hub.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.runtime.errors import StageError, UserError, is_full
+from finetune_trainer.runtime.errors import StageError, UserError, is_disk_full
 from finetune_trainer.sources.address import Address, safe_parts
 from finetune_trainer.sources.base import SourceFile
 
 
 class HubSource:
-    """One commit of one repository; for data sets possibly only a file or folder of it."""
+    """One commit of one repository; of a data set possibly one file or folder alone."""
 
     def __init__(
         self, address: Address, repository: str, commit: str, files: tuple[SourceFile, ...]
@@ -29,7 +30,7 @@ class HubSource:
         self._repository = repository
 
     def fetch(self, file: SourceFile, folder: Path) -> Path:
-        """Download one file; what an earlier try left half done is continued."""
+        """Download one file; continues a partial download."""
         from huggingface_hub import hf_hub_download
 
         with _typed_errors(self.address):
@@ -68,15 +69,24 @@ def open_hub(address: Address) -> HubSource:
     return HubSource(address, repository, str(info.sha), wanted)
 
 
+def configure_hub_library(environ: MutableMapping[str, str]) -> None:
+    """Settings of huggingface_hub, which it reads when it is imported."""
+    # The root file system is read-only, and the library writes below HF_HOME.
+    environ.setdefault("HF_HOME", str(Path(tempfile.gettempdir()) / "huggingface"))
+    environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    environ.setdefault("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
+
+
 def split_repository(address: Address) -> tuple[str, str]:
     """Repository id and path inside it; the path is empty for a whole repository."""
-    parts = safe_parts(address.rest, address)
+    parts = safe_parts(address.path, address)
     if address.kind == "dataset":
         if parts[0] != "datasets" or len(parts) < 3:
-            raise address.bad("not a data set", "Write hf://datasets/ORG/NAME/FILE.")
+            raise address.bad_address("not a data set", "Write hf://datasets/ORG/NAME/FILE.")
         return "/".join(parts[1:3]), "/".join(parts[3:])
     if len(parts) != 2:
-        raise address.bad("not a model", "Write hf://ORG/NAME.")
+        raise address.bad_address("not a model", "Write hf://ORG/NAME.")
     return "/".join(parts), ""
 
 
@@ -103,9 +113,9 @@ def _typed_errors(address: Address) -> Iterator[None]:
     except StageError:
         raise
     except errors.HFValidationError as error:
-        raise address.bad(str(error).split(":")[0], "Write hf://ORG/NAME.") from None
+        raise address.bad_address(str(error).split(":")[0], "Write hf://ORG/NAME.") from None
     except errors.GatedRepoError:
-        raise address.denied("its owner asks for an agreement first") from None
+        raise address.access_denied("its owner requires an agreement first") from None
     except errors.RevisionNotFoundError:
         raise _no_revision(address) from None
     except (errors.RepositoryNotFoundError, errors.EntryNotFoundError) as error:
@@ -113,23 +123,23 @@ def _typed_errors(address: Address) -> Iterator[None]:
             raise _by_status(address, error.__cause__ or error) from None
         raise address.not_found() from None
     except Exception as error:
-        raise error if is_full(error) else _by_status(address, error) from None
+        raise error if is_disk_full(error) else _by_status(address, error) from None
 
 
 def _no_revision(address: Address) -> UserError:
     return UserError(
         "RevisionNotFound",
-        f"{address.shown} has no revision {address.revision or 'main'}.",
-        f"Set {address.where}.revision to a branch, tag or commit that exists.",
+        f"{address.public_uri} has no revision {address.revision or 'main'}.",
+        f"Set {address.spec_field}.revision to a branch, tag or commit that exists.",
     )
 
 
 def _by_status(address: Address, error: BaseException) -> StageError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        return address.denied(f"the hub answered {status}")
+        return address.access_denied(f"the hub answered {status}")
     if isinstance(error, OSError) and error.errno is not None and status is None:
-        return address.unavailable(f"{type(error).__name__}: {error.strerror}")
+        return address.source_unavailable(f"{type(error).__name__}: {error.strerror}")
     if status is None:
-        return address.unavailable(f"{type(error).__name__} while talking to the hub")
-    return address.unavailable(f"the hub answered {status}")
+        return address.source_unavailable(f"{type(error).__name__} while talking to the hub")
+    return address.source_unavailable(f"the hub answered {status}")

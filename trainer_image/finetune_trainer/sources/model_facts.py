@@ -1,8 +1,8 @@
-"""What the planner must know of a model, read from config.json and the safetensors headers.
+"""Facts about a model for the planner, read from config.json and the safetensors headers.
 
-No weights are loaded and no torch is imported: a header is a few kilobytes, and it is the truth
-about what is stored, while a config says only what was meant. Config names differ between
-families; the first one of each list that is there counts.
+No weights are loaded and no torch is imported: a header has a few kilobytes, and it describes what
+is stored, while a config says only what was intended. Names in configs differ between families; the
+first one of each list that a config has counts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from finetune_api.finetunejob import RopeScaling
 from finetune_api.run import ModelFacts
 
 from finetune_trainer.runtime.errors import UserError
-from finetune_trainer.sources.model_files import unsupported
+from finetune_trainer.sources.model_files import unsupported_model
 
 NESTED = ("text_config", "language_config", "llm_config")
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -55,22 +55,24 @@ def model_facts(
     Raises UserError UnsupportedModel where the config lacks a size, and ModelIncomplete where a
     weight file is cut off.
     """
-    shape = shape_of(config, folder.name)
+    sizes = model_sizes(config, folder.name)
     headers = [read_header(folder / name) for name in weights]
     return ModelFacts(
-        **shape,
+        **sizes,
         architecture=(config.get("architectures") or [config["model_type"]])[0],
         context_length=context_length(config),
-        parameters=count_parameters(headers, tied=bool(_text(config).get("tie_word_embeddings"))),
+        parameters=count_parameters(
+            headers, tied=bool(_text_config(config).get("tie_word_embeddings"))
+        ),
         weight_bytes=sum((folder / name).stat().st_size for name in weights),
         revision=revision,
         folder=folder.name,
     )
 
 
-def shape_of(config: dict[str, Any], shown: str) -> dict[str, int]:
+def model_sizes(config: dict[str, Any], uri: str) -> dict[str, int]:
     """Layers, widths, heads and vocabulary as ModelFacts names them."""
-    text = _text(config)
+    text = _text_config(config)
     hidden = _first(text, HIDDEN)
     sizes = {
         "layers": _first(text, LAYERS),
@@ -79,11 +81,13 @@ def shape_of(config: dict[str, Any], shown: str) -> dict[str, int]:
         "vocabulary": _first(text, ("vocab_size",)),
     }
     if missing := [name for name, value in sizes.items() if not value]:
-        raise unsupported(shown, f"config.json does not tell its {missing[0].replace('_', ' ')}")
+        raise unsupported_model(
+            uri, f"config.json does not give its {missing[0].replace('_', ' ')}"
+        )
     known = {name: int(value) for name, value in sizes.items() if value}
     return {
         **known,
-        # GPT-2 and Falcon leave the usual factor of four unsaid.
+        # GPT-2 and Falcon leave out the usual factor of four.
         "intermediate_size": _first(text, INTERMEDIATE) or 4 * known["hidden_size"],
         "key_value_heads": _key_value_heads(text, known["attention_heads"]),
     }
@@ -97,42 +101,42 @@ def local_config(folder: Path) -> Any:
 
 
 def context_length(config: dict[str, Any]) -> int:
-    """Longest sequence that the model was made for; 2048 where its config is silent (Falcon)."""
-    return _first(_text(config), CONTEXT) or DEFAULT_CONTEXT
+    """Longest sequence of the pre-training; 2048 where the config does not give it (Falcon)."""
+    return _first(_text_config(config), CONTEXT) or DEFAULT_CONTEXT
 
 
-def stretched_context(folder: Path, config: dict[str, Any], rope: RopeScaling | None) -> int:
+def scaled_context_length(folder: Path, config: dict[str, Any], rope: RopeScaling | None) -> int:
     """The context length with the job's RoPE scaling.
 
-    Raises UserError where the architecture has no rotary positions, or not one kind of them, or
-    where they are stretched already.
+    Raises UserError RopeUnsupported where the architecture has no rotary positions, or several
+    kinds of them, or where they are scaled already.
     """
     context = context_length(config)
     if rope is None:
         return context
     positions = getattr(local_config(folder).get_text_config(), "rope_parameters", None)
-    kind = _text(config).get("model_type") or config["model_type"]
+    kind = _text_config(config).get("model_type") or config["model_type"]
     if not positions:
-        raise _no_rope(f"the architecture {kind} has no rotary positions")
+        raise _rope_unsupported(f"the architecture {kind} has no rotary positions")
     if "rope_theta" not in positions:
-        raise _no_rope(f"the layers of {kind} have several kinds of rotary positions")
+        raise _rope_unsupported(f"the layers of {kind} have several kinds of rotary positions")
     if (how := positions.get("rope_type", "default")) != "default":
-        raise _no_rope(f"the model's positions are scaled already ({how})")
+        raise _rope_unsupported(f"the model's positions are scaled already ({how})")
     return int(context * rope.factor)
 
 
-def check_experts(config: dict[str, Any], shown: str) -> None:
-    """UserError where a job has settings for experts and the model has none."""
-    if (_first(_text(config), EXPERTS) or 0) < 2:
+def check_experts(config: dict[str, Any], uri: str) -> None:
+    """Raise UserError where a job has settings for experts and the model has no experts."""
+    if (_first(_text_config(config), EXPERTS) or 0) < 2:
         raise UserError(
             "NotMixtureOfExperts",
-            f"method.moe is given, and {shown} has no experts.",
+            f"method.moe is given, and {uri} has no experts.",
             "Leave method.moe out.",
         )
 
 
-def check_scorable(config: dict[str, Any], shown: str) -> None:
-    """UserError where no reward model can be made of a model."""
+def check_has_reward_head(config: dict[str, Any], uri: str) -> None:
+    """Raise UserError where a model cannot become a reward model."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as SCORABLE,
     )
@@ -140,7 +144,7 @@ def check_scorable(config: dict[str, Any], shown: str) -> None:
     if config["model_type"] not in SCORABLE:
         raise UserError(
             "NoRewardHead",
-            f"objective Reward cannot train {shown}: transformers has no sequence classifier of "
+            f"objective Reward cannot train {uri}: transformers has no sequence classifier of "
             f"the architecture {config['model_type']}.",
             "Use another model, such as a Llama, Qwen, Mistral or Gemma.",
         )
@@ -149,12 +153,12 @@ def check_scorable(config: dict[str, Any], shown: str) -> None:
     if any("ForSequenceClassification" in name for name in names) and outputs != 1:
         raise UserError(
             "NotARewardModel",
-            f"{shown} is a classifier with {outputs} outputs.",
+            f"{uri} is a classifier with {outputs} outputs.",
             "Use a language model, or a classifier with one output.",
         )
 
 
-def _no_rope(why: str) -> UserError:
+def _rope_unsupported(why: str) -> UserError:
     return UserError(
         "RopeUnsupported",
         f"model.rope cannot be used: {why}.",
@@ -163,7 +167,7 @@ def _no_rope(why: str) -> UserError:
 
 
 def count_parameters(headers: Iterable[Header], tied: bool) -> int:
-    """Weights of all files; an output layer that is stored though tied is not counted again."""
+    """Parameters in all files; a tied output layer that is stored too is not counted twice."""
     shapes = {name: entry["shape"] for header in headers for name, entry in header.items()}
     if tied and any(name.endswith(("embed_tokens.weight", "wte.weight")) for name in shapes):
         shapes = {name: shape for name, shape in shapes.items() if not _is_output_layer(name)}
@@ -171,7 +175,9 @@ def count_parameters(headers: Iterable[Header], tied: bool) -> int:
 
 
 def read_header(path: Path) -> Header:
-    """Names, types and shapes of a safetensors file; checks that the file is as long as it says.
+    """Names, types and shapes of a safetensors file.
+
+    Raises UserError ModelIncomplete where the file is not as long as its header says.
 
     Format: 8 bytes length N, little endian; N bytes JSON; then the data
     (https://huggingface.co/docs/safetensors).
@@ -192,8 +198,8 @@ def read_header(path: Path) -> Header:
     return tensors
 
 
-def _text(config: dict[str, Any]) -> dict[str, Any]:
-    """The language part of a model that has others."""
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of the language model inside a multimodal one."""
     nested = next((config[name] for name in NESTED if isinstance(config.get(name), dict)), None)
     return {**config, **nested} if nested else config
 
@@ -224,7 +230,7 @@ def _is_output_layer(name: str) -> bool:
 def _broken(path: Path, why: str) -> UserError:
     return UserError(
         "ModelIncomplete",
-        f"{path.name} is not a whole safetensors file: {why}.",
+        f"{path.name} is not a complete safetensors file: {why}.",
         "Upload the file again.",
         file=path.name,
     )

@@ -1,4 +1,4 @@
-"""From an address to an opened source: one line per scheme."""
+"""Opens the source of an address: one case per scheme."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from finetune_trainer.sources.store import open_gs, open_https, open_s3
 
 
 def open_source(address: Address, volumes: Path) -> Source:
-    """List what is at `address`; claims are looked for below `volumes`.
+    """List what is at `address`; claims are mounted below `volumes`.
 
     Raises UserError where the address can never work and RetryableError where it may later.
     """
@@ -28,4 +28,6 @@ def open_source(address: Address, volumes: Path) -> Source:
         case "pvc":
             return open_claim(address, volumes)
         case other:
-            raise address.bad(f"{other}:// is not known", "Use hf, s3, gs, https or pvc.")
+            raise address.bad_address(
+                f"{other}:// is not supported", "Use hf, s3, gs, https or pvc."
+            )

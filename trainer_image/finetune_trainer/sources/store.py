@@ -1,8 +1,8 @@
 """s3://, gs:// and https:// addresses, through fsspec.
 
-Where a Secret has keys they are used and nothing else; else the identity of the pod (IRSA,
-workload identity federation) where there is one; else the source is asked anonymously, which is
-how public data is read. Nothing waits for a cloud's metadata service that is not there.
+Credentials come from the Secret alone, if it has keys; else from the identity of the pod (IRSA,
+workload identity federation), if it has one; else requests are anonymous, as for public data. No
+request waits for the metadata service of a cloud in which the cluster does not run.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Expir
 
 
 class StoreSource:
-    """Objects below one prefix of an fsspec file system, or the one that the address names."""
+    """Objects below a prefix of an fsspec file system, or the one that the address names."""
 
     def __init__(self, address: Address, system: Any, found: dict[str, dict[str, Any]]) -> None:
-        """`found` maps relative paths to what the file system says of them."""
+        """`found` maps relative paths to the file system's info about them."""
         self.address = address
         self._system = system
         self._remote = {path: info["name"] for path, info in found.items()}
@@ -45,7 +45,7 @@ class StoreSource:
         self.revision = listing_revision(self.files)
 
     def fetch(self, file: SourceFile, folder: Path) -> Path:
-        """Download one file; it appears under its name only when it is whole."""
+        """Download one file; it gets its name when it is complete."""
         target = folder / file.path
         if target.is_file() and target.stat().st_size == file.size:
             return target
@@ -54,8 +54,10 @@ class StoreSource:
         with typed_errors(self.address):
             self._system.get_file(self._remote[file.path], str(part))
         if file.size is not None and part.stat().st_size != file.size:
-            got = part.stat().st_size
-            raise self.address.unavailable(f"{file.path} ended at {got} of {file.size} bytes")
+            received = part.stat().st_size
+            raise self.address.source_unavailable(
+                f"{file.path} ended at {received} of {file.size} bytes"
+            )
         part.rename(target)
         return target
 
@@ -88,8 +90,8 @@ def open_s3(address: Address) -> StoreSource:
 
 def open_gs(address: Address) -> StoreSource:
     """List gs://bucket/object or gs://bucket/prefix."""
-    # The default asks a control plane over gRPC first what kind the bucket is: a minute is lost
-    # where that is not reachable, and reading objects needs none of it.
+    # By default gcsfs first queries a control plane over gRPC for the kind of the bucket, which
+    # costs a minute where it is unreachable, and which reading objects does not need.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import gcsfs
 
@@ -99,7 +101,7 @@ def open_gs(address: Address) -> StoreSource:
         try:
             token = json.loads(text)
         except ValueError:
-            raise address.denied("GOOGLE_APPLICATION_CREDENTIALS_JSON is not JSON") from None
+            raise address.access_denied("GOOGLE_APPLICATION_CREDENTIALS_JSON is not JSON") from None
     elif os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
         token = "google_default"
     with typed_errors(address):
@@ -110,17 +112,19 @@ def open_gs(address: Address) -> StoreSource:
 
 
 def open_https(address: Address) -> StoreSource:
-    """Ask for size and tag of one file behind https://."""
+    """Get size and tag of one file at https://."""
     import aiohttp
     from fsspec.implementations.http import HTTPFileSystem
 
     if "@" in address.uri.split("://", 1)[1].split("/", 1)[0]:
-        remedy = f"Put USERNAME and PASSWORD into the Secret {address.where}.credentialsSecret."
-        raise address.bad("a password does not belong into an address", remedy)
+        remedy = (
+            f"Put USERNAME and PASSWORD into the Secret {address.spec_field}.credentialsSecret."
+        )
+        raise address.bad_address("a password does not belong in an address", remedy)
     try:
         urlsplit(address.uri).port  # noqa: B018 - reading it is the check
     except ValueError:
-        raise address.bad("it is no URL", "Check host and port.") from None
+        raise address.bad_address("it is not a valid URL", "Check host and port.") from None
     secret = address.credentials.get
     options: dict[str, Any] = {
         "headers": {"Accept-Encoding": "identity"},
@@ -136,21 +140,23 @@ def open_https(address: Address) -> StoreSource:
     with typed_errors(address):
         info = system.info(address.uri)
     if not str(info.get("url", address.uri)).startswith("https://"):
-        raise address.bad("it redirects to an address without TLS", "Use the final address.")
-    name = safe_parts(address.rest, address)[-1]
+        raise address.bad_address(
+            "it redirects to an address without TLS", "Use the final address."
+        )
+    name = safe_parts(address.path, address)[-1]
     return StoreSource(address, system, {name: {**info, "name": address.uri}})
 
 
 async def _https_client(loop: Any = None, **options: Any) -> Any:
-    """A session that trusts what SSL_CERT_FILE says now; aiohttp would remember its import's."""
+    """A session with the current SSL_CERT_FILE; aiohttp would keep that of its import."""
     import aiohttp
 
-    trusted = aiohttp.TCPConnector(ssl=ssl.create_default_context())
-    return aiohttp.ClientSession(connector=trusted, **options)
+    connector = aiohttp.TCPConnector(ssl=ssl.create_default_context())
+    return aiohttp.ClientSession(connector=connector, **options)
 
 
 def _open(address: Address, system: Any) -> StoreSource:
-    root = "/".join(safe_parts(address.rest, address))
+    root = "/".join(safe_parts(address.path, address))
     with typed_errors(address):
         found = system.find(root, detail=True)
     objects = {name: info for name, info in found.items() if info.get("type") == "file"}
@@ -174,39 +180,41 @@ def _describe(path: str, info: dict[str, Any]) -> SourceFile:
 
 @contextmanager
 def typed_errors(address: Address) -> Iterator[None]:
-    """Turn what the libraries raise into the errors of `address`."""
+    """Turn exceptions of the libraries into the errors of `address`."""
     try:
         yield
     except StageError:
         raise
     except Exception as error:
-        raise _typed(address, error) from None
+        raise _to_typed_error(address, error) from None
 
 
-def _typed(address: Address, error: BaseException) -> BaseException:
+def _to_typed_error(address: Address, error: BaseException) -> BaseException:
     from botocore.exceptions import ParamValidationError
 
-    chain = _chain(error)
+    chain = _cause_chain(error)
     if any(isinstance(each, ParamValidationError) for each in chain):
-        return address.bad("no bucket has such a name", f"Write {address.scheme}://BUCKET/PATH.")
+        return address.bad_address(
+            "the name of the bucket is not valid", f"Write {address.scheme}://BUCKET/PATH."
+        )
     if any(getattr(each, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for each in chain):
         return error
     statuses = [status for each in chain if (status := _status(each)) is not None]
     codes = {str(_s3_code(each)) for each in chain}
     if {401, 403} & set(statuses) or codes & _DENIED:
-        return address.denied(next(iter(codes & _DENIED), "the server refused us"))
+        return address.access_denied(next(iter(codes & _DENIED), "the server refused the request"))
     if any(status >= 500 or status in (408, 425, 429) for status in statuses):
-        return address.unavailable(f"the server answered {max(statuses)}")
+        return address.source_unavailable(f"the server answered {max(statuses)}")
     if {404, 410} & set(statuses) or codes & {"NoSuchBucket", "NoSuchKey"}:
         return address.not_found()
     if statuses == [] and any(isinstance(each, PermissionError) for each in chain):
-        return address.denied("the server refused us")
+        return address.access_denied("the server refused the request")
     if statuses == [] and len(chain) == 1 and isinstance(error, FileNotFoundError):
         return address.not_found()
-    return address.unavailable(f"{type(chain[-1]).__name__}")
+    return address.source_unavailable(f"{type(chain[-1]).__name__}")
 
 
-def _chain(error: BaseException) -> list[BaseException]:
+def _cause_chain(error: BaseException) -> list[BaseException]:
     chain = [error]
     while (cause := chain[-1].__cause__) is not None and cause not in chain:
         chain.append(cause)

@@ -1,7 +1,7 @@
-"""How much room a volume has and how fast it writes: what a checkpoint will cost.
+"""Free space and write speed of a volume, from which the operator estimates a checkpoint's cost.
 
-Measured by one process with a file of its own, made durable piece by piece, as a checkpoint is. The
-file has no name from the moment it exists, so whatever ends the process leaves nothing behind.
+One process measures with a file of its own, and syncs it chunk by chunk, as a checkpoint is. The
+file has no name from the moment it exists, so nothing is left behind however the process ends.
 """
 
 import os
@@ -12,31 +12,31 @@ from pathlib import Path
 
 from finetune_api.run import WorkspaceFacts
 
-from finetune_trainer.sources.free_space import free_bytes
+from finetune_trainer.runtime.free_space import free_bytes
 
-PIECE = 16 * 2**20
-"""Bytes between two waits for the disk."""
-MOST_BYTES = 256 * 2**20
-MOST_SECONDS = 5.0
-"""After which no further piece is begun."""
-SHARE = 16
-"""The probe takes at most one part in so many of what is free."""
+CHUNK_BYTES = 16 * 2**20
+"""Bytes between two syncs."""
+MAX_BYTES = 256 * 2**20
+MAX_SECONDS = 5.0
+"""After which no further chunk is written."""
+FREE_SPACE_DIVISOR = 16
+"""The probe uses at most this part of the free space: one 16th."""
 
 
-def measure(folder: Path, clock: Callable[[], float] = time.monotonic) -> WorkspaceFacts:
-    """Free bytes and durable bytes per second of the volume of `folder`.
+def measure_volume(folder: Path, clock: Callable[[], float] = time.monotonic) -> WorkspaceFacts:
+    """Free bytes, and durable bytes per second, of the volume of `folder`.
 
     Raises OSError where nothing can be written.
     """
     free = free_bytes(folder)
-    piece = os.urandom(max(4096, min(PIECE, free // SHARE)))
+    limit = free // FREE_SPACE_DIVISOR
+    chunk = os.urandom(max(4096, min(CHUNK_BYTES, limit)))
     written, started = 0, clock()
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         while True:
-            written += file.write(piece)
+            written += file.write(chunk)
             os.fdatasync(file.fileno())
             seconds = clock() - started
-            enough = min(MOST_BYTES, free // SHARE) - len(piece)
-            if seconds >= MOST_SECONDS or written > enough:
+            if seconds >= MAX_SECONDS or written > min(MAX_BYTES, limit) - len(chunk):
                 break
     return WorkspaceFacts(free_bytes=free, write_bytes_per_second=written / max(seconds, 1e-6))
