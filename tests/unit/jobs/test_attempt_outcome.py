@@ -13,7 +13,7 @@ from tests.unit.jobs.world import (
 )
 
 
-def test_first_cause_decides_a_crash_whose_peers_were_told_to_stop() -> None:
+def test_first_cause_decides_a_crash_whose_peers_were_asked_to_stop() -> None:
     world, pods = training()
     world.end_pod(pods[1], 137, reason="OOMKilled")
     world.tick(1)
@@ -41,7 +41,7 @@ def test_first_cause_decides_a_deleted_pod_whose_peers_then_crashed() -> None:
 PEER_LOST = failed("train", "PeerLost")
 
 
-def test_rank_that_lost_its_peer_waits_for_the_peers_story() -> None:
+def test_rank_that_lost_its_peer_waits_for_the_peers_report() -> None:
     world, pods = training()
     world.end_pod(pods[0], 75, PEER_LOST)
     world.settle()
@@ -67,8 +67,8 @@ def test_peer_that_was_on_a_lost_node_is_a_disruption_although_it_shows_later() 
     assert world.status["failure"]["reason"] == "DeletionByTaintManager"
 
 
-def test_peer_whose_story_went_with_its_pod_is_no_crash() -> None:
-    """Its node went away and came back: the pod was told to go, and has gone, between two looks."""
+def test_peer_whose_report_was_deleted_with_its_pod_is_no_crash() -> None:
+    """Its node was lost and came back: the pod was deleted, and is gone, between two reconciles."""
     world, pods = training()
     world.end_pod(pods[0], 75, PEER_LOST)
     world.remove_pod(pods[1])
@@ -78,7 +78,7 @@ def test_peer_whose_story_went_with_its_pod_is_no_crash() -> None:
     assert world.status["restarts"] == 0
 
 
-def test_lost_peer_that_never_tells_is_a_crash_after_half_a_minute() -> None:
+def test_lost_peer_that_never_reports_is_a_crash_after_half_a_minute() -> None:
     world, pods = training()
     world.end_pod(pods[0], 75, PEER_LOST)
     world.tick(1)
@@ -135,7 +135,7 @@ def test_the_leaders_success_waits_for_the_rest_of_the_gang() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"outcome": "Failed"}, {"stage": "evaluate"}])
-def test_an_exit_of_0_with_the_word_of_something_else_is_no_success(wrong: dict[str, str]) -> None:
+def test_an_exit_of_0_with_another_stages_result_is_no_success(wrong: dict[str, str]) -> None:
     world, pods = training()
     message = json.dumps({**json.loads(result("train")), **wrong})
     for pod in pods:
@@ -145,8 +145,8 @@ def test_an_exit_of_0_with_the_word_of_something_else_is_no_success(wrong: dict[
     assert world.stage("train")["state"] == "Running"
 
 
-def test_only_our_own_container_tells_how_a_pod_ended() -> None:
-    """A service mesh puts one beside it, and the kubelet sorts them by name."""
+def test_only_the_trainers_container_decides_how_a_pod_ended() -> None:
+    """A service mesh adds one, and the kubelet sorts them by name."""
     world, pods = training()
     proxy = {"name": "istio-proxy", "state": {"terminated": {"exitCode": 0, "message": ""}}}
     for pod in pods:

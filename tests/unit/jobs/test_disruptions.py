@@ -1,4 +1,4 @@
-"""What others do to the pods of an attempt: it is free, and nobody on the way is blamed wrongly."""
+"""Evictions, preemptions and lost nodes: they are free, and no node is blamed wrongly."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ def test_preempted_gang_is_replaced_and_not_counted() -> None:
 
 
 def test_lost_node_is_not_waited_for_and_not_counted() -> None:
-    """Its pod stays Running and Terminating for ever; only the condition tells."""
+    """Its pod stays Running and Terminating indefinitely; only the condition shows the loss."""
     world, pods = training()
     world.mark_disrupted(pods[1], "DeletionByTaintManager")
     world.mark_deleted(pods[1], 120)
@@ -40,7 +40,7 @@ def test_lost_node_is_not_waited_for_and_not_counted() -> None:
 
 
 def saves_in_its_grace(world: World, pods: Sequence[Manifest]) -> None:
-    """The gang is told to go, is waited for, saves, and is replaced."""
+    """The gang is deleted, saves within its grace period, and is replaced."""
     for pod in pods:
         world.mark_deleted(pod, 120)
     recover(world, 60)
@@ -53,7 +53,7 @@ def saves_in_its_grace(world: World, pods: Sequence[Manifest]) -> None:
     assert world.stage("train")["attempt"] == 2
 
 
-def test_gang_on_a_node_that_is_taken_back_gets_its_grace_and_blames_nobody() -> None:
+def test_gang_on_a_reclaimed_node_gets_its_grace_and_no_node_is_blamed() -> None:
     """The same condition as on a lost node, but the pods are Ready: they are saving."""
     world, pods = training()
     pods[1]["status"].setdefault("conditions", []).append({"type": "Ready", "status": "True"})
@@ -62,7 +62,7 @@ def test_gang_on_a_node_that_is_taken_back_gets_its_grace_and_blames_nobody() ->
     assert not world.status.get("nodes")
 
 
-def test_a_pod_that_still_gets_its_image_on_a_node_that_is_taken_back_blames_nobody() -> None:
+def test_no_node_is_blamed_for_a_pod_whose_image_is_pulled_on_a_reclaimed_node() -> None:
     world, pods = training()
     pods[1]["status"]["phase"] = "Pending"
     world.mark_disrupted(pods[1], "DeletionByTaintManager")
@@ -93,7 +93,7 @@ def test_evicted_gang_gets_its_grace_to_save_before_it_is_replaced() -> None:
     assert world.status["restarts"] == 0
 
 
-def test_pod_that_overstays_its_grace_is_given_up() -> None:
+def test_pod_that_exceeds_its_grace_period_is_given_up() -> None:
     world, pods = training()
     for pod in pods:
         world.mark_deleted(pod, 120)
@@ -143,7 +143,7 @@ def test_a_job_that_was_only_not_seen_yet_is_not_replaced() -> None:
     assert "failure" not in world.status
 
 
-def test_pods_deleted_by_force_are_missed_once_the_job_is_over() -> None:
+def test_pods_deleted_by_force_are_missed_once_the_job_has_ended() -> None:
     world, pods = training()
     for pod in pods:
         world.remove_pod(pod)
@@ -187,7 +187,7 @@ PRESSURE = (
 )
 
 
-def test_eviction_for_the_nodes_sake_is_free() -> None:
+def test_eviction_for_pressure_on_the_node_is_free() -> None:
     world, pods = training()
     pods[0]["status"] = {"phase": "Failed", "reason": "Evicted", "message": PRESSURE}
     world.settle()
@@ -204,7 +204,7 @@ def test_message_of_a_lost_node() -> None:
 
 @pytest.mark.parametrize("stage", ["prepare", "evaluate", "export"])
 def test_a_dead_node_under_a_stage_of_one_pod_is_not_waited_for(stage: str) -> None:
-    """Its pod lingers for ever, beside the one of the next attempt."""
+    """Its pod remains indefinitely, next to the one of the next attempt."""
     world = World(job_manifest(serve=None))
     world.run_until(stage)
     (pod,) = world.add_pods(f"glossary-{stage}-1")
@@ -224,7 +224,7 @@ def test_a_dead_node_under_a_stage_of_one_pod_is_not_waited_for(stage: str) -> N
     assert len(world.pods(f"glossary-{stage}-1")) == 1
 
 
-def test_what_a_deleted_pod_could_not_save_is_told() -> None:
+def test_the_message_names_what_a_deleted_pod_could_not_save() -> None:
     world, pods = training()
     for pod in pods:
         world.mark_deleted(pod, 120)
@@ -239,7 +239,7 @@ def test_what_a_deleted_pod_could_not_save_is_told() -> None:
 
 
 @pytest.mark.parametrize("reason", ["Unknown", "ContainerStatusUnknown"])
-def test_a_node_that_restarts_before_anybody_notices_is_a_disruption(reason: str) -> None:
+def test_a_node_that_restarts_unnoticed_is_a_disruption(reason: str) -> None:
     world, pods = training()
     world.end_pod(pods[0], 255, reason=reason)
     world.settle()

@@ -1,4 +1,4 @@
-"""Whatever a pod hands over, or somebody writes into the status, the plan stands: no traceback, no
+"""Any output of a pod and any edit of the status leave a valid plan: no traceback, no
 status that JSON cannot hold."""
 
 import json
@@ -40,7 +40,7 @@ JUNK = st.recursive(VALUES, lambda inner: st.lists(inner, max_size=3), max_leave
 
 @settings(max_examples=80, deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(TOLD)), JUNK), st.booleans())
-def test_any_answer_of_a_pod_is_borne(changes: dict[str, Any], bare: bool) -> None:
+def test_any_answer_of_a_pod_is_tolerated(changes: dict[str, Any], bare: bool) -> None:
     world = World()
     world.run_until("train")
     (first, *_) = world.add_pods("glossary-train-1")
@@ -52,7 +52,7 @@ def test_any_answer_of_a_pod_is_borne(changes: dict[str, Any], bare: bool) -> No
 
 
 @pytest.mark.parametrize("name", sorted(field.alias for field in FIELDS))
-def test_any_figure_that_a_pod_tells_is_borne(name: str) -> None:
+def test_any_number_that_a_pod_reports_is_tolerated(name: str) -> None:
     """What is shown of it is validated, and is within what the API server holds as a number."""
     for value in ODD:
         answer = HttpResponse(at=0, status=200, body={**TOLD, name: value})
@@ -68,7 +68,7 @@ def test_any_figure_that_a_pod_tells_is_borne(name: str) -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(json.loads(result("train")))), JUNK), st.text())
-def test_any_termination_message_is_borne(changes: dict[str, Any], tail: str) -> None:
+def test_any_termination_message_is_tolerated(changes: dict[str, Any], tail: str) -> None:
     world = World()
     world.run_until("train")
     message = json.dumps({**json.loads(result("train")), **changes}) + tail
@@ -82,21 +82,21 @@ def test_any_termination_message_is_borne(changes: dict[str, Any], tail: str) ->
 @pytest.mark.parametrize("where", ["model.layers", "data.trainSequences", "workspace.freeBytes"])
 def test_a_result_that_no_status_can_hold_is_none(where: str, number: int) -> None:
     """Prepare reads these from what the user names, and the plan is made of them."""
-    told = json.loads(result("prepare"))
-    told["workspace"] = {"freeBytes": 10**12, "writeBytesPerSecond": 1e8}
+    written = json.loads(result("prepare"))
+    written["workspace"] = {"freeBytes": 10**12, "writeBytesPerSecond": 1e8}
     part, name = where.split(".")
-    told[part][name] = number
+    written[part][name] = number
     world = World()
     world.settle()
     (pod,) = world.add_pods("glossary-prepare-1")
-    world.end_pod(pod, 0, json.dumps(told))
+    world.end_pod(pod, 0, json.dumps(written))
     world.settle()
     assert world.status["failure"]["reason"] == "NoResult"
 
 
 @pytest.mark.parametrize("time", ["", "soon", "2026-01-05", "12:00:00", "2026-01-05T12:00:00"])
 @pytest.mark.parametrize("suspend", [False, True])
-def test_times_in_the_status_that_are_none_are_borne(time: str, suspend: bool) -> None:
+def test_invalid_times_in_the_status_are_tolerated(time: str, suspend: bool) -> None:
     world, _ = training()
     world.job["status"] |= {"startedAt": time, "suspendedAt": time}
     next(s for s in world.job["status"]["stages"] if s["name"] == "train")["retryAt"] = time

@@ -1,4 +1,4 @@
-"""A job from its first look to its end, and what an operator that restarts makes of it."""
+"""A job from its first reconcile to its end, and across restarts of the operator."""
 
 import copy
 import json
@@ -39,7 +39,7 @@ def test_first_write_has_phase_conditions_and_every_stage() -> None:
     assert {c["observedGeneration"] for c in status["conditions"]} == {1}
 
 
-def test_a_job_runs_to_its_end_and_tells_every_phase() -> None:
+def test_a_job_runs_to_its_end_with_an_event_for_every_phase() -> None:
     world = World()
     phases = []
     for stage in ORDER:
@@ -74,8 +74,8 @@ def test_a_job_runs_to_its_end_and_tells_every_phase() -> None:
     assert status["training"]["worldSize"] == 2
     assert (status["progress"]["summary"], status["progress"]["lossText"]) == ("30/30", "2.910")
     assert "failure" not in status
-    told = [event.reason for event in world.events]
-    assert told == [
+    reasons = [event.reason for event in world.events]
+    assert reasons == [
         "Pending",
         "Preparing",
         "Planned",
@@ -127,7 +127,7 @@ def _steps() -> Steps:
 
 
 @pytest.mark.parametrize("lost_write", range(9))
-def test_an_operator_that_dies_before_a_status_write_changes_nothing(lost_write: int) -> None:
+def test_an_operator_that_crashes_before_a_status_write_changes_nothing(lost_write: int) -> None:
     """Children were created, the status was not written: the next operator starts from there."""
     world = World()
     for number, step in enumerate(_steps()):
@@ -145,7 +145,7 @@ def test_an_operator_that_dies_before_a_status_write_changes_nothing(lost_write:
 
 
 @pytest.mark.parametrize("crash", range(9))
-def test_an_operator_that_dies_between_two_creates_creates_the_rest(crash: int) -> None:
+def test_an_operator_that_crashes_between_two_creates_creates_the_rest(crash: int) -> None:
     world = World()
     for number, step in enumerate(_steps()):
         if number == crash:
@@ -159,7 +159,7 @@ def test_an_operator_that_dies_between_two_creates_creates_the_rest(crash: int) 
     assert {stage["attempt"] for stage in world.status["stages"]} == {1}
 
 
-def test_pods_may_go_when_their_stage_is_over() -> None:
+def test_pods_may_be_deleted_when_their_stage_has_succeeded() -> None:
     world = World()
     world.run_until("export")
     for stage in ("prepare", "train", "evaluate"):
@@ -190,7 +190,7 @@ def _spec_edited(world: World) -> None:
 @pytest.mark.parametrize("happens", [_children_gone, _profile_gone, _spec_edited])
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
 def test_a_finished_job_never_runs_again(phase: str, happens: Callable[[World], None]) -> None:
-    """An edit that came through all the same is seen and changes nothing."""
+    """An edit that the API server let through is observed and changes nothing."""
     world = World(job_manifest(serve=None))
     if phase == "Succeeded":
         world.run_until("end")
@@ -218,7 +218,7 @@ def test_a_job_that_is_being_deleted_gets_no_children() -> None:
     assert world.reconcile() == Decision()
 
 
-def test_workspace_claim_is_made_once_and_belongs_to_nobody() -> None:
+def test_workspace_claim_is_created_once_and_has_no_owner() -> None:
     world = World()
     first = world.reconcile().create[0]
     assert (first["kind"], first["metadata"]["name"]) == (
@@ -249,7 +249,7 @@ def test_spec_that_this_operator_cannot_read_stalls_and_names_the_field() -> Non
     assert world.names("Job") == []
 
 
-def test_progress_is_asked_of_index_0_and_shown() -> None:
+def test_progress_is_polled_from_index_0_and_shown() -> None:
     world = World()
     world.run_until("train")
     pods = world.add_pods("glossary-train-1")
@@ -337,7 +337,7 @@ def test_a_gate_failure_that_came_as_an_error_keeps_the_figures_too() -> None:
     assert world.status["evaluation"]["loss"]["base"] == 3.656
 
 
-def test_export_knows_the_digest_that_is_served() -> None:
+def test_the_digest_from_export_is_served() -> None:
     world = World()
     world.run_until("serve")
     endpoint = world.get("ModelEndpoint", NAMESPACE, "glossary")

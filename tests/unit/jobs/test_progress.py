@@ -39,15 +39,15 @@ def training() -> tuple[World, str]:
     return world, f"progress/{pods[0]['metadata']['uid']}"
 
 
-def tell(world: World, ask: str, **changes: Any) -> dict[str, Any]:
+def report(world: World, ask: str, **changes: Any) -> dict[str, Any]:
     world.answers[ask] = HttpResponse(at=0, status=200, body={**TOLD, **changes})
     world.settle()
     return dict(world.status["progress"])
 
 
-def test_answer_is_shown_for_programs_and_for_kubectl() -> None:
+def test_a_response_is_shown_for_programs_and_for_kubectl() -> None:
     world, ask = training()
-    assert tell(world, ask) == {
+    assert report(world, ask) == {
         "stage": "train",
         "step": 12,
         "totalSteps": 30,
@@ -68,11 +68,11 @@ def test_answer_is_shown_for_programs_and_for_kubectl() -> None:
     assert world.status["message"] == "training: step 12 of 30, 181 tokens/s"
 
 
-def test_answer_without_news_causes_no_write() -> None:
+def test_a_response_without_news_causes_no_write() -> None:
     world, ask = training()
-    before = tell(world, ask)
-    assert tell(world, ask, updatedAt=1767614460.0) == before
-    assert tell(world, ask, updatedAt=1767614460.0, step=13) != before
+    before = report(world, ask)
+    assert report(world, ask, updatedAt=1767614460.0) == before
+    assert report(world, ask, updatedAt=1767614460.0, step=13) != before
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,9 @@ def test_answer_without_news_causes_no_write() -> None:
         HttpResponse(at=0, status=200, body={**TOLD, "stage": "prepare"}),
     ],
 )
-def test_last_progress_stays_when_a_pod_does_not_answer(answer: HttpResponse) -> None:
+def test_last_progress_stays_when_a_pod_does_not_respond(answer: HttpResponse) -> None:
     world, ask = training()
-    before = tell(world, ask)
+    before = report(world, ask)
     world.answers[ask] = answer
     world.settle()
     assert world.status["progress"] == before
@@ -95,13 +95,13 @@ def test_last_progress_stays_when_a_pod_does_not_answer(answer: HttpResponse) ->
 
 def test_numbers_that_json_cannot_hold_are_left_out() -> None:
     world, ask = training()
-    progress = tell(world, ask, loss=math.nan, tokensPerSecond=math.inf, etaSeconds=math.nan)
+    progress = report(world, ask, loss=math.nan, tokensPerSecond=math.inf, etaSeconds=math.nan)
     assert not {"loss", "lossText", "tokensPerSecond", "eta"} & set(progress)
 
 
-def test_progress_of_a_stage_that_is_over_is_not_shown_for_the_next() -> None:
+def test_progress_of_a_stage_that_has_ended_is_not_shown_for_the_next() -> None:
     world, ask = training()
-    tell(world, ask)
+    report(world, ask)
     world.succeed("train")
     world.settle()
     assert world.status["phase"] == "Evaluating"
@@ -120,23 +120,23 @@ def test_duration_is_short(seconds: float, text: str | None) -> None:
     assert format_duration(seconds) == text
 
 
-def test_the_line_of_a_training_job_tells_how_far_it_is_whatever_its_pod_calls_it() -> None:
+def test_the_message_of_a_training_job_has_its_step_with_any_message_of_its_pod() -> None:
     world, ask = training()
-    tell(world, ask, message="", tokensPerSecond=None)
+    report(world, ask, message="", tokensPerSecond=None)
     assert world.status["message"] == "training: step 12 of 30"
-    tell(world, ask, message="saving a checkpoint", tokensPerSecond=math.nan)
+    report(world, ask, message="saving a checkpoint", tokensPerSecond=math.nan)
     assert world.status["message"] == "saving a checkpoint: step 12 of 30"
 
 
-def test_answer_with_a_name_that_the_status_has_no_room_for_is_no_answer() -> None:
+def test_a_response_with_a_name_too_long_for_the_status_is_ignored() -> None:
     world, ask = training()
-    assert tell(world, ask, engine="E" * 300)["summary"] == "0/30"
+    assert report(world, ask, engine="E" * 300)["summary"] == "0/30"
 
 
 @pytest.mark.parametrize(
     ("age", "seconds"), [(None, 2.0), (0, 2.0), (300, 5.0), (1800, 30.0), (86400, 30.0)]
 )
-def test_the_longer_a_stage_runs_the_rarer_it_is_asked(age: int | None, seconds: float) -> None:
+def test_the_longer_a_stage_runs_the_rarer_it_is_polled(age: int | None, seconds: float) -> None:
     now = datetime(2026, 1, 2, tzinfo=UTC)
     started = None if age is None else now - timedelta(seconds=age)
     assert poll_interval(2.0, started, now) == seconds

@@ -1,4 +1,4 @@
-"""What becomes of a failed attempt."""
+"""What follows a failed attempt."""
 
 import json
 
@@ -20,7 +20,7 @@ def test_error_of_the_user_ends_the_job_with_place_and_remedy() -> None:
     world = World()
     world.settle()
     (pod,) = world.add_pods("glossary-prepare-1")
-    text = failed("prepare", "BrokenRow", file="foldoc.jsonl", line=17, remedy="mend the row")
+    text = failed("prepare", "BrokenRow", file="foldoc.jsonl", line=17, remedy="fix the row")
     world.end_pod(pod, 64, text)
     world.settle()
     status = world.status
@@ -32,9 +32,9 @@ def test_error_of_the_user_ends_the_job_with_place_and_remedy() -> None:
         "message": "BrokenRow it is",
         "file": "foldoc.jsonl",
         "line": 17,
-        "remedy": "mend the row",
+        "remedy": "fix the row",
     }
-    assert status["message"] == "prepare: BrokenRow it is (mend the row)"
+    assert status["message"] == "prepare: BrokenRow it is (fix the row)"
     assert world.condition("Succeeded")["status"] == "False"
     assert world.condition("Succeeded")["reason"] == "BrokenRow"
     assert world.condition("Reconciling")["status"] == "False"
@@ -55,7 +55,7 @@ def test_error_of_the_user_on_any_rank_ends_the_job() -> None:
     assert world.status["phase"] == "Failed"
 
 
-def test_crash_is_tried_again_after_ten_seconds_with_the_old_job_gone_first() -> None:
+def test_crash_is_tried_again_after_ten_seconds_after_the_old_job_is_gone() -> None:
     world, pods = training()
     world.end_pod(pods[1], 1)
     world.settle()
@@ -93,7 +93,7 @@ def test_typed_failure_is_kept_until_the_stage_succeeds() -> None:
     assert world.status["restarts"] == 1
 
 
-def test_failed_attempt_stays_failed_when_its_pods_go() -> None:
+def test_failed_attempt_stays_failed_when_its_pods_are_deleted() -> None:
     world, pods = training()
     world.end_pod(pods[0], 1)
     world.settle()
@@ -104,7 +104,7 @@ def test_failed_attempt_stays_failed_when_its_pods_go() -> None:
     assert world.status["restarts"] == 1
 
 
-def test_asked_for_but_unseen_attempt_is_asked_for_again_under_the_same_name() -> None:
+def test_an_attempt_missing_from_the_cache_is_created_again_under_the_same_name() -> None:
     world = World()
     world.reconcile()
     for name in world.names("Job"):
@@ -114,7 +114,7 @@ def test_asked_for_but_unseen_attempt_is_asked_for_again_under_the_same_name() -
     assert again.create[0]["metadata"]["name"] == "glossary-prepare-1"
 
 
-def test_failure_noted_before_a_crash_of_the_operator_is_not_counted_twice() -> None:
+def test_failure_recorded_before_a_crash_of_the_operator_is_not_counted_twice() -> None:
     world, pods = training()
     world.end_pod(pods[0], 1)
     world.reconcile()
@@ -156,7 +156,7 @@ def test_jobs_of_older_attempts_are_removed_when_seen() -> None:
     assert [ref.uid for ref in world.reconcile().delete] == [old["metadata"]["uid"]]
 
 
-def test_configmap_and_service_lost_while_it_waits_are_made_again() -> None:
+def test_configmap_and_service_lost_while_it_waits_are_created_again() -> None:
     world = World()
     world.run_until("train")
     world.add_pods("glossary-train-1", "Pending")
@@ -172,7 +172,7 @@ def test_configmap_and_service_lost_while_it_waits_are_made_again() -> None:
     ("kind", "name"),
     [("Service", "glossary-train-1"), ("PersistentVolumeClaim", "finetune-workspace")],
 )
-def test_what_pods_wait_for_is_made_again_when_it_was_deleted_by_hand(kind: str, name: str) -> None:
+def test_what_pods_wait_for_is_created_again_after_a_user_deleted_it(kind: str, name: str) -> None:
     world = World()
     world.run_until("train")
     world.add_pods("glossary-train-1", "Pending")
@@ -199,7 +199,7 @@ def test_name_held_by_the_remains_of_an_earlier_job_is_waited_for() -> None:
     assert world.condition("Stalled")["status"] == "False"
 
 
-def test_a_workspace_that_is_too_small_fails_the_job_before_a_device_is_asked_for() -> None:
+def test_a_workspace_that_is_too_small_fails_the_job_before_it_requests_a_device() -> None:
     world = World()
     world.settle()
     (pod,) = world.add_pods("glossary-prepare-1")
@@ -212,7 +212,7 @@ def test_a_workspace_that_is_too_small_fails_the_job_before_a_device_is_asked_fo
     assert world.names("Job") == ["glossary-prepare-1"]
 
 
-def test_the_start_is_told_in_the_write_before_anything_is_made() -> None:
+def test_the_status_records_the_start_in_the_write_before_anything_is_created() -> None:
     world = World()
     decision = world.reconcile()
     assert decision.status is not None

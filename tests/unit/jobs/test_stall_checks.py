@@ -1,4 +1,4 @@
-"""What is missing is named, and the job goes on by itself when it appears."""
+"""What is missing is named, and the job continues by itself when it appears."""
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_no_default_profile_or_two_of_them() -> None:
     goes_on(world)
 
 
-def test_profile_that_cannot_be_read() -> None:
+def test_profile_that_cannot_be_parsed() -> None:
     world = World()
     world.add_profile("cpu", {"memoryPerDevice": "much"})
     world.settle()
@@ -61,7 +61,7 @@ def test_profile_that_cannot_be_read() -> None:
     assert "memoryPerDevice" in message
 
 
-def test_profile_that_goes_before_the_training() -> None:
+def test_profile_deleted_before_the_training() -> None:
     world = World()
     world.settle()
     world.add_pods("glossary-prepare-1")
@@ -77,7 +77,7 @@ def test_profile_that_goes_before_the_training() -> None:
     assert "glossary-train-1" in world.names("Job")
 
 
-def test_missing_claim_of_the_user_is_waited_for_before_a_pod_is_made() -> None:
+def test_missing_claim_of_the_user_is_waited_for_before_a_pod_is_created() -> None:
     world = World()
     del world.objects["PersistentVolumeClaim", NAMESPACE, "assets"]
     world.settle()
@@ -132,7 +132,7 @@ def test_image_that_cannot_be_pulled(reason: str) -> None:
     assert "no such host" in world.status["message"]
 
 
-def test_unschedulable_gang_is_queued_and_told_after_ten_seconds() -> None:
+def test_unschedulable_gang_is_queued_and_reported_after_ten_seconds() -> None:
     world = World()
     world.run_until("train")
     pods = world.add_pods("glossary-train-1")
@@ -162,7 +162,7 @@ def test_pods_that_are_never_created() -> None:
     assert "kubectl describe job glossary-prepare-1" in message
 
 
-def test_a_stall_is_told_once() -> None:
+def test_a_stall_has_one_event() -> None:
     world = World()
     del world.objects["AcceleratorProfile", "", "cpu"]
     for _ in range(5):
@@ -171,7 +171,7 @@ def test_a_stall_is_told_once() -> None:
     assert [e.reason for e in world.events] == ["Pending", "ProfileNotFound"]
 
 
-def test_pods_that_do_not_run_yet_say_what_the_kubelet_says() -> None:
+def test_the_message_has_the_kubelets_reason_why_pods_do_not_run() -> None:
     world = World()
     world.settle()
     (pod,) = world.add_pods("glossary-prepare-1", phase="Pending")

@@ -7,7 +7,7 @@ from tests.unit.jobs.world import World, failed, job_manifest, recover, result, 
 
 
 def suspending(stage: str = "train", grace: int = 120) -> tuple[World, list[Manifest]]:
-    """A world in which the pods of a stage were told to end because of suspend."""
+    """A world in which the pods of a stage are being deleted because of suspend."""
     world = World()
     world.run_until(stage)
     pods = list(world.add_pods(f"glossary-{stage}-1"))
@@ -19,7 +19,7 @@ def suspending(stage: str = "train", grace: int = 120) -> tuple[World, list[Mani
 
 
 def stopped(world: World, pods: list[Manifest], step: int = 120) -> None:
-    """Every rank has saved and ended, and the pods have gone with their Job."""
+    """Every rank has saved and ended, and the pods are gone with their Job."""
     facts = {"steps": step, "worldSize": 2, "engine": "DDP"}
     for pod in pods:
         world.end_pod(pod, 76, result("train", outcome="Preempted", train=facts))
@@ -29,7 +29,7 @@ def stopped(world: World, pods: list[Manifest], step: int = 120) -> None:
     world.settle()
 
 
-def test_pods_are_told_to_end_and_waited_for() -> None:
+def test_pods_are_deleted_and_waited_for() -> None:
     world, _ = suspending()
     assert world.names("Job") == ["glossary-prepare-1"]
     assert world.status["phase"] == "Training"
@@ -41,7 +41,7 @@ def test_pods_are_told_to_end_and_waited_for() -> None:
 
 
 def test_a_job_is_not_called_suspended_while_its_job_could_still_have_pods() -> None:
-    """Those of a Job that was just created may not have been seen."""
+    """Those of a Job that was just created may be missing from the cache."""
     world = World()
     world.run_until("train")
     world.edit(suspend=True)
@@ -53,7 +53,7 @@ def test_a_job_is_not_called_suspended_while_its_job_could_still_have_pods() -> 
     assert world.status["phase"] == "Suspended"
 
 
-def test_a_suspended_job_rests_and_tells_from_where_it_will_go_on() -> None:
+def test_a_suspended_job_rests_and_shows_from_where_it_will_continue() -> None:
     world, pods = suspending()
     stopped(world, pods)
     status = world.status
@@ -68,9 +68,9 @@ def test_a_suspended_job_rests_and_tells_from_where_it_will_go_on() -> None:
     assert world.stage("train")["state"] == "Pending"
     assert world.decision.requeue_after is None
     assert world.decision.requests == ()
-    told = [(event.type, event.reason) for event in world.events]
-    assert told[-1] == ("Normal", "Suspended")
-    assert "Warning" not in [kind for kind, _ in told]
+    events = [(event.type, event.reason) for event in world.events]
+    assert events[-1] == ("Normal", "Suspended")
+    assert "Warning" not in [kind for kind, _ in events]
 
 
 def test_resuming_is_the_next_attempt_at_once_and_free() -> None:
@@ -203,7 +203,7 @@ def test_a_crash_before_the_request_is_counted() -> None:
     assert world.status["phase"] == "Suspended"
     world.edit(suspend=False)
     world.settle()
-    assert "glossary-train-2" in world.names("Job"), "at once, whatever the back-off was"
+    assert "glossary-train-2" in world.names("Job"), "at once, regardless of the back-off"
     assert world.status["restarts"] == 1
 
 
@@ -233,7 +233,7 @@ def test_a_pod_on_a_dead_node_is_named_and_not_waited_for_after_its_time() -> No
     world, pods = suspending(grace=120)
     world.end_pod(pods[0], 76)
     recover(world, 120)
-    assert world.status["phase"] == "Training", "the kubelet may still tell"
+    assert world.status["phase"] == "Training", "the kubelet may still report"
     recover(world, 10)
     name = pods[1]["metadata"]["name"]
     assert world.status["phase"] == "Suspended"
@@ -244,7 +244,7 @@ def test_a_pod_on_a_dead_node_is_named_and_not_waited_for_after_its_time() -> No
 
 
 def test_pods_whose_job_was_deleted_without_them_are_named() -> None:
-    """`kubectl delete job --cascade=orphan`: nobody but a person ends them."""
+    """`kubectl delete job --cascade=orphan`: only the user can end them."""
     world, pods = training()
     del world.objects["Job", "team-a", "glossary-train-1"]
     for pod in pods:
@@ -260,7 +260,7 @@ def test_pods_whose_job_was_deleted_without_them_are_named() -> None:
 
 
 def test_a_gang_on_many_dead_nodes_can_be_suspended_too() -> None:
-    """The API server refuses a message that names them all."""
+    """The API server rejects a message that names them all."""
     training = {"maxSteps": 30, "batchSize": 200, "maxSequenceLength": 128}
     world = World(job_manifest(training=training, compute={"profile": "cpu", "nodes": 200}))
     world.run_until("train")
@@ -271,8 +271,8 @@ def test_a_gang_on_many_dead_nodes_can_be_suspended_too() -> None:
     world.settle()
     recover(world, 130)
     assert world.status["phase"] == "Suspended"
-    told = " and 196 more cannot be ended, check those nodes"
-    assert world.status["message"].endswith(told)
+    rest = " and 196 more cannot be ended, check those nodes"
+    assert world.status["message"].endswith(rest)
 
 
 def test_suspended_stays_suspended_when_a_late_pod_shows_up() -> None:
@@ -298,7 +298,7 @@ def test_any_stage_can_be_suspended(stage: str) -> None:
     assert f"glossary-{stage}-2" in world.names("Job")
 
 
-def test_a_roll_out_waits_and_goes_on() -> None:
+def test_a_roll_out_waits_and_continues() -> None:
     world = World()
     world.run_until("export")
     world.add_pods("glossary-export-1")
@@ -317,7 +317,7 @@ def test_a_roll_out_waits_and_goes_on() -> None:
     assert world.status["phase"] == "Succeeded"
 
 
-def test_suspend_taken_back_while_pods_end_goes_on_without_a_rest() -> None:
+def test_suspend_taken_back_while_pods_end_continues_without_a_rest() -> None:
     world, pods = suspending()
     world.edit(suspend=False)
     world.settle()
@@ -331,7 +331,7 @@ def test_suspend_taken_back_while_pods_end_goes_on_without_a_rest() -> None:
     assert world.status["suspendedSeconds"] == 0
 
 
-def test_an_operator_that_dies_after_the_status_deletes_the_job_at_the_next_look() -> None:
+def test_an_operator_that_crashes_after_the_status_write_deletes_the_job_later() -> None:
     world, _ = training()
     job = world.objects["Job", "team-a", "glossary-train-1"]
     world.edit(suspend=True)

@@ -49,7 +49,7 @@ def test_nodes_of_the_plan_count_before_training() -> None:
 
 
 def without(world: World, attempt: str) -> World:
-    """As if the attempt had not been asked for yet."""
+    """As if the attempt had not been created yet."""
     for key in list(world.objects):
         if key[2] == attempt:
             del world.objects[key]
@@ -65,7 +65,7 @@ def test_one_node_takes_any_claim(modes: list[str]) -> None:
     assert stalled(world) == ""
 
 
-def test_claim_that_is_being_deleted_is_waited_for_and_made_anew() -> None:
+def test_claim_that_is_being_deleted_is_waited_for_and_created_again() -> None:
     world = World()
     claim(world, "ReadWriteMany", deletionTimestamp="2026-01-05T12:00:00Z")
     assert stalled(world) == "WorkspaceTerminating"
@@ -86,7 +86,7 @@ def test_claim_that_is_deleted_while_the_job_runs_stops_the_next_stage_only() ->
     assert stalled(world) == "WorkspaceTerminating"
 
 
-def test_claim_that_lost_its_volume_is_told() -> None:
+def test_claim_that_lost_its_volume_is_reported() -> None:
     world = World()
     claim(world, "ReadWriteMany", phase="Lost")
     assert stalled(world) == "WorkspaceLost"

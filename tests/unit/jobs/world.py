@@ -251,7 +251,7 @@ class World:
 
     # What Kubernetes does
 
-    def tell(self, pod: Manifest, **progress: Any) -> None:
+    def report_progress(self, pod: Manifest, **progress: Any) -> None:
         """What a pod answers on /progress."""
         labels = pod["metadata"]["labels"]
         stage, attempt = labels[STAGE_LABEL], int(labels[ATTEMPT_LABEL])

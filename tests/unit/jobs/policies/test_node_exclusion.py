@@ -1,4 +1,4 @@
-"""Which node is to blame, which are left out, and that no job waits for ever because of it."""
+"""Which node is to blame, which ones are excluded, and that no job waits indefinitely for it."""
 
 import pytest
 from finetune_api.jobstatus import NodeFailures
@@ -27,8 +27,8 @@ def evict(reason: str, message: str, world: World, pod: Manifest) -> None:
 
 BLAME = {
     "a lost node": (lose_node, "node2"),
-    "a crash without a word": (lambda w, p: w.end_pod(p, 139), "node2"),
-    "a rank that ended without a word": (
+    "a crash without a message": (lambda w, p: w.end_pod(p, 139), "node2"),
+    "a rank that ended without a message": (
         lambda w, p: w.end_pod(p, 75, failed("train", "RankFailed")),
         "node2",
     ),
@@ -37,7 +37,7 @@ BLAME = {
         "node2",
     ),
     "no device": (lambda w, p: w.end_pod(p, 75, failed("train", "NoDevice")), "node2"),
-    "an error that nobody foresaw": (
+    "an unexpected error": (
         lambda w, p: w.end_pod(p, 75, failed("train", "InternalError")),
         "node2",
     ),
@@ -105,7 +105,7 @@ def test_second_failure_on_the_same_node_excludes_it() -> None:
     assert [node.name for node in twice if node.excluded] == ["node2"]
 
 
-def test_the_list_of_nodes_has_an_end_and_forgets_the_least_of_them() -> None:
+def test_the_list_of_nodes_is_bounded_and_drops_the_node_with_the_fewest_failures() -> None:
     nodes = [NodeFailures(name=f"n{i:03d}", failures=2, excluded=True) for i in range(MOST_NODES)]
     nodes[7] = NodeFailures(name="n007", failures=1)
     after = count_failure(nodes, "new")
@@ -114,10 +114,12 @@ def test_the_list_of_nodes_has_an_end_and_forgets_the_least_of_them() -> None:
 
 
 def fail_twice(world: World) -> World:
-    """Node2 is lost under two attempts of train; the third has been asked for."""
+    """Node2 is lost under two attempts of train; the third has been created."""
     _, pods = training(world)
     for attempt in (1, 2):
-        assert node_terms(world, f"glossary-train-{attempt}") is None, "once is an accident"
+        assert node_terms(world, f"glossary-train-{attempt}") is None, (
+            "one failure does not exclude a node"
+        )
         lose_node(world, pods[1])
         world.settle()
         recover(world, 10)
@@ -165,7 +167,7 @@ def test_later_stages_avoid_it_too() -> None:
     assert node_terms(world, "glossary-evaluate-1") is not None
 
 
-def test_exclusion_is_lifted_where_nothing_else_has_room() -> None:
+def test_exclusion_is_lifted_where_no_other_node_has_capacity() -> None:
     world = fail_twice(World())
     pods = world.add_pods("glossary-train-3", "Pending")
     world.set_unschedulable(pods[1], "0/2 nodes are available: 1 didn't match node affinity")
@@ -185,7 +187,7 @@ def test_exclusion_is_lifted_where_nothing_else_has_room() -> None:
     assert "without node2, which may be used again" in event.message
 
 
-def test_exclusion_is_not_lifted_while_an_earlier_gang_still_takes_the_room() -> None:
+def test_exclusion_is_not_lifted_while_an_earlier_gang_takes_the_capacity() -> None:
     world = World()
     _, pods = training(world)
     for attempt in (1, 2):
@@ -200,10 +202,10 @@ def test_exclusion_is_not_lifted_while_an_earlier_gang_still_takes_the_room() ->
     assert world.stage("train")["attempt"] == 3
     assert world.status["nodes"][0]["excluded"]
     recover(world, 400)
-    assert world.status["nodes"] == [], "nobody waits for a pod that should be gone for long"
+    assert world.status["nodes"] == [], "a pod that should be gone long ago is not waited for"
 
 
-def test_waiting_for_room_without_exclusions_is_no_reason_to_start_anew() -> None:
+def test_waiting_for_capacity_without_exclusions_is_no_reason_to_start_again() -> None:
     world = World()
     world.run_until("train")
     pods = world.add_pods("glossary-train-1", "Pending")
@@ -213,12 +215,12 @@ def test_waiting_for_room_without_exclusions_is_no_reason_to_start_anew() -> Non
     assert "glossary-train-1" in world.names("Job")
 
 
-def test_suspending_and_resuming_forgets_what_nodes_did() -> None:
+def test_suspending_and_resuming_clears_the_failures_of_nodes() -> None:
     world = fail_twice(World())
     world.edit(suspend=True)
     world.settle()
     assert world.status["phase"] == "Suspended"
-    assert world.status["nodes"], "until it goes on"
+    assert world.status["nodes"], "until it continues"
     world.edit(suspend=False)
     world.settle()
     assert world.status["nodes"] == []

@@ -37,7 +37,7 @@ def test_back_off_doubles_and_restarts_run_out() -> None:
     assert status["failure"]["message"].endswith("(after 3 restarts)")
 
 
-def test_no_restarts_asked_for_means_none() -> None:
+def test_zero_max_restarts_means_no_restart() -> None:
     world, pods = training(World(job_manifest(maxRestarts=0)))
     world.end_pod(pods[0], 1)
     world.settle()
@@ -46,7 +46,7 @@ def test_no_restarts_asked_for_means_none() -> None:
 
 @pytest.mark.parametrize("off", [timedelta(days=3650), timedelta(days=-3650)])
 def test_back_off_is_kept_on_a_node_whose_clock_is_years_off(off: timedelta) -> None:
-    """Neither for ever nor not at all; and no stage ends in the future."""
+    """The wait is neither endless nor skipped, and no stage ends in the future."""
     world, pods = training()
     world.tick(5)
     there = world.now
@@ -95,7 +95,7 @@ def test_free_restarts_are_kept_apart_by_a_time_that_grows() -> None:
     assert world.status["restarts"] == 0
 
 
-def test_who_ran_for_longer_than_the_wait_goes_on_at_once() -> None:
+def test_an_attempt_longer_than_the_wait_is_followed_at_once() -> None:
     world = World()
     for attempt in range(1, 6):
         preempt(world, attempt)
@@ -121,8 +121,8 @@ def test_a_job_deleted_by_hand_again_and_again_does_not_spin() -> None:
     assert "glossary-train-6" in world.names("Job")
 
 
-def test_an_operator_that_starts_anew_keeps_to_the_back_off() -> None:
-    """The time of the next attempt is in the status, even when the Job that failed is gone."""
+def test_a_restarted_operator_keeps_to_the_back_off() -> None:
+    """The time of the next attempt is in the status, even when the failed Job is deleted."""
     world, pods = training()
     world.end_pod(pods[0], 1)
     world.settle()
@@ -136,45 +136,45 @@ def test_an_operator_that_starts_anew_keeps_to_the_back_off() -> None:
 
 
 @pytest.mark.parametrize("first", [0, 1], ids=["leader first", "leader last"])
-def test_message_says_where_a_preempted_job_was_and_where_it_goes_on(first: int) -> None:
+def test_message_names_the_step_of_a_preempted_job_and_where_it_resumes(first: int) -> None:
     world, pods = training()
-    told = {"step": 118, "totalSteps": 200, "etaSeconds": 300, "lastCheckpointStep": 100}
-    world.tell(pods[0], **told, checkpointSeconds=2.5)
+    reported = {"step": 118, "totalSteps": 200, "etaSeconds": 300, "lastCheckpointStep": 100}
+    world.report_progress(pods[0], **reported, checkpointSeconds=2.5)
     world.settle()
     facts = {"steps": 120, "worldSize": 2, "engine": "DDP"}
-    told = (facts, None)
+    results = (facts, None)
     for index in (first, 1 - first):
-        world.end_pod(pods[index], 76, result("train", outcome="Preempted", train=told[index]))
+        world.end_pod(pods[index], 76, result("train", outcome="Preempted", train=results[index]))
         world.settle()
-    says = "train was preempted at step 120, resumes from step 120"
-    assert world.status["message"] == world.stage("train")["message"] == says
+    message = "train was preempted at step 120, resumes from step 120"
+    assert world.status["message"] == world.stage("train")["message"] == message
     assert world.status["checkpoint"] == {"step": 120, "seconds": 2.5}
     assert world.status["progress"]["summary"] == "120/200"
     assert "eta" not in world.status["progress"]
     recover(world, 1)
-    says = "train is starting, attempt 2, resumes from step 120: 0 of 2 pods run"
-    assert world.status["message"] == says
+    message = "train is starting, attempt 2, resumes from step 120: 0 of 2 pods run"
+    assert world.status["message"] == message
 
 
 def test_a_checkpoint_that_the_next_attempt_could_not_read_is_not_claimed_any_longer() -> None:
     world, pods = training()
-    world.tell(pods[0], step=118, totalSteps=200, lastCheckpointStep=100)
+    world.report_progress(pods[0], step=118, totalSteps=200, lastCheckpointStep=100)
     world.settle()
     world.end_pod(pods[1], 1)
     recover(world, 30)
     pods = world.add_pods("glossary-train-2")
-    world.tell(pods[0], message="looking for a checkpoint")
+    world.report_progress(pods[0], message="looking for a checkpoint")
     world.settle()
     assert world.status["checkpoint"]["step"] == 100
-    world.tell(pods[0], step=0, totalSteps=200, lastCheckpointStep=0)
+    world.report_progress(pods[0], step=0, totalSteps=200, lastCheckpointStep=0)
     world.settle()
     assert "checkpoint" not in world.status
     assert "lastCheckpointStep" not in world.status["progress"]
 
 
-def test_message_counts_crashes_and_says_what_is_lost() -> None:
+def test_message_counts_crashes_and_names_what_is_lost() -> None:
     world, pods = training()
-    world.tell(pods[0], step=118, totalSteps=200, lastCheckpointStep=100)
+    world.report_progress(pods[0], step=118, totalSteps=200, lastCheckpointStep=100)
     world.settle()
     world.end_pod(pods[1], 1)
     world.settle()

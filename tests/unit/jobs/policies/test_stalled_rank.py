@@ -1,4 +1,4 @@
-"""A rank that gives no sign of life: told at once, replaced after long."""
+"""A rank that gives no sign of life: shown at once, replaced after 20 minutes."""
 
 import pytest
 from finetune_operator.decision import Manifest
@@ -8,27 +8,27 @@ from tests.unit.jobs.world import World, job_manifest, recover, training
 SILENT = [{"rank": 1, "host": "glossary-train-1-1", "step": 12, "updatedAt": 0}]
 
 
-def tell(world: World, pod: Manifest, stalled: object = SILENT) -> None:
-    world.tell(pod, step=12, totalSteps=30, message="training", stalled=stalled)
+def report(world: World, pod: Manifest, stalled: object = SILENT) -> None:
+    world.report_progress(pod, step=12, totalSteps=30, message="training", stalled=stalled)
     world.settle()
 
 
-def test_it_is_named_in_the_message() -> None:
+def test_a_silent_rank_is_named_in_the_message() -> None:
     world, pods = training()
-    tell(world, pods[0])
-    says = "no sign of life from rank 1 on host glossary-train-1-1 after step 12"
-    assert world.status["message"] == says
+    report(world, pods[0])
+    message = "no sign of life from rank 1 on host glossary-train-1-1 after step 12"
+    assert world.status["message"] == message
     assert world.status["progress"]["stalledSince"] == "2026-01-05T12:00:20Z"
 
 
-def test_it_is_replaced_after_twenty_minutes_as_a_crash_of_its_node() -> None:
+def test_a_silent_rank_is_replaced_after_the_timeout_as_a_crash_of_its_node() -> None:
     world, pods = training()
-    tell(world, pods[0])
+    report(world, pods[0])
     world.tick(1199)
-    tell(world, pods[0])
+    report(world, pods[0])
     assert world.status["restarts"] == 0
     world.tick(1)
-    tell(world, pods[0])
+    report(world, pods[0])
     status = world.status
     assert status["restarts"] == 1
     assert status["failure"]["reason"] == "RankStalled"
@@ -40,44 +40,44 @@ def test_it_is_replaced_after_twenty_minutes_as_a_crash_of_its_node() -> None:
     assert "glossary-train-1" not in world.names("Job")
 
 
-def test_a_rank_that_comes_back_starts_the_count_anew() -> None:
+def test_a_rank_that_recovers_resets_the_timeout() -> None:
     world, pods = training()
-    tell(world, pods[0])
+    report(world, pods[0])
     world.tick(1100)
-    tell(world, pods[0], [])
+    report(world, pods[0], [])
     assert "stalledSince" not in world.status["progress"]
     world.tick(10)
-    tell(world, pods[0])
+    report(world, pods[0])
     world.tick(1100)
-    tell(world, pods[0])
+    report(world, pods[0])
     assert world.status["restarts"] == 0
 
 
-def test_an_operator_that_starts_anew_goes_on_counting() -> None:
+def test_a_restarted_operator_keeps_the_time_of_the_first_report() -> None:
     world, pods = training()
-    tell(world, pods[0])
+    report(world, pods[0])
     world.tick(600)
     world.answers.clear()
     world.settle()
     world.tick(600)
-    tell(world, pods[0])
+    report(world, pods[0])
     assert world.status["failure"]["reason"] == "RankStalled"
 
 
 def test_restarts_run_out_by_it_and_the_gang_is_ended() -> None:
     world, pods = training(World(job_manifest(maxRestarts=0)))
-    tell(world, pods[0])
+    report(world, pods[0])
     world.tick(1200)
-    tell(world, pods[0])
+    report(world, pods[0])
     assert world.status["phase"] == "Failed"
     assert world.status["failure"]["reason"] == "RankStalled"
     assert world.names("Job") == ["glossary-prepare-1"]
 
 
 @pytest.mark.parametrize("code", [75, 76])
-def test_what_the_pods_say_comes_first(code: int) -> None:
+def test_what_the_pods_report_comes_first(code: int) -> None:
     world, pods = training()
-    tell(world, pods[0])
+    report(world, pods[0])
     world.tick(1200)
     for pod in pods:
         world.end_pod(pod, code)

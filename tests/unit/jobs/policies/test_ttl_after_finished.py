@@ -71,7 +71,7 @@ def test_a_job_goes_when_its_time_is_over() -> None:
     job = copy.deepcopy(world.job)
     assert world.reconcile().delete == (OURS,)
     world.put(job)
-    assert world.reconcile().delete == (OURS,), "asked again until it is gone"
+    assert world.reconcile().delete == (OURS,), "deleted again until it is gone"
 
 
 def test_no_time_to_live_means_at_once() -> None:
@@ -80,11 +80,11 @@ def test_no_time_to_live_means_at_once() -> None:
     (pod,) = world.add_pods("glossary-prepare-1")
     world.end_pod(pod, 64, failed("prepare", "BrokenRow"))
     world.reconcile()
-    assert world.status["phase"] == "Failed", "the end is told first"
+    assert world.status["phase"] == "Failed", "the status records the end first"
     assert world.reconcile().delete == (OURS,)
 
 
-def test_nobody_sleeps_for_months() -> None:
+def test_the_requeue_is_bounded() -> None:
     world = ended(ttlSecondsAfterFinished=31536000)
     assert world.reconcile().requeue_after == 3600
 

@@ -1,4 +1,4 @@
-"""What the status says of an evaluation, whatever the objective was judged by."""
+"""What the status shows of an evaluation, for every objective."""
 
 from finetune_api.run import EvaluationSummary, GateOutcome, LossComparison, MetricPair
 from finetune_operator.jobs.stages.evaluate import format_comparison, gate_failure
@@ -10,13 +10,13 @@ LOSS = LossComparison(
 )
 
 
-def test_a_loss_is_told_with_its_interval() -> None:
+def test_a_loss_is_shown_with_its_interval() -> None:
     assert format_comparison(EvaluationSummary(loss=LOSS)) == (
         "held-out loss 0.693 -> 0.520, 25.0 % better (95 % interval 20.0 to 30.0 %)"
     )
 
 
-def test_preferences_are_told_beside_the_loss() -> None:
+def test_preferences_are_shown_next_to_the_loss() -> None:
     summary = EvaluationSummary(loss=LOSS, preference_accuracy=MetricPair(base=0.5, tuned=0.71))
     assert format_comparison(summary).endswith("better answer preferred 50.0 % -> 71.0 %")
 
@@ -34,8 +34,8 @@ def test_a_job_without_a_loss_ends_well() -> None:
     world = World(job_manifest(**grpo))
     world.run_until("evaluate")
     world.add_pods("glossary-evaluate-1")
-    told = {"reward": {"base": 0.1, "tuned": 0.4}, "generations": 8, "passed": True}
-    world.succeed("evaluate", evaluation=told)
+    summary = {"reward": {"base": 0.1, "tuned": 0.4}, "generations": 8, "passed": True}
+    world.succeed("evaluate", evaluation=summary)
     world.run_stage("export")
     assert world.status["phase"] == "Succeeded"
     assert world.status["message"].startswith("mean reward 0.100 -> 0.400; artifact at pvc://")

@@ -70,7 +70,7 @@ def test_job_waits_until_its_own_digest_takes_the_traffic() -> None:
     assert world.status["phase"] == "Succeeded"
 
 
-def test_a_job_without_a_probe_is_served_and_says_that_nothing_was_compared() -> None:
+def test_a_job_without_a_probe_is_served_and_shows_that_nothing_was_compared() -> None:
     world = World()
     world.run_until("evaluate")
     world.add_pods("glossary-evaluate-1")
@@ -85,7 +85,7 @@ def test_a_job_without_a_probe_is_served_and_says_that_nothing_was_compared() ->
     assert "there was no probe" in world.stage("serve")["message"]
 
 
-def test_failed_revision_fails_the_job_with_the_endpoints_words() -> None:
+def test_failed_revision_fails_the_job_with_the_endpoints_message() -> None:
     world = World()
     world.run_until("serve")
     world.serve("Failed", message="the probe got another answer")

@@ -25,7 +25,7 @@ SLOW = WorkspaceFacts(free_bytes=10**12, write_bytes_per_second=10 * 2**20)
     ],
     ids=[
         "nothing is known",
-        "the size alone says nothing",
+        "the size alone is not enough",
         "computed from size and speed",
         "measured wins over computed",
         "never less than two minutes",
@@ -61,7 +61,9 @@ def test_the_first_attempt_has_what_prepare_measured() -> None:
 def test_the_next_attempt_has_what_training_measured() -> None:
     world, pods = training()
     assert grace_of(world, "glossary-train-1") == 120
-    world.tell(pods[0], step=10, lastCheckpointStep=10, checkpointSeconds=80, checkpointBytes=9)
+    world.report_progress(
+        pods[0], step=10, lastCheckpointStep=10, checkpointSeconds=80, checkpointBytes=9
+    )
     world.settle()
     assert world.status["checkpoint"] == {"step": 10, "seconds": 80.0, "bytes": 9}
     world.end_pod(pods[0], 1)
