@@ -1,10 +1,13 @@
-"""How revisions come, take the traffic, and go."""
+"""How revisions start, take the traffic, and are deleted."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 from finetune_api.modelendpoint import ModelEndpointStatus
 
+from tests.unit.endpoints.stories import answer_checks, start_checks
 from tests.unit.endpoints.world import (
     ANSWER,
     NAME,
@@ -18,8 +21,10 @@ from tests.unit.endpoints.world import (
     revision_of,
 )
 
+Change = Callable[[World], None]
 
-def test_first_look_starts_revision_1_and_tells_every_condition() -> None:
+
+def test_the_first_reconcile_starts_revision_1_and_sets_every_condition() -> None:
     world = World()
     world.reconcile()
     assert world.names("Deployment") == ["glossary-r1"]
@@ -32,38 +37,34 @@ def test_first_look_starts_revision_1_and_tells_every_condition() -> None:
     assert world.get("Service", NAME) is None
 
 
-def test_ready_pods_alone_take_no_traffic() -> None:
-    world = World()
-    world.settle()
-    world.pods_are_ready(1)
+def test_ready_pods_take_no_traffic_before_their_checks() -> None:
+    world = start_checks()
     world.settle()
     assert world.states() == {1: "Checking"}
     assert world.get("Service", NAME) is None
-    assert [ask.url for ask in world.asks] == ["http://10.0.1.0:8080/v1/models"]
+    assert [request.url for request in world.requests] == ["http://10.0.1.0:8080/v1/models"]
 
 
-def test_ready_deployment_whose_pod_is_lost_by_now_is_not_asked() -> None:
-    world = World()
-    world.settle()
-    world.pods_are_ready(1)
-    world.pod_is("glossary-r1-0", ready=False)
+def test_a_pod_that_lost_its_readiness_gets_no_request() -> None:
+    world = start_checks()
+    world.set_pod_ready("glossary-r1-0", ready=False)
     world.settle()
     assert world.states() == {1: "Starting"}
-    assert world.asks == ()
+    assert world.requests == ()
 
 
-def test_pod_that_is_being_deleted_counts_no_more() -> None:
+def test_a_pod_that_is_being_deleted_does_not_count_as_ready() -> None:
     world = World()
-    world.rolled_out()
-    leaving = {"metadata": {"deletionTimestamp": "2026-11-21T12:00:00Z"}}
-    world.change("Pod", "glossary-r1-0", leaving)
+    world.roll_out()
+    deleted = {"metadata": {"deletionTimestamp": "2026-11-21T12:00:00Z"}}
+    world.change("Pod", "glossary-r1-0", deleted)
     world.settle()
     assert world.condition("Ready") == ("False", "PodsNotReady")
 
 
-def test_revision_takes_the_traffic_after_the_right_answer() -> None:
+def test_a_revision_takes_the_traffic_after_the_right_answer() -> None:
     world = World()
-    world.rolled_out()
+    world.roll_out()
     assert world.states() == {1: "Active"}
     assert world.status["phase"] == "Ready"
     assert world.status["url"] == "http://glossary.team-a.svc/v1"
@@ -71,53 +72,51 @@ def test_revision_takes_the_traffic_after_the_right_answer() -> None:
     assert world.condition("Ready") == ("True", "RevisionActive")
     assert world.condition("Reconciling") == ("False", "Settled")
     pod = world.cache.list("Pod", NAMESPACE)[0]
-    assert pod["metadata"]["labels"]["app"] == world.selected()
+    assert pod["metadata"]["labels"]["app"] == world.selected_app()
     assert world.status["message"] == "revision 1 answers on 1 of 1 pods"
-    assert world.asks == ()
+    assert world.requests == ()
 
 
-def test_new_digest_runs_beside_the_old_one_which_keeps_the_traffic() -> None:
+def test_a_new_digest_starts_alongside_the_old_revision_which_keeps_the_traffic() -> None:
     world = World()
-    world.rolled_out()
+    world.roll_out()
     world.edit(artifact=artifact("b"))
     world.settle()
     assert world.names("Deployment") == ["glossary-r1", "glossary-r2"]
-    assert world.selected() == "glossary-r1"
+    assert world.selected_app() == "glossary-r1"
     assert world.status["phase"] == "Ready"
     assert world.condition("Ready") == ("True", "RevisionActive")
     assert world.condition("Reconciling") == ("True", "RollingOut")
     assert world.states() == {1: "Active", 2: "Starting"}
 
 
-def test_old_revision_goes_a_short_while_after_the_switch() -> None:
+def test_the_old_revision_is_deleted_30_seconds_after_the_switch() -> None:
     world = World()
-    world.rolled_out()
+    world.roll_out()
     world.edit(artifact=artifact("b"))
-    world.rolled_out(2)
-    assert world.selected() == "glossary-r2"
+    world.roll_out(2)
+    assert world.selected_app() == "glossary-r2"
     assert world.states() == {1: "Retired", 2: "Active"}
     assert world.names("Deployment") == ["glossary-r1", "glossary-r2"]
     assert world.requeue_after == 30
-    world.later(29)
+    world.tick(29)
     world.settle()
     assert world.names("Deployment") == ["glossary-r1", "glossary-r2"]
-    world.later(1)
+    world.tick(1)
     world.settle()
     assert world.names("Deployment") == ["glossary-r2"]
     assert world.requeue_after is None
 
 
-def test_wrong_answer_fails_the_revision_after_two_tries_and_frees_its_pods() -> None:
-    world = World()
-    world.settle()
-    world.pods_are_ready(1)
-    asked = set()
+def test_a_revision_fails_after_two_wrong_answers_and_its_pods_are_deleted() -> None:
+    world = start_checks()
+    probes = set()
     for _ in range(6):
         world.settle()
-        asked |= {ask.id for ask in world.asks if ask.body}
-        world.answer_asks(answer="Something else.")
+        probes |= {request.id for request in world.requests if request.body}
+        world.answer_requests(answer="Something else.")
     world.settle()
-    assert len(asked) == 2
+    assert len(probes) == 2
     assert world.states() == {1: "Failed"}
     assert world.status["phase"] == "Failed"
     assert "'Something else.'" in world.status["message"]
@@ -127,19 +126,16 @@ def test_wrong_answer_fails_the_revision_after_two_tries_and_frees_its_pods() ->
     assert world.get("Service", NAME) is None
 
 
-def test_failed_update_leaves_the_old_revision_serving() -> None:
+def test_a_failed_update_leaves_the_old_revision_serving() -> None:
     world = World()
-    world.rolled_out()
+    world.roll_out()
     world.edit(artifact=artifact("b"), probe=probe("Another answer."))
     world.settle()
-    world.pods_are_ready(2)
-    for _ in range(6):
-        world.settle()
-        world.answer_asks(answer="Wrong.")
-    world.settle()
+    world.make_pods_ready(2)
+    answer_checks(world, "Wrong.")
     assert world.states() == {1: "Active", 2: "Failed"}
     assert world.status["phase"] == "Ready"
-    assert world.selected() == "glossary-r1"
+    assert world.selected_app() == "glossary-r1"
     assert world.condition("Ready") == ("True", "RevisionActive")
     assert world.condition("Stalled") == ("True", "ParityMismatch")
     assert world.condition("Reconciling") == ("False", "Settled")
@@ -149,60 +145,52 @@ def test_failed_update_leaves_the_old_revision_serving() -> None:
     assert world.names("Deployment") == ["glossary-r1"]
 
 
-def test_failed_revision_is_taken_away_only_after_the_status_says_so() -> None:
+def test_a_failed_revision_is_deleted_only_after_the_status_records_it() -> None:
     world = World()
     world.settle()
-    world.pods_appear(1)
-    world.container_is("glossary-r1-0", restarts=3, running={})
+    world.add_pods(1)
+    world.set_container("glossary-r1-0", restarts=3, running={})
     assert world.reconcile().delete == ()
     assert world.states() == {1: "Failed"}
     assert [ref.name for ref in world.reconcile().delete] == ["glossary-r1"]
 
 
-def test_failed_revision_is_not_tried_again_by_itself() -> None:
-    world = World()
-    world.settle()
-    world.pods_are_ready(1)
-    for _ in range(6):
-        world.settle()
-        world.answer_asks(answer="Wrong.")
-    world.settle()
+def test_a_failed_revision_is_not_retried_by_itself() -> None:
+    world = start_checks()
+    answer_checks(world, "Wrong.")
     writes = world.writes
-    world.later(3600)
+    world.tick(3600)
     world.restart()
     world.settle()
     assert world.writes == writes
     assert world.requeue_after is None
 
 
+def repair_profile(world: World) -> None:
+    change = {"spec": {"hostMemoryPerDevice": "8Gi"}}
+    world.change("AcceleratorProfile", "cpu", change, namespace="")
+
+
 @pytest.mark.parametrize(
     "repair",
     [
-        lambda world: world.edit(artifact=artifact("b")),
-        lambda world: world.edit(probe=probe("Wrong.")),
-        lambda world: world.change(
-            "AcceleratorProfile", "cpu", {"spec": {"hostMemoryPerDevice": "8Gi"}}, namespace=""
-        ),
+        pytest.param(lambda world: world.edit(artifact=artifact("b")), id="new artifact"),
+        pytest.param(lambda world: world.edit(probe=probe("Wrong.")), id="corrected probe"),
+        pytest.param(repair_profile, id="repaired profile"),
     ],
-    ids=["new artifact", "corrected probe", "profile repaired"],
 )
-def test_failed_revision_is_followed_by_a_new_one_when_something_is_repaired(repair) -> None:  # type: ignore[no-untyped-def]
-    world = World()
-    world.settle()
-    world.pods_are_ready(1)
-    for _ in range(6):
-        world.settle()
-        world.answer_asks(answer="Wrong.")
-    world.settle()
+def test_a_repair_starts_a_new_revision_after_a_failed_one(repair: Change) -> None:
+    world = start_checks()
+    answer_checks(world, "Wrong.")
     repair(world)
     world.settle()
     assert world.states() == {1: "Failed", 2: "Starting"}
     assert world.names("Deployment") == ["glossary-r2"]
 
 
-def test_going_back_before_the_switch_drops_the_newcomer_at_once() -> None:
+def test_reverting_the_artifact_before_the_switch_deletes_the_new_revision() -> None:
     world = World()
-    world.rolled_out()
+    world.roll_out()
     world.edit(artifact=artifact("b"))
     world.settle()
     world.edit(artifact=artifact("a"))
@@ -211,54 +199,54 @@ def test_going_back_before_the_switch_drops_the_newcomer_at_once() -> None:
     assert world.names("Deployment") == ["glossary-r1"]
 
 
-def test_going_back_after_the_switch_is_a_new_revision() -> None:
+def test_reverting_the_artifact_after_the_switch_is_a_new_revision() -> None:
     world = World()
-    world.rolled_out()
+    world.roll_out()
     world.edit(artifact=artifact("b"))
-    world.rolled_out(2)
+    world.roll_out(2)
     world.edit(artifact=artifact("a"))
-    world.rolled_out(3)
+    world.roll_out(3)
     assert world.states() == {1: "Retired", 2: "Retired", 3: "Active"}
 
 
 def test_replicas_change_in_place() -> None:
     world = World()
-    world.rolled_out()
+    world.roll_out()
     world.edit(replicas=3)
     world.settle()
     assert world.need("Deployment", "glossary-r1")["spec"]["replicas"] == 3
     assert world.states() == {1: "Active"}
     assert world.condition("Reconciling") == ("True", "RollingOut")
     assert world.status["message"] == "revision 1 answers on 1 of 3 pods"
-    world.pods_are_ready(1, 3)
+    world.make_pods_ready(1, 3)
     world.settle()
     assert world.condition("Reconciling") == ("False", "Settled")
 
 
-def test_replicas_change_while_starting_too() -> None:
+def test_replicas_change_in_place_while_a_revision_starts() -> None:
     world = World()
     world.settle()
     world.edit(replicas=2)
     world.settle()
     assert world.need("Deployment", "glossary-r1")["spec"]["replicas"] == 2
-    world.pods_are_ready(1)
+    world.make_pods_ready(1)
     world.settle()
     assert world.states() == {1: "Starting"}
 
 
 @pytest.mark.parametrize("edit", [{"profile": "big"}, {"gpus": 2}])
-def test_another_pool_or_size_is_a_new_revision(edit: dict[str, object]) -> None:
+def test_another_profile_or_number_of_gpus_is_a_new_revision(edit: dict[str, object]) -> None:
     world = World()
     world.put(profile("big", default=False))
-    world.rolled_out()
+    world.roll_out()
     world.edit(**edit)
     world.settle()
     assert world.states() == {1: "Active", 2: "Starting"}
 
 
-def test_upgrade_or_edited_profile_leaves_a_serving_revision_alone() -> None:
+def test_an_upgrade_and_an_edited_profile_leave_an_active_revision_alone() -> None:
     world = World()
-    world.rolled_out()
+    world.roll_out()
     writes = world.writes
     world.settings = type(world.settings)(trainer_image="trainer:v2", serving_image="vllm:v2")
     world.change("AcceleratorProfile", "cpu", {"spec": {"cpuPerDevice": "7"}}, namespace="")
@@ -266,94 +254,95 @@ def test_upgrade_or_edited_profile_leaves_a_serving_revision_alone() -> None:
     assert world.writes == writes
 
 
-def test_lost_pods_make_it_unready_and_their_return_makes_it_ready() -> None:
+def test_readiness_of_the_endpoint_follows_its_pods() -> None:
     world = World()
-    world.rolled_out()
-    world.pod_is("glossary-r1-0", ready=False)
+    world.roll_out()
+    world.set_pod_ready("glossary-r1-0", ready=False)
     world.settle()
     assert world.condition("Ready") == ("False", "PodsNotReady")
     assert world.status["phase"] == "Deploying"
     assert world.status["message"] == "revision 1 is down"
     assert world.states() == {1: "Active"}
-    world.pod_is("glossary-r1-0", ready=True)
+    world.set_pod_ready("glossary-r1-0", ready=True)
     world.settle()
     assert world.condition("Ready") == ("True", "RevisionActive")
 
 
-def test_deleted_children_of_the_active_revision_come_back() -> None:
-    world = World()
-    world.rolled_out()
+def delete_children(world: World) -> None:
     world.remove("Deployment", "glossary-r1")
     world.remove("Service", NAME)
+
+
+def change_selector(world: World) -> None:
+    world.change("Service", NAME, {"spec": {"selector": {"app": "postgres"}}})
+
+
+@pytest.mark.parametrize("damage", [delete_children, change_selector])
+def test_children_of_the_active_revision_are_restored(damage: Change) -> None:
+    world = World()
+    world.roll_out()
+    damage(world)
     world.settle()
     assert world.names("Deployment") == ["glossary-r1"]
-    assert world.selected() == "glossary-r1"
+    assert world.selected_app() == "glossary-r1"
 
 
-def test_bent_selector_is_set_straight() -> None:
-    world = World()
-    world.rolled_out()
-    world.change("Service", NAME, {"spec": {"selector": {"app": "postgres"}}})
-    world.settle()
-    assert world.selected() == "glossary-r1"
-
-
-def test_every_pod_is_asked() -> None:
+def test_every_pod_is_checked() -> None:
     world = World(endpoint(replicas=3))
     world.settle()
-    world.pods_are_ready(1, 3)
+    world.make_pods_ready(1, 3)
     world.settle()
-    world.answer_asks()
+    world.answer_requests()
     world.settle()
-    assert sum(ask.body is not None for ask in world.asks) == 3
-    first = next(ask.id for ask in world.asks if ask.body)
-    world.answer_asks(answer="Wrong.")
+    assert sum(request.body is not None for request in world.requests) == 3
+    first = next(request.id for request in world.requests if request.body)
+    world.answer_requests(answer="Wrong.")
     world.answers[first] = type(world.answers[first])(
         0, 200, {"choices": [{"message": {"content": ANSWER}}]}
     )
     world.settle()
     assert world.states() == {1: "Checking"}
-    world.answer_asks(answer="Wrong.")
+    world.answer_requests(answer="Wrong.")
     world.settle()
     assert world.states() == {1: "Failed"}
 
 
-def test_without_a_probe_the_listing_is_enough() -> None:
+def test_without_a_probe_the_model_list_is_enough() -> None:
     manifest = endpoint()
     del manifest["spec"]["probe"]
     world = World(manifest)
     world.settle()
-    world.pods_are_ready(1)
+    world.make_pods_ready(1)
     world.settle()
-    world.answer_asks()
+    world.answer_requests()
     world.settle()
     assert world.states() == {1: "Active"}
 
 
-def test_plan_without_news_asks_for_nothing() -> None:
+def test_a_decision_is_empty_if_nothing_has_changed() -> None:
     world = World()
-    world.rolled_out()
+    world.roll_out()
     decision = world.decide()
     assert (decision.create, decision.apply, decision.delete) == ((), (), ())
     assert decision.status == world.status
     assert decision.events == ()
 
 
-def test_endpoint_that_is_being_deleted_is_left_to_its_owner_references() -> None:
+def test_the_children_of_a_deleted_endpoint_are_left_to_garbage_collection() -> None:
     world = World()
-    world.rolled_out()
+    world.roll_out()
     world.change("ModelEndpoint", NAME, {"metadata": {"deletionTimestamp": "2026-11-21T12:00:00Z"}})
     decision = world.decide()
     assert decision.status is None
-    assert (decision.create, decision.apply, decision.delete, decision.asks) == ((), (), (), ())
+    assert (decision.create, decision.apply, decision.delete, decision.requests) == ((), (), (), ())
     uid = world.need("ModelEndpoint", NAME)["metadata"]["uid"]
     for kind, name in (("Deployment", "glossary-r1"), ("Service", NAME)):
         assert world.need(kind, name)["metadata"]["ownerReferences"][0]["uid"] == uid
 
 
-def test_children_of_an_earlier_endpoint_of_the_same_name_are_not_ours() -> None:
+def test_children_of_an_earlier_endpoint_of_the_same_name_are_not_used() -> None:
     world = World()
-    world.rolled_out()
+    world.roll_out()
     world.remove("ModelEndpoint", NAME)
     again = endpoint()
     again["metadata"]["uid"] = "e0000000-0000-0000-0000-000000000002"
@@ -361,28 +350,27 @@ def test_children_of_an_earlier_endpoint_of_the_same_name_are_not_ours() -> None
     world.settle()
     assert world.condition("Stalled") == ("True", "NameTaken")
     assert world.status["phase"] == "Pending"
-    world.remove("Deployment", "glossary-r1")
-    world.remove("Service", NAME)
-    world.rolled_out()
+    delete_children(world)
+    world.roll_out()
 
 
-def test_only_the_newest_ten_revisions_are_told_and_always_the_active_one() -> None:
+def test_the_status_lists_the_newest_ten_revisions_and_the_active_one() -> None:
     world = World()
-    world.rolled_out()
+    world.roll_out()
     for letter in "bcdefbcdefbcdef":
         world.edit(artifact=artifact(letter))
         world.settle()
-    told = [each["revision"] for each in world.status["revisions"]]
-    assert told == [1, *range(8, 17)]
+    listed = [each["revision"] for each in world.status["revisions"]]
+    assert listed == [1, *range(8, 17)]
     assert world.names("Deployment") == ["glossary-r1", "glossary-r16"]
     assert ModelEndpointStatus.model_validate(world.status).active_revision == 1
 
 
-def test_events_tell_the_story() -> None:
+def test_every_start_and_switch_of_a_revision_is_an_event() -> None:
     world = World()
-    world.rolled_out()
+    world.roll_out()
     world.edit(artifact=artifact("b"))
-    world.rolled_out(2)
+    world.roll_out(2)
     assert [event.reason for event in world.events] == [
         "RevisionStarting",
         "RevisionActive",
@@ -391,45 +379,40 @@ def test_events_tell_the_story() -> None:
     ]
 
 
-def _story(world: World) -> None:
-    world.rolled_out()
-    world.edit(artifact=artifact("b"), replicas=2)
-    world.rolled_out(2, 2)
-    world.later(31)
-    world.settle()
+STORY: tuple[Change, ...] = (
+    World.roll_out,
+    lambda world: world.edit(artifact=artifact("b"), replicas=2),
+    lambda world: world.roll_out(2, 2),
+    lambda world: world.tick(31),
+    World.settle,
+)
 
 
 @pytest.mark.parametrize("writes", range(40))
-def test_crash_between_any_two_writes_changes_nothing_in_the_end(writes: int) -> None:
+def test_a_crash_between_any_two_writes_changes_nothing_in_the_end(writes: int) -> None:
     undisturbed, world = World(), World()
-    _story(undisturbed)
+    for step in STORY:
+        step(undisturbed)
     world.crash_after = writes
-    steps = [
-        world.rolled_out,
-        lambda: world.edit(artifact=artifact("b"), replicas=2),
-        lambda: world.rolled_out(2, 2),
-        lambda: world.later(31),
-        world.settle,
-    ]
-    crashed = False
-    for step in steps:
+    has_crashed = False
+    for step in STORY:
         try:
-            step()
+            step(world)
         except Crash:
-            crashed = True
+            has_crashed = True
             world.crash_after = None
             world.restart()
-            step()
-    assert crashed or undisturbed.writes <= writes
+            step(world)
+    assert has_crashed or undisturbed.writes <= writes
     assert world.names("Deployment") == undisturbed.names("Deployment") == ["glossary-r2"]
     assert world.status == undisturbed.status
-    assert world.selected() == "glossary-r2"
+    assert world.selected_app() == "glossary-r2"
     assert {revision_of(pod) for pod in world.cache.list("Pod", NAMESPACE)} == {"2"}
 
 
-def test_lost_status_is_told_again_from_the_children() -> None:
+def test_a_lost_status_is_restored_from_the_children() -> None:
     world = World()
-    world.rolled_out()
+    world.roll_out()
     found = dict(world.need("ModelEndpoint", NAME))
     del found["status"]
     world.put(found)

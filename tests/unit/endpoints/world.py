@@ -121,7 +121,7 @@ class World:
         self.crash_after: int | None = None
         self._versions = itertools.count(1)
         if kserve:
-            self.cache.now_serves(frozenset({("serving.kserve.io", "InferenceService")}))
+            self.cache.set_served_kinds(frozenset({("serving.kserve.io", "InferenceService")}))
         self.put(profile())
         self.put(spec or endpoint())
 
@@ -191,7 +191,7 @@ class World:
         """Revisions and their states."""
         return {each["revision"]: each["state"] for each in self.status["revisions"]}
 
-    def selected(self) -> str | None:
+    def selected_app(self) -> str | None:
         """The label that the pointer Service selects by."""
         service = self.get("Service", NAME)
         return service["spec"]["selector"]["app"] if service else None
@@ -240,7 +240,7 @@ class World:
         self.answers.clear()
         self.requests = ()
 
-    def later(self, seconds: float) -> None:
+    def tick(self, seconds: float) -> None:
         """Let time pass."""
         self.now += timedelta(seconds=seconds)
 
@@ -269,7 +269,7 @@ class World:
 
     # The Deployment controller, the kubelet and vLLM.
 
-    def pods_appear(self, number: int, count: int = 1, **status: Any) -> list[str]:
+    def add_pods(self, number: int, count: int = 1, **status: Any) -> list[str]:
         """The controller makes the pods of a revision."""
         child = self.need("Deployment", f"{NAME}-r{number}")
         template = child["spec"]["template"]
@@ -293,10 +293,10 @@ class World:
                 )
         return names
 
-    def pods_are_ready(self, number: int, count: int = 1) -> None:
+    def make_pods_ready(self, number: int, count: int = 1) -> None:
         """The pods of a revision answer their probes, and the Deployment's status says so."""
-        for name in self.pods_appear(number, count):
-            self.pod_is(name, ready=True)
+        for name in self.add_pods(number, count):
+            self.set_pod_ready(name, ready=True)
         child = self.need("Deployment", f"{NAME}-r{number}")
         status = {
             "observedGeneration": child["metadata"]["generation"],
@@ -305,7 +305,7 @@ class World:
         }
         self.change("Deployment", f"{NAME}-r{number}", {"status": status})
 
-    def pod_is(self, name: str, ready: bool) -> None:
+    def set_pod_ready(self, name: str, ready: bool) -> None:
         """Set the Ready condition of a pod."""
         condition = {
             "type": "Ready",
@@ -314,7 +314,7 @@ class World:
         }
         self.change("Pod", name, {"status": {"phase": "Running", "conditions": [condition]}})
 
-    def container_is(self, name: str, restarts: int = 0, **state: Any) -> None:
+    def set_container(self, name: str, restarts: int = 0, **state: Any) -> None:
         """Set the container's state in the pod's status; `last` is how it ended before."""
         last = state.pop("last", {})
         container = {
@@ -325,7 +325,7 @@ class World:
         }
         self.change("Pod", name, {"status": {"containerStatuses": [container]}})
 
-    def answer_asks(
+    def answer_requests(
         self, answer: str = ANSWER, status: int = 200, error: str | None = None
     ) -> None:
         """vLLM answers everything that it is asked, unless there is an answer already."""
@@ -342,13 +342,13 @@ class World:
                 reply = HttpResponse(at=self.now.timestamp(), error=error)
             self.answers[ask.id] = reply
 
-    def rolled_out(self, number: int = 1, count: int = 1) -> None:
+    def roll_out(self, number: int = 1, count: int = 1) -> None:
         """Let a revision come up and pass its checks."""
         self.settle()
-        self.pods_are_ready(number, count)
+        self.make_pods_ready(number, count)
         for _ in range(4):
             self.settle()
-            self.answer_asks()
+            self.answer_requests()
         self.settle()
         assert self.status["activeRevision"] == number, self.status["message"]
 
