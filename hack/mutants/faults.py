@@ -292,14 +292,14 @@ FAULTS = (
         SIMULATION,
     ),
     Fault(
-        "writes do not carry the version they were planned from",
+        "writes do not carry the resourceVersion of the object that was read",
         "engine/writer.py",
         'fenced = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, **patch}',
         "fenced = dict(patch)",
         SIMULATION,
     ),
     Fault(
-        "a Lease without a duration is taken from a leader that lives",
+        "a Lease without a duration is taken from a live leader",
         "engine/leader_election.py",
         "max(duration, self._timing.lease_duration)",
         "duration",
@@ -333,7 +333,7 @@ FAULTS = (
         "    elif False:\n",
     ),
     Fault(
-        "an old event overwrites what is newer",
+        "an old event overwrites a newer object",
         "engine/cache.py",
         "return version_number(manifest) > version_number(old)",
         "return True",

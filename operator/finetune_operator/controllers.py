@@ -44,8 +44,8 @@ def build_controllers(settings: Settings) -> Controllers:
 
     return Controllers(
         reconcile={
-            "FineTuneJob": _of_object(reconcile_job, settings),
-            "ModelEndpoint": _of_object(reconcile_endpoint, settings),
+            "FineTuneJob": _with_object(reconcile_job, settings),
+            "ModelEndpoint": _with_object(reconcile_endpoint, settings),
             "Workspace": reconcile_workspace_key,
         },
         on_rejected={"FineTuneJob": rejected_job, "ModelEndpoint": rejected_endpoint},
@@ -55,9 +55,11 @@ def build_controllers(settings: Settings) -> Controllers:
     )
 
 
-def _of_object(
+def _with_object(
     reconcile: Callable[[Manifest, View, Settings, datetime], Decision], settings: Settings
 ) -> Reconcile:
+    """The function called with the object of a key; a key whose object is gone needs nothing."""
+
     def reconcile_key(key: Key, view: View, now: datetime) -> Decision | None:
         found = view.get(key.kind, key.namespace, key.name)
         return None if found is None else reconcile(found, view, settings, now)
