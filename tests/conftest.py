@@ -1,7 +1,7 @@
-"""What every suite shares: with CI=true nothing may be left out.
+"""Hooks of every suite: with CI=true a skipped test fails.
 
-A machine without root or without Go cannot run every part, so tests skip with a reason there, which
-the suite repeats at its end. In CI a skip would be a hole that nobody sees, so it is a failure.
+A machine without root or without Go cannot run every part, so tests skip there with a reason, which
+the suite prints at its end. In CI a skip would go unnoticed, so it is a failure.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-# The file into which the suite wants the reasons of skipped tests, one per line.
 SKIPPED = "FINETUNE_SUITE_SKIPPED"
+"""Environment variable: file that gets the reasons of skipped tests, one in each line."""
 
 
-def _refuse(report: pytest.TestReport | pytest.CollectReport) -> None:
+def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
     if not report.skipped or hasattr(report, "wasxfail"):
         return
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
@@ -30,15 +30,15 @@ def _refuse(report: pytest.TestReport | pytest.CollectReport) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A test that was skipped while it was set up or run."""
+    """Check a test that was skipped in its setup or its body."""
     report = yield
-    _refuse(report)
+    _fail_if_skipped(report)
     return report
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """A module that was skipped as a whole."""
+    """Check a module that was skipped as a whole."""
     report = yield
-    _refuse(report)
+    _fail_if_skipped(report)
     return report

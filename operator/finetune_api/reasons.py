@@ -929,7 +929,7 @@ REVISION = (
         "InvalidSpec",
         ENDPOINT,
         "KServe rejects the InferenceService.",
-        "Read the message; check that the cluster's KServe has the release that the operator supports.",
+        "Read the message; check that the operator supports the cluster's release of KServe.",
     ),
     Reason(
         "OOMKilled",

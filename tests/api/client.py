@@ -1,7 +1,7 @@
 """A small synchronous client for tests: plain dicts in and out, every error with its status.
 
-Writes ask for strict field validation, as kubectl does, so that an unknown field is an error here
-too. Paths are made from the kind, because discovery would cost each test a round trip.
+Writes request strict field validation, as kubectl does, so that an unknown field is an error.
+Paths are built from the kind, because discovery would cost each test a round trip.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ API_VERSIONS = {
 
 @dataclass
 class ApiError(Exception):
-    """The API server's refusal: HTTP status, reason and message."""
+    """An error response of the API server: HTTP status, reason and message."""
 
     status: int
     reason: str
@@ -73,7 +73,7 @@ class Api:
         self.client = config.new_client_from_config(str(kubeconfig))
         self.headers = {"Accept": "application/json"}
         if token:
-            # The administrator's certificate would win over the token.
+            # The administrator's certificate would take precedence over the token.
             self.client.configuration.cert_file = self.client.configuration.key_file = None
             self.client = type(self.client)(self.client.configuration)
             self.headers["Authorization"] = f"Bearer {token}"
@@ -133,7 +133,7 @@ class Api:
     def delete(self, kind: str, namespace: str, name: str) -> Manifest:
         """Delete an object in the background."""
         path = object_path(kind, namespace, name)
-        # Without it a Job would be kept to orphan its pods, which nobody here does.
+        # The default for a Job is to orphan its pods, for which no controller runs here.
         return self.request("DELETE", path, propagationPolicy="Background")
 
 
@@ -141,8 +141,8 @@ def _api_error(answer: Any) -> ApiError:
     raw = getattr(answer, "body", None) or getattr(answer, "data", b"")
     text = raw.decode() if isinstance(raw, bytes) else str(raw)
     try:
-        said = json.loads(text)
-        return ApiError(said["code"], said.get("reason", ""), said["message"])
+        status = json.loads(text)
+        return ApiError(status["code"], status.get("reason", ""), status["message"])
     except (ValueError, KeyError):
         return ApiError(answer.status, answer.reason or "", text)
 

@@ -1,7 +1,7 @@
 """Specs that break the rules of the table of combinations, made from the table itself.
 
-Nothing here knows a rule: a value for every condition comes from the condition and from the schema
-of its field, so a rule that is added to the table is tested without a change to the tests.
+A value for every predicate comes from the predicate and from the schema of its field, so a rule
+that is added to the table is tested without a change to the tests.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ABSENT = object()
 
 
 def minimal() -> Spec:
-    """The least spec."""
+    """The smallest valid spec."""
     data = {"train": [{"uri": "s3://b/rows.jsonl"}]}
     return {"model": {"uri": "hf://org/model"}, "dataset": data}
 
@@ -43,7 +43,7 @@ def field(path: str) -> Schema:
 
 
 def sample(schema: Schema) -> Any:
-    """The least value that a schema admits."""
+    """The smallest value that a schema admits."""
     match schema["type"]:
         case "object":
             wanted = schema.get("required", ())
@@ -65,7 +65,7 @@ def _word(schema: Schema) -> str:
 
 
 def put(spec: Spec, path: str, value: Any) -> None:
-    """Set a field; ABSENT takes it away."""
+    """Set a field; ABSENT removes it."""
     *parents, last = path.split(".")
     at = spec
     for parent in parents:
@@ -77,7 +77,7 @@ def put(spec: Spec, path: str, value: Any) -> None:
 
 
 def completed(spec: Spec) -> Spec:
-    """With what GRPO cannot do without, which is no rule of the table."""
+    """The spec with a reward, which GRPO needs by another rule than those of the table."""
     if spec.get("objective") == "GRPO" or "grpo" in spec:
         grpo = spec.setdefault("grpo", {})
         if "rewardModel" not in grpo:
@@ -106,7 +106,7 @@ def breaking(rule: Rule) -> Iterator[Spec]:
 
 
 def _owned(spec: Spec, rule: Rule) -> Spec:
-    """With the choice to which a section belongs, where the rule says nothing about it."""
+    """The spec with the owner of a section, where the rule has no predicate on the owner."""
     paths = [condition.path for condition in rule.when]
     for section, owner, owners in SECTIONS:
         if owner not in paths and any(path.startswith(f"{section}.") for path in paths):
@@ -115,7 +115,8 @@ def _owned(spec: Spec, rule: Rule) -> Spec:
 
 
 def repaired(rule: Rule, broken: Spec) -> Spec:
-    """The spec with nothing changed but the field that the rule names, so that the rule holds."""
+    """The spec with only the field changed that the rule names, so that it breaks the rule no
+    more."""
     schema = field(rule.field)
     others = {"boolean": [False, True], "number": [0], "integer": [0]}.get(schema["type"], [])
     for value in (ABSENT, *schema.get("enum", others)):

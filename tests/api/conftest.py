@@ -1,7 +1,6 @@
 """A real kube-apiserver with our CRDs, once per session, and a fresh namespace for every test.
 
-There are no controllers and no nodes behind it: nothing but the test and the code under test
-changes an object.
+It has no controllers and no nodes: only the test and the code under test change objects.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ CRDS = ROOT / "crds"
 
 
 def started(folder: Path) -> ControlPlane:
-    """A control plane that is not running yet; skips where its programs cannot be had."""
+    """A control plane that is not running yet; skips where its binaries cannot be installed."""
     try:
         return ControlPlane(folder)
     except ClusterError as reason:
@@ -39,13 +38,13 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
 
 @pytest.fixture(scope="session")
 def api(control_plane: ControlPlane) -> Api:
-    """A client with every right."""
+    """A client with all permissions."""
     return Api(control_plane.kubeconfig)
 
 
 @pytest.fixture
 def namespace(api: Api) -> str:
-    """The name of a namespace that only this test uses; it goes with the control plane."""
+    """A namespace for this test alone, which ends with the control plane."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     return name

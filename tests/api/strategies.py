@@ -1,7 +1,7 @@
 """Hypothesis strategies for every spec, made from the models: all that pydantic admits.
 
-Strings with a pattern come from the pattern, numbers from their bounds, optional fields are there
-or not. So a rule that the CRD has and the model has not, or the other way round, is found.
+Strings with a pattern come from the pattern, numbers from their bounds, and optional fields are set
+or left out. So a test finds a rule that only the CRD or only the model has.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from finetune_api.schema import Schema, structural_schema
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-# What a person or a YAML file may hold; control characters and lone surrogates are neither.
+# Characters of a YAML file; control characters and lone surrogates are not among them.
 TEXT = st.characters(min_codepoint=0x20, max_codepoint=0x2FF, exclude_categories=("Cc", "Cs"))
 SAFE_INTEGER = 2**53 - 1
 
@@ -24,7 +24,7 @@ def specs(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
 
 
 def of(schema: Schema) -> st.SearchStrategy[Any]:
-    """Values that a structural schema admits, but for its rules over several fields."""
+    """Values that a structural schema admits, without its rules over several fields."""
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
     match schema["type"]:

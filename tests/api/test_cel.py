@@ -1,4 +1,4 @@
-"""What is wrong with a wish is said by the API server, with the field and what to do."""
+"""The API server refuses a bad spec with the field and what to do."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no data source": ({"dataset__train": []}, "spec.dataset.train"),
     "validation and holdout": (
         {"dataset__validation": TWO[0], "dataset__holdout": "10%"},
-        "give validation or holdout, not both",
+        "dataset has validation and holdout; leave one of them out",
     ),
     "a holdout of nothing": (
         {"dataset__holdout": "0%"},
@@ -58,24 +58,24 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a number where a percentage belongs": ({"dataset__holdout": 10}, "spec.dataset.holdout"),
     "LoRA's settings for full training": (
         {"method": {"type": "Full", "lora": {"rank": 8}}},
-        "lora is only for type LoRA",
+        "method.lora is only for method.type LoRA",
     ),
-    "a revision of what has none": (
+    "a revision of an s3:// model": (
         {"model": {"uri": "s3://bucket/model", "revision": "main"}},
-        "revision needs an hf:// uri",
+        "revision is only for hf:// addresses",
     ),
     "a revision of a file": (
         {"dataset__train": [{"uri": "s3://b/1.jsonl", "revision": "main"}]},
-        "revision needs an hf:// uri",
+        "revision is only for hf:// addresses",
     ),
     "an address without a scheme": (
         {"model__uri": "org/model"},
         'spec.model.uri: Invalid value: "org/model": uri must start with hf://, s3://, gs://, '
-        "https:// or pvc:// and hold no spaces",
+        "https:// or pvc:// and contain no spaces",
     ),
-    "an address with a space": ({"model__uri": "hf://org/my model"}, "hold no spaces"),
-    "a claim that cannot be": ({"model__uri": "pvc://claim-/folder"}, "the name of a claim"),
-    "an address with a control character": ({"model__uri": "hf://org/a\x07"}, "hold no spaces"),
+    "an address with a space": ({"model__uri": "hf://org/my model"}, "contain no spaces"),
+    "an invalid name of a claim": ({"model__uri": "pvc://claim-/folder"}, "the name of a claim"),
+    "an address with a control character": ({"model__uri": "hf://org/a\x07"}, "contain no spaces"),
     "a wrong gate": (
         {"evaluation__gate": [{"metric": "loss", "minImprovement": "2"}]},
         "must be a percentage such as 2% or -0.5%",
@@ -102,10 +102,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_a_job_is_refused_for(api: Api, namespace: str, what: str) -> None:
-    changes, says = REFUSED[what]
+    changes, message = REFUSED[what]
     with pytest.raises(ApiError) as refusal:
         api.create(job(namespace, **changes))
-    assert says in refusal.value.message
+    assert message in refusal.value.message
     assert refusal.value.status in (400, 422)
     assert api.list("FineTuneJob", namespace) == []
 
@@ -126,25 +126,25 @@ def test_a_job_is_refused_without_a_spec(api: Api, namespace: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("a" * 41, "metadata.name must have at most 40 characters"),
         ("1st-job", "begin with a letter"),
         ("my.job", "lower-case letters, digits and '-'"),
     ],
 )
-def test_a_name_that_no_child_can_be_named_after_is_refused(
-    api: Api, namespace: str, name: str, says: str
+def test_a_name_that_is_invalid_for_children_is_refused(
+    api: Api, namespace: str, name: str, message: str
 ) -> None:
     with pytest.raises(ApiError) as refusal:
         api.create(job(namespace, name))
-    assert says in refusal.value.message
+    assert message in refusal.value.message
 
     artifact = {"uri": "pvc://claim/folder", "digest": "sha256:" + 64 * "0"}
     endpoint = {**job(namespace, name), "kind": "ModelEndpoint", "spec": {"artifact": artifact}}
     with pytest.raises(ApiError) as refusal:
         api.create(endpoint)
-    assert says in refusal.value.message
+    assert message in refusal.value.message
 
 
 def test_the_longest_name_is_admitted(api: Api, namespace: str) -> None:
@@ -152,7 +152,7 @@ def test_the_longest_name_is_admitted(api: Api, namespace: str) -> None:
 
 
 STARTED = {"startedAt": "2026-01-05T12:00:00Z", "observedGeneration": 1}
-BEGUN = {"status": {"phase": "Training", **STARTED}}
+TRAINING = {"status": {"phase": "Training", **STARTED}}
 EDITS: dict[str, Any] = {
     "model": {"uri": "hf://org/other"},
     "dataset": {"holdout": "5%"},
@@ -161,39 +161,40 @@ EDITS: dict[str, Any] = {
     "compute": {"nodes": 2},
     "evaluation": {"generations": 8},
 }
-WHILE_IT_RUNS: dict[str, Any] = {
+MUTABLE_WHILE_RUNNING: dict[str, Any] = {
     "serve": {"endpoint": "other"},
     "maxRestarts": 9,
     "suspend": True,
     "activeDeadlineSeconds": 60,
 }
-AT_ANY_TIME = {"ttlSecondsAfterFinished": 60}
+ALWAYS_MUTABLE = {"ttlSecondsAfterFinished": 60}
 
 
 def refusal_of(api: Api, namespace: str, spec: dict[str, Any]) -> str:
-    """What the API server says to this change of the job's spec."""
+    """The message with which the API server refuses this change of the job's spec."""
     with pytest.raises(ApiError) as refusal:
         api.patch("FineTuneJob", namespace, "wish", {"spec": spec})
     return refusal.value.message
 
 
 @pytest.mark.parametrize("field", EDITS)
-def test_a_job_that_has_begun_keeps_its(api: Api, namespace: str, field: str) -> None:
+def test_after_its_start_a_job_keeps_its(api: Api, namespace: str, field: str) -> None:
     api.create(job(namespace))
-    api.patch("FineTuneJob", namespace, "wish", BEGUN, "status")
+    api.patch("FineTuneJob", namespace, "wish", TRAINING, "status")
 
-    says = refusal_of(api, namespace, {field: EDITS[field]})
+    message = refusal_of(api, namespace, {field: EDITS[field]})
 
-    assert f"spec.{field}: Invalid value: {field} cannot change once the job has begun" in says
+    expected = f"spec.{field}: Invalid value: {field} cannot change after the job has started"
+    assert expected in message
     mutable = "activeDeadlineSeconds, maxRestarts, serve, suspend, ttlSecondsAfterFinished"
-    assert f"(only {mutable} can)" in says
-    assert "create a new FineTuneJob" in says
-    assert not [other for other in EDITS if other != field and f"spec.{other}: " in says]
+    assert f"(only {mutable} can)" in message
+    assert "create a new FineTuneJob" in message
+    assert not [other for other in EDITS if other != field and f"spec.{other}: " in message]
 
 
 @pytest.mark.parametrize("phase", [None, "Pending", "Suspended"])
 @pytest.mark.parametrize("field", EDITS)
-def test_a_job_that_has_not_begun_may_change_its(
+def test_before_its_start_a_job_may_change_its(
     api: Api, namespace: str, field: str, phase: str | None
 ) -> None:
     api.create(job(namespace))
@@ -207,7 +208,7 @@ def test_a_job_that_has_not_begun_may_change_its(
 
 
 @pytest.mark.parametrize("phase", ["Preparing", "Training", "Suspended", "Deploying"])
-def test_what_is_acted_on_may_change_while_the_job_runs(
+def test_fields_that_the_operator_acts_on_may_change_while_the_job_runs(
     api: Api, namespace: str, phase: str
 ) -> None:
     api.create(job(namespace))
@@ -215,7 +216,7 @@ def test_what_is_acted_on_may_change_while_the_job_runs(
     status = {"status": {"phase": phase, "stages": stages, **STARTED}}
     api.patch("FineTuneJob", namespace, "wish", status, "status")
 
-    wanted = {**WHILE_IT_RUNS, **AT_ANY_TIME}
+    wanted = {**MUTABLE_WHILE_RUNNING, **ALWAYS_MUTABLE}
     changed = api.patch("FineTuneJob", namespace, "wish", {"spec": wanted})["spec"]
     assert {name: changed[name] for name in wanted} == wanted
 
@@ -225,21 +226,21 @@ def test_what_is_acted_on_may_change_while_the_job_runs(
     assert changed["suspend"] is False
 
 
-@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("has_started", [True, False])
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
 def test_a_job_that_has_ended_may_change_its_time_to_live_and_nothing_else(
-    api: Api, namespace: str, phase: str, begun: bool
+    api: Api, namespace: str, phase: str, has_started: bool
 ) -> None:
-    """Also one that was refused before anything was started."""
+    """Also a job that failed before its first stage."""
     api.create(job(namespace))
-    status = {"status": {"phase": phase, **(STARTED if begun else {})}}
+    status = {"status": {"phase": phase, **(STARTED if has_started else {})}}
     api.patch("FineTuneJob", namespace, "wish", status, "status")
 
-    for field, value in WHILE_IT_RUNS.items():
-        says = refusal_of(api, namespace, {field: value})
-        assert f"{field} cannot change once the job has ended (only ttlSeconds" in says
-        assert "create a new FineTuneJob" in says
-    assert "cannot change once the job has begun" in refusal_of(api, namespace, EDITS)
+    for field, value in MUTABLE_WHILE_RUNNING.items():
+        message = refusal_of(api, namespace, {field: value})
+        assert f"{field} cannot change after the job has ended (only ttlSeconds" in message
+        assert "create a new FineTuneJob" in message
+    assert "cannot change after the job has started" in refusal_of(api, namespace, EDITS)
 
     for seconds in (60, None):
         edit = {"spec": {"ttlSecondsAfterFinished": seconds}}
@@ -249,7 +250,7 @@ def test_a_job_that_has_ended_may_change_its_time_to_live_and_nothing_else(
 
 @pytest.mark.parametrize("phase", ["Deploying", "Suspended"])
 @pytest.mark.parametrize("serve", [None, {"endpoint": "other"}, {"profile": "l4"}])
-def test_the_endpoint_that_was_given_the_model_cannot_be_changed_for_another(
+def test_after_the_job_has_updated_its_endpoint_serve_cannot_change(
     api: Api, namespace: str, phase: str, serve: dict[str, str] | None
 ) -> None:
     api.create(job(namespace, serve__endpoint="bot"))
@@ -257,15 +258,15 @@ def test_the_endpoint_that_was_given_the_model_cannot_be_changed_for_another(
     status = {"status": {"phase": phase, "stages": stages, **STARTED}}
     api.patch("FineTuneJob", namespace, "wish", status, "status")
 
-    says = refusal_of(api, namespace, {"serve": serve})
+    message = refusal_of(api, namespace, {"serve": serve})
 
-    assert "serve cannot change once its endpoint was given the model" in says
-    assert "edit the ModelEndpoint" in says
+    assert "serve cannot change after the job has updated its endpoint" in message
+    assert "edit the ModelEndpoint" in message
 
 
-def test_labels_and_status_of_a_job_that_has_begun_may_change(api: Api, namespace: str) -> None:
+def test_labels_and_status_of_a_started_job_may_change(api: Api, namespace: str) -> None:
     api.create(job(namespace))
-    api.patch("FineTuneJob", namespace, "wish", BEGUN, "status")
+    api.patch("FineTuneJob", namespace, "wish", TRAINING, "status")
     labelled = {"metadata": {"labels": {"team": "search"}}}
     assert api.patch("FineTuneJob", namespace, "wish", labelled)["spec"]
     done = {"status": {"phase": "Succeeded"}}
@@ -273,7 +274,7 @@ def test_labels_and_status_of_a_job_that_has_begun_may_change(api: Api, namespac
 
 
 @pytest.mark.parametrize(
-    ("toleration", "says"),
+    ("toleration", "message"),
     [
         ({"operator": "Exists", "key": "gpu", "value": "x"}, "value is only for operator Equal"),
         ({"value": "x"}, "operator Equal needs a key"),
@@ -281,15 +282,15 @@ def test_labels_and_status_of_a_job_that_has_begun_may_change(api: Api, namespac
         ({"key": "gpu", "value": "a b"}, "must be the value of a label"),
     ],
 )
-def test_a_toleration_that_pods_could_not_have_is_refused(
-    api: Api, toleration: dict[str, str], says: str
+def test_an_invalid_toleration_is_refused(
+    api: Api, toleration: dict[str, str], message: str
 ) -> None:
-    with pytest.raises(ApiError, match=says):
+    with pytest.raises(ApiError, match=message):
         api.create(profile(tolerations=[toleration]))
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"memoryPerDevice": "80 GB"}, "must be a quantity such as 80Gi, 500m or 4"),
         ({"nodeSelector": {"pool of": "h100"}}, "a key must be the key of a label"),
@@ -300,10 +301,10 @@ def test_a_toleration_that_pods_could_not_have_is_refused(
         ({"env": [{"name": "NCCL_A", "value": v} for v in "xy"]}, "Duplicate value"),
     ],
 )
-def test_a_profile_is_refused_for(api: Api, changes: dict[str, Any], says: str) -> None:
+def test_a_profile_is_refused_for(api: Api, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ApiError) as refusal:
         api.create(profile(**changes))
-    assert says in refusal.value.message
+    assert message in refusal.value.message
 
 
 def profile(**changes: Any) -> Manifest:

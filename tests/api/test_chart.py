@@ -1,4 +1,4 @@
-"""The charts: what they render is right, safe, and installs and upgrades on a real API server."""
+"""The charts render valid, safe objects, which install and upgrade on a real API server."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def profiles(*values: str) -> dict[str, dict[str, Any]]:
     return {each["metadata"]["name"]: each["spec"] for each in found}
 
 
-def test_every_pool_of_gpus_tells_its_peak() -> None:
-    told = {name: spec.get("peakFlopsPerDevice") for name, spec in profiles().items()}
-    assert told.pop("cpu") is None
-    assert told == {
+def test_every_pool_of_gpus_has_the_peak_of_its_devices() -> None:
+    peaks = {name: spec.get("peakFlopsPerDevice") for name, spec in profiles().items()}
+    assert peaks.pop("cpu") is None
+    assert peaks == {
         "a100-40gb": 3.12e14,
         "a100-80gb": 3.12e14,
         "h100-80gb": 9.89e14,
@@ -45,11 +45,11 @@ def test_every_pool_of_gpus_tells_its_peak() -> None:
 
 
 @pytest.mark.parametrize("chart", [OPERATOR, CRDS], ids=lambda chart: chart.name)
-def test_helm_finds_nothing_to_complain_about(chart: Path) -> None:
+def test_helm_lint_finds_no_problem(chart: Path) -> None:
     assert "0 chart(s) failed" in helm("lint", "--strict", chart)
 
 
-def test_the_operator_understands_the_arguments_that_the_chart_gives() -> None:
+def test_the_operator_parses_the_arguments_of_the_chart() -> None:
     values = (
         "image.tag=v1",
         "trainer.image.tag=v2",
@@ -71,13 +71,13 @@ def test_the_operator_understands_the_arguments_that_the_chart_gives() -> None:
     assert options.namespaces == ()
 
 
-def test_the_lease_is_in_a_namespace_that_is_looked_after() -> None:
+def test_the_lease_is_in_a_watched_namespace() -> None:
     options = settings.parse(container("watchNamespaces={team-a,team-b}")["args"], {})
     assert options.namespaces == ("team-a", "team-b")
     assert options.lease_namespace == "team-a"
 
 
-def test_images_follow_the_charts_version_where_no_tag_is_given() -> None:
+def test_images_without_a_tag_have_the_charts_version() -> None:
     version = yaml.safe_load((OPERATOR / "Chart.yaml").read_text())["appVersion"]
     assert container()["image"].endswith(f"/finetune-operator:{version}")
 
@@ -88,9 +88,7 @@ def test_both_charts_have_the_same_version() -> None:
     assert (first["version"], first["appVersion"]) == (second["version"], second["appVersion"])
 
 
-def test_the_operators_pod_is_admitted_where_only_restricted_pods_are(
-    api: Api, namespace: str
-) -> None:
+def test_a_restricted_namespace_admits_the_operators_pod(api: Api, namespace: str) -> None:
     restricted = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
     api.patch("Namespace", "", namespace, restricted)
     spec = one(rendered("replicas=2"), "Deployment")["spec"]["template"]["spec"]
@@ -100,12 +98,12 @@ def test_the_operators_pod_is_admitted_where_only_restricted_pods_are(
     assert api.create(pod)["spec"]["containers"][0]["securityContext"]["readOnlyRootFilesystem"]
 
 
-def test_one_replica_needs_no_disruption_budget_and_two_have_one() -> None:
+def test_only_several_replicas_have_a_disruption_budget() -> None:
     kinds = [{each["kind"] for each in rendered(f"replicas={n}")} for n in (1, 2)]
     assert ["PodDisruptionBudget" in each for each in kinds] == [False, True]
 
 
-def test_the_service_monitor_is_there_only_when_asked_for() -> None:
+def test_the_service_monitor_is_rendered_only_when_enabled() -> None:
     assert "ServiceMonitor" not in template()
     monitor = one(rendered("metrics.serviceMonitor.enabled=true"), "ServiceMonitor")
     service = one(rendered(), "Service")
@@ -115,24 +113,24 @@ def test_the_service_monitor_is_there_only_when_asked_for() -> None:
     )
 
 
-def test_every_profile_is_one_that_the_model_admits() -> None:
+def test_the_model_admits_every_profile() -> None:
     found = profiles()
     assert found.keys() == PROFILES
     for spec in found.values():
         AcceleratorProfileSpec.model_validate(spec)
 
 
-def test_the_default_profile_is_the_one_that_the_values_name() -> None:
+def test_the_values_name_the_default_profile() -> None:
     assert [n for n, spec in profiles("profiles.default=cpu").items() if spec["default"]] == ["cpu"]
     assert not [n for n, spec in profiles().items() if spec["default"]]
 
 
-def test_a_profile_can_be_left_out_and_another_put_in() -> None:
+def test_values_can_remove_a_profile_and_add_another() -> None:
     names = profiles("profiles.pools.cpu=null", "profiles.pools.mi300.memoryPerDevice=190Gi").keys()
     assert names == PROFILES - {"cpu"} | {"mi300"}
 
 
-def test_the_values_schema_knows_every_field_of_a_profile() -> None:
+def test_the_values_schema_has_every_field_of_a_profile() -> None:
     schema = json.loads((OPERATOR / "values.schema.json").read_text())
     known = schema["definitions"]["profile"]["properties"].keys()
     fields = {each.alias for each in AcceleratorProfileSpec.model_fields.values()}
@@ -140,7 +138,7 @@ def test_the_values_schema_knows_every_field_of_a_profile() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "says"),
+    ("value", "message"),
     [
         ("replica=2", "replica"),
         ("profiles.default=none-such", 'profiles.default is "none-such"'),
@@ -151,14 +149,14 @@ def test_the_values_schema_knows_every_field_of_a_profile() -> None:
         ("logFormat=xml", "/logFormat"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_refused_by_name(value: str, says: str) -> None:
+def test_helm_refuses_an_invalid_value_by_name(value: str, message: str) -> None:
     with pytest.raises(ClusterError) as refusal:
         template(value)
-    assert says in str(refusal.value)
+    assert message in str(refusal.value)
 
 
 def old_crds(folder: Path) -> Path:
-    """The CRDs' chart as an older version would have had it: without a field and a column."""
+    """The chart of the CRDs as an older version had it: without a field and a column."""
     chart = Path(shutil.copytree(CRDS, folder / "old"))
     path = chart / "templates" / "finetune.dev_finetunejobs.yaml"
     crd = yaml.safe_load(path.read_text())

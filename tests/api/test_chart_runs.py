@@ -1,4 +1,4 @@
-"""The operator itself, started with the chart's arguments and its ServiceAccount's token."""
+"""The operator started with the chart's arguments and its ServiceAccount's token."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ SPECS: dict[str, dict[str, Any]] = {
 
 @contextlib.contextmanager
 def operator(plane: ControlPlane, folder: Path, *values: str) -> Iterator[Path]:
-    """Install the chart and run its operator here, as nothing runs pods; yields its log."""
+    """Install the chart and run its operator in a process here, because no kubelet runs pods;
+    yields its log."""
     upgrade(plane, RELEASE, OPERATOR, *(f"--set={each}" for each in values))
     token = plane.kubectl("create", "token", RELEASE, "-n", SYSTEM).strip()
     access = yaml.safe_load(plane.kubeconfig.read_text())
@@ -62,7 +63,7 @@ def wish(api: Api, kind: str, namespace: str) -> None:
 
 
 def children(api: Api, namespace: str) -> list[Manifest]:
-    """What the operator made for one job and one endpoint."""
+    """What the operator created for one job and one endpoint."""
     return [*api.list("Job", namespace), *api.list("Deployment", namespace)]
 
 
@@ -72,7 +73,7 @@ def phases(api: Api, namespace: str) -> list[str]:
 
 
 @pytest.mark.timeout(180)
-def test_it_works_for_all_namespaces_or_for_those_listed(tmp_path: Path) -> None:
+def test_the_operator_works_in_all_namespaces_or_in_the_listed_ones(tmp_path: Path) -> None:
     with started(tmp_path / "plane") as plane:
         upgrade(plane, "crds", CRDS, "--wait")
         api = Api(plane.kubeconfig)

@@ -1,4 +1,4 @@
-"""The API server refuses what the table of combinations forbids, and nothing else."""
+"""The API server refuses what the table of combinations refuses, and nothing else."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.api.combinations import (
 )
 
 
-def said(api: Api, namespace: str, spec: Spec) -> str:
-    """Why the API server would refuse a spec; empty where it would not."""
+def dry_run(api: Api, namespace: str, spec: Spec) -> str:
+    """The message with which the API server refuses a spec; empty where it accepts it."""
     manifest = {
         "apiVersion": API_VERSION,
         "kind": "FineTuneJob",
@@ -44,30 +44,30 @@ def said(api: Api, namespace: str, spec: Spec) -> str:
 
 
 @pytest.mark.parametrize("number", range(len(RULES)), ids=lambda n: f"{n}-{RULES[n].field}")
-def test_a_job_that_breaks_a_rule_is_refused_and_admitted_without_that(
+def test_a_job_that_breaks_a_rule_is_refused_and_admitted_when_repaired(
     api: Api, namespace: str, number: int
 ) -> None:
     rule: Rule = RULES[number]
     admitted = 0
     for broken in breaking(rule):
-        message = said(api, namespace, broken)
+        message = dry_run(api, namespace, broken)
         assert rule.message in message, broken
         assert f"spec.{rule.field}: Invalid value" in message
-        message = said(api, namespace, repaired(rule, broken))
+        message = dry_run(api, namespace, repaired(rule, broken))
         assert rule.message not in message
         admitted += not message
-    assert admitted, "what is left of the spec is never admitted"
+    assert admitted, "the API server admits no repaired spec"
 
 
 @pytest.mark.parametrize("method", ALL_VALUES["method.type"])
-def test_of_method_objective_and_strategy_the_table_tells_what_is_admitted(
+def test_the_api_server_admits_method_objective_and_strategy_as_the_table_does(
     api: Api, namespace: str, method: str
 ) -> None:
     for objective in ALL_VALUES["objective"]:
         for strategy in (*ALL_VALUES["compute.strategy"], "Auto"):
             spec = completed({**minimal(), "method": {"type": method}, "objective": objective})
             spec["compute"] = {"strategy": strategy}
-            message = said(api, namespace, spec)
+            message = dry_run(api, namespace, spec)
             assert bool(message) == bool(refusal_messages(defaulted(spec))), message
 
 
@@ -88,8 +88,8 @@ def crowded(draw: st.DrawFn) -> Spec:
     return completed(spec)
 
 
-def test_python_and_the_api_server_judge_alike(api: Api, namespace: str) -> None:
-    reasons = {rule.message for rule in RULES}
+def test_python_and_the_api_server_refuse_the_same_specs(api: Api, namespace: str) -> None:
+    messages = {rule.message for rule in RULES}
     seen: set[str] = set()
 
     @settings(
@@ -100,12 +100,12 @@ def test_python_and_the_api_server_judge_alike(api: Api, namespace: str) -> None
     )
     @given(crowded())
     def agree(spec: Spec) -> None:
-        message = said(api, namespace, spec)
+        message = dry_run(api, namespace, spec)
         expected = set(refusal_messages(defaulted(spec)))
-        assert {reason for reason in reasons if reason in message} == expected, message
+        assert {each for each in messages if each in message} == expected, message
         assert bool(message) == bool(expected), message
         seen.update(expected or {"admitted"})
 
     agree()
     assert "admitted" in seen
-    assert len(seen) > len(reasons) / 2, "hardly any rule was tried"
+    assert len(seen) > len(messages) / 2, "hardly any rule was tried"

@@ -1,4 +1,4 @@
-"""kube-apiserver does what the API server in memory does, on which the simulation stands."""
+"""kube-apiserver behaves like the simulation's API server in memory."""
 
 from __future__ import annotations
 

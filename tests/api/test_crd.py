@@ -1,4 +1,4 @@
-"""The kinds as kubectl shows them: columns, names, status apart from spec, shared ownership."""
+"""The kinds in kubectl: columns, names, status as a subresource, shared field ownership."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def table(plane: ControlPlane, *words: str) -> dict[str, str]:
     return {heading[cell].strip(): row[cell].strip() for cell in cells}
 
 
-def test_kubectl_get_tells_in_one_line_where_a_job_is(
+def test_kubectl_get_shows_the_state_of_a_job_in_one_line(
     control_plane: ControlPlane, api: Api, namespace: str
 ) -> None:
     api.create(job(namespace))
@@ -92,7 +92,7 @@ def test_kubectl_get_tells_in_one_line_where_a_job_is(
     assert wide["RESTARTS"] == str(JOB_STATUS["restarts"])
 
 
-def test_kubectl_get_tells_in_one_line_where_an_endpoint_is(
+def test_kubectl_get_shows_the_state_of_an_endpoint_in_one_line(
     control_plane: ControlPlane, api: Api, namespace: str
 ) -> None:
     api.create(endpoint(namespace))
@@ -131,10 +131,10 @@ def test_kubectl_get_shows_the_profiles(control_plane: ControlPlane, api: Api) -
 
 
 def listed(control_plane: ControlPlane, category: str, namespace: str) -> list[str]:
-    """Names by category, which the API server's discovery tells a moment after the kinds."""
+    """Names by category, which the API server's discovery serves a moment after the kinds."""
     deadline = time.monotonic() + 30
     while True:
-        # kubectl would remember for minutes that a kind was not there yet.
+        # kubectl would cache for minutes that a kind was missing.
         with tempfile.TemporaryDirectory() as cache:
             wanted = ("get", category, "-n", namespace, "-o", "name", "--cache-dir", cache)
             try:
@@ -153,17 +153,17 @@ def test_jobs_and_endpoints_are_found_by_category(
     api.create(job(namespace))
     api.create(endpoint(namespace))
     found = listed(control_plane, category, namespace)
-    # Profiles belong to no namespace, and those of other tests are there as well.
+    # Profiles are cluster-scoped, so those of other tests are listed too.
     ours = [each for each in found if not each.startswith("acceleratorprofile")]
     assert ours == ["finetunejob.finetune.dev/wish", "modelendpoint.finetune.dev/bot"]
 
 
 def test_every_field_is_explained(control_plane: ControlPlane) -> None:
-    said = control_plane.kubectl("explain", "finetunejob.spec.dataset.holdout")
-    assert "Share of the training data that is held out" in said
+    text = control_plane.kubectl("explain", "finetunejob.spec.dataset.holdout")
+    assert "Percentage of the training data that is held out" in text
 
 
-def test_who_writes_the_spec_cannot_write_the_status_and_the_other_way_round(
+def test_a_write_of_the_spec_changes_no_status_and_a_write_of_the_status_no_spec(
     api: Api, namespace: str
 ) -> None:
     made = api.create({**job(namespace), "status": JOB_STATUS})
@@ -182,9 +182,7 @@ def test_a_status_comes_back_as_it_was_written(api: Api, namespace: str) -> None
     assert back == api.get("FineTuneJob", namespace, "wish")["status"]
 
 
-def test_a_status_write_that_was_planned_from_an_old_object_is_refused(
-    api: Api, namespace: str
-) -> None:
+def test_a_status_write_for_an_outdated_object_is_refused(api: Api, namespace: str) -> None:
     planned_from = api.create(job(namespace))["metadata"]["resourceVersion"]
     api.patch("FineTuneJob", namespace, "wish", {"spec": {"maxRestarts": 9}})
     late = {"metadata": {"resourceVersion": planned_from}, "status": JOB_STATUS}
@@ -193,7 +191,7 @@ def test_a_status_write_that_was_planned_from_an_old_object_is_refused(
     assert refusal.value.status == 409
 
 
-def test_conditions_are_told_apart_by_their_type(api: Api, namespace: str) -> None:
+def test_a_status_has_one_condition_of_each_type(api: Api, namespace: str) -> None:
     api.create(job(namespace))
     twice = {"conditions": [condition("Succeeded"), condition("Succeeded")]}
     with pytest.raises(ApiError, match="Duplicate value"):
@@ -221,9 +219,7 @@ def test_an_apply_that_changes_nothing_leaves_the_object_as_it_is(api: Api, name
     assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
 
 
-def test_a_user_who_takes_over_the_artifact_is_told_of_the_conflict(
-    api: Api, namespace: str
-) -> None:
+def test_a_user_who_applies_another_artifact_gets_a_conflict(api: Api, namespace: str) -> None:
     api.apply(endpoint(namespace), manager="finetune-operator")
     other = {"uri": "pvc://mine/model", "digest": DIGEST}
     with pytest.raises(ApiError, match=r'conflict with "finetune-operator".*\.spec\.artifact\.uri'):

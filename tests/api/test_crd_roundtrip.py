@@ -1,4 +1,4 @@
-"""Whatever the models admit the API server admits, stores and gives back unchanged; and no more."""
+"""The API server admits the specs that the models admit, and returns them unchanged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SLOW = settings(
 
 
 def stored(api: Api, kind: Kind, namespace: str, spec: dict[str, Any]) -> dict[str, Any] | str:
-    """The spec that came back, or why it was refused."""
+    """The spec that the API server stored, or the message of its refusal."""
     metadata = {"generateName": "made-", "namespace": namespace}
     manifest = {"apiVersion": API_VERSION, "kind": kind.name, "metadata": metadata, "spec": spec}
     try:
@@ -35,13 +35,13 @@ def stored(api: Api, kind: Kind, namespace: str, spec: dict[str, Any]) -> dict[s
 
 
 def rules_over_fields(schema: Schema) -> set[str]:
-    """What the rules say that compare several fields; those are the API server's alone."""
+    """Messages of the rules that compare several fields, which only the API server evaluates."""
     if schema["type"] == "array":
         return rules_over_fields(schema["items"])
     if schema["type"] != "object":
         return set()
-    said = {rule["message"] for rule in schema.get("x-kubernetes-validations", ())}
-    return said.union(*map(rules_over_fields, schema.get("properties", {}).values()))
+    messages = {rule["message"] for rule in schema.get("x-kubernetes-validations", ())}
+    return messages.union(*map(rules_over_fields, schema.get("properties", {}).values()))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
@@ -67,7 +67,7 @@ def test_a_spec_that_the_model_admits_comes_back_as_the_model_reads_it(
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_a_string_is_admitted_by_both_or_by_none(api: Api, namespace: str, kind: Kind) -> None:
+def test_model_and_api_server_admit_the_same_strings(api: Api, namespace: str, kind: Kind) -> None:
     alphabet = "aZ0-._/:% \nGi€hfpvcs"
 
     @SLOW
@@ -102,7 +102,7 @@ PREFIXES = ["", "hf://", "pvc://", "pvc://c/", "sha256:", "10", "a"]
 
 
 def minimal(kind: str) -> dict[str, Any]:
-    """The least spec of a kind."""
+    """The smallest valid spec of a kind."""
     if kind == "FineTuneJob":
         data = {"train": [{"uri": "s3://b/rows.jsonl"}]}
         return {"model": {"uri": "hf://org/model"}, "dataset": data}

@@ -1,4 +1,4 @@
-"""Objects of the first release under today's CRDs: none refused, nothing lost, all of it read."""
+"""Objects of the first release under today's CRDs: all are served, complete and readable."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def named(manifest: Manifest) -> str:
 
 @pytest.fixture(scope="module")
 def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, dict[str, Manifest]]]:
-    """An API server that had the old CRDs, with what was stored then, and now has today's."""
+    """An API server that stored objects under the old CRDs and now has today's CRDs."""
     with started(tmp_path_factory.mktemp("upgraded-plane")) as plane:
         api = Api(plane.kubeconfig)
         _apply(plane, api, FIXTURES / "crds")
@@ -55,7 +55,7 @@ def _store(api: Api, manifest: Manifest) -> Manifest:
 
 
 def missing(old: Any, new: Any, where: str = "") -> list[str]:
-    """What was there before and is not there, or not the same, now; new fields are none of it."""
+    """Paths of the values that are missing or different now; new fields do not count."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [each for key in old for each in missing(old[key], new.get(key), f"{where}.{key}")]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
@@ -68,7 +68,7 @@ def missing(old: Any, new: Any, where: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("manifest", OBJECTS, ids=named)
-def test_nothing_that_was_stored_is_lost(
+def test_an_upgrade_keeps_every_stored_value(
     upgraded: tuple[Api, dict[str, Manifest]], manifest: Manifest
 ) -> None:
     api, stored = upgraded
@@ -79,7 +79,7 @@ def test_nothing_that_was_stored_is_lost(
 
 
 @pytest.mark.parametrize("manifest", OBJECTS, ids=named)
-def test_all_of_it_can_be_read(
+def test_the_models_read_every_stored_object(
     upgraded: tuple[Api, dict[str, Manifest]], manifest: Manifest
 ) -> None:
     api, _ = upgraded
@@ -92,7 +92,7 @@ def test_all_of_it_can_be_read(
 
 
 @pytest.mark.parametrize("manifest", NAMESPACED, ids=named)
-def test_it_can_still_be_edited_and_written(
+def test_a_stored_object_can_still_be_edited(
     upgraded: tuple[Api, dict[str, Manifest]], manifest: Manifest
 ) -> None:
     api, _ = upgraded
@@ -109,7 +109,7 @@ def test_it_can_still_be_edited_and_written(
 
 
 @pytest.mark.parametrize("manifest", NAMESPACED, ids=named)
-def test_the_operator_goes_on_from_it_and_the_api_server_takes_what_it_writes(
+def test_the_operator_continues_a_stored_object_and_the_api_server_accepts_its_writes(
     upgraded: tuple[Api, dict[str, Manifest]], manifest: Manifest
 ) -> None:
     api, _ = upgraded

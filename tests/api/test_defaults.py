@@ -1,4 +1,4 @@
-"""The API server and pydantic agree on every default, and on what may be stored."""
+"""The API server and pydantic set the same defaults."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CASES = [(kind, model, spec) for kind, (model, specs) in MINIMAL.items() for spe
 
 
 @pytest.mark.parametrize(("kind", "model", "spec"), CASES)
-def test_the_api_server_fills_in_the_defaults_of_the_models(
+def test_the_api_server_sets_the_defaults_of_the_models(
     api: Api, namespace: str, kind: str, model: type[WireModel], spec: dict[str, Any]
 ) -> None:
     metadata = {"generateName": "minimal-", "namespace": namespace}

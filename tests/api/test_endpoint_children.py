@@ -1,4 +1,4 @@
-"""The children of a ModelEndpoint as the real API server takes them, in a restricted namespace."""
+"""A real API server accepts the children of a ModelEndpoint in a restricted namespace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every example is admitted as it stands."""
+"""The API server admits every example."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chart's own ServiceAccount can do what the operator does, and nothing else at all."""
+"""The chart's ServiceAccount may do what the operator does, and nothing else."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ IN_NAMESPACES: dict[tuple[str, str], set[str]] = {
     ("serving.kserve.io", "servingruntimes"): READ | {"create", "delete"},
 }
 EVERYWHERE = {("finetune.dev", "acceleratorprofiles"): READ}
-# Every authenticated user may ask what he may do.
+# Every authenticated user may query their own permissions.
 ASKING = {"authorization.k8s.io", "authentication.k8s.io"}
 
 
@@ -65,12 +65,12 @@ class Installed:
 
 @pytest.fixture
 def installed(control_plane: ControlPlane, api: Api, namespace: str) -> Iterator[Installed]:
-    """The chart looking after every namespace."""
+    """The chart with all namespaces watched."""
     yield from install(control_plane, api, namespace)
 
 
 def install(plane: ControlPlane, api: Api, namespace: str, *settings: str) -> Iterator[Installed]:
-    """Apply the chart's RBAC, yield a client with the ServiceAccount's token, take it away."""
+    """Apply the chart's RBAC, yield a client with the ServiceAccount's token, and delete it."""
     kinds = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
     manifests = [m for m in rendered(*settings, namespace=namespace) if m["kind"] in kinds]
     for manifest in manifests:
@@ -83,7 +83,7 @@ def install(plane: ControlPlane, api: Api, namespace: str, *settings: str) -> It
 
 
 def may(client: Api, verb: str, group: str, resource: str, namespace: str, name: str = "") -> bool:
-    """What the API server answers to `kubectl auth can-i`."""
+    """The answer of the API server to `kubectl auth can-i`."""
     plural, _, subresource = resource.partition("/")
     wish = {"verb": verb, "group": group, "resource": plural, "subresource": subresource}
     wish |= {"namespace": namespace, "name": name}
@@ -106,7 +106,9 @@ def resources(api: Api) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.timeout(300)
-def test_it_may_do_what_is_listed_here_and_nothing_else(api: Api, installed: Installed) -> None:
+def test_the_operator_has_the_listed_permissions_and_no_others(
+    api: Api, installed: Installed
+) -> None:
     wanted = IN_NAMESPACES | EVERYWHERE | {("coordination.k8s.io", "leases"): {"create"}}
     found: dict[tuple[str, str], set[str]] = {}
     asked = 0
@@ -119,7 +121,7 @@ def test_it_may_do_what_is_listed_here_and_nothing_else(api: Api, installed: Ins
     assert asked > 800
 
 
-def test_in_another_namespace_it_may_do_the_same_but_for_the_lease(
+def test_in_another_namespace_the_operator_has_the_same_permissions_without_the_lease(
     api: Api, installed: Installed
 ) -> None:
     for (group, resource), verbs in IN_NAMESPACES.items():
@@ -130,7 +132,7 @@ def test_in_another_namespace_it_may_do_the_same_but_for_the_lease(
     assert not may(installed.operator, "get", *lease, name=RELEASE)
 
 
-def test_it_keeps_its_lease_and_touches_no_other(api: Api, installed: Installed) -> None:
+def test_the_operator_renews_its_lease_and_no_other(api: Api, installed: Installed) -> None:
     operator, namespace = installed.operator, installed.namespace
     for name in (RELEASE, "other"):
         lease = {
@@ -156,7 +158,7 @@ def test_it_keeps_its_lease_and_touches_no_other(api: Api, installed: Installed)
     refused(operator, "DELETE", f"{path}/{RELEASE}")
 
 
-def test_it_applies_the_ledgers_of_workspaces_and_no_other_config_map(
+def test_the_operator_applies_the_ledgers_of_workspaces_and_no_other_config_map(
     api: Api, installed: Installed
 ) -> None:
     operator, namespace = installed.operator, installed.namespace
@@ -165,13 +167,13 @@ def test_it_applies_the_ledgers_of_workspaces_and_no_other_config_map(
     found = operator.get("ConfigMap", namespace, JANITOR)
     assert found["data"] == {"kept": ""}
     other = build_ledger(namespace, [])
-    other["metadata"]["name"] = "somebodys"
+    other["metadata"]["name"] = "of-a-user"
     with pytest.raises(ApiError) as refusal:
         operator.apply(other, manager="finetune-operator", force=True)
     assert refusal.value.status == 403
 
 
-def test_it_makes_a_janitor_for_a_thousand_jobs_in_a_restricted_namespace(
+def test_the_operator_creates_a_janitor_for_a_thousand_jobs_in_a_restricted_namespace(
     api: Api, installed: Installed
 ) -> None:
     operator, namespace = installed.operator, installed.namespace
@@ -192,7 +194,7 @@ def test_it_makes_a_janitor_for_a_thousand_jobs_in_a_restricted_namespace(
 
 
 def refused(client: Api, method: str, path: str, body: Any = None) -> None:
-    """The call is forbidden, not merely in vain."""
+    """Assert that the API server forbids the call, not only that it fails."""
     with pytest.raises(ApiError) as refusal:
         client.request(method, path, body)
     assert refusal.value.status == 403
@@ -207,7 +209,7 @@ POD = {"containers": [{"name": "main", "image": "localhost/any"}], "restartPolic
 TEMPLATE = {"metadata": {"labels": {"a": "b"}}, "spec": POD}
 
 
-def test_it_makes_and_removes_the_children_of_a_job_and_writes_its_status(
+def test_the_operator_creates_and_deletes_the_children_of_a_job_and_writes_its_status(
     api: Api, installed: Installed
 ) -> None:
     operator, namespace = installed.operator, installed.namespace
@@ -237,7 +239,7 @@ def test_it_makes_and_removes_the_children_of_a_job_and_writes_its_status(
         assert operator.list(kind) is not None
 
 
-def test_it_rolls_an_endpoint_out(api: Api, installed: Installed) -> None:
+def test_the_operator_rolls_out_an_endpoint(api: Api, installed: Installed) -> None:
     operator, namespace = installed.operator, installed.namespace
     artifact = {"uri": "pvc://claim/folder", "digest": "sha256:" + 64 * "0"}
     endpoint = child("ModelEndpoint", API_VERSION, namespace, spec={"artifact": artifact})
@@ -258,7 +260,7 @@ def test_it_rolls_an_endpoint_out(api: Api, installed: Installed) -> None:
     operator.delete("Deployment", namespace, deployment["metadata"]["name"])
 
 
-def test_it_cannot_read_secrets_run_pods_or_change_what_the_user_wrote(
+def test_the_operator_cannot_read_secrets_run_pods_or_change_specs_of_users(
     api: Api, installed: Installed
 ) -> None:
     operator, namespace = installed.operator, installed.namespace
@@ -277,7 +279,7 @@ def test_it_cannot_read_secrets_run_pods_or_change_what_the_user_wrote(
     refused(operator, "GET", "/api/v1/namespaces")
 
 
-def test_where_namespaces_are_listed_it_works_in_those_only(
+def test_with_watched_namespaces_the_operator_has_permissions_only_there(
     control_plane: ControlPlane, api: Api, namespace: str
 ) -> None:
     other = f"{namespace}-other"
@@ -300,7 +302,7 @@ def test_no_rule_has_a_wildcard_or_names_secrets() -> None:
         assert not [word for word in words if "*" in word or "secret" in word]
 
 
-def test_who_may_edit_a_namespace_may_edit_the_jobs_in_it() -> None:
+def test_users_who_may_edit_a_namespace_may_edit_its_jobs() -> None:
     roles = {m["metadata"]["name"]: m for m in rendered() if m["kind"] == "ClusterRole"}
     edit = roles[f"{RELEASE}-edit"]
     assert edit["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-edit"] == "true"

@@ -29,7 +29,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 {{- end -}}
 
-{{- /* The Lease is watched with everything else, so it is in a namespace that is looked after. */ -}}
+{{- /* The operator watches the Lease too, so it must be in a watched namespace. */ -}}
 {{- define "finetune.leaseNamespace" -}}
 {{- if or (not .Values.watchNamespaces) (has .Release.Namespace .Values.watchNamespaces) -}}
 {{- .Release.Namespace -}}

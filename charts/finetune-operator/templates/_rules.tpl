@@ -1,4 +1,4 @@
-{{- /* What the operator does in a namespace with jobs. No Secret, no wildcard, no exec, no log. */ -}}
+{{- /* The operator's rights in a watched namespace: no Secrets, no wildcards, no exec, no logs. */ -}}
 {{- define "finetune.rules" -}}
 # delete: for ttlSecondsAfterFinished.
 - apiGroups: [finetune.dev]
@@ -10,7 +10,7 @@
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/status, modelendpoints/status]
   verbs: [patch]
-# Where OwnerReferencesPermissionEnforcement is on, to own a child with blockOwnerDeletion.
+# For blockOwnerDeletion on clusters with the admission plugin OwnerReferencesPermissionEnforcement.
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/finalizers, modelendpoints/finalizers]
   verbs: [update]
@@ -23,7 +23,7 @@
 - apiGroups: [""]
   resources: [configmaps, persistentvolumeclaims]
   verbs: [get, list, watch, create]
-# What was needed in a workspace when its janitor last ran.
+# The ledger of what a workspace had to keep when its janitor last ran.
 - apiGroups: [""]
   resources: [configmaps]
   resourceNames: [finetune-janitor]
@@ -43,7 +43,7 @@
 - apiGroups: [serving.kserve.io]
   resources: [servingruntimes]
   verbs: [get, list, watch, create, delete]
-# Its own renewals of the Lease, to notice when watches have died.
+# The operator watches its own renewals of the Lease to detect that watches have died.
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
   resourceNames: [{{ include "finetune.name" . }}]

@@ -1,7 +1,7 @@
-"""How many specs a run makes, from which seed, and what the models say of one.
+"""Number and seed of the specs of a run, and the verdict of the models on one.
 
-`make fuzz N=10000` makes so many of every kind; the suite makes a few hundred, always the same
-ones. A failing spec is shrunk and printed with the seed that finds it again.
+`make fuzz N=10000` makes 10,000 of every kind; the suite makes a few hundred, the same ones in
+every run. A failing spec is shrunk and printed with the seed that reproduces it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from tests.api.client import Manifest
 
 EXAMPLES = int(os.environ.get("FINETUNE_FUZZ", "100"))
-"""Specs of each kind that are judged; planning one costs more, so fewer are."""
+"""Specs of each kind that the API server checks; planning costs more, so PLANS is smaller."""
 PLANS = max(20, EXAMPLES // 3)
 SEED = int(os.environ.get("FINETUNE_FUZZ_SEED", "0"))
 Property = Callable[..., None]
@@ -31,7 +31,7 @@ KIND: dict[str, Kind] = {kind.name: kind for kind in KINDS}
 
 
 def fuzzed(examples: int) -> Callable[[Property], Property]:
-    """Run a property over so many examples of SEED."""
+    """Run a property over this number of examples of SEED."""
     limits = settings(
         max_examples=examples,
         deadline=None,
@@ -43,8 +43,8 @@ def fuzzed(examples: int) -> Callable[[Property], Property]:
     return lambda test: seed(SEED)(limits(test))
 
 
-def said(about: str, seen: Counter[str]) -> None:
-    """What became of the specs, and how the same run is had again."""
+def print_summary(about: str, seen: Counter[str]) -> None:
+    """Print how the specs ended, and the seed that repeats the run."""
     ends = ", ".join(f"{count} {end}" for end, count in seen.most_common())
     print(f"fuzz: {seen.total()} {about}: {ends}; FINETUNE_FUZZ_SEED={SEED}")
 
@@ -56,7 +56,7 @@ def manifest(kind: str, spec: Any, namespace: str, name: str = "fuzzed") -> Mani
 
 
 def models_read(kind: str, schema: Schema, spec: Any) -> SpecModel | str:
-    """What the models make of a spec, or why they do not admit it.
+    """The spec as the models read it, or why they do not admit it.
 
     An absent field and null are the same to the API server, and 2.0 is an integer in JSON.
     """
@@ -71,7 +71,7 @@ def models_read(kind: str, schema: Schema, spec: Any) -> SpecModel | str:
 
 
 def as_read(schema: Schema, value: Any) -> Any:
-    """The value as the API server understands it."""
+    """The value as the API server reads it."""
     if isinstance(value, float) and value.is_integer() and schema.get("type") == "integer":
         return int(value)
     if isinstance(value, list):

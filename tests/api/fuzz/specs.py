@@ -1,8 +1,8 @@
-"""Specs made from the schemas in crds/: what a person writes, and what a person gets wrong.
+"""Specs made from the schemas in crds/: valid ones, and ones with the mistakes of users.
 
-`valid` adds a few fields to the least spec, so that most specs get past the rules over several
+`valid` adds a few fields to the smallest spec, so that most specs pass the rules over several
 fields and are planned. `nearly_valid` then breaks one or two places of it: type, bound, pattern,
-enum, a field too many, a field too few, strings that no keyboard writes.
+enum, a field too many, a field too few, unusual characters.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _leaves(kind: str) -> list[tuple[Place, Schema]]:
 
 @st.composite
 def valid(draw: st.DrawFn, kind: str) -> Spec:
-    """The least spec with a few more fields, each as its own schema wants it.
+    """The smallest valid spec with a few more fields, each valid by its own schema.
 
     Most often a section stands with the choice that it belongs to; else few specs are admitted.
     """
@@ -128,7 +128,7 @@ def _wrong(field: Schema) -> st.SearchStrategy[Any]:
 
 
 def _strings(field: Schema) -> st.SearchStrategy[str]:
-    """Almost what the schema wants: odd characters, one character too many, far too many."""
+    """Almost valid strings: odd characters, one character too many, far too many."""
     good = of(field)
     most = field.get("maxLength", 64)
     odd = st.text(ODD_CHARACTERS + "aZ0-./:_", max_size=12)
@@ -152,7 +152,7 @@ def _put(draw: st.DrawFn, spec: Spec, schema: Schema, place: Place, value: Any) 
 
 
 def _parent(draw: st.DrawFn, spec: Spec, schema: Schema, place: Place) -> Any:
-    """What holds a place; parents that are not there get what they cannot do without."""
+    """The parent of a place; missing parents are created with their required fields."""
     at: Any = spec
     for name in place[:-1]:
         schema = schema["items"] if name == ITEM else schema["properties"][name]
@@ -168,7 +168,7 @@ def _parent(draw: st.DrawFn, spec: Spec, schema: Schema, place: Place) -> Any:
 
 
 def _required(draw: st.DrawFn, schema: Schema) -> Any:
-    """The least of an object or a list."""
+    """The smallest valid object or list."""
     if "properties" not in schema:
         return [] if schema["type"] == "array" else {}
     fields = schema["properties"]

@@ -1,7 +1,7 @@
-"""What the API server stores is planned: to an end, to children that it takes, or to a reason.
+"""The operator plans every stored spec: to an end, to valid children, or to a reason.
 
-The job walks through its stages in the in-memory world of the unit tests, with facts of model and
-data as wild as their schema lets them be; children and status go to the API server as a dry run.
+The job walks through its stages in the in-memory world of the unit tests, with any facts about
+model and data that their schemas admit; children and status go to the API server as a dry run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from tests.api.client import Api, ApiError, object_path
-from tests.api.fuzz.runs import PLANS, fuzzed, manifest, said
+from tests.api.fuzz.runs import PLANS, fuzzed, manifest, print_summary
 from tests.api.fuzz.specs import nearly_valid, valid
 from tests.api.fuzz.test_verdicts import verdict
 from tests.api.strategies import SAFE_INTEGER, of
@@ -29,10 +29,10 @@ from tests.unit.jobs.world import CPU_PROFILE, DATA, MODEL, NAMESPACE, World, jo
 
 STAGES = ("prepare", "train", "evaluate", "export")
 SMALL_GANG = 4
-"""Larger gangs are only launched: their pods would all do the same."""
+"""Larger gangs are only launched, because all their pods behave the same."""
 REMEDY = re.compile(
-    r"\b(goes on when|when it is|mark one|name one|leave the mark|create|use|set|lower|raise|"
-    r"delete|rename|waiting for|waits|kubectl|train longer|choose|give|ask|free|make|change)\b"
+    r"\b(goes on when|continues when|when it is|mark one|name one|leave the mark|create|use|set|"
+    r"lower|raise|delete|rename|waiting for|waits|kubectl|train longer|choose|give|ask|free|make|change)\b"
 )
 
 
@@ -44,13 +44,13 @@ def facts(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
 
 MODELS = st.one_of(st.just(MODEL), facts(ModelFacts))
 DATASETS = st.one_of(st.just(DATA), facts(DataFacts))
-# Of free bytes that are drawn most are too few, and no job would ever train.
+# Most free bytes that are drawn are too few, so that no job would train.
 ROOMY = {"freeBytes": SAFE_INTEGER, "writeBytesPerSecond": 1e9}
 WORKSPACES = st.one_of(st.just(ROOMY), facts(WorkspaceFacts))
 
 
 class Watched(World):
-    """A world that remembers what was asked of it."""
+    """A world that records every child that the operator creates."""
 
     def __init__(self, job: Manifest) -> None:
         super().__init__(job)
@@ -61,14 +61,15 @@ class Watched(World):
         self.wanted.append(copy.deepcopy(manifest))
 
     def delete(self, ref: ObjectRef) -> None:
-        """A job whose time to live is over stays, for its end to be judged."""
+        """Keep a job whose time to live is over, so that the test can check its end."""
         if ref.kind == "FineTuneJob":
             assert self.status["phase"] in ("Succeeded", "Failed"), self.status
             return
         super().delete(ref)
 
     def rest(self) -> None:
-        """Plan until nothing changes: the job ended, was suspended, goes on, or says why not."""
+        """Plan until nothing changes: the job has ended, is suspended, continues, or reports why
+        it does not."""
         self.settle()
         status = self.status
         if status["phase"] == "Succeeded":
@@ -82,7 +83,7 @@ class Watched(World):
             assert failure["message"], failure
             assert failure.get("remedy"), f"a failure without a remedy: {failure}"
             return
-        assert self.decision.requeue_after is not None, "nobody would look again"
+        assert self.decision.requeue_after is not None, "the job would never be reconciled again"
         stalled = self.condition("Stalled")
         if stalled["status"] == "True":
             assert re.fullmatch(r"[A-Z][A-Za-z]+", stalled["reason"]), stalled
@@ -94,13 +95,13 @@ class Watched(World):
 
 @pytest.fixture
 def carrier(api: Api, namespace: str) -> str:
-    """A job that never changes; statuses are tried on it."""
+    """A job that takes the dry-run writes of statuses."""
     api.create(manifest("FineTuneJob", job_manifest()["spec"], namespace, "carrier"))
     return namespace
 
 
 def takes(api: Api, child: Manifest, namespace: str) -> None:
-    """The API server would create this."""
+    """Assert that the API server would create this child."""
     body = copy.deepcopy(child)
     body["metadata"]["namespace"] = namespace
     path = object_path(body["kind"], namespace)
@@ -111,7 +112,7 @@ def takes(api: Api, child: Manifest, namespace: str) -> None:
 
 
 def takes_status(api: Api, kind: str, status: dict[str, Any], namespace: str) -> None:
-    """The API server would write this status."""
+    """Assert that the API server would store this status."""
     path = object_path(kind, namespace, "carrier", "status")
     content = "application/merge-patch+json"
     body = {"status": status}
@@ -119,7 +120,7 @@ def takes_status(api: Api, kind: str, status: dict[str, Any], namespace: str) ->
 
 
 def walk(api: Api, world: Watched, namespace: str, results: dict[str, dict[str, Any]]) -> None:
-    """Bring a job as far as it comes; every child and every status is one that is taken."""
+    """Run a job as far as it gets; the API server must accept every child and every status."""
     for stage in STAGES:
         world.rest()
         takes_status(api, "FineTuneJob", world.status, namespace)
@@ -139,7 +140,7 @@ def walk(api: Api, world: Watched, namespace: str, results: dict[str, dict[str, 
 
 
 @pytest.mark.parametrize("careless", [False, True])
-def test_a_job_that_was_admitted_goes_on_or_says_why_not(
+def test_an_admitted_job_continues_or_reports_why_not(
     api: Api, carrier: str, careless: bool
 ) -> None:
     job = nearly_valid("FineTuneJob") if careless else valid("FineTuneJob")
@@ -148,7 +149,7 @@ def test_a_job_that_was_admitted_goes_on_or_says_why_not(
 
     @fuzzed(PLANS)
     @given(job, pool, MODELS, DATASETS, WORKSPACES, st.booleans())
-    def goes_on(
+    def continues(
         spec: Any, profile: Any, model: Any, data: Any, workspace: Any, claims: bool
     ) -> None:
         stored = verdict(api, "FineTuneJob", carrier, spec)
@@ -169,14 +170,14 @@ def test_a_job_that_was_admitted_goes_on_or_says_why_not(
         seen[end] += 1
 
     try:
-        goes_on()
+        continues()
     finally:
-        said("planned jobs", seen)
+        print_summary("planned jobs", seen)
     assert seen.total() >= PLANS // 2
-    assert seen["Succeeded"] >= PLANS // 20, "hardly a job came to its end"
+    assert seen["Succeeded"] >= PLANS // 20, "hardly any job succeeded"
 
 
-def test_an_endpoint_that_was_admitted_is_served_or_says_why_not(api: Api, namespace: str) -> None:
+def test_an_admitted_endpoint_is_served_or_reports_why_not(api: Api, namespace: str) -> None:
     seen: Counter[str] = Counter()
     spec = valid("ModelEndpoint")
     api.create(manifest("ModelEndpoint", endpoints.endpoint()["spec"], namespace, "carrier"))
@@ -213,5 +214,5 @@ def test_an_endpoint_that_was_admitted_is_served_or_says_why_not(api: Api, names
     try:
         served()
     finally:
-        said("planned endpoints", seen)
+        print_summary("planned endpoints", seen)
     assert seen.total() >= PLANS // 2

@@ -1,4 +1,4 @@
-"""The table of combinations speaks of fields that exist, and leaves every admitted job a way."""
+"""The table of combinations names existing fields, and every admitted job can be trained."""
 
 import itertools
 from pathlib import Path
@@ -31,7 +31,7 @@ def field(path: str) -> Schema:
 
 
 @pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.to_text())
-def test_a_condition_is_about_a_field_that_can_be_so(condition: Predicate) -> None:
+def test_a_predicate_can_hold_for_its_field(condition: Predicate) -> None:
     schema = field(condition.path)
     if isinstance(condition, Is):
         assert set(condition.values) <= set(schema.get("enum", (True, False)))
@@ -45,13 +45,13 @@ def test_the_tables_on_the_page_show_every_value(path: str) -> None:
     assert set(field(path)["enum"]) - {"Auto", "auto"} == set(ALL_VALUES[path])
 
 
-def test_a_reason_tells_what_to_do_in_one_sentence() -> None:
+def test_a_message_says_what_to_do_in_one_sentence() -> None:
     for rule in RULES:
         assert not rule.message.endswith(".")
         assert any(word in rule.message for word in ("leave", "set ", "use ")), rule.message
 
 
-def test_what_is_admitted_can_be_trained_with_some_strategy() -> None:
+def test_every_admitted_job_can_be_trained_with_a_strategy() -> None:
     cells = itertools.product(
         ALL_VALUES["method.type"], ALL_VALUES["objective"], OPTIMIZERS, OFFLOAD
     )
@@ -72,7 +72,7 @@ def test_what_is_admitted_can_be_trained_with_some_strategy() -> None:
 
 
 @pytest.mark.parametrize("reason", [rule.reason for rule in PREPARE_RULES])
-def test_what_prepare_is_said_to_refuse_is_refused_somewhere(reason: str) -> None:
+def test_the_trainer_has_every_reason_of_the_prepare_rules(reason: str) -> None:
     sources = (path.read_text() for path in TRAINER.rglob("*.py"))
     assert any(f'"{reason}"' in text for text in sources)
 
@@ -90,7 +90,7 @@ def test_an_absent_switch_is_on_wherever_it_is_allowed(name: str) -> None:
     assert not resolve_switch(spec(objective="DPO"), "packing")
 
 
-def test_a_change_is_allowed_that_adds_no_reason() -> None:
+def test_a_change_that_breaks_no_further_rule_is_allowed() -> None:
     broken = spec(method={"type": "Bottleneck"})
     assert refusal_messages(broken)
     assert allows(broken, training__packing=True)

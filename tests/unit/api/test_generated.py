@@ -1,4 +1,4 @@
-"""The files that are generated from the models are those that the models generate."""
+"""The generated files in the repository are up to date."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REMEDY = "the models have changed: run `make crds` and commit what it writes"
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_the_crds_in_the_repository_are_those_of_the_models(folder: str) -> None:
+def test_the_crds_are_up_to_date(folder: str) -> None:
     found = {path.name: path.read_text() for path in (ROOT / folder).glob("*.yaml")}
     assert found.keys() == FOLDERS[folder].keys(), REMEDY
     stale = [name for name, text in FOLDERS[folder].items() if found[name] != text]
@@ -25,14 +25,14 @@ def test_the_crds_in_the_repository_are_those_of_the_models(folder: str) -> None
 
 
 @pytest.mark.parametrize("name", crd.render_pages())
-def test_a_page_is_that_of_the_models(name: str) -> None:
+def test_a_page_is_up_to_date(name: str) -> None:
     assert (ROOT / "docs" / name).read_text() == crd.render_pages()[name], REMEDY
 
 
-def test_the_same_models_give_the_same_bytes_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_generation_gives_equal_bytes_and_deletes_other_files(tmp_path: Path) -> None:
     kinds, chart, docs = tmp_path / "kinds", tmp_path / "chart", tmp_path / "docs"
     kinds.mkdir()
-    (kinds / "finetune.dev_gone.yaml").write_text("a kind that is no more")
+    (kinds / "finetune.dev_gone.yaml").write_text("a kind that was removed")
     crd.main([f"--crds={kinds}", f"--chart={chart}", f"--docs={docs}"])
     assert {p.name: p.read_text() for p in kinds.iterdir()} == crd.render_crds()
     assert {p.name: p.read_text() for p in chart.iterdir()} == crd.render_crds(crd.KEEP)
@@ -46,11 +46,11 @@ def test_a_crd_is_small_enough_for_every_tool(kind: crd.Kind) -> None:
 
 
 @pytest.mark.parametrize("text", ["y", "n", "Y", "N", "on", "no", "1e3", "12", "null", "~"])
-def test_a_string_that_other_readers_take_for_something_else_is_quoted(text: str) -> None:
+def test_a_string_that_other_parsers_read_as_another_type_is_quoted(text: str) -> None:
     written = crd.to_yaml({text: text})
     assert f"'{text}': '{text}'" in written
     assert yaml.safe_load(written) == {text: text}
 
 
-def test_helm_finds_nothing_to_expand_in_a_crd() -> None:
+def test_a_crd_contains_no_helm_template() -> None:
     assert not [name for name, text in crd.render_crds().items() if "{{" in text]

@@ -1,4 +1,4 @@
-"""What a model says becomes what the API server can hold, and what it cannot hold is refused."""
+"""Models become structural schemas; a model that cannot become one is an error."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def properties(spec: bool = True) -> dict[str, Schema]:
     return out
 
 
-def test_an_inner_model_stands_where_it_is_used_under_the_description_of_the_field() -> None:
+def test_an_inner_model_is_inlined_with_the_description_of_the_field() -> None:
     inner = properties()["inner"]
     assert inner["description"] == "The first."
     assert inner["properties"]["size"] == {
@@ -55,7 +55,7 @@ def test_an_inner_model_stands_where_it_is_used_under_the_description_of_the_fie
     }
 
 
-def test_a_default_model_is_an_empty_object_which_the_api_server_fills_in() -> None:
+def test_a_default_model_is_an_empty_object() -> None:
     assert properties()["inner"]["default"] == {}
 
 
@@ -66,11 +66,11 @@ def test_an_optional_field_is_neither_required_nor_nullable() -> None:
     assert not {"anyOf", "nullable", "default"} & schema["properties"]["maybe"].keys()
 
 
-def test_a_single_word_is_an_enum() -> None:
+def test_a_constant_is_an_enum() -> None:
     assert properties()["word"]["enum"] == ["only"]
 
 
-def test_an_exclusive_bound_is_a_flag_as_openapi_wants_it() -> None:
+def test_an_exclusive_bound_becomes_a_flag() -> None:
     assert properties()["share"] == {
         "description": "A share.",
         "type": "number",
@@ -89,7 +89,7 @@ def test_lists_and_maps_keep_their_bounds_and_defaults() -> None:
     assert properties()["labels"]["maxProperties"] == 4
 
 
-def test_a_pattern_with_words_becomes_a_rule_with_these_words() -> None:
+def test_a_pattern_with_a_message_becomes_a_rule_with_that_message() -> None:
     child = properties()["child"]
     assert "pattern" not in child
     assert child["x-kubernetes-validations"][0]["rule"] == f"self.matches(r'{CHILD_NAME_PATTERN}')"
@@ -141,7 +141,7 @@ class Either(SpecModel):
 
 
 @pytest.mark.parametrize(
-    ("model", "says"),
+    ("model", "message"),
     [
         (Undescribed, r"Undescribed\.silent: write a docstring"),
         (Deep, r"Undescribed\.silent: write a docstring"),
@@ -152,9 +152,9 @@ class Either(SpecModel):
     ],
 )
 def test_a_model_that_makes_a_bad_crd_is_refused_by_field(
-    model: type[WireModel], says: str
+    model: type[WireModel], message: str
 ) -> None:
-    with pytest.raises(SchemaError, match=says):
+    with pytest.raises(SchemaError, match=message):
         structural_schema(model, spec=issubclass(model, SpecModel))
 
 

@@ -43,7 +43,7 @@ def test_a_skip_fails_in_ci_and_names_its_reason(tmp_path: Path, where: str) -> 
 
 
 @pytest.mark.parametrize("where", SKIPS)
-def test_a_skip_is_only_told_elsewhere(tmp_path: Path, where: str) -> None:
+def test_a_skip_is_only_reported_elsewhere(tmp_path: Path, where: str) -> None:
     done = outcome(tmp_path, SKIPS[where], ci="")
     assert done.returncode in (0, 5)
     assert "no cluster" in done.stdout
