@@ -16,7 +16,8 @@ WORD = regex.compile(rf"(?V1)[{UNSPACED}]\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}_]--[{U
 
 def words(text: str) -> list[str]:
     """Words of any script without case; canonically equivalent spellings are the same word."""
-    return WORD.findall(unicodedata.normalize("NFC", text.casefold()))
+    found: list[str] = WORD.findall(unicodedata.normalize("NFC", text.casefold()))
+    return found
 
 
 def rouge_l(answer: str, reference: str) -> float:
@@ -24,5 +25,6 @@ def rouge_l(answer: str, reference: str) -> float:
     answered, expected = words(answer), words(reference)
     if not answered or not expected:
         return 0.0
-    # The harmonic mean of lcs / len(answered) and lcs / len(expected).
-    return 2 * LCSseq.similarity(answered, expected) / (len(answered) + len(expected))
+    # The harmonic mean of common / len(answered) and common / len(expected).
+    common: int = LCSseq.similarity(answered, expected)
+    return 2 * common / (len(answered) + len(expected))
