@@ -156,7 +156,7 @@ def test_losses_are_averaged_as_their_papers_say(loss: str) -> None:
 # Sampling.
 
 
-def sampled(model: Any, prompts: list[np.ndarray], owners: list[int], **more: Any) -> Any:
+def run_sampling(model: Any, prompts: list[np.ndarray], owners: list[int], **more: Any) -> Any:
     how = sampling.SamplingConfig(
         **{
             "temperature": 1.0,
@@ -175,7 +175,7 @@ def sampled(model: Any, prompts: list[np.ndarray], owners: list[int], **more: An
 
 def test_completions_at_low_temperature_are_the_greedy_ones_of_transformers(model: Any) -> None:
     prompts = [prompt(9, 1), prompt(4, 2), prompt(15, 3)]
-    found = sampled(model, prompts, [0, 1, 2, 1], temperature=1e-4)
+    found = run_sampling(model, prompts, [0, 1, 2, 1], temperature=1e-4)
     for index, owner in enumerate([0, 1, 2, 1]):
         ids = torch.from_numpy(prompts[owner].astype(np.int64))[None]
         config = GenerationConfig(
@@ -189,7 +189,7 @@ def test_a_completion_does_not_depend_on_the_others_in_its_batch(model: Any) -> 
     prompts = [prompt(9, 1), prompt(4, 2), prompt(15, 3)]
     ends = tuple(range(0, VOCABULARY, 6))
     owners = [0, 0, 1, 1, 2, 2, 2, 2]
-    together = sampled(model, prompts, owners, end_tokens=ends, temperature=HOT)
+    together = run_sampling(model, prompts, owners, end_tokens=ends, temperature=HOT)
     for index, owner in enumerate(owners):
         uniform = [sampling.draw_uniforms(1, 1, index, 12)]
         how = sampling.SamplingConfig(HOT, 12, ends, is_collective=False)
@@ -202,7 +202,7 @@ def test_a_completion_does_not_depend_on_the_others_in_its_batch(model: Any) -> 
 
 def test_a_completion_ends_at_its_first_end_token_and_keeps_it(model: Any) -> None:
     ends = tuple(range(0, VOCABULARY, 6))
-    for answer in sampled(model, [prompt(9, 1)], [0] * 16, end_tokens=ends, temperature=HOT):
+    for answer in run_sampling(model, [prompt(9, 1)], [0] * 16, end_tokens=ends, temperature=HOT):
         places = [place for place, token in enumerate(answer) if token in ends]
         assert places in ([], [len(answer) - 1])
         assert places or len(answer) == 12

@@ -3,5 +3,6 @@
 `saver` saves: it writes checkpoints alongside training. `restore` defines which checkpoints are
 complete, restores the newest or the best one, and removes those that are no longer kept.
 `sharded_format` is the file format: one safetensors file per rank. `final_output` gathers the
-trained weights after the last step for the evaluate and export stages.
+trained weights after the last step for the evaluate and export stages. `artifact` publishes the
+folder that the export stage makes from them.
 """
