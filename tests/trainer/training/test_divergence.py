@@ -60,9 +60,7 @@ def test_a_run_that_recovers_from_a_rise_after_warm_up_continues() -> None:
 @pytest.mark.parametrize("height", [4.0, 7.0, 11.0])
 def test_a_diverging_loss_ends_the_run(noise: float, height: float) -> None:
     generator = np.random.default_rng(2)
-    losses = np.concatenate(
-        [falling(200), np.linsthroughput(1.6, height, 30), np.full(200, height)]
-    )
+    losses = np.concatenate([falling(200), np.linspace(1.6, height, 30), np.full(200, height)])
     at = diverges_at(losses + generator.normal(0, noise, len(losses)))
     assert at is not None
     assert 200 + divergence.PATIENCE < at < 280
@@ -147,9 +145,17 @@ def drive_scaled(path: Path, power: int) -> None:
     from deepspeed.accelerator import get_accelerator
     from finetune_trainer.strategies import deepspeed
 
-    # DeepSpeed has fp16 for GPUs only; its arithmetic is the same here.
+    # DeepSpeed supports fp16 on GPUs and a few CPUs; the arithmetic is the same on all others.
     get_accelerator().is_fp16_supported = lambda: True
     loss_scale.INITIAL_POWER = deepspeed.INITIAL_POWER = power
+    drive(path)
+
+
+def drive_without_fp16(path: Path) -> None:
+    """Train as on a CPU for which DeepSpeed has no fp16."""
+    from deepspeed.accelerator import get_accelerator
+
+    get_accelerator().is_fp16_supported = lambda: False
     drive(path)
 
 
@@ -181,10 +187,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         run = run.model_copy(update={"plan": run.plan.model_copy(update=changes)})
         return {"name": name, "run": to_json(run), "fails": True}
 
-    def train(name: str, cases: list[dict[str, Any]], *more: Any) -> None:
+    def train(name: str, cases: list[dict[str, Any]], function: Any = drive, *more: Any) -> None:
         path = root / f"{name}.json"
         path.write_text(json.dumps(cases))
-        function = drive_scaled if more else drive
         pool.run(function, path, *more, world=2, folder=root / f"logs-{name}")
 
     constant = {"schedule": "constant", "warmupRatio": 0}
@@ -196,19 +201,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
             case("fp32", training={"precision": "fp32"}),
         ],
     )
-    path = root / "broken.json"
-    path.write_text(json.dumps([case(f"broken-{s}", strategy=s) for s in STRATEGIES]))
-    pool.run(drive_broken, path, world=2, folder=root / "logs-broken")
-    half = {"precision": "fp16"}
-    train("refused", [case("refused", strategy="ZeRO2", training=half)])
-    train("half", [case(f"half-{s}", strategy=s, training=half) for s in STRATEGIES], 16)
-    high = [case(f"high-{s}", strategy=s, training=half, steps=24) for s in STRATEGIES]
-    train("high", high, 26)
-    train(
-        "endless",
-        [case(f"endless-{s}", strategy=s, training=half, steps=24) for s in STRATEGIES],
-        60,
-    )
+    train("broken", [case(f"broken-{s}", strategy=s) for s in STRATEGIES], drive_broken)
+    fp16: dict[str, Any] = {"training": {"precision": "fp16"}}
+    train("refused", [case("refused", strategy="ZeRO2", **fp16)], drive_without_fp16)
+    cases = [case(f"half-{s}", strategy=s, **fp16) for s in STRATEGIES]
+    train("half", cases, drive_scaled, 16)
+    for name, power in (("high", 26), ("endless", 60)):
+        cases = [case(f"{name}-{s}", strategy=s, steps=24, **fp16) for s in STRATEGIES]
+        train(name, cases, drive_scaled, power)
     return Runs(root)
 
 
@@ -247,7 +247,7 @@ def test_fp16_has_nearly_the_losses_of_fp32(runs: Runs, strategy: str) -> None:
     assert fp16 == pytest.approx(exact, rel=2e-3)
 
 
-def test_fp16_under_zero_is_refused_on_a_cpu(runs: Runs) -> None:
+def test_fp16_under_zero_is_refused_where_deepspeed_lacks_it(runs: Runs) -> None:
     error = runs.case_result("refused")["error"]
     assert error["reason"] == "PrecisionUnsupported"
     assert "bf16 or fp32" in error["remedy"]
