@@ -242,6 +242,6 @@ def _check_system(turns: Sequence[Turn]) -> None:
     if any(turn.role == "system" for turn in turns[1:]):
         raise RowError(
             "BadConversation",
-            "a system turn stands in the middle",
+            "a system turn is in the middle of the conversation",
             "Put the system turn first.",
         )

@@ -1,4 +1,4 @@
-"""Samples: one row each, as its objective learns from it, whatever columns it came in.
+"""Samples: one row each, in the form that its objective learns from.
 
 The kinds are TRL's: messages (which prompt and completion become too), text, preference, unpaired
 preference and prompt only. A sample is what stays on one side of the split, what the mixture draws,

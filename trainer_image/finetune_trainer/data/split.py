@@ -82,7 +82,7 @@ def too_few_samples(count: int, distinct: int) -> UserError:
     return UserError(
         "TooFewRows",
         f"The data has {count} row{'s' if count != 1 else ''}, {distinct} of them distinct; "
-        "two are needed, to learn from one and be judged on the other.",
+        "two are needed, one to learn from and one to evaluate on.",
         "Add rows, or give dataset.validation.",
     )
 
