@@ -1,4 +1,4 @@
-"""What tests of prepare share: folders as its pod sees them, and a hub with a tiny model."""
+"""Helpers of tests of prepare: folders as its pod sees them, and a hub with a tiny model."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ class World:
 
     def fails(self, **changes: Any) -> Failure:
         """Run the stage, which must fail and leave nothing behind."""
-        told = self.fails_again(**changes)
+        failure = self.fails_again(**changes)
         assert not self.data.exists()
         assert {path.name for path in self.root.glob("job/*")} <= {"claims"}
         assert not list(self.root.glob("job/.*"))
         left = [*self.root.glob("cache/*"), *self.root.glob("judges/*")]
-        assert not left, "a model that failed leaves nothing behind"
-        return told
+        assert not left, "a model that was refused leaves nothing behind"
+        return failure
 
     def fails_again(self, **changes: Any) -> Failure:
         """Run the stage, which must fail; an earlier run may have left something."""
@@ -93,8 +93,8 @@ def use_model(hub: Hub, folder: Path, config: dict[str, Any] | None = None) -> N
     if config is not None:
         path = folder / "config.json"
         changed = {**json.loads(path.read_text()), **config}
-        told = {name: value for name, value in changed.items() if value is not None}
-        path.write_text(json.dumps(told))
+        kept = {name: value for name, value in changed.items() if value is not None}
+        path.write_text(json.dumps(kept))
     hub.repositories["acme/tiny"] = Repository(folder)
 
 
@@ -105,5 +105,5 @@ def facts_of(result: StageResult) -> DataFacts:
 
 
 def found(result: StageResult) -> tuple[Any, ...]:
-    """What an attempt found out about its inputs, which does not depend on the attempt."""
+    """The facts in a result, which do not depend on the attempt."""
     return result.model, result.data, result.reward

@@ -180,7 +180,7 @@ def _error(status: int, code: str | None, message: str) -> Response:
 
 @contextlib.contextmanager
 def running_hub(repositories: dict[str, Repository]) -> Iterator[Hub]:
-    """A hub stand-in on a free port."""
+    """A fake hub on a free port."""
     hub = Hub(repositories)
     server = _Server(("127.0.0.1", 0), _Requests)
     server.respond = hub.respond
@@ -196,7 +196,7 @@ class Web:
         self.files = files
         self.url = ""
         self.authorization: str | None = None
-        """What the Authorization header must be, where one is needed."""
+        """Required Authorization header; None where none is needed."""
         self.broken_with: int | None = None
         self.fetched: list[str] = []
 
@@ -236,7 +236,7 @@ class Bucket:
         self.objects = objects
         self.url = ""
         self.token: str | None = None
-        """What the token endpoint hands out, and what is then asked for."""
+        """The token that the token endpoint returns and that requests must have."""
 
     def respond(self, method: str, target: str, headers: dict[str, str]) -> Response:
         """The response to one request."""
@@ -302,7 +302,7 @@ def make_service_account(token_url: str) -> str:
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for localhost that vouches for itself, and its key."""
+    """A self-signed certificate for localhost, and its key."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

@@ -1,4 +1,4 @@
-"""Evaluate and export on the tiny model: what is judged is what is exported."""
+"""Evaluate and export on the tiny model: the evaluated weights are the exported ones."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from finetune_trainer.evaluation import merge
 from finetune_trainer.evaluation import parity_probe as probing
 from finetune_trainer.evaluation.model_card import render_model_card
 from finetune_trainer.generation import greedy
-from finetune_trainer.metrics.bootstrap import bootstrap
-from finetune_trainer.metrics.exact_match import normalised
+from finetune_trainer.metrics.bootstrap import bootstrap_interval
+from finetune_trainer.metrics.exact_match import normalise_text
 from finetune_trainer.runtime.telemetry import RankFile, Report
 from finetune_trainer.training import worker
 from torch import distributed as dist
@@ -83,23 +83,23 @@ def run_for(job: tuple[Path, Path, str], stage: str, **more: Any) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def judged(job: tuple[Path, Path, str]) -> tuple[StageResult, Progress]:
+def evaluated(job: tuple[Path, Path, str]) -> tuple[StageResult, Progress]:
     report = Report("evaluate", 1)
     return evaluate.evaluate(run_for(job, "evaluate"), report), report.snapshot()
 
 
 @pytest.fixture(scope="module")
 def exported(
-    job: tuple[Path, Path, str], judged: tuple[StageResult, Progress]
+    job: tuple[Path, Path, str], evaluated: tuple[StageResult, Progress]
 ) -> tuple[StageResult, Path]:
-    run = run_for(job, "export").model_copy(update={"evaluation": judged[0].evaluation})
+    run = run_for(job, "export").model_copy(update={"evaluation": evaluated[0].evaluation})
     return export.export(run, Report("export", 1)), job[0] / "artifact"
 
 
 def test_the_tuned_model_is_better_and_passes_the_gate(
-    judged: tuple[StageResult, Progress],
+    evaluated: tuple[StageResult, Progress],
 ) -> None:
-    result, progress = judged
+    result, progress = evaluated
     assert result.outcome == "Succeeded"
     assert result.evaluation is not None
     loss = result.evaluation.loss
@@ -112,7 +112,7 @@ def test_the_tuned_model_is_better_and_passes_the_gate(
 
 
 def test_the_loss_is_weighted_by_tokens(
-    job: tuple[Path, Path, str], judged: tuple[StageResult, Progress]
+    job: tuple[Path, Path, str], evaluated: tuple[StageResult, Progress]
 ) -> None:
     root, folder, _ = job
     model = methods.load_model(folder, torch.float32).eval()
@@ -127,15 +127,15 @@ def test_the_loss_is_weighted_by_tokens(
             logits = model(input_ids=ids).logits[0, :-1]
         total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
         count += int((labels != -100).sum())
-    assert judged[0].evaluation is not None
-    assert judged[0].evaluation.loss.tokens == count
-    assert judged[0].evaluation.loss.base == pytest.approx(total / count, rel=1e-6)
+    assert evaluated[0].evaluation is not None
+    assert evaluated[0].evaluation.loss.tokens == count
+    assert evaluated[0].evaluation.loss.base == pytest.approx(total / count, rel=1e-6)
 
 
 def test_the_report_holds_every_example_and_answer(
-    job: tuple[Path, Path, str], judged: tuple[StageResult, Progress]
+    job: tuple[Path, Path, str], evaluated: tuple[StageResult, Progress]
 ) -> None:
-    result = judged[0]
+    result = evaluated[0]
     assert result.report is not None
     data = (job[0] / "job" / result.report).read_bytes()
     assert result.report_digest == f"sha256:{hashlib.sha256(data).hexdigest()}"
@@ -153,7 +153,7 @@ def test_the_report_holds_every_example_and_answer(
 
 
 def test_a_missed_gate_fails_the_job_with_figures(
-    job: tuple[Path, Path, str], judged: tuple[StageResult, Progress], tmp_path: Path
+    job: tuple[Path, Path, str], evaluated: tuple[StageResult, Progress], tmp_path: Path
 ) -> None:
     rules = [
         {"metric": "loss", "minImprovement": "99.5%"},
@@ -180,13 +180,13 @@ def test_a_missed_gate_fails_the_job_with_figures(
     assert not result.evaluation.passed
 
 
-def test_exported_weights_are_the_judged_ones_to_the_last_bit(
+def test_exported_weights_are_bit_for_bit_the_evaluated_ones(
     job: tuple[Path, Path, str], exported: tuple[StageResult, Path]
 ) -> None:
-    judged = merge.load_tuned_model(run_for(job, "evaluate"), torch.float32)
+    evaluated = merge.load_tuned_model(run_for(job, "evaluate"), torch.float32)
     served = methods.load_model(exported[1], torch.float32)
     assert methods.saved_dtype(exported[1]) == torch.bfloat16
-    weights = dict(judged.named_parameters())
+    weights = dict(evaluated.named_parameters())
     assert weights.keys() == dict(served.named_parameters()).keys()
     for name, weight in served.named_parameters():
         assert torch.equal(weight, weights[name]), name
@@ -211,22 +211,22 @@ def test_merged_weights_answer_like_base_plus_adapter(job: tuple[Path, Path, str
         assert torch.allclose(adapted(ids).logits, merged(ids).logits, atol=1e-4)
 
 
-def test_the_probe_is_what_the_exported_folder_says(
-    judged: tuple[StageResult, Progress], exported: tuple[StageResult, Path]
+def test_the_probe_is_the_answer_of_the_exported_folder(
+    evaluated: tuple[StageResult, Progress], exported: tuple[StageResult, Path]
 ) -> None:
-    probe = judged[0].probe
+    probe = evaluated[0].probe
     assert probe is not None
     assert probe.max_tokens <= 32
     model = methods.load_model(exported[1], torch.float32).eval()
     tokenizer = load_tokenizer(exported[1])
     messages = [turn.to_wire() for turn in probe.messages]
     prompt = torch.tensor(greedy.tokenize_messages(tokenizer, messages))[None]
-    said = []
+    generated: list[int] = []
     for _ in range(probe.max_tokens):
         with torch.no_grad():
-            said.append(int(model(prompt).logits[0, -1].argmax()))
-        prompt = torch.cat([prompt, torch.tensor([[said[-1]]])], dim=1)
-    assert tokenizer.decode(said, skip_special_tokens=True) == probe.answer
+            generated.append(int(model(prompt).logits[0, -1].argmax()))
+        prompt = torch.cat([prompt, torch.tensor([[generated[-1]]])], dim=1)
+    assert tokenizer.decode(generated, skip_special_tokens=True) == probe.answer
 
 
 def test_the_artifact_is_described_by_its_manifest(
@@ -253,22 +253,22 @@ def test_the_artifact_is_described_by_its_manifest(
     assert "loss (nats per token)" in card
 
 
-def test_a_presigned_address_does_not_get_into_the_artifact(
+def test_the_signature_of_a_presigned_address_is_not_in_the_artifact(
     job: tuple[Path, Path, str], exported: tuple[StageResult, Path]
 ) -> None:
     run = run_for(job, "export").model_copy(update={"evaluation": None})
     uri = "https://files.example/tiny.tar.gz?X-Signature=hidden"
     data = {**run.raw_spec["dataset"], "train": [{"uri": uri.replace("tar.gz", "jsonl")}]}
     spec = {**run.raw_spec, "model": {"uri": uri}, "dataset": data}
-    leaky = run.model_copy(update={"raw_spec": spec})
-    written = render_model_card(leaky) + json.dumps(make_manifest(leaky, {}))
+    presigned = run.model_copy(update={"raw_spec": spec})
+    written = render_model_card(presigned) + json.dumps(make_manifest(presigned, {}))
     assert "https://files.example/tiny.tar.gz" in written
     assert "https://files.example/tiny.jsonl" in written
     assert "hidden" not in written
 
 
-def test_what_ends_a_turn_of_the_template_ends_generation(tmp_path: Path) -> None:
-    # As in base models, whose lists know the end of a document only.
+def test_the_end_of_turn_token_of_the_template_ends_generation(tmp_path: Path) -> None:
+    # As in base models, whose lists have the end of a document only.
     folder = tiny_model(tmp_path / "tiny")
     (folder / "generation_config.json").write_text('{"eos_token_id": 0}')
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -278,7 +278,7 @@ def test_what_ends_a_turn_of_the_template_ends_generation(tmp_path: Path) -> Non
     assert greedy.find_end_tokens(model, load_tokenizer(folder)) == [0, 2]
 
 
-def test_export_starts_over_where_an_attempt_left_half_a_folder(
+def test_export_starts_again_after_an_attempt_that_left_an_incomplete_folder(
     job: tuple[Path, Path, str], exported: tuple[StageResult, Path]
 ) -> None:
     result, folder = exported
@@ -297,7 +297,7 @@ def test_export_starts_over_where_an_attempt_left_half_a_folder(
     assert files["model.safetensors"]["size"] == (folder / "model.safetensors").stat().st_size
 
 
-def test_an_artifact_that_is_whole_is_kept_as_it_is(
+def test_a_complete_artifact_is_kept_as_it_is(
     job: tuple[Path, Path, str], exported: tuple[StageResult, Path]
 ) -> None:
     _, folder = exported
@@ -309,7 +309,7 @@ def test_an_artifact_that_is_whole_is_kept_as_it_is(
     assert {path.name: path.stat().st_ino for path in folder.iterdir()} == before
 
 
-def test_changed_weights_are_not_judged(job: tuple[Path, Path, str], tmp_path: Path) -> None:
+def test_changed_weights_are_not_evaluated(job: tuple[Path, Path, str], tmp_path: Path) -> None:
     import shutil
 
     from finetune_trainer.runtime.errors import RetryableError
@@ -327,16 +327,16 @@ def test_changed_weights_are_not_judged(job: tuple[Path, Path, str], tmp_path: P
 
 def test_equal_models_have_an_interval_around_zero() -> None:
     losses = np.random.default_rng(1).gamma(2.0, 10.0, 200)
-    assert bootstrap(losses, losses, 7) == (0.0, 0.0)
+    assert bootstrap_interval(losses, losses, 7) == (0.0, 0.0)
     shaken = losses + np.random.default_rng(2).normal(0, 3, 200)
-    low, high = bootstrap(losses, shaken, 7)
+    low, high = bootstrap_interval(losses, shaken, 7)
     assert low < 0 < high
-    assert bootstrap(losses, shaken, 7) == (low, high)
+    assert bootstrap_interval(losses, shaken, 7) == (low, high)
 
 
-def test_an_improvement_has_an_interval_around_itself() -> None:
+def test_the_interval_of_an_improvement_contains_it() -> None:
     losses = np.random.default_rng(1).gamma(2.0, 10.0, 200)
-    low, high = bootstrap(losses, 0.8 * losses, 7)
+    low, high = bootstrap_interval(losses, 0.8 * losses, 7)
     assert low == pytest.approx(20.0)
     assert high == pytest.approx(20.0)
 
@@ -353,10 +353,10 @@ def test_an_improvement_has_an_interval_around_itself() -> None:
 def test_exact_match_ignores_case_punctuation_and_spaces(
     left: str, right: str, equal: bool
 ) -> None:
-    assert (normalised(left) == normalised(right)) is equal
+    assert (normalise_text(left) == normalise_text(right)) is equal
 
 
-def test_margins_decide_where_a_probe_is_cut(tiny_model_folder: Path) -> None:
+def test_a_probe_is_cut_at_the_first_small_margin(tiny_model_folder: Path) -> None:
     tokenizer = load_tokenizer(tiny_model_folder)
     tokens = tokenizer("Badera is a small protocol", add_special_tokens=False)["input_ids"]
     sure = [2.0] * len(tokens)
@@ -402,7 +402,7 @@ def test_a_longer_probe_is_preferred_to_a_surer_one_of_a_single_token(
     assert probe.max_tokens == len(tokens)
 
 
-def test_the_summary_survives_the_wire(judged: tuple[StageResult, Progress]) -> None:
-    summary = judged[0].evaluation
+def test_the_summary_survives_serialisation(evaluated: tuple[StageResult, Progress]) -> None:
+    summary = evaluated[0].evaluation
     assert summary is not None
     assert EvaluationSummary.model_validate(summary.to_wire()) == summary

@@ -40,13 +40,13 @@ CASES = ALLOWED if os.environ.get("FINETUNE_MATRIX") == "all" else pairwise(ALLO
 SHARDED = ("ZeRO3", "FSDP", "ZeRO3 with offload", "FSDP with offload")
 
 
-class Seen:
-    """What the launch left behind."""
+class Outcomes:
+    """Files that the launch left behind."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def told(self, case: Case, run: str, rank: int = 0) -> Any:
+    def read(self, case: Case, run: str, rank: int = 0) -> Any:
         path = self.root / f"{case.name}-{run}-{rank}.json"
         if not path.exists():
             logs = [self.root / f"{case.name}-{rank}.log" for rank in range(case.world)]
@@ -84,19 +84,19 @@ def cell(case: Case, root: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     root = tmp_path_factory.mktemp("matrix")
     tiny_model(root / "volumes" / "models" / "dense")
     tiny_mixtral(root / "volumes" / "models" / "moe")
     write_data(root / "volumes" / "data")
     (root / "cases.json").write_text(json.dumps([cell(case, root) for case in CASES]))
     print(torchrun(2, "tests.trainer.matrix_host", str(root), seconds=30 + 30 * len(CASES)))
-    return Seen(root)
+    return Outcomes(root)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_cell_of_the_matrix(seen: Seen, case: Case) -> None:
-    straight = [seen.told(case, "straight", rank) for rank in range(case.world)]
+def test_a_cell_of_the_matrix(outcomes: Outcomes, case: Case) -> None:
+    straight = [outcomes.read(case, "straight", rank) for rank in range(case.world)]
     assert straight[0]["finished"]
     assert straight[0]["facts"]["worldSize"] == case.world
     assert wrapped_as(case, straight[0]["facts"]["engine"])
@@ -104,16 +104,16 @@ def test_a_cell_of_the_matrix(seen: Seen, case: Case) -> None:
         assert straight[0]["local_elements"] < straight[0]["whole_elements"]
     else:
         assert straight[0]["local_elements"] == straight[0]["whole_elements"]
-    assert len({told["trained_digest"] for told in straight}) == 1
-    history = seen.history(case, "a")
-    assert learnt(case, history), history
-    resumed = seen.told(case, "resumed")
+    assert len({outcome["trained_digest"] for outcome in straight}) == 1
+    history = outcomes.history(case, "a")
+    assert has_learnt(case, history), history
+    resumed = outcomes.read(case, "resumed")
     assert resumed["facts"]["resumedFromStep"] == STOP
-    stopped = seen.history(case, "b", 1) + seen.history(case, "b", 2)
+    stopped = outcomes.history(case, "b", 1) + outcomes.history(case, "b", 2)
     assert [step["loss"] for step in stopped] == [step["loss"] for step in history]
     assert resumed["trained_digest"] == straight[0]["trained_digest"]
-    asked = json.loads((seen.root / f"{case.name}-export.json").read_text())
-    assert asked.get("generated") == 4 or "score" in asked
+    exported = json.loads((outcomes.root / f"{case.name}-export.json").read_text())
+    assert exported.get("generated") == 4 or "score" in exported
 
 
 def wrapped_as(case: Case, engine: str) -> bool:
@@ -124,8 +124,8 @@ def wrapped_as(case: Case, engine: str) -> bool:
     return engine.startswith(next(v for k, v in known.items() if case.strategy.startswith(k)))
 
 
-def learnt(case: Case, history: list[dict[str, Any]]) -> bool:
-    """Whether the loss fell; for GRPO on the same answers, of which every second step has new."""
+def has_learnt(case: Case, history: list[dict[str, Any]]) -> bool:
+    """Whether the loss fell; for GRPO on the same answers, which are new at every second step."""
     assert len(history) == STEPS
     losses = [step["loss"] for step in history]
     if case.objective == "GRPO":
@@ -133,7 +133,7 @@ def learnt(case: Case, history: list[dict[str, Any]]) -> bool:
     return sum(losses[-3:]) < sum(losses[:3])
 
 
-def test_the_cut_holds_every_pair_of_the_whole() -> None:
+def test_the_selection_has_every_pair_of_the_whole_matrix() -> None:
     def pairs(cases: list[Case], first: str, second: str) -> set[tuple[str, str]]:
         return {(getattr(case, first), getattr(case, second)) for case in cases}
 

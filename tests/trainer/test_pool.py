@@ -44,7 +44,7 @@ def test_ranks_meet_and_a_second_case_costs_little(tmp_path: Path) -> None:
     print(f"a case of four ranks took {seconds:.2f} s")
 
 
-def test_exit_codes_are_told_by_rank(tmp_path: Path) -> None:
+def test_exit_codes_are_listed_by_rank(tmp_path: Path) -> None:
     assert pool.start(fail, world=2, folder=tmp_path).wait() == [0, 7]
 
 

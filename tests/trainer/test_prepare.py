@@ -1,4 +1,4 @@
-"""The prepare stage as a whole: sources in, tokens and facts out, faults told before weights."""
+"""The whole prepare stage: sources in, tokens and facts out, mistakes reported before weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.trainer.tiny import CHATML, tiny_model, tiny_rows
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_result_tells_model_and_data(world: World) -> None:
+def test_result_describes_model_and_data(world: World) -> None:
     result = world.prepare()
     assert result.model is not None
     assert (result.model.revision, result.model.folder) == (COMMIT, COMMIT[:16])
@@ -37,28 +37,33 @@ def test_result_tells_model_and_data(world: World) -> None:
     assert world.report.snapshot().message
 
 
-def test_store_holds_the_rows_and_references_stand_in_the_same_order(
+def test_store_has_the_rows_and_the_references_in_the_same_order(
     world: World, tiny_model_folder: Path
 ) -> None:
     facts = facts_of(world.prepare())
     tokenizer = load_tokenizer(tiny_model_folder)
     train, held_out = (TokenStore.open(world.data / side) for side in ("train", "eval"))
-    assert (train.sample_count, train.sequence_count) == (facts.train_examples, facts.train_sequences)
+    assert (train.sample_count, train.sequence_count) == (
+        facts.train_examples,
+        facts.train_sequences,
+    )
     assert (train.token_count, held_out.token_count) == (facts.train_tokens, facts.eval_tokens)
     assert held_out.sequence_count == held_out.sample_count == facts.eval_examples
     assert max(train.sequence_lengths) <= 128
     references = [json.loads(line) for line in _lines(world.data / "eval.jsonl")]
     for index, reference in enumerate(references):
         row = held_out.sequence(index)
-        told = tokenizer.decode(row.labels[row.labels != IGNORED])
-        assert told == reference["reference"] + "<|im_end|>"
+        answer = tokenizer.decode(row.labels[row.labels != IGNORED])
+        assert answer == reference["reference"] + "<|im_end|>"
         prompt = tokenizer.apply_chat_template(reference["messages"], add_generation_prompt=True)
         first = int((row.labels != IGNORED).argmax())
         assert row.input_ids[:first].tolist() == prompt["input_ids"]
     held = {reference["messages"][0]["content"] for reference in references}
-    asked = tokenizer.decode([t for i in range(train.sequence_count) for t in train.sequence(i).input_ids])
+    trained = tokenizer.decode(
+        [t for i in range(train.sequence_count) for t in train.sequence(i).input_ids]
+    )
     assert held
-    assert not any(prompt in asked for prompt in held)
+    assert not any(prompt in trained for prompt in held)
 
 
 def _lines(path: Path) -> list[str]:
@@ -84,7 +89,7 @@ def test_same_inputs_give_the_same_bytes_and_another_seed_others(
     assert other.manifest()["facts"]["digest"] == world.manifest()["facts"]["digest"]
 
 
-def test_second_attempt_keeps_what_the_first_one_finished(world: World, hub: Hub) -> None:
+def test_second_attempt_keeps_the_finished_files_of_the_first(world: World, hub: Hub) -> None:
     first = found(world.prepare())
     kept = (world.data / "manifest.json").stat()
     hub.fetched.clear()
@@ -95,7 +100,7 @@ def test_second_attempt_keeps_what_the_first_one_finished(world: World, hub: Hub
 
 
 @pytest.mark.parametrize("damage", ["train/tokens.npy", "manifest.json"])
-def test_damaged_data_is_made_again(world: World, damage: str) -> None:
+def test_damaged_data_is_written_again(world: World, damage: str) -> None:
     first = found(world.prepare())
     (world.data / damage).unlink()
     assert found(world.prepare()) == first
@@ -113,19 +118,19 @@ def test_rows_that_change_are_tokenised_again(world: World) -> None:
 def test_broken_row_fails_before_the_weights_are_fetched(world: World, hub: Hub) -> None:
     path = world.root / "pvc" / "data" / "rows.jsonl"
     path.write_text(path.read_text() + '{"prompt": "half\n')
-    told = world.fails()
-    assert (told.reason, told.file, told.line) == ("BrokenRow", "rows.jsonl", 101)
+    failure = world.fails()
+    assert (failure.reason, failure.file, failure.line) == ("BrokenRow", "rows.jsonl", 101)
     assert "config.json" in hub.fetched
     assert "model.safetensors" not in hub.fetched
 
 
 def test_prompt_longer_than_a_sequence_fails_with_its_line(world: World) -> None:
     rows = list(tiny_rows(20))
-    rows[13] = {"prompt": "word " * 400, "completion": "no room"}
+    rows[13] = {"prompt": "word " * 400, "completion": "no space"}
     world.rows("rows.jsonl", list(rows))
-    told = world.fails()
-    assert (told.reason, told.file, told.line) == ("PromptTooLong", "rows.jsonl", 14)
-    assert "128" in told.message
+    failure = world.fails()
+    assert (failure.reason, failure.file, failure.line) == ("PromptTooLong", "rows.jsonl", 14)
+    assert "128" in failure.message
 
 
 def test_long_answers_are_cut_and_counted(world: World) -> None:
@@ -143,29 +148,29 @@ def test_equal_rows_are_counted(world: World) -> None:
 
 
 def test_sequence_longer_than_the_context_fails(world: World) -> None:
-    told = world.fails(training={"maxSequenceLength": 1024})
-    assert told.reason == "ContextTooLong"
-    assert "512" in (told.remedy or "")
+    failure = world.fails(training={"maxSequenceLength": 1024})
+    assert failure.reason == "ContextTooLong"
+    assert "512" in (failure.remedy or "")
 
 
-def test_validation_data_is_held_out_whole(world: World) -> None:
+def test_all_validation_data_is_held_out(world: World) -> None:
     world.rows("check.jsonl", list(tiny_rows(130))[90:])
     facts = facts_of(world.prepare(dataset={"validation": {"uri": "pvc://data/check.jsonl"}}))
     assert (facts.train_examples, facts.eval_examples) == (90, 40)
     assert world.manifest()["removedFromTraining"] == 10
 
 
-def test_fault_of_the_validation_data_names_its_file(world: World) -> None:
+def test_error_in_the_validation_data_names_its_file(world: World) -> None:
     world.rows("check.jsonl", [{"prompt": "p", "completion": ""}])
-    told = world.fails(dataset={"validation": {"uri": "pvc://data/check.jsonl"}})
-    assert (told.reason, told.file, told.line) == ("EmptyText", "check.jsonl", 1)
+    failure = world.fails(dataset={"validation": {"uri": "pvc://data/check.jsonl"}})
+    assert (failure.reason, failure.file, failure.line) == ("EmptyText", "check.jsonl", 1)
 
 
-def test_folder_without_rows_is_told(world: World) -> None:
+def test_folder_without_rows_is_reported(world: World) -> None:
     (world.root / "pvc" / "data" / "notes").mkdir()
     (world.root / "pvc" / "data" / "notes" / "README.md").write_text("hello")
-    told = world.fails(dataset={"train": [{"uri": "pvc://data/notes"}]})
-    assert (told.reason, told.file) == ("UnsupportedFormat", "README.md")
+    failure = world.fails(dataset={"train": [{"uri": "pvc://data/notes"}]})
+    assert (failure.reason, failure.file) == ("UnsupportedFormat", "README.md")
 
 
 @pytest.mark.parametrize(
@@ -179,13 +184,13 @@ def test_folder_without_rows_is_told(world: World) -> None:
         ({"vocab_size": 300}, "only 300 rows"),
     ],
 )
-def test_model_that_cannot_be_trained_is_told_before_its_weights(
+def test_model_that_cannot_be_trained_is_reported_before_its_weights(
     world: World, hub: Hub, tmp_path: Path, config: dict[str, Any], words: str
 ) -> None:
     use_model(hub, tiny_model(tmp_path / "model"), config)
-    told = world.fails()
-    assert told.reason == "UnsupportedModel"
-    assert words in told.message
+    failure = world.fails()
+    assert failure.reason == "UnsupportedModel"
+    assert words in failure.message
     assert "model.safetensors" not in hub.fetched
 
 
@@ -197,16 +202,16 @@ def test_model_that_cannot_be_trained_is_told_before_its_weights(
         ("model.safetensors", "pytorch_model.bin is a pickle"),
     ],
 )
-def test_incomplete_model_names_what_is_missing(
+def test_incomplete_model_names_the_missing_file(
     world: World, hub: Hub, tmp_path: Path, missing: str, words: str
 ) -> None:
     folder = tiny_model(tmp_path / "model")
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     (folder / missing).unlink()
     use_model(hub, folder)
-    told = world.fails()
-    assert told.reason == "ModelIncomplete"
-    assert words in told.message
+    failure = world.fails()
+    assert failure.reason == "ModelIncomplete"
+    assert words in failure.message
 
 
 def test_missing_shard_is_named(world: World, hub: Hub, tmp_path: Path) -> None:
@@ -215,12 +220,12 @@ def test_missing_shard_is_named(world: World, hub: Hub, tmp_path: Path) -> None:
     shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     use_model(hub, folder)
-    told = world.fails()
-    assert told.reason == "ModelIncomplete"
-    assert "model-00002-of-00002.safetensors" in told.message
+    failure = world.fails()
+    assert failure.reason == "ModelIncomplete"
+    assert "model-00002-of-00002.safetensors" in failure.message
 
 
-def test_chat_without_a_template_is_told_but_instructions_work(
+def test_chat_without_a_template_is_reported_but_instructions_work(
     world: World, hub: Hub, tmp_path: Path
 ) -> None:
     use_model(hub, tiny_model(tmp_path / "base", template=None))
@@ -229,12 +234,12 @@ def test_chat_without_a_template_is_told_but_instructions_work(
         for i in range(10)
     ]
     world.rows("chat.jsonl", rows)
-    told = world.fails(dataset={"train": [{"uri": "pvc://data/chat.jsonl"}]})
-    assert told.reason == "NoChatTemplate"
+    failure = world.fails(dataset={"train": [{"uri": "pvc://data/chat.jsonl"}]})
+    assert failure.reason == "NoChatTemplate"
     assert facts_of(world.prepare()).format == "instruction"
 
 
-def test_hub_in_trouble_is_tried_again_and_then_works(world: World, hub: Hub) -> None:
+def test_prepare_succeeds_after_an_outage_of_the_hub(world: World, hub: Hub) -> None:
     hub.broken_with = 503
     with pytest.raises(RetryableError):
         world.prepare()
@@ -242,21 +247,21 @@ def test_hub_in_trouble_is_tried_again_and_then_works(world: World, hub: Hub) ->
     assert world.prepare().outcome == "Succeeded"
 
 
-def test_progress_tells_the_rows_done(world: World) -> None:
-    told: list[str] = []
+def test_progress_counts_the_tokenised_rows(world: World) -> None:
+    messages: list[str] = []
 
-    class Listening(Report):
+    class RecordingReport(Report):
         def update(self, message: str | None = None, **fields: Any) -> None:
             super().update(message, **fields)
-            told.append(message or "")
+            messages.append(message or "")
 
-    world.report = Listening("prepare", 1)
+    world.report = RecordingReport("prepare", 1)
     world.prepare()
-    assert "tokenising 100/100" in told
-    assert any(line.startswith("downloading") for line in told)
+    assert "tokenising 100/100" in messages
+    assert any(line.startswith("downloading") for line in messages)
 
 
-def as_a_pod(world: World, **environ: str) -> tuple[int, StageResult, str]:
+def run_as_pod(world: World, **environ: str) -> tuple[int, StageResult, str]:
     run_file, result_file = world.root / "run.json", world.root / "result.json"
     run_file.write_text(world.run_config().model_dump_json(by_alias=True))
     done = subprocess.run(
@@ -278,9 +283,11 @@ def as_a_pod(world: World, **environ: str) -> tuple[int, StageResult, str]:
     return done.returncode, result, done.stdout + done.stderr
 
 
-def test_pod_reads_secrets_from_the_environment_and_tells_nobody(world: World, hub: Hub) -> None:
+def test_pod_reads_secrets_from_the_environment_and_shows_them_nowhere(
+    world: World, hub: Hub
+) -> None:
     hub.repositories["acme/tiny"].token = "hf_s3cret"
-    code, result, log = as_a_pod(
+    code, result, log = run_as_pod(
         world, HF_ENDPOINT=hub.url, FINETUNE_SECRET_MODEL_HF_TOKEN="hf_s3cret"
     )
     assert (code, result.outcome) == (ExitCode.OK, "Succeeded"), log
@@ -290,15 +297,17 @@ def test_pod_reads_secrets_from_the_environment_and_tells_nobody(world: World, h
 
 
 def test_pod_ends_with_a_typed_failure(world: World, hub: Hub) -> None:
-    world.rows("rows.jsonl", [{"text": "no column that is known"}])
-    code, result, log = as_a_pod(world, HF_ENDPOINT=hub.url)
+    world.rows("rows.jsonl", [{"text": "no known column"}])
+    code, result, log = run_as_pod(world, HF_ENDPOINT=hub.url)
     assert code == ExitCode.USER_ERROR
     assert result.failure is not None
     assert (result.failure.reason, result.failure.line) == ("MissingColumn", 1)
     assert "Traceback" not in log
 
 
-def test_template_file_beside_the_tokenizer_counts(world: World, hub: Hub, tmp_path: Path) -> None:
+def test_template_file_next_to_the_tokenizer_is_used(
+    world: World, hub: Hub, tmp_path: Path
+) -> None:
     folder = tiny_model(tmp_path / "model", template=None)
     (folder / "chat_template.jinja").write_text(CHATML)
     use_model(hub, folder)

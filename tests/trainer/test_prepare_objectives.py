@@ -1,4 +1,4 @@
-"""prepare for every objective: the store, the held-out file and the facts that training gets."""
+"""The prepare stage of every objective: the store, the held-out file and the facts."""
 
 from __future__ import annotations
 
@@ -48,12 +48,14 @@ def stores(world: World) -> tuple[TokenStore, TokenStore]:
     return TokenStore.open(world.data / "train"), TokenStore.open(world.data / "eval")
 
 
-def learnt(tokenizer: Any, row: Any) -> str:
+def trained_text(tokenizer: Any, row: Any) -> str:
     return str(tokenizer.decode(row.labels[row.labels != IGNORED]))
 
 
 @pytest.mark.parametrize("objective", ["DPO", "ORPO", "Reward"])
-def test_pairs_stand_side_by_side(world: World, tiny_model_folder: Path, objective: str) -> None:
+def test_pairs_are_stored_next_to_each_other(
+    world: World, tiny_model_folder: Path, objective: str
+) -> None:
     world.rows("rows.jsonl", [*pairs(40), pairs(1)[0]])
     facts = facts_of(world.prepare(objective=objective))
     train, judged = stores(world)
@@ -69,19 +71,19 @@ def test_pairs_stand_side_by_side(world: World, tiny_model_folder: Path, objecti
     tokenizer = load_tokenizer(tiny_model_folder)
     for index, shown in enumerate(held_out(world)):
         chosen, rejected = judged.sequence(2 * index), judged.sequence(2 * index + 1)
-        assert learnt(tokenizer, chosen) == shown["chosen"] + END
-        assert learnt(tokenizer, rejected) == shown["rejected"] + END
+        assert trained_text(tokenizer, chosen) == shown["chosen"] + END
+        assert trained_text(tokenizer, rejected) == shown["rejected"] + END
         first = int((chosen.labels != IGNORED).argmax())
         assert chosen.input_ids[:first].tolist() == rejected.input_ids[:first].tolist()
         assert shown["messages"][0]["content"] in tokenizer.decode(chosen.input_ids[:first])
     sides = [
-        {learnt(tokenizer, store.sequence(i)) for i in range(0, store.sequence_count, 2)}
+        {trained_text(tokenizer, store.sequence(i)) for i in range(0, store.sequence_count, 2)}
         for store in (train, judged)
     ]
     assert not sides[0] & sides[1]
 
 
-def test_kto_from_pairs_keeps_both_answers_on_one_side(
+def test_kto_from_pairs_keeps_both_answers_in_one_split(
     world: World, tiny_model_folder: Path
 ) -> None:
     world.rows("rows.jsonl", pairs(40))
@@ -104,7 +106,7 @@ def test_kto_from_pairs_keeps_both_answers_on_one_side(
     assert set(shown) == {"messages", "completion", "label"}
 
 
-def test_kto_labels_stand_in_the_order_of_the_rows(world: World, tiny_model_folder: Path) -> None:
+def test_kto_labels_are_in_the_order_of_the_rows(world: World, tiny_model_folder: Path) -> None:
     rows = [{**row, "label": index % 3 == 0} for index, row in enumerate(tiny_rows(60))]
     world.rows("rows.jsonl", rows)
     known = {row["completion"] + END: row["label"] for row in rows}
@@ -113,11 +115,13 @@ def test_kto_labels_stand_in_the_order_of_the_rows(world: World, tiny_model_fold
     for side in ("train", "eval"):
         store = TokenStore.open(world.data / side)
         desirable = np.load(world.data / side / "desirable.npy")
-        found = [known[learnt(tokenizer, store.sequence(i))] for i in range(store.sequence_count)]
+        found = [
+            known[trained_text(tokenizer, store.sequence(i))] for i in range(store.sequence_count)
+        ]
         assert found == desirable.tolist()
 
 
-def test_texts_are_packed_and_lose_nothing(world: World, tiny_model_folder: Path) -> None:
+def test_texts_are_packed_completely(world: World, tiny_model_folder: Path) -> None:
     texts = [" ".join(row["completion"] for row in tiny_rows(30, seed)) for seed in range(12)]
     world.rows("rows.jsonl", [{"text": text} for text in texts])
     facts = facts_of(world.prepare(objective="Completion"))
@@ -159,15 +163,15 @@ def test_prompts_go_to_training_with_their_references(
             assert line["reference"] == references[line["messages"][0]["content"]]
 
 
-def test_answers_leave_room_for_the_prompt(world: World) -> None:
-    told = world.fails(objective="GRPO", grpo={**FUNCTION, "maxNewTokens": 128})
-    assert told.reason == "AnswerTooLong"
-    told = world.fails(objective="GRPO", grpo={**FUNCTION, "maxNewTokens": 120})
-    assert (told.reason, told.file) == ("PromptTooLong", "rows.jsonl")
-    assert told.line
+def test_answers_leave_space_for_the_prompt(world: World) -> None:
+    failure = world.fails(objective="GRPO", grpo={**FUNCTION, "maxNewTokens": 128})
+    assert failure.reason == "AnswerTooLong"
+    failure = world.fails(objective="GRPO", grpo={**FUNCTION, "maxNewTokens": 120})
+    assert (failure.reason, failure.file) == ("PromptTooLong", "rows.jsonl")
+    assert failure.line
 
 
-def test_prompts_are_learnt_where_the_job_says_so(world: World) -> None:
+def test_prompts_are_trained_on_if_the_job_sets_it(world: World) -> None:
     few = facts_of(world.prepare())
     train, _ = stores(world)
     before = sum(
@@ -206,7 +210,7 @@ def test_mixture_repeats_the_small_source_and_counts_both(
     train, _ = stores(world)
     tokenizer = load_tokenizer(tiny_model_folder)
     times = Counter(
-        learnt(tokenizer, train.sequence(index)) for index in range(train.sequence_count)
+        trained_text(tokenizer, train.sequence(index)) for index in range(train.sequence_count)
     )
     small = {row["completion"] + END for row in tiny_rows(100)[90:]}
     assert sum(times[text] for text in small) == 25
@@ -214,7 +218,7 @@ def test_mixture_repeats_the_small_source_and_counts_both(
     assert train.sample_count == 85, "an example that is repeated is stored once"
 
 
-def test_weights_of_a_mixture_count(world: World) -> None:
+def test_weights_of_a_mixture_are_applied(world: World) -> None:
     world.rows("other.jsonl", tiny_rows(200)[100:])
     train = [
         {"uri": "pvc://data/rows.jsonl", "weight": 3},
@@ -238,18 +242,18 @@ def test_pairs_of_a_mixture_stay_together(world: World, tiny_model_folder: Path)
     tokenizer = load_tokenizer(tiny_model_folder)
     known = {row["chosen"] + END: row["rejected"] + END for row in pairs(70)}
     for index in range(facts.train_sequences):
-        chosen, rejected = (learnt(tokenizer, store.sequence(2 * index + i)) for i in (0, 1))
+        chosen, rejected = (trained_text(tokenizer, store.sequence(2 * index + i)) for i in (0, 1))
         assert known[chosen] == rejected
 
 
-def test_fault_of_a_later_source_names_its_file(world: World) -> None:
+def test_error_in_a_later_source_names_its_file(world: World) -> None:
     world.rows("other.jsonl", [{"prompt": "p", "completion": "c"}, {"prompt": "p"}])
     train = [{"uri": "pvc://data/rows.jsonl"}, {"uri": "pvc://data/other.jsonl"}]
-    told = world.fails(dataset={"train": train})
-    assert (told.reason, told.file, told.line) == ("MissingColumn", "other.jsonl", 2)
+    failure = world.fails(dataset={"train": train})
+    assert (failure.reason, failure.file, failure.line) == ("MissingColumn", "other.jsonl", 2)
     world.rows("other.jsonl", [{"messages": [{"role": "user", "content": "a"}]}])
-    told = world.fails(dataset={"train": train})
-    assert told.file == "other.jsonl"
+    failure = world.fails(dataset={"train": train})
+    assert failure.file == "other.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -261,7 +265,7 @@ def test_fault_of_a_later_source_names_its_file(world: World) -> None:
         ({"method": {"type": "Prefix"}}, False),
     ],
 )
-def test_rows_are_packed_wherever_that_works(
+def test_rows_are_packed_for_every_architecture_that_supports_it(
     world: World, changes: dict[str, Any], packed: bool
 ) -> None:
     facts = facts_of(world.prepare(**changes))
@@ -276,17 +280,17 @@ def test_architecture_that_mixes_examples_is_not_packed(
     world: World, hub: Hub, tmp_path: Path
 ) -> None:
     use_model(hub, tiny_model(tmp_path / "model"), FALCON)
-    told = world.fails(training={"packing": True})
-    assert told.reason == "PackingUnsupported"
-    assert "falcon" in told.message
-    assert "out" in (told.remedy or "")
+    failure = world.fails(training={"packing": True})
+    assert failure.reason == "PackingUnsupported"
+    assert "falcon" in failure.message
+    assert "out" in (failure.remedy or "")
     assert "model.safetensors" not in hub.fetched
     facts = facts_of(world.prepare())
     assert not facts.packed
     assert facts.train_sequences == facts.train_examples
 
 
-def test_date_of_the_template_is_that_of_prepare_for_good(
+def test_date_of_the_template_stays_that_of_the_first_prepare(
     world: World, hub: Hub, tmp_path: Path
 ) -> None:
     use_model(hub, tiny_model(tmp_path / "dated", template=DATED))
@@ -308,15 +312,15 @@ def test_template_without_a_date_has_none(world: World) -> None:
     assert facts_of(world.prepare()).date is None
 
 
-def test_new_tokens_make_the_vocabulary_larger_only_where_it_is_full(
+def test_new_tokens_enlarge_the_vocabulary_only_if_it_is_full(
     world: World, hub: Hub, tmp_path: Path
 ) -> None:
     tokens = {"tokenizer": {"specialTokens": ["<|tool|>", "<|call|>"]}}
     folder = tiny_model(tmp_path / "model")
     size = len(load_tokenizer(folder))
     use_model(hub, folder, {"vocab_size": size - 1})
-    told = world.fails(model=tokens)
-    assert told.reason == "UnsupportedModel"
+    failure = world.fails(model=tokens)
+    assert failure.reason == "UnsupportedModel"
     for rows, wanted in ((size, size + 2), (size + 1, size + 2), (size + 9, size + 9)):
         use_model(hub, folder, {"vocab_size": rows})
         model = world.prepare(model=tokens).model
@@ -325,7 +329,7 @@ def test_new_tokens_make_the_vocabulary_larger_only_where_it_is_full(
         shutil.rmtree(world.root / "cache")
 
 
-def test_changed_tokenizer_is_that_of_every_stage(world: World, hub: Hub, tmp_path: Path) -> None:
+def test_every_stage_uses_the_changed_tokenizer(world: World, hub: Hub, tmp_path: Path) -> None:
     use_model(hub, tiny_model(tmp_path / "base", template=None))
     template = "{% for m in messages %}<|turn|>{{ m.role }}: {{ m.content }}<|stop|>{% endfor %}"
     model = {"tokenizer": {"chatTemplate": template, "specialTokens": ["<|turn|>", "<|stop|>"]}}
@@ -345,9 +349,9 @@ def test_context_grows_by_the_factor_of_rope(world: World, kind: str) -> None:
     result = world.prepare(model=model, training={"maxSequenceLength": 1280})
     assert result.model is not None
     assert result.model.context_length == 1280
-    told = world.fails_again(model=model, training={"maxSequenceLength": 1281})
-    assert told.reason == "ContextTooLong"
-    assert "1280" in told.message
+    failure = world.fails_again(model=model, training={"maxSequenceLength": 1281})
+    assert failure.reason == "ContextTooLong"
+    assert "1280" in failure.message
 
 
 @pytest.mark.parametrize(
@@ -360,13 +364,13 @@ def test_context_grows_by_the_factor_of_rope(world: World, kind: str) -> None:
         ),
     ],
 )
-def test_positions_that_cannot_be_stretched_are_told(
+def test_positions_that_cannot_be_scaled_are_reported(
     world: World, hub: Hub, tmp_path: Path, config: dict[str, Any], words: str
 ) -> None:
     use_model(hub, tiny_model(tmp_path / "model"), config)
-    told = world.fails(model={"rope": {"type": "yarn", "factor": 2}})
-    assert told.reason == "RopeUnsupported"
-    assert words in told.message
+    failure = world.fails(model={"rope": {"type": "yarn", "factor": 2}})
+    assert failure.reason == "RopeUnsupported"
+    assert words in failure.message
 
 
 def test_settings_for_experts_need_experts(world: World) -> None:
@@ -377,10 +381,10 @@ JUDGE = {
     "architectures": ["LlamaForSequenceClassification"],
     "id2label": {"0": "LABEL_0"},
 }
-WITH_JUDGE = {"rewardModel": {"uri": "hf://acme/judge"}, "maxNewTokens": 32}
+WITH_REWARD_MODEL = {"rewardModel": {"uri": "hf://acme/judge"}, "maxNewTokens": 32}
 
 
-def offer_judge(
+def add_reward_model(
     world: World, hub: Hub, folder: Path, template: str = CHATML, **config: Any
 ) -> None:
     tiny_model(folder, template)
@@ -392,21 +396,21 @@ def offer_judge(
 
 
 def test_reward_model_is_fetched_into_its_own_entry(world: World, hub: Hub, tmp_path: Path) -> None:
-    offer_judge(world, hub, tmp_path / "judge")
-    result = world.prepare(objective="GRPO", grpo=WITH_JUDGE)
+    add_reward_model(world, hub, tmp_path / "judge")
+    result = world.prepare(objective="GRPO", grpo=WITH_REWARD_MODEL)
     assert result.reward is not None
     assert result.reward.architecture == "LlamaForSequenceClassification"
     assert (world.root / "judges" / result.reward.folder / "model.safetensors").is_file()
-    again = world.prepare(objective="GRPO", grpo=WITH_JUDGE)
+    again = world.prepare(objective="GRPO", grpo=WITH_REWARD_MODEL)
     assert found(again) == found(result)
     assert world.prepare().reward is None
 
 
-def test_date_counts_for_the_template_of_the_reward_model_too(
+def test_date_of_the_reward_models_template_counts_too(
     world: World, hub: Hub, tmp_path: Path
 ) -> None:
-    offer_judge(world, hub, tmp_path / "judge", template=DATED)
-    result = world.prepare(today="2024-02-29", objective="GRPO", grpo=WITH_JUDGE)
+    add_reward_model(world, hub, tmp_path / "judge", template=DATED)
+    result = world.prepare(today="2024-02-29", objective="GRPO", grpo=WITH_REWARD_MODEL)
     assert facts_of(result).date == "2024-02-29"
 
 
@@ -418,13 +422,13 @@ def test_date_counts_for_the_template_of_the_reward_model_too(
         ({"id2label": None}, "2 outputs"),
     ],
 )
-def test_model_that_gives_no_reward_is_told_before_any_weights(
+def test_model_that_gives_no_reward_is_reported_before_any_weights(
     world: World, hub: Hub, tmp_path: Path, config: dict[str, Any], words: str
 ) -> None:
-    offer_judge(world, hub, tmp_path / "judge", **config)
-    told = world.fails(objective="GRPO", grpo=WITH_JUDGE)
-    assert told.reason == "NotARewardModel"
-    assert words in told.message
+    add_reward_model(world, hub, tmp_path / "judge", **config)
+    failure = world.fails(objective="GRPO", grpo=WITH_REWARD_MODEL)
+    assert failure.reason == "NotARewardModel"
+    assert words in failure.message
     assert "model.safetensors" not in hub.fetched
 
 
@@ -453,16 +457,16 @@ def test_template_of_the_job_makes_up_for_a_missing_one(
     assert facts.format == "chat"
 
 
-def test_operator_and_stage_agree_which_secret_is_whose(world: World) -> None:
+def test_operator_and_stage_agree_on_the_secret_of_each_source(world: World) -> None:
     train = [{"uri": f"pvc://data/{index}.jsonl"} for index in range(16)]
     validation = {"uri": "pvc://data/check.jsonl"}
     config = world.run_config(
-        objective="GRPO", grpo=WITH_JUDGE, dataset={"train": train, "validation": validation}
+        objective="GRPO", grpo=WITH_REWARD_MODEL, dataset={"train": train, "validation": validation}
     )
     spec = config.spec
-    given = {id(source): prefix for source, prefix in sources(spec)}
+    prefixes = {id(source): prefix for source, prefix in sources(spec)}
     named = [("model", spec.model), *list_data_sources(spec)]
-    assert {where: given[id(source)] for where, source in named} == {
+    assert {where: prefixes[id(source)] for where, source in named} == {
         where: prefix for where, prefix in SECRET_PREFIXES.items() if where != REWARD
     }
     secrets = {where: Credentials({"TOKEN": where}) for where in SECRET_PREFIXES}
@@ -472,41 +476,41 @@ def test_operator_and_stage_agree_which_secret_is_whose(world: World) -> None:
         assert address.credentials.get("TOKEN") == address.spec_field == where
 
 
-def test_nothing_secret_is_written(world: World, hub: Hub, tmp_path: Path) -> None:
-    offer_judge(world, hub, tmp_path / "judge")
-    world.prepare(objective="GRPO", grpo=WITH_JUDGE)
+def test_no_secret_is_written(world: World, hub: Hub, tmp_path: Path) -> None:
+    add_reward_model(world, hub, tmp_path / "judge")
+    world.prepare(objective="GRPO", grpo=WITH_REWARD_MODEL)
     for folder in ("job", "cache", "judges"):
         for path in (world.root / folder).rglob("*"):
             assert path.is_dir() or b"hf_of_the_judge" not in path.read_bytes()
 
 
-def test_data_is_durable_before_it_has_its_name(
+def test_data_is_synced_before_it_gets_its_name(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: set[str] = set()
     named: list[set[str]] = []
     fsync, rename = os.fsync, Path.rename
 
-    def noted(descriptor: int) -> None:
+    def record_sync(descriptor: int) -> None:
         synced.add(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
         fsync(descriptor)
 
-    def renamed(path: Path, target: Path) -> Path:
+    def record_rename(path: Path, target: Path) -> Path:
         files = {str(each) for each in path.rglob("*") if each.is_file()}
         if not target.name.startswith("."):
             named.append(files - synced)
         return rename(path, target)
 
-    monkeypatch.setattr(os, "fsync", noted)
-    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(Path, "rename", record_rename)
     world.prepare()
     assert str(world.root / "job" / ".prepare-1" / "data" / "train" / "tokens.npy") in synced
     assert len(named) >= 2, "the model and the data"
-    assert not set().union(*named), "renamed before it was durable"
+    assert not set().union(*named), "renamed before it was synced"
 
 
-def test_pattern_that_would_hang_is_told_before_anything_is_fetched(world: World, hub: Hub) -> None:
+def test_pattern_that_would_hang_is_reported_before_any_download(world: World, hub: Hub) -> None:
     rewards = [{"type": "regex", "pattern": "(a+)+$"}]
-    told = world.fails(objective="GRPO", grpo={"rewards": rewards})
-    assert told.reason == "BadPattern"
+    failure = world.fails(objective="GRPO", grpo={"rewards": rewards})
+    assert failure.reason == "BadPattern"
     assert hub.fetched == []

@@ -1,4 +1,4 @@
-"""The shell of a stage: every way of ending gives one result, one line and one exit code."""
+"""run_stage: every way of ending gives one result, one line and one exit code."""
 
 import json
 import os
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def start(folder: Path, body: str, run: str | None = None) -> subprocess.Popen[str]:
-    """A stage whose work is `body`, in a process of its own."""
+    """Start a stage whose work is `body`, in a process of its own."""
     config = {
         "job": {"name": "j", "namespace": "n", "uid": "u"},
         "stage": "prepare",
@@ -80,7 +80,7 @@ def end(folder: Path, process: subprocess.Popen[str]) -> tuple[int, StageResult,
             None,
         ),
         (
-            "raise UserError('BrokenRow', 'not JSON', 'mend it', file='a.jsonl', line=7)",
+            "raise UserError('BrokenRow', 'not JSON', 'fix it', file='a.jsonl', line=7)",
             ExitCode.USER_ERROR,
             "Failed",
             "BrokenRow",
@@ -100,13 +100,13 @@ def end(folder: Path, process: subprocess.Popen[str]) -> tuple[int, StageResult,
             "OutOfMemory",
         ),
         (
-            "raise UserError('Long', 'column ' * 9000, 'mend ' * 9000, file='f' * 9000)",
+            "raise UserError('Long', 'column ' * 9000, 'fix ' * 9000, file='f' * 9000)",
             ExitCode.USER_ERROR,
             "Failed",
             "Long",
         ),
         (
-            "raise UserError('Odd', 'half \\ud800 of a pair \\x01\\n', 'mend it')",
+            "raise UserError('Odd', 'half \\ud800 of a pair \\x01\\n', 'fix it')",
             ExitCode.USER_ERROR,
             "Failed",
             "Odd",
@@ -151,8 +151,8 @@ def test_a_run_file_of_another_stage_is_refused(tmp_path: Path) -> None:
     assert "export" in result.failure.message
 
 
-def stopped_at_work(folder: Path, process: subprocess.Popen[str]) -> tuple[int, StageResult, str]:
-    """Ask a stage to stop once it has printed `working`; how it ended."""
+def stop_at_work(folder: Path, process: subprocess.Popen[str]) -> tuple[int, StageResult, str]:
+    """Send SIGTERM to a stage once it has printed `working`, and wait for its end."""
     assert process.stdout is not None
     for line in process.stdout:
         if "working" in line:
@@ -163,11 +163,11 @@ def stopped_at_work(folder: Path, process: subprocess.Popen[str]) -> tuple[int, 
 
 def test_sigterm_ends_a_stage_as_preempted(tmp_path: Path) -> None:
     process = start(tmp_path, "import time\nprint('working', flush=True)\ntime.sleep(60)")
-    code, result, _ = stopped_at_work(tmp_path, process)
+    code, result, _ = stop_at_work(tmp_path, process)
     assert (code, result.outcome) == (ExitCode.PREEMPTED, "Preempted")
 
 
-def test_no_error_handler_takes_a_stop_for_a_fault(tmp_path: Path) -> None:
+def test_no_error_handler_mistakes_a_stop_for_a_fault(tmp_path: Path) -> None:
     body = """
         import time
         try:
@@ -177,7 +177,7 @@ def test_no_error_handler_takes_a_stop_for_a_fault(tmp_path: Path) -> None:
             raise UserError("UnsupportedModel", f"a library was interrupted: {error}") from None
     """
     process = start(tmp_path, body)
-    code, result, _ = stopped_at_work(tmp_path, process)
+    code, result, _ = stop_at_work(tmp_path, process)
     assert (code, result.outcome) == (ExitCode.PREEMPTED, "Preempted")
 
 
@@ -188,10 +188,10 @@ WAITS = {
             print("working", flush=True)
             list(pool.map(time.sleep, [600]))
     """,
-    "a call that does not come back": """
+    "a call that does not return": """
         import ctypes
         print("working", flush=True)
-        # As a disk or a driver that does not answer: no signal ends the wait.
+        # Like a disk or a driver that does not answer: no signal ends the wait.
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         ctypes.CDLL(None).sleep(600)
     """,
@@ -201,26 +201,26 @@ WAITS = {
 @pytest.mark.parametrize("wait", list(WAITS))
 def test_sigterm_ends_a_stage_wherever_it_waits(tmp_path: Path, wait: str) -> None:
     process = start(tmp_path, f"import signal, time\n{textwrap.dedent(WAITS[wait])}")
-    code, result, _ = stopped_at_work(tmp_path, process)
+    code, result, _ = stop_at_work(tmp_path, process)
     assert (code, result.outcome) == (ExitCode.PREEMPTED, "Preempted")
 
 
-def test_what_a_stage_holds_is_given_back_before_it_ends(tmp_path: Path) -> None:
+def test_a_stopped_stage_releases_what_it_holds(tmp_path: Path) -> None:
     body = """
         import time
         try:
             print("working", flush=True)
             time.sleep(60)
         finally:
-            print("given back", flush=True)
+            print("released", flush=True)
     """
     process = start(tmp_path, body)
-    code, _, log = stopped_at_work(tmp_path, process)
+    code, _, log = stop_at_work(tmp_path, process)
     assert code == ExitCode.PREEMPTED
-    assert "given back" in log
+    assert "released" in log
 
 
-def test_sigterm_while_a_failure_is_being_told_ends_a_stage_as_preempted(tmp_path: Path) -> None:
+def test_sigterm_while_a_failure_is_reported_ends_a_stage_as_preempted(tmp_path: Path) -> None:
     body = """
         import time
         class Slow(Exception):
@@ -231,7 +231,7 @@ def test_sigterm_while_a_failure_is_being_told_ends_a_stage_as_preempted(tmp_pat
         raise Slow
     """
     process = start(tmp_path, body)
-    code, result, log = stopped_at_work(tmp_path, process)
+    code, result, log = stop_at_work(tmp_path, process)
     assert (code, result.outcome) == (ExitCode.PREEMPTED, "Preempted"), log
 
 
@@ -296,15 +296,17 @@ def test_telemetry_serves_progress_metrics_and_health() -> None:
         server.server_close()
 
 
-def test_who_hangs_up_leaves_no_traceback_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_client_that_closes_its_connection_leaves_no_traceback_in_the_log(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     server = serve_telemetry(Report("train", 1), host="127.0.0.1")
     before, place = set(threading.enumerate()), ("127.0.0.1", server.server_port)
     try:
         with socket.create_connection(place) as client:
             client.sendall(b"GET /progress")
-            # Closed by a reset, as a check of the port does it.
+            # Closed by a reset, as a port check does it.
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        # Connections are taken in their order.
+        # The server accepts connections in order.
         with urllib.request.urlopen(f"http://127.0.0.1:{place[1]}/healthz") as answer:
             assert answer.status == 200
         for thread in set(threading.enumerate()) - before:

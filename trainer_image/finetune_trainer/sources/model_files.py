@@ -114,7 +114,9 @@ def check_config(folder: Path, uri: str) -> dict[str, Any]:
     known = _known_causal_models()
     if kind not in known:
         code = " and has code of its own, which is never run" if "auto_map" in config else ""
-        raise unsupported_model(uri, f"{kind} is not a supported causal language model{code}")
+        raise unsupported_model(
+            uri, f"{kind} is not a causal language model that transformers supports{code}"
+        )
     architecture = (config.get("architectures") or [None])[0]
     if architecture and architecture.lower() not in known[kind]:
         raise unsupported_model(uri, f"{architecture} is not a causal language model")
@@ -131,7 +133,9 @@ def check_reward_config(folder: Path, uri: str) -> dict[str, Any]:
     architecture = (config.get("architectures") or [None])[0]
     known = _names(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
     if str(architecture).lower() not in known.get(str(config.get("model_type")), set()):
-        raise not_a_reward_model(model, f"{architecture} is not a supported sequence classifier")
+        raise not_a_reward_model(
+            model, f"{architecture} is not a sequence classifier that transformers supports"
+        )
     # Two labels are the default, which config.json leaves out.
     outputs = len(config.get("id2label") or "") or config.get("num_labels") or 2
     if outputs != 1:
