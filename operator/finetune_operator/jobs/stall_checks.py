@@ -8,15 +8,13 @@ from datetime import datetime, timedelta
 
 from finetune_operator.decision import View
 from finetune_operator.jobs.observe import Attempt, PodFacts
+from finetune_operator.manifest import IMAGE_REASONS
 from finetune_operator.stalled import Stalled
 
 SCHEDULING_PATIENCE = timedelta(seconds=10)
 """Time in which the scheduler may find a node before the status says that it found none."""
 CREATION_PATIENCE = timedelta(seconds=20)
 """Time in which the Job controller may create pods."""
-IMAGE_REASONS = frozenset(
-    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
-)
 _MISSING = re.compile(r'(secret|configmap|serviceaccount) "?([^"\s]+)"? not found')
 
 _ABOUT_VOLUMES = re.compile(r"persistent ?volume", re.IGNORECASE)
