@@ -5,6 +5,11 @@ from typing import Any
 
 from finetune_operator.decision import Manifest, ObjectRef
 
+IMAGE_REASONS = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
+)
+"""Reasons of a waiting container whose image the kubelet cannot pull."""
+
 
 def parse_time(text: object) -> datetime | None:
     """An RFC 3339 time as the API server writes it; None for anything else, also for a time

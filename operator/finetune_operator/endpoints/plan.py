@@ -89,7 +89,8 @@ def reconcile_endpoint(
     # Children that the status has recorded as failed or retired.
     removal = _remove_children(observed, target, records, active, now)
 
-    waits = [removal.requeue_after, target.assessment.requeue_after]
+    waits = (removal.requeue_after, target.assessment.requeue_after)
+    due = [seconds for seconds in waits if seconds is not None]
     return Decision(
         create=(
             *target.create,
@@ -101,9 +102,7 @@ def reconcile_endpoint(
         status=status.to_wire(),
         events=list_events(observed.status, status),
         requests=target.assessment.requests,
-        requeue_after=max(0.1, min(left))
-        if (left := [w for w in waits if w is not None])
-        else None,
+        requeue_after=max(0.1, min(due)) if due else None,
     )
 
 

@@ -11,15 +11,11 @@ from datetime import datetime
 from typing import Any
 
 from finetune_operator.decision import Manifest
-from finetune_operator.manifest import find_condition, parse_time
+from finetune_operator.manifest import IMAGE_REASONS, find_condition, parse_time
 from finetune_operator.stalled import Stalled
 
 MAX_RESTARTS = 3
-WAITING_REASONS = {
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "InvalidImageName",
-    "ErrImageNeverPull",
+WAITING_REASONS = IMAGE_REASONS | {
     "CreateContainerConfigError",
     "CreateContainerError",
     "RunContainerError",

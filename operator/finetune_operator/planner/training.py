@@ -198,7 +198,8 @@ def list_strategies(request: PlanRequest, topology: Topology) -> list[Strategy]:
     allowed = [
         each
         for each in order
-        if allows(wire, compute__strategy=each) and (each not in ZERO_STRATEGIES or has_zero_support(request))
+        if allows(wire, compute__strategy=each)
+        and (each not in ZERO_STRATEGIES or has_zero_support(request))
     ]
     # On one device there is nothing to shard: only offload makes the other strategies save memory.
     return allowed[:1] if topology.world_size == 1 and not spec.compute.offload else allowed

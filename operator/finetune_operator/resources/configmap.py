@@ -1,7 +1,7 @@
 """The immutable ConfigMap of an attempt: its run.json, and the image that can read it.
 
-It outlives the attempt's Job. The next attempt of the stage copies both from it, whatever version
-of the operator is installed by then.
+It outlives the attempt's Job. The next attempt of the stage copies both from it, regardless of the
+version of the operator that is installed by then.
 """
 
 import json

@@ -34,14 +34,14 @@ def test_the_first_reconcile_starts_revision_1_and_sets_every_condition() -> Non
     assert world.condition("Stalled") == ("False", "Clear")
     assert world.status["observedGeneration"] == 1
     assert "url" not in world.status
-    assert world.get("Service", NAME) is None
+    assert world.find("Service", NAME) is None
 
 
 def test_ready_pods_take_no_traffic_before_their_checks() -> None:
     world = start_checks()
     world.settle()
     assert world.states() == {1: "Checking"}
-    assert world.get("Service", NAME) is None
+    assert world.find("Service", NAME) is None
     assert [request.url for request in world.requests] == ["http://10.0.1.0:8080/v1/models"]
 
 
@@ -56,8 +56,7 @@ def test_a_pod_that_lost_its_readiness_gets_no_request() -> None:
 def test_a_pod_that_is_being_deleted_does_not_count_as_ready() -> None:
     world = World()
     world.roll_out()
-    deleted = {"metadata": {"deletionTimestamp": "2026-11-21T12:00:00Z"}}
-    world.change("Pod", "glossary-r1-0", deleted)
+    world.mark_terminating(world.need("Pod", "glossary-r1-0"))
     world.settle()
     assert world.condition("Ready") == ("False", "PodsNotReady")
 
@@ -71,7 +70,7 @@ def test_a_revision_takes_the_traffic_after_the_right_answer() -> None:
     assert world.status["runtime"] == "Deployment"
     assert world.condition("Ready") == ("True", "RevisionActive")
     assert world.condition("Reconciling") == ("False", "Settled")
-    pod = world.cache.list("Pod", NAMESPACE)[0]
+    pod = world.list("Pod", NAMESPACE)[0]
     assert pod["metadata"]["labels"]["app"] == world.selected_app()
     assert world.status["message"] == "revision 1 answers on 1 of 1 pods"
     assert world.requests == ()
@@ -123,7 +122,7 @@ def test_a_revision_fails_after_two_wrong_answers_and_its_pods_are_deleted() -> 
     assert ANSWER in world.status["message"]
     assert world.condition("Stalled") == ("True", "ParityMismatch")
     assert world.names("Deployment") == []
-    assert world.get("Service", NAME) is None
+    assert world.find("Service", NAME) is None
 
 
 def test_a_failed_update_leaves_the_old_revision_serving() -> None:
@@ -237,7 +236,7 @@ def test_replicas_change_in_place_while_a_revision_starts() -> None:
 @pytest.mark.parametrize("edit", [{"profile": "big"}, {"gpus": 2}])
 def test_another_profile_or_number_of_gpus_is_a_new_revision(edit: dict[str, object]) -> None:
     world = World()
-    world.put(profile("big", default=False))
+    world.load(profile("big", default=False))
     world.roll_out()
     world.edit(**edit)
     world.settle()
@@ -269,7 +268,7 @@ def test_readiness_of_the_endpoint_follows_its_pods() -> None:
 
 
 def delete_children(world: World) -> None:
-    world.remove("Deployment", "glossary-r1")
+    world.delete("Deployment", "glossary-r1")
     world.remove("Service", NAME)
 
 
@@ -297,7 +296,7 @@ def test_every_pod_is_checked() -> None:
     assert sum(request.body is not None for request in world.requests) == 3
     first = next(request.id for request in world.requests if request.body)
     world.answer_requests(answer="Wrong.")
-    world.answers[first] = type(world.answers[first])(
+    world.responses[first] = type(world.responses[first])(
         0, 200, {"choices": [{"message": {"content": ANSWER}}]}
     )
     world.settle()
@@ -331,7 +330,7 @@ def test_a_decision_is_empty_if_nothing_has_changed() -> None:
 def test_the_children_of_a_deleted_endpoint_are_left_to_garbage_collection() -> None:
     world = World()
     world.roll_out()
-    world.change("ModelEndpoint", NAME, {"metadata": {"deletionTimestamp": "2026-11-21T12:00:00Z"}})
+    world.mark_terminating(world.need("ModelEndpoint", NAME))
     decision = world.decide()
     assert decision.status is None
     assert (decision.create, decision.apply, decision.delete, decision.requests) == ((), (), (), ())
@@ -346,7 +345,7 @@ def test_children_of_an_earlier_endpoint_of_the_same_name_are_not_used() -> None
     world.remove("ModelEndpoint", NAME)
     again = endpoint()
     again["metadata"]["uid"] = "e0000000-0000-0000-0000-000000000002"
-    world.put(again)
+    world.load(again)
     world.settle()
     assert world.condition("Stalled") == ("True", "NameTaken")
     assert world.status["phase"] == "Pending"
@@ -407,7 +406,7 @@ def test_a_crash_between_any_two_writes_changes_nothing_in_the_end(writes: int) 
     assert world.names("Deployment") == undisturbed.names("Deployment") == ["glossary-r2"]
     assert world.status == undisturbed.status
     assert world.selected_app() == "glossary-r2"
-    assert {revision_of(pod) for pod in world.cache.list("Pod", NAMESPACE)} == {"2"}
+    assert {revision_of(pod) for pod in world.list("Pod", NAMESPACE)} == {"2"}
 
 
 def test_a_lost_status_is_restored_from_the_children() -> None:
@@ -415,7 +414,7 @@ def test_a_lost_status_is_restored_from_the_children() -> None:
     world.roll_out()
     found = dict(world.need("ModelEndpoint", NAME))
     del found["status"]
-    world.put(found)
+    world.load(found)
     world.restart()
     world.settle()
     assert world.states() == {1: "Active"}

@@ -40,7 +40,7 @@ def _crash(world: World, number: int) -> None:
 
 
 def _remove_service(world: World) -> None:
-    if world.get("Service", NAME):
+    if world.find("Service", NAME):
         world.remove("Service", NAME)
 
 
@@ -65,7 +65,7 @@ ACTIONS: dict[str, Callable[[World], None]] = {
     "no answer": lambda world: world.answer_requests(error="timed out"),
     "crashes": _on_newest(_crash),
     "deployment deleted": _on_newest(
-        lambda world, number: world.remove("Deployment", f"{NAME}-r{number}")
+        lambda world, number: world.delete("Deployment", f"{NAME}-r{number}")
     ),
     "service deleted": _remove_service,
     "operator crashes between two writes": _crash_operator,
@@ -102,6 +102,6 @@ def test_traffic_goes_only_to_checked_revisions_and_the_roll_out_always_ends(
     world.settle()
     assert world.names("Deployment") == [f"{NAME}-r{last}"]
     assert world.selected_app() == f"{NAME}-r{last}"
-    assert {pod["metadata"]["labels"]["app"] for pod in world.cache.list("Pod", NAMESPACE)} == {
+    assert {pod["metadata"]["labels"]["app"] for pod in world.list("Pod", NAMESPACE)} == {
         f"{NAME}-r{last}"
     }

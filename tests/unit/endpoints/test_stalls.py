@@ -39,7 +39,7 @@ def test_a_missing_profile_is_named_and_waited_for() -> None:
         "AcceleratorProfile h100 does not exist; this continues when it is created"
     )
     assert world.status["revisions"] == []
-    world.put(profile("h100", **GPU_PROFILE))
+    world.load(profile("h100", **GPU_PROFILE))
     world.roll_out()
     assert world.condition("Stalled") == ("False", "Clear")
 
@@ -47,7 +47,7 @@ def test_a_missing_profile_is_named_and_waited_for() -> None:
 def test_an_artifact_missing_from_the_list_of_a_running_janitor_waits_for_its_end() -> None:
     world = World()
     janitor = build_janitor_job(NAMESPACE, "uid", [], frozenset(), world.now, world.settings)
-    world.put(janitor)
+    world.load(janitor)
     world.settle()
     assert world.condition("Stalled") == ("True", "WaitingForJanitor")
     assert world.names("Deployment") == []
@@ -102,7 +102,7 @@ def test_a_spec_that_cannot_be_served_is_stalled_and_starts_nothing(
 ) -> None:
     world = World(endpoint(**spec))
     for each in profiles:
-        world.put(each)
+        world.load(each)
     world.settle()
     assert world.condition("Stalled") == ("True", reason)
     assert world.status["message"] == message
@@ -113,7 +113,7 @@ def test_a_deleted_profile_does_not_affect_the_active_revision() -> None:
     world = World()
     world.roll_out()
     writes = world.writes
-    world.cache.remove("AcceleratorProfile", "", "cpu", "uid-cpu")
+    world.remove("AcceleratorProfile", "cpu")
     world.settle()
     assert world.writes == writes
     world.edit(artifact=artifact("b"))
@@ -221,7 +221,7 @@ def test_three_restarts_fail_the_revision_with_the_last_error(
     )
     assert world.names("Deployment") == []
     assert [event.reason for event in world.events] == ["RevisionStarting", "RevisionFailed"]
-    assert world.get("Service", NAME) is None
+    assert world.find("Service", NAME) is None
 
 
 def test_crashes_never_fail_the_active_revision() -> None:
@@ -269,7 +269,7 @@ def test_an_unreachable_pod_is_retried_and_stalled_after_a_minute(reply: dict[st
     world.settle()
     assert world.condition("Stalled") == ("True", "NoAnswer")
     assert world.states() == {1: "Checking"}
-    world.answers.clear()
+    world.responses.clear()
     world.roll_out()
 
 

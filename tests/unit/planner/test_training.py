@@ -308,10 +308,10 @@ def test_more_recomputation_takes_less_memory() -> None:
 def test_a_reward_model_adds_its_weights_to_the_trained_model() -> None:
     job = spec(objective="GRPO", grpo={"rewardModel": {"uri": "hf://a/b"}})
     alone = plan_training(job, LLAMA_8B, DATA, "pool", H100)
-    beside = plan_training(job, LLAMA_8B, DATA, "pool", H100, LLAMA_8B)
+    both = plan_training(job, LLAMA_8B, DATA, "pool", H100, LLAMA_8B)
     assert isinstance(alone, TrainPlan)
-    assert isinstance(beside, TrainPlan)
-    assert beside.memory.weights == alone.memory.weights + 2 * LLAMA_8B.parameters
+    assert isinstance(both, TrainPlan)
+    assert both.memory.weights == alone.memory.weights + 2 * LLAMA_8B.parameters
 
 
 def test_the_refusal_names_the_required_memory_if_no_remedy_fits() -> None:
