@@ -1,4 +1,4 @@
-"""The formulas of GRPO against other computations: advantages, losses, sampling, logps."""
+"""The formulas of GRPO against other computations: advantages, losses, logps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from finetune_trainer.generation import sampling
 from finetune_trainer.methods import load_model
 from finetune_trainer.objectives import fused_cross_entropy, policy_loss, rollout, token_logprobs
 from finetune_trainer.objectives.policy_loss import CompletionBatch
@@ -17,15 +16,12 @@ from finetune_trainer.objectives.rollout import Rollout, SampledCompletion
 from finetune_trainer.runtime.fencing import Attempt
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import GenerationConfig
 
-from tests.trainer.tiny import CONTEXT, VOCABULARY
+from tests.trainer.tiny import VOCABULARY
 
 pytestmark = pytest.mark.filterwarnings("default")
 CPU = torch.device("cpu")
 GENERATOR = np.random.default_rng(7)
-HOT = 10.0
-"""At this temperature the model below may draw every token."""
 
 
 def prompt(length: int, seed: int) -> np.ndarray:
@@ -151,89 +147,6 @@ def test_losses_are_averaged_as_their_papers_say(loss: str) -> None:
         "dapo": tokens.sum(),
     }
     assert found == pytest.approx(wanted[loss])
-
-
-# Sampling.
-
-
-def run_sampling(model: Any, prompts: list[np.ndarray], owners: list[int], **more: Any) -> Any:
-    how = sampling.SamplingConfig(
-        **{
-            "temperature": 1.0,
-            "max_new_tokens": 12,
-            "end_tokens": (),
-            "is_collective": False,
-            **more,
-        }
-    )
-    uniform = [
-        sampling.draw_uniforms(1, 1, index, how.max_new_tokens) for index in range(len(owners))
-    ]
-    with torch.no_grad():
-        return sampling.sample_completions(model, prompts, owners, uniform, how, CPU)
-
-
-def test_completions_at_low_temperature_are_the_greedy_ones_of_transformers(model: Any) -> None:
-    prompts = [prompt(9, 1), prompt(4, 2), prompt(15, 3)]
-    found = run_sampling(model, prompts, [0, 1, 2, 1], temperature=1e-4)
-    for index, owner in enumerate([0, 1, 2, 1]):
-        ids = torch.from_numpy(prompts[owner].astype(np.int64))[None]
-        config = GenerationConfig(
-            max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=[]
-        )
-        whole = model.generate(input_ids=ids, generation_config=config, use_cache=True)
-        assert found[index].tolist() == whole[0, ids.shape[1] :].tolist()
-
-
-def test_a_completion_does_not_depend_on_the_others_in_its_batch(model: Any) -> None:
-    prompts = [prompt(9, 1), prompt(4, 2), prompt(15, 3)]
-    ends = tuple(range(0, VOCABULARY, 6))
-    owners = [0, 0, 1, 1, 2, 2, 2, 2]
-    together = run_sampling(model, prompts, owners, end_tokens=ends, temperature=HOT)
-    for index, owner in enumerate(owners):
-        uniform = [sampling.draw_uniforms(1, 1, index, 12)]
-        how = sampling.SamplingConfig(HOT, 12, ends, is_collective=False)
-        with torch.no_grad():
-            alone = sampling.sample_completions(model, [prompts[owner]], [0], uniform, how, CPU)
-        assert together[index].tolist() == alone[0].tolist()
-    # The lengths differ, so completions that ended early were dropped from the batch meanwhile.
-    assert len({len(answer) for answer in together}) > 3
-
-
-def test_a_completion_ends_at_its_first_end_token_and_keeps_it(model: Any) -> None:
-    ends = tuple(range(0, VOCABULARY, 6))
-    for answer in run_sampling(model, [prompt(9, 1)], [0] * 16, end_tokens=ends, temperature=HOT):
-        places = [place for place, token in enumerate(answer) if token in ends]
-        assert places in ([], [len(answer) - 1])
-        assert places or len(answer) == 12
-
-
-def test_samples_follow_the_probabilities_of_the_model() -> None:
-    logits = torch.tensor([2.0, 0.0, -1.0, float("-inf"), 1.0])
-    uniform = torch.from_numpy(np.random.default_rng(0).random(40_000))
-    tokens = sampling.pick_tokens(logits.expand(40_000, -1), uniform, temperature=0.5)
-    seen = np.bincount(tokens.numpy(), minlength=5) / 40_000
-    assert seen == pytest.approx(torch.softmax(logits / 0.5, -1).numpy(), abs=0.01)
-    assert seen[3] == 0
-
-
-def test_draws_differ_between_answers_and_steps_and_can_be_repeated() -> None:
-    found = {
-        sampling.draw_uniforms(*key, 4).tobytes()
-        for key in [(1, 1, 0), (1, 1, 1), (1, 2, 0), (2, 1, 0)]
-    }
-    assert len(found) == 4
-    assert (
-        sampling.draw_uniforms(1, 1, 0, 4).tolist()
-        == sampling.draw_uniforms(1, 1, 0, 9)[:4].tolist()
-    )
-
-
-def test_as_many_completions_are_sampled_at_once_as_fit_into_memory(model: Any) -> None:
-    # Two layers, two key-value heads of 16 numbers: 512 bytes of fp32 for each token.
-    fit = sampling.max_concurrent_completions(model.config, CONTEXT, CPU)
-    assert fit == sampling.CACHE_BYTES["cpu"] // (512 * CONTEXT)
-    assert sampling.max_concurrent_completions(model.config, 10**12, CPU) == 1
 
 
 # Logps.
