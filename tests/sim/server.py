@@ -12,7 +12,7 @@ response, a watch event and the store can share what they have in common, withou
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from finetune_operator.decision import Manifest
@@ -33,9 +33,10 @@ Listener = Callable[[Happening, Manifest, Manifest | None], None]
 Admission = Callable[[Manifest, Manifest], str | None]
 """Why a change from the first to the second is refused; None lets it pass."""
 
-STATUS_APART = {"FineTuneJob", "ModelEndpoint", "Job", "Pod", "Deployment", "Service"}
-COUNTS_GENERATIONS = {"FineTuneJob", "ModelEndpoint", "AcceleratorProfile", "Job", "Deployment"}
-CUSTOM = {"FineTuneJob", "ModelEndpoint", "AcceleratorProfile"}
+WITHOUT_STATUS = {"AcceleratorProfile", "ServingRuntime"}
+CUSTOM = {"FineTuneJob", "ModelEndpoint", "InferenceService", *WITHOUT_STATUS}
+STATUS_APART = {"Job", "Pod", "Deployment", "Service", *CUSTOM} - WITHOUT_STATUS
+COUNTS_GENERATIONS = {"Job", "Deployment", *CUSTOM}
 SERVER_OWNED = ("uid", "creationTimestamp", "generation", "deletionTimestamp")
 POD_GRACE = 30
 
@@ -96,7 +97,7 @@ class ApiServer:
         old = self.find(manifest["kind"], meta.get("namespace", ""), meta["name"])
         return self._store("ADDED" if old is None else "MODIFIED", manifest, old)
 
-    def all_objects(self) -> list[Manifest]:
+    def all_objects(self) -> Sequence[Manifest]:
         """Every object of every kind."""
         return [found for kind in self._kinds.values() for found in kind.values()]
 

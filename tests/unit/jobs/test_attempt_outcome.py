@@ -5,7 +5,6 @@ import json
 import pytest
 
 from tests.unit.jobs.world import (
-    NAMESPACE,
     failed,
     recover,
     result,
@@ -101,7 +100,7 @@ def test_pod_that_the_kubelet_refused_is_tried_again() -> None:
     """It has no container status, so no time and no exit code."""
     world, pods = training()
     why = {"reason": "UnexpectedAdmissionError", "message": "no healthy devices present"}
-    pods[0]["status"] = {"phase": "Failed", **why}
+    world.replace_status(pods[0], {"phase": "Failed", **why})
     world.settle()
     assert world.status["restarts"] == 1
     failure = world.status["failure"]
@@ -117,7 +116,7 @@ def test_one_pod_of_two_is_no_success_although_job_and_run_json_are_gone() -> No
     world.succeed("train")
     world.remove_pod(pods[1])
     for kind in ("Job", "ConfigMap"):
-        del world.objects[kind, NAMESPACE, "glossary-train-1"]
+        world.remove(kind, "glossary-train-1")
     world.settle()
     assert world.stage("train")["state"] == "Running"
 
@@ -151,6 +150,7 @@ def test_only_the_trainers_container_decides_how_a_pod_ended() -> None:
     proxy = {"name": "istio-proxy", "state": {"terminated": {"exitCode": 0, "message": ""}}}
     for pod in pods:
         world.end_pod(pod, 0, result("train"))
-        pod["status"]["containerStatuses"].insert(0, proxy)
+        [ours] = world.current(pod)["status"]["containerStatuses"]
+        world.set_status(pod, containerStatuses=[proxy, ours])
     world.settle()
     assert world.stage("train")["state"] == "Succeeded"

@@ -6,7 +6,6 @@ import pytest
 from finetune_operator.decision import Manifest
 
 from tests.unit.jobs.world import (
-    NAMESPACE,
     World,
     failed,
     job_manifest,
@@ -56,7 +55,7 @@ def saves_in_its_grace(world: World, pods: Sequence[Manifest]) -> None:
 def test_gang_on_a_reclaimed_node_gets_its_grace_and_no_node_is_blamed() -> None:
     """The same condition as on a lost node, but the pods are Ready: they are saving."""
     world, pods = training()
-    pods[1]["status"].setdefault("conditions", []).append({"type": "Ready", "status": "True"})
+    world.set_status(pods[1], conditions=[{"type": "Ready", "status": "True"}])
     world.mark_disrupted(pods[1], "DeletionByTaintManager")
     saves_in_its_grace(world, pods)
     assert not world.status.get("nodes")
@@ -64,7 +63,7 @@ def test_gang_on_a_reclaimed_node_gets_its_grace_and_no_node_is_blamed() -> None
 
 def test_no_node_is_blamed_for_a_pod_whose_image_is_pulled_on_a_reclaimed_node() -> None:
     world, pods = training()
-    pods[1]["status"]["phase"] = "Pending"
+    world.set_status(pods[1], phase="Pending")
     world.mark_disrupted(pods[1], "DeletionByTaintManager")
     world.mark_deleted(pods[1], 30)
     world.settle()
@@ -107,7 +106,7 @@ def test_pod_that_exceeds_its_grace_period_is_given_up() -> None:
 @pytest.mark.parametrize("reason", ["Evicted", "NodeShutdown"])
 def test_kubelet_that_ended_a_pod_without_a_condition_is_a_disruption(reason: str) -> None:
     world, pods = training()
-    pods[0]["status"] = {"phase": "Failed", "reason": reason, "message": "low on disk"}
+    world.replace_status(pods[0], {"phase": "Failed", "reason": reason, "message": "low on disk"})
     world.settle()
     recover(world, 1)
     assert world.stage("train")["attempt"] == 2
@@ -118,7 +117,7 @@ def test_job_deleted_by_hand_is_replaced_and_not_counted() -> None:
     world, pods = training()
     for pod in pods:
         world.remove_pod(pod)
-    del world.objects["Job", NAMESPACE, "glossary-train-1"]
+    world.remove("Job", "glossary-train-1")
     world.settle()
     recover(world, 15)
     assert world.stage("train")["attempt"] == 2
@@ -128,7 +127,7 @@ def test_job_deleted_by_hand_is_replaced_and_not_counted() -> None:
 
 def test_a_job_that_was_only_not_seen_yet_is_not_replaced() -> None:
     world, pods = training()
-    job = world.objects.pop(("Job", NAMESPACE, "glossary-train-1"))
+    job = world.remove("Job", "glossary-train-1")
     for pod in pods:
         world.remove_pod(pod)
     world.settle()
@@ -136,7 +135,7 @@ def test_a_job_that_was_only_not_seen_yet_is_not_replaced() -> None:
     world.tick(10)
     world.settle()
     assert world.stage("train")["attempt"] == 1, "another replica may have just created it"
-    world.put(job)
+    world.load(job)
     world.settle()
     recover(world, 60)
     assert world.stage("train")["attempt"] == 1
@@ -169,10 +168,9 @@ OWN_DOING = [
 @pytest.mark.parametrize("condition", [False, True])
 def test_eviction_for_what_the_pod_used_itself_is_a_crash(message: str, condition: bool) -> None:
     world, pods = training()
-    pods[0]["status"] = {"phase": "Failed", "reason": "Evicted", "message": message}
+    world.replace_status(pods[0], {"phase": "Failed", "reason": "Evicted", "message": message})
     if condition:
-        world.mark_disrupted(pods[0], "TerminationByKubelet")
-        pods[0]["status"]["conditions"][0]["message"] = message
+        world.mark_disrupted(pods[0], "TerminationByKubelet", message)
     world.settle()
     assert world.status["restarts"] == 1
     assert world.status["failure"]["reason"] == "Evicted"
@@ -189,7 +187,7 @@ PRESSURE = (
 
 def test_eviction_for_pressure_on_the_node_is_free() -> None:
     world, pods = training()
-    pods[0]["status"] = {"phase": "Failed", "reason": "Evicted", "message": PRESSURE}
+    world.replace_status(pods[0], {"phase": "Failed", "reason": "Evicted", "message": PRESSURE})
     world.settle()
     assert world.status["restarts"] == 0
 

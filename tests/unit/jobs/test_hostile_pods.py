@@ -46,7 +46,7 @@ def test_any_answer_of_a_pod_is_tolerated(changes: dict[str, Any], bare: bool) -
     (first, *_) = world.add_pods("glossary-train-1")
     body = changes if bare else {**TOLD, **changes}
     ask = f"progress/{first['metadata']['uid']}"
-    world.answers[ask] = HttpResponse(at=0, status=200, body=body)
+    world.responses[ask] = HttpResponse(at=0, status=200, body=body)
     world.settle()
     assert world.status["phase"] == "Training"
 
@@ -98,8 +98,11 @@ def test_a_result_that_no_status_can_hold_is_none(where: str, number: int) -> No
 @pytest.mark.parametrize("suspend", [False, True])
 def test_invalid_times_in_the_status_are_tolerated(time: str, suspend: bool) -> None:
     world, _ = training()
-    world.job["status"] |= {"startedAt": time, "suspendedAt": time}
-    next(s for s in world.job["status"]["stages"] if s["name"] == "train")["retryAt"] = time
+    stages = [
+        {**stage, "retryAt": time} if stage["name"] == "train" else stage
+        for stage in world.status["stages"]
+    ]
+    world.set_status(world.job, startedAt=time, suspendedAt=time, stages=stages)
     world.edit(suspend=suspend, activeDeadlineSeconds=60)
     world.settle()
     assert world.status["phase"] == ("Suspended" if suspend else "Training")

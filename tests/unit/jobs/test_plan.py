@@ -48,7 +48,7 @@ def test_a_job_runs_to_its_end_with_an_event_for_every_phase() -> None:
         world.settle()
         phases.append(world.status["phase"])
         for pod in world.pods(f"glossary-{stage}-1"):
-            pod["status"] = {"phase": "Running", "podIP": "10.0.0.7"}
+            world.replace_status(pod, {"phase": "Running", "podIP": "10.0.0.7"})
         world.settle()
         phases.append(world.status["phase"])
         world.succeed(stage)
@@ -136,7 +136,7 @@ def test_an_operator_that_crashes_before_a_status_write_changes_nothing(lost_wri
         if number == lost_write:
             before = copy.deepcopy(world.job)
             world.reconcile()
-            world.put(before)
+            world.load(before)
     world.settle()
     assert world.status["phase"] == "Succeeded"
     assert {stage["attempt"] for stage in world.status["stages"]} == {1}
@@ -151,7 +151,7 @@ def test_an_operator_that_crashes_between_two_creates_creates_the_rest(crash: in
         if number == crash:
             decision = reconcile_job(world.job, world, SETTINGS, world.now)
             for manifest in decision.create[:1]:
-                world._create(manifest)
+                world.create(manifest)
         world.settle()
         step(world)
     world.settle()
@@ -173,18 +173,17 @@ def test_pods_may_be_deleted_when_their_stage_has_succeeded() -> None:
 
 
 def _children_gone(world: World) -> None:
-    for kind, space, name in list(world.objects):
-        if kind in ("Job", "Pod", "ConfigMap", "Service"):
-            del world.objects[kind, space, name]
+    for kind in ("Job", "Pod", "ConfigMap", "Service"):
+        for name in world.names(kind):
+            world.remove(kind, name)
 
 
 def _profile_gone(world: World) -> None:
-    del world.objects["AcceleratorProfile", "", "cpu"]
+    world.remove("AcceleratorProfile", "cpu")
 
 
 def _spec_edited(world: World) -> None:
-    world.job["spec"]["training"] = {"epochs": 9}
-    world.job["metadata"]["generation"] = 2
+    world.edit(training={"epochs": 9})
 
 
 @pytest.mark.parametrize("happens", [_children_gone, _profile_gone, _spec_edited])
@@ -214,7 +213,7 @@ def test_a_finished_job_never_runs_again(phase: str, happens: Callable[[World], 
 
 def test_a_job_that_is_being_deleted_gets_no_children() -> None:
     world = World()
-    world.job["metadata"]["deletionTimestamp"] = "2026-01-05T12:00:00Z"
+    world.mark_terminating(world.job)
     assert world.reconcile() == Decision()
 
 
@@ -234,7 +233,7 @@ def test_workspace_claim_is_created_once_and_has_no_owner() -> None:
 def test_status_that_cannot_be_read_is_derived_from_the_children() -> None:
     world = World()
     world.run_until("evaluate")
-    world.put({**world.job, "status": {"phase": "Dancing", "stages": 7}})
+    world.load({**world.job, "status": {"phase": "Dancing", "stages": 7}})
     world.settle()
     assert world.status["phase"] == "Evaluating"
     assert world.status["plan"]["strategy"] == "ZeRO2"
@@ -242,7 +241,7 @@ def test_status_that_cannot_be_read_is_derived_from_the_children() -> None:
 
 def test_spec_that_this_operator_cannot_read_stalls_and_names_the_field() -> None:
     world = World()
-    world.job["spec"]["training"] = {"quantum": True}
+    world.edit(training={"quantum": True})
     world.settle()
     assert world.condition("Stalled")["reason"] == "InvalidSpec"
     assert "spec.training.quantum" in world.status["message"]

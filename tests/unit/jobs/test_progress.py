@@ -40,7 +40,7 @@ def training() -> tuple[World, str]:
 
 
 def report(world: World, ask: str, **changes: Any) -> dict[str, Any]:
-    world.answers[ask] = HttpResponse(at=0, status=200, body={**TOLD, **changes})
+    world.responses[ask] = HttpResponse(at=0, status=200, body={**TOLD, **changes})
     world.settle()
     return dict(world.status["progress"])
 
@@ -88,7 +88,7 @@ def test_a_response_without_news_causes_no_write() -> None:
 def test_last_progress_stays_when_a_pod_does_not_respond(answer: HttpResponse) -> None:
     world, ask = training()
     before = report(world, ask)
-    world.answers[ask] = answer
+    world.responses[ask] = answer
     world.settle()
     assert world.status["progress"] == before
 

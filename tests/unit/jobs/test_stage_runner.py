@@ -108,7 +108,7 @@ def test_an_attempt_missing_from_the_cache_is_created_again_under_the_same_name(
     world = World()
     world.reconcile()
     for name in world.names("Job"):
-        del world.objects["Job", NAMESPACE, name]
+        world.remove("Job", name)
     again = world.reconcile()
     assert [m["kind"] for m in again.create] == ["Job"]
     assert again.create[0]["metadata"]["name"] == "glossary-prepare-1"
@@ -127,7 +127,7 @@ def test_failure_recorded_before_a_crash_of_the_operator_is_not_counted_twice() 
 
 def test_retry_gets_the_same_bytes_but_for_attempt_and_host() -> None:
     world, pods = training()
-    world.job["spec"]["training"]["maxSteps"] = 31
+    world.patch(world.job, {"spec": {"training": {"maxSteps": 31}}})
     world.add_profile("cpu", {"devicesPerNode": 2, "memoryPerDevice": "2Gi", "cpuPerDevice": "2"})
     world.end_pod(pods[0], 1)
     world.settle()
@@ -148,11 +148,11 @@ def _run_config(world: World, name: str) -> dict[str, object]:
 
 def test_jobs_of_older_attempts_are_removed_when_seen() -> None:
     world, pods = training()
-    old = world.objects["Job", NAMESPACE, "glossary-train-1"]
+    old = world.need("Job", "glossary-train-1")
     world.end_pod(pods[0], 1)
     world.settle()
     recover(world, 10)
-    world.put(old)
+    world.load(old)
     assert [ref.uid for ref in world.reconcile().delete] == [old["metadata"]["uid"]]
 
 
@@ -161,7 +161,7 @@ def test_configmap_and_service_lost_while_it_waits_are_created_again() -> None:
     world.run_until("train")
     world.add_pods("glossary-train-1", "Pending")
     for kind in ("ConfigMap", "Service"):
-        del world.objects[kind, NAMESPACE, "glossary-train-1"]
+        world.remove(kind, "glossary-train-1")
     world.settle()
     assert "glossary-train-1" in world.names("ConfigMap")
     assert "glossary-train-1" in world.names("Service")
@@ -176,7 +176,7 @@ def test_what_pods_wait_for_is_created_again_after_a_user_deleted_it(kind: str, 
     world = World()
     world.run_until("train")
     world.add_pods("glossary-train-1", "Pending")
-    del world.objects[kind, NAMESPACE, name]
+    world.remove(kind, name)
     world.settle()
     assert name in world.names(kind)
 
@@ -189,11 +189,11 @@ def test_name_held_by_the_remains_of_an_earlier_job_is_waited_for() -> None:
         "uid": "old",
         "ownerReferences": [{"uid": "another-job"}],
     }
-    world.put({"kind": "ConfigMap", "metadata": meta})
+    world.load({"kind": "ConfigMap", "metadata": meta})
     world.settle()
     assert world.condition("Stalled")["reason"] == "NameTaken"
     assert world.names("Job") == []
-    del world.objects["ConfigMap", NAMESPACE, "glossary-prepare-1"]
+    world.remove("ConfigMap", "glossary-prepare-1")
     world.settle()
     assert world.names("Job") == ["glossary-prepare-1"]
     assert world.condition("Stalled")["status"] == "False"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.jobs.world import CPU_PROFILE, NAMESPACE, World, job_manifest
+from tests.unit.jobs.world import CPU_PROFILE, World, job_manifest
 
 
 def stalled(world: World) -> tuple[str, str]:
@@ -21,7 +21,7 @@ def goes_on(world: World) -> None:
 
 def test_missing_profile() -> None:
     world = World()
-    del world.objects["AcceleratorProfile", "", "cpu"]
+    world.remove("AcceleratorProfile", "cpu")
     decision = world.settle()
     reason, message = stalled(world)
     assert reason == "ProfileNotFound"
@@ -66,7 +66,7 @@ def test_profile_deleted_before_the_training() -> None:
     world.settle()
     world.add_pods("glossary-prepare-1")
     world.settle()
-    del world.objects["AcceleratorProfile", "", "cpu"]
+    world.remove("AcceleratorProfile", "cpu")
     world.succeed("prepare")
     world.settle()
     assert stalled(world)[0] == "ProfileNotFound"
@@ -79,7 +79,7 @@ def test_profile_deleted_before_the_training() -> None:
 
 def test_missing_claim_of_the_user_is_waited_for_before_a_pod_is_created() -> None:
     world = World()
-    del world.objects["PersistentVolumeClaim", NAMESPACE, "assets"]
+    world.remove("PersistentVolumeClaim", "assets")
     world.settle()
     reason, message = stalled(world)
     assert reason == "VolumeClaimNotFound"
@@ -116,7 +116,7 @@ def test_missing_secret() -> None:
     assert reason == "SecretNotFound"
     assert "Secret hf-token " in message
     assert world.status["phase"] == "Preparing"
-    pod["status"] = {"phase": "Running", "podIP": "10.0.0.7"}
+    world.replace_status(pod, {"phase": "Running", "podIP": "10.0.0.7"})
     goes_on(world)
     assert world.stage("prepare")["attempt"] == 1
 
@@ -147,7 +147,7 @@ def test_unschedulable_gang_is_queued_and_reported_after_ten_seconds() -> None:
     assert reason == "Unschedulable"
     assert text in message
     assert world.status["phase"] == "Queued"
-    pods[1]["status"] = {"phase": "Running"}
+    world.replace_status(pods[1], {"phase": "Running"})
     goes_on(world)
     assert world.status["phase"] == "Training"
 
@@ -164,7 +164,7 @@ def test_pods_that_are_never_created() -> None:
 
 def test_a_stall_has_one_event() -> None:
     world = World()
-    del world.objects["AcceleratorProfile", "", "cpu"]
+    world.remove("AcceleratorProfile", "cpu")
     for _ in range(5):
         world.tick(5)
         world.reconcile()
@@ -184,7 +184,7 @@ def test_the_message_has_the_kubelets_reason_why_pods_do_not_run() -> None:
 def test_job_that_a_queue_holds_back_is_no_stall() -> None:
     world = World()
     world.settle()
-    world.objects["Job", NAMESPACE, "glossary-prepare-1"]["spec"]["suspend"] = True
+    world.patch(world.need("Job", "glossary-prepare-1"), {"spec": {"suspend": True}})
     world.tick(60)
     world.settle()
     assert world.condition("Stalled")["status"] == "False"

@@ -246,9 +246,9 @@ def test_a_pod_on_a_dead_node_is_named_and_not_waited_for_after_its_time() -> No
 def test_pods_whose_job_was_deleted_without_them_are_named() -> None:
     """`kubectl delete job --cascade=orphan`: only the user can end them."""
     world, pods = training()
-    del world.objects["Job", "team-a", "glossary-train-1"]
+    world.remove("Job", "glossary-train-1")
     for pod in pods:
-        del pod["metadata"]["ownerReferences"]
+        world.patch(pod, {"metadata": {"ownerReferences": None}})
     world.edit(suspend=True)
     world.settle()
     names = " ".join(pod["metadata"]["name"] for pod in pods)
@@ -278,8 +278,7 @@ def test_a_gang_on_many_dead_nodes_can_be_suspended_too() -> None:
 def test_suspended_stays_suspended_when_a_late_pod_shows_up() -> None:
     world, pods = suspending()
     stopped(world, pods)
-    world.put(pods[0])
-    pods[0]["status"] = {"phase": "Running"}
+    world.load({**pods[0], "status": {"phase": "Running"}})
     world.settle()
     assert world.status["phase"] == "Suspended"
 
@@ -333,8 +332,8 @@ def test_suspend_taken_back_while_pods_end_continues_without_a_rest() -> None:
 
 def test_an_operator_that_crashes_after_the_status_write_deletes_the_job_later() -> None:
     world, _ = training()
-    job = world.objects["Job", "team-a", "glossary-train-1"]
+    job = world.need("Job", "glossary-train-1")
     world.edit(suspend=True)
     world.reconcile()
-    world.put(job)
+    world.load(job)
     assert [ref.name for ref in world.reconcile().delete] == ["glossary-train-1"]

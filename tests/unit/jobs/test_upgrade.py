@@ -37,7 +37,7 @@ def written_by_another_version(world: World, name: str) -> None:
     run["spec"]["training"]["tomorrow"] = True
     del run["paths"]
     changed: Manifest = {**found, "data": {"run.json": json.dumps(run)}}
-    world.put(changed)
+    world.load(changed)
 
 
 def retried(world: World) -> None:
@@ -100,7 +100,7 @@ def test_a_stage_that_has_not_begun_has_the_image_that_is_installed() -> None:
 def test_an_attempt_whose_configmap_alone_was_made_gets_the_image_named_in_it() -> None:
     world = World()
     world.reconcile()
-    del world.objects["Job", NAMESPACE, "glossary-prepare-1"]  # the process ended before it
+    world.remove("Job", "glossary-prepare-1")  # the process ended before it
     world.settings = replace(SETTINGS, trainer_image=NEW)
     world.settle()
     assert image_of(world, "glossary-prepare-1") == OLD
@@ -115,9 +115,9 @@ def test_what_another_version_wrote_and_cannot_be_read_costs_nothing_else() -> N
     before = world.status
     for pod in world.pods("glossary-prepare-1"):
         world.remove_pod(pod)
-    world.objects.pop(("Job", NAMESPACE, "glossary-prepare-1"))
+    world.remove("Job", "glossary-prepare-1")
     odd = {**before, "suspendedSeconds": "a day"}
-    world.put({**world.job, "status": odd})
+    world.load({**world.job, "status": odd})
 
     world.settle()
 

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 from finetune_operator.decision import Manifest
 
-from tests.unit.jobs.world import NAMESPACE, World, job_manifest
+from tests.unit.jobs.world import World, job_manifest
 
 
 def claim(world: World, *modes: str, phase: str = "Bound", **metadata: Any) -> Manifest:
     """The platform team's own claim of that name."""
     world.add_claim("finetune-workspace", phase)
-    found = world.objects["PersistentVolumeClaim", NAMESPACE, "finetune-workspace"]
+    found = world.need("PersistentVolumeClaim", "finetune-workspace")
     found["spec"] = {"accessModes": list(modes)}
     found["metadata"] |= metadata
     return found
@@ -50,11 +50,11 @@ def test_nodes_of_the_plan_count_before_training() -> None:
 
 def without(world: World, attempt: str) -> World:
     """As if the attempt had not been created yet."""
-    for key in list(world.objects):
-        if key[2] == attempt:
-            del world.objects[key]
+    for kind in ("ConfigMap", "Service", "Job"):
+        if world.find(kind, attempt) is not None:
+            world.remove(kind, attempt)
     stages = [s for s in world.status["stages"] if s["name"] == "prepare"]
-    world.job["status"]["stages"] = stages
+    world.set_status(world.job, stages=stages)
     return world
 
 
@@ -70,7 +70,7 @@ def test_claim_that_is_being_deleted_is_waited_for_and_created_again() -> None:
     claim(world, "ReadWriteMany", deletionTimestamp="2026-01-05T12:00:00Z")
     assert stalled(world) == "WorkspaceTerminating"
     assert jobs(world) == []
-    del world.objects["PersistentVolumeClaim", NAMESPACE, "finetune-workspace"]
+    world.remove("PersistentVolumeClaim", "finetune-workspace")
     assert stalled(world) == ""
     assert "finetune-workspace" in world.names("PersistentVolumeClaim")
 
@@ -80,7 +80,7 @@ def test_claim_that_is_deleted_while_the_job_runs_stops_the_next_stage_only() ->
     found = claim(world, "ReadWriteMany")
     world.settle()
     world.add_pods("glossary-prepare-1")
-    found["metadata"]["deletionTimestamp"] = "2026-01-05T12:00:00Z"
+    world.mark_terminating(found)
     assert stalled(world) == ""
     world.succeed("prepare")
     assert stalled(world) == "WorkspaceTerminating"

@@ -1,14 +1,13 @@
-"""A cluster in memory for tests of the job's logic: API objects as data, and what Kubernetes does.
+"""A job in the simulation's API server, for tests of its plan.
 
-It carries out a Decision as the API server would, and plays Job controller, scheduler and kubelet
-on demand. Time stands still until a test moves it.
+`World` carries out a Decision as the engine does, and acts as the Job controller, the scheduler and
+the kubelet when a test says so. Time passes only when a test lets it.
 """
 
-import copy
 import itertools
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api.finetunejob import FineTuneJobStatus
@@ -24,6 +23,8 @@ from finetune_operator.decision import (
     Settings,
 )
 from finetune_operator.jobs.plan import reconcile_job
+
+from tests.unit.cluster import Cluster, owner_of
 
 NAMESPACE = "team-a"
 JOB_UID = "1b4e28ba-2fa1-41d2-883f-0016d3cca427"
@@ -115,55 +116,24 @@ def job_manifest(**changes: Any) -> Manifest:
     }
 
 
-class World:
-    """The objects of a cluster, the time, and the answers of pods."""
+class World(Cluster):
+    """One job in the simulation's API server, the time, and the responses of pods."""
 
     def __init__(self, job: Manifest | None = None) -> None:
-        self.now = START
+        super().__init__(START, NAMESPACE)
         self.settings = SETTINGS
-        self.objects: dict[tuple[str, str, str], Manifest] = {}
-        self.answers: dict[str, HttpResponse] = {}
         self.events: list[EventRecord] = []
         self.decision = Decision()
         self.grace = 0
         """Seconds that running pods of a deleted Job take to end at most."""
         self._numbers = itertools.count(1)
-        self.put(job or job_manifest())
+        self.load(job or job_manifest())
         self.add_profile("cpu", CPU_PROFILE)
         self.add_claim("assets")
 
-    # View
-
-    def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
-        return self.objects.get((kind, namespace, name))
-
-    def list(self, kind: str, namespace: str | None = None) -> Sequence[Manifest]:
-        return [
-            found
-            for (each, space, _), found in sorted(self.objects.items())
-            if each == kind and namespace in (None, space)
-        ]
-
-    def list_by_label(
-        self, kind: str, namespace: str, label: str, value: str
-    ) -> Sequence[Manifest]:
-        return [
-            found
-            for found in self.list(kind, namespace)
-            if (found["metadata"].get("labels") or {}).get(label) == value
-        ]
-
-    def http_response(self, ask_id: str) -> HttpResponse | None:
-        return self.answers.get(ask_id)
-
-    def serves(self, group: str, kind: str) -> bool:
-        return False
-
-    # What is in it
-
     @property
     def job(self) -> Manifest:
-        return self.objects["FineTuneJob", NAMESPACE, "glossary"]
+        return self.need("FineTuneJob", "glossary")
 
     @property
     def status(self) -> dict[str, Any]:
@@ -175,37 +145,29 @@ class World:
     def stage(self, name: str) -> dict[str, Any]:
         return dict(next(s for s in self.status["stages"] if s["name"] == name))
 
-    def names(self, kind: str) -> Sequence[str]:
-        return [found["metadata"]["name"] for found in self.list(kind, NAMESPACE)]
-
-    def put(self, manifest: Manifest) -> Manifest:
-        meta = manifest["metadata"]
-        self.objects[manifest["kind"], meta.get("namespace", ""), meta["name"]] = manifest
-        return manifest
-
     def add_profile(self, name: str, spec: dict[str, Any]) -> None:
-        self.put({"kind": "AcceleratorProfile", "metadata": {"name": name}, "spec": spec})
+        meta = {"name": name, "uid": f"profile-{name}"}
+        self.load({"kind": "AcceleratorProfile", "metadata": meta, "spec": spec})
 
     def add_claim(self, name: str, phase: str = "Bound") -> None:
         meta = {"name": name, "namespace": NAMESPACE, "uid": f"claim-{name}"}
-        self.put({"kind": "PersistentVolumeClaim", "metadata": meta, "status": {"phase": phase}})
+        self.load({"kind": "PersistentVolumeClaim", "metadata": meta, "status": {"phase": phase}})
 
     # What the operator does
 
     def reconcile(self) -> Decision:
         """One decision, carried out."""
-        before = copy.deepcopy(self.objects)
+        before = self.snapshot()
         self.decision = reconcile_job(self.job, self, self.settings, self.now)
-        assert self.objects == before, "a plan must not change what it sees"
+        assert self.snapshot() == before, "a plan must not change its input"
         if self.decision.status is not None:
             json.dumps(self.decision.status, allow_nan=False)
             FineTuneJobStatus.model_validate(self.decision.status)  # as the CRD does
-            changed = {**self.job, "status": dict(self.decision.status)}
-            self.put(changed)
+            self.write_status(self.job, self.decision.status)
         for manifest in self.decision.create:
-            self._create(manifest)
+            self.create(manifest)
         for manifest in self.decision.apply:
-            self._apply(manifest)
+            self.server.apply(manifest)
         for ref in self.decision.delete:
             self.delete(ref)
         self.events.extend(self.decision.events)
@@ -214,104 +176,79 @@ class World:
     def settle(self) -> Decision:
         """Decisions until nothing changes any more, as the engine does after every write."""
         for _ in range(10):
-            before = copy.deepcopy(self.objects)
+            before = self.server.version
             decision = self.reconcile()
-            if self.objects == before:
-                assert not decision.events, "an event without a change would be told for ever"
+            if self.server.version == before:
+                assert not decision.events, "an event without a change would be repeated"
                 return decision
         raise AssertionError("the plan does not come to rest")
 
-    def _create(self, manifest: Manifest) -> None:
-        made = copy.deepcopy(manifest)
-        made["metadata"]["uid"] = f"uid-{next(self._numbers)}"
-        made["metadata"]["creationTimestamp"] = self._time()
-        key = (made["kind"], made["metadata"]["namespace"], made["metadata"]["name"])
-        assert key not in self.objects, f"{key} is created twice"
+    def create(self, manifest: Manifest) -> None:
+        """POST; the volume controller binds a claim at once."""
+        made = self.server.create(manifest)
         if made["kind"] == "PersistentVolumeClaim":
-            made["status"] = {"phase": "Bound"}
-        self.objects[key] = made
-
-    def _apply(self, manifest: Manifest) -> None:
-        meta = manifest["metadata"]
-        key = (manifest["kind"], meta["namespace"], meta["name"])
-        old = self.objects[key]
-        spec = {**old["spec"], **copy.deepcopy(manifest["spec"])}
-        self.objects[key] = {**old, "metadata": {**old["metadata"], **meta}, "spec": spec}
+            self.load({**made, "status": {"phase": "Bound"}})
 
     def delete(self, ref: ObjectRef) -> None:
         """Background deletion: the Job goes at once, its pods follow, after `grace` if that is set
         and they run."""
-        found = self.objects.pop((ref.kind, ref.namespace, ref.name))
-        assert ref.uid in (None, found["metadata"]["uid"])
-        for pod in self.pods(ref.name):
+        pods = self.pods(ref.name)
+        self.server.delete(ref.kind, ref.namespace, ref.name, ref.uid)
+        for pod in pods:
             if self.grace and pod["status"]["phase"] == "Running":
                 self.mark_deleted(pod, self.grace)
             else:
                 self.remove_pod(pod)
 
-    # What Kubernetes does
+    # What the user and Kubernetes do
 
     def report_progress(self, pod: Manifest, **progress: Any) -> None:
-        """What a pod answers on /progress."""
+        """What a pod returns on /progress."""
         labels = pod["metadata"]["labels"]
         stage, attempt = labels[STAGE_LABEL], int(labels[ATTEMPT_LABEL])
         body = {"stage": stage, "attempt": attempt, "updatedAt": self.now.timestamp(), **progress}
-        ask = f"progress/{pod['metadata']['uid']}"
-        self.answers[ask] = HttpResponse(at=self.now.timestamp(), status=200, body=body)
+        request = f"progress/{pod['metadata']['uid']}"
+        self.responses[request] = HttpResponse(at=self.now.timestamp(), status=200, body=body)
 
     def edit(self, **changes: Any) -> None:
         """The user changes the spec; None removes a field."""
-        spec = {**self.job["spec"], **changes}
-        meta = {**self.job["metadata"], "generation": self.job["metadata"]["generation"] + 1}
-        kept = {name: value for name, value in spec.items() if value is not None}
-        self.put({**self.job, "metadata": meta, "spec": kept})
-
-    def tick(self, seconds: float) -> None:
-        self.now += timedelta(seconds=seconds)
-
-    def _time(self) -> str:
-        return self.now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        self.patch(self.job, {"spec": changes})
 
     def pods(self, job_name: str) -> Sequence[Manifest]:
-        return [p for p in self.list("Pod", NAMESPACE) if p["metadata"]["job"] == job_name]
+        return [p for p in self.list("Pod", NAMESPACE) if owner_of(p) == job_name]
 
     def add_pods(self, job_name: str, phase: str = "Running") -> Sequence[Manifest]:
         """The pods of a Job, as Job controller, scheduler and kubelet leave them: on a node each,
         node1 and so on."""
-        job = self.objects["Job", NAMESPACE, job_name]
+        job = self.need("Job", job_name)
         for index in range(job["spec"]["completions"]):
             labels = dict(job["spec"]["template"]["metadata"]["labels"])
             if job["spec"]["completionMode"] == "Indexed":
                 labels["batch.kubernetes.io/job-completion-index"] = str(index)
-            uid = f"pod-{next(self._numbers)}"
-            self.put(
+            owner = {"kind": "Job", "name": job_name, "uid": job["metadata"]["uid"]}
+            pod = self.server.create(
                 {
                     "apiVersion": "v1",
                     "kind": "Pod",
                     "metadata": {
-                        "name": f"{job_name}-{index}-{uid}",
+                        "name": f"{job_name}-{index}-{next(self._numbers)}",
                         "namespace": NAMESPACE,
-                        "uid": uid,
                         "labels": labels,
-                        "job": job_name,
-                        "creationTimestamp": self._time(),
-                        "ownerReferences": [{"kind": "Job", "name": job_name}],
+                        "ownerReferences": [owner],
                     },
                     "spec": {"hostname": f"{job_name}-{index}", "nodeName": f"node{index + 1}"},
-                    "status": {"phase": phase},
                 }
             )
+            self.set_status(pod, phase=phase)
         for pod in self.pods(job_name):
             if phase == "Running":
-                pod["status"]["podIP"] = "10.0.0.7"
+                self.set_status(pod, podIP="10.0.0.7")
         return self.pods(job_name)
 
     def set_waiting(self, pod: Manifest, reason: str, message: str) -> None:
         state = {"waiting": {"reason": reason, "message": message}}
-        pod["status"] = {
-            "phase": "Pending",
-            "containerStatuses": [{"name": "trainer", "state": state}],
-        }
+        statuses = [{"name": "trainer", "state": state}]
+        self.replace_status(pod, {"phase": "Pending", "containerStatuses": statuses})
 
     def set_unschedulable(self, pod: Manifest, message: str) -> None:
         condition = {
@@ -319,9 +256,9 @@ class World:
             "status": "False",
             "reason": "Unschedulable",
             "message": message,
-            "lastTransitionTime": self._time(),
+            "lastTransitionTime": self.time(),
         }
-        pod["status"] = {"phase": "Pending", "conditions": [condition]}
+        self.replace_status(pod, {"phase": "Pending", "conditions": [condition]})
 
     def end_pod(
         self, pod: Manifest, code: int, message: str = "", reason: str | None = None
@@ -330,36 +267,36 @@ class World:
             "exitCode": code,
             "reason": reason or ("Completed" if code == 0 else "Error"),
             "message": message,
-            "finishedAt": self._time(),
+            "finishedAt": self.time(),
         }
-        pod["status"] = {
-            **pod["status"],
-            "phase": "Succeeded" if code == 0 else "Failed",
-            "containerStatuses": [{"name": "trainer", "state": {"terminated": terminated}}],
-        }
+        self.set_status(
+            pod,
+            phase="Succeeded" if code == 0 else "Failed",
+            containerStatuses=[{"name": "trainer", "state": {"terminated": terminated}}],
+        )
 
     def mark_deleted(self, pod: Manifest, grace: int) -> None:
         """A deletion with grace: the time stamp is the deadline, as the API server writes it."""
-        at = (self.now + timedelta(seconds=grace)).strftime("%Y-%m-%dT%H:%M:%SZ")
-        pod["metadata"] |= {"deletionTimestamp": at, "deletionGracePeriodSeconds": grace}
+        meta = pod["metadata"]
+        self.server.delete("Pod", NAMESPACE, meta["name"], grace=grace)
 
-    def mark_disrupted(self, pod: Manifest, reason: str) -> None:
-        pod["status"].setdefault("conditions", []).append(
-            {
-                "type": "DisruptionTarget",
-                "status": "True",
-                "reason": reason,
-                "message": "told so",
-                "lastTransitionTime": self._time(),
-            }
-        )
+    def mark_disrupted(self, pod: Manifest, reason: str, message: str = "by a test") -> None:
+        target = {
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": reason,
+            "message": message,
+            "lastTransitionTime": self.time(),
+        }
+        conditions = self.current(pod)["status"].get("conditions", [])
+        self.set_status(pod, conditions=[*conditions, target])
 
     def remove_pod(self, pod: Manifest) -> None:
-        del self.objects["Pod", NAMESPACE, pod["metadata"]["name"]]
+        self.remove("Pod", pod["metadata"]["name"])
 
     def end_job(self, job_name: str, kind: str) -> None:
-        condition = {"type": kind, "status": "True", "lastTransitionTime": self._time()}
-        self.objects["Job", NAMESPACE, job_name]["status"] = {"conditions": [condition]}
+        condition = {"type": kind, "status": "True", "lastTransitionTime": self.time()}
+        self.replace_status(self.need("Job", job_name), {"conditions": [condition]})
 
     def succeed(self, stage: str, attempt: int = 1, **changes: Any) -> None:
         """Every pod of an attempt ends well, and index 0 leaves the stage's result."""
@@ -384,22 +321,22 @@ class World:
         self.settle()
 
     def serve(self, state: str = "Active", digest: str = DIGEST, message: str = "") -> None:
-        """What the endpoint's own controller writes."""
-        endpoint = self.objects["ModelEndpoint", NAMESPACE, "glossary"]
+        """What the endpoint's own reconcile writes."""
         revision = {
             "revision": 1,
             "digest": digest,
             "uri": "pvc://w/a",
             "state": state,
             "message": message,
-            "readyAt": self._time() if state == "Active" else None,
+            "readyAt": self.time() if state == "Active" else None,
         }
-        endpoint["status"] = {
+        status = {
             "phase": {"Active": "Ready", "Failed": "Failed"}.get(state, "Deploying"),
             "activeRevision": 1 if state == "Active" else None,
             "url": "http://glossary.team-a.svc/v1",
             "revisions": [revision],
         }
+        self.replace_status(self.need("ModelEndpoint", "glossary"), status)
 
 
 def result(stage: str, attempt: int = 1, **changes: Any) -> str:

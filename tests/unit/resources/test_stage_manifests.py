@@ -60,7 +60,8 @@ def build_children(stage: str, job: Manifest, pool: dict[str, Any] | None = None
     for child in found:
         if child is not None:
             bare = copy.deepcopy(child)
-            del bare["metadata"]["uid"], bare["metadata"]["creationTimestamp"]
+            for field in ("uid", "creationTimestamp", "generation", "resourceVersion"):
+                bare["metadata"].pop(field, None)
             out.append(bare)
     return out
 

@@ -44,7 +44,7 @@ def fresh() -> World:
     world.settle()
     kept_before = build_ledger(NAMESPACE, [])
     kept_before["metadata"]["creationTimestamp"] = (START - FIRST_AFTER).isoformat()
-    world.put(kept_before)
+    world.load(kept_before)
     return world
 
 
@@ -54,12 +54,12 @@ def reconcile(world: World, settings: Settings = SETTINGS) -> Decision:
         workspace_key({"metadata": {"namespace": NAMESPACE}}), world, settings, world.now
     )
     for manifest in decision.create:
-        world._create(manifest)
+        world.create(manifest)
     for manifest in decision.apply:
         old = world.get("ConfigMap", NAMESPACE, JANITOR) or {"metadata": {}}
         made = old["metadata"].get("creationTimestamp", world.now.isoformat())
         meta = {**manifest["metadata"], "creationTimestamp": made}
-        world.put({**manifest, "metadata": meta})
+        world.load({**manifest, "metadata": meta})
     for ref in decision.delete:
         world.delete(ref)
     return decision
@@ -84,9 +84,10 @@ def clean(world: World, outcome: str = "Complete") -> None:
 
 def forget(world: World) -> None:
     """The job is deleted and all its children are collected."""
-    for key in list(world.objects):
-        if key[0] in ("FineTuneJob", "Pod", "Service") or key[2].startswith("glossary-"):
-            del world.objects[key]
+    for kind in ("FineTuneJob", "Pod", "Service", "ConfigMap", "Job"):
+        for name in world.names(kind):
+            if kind in ("FineTuneJob", "Pod", "Service") or name.startswith("glossary-"):
+                world.remove(kind, name)
 
 
 def add_endpoint(world: World, uri: str, *older: str) -> None:
@@ -94,13 +95,13 @@ def add_endpoint(world: World, uri: str, *older: str) -> None:
     meta = {"name": "bot", "namespace": NAMESPACE, "uid": "endpoint"}
     spec = {"artifact": {"uri": uri}}
     status = {"revisions": revisions}
-    world.put({"kind": "ModelEndpoint", "metadata": meta, "spec": spec, "status": status})
+    world.load({"kind": "ModelEndpoint", "metadata": meta, "spec": spec, "status": status})
 
 
 def test_jobs_keep_their_folders_whether_they_have_ended_or_not() -> None:
     world = fresh()
     assert f"jobs/{JOB_UID[:8]}" in list_needed(world, NAMESPACE, SETTINGS)
-    world.job["status"] = {"conditions": ENDED}
+    world.replace_status(world.job, {"conditions": ENDED})
     assert set(list_needed(world, NAMESPACE, SETTINGS)) == {f"jobs/{JOB_UID[:8]}"}
 
 
@@ -117,7 +118,7 @@ def test_child_of_a_deleted_job_keeps_its_folder(kind: str) -> None:
     world = fresh()
     forget(world)
     meta = {"name": "late", "namespace": NAMESPACE, "labels": {JOB_UID_LABEL: OTHER_UID}}
-    world.put({"kind": kind, "metadata": meta})
+    world.load({"kind": kind, "metadata": meta})
     assert set(list_needed(world, NAMESPACE, SETTINGS)) == {f"jobs/{OTHER_UID[:8]}"}
 
 
@@ -146,7 +147,7 @@ def test_artifact_stays_for_a_job_that_starts_from_it_until_that_has_ended(
 ) -> None:
     world = World(job_manifest(**changes))
     assert OLD in list_needed(world, NAMESPACE, SETTINGS)
-    world.job["status"] = {"conditions": ENDED}
+    world.replace_status(world.job, {"conditions": ENDED})
     assert OLD not in list_needed(world, NAMESPACE, SETTINGS)
 
 
@@ -197,7 +198,7 @@ def test_a_job_deleted_before_the_first_janitor_triggers_it() -> None:
 def test_the_last_pod_of_a_deleted_job_is_waited_for() -> None:
     world = fresh()
     clean(world)
-    del world.objects["FineTuneJob", NAMESPACE, "glossary"]
+    world.remove("FineTuneJob", "glossary")
     world.tick(SPACING.total_seconds())
     decision = reconcile(world)
     assert not decision.delete
@@ -211,9 +212,9 @@ def test_a_job_created_and_deleted_between_two_janitors_is_cleaned_up() -> None:
     clean(world)
     other = job_manifest()
     other["metadata"] |= {"name": "short", "uid": OTHER_UID}
-    world.put(other)
+    world.load(other)
     reconcile(world)
-    del world.objects["FineTuneJob", NAMESPACE, "short"]
+    world.remove("FineTuneJob", "short")
     world.tick(SPACING.total_seconds())
     assert reconcile(world).delete, "the ledger records it, also for an operator that restarted"
 
@@ -232,7 +233,7 @@ def test_the_end_of_a_job_alone_triggers_none() -> None:
     world = fresh()
     clean(world)
     world.tick(SPACING.total_seconds())
-    world.job["status"] = {"conditions": ENDED}
+    world.replace_status(world.job, {"conditions": ENDED})
     assert not reconcile(world).delete, "its model stays for a while, its folder as long as the job"
 
 
@@ -299,9 +300,9 @@ def test_old_janitor_is_deleted_by_its_uid_and_not_twice() -> None:
     world.tick(PERIOD.total_seconds())
     found = janitor(world)
     assert found is not None
-    found["metadata"]["deletionTimestamp"] = "2026-01-05T12:00:00Z"
+    world.mark_terminating(found)
     assert not reconcile(world).delete
-    del found["metadata"]["deletionTimestamp"]
+    world.load(found)
     (ref,) = reconcile(world).delete
     assert ref.uid == found["metadata"]["uid"]
 
@@ -317,7 +318,7 @@ def test_a_claim_that_is_being_deleted_is_left_alone() -> None:
     world = fresh()
     claim = world.get("PersistentVolumeClaim", NAMESPACE, "finetune-workspace")
     assert claim is not None
-    claim["metadata"]["deletionTimestamp"] = "2026-01-05T12:00:00Z"
+    world.mark_terminating(claim)
     assert reconcile(world) == Decision()
 
 
@@ -359,7 +360,7 @@ def test_a_job_that_names_such_an_artifact_shows_what_it_waits_for() -> None:
     other["metadata"] |= {"uid": OTHER_UID}
     forget(world)
     reconcile(world)
-    world.put(other)
+    world.load(other)
     world.settle()
     assert world.condition("Stalled")["reason"] == "WaitingForJanitor"
     world.end_job(JANITOR, "Complete")

@@ -11,7 +11,8 @@ from finetune_operator.jobs.policies.node_exclusion import (
     find_blamed_node,
 )
 
-from tests.unit.jobs.world import NAMESPACE, World, failed, recover, training
+from tests.unit.cluster import owner_of
+from tests.unit.jobs.world import World, failed, recover, training
 
 STALLED = "No sign of life from rank 0 on host glossary-train-1-0, after step 12."
 
@@ -22,7 +23,7 @@ def lose_node(world: World, pod: Manifest) -> None:
 
 
 def evict(reason: str, message: str, world: World, pod: Manifest) -> None:
-    pod["status"] |= {"phase": "Failed", "reason": reason, "message": message}
+    world.set_status(pod, phase="Failed", reason=reason, message=message)
 
 
 BLAME = {
@@ -66,7 +67,7 @@ BLAME = {
     "a later attempt": (lambda w, p: w.end_pod(p, 75, failed("train", "Fenced")), None),
     "an error of the user": (lambda w, p: w.end_pod(p, 64, failed("train", "LossDiverged")), None),
     "preemption": (
-        lambda w, p: [w.end_pod(each, 76) for each in w.pods(p["metadata"]["job"])],
+        lambda w, p: [w.end_pod(each, 76) for each in w.pods(owner_of(p))],
         None,
     ),
     "pressure on the node": (
@@ -130,7 +131,7 @@ def fail_twice(world: World) -> World:
 
 
 def node_terms(world: World, job: str) -> object:
-    spec = world.objects["Job", NAMESPACE, job]["spec"]["template"]["spec"]
+    spec = world.need("Job", job)["spec"]["template"]["spec"]
     return (spec.get("affinity") or {}).get("nodeAffinity")
 
 
@@ -150,10 +151,10 @@ def test_a_node_that_failed_twice_is_avoided_and_named() -> None:
 
 def test_the_profile_still_chooses_the_pool() -> None:
     world = World()
-    profile = {**world.objects["AcceleratorProfile", "", "cpu"]["spec"]}
+    profile = {**world.need("AcceleratorProfile", "cpu")["spec"]}
     world.add_profile("cpu", {**profile, "nodeSelector": {"pool": "a"}})
     fail_twice(world)
-    spec = world.objects["Job", NAMESPACE, "glossary-train-3"]["spec"]["template"]["spec"]
+    spec = world.need("Job", "glossary-train-3")["spec"]["template"]["spec"]
     assert spec["nodeSelector"] == {"pool": "a"}
     assert spec["affinity"]["nodeAffinity"]
 

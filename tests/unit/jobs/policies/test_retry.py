@@ -5,7 +5,6 @@ from datetime import timedelta
 import pytest
 
 from tests.unit.jobs.world import (
-    NAMESPACE,
     World,
     failed,
     job_manifest,
@@ -113,7 +112,7 @@ def test_a_job_deleted_by_hand_again_and_again_does_not_spin() -> None:
     for attempt in range(1, 6):
         for pod in world.pods(f"glossary-train-{attempt}"):
             world.remove_pod(pod)
-        del world.objects["Job", NAMESPACE, f"glossary-train-{attempt}"]
+        world.remove("Job", f"glossary-train-{attempt}")
         world.settle()
         wait = max(15, 2 ** (attempt - 1))
         assert world.decision.requeue_after == wait
@@ -127,7 +126,7 @@ def test_a_restarted_operator_keeps_to_the_back_off() -> None:
     world.end_pod(pods[0], 1)
     world.settle()
     assert world.stage("train")["retryAt"] == "2026-01-05T12:00:30Z"
-    del world.objects["Job", NAMESPACE, "glossary-train-1"]
+    world.remove("Job", "glossary-train-1")
     recover(world, 9)
     assert world.names("Job") == ["glossary-prepare-1"]
     recover(world, 1)
@@ -202,7 +201,7 @@ def test_restarts_allowed_are_those_of_the_moment_of_the_crash(most: int, phase:
 
 def test_no_crash_is_waited_after_for_longer_than_five_minutes() -> None:
     world, pods = training(World(job_manifest(maxRestarts=100)))
-    world.put({**world.job, "status": {**world.status, "restarts": 40}})
+    world.load({**world.job, "status": {**world.status, "restarts": 40}})
     world.end_pod(pods[0], 1)
     world.settle()
     assert world.status["restarts"] == 41

@@ -57,7 +57,7 @@ def test_a_restarted_operator_keeps_the_time_of_the_first_report() -> None:
     world, pods = training()
     report(world, pods[0])
     world.tick(600)
-    world.answers.clear()
+    world.responses.clear()
     world.settle()
     world.tick(600)
     report(world, pods[0])

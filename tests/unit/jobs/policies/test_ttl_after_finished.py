@@ -19,10 +19,10 @@ def ended(**spec: object) -> World:
 def test_a_gang_that_lives_is_ended_even_by_the_next_operator() -> None:
     """The status was written, then the operator died."""
     world, _ = training(World(job_manifest(activeDeadlineSeconds=600)))
-    running = world.objects["Job", NAMESPACE, "glossary-train-1"]
+    running = world.need("Job", "glossary-train-1")
     world.tick(600)
     world.reconcile()
-    world.put(running)
+    world.load(running)
     decision = world.reconcile()
     assert [ref.uid for ref in decision.delete] == [running["metadata"]["uid"]]
     assert not decision.create
@@ -70,7 +70,7 @@ def test_a_job_goes_when_its_time_is_over() -> None:
     world.tick(1)
     job = copy.deepcopy(world.job)
     assert world.reconcile().delete == (OURS,)
-    world.put(job)
+    world.load(job)
     assert world.reconcile().delete == (OURS,), "deleted again until it is gone"
 
 
@@ -105,12 +105,12 @@ def test_the_time_may_be_changed_after_the_end_and_that_is_seen() -> None:
 def test_a_status_without_its_end_counts_from_the_condition() -> None:
     world = ended(ttlSecondsAfterFinished=100)
     status = {name: value for name, value in world.status.items() if name != "finishedAt"}
-    world.put({**world.job, "status": status})
+    world.load({**world.job, "status": status})
     assert world.reconcile().requeue_after == 100
 
 
 def test_a_job_that_is_being_deleted_is_left_alone() -> None:
     world = ended(ttlSecondsAfterFinished=100)
     world.tick(100)
-    world.job["metadata"]["deletionTimestamp"] = "2026-01-05T12:00:00Z"
+    world.mark_terminating(world.job)
     assert world.reconcile() == Decision()

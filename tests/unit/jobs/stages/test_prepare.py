@@ -4,19 +4,19 @@ from typing import Any
 
 import pytest
 
-from tests.unit.jobs.world import NAMESPACE, World, job_manifest
+from tests.unit.jobs.world import World, job_manifest
 
 ARTIFACT = "pvc://finetune-workspace/artifacts/chat-0a1b2c3d"
 
 
 def container(world: World, stage: str) -> dict[str, Any]:
-    pod = world.objects["Job", NAMESPACE, f"glossary-{stage}-1"]["spec"]["template"]["spec"]
+    pod = world.need("Job", f"glossary-{stage}-1")["spec"]["template"]["spec"]
     found: dict[str, Any] = pod["containers"][0]
     return found
 
 
 def volumes(world: World, stage: str) -> list[str]:
-    pod = world.objects["Job", NAMESPACE, f"glossary-{stage}-1"]["spec"]["template"]["spec"]
+    pod = world.need("Job", f"glossary-{stage}-1")["spec"]["template"]["spec"]
     return [volume["name"] for volume in pod["volumes"]]
 
 

@@ -18,7 +18,7 @@ def endpoint(world: World) -> dict[str, Any]:
 
 def add_endpoint(world: World, **spec: Any) -> None:
     artifact = {"uri": "pvc://finetune-workspace/artifacts/old", "digest": OTHER}
-    world.put(
+    world.load(
         {
             "kind": "ModelEndpoint",
             "metadata": {"name": "glossary", "namespace": NAMESPACE, "uid": "ep"},
@@ -110,9 +110,9 @@ def test_job_whose_revision_had_taken_the_traffic_before_it_was_overtaken_succee
     world = World()
     world.run_until("serve")
     world.serve()
-    status = world.objects["ModelEndpoint", NAMESPACE, "glossary"]["status"]
+    status = world.need("ModelEndpoint", "glossary")["status"]
     add_endpoint(world)
-    world.objects["ModelEndpoint", NAMESPACE, "glossary"]["status"] = status
+    world.replace_status(world.need("ModelEndpoint", "glossary"), status)
     world.settle()
     assert world.status["phase"] == "Succeeded"
 

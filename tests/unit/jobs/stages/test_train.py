@@ -5,7 +5,7 @@ from finetune_api.jobstatus import CheckpointStatus
 from finetune_api.run import WorkspaceFacts
 from finetune_operator.jobs.stages.train import grace_seconds
 
-from tests.unit.jobs.world import NAMESPACE, World, recover, result, training
+from tests.unit.jobs.world import World, recover, result, training
 
 GIB = 1024**3
 SLOW = WorkspaceFacts(free_bytes=10**12, write_bytes_per_second=10 * 2**20)
@@ -42,7 +42,7 @@ def test_grace_is(
 
 
 def grace_of(world: World, job: str) -> int:
-    spec = world.objects["Job", NAMESPACE, job]["spec"]["template"]["spec"]
+    spec = world.need("Job", job)["spec"]["template"]["spec"]
     return int(spec["terminationGracePeriodSeconds"])
 
 
