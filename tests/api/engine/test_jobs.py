@@ -61,7 +61,7 @@ async def test_the_spec_of_a_suspended_job_may_be_edited_until_it_is_resumed(
     await settle(bench)
     assert api.get("FineTuneJob", namespace, "job")["status"]["startedAt"]
     (batch,) = api.list("Job", namespace)
-    with pytest.raises(ApiError, match="training cannot change once the job has begun"):
+    with pytest.raises(ApiError, match="training cannot change after the job has started"):
         api.patch("FineTuneJob", namespace, "job", {"spec": {"training": {"epochs": 6}}})
 
     api.patch("FineTuneJob", namespace, "job", {"spec": {"suspend": True}})
