@@ -66,7 +66,7 @@ def import_image(ctr: Sequence[str], image: Image, have: Collection[str]) -> Non
     except ClusterError as error:
         if "parent snapshot" not in str(error):
             raise
-        # containerd's collector removed a layer between two steps of the import; a retry restores it.
+        # containerd's collector removed a layer between two steps of the import; a retry fixes it.
         _import(ctr, image, have)
 
 

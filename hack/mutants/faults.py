@@ -32,7 +32,7 @@ class Fault:
 FAULTS = (
     Fault(
         "children have no owner",
-        "resources/attempt_metadata.py",
+        "resources/metadata.py",
         '            "ownerReferences": [build_owner_reference(self.job)],\n',
         "",
         RESOURCES,
@@ -274,7 +274,7 @@ FAULTS = (
     ),
     Fault(
         "conditions change their time at every reconcile",
-        "jobs/conditions.py",
+        "jobs/reporting.py",
         "since = old.last_transition_time if old and old.status == value else timestamp",
         "since = timestamp",
     ),

@@ -16,9 +16,9 @@ from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.stages.base import PodStage
 from finetune_operator.jobs.workspace_claim import check_workspace
 from finetune_operator.names import child_name, master_host
-from finetune_operator.resources.attempt_metadata import AttemptMetadata
 from finetune_operator.resources.configmap import build_run_configmap
 from finetune_operator.resources.job import build_stage_job
+from finetune_operator.resources.metadata import AttemptMetadata
 from finetune_operator.resources.rendezvous_service import build_rendezvous_service
 from finetune_operator.resources.workspace_pvc import build_workspace_pvc
 from finetune_operator.stalled import Stalled

@@ -16,13 +16,12 @@ from finetune_api.run import Failure, StageName
 from pydantic import ValidationError
 
 from finetune_operator.decision import Decision, EventRecord, Manifest, Settings, View
-from finetune_operator.jobs.conditions import job_conditions
 from finetune_operator.jobs.draft import MESSAGE_LIMIT, Context, Draft
-from finetune_operator.jobs.events import job_events
 from finetune_operator.jobs.observe import observe
 from finetune_operator.jobs.policies.active_deadline import check_deadline
 from finetune_operator.jobs.policies.ttl_after_finished import clean_up_finished
 from finetune_operator.jobs.progress import final_progress, without_eta
+from finetune_operator.jobs.reporting import job_conditions, job_events
 from finetune_operator.jobs.stage_runner import run_serve, run_stage, suspend_serve, suspend_stage
 from finetune_operator.jobs.stages.evaluate import EVALUATE, format_comparison
 from finetune_operator.jobs.stages.export import EXPORT

@@ -11,8 +11,7 @@ from typing import Any
 from finetune_api.run import RunConfig
 
 from finetune_operator.decision import Manifest
-from finetune_operator.resources.attempt_metadata import AttemptMetadata
-from finetune_operator.resources.metadata import add_spec_hash
+from finetune_operator.resources.metadata import AttemptMetadata, add_spec_hash
 
 RUN_FILE = "run.json"
 IMAGE_ANNOTATION = "finetune.dev/trainer-image"

@@ -9,7 +9,7 @@ from typing import Any
 from finetune_operator.decision import ENDPOINT_LABEL, REVISION_LABEL, Manifest
 from finetune_operator.resources import vllm
 from finetune_operator.resources.metadata import add_spec_hash
-from finetune_operator.resources.security_context import build_pod_security_context
+from finetune_operator.resources.security_context import POD_SECURITY_CONTEXT
 from finetune_operator.resources.vllm import ServedRevision
 
 APP_LABEL = "app"
@@ -64,7 +64,7 @@ def build_serving_pod_spec(served: ServedRevision) -> dict[str, Any]:
     return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": build_pod_security_context(),
+        "securityContext": POD_SECURITY_CONTEXT,
         # As PID 1 vLLM would ignore SIGTERM while it starts.
         "shareProcessNamespace": True,
         "terminationGracePeriodSeconds": 60,

@@ -14,8 +14,8 @@ from finetune_operator.decision import Manifest, Settings
 from finetune_operator.names import JANITOR, WORKSPACE_JOBS
 from finetune_operator.resources.metadata import add_spec_hash, build_labels
 from finetune_operator.resources.security_context import (
-    build_container_security_context,
-    build_pod_security_context,
+    CONTAINER_SECURITY_CONTEXT,
+    POD_SECURITY_CONTEXT,
 )
 
 WORKSPACE_ROOT = "/workspace"
@@ -118,7 +118,7 @@ def _build_pod_spec(arguments: list[str], settings: Settings) -> Manifest:
         "command": ["python", "-m", "finetune_trainer.janitor"],
         "args": arguments,
         "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
-        "securityContext": build_container_security_context(),
+        "securityContext": CONTAINER_SECURITY_CONTEXT,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": "workspace", "mountPath": WORKSPACE_ROOT},
@@ -130,7 +130,7 @@ def _build_pod_spec(arguments: list[str], settings: Settings) -> Manifest:
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": build_pod_security_context(),
+        "securityContext": POD_SECURITY_CONTEXT,
         "containers": [container],
         "volumes": [
             {

@@ -5,8 +5,7 @@ podFailurePolicy because a Job with one waits indefinitely for a pod on a dead n
 """
 
 from finetune_operator.decision import Manifest, Settings
-from finetune_operator.resources.attempt_metadata import AttemptMetadata
-from finetune_operator.resources.metadata import add_spec_hash
+from finetune_operator.resources.metadata import AttemptMetadata, add_spec_hash
 from finetune_operator.resources.pod import StagePods, build_stage_pod_spec
 
 

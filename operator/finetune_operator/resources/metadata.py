@@ -1,4 +1,4 @@
-"""What every child has in common: labels, owner, spec hash.
+"""The metadata of children: labels, owner, spec hash, and what those of one attempt share.
 
 The engine's cache finds children by their labels. The hash tells a child that the operator created
 before from another client's object of the same name.
@@ -7,9 +7,23 @@ before from another client's object of the same name.
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from finetune_operator.decision import HASH_ANNOTATION, MANAGED_BY_LABEL, MANAGER, Manifest
+from finetune_api.run import StageName
+
+from finetune_operator.decision import (
+    ATTEMPT_LABEL,
+    HASH_ANNOTATION,
+    JOB_NAME_LABEL,
+    JOB_UID_LABEL,
+    MANAGED_BY_LABEL,
+    MANAGER,
+    STAGE_LABEL,
+    Manifest,
+)
+from finetune_operator.names import child_name
 
 
 def compute_digest(data: object, length: int = 16) -> str:
@@ -42,3 +56,41 @@ def build_owner_reference(owner: Manifest) -> dict[str, Any]:
         "controller": True,
         "blockOwnerDeletion": True,
     }
+
+
+@dataclass(frozen=True)
+class AttemptMetadata:
+    """What the children of one attempt of a FineTuneJob have in common: name, labels, owner."""
+
+    job: Manifest
+    """The FineTuneJob as the API server returned it."""
+    stage: StageName
+    attempt: int
+
+    @cached_property
+    def name(self) -> str:
+        """Name of every child of this attempt."""
+        return child_name(self.job["metadata"]["name"], self.stage, self.attempt)
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """Labels that only the pods of this attempt have."""
+        return {
+            JOB_UID_LABEL: self.job["metadata"]["uid"],
+            STAGE_LABEL: self.stage,
+            ATTEMPT_LABEL: str(self.attempt),
+        }
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of every child and pod."""
+        return build_labels({JOB_NAME_LABEL: self.job["metadata"]["name"], **self.selector})
+
+    def to_manifest(self) -> dict[str, Any]:
+        """The metadata of a child that the job owns."""
+        return {
+            "name": self.name,
+            "namespace": self.job["metadata"]["namespace"],
+            "labels": self.labels,
+            "ownerReferences": [build_owner_reference(self.job)],
+        }

@@ -20,11 +20,11 @@ from finetune_api.run import (
 )
 
 from finetune_operator.decision import Manifest, Settings
-from finetune_operator.resources.attempt_metadata import AttemptMetadata
 from finetune_operator.resources.configmap import RUN_FILE
+from finetune_operator.resources.metadata import AttemptMetadata
 from finetune_operator.resources.security_context import (
-    build_container_security_context,
-    build_pod_security_context,
+    CONTAINER_SECURITY_CONTEXT,
+    POD_SECURITY_CONTEXT,
 )
 
 WORKSPACE_VOLUME = "workspace"
@@ -94,7 +94,7 @@ def build_stage_pod_spec(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": pods.grace_seconds,
-        "securityContext": build_pod_security_context(),
+        "securityContext": POD_SECURITY_CONTEXT,
         "containers": [_build_container(metadata, pods, settings)],
         "volumes": _build_volumes(metadata, pods, settings),
     }
@@ -125,7 +125,7 @@ def _build_container(metadata: AttemptMetadata, pods: StagePods, settings: Setti
         ],
         "ports": [{"name": "telemetry", "containerPort": TELEMETRY_PORT, "protocol": "TCP"}],
         "resources": dict(pods.resources),
-        "securityContext": build_container_security_context(),
+        "securityContext": CONTAINER_SECURITY_CONTEXT,
         "terminationMessagePath": TERMINATION_PATH,
         "terminationMessagePolicy": "File",
         "volumeMounts": _build_volume_mounts(pods),

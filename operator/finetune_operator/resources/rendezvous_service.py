@@ -3,8 +3,7 @@
 from finetune_api.run import RENDEZVOUS_PORT
 
 from finetune_operator.decision import Manifest
-from finetune_operator.resources.attempt_metadata import AttemptMetadata
-from finetune_operator.resources.metadata import add_spec_hash
+from finetune_operator.resources.metadata import AttemptMetadata, add_spec_hash
 
 
 def build_rendezvous_service(metadata: AttemptMetadata) -> Manifest:

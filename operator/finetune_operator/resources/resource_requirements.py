@@ -23,7 +23,11 @@ def build_device_resources(profile: AcceleratorProfileSpec, devices: int) -> dic
     return {"requests": {**requests, profile.resource_name: str(devices)}, "limits": limits}
 
 
-def build_host_resources(weight_bytes: int = 0) -> dict[str, Any]:
+def build_host_resources(weight_bytes: int) -> dict[str, Any]:
     """Resources of a pod without devices that holds 1.5 times the weights of a model in memory."""
     memory = GIB + weight_bytes * 3 // 2
     return {"requests": {"cpu": "500m", "memory": f"{-(-memory // GIB)}Gi"}}
+
+
+WITHOUT_MODEL = build_host_resources(0)
+"""Resources of a pod that holds no weights in memory."""

@@ -9,23 +9,19 @@ from typing import Any
 NONROOT_ID = 65532
 """User and group of every container, the `nonroot` of distroless images."""
 
+POD_SECURITY_CONTEXT: dict[str, Any] = {
+    "runAsNonRoot": True,
+    "runAsUser": NONROOT_ID,
+    "runAsGroup": NONROOT_ID,
+    "fsGroup": NONROOT_ID,
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+"""Restricted, with a group that can read the workspace."""
 
-def build_pod_security_context() -> dict[str, Any]:
-    """The securityContext of a pod: restricted, with a group that can read the workspace."""
-    return {
-        "runAsNonRoot": True,
-        "runAsUser": NONROOT_ID,
-        "runAsGroup": NONROOT_ID,
-        "fsGroup": NONROOT_ID,
-        "fsGroupChangePolicy": "OnRootMismatch",
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
-
-
-def build_container_security_context() -> dict[str, Any]:
-    """The securityContext of a container: no privilege escalation, only its mounts writable."""
-    return {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        "readOnlyRootFilesystem": True,
-    }
+CONTAINER_SECURITY_CONTEXT: dict[str, Any] = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+}
+"""No privilege escalation; only the container's mounts are writable."""

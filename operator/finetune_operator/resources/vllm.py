@@ -18,7 +18,7 @@ from finetune_operator.decision import (
 )
 from finetune_operator.resources.metadata import build_labels, build_owner_reference
 from finetune_operator.resources.resource_requirements import build_device_resources
-from finetune_operator.resources.security_context import build_container_security_context
+from finetune_operator.resources.security_context import CONTAINER_SECURITY_CONTEXT
 
 PORT = 8080
 MODEL_PATH = "/mnt/models"
@@ -109,7 +109,7 @@ def build_container(
         "startupProbe": _build_probe(period=2, failures=START_SECONDS // 2, timeout=5),
         "readinessProbe": _build_probe(period=2, failures=3, timeout=5),
         "livenessProbe": _build_probe(period=10, failures=12, timeout=10),
-        "securityContext": build_container_security_context(),
+        "securityContext": CONTAINER_SECURITY_CONTEXT,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": "tmp", "mountPath": "/tmp"},

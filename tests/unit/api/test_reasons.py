@@ -32,7 +32,7 @@ CALLS: dict[str, int | str] = {
 """Callables that take a reason, and its position or keyword."""
 COLLECTIONS = ("REASONS", "DISRUPTION_REASONS", "WAITING_REASONS")
 """Module-level constants of the operator that hold reasons: elements of a set, values of a map."""
-CONDITIONS = ("jobs/conditions.py", "endpoints/status.py")
+CONDITIONS = ("jobs/reporting.py", "endpoints/status.py")
 """Modules that build conditions from tuples."""
 
 
@@ -79,10 +79,18 @@ def literals(node: ast.expr | None) -> Iterator[str]:
 def elements(name: str) -> Iterator[str]:
     """The reasons in a collection."""
     for node in CONSTANTS[name]:
-        inner = node.args[0] if isinstance(node, ast.Call) and node.args else node
-        if isinstance(inner, ast.Set | ast.Dict):
-            for value in inner.elts if isinstance(inner, ast.Set) else inner.values:
-                yield from literals(value)
+        yield from elements_of(node)
+
+
+def elements_of(node: ast.expr) -> Iterator[str]:
+    inner = node.args[0] if isinstance(node, ast.Call) and node.args else node
+    if isinstance(inner, ast.BinOp):
+        yield from (*elements_of(inner.left), *elements_of(inner.right))
+    elif isinstance(inner, ast.Name):
+        yield from elements(inner.id)
+    elif isinstance(inner, ast.Set | ast.Dict):
+        for value in inner.elts if isinstance(inner, ast.Set) else inner.values:
+            yield from literals(value)
 
 
 def from_calls(module: ast.Module) -> Iterator[str]:
