@@ -102,7 +102,7 @@ def test_a_text_that_contains_its_bos_has_one(tmp_path: Path) -> None:
 PAIR = PreferenceSample(
     (Turn("system", "s"), user("a"), assistant("which?"), user("b")),
     (assistant("the good one"),),
-    (assistant("error"),),
+    (assistant("bad"),),
 )
 
 
@@ -113,7 +113,7 @@ def test_both_answers_share_their_prompt_and_only_they_are_learnt(
     (tokens,) = tokenize(tokenizer, PAIR, template=template)
     chosen, rejected = tokens.tokenized
     assert learnt(tokenizer, chosen) == f"the good one{END}"
-    assert learnt(tokenizer, rejected) == f"error{END}"
+    assert learnt(tokenizer, rejected) == f"bad{END}"
     first = [int(np.argmax(np.asarray(e.labels) != IGNORED)) for e in tokens.tokenized]
     assert first[0] == first[1]
     prompt = tokenizer.apply_chat_template(to_messages(PAIR.prompt), add_generation_prompt=True)[
@@ -124,7 +124,7 @@ def test_both_answers_share_their_prompt_and_only_they_are_learnt(
 
 def test_later_answers_of_a_conversation_are_learnt_too(tokenizer: Any) -> None:
     turns = (assistant("good"), user("c"), assistant("fine"))
-    (tokens,) = tokenize(tokenizer, PreferenceSample((user("a"),), turns, (assistant("error"),)))
+    (tokens,) = tokenize(tokenizer, PreferenceSample((user("a"),), turns, (assistant("bad"),)))
     assert learnt(tokenizer, tokens.tokenized[0]) == f"good{END}fine{END}"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from finetune_api.finetunejob import FineTuneJobSpec, GateRule
 from finetune_api.run import EvaluationSummary, Failure, GateOutcome, LossComparison, MetricPair
 
-from finetune_trainer.metrics.bootstrap import bootstrap
+from finetune_trainer.metrics.bootstrap import bootstrap_interval
 from finetune_trainer.metrics.exact_match import exact_match
 from finetune_trainer.metrics.rouge import rouge_l
 from finetune_trainer.runtime.errors import UserError
@@ -55,7 +55,7 @@ def compare_losses(losses: PairedLosses, seed: int) -> LossComparison:
             f"over {losses.tokens} tokens.",
             "Lower training.learningRate, or give a larger held-out set.",
         )
-    low, high = bootstrap(losses.base, losses.tuned, seed)
+    low, high = bootstrap_interval(losses.base, losses.tuned, seed)
     return LossComparison(
         base=base / weight,
         tuned=tuned / weight,

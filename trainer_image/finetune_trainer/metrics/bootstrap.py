@@ -5,7 +5,7 @@ import numpy as np
 RESAMPLES = 1000
 
 
-def bootstrap(base: np.ndarray, tuned: np.ndarray, seed: int) -> tuple[float, float]:
+def bootstrap_interval(base: np.ndarray, tuned: np.ndarray, seed: int) -> tuple[float, float]:
     """2.5th and 97.5th percentile of 100 * (base - tuned) / base over resampled items.
 
     `base` and `tuned` are float64 [items]. Items are drawn with replacement, the same for both

@@ -3,7 +3,7 @@
 import unicodedata
 
 
-def normalised(text: str) -> str:
+def normalise_text(text: str) -> str:
     """The text without case, punctuation and extra spaces; compatibility forms are folded."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     kept = "".join(" " if unicodedata.category(c).startswith("P") else c for c in folded)
@@ -12,4 +12,4 @@ def normalised(text: str) -> str:
 
 def exact_match(answer: str, reference: str) -> float:
     """1 where both are equal after normalisation, else 0."""
-    return float(normalised(answer) == normalised(reference))
+    return float(normalise_text(answer) == normalise_text(reference))

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from finetune_api.objective import REFERENCE_REWARDS, RewardFunction
 
-from finetune_trainer.metrics.exact_match import exact_match, normalised
+from finetune_trainer.metrics.exact_match import exact_match, normalise_text
 from finetune_trainer.metrics.rouge import rouge_l
 from finetune_trainer.runtime.errors import UserError
 
@@ -76,8 +76,8 @@ def name_rewards(functions: Sequence[RewardFunction]) -> list[str]:
 
 def contains(answer: str, reference: str) -> float:
     """1 where the answer contains the reference, ignoring case, punctuation and spaces."""
-    expected = normalised(reference)
-    return float(expected in normalised(answer)) if expected else float(reference in answer)
+    expected = normalise_text(reference)
+    return float(expected in normalise_text(answer)) if expected else float(reference in answer)
 
 
 def has_same_number(answer: str, reference: str) -> float:
