@@ -1,7 +1,8 @@
-"""A real kube-apiserver with our CRDs and KServe's, and the operator's real engine beside it.
+"""A real kube-apiserver with the operator's and KServe's CRDs, and the operator's real engine.
 
-KServe itself is not there: `manager` makes the writes of its manager. The SDK whose models the
-CRDs are made from lives in a folder of its own, because it would change the dev environment.
+KServe itself does not run: `manager` makes the writes of its manager. The CRDs are generated from
+the SDK's models. The SDK is installed into a folder of its own, because in the development
+environment it would change the versions of other packages.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def api(kserve_plane: ControlPlane) -> Api:
 
 @pytest.fixture
 def namespace(api: Api) -> str:
-    """A namespace that only this test uses."""
+    """A namespace of this test alone."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     return name
@@ -68,7 +69,7 @@ def namespace(api: Api) -> str:
 
 @pytest.fixture
 def server() -> Iterator[ModelServer]:
-    """What answers in the pods, on a loopback address of its own."""
+    """The model server of all pods, on a loopback address of its own."""
     with ModelServer() as running:
         yield running
 
@@ -81,7 +82,7 @@ def manager(api: Api, namespace: str, server: ModelServer) -> KServeManager:
 
 @pytest.fixture
 async def operator(kserve_plane: ControlPlane, namespace: str) -> AsyncIterator[Operator]:
-    """The operator's engine, looking when a test says so."""
+    """The operator's engine, which reconciles when a test calls it."""
     running = await Operator.start(kserve_plane.kubeconfig, namespace)
     yield running
     await running.stop()

@@ -1,9 +1,9 @@
 """KServe's CRDs, generated from the models of its own SDK.
 
 A program: `python crds.py FOLDER` prints the CRDs of InferenceService and ServingRuntime as JSON;
-FOLDER holds the installed SDK. Only its models are imported, not `kserve` itself, which would pull
-in a model server. Every field that the SDK knows becomes a field of a structural schema, so that
-the API server refuses all others; what the SDK does not describe is listed in UNKNOWN.
+FOLDER holds the installed SDK. It imports only the SDK's models, not `kserve` itself, which would
+import a model server. Every field of the SDK becomes a field of a structural schema, so that the
+API server rejects all others; UNKNOWN lists the types that the SDK does not describe.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PLAIN: dict[str, Schema] = {
     "V1Time": {"type": "string", "format": "date-time"},
     "ResourceQuantity": QUANTITY,
     "V1beta1MetricQuantity": QUANTITY,
-    # The SDK's word for both, told apart by the field: see INT_OR_STRING.
+    # The SDK uses it for objects and for int-or-string; INT_OR_STRING has the fields of the latter.
     "object": ANYTHING,
     "V1ObjectMeta": {"type": "object"},
 }
@@ -51,7 +51,7 @@ KINDS = {
 }
 
 
-def models(folder: Path) -> dict[str, Any]:
+def load_models(folder: Path) -> dict[str, Any]:
     """The model classes of the SDK."""
     package = types.ModuleType("kserve")
     package.__path__ = [str(folder / "kserve")]
@@ -120,5 +120,5 @@ def _properties(model: Any, known: dict[str, Any]) -> Schema:
 
 
 if __name__ == "__main__":
-    known = models(Path(sys.argv[1]))
+    known = load_models(Path(sys.argv[1]))
     print(json.dumps([crd(name, known) for name in KINDS]))

@@ -1,7 +1,7 @@
-"""The operator's engine without its watches: it lists and reconciles when it is told to.
+"""The operator's engine without its watches: it lists and reconciles when a test calls it.
 
-Everything but the watch is the real thing: client, cache, reconciler, HTTP requests. So a
-test can write something, let the operator look, and know that it has seen it.
+Client, cache, reconciler and HTTP requests are the real ones. So a test can write an object, let
+the operator reconcile, and rely on the operator having read it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from finetune_operator.engine.workqueue import WorkQueue
 from finetune_operator.engine.writer import Writer
 
 SETTINGS = Settings(trainer_image="trainer:v1", serving_image="vllm:v1")
-ANSWER_SECONDS = 10.0
-LOOKS = 20
+RESPONSE_TIMEOUT_SECONDS = 10.0
+MAX_RECONCILES = 20
 
 
 class Operator:
@@ -34,12 +34,12 @@ class Operator:
     def __init__(self, cluster: KubeClient, namespace: str) -> None:
         self.namespace = namespace
         self.ahead = timedelta()
-        """How much the operator's clock is ahead."""
+        """By how much the operator's clock is ahead."""
         self._cluster = cluster
-        self._answered = asyncio.Event()
+        self._responded = asyncio.Event()
         metrics = Metrics()
         self._queue = WorkQueue(metrics.queue)
-        self._http_poller = HttpPoller(lambda _key: self._answered.set())
+        self._http_poller = HttpPoller(lambda _key: self._responded.set())
         self._cache = Cache(self._http_poller.responses)
         controllers = build_controllers(SETTINGS)
         event_handlers = EventHandlers(self._cache, self._queue, controllers, metrics.handovers)
@@ -65,33 +65,33 @@ class Operator:
         return cls(await KubeClient.connect(str(kubeconfig)), namespace)
 
     async def stop(self) -> None:
-        """Give everything back."""
+        """Close the connections to the API server and to the pods."""
         await self._http_poller.close()
         await self._cluster.close()
 
-    async def look(self, name: str) -> None:
-        """See all that there is, and act until there is nothing left to do but wait."""
-        for _ in range(LOOKS):
-            before = await self._list(name)
+    async def settle(self, name: str) -> None:
+        """List and reconcile until the operator writes nothing more."""
+        for _ in range(MAX_RECONCILES):
+            before = await self._relist(name)
             await self._reconciler.reconcile(Key("ModelEndpoint", self.namespace, name))
-            if await self._list(name) == before:
+            if await self._relist(name) == before:
                 return
-        raise AssertionError("the operator never comes to rest")
+        raise AssertionError("the operator never stops writing")
 
-    async def examine(self, name: str) -> None:
-        """Let the pods answer, and look again, until no revision is being checked."""
-        async with asyncio.timeout(ANSWER_SECONDS):
-            while self._checking(name):
-                await self._answered.wait()
-                self._answered.clear()
-                await self.look(name)
+    async def finish_checks(self, name: str) -> None:
+        """Wait for responses of the pods and reconcile, until no revision is being checked."""
+        async with asyncio.timeout(RESPONSE_TIMEOUT_SECONDS):
+            while self._is_checking(name):
+                await self._responded.wait()
+                self._responded.clear()
+                await self.settle(name)
 
-    def _checking(self, name: str) -> bool:
+    def _is_checking(self, name: str) -> bool:
         found = self._cache.get("ModelEndpoint", self.namespace, name) or {}
         revisions = found.get("status", {}).get("revisions", [])
         return any(each["state"] == "Checking" for each in revisions)
 
-    async def _list(self, name: str) -> str:
+    async def _relist(self, name: str) -> str:
         await self._relister.list_initially(await self._relister.discover_kinds())
         found = self._cache.get("ModelEndpoint", self.namespace, name)
         assert found is not None

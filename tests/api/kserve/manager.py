@@ -1,9 +1,9 @@
-"""The writes of KServe's manager, as they were measured (0.20.0, Standard mode, all webhooks on).
+"""The writes of KServe's manager, as measured with KServe 0.20.0 (Standard mode, all webhooks on).
 
-For one InferenceService: Deployment, Service and HPA `<name>-predictor`; a first status whose url
-and address are set long before anything answers; a model state that is Pending; Ready only after
-the pod is ready. `stop` takes everything away again and removes url, address and components. The
-pod is made here too, because there is neither a Deployment controller nor a kubelet.
+For one InferenceService KServe writes a Deployment, a Service and an HPA `<name>-predictor`; a
+first status whose url and address are set long before a pod answers; a model state that is Pending;
+and Ready only after the pod is ready. `stop` deletes these objects and removes url, address and
+components. The pod is created here too, because there is no Deployment controller and no kubelet.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ class KServeManager:
         self.namespace = namespace
         self.pod_address = pod_address
 
-    def appear(self, name: str) -> None:
-        """What follows the creation of an InferenceService, up to the first status."""
-        isvc = self.isvc(name)
+    def create_children(self, name: str) -> None:
+        """The writes after the creation of an InferenceService, up to the first status."""
+        isvc = self.get_inference_service(name)
         self._deployment(isvc)
         self._service(isvc)
         self._autoscaler(name)
         self._status(name, self._addresses(name) | {"conditions": conditions(ready=False)})
 
-    def loading(self, name: str) -> None:
-        """The model is being loaded; the pod is there and not ready."""
-        self._pod(self.isvc(name))
+    def start_loading(self, name: str) -> None:
+        """The model is loading; the pod exists and is not ready."""
+        self._pod(self.get_inference_service(name))
         pending = {"targetModelState": "Pending", "activeModelState": ""}
         model = {"transitionStatus": "InProgress", "states": pending, "copies": {"failedCopies": 0}}
         self._status(name, {"modelStatus": model})
         unavailable = conditions(ready=False, reason="MinimumReplicasUnavailable")
         self._status(name, {"conditions": unavailable})
 
-    def pod_ready(self, name: str) -> None:
-        """The kubelet and the Deployment controller say that the pod is ready."""
+    def make_pod_ready(self, name: str) -> None:
+        """The kubelet and the Deployment controller report that the pod is ready."""
         pod = {
             "phase": "Running",
             "podIP": self.pod_address,
@@ -63,8 +63,8 @@ class KServeManager:
             "Deployment", self.namespace, f"{name}-predictor", {"status": deployment}, "status"
         )
 
-    def ready(self, name: str) -> None:
-        """What follows: everything is True, the model is Loaded and UpToDate."""
+    def make_ready(self, name: str) -> None:
+        """The writes after that: every condition is True, the model is Loaded and UpToDate."""
         loaded = {"targetModelState": "Loaded", "activeModelState": "Loaded"}
         model = {
             "transitionStatus": "UpToDate",
@@ -81,8 +81,10 @@ class KServeManager:
             },
         )
 
-    def failed(self, name: str, transition: str, state: str, reason: str, message: str) -> None:
-        """The model cannot be loaded."""
+    def fail_loading(
+        self, name: str, transition: str, state: str, reason: str, message: str
+    ) -> None:
+        """KServe fails to load the model."""
         model = {
             "transitionStatus": transition,
             "states": {"targetModelState": state, "activeModelState": ""},
@@ -91,7 +93,7 @@ class KServeManager:
         self._status(name, {"modelStatus": model})
 
     def stop(self, name: str) -> None:
-        """What follows the annotation serving.kserve.io/stop: "true"."""
+        """The writes after the annotation serving.kserve.io/stop: "true"."""
         self.api.delete("Service", self.namespace, f"{name}-predictor")
         self.api.delete("Deployment", self.namespace, f"{name}-predictor")
         self.api.request("DELETE", f"{HPA.format(self.namespace)}/{name}-predictor")
@@ -100,8 +102,8 @@ class KServeManager:
         gone = {"url": None, "address": None, "components": None}
         self._status(name, {"conditions": stopped, "modelStatus": {"transitionStatus": ""}} | gone)
 
-    def isvc(self, name: str) -> Manifest:
-        """The InferenceService as it is."""
+    def get_inference_service(self, name: str) -> Manifest:
+        """The InferenceService as the API server has it now."""
         return self.api.get("InferenceService", self.namespace, name)
 
     def _addresses(self, name: str) -> Manifest:
@@ -149,7 +151,7 @@ class KServeManager:
         )
 
     def _autoscaler(self, name: str) -> None:
-        """Measured although it was not asked for."""
+        """KServe creates one, although the InferenceService disables autoscaling."""
         target = {"type": "Utilization", "averageUtilization": 80}
         metric = {"type": "Resource", "resource": {"name": "cpu", "target": target}}
         predictor = f"{name}-predictor"
@@ -200,7 +202,7 @@ class KServeManager:
 
 
 def pod_labels(isvc: Manifest) -> dict[str, str]:
-    """KServe copies the labels of the InferenceService and of its predictor to what it makes."""
+    """KServe copies the labels of the InferenceService and of its predictor to its children."""
     name = isvc["metadata"]["name"]
     own = {
         "app": f"isvc.{name}-predictor",
@@ -212,7 +214,7 @@ def pod_labels(isvc: Manifest) -> dict[str, str]:
 
 
 def conditions(ready: bool, reason: str = "", stopped: bool = False) -> list[dict[str, Any]]:
-    """The four conditions; IngressReady is True before anything answers."""
+    """The four conditions; IngressReady is True before any pod answers."""
     truth = "True" if ready else "False"
     wanted = {"IngressReady": "True", "PredictorReady": truth, "Ready": truth}
     out: list[dict[str, Any]] = [

@@ -1,4 +1,4 @@
-"""What vLLM would answer in a pod: the listing, and one sentence to every question."""
+"""A stand-in for vLLM: the list of models, and one sentence as the answer to every chat request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 PORT = 8080
-"""The port of the product's pods; a loopback address of its own keeps it free."""
+"""The port of vLLM's pods; a loopback address for each server keeps it free."""
 
 
 class ModelServer:
@@ -18,8 +18,8 @@ class ModelServer:
 
     def __init__(self) -> None:
         self.model = "glossary"
-        self.sentence = "A compiler translates programs."
-        self.asked: list[dict[str, Any]] = []
+        self.answer_text = "A compiler translates programs."
+        self.chat_requests: list[dict[str, Any]] = []
         low = uuid.uuid4().bytes
         self.address = f"127.{low[0] % 200 + 20}.{low[1]}.{low[2] % 250 + 1}"
         self._http = ThreadingHTTPServer((self.address, PORT), self._handler())
@@ -48,8 +48,8 @@ class ModelServer:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                server.asked.append(json.loads(body))
-                self._answer({"choices": [{"message": {"content": server.sentence}}]})
+                server.chat_requests.append(json.loads(body))
+                self._answer({"choices": [{"message": {"content": server.answer_text}}]})
 
             def _answer(self, body: dict[str, Any]) -> None:
                 data = json.dumps(body).encode()
@@ -60,6 +60,6 @@ class ModelServer:
                 self.wfile.write(data)
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Say nothing."""
+                """Print nothing."""
 
         return Handler

@@ -1,4 +1,4 @@
-"""ModelEndpoints where KServe is installed: its real schema, its writes, our real engine."""
+"""ModelEndpoints on a cluster with KServe: its schema, its writes, and the operator's engine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def artifact(letter: str) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def profile(api: Api) -> Manifest:
-    """A profile with something in every field."""
+    """A profile that sets every field."""
     spec = {
         "default": True,
         "nodeSelector": {"pool": "h100"},
@@ -70,7 +70,7 @@ def endpoint(api: Api, namespace: str, profile: Manifest) -> Manifest:
     )
 
 
-def served(endpoint: Manifest, profile: Manifest, gpus: int = 4) -> ServedRevision:
+def build_revision(endpoint: Manifest, profile: Manifest, gpus: int = 4) -> ServedRevision:
     found = parse_artifact(**artifact("a"))
     assert isinstance(found, Artifact)
     return ServedRevision(
@@ -101,21 +101,21 @@ def names(api: Api, kind: str, namespace: str) -> list[str]:
 
 
 async def roll_out(operator: Operator, manager: KServeManager, child: str) -> None:
-    """Let KServe bring a revision up, and the operator check it."""
-    await operator.look(NAME)
-    manager.appear(child)
-    manager.loading(child)
-    manager.pod_ready(child)
-    manager.ready(child)
-    await operator.look(NAME)
-    await operator.examine(NAME)
+    """Let KServe start a revision, and the operator check it."""
+    await operator.settle(NAME)
+    manager.create_children(child)
+    manager.start_loading(child)
+    manager.make_pod_ready(child)
+    manager.make_ready(child)
+    await operator.settle(NAME)
+    await operator.finish_checks(NAME)
 
 
-def test_every_field_that_we_send_is_known_to_the_sdk(
+def test_every_field_that_the_operator_writes_is_in_the_sdk(
     api: Api, endpoint: Manifest, profile: Manifest
 ) -> None:
-    ours = served(endpoint, profile)
-    sent = [build_serving_runtime(ours), build_inference_service(ours)]
+    revision = build_revision(endpoint, profile)
+    sent = [build_serving_runtime(revision), build_inference_service(revision)]
     for manifest in sent:
         stored = api.create(manifest)
         assert stored["spec"] == manifest["spec"], "nothing was pruned"
@@ -130,11 +130,13 @@ def test_every_field_that_we_send_is_known_to_the_sdk(
         ("runtime", ("containers", 0, "mounts"), []),
     ],
 )
-def test_schema_refuses_what_the_sdk_does_not_know(
+def test_the_schema_rejects_fields_that_are_not_in_the_sdk(
     api: Api, endpoint: Manifest, profile: Manifest, kind: str, path: tuple[Any, ...], value: Any
 ) -> None:
-    ours = served(endpoint, profile)
-    manifest = build_inference_service(ours) if kind == "isvc" else build_serving_runtime(ours)
+    revision = build_revision(endpoint, profile)
+    manifest = (
+        build_inference_service(revision) if kind == "isvc" else build_serving_runtime(revision)
+    )
     place = manifest["spec"]
     for step in path[:-1]:
         place = place[step]
@@ -143,7 +145,7 @@ def test_schema_refuses_what_the_sdk_does_not_know(
         api.create(manifest)
 
 
-async def test_endpoint_is_ready_only_after_kserve_and_the_answer(
+async def test_an_endpoint_is_ready_only_after_kserve_is_ready_and_the_checks_passed(
     api: Api,
     operator: Operator,
     manager: KServeManager,
@@ -151,22 +153,22 @@ async def test_endpoint_is_ready_only_after_kserve_and_the_answer(
     endpoint: Manifest,
     namespace: str,
 ) -> None:
-    await operator.look(NAME)
+    await operator.settle(NAME)
     assert names(api, "InferenceService", namespace) == ["glossary-r1"]
     assert names(api, "Deployment", namespace) == []
-    runtime = manager.isvc("glossary-r1")["spec"]["predictor"]["model"]["runtime"]
+    runtime = manager.get_inference_service("glossary-r1")["spec"]["predictor"]["model"]["runtime"]
     assert names(api, "ServingRuntime", namespace) == [runtime]
-    for step in (manager.appear, manager.loading, manager.pod_ready):
+    for step in (manager.create_children, manager.start_loading, manager.make_pod_ready):
         step("glossary-r1")
-        await operator.look(NAME)
+        await operator.settle(NAME)
         assert status(api, namespace)["phase"] == "Deploying"
         assert status(api, namespace)["revisions"][0]["state"] == "Starting"
         assert NAME not in names(api, "Service", namespace)
-        assert server.asked == []
-    manager.ready("glossary-r1")
-    await operator.look(NAME)
-    await operator.examine(NAME)
-    assert server.asked[0]["temperature"] == 0
+        assert server.chat_requests == []
+    manager.make_ready("glossary-r1")
+    await operator.settle(NAME)
+    await operator.finish_checks(NAME)
+    assert server.chat_requests[0]["temperature"] == 0
     assert status(api, namespace)["phase"] == "Ready"
     assert status(api, namespace)["runtime"] == "KServe"
     assert status(api, namespace)["url"] == f"http://{NAME}.{namespace}.svc/v1"
@@ -177,14 +179,14 @@ async def test_endpoint_is_ready_only_after_kserve_and_the_answer(
     assert pointer["spec"]["ports"][0]["targetPort"] == 8080
 
 
-async def test_old_status_written_by_kserve_does_not_move_us(
+async def test_a_ready_condition_without_a_ready_pod_does_not_start_the_checks(
     api: Api, operator: Operator, manager: KServeManager, endpoint: Manifest, namespace: str
 ) -> None:
-    await operator.look(NAME)
-    manager.appear("glossary-r1")
-    manager.loading("glossary-r1")
-    manager.ready("glossary-r1")  # Ready, but the pod is not
-    await operator.look(NAME)
+    await operator.settle(NAME)
+    manager.create_children("glossary-r1")
+    manager.start_loading("glossary-r1")
+    manager.make_ready("glossary-r1")  # Ready, but the pod is not
+    await operator.settle(NAME)
     assert status(api, namespace)["revisions"][0]["state"] == "Starting"
 
 
@@ -195,7 +197,7 @@ async def test_old_status_written_by_kserve_does_not_move_us(
         ("BlockedByFailedLoad", "FailedToLoad", "BlockedByFailedLoad"),
     ],
 )
-async def test_model_that_does_not_load_fails_with_kserves_message(
+async def test_a_model_that_does_not_load_fails_with_the_message_of_kserve(
     api: Api,
     operator: Operator,
     manager: KServeManager,
@@ -205,39 +207,41 @@ async def test_model_that_does_not_load_fails_with_kserves_message(
     state: str,
     reason: str,
 ) -> None:
-    await operator.look(NAME)
-    manager.appear("glossary-r1")
-    manager.loading("glossary-r1")
-    words = "ValueError: unknown architecture"
-    manager.failed("glossary-r1", transition, state, "ModelLoadFailed", words)
-    await operator.look(NAME)
+    await operator.settle(NAME)
+    manager.create_children("glossary-r1")
+    manager.start_loading("glossary-r1")
+    error = "ValueError: unknown architecture"
+    manager.fail_loading("glossary-r1", transition, state, "ModelLoadFailed", error)
+    await operator.settle(NAME)
     assert status(api, namespace)["phase"] == "Failed"
     assert status(api, namespace)["message"] == (
-        f"revision 1 failed: {reason}: KServe: ModelLoadFailed: {words}"
+        f"revision 1 failed: {reason}: KServe: ModelLoadFailed: {error}"
     )
     assert condition(api, namespace, "Stalled") == ("True", reason)
     assert names(api, "InferenceService", namespace) == []
     assert names(api, "ServingRuntime", namespace) == []
 
 
-async def test_runtime_that_kserve_has_not_seen_yet_is_no_failure(
+async def test_an_invalid_spec_is_a_failure_only_after_a_grace_period(
     api: Api, operator: Operator, manager: KServeManager, endpoint: Manifest, namespace: str
 ) -> None:
-    await operator.look(NAME)
-    manager.failed("glossary-r1", "InvalidSpec", "", "RuntimeNotRecognized", "no such runtime")
-    await operator.look(NAME)
+    await operator.settle(NAME)
+    manager.fail_loading(
+        "glossary-r1", "InvalidSpec", "", "RuntimeNotRecognized", "no such runtime"
+    )
+    await operator.settle(NAME)
     assert status(api, namespace)["revisions"][0]["state"] == "Starting"
     operator.ahead = timedelta(seconds=31)
-    await operator.look(NAME)
+    await operator.settle(NAME)
     assert condition(api, namespace, "Stalled") == ("True", "InvalidSpec")
 
 
-async def test_update_runs_beside_the_old_revision_and_takes_over(
+async def test_an_update_runs_alongside_the_old_revision_and_takes_over(
     api: Api, operator: Operator, manager: KServeManager, endpoint: Manifest, namespace: str
 ) -> None:
     await roll_out(operator, manager, "glossary-r1")
     api.patch("ModelEndpoint", namespace, NAME, {"spec": {"artifact": artifact("b")}})
-    await operator.look(NAME)
+    await operator.settle(NAME)
     assert names(api, "InferenceService", namespace) == ["glossary-r1", "glossary-r2"]
     before = api.get("Service", namespace, NAME)
     assert before["spec"]["selector"] == {"app": "isvc.glossary-r1-predictor"}
@@ -246,12 +250,12 @@ async def test_update_runs_beside_the_old_revision_and_takes_over(
     assert after["spec"]["selector"] == {"app": "isvc.glossary-r2-predictor"}
     assert after["spec"]["clusterIP"] == before["spec"]["clusterIP"]
     operator.ahead = timedelta(seconds=31)
-    await operator.look(NAME)
+    await operator.settle(NAME)
     assert names(api, "InferenceService", namespace) == ["glossary-r2"]
     assert len(names(api, "ServingRuntime", namespace)) == 1
 
 
-async def test_wrong_answer_keeps_the_old_revision(
+async def test_a_wrong_answer_keeps_the_old_revision(
     api: Api,
     operator: Operator,
     manager: KServeManager,
@@ -261,7 +265,7 @@ async def test_wrong_answer_keeps_the_old_revision(
 ) -> None:
     await roll_out(operator, manager, "glossary-r1")
     api.patch("ModelEndpoint", namespace, NAME, {"spec": {"artifact": artifact("b")}})
-    server.sentence = "Something else."
+    server.answer_text = "Something else."
     await roll_out(operator, manager, "glossary-r2")
     assert condition(api, namespace, "Stalled") == ("True", "ParityMismatch")
     assert condition(api, namespace, "Ready") == ("True", "RevisionActive")
@@ -269,7 +273,7 @@ async def test_wrong_answer_keeps_the_old_revision(
     assert pointer["spec"]["selector"] == {"app": "isvc.glossary-r1-predictor"}
 
 
-async def test_stopped_service_is_unready_until_it_is_started_again(
+async def test_a_stopped_inference_service_is_not_ready_until_it_is_started_again(
     api: Api, operator: Operator, manager: KServeManager, endpoint: Manifest, namespace: str
 ) -> None:
     await roll_out(operator, manager, "glossary-r1")
@@ -278,25 +282,30 @@ async def test_stopped_service_is_unready_until_it_is_started_again(
         "InferenceService", namespace, "glossary-r1", {"metadata": {"annotations": annotations}}
     )
     manager.stop("glossary-r1")
-    await operator.look(NAME)
+    await operator.settle(NAME)
     assert condition(api, namespace, "Ready") == ("False", "PodsNotReady")
     annotations["serving.kserve.io/stop"] = "false"
     api.patch(
         "InferenceService", namespace, "glossary-r1", {"metadata": {"annotations": annotations}}
     )
-    for step in (manager.appear, manager.loading, manager.pod_ready, manager.ready):
+    for step in (
+        manager.create_children,
+        manager.start_loading,
+        manager.make_pod_ready,
+        manager.make_ready,
+    ):
         step("glossary-r1")
-    await operator.look(NAME)
+    await operator.settle(NAME)
     assert condition(api, namespace, "Ready") == ("True", "RevisionActive")
 
 
-async def test_replicas_are_applied_and_nothing_else_is_taken(
+async def test_a_change_of_replicas_applies_no_other_field(
     api: Api, operator: Operator, manager: KServeManager, endpoint: Manifest, namespace: str
 ) -> None:
     await roll_out(operator, manager, "glossary-r1")
-    before = manager.isvc("glossary-r1")["spec"]["predictor"]
+    before = manager.get_inference_service("glossary-r1")["spec"]["predictor"]
     api.patch("ModelEndpoint", namespace, NAME, {"spec": {"replicas": 3}})
-    await operator.look(NAME)
-    after = manager.isvc("glossary-r1")["spec"]["predictor"]
+    await operator.settle(NAME)
+    after = manager.get_inference_service("glossary-r1")["spec"]["predictor"]
     assert after == before | {"minReplicas": 3, "maxReplicas": 3}
     assert status(api, namespace)["revisions"][-1]["revision"] == 1
