@@ -348,8 +348,8 @@ def result(stage: str, attempt: int = 1, **changes: Any) -> str:
 
 def failed(stage: str, reason: str, attempt: int = 1, **failure: Any) -> str:
     """A termination message of a failure."""
-    told = {"reason": reason, "message": f"{reason} it is", **failure}
-    return json.dumps({"stage": stage, "attempt": attempt, "outcome": "Failed", "failure": told})
+    body = {"reason": reason, "message": f"{reason} it is", **failure}
+    return json.dumps({"stage": stage, "attempt": attempt, "outcome": "Failed", "failure": body})
 
 
 def training(world: World | None = None, attempt: int = 1) -> tuple[World, list[Manifest]]:
