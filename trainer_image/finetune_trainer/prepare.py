@@ -148,9 +148,7 @@ def describe_target(
         tokenizer=tokenizer,
         tokenizer_digest=tokenizer_digest(folder),
         context_length=scaled_context_length(folder, config, spec.model.rope),
-        vocabulary=max(embedding_rows, *(token + 1 for token in new_ids))
-        if new_ids
-        else embedding_rows,
+        vocabulary=max([embedding_rows, *(token + 1 for token in new_ids)]),
         date=today if prints_date(tokenizer) else None,
     )
 
