@@ -127,8 +127,14 @@ mutants: $(VENV)/.ready ## Break the operator in fifty ways and count what the t
 
 .PHONY: bench
 bench: $(VENV)/.ready ## Benchmark the operator
-	@for name in $(filter-out trainer cold_start,$(basename $(notdir $(wildcard tests/bench/*.py)))); do \
+	@for name in $(filter-out trainer cold_start call_chains,$(basename $(notdir $(wildcard tests/bench/*.py)))); do \
 	  echo "== $$name"; PYTHONPATH=.:operator $(PY) tests/bench/$$name.py; done
+
+.PHONY: bench-call-chains
+bench-call-chains: $(VENV)/.ready ## Count the files and returns of the flows in docs/architecture.md
+	@PYTHONPATH=.:operator $(PY) tests/bench/call_chains.py
+	@PYTHONPATH=.:operator:trainer_image:$$($(PY) -m hack.suite.environments) \
+	  "$$($(PY) -m hack.images venv)" tests/bench/call_chains.py --trainer
 
 .PHONY: bench-trainer
 bench-trainer: $(VENV)/.ready ## Compare the trainer with TRL, LLaMA-Factory and a hand-written loop

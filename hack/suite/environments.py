@@ -27,3 +27,7 @@ def _install(scratch: Path) -> None:
     command = [str(uv()), "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
     place = ["--python", str(ml_python()), "--target", str(scratch), "-r", str(LOCK)]
     subprocess.run([*command, *place], check=True)
+
+
+if __name__ == "__main__":
+    print(test_libraries())

@@ -41,11 +41,6 @@ class Turn:
 Turns = tuple[Turn, ...]
 
 
-def role_content_pairs(turns: Sequence[Turn]) -> list[list[str]]:
-    """Roles and texts, from which the key of a sample is made."""
-    return [[turn.role, turn.content] for turn in turns]
-
-
 def to_messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
     """The turns as chat templates take them."""
     return [{"role": turn.role, "content": turn.content} for turn in turns]

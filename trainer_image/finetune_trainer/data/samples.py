@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -34,7 +34,6 @@ from finetune_trainer.data.messages import (
     require_column,
     require_nonblank,
     require_text,
-    role_content_pairs,
     to_messages,
 )
 from finetune_trainer.data.row_errors import RowError
@@ -314,3 +313,8 @@ READERS: Mapping[Format, Callable[[Values, ColumnMapping], Sample]] = {
     "unpaired": _read_unpaired_preference,
     "prompt": _read_prompt_only,
 }
+
+
+def role_content_pairs(turns: Sequence[Turn]) -> list[list[str]]:
+    """Roles and texts, from which the key of a sample is made."""
+    return [[turn.role, turn.content] for turn in turns]
