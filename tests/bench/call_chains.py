@@ -1,9 +1,9 @@
-"""How many files a flow passes, and how often it returns to one: `python tests/bench/call_chains.py`.
+"""How many files a flow passes, and how often it returns to one: `make bench-call-chains`.
 
-Counts the Python calls inside our packages while a flow runs. A *return* is a call into another file
-that the flow has already been in; a reader who follows the flow has to go back there. Calls of
-properties count, comprehensions belong to the function around them. `--trainer` measures the flows of
-the trainer instead and needs its libraries: `make bench-call-chains` runs both.
+Counts the Python calls inside our packages while a flow runs. A *return* is a call into another
+file that the flow has already been in; a reader who follows the flow has to go back there. Calls
+of properties count, comprehensions belong to the function around them. `--trainer` measures the
+flows of the trainer and needs its libraries.
 """
 
 from __future__ import annotations
