@@ -165,9 +165,7 @@ class ControlPlane:
             "service-account-key-file": pki.key("sa"),
             "service-account-signing-key-file": pki.key("sa"),
         }
-        if (
-            not self.controllers
-        ):  # no controller creates the ServiceAccount that it needs
+        if not self.controllers:  # no controller creates the ServiceAccount that it needs
             flags["disable-admission-plugins"] = "ServiceAccount"
         return [f"--{name}={value}" for name, value in flags.items()]
 

@@ -66,9 +66,7 @@ def main(arguments: list[str]) -> int:
         print(f"The demo did not work: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "Interrupted: `make demo` resumes here, `make clean` cleans up", file=sys.stderr
-        )
+        print("Interrupted: `make demo` resumes here, `make clean` cleans up", file=sys.stderr)
         return 130
 
 
