@@ -32,7 +32,8 @@ SMALL_GANG = 4
 """Larger gangs are only launched, because all their pods behave the same."""
 REMEDY = re.compile(
     r"\b(goes on when|continues when|when it is|mark one|name one|leave the mark|create|use|set|"
-    r"lower|raise|delete|rename|waiting for|waits|kubectl|train longer|choose|give|ask|free|make|change)\b"
+    r"lower|raise|delete|rename|waiting for|waits|kubectl|train longer|choose|give|ask|free|make|"
+    r"change)\b"
 )
 
 
@@ -127,7 +128,7 @@ def walk(api: Api, world: Watched, namespace: str, results: dict[str, dict[str, 
         name = f"glossary-{stage}-1"
         if name not in world.names("Job"):
             break
-        if world.get("Job", NAMESPACE, name)["spec"]["completions"] > SMALL_GANG:
+        if world.need("Job", name)["spec"]["completions"] > SMALL_GANG:
             break
         world.add_pods(name)
         world.rest()
@@ -189,17 +190,18 @@ def test_an_admitted_endpoint_is_served_or_reports_why_not(api: Api, namespace: 
         pool = verdict(api, "AcceleratorProfile", "", profile)
         assume(isinstance(stored, dict) and isinstance(pool, dict))
         assert isinstance(stored, dict)
+        assert isinstance(pool, dict)
         wanted = endpoints.endpoint()
         wanted["spec"] = stored
         world = endpoints.World(wanted)
         drawn = endpoints.profile(stored.get("profile") or "cpu")
-        world.put({**drawn, "spec": {**pool, "default": True}})
+        world.load({**drawn, "spec": {**pool, "default": True}})
         world.settle()
         status = world.status
         takes_status(api, "ModelEndpoint", status, namespace)
         seen[status["phase"]] += 1
         for kind in ("Deployment", "Service"):
-            for child in world.cache.list(kind, endpoints.NAMESPACE):
+            for child in world.list(kind, endpoints.NAMESPACE):
                 fresh = copy.deepcopy(child)
                 for given_by_server in (
                     "uid",
