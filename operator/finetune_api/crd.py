@@ -22,7 +22,7 @@ from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.base import CHILD_NAME_MAX, CHILD_NAME_PATTERN, cel
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus
-from finetune_api.reference import HEAD, render_section
+from finetune_api.reference_page import HEAD, render_section
 from finetune_api.schema import Schema, structural_schema
 
 HEADER = "# Generated from the models by `make crds`; edit those.\n"

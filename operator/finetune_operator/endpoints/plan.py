@@ -18,7 +18,6 @@ from pydantic import ValidationError
 
 from finetune_operator.decision import Decision, EventRecord, Manifest, Settings, View
 from finetune_operator.endpoints import pods, workload
-from finetune_operator.endpoints.assess import Assessment, assess_revision
 from finetune_operator.endpoints.observe import (
     Observed,
     Revision,
@@ -26,6 +25,7 @@ from finetune_operator.endpoints.observe import (
     parse_artifact,
     parse_revision_number,
 )
+from finetune_operator.endpoints.revision_state import Assessment, assess_revision
 from finetune_operator.endpoints.revisions import Choice, build_served_revision, choose_revision
 from finetune_operator.endpoints.status import (
     Rollout,

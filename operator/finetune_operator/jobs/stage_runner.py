@@ -23,7 +23,6 @@ from finetune_operator.jobs.attempt_outcome import (
     outcome_of,
 )
 from finetune_operator.jobs.draft import Context, Draft
-from finetune_operator.jobs.messages import format_attempt, retry_message, running_message
 from finetune_operator.jobs.observe import Attempt, PodFacts
 from finetune_operator.jobs.policies.node_exclusion import check_exclusion
 from finetune_operator.jobs.policies.retry import (
@@ -55,6 +54,7 @@ from finetune_operator.jobs.stages.serve import (
     roll_out,
 )
 from finetune_operator.jobs.stall_checks import find_stall
+from finetune_operator.jobs.status_messages import format_attempt, retry_message, running_message
 from finetune_operator.jobs.suspend import SUSPENDED, Stopping, check_suspended
 from finetune_operator.manifest import format_time, object_ref, parse_time
 from finetune_operator.stalled import Stalled

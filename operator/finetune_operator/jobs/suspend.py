@@ -14,10 +14,14 @@ from typing import Any
 from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.run import Failure
 
-from finetune_operator.jobs.messages import format_resume_point, format_slowest_pod, format_step
 from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.policies.retry import recorded_failure
 from finetune_operator.jobs.progress import join_few
+from finetune_operator.jobs.status_messages import (
+    format_resume_point,
+    format_slowest_pod,
+    format_step,
+)
 from finetune_operator.manifest import parse_time
 
 SUSPENDED = "Suspended"

@@ -25,7 +25,7 @@ from tests.api.fuzz.specs import nearly_valid, valid
 from tests.api.fuzz.test_verdicts import verdict
 from tests.api.strategies import SAFE_INTEGER, of
 from tests.unit.endpoints import world as endpoints
-from tests.unit.jobs.world import CPU_PROFILE, DATA, MODEL, NAMESPACE, World, job_manifest
+from tests.unit.jobs.world import CPU_PROFILE, DATA, MODEL, World, job_manifest
 
 STAGES = ("prepare", "train", "evaluate", "export")
 SMALL_GANG = 4
@@ -57,8 +57,8 @@ class Watched(World):
         super().__init__(job)
         self.wanted: list[Manifest] = []
 
-    def _create(self, manifest: Manifest) -> None:
-        super()._create(manifest)
+    def create(self, manifest: Manifest) -> None:
+        super().create(manifest)
         self.wanted.append(copy.deepcopy(manifest))
 
     def delete(self, ref: ObjectRef) -> None:
@@ -136,6 +136,7 @@ def walk(api: Api, world: Watched, namespace: str, results: dict[str, dict[str, 
         world.succeed(stage, **results.get(stage, {}))
     world.rest()
     takes_status(api, "FineTuneJob", world.status, namespace)
+    assert world.wanted or not world.names("Job"), "the world records no children"
     for child in world.wanted:
         takes(api, child, namespace)
 

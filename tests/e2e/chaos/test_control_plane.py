@@ -65,8 +65,8 @@ def test_training_goes_on_without_an_api_server(arena: Arena, dice: random.Rando
     pause = watching.longest_pause(run.steps(), at)
     run.until_ended()
     notes = (
-        f"gone for {back - at:.0f} s, next status {reported:.0f} s later; longest pause between two "
-        f"steps {pause:.1f} s"
+        f"gone for {back - at:.0f} s, next status {reported:.0f} s later; longest pause between "
+        f"two steps {pause:.1f} s"
     )
     add_row(arena, run, "API server killed (-9), then started", None, notes)
     assert run.attempt == 1

@@ -8,7 +8,7 @@ from finetune_api.combinations import ALL_VALUES, refusal_messages
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import DataFacts, Failure, ModelFacts, TrainPlan
 from finetune_operator.planner.quantity import floor_quantity, multiply_quantity, parse_quantity
-from finetune_operator.planner.training import plan_training
+from finetune_operator.planner.training_plan import plan_training
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 

@@ -15,7 +15,7 @@ from finetune_operator.names import child_name, job_path, master_host, model_pat
 from finetune_operator.planner.disk import check_free_space, checkpoint_bytes
 from finetune_operator.planner.quantity import floor_quantity
 from finetune_operator.planner.serving import plan_serving_devices
-from finetune_operator.planner.training import plan_training
+from finetune_operator.planner.training_plan import plan_training
 from finetune_operator.profiles import find_profile
 from finetune_operator.resources.pod import Mount, SecretKey, StagePods
 from finetune_operator.resources.resource_requirements import build_device_resources

@@ -6,7 +6,7 @@ import pytest
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.run import DataFacts, Failure, ModelFacts, TrainPlan
 from finetune_operator.planner.serving import plan_serving_devices
-from finetune_operator.planner.training import list_device_counts, plan_training
+from finetune_operator.planner.training_plan import list_device_counts, plan_training
 
 from tests.unit.planner.facts import CPU, DATA, H100, LLAMA_8B, LLAMA_70B, SMOL, spec
 

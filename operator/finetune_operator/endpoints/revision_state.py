@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from finetune_api.modelendpoint import RevisionState
 
 from finetune_operator.decision import HttpRequest, View
-from finetune_operator.endpoints import checks, pods, workload
+from finetune_operator.endpoints import parity_check, pods, workload
 from finetune_operator.endpoints.observe import Observed, Revision
 from finetune_operator.resources.vllm import START_SECONDS
 from finetune_operator.stalled import Stalled
@@ -68,7 +68,9 @@ def _assess_start(revision: Revision, replicas: int, now: datetime) -> Assessmen
 
 def _assess_checks(revision: Revision, observed: Observed, view: View, now: datetime) -> Assessment:
     ready = pods.select_ready(revision.pods)
-    result = checks.check_pods(ready, observed.name, revision.number, observed.spec.probe, view)
+    result = parity_check.check_pods(
+        ready, observed.name, revision.number, observed.spec.probe, view
+    )
     if result.outcome == "Passed":
         return Assessment("Active")
     if isinstance(result.outcome, Stalled):
@@ -80,7 +82,7 @@ def _assess_checks(revision: Revision, observed: Observed, view: View, now: date
         result.detail,
         Stalled("NoAnswer", result.detail) if is_unreachable else None,
         result.requests,
-        checks.RETRY_SECONDS,
+        parity_check.RETRY_SECONDS,
     )
 
 
