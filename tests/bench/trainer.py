@@ -30,7 +30,7 @@ from typing import Any, TextIO
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import DataFacts, Failure, ModelFacts, RunConfig
-from finetune_operator.planner.training import plan_training
+from finetune_operator.planner.training_plan import plan_training
 
 from hack.demo import assets
 from hack.images.venv import ml_python

@@ -17,7 +17,7 @@ from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.combinations import refusal_messages
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import DataFacts, ModelFacts, RunConfig, TrainPlan
-from finetune_operator.planner.training import plan_training
+from finetune_operator.planner.training_plan import plan_training
 
 from tests.trainer.tiny import tiny_rows, write_rows
 
