@@ -24,7 +24,7 @@ class RankReporter:
     startup: StartupTimer = field(default_factory=StartupTimer)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def report(self, message: str | None = None, /, **fields: Any) -> None:
+    def report(self, message: str | None = None, **fields: Any) -> None:
         """Change fields of the state and stamp the time; a message is written at once."""
         if message is not None:
             fields["message"] = message
