@@ -33,7 +33,7 @@ def compare_models(run: RunConfig, report: Report, attempt: Attempt) -> StageRes
     """The stage's work, for an attempt that has acquired the stage."""
     report.update("loading the base model")
     from finetune_trainer.data.tokenizer import load_job_tokenizer
-    from finetune_trainer.evaluation import measure
+    from finetune_trainer.evaluation import model_measurement
     from finetune_trainer.evaluation.held_out_loss import open_held_out
     from finetune_trainer.evaluation.merge import load_base_model, load_tuned_model, verify_output
     from finetune_trainer.evaluation.parity_probe import PROBE_MARGINS, choose_probe
@@ -49,17 +49,17 @@ def compare_models(run: RunConfig, report: Report, attempt: Attempt) -> StageRes
     base_prompts = prompts if spec.objective in COMPARES_ANSWERS else []
     sequences = held_out.sequence_count if held_out else 0
     total = 2 * sequences + len(base_prompts) + len(prompts)
-    progress = measure.ItemProgress(report, total)
+    progress = model_measurement.ItemProgress(report, total)
 
     # Measure one model after the other: two may be more than the device holds.
     device, dtype = choose_device(run)
     place = choose_placement(device)
     model = load_base_model(run, dtype, device=place).eval()
-    base = measure.measure_model(
+    base = model_measurement.measure_model(
         model, tokenizer, held_out, base_prompts, spec, progress, "base model"
     )
     model = load_tuned_model(run, dtype, base=model, device=place).eval()
-    tuned = measure.measure_model(
+    tuned = model_measurement.measure_model(
         model, tokenizer, held_out, prompts, spec, progress, "tuned model"
     )
     # A reward model may need its memory.
@@ -67,11 +67,11 @@ def compare_models(run: RunConfig, report: Report, attempt: Attempt) -> StageRes
 
     # Compare them, write the report, apply the gate, and choose the probe.
     report.update("comparing")
-    answered = measure.pair_answers(prompts, base, tuned)
+    answered = model_measurement.pair_answers(prompts, base, tuned)
     measurements = Measurements(
-        losses=measure.pair_losses(held_out, base, tuned),
-        preference_accuracy=measure.pair_accuracies(held_out, base, tuned),
-        rewards=measure.score_answers(run, answered, device),
+        losses=model_measurement.pair_losses(held_out, base, tuned),
+        preference_accuracy=model_measurement.pair_accuracies(held_out, base, tuned),
+        rewards=model_measurement.score_answers(run, answered, device),
         answered=answered,
     )
     summary = summarise(measurements, spec)

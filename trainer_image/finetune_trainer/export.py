@@ -22,6 +22,7 @@ from finetune_trainer.checkpointing.artifact import (
     publish_artifact,
     verify_weights,
 )
+from finetune_trainer.checkpointing.checkpoint_folder import hash_files
 from finetune_trainer.evaluation.model_card import render_model_card
 from finetune_trainer.evaluation.report import EVALUATION_REPORT
 from finetune_trainer.runtime.errors import RetryableError
@@ -56,7 +57,6 @@ def export(run: RunConfig, report: Report) -> StageResult:
 
 def write_files(run: RunConfig, report: Report, folder: Path) -> bytes:
     """Write and sync the artifact's files in `folder`; returns the manifest, which is not there."""
-    from finetune_trainer.checkpointing.restore import hash_files
     from finetune_trainer.data.tokenizer import load_job_tokenizer
     from finetune_trainer.evaluation.merge import base_folder, load_tuned_model
     from finetune_trainer.generation.greedy import find_end_tokens

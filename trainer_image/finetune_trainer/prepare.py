@@ -28,7 +28,7 @@ from finetune_trainer.data.packing_support import should_pack
 from finetune_trainer.data.pipeline import TargetModel, build_dataset, embedding_too_small
 from finetune_trainer.data.prepared_dataset import DatasetInputs, find_prepared_dataset
 from finetune_trainer.data.tokenizer import load_tokenizer, new_token_ids, prints_date
-from finetune_trainer.rewards import functions
+from finetune_trainer.rewards import reward_functions
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.runtime.fencing import Attempt
 from finetune_trainer.runtime.stage import Report, run_stage
@@ -45,7 +45,7 @@ from finetune_trainer.sources.job_sources import (
     Secrets,
     take_secrets,
 )
-from finetune_trainer.sources.kept_downloads import kept_downloads
+from finetune_trainer.sources.keep_downloads import kept_downloads
 from finetune_trainer.sources.model_facts import (
     check_experts,
     check_has_reward_head,
@@ -70,7 +70,7 @@ def prepare(
     """
     spec, today = run.spec, today or datetime.now(UTC).date().isoformat()
     if spec.grpo:
-        functions.check_patterns(spec.grpo.rewards)
+        reward_functions.check_patterns(spec.grpo.rewards)
 
     def report_progress(message: str, done: int, total: int | None) -> None:
         report.update(message, step=done, total_steps=total)

@@ -13,7 +13,7 @@ import signal
 import time
 
 import pytest
-from finetune_trainer.checkpointing.restore import MARKER
+from finetune_trainer.checkpointing.checkpoint_folder import MARKER
 
 from tests.trainer.jobs import losses
 from tests.trainer.kills import (

@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 import torch
 from finetune_api.finetunejob import Checkpointing, Method, Training
-from finetune_trainer.checkpointing import restore, sharded_format
-from finetune_trainer.checkpointing.restore import MARKER, TrainerState
+from finetune_trainer.checkpointing import checkpoint_folder, restore, retention, sharded_format
+from finetune_trainer.checkpointing.checkpoint_folder import MARKER
+from finetune_trainer.checkpointing.restore import TrainerState
 from finetune_trainer.checkpointing.saver import Saver
 from finetune_trainer.distributed import collectives
 from finetune_trainer.runtime.errors import RetryableError
@@ -270,14 +271,14 @@ def save_twice(job: Path) -> None:
 def fail_to_read_a_shard(job: Path) -> None:
     """Only the rank that reads the file gets the error of a bad block."""
     save_twice(job)
-    readable, bad = restore.sha256_file, {"step-00000002"}
+    readable, bad = checkpoint_folder.sha256_file, {"step-00000002"}
 
     def read(path: Path) -> str:
         if path.parent.name in bad and path.name == "rank-00001.safetensors":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return readable(path)
 
-    restore.sha256_file = read
+    checkpoint_folder.sha256_file = read
     later = Rank(job, 64, attempt=2)
     assert later.resume().step == 1
     # No other checkpoint is left: the volume may work again for the next attempt.
@@ -335,7 +336,7 @@ def test_an_unlistable_checkpoint_folder_is_an_error(
 ) -> None:
     """Starting over would lose the checkpoints."""
     folder = write_marker_only(tmp_path, 1, 10).parent
-    assert len(restore.list_checkpoints(tmp_path, 2)) == 1
+    assert len(checkpoint_folder.list_checkpoints(tmp_path, 2)) == 1
 
     def denied(call: Callable[..., Any]) -> Callable[..., Any]:
         def refuse(path: Any) -> Any:
@@ -348,7 +349,7 @@ def test_an_unlistable_checkpoint_folder_is_an_error(
     for name in ("listdir", "scandir"):
         monkeypatch.setattr(os, name, denied(getattr(os, name)))
     with pytest.raises(PermissionError):
-        restore.list_checkpoints(tmp_path, 2)
+        checkpoint_folder.list_checkpoints(tmp_path, 2)
 
 
 def test_the_best_checkpoint_of_the_newest_attempt_is_kept(tmp_path: Path) -> None:
@@ -360,7 +361,7 @@ def test_the_best_checkpoint_of_the_newest_attempt_is_kept(tmp_path: Path) -> No
     newest = write_marker_only(tmp_path, 2, 30, best=False, eval_loss=2.0)
     attempt = Attempt(tmp_path, 2)
     attempt.acquire()
-    restore.prune_checkpoints(attempt, keep_last=1)
+    retention.prune_checkpoints(attempt, keep_last=1)
     assert sorted(tmp_path.glob("checkpoints/*/*")) == [good, newest]
 
 

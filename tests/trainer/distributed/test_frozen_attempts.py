@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from finetune_api.run import COLLECTIVE_TIMEOUT_ENV, ExitCode, Progress, RunConfig
-from finetune_trainer.checkpointing.restore import MARKER
+from finetune_trainer.checkpointing.checkpoint_folder import MARKER
 from finetune_trainer.distributed import collectives
 from finetune_trainer.distributed.heartbeat import Heartbeat
 from finetune_trainer.runtime.errors import StageError

@@ -16,7 +16,7 @@ import pytest
 import torch
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RunConfig, StageResult
-from finetune_operator.planner.training import plan_training
+from finetune_operator.planner.training_plan import plan_training
 from transformers import AutoModelForSequenceClassification
 
 from tests.trainer import pool
@@ -196,8 +196,8 @@ NAMES = {"length": 5.0, "regex": 10.0, "rougeL": 0.5, "rewardModel": 1.0}
 
 def test_the_reward_model_scores_conversations_as_in_training(jobs: Path) -> None:
     from finetune_trainer.data.token_store import TokenStore
-    from finetune_trainer.rewards.functions import Completion
-    from finetune_trainer.rewards.model import RewardModel
+    from finetune_trainer.rewards.reward_functions import Completion
+    from finetune_trainer.rewards.reward_model import RewardModel
 
     data = jobs / "judge" / "job" / "data"
     folder = jobs / "volumes" / "judges" / "scorer"

@@ -1,14 +1,17 @@
-"""Log lines: a constant sentence that can be searched for, then its fields as key=value."""
+"""Log lines: a constant sentence that can be searched for, and its fields, as text or JSON."""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
+import subprocess
 import sys
 from typing import Any
 
 import pytest
-from finetune_trainer.runtime.logs import TextFormatter
+from finetune_trainer.runtime.logs import LOG_FORMAT_ENV, TextFormatter
 
 
 def line(message: str, level: int = logging.INFO, error: Any = None, **fields: Any) -> str:
@@ -62,3 +65,36 @@ def test_a_traceback_follows_the_line() -> None:
     first, *rest = text.split("\n")
     assert first.endswith(" ERROR Stage failed attempt=2")
     assert rest[-1] == "ValueError: broken"
+
+
+LOGS_ONE_LINE = """
+import logging
+from finetune_trainer.runtime.logs import configure_logging
+configure_logging()
+log = logging.getLogger("finetune")
+try:
+    raise ValueError("broken")
+except ValueError:
+    log.exception("Stage failed", extra={"attempt": 2, "level": "own", "file": "a b"})
+"""
+
+
+def test_json_lines_have_the_fields_as_members() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOGS_ONE_LINE],
+        env={**os.environ, LOG_FORMAT_ENV: "json"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (text,) = done.stderr.splitlines()
+    found = json.loads(text)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found.pop("time"))
+    assert found.pop("exception").endswith("ValueError: broken")
+    assert found == {
+        "level": "error",
+        "message": "Stage failed",
+        "attempt": 2,
+        "level_": "own",
+        "file": "a b",
+    }

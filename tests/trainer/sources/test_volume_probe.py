@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from finetune_api.run import ExitCode
 from finetune_trainer.runtime.errors import classify_error
+from finetune_trainer.runtime.free_space import free_bytes_of_nearest
 from finetune_trainer.sources.volume_probe import CHUNK_BYTES, MAX_SECONDS, measure_volume
 from finetune_trainer.training.worker import root_cause
 
@@ -111,6 +113,38 @@ def test_failure_names_the_file_and_the_free_bytes(
     assert failure.file == str(tmp_path / "not" / "there")
     assert " are free" in failure.message
     assert "workspace" in (failure.remedy or "")
+
+
+def fail_as_stale(folder: Path) -> None:
+    """In place of `shutil.disk_usage`, on a volume whose server has lost the folder."""
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(folder))
+
+
+def test_a_volume_that_does_not_answer_is_not_measured_by_its_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage
+
+    def fail_below_tmp_path(folder: Path) -> object:
+        return fail_as_stale(folder) if folder == tmp_path else usage(folder)
+
+    monkeypatch.setattr(shutil, "disk_usage", fail_below_tmp_path)
+    with pytest.raises(OSError, match="Stale") as raised:
+        measure_volume(tmp_path)
+    assert classify_error(raised.value)[0].reason == "VolumeUnavailable"
+    assert free_bytes_of_nearest(tmp_path / "not" / "there") == usage(tmp_path.parent).free
+
+
+def test_a_full_volume_is_reported_although_no_volume_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", fail_as_stale)
+    assert free_bytes_of_nearest(tmp_path) is None
+    for place in ((), (str(tmp_path / "file"),)):
+        error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *place)
+        failure, code = classify_error(error)
+        assert (failure.reason, code) == ("NoSpaceLeft", ExitCode.RETRYABLE)
+        assert "are free" not in failure.message
 
 
 def test_a_full_disk_of_the_node_is_not_reported_as_the_workspace(tmp_path: Path) -> None:

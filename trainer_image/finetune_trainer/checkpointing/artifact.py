@@ -15,6 +15,7 @@ from typing import Any
 from finetune_api.run import ArtifactRef, RunConfig
 
 from finetune_trainer import __version__
+from finetune_trainer.checkpointing.checkpoint_folder import hash_files
 from finetune_trainer.runtime.errors import RetryableError
 from finetune_trainer.runtime.fencing import Attempt
 from finetune_trainer.sources import Address
@@ -28,8 +29,6 @@ def find_artifact(run: RunConfig, target: Path) -> ArtifactRef | None:
 
     An earlier attempt may have published it before it was replaced, and a server may read it.
     """
-    from finetune_trainer.checkpointing.restore import hash_files
-
     assert run.artifact_uri is not None
     try:
         content = (target / MANIFEST).read_bytes()

@@ -13,7 +13,7 @@ from finetune_api.run import RunConfig
 from torch import distributed as dist
 
 from finetune_trainer import methods
-from finetune_trainer.checkpointing import restore
+from finetune_trainer.checkpointing import checkpoint_folder
 from finetune_trainer.distributed import collectives
 from finetune_trainer.runtime import fsync
 from finetune_trainer.runtime.fencing import Attempt
@@ -39,7 +39,7 @@ def write_output(
         partial = attempt.scratch / "output"
         with attempt.fencing_errors():
             methods.save_trained_weights(model, weights, spec.method, partial)
-            files = restore.hash_files(partial)
+            files = checkpoint_folder.hash_files(partial)
             (partial / "files.json").write_text(json.dumps({"files": files}, indent=1))
             fsync.fsync_tree(partial)
         attempt.publish(partial, attempt.job / "output")

@@ -27,19 +27,14 @@ from finetune_api.run import Failure
 from torch import distributed as dist
 
 from finetune_trainer.checkpointing import sharded_format
-from finetune_trainer.checkpointing.restore import (
-    FileList,
-    Fingerprint,
-    TrainerState,
-    hash_file,
-    prune_checkpoints,
-    publish_checkpoint,
-)
+from finetune_trainer.checkpointing.checkpoint_folder import FileList, hash_file, publish_checkpoint
+from finetune_trainer.checkpointing.restore import Fingerprint, TrainerState
+from finetune_trainer.checkpointing.retention import prune_checkpoints
 from finetune_trainer.checkpointing.sharded_format import NO_STATEFUL, StatefulByName
 from finetune_trainer.distributed import collectives
 from finetune_trainer.runtime.errors import NO_SPACE_LEFT, RetryableError, classify_error
 from finetune_trainer.runtime.fencing import Attempt, remove_quietly
-from finetune_trainer.runtime.free_space import free_bytes
+from finetune_trainer.runtime.free_space import free_bytes_of_nearest
 from finetune_trainer.runtime.fsync import fsync_tree
 from finetune_trainer.strategies import TrainingStrategy
 
@@ -241,7 +236,7 @@ class Saver:
 
     def _too_large(self, pending: PendingCheckpoint, size: int, failure: Failure) -> Failure:
         self._run_on_rank_zero(lambda: remove_quietly(pending.partial))
-        free = collectives.broadcast_from_rank_zero(free_bytes(self._attempt.job))
+        free = collectives.broadcast_from_rank_zero(free_bytes_of_nearest(self._attempt.job))
         message = (
             f"The checkpoint of step {pending.state.step} needs {size} bytes and the volume has "
             f"{free} free, although all but the newest complete checkpoint were removed."

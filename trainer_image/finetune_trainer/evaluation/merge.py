@@ -15,7 +15,7 @@ import torch
 from finetune_api.finetunejob import Quantization
 from finetune_api.run import RunConfig
 
-from finetune_trainer.checkpointing.restore import hash_files
+from finetune_trainer.checkpointing.checkpoint_folder import hash_files
 from finetune_trainer.methods import (
     DTYPES,
     add_token_rows,

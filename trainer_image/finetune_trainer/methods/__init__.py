@@ -21,7 +21,7 @@ from finetune_trainer.methods.base_model import (
 from finetune_trainer.methods.gradient_checkpointing import enable_gradient_checkpointing
 from finetune_trainer.methods.new_tokens import add_token_rows, added_token_ids
 from finetune_trainer.methods.precision import DTYPES, computes_in_autocast, weight_dtype
-from finetune_trainer.methods.prefix import prefix_state_dict
+from finetune_trainer.methods.prefix_tuning import prefix_state_dict
 from finetune_trainer.methods.quantization import quantization_config
 
 __all__ = [

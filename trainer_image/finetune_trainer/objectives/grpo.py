@@ -36,7 +36,7 @@ from finetune_trainer.objectives.policy_loss import (
 from finetune_trainer.objectives.rollout import Floats, Rollout, SampledCompletion
 from finetune_trainer.objectives.sequence_logprobs import evaluation_mode
 from finetune_trainer.objectives.token_logprobs import TokenLogpsHook, disable_adapters
-from finetune_trainer.rewards.functions import Completion
+from finetune_trainer.rewards.reward_functions import Completion
 from finetune_trainer.rewards.scorer import RewardScorer, read_prompts
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.runtime.fencing import Attempt

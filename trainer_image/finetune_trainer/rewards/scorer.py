@@ -12,8 +12,8 @@ from finetune_api.finetunejob import GRPO
 from finetune_api.run import RunConfig
 from numpy.typing import NDArray
 
-from finetune_trainer.rewards.functions import Completion, make_score_function, name_rewards
-from finetune_trainer.rewards.model import load_reward_model
+from finetune_trainer.rewards.reward_functions import Completion, make_score_function, name_rewards
+from finetune_trainer.rewards.reward_model import load_reward_model
 
 REWARD_MODEL = "rewardModel"
 """Name of the reward model's reward; its weight is 1."""

@@ -16,13 +16,13 @@ from finetune_api.run import (
     Failure,
 )
 
-from finetune_trainer.runtime.free_space import free_bytes
+from finetune_trainer.runtime.free_space import free_bytes_of_nearest
 
 TEXT_MAX_BYTES = 2000
 """Longest message of a failure: enough for a person, and short enough for a status."""
 NO_SPACE_LEFT = "NoSpaceLeft"
 """Reason of a write that failed because a volume is full. A download that is not begun, because
-it would not fit into the workspace, has the reason WorkspaceFull (`sources.disk_space`)."""
+it would not fit into the workspace, has the reason WorkspaceFull (`sources.download_space`)."""
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 _FULL_PATTERN = (
     rf"{os.strerror(errno.ENOSPC)}|{os.strerror(errno.EDQUOT)}|\d+ requested and \d+ written"
@@ -132,8 +132,8 @@ def disk_full_failure(error: BaseException) -> Failure:
         where = "node's disk, which is the pod's /tmp,"
         remedy = "Free disk space on the node; its images, logs and other pods take it too."
     words = f"The {where} is full"
-    if file:
-        words += f", {free_bytes(Path(file))} bytes are free"
+    if file and (free := free_bytes_of_nearest(Path(file))) is not None:
+        words += f", {free} bytes are free"
     return Failure(
         reason=NO_SPACE_LEFT,
         message=_to_plain_text(f"{words}: {str(error).strip() or type(error).__name__}", 1000),
@@ -147,7 +147,8 @@ def _is_temporary_folder_full(file: str | None) -> bool:
     folder = Path(os.environ.get("TMPDIR", "/tmp"))
     if file is not None:
         return Path(file).is_relative_to(folder)
-    return free_bytes(folder) < _MIN_WRITABLE_BYTES
+    free = free_bytes_of_nearest(folder)
+    return free is not None and free < _MIN_WRITABLE_BYTES
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -1,17 +1,24 @@
 """Free bytes of a volume."""
 
 import contextlib
-import errno
 import shutil
 from pathlib import Path
 
 
-def free_bytes(path: Path) -> int:
-    """Bytes that can still be written to the volume of `path`, which need not exist yet.
+def free_bytes(folder: Path) -> int:
+    """Bytes that can still be written to the volume of `folder`.
 
-    Where `path` does not answer, those of its nearest parent that does.
+    Raises OSError where that volume does not answer.
+    """
+    return shutil.disk_usage(folder).free
+
+
+def free_bytes_of_nearest(path: Path) -> int | None:
+    """The same for `path`, which need not exist, or else its nearest parent that answers.
+
+    None where none answers: an error is being reported, and must not give way to another one.
     """
     for folder in (path, *path.parents):
         with contextlib.suppress(OSError):
-            return shutil.disk_usage(folder).free
-    raise FileNotFoundError(errno.ENOENT, "no volume answers", str(path))
+            return free_bytes(folder)
+    return None

@@ -9,7 +9,7 @@ error: a UserError (missing, access denied) or a RetryableError. Read `address` 
 from finetune_trainer.sources.address import Address
 from finetune_trainer.sources.base import Source, SourceFile
 from finetune_trainer.sources.credentials import Credentials, take_credentials
-from finetune_trainer.sources.open_source import open_source
+from finetune_trainer.sources.source_factory import open_source
 
 __all__ = [
     "Address",

@@ -10,12 +10,12 @@ from pathlib import Path
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.runtime.fsync import sha256_file
 from finetune_trainer.sources.base import Source
-from finetune_trainer.sources.disk_space import require_free_space
 from finetune_trainer.sources.download_progress import (
     DownloadProgress,
     ProgressCallback,
     folder_bytes,
 )
+from finetune_trainer.sources.download_space import require_free_space
 
 TEXT_SUFFIXES = (".jsonl", ".json", ".csv")
 SUFFIXES = (*TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES), ".parquet")

@@ -20,8 +20,8 @@ from finetune_trainer.sources.base import Source
 from finetune_trainer.sources.cache import CachedSnapshot
 from finetune_trainer.sources.credentials import Credentials, take_credentials
 from finetune_trainer.sources.download_progress import ProgressCallback
-from finetune_trainer.sources.open_source import open_source
 from finetune_trainer.sources.snapshot import Snapshot, open_snapshot
+from finetune_trainer.sources.source_factory import open_source
 
 MODEL, REWARD, VALIDATION = "model", "grpo.rewardModel", "dataset.validation"
 SECRET_PREFIXES = {

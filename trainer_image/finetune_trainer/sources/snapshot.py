@@ -38,12 +38,12 @@ from finetune_trainer.sources.cache import (
     snapshot_folder_name,
     use_snapshot,
 )
-from finetune_trainer.sources.disk_space import FreeBytes, require_free_space
 from finetune_trainer.sources.download_progress import (
     DownloadProgress,
     ProgressCallback,
     folder_bytes,
 )
+from finetune_trainer.sources.download_space import FreeBytes, require_free_space
 from finetune_trainer.sources.lease import Lease
 from finetune_trainer.sources.model_files import (
     check_listing,
@@ -51,7 +51,7 @@ from finetune_trainer.sources.model_files import (
     is_small_file,
     weight_files,
 )
-from finetune_trainer.sources.open_source import open_source
+from finetune_trainer.sources.source_factory import open_source
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _PARALLEL_FETCHES = 4

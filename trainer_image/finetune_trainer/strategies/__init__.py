@@ -20,7 +20,7 @@ from finetune_trainer.strategies.deepspeed import (
     require_precision,
 )
 from finetune_trainer.strategies.fsdp import FSDPStrategy
-from finetune_trainer.strategies.load_model import load_model
+from finetune_trainer.strategies.model_loading import load_model
 
 __all__ = [
     "StrategyConfig",

@@ -15,7 +15,7 @@ from finetune_api.run import RunConfig
 from numpy.typing import NDArray
 
 from finetune_trainer.data.tokenizer import load_tokenizer
-from finetune_trainer.rewards.functions import Completion
+from finetune_trainer.rewards.reward_functions import Completion
 from finetune_trainer.sources.model_facts import local_config
 from finetune_trainer.sources.model_files import CONFIG, not_a_reward_model
 

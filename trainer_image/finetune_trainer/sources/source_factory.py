@@ -8,7 +8,7 @@ from finetune_trainer.sources.address import Address
 from finetune_trainer.sources.base import Source
 from finetune_trainer.sources.claim import open_claim
 from finetune_trainer.sources.hub import open_hub
-from finetune_trainer.sources.store import open_gs, open_https, open_s3
+from finetune_trainer.sources.object_store import open_gs, open_https, open_s3
 
 
 def open_source(address: Address, volumes: Path) -> Source:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune_trainer.runtime.fencing import Attempt
-from finetune_trainer.sources.kept_downloads import leave_downloads, take_downloads
+from finetune_trainer.sources.keep_downloads import leave_downloads, take_downloads
 
 
 def download(attempt: Attempt) -> Path:

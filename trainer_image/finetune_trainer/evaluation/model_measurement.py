@@ -16,7 +16,7 @@ from finetune_trainer.evaluation.held_out_loss import HeldOutSet, ModelOutputs
 from finetune_trainer.evaluation.parity_probe import AnsweredPrompt
 from finetune_trainer.evaluation.prompts import HeldOutPrompt, max_answer_tokens
 from finetune_trainer.generation.greedy import Answer, generate_answers
-from finetune_trainer.rewards.functions import Completion
+from finetune_trainer.rewards.reward_functions import Completion
 from finetune_trainer.rewards.scorer import RewardScorer
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.runtime.telemetry import Report

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from finetune_trainer.rewards.functions import Completion
-from finetune_trainer.rewards.model import TOKENS_PER_BATCH, RewardModel, load_classifier
+from finetune_trainer.rewards.reward_functions import Completion
+from finetune_trainer.rewards.reward_model import TOKENS_PER_BATCH, RewardModel, load_classifier
 from finetune_trainer.runtime.errors import UserError
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 

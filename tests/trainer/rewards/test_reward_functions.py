@@ -7,8 +7,8 @@ import time
 
 import pytest
 from finetune_api.objective import REFERENCE_REWARDS, RewardFunction
-from finetune_trainer.rewards import functions
-from finetune_trainer.rewards.functions import Completion
+from finetune_trainer.rewards import reward_functions
+from finetune_trainer.rewards.reward_functions import Completion
 from finetune_trainer.runtime.errors import UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +26,7 @@ JSON = st.recursive(
 
 def score(kind: str, text: str, reference: str | None = None, **more: str) -> float:
     function = RewardFunction.model_validate({"type": kind, **more})
-    return functions.make_score_function(function)(Completion([], text, True, reference))
+    return reward_functions.make_score_function(function)(Completion([], text, True, reference))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_reward_of_a_completion(
 
 
 def test_length_rewards_completions_that_ended() -> None:
-    length = functions.make_score_function(RewardFunction(type="length"))
+    length = reward_functions.make_score_function(RewardFunction(type="length"))
     assert length(Completion([], "x", True)) == 1.0
     assert length(Completion([], "x", False)) == 0.0
 
@@ -79,20 +79,20 @@ def test_a_pattern_is_searched_in_the_answer() -> None:
 def test_a_search_that_takes_too_long_is_stopped_and_counts_as_no_match() -> None:
     started = time.process_time()
     assert score("regex", "x" * 5000, pattern="(x+x+)+y") == 0.0
-    assert time.process_time() - started < 20 * functions.PATTERN_SECONDS
+    assert time.process_time() - started < 20 * reward_functions.PATTERN_SECONDS
 
 
 @pytest.mark.parametrize("pattern", ["(", "a{3,1}", "(?P<n>a)(?P=m)", "(x+x+)+y", "(.*)*(.*)*z$"])
 def test_prepare_refuses_patterns_that_cannot_be_used(pattern: str) -> None:
     with pytest.raises(UserError) as raised:
-        functions.check_patterns([RewardFunction(type="regex", pattern=pattern)])
+        reward_functions.check_patterns([RewardFunction(type="regex", pattern=pattern)])
     assert raised.value.failure.reason == "BadPattern"
     assert pattern in raised.value.failure.message
 
 
 @pytest.mark.parametrize("pattern", [r"\\boxed\{[^}]*\}", r"^(?:yes|no)\b", r"(?i)answer:\s*\d+"])
 def test_prepare_accepts_usual_patterns(pattern: str) -> None:
-    functions.check_patterns([RewardFunction(type="regex", pattern=pattern)])
+    reward_functions.check_patterns([RewardFunction(type="regex", pattern=pattern)])
 
 
 def test_rewards_of_one_type_have_different_names() -> None:
@@ -101,7 +101,7 @@ def test_rewards_of_one_type_have_different_names() -> None:
         RewardFunction(type="length"),
         RewardFunction(type="regex", pattern="b"),
     ]
-    assert functions.name_rewards(rewards) == ["regex", "length", "regex_2"]
+    assert reward_functions.name_rewards(rewards) == ["regex", "length", "regex_2"]
 
 
 @given(st.text(), st.text(min_size=1))
