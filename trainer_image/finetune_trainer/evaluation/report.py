@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_api.run import EvaluationSummary, RunConfig
 
-from finetune_trainer.evaluation.comparison import Measurements
 from finetune_trainer.runtime.fencing import Attempt
 
 if TYPE_CHECKING:
+    from finetune_trainer.evaluation.comparison import Measurements
     from finetune_trainer.evaluation.held_out_loss import HeldOutSet
     from finetune_trainer.generation.greedy import Answer
 

@@ -1,27 +1,36 @@
 """ROUGE-L: how much of the reference's word order an answer keeps (Lin 2004, section 3.1).
 
 The longest common subsequence is rapidfuzz's; the words are ours, because the usual tokenizers drop
-every letter that is not Latin. See docs/decisions/0009-libraries.md.
+every letter that is not Latin. See docs/decisions/0009-libraries.md. Both libraries are imported
+when they are first used, because the stages import this module before they answer on /progress.
 """
 
 import unicodedata
-
-import regex
-from rapidfuzz.distance import LCSseq
+from functools import cache
+from typing import Any
 
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 """Scripts that put no space between words: each letter, with its marks, counts as a word."""
-WORD = regex.compile(rf"(?V1)[{UNSPACED}]\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}_]--[{UNSPACED}]]+")
+WORD = rf"(?V1)[{UNSPACED}]\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}_]--[{UNSPACED}]]+"
+
+
+@cache
+def _word_pattern() -> Any:
+    import regex
+
+    return regex.compile(WORD)
 
 
 def words(text: str) -> list[str]:
     """Words of any script without case; canonically equivalent spellings are the same word."""
-    found: list[str] = WORD.findall(unicodedata.normalize("NFC", text.casefold()))
+    found: list[str] = _word_pattern().findall(unicodedata.normalize("NFC", text.casefold()))
     return found
 
 
 def rouge_l(answer: str, reference: str) -> float:
     """F1 of the longest common subsequence of words, 0 to 1; 0 where either side has no words."""
+    from rapidfuzz.distance import LCSseq
+
     answered, expected = words(answer), words(reference)
     if not answered or not expected:
         return 0.0
