@@ -1,6 +1,6 @@
 """What is minimised: one class per objective, all with the interface of `base.Objective`."""
 
-from typing import Any
+from typing import Any, assert_never
 
 from finetune_trainer.objectives.auxiliary_loss import add_auxiliary_loss
 from finetune_trainer.objectives.base import LossTerms, Objective, ObjectiveContext, RankBatch
@@ -24,6 +24,8 @@ def make_objective(model: Any, context: ObjectiveContext) -> Objective:
 
 def _make_plain_objective(model: Any, context: ObjectiveContext) -> Objective:
     match context.spec.objective:
+        case "SFT" | "Completion":
+            return SFTObjective(model, context)
         case "DPO":
             return DPOObjective(model, context)
         case "KTO":
@@ -34,5 +36,5 @@ def _make_plain_objective(model: Any, context: ObjectiveContext) -> Objective:
             return RewardObjective(model, context)
         case "GRPO":
             return GRPOObjective(model, context)
-        case _:
-            return SFTObjective(model, context)
+        case unknown:
+            assert_never(unknown)

@@ -5,7 +5,7 @@ one runs. `load_model` loads the base model in the form that the strategy needs,
 the method (`finetune_trainer.methods`), and `wrap_model` returns the strategy.
 """
 
-from typing import Any
+from typing import Any, assert_never
 
 from finetune_trainer.strategies.base import (
     StrategyConfig,
@@ -37,8 +37,12 @@ def wrap_model(model: Any, config: StrategyConfig) -> TrainingStrategy:
     """Compile the model's blocks if requested, and wrap it for the strategy of `config`."""
     if config.training.compile:
         compile_blocks(model, config)
-    if config.strategy == "DDP":
-        return DDPStrategy(model, config)
-    if config.strategy == "FSDP":
-        return FSDPStrategy(model, config)
-    return DeepSpeedStrategy(model, config)
+    match config.strategy:
+        case "DDP":
+            return DDPStrategy(model, config)
+        case "FSDP":
+            return FSDPStrategy(model, config)
+        case "ZeRO1" | "ZeRO2" | "ZeRO3":
+            return DeepSpeedStrategy(model, config)
+        case unknown:
+            assert_never(unknown)
