@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from finetune_trainer.runtime.errors import UserError
-from finetune_trainer.runtime.telemetry import Report, serve_telemetry
 from finetune_trainer.strategies import loss_scale
 from finetune_trainer.training import divergence
 from finetune_trainer.training.divergence import DivergenceDetector, LossMonitor
@@ -120,24 +118,6 @@ def test_peak_memory_of_a_cpu_process_is_its_peak_resident_set() -> None:
     before = peak_memory_bytes("cpu")
     held = np.ones(50_000_000)
     assert peak_memory_bytes("cpu") >= max(before, held.nbytes)
-
-
-def test_prometheus_metrics_have_the_values_of_progress() -> None:
-    report = Report("train", attempt=1)
-    metrics = {"rewards/accuracies": 0.75}
-    report.update(mfu=0.5, data_wait_share=0.25, peak_memory_bytes=7, eval_loss=2.0)
-    report.update(measures=metrics)
-    server = serve_telemetry(report, host="127.0.0.1")
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics") as answer:
-        lines = answer.read().decode().splitlines()
-    server.shutdown()
-    server.server_close()
-    shown = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    assert float(shown["finetune_train_mfu"]) == 0.5
-    assert float(shown["finetune_train_data_wait_share"]) == 0.25
-    assert float(shown["finetune_train_peak_memory_bytes"]) == 7
-    assert float(shown["finetune_train_eval_loss"]) == 2
-    assert float(shown['finetune_train_measure{name="rewards/accuracies"}']) == 0.75
 
 
 def drive_scaled(path: Path, power: int) -> None:
