@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import ExitCode, Progress, RunConfig
-from finetune_trainer.distributed import startup_timer
 from finetune_trainer.runtime.stage import Report
 from finetune_trainer.runtime.telemetry import RANK_FOLDER_ENV, read_rank_files, serve_telemetry
 
@@ -92,26 +90,6 @@ def test_metrics_have_every_part_of_the_start() -> None:
     server.server_close()
     assert 'finetune_train_start_seconds{part="imports"} 4.5' in text
     assert 'finetune_train_start_seconds{part="model"} 1.25' in text
-
-
-@pytest.mark.parametrize(
-    ("method", "optimizer", "config", "needed"),
-    [
-        ("LoRA", "AdamW", {}, False),
-        ("Full", "Adafactor", {}, False),
-        ("QLoRA", "AdamW", {}, True),
-        ("LoRA", "PagedAdamW8bit", {}, True),
-        ("LoRA", "AdamW", {"quantization_config": {}}, True),
-    ],
-)
-def test_bitsandbytes_stays_where_something_is_quantised(
-    tmp_path: Path, method: str, optimizer: str, config: dict[str, Any], needed: bool
-) -> None:
-    (tmp_path / "m").mkdir()
-    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
-    run = make_run(tmp_path, tmp_path / "m")
-    spec = {**run.raw_spec, "method": {"type": method}, "training": {"optimizer": optimizer}}
-    assert startup_timer.uses_bitsandbytes(run, FineTuneJobSpec.model_validate(spec)) == needed
 
 
 def test_the_start_time_of_a_process_comes_from_the_kernel() -> None:

@@ -23,7 +23,7 @@ from finetune_api.run import RUN_CONFIG_PATH, ExitCode, RunConfig, TrainFacts
 from finetune_trainer.distributed.heartbeat import Heartbeat, collective_timeout
 from finetune_trainer.distributed.launcher import STORE_ENV, join_store
 from finetune_trainer.distributed.rank_reporter import RankReporter
-from finetune_trainer.distributed.startup_timer import StartupTimer, import_libraries
+from finetune_trainer.distributed.startup_timer import StartupTimer
 from finetune_trainer.runtime.errors import (
     NO_SPACE_LEFT,
     RetryableError,
@@ -34,6 +34,7 @@ from finetune_trainer.runtime.fencing import Attempt, fenced_error
 from finetune_trainer.runtime.logs import configure_logging
 from finetune_trainer.runtime.sigterm import Stop, StopRequest
 from finetune_trainer.runtime.telemetry import RANK_FOLDER_ENV, RankFile, write_atomically
+from finetune_trainer.training.imports import import_libraries
 
 if TYPE_CHECKING:
     # Imports of ML libraries are timed, and happen in `import_libraries`.
@@ -268,11 +269,11 @@ def main() -> None:
     reporter = RankReporter(RankFile(folder, rank))
     run: RunConfig | None = None
 
-    is_failing = threading.Lock()
+    failure_lock = threading.Lock()
 
     def fail(error: BaseException) -> None:
         # Never released: the main thread and the heartbeat's may both fail, only one reports.
-        is_failing.acquire()
+        failure_lock.acquire()
         if not isinstance(error, StageError):
             traceback.print_exception(error)
         at, path = time.time(), folder / f"error-{rank:05d}.json"
