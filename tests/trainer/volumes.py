@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 from tests.trainer.jobs import environment
-from tests.trainer.volumes import SMALL, on_small_volume
 
 SMALL = 2 * 2**20
 """Bytes of the volume of a test."""
