@@ -10,7 +10,7 @@ import pytest
 from finetune_api.run import DataFacts, Failure, RunConfig, StageResult
 from finetune_trainer.prepare import prepare
 from finetune_trainer.runtime.errors import UserError
-from finetune_trainer.runtime.stage import Report
+from finetune_trainer.runtime.telemetry import Report
 from finetune_trainer.sources import Credentials
 
 from tests.trainer.servers import Hub, Repository

@@ -14,7 +14,7 @@ from finetune_api.run import ExitCode, StageResult
 from finetune_trainer.data.token_store import IGNORED, TokenStore
 from finetune_trainer.data.tokenizer import load_tokenizer
 from finetune_trainer.runtime.errors import RetryableError
-from finetune_trainer.runtime.stage import Report
+from finetune_trainer.runtime.telemetry import Report
 
 from tests.trainer.prepare_world import World, facts_of, found, use_model
 from tests.trainer.servers import COMMIT, Hub

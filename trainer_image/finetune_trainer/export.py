@@ -28,7 +28,8 @@ from finetune_trainer.evaluation.report import EVALUATION_REPORT
 from finetune_trainer.runtime.errors import RetryableError
 from finetune_trainer.runtime.fencing import Attempt
 from finetune_trainer.runtime.fsync import fsync_tree
-from finetune_trainer.runtime.stage import Report, run_stage
+from finetune_trainer.runtime.stage import run_stage
+from finetune_trainer.runtime.telemetry import Report
 from finetune_trainer.sources import Address
 
 

@@ -36,8 +36,8 @@ from finetune_trainer.distributed.watchdog import (
     to_rank_progress,
 )
 from finetune_trainer.runtime.errors import RetryableError, StageError, UserError
-from finetune_trainer.runtime.stage import Report, run_stage
-from finetune_trainer.runtime.telemetry import make_rank_folder, read_rank_files
+from finetune_trainer.runtime.stage import run_stage
+from finetune_trainer.runtime.telemetry import Report, make_rank_folder, read_rank_files
 from finetune_trainer.training import tracking
 
 POLL_SECONDS = 0.25

@@ -13,8 +13,12 @@ from typing import Any
 
 import pytest
 from finetune_api.run import ExitCode, Progress, RunConfig
-from finetune_trainer.runtime.stage import Report
-from finetune_trainer.runtime.telemetry import RANK_FOLDER_ENV, read_rank_files, serve_telemetry
+from finetune_trainer.runtime.telemetry import (
+    RANK_FOLDER_ENV,
+    Report,
+    read_rank_files,
+    serve_telemetry,
+)
 
 from tests.trainer.jobs import environment, free_port, make_run, write_data, write_run
 from tests.trainer.test_train import Stage

@@ -27,7 +27,7 @@ WRITERS = {
 def test_a_full_volume_is_reported_whichever_library_finds_it(tmp_path: Path, writer: str) -> None:
     code = (
         "import sys; there = sys.argv[1]\n"
-        "from finetune_trainer.runtime.stage import classify_error\n"
+        "from finetune_trainer.runtime.errors import classify_error\n"
         f"try:\n    {WRITERS[writer]}\n"
         "except Exception as error:\n"
         "    failure, code = classify_error(error)\n"
@@ -54,7 +54,7 @@ def test_a_full_disk_of_the_node_is_not_reported_as_the_workspace(tmp_path: Path
     code = (
         "import os, sys, tempfile\n"
         "there = sys.argv[1]; os.environ['TMPDIR'] = there; tempfile.tempdir = None\n"
-        "from finetune_trainer.runtime.stage import classify_error\n"
+        "from finetune_trainer.runtime.errors import classify_error\n"
         "def fill():\n    open(f'{there}/file', 'wb', buffering=0).write(b'0' * 2**23)\n"
         "    open(f'{there}/more', 'wb').write(b'0' * 2**23)\n"
         "try:\n    fill()\n"

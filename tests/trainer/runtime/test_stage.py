@@ -40,7 +40,9 @@ def start(folder: Path, body: str, run: str | None = None) -> subprocess.Popen[s
     }
     (folder / "run.json").write_text(run if run is not None else json.dumps(config))
     script = (
-        "from finetune_trainer.runtime.stage import *\nfrom finetune_api.run import StageResult\n"
+        "from finetune_api.run import StageResult\n"
+        "from finetune_trainer.runtime.errors import RetryableError, UserError\n"
+        "from finetune_trainer.runtime.stage import run_stage\n"
     )
     script += "def work(run, report):\n" + textwrap.indent(textwrap.dedent(body), "    ")
     script += "\nraise SystemExit(run_stage('prepare', work))\n"

@@ -27,18 +27,10 @@ from finetune_api.run import (
 )
 from pydantic import ValidationError
 
-from finetune_trainer.runtime.errors import (
-    RetryableError,
-    StageError,
-    UserError,
-    classify_error,
-    shorten,
-)
+from finetune_trainer.runtime.errors import StageError, UserError, classify_error, shorten
 from finetune_trainer.runtime.logs import configure_logging
 from finetune_trainer.runtime.sigterm import Preempted, Stop
 from finetune_trainer.runtime.telemetry import Report, serve_telemetry
-
-__all__ = ["Report", "RetryableError", "StageError", "UserError", "run_stage"]
 
 log = logging.getLogger("finetune")
 
@@ -57,9 +49,9 @@ def run_stage(stage: StageName, work: Stage, stop: Stop | None = None) -> int:
 
     Reads the run file (FINETUNE_RUN_CONFIG overrides the path), serves telemetry on port 9400
     (FINETUNE_TELEMETRY_PORT), and writes the StageResult (FINETUNE_TERMINATION_PATH). A result
-    that says Failed is a verdict on the input, so the exit code is USER_ERROR. SIGTERM ends the
-    process as Preempted within seconds; a stage that has to save its work first passes the `stop`
-    that it polls itself.
+    that says Failed is an error in the user's input, so the exit code is USER_ERROR. SIGTERM ends
+    the process as Preempted within seconds; a stage that has to save its work first passes the
+    `stop` that it polls itself.
     """
     configure_logging()
     # Threads that spin while they wait for each other take the cores from the threads that they
