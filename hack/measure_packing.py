@@ -1,4 +1,4 @@
-"""Measures which architectures keep packed examples apart: `python -m hack.measure_packing`.
+"""Measures which architectures keep packed samples apart: `python -m hack.measure_packing`.
 
 For every causal language model of the installed transformers a tiny random model is made; the
 logits of a sample that is second in a sequence must be those of the sample alone. The output is the
@@ -84,20 +84,30 @@ def tiny_config(kind: str, dropped: frozenset[str]) -> Any:
     return type(text)(**wanted | SHIPPED.get(kind, {}))
 
 
-def keeps_apart(kind: str) -> bool | str:
-    """Whether it does; or why that could not be measured."""
+class NotMeasuredError(Exception):
+    """The architecture could not be measured; the message says why."""
+
+
+MIXED = "its packed samples influence each other"
+
+
+def why_not_separate(kind: str) -> str | None:
+    """None where the architecture keeps packed samples apart, else MIXED.
+
+    Raises NotMeasuredError where that could not be measured.
+    """
     errors: list[str] = []
     for dropped in DROPPED:
         try:
-            return _measured(kind, dropped)
-        except TimeoutError:
+            return None if _are_separate(kind, dropped) else MIXED
+        except (TimeoutError, NotMeasuredError):
             raise
         except Exception as error:
             errors.append(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}")
-    return errors[0]
+    raise NotMeasuredError(errors[0])
 
 
-def _measured(kind: str, dropped: frozenset[str]) -> bool | str:
+def _are_separate(kind: str, dropped: frozenset[str]) -> bool:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -109,7 +119,7 @@ def _measured(kind: str, dropped: frozenset[str]) -> bool | str:
             for w in AutoModelForCausalLM.from_config(config, dtype=torch.float32).parameters()
         )
     if size > LARGEST:
-        return f"{size} weights"
+        raise NotMeasuredError(f"{size} weights")
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     for weight in model.parameters():
         # Initial weights are so small that a leak would hide in rounding.
@@ -123,7 +133,7 @@ def _measured(kind: str, dropped: frozenset[str]) -> bool | str:
             input_ids=ids[:, 10:], position_ids=torch.arange(14)[None], use_cache=False
         ).logits
     if not torch.isfinite(alone).all():
-        return "its logits are not finite"
+        raise NotMeasuredError("its logits are not finite")
     return bool((packed - alone).abs().max() < 1e-4 * alone.abs().max())
 
 
@@ -141,16 +151,16 @@ def main() -> int:
     for kind in sorted(sys.argv[1:] or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         signal.alarm(SECONDS)
         try:
-            answer = keeps_apart(kind)
-        except TimeoutError as error:
-            answer = str(error)
+            reason = why_not_separate(kind)
+            result = "apart" if reason is None else "mixed"
+        except (TimeoutError, NotMeasuredError) as error:
+            reason, result = str(error), "unknown"
         signal.alarm(0)
-        print(f"{kind}: {answer}", file=sys.stderr, flush=True)
-        verdict = "unknown" if isinstance(answer, str) else "apart" if answer else "mixed"
-        found[verdict].append(kind)
+        print(f"{kind}: {reason or result}", file=sys.stderr, flush=True)
+        found[result].append(kind)
     print(f"transformers {__version__}")
-    for verdict, kinds in found.items():
-        print(f"\n{verdict}:\n{' '.join(kinds)}")
+    for result, kinds in found.items():
+        print(f"\n{result}:\n{' '.join(kinds)}")
     return 0
 
 

@@ -52,9 +52,9 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def perform(asked: argparse.Namespace) -> None:
+def perform(arguments: argparse.Namespace) -> None:
     """Run the command line."""
-    match asked.command:
+    match arguments.command:
         case "binaries":
             print(binaries.ensure())
             return
@@ -69,31 +69,31 @@ def perform(asked: argparse.Namespace) -> None:
             print(KUBECONFIG)
             return
     engine = choose()
-    match asked.command:
+    match arguments.command:
         case "up":
-            engine.up(asked.grace)
+            engine.up(arguments.grace)
         case "down":
             engine.down()
         case "status":
             engine.status()
         case "poweroff":
-            engine.power_off(asked.node)
+            engine.power_off(arguments.node)
         case "poweron":
-            engine.power_on(asked.node)
+            engine.power_on(arguments.node)
         case "freeze":
-            engine.freeze(asked.node)
+            engine.freeze(arguments.node)
         case "thaw":
-            engine.thaw(asked.node)
+            engine.thaw(arguments.node)
         case "link":
-            engine.link(asked.node, asked.state == "up")
+            engine.link(arguments.node, arguments.state == "up")
         case "stop":
-            engine.stop(asked.machine, asked.component)
+            engine.stop(arguments.machine, arguments.component)
         case "start":
-            engine.start(asked.machine, asked.component)
+            engine.start(arguments.machine, arguments.component)
         case "sh":
-            engine.shell(asked.machine, asked.words)
+            engine.shell(arguments.machine, arguments.words)
         case "load":
-            engine.load([Image.from_archive(p) for p in asked.archives])
+            engine.load([Image.from_archive(p) for p in arguments.archives])
         case "volumes":
             print(f"{volumes.offer(engine.volumes_folder())} shared volumes are available")
 

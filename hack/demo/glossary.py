@@ -44,7 +44,7 @@ def run(
 
 
 def _ask(kubectl: Kubectl, pod: str, job: dict[str, Any]) -> list[dict[str, Any]]:
-    """Ask what evaluation asked, and set the three answers side by side."""
+    """Send the evaluation's prompts and return the three answers to each."""
     samples = _read(kubectl, pod, "evaluation.json")["samples"]
     limit = job["spec"]["evaluation"]["maxNewTokens"]
     out = []

@@ -11,7 +11,7 @@ from hack.cluster.kubectl import without_proxies
 
 
 class KubectlError(RuntimeError):
-    """kubectl said no; the message is what it said."""
+    """kubectl failed; the message is its standard error."""
 
 
 class Kubectl:

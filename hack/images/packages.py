@@ -1,4 +1,4 @@
-"""Debian packages whose files are wanted without installing them."""
+"""Debian packages whose files the image needs, without installing them."""
 
 from __future__ import annotations
 

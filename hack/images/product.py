@@ -1,7 +1,7 @@
 """The images that users run, built from their Dockerfiles and started once, as a check.
 
-Docker does it where an engine answers, else buildah. What was found good is remembered by the
-content of everything that went into it, so that the same content is not built twice.
+Docker does it where an engine answers, else buildah. Images that passed are cached by the digest
+of everything that went into them, so that the same content is not built twice.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from hack.cluster.prerequisites import install
 from hack.images.cache import digest, made
 
 SUITE = "bookworm"
-# python3-venv brings pip for the Dockerfiles; vLLM asks libnuma1 about the memory of the machine.
+# python3-venv brings pip for the Dockerfiles; vLLM needs libnuma1 to read the memory layout of the
+# machine.
 PACKAGES = ("python3", "python3-venv", "ca-certificates", "libnuma1", "netbase", "tzdata")
 UNREAD = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 USER = "nonroot:x:65532:65532:nonroot:/tmp:/usr/sbin/nologin"

@@ -62,9 +62,9 @@ def unfit(faults: list[Fault], copies: SimpleQueue[Path]) -> str | None:
         if count != 1:
             return f"{fault.name}: its text occurs {count} times in {fault.file}"
     for suite in dict.fromkeys(fault.suite for fault in faults):
-        status, said = run(suite, copy)
+        status, output = run(suite, copy)
         if status != 0:
-            return f"{' '.join(suite)} fails on the unbroken code:\n{said}"
+            return f"{' '.join(suite)} fails on the unbroken code:\n{output}"
     return None
 
 
@@ -75,12 +75,12 @@ def tried(fault: Fault, copies: SimpleQueue[Path]) -> bool:
     whole = path.read_text()
     try:
         path.write_text(whole.replace(fault.right, fault.wrong))
-        status, said = run(fault.suite, copy)
+        status, output = run(fault.suite, copy)
     finally:
         path.write_text(whole)
         copies.put(copy)
     if status not in (0, FAILED):
-        print(f"{fault.name}: the suite could not run:\n{said}", file=sys.stderr, flush=True)
+        print(f"{fault.name}: the suite could not run:\n{output}", file=sys.stderr, flush=True)
     print(f"{'caught' if status == FAILED else 'SURVIVED'}: {fault.name}", flush=True)
     return status == FAILED
 
@@ -91,7 +91,7 @@ def source_of(fault: Fault, copy: Path) -> Path:
 
 
 def run(suite: tuple[str, ...], copy: Path) -> tuple[int, str]:
-    """Exit status of a suite and the end of what it said; 124 when it hangs."""
+    """Exit status of a suite and the end of its output; 124 when it hangs."""
     environment = {
         **os.environ,
         "PYTHONPATH": f"{copy / 'operator'}:{copy / 'trainer_image'}:{copy}",

@@ -64,8 +64,8 @@ LINT = Part(
     ),
 )
 UNIT = Part("unit", (_pytest("unit", "tests/unit"),))
-# Many histories of a whole cluster in memory, always the same ones: a change is judged as the one
-# before it was. `make sim` draws others every time.
+# Many histories of a whole cluster in memory. Each change runs the same ones; `make sim` draws
+# others every time.
 SIM_SEED = "20261121"
 SIM = Part(
     "sim",

@@ -345,7 +345,7 @@ def describe_run(task: Task, options: argparse.Namespace) -> str:
         f"{memory:.0f} GiB, {task.device}, load average {load:.0f}. "
         f"{options.model.name if options.model else assets.MODEL_NAME}, {task.method}, "
         f"{task.steps} steps "
-        f"of {task.batch_sequences} x {task.max_length} tokens ({task.batch_samples} examples), "
+        f"of {task.batch_sequences} x {task.max_length} tokens ({task.batch_samples} samples), "
         f"{task.micro_batch_size} sequences in a forward pass, activations of this trainer and "
         f"of the loop {'recomputed' if task.gradient_checkpointing else 'kept'}."
     )

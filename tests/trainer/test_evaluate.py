@@ -48,7 +48,7 @@ def bf16_model(folder: Path) -> Path:
     tiny_model(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
-    model = methods.load_model(folder, torch.bfloat16)
+    model = methods.load_base_model(folder, torch.bfloat16)
     model.save_pretrained(folder)
     return folder
 
@@ -115,7 +115,7 @@ def test_the_loss_is_weighted_by_tokens(
     job: tuple[Path, Path, str], evaluated: tuple[StageResult, Progress]
 ) -> None:
     root, folder, _ = job
-    model = methods.load_model(folder, torch.float32).eval()
+    model = methods.load_base_model(folder, torch.float32).eval()
     store = TokenStore.open(root / "job" / "data" / "eval")
     chosen = np.random.default_rng(42).permutation(store.sequence_count)[:10]
     total, count = 0.0, 0
@@ -184,7 +184,7 @@ def test_exported_weights_are_bit_for_bit_the_evaluated_ones(
     job: tuple[Path, Path, str], exported: tuple[StageResult, Path]
 ) -> None:
     evaluated = merge.load_tuned_model(run_for(job, "evaluate"), torch.float32)
-    served = methods.load_model(exported[1], torch.float32)
+    served = methods.load_base_model(exported[1], torch.float32)
     assert methods.saved_dtype(exported[1]) == torch.bfloat16
     weights = dict(evaluated.named_parameters())
     assert weights.keys() == dict(served.named_parameters()).keys()
@@ -195,16 +195,16 @@ def test_exported_weights_are_bit_for_bit_the_evaluated_ones(
 def test_merged_weights_answer_like_base_plus_adapter(job: tuple[Path, Path, str]) -> None:
     root, folder, method = job
     if method != "LoRA":
-        output = methods.load_model(root / "job" / "output", torch.float32)
+        output = methods.load_base_model(root / "job" / "output", torch.float32)
         merged = merge.load_tuned_model(run_for(job, "evaluate"), torch.float32)
         pairs = zip(output.parameters(), merged.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
         return
     from peft import PeftModel
 
-    base = methods.load_model(folder, torch.float32)
+    base = methods.load_base_model(folder, torch.float32)
     adapted = PeftModel.from_pretrained(base, root / "job" / "output").eval()
-    plain = methods.load_model(folder, torch.float32)
+    plain = methods.load_base_model(folder, torch.float32)
     merged = merge.merge_adapter(plain, root / "job" / "output", torch.float32).eval()
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
@@ -217,7 +217,7 @@ def test_the_probe_is_the_answer_of_the_exported_folder(
     probe = evaluated[0].probe
     assert probe is not None
     assert probe.max_tokens <= 32
-    model = methods.load_model(exported[1], torch.float32).eval()
+    model = methods.load_base_model(exported[1], torch.float32).eval()
     tokenizer = load_tokenizer(exported[1])
     messages = [turn.to_wire() for turn in probe.messages]
     prompt = torch.tensor(greedy.tokenize_messages(tokenizer, messages))[None]
@@ -274,7 +274,7 @@ def test_the_end_of_turn_token_of_the_template_ends_generation(tmp_path: Path) -
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config["eos_token"] = "<|endoftext|>"
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    model = methods.load_model(folder, torch.float32)
+    model = methods.load_base_model(folder, torch.float32)
     assert greedy.find_end_tokens(model, load_tokenizer(folder)) == [0, 2]
 
 

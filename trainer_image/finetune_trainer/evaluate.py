@@ -17,10 +17,11 @@ from typing import Any
 from finetune_api.run import RunConfig, StageResult
 
 from finetune_trainer.evaluation.comparison import Measurements, gate_failure, summarise
-from finetune_trainer.evaluation.prompts import COMPARES_ANSWERS, choose_prompts
+from finetune_trainer.evaluation.prompts import OBJECTIVES_WITH_ANSWERS, choose_prompts
 from finetune_trainer.evaluation.report import EVALUATION_REPORT, write_report
 from finetune_trainer.runtime.fencing import Attempt
-from finetune_trainer.runtime.stage import Report, run_stage
+from finetune_trainer.runtime.stage import run_stage
+from finetune_trainer.runtime.telemetry import Report
 
 
 def evaluate(run: RunConfig, report: Report) -> StageResult:
@@ -30,12 +31,16 @@ def evaluate(run: RunConfig, report: Report) -> StageResult:
 
 
 def compare_models(run: RunConfig, report: Report, attempt: Attempt) -> StageResult:
-    """The stage's work, for an attempt that has acquired the stage."""
+    """The stage's work, for an attempt that has claimed the stage."""
     report.update("loading the base model")
     from finetune_trainer.data.tokenizer import load_job_tokenizer
     from finetune_trainer.evaluation import model_measurement
     from finetune_trainer.evaluation.held_out_loss import open_held_out
-    from finetune_trainer.evaluation.merge import load_base_model, load_tuned_model, verify_output
+    from finetune_trainer.evaluation.merge import (
+        load_job_base_model,
+        load_tuned_model,
+        verify_output,
+    )
     from finetune_trainer.evaluation.parity_probe import PROBE_MARGINS, choose_probe
 
     spec, job = run.spec, Path(run.paths.job)
@@ -46,7 +51,7 @@ def compare_models(run: RunConfig, report: Report, attempt: Attempt) -> StageRes
     tokenizer = load_job_tokenizer(run)
     held_out = open_held_out(spec, job / "data" / "eval")
     prompts = choose_prompts(run, spec, tokenizer)
-    base_prompts = prompts if spec.objective in COMPARES_ANSWERS else []
+    base_prompts = prompts if spec.objective in OBJECTIVES_WITH_ANSWERS else []
     sequences = held_out.sequence_count if held_out else 0
     total = 2 * sequences + len(base_prompts) + len(prompts)
     progress = model_measurement.ItemProgress(report, total)
@@ -54,7 +59,7 @@ def compare_models(run: RunConfig, report: Report, attempt: Attempt) -> StageRes
     # Measure one model after the other: two may be more than the device holds.
     device, dtype = choose_device(run)
     place = choose_placement(device)
-    model = load_base_model(run, dtype, device=place).eval()
+    model = load_job_base_model(run, dtype, device=place).eval()
     base = model_measurement.measure_model(
         model, tokenizer, held_out, base_prompts, spec, progress, "base model"
     )

@@ -31,7 +31,8 @@ from finetune_trainer.data.tokenizer import load_tokenizer, new_token_ids, print
 from finetune_trainer.rewards import reward_functions
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.runtime.fencing import Attempt
-from finetune_trainer.runtime.stage import Report, run_stage
+from finetune_trainer.runtime.stage import run_stage
+from finetune_trainer.runtime.telemetry import Report
 from finetune_trainer.sources import Address, Source, volume_probe
 from finetune_trainer.sources.cache import CachedSnapshot, read_weight_files
 from finetune_trainer.sources.dataset_files import fetch_data_files
@@ -45,10 +46,10 @@ from finetune_trainer.sources.job_sources import (
     Secrets,
     take_secrets,
 )
-from finetune_trainer.sources.keep_downloads import kept_downloads
+from finetune_trainer.sources.keep_downloads import keep_downloads
 from finetune_trainer.sources.model_facts import (
+    check_can_be_reward_model,
     check_experts,
-    check_has_reward_head,
     model_facts,
     model_sizes,
     scaled_context_length,
@@ -138,7 +139,7 @@ def describe_target(
     if spec.method.moe:
         check_experts(config, uri)
     if spec.objective == "Reward":
-        check_has_reward_head(config, uri)
+        check_can_be_reward_model(config, uri)
     changes = spec.model.tokenizer
     tokenizer = load_tokenizer(folder, changes, today)
     new_ids = new_token_ids(tokenizer, changes)
@@ -162,10 +163,10 @@ def prepare_dataset(
 ) -> DataFacts:
     """Download the data sets, and write data/ of the job from them."""
     job = Path(run.paths.job)
-    with Attempt(job, run.attempt, "prepare") as attempt, kept_downloads(attempt) as downloads:
+    with Attempt(job, run.attempt, "prepare") as attempt, keep_downloads(attempt) as downloads:
+        # Folders are named by revision, so that no file of an older one is used.
         files = {
             spec_field: fetch_data_files(
-                # By revision, so that no file of an older one is used.
                 source,
                 downloads / f"{number}-{revision_key(source)}",
                 report_progress,

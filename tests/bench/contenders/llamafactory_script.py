@@ -28,7 +28,7 @@ def main() -> None:
     columns = {"prompt": "prompt", "response": "completion"}
     listed = {"bench": {"file_name": task.train_file, "columns": columns}}
     (folder / "dataset_info.json").write_text(json.dumps(listed))
-    shape = (
+    batch_options = (
         {
             "per_device_train_batch_size": task.micro_batch_size,
             "gradient_accumulation_steps": task.batch_sequences // task.micro_batch_size,
@@ -74,7 +74,7 @@ def main() -> None:
             "report_to": "none",
             "save_strategy": "no",
             "seed": task.seed,
-            **shape,
+            **batch_options,
         },
         callbacks=[turns],
     )

@@ -32,7 +32,7 @@ def main() -> None:
     task = Task.read(sys.argv[1])
     data = load_dataset("json", data_files=task.train_file, split="train").map(to_conversation)
     equal = "--equal" in sys.argv
-    shape = (
+    batch_options = (
         {
             "per_device_train_batch_size": task.micro_batch_size,
             "gradient_accumulation_steps": task.batch_sequences // task.micro_batch_size,
@@ -57,7 +57,7 @@ def main() -> None:
         use_cpu=task.device == "cpu",
         report_to="none",
         save_strategy="no",
-        **shape,
+        **batch_options,
     )
     adapters = LoraConfig(r=task.rank, lora_alpha=task.alpha, target_modules="all-linear")
     turns = InTurns(Turns(task))

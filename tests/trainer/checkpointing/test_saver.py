@@ -73,7 +73,7 @@ class Rank:
         self.job, self.attempt, self.width = job, attempt, width
         self.counter = Counter()
         if dist.get_rank() == 0:
-            Attempt(job, attempt).acquire()
+            Attempt(job, attempt).claim()
         collectives.barrier()
         checkpointing = Checkpointing(**settings)
         stateful = {"counter": self.counter}
@@ -360,7 +360,7 @@ def test_the_best_checkpoint_of_the_newest_attempt_is_kept(tmp_path: Path) -> No
     write_marker_only(tmp_path, 2, 20, best=False, eval_loss=2.0)
     newest = write_marker_only(tmp_path, 2, 30, best=False, eval_loss=2.0)
     attempt = Attempt(tmp_path, 2)
-    attempt.acquire()
+    attempt.claim()
     retention.prune_checkpoints(attempt, keep_last=1)
     assert sorted(tmp_path.glob("checkpoints/*/*")) == [good, newest]
 
@@ -419,7 +419,7 @@ def save_after_replacement(job: Path) -> None:
     rank.saver.wait_until_saved()
     assert rank.saver.poll()["last_checkpoint_step"] == 1
     if dist.get_rank() == 0:
-        Attempt(job, 2).acquire()
+        Attempt(job, 2).claim()
     collectives.barrier()
     rank.step(2)
     rank.saver.save(TrainerState(2))
@@ -448,9 +448,9 @@ def test_a_checkpoint_is_due_after_the_interval(tmp_path: Path) -> None:
 
 
 def test_an_attempt_starts_only_once(tmp_path: Path) -> None:
-    Attempt(tmp_path, 1).acquire()
+    Attempt(tmp_path, 1).claim()
     with pytest.raises(RetryableError) as caught:
-        Attempt(tmp_path, 1).acquire()
+        Attempt(tmp_path, 1).claim()
     assert caught.value.failure.reason == "AttemptAlreadyClaimed"
 
 

@@ -85,18 +85,18 @@ def tokens(method: str) -> torch.Tensor:
 
 def train(model: Any, method: str) -> list[float]:
     """A few large steps, so that an error in merging shows; returns the losses."""
-    from finetune_trainer.methods.adalora import AdaLoRA
+    from finetune_trainer.methods.adalora import AdaLoRAAllocator
 
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=RATES.get(method, 2e-2))
-    allocation = AdaLoRA(model) if method == "AdaLoRA" else None
+    allocation = AdaLoRAAllocator(model) if method == "AdaLoRA" else None
     losses = []
     for _ in range(STEPS):
         loss = model(input_ids=tokens(method), labels=tokens(method)).loss
         loss.backward()
         optimizer.step()
         if allocation:
-            allocation.update_ranks(updated=True)
+            allocation.update_ranks(is_updated=True)
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     return losses
@@ -110,7 +110,7 @@ def test_the_merged_model_computes_what_the_adapted_one_does(
     spec, folder = job(method), folders[family]
     new = NEW if method == "new-tokens" else []
     quantization = methods.quantization_config(spec.method, torch.float32, "DDP")
-    base = methods.load_model(folder, torch.float32, quantization=quantization)
+    base = methods.load_base_model(folder, torch.float32, quantization=quantization)
     methods.add_token_rows(base, new)
     model = methods.apply_method(base, spec, STEPS, new)
     assert {w.dtype for w in model.parameters() if w.requires_grad} == {torch.float32}
@@ -121,7 +121,7 @@ def test_the_merged_model_computes_what_the_adapted_one_does(
     weights = {n: w.detach() for n, w in model.named_parameters() if w.requires_grad}
     methods.save_trained_weights(model, weights, spec.method, tmp_path / "output")
 
-    plain = methods.load_model(folder, torch.float32)
+    plain = methods.load_base_model(folder, torch.float32)
     methods.add_token_rows(plain, new)
     rounded = four_bit_base(plain, spec.method.quantization or Quantization(), torch.float32)
     with torch.no_grad():
@@ -136,7 +136,7 @@ def test_the_merged_model_computes_what_the_adapted_one_does(
     if not method.startswith("Prefix"):
         assert not any("lora" in name or "base_layer" in name for name, _ in merged.named_modules())
         merged.save_pretrained(tmp_path / "whole")
-        again = methods.load_model(tmp_path / "whole", torch.float32)
+        again = methods.load_base_model(tmp_path / "whole", torch.float32)
         with torch.no_grad():
             assert torch.equal(again.eval()(input_ids=tokens(method)).logits, seen)
 
@@ -146,11 +146,11 @@ def test_merging_rounds_exactly_the_layers_that_training_had_in_four_bits(
     folders: dict[str, Path], family: str
 ) -> None:
     config = methods.quantization_config(job("QLoRA").method, torch.bfloat16, "FSDP")
-    held = methods.load_model(folders[family], torch.bfloat16, quantization=config)
-    empty = methods.empty_model(
+    held = methods.load_base_model(folders[family], torch.bfloat16, quantization=config)
+    empty = methods.make_meta_model(
         folders[family], torch.bfloat16, held.config._attn_implementation, quantization=config
     )
-    plain = methods.load_model(folders[family], torch.bfloat16)
+    plain = methods.load_base_model(folders[family], torch.bfloat16)
     names = {name for name, _ in four_bit_layers(held)}
     assert names == quantizable_layer_names(plain)
     assert not any("head" in name or "embed" in name for name in names)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from finetune_trainer.generation import sampling
-from finetune_trainer.methods import load_model
+from finetune_trainer.methods import load_base_model
 from transformers import GenerationConfig
 
 from tests.trainer.tiny import CONTEXT, VOCABULARY
@@ -26,7 +26,7 @@ def prompt(length: int, seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def model(tiny_model_folder: Path) -> Any:
-    loaded = load_model(tiny_model_folder, torch.float32).eval()
+    loaded = load_base_model(tiny_model_folder, torch.float32).eval()
     # Logits far apart, so that rounding changes no comparison.
     with torch.no_grad():
         loaded.get_output_embeddings().weight.mul_(20)

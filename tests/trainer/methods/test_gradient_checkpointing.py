@@ -12,7 +12,7 @@ import pytest
 import torch
 from finetune_api.finetunejob import FineTuneJobSpec, Method
 from finetune_trainer.data.token_store import PackedSequence
-from finetune_trainer.methods import apply_method, load_model, quantization_config
+from finetune_trainer.methods import apply_method, load_base_model, quantization_config
 from finetune_trainer.methods.gradient_checkpointing import enable_gradient_checkpointing
 from finetune_trainer.methods.moe import expert_weight_names
 from finetune_trainer.objectives import collate
@@ -73,7 +73,7 @@ def packed(*rows: PackedSequence) -> PackedSequence:
 
 
 def model_of(folder: Path, attention: str = "sdpa") -> Any:
-    return load_model(folder, torch.float32, attention).train()
+    return load_base_model(folder, torch.float32, attention).train()
 
 
 def gradients(model: Any, ids: torch.Tensor) -> tuple[int, int, list[torch.Tensor]]:
@@ -240,8 +240,8 @@ def test_four_bit_weights_are_counted_with_their_unpacked_shape(tmp_path: Path) 
     folder = families.tiny_qwen(tmp_path / "qwen")
     method = Method.model_validate({"type": "QLoRA"})
     bits = quantization_config(method, torch.bfloat16, "FSDP")
-    full = load_model(folder, torch.bfloat16).requires_grad_(requires_grad=False)
-    packed = load_model(folder, torch.bfloat16, quantization=bits)
+    full = load_base_model(folder, torch.bfloat16).requires_grad_(requires_grad=False)
+    packed = load_base_model(folder, torch.bfloat16, quantization=bits)
     packed.requires_grad_(requires_grad=False)
     assert flops.count_model_flops(packed) == flops.count_model_flops(full)
     convert_to_plain_parameters(packed)
@@ -250,7 +250,7 @@ def test_four_bit_weights_are_counted_with_their_unpacked_shape(tmp_path: Path) 
 
 @pytest.mark.parametrize("family", ["tiny_mixtral", "tiny_qwen_moe", "tiny_deepseek"])
 def test_a_token_costs_only_the_experts_that_compute_it(family: str, tmp_path: Path) -> None:
-    model = load_model(getattr(families, family)(tmp_path / family), torch.float32)
+    model = load_base_model(getattr(families, family)(tmp_path / family), torch.float32)
     sizes = {name: each.numel() for name, each in model.named_parameters() if each.dim() > 1}
     inside = sum(sizes.pop(name) for name in expert_weight_names(model))
     outside = sum(size for name, size in sizes.items() if not name.endswith(HEAD))

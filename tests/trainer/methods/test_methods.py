@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from finetune_api.finetunejob import FineTuneJobSpec, RopeScaling
-from finetune_trainer.methods import add_token_rows, apply_method, load_model
+from finetune_trainer.methods import add_token_rows, apply_method, load_base_model
 from finetune_trainer.methods.target_modules import select_ia3_layers, select_layers
 from finetune_trainer.runtime.errors import UserError
 from safetensors.numpy import load_file, save_file
@@ -26,7 +26,7 @@ def test_a_snapshot_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError) as caught:
-        load_model(folder, torch.float32)
+        load_base_model(folder, torch.float32)
     failure = caught.value.failure
     assert failure.reason == "ModelIncomplete"
     assert "model.layers.1.mlp.up_proj.weight" in failure.message
@@ -36,7 +36,7 @@ def test_a_snapshot_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
 def test_a_model_without_sdpa_is_loaded_with_eager_attention(tmp_path: Path) -> None:
     config = BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2)
     BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
-    assert load_model(tmp_path / "bloom", torch.float32).config._attn_implementation == "eager"
+    assert load_base_model(tmp_path / "bloom", torch.float32).config._attn_implementation == "eager"
 
 
 @pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn"])
@@ -44,8 +44,8 @@ def test_rope_scaling_is_saved_with_the_model(tmp_path: Path, kind: str) -> None
     folder = tiny_model(tmp_path / "tiny")
     rope = RopeScaling.model_validate({"type": kind, "factor": 4})
     plain, scaled = (
-        load_model(folder, torch.float32),
-        load_model(folder, torch.float32, rope=rope),
+        load_base_model(folder, torch.float32),
+        load_base_model(folder, torch.float32, rope=rope),
     )
     # Longer than the original context, where dynamic positions differ too.
     ids = torch.arange(2 * CONTEXT).view(1, -1) % VOCABULARY
@@ -53,7 +53,7 @@ def test_rope_scaling_is_saved_with_the_model(tmp_path: Path, kind: str) -> None
         expected = scaled.eval()(input_ids=ids).logits
         assert float((expected - plain.eval()(input_ids=ids).logits).abs().max()) > 1e-3
         scaled.save_pretrained(tmp_path / "saved")
-        again = load_model(tmp_path / "saved", torch.float32).eval()
+        again = load_base_model(tmp_path / "saved", torch.float32).eval()
         assert torch.equal(again(input_ids=ids).logits, expected)
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     saved = config.get("rope_parameters") or config["rope_scaling"]
@@ -67,7 +67,10 @@ def test_rope_scaling_is_saved_with_the_model(tmp_path: Path, kind: str) -> None
 def test_linear_scaling_divides_every_position(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / "tiny")
     rope = RopeScaling.model_validate({"type": "linear", "factor": 2})
-    plain, half = load_model(folder, torch.float32), load_model(folder, torch.float32, rope=rope)
+    plain, half = (
+        load_base_model(folder, torch.float32),
+        load_base_model(folder, torch.float32, rope=rope),
+    )
     ids = torch.arange(20).view(1, -1)
     with torch.no_grad():
         near = plain(input_ids=ids, position_ids=ids).logits
@@ -79,7 +82,7 @@ def test_linear_scaling_divides_every_position(tmp_path: Path) -> None:
 def test_new_rows_start_as_the_mean_of_the_existing_rows(
     tmp_path: Path, make: Callable[[Path], Path]
 ) -> None:
-    model = load_model(make(tmp_path / "model"), torch.float32)
+    model = load_base_model(make(tmp_path / "model"), torch.float32)
     before = model.get_input_embeddings().weight.detach().clone()
     add_token_rows(model, [VOCABULARY, VOCABULARY + 1])
     after = model.get_input_embeddings().weight
@@ -93,13 +96,13 @@ def test_new_rows_start_as_the_mean_of_the_existing_rows(
 
 
 def test_unused_rows_are_taken_before_the_embedding_grows(tmp_path: Path) -> None:
-    model = load_model(tiny_model(tmp_path / "model"), torch.float32)
+    model = load_base_model(tiny_model(tmp_path / "model"), torch.float32)
     add_token_rows(model, [2040, 2041])
     assert model.get_input_embeddings().weight.shape[0] == VOCABULARY
 
 
 def test_only_the_rows_of_new_tokens_are_trained(tmp_path: Path) -> None:
-    model = load_model(families.tiny_qwen(tmp_path / "model"), torch.bfloat16)
+    model = load_base_model(families.tiny_qwen(tmp_path / "model"), torch.bfloat16)
     add_token_rows(model, [VOCABULARY])
     spec = {"method": {"type": "LoRA"}, **JOB}
     adapted = apply_method(model, FineTuneJobSpec.model_validate(spec), 10, [VOCABULARY])
@@ -115,7 +118,7 @@ JOB: dict[str, Any] = {
 
 
 def test_an_unknown_target_is_refused_and_the_remedy_lists_valid_ones(tmp_path: Path) -> None:
-    model = load_model(tiny_model(tmp_path / "tiny"), torch.float32)
+    model = load_base_model(tiny_model(tmp_path / "tiny"), torch.float32)
     assert len(select_layers(model, ["q_proj", "mlp.down_proj"], "here")) == 4
     assert "lm_head" not in select_layers(model, ["all-linear"], "here")
     with pytest.raises(UserError) as caught:
@@ -139,7 +142,7 @@ def test_an_unknown_target_is_refused_and_the_remedy_lists_valid_ones(tmp_path: 
 def test_ia3_scales_keys_values_and_the_feed_forward_output(
     tmp_path: Path, make: Callable[[Path], Path], outputs: set[str], inputs: set[str]
 ) -> None:
-    model = load_model(make(tmp_path / "model"), torch.float32)
+    model = load_base_model(make(tmp_path / "model"), torch.float32)
     layers, scaled_inputs = select_ia3_layers(model, [], [])
     assert {name.rsplit(".", 1)[-1] for name in scaled_inputs} == inputs
     found = {name.rsplit(".", 1)[-1] for name in set(layers) - set(scaled_inputs)}

@@ -248,7 +248,7 @@ def loss_on_held_out(model: Any, root: Path) -> float:
 def held_out_loss(root: Path, runs: Runs, method: str, base: bool = False) -> float:
     kept = root / ("base-loss" if base else "tuned-loss")
     if not kept.exists():
-        load = merge.load_base_model if base else merge.load_tuned_model
+        load = merge.load_job_base_model if base else merge.load_tuned_model
         model = load(job_of(root, runs, method), torch.float32).eval()
         kept.write_text(str(loss_on_held_out(model, root)))
     return float(kept.read_text())

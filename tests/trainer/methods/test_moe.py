@@ -28,7 +28,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def loaded(folder: Path) -> Any:
-    return methods.load_model(folder, torch.float32)
+    return methods.load_base_model(folder, torch.float32)
 
 
 def adapted(folder: Path, **moe: Any) -> Any:

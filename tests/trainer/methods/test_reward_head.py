@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from finetune_trainer.methods import empty_model, load_model
+from finetune_trainer.methods import load_base_model, make_meta_model
 from finetune_trainer.methods.reward_head import is_reward_model, reward_head
 from finetune_trainer.runtime.errors import UserError
-from finetune_trainer.sources.model_facts import check_has_reward_head
+from finetune_trainer.sources.model_facts import check_can_be_reward_model
 
 from tests.trainer.tiny import tiny_model
 
@@ -20,10 +20,10 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 def test_the_initial_head_depends_only_on_the_seed(tiny_model_folder: Path) -> None:
     torch.manual_seed(1)
-    first = load_model(tiny_model_folder, torch.float32, reward_head_seed=7)
+    first = load_base_model(tiny_model_folder, torch.float32, reward_head_seed=7)
     torch.manual_seed(2)
-    second = load_model(tiny_model_folder, torch.float32, reward_head_seed=7)
-    other = load_model(tiny_model_folder, torch.float32, reward_head_seed=8)
+    second = load_base_model(tiny_model_folder, torch.float32, reward_head_seed=7)
+    other = load_base_model(tiny_model_folder, torch.float32, reward_head_seed=8)
     assert is_reward_model(first)
     assert reward_head(first).weight.shape == (1, 64)
     assert torch.equal(reward_head(first).weight, reward_head(second).weight)
@@ -32,9 +32,9 @@ def test_the_initial_head_depends_only_on_the_seed(tiny_model_folder: Path) -> N
 
 
 def test_a_head_in_the_snapshot_is_kept(tiny_model_folder: Path, tmp_path: Path) -> None:
-    model = load_model(tiny_model_folder, torch.float32, reward_head_seed=7)
+    model = load_base_model(tiny_model_folder, torch.float32, reward_head_seed=7)
     model.save_pretrained(tmp_path)
-    second = load_model(tmp_path, torch.float32, reward_head_seed=8)
+    second = load_base_model(tmp_path, torch.float32, reward_head_seed=8)
     assert torch.equal(reward_head(model).weight, reward_head(second).weight)
 
 
@@ -50,16 +50,18 @@ def test_the_padding_token_is_that_of_the_tokenizer_or_else_its_eos(
         settings = json.loads(path.read_text())
         del settings["pad_token"]
         path.write_text(json.dumps(settings))
-    assert load_model(folder, torch.float32, reward_head_seed=7).config.pad_token_id == expected
     assert (
-        empty_model(folder, torch.float32, "sdpa", is_reward_model=True).config.pad_token_id
+        load_base_model(folder, torch.float32, reward_head_seed=7).config.pad_token_id == expected
+    )
+    assert (
+        make_meta_model(folder, torch.float32, "sdpa", is_reward_model=True).config.pad_token_id
         == expected
     )
 
 
 @pytest.mark.parametrize("padding", [0, 3])
 def test_padding_does_not_change_a_score(tiny_model_folder: Path, padding: int) -> None:
-    model = load_model(tiny_model_folder, torch.float32, reward_head_seed=7).eval()
+    model = load_base_model(tiny_model_folder, torch.float32, reward_head_seed=7).eval()
     ids = torch.arange(5, 25)[None]
     padded = torch.cat([ids, torch.full((1, padding), model.config.pad_token_id)], dim=1)
     with torch.no_grad():
@@ -93,9 +95,9 @@ def test_a_model_that_cannot_score_is_refused_before_training(
     config: dict[str, Any], reason: str | None
 ) -> None:
     if reason is None:
-        check_has_reward_head(config, "the model")
+        check_can_be_reward_model(config, "the model")
         return
     with pytest.raises(UserError) as caught:
-        check_has_reward_head(config, "the model")
+        check_can_be_reward_model(config, "the model")
     assert caught.value.failure.reason == reason
     assert caught.value.failure.remedy

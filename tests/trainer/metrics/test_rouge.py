@@ -56,5 +56,5 @@ def test_known_scores(answer: str, reference: str, score: float) -> None:
     assert rouge_l(answer, reference) == pytest.approx(score)
 
 
-def test_latin_words_beside_unspaced_letters_stay_whole() -> None:
+def test_latin_words_next_to_unspaced_letters_are_not_split() -> None:
     assert words("用GPT模型2次") == ["用", "gpt", "模", "型", "2", "次"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from finetune_trainer.data.token_store import PackedSequence
-from finetune_trainer.methods import load_model
+from finetune_trainer.methods import load_base_model
 from finetune_trainer.objectives import collate, fused_cross_entropy, sft
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -192,7 +192,7 @@ def test_a_forward_that_another_library_replaced_is_used_and_restored(
         def post_forward(self, module: Any, output: torch.Tensor) -> torch.Tensor:
             return 2 * output
 
-    model = load_model(tiny_model_folder, torch.float32)
+    model = load_base_model(tiny_model_folder, torch.float32)
     add_hook_to_module(model.get_output_embeddings(), Doubled())
     expected = sum_losses(model, SEQUENCES)
     compute_loss = sft.OutputHeadLoss(model)
@@ -209,7 +209,7 @@ def test_gradients_of_a_model_are_those_of_the_plain_loss(
 ) -> None:
     found = []
     for plain in (False, True):
-        model = load_model(tiny_model_folder, torch.float32)
+        model = load_base_model(tiny_model_folder, torch.float32)
         model.get_output_embeddings().weight.requires_grad_(trained)
         compute_loss = sft.OutputHeadLoss(model)
         compute_loss._is_fused = not plain
@@ -225,7 +225,7 @@ def test_gradients_of_a_model_are_those_of_the_plain_loss(
 def test_a_head_with_an_adapter_is_not_fused(tiny_model_folder: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    model = load_model(tiny_model_folder, torch.float32)
+    model = load_base_model(tiny_model_folder, torch.float32)
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"]))
     compute_loss = sft.OutputHeadLoss(adapted)
     compute_loss(adapted, collate.collate(SEQUENCES)).sum().backward()

@@ -36,14 +36,14 @@ TRAINING = {
     "maxSequenceLength": 96,
     "precision": "fp32",
 }
-JUDGE: dict[str, Any] = {
+REWARD_MODEL: dict[str, Any] = {
     "model": {"uri": "pvc://models/plain"},
     "dataset": {"train": [{"uri": "pvc://data/pairs.jsonl"}], "holdout": "25%"},
     "objective": "Reward",
     "method": {"type": "LoRA", "lora": {"rank": 8, "alpha": 16, "dropout": 0}},
     "training": {**TRAINING, "maxSteps": 12},
 }
-LEARNER: dict[str, Any] = {
+POLICY: dict[str, Any] = {
     "model": {"uri": "pvc://models/talkative"},
     "dataset": {"train": [{"uri": "pvc://data/prompts.jsonl"}], "holdout": "25%"},
     "objective": "GRPO",
@@ -53,7 +53,7 @@ LEARNER: dict[str, Any] = {
             {"type": "regex", "pattern": "^\\S+", "weight": 10},
             {"type": "rougeL", "weight": 0.5},
         ],
-        "rewardModel": {"uri": "pvc://judges/scorer"},
+        "rewardModel": {"uri": "pvc://reward-models/scorer"},
         "generations": 4,
         "maxNewTokens": 8,
         "temperature": 0.1,
@@ -85,7 +85,7 @@ def run_of(spec: dict[str, Any], root: Path, name: str, stage: str, **more: Any)
 
 
 def whole_jobs(root: Path) -> None:
-    """The judge, then what it judges; results go to <name>.json."""
+    """The reward model, then the policy that it scores; results go to <name>.json."""
     from finetune_trainer import evaluate, export
     from finetune_trainer.distributed.rank_reporter import RankReporter
     from finetune_trainer.prepare import prepare
@@ -94,7 +94,7 @@ def whole_jobs(root: Path) -> None:
     from finetune_trainer.training import worker
     from torch import distributed as dist
 
-    for name, spec in (("judge", JUDGE), ("learner", LEARNER)):
+    for name, spec in (("reward-model", REWARD_MODEL), ("policy", POLICY)):
         run = run_of(spec, root, name, "prepare")
         found = prepare(run, Report("prepare", 1), defaultdict(lambda: Credentials({})))
         assert found.model is not None
@@ -111,16 +111,16 @@ def whole_jobs(root: Path) -> None:
         (root / name / "ranks").mkdir(parents=True)
         finished, _ = worker.train(run, RankReporter(RankFile(root / name / "ranks", 0)), NoStop())
         assert finished
-        judged = evaluate.evaluate(
+        evaluated = evaluate.evaluate(
             run_of(spec, root, name, "evaluate", **known), Report("evaluate", 1)
         )
-        known["evaluation"] = judged.evaluation
+        known["evaluation"] = evaluated.evaluation
         run = run_of(spec, root, name, "export", **known)
         export.export(run, Report("export", 1))
-        (root / f"{name}.json").write_text(judged.model_dump_json(by_alias=True))
+        (root / f"{name}.json").write_text(evaluated.model_dump_json(by_alias=True))
         (root / f"{name}.run.json").write_text(run.model_dump_json(by_alias=True))
-        if name == "judge":
-            shutil.copytree(root / name / "artifact", root / "volumes" / "judges" / "scorer")
+        if name == "reward-model":
+            shutil.copytree(root / name / "artifact", root / "volumes" / "reward-models" / "scorer")
     dist.destroy_process_group()
 
 
@@ -145,12 +145,12 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def judged(jobs: Path, name: str) -> StageResult:
+def read_evaluation(jobs: Path, name: str) -> StageResult:
     return StageResult.model_validate_json((jobs / f"{name}.json").read_bytes())
 
 
 def test_the_reward_of_held_out_prompts_rises(jobs: Path) -> None:
-    result = judged(jobs, "learner")
+    result = read_evaluation(jobs, "policy")
     summary = result.evaluation
     assert summary is not None
     assert summary.reward is not None
@@ -163,8 +163,8 @@ def test_the_reward_of_held_out_prompts_rises(jobs: Path) -> None:
 
 
 def test_the_report_has_the_reward_of_every_answer(jobs: Path) -> None:
-    report = json.loads((jobs / "learner" / "job" / "report" / "evaluation.json").read_text())
-    summary = judged(jobs, "learner").evaluation
+    report = json.loads((jobs / "policy" / "job" / "report" / "evaluation.json").read_text())
+    summary = read_evaluation(jobs, "policy").evaluation
     assert summary is not None
     assert summary.reward is not None
     for side, mean in (("base", summary.reward.base), ("tuned", summary.reward.tuned)):
@@ -175,13 +175,13 @@ def test_the_report_has_the_reward_of_every_answer(jobs: Path) -> None:
 
 
 def test_an_answer_is_recorded_for_the_parity_check_of_serving(jobs: Path) -> None:
-    probe = judged(jobs, "learner").probe
+    probe = read_evaluation(jobs, "policy").probe
     assert probe is not None
     assert probe.answer.strip()
 
 
 def test_training_reports_every_reward(jobs: Path) -> None:
-    text = (jobs / "learner" / "job" / "report" / "train-1.jsonl").read_text()
+    text = (jobs / "policy" / "job" / "report" / "train-1.jsonl").read_text()
     history = [json.loads(line) for line in text.splitlines()]
     for line in history:
         parts = {name: line[f"rewards/{name}/mean"] for name in NAMES}
@@ -199,8 +199,8 @@ def test_the_reward_model_scores_conversations_as_in_training(jobs: Path) -> Non
     from finetune_trainer.rewards.reward_functions import Completion
     from finetune_trainer.rewards.reward_model import RewardModel
 
-    data = jobs / "judge" / "job" / "data"
-    folder = jobs / "volumes" / "judges" / "scorer"
+    data = jobs / "reward-model" / "job" / "data"
+    folder = jobs / "volumes" / "reward-models" / "scorer"
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     reward_model = RewardModel(folder, torch.device("cpu"), 512)
     store = TokenStore.open(data / "eval")
@@ -215,7 +215,7 @@ def test_the_reward_model_scores_conversations_as_in_training(jobs: Path) -> Non
         ids = torch.from_numpy(store.sequence(index).input_ids.astype(np.int64))[None]
         with torch.no_grad():
             assert score == pytest.approx(model(input_ids=ids).logits.item(), abs=1e-5)
-    accuracy = judged(jobs, "judge").evaluation
+    accuracy = read_evaluation(jobs, "reward-model").evaluation
     assert accuracy is not None
     assert accuracy.preference_accuracy is not None
     assert np.mean(found[::2] > found[1::2]) == pytest.approx(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from finetune_trainer.methods import load_model
+from finetune_trainer.methods import load_base_model
 from finetune_trainer.objectives import fused_cross_entropy, policy_loss, rollout, token_logprobs
 from finetune_trainer.objectives.policy_loss import CompletionBatch
 from finetune_trainer.objectives.rollout import Rollout, SampledCompletion
@@ -30,7 +30,7 @@ def prompt(length: int, seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def model(tiny_model_folder: Path) -> Any:
-    loaded = load_model(tiny_model_folder, torch.float32).eval()
+    loaded = load_base_model(tiny_model_folder, torch.float32).eval()
     # Logits far apart, so that rounding changes no comparison.
     with torch.no_grad():
         loaded.get_output_embeddings().weight.mul_(20)
@@ -67,7 +67,7 @@ def test_advantages_of_a_group_add_up_to_zero(rewards: list[float], scale: bool)
 
 
 def test_equal_rewards_have_no_advantage() -> None:
-    assert rollout.compute_advantages([0.3] * 8, 4, scale=True).tolist() == [0.0] * 8
+    assert rollout.compute_advantages([0.3] * 8, 4, should_scale=True).tolist() == [0.0] * 8
 
 
 # Losses.
@@ -209,7 +209,7 @@ def test_a_stored_rollout_is_loaded_bit_for_bit(tmp_path: Path) -> None:
         ),
     ]
     attempt = Attempt(tmp_path, 2)
-    attempt.acquire()
+    attempt.claim()
     rollout.save_rollout(Rollout(7, answers, {"reward": 1 / 7}), attempt, updates=3)
     found = rollout.load_rollout(tmp_path, 3, 7)
     assert found is not None
@@ -233,7 +233,7 @@ def test_only_rollouts_that_a_checkpoint_may_need_are_kept(tmp_path: Path) -> No
     answers = [SampledCompletion(prompt(3, 1), prompt(2, 2), True, (0.1,))]
     (tmp_path / "checkpoints" / "1" / "step-00000005").mkdir(parents=True)
     attempt = Attempt(tmp_path, 1)
-    attempt.acquire()
+    attempt.claim()
     for step in (1, 4, 7, 10, 13):
         rollout.save_rollout(Rollout(step, answers, {}), attempt, updates=3)
     kept = sorted(path.name for path in (tmp_path / "rollouts" / "1").iterdir())

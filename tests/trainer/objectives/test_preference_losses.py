@@ -9,7 +9,7 @@ from finetune_api import finetunejob
 from finetune_trainer.data.token_store import PackedSequence
 from finetune_trainer.objectives.dpo import MIN_LABEL_SMOOTHING, dpo_losses
 from finetune_trainer.objectives.kto import (
-    estimate_kl,
+    estimate_reference_point,
     kto_losses,
     mismatch_completion,
     sum_metrics,
@@ -123,8 +123,8 @@ def test_kto_is_the_formula() -> None:
 
 def test_the_kl_estimate_is_a_constant_and_never_negative() -> None:
     ratio = torch.tensor(-1.5, dtype=torch.float64, requires_grad=True)
-    assert float(estimate_kl(ratio)) == 0.0
-    moved = estimate_kl(ratio + 4)
+    assert float(estimate_reference_point(ratio)) == 0.0
+    moved = estimate_reference_point(ratio + 4)
     assert float(moved) == 2.5
     assert not moved.requires_grad
 

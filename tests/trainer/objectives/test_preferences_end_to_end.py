@@ -96,11 +96,11 @@ def whole_jobs(cases: list[tuple[str, str]], root: Path) -> None:
         assert finished
         assert facts.steps == STEPS
         run = changed(run_of(case, root, "evaluate", **known), case)
-        judged = evaluate.evaluate(run, Report("evaluate", 1))
-        known["evaluation"] = judged.evaluation
+        scored = evaluate.evaluate(run, Report("evaluate", 1))
+        known["evaluation"] = scored.evaluation
         run = changed(run_of(case, root, "export", **known), case)
         export.export(run, Report("export", 1))
-        (root / f"{case.name}.json").write_text(judged.model_dump_json(by_alias=True))
+        (root / f"{case.name}.json").write_text(scored.model_dump_json(by_alias=True))
         (root / f"{case.name}.run.json").write_text(run.model_dump_json(by_alias=True))
     dist.destroy_process_group()
 
@@ -111,7 +111,7 @@ class Jobs:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def judged(self, method: str, objective: str) -> StageResult:
+    def scored(self, method: str, objective: str) -> StageResult:
         path = self.root / f"{Case(method, objective, 'one process').name}.json"
         return StageResult.model_validate_json(path.read_bytes())
 
@@ -147,7 +147,7 @@ def saved_in_half(folder: Path) -> None:
 def test_the_tuned_model_has_the_lower_held_out_loss(
     jobs: Jobs, method: str, objective: str
 ) -> None:
-    summary = jobs.judged(method, objective).evaluation
+    summary = jobs.scored(method, objective).evaluation
     assert summary is not None
     assert summary.loss is not None
     assert summary.loss.tuned < summary.loss.base
@@ -163,7 +163,7 @@ def test_the_tuned_model_has_the_lower_held_out_loss(
 def test_the_base_has_the_loss_of_its_own_reference(
     jobs: Jobs, method: str, objective: str, loss: float
 ) -> None:
-    summary = jobs.judged(method, objective).evaluation
+    summary = jobs.scored(method, objective).evaluation
     assert summary is not None
     assert summary.loss is not None
     assert summary.loss.base == pytest.approx(loss, abs=1e-9)
@@ -171,7 +171,7 @@ def test_the_base_has_the_loss_of_its_own_reference(
 
 @pytest.mark.parametrize(("method", "objective"), PREFERRING)
 def test_the_chosen_completion_is_preferred(jobs: Jobs, method: str, objective: str) -> None:
-    summary = jobs.judged(method, objective).evaluation
+    summary = jobs.scored(method, objective).evaluation
     assert summary is not None
     assert summary.preference_accuracy is not None
     assert summary.preference_accuracy.tuned >= summary.preference_accuracy.base
@@ -189,13 +189,13 @@ def test_the_exported_model_reproduces_the_parity_probe(
     from finetune_trainer.data.tokenizer import load_tokenizer
     from finetune_trainer.generation import greedy
 
-    probe = jobs.judged(method, objective).probe
+    probe = jobs.scored(method, objective).probe
     if objective == "Reward":
         assert probe is None
         return
     assert probe is not None
     folder = jobs.folder(method, objective)
-    model, tokenizer = methods.load_model(folder, torch.float32).eval(), load_tokenizer(folder)
+    model, tokenizer = methods.load_base_model(folder, torch.float32).eval(), load_tokenizer(folder)
     asked = greedy.tokenize_messages(tokenizer, [turn.to_wire() for turn in probe.messages])
     (answer,) = greedy.generate_answers(model, tokenizer, [asked], probe.max_tokens, lambda _: None)
     assert answer.text == probe.answer
@@ -221,7 +221,7 @@ def test_the_exported_reward_model_scores_as_the_evaluated_one(jobs: Jobs, metho
     with torch.no_grad():
         scores = model(**inputs).logits[:, 0].double().numpy().reshape(-1, 2)
     loss = np.log1p(np.exp(scores[:, 1] - scores[:, 0]))
-    summary = jobs.judged(method, "Reward").evaluation
+    summary = jobs.scored(method, "Reward").evaluation
     assert summary is not None
     assert summary.loss is not None
     assert summary.loss.tuned == pytest.approx(float(loss.mean()), rel=1e-4)
@@ -234,7 +234,7 @@ def test_the_loss_on_all_tokens_counts_the_prompts(jobs: Jobs) -> None:
     data = jobs.folder("LoRA", "SFT", "job") / "data" / "eval"
     labels, tokens = np.load(data / "labels.npy"), np.load(data / "tokens.npy")
     assert (labels == tokens).all()
-    summary = jobs.judged("LoRA", "SFT").evaluation
+    summary = jobs.scored("LoRA", "SFT").evaluation
     assert summary is not None
     assert summary.loss is not None
     # The first token of a sample is not predicted.

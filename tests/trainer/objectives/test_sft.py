@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from finetune_trainer.data.token_store import PackedSequence
-from finetune_trainer.methods import load_model
+from finetune_trainer.methods import load_base_model
 from finetune_trainer.objectives import collate, fused_cross_entropy, sft
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -36,7 +36,7 @@ def pack(*sequences: PackedSequence) -> PackedSequence:
 
 @pytest.fixture(scope="module")
 def model(tiny_model_folder: Path) -> torch.nn.Module:
-    loaded: torch.nn.Module = load_model(tiny_model_folder, torch.float32)
+    loaded: torch.nn.Module = load_base_model(tiny_model_folder, torch.float32)
     return loaded.eval()
 
 

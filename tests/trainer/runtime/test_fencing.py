@@ -112,7 +112,7 @@ def test_an_older_export_does_not_change_a_served_artifact(tmp_path: Path) -> No
 
     def begin(number: int) -> Attempt:
         attempt = Attempt(job, number, "export", home=target)
-        attempt.acquire()
+        attempt.claim()
         (attempt.scratch / "artifact").mkdir()
         (attempt.scratch / "artifact" / "model").write_text(f"attempt {number}")
         return attempt
@@ -132,16 +132,16 @@ def test_an_empty_claim_file_of_a_dead_process_counts(tmp_path: Path) -> None:
     (tmp_path / "claims").mkdir()
     (tmp_path / "claims" / "3").touch()
     with pytest.raises(RetryableError) as caught:
-        Attempt(tmp_path, 3).acquire()
+        Attempt(tmp_path, 3).claim()
     assert caught.value.failure.reason == "AttemptAlreadyClaimed"
-    Attempt(tmp_path, 2).acquire()
+    Attempt(tmp_path, 2).claim()
     with pytest.raises(RetryableError) as caught:
         Attempt(tmp_path, 2).require_newest()
     assert caught.value.failure.reason == "Fenced"
 
 
 def test_stages_do_not_fence_each_other(tmp_path: Path) -> None:
-    Attempt(tmp_path, 7).acquire()
+    Attempt(tmp_path, 7).claim()
     with Attempt(tmp_path, 1, "evaluate") as attempt:
         attempt.publish_file(tmp_path / "report.json", b"{}")
     assert (tmp_path / "report.json").read_bytes() == b"{}"
@@ -151,7 +151,7 @@ def test_stages_do_not_fence_each_other(tmp_path: Path) -> None:
 def test_an_attempt_that_fails_because_it_was_replaced_is_fenced(tmp_path: Path) -> None:
     def fail() -> None:
         with Attempt(tmp_path, 1, "evaluate") as attempt:
-            Attempt(tmp_path, 2, "evaluate").acquire()
+            Attempt(tmp_path, 2, "evaluate").claim()
             (attempt.scratch / "half").write_text("its folder is gone")
 
     with pytest.raises(RetryableError) as caught:
@@ -162,7 +162,7 @@ def test_an_attempt_that_fails_because_it_was_replaced_is_fenced(tmp_path: Path)
 def test_a_missing_workspace_is_not_mistaken_for_a_later_attempt(tmp_path: Path) -> None:
     job = tmp_path / "job"
     attempt = Attempt(job, 1)
-    attempt.acquire()
+    attempt.claim()
     shutil.rmtree(job)
     with pytest.raises(RetryableError) as caught:
         attempt.publish_file(job / "report.json", b"{}")
@@ -172,12 +172,12 @@ def test_a_missing_workspace_is_not_mistaken_for_a_later_attempt(tmp_path: Path)
 
 def test_names_that_are_no_attempt_numbers_fence_no_attempt(tmp_path: Path) -> None:
     attempt = Attempt(tmp_path, 1)
-    attempt.acquire()
+    attempt.claim()
     for name in ("²", "٣", "2.bak", "-5", "evaluate-²"):
         (tmp_path / "claims" / name).touch()
     (tmp_path / ".train-²").mkdir()
     attempt.require_newest()
-    Attempt(tmp_path, 2).acquire()
+    Attempt(tmp_path, 2).claim()
     assert (tmp_path / ".train-²").is_dir()
 
 
@@ -190,7 +190,7 @@ def test_one_of_many_processes_acquires_an_attempt(tmp_path: Path) -> None:
             while time.time() < start:
                 pass
             try:
-                Attempt(tmp_path, 1).acquire()
+                Attempt(tmp_path, 1).claim()
                 os._exit(0)
             except RetryableError:
                 os._exit(FENCED)

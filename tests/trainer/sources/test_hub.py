@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from finetune_trainer.runtime.errors import RetryableError, StageError, UserError
-from finetune_trainer.sources import Address, Credentials, source_factory
+from finetune_trainer.sources import Address, Credentials, open_source
 from finetune_trainer.sources.cache import find_snapshot
 from finetune_trainer.sources.dataset_files import fetch_data_files
 from finetune_trainer.sources.snapshot import Snapshot, open_snapshot
@@ -45,7 +45,7 @@ def model(hub: Hub, uri: str, revision: str | None = None, **secrets: str) -> Ad
 
 def failure(address: Address, kind: type[StageError] = UserError) -> StageError:
     with pytest.raises(kind) as caught:
-        source_factory(address, NOWHERE)
+        open_source(address, NOWHERE)
     return caught.value
 
 
@@ -136,7 +136,7 @@ def test_two_jobs_that_fetch_at_once_end_with_one_snapshot(hub: Hub, tmp_path: P
 def test_full_workspace_is_reported_before_the_weights_are_fetched(
     hub: Hub, tmp_path: Path
 ) -> None:
-    source = source_factory(model(hub, "hf://acme/tiny"), NOWHERE)
+    source = open_source(model(hub, "hf://acme/tiny"), NOWHERE)
     snapshot = Snapshot(source, tmp_path, "job-1", ignore_progress, free=lambda folder: 500_000)
     snapshot.fetch_small_files()
     with pytest.raises(RetryableError) as caught:
@@ -150,7 +150,7 @@ def test_full_workspace_is_reported_before_the_weights_are_fetched(
 def test_full_workspace_is_reported_before_the_data_is_fetched(hub: Hub, tmp_path: Path) -> None:
     credentials = Credentials({"HF_ENDPOINT": hub.url})
     address = Address("dataset", "hf://datasets/acme/words", None, credentials, "dataset.train[0]")
-    source = source_factory(address, NOWHERE)
+    source = open_source(address, NOWHERE)
     source.files = tuple(replace(file, size=10**18) for file in source.files)
     with pytest.raises(RetryableError) as caught:
         fetch_data_files(source, tmp_path / "downloads", ignore_progress)
@@ -196,7 +196,7 @@ def test_private_model_opens_with_its_token_only(hub: Hub) -> None:
     refusal = failure(model(hub, "hf://acme/secret", HF_TOKEN="hf_wrong")).failure
     assert refusal.reason == "AccessDenied"
     assert "hf_wrong" not in refusal.message
-    assert source_factory(model(hub, "hf://acme/secret", HF_TOKEN="hf_right"), NOWHERE).files
+    assert open_source(model(hub, "hf://acme/secret", HF_TOKEN="hf_right"), NOWHERE).files
 
 
 def test_private_model_is_fetched_with_its_token(hub: Hub, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_data_set_address_may_name_file_folder_or_all(
     hub: Hub, tmp_path: Path, uri: str, names: list[str]
 ) -> None:
     address = Address("dataset", uri, None, Credentials({"HF_ENDPOINT": hub.url}))
-    source = source_factory(address, NOWHERE)
+    source = open_source(address, NOWHERE)
     assert [file.path for file in source.files] == names
     for file in source.files:
         assert source.fetch(file, tmp_path / "downloads").stat().st_size == file.size

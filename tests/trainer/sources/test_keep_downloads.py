@@ -31,7 +31,7 @@ def test_the_next_attempt_gets_the_complete_files_alone(tmp_path: Path) -> None:
 
 def test_an_attempt_that_was_replaced_leaves_nothing(tmp_path: Path) -> None:
     first, second = Attempt(tmp_path, 1, "prepare"), Attempt(tmp_path, 2, "prepare")
-    first.acquire()
+    first.claim()
     download(first)
     with second:
         folder = download(second)

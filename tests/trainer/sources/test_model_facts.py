@@ -184,13 +184,16 @@ def test_tied_output_layer_is_counted_once_and_an_untied_one_is_counted() -> Non
         {"model.embed_tokens.weight": entry(100, 8)},
         {"lm_head.weight": entry(100, 8), "model.norm.weight": entry(8)},
     ]
-    assert count_parameters(shards, tied=True) == 808
-    assert count_parameters(shards, tied=False) == 1608
-    assert count_parameters(shards[1:], tied=True) == 808
+    assert count_parameters(shards, has_tied_weights=True) == 808
+    assert count_parameters(shards, has_tied_weights=False) == 1608
+    assert count_parameters(shards[1:], has_tied_weights=True) == 808
 
 
 def test_fused_experts_are_counted() -> None:
-    assert count_parameters([{"experts.gate_up_proj": entry(8, 16, 32)}], tied=False) == 4096
+    assert (
+        count_parameters([{"experts.gate_up_proj": entry(8, 16, 32)}], has_tied_weights=False)
+        == 4096
+    )
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import s3fs
 from finetune_trainer.runtime.errors import RetryableError, StageError, UserError
-from finetune_trainer.sources import Address, Credentials, Source, source_factory, take_credentials
+from finetune_trainer.sources import Address, Credentials, Source, open_source, take_credentials
 from finetune_trainer.sources.snapshot import open_snapshot
 
 from hack.testservers.s3 import S3Server, s3_server
@@ -39,7 +39,7 @@ def failure(
     address: Address, volumes: Path = NOWHERE, kind: type[StageError] = UserError
 ) -> StageError:
     with pytest.raises(kind) as caught:
-        source_factory(address, volumes)
+        open_source(address, volumes)
     return caught.value
 
 
@@ -76,7 +76,7 @@ def on_s3(server: S3Server, uri: str, kind: str = "dataset", **secrets: str) -> 
 
 
 def test_s3_object_is_found_and_fetched(s3: S3Server, tmp_path: Path) -> None:
-    source = source_factory(on_s3(s3, "s3://acme/data/train.jsonl"), NOWHERE)
+    source = open_source(on_s3(s3, "s3://acme/data/train.jsonl"), NOWHERE)
     assert paths(source) == ["train.jsonl"]
     assert source.files[0].size == len(ROWS * 3)
     assert source.fetch(source.files[0], tmp_path).read_bytes() == ROWS * 3
@@ -85,7 +85,7 @@ def test_s3_object_is_found_and_fetched(s3: S3Server, tmp_path: Path) -> None:
 
 def test_s3_prefix_is_a_folder_and_no_longer_name_matches_it(s3: S3Server) -> None:
     for uri in ("s3://acme/data", "s3://acme/data/"):
-        assert paths(source_factory(on_s3(s3, uri), NOWHERE)) == ["more/b.jsonl", "train.jsonl"]
+        assert paths(open_source(on_s3(s3, uri), NOWHERE)) == ["more/b.jsonl", "train.jsonl"]
 
 
 def test_s3_model_is_downloaded_and_cached(
@@ -108,7 +108,7 @@ def test_s3_revision_changes_with_the_content(s3: S3Server) -> None:
     seen = set()
     for content in (b"one", b"two"):
         client.pipe_file("acme/changing.jsonl", content)
-        seen.add(source_factory(on_s3(s3, "s3://acme/changing.jsonl"), NOWHERE).revision)
+        seen.add(open_source(on_s3(s3, "s3://acme/changing.jsonl"), NOWHERE).revision)
     assert len(seen) == 2
 
 
@@ -156,7 +156,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
 def test_gs_object_and_prefix_are_found_and_fetched(
     bucket: Bucket, tmp_path: Path, uri: str, names: list[str]
 ) -> None:
-    source = source_factory(Address("dataset", uri), NOWHERE)
+    source = open_source(Address("dataset", uri), NOWHERE)
     assert paths(source) == names
     assert source.fetch(source.files[0], tmp_path).read_bytes() == ROWS
 
@@ -175,7 +175,7 @@ def test_gs_private_bucket_opens_with_a_service_account_only(
     assert "GOOGLE_APPLICATION_CREDENTIALS_JSON" in (refusal.remedy or "")
     account = make_service_account(f"{bucket.url}/token")
     secrets = Credentials({"GOOGLE_APPLICATION_CREDENTIALS_JSON": account})
-    source = source_factory(Address("dataset", "gs://acme/data/a.jsonl", None, secrets), NOWHERE)
+    source = open_source(Address("dataset", "gs://acme/data/a.jsonl", None, secrets), NOWHERE)
     assert source.fetch(source.files[0], tmp_path).read_bytes() == ROWS
 
 
@@ -199,7 +199,7 @@ def web(certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def test_https_file_is_found_and_fetched(web: Web, tmp_path: Path) -> None:
-    source = source_factory(Address("dataset", f"{web.url}/rows.jsonl?signature=s3cret"), NOWHERE)
+    source = open_source(Address("dataset", f"{web.url}/rows.jsonl?signature=s3cret"), NOWHERE)
     assert paths(source) == ["rows.jsonl"]
     assert source.fetch(source.files[0], tmp_path).read_bytes() == ROWS
     assert "s3cret" not in source.address.public_uri
@@ -221,7 +221,7 @@ def test_https_credentials_are_sent(
     web.authorization = header
     refusal = failure(Address("dataset", f"{web.url}/rows.jsonl")).failure
     assert refusal.reason == "AccessDenied"
-    source = source_factory(
+    source = open_source(
         Address("dataset", f"{web.url}/rows.jsonl", None, Credentials(secrets)), NOWHERE
     )
     assert source.fetch(source.files[0], tmp_path).read_bytes() == ROWS
@@ -354,20 +354,20 @@ def claim(tmp_path: Path) -> Path:
 
 
 def test_claim_data_is_read_in_place(claim: Path, tmp_path: Path) -> None:
-    source = source_factory(Address("dataset", "pvc://data/set"), claim.parent)
+    source = open_source(Address("dataset", "pvc://data/set"), claim.parent)
     assert paths(source) == ["a.jsonl", "more/b.jsonl"]
     assert source.fetch(source.files[0], tmp_path / "unused") == claim / "set" / "a.jsonl"
     assert not (tmp_path / "unused").exists()
 
 
 def test_claim_file_is_found(claim: Path) -> None:
-    source = source_factory(Address("dataset", "pvc://data/set/a.jsonl"), claim.parent)
+    source = open_source(Address("dataset", "pvc://data/set/a.jsonl"), claim.parent)
     assert paths(source) == ["a.jsonl"]
 
 
 def test_links_inside_a_claim_are_followed(claim: Path) -> None:
     (claim / "set" / "link.jsonl").symlink_to("more/b.jsonl")
-    source = source_factory(Address("dataset", "pvc://data/set/link.jsonl"), claim.parent)
+    source = open_source(Address("dataset", "pvc://data/set/link.jsonl"), claim.parent)
     assert source.files[0].size == len(ROWS)
 
 

@@ -243,7 +243,7 @@ def test_holder_that_beats_never_loses_the_lease(tmp_path: Path) -> None:
             first.release()
 
     assert first.try_acquire()
-    with Quick(tmp_path, "a", "two").held(count_wait) as second:
+    with Quick(tmp_path, "a", "two").hold(count_wait) as second:
         assert not second.took_over
     assert waits["one"] >= 90
 
@@ -264,7 +264,7 @@ def test_lease_whose_file_is_not_listed_yet_is_requested_with_pauses(
     first = Lease(tmp_path, "a", "one")
     assert first.try_acquire()
     second, started = Late(tmp_path, "a", "two"), time.monotonic()
-    with second.held(lambda _: first.release()):
+    with second.hold(lambda _: first.release()):
         assert time.monotonic() - started >= 10 * Late.POLL_SECONDS
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from finetune_api.finetunejob import Method, Training
 from finetune_api.run import TrainPlan
-from finetune_trainer.methods import load_model
+from finetune_trainer.methods import load_base_model
 from finetune_trainer.methods.adapters import add_adapters
 from finetune_trainer.strategies import StrategyConfig, loss_scale
 from finetune_trainer.strategies.loss_scale import LossScale
@@ -99,7 +99,7 @@ def test_matrices_decay_and_vectors_do_not() -> None:
 
 def test_ia3_vectors_which_start_at_one_do_not_decay(tiny_model_folder: Path) -> None:
     method = Method.model_validate({"type": "IA3"})
-    model = add_adapters(load_model(tiny_model_folder, torch.float32), method, total_steps=1)
+    model = add_adapters(load_base_model(tiny_model_folder, torch.float32), method, total_steps=1)
     groups = parameter_groups(model, Training(weight_decay=0.3))
     assert [group["weight_decay"] for group in groups] == [0.0]
     assert groups[0]["params"]
@@ -166,10 +166,10 @@ def test_a_step_that_overflowed_changes_no_weight_and_halves_the_scale(bad: floa
 def test_the_scale_doubles_after_the_growth_interval_which_a_checkpoint_keeps() -> None:
     scale, later = LossScale(), LossScale()
     for _ in range(loss_scale.GROWTH_INTERVAL - 1):
-        scale.update(finite=True)
+        scale.update(is_finite=True)
     later.load_state_tensor(scale.state_tensor())
     assert later.value == 2.0**16
-    later.update(finite=True)
+    later.update(is_finite=True)
     assert later.value == 2.0**17
 
 

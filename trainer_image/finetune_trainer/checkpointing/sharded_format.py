@@ -41,7 +41,7 @@ def own_shard(state: StateDict, rank: int, world_size: int) -> dict[str, torch.T
     ranks largest first, each to the rank with the fewest bytes so far.
     """
     replicated = {
-        name: fragment.values.nbytes for name, fragment in state.items() if fragment.replicated
+        name: fragment.values.nbytes for name, fragment in state.items() if fragment.is_replicated
     }
     assigned_bytes = [0] * world_size
     mine = set()
@@ -53,7 +53,7 @@ def own_shard(state: StateDict, rank: int, world_size: int) -> dict[str, torch.T
     return {
         f"{name}@{fragment.start}": fragment.values
         for name, fragment in state.items()
-        if not fragment.replicated or name in mine
+        if not fragment.is_replicated or name in mine
     }
 
 

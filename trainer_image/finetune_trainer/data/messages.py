@@ -1,4 +1,4 @@
-"""Turns of a conversation: read from the columns of a record, in the spellings in use, and checked.
+"""Turns of a conversation, read under each key that data sets use, and checked.
 
 Messages are a column of {role, content} turns (ShareGPT's {from, value} is understood), in columnar
 files often as JSON text. A prompt with a completion is two texts, Alpaca's instruction + input

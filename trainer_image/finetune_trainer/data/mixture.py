@@ -42,7 +42,7 @@ def allocate_epoch(
         if not part:
             raise UserError(
                 "SourceWithoutShare",
-                f"dataset.train[{index}] would give none of its {count} examples to an epoch.",
+                f"dataset.train[{index}] would give none of its {count} samples to an epoch.",
                 "Raise its weight or dataset.temperature, or leave it out.",
             )
     return [int(number) for number in allocated]

@@ -52,7 +52,8 @@ def should_pack(spec: FineTuneJobSpec, model_type: str) -> bool:
     if requested and model_type in UNPACKABLE:
         raise UserError(
             "PackingUnsupported",
-            f"In the architecture {model_type} the examples of a packed row would see each other.",
+            f"In the architecture {model_type} samples of a packed sequence would attend to each "
+            "other.",
             "Leave training.packing out, or set it to false.",
         )
     return resolve_switch(spec.to_wire(), "packing") and (bool(requested) or model_type in PACKABLE)

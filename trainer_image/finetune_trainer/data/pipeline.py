@@ -48,7 +48,7 @@ class TargetModel:
     tokenizer: Any
     tokenizer_digest: str
     context_length: int
-    """Longest sequence in tokens, stretched by the job's rope."""
+    """Longest sequence in tokens, scaled by the job's rope."""
     vocabulary: int
     """Rows of the embedding, with those of new tokens."""
     date: str | None

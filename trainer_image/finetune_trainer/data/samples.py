@@ -55,7 +55,7 @@ class Sample(ABC):
     @property
     @abstractmethod
     def content(self) -> Any:
-        """Everything it says, as JSON, without its place."""
+        """The text of all its messages, as JSON, without its place."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:

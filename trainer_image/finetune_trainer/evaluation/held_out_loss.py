@@ -18,10 +18,14 @@ from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_trainer.data.token_store import PackedSequence, TokenStore
 from finetune_trainer.objectives.collate import collate
 from finetune_trainer.objectives.dpo import dpo_losses
-from finetune_trainer.objectives.kto import UnpairedPreferenceStore, estimate_kl, kto_losses
+from finetune_trainer.objectives.kto import (
+    UnpairedPreferenceStore,
+    estimate_reference_point,
+    kto_losses,
+)
 from finetune_trainer.objectives.orpo import average_logps, orpo_losses
 from finetune_trainer.objectives.preference_pairs import sequence_indices
-from finetune_trainer.objectives.reward import collate_scores, compute_scores, reward_losses
+from finetune_trainer.objectives.reward import collate_sequences, compute_scores, reward_losses
 from finetune_trainer.objectives.sft import OutputHeadLoss
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
@@ -147,7 +151,7 @@ class HeldOutScores:
         pad, done = int(model.config.get_text_config().pad_token_id), 0
         with torch.no_grad():
             for members in group_by_length(tokens.tolist(), model.device.type):
-                batch = collate_scores([self._sequences[index] for index in members], pad)
+                batch = collate_sequences([self._sequences[index] for index in members], pad)
                 scores[members] = compute_scores(model, batch, model.device).double().cpu().numpy()
                 done += len(members)
                 report_done(done)
@@ -188,7 +192,7 @@ class HeldOutUnpairedPreferences:
         """One for every completion."""
         count = len(self.indices)
         logps, reference = torch.from_numpy(outputs.values), torch.from_numpy(base.values)
-        kl = estimate_kl((logps - reference)[count:].mean())
+        kl = estimate_reference_point((logps - reference)[count:].mean())
         is_desirable = torch.from_numpy(self._is_desirable)
         losses = kto_losses(self._settings, logps[:count], reference[:count], is_desirable, kl)
         return weigh_equally(losses)
@@ -232,20 +236,20 @@ def compute_logps(
     model: Any, sequences: Sequence[PackedSequence], report_done: ReportDone
 ) -> ModelOutputs:
     """The summed log-probability of the labels of each sequence, and their number."""
-    loss_of = OutputHeadLoss(model)
+    compute_loss = OutputHeadLoss(model)
     logps, tokens = np.zeros(len(sequences)), np.zeros(len(sequences), dtype=np.int64)
     lengths = [len(sequence.input_ids) for sequence in sequences]
     done = 0
     with torch.no_grad():
         for members in group_by_length(lengths, model.device.type):
             batch = collate([sequences[index] for index in members])
-            losses = loss_of(model, batch, model.device).double().cpu().numpy()
-            owners = np.asarray(members)[batch.sequence_index.numpy()]
-            np.subtract.at(logps, owners, losses)
-            np.add.at(tokens, owners, 1)
+            losses = compute_loss(model, batch, model.device).double().cpu().numpy()
+            sequence_of_label = np.asarray(members)[batch.sequence_index.numpy()]
+            np.subtract.at(logps, sequence_of_label, losses)
+            np.add.at(tokens, sequence_of_label, 1)
             done += len(members)
             report_done(done)
-    loss_of.detach_from_model()
+    compute_loss.detach_from_model()
     return ModelOutputs(logps, tokens)
 
 

@@ -20,7 +20,7 @@ from finetune_trainer.methods import (
     DTYPES,
     add_token_rows,
     added_token_ids,
-    load_model,
+    load_base_model,
     saved_dtype,
 )
 from finetune_trainer.methods.merged_weights import FourBitBase, four_bit_base, merge_layers
@@ -33,12 +33,12 @@ def base_folder(run: RunConfig) -> Path:
     return Path(run.paths.model_cache) / run.require_model().folder
 
 
-def load_base_model(run: RunConfig, dtype: torch.dtype, device: Any = "cpu") -> Any:
+def load_job_base_model(run: RunConfig, dtype: torch.dtype, device: Any = "cpu") -> Any:
     """The base model with the job's rope scaling and with embedding rows for its new tokens."""
     spec = run.spec
     seed = spec.training.seed if spec.objective == "Reward" else None
     folder, rope = base_folder(run), spec.model.rope
-    model = load_model(folder, dtype, device=device, reward_head_seed=seed, rope=rope)
+    model = load_base_model(folder, dtype, device=device, reward_head_seed=seed, rope=rope)
     add_token_rows(model, added_token_ids(run, spec))
     return model
 
@@ -54,20 +54,20 @@ def load_tuned_model(
     """
     output = Path(run.paths.job) / "output"
     verify_output(output)
-    spec, saved = run.spec, saved_dtype(base_folder(run))
+    spec, output_dtype = run.spec, saved_dtype(base_folder(run))
     if spec.method.type == "Full":
         release_weights(base)
         seed = spec.training.seed if spec.objective == "Reward" else None
-        return load_model(output, saved, device=device, reward_head_seed=seed).to(dtype)
+        return load_base_model(output, output_dtype, device=device, reward_head_seed=seed).to(dtype)
     if spec.method.type == "QLoRA":
         # Quantization starts from the weights in the run's precision, which `base` may not have.
         release_weights(base)
-        model = load_base_model(run, saved, device)
+        model = load_job_base_model(run, output_dtype, device)
         quantization = spec.method.quantization or Quantization()
-        rounded = four_bit_base(model, quantization, DTYPES[spec.training.precision])
-        return merge_adapter(model, output, saved, rounded).to(dtype)
-    model = base if base is not None else load_base_model(run, dtype, device)
-    return merge_adapter(model, output, saved)
+        rounded_base = four_bit_base(model, quantization, DTYPES[spec.training.precision])
+        return merge_adapter(model, output, output_dtype, rounded_base).to(dtype)
+    model = base if base is not None else load_job_base_model(run, dtype, device)
+    return merge_adapter(model, output, output_dtype)
 
 
 def release_weights(base: Any) -> None:
@@ -94,11 +94,12 @@ def verify_output(output: Path) -> None:
 
 
 def merge_adapter(
-    model: Any, adapter: Path, saved: torch.dtype, rounded: FourBitBase | None = None
+    model: Any, adapter: Path, output_dtype: torch.dtype, rounded_base: FourBitBase | None = None
 ) -> Any:
     """The model with the adapter's update in its weights; a prefix stays an adapter.
 
-    `rounded` replaces the base's linear layers first by the four-bit values that QLoRA trained on.
+    `rounded_base` replaces the base's linear layers first by the four-bit values that QLoRA trained
+    on.
     """
     from peft import PeftModel
 
@@ -110,8 +111,8 @@ def merge_adapter(
         adapted = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=True)
     if adapted.active_peft_config.is_prompt_learning:
         return adapted
-    merge_layers(adapted, saved, rounded)
+    merge_layers(adapted, output_dtype, rounded_base)
     merged = adapted.unload()
     if is_reward_model(merged):
-        round_head(merged, saved)
+        round_head(merged, output_dtype)
     return merged

@@ -80,7 +80,7 @@ def evaluation_table(run: RunConfig) -> list[str]:
     summary, objective = run.evaluation, run.spec.objective
     if summary is None:
         return []
-    lines = ["", "## Evaluation on held-out rows", "", "| Measure | Base | Tuned |"]
+    lines = ["", "## Evaluation on held-out rows", "", "| Metric | Base | Tuned |"]
     lines.append("| --- | --- | --- |")
     is_per_token = objective in ("SFT", "Completion")
     metrics: dict[str, Any] = {

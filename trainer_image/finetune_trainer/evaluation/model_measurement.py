@@ -79,10 +79,10 @@ def pair_losses(
     """The objective's loss of both models; the base is the reference model of both."""
     if held_out is None or base.outputs is None or tuned.outputs is None:
         return None
-    before = held_out.compute_losses(base.outputs, base.outputs)
-    after = held_out.compute_losses(tuned.outputs, base.outputs)
+    base_losses = held_out.compute_losses(base.outputs, base.outputs)
+    tuned_losses = held_out.compute_losses(tuned.outputs, base.outputs)
     tokens = int(base.outputs.tokens.sum())
-    return PairedLosses(before.losses, after.losses, before.weights, tokens)
+    return PairedLosses(base_losses.losses, tuned_losses.losses, base_losses.weights, tokens)
 
 
 def pair_accuracies(
@@ -91,21 +91,23 @@ def pair_accuracies(
     """How often each model prefers the better answer, 0 to 1; None without preferences."""
     if held_out is None or base.outputs is None or tuned.outputs is None:
         return None
-    before = held_out.compute_accuracy(base.outputs)
-    after = held_out.compute_accuracy(tuned.outputs)
-    if before is None or after is None:
+    base_accuracy = held_out.compute_accuracy(base.outputs)
+    tuned_accuracy = held_out.compute_accuracy(tuned.outputs)
+    if base_accuracy is None or tuned_accuracy is None:
         return None
-    return MetricPair(base=before, tuned=after)
+    return MetricPair(base=base_accuracy, tuned=tuned_accuracy)
 
 
 def pair_answers(
     prompts: Sequence[HeldOutPrompt], base: ModelMeasurement, tuned: ModelMeasurement
 ) -> list[AnsweredPrompt]:
     """Each prompt with the answers of both models, or of the tuned model alone."""
-    before: Sequence[Answer | None] = base.answers or [None] * len(prompts)
+    base_answers: Sequence[Answer | None] = base.answers or [None] * len(prompts)
     return [
         AnsweredPrompt(prompt.messages, prompt.reference, base_answer, tuned_answer)
-        for prompt, base_answer, tuned_answer in zip(prompts, before, tuned.answers, strict=True)
+        for prompt, base_answer, tuned_answer in zip(
+            prompts, base_answers, tuned.answers, strict=True
+        )
     ]
 
 
@@ -131,11 +133,11 @@ def score_answers(
         for answer in (prompt.base, prompt.tuned)
         if answer is not None
     ]
-    totals = scorer.weigh(scorer.score(completions))
+    totals = scorer.sum_weighted(scorer.score(completions))
     if not np.isfinite(totals).all():
         raise UserError(
             "RewardNotFinite",
             "The reward of a held-out answer is not a number.",
             "Check the reward model: it may not belong to its tokenizer.",
         )
-    return [(float(before), float(after)) for before, after in totals.reshape(-1, 2)]
+    return [(float(base), float(tuned)) for base, tuned in totals.reshape(-1, 2)]

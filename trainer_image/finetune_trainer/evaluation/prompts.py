@@ -14,7 +14,7 @@ import numpy as np
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RunConfig
 
-COMPARES_ANSWERS = ("SFT", "GRPO")
+OBJECTIVES_WITH_ANSWERS = ("SFT", "GRPO")
 """Objectives whose evaluation compares the models' answers."""
 PROBE_PROMPTS = 8
 """Prompts that the tuned model alone answers, so that one of the answers can be the probe."""
@@ -44,7 +44,9 @@ def choose_prompts(run: RunConfig, spec: FineTuneJobSpec, tokenizer: Any) -> lis
 
     if spec.objective == "Reward":
         return []
-    count = spec.evaluation.generations if spec.objective in COMPARES_ANSWERS else PROBE_PROMPTS
+    count = (
+        spec.evaluation.generations if spec.objective in OBJECTIVES_WITH_ANSWERS else PROBE_PROMPTS
+    )
     context = run.model.context_length if run.model else 1 << 30
     prompts: list[HeldOutPrompt] = []
     data = Path(run.paths.job) / "data"

@@ -35,8 +35,8 @@ def write_report(
             {"index": int(i), "weight": int(w), "baseLoss": float(b), "tunedLoss": float(t)}
             for i, w, b, t in rows
         ]
-    without: list[tuple[float | None, float | None]] = [(None, None)] * len(answered)
-    rewards = measurements.rewards or without
+    no_rewards: list[tuple[float | None, float | None]] = [(None, None)] * len(answered)
+    rewards = measurements.rewards or no_rewards
     body = {
         "job": run.job.to_wire(),
         "attempt": run.attempt,
@@ -49,10 +49,10 @@ def write_report(
             {
                 "messages": prompt.messages,
                 "reference": prompt.reference,
-                "base": _answer_record(prompt.base, before),
-                "tuned": _answer_record(prompt.tuned, after),
+                "base": _answer_record(prompt.base, base_reward),
+                "tuned": _answer_record(prompt.tuned, tuned_reward),
             }
-            for prompt, (before, after) in zip(answered, rewards, strict=True)
+            for prompt, (base_reward, tuned_reward) in zip(answered, rewards, strict=True)
         ],
     }
     content = json.dumps(body, indent=1, ensure_ascii=False).encode()

@@ -14,8 +14,8 @@ from finetune_api.finetunejob import FineTuneJobSpec, Method
 from finetune_trainer.methods.adapters import add_adapters
 from finetune_trainer.methods.base_model import (
     attention_kernel,
-    empty_model,
-    load_model,
+    load_base_model,
+    make_meta_model,
     saved_dtype,
 )
 from finetune_trainer.methods.gradient_checkpointing import enable_gradient_checkpointing
@@ -31,8 +31,8 @@ __all__ = [
     "apply_method",
     "attention_kernel",
     "computes_in_autocast",
-    "empty_model",
-    "load_model",
+    "load_base_model",
+    "make_meta_model",
     "quantization_config",
     "save_trained_weights",
     "saved_dtype",

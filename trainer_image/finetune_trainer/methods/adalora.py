@@ -15,7 +15,7 @@ IMPORTANCES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 KEPT_RANKS = "kept/"
 
 
-class AdaLoRA:
+class AdaLoRAAllocator:
     """Counts steps and lets PEFT allocate ranks after each update."""
 
     def __init__(self, model: Any) -> None:
@@ -30,14 +30,14 @@ class AdaLoRA:
         self._step = 0
         self._has_decided = False
 
-    def update_ranks(self, updated: bool) -> None:
+    def update_ranks(self, is_updated: bool) -> None:
         """Update importances and ranks; call it after every step, before gradients are zeroed.
 
-        `updated`: False where the strategy skipped the step.
+        `is_updated`: False where the strategy skipped the step.
         """
         self._step += 1
         # With nothing to shrink PEFT would search for the zeroth smallest importance.
-        if not updated or self._settings.target_r == self._settings.init_r:
+        if not is_updated or self._settings.target_r == self._settings.init_r:
             return
         last = self._settings.total_step - self._settings.tfinal
         # PEFT makes its final decision at step `last`; it is made once, even if that step itself

@@ -15,7 +15,7 @@ from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.model_facts import local_config
 
 
-def load_model(
+def load_base_model(
     folder: Path,
     dtype: torch.dtype,
     attention: str = "sdpa",
@@ -59,7 +59,9 @@ def load_model(
         )
     except ValueError as error:
         if "does not support an attention implementation" in str(error) and attention != "eager":
-            return load_model(folder, dtype, "eager", device, reward_head_seed, rope, quantization)
+            return load_base_model(
+                folder, dtype, "eager", device, reward_head_seed, rope, quantization
+            )
         if "trust_remote_code" not in str(error) and "Unrecognized" not in str(error):
             raise
         raise unknown_architecture_error(folder, error) from error
@@ -96,7 +98,7 @@ def missing_weights_error(folder: Path, missing: Sequence[str]) -> UserError:
     )
 
 
-def empty_model(
+def make_meta_model(
     folder: Path,
     dtype: torch.dtype,
     attention: str,
@@ -104,7 +106,7 @@ def empty_model(
     rope: RopeScaling | None = None,
     quantization: Any = None,
 ) -> Any:
-    """The model of `load_model` without memory: its weights are on the device `meta`."""
+    """The model of `load_base_model` without memory: its weights are on the device `meta`."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     register_packed_attention()

@@ -17,6 +17,8 @@ from finetune_trainer.methods.quantization import quantizable_layer_names, round
 
 ADAPTER = "default"
 """PEFT's name of the only adapter."""
+BaseWeight = Callable[[torch.Tensor], torch.Tensor]
+"""A base weight as the run trained with it, in fp32."""
 
 
 @dataclass(frozen=True)
@@ -45,32 +47,30 @@ def four_bit_base(model: Any, settings: Quantization, dtype: torch.dtype) -> Fou
     return FourBitBase(settings, dtype, stored)
 
 
-def merge_layers(adapted: Any, saved: torch.dtype, rounded: FourBitBase | None = None) -> None:
-    """Change the base weights of a PEFT model in place, each rounded once to `saved`.
+def merge_layers(
+    adapted: Any, output_dtype: torch.dtype, rounded_base: FourBitBase | None = None
+) -> None:
+    """Change the base weights of a PEFT model in place, each rounded once to `output_dtype`.
 
-    With `rounded`, every layer that QLoRA held in four bits gets its dequantised weight, with or
-    without an adapter.
+    With `rounded_base`, every layer that QLoRA held in four bits gets its dequantised weight, with
+    or without an adapter.
     """
 
     def base_weight(weight: torch.Tensor) -> torch.Tensor:
-        if rounded and weight.data_ptr() in rounded.layers:
-            return rounded(weight)
+        if rounded_base and weight.data_ptr() in rounded_base.layers:
+            return rounded_base(weight)
         return weight.float()
 
     done: set[int] = set()
     with torch.no_grad():
         for module in adapted.modules():
             for weight, merged in _merge_module(module, base_weight):
-                weight.copy_(merged.to(saved))
+                weight.copy_(merged.to(output_dtype))
                 done.add(weight.data_ptr())
-        remaining = set(rounded.layers) - done if rounded else set[int]()
+        remaining = set(rounded_base.layers) - done if rounded_base else set[int]()
         for weight in adapted.parameters():
             if weight.data_ptr() in remaining:
-                weight.copy_(base_weight(weight).to(saved))
-
-
-BaseWeight = Callable[[torch.Tensor], torch.Tensor]
-"""A base weight as the run trained with it, in fp32."""
+                weight.copy_(base_weight(weight).to(output_dtype))
 
 
 def _merge_module(module: Any, base_weight: BaseWeight) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -111,8 +111,8 @@ def _cast_input(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (inputs[0].to(head.weight.dtype), *inputs[1:])
 
 
-def round_head(model: Any, saved: torch.dtype) -> None:
+def round_head(model: Any, output_dtype: torch.dtype) -> None:
     """Round the head to the dtype in which it is saved."""
     with torch.no_grad():
         for weight in reward_head(model).parameters():
-            weight.copy_(weight.to(saved))
+            weight.copy_(weight.to(output_dtype))

@@ -35,15 +35,15 @@ class AuxiliaryLossObjective:
         self._routing = Routing(model, moe.router_aux_loss_coefficient) if has_routers else None
         names = self._routing.metric_names if self._routing else ()
         self.METRICS: tuple[str, ...] = (*objective.METRICS, *names)
-        self._weight_per_token = 1.0
+        self._items_per_token = 1.0
 
     def inspect_untrained_model(self, strategy: TrainingStrategy) -> None:
         self._objective.inspect_untrained_model(strategy)
 
     def make_rank_batch(self, step: int) -> RankBatch:
         batch = self._objective.make_rank_batch(step)
-        # The loop divides metrics by the weight; those of a router are means over tokens.
-        self._weight_per_token = batch.weight / max(1, batch.tokens)
+        # The loop divides metrics by the number of items; those of a router are means over tokens.
+        self._items_per_token = batch.num_items_in_batch / max(1, batch.tokens)
         return batch
 
     def make_held_out_batch(self) -> RankBatch:
@@ -70,7 +70,7 @@ class AuxiliaryLossObjective:
         metrics = self._objective.take_metrics()
         if self._routing is None:
             return metrics
-        of_routers = self._routing.take_metrics() * self._weight_per_token
+        of_routers = self._routing.take_metrics() * self._items_per_token
         return torch.cat([metrics, of_routers.to(metrics.device)])
 
     def detach_from_model(self) -> None:

@@ -35,9 +35,10 @@ class RankBatch:
 
     micro_batches: list[Any]
     """Every rank has the same number of them; some may hold no sequence."""
-    weight: int
+    num_items_in_batch: int
     """Number of losses in the global batch (trained tokens, pairs or completions, depending on the
-    objective): the sum of the losses of all ranks divided by it is the loss of the step."""
+    objective), as transformers names it: the sum of the losses of all ranks divided by it is the
+    loss of the step."""
     tokens: int
     """Tokens in the global batch without padding."""
 
@@ -47,7 +48,8 @@ class LossTerms:
     """The result of one forward pass."""
 
     per_item: torch.Tensor
-    """fp32 [k]: one loss for each trained token, pair or completion; see `RankBatch.weight`."""
+    """fp32 [k]: one loss for each trained token, pair or completion; see
+    `RankBatch.num_items_in_batch`."""
     auxiliary: torch.Tensor | None = None
     """fp32 scalar: a mean that is added to the loss, such as the load-balancing loss of routers."""
 
@@ -76,7 +78,7 @@ class Objective(Protocol):
 
     def take_metrics(self) -> torch.Tensor:
         """Sums of METRICS on this rank since the last call, float64 [len(METRICS)]; summed over
-        ranks and divided by the weight of the step they are means."""
+        ranks and divided by `num_items_in_batch` they are means."""
 
     def detach_from_model(self) -> None:
         """Remove hooks and restore the model's ordinary forward pass."""

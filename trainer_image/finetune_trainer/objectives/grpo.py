@@ -64,7 +64,7 @@ class GRPOObjective:
         self._strategy: TrainingStrategy | None = None
         self._end_tokens: tuple[int, ...] = ()
         self._rollout: Rollout | None = None
-        self._weight = self._completion_tokens = 1
+        self._num_items_in_batch = self._completion_tokens = 1
         self.METRICS: tuple[str, ...] = (
             "reward",
             "reward_std",
@@ -104,14 +104,16 @@ class GRPOObjective:
         completions = self._rollout.completions
         size = self._context.plan.micro_batch_size
         self._completion_tokens = sum(len(each.completion_ids) for each in completions)
-        self._weight = self._global_weight(completions)
+        self._num_items_in_batch = self._count_items_in_batch(completions)
         micro_batches = [
             collate_completions(members, self._context.flatten)
             for members in sampler.split_into_micro_batches(completions, size)
         ]
-        return RankBatch(micro_batches, self._weight, sum(each.tokens for each in completions))
+        return RankBatch(
+            micro_batches, self._num_items_in_batch, sum(each.tokens for each in completions)
+        )
 
-    def _global_weight(self, completions: Sequence[SampledCompletion]) -> int:
+    def _count_items_in_batch(self, completions: Sequence[SampledCompletion]) -> int:
         """The divisor of the losses of `average_losses`."""
         match self._settings.loss:
             case "grpo":
@@ -149,8 +151,10 @@ class GRPOObjective:
         names = self.METRICS[: -len(TOKEN_METRICS)]
         values = [self._rollout.metrics[name] for name in names]
         is_rank_zero = dist.get_rank() == 0
-        of_rollout = torch.tensor(values, dtype=torch.float64) * self._weight * is_rank_zero
-        of_tokens = self._token_sums.cpu() * (self._weight / self._completion_tokens)
+        of_rollout = (
+            torch.tensor(values, dtype=torch.float64) * self._num_items_in_batch * is_rank_zero
+        )
+        of_tokens = self._token_sums.cpu() * (self._num_items_in_batch / self._completion_tokens)
         self._token_sums = torch.zeros_like(self._token_sums)
         return torch.cat([of_rollout, of_tokens])
 
@@ -179,7 +183,7 @@ class GRPOObjective:
             evaluation_mode(self._strategy.model),
         ):
             completions = self._sample_completions(first)
-            totals = self._scorer.weigh([each.rewards for each in completions])
+            totals = self._scorer.sum_weighted([each.rewards for each in completions])
             if not np.isfinite(totals).all():
                 raise UserError(
                     "RewardNotFinite",

@@ -206,7 +206,7 @@ class KTOObjective:
                     logps = self._compute_logps(model, micro_batch, len(reference_logps)).logps
                     total += (logps - reference_logps.to(logps.device)).double().sum()
             dist.all_reduce(total)
-            kl.value = estimate_kl(total / max(1, kl.completions))
+            kl.value = estimate_reference_point(total / max(1, kl.completions))
         return kl.value
 
     def take_metrics(self) -> torch.Tensor:
@@ -216,7 +216,7 @@ class KTOObjective:
         self._compute_logps.detach_from_model()
 
 
-def estimate_kl(mean_log_ratio: torch.Tensor) -> torch.Tensor:
+def estimate_reference_point(mean_log_ratio: torch.Tensor) -> torch.Tensor:
     """Estimate of KL(model || reference) in nats, not below zero: z0 (Ethayarajh et al. 2024, arXiv
     2402.01306, section 4.1) from the mean log-ratio of mismatched completions."""
     return mean_log_ratio.clamp(min=0).detach()

@@ -79,7 +79,7 @@ def _probability_ratio(logps: torch.Tensor, batch: CompletionBatch) -> torch.Ten
 def average_losses(
     losses: torch.Tensor, sequence_index: torch.Tensor, completions: int, loss: str
 ) -> torch.Tensor:
-    """Losses [k] whose sum, divided by the weight of the global batch, is the loss of the step;
+    """Losses [k] whose sum, divided by `RankBatch.num_items_in_batch`, is the loss of the step;
     from the losses of tokens [n].
 
     grpo: the mean of each completion [completions], then over completions (Shao et al. 2024).

@@ -43,7 +43,9 @@ class RewardObjective(PairwiseObjective):
         self._pad = int(model.config.pad_token_id)
 
     def _collate(self, pairs: Sequence[PreferencePair]) -> ScoreBatch:
-        return collate_scores([each for p in pairs for each in (p.chosen, p.rejected)], self._pad)
+        return collate_sequences(
+            [each for p in pairs for each in (p.chosen, p.rejected)], self._pad
+        )
 
     def compute_losses(self, model: Any, micro_batch: ScoreBatch) -> LossTerms:
         """One loss for every pair."""
@@ -55,7 +57,7 @@ class RewardObjective(PairwiseObjective):
         """The model has no hooks."""
 
 
-def collate_scores(sequences: Sequence[PackedSequence], pad: int) -> ScoreBatch:
+def collate_sequences(sequences: Sequence[PackedSequence], pad: int) -> ScoreBatch:
     """Sequences as the rows of a batch; causal attention does not see the padding to the right."""
     longest = max((len(sequence.input_ids) for sequence in sequences), default=1)
     ids = np.full((max(1, len(sequences)), longest), pad, dtype=np.int64)

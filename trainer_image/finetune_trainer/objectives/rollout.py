@@ -66,16 +66,17 @@ class Rollout:
 
 
 def compute_advantages(
-    rewards: Sequence[float], generations: int, scale: bool
+    rewards: Sequence[float], generations: int, should_scale: bool
 ) -> NDArray[np.float64]:
     """Reward of each completion minus the mean of its group, float64 [completions] (Shao et al.
-    2024, arXiv 2402.03300, section 4.1.2); with `scale` divided by the group's standard deviation.
+    2024, arXiv 2402.03300, section 4.1.2); with `should_scale` divided by the group's standard
+    deviation.
 
     A group is `generations` consecutive completions; the deviation is the unbiased one, as in TRL.
     """
     groups = np.asarray(rewards, dtype=np.float64).reshape(-1, generations)
     centred = groups - groups.mean(1, keepdims=True)
-    if scale:
+    if should_scale:
         centred = centred / (groups.std(1, ddof=1, keepdims=True) + STD_EPSILON)
     return np.asarray(centred.reshape(-1))
 

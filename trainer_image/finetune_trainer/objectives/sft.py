@@ -54,7 +54,7 @@ class SFTObjective:
         if not is_isolated:
             raise UserError(
                 "PackingUnsupported",
-                "In this model's architecture the examples of a packed row see each other.",
+                "In this model's architecture samples of a packed sequence attend to each other.",
                 "Set training.packing to false.",
             )
 

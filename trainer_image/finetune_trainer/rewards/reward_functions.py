@@ -52,7 +52,7 @@ def make_score_function(function: RewardFunction) -> ScoreFunction:
     comparisons = {
         "exactMatch": exact_match,
         "contains": contains,
-        "numeric": has_same_number,
+        "numeric": score_number,
         "rougeL": rouge_l,
     }
     if function.type in REFERENCE_REWARDS:
@@ -61,7 +61,7 @@ def make_score_function(function: RewardFunction) -> ScoreFunction:
     if function.type == "regex":
         return _make_pattern_search(function.pattern or "")
     if function.type == "json":
-        return lambda completion: is_valid_json(completion.text)
+        return lambda completion: score_json(completion.text)
     return lambda completion: float(completion.has_ended)
 
 
@@ -80,7 +80,7 @@ def contains(answer: str, reference: str) -> float:
     return float(expected in normalise_text(answer)) if expected else float(reference in answer)
 
 
-def has_same_number(answer: str, reference: str) -> float:
+def score_number(answer: str, reference: str) -> float:
     """1 where the last number of both is the same: 1,200.0 is 1200; 0 where one has none."""
     found, expected = find_last_number(answer), find_last_number(reference)
     return float(found is not None and found == expected)
@@ -92,7 +92,7 @@ def find_last_number(text: str) -> Decimal | None:
     return Decimal(numbers[-1].replace(",", "")) if numbers else None
 
 
-def is_valid_json(answer: str) -> float:
+def score_json(answer: str) -> float:
     """1 where the whole answer is JSON (RFC 8259, so without NaN), else 0."""
     try:
         json.loads(answer, parse_constant=_refuse_constant, parse_int=str)

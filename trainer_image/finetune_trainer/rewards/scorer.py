@@ -65,6 +65,6 @@ class RewardScorer:
             columns.append(self._model.score(completions).tolist())
         return list(zip(*columns, strict=True))
 
-    def weigh(self, rewards: Sequence[tuple[float, ...]]) -> NDArray[np.float64]:
+    def sum_weighted(self, rewards: Sequence[tuple[float, ...]]) -> NDArray[np.float64]:
         """The weighted sum of each completion's rewards, float64 [completions]."""
         return np.asarray(rewards, dtype=np.float64).reshape(-1, len(self.names)) @ self._weights

@@ -1,10 +1,10 @@
 """Fencing of attempts: an attempt that was replaced cannot change anything any more.
 
 Pods on a dead or partitioned node may run on for a while, or freeze between a check and the change
-that it allowed, so a check alone fences no one. An attempt acquires its stage by a file that must
+that it allowed, so a check alone fences no one. An attempt claims its stage by a file that must
 not exist yet, and owns a folder, the scratch folder. It changes what others see by one rename out
 of that folder or into it: to publish is to move a finished file or folder to its place, to remove
-is to move it away. A later attempt acquires the stage first and then takes the scratch folders of
+is to move it away. A later attempt claims the stage first and then takes the scratch folders of
 all earlier ones: from then on each of their renames fails, wherever they were interrupted. No lock
 is held, so a process that dies leaves none behind.
 """
@@ -27,7 +27,7 @@ from finetune_trainer.runtime.fsync import fsync_path, fsync_tree
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt of one stage of a job; as a context manager it acquires and releases it."""
+    """One attempt of one stage of a job; as a context manager it claims and releases it."""
 
     job: Path
     """The job's folder, which all attempts share."""
@@ -41,13 +41,13 @@ class Attempt:
         """The folder for unfinished work."""
         return (self.home or self.job) / f".{self.stage}-{self.number}"
 
-    def acquire(self) -> None:
-        """Take the stage for this attempt; called by one process, before it writes anything.
+    def claim(self) -> None:
+        """Claim the stage for this attempt; called by one process, before it writes anything.
 
         Raises RetryableError AttemptAlreadyClaimed when a process of this attempt was here before:
         it may still run, and the files do not distinguish two processes of one attempt.
         """
-        path = self._marker
+        path = self._claim_file
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             # The server does an exclusive create in one step, also over NFS from version 3 on.
@@ -72,14 +72,14 @@ class Attempt:
         self._take_over()
 
     def newer_attempt(self) -> int | None:
-        """Number of the newest attempt that has acquired the stage after this one."""
+        """Number of the newest attempt that has claimed the stage after this one."""
         names = (path.name for path in (self.job / "claims").glob("*"))
         numbers = [name.removeprefix(self._prefix) for name in names if self._is_of_stage(name)]
         newest = max((int(number) for number in numbers), default=0)
         return newest if newest > self.number else None
 
     def require_newest(self) -> None:
-        """Raise RetryableError Fenced when a later attempt has acquired the stage."""
+        """Raise RetryableError Fenced when a later attempt has claimed the stage."""
         if later := self.newer_attempt():
             raise fenced_error(f"Attempt {later} has taken over from attempt {self.number}.")
 
@@ -95,7 +95,7 @@ class Attempt:
             if self.scratch.is_dir():
                 raise
             self.require_newest()
-            if not self._marker.exists():
+            if not self._claim_file.exists():
                 raise RetryableError(
                     "VolumeUnavailable",
                     "The job's folder no longer exists.",
@@ -138,7 +138,7 @@ class Attempt:
         remove_quietly(self.scratch)
 
     def __enter__(self) -> "Attempt":
-        self.acquire()
+        self.claim()
         return self
 
     def __exit__(
@@ -152,7 +152,7 @@ class Attempt:
             raise fenced_error(message) from error
 
     @property
-    def _marker(self) -> Path:
+    def _claim_file(self) -> Path:
         return self.job / "claims" / f"{self._prefix}{self.number}"
 
     @property

@@ -89,7 +89,7 @@ def _members(archive: Path, uri: str) -> Iterator[list[Member]]:
         raise UserError(
             "BrokenArchive",
             f"{uri} cannot be unpacked: {error}.",
-            "Pack the model again as .tar, .tar.gz or .zip and check that the upload is whole.",
+            "Pack the model again as .tar, .tar.gz or .zip and check that the upload is complete.",
         ) from None
 
 

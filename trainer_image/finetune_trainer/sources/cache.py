@@ -51,7 +51,7 @@ def open_cached_snapshot(
     def report_wait(other: str) -> None:
         report_progress(f"waiting for job {other}, which checks the same model", 0, None)
 
-    with revision_lease(cache, revision, holder).held(report_wait):
+    with revision_lease(cache, revision, holder).hold(report_wait):
         folder = use_snapshot(cache, revision)
     return CachedSnapshot(folder, revision) if folder else None
 

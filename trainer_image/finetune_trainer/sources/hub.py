@@ -141,5 +141,5 @@ def _by_status(address: Address, error: BaseException) -> StageError:
     if isinstance(error, OSError) and error.errno is not None and status is None:
         return address.source_unavailable(f"{type(error).__name__}: {error.strerror}")
     if status is None:
-        return address.source_unavailable(f"{type(error).__name__} while talking to the hub")
+        return address.source_unavailable(f"{type(error).__name__} during a request to the hub")
     return address.source_unavailable(f"the hub answered {status}")

@@ -13,7 +13,7 @@ FOLDER = "downloads"
 
 
 @contextlib.contextmanager
-def kept_downloads(attempt: Attempt) -> Iterator[Path]:
+def keep_downloads(attempt: Attempt) -> Iterator[Path]:
     """The folder for downloads; after any error that a retry may survive the next attempt gets it.
 
     After a UserError it goes with the scratch folder: the data has to change.

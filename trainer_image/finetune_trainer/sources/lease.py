@@ -6,9 +6,9 @@ process that waits measures with its own clock how long it has seen a file uncha
 are compared, and time in which it could not read (a frozen node, a server that does not answer)
 does not count. A holder that died or froze loses the lease, so none is stuck.
 
-The lease saves work; it is not what keeps files intact: a holder that lost it may wake up and
-believe that it still has it. So whatever it writes must be in a folder whose name contains its
-`token`, and the next holder renames that folder before using it.
+The lease saves work; it is not what keeps files intact: a holder may resume after its lease has
+expired. So everything that it writes must be in a folder whose name contains its `token`, and the
+next holder renames that folder before using it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Lease:
         self._thread = threading.Thread(target=self._beat_until_ended, daemon=True)
 
     @contextlib.contextmanager
-    def held(self, report_wait: Callable[[str], None]) -> Iterator[Lease]:
+    def hold(self, report_wait: Callable[[str], None]) -> Iterator[Lease]:
         """Wait for the lease and release it at the end; `report_wait` gets the holder's name."""
         last, silent, read_at = (0, b""), 0.0, time.monotonic()
         while not self._acquire(dead=last[0] if silent >= self.SILENT_SECONDS else 0):

@@ -62,7 +62,7 @@ def model_facts(
         architecture=(config.get("architectures") or [config["model_type"]])[0],
         context_length=context_length(config),
         parameters=count_parameters(
-            headers, tied=bool(_text_config(config).get("tie_word_embeddings"))
+            headers, has_tied_weights=bool(_text_config(config).get("tie_word_embeddings"))
         ),
         weight_bytes=sum((folder / name).stat().st_size for name in weights),
         revision=revision,
@@ -135,7 +135,7 @@ def check_experts(config: dict[str, Any], uri: str) -> None:
         )
 
 
-def check_has_reward_head(config: dict[str, Any], uri: str) -> None:
+def check_can_be_reward_model(config: dict[str, Any], uri: str) -> None:
     """Raise UserError where a model cannot become a reward model."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as SCORABLE,
@@ -166,10 +166,12 @@ def _rope_unsupported(why: str) -> UserError:
     )
 
 
-def count_parameters(headers: Iterable[Header], tied: bool) -> int:
+def count_parameters(headers: Iterable[Header], has_tied_weights: bool) -> int:
     """Parameters in all files; a tied output layer that is stored too is not counted twice."""
     shapes = {name: entry["shape"] for header in headers for name, entry in header.items()}
-    if tied and any(name.endswith(("embed_tokens.weight", "wte.weight")) for name in shapes):
+    if has_tied_weights and any(
+        name.endswith(("embed_tokens.weight", "wte.weight")) for name in shapes
+    ):
         shapes = {name: shape for name, shape in shapes.items() if not _is_output_layer(name)}
     return sum(math.prod(shape) for shape in shapes.values())
 

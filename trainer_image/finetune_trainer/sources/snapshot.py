@@ -131,7 +131,7 @@ class Snapshot:
             self._report_progress(message, 0, None)
 
         while True:
-            with revision_lease(self._cache, self.revision, self._holder).held(
+            with revision_lease(self._cache, self.revision, self._holder).hold(
                 report_wait
             ) as lease:
                 try:

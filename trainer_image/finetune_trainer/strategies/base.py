@@ -43,7 +43,7 @@ class Fragment:
     """[elements]: a view of the memory that this rank trains with."""
     start: int = 0
     """Index of the first element in the full tensor."""
-    replicated: bool = True
+    is_replicated: bool = True
     """Whether every rank holds the same elements, so that only one of them must write them."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from finetune_trainer.methods.adalora import AdaLoRA
+from finetune_trainer.methods.adalora import AdaLoRAAllocator
 from finetune_trainer.strategies.base import (
     Fragment,
     StateDict,
@@ -43,7 +43,9 @@ class DDPStrategy:
         self._optimizer = make_optimizer(self._unwrapped, config)
         self._is_fp16 = config.training.precision == "fp16"
         self._loss_scale = LossScale() if self._is_fp16 else None
-        self._adalora = AdaLoRA(self._unwrapped) if config.method.type == "AdaLoRA" else None
+        self._adalora = (
+            AdaLoRAAllocator(self._unwrapped) if config.method.type == "AdaLoRA" else None
+        )
 
     @contextlib.contextmanager
     def accumulate(self, is_last: bool) -> Iterator[None]:

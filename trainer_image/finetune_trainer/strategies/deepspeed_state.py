@@ -86,7 +86,7 @@ def partition_fragments(engine: Any, zero: Any) -> StateDict:
             **{key: mapping.optim_fragment[key] for key in MOMENTS},
         }
         for kind, values in tensors.items():
-            state[f"{kind}/{name}"] = Fragment(values.detach(), start, replicated=False)
+            state[f"{kind}/{name}"] = Fragment(values.detach(), start, is_replicated=False)
     return state
 
 
@@ -104,7 +104,7 @@ def shard_fragments(engine: Any, zero: Any) -> StateDict:
         tensors = {"weight": flat, **{key: zero.optimizer.state[flat][key] for key in MOMENTS}}
         for kind, values in tensors.items():
             shard = values.detach().narrow(0, offset, count)  # [count]
-            state[f"{kind}/{name}"] = Fragment(shard, start, replicated=False)
+            state[f"{kind}/{name}"] = Fragment(shard, start, is_replicated=False)
     return state
 
 

@@ -33,9 +33,9 @@ class LossScale:
             if weight.grad is not None:
                 weight.grad.div_(self.value)
 
-    def update(self, finite: bool) -> None:
-        """Adjust the scale after a step; `finite`: whether its gradient norm was finite."""
-        if not finite:
+    def update(self, is_finite: bool) -> None:
+        """Adjust the scale after a step; `is_finite`: whether its gradient norm was finite."""
+        if not is_finite:
             self.skipped_steps += 1
             self.value, self._good_steps = self.value / 2, 0
             return

@@ -36,16 +36,16 @@ def load_model(
     quantization = methods.quantization_config(config.method, dtype, config.strategy)
     changes: dict[str, Any] = {"rope": rope, "quantization": quantization}
     if config.strategy == "FSDP" and dist.get_rank() > 0:
-        model = methods.empty_model(folder, dtype, attention, config.is_reward_model, **changes)
+        model = methods.make_meta_model(folder, dtype, attention, config.is_reward_model, **changes)
     elif config.strategy == "FSDP":
-        model = methods.load_model(folder, dtype, attention, reward_head_seed=seed, **changes)
+        model = methods.load_base_model(folder, dtype, attention, reward_head_seed=seed, **changes)
     elif config.strategy == "ZeRO3" and not quantization:
         with zero3_loading(config):
-            model = methods.load_model(folder, dtype, attention, None, seed, **changes)
+            model = methods.load_base_model(folder, dtype, attention, None, seed, **changes)
             methods.add_token_rows(model, new_tokens)
         return model
     else:
-        model = methods.load_model(folder, dtype, attention, config.device, seed, **changes)
+        model = methods.load_base_model(folder, dtype, attention, config.device, seed, **changes)
     methods.add_token_rows(model, new_tokens)
     return model
 

@@ -55,7 +55,7 @@ def local_fragment(value: Any) -> Fragment:
     # except for the last ranks, which have fewer or none.
     first_row = min(rows, -(-rows // dist.get_world_size()) * dist.get_rank())
     start = first_row * (value.numel() // rows)
-    return Fragment(value.detach().to_local().view(-1), start, replicated=False)
+    return Fragment(value.detach().to_local().view(-1), start, is_replicated=False)
 
 
 def init_optimizer_states(

@@ -70,4 +70,4 @@ def evaluate_held_out_loss(strategy: Any, objective: Any, device: Any) -> float:
     # Discard the metrics of this evaluation, so that the next step reports only its own.
     objective.take_metrics()
     dist.all_reduce(total)
-    return float(total) / float(rank_batch.weight)
+    return float(total) / float(rank_batch.num_items_in_batch)

@@ -123,7 +123,7 @@ class Loop:
         dist.all_reduce(sums)
 
         totals = sums.tolist()
-        loss = totals[LOSS] / rank_batch.weight
+        loss = totals[LOSS] / rank_batch.num_items_in_batch
         is_skipped = strategy.skipped_steps > skipped_before
         self._loss_monitor.check_step(step, loss, grad_norm, learning_rate, is_skipped)
         flops = self._model_flops.count_step(
@@ -131,7 +131,7 @@ class Loop:
         )
         seconds = time.monotonic() - started_at
         self._throughput.add_step(step, rank_batch.tokens, seconds, data_wait_seconds, flops)
-        means = [total / rank_batch.weight for total in totals[METRICS:]]
+        means = [total / rank_batch.num_items_in_batch for total in totals[METRICS:]]
         metrics = dict(zip(objective.METRICS, means, strict=True))
         if settings.precision == "fp16":
             metrics["skipped_steps"] = float(strategy.skipped_steps)
@@ -209,7 +209,7 @@ def accumulate_gradients(
     of the objective.
     """
     # Every strategy averages gradients over the ranks; this makes it a mean over the global batch.
-    scale = dist.get_world_size() / rank_batch.weight
+    scale = dist.get_world_size() / rank_batch.num_items_in_batch
     sums = torch.zeros(METRICS, dtype=torch.float64, device=device)  # [5]
     # On the host: a copy to the device would synchronise with every micro-batch.
     positions = torch.zeros(2, dtype=torch.float64)
@@ -227,7 +227,7 @@ def accumulate_gradients(
             sums[LOSS] += loss.detach()
             if losses.auxiliary is not None:
                 # A mean over the tokens of this micro-batch: its weight is that part of all tokens.
-                weight = micro_batch.tokens * rank_batch.weight / rank_batch.tokens
+                weight = micro_batch.tokens * rank_batch.num_items_in_batch / rank_batch.tokens
                 loss = loss + losses.auxiliary * weight
             strategy.backward(loss * scale)
         positions += torch.tensor(count_positions(micro_batch), dtype=torch.float64)

@@ -101,8 +101,8 @@ def peak_memory_bytes(device: str) -> int:
 class History:
     """The steps of an attempt as JSON lines, which rank 0 writes.
 
-    On a full volume lines are kept in memory until there is free space: a run does not end for want
-    of its history.
+    On a full volume lines are kept in memory until there is free space: the run
+    continues if its history cannot be written.
     """
 
     def __init__(self, path: Path, rank: int) -> None:

@@ -66,7 +66,7 @@ def train(run: RunConfig, reporter: RankReporter, stop: StopRequest) -> tuple[bo
     settings, world_size = spec.training, dist.get_world_size()
     is_rank_zero, attempt = dist.get_rank() == 0, Attempt(job, run.attempt)
     if is_rank_zero:
-        attempt.acquire()
+        attempt.claim()
 
     # Model.
     reporter.report("loading the model", total_steps=plan.total_steps, world_size=world_size)

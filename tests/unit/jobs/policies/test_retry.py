@@ -162,7 +162,7 @@ def test_a_checkpoint_that_the_next_attempt_could_not_read_is_not_claimed_any_lo
     world.end_pod(pods[1], 1)
     recover(world, 30)
     pods = world.add_pods("glossary-train-2")
-    world.report_progress(pods[0], message="looking for a checkpoint")
+    world.report_progress(pods[0], message="searching for a checkpoint")
     world.settle()
     assert world.status["checkpoint"]["step"] == 100
     world.report_progress(pods[0], step=0, totalSteps=200, lastCheckpointStep=0)
