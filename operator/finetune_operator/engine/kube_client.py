@@ -32,29 +32,44 @@ APPLY_PATCH = "application/apply-patch+yaml"
 class ApiError(Exception):
     """The API server did not carry out a request; the message says which one and why."""
 
+    label = "ClusterError"
+    """Value of the label `result` in metrics; part of the API, whatever the class is called."""
+
 
 class NotFound(ApiError):
     """404: no such object, or no such kind."""
+
+    label = "NotFound"
 
 
 class Conflict(ApiError):
     """409 on a write: the object has changed since the write was decided."""
 
+    label = "Conflict"
+
 
 class AlreadyExists(ApiError):
     """409 on a create: the name is taken."""
+
+    label = "AlreadyExists"
 
 
 class Forbidden(ApiError):
     """403: RBAC, a quota, admission, or a namespace that is being deleted."""
 
+    label = "Forbidden"
+
 
 class Invalid(ApiError):
     """400 or 422: the object breaks its schema. A retry does not help."""
 
+    label = "Invalid"
+
 
 class Unavailable(ApiError):
     """No answer, 429 or 5xx: worth a retry, after `retry_after` seconds when that is set."""
+
+    label = "Unavailable"
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -63,6 +78,8 @@ class Unavailable(ApiError):
 
 class NoConnection(ApiError):
     """There is no usable kubeconfig, and the process does not run in a pod."""
+
+    label = "NoConnection"
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,13 @@ log = logging.getLogger(__name__)
 class NotLeading(ApiError):
     """Another process holds, or may hold, the Lease: nothing may be written."""
 
+    label = "NotLeading"
+
 
 class NameTaken(ApiError):
     """A child's name is used by an object that is not ours or not the same."""
+
+    label = "NameTaken"
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ class Writer:
         try:
             answer = await call
         except ApiError as error:
-            self._metrics.writes.labels(verb, kind, type(error).__name__).inc()
+            self._metrics.writes.labels(verb, kind, error.label).inc()
             raise
         self._metrics.writes.labels(verb, kind, "ok").inc()
         return answer
