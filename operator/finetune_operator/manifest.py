@@ -1,4 +1,5 @@
-"""Reading raw Kubernetes objects: times, conditions, references, and whether a job has ended."""
+"""Reading raw Kubernetes objects: times, conditions, references, whether a job is terminal, and
+which reasons of a waiting container concern its image."""
 
 from datetime import datetime
 from typing import Any
@@ -37,7 +38,8 @@ def find_condition(manifest: Manifest, kind: str) -> dict[str, Any]:
 def is_terminal(job: Manifest) -> bool:
     """Whether a FineTuneJob has ended; read from the raw status, so that a status that this version
     cannot parse does not start the job again."""
-    return find_condition(job, "Succeeded").get("status") in ("True", "False")
+    status = find_condition(job, "Succeeded").get("status")
+    return status is not None and status != "Unknown"
 
 
 def is_finished(job: Manifest) -> bool:
