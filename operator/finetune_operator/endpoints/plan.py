@@ -216,7 +216,8 @@ def _update_records(
     for number, revision in revisions.items():
         record = revision.record
         if active is not None and number == active.number:
-            ready_at = record.ready_at or format_time(now)
+            # Of an unreadable time nothing follows: the predecessor stays for RETIRE_AFTER from now.
+            ready_at = record.ready_at if parse_time(record.ready_at) else format_time(now)
             update = {"state": "Active", "message": None, "ready_at": ready_at}
         elif target.revision is not None and number == target.revision.number:
             update = {"state": target.assessment.state, "message": target.assessment.message}

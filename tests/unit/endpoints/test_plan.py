@@ -208,6 +208,28 @@ def test_reverting_the_artifact_after_the_switch_is_a_new_revision() -> None:
     assert world.states() == {1: "Retired", 2: "Retired", 3: "Active"}
 
 
+def test_the_predecessor_stays_for_a_while_if_the_time_of_the_switch_cannot_be_read() -> None:
+    world = World()
+    world.roll_out()
+    world.edit(artifact=artifact("b"))
+    world.roll_out(2)
+    world.restart()
+    found = world.need("ModelEndpoint", NAME)
+    revisions = [
+        {**each, "readyAt": "yesterday"} if each["revision"] == 2 else each
+        for each in world.status["revisions"]
+    ]
+    world.replace_status(found, {**world.status, "revisions": revisions})
+    world.settle()
+    assert world.names("Deployment") == ["glossary-r1", "glossary-r2"]
+    world.tick(29)
+    world.settle()
+    assert world.names("Deployment") == ["glossary-r1", "glossary-r2"]
+    world.tick(1)
+    world.settle()
+    assert world.names("Deployment") == ["glossary-r2"]
+
+
 def test_replicas_change_in_place() -> None:
     world = World()
     world.roll_out()
