@@ -278,6 +278,10 @@ class RunConfig(StatusModel):
         """The facts about the data. Raises ValueError where run.json has none."""
         return self._required("data", self.data)
 
+    def require_reward(self) -> ModelFacts:
+        """The facts about the reward model. Raises ValueError where run.json has none."""
+        return self._required("reward", self.reward)
+
     def _required(self, name: str, value: T | None) -> T:
         if value is None:
             raise ValueError(f"run.json of {self.stage}, attempt {self.attempt}, has no {name}")

@@ -8,17 +8,25 @@ from typing import Any
 
 import pytest
 import torch
+from finetune_api.finetunejob import GRPO
 from finetune_trainer.rewards.reward_functions import Completion
-from finetune_trainer.rewards.reward_model import TOKENS_PER_BATCH, RewardModel, load_classifier
+from finetune_trainer.rewards.reward_model import (
+    TOKENS_PER_BATCH,
+    RewardModel,
+    load_classifier,
+    load_reward_model,
+)
 from finetune_trainer.runtime.errors import UserError
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
-from tests.trainer.tiny import tiny_model, tiny_rows
+from tests.trainer.data.test_tokenizer import DATED
+from tests.trainer.prompts import prompt_run
+from tests.trainer.tiny import CHATML, tiny_model, tiny_rows
 
 
-def classifier(folder: Path, outputs: int = 1, **more: Any) -> Path:
+def classifier(folder: Path, outputs: int = 1, template: str = CHATML, **more: Any) -> Path:
     """A random classifier with the tokenizer of the tiny model."""
-    tiny_model(folder)
+    tiny_model(folder, template=template)
     config = LlamaConfig.from_pretrained(folder, num_labels=outputs, **more)
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config)
@@ -62,6 +70,24 @@ def test_a_long_conversation_loses_its_beginning(tmp_path: Path) -> None:
     assert long.score([Completion(prompt, answer, True)]) != long.score(
         [Completion(other, answer, True)]
     )
+
+
+def test_a_dated_template_prints_the_date_of_prepare(tmp_path: Path) -> None:
+    run = prompt_run(tmp_path, tiny_model(tmp_path / "model"))
+    paths = run.paths.model_copy(update={"reward_cache": str(tmp_path / "cache")})
+    folder = classifier(tmp_path / "cache" / "classifier", template=DATED)
+    facts = run.require_model().model_copy(update={"folder": folder.name})
+    data = run.require_data().model_copy(update={"date": "2024-02-29"})
+    run = run.model_copy(update={"data": data, "reward": facts, "paths": paths})
+    grpo = GRPO.model_validate({"rewardModel": {"uri": "hf://org/classifier"}})
+    reward_model = load_reward_model(run, grpo, torch.device("cpu"))
+    assert reward_model is not None
+    completion = Completion([{"role": "user", "content": "What is it?"}], "A program.", True)
+
+    def score_on(date: str) -> float:
+        return float(RewardModel(folder, torch.device("cpu"), 512, date).score([completion])[0])
+
+    assert reward_model.score([completion])[0] == score_on("2024-02-29") != score_on("2025-01-01")
 
 
 def test_a_model_without_a_single_trained_output_is_rejected(tmp_path: Path) -> None:

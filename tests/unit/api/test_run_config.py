@@ -62,7 +62,7 @@ def test_a_spec_of_another_version_is_refused_only_where_it_is_used() -> None:
 
 def test_a_fact_that_the_run_lacks_is_named_with_its_stage_and_attempt() -> None:
     run = RunConfig.model_validate(smallest())
-    for required in (run.require_plan, run.require_model, run.require_data):
+    for required in (run.require_plan, run.require_model, run.require_data, run.require_reward):
         name = required.__name__.removeprefix("require_")
         with pytest.raises(ValueError, match=f"run.json of train, attempt 1, has no {name}"):
             required()

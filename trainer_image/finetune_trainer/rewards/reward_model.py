@@ -99,9 +99,12 @@ def load_classifier(folder: Path, device: torch.device) -> Any:
 
 
 def load_reward_model(run: RunConfig, settings: GRPO, device: torch.device) -> RewardModel | None:
-    """The job's reward model; None where it names none."""
+    """The job's reward model; None where it names none.
+
+    Its chat template prints the date of prepare, so that rewards are the same on another day.
+    """
     if settings.reward_model is None:
         return None
-    assert run.reward is not None
-    folder = Path(run.paths.reward_cache) / run.reward.folder
-    return RewardModel(folder, device, run.reward.context_length)
+    facts = run.require_reward()
+    folder = Path(run.paths.reward_cache) / facts.folder
+    return RewardModel(folder, device, facts.context_length, run.data.date if run.data else None)
