@@ -1,7 +1,7 @@
 """What runs in the pods: a model of the trainer, and of the workspace that it writes to.
 
-It has the trainer's guarantees and no others: an attempt registers for the job before it writes,
-trains step by step, saves every few steps, checks for a later registration before it publishes, and
+It has the trainer's guarantees and no others: an attempt claims the job before it writes,
+trains step by step, saves every few steps, checks for a later claim before it publishes, and
 resumes from the newest complete checkpoint. When a stop is requested, all ranks save at a step
 boundary and exit 76; a rank that loses a peer exits 75; a rank that hangs is named by its pod,
 which exits 75.
@@ -75,7 +75,7 @@ class Judge(Protocol):
     """Checks what the gangs do."""
 
     def claims(self, gang: Gang, workspace: Workspace) -> None:
-        """A gang has registered for the job, and will resume."""
+        """A gang has claimed the job, and will resume."""
 
     def publishes(self, gang: Gang, workspace: Workspace) -> None:
         """A gang publishes a checkpoint."""
@@ -107,7 +107,7 @@ class Gang:
 
     @property
     def fenced(self) -> bool:
-        """Whether a later attempt has registered for the job."""
+        """Whether a later attempt has claimed the job."""
         return any(each > self.attempt for each in self._workspace.claims)
 
     @property

@@ -50,7 +50,7 @@ def compare_models(run: RunConfig, report: Report, attempt: Attempt) -> StageRes
     # Choose the rows and the prompts.
     tokenizer = load_job_tokenizer(run)
     held_out = open_held_out(spec, job / "data" / "eval")
-    prompts = choose_prompts(run, spec, tokenizer)
+    prompts = choose_prompts(run, tokenizer)
     base_prompts = prompts if spec.objective in OBJECTIVES_WITH_ANSWERS else []
     sequences = held_out.sequence_count if held_out else 0
     total = 2 * sequences + len(base_prompts) + len(prompts)

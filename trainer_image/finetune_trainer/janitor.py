@@ -55,7 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
     parser = argparse.ArgumentParser(prog="finetune_trainer.janitor", description=__doc__)
     parser.add_argument("--root", type=Path, default=Path("/workspace"))
     parser.add_argument("--claim", required=True, help="uid of the claim")

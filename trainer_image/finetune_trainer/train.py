@@ -177,7 +177,6 @@ def first_error(errors: list[dict[str, Any]]) -> StageError:
 
 
 def main() -> int:
-    """Run the stage."""
     os.environ[START_TIME_ENV] = str(process_start_time())
     stop = Stop()
     return run_stage("train", lambda run, report: train(run, report, stop), stop)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RunConfig
 from torch import distributed as dist
 
@@ -20,16 +19,14 @@ from finetune_trainer.runtime.fencing import Attempt
 from finetune_trainer.strategies import TrainingStrategy
 
 
-def write_output(
-    run: RunConfig, spec: FineTuneJobSpec, model: Any, strategy: TrainingStrategy
-) -> None:
+def write_output(run: RunConfig, model: Any, strategy: TrainingStrategy) -> None:
     """Gather the trained weights on rank 0 and publish output/: an adapter, or a full model.
 
     A collective. Raises RetryableError Fenced if a later attempt has replaced this one.
     """
-    attempt, is_adapter = Attempt(Path(run.paths.job), run.attempt), spec.method.type != "Full"
+    attempt, method = Attempt(Path(run.paths.job), run.attempt), run.spec.method
     dtype = torch.float32
-    if not is_adapter:
+    if method.type == "Full":
         dtype = methods.saved_dtype(Path(run.paths.model_cache) / run.require_model().folder)
     weights = {}
     for name, weight in strategy.gather_weights():
@@ -38,7 +35,7 @@ def write_output(
     if dist.get_rank() == 0:
         partial = attempt.scratch / "output"
         with attempt.fencing_errors():
-            methods.save_trained_weights(model, weights, spec.method, partial)
+            methods.save_trained_weights(model, weights, method, partial)
             files = checkpoint_folder.hash_files(partial)
             (partial / "files.json").write_text(json.dumps({"files": files}, indent=1))
             fsync.fsync_tree(partial)

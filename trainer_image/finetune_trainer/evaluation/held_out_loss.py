@@ -120,6 +120,7 @@ class HeldOutPreferences:
 
     def compute_losses(self, outputs: ModelOutputs, base: ModelOutputs) -> HeldOutLosses:
         """One for every pair."""
+        # All [pairs, 2], chosen first.
         logps, tokens, reference = (
             torch.from_numpy(array).double().view(-1, 2)
             for array in (outputs.values, outputs.tokens, base.values)
@@ -146,7 +147,7 @@ class HeldOutScores:
         self.sequence_count = len(self._sequences)
 
     def run_model(self, model: Any, report_done: ReportDone) -> ModelOutputs:
-        scores = np.zeros(len(self._sequences))
+        scores = np.zeros(len(self._sequences))  # [sequences]
         tokens = np.array([len(each.input_ids) for each in self._sequences], dtype=np.int64)
         pad, done = int(model.config.get_text_config().pad_token_id), 0
         with torch.no_grad():
@@ -159,7 +160,7 @@ class HeldOutScores:
 
     def compute_losses(self, outputs: ModelOutputs, base: ModelOutputs) -> HeldOutLosses:
         """One for every pair."""
-        scores = torch.from_numpy(outputs.values).view(-1, 2)
+        scores = torch.from_numpy(outputs.values).view(-1, 2)  # [pairs, 2], chosen first
         return weigh_equally(reward_losses(self._settings, scores))
 
     def compute_accuracy(self, outputs: ModelOutputs) -> float | None:
@@ -200,10 +201,12 @@ class HeldOutUnpairedPreferences:
     def compute_accuracy(self, outputs: ModelOutputs) -> float | None:
         """Over all pairs of a desirable and an undesirable completion, by log-probability per
         token, because their prompts and lengths differ."""
+        # [completions]
         means = (outputs.values / np.maximum(1, outputs.tokens))[: len(self.indices)]
         desirable, undesirable = means[self._is_desirable], means[~self._is_desirable]
         if not len(desirable) or not len(undesirable):
             return None
+        # [desirable, undesirable]
         return float((desirable[:, None] > undesirable[None, :]).mean())
 
 
@@ -243,8 +246,8 @@ def compute_logps(
     with torch.no_grad():
         for members in group_by_length(lengths, model.device.type):
             batch = collate([sequences[index] for index in members])
-            losses = compute_loss(model, batch, model.device).double().cpu().numpy()
-            sequence_of_label = np.asarray(members)[batch.sequence_index.numpy()]
+            losses = compute_loss(model, batch, model.device).double().cpu().numpy()  # [n]
+            sequence_of_label = np.asarray(members)[batch.sequence_index.numpy()]  # [n]
             np.subtract.at(logps, sequence_of_label, losses)
             np.add.at(tokens, sequence_of_label, 1)
             done += len(members)

@@ -39,7 +39,7 @@ def load_job_base_model(run: RunConfig, dtype: torch.dtype, device: Any = "cpu")
     seed = spec.training.seed if spec.objective == "Reward" else None
     folder, rope = base_folder(run), spec.model.rope
     model = load_base_model(folder, dtype, device=device, reward_head_seed=seed, rope=rope)
-    add_token_rows(model, added_token_ids(run, spec))
+    add_token_rows(model, added_token_ids(run))
     return model
 
 

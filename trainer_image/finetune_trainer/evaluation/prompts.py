@@ -33,7 +33,7 @@ class HeldOutPrompt:
     """The messages and the beginning of the answer."""
 
 
-def choose_prompts(run: RunConfig, spec: FineTuneJobSpec, tokenizer: Any) -> list[HeldOutPrompt]:
+def choose_prompts(run: RunConfig, tokenizer: Any) -> list[HeldOutPrompt]:
     """The held-out prompts that are answered.
 
     Where answers are compared, as many as the job requests; otherwise some, for the probe; none
@@ -42,6 +42,7 @@ def choose_prompts(run: RunConfig, spec: FineTuneJobSpec, tokenizer: Any) -> lis
     """
     from finetune_trainer.generation.greedy import tokenize_messages
 
+    spec = run.spec
     if spec.objective == "Reward":
         return []
     count = (

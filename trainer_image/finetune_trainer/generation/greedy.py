@@ -37,7 +37,7 @@ class MarginRecorder:
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """transformers calls this with scores [batch, vocabulary]."""
-        best, second = scores.float().topk(2, dim=-1).values.unbind(-1)
+        best, second = scores.float().topk(2, dim=-1).values.unbind(-1)  # [batch] each
         self.steps.append((best - second).cpu())
         return scores
 
@@ -92,8 +92,8 @@ def generate_answers(
                 generation_config=config,
                 logits_processor=[recorder],
             )
-        generated = sequences[:, ids.shape[1] :].tolist()
-        margins = torch.stack(recorder.steps, dim=1).tolist()
+        generated = sequences[:, ids.shape[1] :].tolist()  # [batch, steps]
+        margins = torch.stack(recorder.steps, dim=1).tolist()  # [batch, steps]
         for index, tokens, each in zip(chosen, generated, margins, strict=True):
             answers[index] = cut_at_end_token(tokenizer, tokens, each, end_tokens)
         report_done(len(answers))

@@ -24,8 +24,6 @@ CACHE_BYTES = {"cuda": 2 * 1024**3, "cpu": 256 * 1024**2}
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How completions are sampled."""
-
     temperature: float
     max_new_tokens: int
     end_tokens: tuple[int, ...]
@@ -64,15 +62,15 @@ def sample_completions(
     each completion. A collective where `config.is_collective`; every rank then has at least one.
     """
     batch = _SamplingBatch(model, prompts, prompt_indices, device)
-    uniform = torch.from_numpy(np.stack(uniforms)).to(device)
+    uniform = torch.from_numpy(np.stack(uniforms)).to(device)  # float64 [count, max_new_tokens]
     end_tokens = torch.tensor(config.end_tokens, device=device)
     count, max_new_tokens = len(prompt_indices), config.max_new_tokens
     completions = torch.zeros(count, max_new_tokens, dtype=torch.int64, device=device)
-    lengths = torch.full((count,), max_new_tokens, dtype=torch.int64, device=device)
+    lengths = torch.full((count,), max_new_tokens, dtype=torch.int64, device=device)  # [count]
     for place in range(max_new_tokens):
         tokens = pick_tokens(batch.logits, uniform[batch.completions, place], config.temperature)
         completions[batch.completions, place] = torch.where(batch.is_open, tokens, 0)
-        has_ended = batch.is_open & torch.isin(tokens, end_tokens)
+        has_ended = batch.is_open & torch.isin(tokens, end_tokens)  # bool [batch]
         lengths[batch.completions[has_ended]] = place + 1
         batch.is_open &= ~has_ended
         if place + 1 == max_new_tokens or _have_all_ended(batch.is_open, config.is_collective):
@@ -86,8 +84,9 @@ def sample_completions(
 def pick_tokens(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
     """Tokens [n] from logits [n, vocabulary]: the inverse of the cumulative distribution at
     `uniform` [n]. In float64, so that a large vocabulary sums to one."""
+    # [n, vocabulary]
     cumulative = torch.softmax(logits.float() / temperature, dim=-1).double().cumsum(-1)
-    below = uniform[:, None] * cumulative[:, -1:]
+    below = uniform[:, None] * cumulative[:, -1:]  # [n, 1]
     tokens = torch.searchsorted(cumulative, below, right=True).squeeze(-1)
     return tokens.clamp(max=logits.shape[-1] - 1)
 
@@ -112,13 +111,14 @@ class _SamplingBatch:
         from transformers import DynamicCache
 
         used = sorted(set(prompt_indices))
+        # Both are [prompts, longest], until `_select` makes a row for each completion.
         ids, self._mask = pad_left([prompts[index] for index in used], device)
         position_ids = (self._mask.cumsum(-1) - 1).clamp(min=0)
         self._model = model
         self._cache = DynamicCache(config=model.config)
         self._forward(ids, position_ids)
         rows = torch.tensor([used.index(index) for index in prompt_indices], device=device)
-        self._position_ids = position_ids[:, -1:]
+        self._position_ids = position_ids[:, -1:]  # [prompts, 1]
         self.completions = torch.arange(len(prompt_indices), device=device)
         """int64 [batch]: which completion each row of the batch is."""
         self.is_open = torch.ones(len(prompt_indices), dtype=torch.bool, device=device)
@@ -134,7 +134,7 @@ class _SamplingBatch:
             use_cache=True,
             logits_to_keep=1,
         )
-        self.logits = out.logits[:, -1]
+        self.logits = out.logits[:, -1]  # [batch, 1, vocabulary] -> [batch, vocabulary]
 
     def _select(self, rows: torch.Tensor) -> None:
         self._cache.batch_select_indices(rows)
@@ -146,7 +146,7 @@ class _SamplingBatch:
 
         One row always stays, because other ranks may continue.
         """
-        rows = self.is_open.nonzero().squeeze(-1)
+        rows = self.is_open.nonzero().squeeze(-1)  # int64 [open]
         if 2 * len(rows) <= len(self.is_open) and len(self.is_open) > 1:
             rows = rows if len(rows) else torch.zeros_like(self.completions[:1])
             self._select(rows)
@@ -155,7 +155,7 @@ class _SamplingBatch:
     def append_tokens(self, tokens: torch.Tensor) -> None:
         """Forward pass of one more token, int64 [batch]."""
         self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
-        self._position_ids = self._position_ids + 1
+        self._position_ids = self._position_ids + 1  # [batch, 1]
         self._forward(tokens[:, None], self._position_ids)
 
 

@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RunConfig
 
 from finetune_trainer.methods.zero3_gather import gather_parameters
 
 
-def added_token_ids(run: RunConfig, spec: FineTuneJobSpec) -> list[int]:
+def added_token_ids(run: RunConfig) -> list[int]:
     """Ids of the tokens that the job adds to the vocabulary."""
-    changes = spec.model.tokenizer
+    changes = run.spec.model.tokenizer
     if not changes or not changes.special_tokens:
         return []
     from finetune_trainer.data.tokenizer import load_job_tokenizer, new_token_ids

@@ -16,12 +16,16 @@ class ObjectiveContext:
     """What every objective is constructed with."""
 
     run: RunConfig
-    spec: FineTuneJobSpec
     plan: TrainPlan
     device: torch.device
     flatten: bool
     """Whether a micro-batch is one long sequence; needs an attention kernel that finds the borders
     of samples from the position ids."""
+
+    @property
+    def spec(self) -> FineTuneJobSpec:
+        """The job's spec with its defaults."""
+        return self.run.spec
 
     @property
     def job(self) -> Path:

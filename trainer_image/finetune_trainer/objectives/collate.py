@@ -45,12 +45,10 @@ class ObjectiveBatch:
 
     @property
     def tokens(self) -> int:
-        """Tokens without padding."""
         return self.micro_batch.tokens
 
     @property
     def sample_lengths(self) -> torch.Tensor:
-        """int64 [batch, length], as in `MicroBatch`."""
         return self.micro_batch.sample_lengths
 
 

@@ -47,6 +47,7 @@ class DPOObjective(PairwiseObjective):
         """One loss for every pair."""
         sequences = 2 * len(micro_batch.reference_logps)
         computed = self._compute_logps(model, micro_batch.micro_batch, sequences)
+        # All [pairs, 2], chosen first.
         logps, tokens = computed.logps.view(-1, 2), computed.tokens.view(-1, 2)
         reference_logps = micro_batch.reference_logps.to(logps.device)
         rewards = self._settings.beta * (logps - reference_logps)
@@ -81,9 +82,9 @@ def dpo_losses(
     2408.06266, eq. 7 and 8).
     """
     beta, smoothing = settings.beta, settings.label_smoothing
-    log_ratios = logps - reference_logps
-    chosen, rejected = log_ratios.unbind(-1)
-    scaled = beta * (chosen - rejected)
+    log_ratios = logps - reference_logps  # [pairs, 2]
+    chosen, rejected = log_ratios.unbind(-1)  # c and r, [pairs] each
+    scaled = beta * (chosen - rejected)  # bd, [pairs]
     match settings.loss:
         case "sigmoid":
             return -(1 - smoothing) * logsigmoid(scaled) - smoothing * logsigmoid(-scaled)

@@ -7,7 +7,7 @@ trained, as with adapters, needs no second pass: the gradient of the hidden stat
 as the logits are, and the backward pass only scales its rows. A trained head keeps the gradient of
 its logits if that is small, and otherwise computes the logits again.
 
-Shapes: n positions, hidden width w, vocabulary v.
+Shapes: n positions, hidden width w, vocabulary v, and `chunk` of the n positions at a time.
 """
 
 from collections.abc import Callable, Iterator
@@ -88,13 +88,13 @@ def _log_probabilities(
 
 
 def _negative_logps(logps: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return logps.gather(1, labels[:, None]).squeeze(1).neg_()
+    return logps.gather(1, labels[:, None]).squeeze(1).neg_()  # [chunk, v] -> [chunk]
 
 
 def _logits_gradient(logps: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Softmax minus one at the label, in the memory of `logps`."""
-    gradient = logps.exp_()
-    minus_one = gradient.new_full((len(labels), 1), -1.0)
+    gradient = logps.exp_()  # [chunk, v]
+    minus_one = gradient.new_full((len(labels), 1), -1.0)  # [chunk, 1]
     return gradient.scatter_add_(1, labels[:, None], minus_one)
 
 
@@ -105,13 +105,13 @@ class _FrozenHead(torch.autograd.Function):  # type: ignore[misc]
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: Any, labels: torch.Tensor
     ) -> torch.Tensor:
-        losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
+        losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)  # [n]
         needs_gradient = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden) if needs_gradient else None
+        gradient = torch.empty_like(hidden) if needs_gradient else None  # [n, w]
         for span, logps in _log_probabilities(hidden, weight, bias):
             losses[span] = _negative_logps(logps, labels[span])
             if gradient is not None:
-                of_logits = _logits_gradient(logps, labels[span]).to(hidden.dtype)
+                of_logits = _logits_gradient(logps, labels[span]).to(hidden.dtype)  # [chunk, v]
                 torch.mm(of_logits, weight, out=gradient[span])
         if gradient is not None:
             ctx.save_for_backward(gradient)
@@ -119,7 +119,7 @@ class _FrozenHead(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> Any:
-        (gradient,) = ctx.saved_tensors
+        (gradient,) = ctx.saved_tensors  # [n, w]; upstream is [n]
         return gradient * upstream[:, None].to(gradient.dtype), None, None, None
 
 
@@ -130,9 +130,9 @@ class _TrainedHead(torch.autograd.Function):  # type: ignore[misc]
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: Any, labels: torch.Tensor
     ) -> torch.Tensor:
-        losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
+        losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)  # [n]
         is_small = len(labels) * len(weight) <= MAX_KEPT_LOGITS
-        kept = hidden.new_empty(len(labels), len(weight)) if is_small else None
+        kept = hidden.new_empty(len(labels), len(weight)) if is_small else None  # [n, v]
         for span, logps in _log_probabilities(hidden, weight, bias):
             losses[span] = _negative_logps(logps, labels[span])
             if kept is not None:
@@ -144,15 +144,15 @@ class _TrainedHead(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, upstream: torch.Tensor) -> Any:
         hidden, weight, bias, labels, kept = ctx.saved_tensors
         if kept is not None:
-            of_logits = kept * upstream[:, None].to(kept.dtype)
-            of_bias = None if bias is None else of_logits.sum(0)
+            of_logits = kept * upstream[:, None].to(kept.dtype)  # [n, v]
+            of_bias = None if bias is None else of_logits.sum(0)  # [v]
             return of_logits @ weight, of_logits.t() @ hidden, of_bias, None
-        of_hidden = torch.empty_like(hidden)
-        of_weight = torch.zeros_like(weight, dtype=torch.float32)
+        of_hidden = torch.empty_like(hidden)  # [n, w]
+        of_weight = torch.zeros_like(weight, dtype=torch.float32)  # [v, w]
         of_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         for span, logps in _log_probabilities(hidden, weight, bias):
             in_fp32 = _logits_gradient(logps, labels[span]).mul_(upstream[span, None])
-            of_logits = in_fp32.to(hidden.dtype)
+            of_logits = in_fp32.to(hidden.dtype)  # [chunk, v]
             torch.mm(of_logits, weight, out=of_hidden[span])
             of_weight += of_logits.t() @ hidden[span]
             if of_bias is not None:

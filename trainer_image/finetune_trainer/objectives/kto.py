@@ -72,7 +72,7 @@ class UnpairedPreferenceStore:
         return self._store.sequence_count
 
     def sequence(self, index: int) -> PackedSequence:
-        """Prompt and completion."""
+        """A prompt followed by its own completion, by the index of the completion."""
         return self._store.sequence(index)
 
     def mismatched_sequence(self, index: int) -> PackedSequence:

@@ -37,8 +37,9 @@ class ORPOObjective(PairwiseObjective):
         """One loss for every pair."""
         sequences = 2 * len(micro_batch.reference_logps)
         computed = self._compute_logps(model, micro_batch.micro_batch, sequences)
+        # [pairs, 2], chosen first.
         mean_logps = average_logps(computed.logps.view(-1, 2), computed.tokens.view(-1, 2))
-        odds = log_odds_ratios(mean_logps)
+        odds = log_odds_ratios(mean_logps)  # [pairs]
         of_pairs = preference_pairs.sum_pair_metrics(self._settings.beta * mean_logps, mean_logps)
         of_odds = [(-mean_logps[:, 0]).sum(), odds.sum(), logsigmoid(odds).sum()]
         self._metric_sums.add(torch.cat([of_pairs, torch.stack(of_odds).detach().double()]))
@@ -58,7 +59,7 @@ def log_odds_ratios(mean_logps: torch.Tensor) -> torch.Tensor:
     of the tokens' probabilities; `mean_logps` is [pairs, 2] (Hong et al. 2024, arXiv 2403.07691,
     eq. 3 and 4)."""
     clamped = mean_logps.clamp(max=MAX_MEAN_LOGP)
-    log_odds = clamped - torch.log(-torch.expm1(clamped))
+    log_odds = clamped - torch.log(-torch.expm1(clamped))  # [pairs, 2]
     return log_odds[:, 0] - log_odds[:, 1]
 
 

@@ -37,6 +37,7 @@ def collate_completions(completions: Sequence[SampledCompletion], flatten: bool)
         return torch.from_numpy(np.concatenate(present)) if present else None
 
     micro_batch = collate([each.sequence() for each in completions], flatten)
+    # [completions], spread over their labels below.
     advantages = torch.tensor([each.advantage for each in completions], dtype=torch.float32)
     return CompletionBatch(
         micro_batch=micro_batch,
@@ -54,7 +55,7 @@ def policy_losses(
     probabilities times the advantage (Schulman et al. 2017, arXiv 1707.06347, equation 7), and
     beta times the unbiased estimate of the KL divergence from the base model (equation 4)."""
     ratio, advantages = _probability_ratio(logps, batch), batch.advantages.to(logps.device)
-    clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
+    clipped = ratio.clamp(1 - epsilon, 1 + epsilon)  # [n]
     losses = -torch.minimum(ratio * advantages, clipped * advantages)
     if beta > 0:
         losses = losses + beta * estimate_kl(logps, batch)
@@ -66,7 +67,7 @@ def estimate_kl(logps: torch.Tensor, batch: CompletionBatch) -> torch.Tensor:
     logps."""
     if batch.reference_logps is None:
         return torch.zeros_like(logps)
-    log_ratio = batch.reference_logps.to(logps.device) - logps
+    log_ratio = batch.reference_logps.to(logps.device) - logps  # [n]
     return log_ratio.exp() - log_ratio - 1
 
 
@@ -89,6 +90,7 @@ def average_losses(
     al. 2025, arXiv 2503.14476, section 3.3).
     """
     if loss == "grpo":
+        # [completions]
         lengths = torch.bincount(sequence_index, minlength=completions)[:completions].clamp(min=1)
         return losses.new_zeros(completions).index_add(0, sequence_index, losses) / lengths
     if loss == "bnpo":

@@ -44,7 +44,6 @@ class PreferencePair:
 
     @property
     def tokens(self) -> int:
-        """Tokens of both sequences."""
         return len(self.chosen.input_ids) + len(self.rejected.input_ids)
 
 
@@ -69,7 +68,7 @@ class PreferenceStore:
         return self._store.sequence_count // 2
 
     def sequence(self, index: int) -> PackedSequence:
-        """A sequence by its index in the token store."""
+        """Sequence 2i is the chosen completion of pair i, 2i + 1 the rejected one."""
         return self._store.sequence(index)
 
     def pair(self, index: int) -> PreferencePair:

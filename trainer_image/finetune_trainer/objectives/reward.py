@@ -49,6 +49,7 @@ class RewardObjective(PairwiseObjective):
 
     def compute_losses(self, model: Any, micro_batch: ScoreBatch) -> LossTerms:
         """One loss for every pair."""
+        # [pairs, 2], chosen first.
         scores = compute_scores(model, micro_batch, self._context.device).view(-1, 2)
         self._metric_sums.add(sum_score_metrics(scores))
         return LossTerms(reward_losses(self._settings, scores))
@@ -60,7 +61,7 @@ class RewardObjective(PairwiseObjective):
 def collate_sequences(sequences: Sequence[PackedSequence], pad: int) -> ScoreBatch:
     """Sequences as the rows of a batch; causal attention does not see the padding to the right."""
     longest = max((len(sequence.input_ids) for sequence in sequences), default=1)
-    ids = np.full((max(1, len(sequences)), longest), pad, dtype=np.int64)
+    ids = np.full((max(1, len(sequences)), longest), pad, dtype=np.int64)  # [batch, length]
     lengths = np.zeros(ids.shape, dtype=np.int64)
     for index, sequence in enumerate(sequences):
         length = len(sequence.input_ids)
@@ -73,7 +74,7 @@ def collate_sequences(sequences: Sequence[PackedSequence], pad: int) -> ScoreBat
 def compute_scores(model: Any, micro_batch: ScoreBatch, device: Any) -> torch.Tensor:
     """fp32 [sequences]; `model` is a sequence classifier with one output, or what wraps it."""
     logits = model(input_ids=micro_batch.input_ids.to(device), use_cache=False).logits
-    scores: torch.Tensor = logits.float()[: micro_batch.sequences, 0]
+    scores: torch.Tensor = logits.float()[: micro_batch.sequences, 0]  # [batch, 1] -> [sequences]
     return scores
 
 
@@ -81,12 +82,12 @@ def reward_losses(settings: finetunejob.Reward, scores: torch.Tensor) -> torch.T
     """Loss of each pair [pairs]: -log s(chosen - rejected) (Ouyang et al. 2022, arXiv 2203.02155,
     eq. 1) + centering * (chosen + rejected)^2 (Eisenstein et al. 2023, arXiv 2312.09244, section
     2.2). `scores` is [pairs, 2]."""
-    chosen, rejected = scores.unbind(-1)
+    chosen, rejected = scores.unbind(-1)  # [pairs] each
     return -logsigmoid(chosen - rejected) + settings.centering * (chosen + rejected) ** 2
 
 
 def sum_score_metrics(scores: torch.Tensor) -> torch.Tensor:
     """Sums of RewardObjective.METRICS, float64 [3]; `scores` is [pairs, 2]."""
     scores = scores.detach().double()
-    margins = scores[:, 0] - scores[:, 1]
+    margins = scores[:, 0] - scores[:, 1]  # [pairs]
     return torch.stack([(margins > 0).double().sum(), margins.sum(), scores.mean(-1).sum()])

@@ -44,11 +44,11 @@ class SampledCompletion:
 
     @property
     def tokens(self) -> int:
-        """Of prompt and completion."""
+        """p + c."""
         return len(self.prompt_ids) + len(self.completion_ids)
 
     def sequence(self) -> PackedSequence:
-        """As a training sequence whose labels are the completion."""
+        """Prompt and completion as a training sequence, [p + c], labelled on the completion."""
         ids = np.concatenate([self.prompt_ids, self.completion_ids])
         labels = np.concatenate([np.full_like(self.prompt_ids, IGNORED), self.completion_ids])
         return PackedSequence(ids, labels, np.arange(len(ids), dtype=np.int32))

@@ -38,7 +38,7 @@ class RewardModel:
     def score(self, completions: Sequence[Completion]) -> NDArray[np.float64]:
         """Scores, float64 [completions]; a conversation that is too long loses its beginning."""
         ids = [self._tokenize(completion) for completion in completions]
-        scores = np.zeros(len(ids))
+        scores = np.zeros(len(ids))  # [completions]
         order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
         while order:
             longest = len(ids[order[0]])
@@ -55,7 +55,7 @@ class RewardModel:
 
     def _score_batch(self, ids: Sequence[list[int]]) -> NDArray[np.float64]:
         pad = self._model.config.get_text_config().pad_token_id
-        tokens = np.full((len(ids), max(map(len, ids))), pad, dtype=np.int64)
+        tokens = np.full((len(ids), max(map(len, ids))), pad, dtype=np.int64)  # [batch, longest]
         mask = np.zeros_like(tokens)
         for index, each in enumerate(ids):
             tokens[index, : len(each)] = each
@@ -65,7 +65,7 @@ class RewardModel:
                 input_ids=torch.from_numpy(tokens).to(self._device),
                 attention_mask=torch.from_numpy(mask).to(self._device),
             ).logits
-        return np.asarray(logits[:, 0].double().cpu())
+        return np.asarray(logits[:, 0].double().cpu())  # [batch, 1] -> [batch]
 
 
 def load_classifier(folder: Path, device: torch.device) -> Any:

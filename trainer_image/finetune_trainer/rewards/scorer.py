@@ -21,7 +21,7 @@ REWARD_MODEL = "rewardModel"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as text."""
+    """A prompt of the job's data with its reference answer, if it has one."""
 
     messages: list[dict[str, str]]
     reference: str | None
@@ -44,7 +44,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 class RewardScorer:
-    """All rewards of a job."""
+    """Computes every reward of a job and their weighted sum."""
 
     def __init__(self, run: RunConfig, settings: GRPO, device: torch.device) -> None:
         self._functions = [make_score_function(function) for function in settings.rewards]

@@ -26,7 +26,7 @@ class SourceFile:
 
 
 class Source(Protocol):
-    """An opened address."""
+    """The files at an address, at one revision, and how they are fetched."""
 
     address: Address
     files: tuple[SourceFile, ...]

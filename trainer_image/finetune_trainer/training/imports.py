@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 from finetune_api.combinations import BITSANDBYTES_OPTIMIZERS
-from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RunConfig
 
 MODULES = ("training.loop", "checkpointing.final_output")
@@ -20,7 +19,7 @@ MODULES = ("training.loop", "checkpointing.final_output")
 def import_libraries(run: RunConfig) -> None:
     """Import what this run computes with, and keep out what it does not."""
     spec = run.spec
-    if not uses_bitsandbytes(run, spec):
+    if not uses_bitsandbytes(run):
         # An import of it then fails as if it were not installed.
         sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
     transformers = importlib.import_module("transformers")
@@ -35,8 +34,9 @@ def import_libraries(run: RunConfig) -> None:
         importlib.import_module(f"finetune_trainer.{module}")
 
 
-def uses_bitsandbytes(run: RunConfig, spec: FineTuneJobSpec) -> bool:
+def uses_bitsandbytes(run: RunConfig) -> bool:
     """Whether the method, the optimizer or the weights of a model may need bitsandbytes."""
+    spec = run.spec
     if spec.method.type == "QLoRA" or spec.training.optimizer in BITSANDBYTES_OPTIMIZERS:
         return True
     folders = [(run.paths.model_cache, run.model), (run.paths.reward_cache, run.reward)]

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RunConfig, TrainFacts
 from torch import distributed as dist
 
@@ -44,7 +43,6 @@ class Loop:
     def __init__(
         self,
         run: RunConfig,
-        spec: FineTuneJobSpec,
         model: Any,
         strategy: TrainingStrategy,
         objective: Objective,
@@ -54,7 +52,7 @@ class Loop:
         reporter: RankReporter,
         start: TrainerState,
     ) -> None:
-        plan, data = run.require_plan(), run.require_data()
+        spec, plan, data = run.spec, run.require_plan(), run.require_data()
         self._plan, self._settings = plan, spec.training
         self._strategy, self._objective, self._device = strategy, objective, device
         self._early_stopping, self._saver, self._reporter = early_stopping, saver, reporter
@@ -212,7 +210,7 @@ def accumulate_gradients(
     scale = dist.get_world_size() / rank_batch.num_items_in_batch
     sums = torch.zeros(METRICS, dtype=torch.float64, device=device)  # [5]
     # On the host: a copy to the device would synchronise with every micro-batch.
-    positions = torch.zeros(2, dtype=torch.float64)
+    positions = torch.zeros(2, dtype=torch.float64)  # [2]
     gradient_accumulation_steps = len(rank_batch.micro_batches)
     for index, micro_batch in enumerate(rank_batch.micro_batches):
         is_last = index == gradient_accumulation_steps - 1
@@ -232,7 +230,7 @@ def accumulate_gradients(
             strategy.backward(loss * scale)
         positions += torch.tensor(count_positions(micro_batch), dtype=torch.float64)
     sums[HEAD_POSITIONS:METRICS] = positions.to(device)
-    return torch.cat([sums, objective.take_metrics().to(device)])
+    return torch.cat([sums, objective.take_metrics().to(device)])  # [5 + metrics]
 
 
 def gather_hosts() -> list[str]:

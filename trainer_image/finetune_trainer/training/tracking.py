@@ -55,13 +55,13 @@ Metrics = dict[str, float]
 
 
 class Tracker(Protocol):
-    """Records the metrics of a run."""
+    """A destination of charts; its methods may block and raise, so each tracker has a thread."""
 
     def log_step(self, step: int, at: float, metrics: Metrics) -> None:
-        """Record a step; `at` is a Unix time."""
+        """Record the chart values of a step; `at` is a Unix time in seconds."""
 
     def close(self) -> None:
-        """Send the remaining data."""
+        """Send what is still buffered, then end the tracker's run."""
 
 
 class TensorBoard:

@@ -17,7 +17,6 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import RUN_CONFIG_PATH, ExitCode, RunConfig, TrainFacts
 
 from finetune_trainer.distributed.heartbeat import Heartbeat, collective_timeout
@@ -62,20 +61,20 @@ def train(run: RunConfig, reporter: RankReporter, stop: StopRequest) -> tuple[bo
     from finetune_trainer.training.loop import Loop
 
     # Setup.
-    spec, plan, job = run.spec, run.require_plan(), Path(run.paths.job)
-    settings, world_size = spec.training, dist.get_world_size()
+    plan, job = run.require_plan(), Path(run.paths.job)
+    settings, world_size = run.spec.training, dist.get_world_size()
     is_rank_zero, attempt = dist.get_rank() == 0, Attempt(job, run.attempt)
     if is_rank_zero:
         attempt.claim()
 
     # Model.
     reporter.report("loading the model", total_steps=plan.total_steps, world_size=world_size)
-    model, strategy, config = build_model(run, spec, reporter.startup)
+    model, strategy, config = build_model(run, reporter.startup)
 
     # Objective and its data. Flash attention needs no mask: it reads the borders of packed samples
     # from the position ids.
     flatten = model.config._attn_implementation.startswith("flash")
-    objective = make_objective(model, ObjectiveContext(run, spec, plan, config.device, flatten))
+    objective = make_objective(model, ObjectiveContext(run, plan, config.device, flatten))
     reporter.report("preparing the data", engine=strategy.name)
     # Before a checkpoint is restored: reference logps are those of the untrained model.
     objective.inspect_untrained_model(strategy)
@@ -92,7 +91,6 @@ def train(run: RunConfig, reporter: RankReporter, stop: StopRequest) -> tuple[bo
     saver = Saver(job, run.attempt, strategy, fingerprint, settings.checkpoint, stateful)
     loop = Loop(
         run,
-        spec,
         model,
         strategy,
         objective,
@@ -118,7 +116,7 @@ def train(run: RunConfig, reporter: RankReporter, stop: StopRequest) -> tuple[bo
         facts = facts.model_copy(update={"best_step": best.step, "best_eval_loss": best.eval_loss})
     if is_finished:
         reporter.report("writing the trained weights")
-        write_output(run, spec, model, strategy)
+        write_output(run, model, strategy)
     loop.remove_hooks()
     strategy.close()
     if is_rank_zero:
@@ -130,14 +128,14 @@ def train(run: RunConfig, reporter: RankReporter, stop: StopRequest) -> tuple[bo
 
 
 def build_model(
-    run: RunConfig, spec: FineTuneJobSpec, startup: StartupTimer
+    run: RunConfig, startup: StartupTimer
 ) -> "tuple[Any, TrainingStrategy, StrategyConfig]":
     """The model with its method, the strategy around it, and the strategy's config."""
     import torch
 
     from finetune_trainer import methods, strategies
 
-    plan, facts = run.require_plan(), run.require_model()
+    spec, plan, facts = run.spec, run.require_plan(), run.require_model()
     method, settings = spec.method, spec.training
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if plan.device == "cuda" else torch.device("cpu")
@@ -159,7 +157,7 @@ def build_model(
     # Adapters start equal on all ranks; dropout differs by rank, see `Loop._train_step`.
     torch.manual_seed(settings.seed)
     folder = Path(run.paths.model_cache) / facts.folder
-    new_tokens = methods.added_token_ids(run, spec)
+    new_tokens = methods.added_token_ids(run)
     startup.mark("other")
     model = strategies.load_model(config, folder, dtype, attention, spec.model.rope, new_tokens)
     startup.mark("model")
