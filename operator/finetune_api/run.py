@@ -6,8 +6,10 @@ in the workspace, which the StageResult names with its SHA-256. The exit code is
 operator can distinguish a user's error from a crash without reading logs.
 """
 
+from collections.abc import Mapping
 from enum import IntEnum
-from typing import Annotated, Any, Literal, TypeVar
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import ConfigDict, Field, StringConstraints
 
@@ -261,28 +263,34 @@ class RunConfig(StatusModel):
     master_host: str | None = None
     """Host name of the pod with index 0; only for train."""
 
-    @property
+    @cached_property
     def spec(self) -> FineTuneJobSpec:
         """The spec with its defaults. Raises ValidationError for a spec of another version."""
         return FineTuneJobSpec.model_validate(self.raw_spec)
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy, which may have another `raw_spec` and therefore another `spec`."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("spec", None)
+        return copy
+
     def require_plan(self) -> TrainPlan:
         """The plan. Raises ValueError where run.json has none."""
-        return self._required("plan", self.plan)
+        return self._require("plan", self.plan)
 
     def require_model(self) -> ModelFacts:
         """The facts about the model. Raises ValueError where run.json has none."""
-        return self._required("model", self.model)
+        return self._require("model", self.model)
 
     def require_data(self) -> DataFacts:
         """The facts about the data. Raises ValueError where run.json has none."""
-        return self._required("data", self.data)
+        return self._require("data", self.data)
 
     def require_reward(self) -> ModelFacts:
         """The facts about the reward model. Raises ValueError where run.json has none."""
-        return self._required("reward", self.reward)
+        return self._require("reward", self.reward)
 
-    def _required(self, name: str, value: T | None) -> T:
+    def _require(self, name: str, value: T | None) -> T:
         if value is None:
             raise ValueError(f"run.json of {self.stage}, attempt {self.attempt}, has no {name}")
         return value

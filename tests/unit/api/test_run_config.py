@@ -45,6 +45,14 @@ def test_the_spec_is_serialised_as_the_user_wrote_it_and_read_with_its_defaults(
     assert run.spec.method.type == "LoRA"
 
 
+def test_the_spec_is_validated_once_and_is_no_part_of_run_json() -> None:
+    run = RunConfig.model_validate(smallest())
+    before = (canonical(run), run.model_dump_json(), run.model_copy())
+    assert run.spec is run.spec
+    assert (canonical(run), run.model_dump_json(), run.model_copy()) == before
+    assert run == before[2]
+
+
 def test_another_spec_in_a_copy_is_the_one_that_the_copy_reads() -> None:
     run = RunConfig.model_validate(smallest())
     assert run.spec.objective == "SFT"
