@@ -60,9 +60,8 @@ def inspect_packing_check(root: Path, model: Path) -> None:
 
     dist.init_process_group("gloo")
     run = make_run(root, model, method="Full", training={"precision": "bf16"})
-    spec = run.spec
-    wrapped, strategy, config = worker.build_model(run, spec, StartupTimer())
-    context = ObjectiveContext(run, spec, run.require_plan(), config.device, flatten=False)
+    wrapped, strategy, config = worker.build_model(run, StartupTimer())
+    context = ObjectiveContext(run, run.require_plan(), config.device, flatten=False)
     objective = make_objective(wrapped, context)
     dtypes = set()
     layer = wrapped.get_decoder().layers[0].self_attn.q_proj

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_trainer.training.imports import uses_bitsandbytes
 
 from tests.trainer.jobs import make_run
@@ -30,4 +29,4 @@ def test_bitsandbytes_stays_where_something_is_quantised(
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
     run = make_run(tmp_path, tmp_path / "m")
     spec = {**run.raw_spec, "method": {"type": method}, "training": {"optimizer": optimizer}}
-    assert uses_bitsandbytes(run, FineTuneJobSpec.model_validate(spec)) == needed
+    assert uses_bitsandbytes(run.model_copy(update={"raw_spec": spec})) == needed
