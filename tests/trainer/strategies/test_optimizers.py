@@ -1,26 +1,22 @@
-"""Optimizers, schedules, weight decay, clipping, loss scale, and sizes of optimizer states."""
+"""Optimizers: weight decay, clipping, sizes of states, and losses of real runs."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from finetune_api.finetunejob import Method, Training
-from finetune_api.run import TrainPlan
 from finetune_trainer.methods import load_base_model
 from finetune_trainer.methods.adapters import add_adapters
-from finetune_trainer.strategies import StrategyConfig, loss_scale
-from finetune_trainer.strategies.loss_scale import LossScale
+from finetune_trainer.strategies import StrategyConfig
 from finetune_trainer.strategies.optimizers import (
     clip_and_update,
     make_optimizer,
     parameter_groups,
 )
-from finetune_trainer.training import lr_scheduler
 
 from tests.trainer import pool
 from tests.trainer.drive_training import drive
@@ -30,44 +26,6 @@ from tests.trainer.tiny import tiny_model
 pytestmark = pytest.mark.filterwarnings("default")
 
 OPTIMIZERS = ("AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "Adafactor")
-PEAK = 2.0
-
-
-def rates(total: int = 10, **settings: Any) -> list[float]:
-    """The learning rate of every step of a run with peak 2."""
-    plan = TrainPlan.model_construct(total_steps=total, learning_rate=PEAK)
-    training = Training(**settings)
-    return [lr_scheduler.learning_rate(step, plan, training) for step in range(1, total + 1)]
-
-
-def test_warm_up_is_linear_and_reaches_the_peak() -> None:
-    found = rates(schedule="constant", warmup_ratio=0.4)
-    assert found == pytest.approx([0.5, 1, 1.5, 2, 2, 2, 2, 2, 2, 2])
-
-
-def test_linear_falls_to_zero_one_step_after_the_last() -> None:
-    found = rates(schedule="linear", warmup_ratio=0.2)
-    assert found == pytest.approx([1, 2, *(2 * left / 8 for left in range(8, 0, -1))])
-
-
-def test_cosine_follows_half_a_wave() -> None:
-    found = rates(schedule="cosine", warmup_ratio=0.2)
-    wave = [1 + math.cos(math.pi * done / 8) for done in range(8)]
-    assert found == pytest.approx([1, 2, *wave])
-
-
-def test_wsd_stays_at_its_peak_and_falls_at_the_end() -> None:
-    found = rates(schedule="wsd", warmup_ratio=0.2, decay_ratio=0.3)
-    assert found == pytest.approx([1, 2, 2, 2, 2, 2, 2, 2, 4 / 3, 2 / 3])
-
-
-def test_a_decay_longer_than_the_steps_after_warm_up_takes_all_of_them() -> None:
-    decay = rates(schedule="wsd", warmup_ratio=0.2, decay_ratio=1)
-    assert decay == pytest.approx(rates(schedule="linear", warmup_ratio=0.2))
-
-
-def test_a_run_of_warm_up_alone_is_possible() -> None:
-    assert rates(total=4, warmup_ratio=1) == pytest.approx([0.5, 1, 1.5, 2])
 
 
 def config_for(optimizer: str = "AdamW", **training: Any) -> StrategyConfig:
@@ -147,30 +105,6 @@ def test_gradients_are_clipped_to_their_global_norm() -> None:
     # Half the gradient, times the learning rate of the step, not the optimizer's initial one.
     assert [float(weight.detach()) for weight in weights] == pytest.approx([-0.75, -1.0], abs=1e-5)
     assert weights[0].grad is None
-
-
-@pytest.mark.parametrize("bad", [math.inf, math.nan])
-def test_a_step_that_overflowed_changes_no_weight_and_halves_the_scale(bad: float) -> None:
-    scale = LossScale()
-    weight = torch.nn.Parameter(torch.ones(2))
-    plain = torch.optim.SGD([weight], lr=1.0)
-    weight.grad = torch.tensor([bad, 1.0])
-    assert not math.isfinite(clip_and_update([weight], plain, 1.0, 1.0, scale))
-    assert weight.detach().tolist() == [1.0, 1.0]
-    assert (scale.value, scale.skipped_steps) == (2.0**15, 1)
-    weight.grad = torch.full((2,), 0.5) * scale.value
-    assert clip_and_update([weight], plain, 1.0, 1.0, scale) == pytest.approx(math.sqrt(0.5))
-    assert weight.detach().tolist() == pytest.approx([0.5, 0.5], abs=1e-5)
-
-
-def test_the_scale_doubles_after_the_growth_interval_which_a_checkpoint_keeps() -> None:
-    scale, later = LossScale(), LossScale()
-    for _ in range(loss_scale.GROWTH_INTERVAL - 1):
-        scale.update(is_finite=True)
-    later.load_state_tensor(scale.state_tensor())
-    assert later.value == 2.0**16
-    later.update(is_finite=True)
-    assert later.value == 2.0**17
 
 
 @pytest.fixture(scope="module")
