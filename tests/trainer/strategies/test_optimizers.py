@@ -12,11 +12,7 @@ from finetune_api.finetunejob import Method, Training
 from finetune_trainer.methods import load_base_model
 from finetune_trainer.methods.adapters import add_adapters
 from finetune_trainer.strategies import StrategyConfig
-from finetune_trainer.strategies.optimizers import (
-    clip_and_update,
-    make_optimizer,
-    parameter_groups,
-)
+from finetune_trainer.strategies.optimizers import clip_and_update, make_optimizer, parameter_groups
 
 from tests.trainer import pool
 from tests.trainer.drive_training import drive
