@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from finetune_api.run import DataFacts, Failure, RunConfig, StageResult
+from finetune_trainer.data.token_store import IGNORED, TokenStore
 from finetune_trainer.prepare import prepare
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.runtime.telemetry import Report
@@ -17,6 +18,8 @@ from tests.trainer.servers import Hub, Repository
 from tests.trainer.tiny import tiny_rows, write_rows
 
 UID = "0b0e7c0e-1111-4222-8333-444455556666"
+END = "<|im_end|>"
+"""The text of the token that ends an answer of the tiny model."""
 
 
 class World:
@@ -107,3 +110,18 @@ def facts_of(result: StageResult) -> DataFacts:
 def found(result: StageResult) -> tuple[Any, ...]:
     """The facts in a result, which do not depend on the attempt."""
     return result.model, result.data, result.reward
+
+
+def held_out(world: World) -> list[dict[str, Any]]:
+    """The held-out prompts, with their references."""
+    return [json.loads(line) for line in (world.data / "eval.jsonl").read_text().splitlines()]
+
+
+def stores(world: World) -> tuple[TokenStore, TokenStore]:
+    """The stores of the training and of the held-out sequences."""
+    return TokenStore.open(world.data / "train"), TokenStore.open(world.data / "eval")
+
+
+def trained_text(tokenizer: Any, row: Any) -> str:
+    """The text of the tokens that have labels."""
+    return str(tokenizer.decode(row.labels[row.labels != IGNORED]))

@@ -315,3 +315,28 @@ def test_template_file_next_to_the_tokenizer_is_used(
     tokenizer = load_tokenizer(world.root / "cache" / COMMIT[:16])
     text = tokenizer.decode(TokenStore.open(world.data / "eval").sequence(0).input_ids)
     assert text.startswith("<|im_start|>user\n")
+
+
+def test_data_is_synced_before_it_gets_its_name(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[str] = set()
+    named: list[set[str]] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def record_sync(descriptor: int) -> None:
+        synced.add(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    def record_rename(path: Path, target: Path) -> Path:
+        files = {str(each) for each in path.rglob("*") if each.is_file()}
+        if not target.name.startswith("."):
+            named.append(files - synced)
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(Path, "rename", record_rename)
+    world.prepare()
+    assert str(world.root / "job" / ".prepare-1" / "data" / "train" / "tokens.npy") in synced
+    assert len(named) >= 2, "the model and the data"
+    assert not set().union(*named), "renamed before it was synced"
