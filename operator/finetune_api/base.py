@@ -39,7 +39,7 @@ QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
 
 
 def cel(rule: str, message: str, field_path: str | None = None) -> dict[str, JsonValue]:
-    """One CEL validation rule as `x-kubernetes-validations` wants it."""
+    """One CEL validation rule as `x-kubernetes-validations` expects it."""
     out: dict[str, JsonValue] = {"rule": rule, "message": message}
     if field_path:
         out["fieldPath"] = field_path

@@ -43,7 +43,7 @@ class Column:
     type: Literal["string", "integer", "boolean", "date"] = "string"
     priority: int = 0
 
-    def wire(self) -> dict[str, Any]:
+    def to_wire(self) -> dict[str, Any]:
         """The column as an entry of additionalPrinterColumns."""
         out: dict[str, Any] = {"name": self.name, "type": self.type, "jsonPath": self.path}
         return out | ({"priority": self.priority} if self.priority else {})
@@ -91,7 +91,7 @@ def _name_rules(children: str) -> tuple[dict[str, Any], ...]:
 class FreezePoint:
     """Point in a job's life from which on a field is immutable."""
 
-    condition: str
+    cel: str
     """CEL over oldSelf that is true from that point on."""
     message: str
     """End of the sentence that begins with the field's name."""
@@ -139,7 +139,7 @@ def _unchanged_rule(spec: type[BaseModel], wire: str, point: FreezePoint) -> dic
         if always
         else f"(has({new}) ? has({old}) && {new} == {old} : !has({old}))"
     )
-    return cel(f"!({point.condition}) || {same}", f"{wire} {point.message}", f".spec.{wire}")
+    return cel(f"!({point.cel}) || {same}", f"{wire} {point.message}", f".spec.{wire}")
 
 
 FINETUNEJOB = Kind(
@@ -207,7 +207,7 @@ def build_crd(kind: Kind, annotations: dict[str, str] | None = None) -> dict[str
         "served": True,
         "storage": True,
         "schema": {"openAPIV3Schema": object_schema(kind)},
-        "additionalPrinterColumns": [column.wire() for column in kind.columns],
+        "additionalPrinterColumns": [column.to_wire() for column in kind.columns],
     }
     if kind.status:
         version["subresources"] = {"status": {}}
@@ -314,12 +314,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--crds", type=Path, default=Path("crds"), help="folder of the CRDs")
     add("--chart", type=Path, default=CHART, help="folder of Helm's copy of them")
     add("--docs", type=Path, default=Path("docs"), help="folder of the pages")
-    given = parser.parse_args(argv)
-    write_manifests(given.crds, render_crds())
-    write_manifests(given.chart, render_crds(KEEP))
-    given.docs.mkdir(parents=True, exist_ok=True)
+    arguments = parser.parse_args(argv)
+    write_manifests(arguments.crds, render_crds())
+    write_manifests(arguments.chart, render_crds(KEEP))
+    arguments.docs.mkdir(parents=True, exist_ok=True)
     for name, text in render_pages().items():
-        (given.docs / name).write_text(text)
+        (arguments.docs / name).write_text(text)
     return 0
 
 

@@ -16,8 +16,8 @@ Spec = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Is:
-    """A field has one of these values; as every predicate it evaluates itself (`holds`), and
-    writes itself as a CEL expression (`to_cel`) and as Markdown (`to_text`)."""
+    """A field has one of these values. Like every predicate it can be evaluated on a spec (`holds`)
+    and written as a CEL expression (`to_cel`) and as Markdown (`to_text`)."""
 
     path: str
     values: tuple[str | bool, ...]

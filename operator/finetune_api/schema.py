@@ -102,7 +102,7 @@ class _Rewriter:
 
     def rewrite(self, raw: Schema, where: str) -> Schema:
         """Rewrite one node and everything below it."""
-        raw = self._resolved(raw, where)
+        raw = self._resolve(raw, where)
         if unknown := [k for k in raw if k not in (*KEPT, *REWRITTEN)]:
             raise SchemaError(f"{where}: {unknown} cannot be expressed in a structural schema")
         out: Schema = {}
@@ -118,18 +118,18 @@ class _Rewriter:
         self._check_bounds(out, where)
         return out
 
-    def _resolved(self, raw: Schema, where: str) -> Schema:
+    def _resolve(self, raw: Schema, where: str) -> Schema:
         """The node with its reference resolved and `null` removed; its own keys take precedence."""
         if "anyOf" in raw:
             branches = [b for b in raw["anyOf"] if b != {"type": "null"}]
             if len(branches) != 1:
                 raise SchemaError(f"{where}: a union cannot be expressed in a structural schema")
             rest = {key: value for key, value in raw.items() if key != "anyOf"}
-            return self._resolved({**branches[0], **rest}, where)
+            return self._resolve({**branches[0], **rest}, where)
         if "$ref" in raw:
             target = self.definitions[raw["$ref"].rsplit("/", 1)[1]]
             rest = {key: value for key, value in raw.items() if key != "$ref"}
-            return self._resolved({**target, **rest}, where)
+            return self._resolve({**target, **rest}, where)
         if "type" not in raw:
             raise SchemaError(f"{where}: give it a type; a CRD needs one for every field")
         return raw
