@@ -100,7 +100,7 @@ FAULTS = (
     Fault(
         "a job that has ended runs on",
         "jobs/plan.py",
-        "    if is_terminal(job):\n        return clean_up_finished(job, view, now)\n",
+        "    if is_terminal(job):\n        return clean_up_terminal_job(job, view, now)\n",
         "",
     ),
     Fault(
@@ -118,8 +118,8 @@ FAULTS = (
     Fault(
         "the deadline runs while a job is suspended",
         "jobs/policies/active_deadline.py",
-        "return deadline + status.suspended_seconds - ",
-        "return deadline - ",
+        "left = deadline + status.suspended_seconds - ",
+        "left = deadline - ",
     ),
     Fault(
         "a late job keeps its gang",
@@ -148,7 +148,7 @@ FAULTS = (
     Fault(
         "no node is ever excluded",
         "jobs/attempt_children.py",
-        "excluded_nodes=tuple(node.name for node in status.nodes if node.excluded)",
+        "excluded_nodes=list_excluded_nodes(status.nodes)",
         "excluded_nodes=()",
     ),
     Fault(
@@ -166,8 +166,8 @@ FAULTS = (
     Fault(
         "a suspended job keeps its devices",
         "jobs/stage_runner.py",
-        "        draft.delete.append(object_ref(attempt.job))\n    step",
-        "        pass\n    step",
+        "        draft.delete.append(object_ref(attempt.job))\n    state",
+        "        pass\n    state",
     ),
     Fault(
         "a job is called suspended while its pods still save",
@@ -244,7 +244,7 @@ FAULTS = (
     Fault(
         "another job's child is taken for ours",
         "jobs/stage_runner.py",
-        "    draft.stalled = find_name_conflict(ctx, children)\n",
+        "    draft.stalled = children.name_conflict\n",
         "    draft.stalled = None\n",
     ),
     Fault(
@@ -322,7 +322,7 @@ FAULTS = (
     Fault(
         "a deleted pod's termination message is not kept",
         "engine/event_handlers.py",
-        "if _is_terminated_stage_pod(manifest) and self.on_update(manifest):",
+        "if _is_ended_stage_pod(manifest) and self.on_update(manifest):",
         "if False:",
         ENGINE,
     ),

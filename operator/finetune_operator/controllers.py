@@ -1,13 +1,15 @@
 """The table of controllers: which function serves which key, and which keys an object wakes.
 
-| key           | reconcile function    | on_rejected         | woken by                         |
-|---------------|-----------------------|---------------------|----------------------------------|
-| FineTuneJob   | `reconcile_job`       | `rejected_job`      | itself, its children, claims,    |
-|               |                       |                     | profiles, the endpoint it serves |
-| ModelEndpoint | `reconcile_endpoint`  | `rejected_endpoint` | itself, its children, claims,    |
-|               |                       |                     | profiles                         |
-| Workspace     | `reconcile_workspace` | (has no status)     | new, ended and deleted jobs,     |
-|               |                       |                     | endpoints, claims, the janitor   |
+| key           | reconcile function    | woken by                                       |
+|---------------|-----------------------|------------------------------------------------|
+| FineTuneJob   | `reconcile_job`       | itself, its children, claims, profiles, the    |
+|               |                       | endpoint it serves                             |
+| ModelEndpoint | `reconcile_endpoint`  | itself, its children, claims, profiles         |
+| Workspace     | `reconcile_workspace` | new, terminal and deleted jobs, endpoints,     |
+|               |                       | claims, the janitor                            |
+
+For a job or an endpoint of which the API server rejects a write, `build_rejected_job_status` or
+`build_rejected_endpoint_status` makes the status; a workspace has none.
 
 `main` gives this table to the engine, which imports none of the modules named here.
 """
@@ -20,7 +22,7 @@ from finetune_operator.decision import (
     ENDPOINT_LABEL,
     JOB_NAME_LABEL,
     JOB_UID_LABEL,
-    Controllers,
+    ControllerTable,
     Decision,
     Key,
     Manifest,
@@ -28,27 +30,30 @@ from finetune_operator.decision import (
     Settings,
     View,
 )
-from finetune_operator.endpoints.plan import reconcile_endpoint, rejected_endpoint
-from finetune_operator.jobs.plan import reconcile_job, rejected_job
+from finetune_operator.endpoints.plan import build_rejected_endpoint_status, reconcile_endpoint
+from finetune_operator.jobs.plan import build_rejected_job_status, reconcile_job
 from finetune_operator.names import JANITOR
 from finetune_operator.workspaces.plan import reconcile_workspace, workspace_key, workspace_keys
 
-ENDED = ("Succeeded", "Failed")
+TERMINAL_PHASES = ("Succeeded", "Failed")
 
 
-def build_controllers(settings: Settings) -> Controllers:
+def build_controllers(settings: Settings) -> ControllerTable:
     """The controllers of FineTuneJobs, ModelEndpoints and the workspaces of namespaces."""
 
     def reconcile_workspace_key(key: Key, view: View, now: datetime) -> Decision:
         return reconcile_workspace(key, view, settings, now)
 
-    return Controllers(
+    return ControllerTable(
         reconcile={
             "FineTuneJob": _with_object(reconcile_job, settings),
             "ModelEndpoint": _with_object(reconcile_endpoint, settings),
             "Workspace": reconcile_workspace_key,
         },
-        on_rejected={"FineTuneJob": rejected_job, "ModelEndpoint": rejected_endpoint},
+        on_rejected={
+            "FineTuneJob": build_rejected_job_status,
+            "ModelEndpoint": build_rejected_endpoint_status,
+        },
         keys_of=keys_of,
         keys_of_deleted=keys_of_deleted,
         initial_keys=lambda view: workspace_keys(view, settings),
@@ -80,7 +85,7 @@ def keys_of_deleted(manifest: Manifest) -> Iterator[Key]:
 
 def _woken_by_job(job: Manifest, _view: View) -> Iterator[Key]:
     yield _key("FineTuneJob", job)
-    if (job.get("status") or {}).get("phase") in (None, "", *ENDED):
+    if (job.get("status") or {}).get("phase") in (None, "", *TERMINAL_PHASES):
         yield workspace_key(job)
 
 
@@ -88,7 +93,7 @@ def _woken_by_endpoint(endpoint: Manifest, view: View) -> Iterator[Key]:
     yield _key("ModelEndpoint", endpoint)
     yield workspace_key(endpoint)
     metadata = endpoint["metadata"]
-    for job in _unfinished_jobs(view, metadata["namespace"]):
+    for job in _list_nonterminal_jobs(view, metadata["namespace"]):
         if ((job.get("spec") or {}).get("serve") or {}).get("endpoint") == metadata["name"]:
             yield _key("FineTuneJob", job)
 
@@ -130,15 +135,15 @@ WOKEN_BY: Mapping[str, Callable[[Manifest, View], Iterator[Key]]] = {
 
 def _may_wait(view: View, namespace: str | None) -> Iterator[Key]:
     """Every key that may wait for a claim or a profile."""
-    for job in _unfinished_jobs(view, namespace):
+    for job in _list_nonterminal_jobs(view, namespace):
         yield _key("FineTuneJob", job)
     for endpoint in view.list("ModelEndpoint", namespace):
         yield _key("ModelEndpoint", endpoint)
 
 
-def _unfinished_jobs(view: View, namespace: str | None) -> Iterator[Manifest]:
+def _list_nonterminal_jobs(view: View, namespace: str | None) -> Iterator[Manifest]:
     for job in view.list("FineTuneJob", namespace):
-        if (job.get("status") or {}).get("phase") not in ENDED:
+        if (job.get("status") or {}).get("phase") not in TERMINAL_PHASES:
             yield job
 
 

@@ -3,9 +3,9 @@
 Engine and reconcile functions meet only here. A reconcile function is pure: it gets a `Key`, a
 `View` of the cache and the time, reads the `Settings` of this installation, and returns a
 `Decision`. The engine carries it out in a fixed order: one status write, creates, applies,
-deletes, events, HTTP requests, requeue. If the API server refuses the status because the function
+deletes, events, HTTP requests, requeue. If the API server rejects the status because the function
 read an outdated object, nothing of the decision is carried out. `controllers` fills in the table
-(`Controllers`) of which function serves which key; `engine.reconciler` calls it.
+(`ControllerTable`) of which function serves which key; `engine.reconciler` calls it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -149,7 +149,7 @@ to keep the status. Pure."""
 
 
 @dataclass(frozen=True)
-class Controllers:
+class ControllerTable:
     """The table that the engine works by; `finetune_operator.controllers` fills it in."""
 
     reconcile: Mapping[str, Reconcile]

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from finetune_operator import settings
-from finetune_operator.decision import Controllers, Settings
+from finetune_operator.decision import ControllerTable, Settings
 from finetune_operator.engine import logs
 from finetune_operator.engine.controller import Controller, run_unless_stopped
 from finetune_operator.engine.health import Health, serve_health
@@ -27,7 +27,7 @@ EXIT_LEADERSHIP_LOST = 3
 log = logging.getLogger(__name__)
 
 
-def run(argv: Sequence[str], build_controllers: Callable[[Settings], Controllers]) -> int:
+def run(argv: Sequence[str], build_controllers: Callable[[Settings], ControllerTable]) -> int:
     """Run the operator with these arguments until a signal stops it; the exit status."""
     options = settings.parse(argv)
     logs.configure(options.log_format, options.log_level)
@@ -38,7 +38,7 @@ def run(argv: Sequence[str], build_controllers: Callable[[Settings], Controllers
         return EXIT_FAILED
 
 
-async def _run_replica(options: settings.Options, controllers: Controllers) -> int:
+async def _run_replica(options: settings.Options, controllers: ControllerTable) -> int:
     """Serve health and metrics, wait for the Lease, and lead."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

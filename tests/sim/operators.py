@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar, cast
 
-from finetune_operator.decision import Controllers, HttpRequest, HttpResponse, Key
+from finetune_operator.decision import ControllerTable, HttpRequest, HttpResponse, Key
 from finetune_operator.engine.cache import Cache
 from finetune_operator.engine.event_handlers import EventHandlers
 from finetune_operator.engine.event_recorder import EventRecorder
@@ -31,7 +31,7 @@ from tests.sim.server import ApiServer
 from tests.sim.watch import Watch, subscribe
 
 T = TypeVar("T")
-KINDS: tuple[Resource, ...] = tuple(each for each in WATCHED if not each.optional)
+KINDS: tuple[Resource, ...] = tuple(each for each in WATCHED if not each.is_optional)
 METRICS = Metrics()
 MOST_AT_ONCE = 60
 """Reconciles without any time between them; more is a loop."""
@@ -100,7 +100,7 @@ class Operator:
         name: str,
         server: ApiServer,
         clock: Clock,
-        controllers: Controllers,
+        controllers: ControllerTable,
         answer: Callable[[str], Any],
         met: Callable[[str], None],
     ) -> None:

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 from finetune_operator.controllers import keys_of
-from finetune_operator.decision import Controllers, Decision, EventRecord, Key, Manifest, View
+from finetune_operator.decision import ControllerTable, Decision, EventRecord, Key, Manifest, View
 
 from tests.sim.clock import Clock, running
 from tests.sim.operators import Operator
@@ -58,7 +58,7 @@ class World:
         self.server = ApiServer(clock)
         self.written: list[str] = []
         self.server.listeners.append(lambda what, new, _old: self._note(what, new))
-        controllers = Controllers(
+        controllers = ControllerTable(
             reconcile={"FineTuneJob": plan_toy, "Workspace": lambda _key, _view, _now: None},
             on_rejected={
                 "FineTuneJob": lambda _job, why, _now: {

@@ -64,7 +64,7 @@ def reconcile_endpoint(
     try:
         observed = observe(endpoint, view)
     except ValidationError as error:
-        return _reject_spec(endpoint, error, now)
+        return _refuse_spec(endpoint, error, now)
 
     # The target: the revision that the spec requires, how far it is, and its missing children.
     target = _advance_target(observed, view, settings, now)
@@ -106,7 +106,7 @@ def reconcile_endpoint(
     )
 
 
-def rejected_endpoint(
+def build_rejected_endpoint_status(
     endpoint: Manifest, why: EventRecord, now: datetime
 ) -> Mapping[str, Any] | None:
     """The status of an endpoint for which the API server rejects a write."""
@@ -115,7 +115,7 @@ def rejected_endpoint(
     return build_stalled_status(generation, old, stalled, now).to_wire()
 
 
-def _reject_spec(endpoint: Manifest, error: ValidationError, now: datetime) -> Decision:
+def _refuse_spec(endpoint: Manifest, error: ValidationError, now: datetime) -> Decision:
     first = error.errors()[0]
     field = ".".join(str(each) for each in first["loc"])
     why = Stalled("InvalidSpec", f"spec.{field}: {first['msg']}; correct it and apply again")
@@ -216,7 +216,7 @@ def _update_records(
     for number, revision in revisions.items():
         record = revision.record
         if active is not None and number == active.number:
-            # Of an unreadable time nothing follows: the predecessor stays for RETIRE_AFTER from now.
+            # The predecessor stays for RETIRE_AFTER from now where the time cannot be read.
             ready_at = record.ready_at if parse_time(record.ready_at) else format_time(now)
             update = {"state": "Active", "message": None, "ready_at": ready_at}
         elif target.revision is not None and number == target.revision.number:

@@ -21,5 +21,6 @@ What they share:
 `server_clock`      what time it is at the API server
 `health`, `metrics`, `logs`   what kubelet, Prometheus and people can see of the process
 
-The engine imports `decision`, `manifest` and `settings`; it imports nothing of what is decided.
+The engine imports `decision`, `manifest`, `settings` and `finetune_api`, and nothing of the code
+that decides.
 """

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from finetune_operator.decision import Controllers
+from finetune_operator.decision import ControllerTable
 from finetune_operator.engine.cache import Cache
 from finetune_operator.engine.event_handlers import EventHandlers
 from finetune_operator.engine.event_recorder import EventRecorder
@@ -45,7 +45,7 @@ class Controller:
         self,
         client: KubeClient,
         options: Options,
-        controllers: Controllers,
+        controllers: ControllerTable,
         metrics: Metrics,
         health: Health,
         leader_election: LeaderElection,

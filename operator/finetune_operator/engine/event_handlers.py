@@ -5,7 +5,7 @@ awaited, so handling an event can neither fail nor block. Which keys an object w
 of `finetune_operator.controllers`; `workqueue` hands them to the reconciler.
 
 A pod that is deleted is gone a moment after its termination message appeared, and a watch may
-deliver both changes as one. So a pod that has terminated stays in the cache until a reconcile of
+deliver both changes as one. So a pod that has ended stays in the cache until a reconcile of
 its job has seen it, and no pod of its attempt runs any more.
 """
 
@@ -16,7 +16,7 @@ from finetune_operator.decision import (
     JOB_NAME_LABEL,
     JOB_UID_LABEL,
     STAGE_LABEL,
-    Controllers,
+    ControllerTable,
     Key,
     Manifest,
 )
@@ -24,14 +24,14 @@ from finetune_operator.engine.cache import Cache, address_of
 from finetune_operator.engine.metrics import HandoverTimer
 from finetune_operator.engine.workqueue import WorkQueue
 
-TERMINATED = ("Succeeded", "Failed")
+ENDED_PHASES = ("Succeeded", "Failed")
 
 
 class EventHandlers:
     """Feeds one cache and one work queue."""
 
     def __init__(
-        self, cache: Cache, queue: WorkQueue, controllers: Controllers, handovers: HandoverTimer
+        self, cache: Cache, queue: WorkQueue, controllers: ControllerTable, handovers: HandoverTimer
     ) -> None:
         self._cache = cache
         self._queue = queue
@@ -51,7 +51,7 @@ class EventHandlers:
         self.enqueue_keys_of(manifest)
         return True
 
-    def on_write(self, manifest: Manifest, writer: Key) -> bool:
+    def on_write(self, manifest: Manifest, written_by: Key) -> bool:
         """The API server answered a write with this object; whether the cache did not have it.
 
         The watch delivers it too, but then the cache has it already: so the keys that it wakes are
@@ -60,13 +60,13 @@ class EventHandlers:
         if not self._cache.put(manifest):
             return False
         for key in self._controllers.keys_of(manifest, self._cache):
-            if key != writer:
+            if key != written_by:
                 self._queue.add(key)
         return True
 
     def on_delete(self, manifest: Manifest) -> bool:
         """The object was deleted; whether the cache still had it."""
-        if _is_terminated_stage_pod(manifest) and self.on_update(manifest):
+        if _is_ended_stage_pod(manifest) and self.on_update(manifest):
             pods = self._retained.setdefault(_job_key(manifest), {})
             pods[manifest["metadata"]["uid"]] = manifest
             return True
@@ -104,22 +104,22 @@ class EventHandlers:
             "Pod", metadata["namespace"], JOB_UID_LABEL, metadata["labels"].get(JOB_UID_LABEL, "")
         )
         attempt = _attempt_of(pod)
-        return all(_is_terminated(each) for each in siblings if _attempt_of(each) == attempt)
+        return all(_has_ended(each) for each in siblings if _attempt_of(each) == attempt)
 
     def _record_stage_end(self, pod: Manifest, old: Manifest | None) -> None:
-        if _is_terminated_stage_pod(pod) and (old is None or not _is_terminated(old)):
+        if _is_ended_stage_pod(pod) and (old is None or not _has_ended(old)):
             job = _job_key(pod)
             stage, _ = _attempt_of(pod)
             self._handovers.record_stage_end(job.namespace, job.name, stage)
 
 
-def _is_terminated_stage_pod(manifest: Manifest) -> bool:
+def _is_ended_stage_pod(manifest: Manifest) -> bool:
     labels: Mapping[str, str] = manifest["metadata"].get("labels") or {}
-    return manifest["kind"] == "Pod" and JOB_NAME_LABEL in labels and _is_terminated(manifest)
+    return manifest["kind"] == "Pod" and JOB_NAME_LABEL in labels and _has_ended(manifest)
 
 
-def _is_terminated(pod: Manifest) -> bool:
-    return (pod.get("status") or {}).get("phase") in TERMINATED
+def _has_ended(pod: Manifest) -> bool:
+    return (pod.get("status") or {}).get("phase") in ENDED_PHASES
 
 
 def _job_key(pod: Manifest) -> Key:

@@ -22,10 +22,10 @@ class Resource:
     group: str
     version: str
     plural: str
-    namespaced: bool = True
+    is_namespaced: bool = True
     selector: str = ""
     """Label selector of the objects that are watched."""
-    optional: bool = False
+    is_optional: bool = False
     """Whether a cluster may lack the kind."""
 
     @property
@@ -40,7 +40,7 @@ class Resource:
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
         """Path of the collection (all namespaces when namespace is ''), or of one object."""
-        middle = f"/namespaces/{namespace}" if self.namespaced and namespace else ""
+        middle = f"/namespaces/{namespace}" if self.is_namespaced and namespace else ""
         tail = "".join(f"/{part}" for part in (name, subresource) if part)
         return f"{self.root}{middle}/{self.plural}{tail}"
 
@@ -59,10 +59,16 @@ WATCHED: tuple[Resource, ...] = (
     Resource("ConfigMap", "", "v1", "configmaps", selector=_OURS),
     Resource("Deployment", "apps", "v1", "deployments", selector=_OURS),
     Resource(
-        "InferenceService", KSERVE_GROUP, "v1beta1", "inferenceservices", True, _OURS, optional=True
+        "InferenceService",
+        KSERVE_GROUP,
+        "v1beta1",
+        "inferenceservices",
+        True,
+        _OURS,
+        is_optional=True,
     ),
     Resource(
-        "ServingRuntime", KSERVE_GROUP, "v1alpha1", "servingruntimes", True, _OURS, optional=True
+        "ServingRuntime", KSERVE_GROUP, "v1alpha1", "servingruntimes", True, _OURS, is_optional=True
     ),
 )
 LEASE = Resource("Lease", "coordination.k8s.io", "v1", "leases")

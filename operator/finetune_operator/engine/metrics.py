@@ -157,7 +157,7 @@ class HandoverTimer:
         self._stage_ends: dict[tuple[str, str], tuple[str, float]] = {}
 
     def record_stage_end(self, namespace: str, job: str, stage: str) -> None:
-        """An event just showed that a pod of that stage has terminated."""
+        """An event just showed that a pod of that stage has ended."""
         self._stage_ends[namespace, job] = stage, time.monotonic()
 
     def record_stage_start(self, namespace: str, job: str, stage: str) -> None:

@@ -2,7 +2,7 @@
 
 The order of a decision's writes is fixed: the status first, with the resourceVersion of the object
 that the decision was made from, then creates, applies, deletes, events, HTTP requests, requeue. If
-the status stays as it is, a patch that changes nothing takes its place. So the API server refuses a
+the status stays as it is, a patch that changes nothing takes its place. So the API server rejects a
 leader that was deposed, or that decides on an outdated cache, before it has changed anything.
 Children have deterministic names, so a crash between any two writes is repaired by deciding again.
 `writer` sends the writes, `event_recorder` the events, and `http_poller` the requests.
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
-from finetune_operator.decision import Controllers, Decision, EventRecord, Key, Manifest
+from finetune_operator.decision import ControllerTable, Decision, EventRecord, Key, Manifest
 from finetune_operator.engine.cache import Cache
 from finetune_operator.engine.event_handlers import EventHandlers
 from finetune_operator.engine.event_recorder import EventRecorder
@@ -50,7 +50,7 @@ class Reconciler:
 
     def __init__(
         self,
-        controllers: Controllers,
+        controllers: ControllerTable,
         cache: Cache,
         queue: WorkQueue,
         event_handlers: EventHandlers,

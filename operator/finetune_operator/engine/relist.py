@@ -58,7 +58,7 @@ class Relister:
         serves."""
         served: list[Resource] = []
         for each in self._kinds:
-            if not each.optional or each.kind in await self._client.kinds_of(each):
+            if not each.is_optional or each.kind in await self._client.kinds_of(each):
                 served.append(each)
         return tuple(served)
 
@@ -97,7 +97,7 @@ class Relister:
                 continue
             try:
                 for each in kinds:
-                    if each.namespaced:
+                    if each.is_namespaced:
                         await self._client.list(each, namespace)
             except ApiError:
                 continue
@@ -109,7 +109,7 @@ class Relister:
         return sum([await self._list(of, namespace) for namespace in self._namespaces_of(of)])
 
     def _namespaces_of(self, of: Resource) -> Sequence[str]:
-        return self.namespaces if of.namespaced and self._served_namespaces else ("",)
+        return self.namespaces if of.is_namespaced and self._served_namespaces else ("",)
 
     async def _list(self, of: Resource, namespace: str) -> int:
         items, version = await self._client.list(of, namespace)

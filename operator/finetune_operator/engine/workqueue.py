@@ -54,7 +54,7 @@ class WorkQueue:
     def add_rate_limited(self, key: Key, at_least: float = 0.0) -> float:
         """Run the key again after an error: in 0.1 s, 0.2 s … 60 s, half of it random.
 
-        `at_least` is how many seconds the API server wants us to wait. Returns the delay in
+        `at_least` is how many seconds the API server requires (Retry-After). Returns the delay in
         seconds.
         """
         failures = self._failures.get(key, 0)

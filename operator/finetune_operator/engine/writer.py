@@ -3,7 +3,7 @@
 Two fences stand before a write. The first is local: none is sent once another process may hold the
 Lease. A process that was frozen after it looked at its clock passes that fence, and so may one
 whose watch is dead. The second is at the API server: the first write of a decision carries the
-resourceVersion of the object that the decision was made from, and the API server refuses it when
+resourceVersion of the object that the decision was made from, and the API server rejects it when
 any client has written the object since. What the API server answers goes to `event_handlers` at
 once, so that the next reconcile sees it even if the watch is late.
 """
@@ -169,7 +169,7 @@ class Writer:
         return True
 
     async def _get_existing(self, key: Key, manifest: Manifest, why: AlreadyExists) -> Manifest:
-        """The object that has the name, if it is the one that we wanted to create."""
+        """The object that has the name, if it is the desired one."""
         kind, metadata = manifest["kind"], manifest["metadata"]
         namespace, name = metadata.get("namespace", ""), metadata["name"]
         what = f"{kind} {namespace}/{name}"

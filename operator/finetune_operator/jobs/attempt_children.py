@@ -5,6 +5,7 @@ same attempt is created again, which is harmless as names are fixed; so neither 
 API calls nor a cache that lags behind the operator's own writes can start a second gang.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from finetune_api.finetunejob import FineTuneJobStatus
@@ -13,6 +14,7 @@ from finetune_api.run import Failure, RunConfig
 from finetune_operator.decision import Manifest
 from finetune_operator.jobs.draft import Context
 from finetune_operator.jobs.observe import Attempt
+from finetune_operator.jobs.policies.node_exclusion import list_excluded_nodes
 from finetune_operator.jobs.stages.base import PodStage
 from finetune_operator.jobs.workspace_claim import check_workspace
 from finetune_operator.names import child_name, master_host
@@ -26,10 +28,13 @@ from finetune_operator.stalled import Stalled
 
 @dataclass(frozen=True)
 class AttemptChildren:
-    """Every child of an attempt in the order of creation, the Job last; those that exist too."""
+    """The children of an attempt that the cache does not have."""
 
     config: RunConfig
-    manifests: tuple[Manifest, ...]
+    missing: tuple[Manifest, ...]
+    """In the order of creation, the Job last."""
+    name_conflict: Stalled | None
+    """An object of another owner has the name of a child."""
 
 
 def build_children(
@@ -51,17 +56,19 @@ def build_children(
     pods = stalled or stage.build_pods(ctx, status, config)
     if isinstance(pods, Stalled):
         return pods
-    pods = replace(pods, excluded_nodes=tuple(node.name for node in status.nodes if node.excluded))
+    if status.nodes:
+        pods = replace(pods, excluded_nodes=list_excluded_nodes(status.nodes))
     attempt = AttemptMetadata(ctx.job, stage.name, number)
     image = (previous.image if previous else None) or ctx.settings.trainer_image
     manifests = [] if claim else [build_workspace_pvc(ctx.namespace, ctx.settings)]
     manifests.append(
         build_run_configmap(attempt, config, image, previous.run if previous else None)
     )
-    if pods.rendezvous:
+    if pods.has_rendezvous:
         manifests.append(build_rendezvous_service(attempt))
     manifests.append(build_stage_job(attempt, pods, replace(ctx.settings, trainer_image=image)))
-    return AttemptChildren(config, tuple(manifests))
+    missing = tuple(child for child in manifests if _find_cached(ctx, child) is None)
+    return AttemptChildren(config, missing, _find_name_conflict(ctx, manifests))
 
 
 def build_missing_children(
@@ -71,27 +78,27 @@ def build_missing_children(
     that has not started never does."""
     name = child_name(ctx.name, stage.name, attempt.number)
     claim = ctx.view.get("PersistentVolumeClaim", ctx.namespace, ctx.settings.workspace_claim)
-    given = attempt.config
-    is_complete = given is not None and (
-        not given.master_host or ctx.view.get("Service", ctx.namespace, name) is not None
+    config = attempt.config
+    is_complete = config is not None and (
+        not config.master_host or ctx.view.get("Service", ctx.namespace, name) is not None
     )
     if is_complete and claim is not None:
         return []
     children = build_children(ctx, status, stage, attempt.number)
     if isinstance(children, AttemptChildren):
-        return [child for child in children.manifests[:-1] if find_cached(ctx, child) is None]
+        return [child for child in children.missing if child["kind"] != "Job"]
     return [] if claim else [build_workspace_pvc(ctx.namespace, ctx.settings)]
 
 
-def find_cached(ctx: Context, child: Manifest) -> Manifest | None:
+def _find_cached(ctx: Context, child: Manifest) -> Manifest | None:
     """The object of the child's name, whatever its owner is."""
     return ctx.view.get(child["kind"], ctx.namespace, child["metadata"]["name"])
 
 
-def find_name_conflict(ctx: Context, children: AttemptChildren) -> Stalled | None:
+def _find_name_conflict(ctx: Context, children: Sequence[Manifest]) -> Stalled | None:
     """An earlier job of the same name that is being deleted may still hold a child's name."""
-    for child in children.manifests:
-        found = find_cached(ctx, child)
+    for child in children:
+        found = _find_cached(ctx, child)
         owners = (found or {}).get("metadata", {}).get("ownerReferences") or ()
         if found is not None and all(owner.get("uid") != ctx.uid for owner in owners):
             name = f"{child['kind']} {child['metadata']['name']}"

@@ -31,6 +31,8 @@ CLOCK_SLACK = timedelta(minutes=1)
 JOB_DELETED = "JobDeleted"
 REFUSED = "RefusedByNode"
 """Reason of a pod that was scheduled and never ran, as for a device that its node does not have."""
+REFUSAL_LIMIT = 1024
+"""Characters of what the kubelet reports about a pod that it did not run."""
 CACHE_SLACK = timedelta(seconds=5)
 """Time in which the pods of an ended Job may still be missing from the cache."""
 
@@ -104,7 +106,7 @@ def _find_user_error(attempt: Attempt, now: datetime, accept: Accept) -> FailedA
 
 
 def _find_success(attempt: Attempt, now: datetime, accept: Accept) -> Outcome | None:
-    """Success, or NoResult where every pod succeeded and the result says nothing of use."""
+    """Success, or NoResult where every pod succeeded and the result lacks the stage's facts."""
     if len(attempt.pods) < attempt.nodes:
         return None
     if any(pod.phase != "Succeeded" for pod in attempt.pods):
@@ -125,14 +127,14 @@ def _find_success(attempt: Attempt, now: datetime, accept: Accept) -> Outcome | 
 def _find_lost_node(attempt: Attempt, now: datetime) -> FailedAttempt | None:
     """A pod on a dead node never ends, and its peers cannot continue without it."""
     for pod in attempt.pods:
-        if pod.disruption and pod.disruption.node_lost and not pod.finished:
-            return _disrupted(attempt, pod, now)
+        if pod.disruption and pod.disruption.is_node_lost and not pod.has_ended:
+            return _fail_disrupted(attempt, pod, now)
     return None
 
 
 def _may_still_report(pod: PodFacts, now: datetime) -> bool:
     """Whether the pod is being deleted and its grace period is not over."""
-    return pod.deadline is not None and not pod.finished and now < pod.deadline + KILL_SLACK
+    return pod.deadline is not None and not pod.has_ended and now < pod.deadline + KILL_SLACK
 
 
 def _find_cause(attempt: Attempt, now: datetime) -> FailedAttempt | None:
@@ -151,8 +153,8 @@ def _find_cause(attempt: Attempt, now: datetime) -> FailedAttempt | None:
         return reported[0]
     if len(attempt.pods) < attempt.nodes:
         # The missing pod had not failed: a Job deletes only pods that are active.
-        return _missing_pod(attempt, first.at)
-    is_silent = any(not pod.finished for pod in attempt.pods)
+        return _fail_missing_pod(attempt, first.at)
+    is_silent = any(not pod.has_ended for pod in attempt.pods)
     return None if is_silent and now < first.at + PEER_PATIENCE else first
 
 
@@ -162,11 +164,11 @@ def _is_consequence(cause: FailedAttempt) -> bool:
 
 def _list_causes(attempt: Attempt, now: datetime) -> Iterator[FailedAttempt]:
     for pod in attempt.pods:
-        if pod.disruption is not None and pod.disruption.own_doing and pod.phase == "Failed":
+        if pod.disruption is not None and pod.disruption.is_own_doing and pod.phase == "Failed":
             failure = _eviction_failure(pod, pod.disruption.message)
             yield fail_attempt(attempt, "Crashed", _disruption_time(pod, now), failure, pod)
-        elif pod.disruption is not None and (pod.finished or pod.deadline is not None):
-            yield _disrupted(attempt, pod, now)
+        elif pod.disruption is not None and (pod.has_ended or pod.deadline is not None):
+            yield _fail_disrupted(attempt, pod, now)
         elif pod.phase == "Failed" and pod.exit_code == ExitCode.PREEMPTED:
             failure = Failure(reason="Preempted", message=f"pod {pod.name} was asked to stop")
             at = pod.deleted_at or _end_time(pod, now)
@@ -183,7 +185,7 @@ def _list_causes(attempt: Attempt, now: datetime) -> Iterator[FailedAttempt]:
 def _find_missing(attempt: Attempt, now: datetime) -> FailedAttempt | None:
     """The Job has ended or is missing, and so are the pods that would report why."""
     if attempt.job is None:
-        if any(not pod.finished and pod.deadline is None for pod in attempt.pods):
+        if any(not pod.has_ended and pod.deadline is None for pod in attempt.pods):
             return None
         message = f"the Job of {attempt.stage} {attempt.number} was deleted"
         failure = Failure(reason=JOB_DELETED, message=message)
@@ -191,16 +193,16 @@ def _find_missing(attempt: Attempt, now: datetime) -> FailedAttempt | None:
     end = attempt.job_end()
     if end is None or len(attempt.pods) >= attempt.nodes or now < end + CACHE_SLACK:
         return None
-    return _missing_pod(attempt, end)
+    return _fail_missing_pod(attempt, end)
 
 
-def _missing_pod(attempt: Attempt, at: datetime) -> FailedAttempt:
+def _fail_missing_pod(attempt: Attempt, at: datetime) -> FailedAttempt:
     what = f"a pod of {attempt.stage} attempt {attempt.number}"
     message = f"{what} was deleted before its end was seen"
     return fail_attempt(attempt, "Disrupted", at, Failure(reason="PodDeleted", message=message))
 
 
-def _disrupted(attempt: Attempt, pod: PodFacts, now: datetime) -> FailedAttempt:
+def _fail_disrupted(attempt: Attempt, pod: PodFacts, now: datetime) -> FailedAttempt:
     disruption = pod.disruption
     detail = f": {disruption.message}" if disruption and disruption.message else ""
     reason = disruption.reason if disruption else "Disrupted"
@@ -227,7 +229,7 @@ def _plausible_time(at: datetime, pod: PodFacts, now: datetime) -> datetime:
 
 def _reported_failure(pod: PodFacts) -> Failure:
     """The failure in the pod's termination message, unless the kubelet reports a better one: a
-    first process that outlived the kill of a rank does not know the reason."""
+    first process that outlived the kill of a rank cannot report the reason."""
     failure = pod.result.failure if pod.result else None
     if failure is None or (failure.reason == "RankFailed" and pod.exit_reason == "OOMKilled"):
         return _infer_failure(pod)
@@ -260,7 +262,7 @@ def _infer_failure(pod: PodFacts) -> Failure:
     if pod.refusal:
         return Failure(
             reason=REFUSED,
-            message=f"node {pod.node} did not run pod {pod.name}: {pod.refusal[:1024]}",
+            message=f"node {pod.node} did not run pod {pod.name}: {pod.refusal[:REFUSAL_LIMIT]}",
             remedy=f"kubectl describe node {pod.node}",
         )
     code = "no exit code" if pod.exit_code is None else f"exit code {pod.exit_code}"

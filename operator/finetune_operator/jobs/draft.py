@@ -17,6 +17,7 @@ from finetune_operator.jobs.observe import Observed
 from finetune_operator.stalled import Stalled
 
 MESSAGE_LIMIT = 4096
+"""Characters of a message in the status."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,6 @@ class Context:
     """All that a decision about a job may depend on, apart from its status."""
 
     job: Manifest
-    namespace: str
-    """Namespace of the job and of everything that it names."""
-    name: str
-    uid: str
     spec: FineTuneJobSpec
     observed: Observed
     view: View
@@ -35,6 +32,15 @@ class Context:
     now: datetime
     timestamp: str
     """`now` in RFC 3339."""
+    namespace: str = field(init=False)
+    """Namespace of the job and of everything that it names."""
+    name: str = field(init=False)
+    uid: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        metadata = self.job["metadata"]
+        for name in ("namespace", "name", "uid"):
+            object.__setattr__(self, name, metadata[name])
 
     def run_config(self, stage: StageName, attempt: int, **facts: Any) -> RunConfig:
         """The run.json of an attempt of this job."""

@@ -49,7 +49,7 @@ class PodFacts:
     phase: str
     ip: str | None
     created_at: datetime | None
-    orphan: bool
+    is_orphan: bool
     """Whether its Job was deleted without it, so that no controller ends it."""
     exit_code: int | None
     exit_reason: str | None
@@ -69,13 +69,15 @@ class PodFacts:
     unscheduled_message: str
 
     @property
-    def finished(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether it reached a final phase."""
         return self.phase in ("Succeeded", "Failed")
 
-    def given_up(self, now: datetime) -> bool:
+    def is_given_up(self, now: datetime) -> bool:
         """Whether the kubelet is overdue to end it: its node is dead, and it cannot be ended."""
-        return not self.finished and self.deadline is not None and now >= self.deadline + KILL_SLACK
+        return (
+            not self.has_ended and self.deadline is not None and now >= self.deadline + KILL_SLACK
+        )
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Attempt:
         return int((self.job or {}).get("spec", {}).get("completions") or 1)
 
     @property
-    def suspended(self) -> bool:
+    def is_suspended(self) -> bool:
         """Whether another controller, such as a queue, holds the Job back; it gets no pods."""
         return bool((self.job or {}).get("spec", {}).get("suspend"))
 
@@ -113,7 +115,7 @@ class Attempt:
         return next((pod for pod in self.pods if pod.index == 0), None)
 
     @property
-    def live(self) -> bool:
+    def is_live(self) -> bool:
         """Whether its Job has pods that run, or will create some.
 
         One failed pod is enough for the Job controller to end the others (backoffLimit is 0), and
@@ -123,7 +125,7 @@ class Attempt:
             return False
         if any(pod.phase == "Failed" for pod in self.pods):
             return False
-        return len(self.pods) < self.nodes or any(not pod.finished for pod in self.pods)
+        return len(self.pods) < self.nodes or any(not pod.has_ended for pod in self.pods)
 
     def began(self) -> datetime | None:
         """When its first child was created, of those that still exist."""
@@ -150,7 +152,7 @@ class Observed:
     configured: Mapping[StageName, Attempt]
     """By stage, the newest attempt whose run.json still exists."""
 
-    def numbered(self, stage: StageName, number: int) -> Attempt:
+    def find_attempt(self, stage: StageName, number: int) -> Attempt:
         """One attempt, empty where nothing of it exists."""
         for attempt in self.attempts.get(stage, ()):
             if attempt.number == number:
@@ -158,7 +160,6 @@ class Observed:
         return Attempt(stage, number, None, (), None)
 
     def all_attempts(self) -> Iterator[Attempt]:
-        """All attempts of all stages."""
         for attempts in self.attempts.values():
             yield from attempts
 
@@ -175,6 +176,7 @@ def observe(job: Manifest, view: View) -> Observed:
         key = (stage, number)
         configmap = next(iter(configs.get(key, ())), None)
         config = _parse_run_config(configmap) if configmap else None
+        annotations = (configmap or {}).get("metadata", {}).get("annotations") or {}
         attempt = Attempt(
             stage=stage,
             number=number,
@@ -184,7 +186,7 @@ def observe(job: Manifest, view: View) -> Observed:
             pods=_newest_pods(pods.get(key, ())),
             config=config,
             run=json.loads(configmap["data"][RUN_FILE]) if configmap and config else None,
-            image=_find_image(configmap) if configmap else None,
+            image=annotations.get(IMAGE_ANNOTATION),
             planned=planned,
         )
         attempts.setdefault(stage, []).append(attempt)
@@ -206,14 +208,6 @@ def _group_by_attempt(
         if stage is not None and number.isdigit():
             groups.setdefault((stage, int(number)), []).append(manifest)
     return groups
-
-
-def _is_deleted(manifest: Manifest) -> bool:
-    return bool(manifest["metadata"].get("deletionTimestamp"))
-
-
-def _find_image(configmap: Manifest) -> str | None:
-    return (configmap["metadata"].get("annotations") or {}).get(IMAGE_ANNOTATION)
 
 
 def _parse_run_config(configmap: Manifest) -> RunConfig | None:
@@ -241,6 +235,7 @@ def _read_pod(manifest: Manifest) -> PodFacts:
     state = container_state(manifest)
     terminated, waiting = state.get("terminated") or {}, state.get("waiting") or {}
     deadline = parse_time(meta.get("deletionTimestamp"))
+    grace = timedelta(seconds=meta.get("deletionGracePeriodSeconds") or 0)
     scheduled = find_condition(manifest, "PodScheduled")
     unscheduled = scheduled.get("status") == "False"
     return PodFacts(
@@ -252,14 +247,14 @@ def _read_pod(manifest: Manifest) -> PodFacts:
         phase=status.get("phase") or "Pending",
         ip=status.get("podIP"),
         created_at=parse_time(meta.get("creationTimestamp")),
-        orphan=not meta.get("ownerReferences"),
+        is_orphan=not meta.get("ownerReferences"),
         exit_code=terminated.get("exitCode"),
         exit_reason=terminated.get("reason"),
         finished_at=parse_time(terminated.get("finishedAt")),
         refusal=find_refusal(manifest),
         result=parse_result(terminated.get("message")),
         disruption=find_disruption(manifest),
-        deleted_at=deadline - _grace(meta) if deadline else None,
+        deleted_at=deadline - grace if deadline else None,
         deadline=deadline,
         waiting_reason=waiting.get("reason"),
         waiting_message=waiting.get("message") or "",
@@ -271,7 +266,3 @@ def _read_pod(manifest: Manifest) -> PodFacts:
 def _index(meta: Manifest) -> int:
     text = (meta.get("labels") or {}).get(INDEX_LABEL, "0")
     return int(text) if text.isdigit() else 0
-
-
-def _grace(meta: Manifest) -> timedelta:
-    return timedelta(seconds=meta.get("deletionGracePeriodSeconds") or 0)

@@ -19,8 +19,8 @@ from finetune_operator.decision import Decision, EventRecord, Manifest, Settings
 from finetune_operator.jobs.draft import MESSAGE_LIMIT, Context, Draft
 from finetune_operator.jobs.observe import observe
 from finetune_operator.jobs.policies.active_deadline import check_deadline
-from finetune_operator.jobs.policies.ttl_after_finished import clean_up_finished
-from finetune_operator.jobs.progress import final_progress, without_eta
+from finetune_operator.jobs.policies.ttl_after_finished import clean_up_terminal_job
+from finetune_operator.jobs.progress import clear_running_fields, final_progress
 from finetune_operator.jobs.reporting import job_conditions, job_events
 from finetune_operator.jobs.stage_runner import run_serve, run_stage, suspend_serve, suspend_stage
 from finetune_operator.jobs.stages.evaluate import EVALUATE, format_comparison
@@ -42,22 +42,21 @@ def reconcile_job(job: Manifest, view: View, settings: Settings, now: datetime) 
 
     # A job that has ended: stop what still runs, and delete the job after its time to live.
     if is_terminal(job):
-        return clean_up_finished(job, view, now)
+        return clean_up_terminal_job(job, view, now)
 
     timestamp = format_time(now)
     before = FineTuneJobStatus.from_stored(job.get("status"))
     try:
         spec = FineTuneJobSpec.model_validate(job.get("spec") or {})
     except ValidationError as error:
-        return _round_off(job, before, Draft(before, stalled=_describe(error)), timestamp)
+        return _round_off(
+            job, before, Draft(before, stalled=_describe_invalid_spec(error)), timestamp
+        )
     draft = Draft(before.model_copy(update={"stages": _list_stages(before, spec)}))
 
     # What exists: every attempt of every stage, from its Job, its pods and its ConfigMap.
     ctx = Context(
         job=job,
-        namespace=meta["namespace"],
-        name=meta["name"],
-        uid=meta["uid"],
         spec=spec,
         observed=observe(job, view),
         view=view,
@@ -82,14 +81,19 @@ def reconcile_job(job: Manifest, view: View, settings: Settings, now: datetime) 
     if spec.active_deadline_seconds and not spec.suspend and not draft.has_ended:
         left = check_deadline(draft.status, spec.active_deadline_seconds, now)
         if isinstance(left, Failure):
-            _exceed_deadline(draft, left)
+            # What the stages would create, apply or delete is dropped with the job.
+            draft.create, draft.apply, draft.delete = [], [], []
+            assert left.stage is not None, "check_deadline names the stage"
+            draft.fail(left.stage, left)
         elif left is not None:
             draft.requeue_within(left)
 
     return _round_off(job, before, draft, timestamp)
 
 
-def rejected_job(job: Manifest, why: EventRecord, now: datetime) -> Mapping[str, Any] | None:
+def build_rejected_job_status(
+    job: Manifest, why: EventRecord, now: datetime
+) -> Mapping[str, Any] | None:
     """The status of a job for which the API server rejects a write, for a quota for example."""
     if is_terminal(job):
         return None
@@ -109,7 +113,7 @@ def _list_stages(status: FineTuneJobStatus, spec: FineTuneJobSpec) -> list[Stage
     return [known.get(name) or StageStatus(name=name, state="Pending") for name in names]
 
 
-def _describe(error: ValidationError) -> Stalled:
+def _describe_invalid_spec(error: ValidationError) -> Stalled:
     detail = error.errors()[0]
     where = ".".join(str(part) for part in detail["loc"])
     return Stalled(
@@ -132,13 +136,6 @@ def _succeed(draft: Draft, timestamp: str) -> None:
     draft.update(phase="Succeeded", message="; ".join(parts), progress=progress, failure=None)
 
 
-def _exceed_deadline(draft: Draft, failure: Failure) -> None:
-    """Fail the job; what its stages wanted to write is dropped."""
-    draft.create, draft.apply, draft.delete = [], [], []
-    stage = next(stage.name for stage in draft.status.stages if stage.state != "Succeeded")
-    draft.fail(stage, failure)
-
-
 def _round_off(job: Manifest, before: FineTuneJobStatus, draft: Draft, timestamp: str) -> Decision:
     """The decision that a draft has become: message, progress, conditions, events."""
     progress = draft.status.progress
@@ -148,7 +145,7 @@ def _round_off(job: Manifest, before: FineTuneJobStatus, draft: Draft, timestamp
             finished_at=timestamp,
             suspended_at=None,
             stages=stages,
-            progress=without_eta(progress),
+            progress=clear_running_fields(progress),
         )
         draft.stalled, draft.requeue_after, draft.requests = None, None, []
     else:

@@ -33,20 +33,20 @@ class Disruption:
     reason: str
     message: str
     at: datetime | None
-    ready: bool = False
+    is_ready: bool = False
     """Whether the pod is still Ready; the node lifecycle controller sets pods of a lost node to not
     ready."""
 
     @property
-    def node_lost(self) -> bool:
+    def is_node_lost(self) -> bool:
         """Whether the pod will never report its end, because its node is gone.
 
         A taint may also evict pods of a node that still runs, as one that a cloud reclaims.
         """
-        return self.reason == "DeletionByTaintManager" and not self.ready
+        return self.reason == "DeletionByTaintManager" and not self.is_ready
 
     @property
-    def own_doing(self) -> bool:
+    def is_own_doing(self) -> bool:
         """Whether the pod was ended for using more than its own limits, and would be again."""
         return _OVER_ITS_LIMIT.search(self.message) is not None
 

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from finetune_operator.decision import HttpRequest, HttpResponse
 from finetune_operator.manifest import format_time
 
-MESSAGE_LIMIT = 1024
+PROGRESS_MESSAGE_LIMIT = 1024
+"""Characters of the message of a pod."""
 LARGE = 1e6
 LONGEST = 100 * 365 * 86400
 """Seconds beyond which an estimate of the remaining time is not shown."""
@@ -115,7 +116,7 @@ def progress_message(progress: Progress) -> str | None:
     if progress.stalled:
         silent = join_few([f"rank {each.rank} on host {each.host}" for each in progress.stalled])
         return f"no sign of life from {silent} after step {progress.stalled[0].step}"
-    message = progress.message[:MESSAGE_LIMIT]
+    message = progress.message[:PROGRESS_MESSAGE_LIMIT]
     if progress.stage != "train" or not progress.total_steps:
         return message or None
     parts = [f"step {progress.step} of {progress.total_steps}"]
@@ -141,7 +142,7 @@ def progress_at_step(progress: JobProgress | None, step: int) -> JobProgress | N
     return progress.model_copy(update={"step": step, "summary": summary})
 
 
-def without_eta(progress: JobProgress | None) -> JobProgress | None:
+def clear_running_fields(progress: JobProgress | None) -> JobProgress | None:
     """Progress of a stage of which nothing runs now: no time left, and no rank that is silent."""
     return progress and progress.model_copy(update={"eta": None, "stalled_since": None})
 

@@ -13,6 +13,7 @@ from finetune_api.run import StageName
 
 from finetune_operator.decision import EventRecord
 from finetune_operator.jobs.draft import MESSAGE_LIMIT, Draft
+from finetune_operator.jobs.policies.node_exclusion import list_excluded_nodes
 from finetune_operator.jobs.suspend import SUSPENDED
 from finetune_operator.stalled import Stalled
 
@@ -36,9 +37,9 @@ def job_conditions(
     """Every condition for this status. Its last transition is now only where its own status has
     changed."""
     desired = [
-        *_overall(status, stalled),
-        _suspended(status),
-        *(_stage(status, stage) for stage in status.stages),
+        *_build_overall_conditions(status, stalled),
+        _build_suspended_condition(status),
+        *(_build_stage_condition(status, stage) for stage in status.stages),
     ]
     before = {each.type: each for each in status.conditions}
     conditions = []
@@ -57,7 +58,9 @@ def job_conditions(
     return conditions
 
 
-def _overall(status: FineTuneJobStatus, stalled: Stalled | None) -> Sequence[Desired]:
+def _build_overall_conditions(
+    status: FineTuneJobStatus, stalled: Stalled | None
+) -> Sequence[Desired]:
     phase, message = status.phase, status.message
     if phase == "Succeeded":
         return (
@@ -87,14 +90,14 @@ def _overall(status: FineTuneJobStatus, stalled: Stalled | None) -> Sequence[Des
     )
 
 
-def _suspended(status: FineTuneJobStatus) -> Desired:
+def _build_suspended_condition(status: FineTuneJobStatus) -> Desired:
     """As batch/v1 Jobs have it, for `kubectl wait`."""
     if status.phase == "Suspended":
         return ("Suspended", "True", "Suspended", status.message)
     return ("Suspended", "False", status.phase, "")
 
 
-def _stage(status: FineTuneJobStatus, stage: StageStatus) -> Desired:
+def _build_stage_condition(status: FineTuneJobStatus, stage: StageStatus) -> Desired:
     value = "True" if stage.state == "Succeeded" else "False"
     reason: str = stage.state
     if stage.state == "Failed" and status.failure:
@@ -103,7 +106,7 @@ def _stage(status: FineTuneJobStatus, stage: StageStatus) -> Desired:
 
 
 def job_events(before: FineTuneJobStatus, draft: Draft) -> Iterator[EventRecord]:
-    """The events between two statuses, in the order in which they happened."""
+    """The events between two statuses."""
     after, failure, stalled = draft.status, draft.status.failure, draft.stalled
     if after.plan is not None and before.plan is None:
         yield EventRecord("Normal", "Planned", after.plan.reason[:EVENT_LIMIT])
@@ -119,9 +122,8 @@ def job_events(before: FineTuneJobStatus, draft: Draft) -> Iterator[EventRecord]
             yield EventRecord("Warning", failure.reason, message)
         else:
             yield EventRecord("Normal", after.phase, message)
-    excluded = {node.name for node in before.nodes if node.excluded}
     for node in after.nodes:
-        if node.excluded and node.name not in excluded:
+        if node.excluded and node.name not in list_excluded_nodes(before.nodes):
             text = f"{node.failures} attempts ended because of node {node.name}; the next ones "
             yield EventRecord("Warning", "NodeExcluded", text + "run elsewhere")
     old = next((each for each in before.conditions if each.type == "Stalled"), None)

@@ -12,8 +12,6 @@ from finetune_api.run import Failure
 from finetune_operator.jobs.attempt_children import (
     build_children,
     build_missing_children,
-    find_cached,
-    find_name_conflict,
 )
 from finetune_operator.jobs.attempt_outcome import (
     JOB_DELETED,
@@ -34,6 +32,7 @@ from finetune_operator.jobs.policies.retry import (
 from finetune_operator.jobs.policies.stalled_rank import check_stalled_rank
 from finetune_operator.jobs.progress import (
     checkpoint_status,
+    clear_running_fields,
     initial_progress,
     job_progress,
     poll_interval,
@@ -42,12 +41,11 @@ from finetune_operator.jobs.progress import (
     progress_request,
     read_progress,
     request_id,
-    without_eta,
 )
 from finetune_operator.jobs.stages.base import PodStage
 from finetune_operator.jobs.stages.prepare import user_claims
 from finetune_operator.jobs.stages.serve import (
-    Rollout,
+    RolloutInProgress,
     endpoint_name,
     find_endpoint,
     holds_artifact,
@@ -67,10 +65,10 @@ CONFLICT_RECHECK = 1.0
 
 def run_stage(ctx: Context, draft: Draft, stage: PodStage) -> bool:
     """Bring a stage as far as it can get now; True when it has succeeded."""
-    state = draft.stage(stage.name)
-    if state.state == "Succeeded":
+    stage_status = draft.stage(stage.name)
+    if stage_status.state == "Succeeded":
         return True
-    attempt = _find_current(ctx, draft, state)
+    attempt = _find_current(ctx, draft, stage_status)
     if attempt is None:
         _launch(ctx, draft, stage, 1)
         return False
@@ -84,11 +82,12 @@ def run_stage(ctx: Context, draft: Draft, stage: PodStage) -> bool:
 
 
 def suspend_stage(ctx: Context, draft: Draft, stage: PodStage) -> bool:
-    """Stop a stage; True when it has succeeded, so that the next one is looked at."""
-    state = draft.stage(stage.name)
-    if state.state == "Succeeded":
+    """Stop a stage; True when it has succeeded, so that the caller continues with the next
+    stage."""
+    stage_status = draft.stage(stage.name)
+    if stage_status.state == "Succeeded":
         return True
-    attempt = _find_current(ctx, draft, state)
+    attempt = _find_current(ctx, draft, stage_status)
     if attempt is None:
         _rest(ctx, draft, f"suspended before {stage.name}")
         return False
@@ -104,41 +103,41 @@ def suspend_stage(ctx: Context, draft: Draft, stage: PodStage) -> bool:
             return False
     if attempt.job is not None:
         draft.delete.append(object_ref(attempt.job))
-    step = check_suspended(draft.status, attempt, ctx.now)
-    if isinstance(step, Stopping):
+    state = check_suspended(draft.status, attempt, ctx.now)
+    if isinstance(state, Stopping):
         draft.update(phase=stage.phase(attempt))
-        draft.show(stage.name, step.message)
+        draft.show(stage.name, state.message)
         draft.requeue_within(RECHECK)
         return False
-    draft.update(failure=step.failure)
-    draft.update_stage(stage.name, state="Pending", retry_at=None, message=step.stage_message)
-    _rest(ctx, draft, step.message)
+    draft.update(failure=state.failure)
+    draft.update_stage(stage.name, state="Pending", retry_at=None, message=state.stage_message)
+    _rest(ctx, draft, state.message)
     return False
 
 
 def run_serve(ctx: Context, draft: Draft) -> bool:
     """Roll the artifact out as far as possible now; True when the endpoint serves it."""
-    state = draft.stage("serve")
-    if state.state == "Succeeded":
+    stage_status = draft.stage("serve")
+    if stage_status.state == "Succeeded":
         return True
     draft.update(phase="Deploying")
     draft.requeue_within(RECHECK)
     endpoint = find_endpoint(ctx)
     if endpoint is not None and holds_artifact(endpoint, draft.status):
-        started_at = state.started_at or ctx.timestamp
+        started_at = stage_status.started_at or ctx.timestamp
         draft.update_stage("serve", state="Running", attempt=1, started_at=started_at)
-    step = roll_out(ctx, draft.status, endpoint)
-    if isinstance(step, Stalled):
-        draft.stalled = step
-    elif isinstance(step, Failure):
-        draft.fail("serve", step)
-    elif isinstance(step, Rollout):
-        draft.create.extend(step.create)
-        draft.apply.extend(step.apply)
-        draft.show("serve", step.message)
+    state = roll_out(ctx, draft.status, endpoint)
+    if isinstance(state, Stalled):
+        draft.stalled = state
+    elif isinstance(state, Failure):
+        draft.fail("serve", state)
+    elif isinstance(state, RolloutInProgress):
+        draft.create.extend(state.create)
+        draft.apply.extend(state.apply)
+        draft.show("serve", state.message)
     else:
-        draft.update(**step.facts, failure=None)
-        draft.show("serve", step.message)
+        draft.update(**state.facts, failure=None)
+        draft.show("serve", state.message)
         draft.update_stage("serve", state="Succeeded", finished_at=ctx.timestamp)
         return True
     return False
@@ -164,7 +163,7 @@ def _find_current(ctx: Context, draft: Draft, stage: StageStatus) -> Attempt | N
     for older in ctx.observed.attempts.get(stage.name, ()):
         if older.number < number and older.job is not None:
             draft.delete.append(object_ref(older.job))
-    attempt = ctx.observed.numbered(stage.name, number)
+    attempt = ctx.observed.find_attempt(stage.name, number)
     if attempt.config is not None:
         draft.update(plan=draft.status.plan or attempt.config.plan)
     return attempt
@@ -173,8 +172,8 @@ def _find_current(ctx: Context, draft: Draft, stage: StageStatus) -> Attempt | N
 def _launch(ctx: Context, draft: Draft, stage: PodStage, number: int) -> None:
     """Create every child of an attempt that does not exist yet."""
     children = build_children(ctx, draft.status, stage, number)
-    before = ctx.observed.numbered(stage.name, number) if number > 1 else None
-    draft.update(phase=stage.phase(before))
+    attempt = ctx.observed.find_attempt(stage.name, number) if number > 1 else None
+    draft.update(phase=stage.phase(attempt))
     draft.requeue_within(RECHECK)
     if isinstance(children, Failure):
         draft.fail(stage.name, children)
@@ -183,11 +182,11 @@ def _launch(ctx: Context, draft: Draft, stage: PodStage, number: int) -> None:
         draft.stalled = children
         return
     draft.update(plan=draft.status.plan or children.config.plan)
-    draft.stalled = find_name_conflict(ctx, children)
+    draft.stalled = children.name_conflict
     if draft.stalled is not None:
         draft.requeue_within(CONFLICT_RECHECK)
         return
-    draft.create.extend(child for child in children.manifests if find_cached(ctx, child) is None)
+    draft.create.extend(children.missing)
     which = format_attempt(draft.status, stage.name, number) if number > 1 else ""
     draft.update(message=f"{stage.name} is starting{which}")
     # With `started_at` the spec is frozen, in the same write, before anything is made of it.
@@ -305,7 +304,7 @@ def _record_failure(
         failure=outcome.failure,
         restarts=decision.restarts,
         nodes=decision.nodes,
-        progress=without_eta(draft.status.progress),
+        progress=clear_running_fields(draft.status.progress),
     )
     draft.show(stage.name, retry_message(draft.status, stage.name, outcome, ctx.spec.max_restarts))
     draft.update_stage(stage.name, retry_at=format_time(decision.at))
@@ -325,6 +324,6 @@ def _keep_saved_checkpoint(draft: Draft, attempt: Attempt) -> bool:
 def _rest(ctx: Context, draft: Draft, message: str) -> None:
     """The job is suspended: nothing of it runs, and it waits for the user alone."""
     since = draft.status.suspended_at or ctx.timestamp
-    progress = without_eta(draft.status.progress)
+    progress = clear_running_fields(draft.status.progress)
     draft.update(phase=SUSPENDED, suspended_at=since, message=message, progress=progress)
     draft.requeue_after = None

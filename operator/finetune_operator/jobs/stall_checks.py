@@ -52,7 +52,7 @@ def _find_scheduling_stall(
     pod: PodFacts, view: View, namespace: str, claims: list[str], now: datetime
 ) -> Stalled | None:
     since = pod.unscheduled_since
-    if since is None or pod.finished or now < since + SCHEDULING_PATIENCE:
+    if since is None or pod.has_ended or now < since + SCHEDULING_PATIENCE:
         return None
     for claim in claims if _ABOUT_VOLUMES.search(pod.unscheduled_message) else ():
         found = view.get("PersistentVolumeClaim", namespace, claim) or {}
@@ -68,7 +68,7 @@ def _find_creation_stall(attempt: Attempt, now: datetime) -> Stalled | None:
     """A quota or an admission policy rejects pods with an event on the Job only."""
     if attempt.job is None or len(attempt.pods) >= attempt.nodes or attempt.job_end():
         return None
-    if attempt.suspended:
+    if attempt.is_suspended:
         return None
     created = attempt.job_created()
     if created is None or now < created + CREATION_PATIENCE:

@@ -4,6 +4,7 @@ from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.run import StageName
 
 from finetune_operator.jobs.attempt_outcome import FailedAttempt
+from finetune_operator.jobs.draft import MESSAGE_LIMIT
 from finetune_operator.jobs.observe import Attempt
 from finetune_operator.manifest import format_time
 
@@ -36,14 +37,16 @@ def format_resume_point(status: FineTuneJobStatus, stage: StageName) -> str:
 
 
 def format_attempt(status: FineTuneJobStatus, stage: StageName, number: int) -> str:
-    """The number of an attempt and where it begins; empty for the first one."""
-    return f", attempt {number}, {format_resume_point(status, stage)}" if number > 1 else ""
+    """The number of a later attempt and where it begins."""
+    return f", attempt {number}, {format_resume_point(status, stage)}"
 
 
 def format_slowest_pod(attempt: Attempt) -> str:
     """Which pod delays an attempt that is stopping, and until when at most: if its node has died,
     the API server keeps the pod until then."""
-    stopping = [(p.deadline, p.name, p.node) for p in attempt.pods if p.deadline and not p.finished]
+    stopping = [
+        (p.deadline, p.name, p.node) for p in attempt.pods if p.deadline and not p.has_ended
+    ]
     if not stopping:
         return ""
     deadline, name, node = max(stopping)
@@ -54,7 +57,7 @@ def format_slowest_pod(attempt: Attempt) -> str:
 def running_message(status: FineTuneJobStatus, attempt: Attempt) -> str:
     """What an attempt does, as far as its pods show it."""
     stage = attempt.stage
-    if attempt.suspended and not attempt.pods:
+    if attempt.is_suspended and not attempt.pods:
         return f"{stage} waits: its Job is suspended, as by a queue without free capacity"
     running = sum(pod.phase == "Running" for pod in attempt.pods)
     if any(pod.deadline is not None for pod in attempt.pods):
@@ -65,11 +68,11 @@ def running_message(status: FineTuneJobStatus, attempt: Attempt) -> str:
             return f"{stage} is running"
         devices = f"{plan.nodes} x {plan.gpus_per_node} {plan.device}"
         return f"{stage} is running on {devices} with {plan.strategy}"
-    if ended := sum(pod.finished for pod in attempt.pods):
+    if ended := sum(pod.has_ended for pod in attempt.pods):
         return f"{stage} is ending: {ended} of {attempt.nodes} pods have ended"
     waiting = sorted({pod.waiting_reason for pod in attempt.pods if pod.waiting_reason})
     why = f" ({', '.join(waiting)})" if waiting else ""
-    which = format_attempt(status, stage, attempt.number)
+    which = format_attempt(status, stage, attempt.number) if attempt.number > 1 else ""
     return f"{stage} is starting{which}: {running} of {attempt.nodes} pods run{why}"
 
 
@@ -84,4 +87,4 @@ def retry_message(
     text = f"{stage} attempt {failure.attempt} ended{step}: {failure.message.rstrip('.')}"
     if outcome.kind == "Crashed":
         text += f"; restart {status.restarts} of {max_restarts}"
-    return f"{text}; {resume_point}"[:4096]
+    return f"{text}; {resume_point}"[:MESSAGE_LIMIT]

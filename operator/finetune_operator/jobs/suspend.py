@@ -1,10 +1,10 @@
 """spec.suspend: stop after a checkpoint, free the devices, and continue later.
 
 Only the newest attempt of the running stage is stopped, by deleting its Job: the kubelet asks its
-pods to end, and training saves at the next step. A stage that ends well meanwhile has ended. The
-job is suspended when no pod is left that may still report; a pod on a dead node, which cannot be
-ended, is named and not waited for. Resuming starts the next attempt at once, regardless of the
-back-off.
+pods to end, and training saves at the next step. A stage that succeeds meanwhile counts as
+succeeded. The job is suspended when no pod is left that may still report; a pod on a dead node,
+which cannot be ended, is named and not waited for. Resuming starts the next attempt at once,
+regardless of the back-off.
 """
 
 from dataclasses import dataclass
@@ -77,19 +77,21 @@ def resume(status: FineTuneJobStatus, now: datetime) -> dict[str, Any]:
 
 def _may_run(attempt: Attempt, now: datetime) -> bool:
     """Whether a pod of it may run; while its Job runs, the cache may not have its pods yet."""
-    return attempt.live or any(not pod.finished and not pod.given_up(now) for pod in attempt.pods)
+    return attempt.is_live or any(
+        not pod.has_ended and not pod.is_given_up(now) for pod in attempt.pods
+    )
 
 
 def _name_orphans(attempt: Attempt) -> str:
     """A user who deleted the Job with --cascade=orphan has to delete its pods too."""
-    orphans = [pod.name for pod in attempt.pods if pod.orphan and not pod.finished]
+    orphans = [pod.name for pod in attempt.pods if pod.is_orphan and not pod.has_ended]
     if not orphans:
         return ""
     return f"; its Job was deleted without its pods: kubectl delete pod {' '.join(orphans[:4])}"
 
 
 def _name_lost_pods(attempt: Attempt, now: datetime) -> str:
-    lost = [pod for pod in attempt.pods if not pod.finished and pod.given_up(now)]
+    lost = [pod for pod in attempt.pods if not pod.has_ended and pod.is_given_up(now)]
     named = join_few([f"pod {pod.name} on node {pod.node}" for pod in lost])
     where = "those nodes" if lost[1:] else "that node"
     return f"; {named} cannot be ended, check {where}" if lost else ""

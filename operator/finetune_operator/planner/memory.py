@@ -160,8 +160,8 @@ def host_bytes(
     """
     trained = trainable_parameters(model, inputs.method)
     checkpoint_copy = -(-CHECKPOINT_BYTES[inputs.optimizer] * trained // world_size)
-    full = inputs.method.type == "Full"
-    loaded = 4 * trained if full else model_states(model, inputs).weights
+    is_full = inputs.method.type == "Full"
+    loaded = 4 * trained if is_full else model_states(model, inputs).weights
     loading = -(-loaded // local_world_size) if strategy == "FSDP" else 0
     return max(loading, checkpoint_copy + offloaded_bytes(model, inputs, strategy, world_size))
 

@@ -127,7 +127,7 @@ def _list_changes(
     spec: FineTuneJobSpec, profile: AcceleratorProfileSpec, has_plan: HasPlan
 ) -> Iterator[tuple[str, FineTuneJobSpec]]:
     training, compute = spec.training, spec.compute
-    gpus = profile.resource_name is not None
+    has_gpus = profile.resource_name is not None
     if training.micro_batch_size not in (None, 1):
         yield "leave out training.microBatchSize", _with_training(spec, micro_batch_size=None)
     if choose_recomputation(spec) == "None":
@@ -142,12 +142,12 @@ def _list_changes(
         )
     if compute.strategy != "Auto":
         yield "set compute.strategy to Auto", _with_compute(spec, strategy="Auto")
-    if not compute.offload and gpus:
+    if not compute.offload and has_gpus:
         yield "set compute.offload to true", _with_compute(spec, offload=True)
     if compute.nodes is not None or compute.gpus_per_node is not None:
         free = _with_compute(spec, nodes=None, gpus_per_node=None)
         yield "leave out compute.nodes and compute.gpusPerNode", free
-    if gpus and training.optimizer == "AdamW" and spec.method.type == "Full":
+    if has_gpus and training.optimizer == "AdamW" and spec.method.type == "Full":
         yield "set training.optimizer to AdamW8bit", _with_training(spec, optimizer="AdamW8bit")
     if training.optimizer != "AdamW":
         # The only optimizer whose states can be sharded.

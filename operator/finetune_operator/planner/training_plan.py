@@ -110,7 +110,9 @@ def plan_training(
     if plan is not None:
         return plan
     usable = [
-        topology for topology in list_topologies(request) if has_large_batch(request, topology)
+        topology
+        for topology in list_topologies(request)
+        if is_batch_large_enough(request, topology)
     ]
     if not usable:
         smallest = min(list_topologies(request), key=lambda topology: topology.world_size)
@@ -144,7 +146,7 @@ def _refuse_memory(request: PlanRequest, largest: Topology) -> Failure:
 def find_cheapest_plan(request: PlanRequest) -> TrainPlan | None:
     """The first plan that fits, in the order of this module."""
     for topology in list_topologies(request):
-        if not has_large_batch(request, topology):
+        if not is_batch_large_enough(request, topology):
             continue
         for strategy in list_strategies(request, topology):
             if not has_host_memory(request, topology, strategy):
@@ -210,7 +212,7 @@ def has_zero_support(request: PlanRequest) -> bool:
     return request.device == "cuda" or request.spec.training.precision != "fp16"
 
 
-def has_large_batch(request: PlanRequest, topology: Topology) -> bool:
+def is_batch_large_enough(request: PlanRequest, topology: Topology) -> bool:
     """Whether every process gets at least one micro-batch of an optimizer step."""
     return count_accumulation_steps(request, topology, request.min_micro_batch) > 0
 

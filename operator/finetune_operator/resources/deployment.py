@@ -4,6 +4,7 @@ The operator creates it once and never renders it again, so an upgrade of the op
 running revisions alone. Only the number of replicas changes in place.
 """
 
+from copy import deepcopy
 from typing import Any
 
 from finetune_operator.decision import ENDPOINT_LABEL, REVISION_LABEL, Manifest
@@ -64,7 +65,7 @@ def build_serving_pod_spec(served: ServedRevision) -> dict[str, Any]:
     return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": POD_SECURITY_CONTEXT,
+        "securityContext": deepcopy(POD_SECURITY_CONTEXT),
         # As PID 1 vLLM would ignore SIGTERM while it starts.
         "shareProcessNamespace": True,
         "terminationGracePeriodSeconds": 60,

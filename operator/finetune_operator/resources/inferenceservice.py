@@ -5,6 +5,8 @@ revision's name, so that KServe never replaces a model in place; the endpoint's 
 traffic.
 """
 
+from copy import deepcopy
+
 from finetune_operator.decision import Manifest
 from finetune_operator.resources import vllm
 from finetune_operator.resources.metadata import add_spec_hash
@@ -40,7 +42,7 @@ def build_inference_service(served: ServedRevision) -> Manifest:
                     "labels": served.build_labels(),
                     "automountServiceAccountToken": False,
                     "enableServiceLinks": False,
-                    "securityContext": POD_SECURITY_CONTEXT,
+                    "securityContext": deepcopy(POD_SECURITY_CONTEXT),
                     # As PID 1 vLLM would ignore SIGTERM while it starts.
                     "shareProcessNamespace": True,
                     "terminationGracePeriodSeconds": 60,

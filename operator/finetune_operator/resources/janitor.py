@@ -8,6 +8,7 @@ The finished Job stays, because it records when the last janitor ran, and its lo
 """
 
 from collections.abc import Iterable
+from copy import deepcopy
 from datetime import datetime
 
 from finetune_operator.decision import Manifest, Settings
@@ -118,7 +119,7 @@ def _build_pod_spec(arguments: list[str], settings: Settings) -> Manifest:
         "command": ["python", "-m", "finetune_trainer.janitor"],
         "args": arguments,
         "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
-        "securityContext": CONTAINER_SECURITY_CONTEXT,
+        "securityContext": deepcopy(CONTAINER_SECURITY_CONTEXT),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": "workspace", "mountPath": WORKSPACE_ROOT},
@@ -130,7 +131,7 @@ def _build_pod_spec(arguments: list[str], settings: Settings) -> Manifest:
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": POD_SECURITY_CONTEXT,
+        "securityContext": deepcopy(POD_SECURITY_CONTEXT),
         "containers": [container],
         "volumes": [
             {

@@ -19,7 +19,7 @@ def build_stage_job(metadata: AttemptMetadata, pods: StagePods, settings: Settin
             "spec": {
                 "completions": pods.nodes,
                 "parallelism": pods.nodes,
-                "completionMode": "Indexed" if pods.rendezvous else "NonIndexed",
+                "completionMode": "Indexed" if pods.has_rendezvous else "NonIndexed",
                 "backoffLimit": 0,
                 "template": {
                     "metadata": {"labels": metadata.labels},

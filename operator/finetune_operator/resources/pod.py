@@ -7,6 +7,7 @@ experiment trackers and nothing else of their Secret.
 """
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +40,7 @@ class Mount:
 
     path: str
     sub_path: str
-    read_only: bool = False
+    is_read_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class SecretKey:
 
     secret: str
     key: str
-    required: bool
+    is_required: bool
     """Whether the kubelet waits for it before it starts the pod."""
 
 
@@ -68,10 +69,10 @@ class StagePods:
     shared_memory: str
     mounts: Sequence[Mount]
     nodes: int = 1
-    rendezvous: bool = False
+    has_rendezvous: bool = False
     """Whether the pods find each other: indexed, with a headless Service."""
     profile: AcceleratorProfileSpec | None = None
-    """Pool to run on; None for stages that need no accelerator and run anywhere."""
+    """Profile of the nodes to run on; None for stages that need no accelerator and run anywhere."""
     env: Mapping[str, str] = field(default_factory=dict)
     secrets: Sequence[SecretEnv] = ()
     secret_keys: Sequence[SecretKey] = ()
@@ -94,7 +95,7 @@ def build_stage_pod_spec(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": pods.grace_seconds,
-        "securityContext": POD_SECURITY_CONTEXT,
+        "securityContext": deepcopy(POD_SECURITY_CONTEXT),
         "containers": [_build_container(metadata, pods, settings)],
         "volumes": _build_volumes(metadata, pods, settings),
     }
@@ -102,7 +103,7 @@ def build_stage_pod_spec(
         spec["serviceAccountName"] = settings.trainer_service_account
     if settings.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in settings.image_pull_secrets]
-    if pods.rendezvous:
+    if pods.has_rendezvous:
         spec["subdomain"] = metadata.name
     if pods.nodes > 1:
         spec["topologySpreadConstraints"] = [_spread_over_nodes(metadata, pods.nodes)]
@@ -124,8 +125,8 @@ def _build_container(metadata: AttemptMetadata, pods: StagePods, settings: Setti
             *(_build_secret_variable(each) for each in pods.secret_keys),
         ],
         "ports": [{"name": "telemetry", "containerPort": TELEMETRY_PORT, "protocol": "TCP"}],
-        "resources": dict(pods.resources),
-        "securityContext": CONTAINER_SECURITY_CONTEXT,
+        "resources": deepcopy(dict(pods.resources)),
+        "securityContext": deepcopy(CONTAINER_SECURITY_CONTEXT),
         "terminationMessagePath": TERMINATION_PATH,
         "terminationMessagePolicy": "File",
         "volumeMounts": _build_volume_mounts(pods),
@@ -153,7 +154,7 @@ def _build_liveness_probe() -> Manifest:
 
 
 def _build_secret_variable(key: SecretKey) -> Manifest:
-    reference = {"name": key.secret, "key": key.key, "optional": not key.required}
+    reference = {"name": key.secret, "key": key.key, "optional": not key.is_required}
     return {"name": key.key, "valueFrom": {"secretKeyRef": reference}}
 
 
@@ -182,7 +183,7 @@ def _build_volume_mounts(pods: StagePods) -> list[Manifest]:
             "mountPath": mount.path,
             "subPath": mount.sub_path,
         }
-        if mount.read_only:
+        if mount.is_read_only:
             entry["readOnly"] = True
         mounts.append(entry)
     for number, claim in enumerate(pods.claims):

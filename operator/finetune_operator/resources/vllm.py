@@ -5,6 +5,7 @@ KServe itself mounts the model.
 """
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,14 +103,14 @@ def build_container(
         "name": name,
         "image": profile.serving.image or settings.serving_image,
         "imagePullPolicy": settings.image_pull_policy,
-        "command": COMMAND,
+        "command": list(COMMAND),
         "args": build_common_arguments(profile),
         "env": build_environment(profile),
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "startupProbe": _build_probe(period=2, failures=START_SECONDS // 2, timeout=5),
         "readinessProbe": _build_probe(period=2, failures=3, timeout=5),
         "livenessProbe": _build_probe(period=10, failures=12, timeout=10),
-        "securityContext": CONTAINER_SECURITY_CONTEXT,
+        "securityContext": deepcopy(CONTAINER_SECURITY_CONTEXT),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": "tmp", "mountPath": "/tmp"},

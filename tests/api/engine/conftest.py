@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pytest
 from finetune_operator.controllers import keys_of
-from finetune_operator.decision import Controllers, Decision, Key, Reconcile, View
+from finetune_operator.decision import ControllerTable, Decision, Key, Reconcile, View
 from finetune_operator.engine import logs
 from finetune_operator.engine.cache import Cache
 from finetune_operator.engine.event_handlers import EventHandlers
@@ -25,7 +25,7 @@ from finetune_operator.engine.reconciler import Reconciler
 from finetune_operator.engine.relist import Relister
 from finetune_operator.engine.workqueue import WorkQueue
 from finetune_operator.engine.writer import Writer
-from finetune_operator.jobs.plan import rejected_job
+from finetune_operator.jobs.plan import build_rejected_job_status
 
 from hack.cluster.apiserver import ControlPlane
 from tests.api.client import Api
@@ -59,9 +59,9 @@ class Bench:
         """As after a restart of the process."""
         self.queue = WorkQueue(self.metrics.queue)
         self.cache = Cache()
-        controllers = Controllers(
+        controllers = ControllerTable(
             reconcile=dict.fromkeys(("FineTuneJob", "Workspace"), self._call_function),
-            on_rejected={"FineTuneJob": rejected_job},
+            on_rejected={"FineTuneJob": build_rejected_job_status},
             keys_of=keys_of,
         )
         event_handlers = EventHandlers(self.cache, self.queue, controllers, self.metrics.handovers)
@@ -92,7 +92,7 @@ class Bench:
     async def list(self, *kinds: str) -> None:
         """List these kinds, or all, into the cache."""
         for each in WATCHED:
-            if not each.optional and (not kinds or each.kind in kinds):
+            if not each.is_optional and (not kinds or each.kind in kinds):
                 await self._relister.relist(each)
 
     def _call_function(self, key: Key, view: View, now: datetime) -> Decision | None:

@@ -17,7 +17,7 @@ from finetune_operator.decision import (
     MANAGED_BY_LABEL,
     MANAGER,
     STAGE_LABEL,
-    Controllers,
+    ControllerTable,
     Decision,
     EventRecord,
     Key,
@@ -110,14 +110,14 @@ def do_nothing(_key: Key, _view: View, _now: datetime) -> Decision | None:
     return None
 
 
-def build_controllers(_: Settings) -> Controllers:
+def build_controllers(_: Settings) -> ControllerTable:
     """The tiny controller, in the table that the engine works by."""
     return make_controllers(reconcile)
 
 
-def make_controllers(reconcile_job: Reconcile) -> Controllers:
+def make_controllers(reconcile_job: Reconcile) -> ControllerTable:
     """Controllers that call this function for jobs and need nothing for workspaces."""
-    return Controllers(
+    return ControllerTable(
         reconcile={"FineTuneJob": reconcile_job, "Workspace": do_nothing},
         on_rejected={},
         keys_of=keys_of,

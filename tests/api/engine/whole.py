@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from finetune_operator.decision import Controllers
+from finetune_operator.decision import ControllerTable
 from finetune_operator.engine.controller import Controller
 from finetune_operator.engine.health import Health
 from finetune_operator.engine.kube_client import KubeClient
@@ -30,7 +30,7 @@ async def running(
     lease: str,
     namespace: str = "",
     clock: ServerClock | None = None,
-    controllers: Controllers | None = None,
+    controllers: ControllerTable | None = None,
 ) -> AsyncIterator[Controller]:
     """An engine that leads for as long as the context lasts."""
     flags = ["--trainer-image=a", "--serving-image=b", f"--lease-name={lease}"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from finetune_operator.decision import EventRecord
-from finetune_operator.endpoints.plan import rejected_endpoint
+from finetune_operator.endpoints.plan import build_rejected_endpoint_status
 from finetune_operator.resources.janitor import build_janitor_job
 
 from tests.unit.endpoints.stories import answer_checks, start_checks, start_pods
@@ -354,7 +354,7 @@ def test_a_write_that_the_api_server_rejects_is_reported_and_the_endpoint_stays_
     world = World()
     world.roll_out()
     why = EventRecord("Warning", "Forbidden", "exceeded quota: gpus")
-    status = rejected_endpoint(world.need("ModelEndpoint", NAME), why, world.now)
+    status = build_rejected_endpoint_status(world.need("ModelEndpoint", NAME), why, world.now)
     assert status is not None
     conditions = {each["type"]: (each["status"], each["reason"]) for each in status["conditions"]}
     assert conditions["Stalled"] == ("True", "Forbidden")

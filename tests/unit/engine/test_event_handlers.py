@@ -6,7 +6,7 @@ from finetune_operator.decision import (
     ATTEMPT_LABEL,
     JOB_NAME_LABEL,
     JOB_UID_LABEL,
-    Controllers,
+    ControllerTable,
     Key,
     Manifest,
 )
@@ -23,7 +23,7 @@ class Gang:
         metrics = Metrics()
         self.cache = Cache()
         self.queue = WorkQueue(metrics.queue)
-        controllers = Controllers({}, {}, keys_of)
+        controllers = ControllerTable({}, {}, keys_of)
         self.event_handlers = EventHandlers(self.cache, self.queue, controllers, metrics.handovers)
         self.job = Key("FineTuneJob", "ns", "waits")
         for name in ("p0", "p1"):

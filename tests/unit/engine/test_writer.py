@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import pytest
 from finetune_operator.controllers import keys_of
-from finetune_operator.decision import Controllers
+from finetune_operator.decision import ControllerTable
 from finetune_operator.engine.cache import Cache
 from finetune_operator.engine.event_handlers import EventHandlers
 from finetune_operator.engine.kube_client import (
@@ -55,7 +55,7 @@ async def test_a_failed_write_is_counted_by_the_kind_of_its_error(
     kube_client = KubeClient(client.Configuration(host="https://127.0.0.1:1"))
     metrics, cache = Metrics(), Cache()
     event_handlers = EventHandlers(
-        cache, WorkQueue(metrics.queue), Controllers({}, {}, keys_of), metrics.handovers
+        cache, WorkQueue(metrics.queue), ControllerTable({}, {}, keys_of), metrics.handovers
     )
     writer = Writer(kube_client, cache, event_handlers, metrics, lambda: True, confirm)
     try:

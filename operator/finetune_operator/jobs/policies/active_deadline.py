@@ -9,20 +9,15 @@ from finetune_operator.jobs.progress import format_duration
 from finetune_operator.manifest import parse_time
 
 
-def seconds_left(status: FineTuneJobStatus, deadline: int | None, now: datetime) -> float | None:
-    """Seconds until the deadline, negative after it; None without one, or before the job starts."""
-    started = parse_time(status.started_at)
-    if deadline is None or started is None:
-        return None
-    return deadline + status.suspended_seconds - (now - started).total_seconds()
-
-
 def check_deadline(
     status: FineTuneJobStatus, deadline: int, now: datetime
 ) -> float | Failure | None:
     """Seconds until the deadline; DeadlineExceeded after it; None before the job starts."""
-    left = seconds_left(status, deadline, now)
-    if left is None or left > 0:
+    started = parse_time(status.started_at)
+    if started is None:
+        return None
+    left = deadline + status.suspended_seconds - (now - started).total_seconds()
+    if left > 0:
         return left
     stage = next(stage for stage in status.stages if stage.state != "Succeeded")
     return Failure(

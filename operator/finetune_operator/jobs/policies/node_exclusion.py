@@ -34,7 +34,7 @@ def find_blamed_node(attempt: Attempt, outcome: FailedAttempt) -> str | None:
     """The node because of which the attempt ended; None where it was none, or it is not known."""
     pod = outcome.pod
     if outcome.kind == "Disrupted":
-        return pod.node if pod and pod.disruption and pod.disruption.node_lost else None
+        return pod.node if pod and pod.disruption and pod.disruption.is_node_lost else None
     if outcome.kind != "Crashed":
         return None
     if outcome.failure.reason == RANK_STALLED:
@@ -51,6 +51,11 @@ def count_failure(nodes: Sequence[NodeFailures], name: str) -> list[NodeFailures
     return sorted([*others[: MOST_NODES - 1], new], key=lambda node: node.name)
 
 
+def list_excluded_nodes(nodes: Sequence[NodeFailures]) -> list[str]:
+    """The names of the nodes that the next attempts avoid."""
+    return [node.name for node in nodes if node.excluded]
+
+
 def check_exclusion(
     observed: Observed, attempt: Attempt, nodes: Sequence[NodeFailures], now: datetime
 ) -> FailedAttempt | None:
@@ -58,12 +63,12 @@ def check_exclusion(
 
     Not while pods of an earlier attempt are still ending: they may be what takes the capacity.
     """
-    avoided = [node.name for node in nodes if node.excluded]
-    waiting = [p.unscheduled_since for p in attempt.pods if p.unscheduled_since and not p.finished]
+    avoided = list_excluded_nodes(nodes)
+    waiting = [p.unscheduled_since for p in attempt.pods if p.unscheduled_since and not p.has_ended]
     if not avoided or not waiting or now < min(waiting) + PATIENCE:
         return None
     others = [p for each in observed.all_attempts() if each is not attempt for p in each.pods]
-    if any(not pod.finished and not pod.given_up(now) for pod in others):
+    if any(not pod.has_ended and not pod.is_given_up(now) for pod in others):
         return None
     failure = Failure(
         reason=LIFTED,

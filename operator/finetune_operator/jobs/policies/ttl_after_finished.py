@@ -16,9 +16,9 @@ LONGEST_SLEEP = 3600.0
 """The clock of a machine may be set, so the operator checks again within this time, in seconds."""
 
 
-def clean_up_finished(job: Manifest, view: View, now: datetime) -> Decision:
+def clean_up_terminal_job(job: Manifest, view: View, now: datetime) -> Decision:
     """What is left to do for a job that has ended."""
-    live = [attempt.job for attempt in observe(job, view).all_attempts() if attempt.live]
+    live = [attempt.job for attempt in observe(job, view).all_attempts() if attempt.is_live]
     delete = [object_ref(each) for each in live if each is not None]
     left = _seconds_to_live(job, now)
     if left is not None and left <= 0:

@@ -16,7 +16,6 @@ from finetune_operator.stalled import Stalled
 
 
 def phase(attempt: Attempt | None) -> Phase:
-    """The same from beginning to end."""
     return "Evaluating"
 
 
@@ -35,23 +34,25 @@ def build_config(
 
 
 def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> StagePods | Stalled:
-    """One pod on the pool of the training, with one device, or as many as inference needs."""
-    pool = find_profile(ctx.view, config.plan.profile if config.plan else ctx.spec.compute.profile)
-    if isinstance(pool, Stalled):
-        return pool
-    devices = plan_serving_devices(config.model, pool.name, pool.spec) if config.model else 1
+    """One pod with the profile of the training, with one device, or as many as inference needs."""
+    profile = find_profile(
+        ctx.view, config.plan.profile if config.plan else ctx.spec.compute.profile
+    )
+    if isinstance(profile, Stalled):
+        return profile
+    devices = plan_serving_devices(config.model, profile.name, profile.spec) if config.model else 1
     if isinstance(devices, Failure):
-        devices = pool.spec.devices_per_node
+        devices = profile.spec.devices_per_node
     model = ctx.spec.model
     return StagePods(
-        resources=build_device_resources(pool.spec, devices),
-        shared_memory=pool.spec.shared_memory,
+        resources=build_device_resources(profile.spec, devices),
+        shared_memory=profile.spec.shared_memory,
         mounts=(
-            Mount(Paths().model_cache, model_path(model.uri, model.revision), read_only=True),
+            Mount(Paths().model_cache, model_path(model.uri, model.revision), is_read_only=True),
             Mount(Paths().job, job_path(ctx.uid)),
-            *reward_mount(ctx.spec, read_only=True),
+            *reward_mount(ctx.spec, is_read_only=True),
         ),
-        profile=pool.spec,
+        profile=profile.spec,
     )
 
 

@@ -15,7 +15,6 @@ from finetune_operator.stalled import Stalled
 
 
 def phase(attempt: Attempt | None) -> Phase:
-    """The same from beginning to end."""
     return "Exporting"
 
 
@@ -46,15 +45,17 @@ def recorded_probe(observed: Observed) -> ProbeRecord | None:
 
 def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> StagePods | Stalled:
     """One pod without devices: merging is arithmetic on weights in host memory."""
-    pool = find_profile(ctx.view, config.plan.profile if config.plan else ctx.spec.compute.profile)
-    if isinstance(pool, Stalled):
-        return pool
+    profile = find_profile(
+        ctx.view, config.plan.profile if config.plan else ctx.spec.compute.profile
+    )
+    if isinstance(profile, Stalled):
+        return profile
     model = ctx.spec.model
     return StagePods(
         resources=build_host_resources(config.model.weight_bytes if config.model else 0),
-        shared_memory=pool.spec.shared_memory,
+        shared_memory=profile.spec.shared_memory,
         mounts=(
-            Mount(Paths().model_cache, model_path(model.uri, model.revision), read_only=True),
+            Mount(Paths().model_cache, model_path(model.uri, model.revision), is_read_only=True),
             Mount(Paths().job, job_path(ctx.uid)),
             Mount(Paths().artifact, artifact_path(ctx.name, ctx.uid)),
         ),

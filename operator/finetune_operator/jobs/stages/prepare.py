@@ -59,9 +59,9 @@ def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> St
 
     The profile is read here already, so that a job that cannot train stalls at once.
     """
-    pool = find_profile(ctx.view, ctx.spec.compute.profile)
-    if isinstance(pool, Stalled):
-        return pool
+    profile = find_profile(ctx.view, ctx.spec.compute.profile)
+    if isinstance(profile, Stalled):
+        return profile
     workspace, fetched = ctx.settings.workspace_claim, sources(ctx.spec)
     claims = user_claims(ctx.spec, workspace)
     folders = (artifact_folder(source.uri, workspace) for source, _ in fetched)
@@ -75,12 +75,12 @@ def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> St
     model, volumes = ctx.spec.model, f"{Paths().volumes}/{workspace}"
     return StagePods(
         resources=WITHOUT_MODEL,
-        shared_memory=pool.spec.shared_memory,
+        shared_memory=profile.spec.shared_memory,
         mounts=(
             Mount(Paths().model_cache, model_path(model.uri, model.revision)),
             Mount(Paths().job, job_path(ctx.uid)),
             *reward_mount(ctx.spec),
-            *(Mount(f"{volumes}/{folder}", folder, read_only=True) for folder in artifacts),
+            *(Mount(f"{volumes}/{folder}", folder, is_read_only=True) for folder in artifacts),
         ),
         secrets=[
             SecretEnv(source.credentials_secret, prefix)
@@ -106,12 +106,12 @@ def _check_claims(ctx: Context, claims: list[str]) -> Stalled | None:
     return None
 
 
-def reward_mount(spec: FineTuneJobSpec, read_only: bool = False) -> tuple[Mount, ...]:
+def reward_mount(spec: FineTuneJobSpec, is_read_only: bool = False) -> tuple[Mount, ...]:
     """The cache entry of grpo.rewardModel, where there is one."""
     reward = spec.grpo and spec.grpo.reward_model
     if not reward:
         return ()
-    return (Mount(Paths().reward_cache, model_path(reward.uri, reward.revision), read_only),)
+    return (Mount(Paths().reward_cache, model_path(reward.uri, reward.revision), is_read_only),)
 
 
 def sources(spec: FineTuneJobSpec) -> list[tuple[ModelAddress | DataSource, str]]:

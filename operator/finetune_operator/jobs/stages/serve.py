@@ -33,7 +33,7 @@ from finetune_operator.stalled import Stalled
 
 
 @dataclass(frozen=True)
-class Rollout:
+class RolloutInProgress:
     """The endpoint does not serve the artifact yet: what to write, and what to wait for."""
 
     message: str
@@ -41,7 +41,7 @@ class Rollout:
     apply: tuple[Manifest, ...] = ()
 
 
-Step = Accepted | Rollout | Stalled | Failure
+RolloutState = Accepted | RolloutInProgress | Stalled | Failure
 
 
 def find_endpoint(ctx: Context) -> Manifest | None:
@@ -56,7 +56,7 @@ def holds_artifact(endpoint: Manifest, status: FineTuneJobStatus) -> bool:
     return (held.get("uri"), held.get("digest")) == (artifact.uri, artifact.digest)
 
 
-def roll_out(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest | None) -> Step:
+def roll_out(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest | None) -> RolloutState:
     """What the roll-out needs now; Accepted when the endpoint serves the artifact."""
     if endpoint is None:
         return _create(ctx, status)
@@ -65,31 +65,31 @@ def roll_out(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest | None)
     return _set_artifact(ctx, status, endpoint)
 
 
-def _create(ctx: Context, status: FineTuneJobStatus) -> Rollout | Stalled | Failure:
-    name, wanted = endpoint_name(ctx), ctx.spec.serve.profile if ctx.spec.serve else None
-    if wanted is None:
-        wanted = status.plan.profile if status.plan else ctx.spec.compute.profile
-    pool = find_profile(ctx.view, wanted)
-    if isinstance(pool, Stalled):
-        return pool
+def _create(ctx: Context, status: FineTuneJobStatus) -> RolloutInProgress | Stalled | Failure:
+    name, profile_name = endpoint_name(ctx), ctx.spec.serve.profile if ctx.spec.serve else None
+    if profile_name is None:
+        profile_name = status.plan.profile if status.plan else ctx.spec.compute.profile
+    profile = find_profile(ctx.view, profile_name)
+    if isinstance(profile, Stalled):
+        return profile
     devices: int | Failure = 1
     if status.model is not None:
-        devices = plan_serving_devices(status.model, pool.name, pool.spec)
+        devices = plan_serving_devices(status.model, profile.name, profile.spec)
     if isinstance(devices, Failure):
         return devices
-    spec = _endpoint_spec(ctx, _require_artifact(status), profile=pool.name, gpus=devices)
+    spec = _endpoint_spec(ctx, _require_artifact(status), profile=profile.name, gpus=devices)
     endpoint = _endpoint_manifest(ctx, spec)
     endpoint["metadata"]["labels"] = build_labels()
-    return Rollout(f"endpoint {name} is being created", create=(endpoint,))
+    return RolloutInProgress(f"endpoint {name} is being created", create=(endpoint,))
 
 
-def _set_artifact(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest) -> Step:
+def _set_artifact(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest) -> RolloutState:
     """Set the artifact, unless the job did before: then another job or a user has replaced it."""
     name, artifact = endpoint_name(ctx), _require_artifact(status)
     stage = next(stage for stage in status.stages if stage.name == "serve")
     if stage.attempt == 0:
         change = _endpoint_manifest(ctx, _endpoint_spec(ctx, artifact))
-        return Rollout(f"endpoint {name} is given the new artifact", apply=(change,))
+        return RolloutInProgress(f"endpoint {name} is given the new artifact", apply=(change,))
     served = ModelEndpointStatus.from_stored(endpoint.get("status"))
     revision = _find_revision(served.revisions, artifact)
     if revision is not None and revision.ready_at is not None:
@@ -102,12 +102,14 @@ def _set_artifact(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest) -
     )
 
 
-def _judge(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest) -> Step:
+def _judge(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest) -> RolloutState:
     name = endpoint_name(ctx)
     served = ModelEndpointStatus.from_stored(endpoint.get("status"))
     revision = _find_revision(served.revisions, _require_artifact(status))
     if revision is None:
-        return Rollout(f"endpoint {name}: {served.message or 'waiting for the new revision'}")
+        return RolloutInProgress(
+            f"endpoint {name}: {served.message or 'waiting for the new revision'}"
+        )
     is_active = revision.revision == served.active_revision and revision.state == "Active"
     if is_active and served.phase == "Ready":
         return _accept(ctx, served, revision)
@@ -119,7 +121,9 @@ def _judge(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest) -> Step:
             message=f"endpoint {name} revision {revision.revision} failed: {detail}",
             remedy=f"kubectl describe mep {name}; the revision before still takes the traffic",
         )
-    return Rollout(f"endpoint {name} revision {revision.revision} is {revision.state}: {detail}")
+    return RolloutInProgress(
+        f"endpoint {name} revision {revision.revision} is {revision.state}: {detail}"
+    )
 
 
 def _accept(ctx: Context, served: ModelEndpointStatus, revision: RevisionStatus) -> Accepted:

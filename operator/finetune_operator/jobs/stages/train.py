@@ -61,15 +61,19 @@ def _plan(ctx: Context, status: FineTuneJobStatus) -> TrainPlan | Stalled | Fail
     """A model that could be trained but not stored or served is refused now, not after training."""
     assert status.model is not None
     assert status.data is not None
-    pool = find_profile(ctx.view, ctx.spec.compute.profile)
-    if isinstance(pool, Stalled):
-        return pool
+    profile = find_profile(ctx.view, ctx.spec.compute.profile)
+    if isinstance(profile, Stalled):
+        return profile
     full = check_free_space(ctx.spec, status.model, status.workspace, ctx.settings.workspace_claim)
-    plan = plan_training(ctx.spec, status.model, status.data, pool.name, pool.spec, status.reward)
+    plan = plan_training(
+        ctx.spec, status.model, status.data, profile.name, profile.spec, status.reward
+    )
     if isinstance(plan, TrainPlan) and full is not None:
         return full
     if isinstance(plan, TrainPlan) and ctx.spec.serve is not None:
-        target = find_profile(ctx.view, ctx.spec.serve.profile) if ctx.spec.serve.profile else pool
+        target = (
+            find_profile(ctx.view, ctx.spec.serve.profile) if ctx.spec.serve.profile else profile
+        )
         if not isinstance(target, Stalled):
             devices = plan_serving_devices(status.model, target.name, target.spec)
             if isinstance(devices, Failure):
@@ -81,26 +85,26 @@ def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> St
     """One pod per node with the devices of the plan."""
     if config.plan is None:
         return Stalled("PlanMissing", "run.json of this attempt has no plan")
-    pool = find_profile(ctx.view, config.plan.profile)
-    if isinstance(pool, Stalled):
-        return pool
+    profile = find_profile(ctx.view, config.plan.profile)
+    if isinstance(profile, Stalled):
+        return profile
     env = {}
-    if pool.spec.resource_name is None:
+    if profile.spec.resource_name is None:
         # Otherwise every process on a CPU pool starts a thread for every core of the node.
-        env["OMP_NUM_THREADS"] = str(max(1, floor_quantity(pool.spec.cpu_per_device)))
+        env["OMP_NUM_THREADS"] = str(max(1, floor_quantity(profile.spec.cpu_per_device)))
     size = checkpoint_bytes(ctx.spec, config.model) if config.model else None
     model = ctx.spec.model
     return StagePods(
-        resources=build_device_resources(pool.spec, config.plan.gpus_per_node),
-        shared_memory=pool.spec.shared_memory,
+        resources=build_device_resources(profile.spec, config.plan.gpus_per_node),
+        shared_memory=profile.spec.shared_memory,
         mounts=(
-            Mount(Paths().model_cache, model_path(model.uri, model.revision), read_only=True),
+            Mount(Paths().model_cache, model_path(model.uri, model.revision), is_read_only=True),
             Mount(Paths().job, job_path(ctx.uid)),
-            *reward_mount(ctx.spec, read_only=True),
+            *reward_mount(ctx.spec, is_read_only=True),
         ),
         nodes=config.plan.nodes,
-        rendezvous=True,
-        profile=pool.spec,
+        has_rendezvous=True,
+        profile=profile.spec,
         env=env,
         has_liveness_probe=True,
         grace_seconds=grace_seconds(status.checkpoint, size, status.workspace),
@@ -115,9 +119,9 @@ def tracker_keys(spec: FineTuneJobSpec) -> list[SecretKey]:
         return []
     secret, keys = tracking.credentials_secret, []
     if tracking.wandb and not tracking.wandb.offline:
-        keys.append(SecretKey(secret, "WANDB_API_KEY", required=True))
+        keys.append(SecretKey(secret, "WANDB_API_KEY", is_required=True))
     if tracking.mlflow and tracking.mlflow.tracking_uri:
-        keys += [SecretKey(secret, key, required=False) for key in MLFLOW_KEYS]
+        keys += [SecretKey(secret, key, is_required=False) for key in MLFLOW_KEYS]
     return keys
 
 

@@ -3,8 +3,9 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from finetune_api.finetunejob import FineTuneJobStatus
-from finetune_operator.jobs.policies.active_deadline import seconds_left
+from finetune_api.finetunejob import FineTuneJobStatus, StageStatus
+from finetune_api.run import Failure
+from finetune_operator.jobs.policies.active_deadline import check_deadline
 
 from tests.unit.jobs.world import World, job_manifest, training
 
@@ -12,21 +13,36 @@ NOON = datetime(2026, 1, 5, 12, 0, 0, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
-    ("status", "deadline", "after", "left"),
+    ("status", "after", "left"),
     [
-        ({"started_at": "2026-01-05T12:00:00Z"}, None, 10, None),
-        ({}, 60, 10, None),
-        ({"started_at": "2026-01-05T12:00:00Z"}, 60, 10, 50),
-        ({"started_at": "2026-01-05T12:00:00Z"}, 60, 61, -1),
-        ({"started_at": "2026-01-05T12:00:00Z", "suspended_seconds": 100}, 60, 61, 99),
+        ({}, 10, None),
+        ({"started_at": "2026-01-05T12:00:00Z"}, 10, 50),
+        ({"started_at": "2026-01-05T12:00:00Z"}, 59.5, 0.5),
+        ({"started_at": "2026-01-05T12:00:00Z"}, 60, "DeadlineExceeded"),
+        ({"started_at": "2026-01-05T12:00:00Z"}, 61, "DeadlineExceeded"),
+        ({"started_at": "2026-01-05T12:00:00Z", "suspended_seconds": 100}, 61, 99),
     ],
-    ids=["without one", "before the start", "running", "late", "time suspended is not counted"],
+    ids=[
+        "before the start",
+        "running",
+        "at the last moment",
+        "due",
+        "late",
+        "time suspended is not counted",
+    ],
 )
-def test_time_left(
-    status: dict[str, object], deadline: int | None, after: float, left: float | None
+def test_the_time_until_the_deadline(
+    status: dict[str, object], after: float, left: float | str | None
 ) -> None:
     now = NOON + timedelta(seconds=after)
-    assert seconds_left(FineTuneJobStatus.model_validate(status), deadline, now) == left
+    stages = [
+        StageStatus(name="prepare", state="Succeeded"),
+        StageStatus(name="train", state="Running", attempt=2),
+    ]
+    found = check_deadline(FineTuneJobStatus.model_validate({**status, "stages": stages}), 60, now)
+    assert (found.reason if isinstance(found, Failure) else found) == left
+    if isinstance(found, Failure):
+        assert (found.stage, found.attempt) == ("train", 2)
 
 
 def test_a_late_job_fails_and_its_pods_are_ended() -> None:

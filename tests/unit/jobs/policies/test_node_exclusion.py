@@ -88,7 +88,7 @@ def test_who_is_to_blame_for(what: str) -> None:
     happens, node = BLAME[what]
     world, pods = training()
     happens(world, pods[1])
-    attempt = observe(world.job, world).numbered("train", 1)
+    attempt = observe(world.job, world).find_attempt("train", 1)
     outcome = outcome_of(attempt, world.now, lambda _: None)
     assert isinstance(outcome, FailedAttempt)
     assert find_blamed_node(attempt, outcome) == node
