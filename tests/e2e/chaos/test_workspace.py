@@ -51,7 +51,9 @@ def test_a_full_workspace_costs_checkpoints_and_no_steps(
 def skipped_save(run: Run, at: float) -> str:
     """The status message about the skipped save."""
     texts = (str(s.status.get("message", "")) for s in run.seen if s.at > at)
-    return next((text.partition(": step")[0] for text in texts if "skipped the checkpoint" in text), "")
+    return next(
+        (text.partition(": step")[0] for text in texts if "skipped the checkpoint" in text), ""
+    )
 
 
 def test_a_workspace_that_is_too_small_ends_the_job_before_it_trains(
