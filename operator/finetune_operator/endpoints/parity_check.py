@@ -14,12 +14,12 @@ from typing import Any, Literal
 from finetune_api.modelendpoint import Probe
 
 from finetune_operator.decision import HttpRequest, HttpResponse, Manifest, View
+from finetune_operator.endpoints.failure import RevisionFailure
 from finetune_operator.endpoints.pods import count_restarts, shorten
 from finetune_operator.resources.metadata import compute_digest
 from finetune_operator.resources.vllm import PORT
-from finetune_operator.stalled import Stalled
 
-ATTEMPTS = 2
+TRIES = 2
 RETRY_SECONDS = 2.0
 OVERLOADED = (408, 429)
 KEEP_SECONDS = 3600.0
@@ -31,8 +31,8 @@ contain their requests."""
 class CheckResult:
     """The result of the checks so far."""
 
-    outcome: Literal["Pending", "Passed"] | Stalled
-    """Stalled is final: the revision has failed."""
+    outcome: Literal["Pending", "Passed"] | RevisionFailure
+    """A failure is final: the revision has failed."""
     detail: str = ""
     """What the checks wait for."""
     has_error: bool = False
@@ -47,7 +47,7 @@ def check_pods(
     results = [_check_pod(pod, model, number, probe, view) for pod in pods]
     requests = tuple(request for each in results for request in each.requests)
     for each in results:
-        if isinstance(each.outcome, Stalled):
+        if isinstance(each.outcome, RevisionFailure):
             return CheckResult(each.outcome, requests=requests)
     pending = [each for each in results if each.outcome == "Pending"]
     if pending:
@@ -87,13 +87,13 @@ class _Check:
         address = pod["status"]["podIP"]
         self.base = f"http://[{address}]:{PORT}" if ":" in address else f"http://{address}:{PORT}"
 
-    def build_request(self, attempt: int, is_answered: bool) -> HttpRequest:
-        """The request of one attempt."""
+    def build_request(self, number: int, is_answered: bool) -> HttpRequest:
+        """The request of one try, counted from 1."""
         interval = KEEP_SECONDS if is_answered else RETRY_SECONDS
-        id_ = f"{self.subject}/{self.kind}/{attempt}"
+        id_ = f"{self.subject}/{self.kind}/{number}"
         return HttpRequest(id_, self.base + self.path, self.body, self.timeout, interval)
 
-    def find_error(self, status: int, body: Any) -> Stalled | None:
+    def find_error(self, status: int, body: Any) -> RevisionFailure | None:
         """What is wrong with the response; None if it is right."""
         raise NotImplementedError
 
@@ -102,13 +102,13 @@ class _ModelListCheck(_Check):
     kind = "models"
     path = "/v1/models"
 
-    def find_error(self, status: int, body: Any) -> Stalled | None:
+    def find_error(self, status: int, body: Any) -> RevisionFailure | None:
         listed = _get_path(body, "data")
         ids = [_get_path(each, "id") for each in listed] if isinstance(listed, list) else []
         if status == 200 and self.model in ids:
             return None
         text = f"pod {self.pod} lists {ids} with HTTP {status} on /v1/models, not {self.model!r}"
-        return Stalled("WrongModel", text)
+        return RevisionFailure("WrongModel", text)
 
 
 class _ParityCheck(_Check):
@@ -121,19 +121,19 @@ class _ParityCheck(_Check):
         self.kind = f"chat-{compute_digest([self.body, self.expected], 8)}"
         self.timeout = 30.0 + probe.max_tokens
 
-    def find_error(self, status: int, body: Any) -> Stalled | None:
+    def find_error(self, status: int, body: Any) -> RevisionFailure | None:
         answer = _get_path(body, "choices", 0, "message", "content")
         if status != 200 or not isinstance(answer, str):
             why = _get_path(body, "error", "message") or _get_path(body, "message") or body
             text = f"pod {self.pod} refuses the probe with HTTP {status}: {shorten(str(why), 200)}"
-            return Stalled("ProbeRefused", text)
+            return RevisionFailure("ProbeRefused", text)
         if answer.rstrip() == self.expected:
             return None
         text = (
             f"pod {self.pod} answers {shorten(answer, 80)!r} to the probe, "
             f"but evaluation recorded {shorten(self.expected, 80)!r}"
         )
-        return Stalled("ParityMismatch", text)
+        return RevisionFailure("ParityMismatch", text)
 
 
 def build_chat_request(model: str, probe: Probe) -> dict[str, Any]:
@@ -154,13 +154,13 @@ def build_chat_request(model: str, probe: Probe) -> dict[str, Any]:
 
 
 def _run_check(check: _Check, view: View) -> CheckResult:
-    """Repeat the request until there is a right answer, or ATTEMPTS wrong ones."""
+    """Repeat the request until there is a right answer, or TRIES wrong ones."""
     requests: tuple[HttpRequest, ...] = ()
-    error: Stalled | None = None
-    for attempt in range(1, ATTEMPTS + 1):
-        response = view.http_response(check.build_request(attempt, is_answered=False).id)
+    error: RevisionFailure | None = None
+    for number in range(1, TRIES + 1):
+        response = view.http_response(check.build_request(number, is_answered=False).id)
         is_answered = _is_answer(response)
-        requests += (check.build_request(attempt, is_answered),)
+        requests += (check.build_request(number, is_answered),)
         if response is None or not is_answered:
             detail = _describe_wait(check, response)
             return CheckResult("Pending", detail, response is not None, requests)
@@ -186,9 +186,9 @@ def _describe_wait(check: _Check, response: HttpResponse | None) -> str:
 
 def _get_path(data: Any, *path: str | int) -> Any:
     """The value at this path of a JSON document; None if the document has no such path."""
-    for step in path:
-        if isinstance(step, int):
-            data = data[step] if isinstance(data, list) and len(data) > step else None
+    for each in path:
+        if isinstance(each, int):
+            data = data[each] if isinstance(data, list) and len(data) > each else None
         else:
-            data = data.get(step) if isinstance(data, dict) else None
+            data = data.get(each) if isinstance(data, dict) else None
     return data

@@ -16,7 +16,7 @@ from typing import Any
 from finetune_api.modelendpoint import ModelEndpointStatus, RevisionStatus
 from pydantic import ValidationError
 
-from finetune_operator.decision import Decision, EventRecord, Manifest, Settings, View
+from finetune_operator.decision import Decision, EventRecord, Manifest, ObjectRef, Settings, View
 from finetune_operator.endpoints import pods, workload
 from finetune_operator.endpoints.observe import (
     Observed,
@@ -55,6 +55,23 @@ class _Target:
     create: tuple[Manifest, ...] = ()
 
 
+@dataclass(frozen=True)
+class _ServiceWrites:
+    """What makes the endpoint's Service select the active revision."""
+
+    create: tuple[Manifest, ...] = ()
+    apply: tuple[Manifest, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Removal:
+    """The children that are deleted now, and the time until the next ones are due."""
+
+    delete: tuple[ObjectRef, ...]
+    next_in: float | None
+    """Seconds; None if no more are due."""
+
+
 def reconcile_endpoint(
     endpoint: Manifest, view: View, settings: Settings, now: datetime
 ) -> Decision:
@@ -79,7 +96,7 @@ def reconcile_endpoint(
     rollout = Rollout(
         active=active,
         target=records.get(target.revision.number) if target.revision else None,
-        stalled=target.assessment.stalled
+        problem=target.assessment.problem
         or (restored if isinstance(restored, Stalled) else _find_active_stall(observed, active)),
         records=records,
         is_kserve=_uses_kserve(observed, active or target.revision),
@@ -89,7 +106,7 @@ def reconcile_endpoint(
     # Children that the status has recorded as failed or retired.
     removal = _remove_children(observed, target, records, active, now)
 
-    waits = (removal.requeue_after, target.assessment.requeue_after)
+    waits = (removal.next_in, target.assessment.requeue_after)
     due = [seconds for seconds in waits if seconds is not None]
     return Decision(
         create=(
@@ -187,10 +204,10 @@ def _restore_children(
     return _build_children(observed, active, settings)
 
 
-def _route_traffic(observed: Observed, active: Revision | None) -> Decision:
+def _route_traffic(observed: Observed, active: Revision | None) -> _ServiceWrites:
     """Create the endpoint's Service, or switch it to the active revision."""
     if active is None:
-        return Decision()
+        return _ServiceWrites()
     namespace, name, number = observed.namespace, observed.name, active.number
     app = revision_name(name, number)
     if _uses_kserve(observed, active):
@@ -198,11 +215,12 @@ def _route_traffic(observed: Observed, active: Revision | None) -> Decision:
     service = observed.service
     if service is None:
         created = endpoint_service.build_endpoint_service(observed.endpoint, number, app)
-        return Decision(create=(created,))
+        return _ServiceWrites(create=(created,))
     selector = service.get("spec", {}).get("selector")
     if selector == {deployment.APP_LABEL: app} and parse_revision_number(service) == number:
-        return Decision()
-    return Decision(apply=(endpoint_service.build_selector_patch(namespace, name, number, app),))
+        return _ServiceWrites()
+    patch = endpoint_service.build_selector_patch(namespace, name, number, app)
+    return _ServiceWrites(apply=(patch,))
 
 
 def _update_records(
@@ -257,9 +275,8 @@ def _remove_children(
     records: Mapping[int, RevisionStatus],
     active: Revision | None,
     now: datetime,
-) -> Decision:
-    """Delete the children of failed and retired revisions, and runtimes that none uses; requeue
-    when the next revision is due."""
+) -> _Removal:
+    """Delete the children of failed and retired revisions, and runtimes that no revision uses."""
     since = parse_time(records[active.number].ready_at) if active else None
     expired: list[Manifest] = []
     kept: list[Manifest] = []
@@ -273,9 +290,7 @@ def _remove_children(
             waits.append(left)
     used = {_find_runtime_name(each) for each in (*kept, *target.create)}
     expired += [each for each in observed.runtimes if each["metadata"]["name"] not in used]
-    return Decision(
-        delete=tuple(object_ref(each) for each in expired), requeue_after=min(waits, default=None)
-    )
+    return _Removal(tuple(object_ref(each) for each in expired), min(waits, default=None))
 
 
 def _seconds_to_removal(

@@ -1,6 +1,6 @@
 """What the pods of a revision report: ready, waiting for something, or crashing.
 
-A revision waits without a limit for what its pods miss (a node, an image, a claim), because they
+A revision waits without a limit for what its pods lack (a node, an image, a claim), because they
 start by themselves when the user provides it. A crash loop does not end by itself: after three
 restarts of a container the revision has failed, and the reason is the last error of its log.
 """
@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from finetune_operator.decision import Manifest
+from finetune_operator.endpoints.failure import RevisionFailure
 from finetune_operator.manifest import IMAGE_REASONS, find_condition, parse_time
 from finetune_operator.stalled import Stalled
 
@@ -28,14 +29,12 @@ GENERIC_ERROR = "Engine core initialization failed"
 
 
 def is_ready(pod: Manifest) -> bool:
-    """Whether the pod takes traffic."""
     return find_condition(pod, "Ready").get("status") == "True" and bool(
         pod.get("status", {}).get("podIP")
     )
 
 
 def select_ready(pods: Sequence[Manifest]) -> list[Manifest]:
-    """The pods that take traffic."""
     return [pod for pod in pods if is_ready(pod)]
 
 
@@ -62,7 +61,7 @@ def count_restarts(pod: Manifest) -> int:
     return sum(each.get("restartCount", 0) for _, each in _list_containers([pod]))
 
 
-def find_crash(pods: Sequence[Manifest]) -> Stalled | None:
+def find_crash(pods: Sequence[Manifest]) -> RevisionFailure | None:
     """Why a container of the revision crashes, once it has crashed MAX_RESTARTS times."""
     for pod, each in _list_containers(pods):
         if each.get("restartCount", 0) >= MAX_RESTARTS:
@@ -102,7 +101,7 @@ def find_last_error(log: str) -> str:
     return shorten((specific or errors or lines or [""])[-1])
 
 
-def _describe_crash(pod: Manifest, container: dict[str, Any]) -> Stalled:
+def _describe_crash(pod: Manifest, container: dict[str, Any]) -> RevisionFailure:
     count = container.get("restartCount", 0)
     last = container.get("lastState", {}).get("terminated", {})
     last = last or container.get("state", {}).get("terminated", {})
@@ -115,7 +114,10 @@ def _describe_crash(pod: Manifest, container: dict[str, Any]) -> Stalled:
     detail = find_last_error(last.get("message", ""))
     if is_oom:
         detail = "give the AcceleratorProfile more hostMemoryPerDevice"
-    return Stalled("OOMKilled" if is_oom else "CrashLoop", f"{text}: {detail}" if detail else text)
+    return RevisionFailure(
+        reason="OOMKilled" if is_oom else "CrashLoop",
+        message=f"{text}: {detail}" if detail else text,
+    )
 
 
 def _find_scheduling_stall(pod: Manifest) -> Stalled | None:

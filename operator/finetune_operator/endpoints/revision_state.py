@@ -7,6 +7,7 @@ from finetune_api.modelendpoint import RevisionState
 
 from finetune_operator.decision import HttpRequest, View
 from finetune_operator.endpoints import parity_check, pods, workload
+from finetune_operator.endpoints.failure import RevisionFailure
 from finetune_operator.endpoints.observe import Observed, Revision
 from finetune_operator.resources.vllm import START_SECONDS
 from finetune_operator.stalled import Stalled
@@ -23,7 +24,7 @@ class Assessment:
 
     state: RevisionState
     message: str | None = None
-    stalled: Stalled | None = None
+    problem: Stalled | RevisionFailure | None = None
     """What the user must provide, or why the revision failed."""
     requests: tuple[HttpRequest, ...] = ()
     requeue_after: float | None = None
@@ -37,13 +38,16 @@ def assess_revision(
     if revision.record.state == "Failed":
         reason, _, message = (revision.record.message or "").partition(": ")
         return _fail(
-            Stalled(reason or "RevisionFailed", message or "the status holds no reason for it")
+            RevisionFailure(
+                reason=reason or "RevisionFailed",
+                message=message or "the status holds no reason for it",
+            )
         )
     crash = pods.find_crash(revision.pods)
     if crash is not None:
         return _fail(crash)
     progress = workload.check_progress(revision, observed.spec.replicas, now)
-    if isinstance(progress, Stalled):
+    if isinstance(progress, RevisionFailure):
         return _fail(progress)
     if progress == "Starting":
         return _assess_start(revision, observed.spec.replicas, now)
@@ -56,7 +60,7 @@ def _assess_start(revision: Revision, replicas: int, now: datetime) -> Assessmen
     if started is not None and now - started >= START_TIMEOUT:
         minutes = int(START_TIMEOUT.total_seconds() // 60)
         text = f"no answer {minutes} minutes after the start of the container"
-        return _fail(Stalled("StartTimeout", text))
+        return _fail(RevisionFailure("StartTimeout", text))
     count = len(pods.select_ready(revision.pods))
     message = stalled.message if stalled else f"{count} of {replicas} pods ready"
     left = None if started is None else (started + START_TIMEOUT - now).total_seconds()
@@ -73,7 +77,7 @@ def _assess_checks(revision: Revision, observed: Observed, view: View, now: date
     )
     if result.outcome == "Passed":
         return Assessment("Active")
-    if isinstance(result.outcome, Stalled):
+    if isinstance(result.outcome, RevisionFailure):
         return _fail(result.outcome)
     since = pods.find_ready_time(revision.pods)
     is_unreachable = result.has_error and since is not None and now - since >= UNREACHABLE_AFTER
@@ -86,5 +90,5 @@ def _assess_checks(revision: Revision, observed: Observed, view: View, now: date
     )
 
 
-def _fail(why: Stalled) -> Assessment:
+def _fail(why: RevisionFailure) -> Assessment:
     return Assessment("Failed", f"{why.reason}: {why.message}", why)

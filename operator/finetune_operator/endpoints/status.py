@@ -9,13 +9,15 @@ from finetune_api.modelendpoint import EndpointPhase, ModelEndpointStatus, Revis
 
 from finetune_operator.decision import EventRecord
 from finetune_operator.endpoints import pods
+from finetune_operator.endpoints.failure import RevisionFailure
 from finetune_operator.endpoints.observe import Observed, Revision
 from finetune_operator.manifest import format_time
 from finetune_operator.resources.endpoint_service import build_url
 from finetune_operator.stalled import Stalled
 
 KEPT_REVISIONS = 10
-MESSAGE_LENGTH = 1000
+MESSAGE_LIMIT = 1000
+"""Characters of a message in the status."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Rollout:
     """The revision that takes the traffic from now on."""
     target: RevisionStatus | None
     """The record of the revision that the spec requires; None while it cannot be created."""
-    stalled: Stalled | None
+    problem: Stalled | RevisionFailure | None
     """What the roll-out waits for, or why it failed."""
     records: Mapping[int, RevisionStatus]
     is_kserve: bool
@@ -37,7 +39,7 @@ def build_status(observed: Observed, rollout: Rollout, now: datetime) -> ModelEn
     """The whole status; equal input gives an equal status, times included."""
     active = rollout.active
     ready = len(pods.select_ready(active.pods)) if active else 0
-    message = pods.shorten(_build_message(observed, rollout, ready), MESSAGE_LENGTH)
+    message = pods.shorten(_build_message(observed, rollout, ready), MESSAGE_LIMIT)
     return ModelEndpointStatus(
         observed_generation=observed.generation,
         phase=_choose_phase(rollout, ready),
@@ -54,15 +56,15 @@ def build_stalled_status(
     generation: int, old: ModelEndpointStatus, why: Stalled, now: datetime
 ) -> ModelEndpointStatus:
     """The status of an endpoint that the operator cannot reconcile: the roll-out stays as it is."""
-    message = pods.shorten(why.message, MESSAGE_LENGTH)
-    wanted = {
+    message = pods.shorten(why.message, MESSAGE_LIMIT)
+    desired = {
         "Reconciling": (False, why.reason, message),
         "Stalled": (True, why.reason, message),
     }
     if not any(each.type == "Ready" for each in old.conditions):
-        wanted["Ready"] = (False, why.reason, message)
-    kept = [each for each in old.conditions if each.type not in wanted]
-    conditions = [*kept, *_merge_conditions(old.conditions, wanted, generation, now)]
+        desired["Ready"] = (False, why.reason, message)
+    kept = [each for each in old.conditions if each.type not in desired]
+    conditions = [*kept, *_merge_conditions(old.conditions, desired, generation, now)]
     update = {
         "observed_generation": generation,
         "message": message,
@@ -112,11 +114,11 @@ def _build_message(observed: Observed, rollout: Rollout, ready: int) -> str:
         size = f"{ready} of {observed.spec.replicas} pods"
         parts.append(f"revision {active.number} " + (f"answers on {size}" if ready else "is down"))
     if target is None:
-        parts.append(rollout.stalled.message if rollout.stalled else "")
+        parts.append(rollout.problem.message if rollout.problem else "")
     elif active is None or target.revision != active.number:
         parts.append(_describe_target(target))
-    elif rollout.stalled is not None:
-        parts.append(rollout.stalled.message)
+    elif rollout.problem is not None:
+        parts.append(rollout.problem.message)
     return "; ".join(part for part in parts if part)
 
 
@@ -129,32 +131,32 @@ def _describe_target(target: RevisionStatus) -> str:
 def _build_conditions(
     observed: Observed, rollout: Rollout, ready: int, message: str, now: datetime
 ) -> list[Condition]:
-    active, target, stalled = rollout.active, rollout.target, rollout.stalled
+    active, target, problem = rollout.active, rollout.target, rollout.problem
     is_settled = bool(
         active and target and target.revision == active.number and ready >= observed.spec.replicas
     )
-    is_moving = not is_settled and stalled is None
+    is_moving = not is_settled and problem is None
     readiness = (True, "RevisionActive") if ready else (False, "PodsNotReady")
     if active is None:
-        readiness = (False, stalled.reason if stalled else "NoActiveRevision")
-    wanted = {
+        readiness = (False, problem.reason if problem else "NoActiveRevision")
+    desired = {
         "Ready": (*readiness, message),
         "Reconciling": (True, "RollingOut", message) if is_moving else (False, "Settled", ""),
-        "Stalled": (True, stalled.reason, stalled.message) if stalled else (False, "Clear", ""),
+        "Stalled": (True, problem.reason, problem.message) if problem else (False, "Clear", ""),
     }
-    return _merge_conditions(observed.status.conditions, wanted, observed.generation, now)
+    return _merge_conditions(observed.status.conditions, desired, observed.generation, now)
 
 
 def _merge_conditions(
     old: Iterable[Condition],
-    wanted: Mapping[str, tuple[bool, str, str]],
+    desired: Mapping[str, tuple[bool, str, str]],
     generation: int,
     now: datetime,
 ) -> list[Condition]:
-    """The wanted conditions; one that keeps its status keeps its transition time."""
+    """The desired conditions; one that keeps its status keeps its transition time."""
     before = {each.type: each for each in old}
     merged = []
-    for kind, (is_true, reason, message) in wanted.items():
+    for kind, (is_true, reason, message) in desired.items():
         status = "True" if is_true else "False"
         last = before.get(kind)
         since = last.last_transition_time if last and last.status == status else format_time(now)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from finetune_operator.decision import Manifest
 from finetune_operator.endpoints import pods
+from finetune_operator.endpoints.failure import RevisionFailure
 from finetune_operator.endpoints.observe import Revision
 from finetune_operator.manifest import find_condition, parse_time
 from finetune_operator.stalled import Stalled
@@ -17,8 +18,8 @@ INVALID_SPEC_GRACE = timedelta(seconds=30)
 """KServe may see the InferenceService before the ServingRuntime that it names."""
 KSERVE_CONDITIONS = ("Ready", "PredictorReady", "IngressReady")
 
-Progress = Literal["Starting", "Up"] | Stalled
-"""Up: the checks may begin. Stalled is final: the revision has failed."""
+Progress = Literal["Starting", "Up"] | RevisionFailure
+"""Up: the checks may begin. A failure is final: the revision has failed."""
 
 
 def check_progress(revision: Revision, replicas: int, now: datetime) -> Progress:
@@ -74,7 +75,7 @@ def _is_kserve_up(service: Manifest) -> bool:
     return bool(is_loaded and model.get("transitionStatus") == "UpToDate")
 
 
-def _find_kserve_failure(service: Manifest, now: datetime) -> Stalled | None:
+def _find_kserve_failure(service: Manifest, now: datetime) -> RevisionFailure | None:
     model = service.get("status", {}).get("modelStatus", {})
     transition, states = model.get("transitionStatus"), model.get("states", {})
     has_failed = "FailedToLoad" in (states.get("activeModelState"), states.get("targetModelState"))
@@ -89,4 +90,4 @@ def _find_kserve_failure(service: Manifest, now: datetime) -> Stalled | None:
     reason = transition if transition in ("InvalidSpec", "BlockedByFailedLoad") else "FailedToLoad"
     cause = f"{info['reason']}: " if info.get("reason") else ""
     detail = pods.find_last_error(info.get("message", "")) or "KServe reports no message"
-    return Stalled(reason, f"KServe: {cause}{detail}")
+    return RevisionFailure(reason, f"KServe: {cause}{detail}")
