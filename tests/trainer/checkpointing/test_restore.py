@@ -2,18 +2,25 @@
 
 Runs that change their world size have no dropout: other ranks draw other masks. At the same world
 size everything is exact, with any optimizer, precision or offload; test_strategies shows the same
-for every method and strategy with dropout.
+for every method and strategy with dropout. A checkpoint that cannot be read is skipped.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from finetune_trainer.checkpointing import checkpoint_folder
+from finetune_trainer.checkpointing.checkpoint_folder import MARKER
+from finetune_trainer.checkpointing.restore import TrainerState
+from finetune_trainer.runtime.errors import RetryableError
 
 from tests.trainer import pool
+from tests.trainer.checkpoint_ranks import Rank, corrupt, in_process_group, steps_of
 from tests.trainer.drive_training import drive
 from tests.trainer.jobs import losses, make_run, to_json, write_data
 from tests.trainer.strategies.test_strategies import METHODS, STRATEGIES, dropout_model
@@ -126,3 +133,91 @@ def test_a_resume_is_exact_with_every_setting(settings: Path, name: str) -> None
     assert len(straight) == STEPS
     assert losses(job, 1) == straight[:STOP]
     assert losses(job, 2) == straight[STOP:]
+
+
+def resume_before_corrupt(job: Path) -> None:
+    """The newest checkpoint is corrupt, so the next attempt starts at an earlier step."""
+    rank = Rank(job, 64, keepLast=1)
+    rank.step(1)
+    rank.saver.save(TrainerState(20))
+    rank.saver.close()
+    corrupt(job / "checkpoints" / "1" / "step-00000020" / "rank-00000.safetensors")
+    later = Rank(job, 64, attempt=2, keepLast=1)
+    assert later.resume().step == 0
+    later.step(2)
+    later.saver.save(TrainerState(10))
+    later.saver.close()
+    third = Rank(job, 64, attempt=3, keepLast=1)
+    assert third.resume().step == 10
+    third.saver.close()
+
+
+def test_a_checkpoint_saved_after_a_corrupt_one_is_kept_although_its_step_is_lower(
+    tmp_path: Path,
+) -> None:
+    pool.run(in_process_group, resume_before_corrupt, tmp_path, world=1, folder=tmp_path / "logs")
+
+
+def save_twice(job: Path) -> None:
+    """Save the checkpoints of steps 1 and 2 in a first attempt."""
+    rank = Rank(job, 64, keepLast=2)
+    for step in (1, 2):
+        rank.step(step)
+        rank.saver.save(TrainerState(step))
+        rank.saver.wait_until_saved()
+    rank.saver.close()
+
+
+def fail_to_read_a_shard(job: Path) -> None:
+    """Only the rank that reads the file gets the error of a bad block."""
+    save_twice(job)
+    readable, bad = checkpoint_folder.sha256_file, {"step-00000002"}
+
+    def read(path: Path) -> str:
+        if path.parent.name in bad and path.name == "rank-00001.safetensors":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return readable(path)
+
+    checkpoint_folder.sha256_file = read
+    later = Rank(job, 64, attempt=2)
+    assert later.resume().step == 1
+    # No other checkpoint is left: the volume may work again for the next attempt.
+    bad.add("step-00000001")
+    with pytest.raises(RetryableError) as caught:
+        later.resume()
+    assert caught.value.failure.reason == "VolumeUnavailable"
+    later.saver.close()
+
+
+def test_an_unreadable_file_skips_a_checkpoint_if_there_is_an_older_one(
+    tmp_path: Path,
+) -> None:
+    pool.run(in_process_group, fail_to_read_a_shard, tmp_path, world=2, folder=tmp_path / "logs")
+
+
+def fail_to_read_markers(job: Path) -> None:
+    save_twice(job)
+    readable, bad = Path.read_bytes, {"step-00000002"}
+
+    def read(path: Path) -> bytes:
+        if path.parent.name in bad and path.name == MARKER:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return readable(path)
+
+    setattr(Path, "read_bytes", read)  # noqa: B010
+    later = Rank(job, 64, attempt=2, keepLast=2)
+    assert later.resume().step == 1
+    bad.add("step-00000001")
+    with pytest.raises(RetryableError) as caught:
+        later.resume()
+    assert caught.value.failure.reason == "VolumeUnavailable"
+    later.step(3)
+    later.saver.save(TrainerState(3))
+    later.saver.close()
+    assert steps_of(job) == [2, 3]
+
+
+def test_an_unreadable_marker_skips_a_checkpoint_if_there_is_an_older_one(
+    tmp_path: Path,
+) -> None:
+    pool.run(in_process_group, fail_to_read_markers, tmp_path, world=1, folder=tmp_path / "logs")

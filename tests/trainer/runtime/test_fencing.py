@@ -18,8 +18,14 @@ from pathlib import Path
 
 import pytest
 from finetune_trainer.checkpointing.artifact import MANIFEST, publish_artifact
+from finetune_trainer.checkpointing.restore import TrainerState
+from finetune_trainer.distributed import collectives
 from finetune_trainer.runtime.errors import RetryableError
 from finetune_trainer.runtime.fencing import Attempt
+from torch import distributed as dist
+
+from tests.trainer import pool
+from tests.trainer.checkpoint_ranks import Rank, in_process_group, steps_of
 
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "open")
 FENCED, DONE = 75, 0
@@ -199,3 +205,31 @@ def test_one_of_many_processes_acquires_an_attempt(tmp_path: Path) -> None:
         children.append(child)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert sorted(codes) == [0, *[FENCED] * 7]
+
+
+def save_after_replacement(job: Path) -> None:
+    rank = Rank(job, 64)
+    rank.step(1)
+    rank.saver.save(TrainerState(1))
+    rank.saver.wait_until_saved()
+    assert rank.saver.poll()["last_checkpoint_step"] == 1
+    if dist.get_rank() == 0:
+        Attempt(job, 2).claim()
+    collectives.barrier()
+    rank.step(2)
+    rank.saver.save(TrainerState(2))
+    with pytest.raises(RetryableError) as caught:
+        rank.saver.wait_until_saved()
+    assert caught.value.failure.reason == "Fenced"
+    assert steps_of(job) == [1]
+
+
+def test_an_attempt_that_was_replaced_publishes_nothing(tmp_path: Path) -> None:
+    pool.run(in_process_group, save_after_replacement, tmp_path, world=2, folder=tmp_path / "logs")
+
+
+def test_an_attempt_starts_only_once(tmp_path: Path) -> None:
+    Attempt(tmp_path, 1).claim()
+    with pytest.raises(RetryableError) as caught:
+        Attempt(tmp_path, 1).claim()
+    assert caught.value.failure.reason == "AttemptAlreadyClaimed"
