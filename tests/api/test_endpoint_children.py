@@ -47,7 +47,7 @@ def served(api: Api, namespace: str) -> ServedRevision:
     return ServedRevision(
         endpoint=api.create(endpoint),
         number=1,
-        key="wish-shape",
+        key="spec-pod",
         artifact=artifact,
         profile=AcceleratorProfile.model_validate({"name": "h100", "spec": PROFILE}),
         gpus=4,

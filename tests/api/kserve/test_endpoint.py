@@ -76,7 +76,7 @@ def build_revision(endpoint: Manifest, profile: Manifest, gpus: int = 4) -> Serv
     return ServedRevision(
         endpoint=endpoint,
         number=7,
-        key="wish-shape",
+        key="spec-pod",
         artifact=found,
         profile=AcceleratorProfile.model_validate({"name": PROFILE, "spec": profile["spec"]}),
         gpus=gpus,

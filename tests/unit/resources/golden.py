@@ -18,11 +18,11 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 _Readable.add_representer(str, _represent_text)
 
-FOLDER = Path(__file__).parents[2] / "golden"
+FOLDER = Path(__file__).parents[2] / "golden" / "jobs"
 
 
 def assert_golden(name: str, *manifests: Manifest) -> None:
-    """Compare the manifests with tests/golden/<name>.yaml, byte for byte."""
+    """Compare the manifests with tests/golden/jobs/<name>.yaml, byte for byte."""
     text = yaml.dump_all(manifests, Dumper=_Readable, sort_keys=False, width=100)
     path = FOLDER / f"{name}.yaml"
     if os.environ.get("UPDATE_GOLDEN") == "1":

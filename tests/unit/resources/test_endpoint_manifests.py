@@ -32,7 +32,7 @@ def served(pool: Manifest, **more: Any) -> ServedRevision:
     given = {
         "endpoint": endpoint(),
         "number": 1,
-        "key": "wish-shape",
+        "key": "spec-pod",
         "artifact": found,
         "profile": AcceleratorProfile.model_validate(
             {"name": pool["metadata"]["name"], "spec": pool["spec"]}
