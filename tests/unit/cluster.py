@@ -102,6 +102,12 @@ class Cluster:
             manifest["kind"], meta.get("namespace", ""), meta["name"], copy.deepcopy(dict(patch))
         )
 
+    def replace_fields(self, manifest: Manifest, fields: Mapping[str, Any]) -> Manifest:
+        """Replace top-level fields of the spec as a whole; None removes a field."""
+        spec = self.current(manifest)["spec"]
+        desired = {key: value for key, value in {**spec, **fields}.items() if value is not None}
+        return self.patch(manifest, {"spec": merge_patch(spec, desired)})
+
     def set_status(self, manifest: Manifest, **fields: Any) -> Manifest:
         """Change fields of the status."""
         meta = manifest["metadata"]

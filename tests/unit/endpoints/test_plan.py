@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from finetune_api.modelendpoint import ModelEndpointStatus
 
-from tests.unit.endpoints.stories import answer_checks, start_checks
+from tests.unit.endpoints.scenarios import answer_checks, start_checks
 from tests.unit.endpoints.world import (
     ANSWER,
     NAME,

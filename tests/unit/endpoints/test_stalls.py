@@ -9,7 +9,7 @@ from finetune_operator.decision import EventRecord
 from finetune_operator.endpoints.plan import build_rejected_endpoint_status
 from finetune_operator.resources.janitor import build_janitor_job
 
-from tests.unit.endpoints.stories import answer_checks, start_checks, start_pods
+from tests.unit.endpoints.scenarios import answer_checks, start_checks, start_pods
 from tests.unit.endpoints.world import (
     ANSWER,
     GPU_PROFILE,

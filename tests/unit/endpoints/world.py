@@ -1,7 +1,7 @@
 """An endpoint in the simulation's API server, for tests of its plan.
 
-`reconcile` plans and carries the decision out as the engine does (creates, applies, deletes,
-status). `Crash` ends it between any two writes. Deployments and pods change only when a test says
+`reconcile` plans and carries the decision out as the engine does (status, creates, applies,
+deletes). `Crash` ends it between any two writes. Deployments and pods change only when a test says
 so: `add_pods`, `make_pods_ready`, and the responses of the model.
 """
 
@@ -40,7 +40,6 @@ def digest(letter: str) -> str:
 
 
 def artifact(letter: str) -> dict[str, str]:
-    """An artifact."""
     return {"uri": f"pvc://finetune-workspace/artifacts/job-{letter}", "digest": digest(letter)}
 
 
@@ -123,8 +122,8 @@ class World(Cluster):
     # The user.
 
     def edit(self, **spec: Any) -> None:
-        """Change the endpoint's spec."""
-        self.patch(self.need("ModelEndpoint", NAME), {"spec": spec})
+        """The user replaces top-level fields of the spec; None removes a field."""
+        self.replace_fields(self.need("ModelEndpoint", NAME), spec)
 
     @property
     def status(self) -> dict[str, Any]:
@@ -160,15 +159,15 @@ class World(Cluster):
         """Plan once and carry it out."""
         planned_from = self.need("ModelEndpoint", NAME)
         decision = self.decide()
+        if decision.status is not None and decision.status != self.status:
+            status = decision.status
+            self._write(lambda: self.write_status(planned_from, status))
         for manifest in decision.create:
             self._write(lambda m=manifest: self.server.create(m))
         for manifest in decision.apply:
             self._write(lambda m=manifest: self.server.apply(m))
         for ref in decision.delete:
             self._write(lambda r=ref: self.delete(r.kind, r.name))
-        if decision.status is not None and decision.status != self.status:
-            status = decision.status
-            self._write(lambda: self.write_status(planned_from, status))
         self.events += decision.events
         self.requests = decision.requests
         self.requeue_after = decision.requeue_after

@@ -16,7 +16,7 @@ from finetune_operator.jobs.progress import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.jobs.test_progress import TOLD
+from tests.unit.jobs.test_progress import REPORTED
 from tests.unit.jobs.world import START, World, result, training
 
 ODD: list[Any] = [
@@ -39,14 +39,14 @@ JUNK = st.recursive(VALUES, lambda inner: st.lists(inner, max_size=3), max_leave
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.dictionaries(st.sampled_from(sorted(TOLD)), JUNK), st.booleans())
+@given(st.dictionaries(st.sampled_from(sorted(REPORTED)), JUNK), st.booleans())
 def test_any_answer_of_a_pod_is_tolerated(changes: dict[str, Any], bare: bool) -> None:
     world = World()
     world.run_until("train")
     (first, *_) = world.add_pods("glossary-train-1")
-    body = changes if bare else {**TOLD, **changes}
-    ask = f"progress/{first['metadata']['uid']}"
-    world.responses[ask] = HttpResponse(at=0, status=200, body=body)
+    body = changes if bare else {**REPORTED, **changes}
+    request_id = f"progress/{first['metadata']['uid']}"
+    world.responses[request_id] = HttpResponse(at=0, status=200, body=body)
     world.settle()
     assert world.status["phase"] == "Training"
 
@@ -55,7 +55,7 @@ def test_any_answer_of_a_pod_is_tolerated(changes: dict[str, Any], bare: bool) -
 def test_any_number_that_a_pod_reports_is_tolerated(name: str) -> None:
     """What is shown of it is validated, and is within what the API server holds as a number."""
     for value in ODD:
-        answer = HttpResponse(at=0, status=200, body={**TOLD, name: value})
+        answer = HttpResponse(at=0, status=200, body={**REPORTED, name: value})
         progress = read_progress(answer, "train", 1)
         if progress is None:
             continue

@@ -253,9 +253,9 @@ def test_progress_is_polled_from_index_0_and_shown() -> None:
     world.run_until("train")
     pods = world.add_pods("glossary-train-1")
     decision = world.settle()
-    (ask,) = decision.requests
-    assert ask.id == f"progress/{pods[0]['metadata']['uid']}"
-    assert ask.url == "http://10.0.0.7:9400/progress"
+    (request,) = decision.requests
+    assert request.id == f"progress/{pods[0]['metadata']['uid']}"
+    assert request.url == "http://10.0.0.7:9400/progress"
     assert decision.requeue_after == SETTINGS.progress_interval
     assert world.status["progress"]["summary"] == "0/30"
     assert world.status["message"] == "train is running on 2 x 1 cpu with ZeRO2"

@@ -10,7 +10,7 @@ from finetune_operator.jobs.progress import format_duration, poll_interval, prog
 
 from tests.unit.jobs.world import World
 
-TOLD: dict[str, Any] = {
+REPORTED: dict[str, Any] = {
     "stage": "train",
     "attempt": 1,
     "message": "training",
@@ -39,15 +39,15 @@ def training() -> tuple[World, str]:
     return world, f"progress/{pods[0]['metadata']['uid']}"
 
 
-def report(world: World, ask: str, **changes: Any) -> dict[str, Any]:
-    world.responses[ask] = HttpResponse(at=0, status=200, body={**TOLD, **changes})
+def report(world: World, request: str, **changes: Any) -> dict[str, Any]:
+    world.responses[request] = HttpResponse(at=0, status=200, body={**REPORTED, **changes})
     world.settle()
     return dict(world.status["progress"])
 
 
 def test_a_response_is_shown_for_programs_and_for_kubectl() -> None:
-    world, ask = training()
-    assert report(world, ask) == {
+    world, request = training()
+    assert report(world, request) == {
         "stage": "train",
         "step": 12,
         "totalSteps": 30,
@@ -69,39 +69,39 @@ def test_a_response_is_shown_for_programs_and_for_kubectl() -> None:
 
 
 def test_a_response_without_news_causes_no_write() -> None:
-    world, ask = training()
-    before = report(world, ask)
-    assert report(world, ask, updatedAt=1767614460.0) == before
-    assert report(world, ask, updatedAt=1767614460.0, step=13) != before
+    world, request = training()
+    before = report(world, request)
+    assert report(world, request, updatedAt=1767614460.0) == before
+    assert report(world, request, updatedAt=1767614460.0, step=13) != before
 
 
 @pytest.mark.parametrize(
     "answer",
     [
         HttpResponse(at=0, error="connection refused"),
-        HttpResponse(at=0, status=500, body=TOLD),
+        HttpResponse(at=0, status=500, body=REPORTED),
         HttpResponse(at=0, status=200, body="busy"),
-        HttpResponse(at=0, status=200, body={**TOLD, "attempt": 2}),
-        HttpResponse(at=0, status=200, body={**TOLD, "stage": "prepare"}),
+        HttpResponse(at=0, status=200, body={**REPORTED, "attempt": 2}),
+        HttpResponse(at=0, status=200, body={**REPORTED, "stage": "prepare"}),
     ],
 )
 def test_last_progress_stays_when_a_pod_does_not_respond(answer: HttpResponse) -> None:
-    world, ask = training()
-    before = report(world, ask)
-    world.responses[ask] = answer
+    world, request = training()
+    before = report(world, request)
+    world.responses[request] = answer
     world.settle()
     assert world.status["progress"] == before
 
 
 def test_numbers_that_json_cannot_hold_are_left_out() -> None:
-    world, ask = training()
-    progress = report(world, ask, loss=math.nan, tokensPerSecond=math.inf, etaSeconds=math.nan)
+    world, request = training()
+    progress = report(world, request, loss=math.nan, tokensPerSecond=math.inf, etaSeconds=math.nan)
     assert not {"loss", "lossText", "tokensPerSecond", "eta"} & set(progress)
 
 
 def test_progress_of_a_stage_that_has_ended_is_not_shown_for_the_next() -> None:
-    world, ask = training()
-    report(world, ask)
+    world, request = training()
+    report(world, request)
     world.succeed("train")
     world.settle()
     assert world.status["phase"] == "Evaluating"
@@ -121,16 +121,16 @@ def test_duration_is_short(seconds: float, text: str | None) -> None:
 
 
 def test_the_message_of_a_training_job_has_its_step_with_any_message_of_its_pod() -> None:
-    world, ask = training()
-    report(world, ask, message="", tokensPerSecond=None)
+    world, request = training()
+    report(world, request, message="", tokensPerSecond=None)
     assert world.status["message"] == "training: step 12 of 30"
-    report(world, ask, message="saving a checkpoint", tokensPerSecond=math.nan)
+    report(world, request, message="saving a checkpoint", tokensPerSecond=math.nan)
     assert world.status["message"] == "saving a checkpoint: step 12 of 30"
 
 
 def test_a_response_with_a_name_too_long_for_the_status_is_ignored() -> None:
-    world, ask = training()
-    assert report(world, ask, engine="E" * 300)["summary"] == "0/30"
+    world, request = training()
+    assert report(world, request, engine="E" * 300)["summary"] == "0/30"
 
 
 @pytest.mark.parametrize(

@@ -211,8 +211,8 @@ class World(Cluster):
         self.responses[request] = HttpResponse(at=self.now.timestamp(), status=200, body=body)
 
     def edit(self, **changes: Any) -> None:
-        """The user changes the spec; None removes a field."""
-        self.patch(self.job, {"spec": changes})
+        """The user replaces top-level fields of the spec; None removes a field."""
+        self.replace_fields(self.job, changes)
 
     def pods(self, job_name: str) -> Sequence[Manifest]:
         return [p for p in self.list("Pod", NAMESPACE) if owner_of(p) == job_name]

@@ -1,4 +1,4 @@
-"""Beginnings that several tests share."""
+"""Scenarios that several tests begin with."""
 
 from __future__ import annotations
 
