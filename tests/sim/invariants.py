@@ -72,7 +72,9 @@ class Invariants:
     def publishes(self, gang: Gang, workspace: Workspace) -> None:
         """Only steps after the last complete checkpoint are trained twice."""
         best = max((step for step, _ in workspace.checkpoints), default=0)
-        require(gang.step > best or gang.asked or gang.step == gang.resumed, "no step is lost")
+        require(
+            gang.step > best or gang.stop_requested or gang.step == gang.resumed, "no step is lost"
+        )
         require(gang.attempt == max(workspace.claims), "only the newest attempt publishes")
 
     def _overtaken(self, other: Gang, gang: Gang) -> None:
@@ -84,7 +86,7 @@ class Invariants:
                 return
             raise Violation(
                 f"attempt {gang.attempt} started while attempt {other.attempt} was "
-                + ("saving its work" if other.asked else "training")
+                + ("saving its work" if other.stop_requested else "training")
             )
         self.trainer.met("zombie trained alongside its successor")
 
@@ -263,14 +265,16 @@ class Invariants:
 
     # After every step of a history
 
-    def look(self) -> None:
+    def check_now(self) -> None:
         """What holds between two steps."""
         publishing = Counter(g.job for g in self.trainer.gangs.values() if g.can_publish)
         require(max(publishing.values(), default=0) <= 1, "at most one gang publishes")
         since = self._suspended_since
         if since is not None and self._clock.now > since + 90:
             gangs = self.trainer.gangs.values()
-            running = [g for g in gangs if g.can_publish and not g.asked and self._reachable(g)]
+            running = [
+                g for g in gangs if g.can_publish and not g.stop_requested and self._reachable(g)
+            ]
             require(not running, "a suspended job does not train")
 
     def _reachable(self, gang: Gang) -> bool:

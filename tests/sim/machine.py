@@ -143,7 +143,7 @@ class Machine:
         if getattr(self, f"do_{step.action}")(step.which, step.seconds) is not False:
             self.met(f"action: {step.action}")
         self.wait(step.wait)
-        self.invariants.look()
+        self.invariants.check_now()
 
     def wait(self, seconds: float) -> None:
         """Let time pass."""
@@ -178,7 +178,7 @@ class Machine:
                 message=self.status.get("message"),
             )
             self.wait(10.0)
-            self.invariants.look()
+            self.invariants.check_now()
         self.wait(60.0)
         self._idle()
         self._again()

@@ -245,7 +245,7 @@ class Nodes:
         if not process.alive:
             self._report(process)  # a kubelet reports how a pod ended before it removes it
             return
-        self._trainer.ask(process)
+        self._trainer.request_stop(process)
         deadline = (_deadline(pod) or 0.0) - self._clock.now
         self._clock.after(max(READY_AGAIN, deadline), self._kill, process)
 

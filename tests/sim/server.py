@@ -227,12 +227,14 @@ class ApiServer:
             listener("DELETED", gone, old)
 
 
-def _grace(pod: Manifest, asked: int | None) -> int:
+def _grace(pod: Manifest, requested: int | None) -> int:
     """Seconds: none for a pod that no node has, or that has ended."""
     spec, status = pod.get("spec") or {}, pod.get("status") or {}
     if not spec.get("nodeName") or status.get("phase") in ("Succeeded", "Failed"):
         return 0
-    return int(spec.get("terminationGracePeriodSeconds", POD_GRACE) if asked is None else asked)
+    return int(
+        spec.get("terminationGracePeriodSeconds", POD_GRACE) if requested is None else requested
+    )
 
 
 def _same_job(old: Manifest, new: Manifest) -> bool:

@@ -64,7 +64,7 @@ class Process:
     hung: bool = False
     given_up: bool = False
     """Its node was unreachable for so long that its pod was marked for deletion."""
-    asked: float | None = None
+    stop_requested_at: float | None = None
     """When a stop was requested."""
     code: int | None = None
     message: str = ""
@@ -116,9 +116,9 @@ class Gang:
         return self.claimed and self.whole and not self.fenced
 
     @property
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether a stop of a rank was requested."""
-        return any(rank.asked is not None for rank in self.ranks.values())
+        return any(rank.stop_requested_at is not None for rank in self.ranks.values())
 
     @property
     def _workspace(self) -> Workspace:
@@ -161,7 +161,7 @@ class Gang:
         self._next()
 
     def _next(self) -> None:
-        if self.asked or self.step >= STEPS:
+        if self.stop_requested or self.step >= STEPS:
             self._save()
         else:
             self._timer = self._clock.after(STEP_SECONDS, self._trained)
@@ -170,7 +170,7 @@ class Gang:
         if not self.whole:
             return
         self.step += 1
-        if self.step % EVERY == 0 or self.step >= STEPS or self.asked:
+        if self.step % EVERY == 0 or self.step >= STEPS or self.stop_requested:
             self._save()
         else:
             self._next()
@@ -192,7 +192,7 @@ class Gang:
         if self.step >= STEPS:
             self._workspace.done.add("train")
             self._end(ExitCode.OK, "train")
-        elif self.asked:
+        elif self.stop_requested:
             self._trainer.met("saved before it stopped")
             self._end(ExitCode.PREEMPTED, "train")
         else:
@@ -252,11 +252,11 @@ class Trainer:
         else:
             self.clock.after(STAGE_SECONDS, self._worked, process)
 
-    def ask(self, process: Process) -> None:
+    def request_stop(self, process: Process) -> None:
         """SIGTERM."""
-        if not process.alive or process.asked is not None:
+        if not process.alive or process.stop_requested_at is not None:
             return
-        process.asked = self.clock.now
+        process.stop_requested_at = self.clock.now
         if process.hung:
             return
         if process.stage == "train":
