@@ -14,6 +14,9 @@ PAGES = sorted(
 )
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 TEST = re.compile(r"`(tests/[\w/]+\.py)?(?:::(\w+))?`")
+PACKAGES = ("operator/finetune_api", "operator/finetune_operator", "trainer_image/finetune_trainer")
+"""Folders that a path in backticks may be relative to."""
+RELATIVE = re.compile(r"`([\w-]+(?:/[\w-]+)*\.py)`")
 SOURCE = re.compile(r"`((?:operator|trainer_image|hack|charts|tests)/[\w./-]+\.(?:py|yaml|md))`")
 
 
@@ -36,6 +39,12 @@ def referenced_tests(text: str) -> Iterator[tuple[str, str | None]]:
             yield file, match[2]
 
 
+def exists(file: str) -> bool:
+    """Whether the path exists from the root, from `operator` or `trainer_image`, or in a package."""
+    folders = ("", "operator", "trainer_image", *PACKAGES)
+    return any((ROOT / folder / file).is_file() for folder in folders)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_reference_of_a_page_exists(page: Path) -> None:
     text = page.read_text()
@@ -50,3 +59,5 @@ def test_every_reference_of_a_page_exists(page: Path) -> None:
             assert f"def {test}(" in (ROOT / file).read_text(), f"{file}::{test}"
     for file in SOURCE.findall(text):
         assert (ROOT / file).is_file(), file
+    for file in RELATIVE.findall(text):
+        assert exists(file), file
