@@ -102,11 +102,6 @@ class Saver:
         # Touching fresh memory takes longer than copying, so it is allocated before the first save.
         self._staging_buffer = self._thread.submit(allocate_staging_buffer, self._own_shard())
 
-    @property
-    def is_saving(self) -> bool:
-        """Whether a checkpoint is in progress; the same on all ranks."""
-        return self._pending is not None
-
     def is_due(self) -> bool:
         """Whether the last save is `intervalMinutes` ago by this rank's clock; use rank 0's."""
         minutes = self._settings.interval_minutes
