@@ -48,7 +48,7 @@ def cel(rule: str, message: str, field_path: str | None = None) -> dict[str, Jso
 
 @dataclass(frozen=True)
 class PatternMessage:
-    """Makes the API server refuse a string with this sentence instead of a regular expression."""
+    """Makes the API server reject a string with this sentence instead of a regular expression."""
 
     message: str
 

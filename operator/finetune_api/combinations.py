@@ -32,7 +32,7 @@ PREFERENCE_OBJECTIVES = (*PAIR_OBJECTIVES, "KTO")
 
 @dataclass(frozen=True)
 class Rule:
-    """A combination that the API server refuses."""
+    """A combination that the API server rejects."""
 
     when: tuple[Predicate, ...]
     message: str

@@ -16,7 +16,7 @@ HEAD = """<!-- Generated from finetune_api.combinations by `make crds`; edit tha
 
 # Combinations
 
-Which settings work together. The API server refuses the other combinations when the job is
+Which settings work together. The API server rejects the other combinations when the job is
 applied. Some depend on the model, the data or the pool: such a job fails before training, and
 `status.failure` says why. Every other combination works: `make matrix` trains every cell of the
 first table, and each run of the tests trains so many of them that every pair of choices occurs.
@@ -35,7 +35,7 @@ def render_page() -> str:
         "\n".join(_formats()),
         "\n## Settings that belong to one choice\n",
         "\n".join(_sections()),
-        "\n## Refused by the API server\n",
+        "\n## Rejected by the API server\n",
         "\n".join(_rules()),
         "\n## Refused before training\n",
         "\n".join(_prepare_rules()),

@@ -117,7 +117,7 @@ AFTER_ROLLOUT = FreezePoint(
 
 
 def _transition_rules(spec: type[BaseModel]) -> tuple[dict[str, Any], ...]:
-    """Transition rules: the API server refuses an edit that the operator would ignore."""
+    """Transition rules: the API server rejects an edit that the operator would ignore."""
     rules = [
         *(
             _unchanged_rule(spec, wire, AFTER_END if wire in MUTABLE else AFTER_START)

@@ -120,7 +120,7 @@ class Method(SpecModel):
     )
     """LoRA, QLoRA (on a four-bit base), DoRA (Liu et al. 2024, arXiv 2402.09353), AdaLoRA and IA3
     train adapters, which export merges into the model. Prefix trains a prefix, which stays an
-    adapter. Full trains every weight. The API server refuses Bottleneck."""
+    adapter. Full trains every weight. The API server rejects Bottleneck."""
     lora: LoRA | None = None
     """Settings of LoRA, QLoRA and DoRA; absent means their defaults."""
     quantization: Quantization | None = None

@@ -27,7 +27,7 @@ def render_section(title: str, facts: str, schema: Schema) -> str:
     parts = [f"## {title}", schema["description"], facts, "### spec", SPEC_HEAD]
     out = "\n\n".join(parts) + "\n" + "\n".join(_spec_rows(properties["spec"]))
     if rules := list(dict.fromkeys(_rules(schema, ""))):
-        out += "\n\nRefused by the API server:\n\n" + "\n".join(f"- {each}" for each in rules)
+        out += "\n\nRejected by the API server:\n\n" + "\n".join(f"- {each}" for each in rules)
     if "status" in properties:
         rows = "\n".join(_status_rows(properties["status"]))
         out += f"\n\n### status\n\n{STATUS_HEAD}\n{rows}"

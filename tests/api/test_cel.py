@@ -1,4 +1,4 @@
-"""The API server refuses a bad spec with the field and what to do."""
+"""The API server rejects a bad spec with the field and what to do."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ ALWAYS_MUTABLE = {"ttlSecondsAfterFinished": 60}
 
 
 def refusal_of(api: Api, namespace: str, spec: dict[str, Any]) -> str:
-    """The message with which the API server refuses this change of the job's spec."""
+    """The message with which the API server rejects this change of the job's spec."""
     with pytest.raises(ApiError) as refusal:
         api.patch("FineTuneJob", namespace, "wish", {"spec": spec})
     return refusal.value.message

@@ -1,4 +1,4 @@
-"""The API server refuses what the table of combinations refuses, and nothing else."""
+"""The API server rejects what the table of combinations refuses, and nothing else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.api.combinations import (
 
 
 def dry_run(api: Api, namespace: str, spec: Spec) -> str:
-    """The message with which the API server refuses a spec; empty where it accepts it."""
+    """The message with which the API server rejects a spec; empty where it accepts it."""
     manifest = {
         "apiVersion": API_VERSION,
         "kind": "FineTuneJob",

@@ -1,6 +1,6 @@
 """A leader that was deposed, or whose watch is dead, writes nothing.
 
-It believes that it leads and decides on its outdated cache. The real API server refuses the first
+It believes that it leads and decides on its outdated cache. The real API server rejects the first
 write of its decision, which carries an old resourceVersion; no second one follows.
 """
 
@@ -38,7 +38,7 @@ def state(api: Api, namespace: str) -> dict[str, str]:
 
 
 def count_conflicts(bench: Bench) -> dict[str, float]:
-    """Writes refused with 409 by verb, as /metrics exports them."""
+    """Writes rejected with 409 by verb, as /metrics exports them."""
     family = next(iter(bench.metrics.writes.collect()))
     return {
         each.labels["verb"]: each.value

@@ -25,6 +25,7 @@ CALLS: dict[str, int | str] = {
     "RowError": 0,
     "Failure": "reason",
     "Stalled": 0,
+    "RevisionFailure": 0,
     "Disruption": 0,
     "EventRecord": 1,
     "_report_problem": 1,

@@ -40,7 +40,7 @@ def referenced_tests(text: str) -> Iterator[tuple[str, str | None]]:
 
 
 def exists(file: str) -> bool:
-    """Whether the path exists from the root, from `operator` or `trainer_image`, or in a package."""
+    """Whether the path exists, from the root or relative to a package or to what holds packages."""
     folders = ("", "operator", "trainer_image", *PACKAGES)
     return any((ROOT / folder / file).is_file() for folder in folders)
 
