@@ -7,7 +7,7 @@ from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.combinations import ALL_VALUES, refusal_messages
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import DataFacts, Failure, ModelFacts, TrainPlan
-from finetune_operator.planner.quantity import floor_quantity, multiply_quantity, parse_quantity
+from finetune_operator.planner.quantity import floor_quantity
 from finetune_operator.planner.training_plan import plan_training
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -151,18 +151,3 @@ def test_more_memory_never_turns_a_plan_into_a_refusal_or_takes_more_devices(
         again = plan_training(job, facts, data, "pool", larger)
         assert isinstance(again, TrainPlan)
         assert again.world_size <= plan.world_size
-
-
-@settings(deadline=None)
-@given(
-    st.integers(0, 10**6),
-    st.sampled_from(["", "m", "k", "M", "G", "T", "Ki", "Mi", "Gi", "Ti"]),
-    st.integers(1, 64),
-)
-def test_a_multiple_of_a_quantity_has_the_multiple_of_its_value(
-    number: int, unit: str, count: int
-) -> None:
-    assert (
-        parse_quantity(multiply_quantity(f"{number}{unit}", count))
-        == parse_quantity(f"{number}{unit}") * count
-    )

@@ -3,37 +3,11 @@
 from typing import Any
 
 import pytest
-from finetune_api.acceleratorprofile import AcceleratorProfileSpec
-from finetune_api.run import DataFacts, Failure, ModelFacts, TrainPlan
-from finetune_operator.planner.serving import plan_serving_devices
+from finetune_api.run import TrainPlan
 from finetune_operator.planner.training_plan import list_device_counts, plan_training
 
 from tests.unit.planner.facts import CPU, DATA, H100, LLAMA_8B, LLAMA_70B, SMOL, spec
-
-
-def plan(
-    model: ModelFacts,
-    profile: AcceleratorProfileSpec = H100,
-    data: DataFacts = DATA,
-    **fields: object,
-) -> TrainPlan:
-    found = plan_training(spec(**fields), model, data, "pool", profile)
-    assert isinstance(found, TrainPlan), found
-    return found
-
-
-def refusal(
-    model: ModelFacts,
-    profile: AcceleratorProfileSpec = H100,
-    data: DataFacts = DATA,
-    **fields: object,
-) -> Failure:
-    found = plan_training(spec(**fields), model, data, "pool", profile)
-    assert isinstance(found, Failure), found
-    return found
-
-
-FULL = {"type": "Full"}
+from tests.unit.planner.planning import FULL, plan, refusal
 
 
 def test_lora_of_8b_takes_one_h100() -> None:
@@ -65,17 +39,6 @@ def test_full_70b_needs_several_nodes() -> None:
     found = plan(LLAMA_70B, pool, method=FULL, training={"batchSize": 64})
     assert found.nodes > 1
     assert (found.gpus_per_node, found.strategy) == (8, "FSDP")
-
-
-def test_full_70b_on_one_node_is_refused_with_figures_and_remedies() -> None:
-    failure = refusal(LLAMA_70B, method=FULL)
-    assert failure.reason == "DoesNotFit"
-    assert failure.stage == "train"
-    assert "70.55 B parameters" in failure.message
-    assert "on each of 8 devices; profile pool has 80.0 GiB" in failure.message
-    assert failure.remedy is not None
-    assert "set method.type to LoRA" in failure.remedy
-    assert "set compute.nodes to" in failure.remedy
 
 
 def test_small_model_on_a_cpu_pool_takes_one_process() -> None:
@@ -115,63 +78,11 @@ def test_an_indivisible_batch_is_reduced_and_the_reason_says_so() -> None:
     assert "instead of 16" in found.reason
 
 
-def test_a_batch_smaller_than_the_gang_is_refused() -> None:
-    failure = refusal(SMOL, compute={"nodes": 2, "gpusPerNode": 8}, training={"batchSize": 8})
-    assert failure.reason == "BatchTooSmall"
-    assert "2 x 8 devices" in failure.message
-    assert failure.remedy is not None
-    assert "multiple of 16" in failure.remedy
-
-
-def test_more_devices_than_a_node_has_are_refused() -> None:
-    failure = refusal(SMOL, compute={"gpusPerNode": 16}, training={"batchSize": 64})
-    assert failure.reason == "NotEnoughDevices"
-    assert failure.message.endswith("nodes of profile pool have 8")
-
-
 def test_steps_are_counted_over_epochs_and_capped_by_max_steps() -> None:
     data = DATA.model_copy(update={"train_sequences": 33})
     fields = {"batchSize": 16, "epochs": 3, "maxSequenceLength": 128}
     assert plan(SMOL, H100, data, training=fields).total_steps == 9
     assert plan(SMOL, H100, data, training={**fields, "maxSteps": 5}).total_steps == 5
-
-
-def test_data_without_rows_is_refused() -> None:
-    data = DATA.model_copy(update={"train_sequences": 0})
-    assert refusal(SMOL, H100, data).reason == "EmptyDataset"
-
-
-def test_short_sequences_take_less_memory_without_packing() -> None:
-    short = DATA.model_copy(update={"longest_example": 64})
-    loose = plan(LLAMA_8B, H100, short, training={"microBatchSize": 1})
-    full = short.model_copy(update={"packed": True})
-    packed = plan(LLAMA_8B, H100, full, training={"microBatchSize": 1})
-    assert loose.memory.activations < packed.memory.activations
-
-
-def test_remedies_name_single_fields_that_make_the_job_fit() -> None:
-    training = {"gradientCheckpointing": False, "maxSequenceLength": 8192}
-    packed = DATA.model_copy(update={"packed": True})
-    failure = refusal(LLAMA_8B, H100, packed, training=training, compute={"gpusPerNode": 1})
-    assert failure.remedy is not None
-    assert "set training.gradientCheckpointing to true" in failure.remedy
-    assert "set training.maxSequenceLength to" in failure.remedy
-
-
-def test_remedies_are_never_forbidden_combinations() -> None:
-    pool = H100.model_copy(update={"host_memory_per_device": "2Ti"})
-    adalora = refusal(LLAMA_70B, pool, method={"type": "AdaLoRA"}, compute={"gpusPerNode": 1})
-    assert adalora.remedy is not None
-    assert "offload" not in adalora.remedy
-    assert "set method.type to QLoRA" in adalora.remedy
-    experts = {"type": "LoRA", "lora": {"dropout": 0}, "moe": {"experts": True}}
-    one = {"gpusPerNode": 1}
-    assert "QLoRA" not in str(refusal(LLAMA_70B, pool, method=experts, compute=one).remedy)
-    assert "QLoRA" in str(refusal(LLAMA_70B, pool, compute=one).remedy)
-    full = refusal(LLAMA_8B, pool, method=FULL, compute={"gpusPerNode": 1})
-    assert full.remedy is not None
-    assert "set compute.offload to true" in full.remedy
-    assert "set method.type to QLoRA" in full.remedy
 
 
 @pytest.mark.parametrize("changes", [{"optimizer": "AdamW8bit"}, {"optimizer": "Adafactor"}])
@@ -232,53 +143,6 @@ def test_the_plan_carries_the_peak_flops_of_the_profile() -> None:
     assert plan(LLAMA_8B).peak_flops is None
 
 
-@pytest.mark.parametrize(
-    ("method", "objective", "rate"),
-    [
-        ("Full", "SFT", 1e-5),
-        ("Full", "DPO", 1e-6),
-        ("Full", "ORPO", 5e-6),
-        ("LoRA", "SFT", 1e-4),
-        ("DoRA", "DPO", 1e-5),
-        ("QLoRA", "GRPO", 1e-5),
-        ("LoRA", "Reward", 1e-4),
-        ("AdaLoRA", "SFT", 5e-4),
-        ("IA3", "SFT", 3e-3),
-        ("IA3", "KTO", 3e-4),
-        ("Prefix", "Completion", 1e-2),
-    ],
-)
-def test_the_learning_rate_follows_method_and_objective(
-    method: str, objective: str, rate: float
-) -> None:
-    fields: dict[str, object] = {"method": {"type": method}, "objective": objective}
-    if objective == "GRPO":
-        fields["grpo"] = {"rewards": [{"type": "exactMatch"}]}
-    assert plan(SMOL, **fields).learning_rate == rate
-
-
-def activations(model: ModelFacts = LLAMA_8B, **fields: object) -> int:
-    training = {"microBatchSize": 1, **fields.pop("training", {})}  # type: ignore[dict-item]
-    return plan(model, training=training, **fields).memory.activations
-
-
-def test_a_preference_pair_is_two_sequences_and_grpo_adds_its_completion() -> None:
-    one = activations()
-    assert activations(objective="KTO") == one
-    assert 1.3 * one < activations(objective="DPO") <= 2 * one
-    grpo = {"rewards": [{"type": "length"}], "maxNewTokens": DATA.longest_example}
-    assert activations(objective="GRPO", grpo=grpo) > 1.3 * one
-
-
-def test_all_logits_are_counted_only_for_models_that_scale_them() -> None:
-    scaled = LLAMA_8B.model_copy(update={"architecture": "Gemma3ForCausalLM"})
-    packed = DATA.model_copy(update={"packed": True})
-    few = plan(LLAMA_8B, H100, packed, training={"microBatchSize": 1}).memory.activations
-    every = plan(scaled, H100, packed, training={"microBatchSize": 1}).memory.activations
-    assert every - few > 2048 * 128256 * 2
-    assert activations(objective="Reward") < activations(objective="DPO")
-
-
 def test_steps_of_grpo_count_prompts_and_updates_in_whole_groups() -> None:
     grpo = {"rewards": [{"type": "length"}], "generations": 8, "updates": 2}
     data = DATA.model_copy(update={"format": "prompt", "train_sequences": 33})
@@ -296,15 +160,6 @@ def test_steps_of_grpo_count_prompts_and_updates_in_whole_groups() -> None:
     assert "multiple of 24" in failure.remedy
 
 
-def test_more_recomputation_takes_less_memory() -> None:
-    whole = activations(training={"gradientCheckpointing": False})
-    some = activations(training={"selectiveCheckpointing": True})
-    assert activations() < some < whole
-    assert activations(training={"gradientCheckpointing": True}) == activations()
-    prefix = {"type": "Prefix"}
-    assert activations(method=prefix) > 2 * activations()
-
-
 def test_a_reward_model_adds_its_weights_to_the_trained_model() -> None:
     job = spec(objective="GRPO", grpo={"rewardModel": {"uri": "hf://a/b"}})
     alone = plan_training(job, LLAMA_8B, DATA, "pool", H100)
@@ -314,30 +169,6 @@ def test_a_reward_model_adds_its_weights_to_the_trained_model() -> None:
     assert both.memory.weights == alone.memory.weights + 2 * LLAMA_8B.parameters
 
 
-def test_the_refusal_names_the_required_memory_if_no_remedy_fits() -> None:
-    profile = CPU.model_copy(update={"memory_per_device": "1Gi"})
-    failure = refusal(SMOL, profile, training={"maxSequenceLength": 256})
-    assert failure.remedy is not None
-    assert failure.remedy.startswith("use a profile with at least")
-
-
 @pytest.mark.parametrize(("most", "counts"), [(1, [1]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
 def test_device_counts_are_powers_of_two_and_the_maximum(most: int, counts: list[int]) -> None:
     assert list_device_counts(most) == counts
-
-
-@pytest.mark.parametrize(
-    ("model", "profile", "devices"), [(SMOL, CPU, 1), (LLAMA_8B, H100, 1), (LLAMA_70B, H100, 2)]
-)
-def test_serving_takes_the_fewest_devices_that_fit_the_model(
-    model: ModelFacts, profile: AcceleratorProfileSpec, devices: int
-) -> None:
-    assert plan_serving_devices(model, "pool", profile) == devices
-
-
-def test_serving_on_too_little_memory_is_refused() -> None:
-    small = H100.model_copy(update={"memory_per_device": "10Gi"})
-    found = plan_serving_devices(LLAMA_70B, "pool", small)
-    assert isinstance(found, Failure)
-    assert found.reason == "DoesNotFit"
-    assert "profile pool has 10.0 GiB" in found.message

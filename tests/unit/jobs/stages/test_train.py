@@ -1,11 +1,13 @@
-"""How long a training pod may take to end."""
+"""How long a training pod may take to end, and which keys of trackers it sees."""
+
+from typing import Any
 
 import pytest
 from finetune_api.jobstatus import CheckpointStatus
 from finetune_api.run import WorkspaceFacts
 from finetune_operator.jobs.stages.train import grace_seconds
 
-from tests.unit.jobs.world import World, recover, result, training
+from tests.unit.jobs.world import World, job_manifest, recover, result, training
 
 GIB = 1024**3
 SLOW = WorkspaceFacts(free_bytes=10**12, write_bytes_per_second=10 * 2**20)
@@ -76,3 +78,52 @@ def test_other_stages_have_nothing_to_save() -> None:
     world = World()
     world.settle()
     assert grace_of(world, "glossary-prepare-1") == 30
+
+
+def container(world: World, stage: str) -> dict[str, Any]:
+    pod = world.need("Job", f"glossary-{stage}-1")["spec"]["template"]["spec"]
+    found: dict[str, Any] = pod["containers"][0]
+    return found
+
+
+def environment(world: World, stage: str) -> dict[str, Any]:
+    env: dict[str, Any] = {item["name"]: item for item in container(world, stage)["env"]}
+    return env
+
+
+def test_only_train_sees_the_trackers_keys_and_no_other_key_of_the_secret() -> None:
+    tracking = {
+        "credentialsSecret": "trackers",
+        "wandb": {"project": "p"},
+        "mlflow": {"experiment": "e", "trackingUri": "https://mlflow.example"},
+    }
+    world = World(job_manifest(tracking=tracking))
+    world.run_until("evaluate")
+    env = environment(world, "train")
+    key = env["WANDB_API_KEY"]["valueFrom"]["secretKeyRef"]
+    assert key == {"name": "trackers", "key": "WANDB_API_KEY", "optional": False}
+    assert env["MLFLOW_TRACKING_TOKEN"]["valueFrom"]["secretKeyRef"]["optional"] is True
+    assert "envFrom" not in container(world, "train")
+    for stage in ("prepare", "evaluate"):
+        assert not [name for name in environment(world, stage) if "WANDB" in name or "ML" in name]
+
+
+@pytest.mark.parametrize(
+    "trackers", [{"wandb": {"project": "p", "offline": True}}, {"mlflow": {"experiment": "e"}}]
+)
+def test_a_tracker_that_sends_nothing_sees_no_key(trackers: dict[str, Any]) -> None:
+    world = World(job_manifest(tracking={"credentialsSecret": "trackers", **trackers}))
+    world.run_until("train")
+    assert not [item for item in container(world, "train")["env"] if "valueFrom" in item]
+
+
+def test_a_job_waits_for_a_missing_key_of_its_tracker() -> None:
+    tracking = {"credentialsSecret": "trackers", "wandb": {"project": "p"}}
+    world = World(job_manifest(tracking=tracking))
+    world.run_until("train")
+    for pod in world.add_pods("glossary-train-1"):
+        said = "couldn't find key WANDB_API_KEY in Secret team-a/trackers"
+        world.set_waiting(pod, "CreateContainerConfigError", said)
+    world.settle()
+    assert world.condition("Stalled")["status"] == "True"
+    assert "WANDB_API_KEY" in world.condition("Stalled")["message"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-CONFTEST = Path(__file__).resolve().parents[2] / "conftest.py"
+CONFTEST = Path(__file__).resolve().parents[1] / "conftest.py"
 SKIPS = {
     "in the test": "import pytest\ndef test_it():\n    pytest.skip('no cluster')\n",
     "by a mark": "import pytest\n@pytest.mark.skip('no cluster')\ndef test_it(): ...\n",

@@ -1,0 +1,47 @@
+"""Memory of activations, by sequence length, objective and recomputation."""
+
+from __future__ import annotations
+
+from finetune_api.run import ModelFacts
+
+from tests.unit.planner.facts import DATA, H100, LLAMA_8B
+from tests.unit.planner.planning import plan
+
+
+def test_short_sequences_take_less_memory_without_packing() -> None:
+    short = DATA.model_copy(update={"longest_example": 64})
+    loose = plan(LLAMA_8B, H100, short, training={"microBatchSize": 1})
+    full = short.model_copy(update={"packed": True})
+    packed = plan(LLAMA_8B, H100, full, training={"microBatchSize": 1})
+    assert loose.memory.activations < packed.memory.activations
+
+
+def activations(model: ModelFacts = LLAMA_8B, **fields: object) -> int:
+    training = {"microBatchSize": 1, **fields.pop("training", {})}  # type: ignore[dict-item]
+    return plan(model, training=training, **fields).memory.activations
+
+
+def test_a_preference_pair_is_two_sequences_and_grpo_adds_its_completion() -> None:
+    one = activations()
+    assert activations(objective="KTO") == one
+    assert 1.3 * one < activations(objective="DPO") <= 2 * one
+    grpo = {"rewards": [{"type": "length"}], "maxNewTokens": DATA.longest_example}
+    assert activations(objective="GRPO", grpo=grpo) > 1.3 * one
+
+
+def test_all_logits_are_counted_only_for_models_that_scale_them() -> None:
+    scaled = LLAMA_8B.model_copy(update={"architecture": "Gemma3ForCausalLM"})
+    packed = DATA.model_copy(update={"packed": True})
+    few = plan(LLAMA_8B, H100, packed, training={"microBatchSize": 1}).memory.activations
+    every = plan(scaled, H100, packed, training={"microBatchSize": 1}).memory.activations
+    assert every - few > 2048 * 128256 * 2
+    assert activations(objective="Reward") < activations(objective="DPO")
+
+
+def test_more_recomputation_takes_less_memory() -> None:
+    whole = activations(training={"gradientCheckpointing": False})
+    some = activations(training={"selectiveCheckpointing": True})
+    assert activations() < some < whole
+    assert activations(training={"gradientCheckpointing": True}) == activations()
+    prefix = {"type": "Prefix"}
+    assert activations(method=prefix) > 2 * activations()
