@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import kopf
@@ -21,6 +22,9 @@ from finetune_operator.engine.kube_client import KubeClient
 Callback = Callable[[], None]
 END_TIMEOUT = 10.0
 """Seconds for kopf to close its connections."""
+ORPHAN_ROUNDS, ORPHAN_TIMEOUT = 20, 0.2
+"""How often, and for how many seconds each time, to cancel a task that does not end."""
+KOPF_FOLDER = Path(kopf.__file__).parent
 log = logging.getLogger(__name__)
 
 
@@ -157,3 +161,25 @@ async def _cancel_tasks(tasks: Collection[asyncio.Task[None]]) -> None:
             task.cancel()
         if running:
             await asyncio.wait(running, timeout=END_TIMEOUT)
+    await cancel_orphans()
+
+
+async def cancel_orphans() -> None:
+    """Cancel the tasks that kopf's tasks leave behind, until they have ended.
+
+    A stream of kopf that waits for a response takes a cancellation for the end of its watch, and
+    its watcher continues. One such task would keep the process from exiting.
+    """
+    for _ in range(ORPHAN_ROUNDS):
+        orphans = [task for task in asyncio.all_tasks() if _is_of_kopf(task)]
+        if not orphans:
+            return
+        for task in orphans:
+            task.cancel()
+        await asyncio.wait(orphans, timeout=ORPHAN_TIMEOUT)
+    log.warning("Tasks of kopf do not end", extra={"tasks": [task.get_name() for task in orphans]})
+
+
+def _is_of_kopf(task: asyncio.Task[Any]) -> bool:
+    code = getattr(task.get_coro(), "cr_code", None)
+    return code is not None and KOPF_FOLDER in Path(code.co_filename).parents

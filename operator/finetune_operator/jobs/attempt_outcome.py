@@ -34,7 +34,7 @@ REFUSED = "RefusedByNode"
 REFUSAL_LIMIT = 1024
 """Characters of what the kubelet reports about a pod that it did not run."""
 CACHE_SLACK = timedelta(seconds=5)
-"""Time in which the pods of an ended Job may still be missing from the cache."""
+"""Time in which the pods of a finished Job may still be missing from the cache."""
 
 Accept = Callable[[StageResult], Accepted | None]
 """What the attempt's stage makes of a result."""
@@ -183,7 +183,7 @@ def _list_causes(attempt: Attempt, now: datetime) -> Iterator[FailedAttempt]:
 
 
 def _find_missing(attempt: Attempt, now: datetime) -> FailedAttempt | None:
-    """The Job has ended or is missing, and so are the pods that would report why."""
+    """The Job is finished or missing, and so are the pods that would report why."""
     if attempt.job is None:
         if any(not pod.has_ended and pod.deadline is None for pod in attempt.pods):
             return None

@@ -2,7 +2,7 @@
 
 Level-triggered: everything follows from the children and the status, nothing from what happened
 before. Facts that a later stage needs go into the status in the same write that moves on to it.
-A job that has ended never runs again, whatever happens to its children.
+A terminal job never runs again, whatever happens to its children.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ def reconcile_job(job: Manifest, view: View, settings: Settings, now: datetime) 
     if meta.get("deletionTimestamp"):
         return Decision()  # the children go with their owner
 
-    # A job that has ended: stop what still runs, and delete the job after its time to live.
+    # A terminal job: stop what still runs, and delete the job after its time to live.
     if is_terminal(job):
         return clean_up_terminal_job(job, view, now)
 

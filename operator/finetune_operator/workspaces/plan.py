@@ -2,7 +2,7 @@
 
 Everything follows from the cluster's state. What is needed: the folders of jobs that exist or have
 a child left (a pod in its grace period, or on a dead node, still writes), artifacts that endpoints
-and unfinished jobs name, and models that unfinished jobs use. A ledger, written when something is
+and nonterminal jobs name, and models that nonterminal jobs use. A ledger, written when something is
 added, records what was needed since the last janitor started: if some of that is not needed any
 more, a janitor is due, whether an operator was running at that time or not. Folders of jobs in the
 ledger are removed at once, as a uid is never used again. One more janitor follows when the grace

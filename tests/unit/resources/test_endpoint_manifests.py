@@ -29,7 +29,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "endpoints"
 def served(pool: Manifest, **more: Any) -> ServedRevision:
     found = parse_artifact(**artifact("a"))
     assert isinstance(found, Artifact)
-    given = {
+    fields = {
         "endpoint": endpoint(),
         "number": 1,
         "key": "spec-pod",
@@ -41,7 +41,7 @@ def served(pool: Manifest, **more: Any) -> ServedRevision:
         "replicas": 1,
         "settings": Settings(trainer_image="trainer:v1", serving_image="vllm:v1"),
     }
-    return ServedRevision(**{**given, **more})
+    return ServedRevision(**{**fields, **more})
 
 
 CPU = served(profile())

@@ -1,1 +1,1 @@
-"""Decisions about attempts and ended jobs, one module each. They return values only."""
+"""Decisions about attempts and terminal jobs, one module each. They return values only."""

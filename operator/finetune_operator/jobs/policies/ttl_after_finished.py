@@ -1,8 +1,8 @@
-"""A job that has ended: stop what still runs of it, and delete it after its time to live.
+"""A terminal job: stop what still runs of it, and delete it after its time to live.
 
 It never runs again and its status stays, whatever happens to its children. Children that still run
 are deleted in every reconcile, because the operator may have crashed between the status that ended
-the job and the deletion; Jobs that have ended stay for their logs.
+the job and the deletion; finished Jobs stay for their logs.
 """
 
 from datetime import datetime, timedelta
@@ -17,7 +17,7 @@ LONGEST_SLEEP = 3600.0
 
 
 def clean_up_terminal_job(job: Manifest, view: View, now: datetime) -> Decision:
-    """What is left to do for a job that has ended."""
+    """What is left to do for a terminal job."""
     live = [attempt.job for attempt in observe(job, view).all_attempts() if attempt.is_live]
     delete = [object_ref(each) for each in live if each is not None]
     left = _seconds_to_live(job, now)
