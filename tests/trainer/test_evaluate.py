@@ -17,7 +17,7 @@ from finetune_api.run import EvaluationSummary, ExitCode, Progress, RunConfig, S
 from finetune_trainer import evaluate, export, methods
 from finetune_trainer.checkpointing.artifact import make_manifest
 from finetune_trainer.data.token_store import TokenStore
-from finetune_trainer.data.tokenizer import load_tokenizer
+from finetune_trainer.data.tokenizer import decode_tokens, load_tokenizer
 from finetune_trainer.distributed.rank_reporter import RankReporter
 from finetune_trainer.evaluation import merge
 from finetune_trainer.evaluation import parity_probe as probing
@@ -364,7 +364,7 @@ def test_a_probe_is_cut_at_the_first_small_margin(tiny_model_folder: Path) -> No
     messages = [{"role": "user", "content": "q"}]
 
     def sample(margins: list[float]) -> probing.AnsweredPrompt:
-        answer = greedy.Answer(tokens, margins, greedy.decode_tokens(tokenizer, tokens))
+        answer = greedy.Answer(tokens, margins, decode_tokens(tokenizer, tokens))
         return probing.AnsweredPrompt(messages, "", answer, answer)
 
     assert probing.stable_length(tokenizer, sample(unsure).tuned, 0.5) == 2
@@ -378,7 +378,7 @@ def test_a_probe_is_cut_at_the_first_small_margin(tiny_model_folder: Path) -> No
 def test_a_template_that_prints_the_date_gives_no_probe(tiny_model_folder: Path) -> None:
     tokenizer = load_tokenizer(tiny_model_folder)
     tokens = tokenizer("Badera is a small protocol", add_special_tokens=False)["input_ids"]
-    answer = greedy.Answer(tokens, [2.0] * len(tokens), greedy.decode_tokens(tokenizer, tokens))
+    answer = greedy.Answer(tokens, [2.0] * len(tokens), decode_tokens(tokenizer, tokens))
     samples = [probing.AnsweredPrompt([{"role": "user", "content": "q"}], "", answer, answer)]
     assert probing.choose_probe(tokenizer, samples, 0.5) is not None
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
@@ -390,7 +390,7 @@ def test_a_longer_probe_is_preferred_to_a_surer_one_of_a_single_token(
 ) -> None:
     tokenizer = load_tokenizer(tiny_model_folder)
     tokens = tokenizer("Badera is a small protocol", add_special_tokens=False)["input_ids"]
-    text = greedy.decode_tokens(tokenizer, tokens)
+    text = decode_tokens(tokenizer, tokens)
     short = greedy.Answer(tokens, [9.0] + [0.0] * (len(tokens) - 1), text)
     long = greedy.Answer(tokens, [1.0] * len(tokens), text)
     samples = [

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,14 @@ def _set_template(tokenizer: Any, template: str | None) -> None:
         raise _bad_template(
             f"leaves out {'the answer' if missing == [_ANSWER] else 'the question'}"
         )
+
+
+def decode_tokens(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """The text of generated tokens as servers stream it: no special tokens, spaces unchanged."""
+    text: str = tokenizer.decode(
+        tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return text
 
 
 def _bad_template(why: str) -> UserError:

@@ -15,6 +15,7 @@ import torch
 from finetune_api import finetunejob
 from finetune_api.finetunejob import FineTuneJobSpec
 
+from finetune_trainer.data.length_batches import group_by_length
 from finetune_trainer.data.token_store import PackedSequence, TokenStore
 from finetune_trainer.objectives.collate import collate
 from finetune_trainer.objectives.dpo import dpo_losses
@@ -151,7 +152,7 @@ class HeldOutScores:
         tokens = np.array([len(each.input_ids) for each in self._sequences], dtype=np.int64)
         pad, done = int(model.config.get_text_config().pad_token_id), 0
         with torch.no_grad():
-            for members in group_by_length(tokens.tolist(), model.device.type):
+            for members in group_by_length(tokens.tolist(), TOKENS_PER_BATCH[model.device.type]):
                 batch = collate_sequences([self._sequences[index] for index in members], pad)
                 scores[members] = compute_scores(model, batch, model.device).double().cpu().numpy()
                 done += len(members)
@@ -244,7 +245,7 @@ def compute_logps(
     lengths = [len(sequence.input_ids) for sequence in sequences]
     done = 0
     with torch.no_grad():
-        for members in group_by_length(lengths, model.device.type):
+        for members in group_by_length(lengths, TOKENS_PER_BATCH[model.device.type]):
             batch = collate([sequences[index] for index in members])
             losses = compute_loss(model, batch, model.device).double().cpu().numpy()  # [n]
             sequence_of_label = np.asarray(members)[batch.sequence_index.numpy()]  # [n]
@@ -254,14 +255,3 @@ def compute_logps(
             report_done(done)
     compute_loss.detach_from_model()
     return ModelOutputs(logps, tokens)
-
-
-def group_by_length(lengths: Sequence[int], device: str) -> list[list[int]]:
-    """Indices of sequences of similar length, in batches that with padding fit a token budget."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        longest = lengths[batches[-1][0]] if batches else 0
-        if not batches or longest * (len(batches[-1]) + 1) > TOKENS_PER_BATCH[device]:
-            batches.append([])
-        batches[-1].append(index)
-    return batches

@@ -10,8 +10,8 @@ from typing import Any
 
 from finetune_api.run import ChatMessage, ProbeRecord
 
-from finetune_trainer.data.tokenizer import prints_date
-from finetune_trainer.generation.greedy import Answer, decode_tokens
+from finetune_trainer.data.tokenizer import decode_tokens, prints_date
+from finetune_trainer.generation.greedy import Answer
 
 PROBE_MARGINS = {"cpu": 0.05, "cuda": 0.5}
 """Nats between best and second token below which rounding might choose the other one: in fp32 on

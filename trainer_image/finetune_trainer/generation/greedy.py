@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.data.tokenizer import find_end_of_turn
+from finetune_trainer.data.tokenizer import decode_tokens, find_end_of_turn
+from finetune_trainer.generation.padding import pad_left
 
 BATCH_SIZE = 32
 
@@ -83,12 +84,12 @@ def generate_answers(
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for start in range(0, len(order), BATCH_SIZE):
         chosen = order[start : start + BATCH_SIZE]
-        ids, mask = pad_left([prompts[index] for index in chosen], pad)
+        ids, mask = pad_left([prompts[index] for index in chosen], pad, model.device)
         recorder = MarginRecorder()
         with torch.inference_mode():
             sequences = model.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
+                input_ids=ids,
+                attention_mask=mask,
                 generation_config=config,
                 logits_processor=[recorder],
             )
@@ -101,17 +102,6 @@ def generate_answers(
     return [answers[index] for index in range(len(prompts))]
 
 
-def pad_left(prompts: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and attention mask, int64 [batch, longest]."""
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), longest), pad, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for index, prompt in enumerate(prompts):
-        ids[index, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[index, longest - len(prompt) :] = 1
-    return ids, mask
-
-
 def cut_at_end_token(
     tokenizer: Any, tokens: list[int], margins: list[float], end_tokens: list[int]
 ) -> Answer:
@@ -119,11 +109,3 @@ def cut_at_end_token(
     length = next((i for i, token in enumerate(tokens) if token in end_tokens), len(tokens))
     kept = tokens[:length]
     return Answer(kept, margins[:length], decode_tokens(tokenizer, kept))
-
-
-def decode_tokens(tokenizer: Any, tokens: list[int]) -> str:
-    """The text of generated tokens as servers stream it: no special tokens, spaces unchanged."""
-    text: str = tokenizer.decode(
-        tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    return text

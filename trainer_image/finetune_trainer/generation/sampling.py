@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed as dist
 
+from finetune_trainer.generation.padding import pad_left
+
 Tokens: TypeAlias = NDArray[np.int32]
 
 CACHE_BYTES = {"cuda": 2 * 1024**3, "cpu": 256 * 1024**2}
@@ -112,7 +114,7 @@ class _SamplingBatch:
 
         used = sorted(set(prompt_indices))
         # Both are [prompts, longest], until `_select` makes a row for each completion.
-        ids, self._mask = pad_left([prompts[index] for index in used], device)
+        ids, self._mask = pad_left([prompts[index] for index in used], 0, device)
         position_ids = (self._mask.cumsum(-1) - 1).clamp(min=0)
         self._model = model
         self._cache = DynamicCache(config=model.config)
@@ -157,14 +159,3 @@ class _SamplingBatch:
         self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
         self._position_ids = self._position_ids + 1  # [batch, 1]
         self._forward(tokens[:, None], self._position_ids)
-
-
-def pad_left(prompts: Sequence[Tokens], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens, and a mask that is 0 on padding; int64 [prompts, longest]."""
-    longest = max(map(len, prompts))
-    ids = np.zeros((len(prompts), longest), dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for index, prompt in enumerate(prompts):
-        ids[index, longest - len(prompt) :] = prompt
-        mask[index, longest - len(prompt) :] = 1
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)

@@ -14,6 +14,7 @@ from finetune_api.finetunejob import GRPO
 from finetune_api.run import RunConfig
 from numpy.typing import NDArray
 
+from finetune_trainer.data.length_batches import group_by_length
 from finetune_trainer.data.tokenizer import load_tokenizer
 from finetune_trainer.rewards.reward_functions import Completion
 from finetune_trainer.sources.model_facts import local_config
@@ -39,11 +40,7 @@ class RewardModel:
         """Scores, float64 [completions]; a conversation that is too long loses its beginning."""
         ids = [self._tokenize(completion) for completion in completions]
         scores = np.zeros(len(ids))  # [completions]
-        order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
-        while order:
-            longest = len(ids[order[0]])
-            count = max(1, TOKENS_PER_BATCH[self._device.type] // longest)
-            members, order = order[:count], order[count:]
+        for members in group_by_length([*map(len, ids)], TOKENS_PER_BATCH[self._device.type]):
             scores[members] = self._score_batch([ids[index] for index in members])
         return scores
 

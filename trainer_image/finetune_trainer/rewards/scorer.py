@@ -12,6 +12,7 @@ from finetune_api.finetunejob import GRPO
 from finetune_api.run import RunConfig
 from numpy.typing import NDArray
 
+from finetune_trainer.data.tokenizer import decode_tokens
 from finetune_trainer.rewards.reward_functions import Completion, make_score_function, name_rewards
 from finetune_trainer.rewards.reward_model import load_reward_model
 
@@ -30,9 +31,7 @@ class Prompt:
         self, tokenizer: Any, tokens: Sequence[int], has_ended: bool
     ) -> Completion:
         """A completion of it, from its tokens without the one that ends the turn."""
-        text = tokenizer.decode(
-            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        text = decode_tokens(tokenizer, tokens)
         return Completion(self.messages, text, has_ended, self.reference)
 
 
