@@ -87,6 +87,26 @@ def test_janitor_and_ledger_equal_their_golden_file() -> None:
     assert_golden("janitor", job, build_ledger(NAMESPACE, keep[:2]))
 
 
+def clear(value: Any) -> None:
+    """Empty every dict and list, innermost first."""
+    if isinstance(value, dict | list):
+        for each in list(value.values() if isinstance(value, dict) else value):
+            clear(each)
+        value.clear()
+
+
+def test_a_manifest_shares_nothing_with_the_next_one() -> None:
+    world = World()
+
+    def build_job() -> Manifest:
+        decision = reconcile_job(world.job, world, SETTINGS, START)
+        return next(each for each in decision.create if each["kind"] == "Job")
+
+    expected = copy.deepcopy(build_job())
+    clear(build_job())
+    assert build_job() == expected
+
+
 def build_every_child() -> Iterator[Manifest]:
     for stage in STAGES:
         yield from build_children(stage, job_manifest())
