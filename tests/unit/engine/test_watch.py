@@ -1,13 +1,14 @@
-"""Failures of kopf's watcher tasks that kopf does not await."""
+"""Tasks of kopf: failures that kopf does not await, and tasks that it leaves behind."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import logging
+from typing import Any
 
 import pytest
-from finetune_operator.engine.watch import log_lost_watcher
+from finetune_operator.engine.watch import KOPF_FOLDER, cancel_orphans, log_lost_watcher
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,30 @@ def test_a_watcher_that_fails_after_another_is_logged_in_one_line_without_a_trac
         each for each in caplog.records if name in getattr(each, "watcher", each.getMessage())
     )
     assert bool(record.exc_info) == traceback
+
+
+SWALLOWS_CANCELLATIONS = """
+import asyncio
+
+async def watch(times):
+    for _ in range(times):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass
+    await asyncio.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("times", [0, 1, 3])
+async def test_a_task_of_kopf_that_swallows_cancellations_is_cancelled_again(times: int) -> None:
+    scope: dict[str, Any] = {}
+    exec(compile(SWALLOWS_CANCELLATIONS, str(KOPF_FOLDER / "stream.py"), "exec"), scope)
+    orphan = asyncio.create_task(scope["watch"](times))
+    ours = asyncio.create_task(asyncio.Event().wait())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await cancel_orphans()
+    assert orphan.cancelled()
+    assert not ours.done(), "tasks of the engine are left alone"
+    ours.cancel()
