@@ -22,7 +22,7 @@ from finetune_operator.engine.kube_client import KubeClient
 Callback = Callable[[], None]
 END_TIMEOUT = 10.0
 """Seconds for kopf to close its connections."""
-ORPHAN_ROUNDS, ORPHAN_TIMEOUT = 20, 0.2
+ORPHAN_ROUNDS, ORPHAN_TIMEOUT = 10, 1.0
 """How often, and for how many seconds each time, to cancel a task that does not end."""
 KOPF_FOLDER = Path(kopf.__file__).parent
 log = logging.getLogger(__name__)
@@ -170,12 +170,13 @@ async def cancel_orphans() -> None:
     A stream of kopf that waits for a response takes a cancellation for the end of its watch, and
     its watcher continues. One such task would keep the process from exiting.
     """
-    for _ in range(ORPHAN_ROUNDS):
+    for number in range(ORPHAN_ROUNDS):
         orphans = [task for task in asyncio.all_tasks() if _is_of_kopf(task)]
         if not orphans:
             return
-        for task in orphans:
-            task.cancel()
+        if number > 0:  # most end by themselves, in order
+            for task in orphans:
+                task.cancel()
         await asyncio.wait(orphans, timeout=ORPHAN_TIMEOUT)
     log.warning("Tasks of kopf do not end", extra={"tasks": [task.get_name() for task in orphans]})
 
