@@ -195,8 +195,10 @@ def test_the_held_out_loss_falls_and_evaluation_changes_no_step(runs: Runs, obje
 def test_bf16_has_nearly_the_losses_of_fp32(runs: Runs, name: str) -> None:
     exact, rounded = losses(runs.job(name.removesuffix("-bf16"))), losses(runs.job(name))
     assert rounded != exact
-    # At these high learning rates rounding changes the later steps.
-    assert rounded[:2] == pytest.approx(exact[:2], rel=0.02)
+    # At these high learning rates an update amplifies the rounding, which differs between CPUs: the
+    # first step has none behind it (0.1 % seen), the second one (2.3 % seen).
+    assert rounded[0] == pytest.approx(exact[0], rel=0.005)
+    assert rounded[1] == pytest.approx(exact[1], rel=0.05)
     assert np.mean(rounded[-2:]) < np.mean(rounded[:2])
 
 
