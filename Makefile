@@ -57,8 +57,8 @@ images-product: $(VENV)/.ready ## Build the images that users run, from their Do
 ##@ Develop
 
 .PHONY: one
-one: $(VENV)/.ready ## Run one test: T="tests/unit/jobs/test_plan.py -k suspend", or below tests/trainer
-	@$(PY) -m hack.suite one $(T)
+one: $(VENV)/.ready ## Run one test: T="tests/unit/jobs/test_suspend.py -k resume", or below tests/trainer
+	@$(PY) -m hack.suite one $(if $(T),$(T),$(error name a test: make one T=tests/unit/jobs/test_plan.py))
 
 .PHONY: format
 format: $(VENV)/.ready ## Format the code

@@ -371,7 +371,8 @@ PREPARE_RULES: tuple[PrepareRule, ...] = (
     ),
     PrepareRule(
         "NoChatTemplate",
-        "conversations of several turns with a model that has no chat template",
+        "rows in format `chat`, or prompts and answers of several turns, with a model that has no "
+        "chat template",
         "Set `model.tokenizer.chatTemplate`, or use the instruct release of the model.",
     ),
     PrepareRule(

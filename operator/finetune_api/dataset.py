@@ -37,7 +37,7 @@ class TrainSource(DataSource):
 
 class Columns(SpecModel):
     """Names of the columns where they differ from the default names; prepare refuses a name for a
-    column that the format does not have. docs/concepts.md has the table of formats."""
+    column that the format does not have. docs/tasks/prepare-data.md lists the formats."""
 
     messages: Column | None = None
     """Chat format: column with a list of {role, content}; default names are messages and

@@ -8,7 +8,7 @@ reference and the tuned model's: its loss is that of a model which has learnt no
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, assert_never
 
 import numpy as np
 import torch
@@ -84,8 +84,10 @@ def open_held_out(spec: FineTuneJobSpec, folder: Path) -> HeldOutSet | None:
             return HeldOutUnpairedPreferences(spec, folder)
         case "Reward":
             return HeldOutScores(spec, folder)
-        case _:
+        case "DPO" | "ORPO":
             return HeldOutPreferences(spec, folder)
+        case _:
+            assert_never(spec.objective)
 
 
 class HeldOutTokens:
