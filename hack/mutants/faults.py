@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 JOBS = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "tests/unit/jobs")
+WORKSPACES = (*JOBS[:-1], "tests/unit/workspaces")
 RESOURCES = (*JOBS[:-1], "tests/unit/resources", "tests/unit/planner", "tests/unit/jobs")
 ENGINE = (*JOBS[:-1], "tests/unit/engine")
 FENCE = (*JOBS[:-1], "tests/api/engine/test_fence.py")
@@ -265,12 +266,14 @@ FAULTS = (
         "workspaces/plan.py",
         "        yield from artifact_folders(_list_served_uris(endpoint), settings)\n",
         "        yield from ()\n",
+        WORKSPACES,
     ),
     Fault(
         "the janitor removes the folders of living jobs",
         "workspaces/plan.py",
         '        yield job_entry(job["metadata"]["uid"])\n',
         "",
+        WORKSPACES,
     ),
     Fault(
         "conditions change their time at every reconcile",
