@@ -25,22 +25,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from finetune_api.run import COLLECTIVE_TIMEOUT_ENV
-
+from finetune_trainer.distributed.rank_timeouts import (
+    BEATS_PER_TIMEOUT,
+    GIVE_UP_FRACTION,
+    SILENT_FRACTION,
+    collective_timeout,
+)
 from finetune_trainer.runtime.errors import RetryableError
 
 log = logging.getLogger("finetune")
 
 COLLECTIVES_FILE = str(Path(__file__).with_name("collectives.py"))
-DEFAULT_TIMEOUT_SECONDS = 900.0
-BEATS_PER_TIMEOUT = 60
-"""Beats during the collective timeout; the interval is at most one second."""
-SILENT_FRACTION = 0.1
-"""Fraction of the collective timeout after which a rank without a beat is named."""
-KILL_FRACTION = 0.4
-"""Fraction after which the first process of its pod kills a rank without a beat."""
-GIVE_UP_FRACTION = 0.8
-"""Fraction after which ranks that have waited all the time end."""
 JOIN_SECONDS = 5.0
 """Longest wait for each thread at the end."""
 COMMUNICATION_FILES = (
@@ -75,16 +70,6 @@ class Beat:
     """Whether its main thread is inside a library's communication."""
     place: str
     """Innermost function of this package that its main thread is in."""
-
-
-def collective_timeout() -> timedelta:
-    """How long a rank waits for others in a training step (FINETUNE_COLLECTIVE_TIMEOUT)."""
-    return timedelta(seconds=float(os.environ.get(COLLECTIVE_TIMEOUT_ENV, DEFAULT_TIMEOUT_SECONDS)))
-
-
-def silent_seconds() -> float:
-    """Seconds without a beat after which a rank is named."""
-    return SILENT_FRACTION * collective_timeout().total_seconds()
 
 
 class Heartbeat:

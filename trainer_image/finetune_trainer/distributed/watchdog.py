@@ -15,7 +15,7 @@ from typing import Any
 
 from finetune_api.run import RankProgress
 
-from finetune_trainer.distributed.heartbeat import (
+from finetune_trainer.distributed.rank_timeouts import (
     KILL_FRACTION,
     SILENT_FRACTION,
     collective_timeout,

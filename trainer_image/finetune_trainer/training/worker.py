@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_api.run import RUN_CONFIG_PATH, ExitCode, RunConfig, TrainFacts
 
-from finetune_trainer.distributed.heartbeat import Heartbeat, collective_timeout
+from finetune_trainer.distributed.heartbeat import Heartbeat
 from finetune_trainer.distributed.launcher import STORE_ENV, join_store
 from finetune_trainer.distributed.rank_reporter import RankReporter
+from finetune_trainer.distributed.rank_timeouts import collective_timeout
 from finetune_trainer.distributed.startup_timer import StartupTimer
 from finetune_trainer.runtime.errors import (
     NO_SPACE_LEFT,
