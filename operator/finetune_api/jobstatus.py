@@ -9,17 +9,11 @@ from typing import Literal
 from pydantic import Field
 
 from finetune_api.base import Condition, LongText, ShortText, StatusModel, list_map_key
-from finetune_api.run import (
-    ArtifactRef,
-    DataFacts,
-    EvaluationSummary,
-    Failure,
-    ModelFacts,
-    StageName,
-    TrainFacts,
-    TrainPlan,
-    WorkspaceFacts,
-)
+from finetune_api.evaluation_summary import EvaluationSummary
+from finetune_api.facts import ArtifactRef, DataFacts, ModelFacts, TrainFacts, WorkspaceFacts
+from finetune_api.failure import Failure
+from finetune_api.protocol import StageName
+from finetune_api.train_plan import TrainPlan
 
 Phase = Literal[
     "Pending",

@@ -21,7 +21,8 @@ from finetune_api.base import (
     StatusModel,
     list_map_key,
 )
-from finetune_api.run import ChatMessage, Digest
+from finetune_api.evaluation_summary import ChatMessage
+from finetune_api.protocol import Digest
 
 ArtifactUri = Annotated[
     str,

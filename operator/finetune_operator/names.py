@@ -7,7 +7,7 @@ object contains the object's uid.
 
 import hashlib
 
-from finetune_api.run import StageName
+from finetune_api.protocol import StageName
 
 WORKSPACE_MODELS = "models"
 WORKSPACE_JOBS = "jobs"

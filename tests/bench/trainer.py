@@ -28,8 +28,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
+from finetune_api.facts import DataFacts, ModelFacts
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.run import DataFacts, Failure, ModelFacts, RunConfig
+from finetune_api.run_config import RunConfig
 from finetune_operator.planner.training_plan import plan_training
 
 from hack.demo import assets

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
 
-from finetune_api.run import ExitCode
+from finetune_api.protocol import ExitCode
 
 from tests.sim.clock import Clock, Timer
 from tests.unit.jobs.world import failed, result

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_api.run import RunConfig
+from finetune_api.run_config import RunConfig
 from finetune_trainer import strategies
 from finetune_trainer.distributed.rank_reporter import RankReporter
 from finetune_trainer.runtime.errors import classify_error

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.run import RunConfig
+from finetune_api.run_config import RunConfig
 from finetune_trainer.runtime.telemetry import RANK_FOLDER_ENV
 from finetune_trainer.training import worker
 

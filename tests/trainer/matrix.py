@@ -15,8 +15,10 @@ from typing import Any
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.combinations import refusal_messages
+from finetune_api.facts import DataFacts, ModelFacts
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.run import DataFacts, ModelFacts, RunConfig, TrainPlan
+from finetune_api.run_config import RunConfig
+from finetune_api.train_plan import TrainPlan
 from finetune_operator.planner.training_plan import plan_training
 
 from tests.trainer.tiny import tiny_rows, write_rows

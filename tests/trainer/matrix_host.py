@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_api.run import RunConfig
+from finetune_api.run_config import RunConfig
 from finetune_trainer import strategies
 from finetune_trainer.runtime.telemetry import Report
 from finetune_trainer.training import worker

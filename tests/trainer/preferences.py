@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from finetune_api.run import RunConfig
+from finetune_api.run_config import RunConfig
 from finetune_trainer.data.token_store import TokenizedSample, TokenStore
 from tokenizers import Tokenizer
 

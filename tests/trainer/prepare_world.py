@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_api.run import DataFacts, Failure, RunConfig, StageResult
+from finetune_api.facts import DataFacts
+from finetune_api.failure import Failure
+from finetune_api.run_config import RunConfig
+from finetune_api.stage_result import StageResult
 from finetune_trainer.data.token_store import IGNORED, TokenStore
 from finetune_trainer.prepare import prepare
 from finetune_trainer.runtime.errors import UserError

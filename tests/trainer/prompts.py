@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from finetune_api.run import RunConfig
+from finetune_api.run_config import RunConfig
 from finetune_trainer.data.token_store import IGNORED, TokenizedSample, TokenStore
 from tokenizers import Tokenizer
 

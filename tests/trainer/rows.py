@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.run import Failure
 from finetune_trainer.data.read_records import read_samples
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.dataset_files import DataFile

@@ -13,7 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from finetune_api.run import EvaluationSummary, ExitCode, Progress, RunConfig, StageResult
+from finetune_api.evaluation_summary import EvaluationSummary
+from finetune_api.progress import Progress
+from finetune_api.protocol import ExitCode
+from finetune_api.run_config import RunConfig
+from finetune_api.stage_result import StageResult
 from finetune_trainer import evaluate, export, methods
 from finetune_trainer.checkpointing.artifact import make_manifest
 from finetune_trainer.data.token_store import TokenStore

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from finetune_api.run import ExitCode
+from finetune_api.protocol import ExitCode
 from finetune_trainer.janitor import check_list_age, clean_workspace, read_keep_list
 from finetune_trainer.runtime.logs import TextFormatter
 from finetune_trainer.sources.lease import Lease

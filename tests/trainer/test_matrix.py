@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_api.run import DataFacts, ModelFacts
+from finetune_api.facts import DataFacts, ModelFacts
 from finetune_trainer.prepare import prepare
 from finetune_trainer.runtime.telemetry import Report
 from finetune_trainer.sources import Credentials

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_api.run import ExitCode, StageResult
+from finetune_api.protocol import ExitCode
+from finetune_api.stage_result import StageResult
 from finetune_trainer.data.token_store import IGNORED, TokenStore
 from finetune_trainer.data.tokenizer import load_tokenizer
 from finetune_trainer.runtime.errors import RetryableError

@@ -16,7 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from finetune_api.run import ExitCode, Progress, RunConfig, StageResult
+from finetune_api.progress import Progress
+from finetune_api.protocol import ExitCode
+from finetune_api.run_config import RunConfig
+from finetune_api.stage_result import StageResult
 from finetune_trainer.distributed.launcher import is_preempted
 from finetune_trainer.runtime.errors import RetryableError
 from finetune_trainer.runtime.telemetry import RANK_FOLDER_ENV, read_rank_files
@@ -152,7 +155,7 @@ def test_a_stop_request_during_the_imports_is_not_lost(
         "import os, runpy, signal, sys\n"
         "class StopDuringImports:\n"
         "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'finetune_api.run':\n"
+        "        if name == 'finetune_api.run_config':\n"
         "            os.kill(os.getpid(), signal.SIGTERM)\n"
         "sys.meta_path.insert(0, StopDuringImports())\n"
         f"runpy.run_module('finetune_trainer.{stage}', run_name='__main__')\n"

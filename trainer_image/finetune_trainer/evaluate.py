@@ -14,7 +14,8 @@ if __name__ == "__main__":
 from pathlib import Path
 from typing import Any
 
-from finetune_api.run import RunConfig, StageResult
+from finetune_api.run_config import RunConfig
+from finetune_api.stage_result import StageResult
 
 from finetune_trainer.evaluation.comparison import Measurements, gate_failure, summarise
 from finetune_trainer.evaluation.prompts import OBJECTIVES_WITH_ANSWERS, choose_prompts

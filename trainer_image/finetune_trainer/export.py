@@ -14,7 +14,8 @@ import json
 import shutil
 from pathlib import Path
 
-from finetune_api.run import RunConfig, StageResult
+from finetune_api.run_config import RunConfig
+from finetune_api.stage_result import StageResult
 
 from finetune_trainer.checkpointing.artifact import (
     find_artifact,

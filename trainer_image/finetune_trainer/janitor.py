@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune_api.run import ExitCode
+from finetune_api.protocol import ExitCode
 
 from finetune_trainer.runtime.logs import configure_logging
 from finetune_trainer.sources.workspace_cleanup import (

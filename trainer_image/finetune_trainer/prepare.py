@@ -21,8 +21,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from finetune_api.facts import DataFacts, ModelFacts
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.run import DataFacts, ModelFacts, RunConfig, StageResult
+from finetune_api.run_config import RunConfig
+from finetune_api.stage_result import StageResult
 
 from finetune_trainer.data.packing_support import should_pack
 from finetune_trainer.data.pipeline import TargetModel, build_dataset, embedding_too_small

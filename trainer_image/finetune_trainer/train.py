@@ -19,14 +19,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from finetune_api.run import (
-    ExitCode,
-    Progress,
-    RankProgress,
-    RunConfig,
-    StageResult,
-    TrainFacts,
-)
+from finetune_api.facts import TrainFacts
+from finetune_api.progress import Progress, RankProgress
+from finetune_api.protocol import ExitCode
+from finetune_api.run_config import RunConfig
+from finetune_api.stage_result import StageResult
 
 from finetune_trainer.distributed.launcher import Ranks, prefetch_weights
 from finetune_trainer.distributed.startup_timer import START_TIME_ENV, process_start_time

@@ -8,8 +8,9 @@ API calls nor a cache that lags behind the operator's own writes can start a sec
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobStatus
-from finetune_api.run import Failure, RunConfig
+from finetune_api.run_config import RunConfig
 
 from finetune_operator.decision import Manifest
 from finetune_operator.jobs.draft import Context

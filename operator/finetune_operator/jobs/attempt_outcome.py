@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from finetune_api.run import ExitCode, Failure, StageResult
+from finetune_api.failure import Failure
+from finetune_api.protocol import ExitCode
+from finetune_api.stage_result import StageResult
 
 from finetune_operator.jobs.observe import KILL_SLACK, Attempt, PodFacts
 from finetune_operator.jobs.stages.base import Accepted

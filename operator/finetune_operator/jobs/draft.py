@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobStatus, StageStatus
 from finetune_api.jobspec import FineTuneJobSpec
-from finetune_api.run import Failure, JobRef, RunConfig, StageName
+from finetune_api.protocol import StageName
+from finetune_api.run_config import JobRef, RunConfig
 
 from finetune_operator.decision import HttpRequest, Manifest, ObjectRef, Settings, View
 from finetune_operator.jobs.observe import Observed

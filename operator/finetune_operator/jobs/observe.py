@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, get_args
 
-from finetune_api.run import RunConfig, StageName, StageResult
+from finetune_api.protocol import StageName
+from finetune_api.run_config import RunConfig
+from finetune_api.stage_result import StageResult
 from pydantic import ValidationError
 
 from finetune_operator.decision import (

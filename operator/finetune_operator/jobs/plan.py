@@ -10,9 +10,10 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobStatus, StageStatus
 from finetune_api.jobspec import FineTuneJobSpec
-from finetune_api.run import Failure, StageName
+from finetune_api.protocol import StageName
 from pydantic import ValidationError
 
 from finetune_operator.decision import Decision, EventRecord, Manifest, Settings, View

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from finetune_api.run import StageResult
+from finetune_api.stage_result import StageResult
 from pydantic import ValidationError
 
 from finetune_operator.decision import Manifest

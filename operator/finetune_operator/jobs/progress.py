@@ -4,9 +4,12 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from finetune_api.facts import TrainFacts
 from finetune_api.finetunejob import JobProgress
 from finetune_api.jobstatus import CheckpointStatus
-from finetune_api.run import TELEMETRY_PORT, Progress, StageName, TrainFacts, TrainPlan
+from finetune_api.progress import Progress
+from finetune_api.protocol import TELEMETRY_PORT, StageName
+from finetune_api.train_plan import TrainPlan
 from pydantic import ValidationError
 
 from finetune_operator.decision import HttpRequest, HttpResponse

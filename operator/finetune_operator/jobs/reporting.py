@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from finetune_api.base import Condition
 from finetune_api.finetunejob import FineTuneJobStatus, StageStatus
-from finetune_api.run import StageName
+from finetune_api.protocol import StageName
 
 from finetune_operator.decision import EventRecord
 from finetune_operator.jobs.draft import MESSAGE_LIMIT, Draft

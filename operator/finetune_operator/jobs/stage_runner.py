@@ -6,8 +6,8 @@ applies it to the draft of the status.
 
 from functools import partial
 
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import StageStatus
-from finetune_api.run import Failure
 
 from finetune_operator.jobs.attempt_children import (
     build_children,

@@ -1,7 +1,7 @@
 """The line that `kubectl get` shows: what an attempt does, and what happened to it."""
 
 from finetune_api.finetunejob import FineTuneJobStatus
-from finetune_api.run import StageName
+from finetune_api.protocol import StageName
 
 from finetune_operator.jobs.attempt_outcome import FailedAttempt
 from finetune_operator.jobs.draft import MESSAGE_LIMIT

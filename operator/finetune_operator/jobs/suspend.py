@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobStatus
-from finetune_api.run import Failure
 
 from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.policies.retry import recorded_failure

@@ -6,7 +6,7 @@ wait for each other on two nodes, and on one that is being deleted new pods hang
 """
 
 from finetune_api.jobspec import FineTuneJobSpec
-from finetune_api.run import RunConfig
+from finetune_api.run_config import RunConfig
 
 from finetune_operator.decision import Manifest
 from finetune_operator.stalled import Stalled

@@ -5,8 +5,8 @@ attention, a gated feed-forward layer and attention that never stores its scores
 computes the logits in chunks; the constants below are the trainer's own chunk sizes.
 """
 
+from finetune_api.facts import ModelFacts
 from finetune_api.finetunejob import AdaLoRA, LoRA, Prefix
-from finetune_api.run import ModelFacts
 
 from finetune_operator.planner.memory_inputs import MemoryInputs
 from finetune_operator.planner.parameters import key_width, linear_layers

@@ -4,8 +4,9 @@ A checkpoint holds the parameters that the optimizer updates, in fp32, and the o
 never holds frozen weights. A new checkpoint is complete before the trainer removes the oldest.
 """
 
+from finetune_api.facts import ModelFacts, WorkspaceFacts
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.run import Failure, ModelFacts, WorkspaceFacts
 
 from finetune_operator.planner.memory import ADALORA_IMPORTANCE_BYTES, CHECKPOINT_BYTES
 from finetune_operator.planner.parameters import trainable_parameters

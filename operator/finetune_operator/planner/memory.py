@@ -13,8 +13,10 @@ middle of a run costs a day.
 
 from dataclasses import dataclass
 
+from finetune_api.facts import ModelFacts
 from finetune_api.finetunejob import Quantization
-from finetune_api.run import MemoryEstimate, ModelFacts, Strategy
+from finetune_api.protocol import Strategy
+from finetune_api.train_plan import MemoryEstimate
 
 from finetune_operator.planner.activations import activation_bytes
 from finetune_operator.planner.memory_inputs import MemoryInputs

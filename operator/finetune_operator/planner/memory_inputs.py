@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune_api.combinations import PAIR_OBJECTIVES, resolve_switch
+from finetune_api.facts import DataFacts, ModelFacts
 from finetune_api.finetunejob import GRPO, FineTuneJobSpec, Method, Objective
-from finetune_api.run import DataFacts, ModelFacts
 from finetune_api.training import Optimizer, Precision
 
 Recomputation = Literal["None", "Selective", "Full"]

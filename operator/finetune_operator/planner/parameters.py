@@ -7,8 +7,8 @@ name never makes the estimate too small.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from finetune_api.facts import ModelFacts
 from finetune_api.finetunejob import IA3, AdaLoRA, LoRA, Method, Prefix
-from finetune_api.run import ModelFacts
 
 FEEDFORWARD = ("gate_proj", "up_proj", "down_proj")
 IA3_DEFAULT_TARGETS = ("k_proj", "v_proj", "down_proj")

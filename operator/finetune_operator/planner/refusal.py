@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.combinations import breaks_no_new_rule
+from finetune_api.facts import ModelFacts
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobSpec, Method
-from finetune_api.run import Failure, ModelFacts
 
 from finetune_operator.planner.memory_inputs import choose_recomputation
 from finetune_operator.planner.quantity import GIB, floor_quantity, format_bytes

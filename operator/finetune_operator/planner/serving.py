@@ -1,7 +1,8 @@
 """How many devices one replica of a served model takes."""
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
-from finetune_api.run import Failure, ModelFacts
+from finetune_api.facts import ModelFacts
+from finetune_api.failure import Failure
 
 from finetune_operator.planner.memory import serving_bytes
 from finetune_operator.planner.quantity import floor_quantity, format_bytes

@@ -20,8 +20,11 @@ from typing import Literal
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.combinations import ZERO_STRATEGIES, allows
+from finetune_api.facts import DataFacts, ModelFacts
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.run import DataFacts, Failure, MemoryEstimate, ModelFacts, Strategy, TrainPlan
+from finetune_api.protocol import Strategy
+from finetune_api.train_plan import MemoryEstimate, TrainPlan
 
 from finetune_operator.planner.learning_rate import default_learning_rate
 from finetune_operator.planner.memory import CPU_OVERHEAD, estimate_memory, host_bytes

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_api.run import RunConfig
+from finetune_api.run_config import RunConfig
 
 from finetune_operator.decision import Manifest
 from finetune_operator.resources.metadata import AttemptMetadata, add_spec_hash

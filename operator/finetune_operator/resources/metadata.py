@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from finetune_api.run import StageName
+from finetune_api.protocol import StageName
 
 from finetune_operator.decision import (
     ATTEMPT_LABEL,

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
-from finetune_api.run import (
+from finetune_api.protocol import (
     COLLECTIVE_TIMEOUT_ENV,
     RUN_CONFIG_PATH,
     TELEMETRY_PORT,
     TERMINATION_PATH,
-    Paths,
 )
+from finetune_api.run_config import Paths
 
 from finetune_operator.decision import Manifest, Settings
 from finetune_operator.resources.configmap import RUN_FILE

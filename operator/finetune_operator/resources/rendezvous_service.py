@@ -1,6 +1,6 @@
 """The headless Service through which the pods of a training gang find index 0."""
 
-from finetune_api.run import RENDEZVOUS_PORT
+from finetune_api.protocol import RENDEZVOUS_PORT
 
 from finetune_operator.decision import Manifest
 from finetune_operator.resources.metadata import AttemptMetadata, add_spec_hash

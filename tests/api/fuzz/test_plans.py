@@ -12,7 +12,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from finetune_api.run import DataFacts, ModelFacts, WorkspaceFacts
+from finetune_api.facts import DataFacts, ModelFacts, WorkspaceFacts
 from finetune_api.schema import structural_schema
 from finetune_operator.decision import Manifest, ObjectRef
 from hypothesis import assume, given

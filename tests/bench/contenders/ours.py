@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from finetune_api.run import RunConfig
+from finetune_api.run_config import RunConfig
 from finetune_trainer import objectives
 from finetune_trainer.distributed.rank_reporter import RankReporter
 from finetune_trainer.runtime.telemetry import RankFile

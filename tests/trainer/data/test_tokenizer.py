@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import Tokenizer
-from finetune_api.run import Failure
 from finetune_trainer.data.tokenizer import (
     find_end_of_turn,
     has_plain_template,

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_api.run import COLLECTIVE_TIMEOUT_ENV, ExitCode, Progress, RunConfig
+from finetune_api.progress import Progress
+from finetune_api.protocol import COLLECTIVE_TIMEOUT_ENV, ExitCode
+from finetune_api.run_config import RunConfig
 from finetune_trainer.checkpointing.checkpoint_folder import MARKER
 from finetune_trainer.distributed import collectives
 from finetune_trainer.distributed.heartbeat import Heartbeat

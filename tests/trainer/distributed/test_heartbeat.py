@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_api.run import COLLECTIVE_TIMEOUT_ENV, ExitCode
+from finetune_api.protocol import COLLECTIVE_TIMEOUT_ENV, ExitCode
 from finetune_trainer.distributed.heartbeat import Beat, find_stalled_ranks, locate_thread
 
 from tests.trainer.jobs import make_run, write_data

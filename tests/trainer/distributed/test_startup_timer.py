@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_api.run import ExitCode, Progress, RunConfig
+from finetune_api.progress import Progress
+from finetune_api.protocol import ExitCode
+from finetune_api.run_config import RunConfig
 from finetune_trainer.runtime.telemetry import (
     RANK_FOLDER_ENV,
     Report,

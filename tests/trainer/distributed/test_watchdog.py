@@ -10,7 +10,7 @@ import urllib.request
 from typing import Any
 
 import pytest
-from finetune_api.run import COLLECTIVE_TIMEOUT_ENV
+from finetune_api.protocol import COLLECTIVE_TIMEOUT_ENV
 from finetune_trainer.distributed.watchdog import Watchdog
 from finetune_trainer.runtime.telemetry import Report, serve_telemetry
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from finetune_api.run import RunConfig
+from finetune_api.run_config import RunConfig
 from finetune_trainer import export
 from finetune_trainer.evaluation import merge
 from finetune_trainer.objectives.collate import collate

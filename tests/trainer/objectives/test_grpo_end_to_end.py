@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.run import RunConfig, StageResult
+from finetune_api.run_config import RunConfig
+from finetune_api.stage_result import StageResult
 from finetune_operator.planner.training_plan import plan_training
 from transformers import AutoModelForSequenceClassification
 

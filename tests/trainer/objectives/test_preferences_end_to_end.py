@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.run import RunConfig, StageResult
+from finetune_api.run_config import RunConfig
+from finetune_api.stage_result import StageResult
 
 from tests.trainer import pool
 from tests.trainer.jobs import NoStop

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from finetune_api.run import ExitCode
+from finetune_api.protocol import ExitCode
 from finetune_trainer.runtime.errors import classify_error
 from finetune_trainer.runtime.free_space import free_bytes_of_nearest
 from finetune_trainer.training.worker import root_cause

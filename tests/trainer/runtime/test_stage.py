@@ -13,15 +13,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from finetune_api.run import (
-    ChatMessage,
-    ExitCode,
-    Failure,
-    ProbeRecord,
-    RunConfig,
-    StageResult,
-    TrainFacts,
-)
+from finetune_api.evaluation_summary import ChatMessage, ProbeRecord
+from finetune_api.facts import TrainFacts
+from finetune_api.failure import Failure
+from finetune_api.protocol import ExitCode
+from finetune_api.run_config import RunConfig
+from finetune_api.stage_result import StageResult
 from finetune_trainer.runtime.stage import termination_message
 from finetune_trainer.runtime.telemetry import Report, serve_telemetry
 from hypothesis import given
@@ -40,7 +37,7 @@ def start(folder: Path, body: str, run: str | None = None) -> subprocess.Popen[s
     }
     (folder / "run.json").write_text(run if run is not None else json.dumps(config))
     script = (
-        "from finetune_api.run import StageResult\n"
+        "from finetune_api.stage_result import StageResult\n"
         "from finetune_trainer.runtime.errors import RetryableError, UserError\n"
         "from finetune_trainer.runtime.stage import run_stage\n"
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from finetune_api.finetunejob import Training
-from finetune_api.run import TrainPlan
+from finetune_api.train_plan import TrainPlan
 from finetune_trainer.training import lr_scheduler
 
 PEAK = 2.0

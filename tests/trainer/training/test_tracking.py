@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_api.run import RunConfig
+from finetune_api.run_config import RunConfig
 from finetune_trainer.training import tracking
 from finetune_trainer.training.throughput import History
 

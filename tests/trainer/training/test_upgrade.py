@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from finetune_api.run import RunConfig
+from finetune_api.run_config import RunConfig
 from finetune_trainer.objectives import reference_logprobs
 from finetune_trainer.training import worker
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_api.run import RunConfig
+from finetune_api.run_config import RunConfig
 from pydantic import ValidationError
 
 RELEASE_0_1 = Path(__file__).parent / "data" / "run-0.1.0.json"

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from finetune_api.run import Progress
+from finetune_api.progress import Progress
 from finetune_operator.decision import HttpResponse
 from finetune_operator.jobs.progress import (
     checkpoint_status,

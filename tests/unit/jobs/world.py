@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api.finetunejob import FineTuneJobStatus
-from finetune_api.run import StageResult
+from finetune_api.stage_result import StageResult
 from finetune_operator.decision import (
     ATTEMPT_LABEL,
     STAGE_LABEL,

@@ -3,8 +3,8 @@
 from typing import Any
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
+from finetune_api.facts import DataFacts, ModelFacts
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.run import DataFacts, ModelFacts
 
 
 def model(

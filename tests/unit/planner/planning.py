@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
+from finetune_api.facts import DataFacts, ModelFacts
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.run import DataFacts, Failure, ModelFacts, TrainPlan
+from finetune_api.train_plan import TrainPlan
 from finetune_operator.planner.parameters import trainable_parameters
 from finetune_operator.planner.training_plan import plan_training
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_api.run import ModelFacts
+from finetune_api.facts import ModelFacts
 
 from tests.unit.planner.facts import DATA, H100, LLAMA_8B
 from tests.unit.planner.planning import plan

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from finetune_api.run import WorkspaceFacts
+from finetune_api.facts import WorkspaceFacts
 from finetune_operator.planner.disk import (
     artifact_bytes,
     check_free_space,

@@ -10,8 +10,9 @@ import pytest
 import yaml
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.combinations import refusal_messages
+from finetune_api.facts import DataFacts, ModelFacts
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.run import DataFacts, ModelFacts, TrainPlan
+from finetune_api.train_plan import TrainPlan
 from finetune_operator.planner.training_plan import plan_training
 
 from tests.unit.planner.facts import DATA, LLAMA_8B, LLAMA_70B, SMOL, model

@@ -5,8 +5,10 @@ from typing import Any
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.combinations import ALL_VALUES, refusal_messages
+from finetune_api.facts import DataFacts, ModelFacts
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.run import DataFacts, Failure, ModelFacts, TrainPlan
+from finetune_api.train_plan import TrainPlan
 from finetune_operator.planner.quantity import floor_quantity
 from finetune_operator.planner.training_plan import plan_training
 from hypothesis import HealthCheck, assume, given, settings

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
-from finetune_api.run import Failure, ModelFacts
+from finetune_api.facts import ModelFacts
+from finetune_api.failure import Failure
 from finetune_operator.planner.serving import plan_serving_devices
 
 from tests.unit.planner.facts import CPU, H100, LLAMA_8B, LLAMA_70B, SMOL

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from finetune_api.run import TrainPlan
+from finetune_api.train_plan import TrainPlan
 from finetune_operator.planner.training_plan import list_device_counts, plan_training
 
 from tests.unit.planner.facts import CPU, DATA, H100, LLAMA_8B, LLAMA_70B, SMOL, spec

@@ -12,7 +12,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from finetune_api.run import ArtifactRef, RunConfig
+from finetune_api.facts import ArtifactRef
+from finetune_api.run_config import RunConfig
 
 from finetune_trainer import __version__
 from finetune_trainer.checkpointing.checkpoint_folder import hash_files

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_api.run import RunConfig
+from finetune_api.run_config import RunConfig
 from torch import distributed as dist
 
 from finetune_trainer import methods

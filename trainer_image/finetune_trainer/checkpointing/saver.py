@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import Checkpointing
-from finetune_api.run import Failure
 from torch import distributed as dist
 
 from finetune_trainer.checkpointing import sharded_format

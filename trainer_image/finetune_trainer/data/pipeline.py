@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 from finetune_api.dataset import Format
+from finetune_api.facts import DataFacts
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.run import DataFacts
 
 from finetune_trainer.data.chat_template import ChatTokenizer
 from finetune_trainer.data.mixture import draw_epoch

@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 from finetune_api.dataset import Format
+from finetune_api.facts import DataFacts
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.run import DataFacts
 
 from finetune_trainer.data.mixture import MixtureSource
 from finetune_trainer.data.packing import one_per_sequence, pack_samples

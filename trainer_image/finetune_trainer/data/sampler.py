@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.run import TrainPlan
+from finetune_api.train_plan import TrainPlan
 from torch import distributed as dist
 
 from finetune_trainer.data.token_store import PackedSequence, TokenStore

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.finetunejob import Tokenizer
-from finetune_api.run import RunConfig
+from finetune_api.run_config import RunConfig
 
 from finetune_trainer.runtime.errors import UserError
 

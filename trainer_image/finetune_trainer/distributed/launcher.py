@@ -17,7 +17,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from finetune_api.run import RENDEZVOUS_PORT, ExitCode, RunConfig, TrainPlan
+from finetune_api.protocol import RENDEZVOUS_PORT, ExitCode
+from finetune_api.run_config import RunConfig
+from finetune_api.train_plan import TrainPlan
 
 from finetune_trainer.runtime.errors import RetryableError
 from finetune_trainer.runtime.telemetry import RANK_FOLDER_ENV

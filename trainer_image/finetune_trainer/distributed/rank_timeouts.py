@@ -7,7 +7,7 @@ watchdog apply them; the operator's own limit is in its policy stalled_rank.
 import os
 from datetime import timedelta
 
-from finetune_api.run import COLLECTIVE_TIMEOUT_ENV
+from finetune_api.protocol import COLLECTIVE_TIMEOUT_ENV
 
 DEFAULT_TIMEOUT_SECONDS = 900.0
 BEATS_PER_TIMEOUT = 60

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from finetune_api.run import RankProgress
+from finetune_api.progress import RankProgress
 
 from finetune_trainer.distributed.rank_timeouts import (
     KILL_FRACTION,

@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from finetune_api.evaluation_summary import (
+    EvaluationSummary,
+    GateOutcome,
+    LossComparison,
+    MetricPair,
+)
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobSpec, GateRule
-from finetune_api.run import EvaluationSummary, Failure, GateOutcome, LossComparison, MetricPair
 
 from finetune_trainer.metrics.bootstrap import bootstrap_interval
 from finetune_trainer.metrics.exact_match import exact_match

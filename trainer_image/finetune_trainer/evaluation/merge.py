@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from finetune_api.finetunejob import Quantization
-from finetune_api.run import RunConfig
+from finetune_api.run_config import RunConfig
 
 from finetune_trainer.checkpointing.checkpoint_folder import hash_files
 from finetune_trainer.methods import (

@@ -4,7 +4,7 @@ from typing import Any
 
 from finetune_api.base import SpecModel
 from finetune_api.finetunejob import AdaLoRA, LoRA, Method, Prefix, Quantization
-from finetune_api.run import RunConfig
+from finetune_api.run_config import RunConfig
 
 from finetune_trainer.sources import Address
 

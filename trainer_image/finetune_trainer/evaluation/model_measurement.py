@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from finetune_api.evaluation_summary import MetricPair
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.run import MetricPair, RunConfig
+from finetune_api.run_config import RunConfig
 
 from finetune_trainer.evaluation.comparison import PairedLosses
 from finetune_trainer.evaluation.held_out_loss import HeldOutSet, ModelOutputs

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_api.run import ChatMessage, ProbeRecord
+from finetune_api.evaluation_summary import ChatMessage, ProbeRecord
 
 from finetune_trainer.data.tokenizer import decode_tokens, prints_date
 from finetune_trainer.generation.greedy import Answer

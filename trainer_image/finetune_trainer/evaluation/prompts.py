@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.run import RunConfig
+from finetune_api.run_config import RunConfig
 
 OBJECTIVES_WITH_ANSWERS = ("SFT", "GRPO")
 """Objectives whose evaluation compares the models' answers."""

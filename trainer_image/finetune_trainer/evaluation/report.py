@@ -6,7 +6,8 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from finetune_api.run import EvaluationSummary, RunConfig
+from finetune_api.evaluation_summary import EvaluationSummary
+from finetune_api.run_config import RunConfig
 
 from finetune_trainer.runtime.fencing import Attempt
 

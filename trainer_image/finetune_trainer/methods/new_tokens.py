@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from finetune_api.run import RunConfig
+from finetune_api.run_config import RunConfig
 
 from finetune_trainer.methods.zero3_gather import gather_parameters
 

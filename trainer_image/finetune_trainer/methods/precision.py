@@ -7,7 +7,7 @@ because AdamW's updates vanish in bf16.
 
 import torch
 from finetune_api.finetunejob import Method, Training
-from finetune_api.run import Strategy
+from finetune_api.protocol import Strategy
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from finetune_api.finetunejob import Method, Quantization
-from finetune_api.run import Strategy
+from finetune_api.protocol import Strategy
 
 BLOCK_SIZE = 64
 """Weights that share a scale, the default of bitsandbytes."""

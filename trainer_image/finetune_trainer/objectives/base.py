@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 import torch
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.run import RunConfig, TrainPlan
+from finetune_api.run_config import RunConfig
+from finetune_api.train_plan import TrainPlan
 
 from finetune_trainer.strategies import TrainingStrategy
 

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from finetune_api.run import RunConfig
+from finetune_api.run_config import RunConfig
 from numpy.typing import NDArray
 from torch import distributed as dist
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from finetune_api.finetunejob import GRPO
-from finetune_api.run import RunConfig
+from finetune_api.run_config import RunConfig
 from numpy.typing import NDArray
 
 from finetune_trainer.data.length_batches import group_by_length

@@ -11,10 +11,8 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune_api.run import (
-    ExitCode,
-    Failure,
-)
+from finetune_api.failure import Failure
+from finetune_api.protocol import ExitCode
 
 from finetune_trainer.runtime.free_space import free_bytes_of_nearest
 

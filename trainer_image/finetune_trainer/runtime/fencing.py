@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_api.run import StageName
+from finetune_api.protocol import StageName
 
 from finetune_trainer.runtime.errors import RetryableError
 from finetune_trainer.runtime.fsync import fsync_path, fsync_tree

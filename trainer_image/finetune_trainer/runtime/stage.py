@@ -14,17 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from finetune_api.run import (
+from finetune_api.failure import Failure
+from finetune_api.protocol import (
     RUN_CONFIG_PATH,
     TELEMETRY_PORT,
     TERMINATION_MAX_BYTES,
     TERMINATION_PATH,
     ExitCode,
-    Failure,
-    RunConfig,
     StageName,
-    StageResult,
 )
+from finetune_api.run_config import RunConfig
+from finetune_api.stage_result import StageResult
 from pydantic import ValidationError
 
 from finetune_trainer.runtime.errors import StageError, UserError, classify_error, shorten

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.finetunejob import DataSource, FineTuneJobSpec, ModelAddress
-from finetune_api.run import (
+from finetune_api.protocol import (
     DATA_SECRET_PREFIXES,
     MODEL_SECRET_PREFIX,
     REWARD_SECRET_PREFIX,
     VALIDATION_SECRET_PREFIX,
-    RunConfig,
 )
+from finetune_api.run_config import RunConfig
 
 from finetune_trainer.sources.address import Address, Kind
 from finetune_trainer.sources.base import Source

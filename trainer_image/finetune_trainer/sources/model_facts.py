@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune_api.facts import ModelFacts
 from finetune_api.finetunejob import RopeScaling
-from finetune_api.run import ModelFacts
 
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.model_files import unsupported_model

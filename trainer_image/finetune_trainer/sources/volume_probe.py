@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from finetune_api.run import WorkspaceFacts
+from finetune_api.facts import WorkspaceFacts
 
 from finetune_trainer.runtime.free_space import free_bytes
 

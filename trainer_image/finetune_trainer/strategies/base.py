@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from finetune_api.finetunejob import Method, Training
-from finetune_api.run import Strategy
+from finetune_api.protocol import Strategy
 
 
 @dataclass(frozen=True)

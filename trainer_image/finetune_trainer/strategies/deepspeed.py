@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from finetune_api.run import Strategy
+from finetune_api.protocol import Strategy
 
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.strategies.base import StateDict, StrategyConfig, trainable_parameters

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from finetune_api.combinations import BITSANDBYTES_OPTIMIZERS
-from finetune_api.run import RunConfig
+from finetune_api.run_config import RunConfig
 
 MODULES = ("training.loop", "checkpointing.final_output")
 """Modules of this package through which a rank imports everything else before its first step."""

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_api.run import RunConfig, TrainFacts
+from finetune_api.facts import TrainFacts
+from finetune_api.run_config import RunConfig
 from torch import distributed as dist
 
 from finetune_trainer.checkpointing.restore import TrainerState

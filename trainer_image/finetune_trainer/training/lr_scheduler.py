@@ -6,7 +6,7 @@ It follows from the plan and the step's number alone, so a resumed run restores 
 import math
 
 from finetune_api.finetunejob import Training
-from finetune_api.run import TrainPlan
+from finetune_api.train_plan import TrainPlan
 
 
 def learning_rate(step: int, plan: TrainPlan, settings: Training) -> float:

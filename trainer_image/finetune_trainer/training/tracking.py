@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from finetune_api.finetunejob import MLflow, WandB
-from finetune_api.run import RUN_CONFIG_PATH, RunConfig
+from finetune_api.protocol import RUN_CONFIG_PATH
+from finetune_api.run_config import RunConfig
 
 from finetune_trainer.runtime.logs import configure_logging
 

@@ -17,7 +17,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_api.run import RUN_CONFIG_PATH, ExitCode, RunConfig, TrainFacts
+from finetune_api.facts import TrainFacts
+from finetune_api.protocol import RUN_CONFIG_PATH, ExitCode
+from finetune_api.run_config import RunConfig
 
 from finetune_trainer.distributed.heartbeat import Heartbeat
 from finetune_trainer.distributed.launcher import STORE_ENV, join_store

@@ -2,8 +2,8 @@
 
 from datetime import datetime
 
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobStatus
-from finetune_api.run import Failure
 
 from finetune_operator.jobs.progress import format_duration
 from finetune_operator.manifest import parse_time

@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+from finetune_api.failure import Failure
 from finetune_api.jobstatus import NodeFailures
-from finetune_api.run import Failure
 
 from finetune_operator.jobs.attempt_outcome import REFUSED, FailedAttempt, fail_attempt
 from finetune_operator.jobs.observe import Attempt, Observed

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.jobstatus import CheckpointStatus, NodeFailures
-from finetune_api.run import Failure
 
 from finetune_operator.jobs.attempt_outcome import JOB_DELETED, FailedAttempt
 from finetune_operator.jobs.observe import Attempt

@@ -6,7 +6,8 @@ they cannot: the operator's patience is well above theirs.
 
 from datetime import datetime, timedelta
 
-from finetune_api.run import Failure, Progress
+from finetune_api.failure import Failure
+from finetune_api.progress import Progress
 
 from finetune_operator.jobs.attempt_outcome import FailedAttempt, fail_attempt
 from finetune_operator.jobs.observe import Attempt

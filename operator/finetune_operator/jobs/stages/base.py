@@ -8,8 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobStatus, Phase
-from finetune_api.run import Failure, RunConfig, StageName, StageResult
+from finetune_api.protocol import StageName
+from finetune_api.run_config import RunConfig
+from finetune_api.stage_result import StageResult
 
 from finetune_operator.jobs.draft import Context
 from finetune_operator.jobs.observe import Attempt

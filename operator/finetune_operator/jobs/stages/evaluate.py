@@ -1,7 +1,10 @@
 """evaluate: the tuned model against its base, and the gate."""
 
+from finetune_api.evaluation_summary import EvaluationSummary
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobStatus, Phase
-from finetune_api.run import EvaluationSummary, Failure, Paths, RunConfig, StageResult
+from finetune_api.run_config import Paths, RunConfig
+from finetune_api.stage_result import StageResult
 
 from finetune_operator.jobs.draft import Context
 from finetune_operator.jobs.observe import Attempt

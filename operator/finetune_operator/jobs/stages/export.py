@@ -1,7 +1,10 @@
 """export: the folder that can be served, with a digest over every file."""
 
+from finetune_api.evaluation_summary import ProbeRecord
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobStatus, Phase
-from finetune_api.run import Failure, Paths, ProbeRecord, RunConfig, StageResult
+from finetune_api.run_config import Paths, RunConfig
+from finetune_api.stage_result import StageResult
 
 from finetune_operator.jobs.draft import Context
 from finetune_operator.jobs.observe import Attempt, Observed

@@ -1,5 +1,6 @@
 """prepare: fetch model and data, check every row, tokenise; on a CPU, before a job has a GPU."""
 
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import (
     DataSource,
     FineTuneJobSpec,
@@ -7,16 +8,14 @@ from finetune_api.finetunejob import (
     ModelAddress,
     Phase,
 )
-from finetune_api.run import (
+from finetune_api.protocol import (
     DATA_SECRET_PREFIXES,
     MODEL_SECRET_PREFIX,
     REWARD_SECRET_PREFIX,
     VALIDATION_SECRET_PREFIX,
-    Failure,
-    Paths,
-    RunConfig,
-    StageResult,
 )
+from finetune_api.run_config import Paths, RunConfig
+from finetune_api.stage_result import StageResult
 
 from finetune_operator.jobs.draft import Context
 from finetune_operator.jobs.observe import Attempt

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api import API_VERSION
+from finetune_api.facts import ArtifactRef
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import EndpointRef, FineTuneJobStatus
 from finetune_api.modelendpoint import (
     ModelEndpointSpec,
@@ -19,7 +21,6 @@ from finetune_api.modelendpoint import (
     RevisionStatus,
     ServedArtifact,
 )
-from finetune_api.run import ArtifactRef, Failure
 from pydantic import ValidationError
 
 from finetune_operator.decision import Manifest

@@ -2,9 +2,13 @@
 
 import math
 
+from finetune_api.facts import WorkspaceFacts
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase
 from finetune_api.jobstatus import CheckpointStatus
-from finetune_api.run import Failure, Paths, RunConfig, StageResult, TrainPlan, WorkspaceFacts
+from finetune_api.run_config import Paths, RunConfig
+from finetune_api.stage_result import StageResult
+from finetune_api.train_plan import TrainPlan
 
 from finetune_operator.jobs.draft import Context
 from finetune_operator.jobs.observe import Attempt

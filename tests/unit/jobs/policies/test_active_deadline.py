@@ -3,8 +3,8 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobStatus, StageStatus
-from finetune_api.run import Failure
 from finetune_operator.jobs.policies.active_deadline import check_deadline
 
 from tests.unit.jobs.world import World, job_manifest, training

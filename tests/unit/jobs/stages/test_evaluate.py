@@ -1,6 +1,11 @@
 """What the status shows of an evaluation, for every objective."""
 
-from finetune_api.run import EvaluationSummary, GateOutcome, LossComparison, MetricPair
+from finetune_api.evaluation_summary import (
+    EvaluationSummary,
+    GateOutcome,
+    LossComparison,
+    MetricPair,
+)
 from finetune_operator.jobs.stages.evaluate import format_comparison, gate_failure
 
 from tests.unit.jobs.world import World, job_manifest

@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
+from finetune_api.facts import WorkspaceFacts
 from finetune_api.jobstatus import CheckpointStatus
-from finetune_api.run import WorkspaceFacts
 from finetune_operator.jobs.stages.train import grace_seconds
 
 from tests.unit.jobs.world import World, job_manifest, recover, result, training

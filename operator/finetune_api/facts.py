@@ -1,0 +1,118 @@
+"""Facts that one stage reports and a later one, or the planner, needs."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from finetune_api.base import LongText, ShortText, StatusModel
+from finetune_api.protocol import FINITE, Digest
+
+
+class ModelFacts(StatusModel):
+    """Facts about a model that the planner needs, read from its config and weight files."""
+
+    architecture: ShortText
+    """Class name in config.json."""
+    parameters: int = Field(ge=1)
+    """Number of weights; tied weights count once."""
+    layers: int = Field(ge=1)
+    """Number of transformer blocks."""
+    hidden_size: int = Field(ge=1)
+    """Width of the residual stream."""
+    intermediate_size: int = Field(ge=1)
+    """Width of the feed-forward layer."""
+    attention_heads: int = Field(ge=1)
+    """Number of query heads."""
+    key_value_heads: int = Field(ge=1)
+    """Number of key and value heads."""
+    vocabulary: int = Field(ge=1)
+    """Rows of the embedding, including those for the job's new special tokens."""
+    context_length: int = Field(ge=1)
+    """Longest sequence in tokens that the model supports, multiplied by the job's model.rope."""
+    weight_bytes: int = Field(ge=1)
+    """Size of the weight files in bytes."""
+    revision: ShortText | None = None
+    """Resolved revision or fingerprint of the source."""
+    folder: ShortText
+    """Folder of the snapshot inside the model's cache entry."""
+
+
+class DataFacts(StatusModel):
+    """Facts about the data that the planner needs."""
+
+    format: Literal["chat", "instruction", "completion", "preference", "unpaired", "prompt"]
+    """Layout of the rows: dataset.format, or what auto detected."""
+    packed: bool = False
+    """Whether a sequence can hold several examples."""
+    train_examples: int = Field(ge=0)
+    """Number of training examples."""
+    eval_examples: int = Field(ge=0)
+    """Number of held-out examples."""
+    train_tokens: int = Field(ge=0)
+    """Tokens in the training examples."""
+    eval_tokens: int = Field(ge=0)
+    """Tokens in the held-out examples."""
+    train_sequences: int = Field(ge=0)
+    """Training sequences after packing; without packing one for each row, pair or prompt."""
+    longest_example: int = Field(ge=0)
+    """Tokens of the longest example before truncation."""
+    truncated_examples: int = Field(default=0, ge=0)
+    """Examples whose answer was cut to training.maxSequenceLength."""
+    duplicate_examples: int = Field(default=0, ge=0)
+    """Rows that repeat an earlier row."""
+    date: ShortText | None = None
+    """Day, YYYY-MM-DD, that every stage passes to a chat template that prints the current date;
+    absent for templates that print none."""
+    digest: Digest
+    """SHA-256 over the source files."""
+
+
+class WorkspaceFacts(StatusModel):
+    """What prepare measured on the volume that holds checkpoints and artifacts."""
+
+    free_bytes: int = Field(ge=0)
+    """Free bytes after prepare wrote the data and the model."""
+    write_bytes_per_second: float = Field(gt=0)
+    """Measured bytes per second that one process writes and syncs to the volume."""
+
+
+class ArtifactRef(StatusModel):
+    """The exported model."""
+
+    uri: LongText
+    """pvc://claim/path of the folder."""
+    digest: Digest
+    """SHA-256 of its manifest.json, which holds the SHA-256 of every file."""
+    bytes: int = Field(ge=0)
+    """Size of all its files in bytes."""
+
+
+class TrainFacts(StatusModel):
+    """How training ended."""
+
+    model_config = FINITE
+
+    steps: int = Field(ge=0)
+    """Optimizer steps that are done."""
+    resumed_from_step: int = Field(default=0, ge=0)
+    """Step of the checkpoint that the attempt resumed from; 0 without one."""
+    final_loss: float | None = None
+    """Training loss of the last step."""
+    tokens: int = Field(default=0, ge=0)
+    """Non-padding tokens that this attempt trained on, over all ranks."""
+    tokens_per_second: float | None = None
+    """Mean over this attempt of the non-padding tokens per second of all ranks."""
+    world_size: int = Field(ge=1)
+    """torch.distributed.get_world_size()."""
+    engine: ShortText
+    """Class name of the wrapped model."""
+    best_step: int | None = None
+    """With early stopping: the step whose weights are the result."""
+    best_eval_loss: float | None = None
+    """Held-out loss at that step."""
+    peak_memory_bytes: int | None = None
+    """Peak memory of rank 0 in bytes."""
+    mfu: float | None = None
+    """Mean model FLOP/s utilisation, 0 to 1."""
+    hosts: list[str] = Field(default_factory=list)
+    """Host names of the pods, by node rank."""
