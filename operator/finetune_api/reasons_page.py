@@ -1,8 +1,9 @@
-"""Generator of docs/reasons.md, from the table of reasons."""
+"""Generator of docs/reasons.md, from the tables of reasons."""
 
 from collections.abc import Iterator
 
-from finetune_api.reasons import GROUPS, Group
+from finetune_api.reasons import GROUPS
+from finetune_api.reasons.reason import Group
 
 HEAD = """<!-- Generated from finetune_api.reasons by `make crds`; edit that. -->
 

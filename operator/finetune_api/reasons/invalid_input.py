@@ -1,0 +1,385 @@
+"""Why a job fails for good: its input or its settings."""
+
+from finetune_api.reasons.reason import ANY, Group, Reason
+
+INPUT = Group(
+    "The job failed because of its input or settings",
+    "`status.failure` has the reason, the message, file and line where they are known, and the "
+    "remedy. The conditions `Succeeded` (`False`) and `Stalled` (`True`) and that of the stage "
+    "have the same reason, and a Warning event records it. The operator does not try again: "
+    "create a new FineTuneJob.",
+    (
+        Reason(
+            "AccessDenied",
+            "prepare",
+            "The credentials give no read access to an address.",
+            "Put credentials with read access into a Secret and name it in `credentialsSecret`.",
+        ),
+        Reason(
+            "AnswerTooLong",
+            "prepare",
+            "`grpo.maxNewTokens` leaves no tokens of `training.maxSequenceLength` for the prompt.",
+            "Raise `training.maxSequenceLength`, or lower `grpo.maxNewTokens`.",
+        ),
+        Reason(
+            "BadAddress",
+            "prepare",
+            "An address has a form that its source does not support.",
+            "Correct the `uri` that the message names.",
+        ),
+        Reason(
+            "BadChatTemplate",
+            "prepare",
+            "`model.tokenizer.chatTemplate` cannot be rendered.",
+            "Render a conversation of user and assistant with it, and correct it.",
+        ),
+        Reason(
+            "BadConversation",
+            "prepare",
+            "The turns of a conversation cannot be learned from: order, roles, tools or parts that "
+            "are not text.",
+            "Correct the row; the message says what is wrong.",
+        ),
+        Reason(
+            "BadHoldout",
+            "prepare",
+            "`dataset.holdout` leaves no row to train on, or none to evaluate on.",
+            "Change the percentage, or set `dataset.validation`.",
+        ),
+        Reason(
+            "BadPattern",
+            "prepare",
+            "The pattern of a reward `regex` is not a regular expression, or takes too long.",
+            "Correct the pattern; avoid a repetition inside a repetition.",
+        ),
+        Reason(
+            "BadRunConfig",
+            ANY,
+            "The trainer cannot read run.json: the trainer image does not belong to the operator.",
+            "Install operator and trainer image of the same release.",
+        ),
+        Reason(
+            "BadSpecialToken",
+            "prepare",
+            "A token of `model.tokenizer.specialTokens` is blank or in the vocabulary already.",
+            "Leave the token out, or spell it in another way.",
+        ),
+        Reason(
+            "BatchTooSmall",
+            "train",
+            "`training.batchSize` is less than one micro-batch on each device.",
+            "Raise `training.batchSize` as the message says, or use fewer devices.",
+        ),
+        Reason(
+            "BrokenArchive",
+            "prepare",
+            "A model archive cannot be unpacked.",
+            "Pack it again as .tar, .tar.gz or .zip, and check that the upload is complete.",
+        ),
+        Reason(
+            "BrokenFile",
+            "prepare",
+            "A data file cannot be read.",
+            "Upload the file again.",
+        ),
+        Reason(
+            "BrokenRow",
+            "prepare",
+            "A row is not valid JSON, CSV or Parquet.",
+            "Correct the file at the line in the message.",
+        ),
+        Reason(
+            "CannotCompile",
+            "train",
+            "torch.compile does not work on this machine.",
+            "Set `training.compile` to false, or use an image with a C++ compiler or Triton.",
+        ),
+        Reason(
+            "ChatTemplateUnsupported",
+            "prepare",
+            "The chat template cannot be split into prompts and answers.",
+            "Put `{% generation %}` marks around the assistant's part of the template.",
+        ),
+        Reason(
+            "ContextTooLong",
+            "prepare, train",
+            "`training.maxSequenceLength`, or with GRPO prompt and answer, exceeds the model's "
+            "context length.",
+            "Lower the length that the message names, or set `model.rope`.",
+        ),
+        Reason(
+            "DatasetNotFound",
+            "prepare",
+            "There is no data set at the address.",
+            "Correct the `uri`; a private data set needs a `credentialsSecret`.",
+        ),
+        Reason(
+            "DeadlineExceeded",
+            ANY,
+            "The job has not ended `activeDeadlineSeconds` after its start.",
+            "Create a job with a later deadline or fewer steps.",
+        ),
+        Reason(
+            "DeploymentFailed",
+            "serve",
+            "The endpoint's new revision failed; the revision before it still gets the traffic.",
+            "Run `kubectl describe mep NAME`; the [endpoint's reason](#a-revision-failed) says "
+            "more.",
+        ),
+        Reason(
+            "DoesNotFit",
+            "train, serve",
+            "The model does not fit into the memory of the profile's devices.",
+            "Take one of the changes that the message proposes.",
+        ),
+        Reason(
+            "EmptyDataset",
+            "prepare, train",
+            "The training data has no row, or none is left after preparation.",
+            "Check the upload and `dataset.train`; add rows, or hold out fewer.",
+        ),
+        Reason(
+            "EmptyText",
+            "prepare",
+            "A text of a row is empty.",
+            "Fill it, or remove the row.",
+        ),
+        Reason(
+            "EqualAnswers",
+            "prepare",
+            "Both answers of a preference are the same, or the same up to "
+            "`training.maxSequenceLength`.",
+            "Remove the row, or raise `training.maxSequenceLength`.",
+        ),
+        Reason(
+            "ExpertsNotAdaptable",
+            "prepare, train",
+            "The architecture does not keep a layer's experts in one weight, so adapters cannot be "
+            "put on them.",
+            "Set `method.moe.experts` to false, or `method.type` to Full.",
+        ),
+        Reason(
+            "GateNotMet",
+            "evaluate",
+            "The tuned model missed a rule of `evaluation.gate`.",
+            "Read the answers in the evaluation report; train longer or on better data, or lower "
+            "the gate.",
+        ),
+        Reason(
+            "HostMemoryTooSmall",
+            "train",
+            "Loading, copies for checkpoints and offloading need more host memory than the profile "
+            "has.",
+            "Take one of the changes that the message proposes.",
+        ),
+        Reason(
+            "LossDiverged",
+            "train",
+            "The loss has been far above its best value for many steps.",
+            "Lower `training.learningRate`, raise `training.warmupRatio` or lower "
+            "`training.maxGradNorm`; check the data for broken rows.",
+        ),
+        Reason(
+            "LossNotFinite",
+            "train, evaluate",
+            "The loss or the gradients became infinite or NaN.",
+            "Lower `training.learningRate`, raise `training.warmupRatio`, or use bf16 or fp32.",
+        ),
+        Reason(
+            "MissingColumn",
+            "prepare",
+            "A row lacks a column that its format needs.",
+            "Name your columns in `dataset.columns`, or rename them.",
+        ),
+        Reason(
+            "MixedFormats",
+            "prepare",
+            "The sources of the job have different formats.",
+            "Give all sources one format, or set `dataset.format` and `dataset.columns`.",
+        ),
+        Reason(
+            "ModelIncomplete",
+            "prepare, train",
+            "The model lacks a file or weights.",
+            "Upload the whole model, with config.json, tokenizer and all safetensors files.",
+        ),
+        Reason(
+            "ModelNotFound",
+            "prepare",
+            "There is no model at the address.",
+            "Correct `model.uri`; a private model needs a `credentialsSecret`.",
+        ),
+        Reason(
+            "NoChatTemplate",
+            "prepare",
+            "The data has conversations, and the model has no chat template.",
+            "Set `model.tokenizer.chatTemplate`, use the instruct release of the model, or give "
+            "prompt and completion columns.",
+        ),
+        Reason(
+            "NoRewardHead",
+            "prepare",
+            "transformers has no sequence classifier of the model's architecture, which objective "
+            "Reward needs.",
+            "Use another model, such as a Llama, Qwen, Mistral or Gemma.",
+        ),
+        Reason(
+            "NotAnArtifact",
+            "prepare",
+            "A `pvc://` address of the workspace is not that of an artifact.",
+            "Use `status.artifact.uri` of a FineTuneJob, or a claim of your own.",
+        ),
+        Reason(
+            "NotARewardModel",
+            "prepare",
+            "`grpo.rewardModel`, or with objective Reward `model`, is not a classifier with one "
+            "output.",
+            "Use the artifact of a Reward job, or a classifier with one output.",
+        ),
+        Reason(
+            "NotEnoughDevices",
+            "train",
+            "`compute.gpusPerNode` is more than the profile's nodes have.",
+            "Lower `compute.gpusPerNode`, and raise `compute.nodes`.",
+        ),
+        Reason(
+            "NothingToLearn",
+            "prepare",
+            "No token of a row belongs to an answer.",
+            "Remove the row.",
+        ),
+        Reason(
+            "NotMixtureOfExperts",
+            "prepare",
+            "`method.moe` is set, and the model has no experts.",
+            "Leave `method.moe` out.",
+        ),
+        Reason(
+            "NotUTF8",
+            "prepare",
+            "A file or a text is not UTF-8.",
+            "Save it as UTF-8.",
+        ),
+        Reason(
+            "OutOfMemory",
+            ANY,
+            "A device or the process has no memory left.",
+            "Lower `training.microBatchSize` or `training.maxSequenceLength`, turn on "
+            "`training.gradientCheckpointing`, or use ZeRO3 or FSDP on more devices.",
+        ),
+        Reason(
+            "PackingUnsupported",
+            "prepare, train",
+            "In the model's architecture the examples of a packed sequence attend to each other.",
+            "Leave `training.packing` out.",
+        ),
+        Reason(
+            "PathEscape",
+            "prepare",
+            "A path or a link leads out of its folder or claim.",
+            "Use plain relative paths, and replace the link by its file.",
+        ),
+        Reason(
+            "PrecisionUnsupported",
+            "train",
+            "DeepSpeed has no fp16 on CPUs.",
+            "Set `training.precision` to bf16 or fp32, or `compute.strategy` to DDP or FSDP.",
+        ),
+        Reason(
+            "PromptTooLong",
+            "prepare",
+            "A prompt leaves no tokens for the answer.",
+            "Shorten the prompt, remove the row, or raise `training.maxSequenceLength`.",
+        ),
+        Reason(
+            "ReferenceMissing",
+            "prepare",
+            "A prompt has no reference, which a reward function compares with.",
+            "Name its column in `dataset.columns.reference`, or use other rewards.",
+        ),
+        Reason(
+            "RevisionNotFound",
+            "prepare",
+            "The hf:// address has no such revision.",
+            "Set `revision` to a branch, tag or commit that exists.",
+        ),
+        Reason(
+            "RewardNotFinite",
+            "train, evaluate",
+            "A reward is infinite or NaN.",
+            "Check the reward model: it may need fp32, or its tokenizer may be another model's.",
+        ),
+        Reason(
+            "RopeUnsupported",
+            "prepare",
+            "`model.rope` needs one kind of rotary positions that are not scaled yet.",
+            "Leave `model.rope` out.",
+        ),
+        Reason(
+            "SourceWithoutShare",
+            "prepare",
+            "A source of the mixture would give no example to an epoch.",
+            "Raise its weight or `dataset.temperature`, or leave the source out.",
+        ),
+        Reason(
+            "Superseded",
+            "serve",
+            "The endpoint got another artifact before this one got the traffic.",
+            "Set `spec.artifact` of the endpoint to this job's artifact if you want this model.",
+        ),
+        Reason(
+            "TooFewRows",
+            "prepare",
+            "The data has too few distinct rows to train and evaluate on.",
+            "Add rows, or give validation data that is not part of the training data.",
+        ),
+        Reason(
+            "UnknownTargetModule",
+            "prepare, train",
+            "`targetModules` has a name that no layer of the model has.",
+            "Use names that the message lists, or `all-linear`.",
+        ),
+        Reason(
+            "UnknownToken",
+            "prepare",
+            "The chat template writes a special token that the model does not have.",
+            "Add it to `model.tokenizer.specialTokens`, or use the model's own tokens.",
+        ),
+        Reason(
+            "UnsafeArchive",
+            "prepare",
+            "A model archive has links, devices or paths that lead out of it.",
+            "Pack only plain files with relative names.",
+        ),
+        Reason(
+            "UnsupportedFormat",
+            "prepare",
+            "A data source is not, and does not contain, a file of rows.",
+            "Use .jsonl, .json, .csv or .parquet.",
+        ),
+        Reason(
+            "UnsupportedModel",
+            "prepare, train",
+            "The model's architecture or tokenizer is not supported.",
+            "Use a causal language model that transformers supports without remote code.",
+        ),
+        Reason(
+            "UnusedColumn",
+            "prepare",
+            "`dataset.columns` names a column that the format does not have.",
+            "Leave it out, or set `dataset.format`.",
+        ),
+        Reason(
+            "WorkspaceTooSmall",
+            "train",
+            "The workspace has less free space than checkpoints, weights and artifact need.",
+            "Take one of the changes that the message proposes.",
+        ),
+        Reason(
+            "WrongType",
+            "prepare",
+            "A value of a row has another type than its column needs.",
+            "Correct the row; the message says what is expected.",
+        ),
+    ),
+)
