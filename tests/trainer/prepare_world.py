@@ -104,6 +104,14 @@ def use_model(hub: Hub, folder: Path, config: dict[str, Any] | None = None) -> N
     hub.repositories["acme/tiny"] = Repository(folder)
 
 
+def chat_rows(count: int) -> list[dict[str, Any]]:
+    """Rows with one question and one answer."""
+    return [
+        {"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "a"}]}
+        for i in range(count)
+    ]
+
+
 def facts_of(result: StageResult) -> DataFacts:
     """The facts about the data."""
     assert result.data is not None

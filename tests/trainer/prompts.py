@@ -9,15 +9,31 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from finetune_api.run_config import RunConfig
 from finetune_trainer.data.token_store import IGNORED, TokenizedSample, TokenStore
+from finetune_trainer.methods import load_base_model
 from tokenizers import Tokenizer
 
 from tests.trainer.jobs import make_run
-from tests.trainer.tiny import tiny_model, tiny_rows
+from tests.trainer.tiny import VOCABULARY, tiny_model, tiny_rows
 
 PROMPTS, HELD_OUT = 16, 6
 ENDS = list(range(2, 102))
+
+
+def make_prompt(length: int, seed: int) -> np.ndarray:
+    """Tokens that are no special tokens, int32[length]."""
+    return np.random.default_rng(seed).integers(3, VOCABULARY, length).astype(np.int32)
+
+
+def decisive_model(folder: Path) -> Any:
+    """A model with logits far apart, so that rounding changes no comparison."""
+    loaded = load_base_model(folder, torch.float32).eval()
+    with torch.no_grad():
+        loaded.get_output_embeddings().weight.mul_(20)
+    return loaded
 
 
 def talkative_model(folder: Path) -> Path:

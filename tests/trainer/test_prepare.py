@@ -17,7 +17,7 @@ from finetune_trainer.data.tokenizer import load_tokenizer
 from finetune_trainer.runtime.errors import RetryableError
 from finetune_trainer.runtime.telemetry import Report
 
-from tests.trainer.prepare_world import World, facts_of, found, use_model
+from tests.trainer.prepare_world import World, chat_rows, facts_of, found, use_model
 from tests.trainer.servers import COMMIT, Hub
 from tests.trainer.tiny import CHATML, tiny_model, tiny_rows
 
@@ -230,11 +230,7 @@ def test_chat_without_a_template_is_reported_but_instructions_work(
     world: World, hub: Hub, tmp_path: Path
 ) -> None:
     use_model(hub, tiny_model(tmp_path / "base", template=None))
-    rows = [
-        {"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "a"}]}
-        for i in range(10)
-    ]
-    world.rows("chat.jsonl", rows)
+    world.rows("chat.jsonl", chat_rows(10))
     failure = world.fails(dataset={"train": [{"uri": "pvc://data/chat.jsonl"}]})
     assert failure.reason == "NoChatTemplate"
     assert facts_of(world.prepare()).format == "instruction"

@@ -11,7 +11,7 @@ from finetune_trainer.data.token_store import TokenStore
 from finetune_trainer.data.tokenizer import load_job_tokenizer, load_tokenizer
 
 from tests.trainer.data.test_tokenizer import DATED
-from tests.trainer.prepare_world import World, facts_of, found, held_out, use_model
+from tests.trainer.prepare_world import World, chat_rows, facts_of, found, held_out, use_model
 from tests.trainer.servers import Hub
 from tests.trainer.tiny import CHATML, tiny_model
 
@@ -107,10 +107,6 @@ def test_template_of_the_job_makes_up_for_a_missing_one(
     world: World, hub: Hub, tmp_path: Path
 ) -> None:
     use_model(hub, tiny_model(tmp_path / "base", template=None))
-    rows = [
-        {"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "a"}]}
-        for i in range(10)
-    ]
-    world.rows("rows.jsonl", rows)
+    world.rows("rows.jsonl", chat_rows(10))
     facts = facts_of(world.prepare(model={"tokenizer": {"chatTemplate": CHATML}}))
     assert facts.format == "chat"

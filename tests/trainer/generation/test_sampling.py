@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from finetune_trainer.generation import sampling
-from finetune_trainer.methods import load_base_model
 from transformers import GenerationConfig
 
+from tests.trainer.prompts import decisive_model, make_prompt
 from tests.trainer.tiny import CONTEXT, VOCABULARY
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -20,17 +20,9 @@ HOT = 10.0
 """At this temperature the model below may draw every token."""
 
 
-def prompt(length: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(3, VOCABULARY, length).astype(np.int32)
-
-
 @pytest.fixture(scope="module")
 def model(tiny_model_folder: Path) -> Any:
-    loaded = load_base_model(tiny_model_folder, torch.float32).eval()
-    # Logits far apart, so that rounding changes no comparison.
-    with torch.no_grad():
-        loaded.get_output_embeddings().weight.mul_(20)
-    return loaded
+    return decisive_model(tiny_model_folder)
 
 
 def run_sampling(
@@ -44,7 +36,7 @@ def run_sampling(
 
 
 def test_completions_at_low_temperature_are_the_greedy_ones_of_transformers(model: Any) -> None:
-    prompts = [prompt(9, 1), prompt(4, 2), prompt(15, 3)]
+    prompts = [make_prompt(9, 1), make_prompt(4, 2), make_prompt(15, 3)]
     sampled = run_sampling(model, prompts, [0, 1, 2, 1], temperature=1e-4)
     for index, prompt_index in enumerate([0, 1, 2, 1]):
         ids = torch.from_numpy(prompts[prompt_index].astype(np.int64))[None]
@@ -56,7 +48,7 @@ def test_completions_at_low_temperature_are_the_greedy_ones_of_transformers(mode
 
 
 def test_a_completion_does_not_depend_on_the_others_in_its_batch(model: Any) -> None:
-    prompts = [prompt(9, 1), prompt(4, 2), prompt(15, 3)]
+    prompts = [make_prompt(9, 1), make_prompt(4, 2), make_prompt(15, 3)]
     ends = tuple(range(0, VOCABULARY, 6))
     prompt_indices = [0, 0, 1, 1, 2, 2, 2, 2]
     together = run_sampling(model, prompts, prompt_indices, end_tokens=ends, temperature=HOT)
@@ -75,7 +67,7 @@ def test_a_completion_does_not_depend_on_the_others_in_its_batch(model: Any) -> 
 def test_a_completion_ends_at_its_first_end_token_and_keeps_it(model: Any) -> None:
     ends = tuple(range(0, VOCABULARY, 6))
     for completion in run_sampling(
-        model, [prompt(9, 1)], [0] * 16, end_tokens=ends, temperature=HOT
+        model, [make_prompt(9, 1)], [0] * 16, end_tokens=ends, temperature=HOT
     ):
         places = [place for place, token in enumerate(completion) if token in ends]
         assert places in ([], [len(completion) - 1])

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from finetune_trainer.methods import load_base_model
 from finetune_trainer.objectives import fused_cross_entropy, policy_loss, rollout, token_logprobs
 from finetune_trainer.objectives.policy_loss import CompletionBatch
 from finetune_trainer.objectives.rollout import Rollout, SampledCompletion
@@ -17,24 +16,16 @@ from finetune_trainer.runtime.fencing import Attempt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trainer.tiny import VOCABULARY
+from tests.trainer.prompts import decisive_model, make_prompt
 
 pytestmark = pytest.mark.filterwarnings("default")
 CPU = torch.device("cpu")
 GENERATOR = np.random.default_rng(7)
 
 
-def prompt(length: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(3, VOCABULARY, length).astype(np.int32)
-
-
 @pytest.fixture(scope="module")
 def model(tiny_model_folder: Path) -> Any:
-    loaded = load_base_model(tiny_model_folder, torch.float32).eval()
-    # Logits far apart, so that rounding changes no comparison.
-    with torch.no_grad():
-        loaded.get_output_embeddings().weight.mul_(20)
-    return loaded
+    return decisive_model(tiny_model_folder)
 
 
 @pytest.fixture
@@ -78,8 +69,8 @@ def make_batch(
 ) -> CompletionBatch:
     answers = [
         SampledCompletion(
-            prompt(3 + index, index),
-            prompt(length, 100 + index),
+            make_prompt(3 + index, index),
+            make_prompt(length, 100 + index),
             True,
             (0.0,),
             advantage,
@@ -161,8 +152,8 @@ def test_logps_are_those_of_the_sampling_distribution(
 ) -> None:
     monkeypatch.setattr(fused_cross_entropy, "CHUNK_POSITIONS", 4)
     answers = [
-        SampledCompletion(prompt(6, 1), prompt(4, 2), True, (0.0,)),
-        SampledCompletion(prompt(3, 3), prompt(7, 4), True, (0.0,)),
+        SampledCompletion(make_prompt(6, 1), make_prompt(4, 2), True, (0.0,)),
+        SampledCompletion(make_prompt(3, 3), make_prompt(7, 4), True, (0.0,)),
     ]
     found = compute_logps(model, policy_loss.collate_completions(answers, flatten).micro_batch)
     wanted, entropies = [], []
@@ -202,10 +193,22 @@ def test_a_rank_without_completions_has_an_empty_loss_with_gradients(
 def test_a_stored_rollout_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     answers = [
         SampledCompletion(
-            prompt(3, 1), prompt(2, 2), True, (0.1, 1.0), 0.3, np.float32([-1, -2]), None
+            make_prompt(3, 1),
+            make_prompt(2, 2),
+            True,
+            (0.1, 1.0),
+            0.3,
+            np.float32([-1, -2]),
+            None,
         ),
         SampledCompletion(
-            prompt(5, 3), prompt(1, 4), False, (1 / 3, 0.0), -0.1, np.float32([-1 / 3]), None
+            make_prompt(5, 3),
+            make_prompt(1, 4),
+            False,
+            (1 / 3, 0.0),
+            -0.1,
+            np.float32([-1 / 3]),
+            None,
         ),
     ]
     attempt = Attempt(tmp_path, 2)
@@ -230,7 +233,7 @@ def test_a_stored_rollout_is_loaded_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_only_rollouts_that_a_checkpoint_may_need_are_kept(tmp_path: Path) -> None:
-    answers = [SampledCompletion(prompt(3, 1), prompt(2, 2), True, (0.1,))]
+    answers = [SampledCompletion(make_prompt(3, 1), make_prompt(2, 2), True, (0.1,))]
     (tmp_path / "checkpoints" / "1" / "step-00000005").mkdir(parents=True)
     attempt = Attempt(tmp_path, 1)
     attempt.claim()

@@ -13,11 +13,17 @@ from finetune_api.finetunejob import FineTuneJobStatus, Phase
 from finetune_api.protocol import StageName
 from finetune_api.run_config import RunConfig
 from finetune_api.stage_result import StageResult
+from finetune_api.train_plan import TrainPlan
 
 from finetune_operator.jobs.draft import Context
 from finetune_operator.jobs.observe import Attempt
 from finetune_operator.resources.pod import StagePods
 from finetune_operator.stalled import Stalled
+
+
+def planned_profile(ctx: Context, plan: TrainPlan | None) -> str | None:
+    """The name of the profile that the job trains with; None for the default profile."""
+    return plan.profile if plan else ctx.spec.compute.profile
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from finetune_api.stage_result import StageResult
 
 from finetune_operator.jobs.draft import Context
 from finetune_operator.jobs.observe import Attempt
-from finetune_operator.jobs.stages.base import Accepted, PodStage
+from finetune_operator.jobs.stages.base import Accepted, PodStage, planned_profile
 from finetune_operator.jobs.stages.prepare import reward_mount
 from finetune_operator.names import job_path, model_path
 from finetune_operator.planner.serving import plan_serving_devices
@@ -38,9 +38,7 @@ def build_config(
 
 def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> StagePods | Stalled:
     """One pod with the profile of the training, with one device, or as many as inference needs."""
-    profile = find_profile(
-        ctx.view, config.plan.profile if config.plan else ctx.spec.compute.profile
-    )
+    profile = find_profile(ctx.view, planned_profile(ctx, config.plan))
     if isinstance(profile, Stalled):
         return profile
     devices = plan_serving_devices(config.model, profile.name, profile.spec) if config.model else 1

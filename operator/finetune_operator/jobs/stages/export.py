@@ -8,7 +8,7 @@ from finetune_api.stage_result import StageResult
 
 from finetune_operator.jobs.draft import Context
 from finetune_operator.jobs.observe import Attempt, Observed
-from finetune_operator.jobs.stages.base import Accepted, PodStage
+from finetune_operator.jobs.stages.base import Accepted, PodStage, planned_profile
 from finetune_operator.names import artifact_path, artifact_uri, job_path, model_path
 from finetune_operator.planner.quantity import GIB
 from finetune_operator.profiles import find_profile
@@ -48,9 +48,7 @@ def recorded_probe(observed: Observed) -> ProbeRecord | None:
 
 def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> StagePods | Stalled:
     """One pod without devices: merging is arithmetic on weights in host memory."""
-    profile = find_profile(
-        ctx.view, config.plan.profile if config.plan else ctx.spec.compute.profile
-    )
+    profile = find_profile(ctx.view, planned_profile(ctx, config.plan))
     if isinstance(profile, Stalled):
         return profile
     model = ctx.spec.model

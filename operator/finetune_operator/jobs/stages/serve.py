@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from finetune_operator.decision import Manifest
 from finetune_operator.jobs.draft import Context
-from finetune_operator.jobs.stages.base import Accepted
+from finetune_operator.jobs.stages.base import Accepted, planned_profile
 from finetune_operator.jobs.stages.export import recorded_probe
 from finetune_operator.planner.serving import plan_serving_devices
 from finetune_operator.profiles import find_profile
@@ -69,7 +69,7 @@ def roll_out(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest | None)
 def _create(ctx: Context, status: FineTuneJobStatus) -> RolloutInProgress | Stalled | Failure:
     name, profile_name = endpoint_name(ctx), ctx.spec.serve.profile if ctx.spec.serve else None
     if profile_name is None:
-        profile_name = status.plan.profile if status.plan else ctx.spec.compute.profile
+        profile_name = planned_profile(ctx, status.plan)
     profile = find_profile(ctx.view, profile_name)
     if isinstance(profile, Stalled):
         return profile
