@@ -284,7 +284,7 @@ FAULTS = (
     Fault(
         "a silent rank is waited for without end",
         "jobs/policies/stalled_rank.py",
-        "if not progress.stalled or first is None or now < first + PATIENCE:",
+        "if not progress.stalled or first is None or now - first < patience:",
         "if True:",
     ),
     Fault(

@@ -3,13 +3,14 @@
 Nothing that reads an Attempt needs raw manifests; the status of a pod is read in pod_status.py.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, get_args
 
-from finetune_api.protocol import StageName
+from finetune_api.protocol import COLLECTIVE_TIMEOUT_ENV, StageName
 from finetune_api.run_config import RunConfig
 from finetune_api.stage_result import StageResult
 from pydantic import ValidationError
@@ -133,6 +134,17 @@ class Attempt:
         """When its first child was created, of those that still exist."""
         times = [self.job_created(), *(pod.created_at for pod in self.pods)]
         return min((at for at in times if at is not None), default=None)
+
+    def collective_timeout(self) -> timedelta | None:
+        """How long its ranks wait for each other; None where its Job does not say so."""
+        pod = (self.job or {}).get("spec", {}).get("template", {}).get("spec", {})
+        for container in pod.get("containers") or ():
+            for variable in container.get("env") or ():
+                if variable.get("name") == COLLECTIVE_TIMEOUT_ENV:
+                    # A profile's `env` may set the variable to any text.
+                    with contextlib.suppress(ValueError, OverflowError):
+                        return timedelta(seconds=float(variable.get("value") or ""))
+        return None
 
     def job_created(self) -> datetime | None:
         """When the Job was created."""

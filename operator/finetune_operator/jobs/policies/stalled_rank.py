@@ -1,7 +1,8 @@
 """A rank that gives no sign of life: named in the status, and replaced after long enough.
 
-The pods end such an attempt by themselves within a quarter of an hour. This is for the case that
-they cannot: the operator's patience is well above theirs.
+The pods end such an attempt by themselves within the collective timeout, a quarter of an hour by
+default. This is for the case that they cannot: after the first report the operator waits for as
+long as that timeout, and not less than LEAST_PATIENCE.
 """
 
 from datetime import datetime, timedelta
@@ -14,7 +15,7 @@ from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.policies.node_exclusion import RANK_STALLED
 from finetune_operator.manifest import parse_time
 
-PATIENCE = timedelta(minutes=20)
+LEAST_PATIENCE = timedelta(minutes=20)
 
 
 def check_stalled_rank(
@@ -22,7 +23,8 @@ def check_stalled_rank(
 ) -> FailedAttempt | None:
     """The end of an attempt whose leader has reported a silent rank `since` long ago."""
     first = parse_time(since)
-    if not progress.stalled or first is None or now < first + PATIENCE:
+    patience = max(LEAST_PATIENCE, attempt.collective_timeout() or LEAST_PATIENCE)
+    if not progress.stalled or first is None or now - first < patience:
         return None
     rank = progress.stalled[0]
     more = f" and {len(progress.stalled) - 1} more" if progress.stalled[1:] else ""
@@ -30,7 +32,7 @@ def check_stalled_rank(
         reason=RANK_STALLED,
         message=(
             f"rank {rank.rank} on host {rank.host}{more} gave no sign of life for "
-            f"{PATIENCE.seconds // 60} minutes, after step {rank.step}"
+            f"{patience.total_seconds() / 60:.0f} minutes, after step {rank.step}"
         ),
         remedy="check that pod and its node: a device that hangs, a volume that does not "
         "answer, or a process that was stopped",

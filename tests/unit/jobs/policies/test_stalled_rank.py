@@ -3,7 +3,7 @@
 import pytest
 from finetune_operator.decision import Manifest
 
-from tests.unit.jobs.world import World, job_manifest, recover, training
+from tests.unit.jobs.world import CPU_PROFILE, World, job_manifest, recover, training
 
 SILENT = [{"rank": 1, "host": "glossary-train-1-1", "step": 12, "updatedAt": 0}]
 
@@ -38,6 +38,21 @@ def test_a_silent_rank_is_replaced_after_the_timeout_as_a_crash_of_its_node() ->
     recover(world, 10)
     assert "glossary-train-2" in world.names("Job")
     assert "glossary-train-1" not in world.names("Job")
+
+
+def test_a_long_collective_timeout_makes_the_operator_wait_as_long() -> None:
+    """Pods give up on a rank after 0.8 of the timeout, a tenth of it before the report."""
+    slow = World()
+    slow.add_profile("cpu", {**CPU_PROFILE, "collectiveTimeoutSeconds": 3600})
+    world, pods = training(slow)
+    report(world, pods[0])
+    world.tick(3599)
+    report(world, pods[0])
+    assert world.status["restarts"] == 0
+    world.tick(1)
+    report(world, pods[0])
+    assert world.status["restarts"] == 1
+    assert "for 60 minutes" in world.status["failure"]["message"]
 
 
 def test_a_rank_that_recovers_resets_the_timeout() -> None:
