@@ -73,14 +73,6 @@ class ControlPlane:
         argv = [self.binaries / "kubectl", "--kubeconfig", self.kubeconfig, *words]
         return run(argv, stdin=stdin, timeout=120)
 
-    def kubeconfig_for(self, user: str, *groups: str) -> Path:
-        """A kubeconfig for any user and groups (by certificate), to test what RBAC allows them."""
-        name = "user-" + user.replace(":", "-").replace("/", "-")
-        subject = "".join(f"/O={g}" for g in groups) + f"/CN={user}"
-        authority = Authority(self.folder / "pki")
-        authority.issue(name, subject)
-        return authority.write_kubeconfig(name, self.url)
-
     def kill_apiserver(self) -> None:
         """Kill the API server without warning."""
         self._end("kube-apiserver", signal.SIGKILL)

@@ -21,10 +21,10 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema
 
-DNS_LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 CHILD_NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 CHILD_NAME_MAX = 40
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+DNS_LABEL_PATTERN = rf"^{_LABEL}$"
 SUBDOMAIN = rf"{_LABEL}(\.{_LABEL})*"
 _NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 OBJECT_NAME_PATTERN = rf"^{SUBDOMAIN}$"

@@ -3,8 +3,8 @@
 A rule is a list of predicates; a job for which all of them hold is refused with the rule's message.
 The API server's validation rules, the planner's choice of strategy and docs/combinations.md come
 from this table, and the tests train every combination that it allows and apply every one that it
-refuses. PREPARE_RULES has the combinations that depend on the model's config or the data: a stage
-refuses them before training begins.
+refuses. PREPARE_RULES has the combinations that depend on the model's config, the data or the
+pool: the planner or a stage refuses them before training begins.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,7 +51,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class PrepareRule:
-    """A combination that a stage refuses before training, because it depends on model or data."""
+    """A combination refused before training, because it depends on model, data or pool."""
 
     reason: str
     """Reason of the failure, in CamelCase."""

@@ -1,4 +1,4 @@
-"""FineTuneJob: every model of its spec and of its status, from one import.
+"""FineTuneJob: the models of its spec and of its status that other packages use, from one import.
 
 The spec is defined in finetune_api.jobspec, the status in finetune_api.jobstatus.
 """

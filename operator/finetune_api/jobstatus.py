@@ -1,7 +1,7 @@
-"""The status of a FineTuneJob, which the operator derives from the job's children.
+"""The status of a FineTuneJob: what users and `kubectl wait` read, and what the operator remembers.
 
-It is output for users and for `kubectl wait`; the operator can compute it again from the objects in
-the cluster.
+Phase, conditions and progress follow from the job's children. Counts, times, the plan and the facts
+of finished stages outlive the children and exist only here, so the status must not be removed.
 """
 
 from typing import Literal

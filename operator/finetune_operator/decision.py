@@ -39,7 +39,6 @@ class Key:
 class ObjectRef:
     """An object to delete; with a uid only that very object is deleted."""
 
-    api_version: str
     kind: str
     namespace: str
     name: str

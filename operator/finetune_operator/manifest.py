@@ -59,6 +59,4 @@ def finished_condition(job: Manifest) -> dict[str, Any] | None:
 def object_ref(manifest: Manifest) -> ObjectRef:
     """A reference to this very object, and to no later one of its name."""
     meta = manifest["metadata"]
-    return ObjectRef(
-        manifest["apiVersion"], manifest["kind"], meta["namespace"], meta["name"], meta["uid"]
-    )
+    return ObjectRef(manifest["kind"], meta["namespace"], meta["name"], meta["uid"])

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from finetune_api.base import DNS_LABEL_PATTERN, QUANTITY_PATTERN
+from finetune_api.base import DNS_LABEL_PATTERN, OBJECT_NAME_PATTERN, QUANTITY_PATTERN
 
 from finetune_operator.decision import MANAGER, Settings
 
@@ -120,8 +120,9 @@ def _build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--model-retention-days", _days, 30, "days until a base model that no job used is "
         "removed; 0: never")  # fmt: skip
     add("--progress-interval", _seconds, 2.0, "seconds between polls of a running stage")
-    add("--namespace", _name, (), "namespace to serve; may be repeated; none: all", is_list=True)
-    add("--lease-namespace", _name, None, "namespace of the leader's Lease; none: the first "
+    add("--namespace", _namespace, (), "namespace to serve; may be repeated; none: all",
+        is_list=True)  # fmt: skip
+    add("--lease-namespace", _namespace, None, "namespace of the leader's Lease; none: the first "
         "--namespace, else the pod's own")  # fmt: skip
     add("--lease-name", _name, MANAGER, "name of the leader's Lease")
     add("--workers", _count, 16, "objects that are reconciled at the same time")
@@ -194,8 +195,20 @@ def _text(value: str) -> str:
 
 
 def _name(value: str) -> str:
+    if not re.fullmatch(OBJECT_NAME_PATTERN, value) or len(value) > 253:
+        raise argparse.ArgumentTypeError(
+            f"{value!r} is not a name of a Kubernetes object: write lower-case letters, digits, "
+            "'-' and '.', 253 characters at most"
+        )
+    return value
+
+
+def _namespace(value: str) -> str:
     if not re.fullmatch(DNS_LABEL_PATTERN, value) or len(value) > 63:
-        raise argparse.ArgumentTypeError(f"{value!r} is not a name of a Kubernetes object")
+        raise argparse.ArgumentTypeError(
+            f"{value!r} is not a name of a namespace: write lower-case letters, digits and '-', "
+            "63 characters at most"
+        )
     return value
 
 

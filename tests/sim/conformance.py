@@ -89,7 +89,7 @@ def batch_job(namespace: str) -> Manifest:
 def ref(found: Manifest, uid: str | None = None) -> ObjectRef:
     """A reference to an object."""
     meta = found["metadata"]
-    return ObjectRef(found["apiVersion"], found["kind"], meta["namespace"], meta["name"], uid)
+    return ObjectRef(found["kind"], meta["namespace"], meta["name"], uid)
 
 
 async def refusal(call: Awaitable[Any]) -> str:

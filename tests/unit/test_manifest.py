@@ -112,4 +112,4 @@ def test_a_batch_job_is_finished_by_complete_or_failed(job: Manifest, kind: str 
 def test_a_reference_names_this_very_object() -> None:
     metadata = {"namespace": "team-a", "name": "x", "uid": "u1"}
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata}
-    assert object_ref(job) == ObjectRef("batch/v1", "Job", "team-a", "x", "u1")
+    assert object_ref(job) == ObjectRef("Job", "team-a", "x", "u1")

@@ -27,6 +27,14 @@ def test_repeated_flags_replace_the_variable() -> None:
     assert parse(argv, {"FINETUNE_NAMESPACE": "team-a"}).namespaces == ("x", "y")
 
 
+def test_names_of_a_claim_a_secret_and_a_lease_may_have_dots() -> None:
+    argv = ["--workspace-claim", "a.b", "--image-pull-secret", "reg.cred", "--lease-name", "x.y"]
+    options = parse([*IMAGES, "--namespace", "team-a", *argv])
+    assert options.settings.workspace_claim == "a.b"
+    assert options.settings.image_pull_secrets == ("reg.cred",)
+    assert options.lease_name == "x.y"
+
+
 def test_the_lease_is_in_the_pods_namespace_when_all_namespaces_are_served() -> None:
     options = parse(IMAGES, {"POD_NAMESPACE": "finetune-system", "POD_NAME": "operator-1"})
     assert options.namespaces == ()
@@ -43,6 +51,8 @@ def test_the_lease_is_in_the_pods_namespace_when_all_namespaces_are_served() -> 
         (IMAGES, {"FINETUNE_LOG_FORMAT": "xml"}, "'xml' is not one of json, text"),
         (IMAGES, {"FINETUNE_WORKERS": "many"}, "FINETUNE_WORKERS: 'many' is not a whole number"),
         ([*IMAGES, "--namespace", "Team_A"], {}, "'Team_A' is not a name"),
+        ([*IMAGES, "--namespace", "team.a"], {}, "'team.a' is not a name of a namespace"),
+        ([*IMAGES, "--workspace-claim", "a..b"], {}, "'a..b' is not a name of a Kubernetes object"),
         ([*IMAGES, "--namespace", "a\n"], {}, "'a\\n' is not a name"),
         (IMAGES, {"FINETUNE_NAMESPACE": ","}, "FINETUNE_NAMESPACE: '' is not a name"),
         ([*IMAGES, "--workspace-size", "big"], {}, "'big' is not a quantity"),

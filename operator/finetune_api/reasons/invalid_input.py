@@ -122,7 +122,8 @@ INPUT = Group(
         Reason(
             "DeploymentFailed",
             "serve",
-            "The endpoint's new revision failed; the revision before it still gets the traffic.",
+            "The endpoint's new revision failed; the revision before it, if any, still gets the "
+            "traffic.",
             "Run `kubectl describe mep NAME`; the [endpoint's reason](#a-revision-failed) says "
             "more.",
         ),

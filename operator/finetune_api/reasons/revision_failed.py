@@ -5,8 +5,8 @@ from finetune_api.reasons.reason import ENDPOINT, Group, Reason
 REVISION = Group(
     "A revision failed",
     "The revision's state is `Failed`, its message begins with the reason, and `Stalled` is "
-    "`True` with it. The revision before keeps the traffic. The operator does not try the same "
-    "revision again: correct the cause, and change the artifact, the profile or the endpoint, "
+    "`True` with it. The revision before, if any, keeps the traffic. The operator does not try the "
+    "same revision again: correct the cause, and change the artifact, the profile or the endpoint, "
     "which makes a new revision.",
     (
         Reason(

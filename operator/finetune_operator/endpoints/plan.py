@@ -26,7 +26,11 @@ from finetune_operator.endpoints.observe import (
     parse_revision_number,
 )
 from finetune_operator.endpoints.revision_state import Assessment, assess_revision
-from finetune_operator.endpoints.revisions import Choice, build_served_revision, choose_revision
+from finetune_operator.endpoints.revisions import (
+    NewRevision,
+    build_served_revision,
+    choose_revision,
+)
 from finetune_operator.endpoints.status import (
     Rollout,
     build_stalled_status,
@@ -147,10 +151,12 @@ def _generation_of(endpoint: Manifest) -> int:
 
 def _advance_target(observed: Observed, view: View, settings: Settings, now: datetime) -> _Target:
     """The revision that the spec requires; its children are created if they are missing."""
-    choice = choose_revision(observed, settings)
-    if choice.stalled is not None:
-        return _Target(None, _wait(choice.stalled))
-    revision = choice.revision or _start_revision(observed, choice, now)
+    chosen = choose_revision(observed, settings)
+    if isinstance(chosen, Stalled):
+        return _Target(None, _wait(chosen))
+    if isinstance(chosen, NewRevision):
+        chosen = _start_revision(observed, chosen, now)
+    revision = chosen
     if observed.active is not None and revision.number == observed.active.number:
         return _Target(revision, Assessment("Active"))
     create: tuple[Manifest, ...] = ()
@@ -169,17 +175,17 @@ def _wait(stalled: Stalled, requeue_after: float | None = None) -> Assessment:
     return Assessment("Starting", stalled.message, stalled, requeue_after=requeue_after)
 
 
-def _start_revision(observed: Observed, choice: Choice, now: datetime) -> Revision:
+def _start_revision(observed: Observed, new: NewRevision, now: datetime) -> Revision:
     artifact = observed.spec.artifact
     record = RevisionStatus(
-        revision=choice.number,
+        revision=new.number,
         digest=artifact.digest,
         uri=artifact.uri,
         state="Starting",
-        key=choice.key,
+        key=new.key,
         created_at=format_time(now),
     )
-    return Revision(choice.number, record, is_recorded=False, child=None, predictor=None, pods=())
+    return Revision(new.number, record, is_recorded=False, child=None, predictor=None, pods=())
 
 
 def _build_children(

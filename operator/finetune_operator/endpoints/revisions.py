@@ -21,32 +21,25 @@ from finetune_operator.stalled import Stalled
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The revision that the spec requires."""
+class NewRevision:
+    """A revision that the spec requires and that does not exist yet."""
 
-    revision: Revision | None
-    """An existing one; None when a new one is needed."""
     number: int
     key: str
-    stalled: Stalled | None = None
-    """Why the operator cannot create a new one now."""
 
 
-def choose_revision(observed: Observed, settings: Settings) -> Choice:
-    """The revision that the spec requires, or the number of a new one."""
+def choose_revision(observed: Observed, settings: Settings) -> Revision | NewRevision | Stalled:
+    """The revision that the spec requires, or why a new one cannot be created now."""
     spec_digest, key = compute_spec_digest(observed.spec), _compute_key(observed, settings)
     active = observed.active
     if active is not None and active.spec_digest == spec_digest:
-        return Choice(active, active.number, active.record.key or spec_digest)
+        return active
     newest = observed.revisions[-1] if observed.revisions else None
     if newest is not None and _is_current(newest, spec_digest, key):
-        return Choice(newest, newest.number, newest.record.key or spec_digest)
-    number = _next_number(observed)
+        return newest
     if observed.name_conflict is not None:
-        return Choice(None, number, spec_digest, observed.name_conflict)
-    if isinstance(key, Stalled):
-        return Choice(None, number, spec_digest, key)
-    return Choice(None, number, key)
+        return observed.name_conflict
+    return key if isinstance(key, Stalled) else NewRevision(_next_number(observed), key)
 
 
 def compute_spec_digest(spec: ModelEndpointSpec) -> str:

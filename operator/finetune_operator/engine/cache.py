@@ -1,9 +1,10 @@
 """The cache: the objects of the cluster that this process has seen, as a reconcile sees them.
 
-Three sources write here, all through `event_handlers`: the watches, the lists, and the answers to
-our own writes. The last lets a reconcile see what the one before it wrote. Since they arrive in any
-order, an object is only ever replaced by a newer one (resourceVersions of one kind can be compared
-as numbers, KEP-5504), and an object that was seen to be deleted does not come back.
+Three sources write here, through `event_handlers`: the watches, the lists, and the answers to our
+own writes; `writer` itself notes what it deleted, which wakes no key. The last lets a reconcile see
+what the one before it wrote. Since they arrive in any order, an object is only ever replaced by a
+newer one (resourceVersions of one kind can be compared as numbers, KEP-5504), and an object that
+was seen to be deleted does not come back.
 """
 
 from collections import OrderedDict, defaultdict

@@ -22,10 +22,10 @@ CONCURRENCY = 64
 class HttpPoller:
     """The requests that decisions list now, and the newest response to each."""
 
-    def __init__(self, on_response: Callable[[Key], None], concurrency: int = CONCURRENCY) -> None:
+    def __init__(self, on_response: Callable[[Key], None]) -> None:
         self.responses: dict[str, HttpResponse] = {}
         self._on_response = on_response
-        self._limit = asyncio.Semaphore(concurrency)
+        self._limit = asyncio.Semaphore(CONCURRENCY)
         self._requests: dict[Key, dict[str, HttpRequest]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._due: dict[str, float] = {}

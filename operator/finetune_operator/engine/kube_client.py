@@ -152,13 +152,11 @@ class KubeClient:
         """One object; raises NotFound when it does not exist."""
         return await self._read(resource(kind).path(namespace, name))
 
-    async def list(
-        self, of: Resource, namespace: str = "", selector: str = ""
-    ) -> tuple[list[Manifest], str]:
+    async def list(self, of: Resource, namespace: str = "") -> tuple[list[Manifest], str]:
         """All objects of a kind, and the resourceVersion of the list."""
         items: list[Manifest] = []
         version = ""
-        async for page in self._pages(of.path(namespace), selector or of.selector):
+        async for page in self._pages(of.path(namespace), of.selector):
             items.extend(page.get("items") or ())
             version = page["metadata"].get("resourceVersion", "")
         for item in items:  # the items of a list lack these two

@@ -39,7 +39,6 @@ class Relister:
         event_handlers: EventHandlers,
         metrics: Metrics,
         namespaces: Sequence[str] = (),
-        kinds: Sequence[Resource] = WATCHED,
         lease_namespace: str = "",
     ) -> None:
         self._client = client
@@ -48,7 +47,6 @@ class Relister:
         self._metrics = metrics
         self._served_namespaces = tuple(namespaces)
         self._lease_namespace = lease_namespace
-        self._kinds = tuple(kinds)
         self.namespaces = self._served_namespaces
         """The served namespaces that can be listed; empty when the whole cluster is served."""
         self._requested = asyncio.Event()
@@ -57,7 +55,7 @@ class Relister:
         """The kinds to watch: all that are required, and the optional ones that the API server
         serves."""
         served: list[Resource] = []
-        for each in self._kinds:
+        for each in WATCHED:
             if not each.is_optional or each.kind in await self._client.kinds_of(each):
                 served.append(each)
         return tuple(served)

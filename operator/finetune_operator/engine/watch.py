@@ -43,7 +43,7 @@ def build_registry(
     kinds: Collection[Resource],
     event_handlers: EventHandlers,
     on_relist: Callback,
-    lease: LeaseWatch | None,
+    lease: LeaseWatch,
 ) -> kopf.OperatorRegistry:
     """kopf's handlers for these kinds."""
     registry = kopf.OperatorRegistry()
@@ -75,20 +75,17 @@ def build_registry(
             handle_event
         )
 
-    if lease is not None:
-        watched = lease
-
-        @kopf.on.event(LEASE.group, LEASE.version, LEASE.plural, registry=registry, id="canary")
-        async def handle_lease(event: Any, namespace: str | None, spec: Any, **_: Any) -> None:
-            if event["type"] is None:  # also where there is no other object to list
-                on_relist()
-            if namespace == watched.namespace and spec.get("holderIdentity") == watched.identity:
-                watched.on_echo()
+    @kopf.on.event(LEASE.group, LEASE.version, LEASE.plural, registry=registry, id="canary")
+    async def handle_lease(event: Any, namespace: str | None, spec: Any, **_: Any) -> None:
+        if event["type"] is None:  # also where there is no other object to list
+            on_relist()
+        if namespace == lease.namespace and spec.get("holderIdentity") == lease.identity:
+            lease.on_echo()
 
     return registry
 
 
-def build_settings(kinds: Collection[Resource], lease: LeaseWatch | None) -> kopf.OperatorSettings:
+def build_settings(kinds: Collection[Resource], lease: LeaseWatch) -> kopf.OperatorSettings:
     """kopf as a watcher: it writes nothing, and does not scan for kinds or namespaces."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
@@ -103,9 +100,8 @@ def build_settings(kinds: Collection[Resource], lease: LeaseWatch | None) -> kop
         if each.selector:
             key = (each.group, each.version, each.plural)
             settings.watching.label_selectors[key] = each.selector
-    if lease is not None:
-        key = (LEASE.group, LEASE.version, LEASE.plural)
-        settings.watching.field_selectors[key] = f"metadata.name={lease.name}"
+    key = (LEASE.group, LEASE.version, LEASE.plural)
+    settings.watching.field_selectors[key] = f"metadata.name={lease.name}"
     return settings
 
 
@@ -116,7 +112,7 @@ async def run_watches(
     event_handlers: EventHandlers,
     on_relist: Callback,
     on_start: Callback,
-    lease: LeaseWatch | None = None,
+    lease: LeaseWatch,
 ) -> None:
     """Watch until cancelled; raises the error that ended a watch for good.
 

@@ -21,6 +21,8 @@ LARGE = 1e6
 LONGEST = 100 * 365 * 86400
 """Seconds beyond which an estimate of the remaining time is not shown."""
 LONGEST_INTERVAL = 30.0
+FEW = 4
+"""Items that a message lists."""
 
 
 def progress_request(pod_uid: str, pod_ip: str, interval: float) -> HttpRequest:
@@ -177,10 +179,10 @@ def format_loss(loss: float | None) -> str | None:
     return f"{loss:.3f}" if abs(loss) < LARGE else f"{loss:.3e}"
 
 
-def join_few(items: Sequence[str], most: int = 4) -> str:
-    """The first `most` items and how many more there are, so that a message stays short."""
-    more = f" and {len(items) - most} more" if items[most:] else ""
-    return ", ".join(items[:most]) + more
+def join_few(items: Sequence[str]) -> str:
+    """The first FEW items and how many more there are, so that a message stays short."""
+    more = f" and {len(items) - FEW} more" if items[FEW:] else ""
+    return ", ".join(items[:FEW]) + more
 
 
 def format_duration(seconds: float | None) -> str | None:

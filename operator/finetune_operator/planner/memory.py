@@ -20,7 +20,11 @@ from finetune_api.train_plan import MemoryEstimate
 
 from finetune_operator.planner.activations import activation_bytes
 from finetune_operator.planner.memory_inputs import MemoryInputs
-from finetune_operator.planner.parameters import quantized_parameters, trainable_parameters
+from finetune_operator.planner.parameters import (
+    key_width,
+    quantized_parameters,
+    trainable_parameters,
+)
 
 CUDA_OVERHEAD = 3 * 1024**3 // 2
 """CUDA context, cuBLAS workspace and NCCL buffers of one process."""
@@ -218,7 +222,6 @@ def serving_bytes(model: ModelFacts, devices: int) -> int:
     The devices share the weights; the remaining memory must hold at least one sequence of 4,096
     tokens (or the model's context, where that is shorter) in the key-value cache, and vLLM itself.
     """
-    head = model.hidden_size // model.attention_heads
     cached = min(model.context_length, 4096)
-    cache = 2 * 2 * model.layers * model.key_value_heads * head * cached
+    cache = 2 * 2 * model.layers * key_width(model) * cached
     return round((2 * model.parameters + cache) / devices * 1.1) + 2 * 1024**3

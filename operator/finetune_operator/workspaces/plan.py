@@ -149,7 +149,7 @@ def check_janitor(
         return None
     kept = parse_keep_list(janitor)
     for folder in artifact_folders(uris, settings):
-        if folder not in kept and f"jobs/{folder[-8:]}" not in kept:
+        if folder not in kept and job_entry(folder[-8:]) not in kept:
             return Stalled(
                 "WaitingForJanitor",
                 f"Job {JANITOR} cleans the workspace and its list of what to keep lacks {folder}; "

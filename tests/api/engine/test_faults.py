@@ -168,7 +168,7 @@ async def test_a_delete_whose_answer_was_lost_is_carried_out(
     await behind.list()
 
     def reconcile(_key: Key, view: View, _now: datetime) -> Decision:
-        ref = ObjectRef("v1", "ConfigMap", namespace, "a-prepare-1", child["metadata"]["uid"])
+        ref = ObjectRef("ConfigMap", namespace, "a-prepare-1", child["metadata"]["uid"])
         there = view.get("ConfigMap", namespace, "a-prepare-1") is not None
         return Decision(delete=(ref,) if there else ())
 

@@ -77,7 +77,7 @@ async def test_a_deposed_leader_deletes_nothing_though_its_status_would_be_the_s
         return Decision(status=toy.status("Training"))
 
     def delete_child(_key: Key, _view: View, _now: datetime) -> Decision:
-        ref = ObjectRef("v1", "ConfigMap", namespace, "a-prepare-1", child["metadata"]["uid"])
+        ref = ObjectRef("ConfigMap", namespace, "a-prepare-1", child["metadata"]["uid"])
         return Decision(status=toy.status("Preparing"), delete=(ref,))
 
     await bench.reconcile(start_training, "a")

@@ -189,7 +189,7 @@ async def test_only_the_object_with_the_given_uid_is_deleted(
     uid = "00000000-0000-0000-0000-000000000000"
 
     def decide(key: Key, view: View, now: datetime) -> Decision:
-        return Decision(delete=(ObjectRef("v1", "ConfigMap", namespace, "a-prepare-1", uid),))
+        return Decision(delete=(ObjectRef("ConfigMap", namespace, "a-prepare-1", uid),))
 
     assert await bench.reconcile(decide, "a") == "success"
     assert api.get("ConfigMap", namespace, "a-prepare-1")

@@ -145,6 +145,11 @@ class World(Cluster):
     def stage(self, name: str) -> dict[str, Any]:
         return dict(next(s for s in self.status["stages"] if s["name"] == name))
 
+    def container(self, stage: str) -> dict[str, Any]:
+        """The container of a stage's first attempt."""
+        pod = self.need("Job", f"glossary-{stage}-1")["spec"]["template"]["spec"]
+        return dict(pod["containers"][0])
+
     def add_profile(self, name: str, spec: dict[str, Any]) -> None:
         meta = {"name": name, "uid": f"profile-{name}"}
         self.load({"kind": "AcceleratorProfile", "metadata": meta, "spec": spec})

@@ -116,11 +116,13 @@ def _judge(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest) -> Rollo
         return _accept(ctx, served, revision)
     detail = revision.message or served.message
     if revision.state == "Failed":
+        before = served.active_revision
         return Failure(
             stage="serve",
             reason="DeploymentFailed",
             message=f"endpoint {name} revision {revision.revision} failed: {detail}",
-            remedy=f"kubectl describe mep {name}; the revision before still takes the traffic",
+            remedy=f"kubectl describe mep {name}"
+            + (f"; revision {before} still takes the traffic" if before else ""),
         )
     return RolloutInProgress(
         f"endpoint {name} revision {revision.revision} is {revision.state}: {detail}"

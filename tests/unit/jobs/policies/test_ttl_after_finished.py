@@ -6,7 +6,7 @@ from finetune_operator.decision import Decision, ObjectRef
 
 from tests.unit.jobs.world import JOB_UID, NAMESPACE, World, failed, job_manifest, training
 
-OURS = ObjectRef("finetune.dev/v1alpha1", "FineTuneJob", NAMESPACE, "glossary", JOB_UID)
+OURS = ObjectRef("FineTuneJob", NAMESPACE, "glossary", JOB_UID)
 
 
 def ended(**spec: object) -> World:

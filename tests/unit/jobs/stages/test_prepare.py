@@ -9,19 +9,13 @@ from tests.unit.jobs.world import World, job_manifest
 ARTIFACT = "pvc://finetune-workspace/artifacts/chat-0a1b2c3d"
 
 
-def container(world: World, stage: str) -> dict[str, Any]:
-    pod = world.need("Job", f"glossary-{stage}-1")["spec"]["template"]["spec"]
-    found: dict[str, Any] = pod["containers"][0]
-    return found
-
-
 def volumes(world: World, stage: str) -> list[str]:
     pod = world.need("Job", f"glossary-{stage}-1")["spec"]["template"]["spec"]
     return [volume["name"] for volume in pod["volumes"]]
 
 
 def mounts(world: World, stage: str) -> dict[str, dict[str, Any]]:
-    return {mount["mountPath"]: mount for mount in container(world, stage)["volumeMounts"]}
+    return {mount["mountPath"]: mount for mount in world.container(stage)["volumeMounts"]}
 
 
 @pytest.mark.parametrize("uri", [ARTIFACT, f"{ARTIFACT}/", f"{ARTIFACT}/sub"])

@@ -80,14 +80,8 @@ def test_other_stages_have_nothing_to_save() -> None:
     assert grace_of(world, "glossary-prepare-1") == 30
 
 
-def container(world: World, stage: str) -> dict[str, Any]:
-    pod = world.need("Job", f"glossary-{stage}-1")["spec"]["template"]["spec"]
-    found: dict[str, Any] = pod["containers"][0]
-    return found
-
-
 def environment(world: World, stage: str) -> dict[str, Any]:
-    env: dict[str, Any] = {item["name"]: item for item in container(world, stage)["env"]}
+    env: dict[str, Any] = {item["name"]: item for item in world.container(stage)["env"]}
     return env
 
 
@@ -103,7 +97,7 @@ def test_only_train_sees_the_trackers_keys_and_no_other_key_of_the_secret() -> N
     key = env["WANDB_API_KEY"]["valueFrom"]["secretKeyRef"]
     assert key == {"name": "trackers", "key": "WANDB_API_KEY", "optional": False}
     assert env["MLFLOW_TRACKING_TOKEN"]["valueFrom"]["secretKeyRef"]["optional"] is True
-    assert "envFrom" not in container(world, "train")
+    assert "envFrom" not in world.container("train")
     for stage in ("prepare", "evaluate"):
         assert not [name for name in environment(world, stage) if "WANDB" in name or "ML" in name]
 
@@ -114,7 +108,7 @@ def test_only_train_sees_the_trackers_keys_and_no_other_key_of_the_secret() -> N
 def test_a_tracker_that_sends_nothing_sees_no_key(trackers: dict[str, Any]) -> None:
     world = World(job_manifest(tracking={"credentialsSecret": "trackers", **trackers}))
     world.run_until("train")
-    assert not [item for item in container(world, "train")["env"] if "valueFrom" in item]
+    assert not [item for item in world.container("train")["env"] if "valueFrom" in item]
 
 
 def test_a_job_waits_for_a_missing_key_of_its_tracker() -> None:
