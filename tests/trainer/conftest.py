@@ -1,4 +1,4 @@
-"""What the trainer's tests share: one tiny model and one file of rows per session."""
+"""What the trainer's tests share: one tiny model per session."""
 
 from __future__ import annotations
 
@@ -10,19 +10,13 @@ from finetune_trainer.sources import Credentials
 
 from tests.trainer.prepare_world import World
 from tests.trainer.servers import Hub, Repository, running_hub
-from tests.trainer.tiny import tiny_model, tiny_rows, write_rows
+from tests.trainer.tiny import tiny_model
 
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama with tokenizer and ChatML template; treat it as read-only."""
     return tiny_model(tmp_path_factory.mktemp("tiny") / "model")
-
-
-@pytest.fixture(scope="session")
-def tiny_rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """JSON lines with 200 prompt/completion rows; treat it as read-only."""
-    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", list(tiny_rows(200)))
 
 
 @pytest.fixture

@@ -145,6 +145,7 @@ def make_run(
             "artifactUri": "pvc://finetune-workspace/artifacts/tiny-0000",
             "paths": {
                 "modelCache": str(model.parent),
+                "rewardCache": str(root / "reward"),
                 "job": str(root / "job"),
                 "artifact": str(root / "artifact"),
             },

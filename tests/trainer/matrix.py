@@ -126,7 +126,6 @@ class Case:
 
 EVERY = [Case(*names) for names in itertools.product(METHODS, OBJECTIVES, STRATEGIES)]
 ALLOWED = [case for case in EVERY if not case.refusals()]
-FORBIDDEN = [case for case in EVERY if case.refusals()]
 
 
 def pairwise(cases: Sequence[Case]) -> list[Case]:

@@ -57,22 +57,29 @@ def test_a_diverging_loss_ends_the_run(noise: float, height: float) -> None:
     assert 200 + divergence.PATIENCE < at < 280
 
 
-def test_a_rising_loss_does_not_end_a_grpo_run() -> None:
-    monitor = LossMonitor(detect_divergence=False)
+def check_rising_loss(objective: str) -> None:
+    monitor = LossMonitor(objective)
     for step in range(1, 200):
         monitor.check_step(step, float(step), grad_norm=1.0, learning_rate=1e-3, is_skipped=False)
+
+
+def test_a_rising_loss_does_not_end_a_grpo_run() -> None:
+    check_rising_loss("GRPO")
+    with pytest.raises(UserError) as raised:
+        check_rising_loss("SFT")
+    assert raised.value.failure.reason == "LossDiverged"
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan)])
 def test_a_loss_or_norm_that_is_not_finite_ends_the_run(loss: float, norm: float) -> None:
     with pytest.raises(UserError) as raised:
-        LossMonitor(detect_divergence=True).check_step(7, loss, norm, 1e-3, is_skipped=False)
+        LossMonitor("SFT").check_step(7, loss, norm, 1e-3, is_skipped=False)
     assert raised.value.failure.reason == "LossNotFinite"
     assert "step 7" in raised.value.failure.message
 
 
 def test_only_consecutive_overflows_end_an_fp16_run() -> None:
-    monitor = LossMonitor(detect_divergence=True)
+    monitor = LossMonitor("SFT")
     for step in range(1, 4 * divergence.MAX_OVERFLOWS):
         monitor.check_step(step, 2.0, math.inf if step % 3 else 1.0, 1e-3, is_skipped=step % 3 != 0)
     for step in range(1, divergence.MAX_OVERFLOWS):

@@ -220,7 +220,9 @@ def store_lost_error(seconds: float) -> RetryableError:
     """PeerLost: the host of the store has not answered for `seconds`."""
     host = os.environ["MASTER_ADDR"]
     return RetryableError(
-        "PeerLost", f"The first pod, {host}, has not answered for {seconds:.0f} s."
+        "PeerLost",
+        f"The first pod, {host}, has not answered for {seconds:.0f} s.",
+        "Check that pod and the network between the nodes.",
     )
 
 

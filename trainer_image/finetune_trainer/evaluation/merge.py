@@ -80,11 +80,17 @@ def verify_output(output: Path) -> None:
     """Raise RetryableError where the trained weights differ from the list that training wrote."""
     listed = output / "files.json"
     if not listed.is_file():
-        raise RetryableError("NoTrainedWeights", "Training wrote no weights.", file=str(listed))
+        raise RetryableError(
+            "NoTrainedWeights",
+            "Training wrote no weights.",
+            "Check the workspace's storage.",
+            file=str(listed),
+        )
     wanted = json.loads(listed.read_text())["files"]
     found = {name: facts for name, facts in hash_files(output).items() if name != listed.name}
     if found != wanted:
-        wrong = sorted(name for name in wanted if found.get(name) != wanted[name])
+        names = wanted.keys() | found.keys()
+        wrong = sorted(name for name in names if found.get(name) != wanted.get(name))
         raise RetryableError(
             "TrainedWeightsChanged",
             f"The trained weights are not those that training wrote: {', '.join(wrong)}.",

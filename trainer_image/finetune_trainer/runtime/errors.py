@@ -94,7 +94,12 @@ def classify_error(error: BaseException) -> tuple[Failure, ExitCode]:
         return failure, ExitCode.RETRYABLE
     text = _to_plain_text(str(error).strip().split("\n", 1)[0], 1000)
     message = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return Failure(reason="InternalError", message=message), ExitCode.RETRYABLE
+    failure = Failure(
+        reason="InternalError",
+        message=message,
+        remedy="Read the pod's log, and report the error.",
+    )
+    return failure, ExitCode.RETRYABLE
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -43,6 +43,8 @@ EXIT_CODES = {
 UNWIND_SECONDS = 5.0
 """From SIGTERM to the exit of a stage, in which it can release what it holds."""
 
+SAME_RELEASE = "Install operator and trainer image of the same release."
+
 
 def run_stage(stage: StageName, work: Stage, stop: Stop | None = None) -> int:
     """Run one stage in this process and return its exit code.
@@ -108,11 +110,14 @@ def _read_run_config(stage: StageName) -> RunConfig:
     except (OSError, ValidationError) as error:
         detail = str(error).replace("\n", " ")[:500]
         raise UserError(
-            "BadRunConfig", f"The run file is unusable: {detail}", file=str(path)
-        ) from (error)
+            "BadRunConfig", f"The run file is unusable: {detail}", SAME_RELEASE, file=str(path)
+        ) from error
     if run.stage != stage:
         raise UserError(
-            "BadRunConfig", f"The run file is for stage {run.stage}, not {stage}.", file=str(path)
+            "BadRunConfig",
+            f"The run file is for stage {run.stage}, not {stage}.",
+            SAME_RELEASE,
+            file=str(path),
         )
     return run
 

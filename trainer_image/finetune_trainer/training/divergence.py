@@ -64,9 +64,9 @@ class DivergenceDetector:
 class LossMonitor:
     """Checks the loss and the gradient norm of every step of an attempt."""
 
-    def __init__(self, detect_divergence: bool) -> None:
-        """`detect_divergence`: False for GRPO, whose loss does not measure progress."""
-        self._detector = DivergenceDetector() if detect_divergence else None
+    def __init__(self, objective: str) -> None:
+        """`objective`: spec.objective. The loss of GRPO does not measure progress."""
+        self._detector = None if objective == "GRPO" else DivergenceDetector()
         self._overflows = 0
 
     def check_step(

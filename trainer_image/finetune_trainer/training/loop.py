@@ -65,7 +65,7 @@ class Loop:
         peak_flops = plan.peak_flops * dist.get_world_size() if plan.peak_flops else None
         self._throughput = Throughput(plan.total_steps, start.step, peak_flops)
         self._model_flops = count_model_flops(model)
-        self._loss_monitor = LossMonitor(detect_divergence=spec.objective != "GRPO")
+        self._loss_monitor = LossMonitor(spec.objective)
         alpha = spec.training.neftune_alpha
         self._noise = EmbeddingNoise(model, alpha) if alpha else None
 

@@ -200,7 +200,11 @@ def join_process_group(run: RunConfig) -> None:
     prepare_communication(plan.strategy, plan.device)
     if is_cuda:
         if not torch.cuda.is_available():
-            raise RetryableError("NoDevice", f"No CUDA device on {socket.gethostname()}.")
+            raise RetryableError(
+                "NoDevice",
+                f"No CUDA device on {socket.gethostname()}.",
+                "Check the node's driver and device plugin, and the profile's resourceName.",
+            )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         if run.spec.training.precision != "fp32":
             # Adapters are fp32 on a 16-bit base: TF32 is accurate enough for their products.
@@ -223,6 +227,7 @@ def join_process_group(run: RunConfig) -> None:
         raise RetryableError(
             "WrongWorldSize",
             f"{dist.get_world_size()} processes joined, the plan has {plan.world_size}.",
+            "Read the logs of the attempt's pods.",
         )
 
 
@@ -242,7 +247,11 @@ def root_cause(error: BaseException, run: RunConfig | None) -> BaseException:
     # NCCL also fails where shared memory is full.
     if is_peer_lost and reason != NO_SPACE_LEFT:
         line = text.strip().split("\n", 1)[0][:300]
-        return RetryableError("PeerLost", f"Another rank is gone: {line}")
+        return RetryableError(
+            "PeerLost",
+            f"Another rank is gone: {line}",
+            "Check the other pods of the attempt and the network between the nodes.",
+        )
     return error
 
 
