@@ -24,6 +24,8 @@ END_TIMEOUT = 10.0
 """Seconds for kopf to close its connections."""
 ORPHAN_ROUNDS, ORPHAN_TIMEOUT = 10, 1.0
 """How often, and for how many seconds each time, to cancel a task that does not end."""
+PAUSE_WAITER = "pause-waiter for "
+"""How kopf begins the name of a watcher's task that waits for a pause."""
 KOPF_FOLDER = Path(kopf.__file__).parent
 log = logging.getLogger(__name__)
 
@@ -163,17 +165,20 @@ async def _cancel_tasks(tasks: Collection[asyncio.Task[None]]) -> None:
 async def cancel_orphans() -> None:
     """Cancel the tasks that kopf's tasks leave behind, until they have ended.
 
-    A stream of kopf that waits for a response takes a cancellation for the end of its watch, and
-    its watcher continues. One such task would keep the process from exiting.
+    Each watcher owns a task that waits for a pause, and ends it. Where that task is cancelled with
+    its watcher, a stream that waits for a response takes the cancellation for the end of its watch,
+    and the watcher continues: it would keep the process from exiting. So the pause-waiters come
+    last, when no task is left that could own them.
     """
     for number in range(ORPHAN_ROUNDS):
         orphans = [task for task in asyncio.all_tasks() if _is_of_kopf(task)]
         if not orphans:
             return
+        owners = [task for task in orphans if not task.get_name().startswith(PAUSE_WAITER)]
         if number > 0:  # most end by themselves, in order
-            for task in orphans:
+            for task in owners or orphans:
                 task.cancel()
-        await asyncio.wait(orphans, timeout=ORPHAN_TIMEOUT)
+        await asyncio.wait(owners or orphans, timeout=ORPHAN_TIMEOUT)
     log.warning("Tasks of kopf do not end", extra={"tasks": [task.get_name() for task in orphans]})
 
 

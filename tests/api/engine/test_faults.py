@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import random
@@ -10,11 +11,12 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
 from finetune_operator.decision import Decision, Key, ObjectRef, View
-from finetune_operator.engine import controller
+from finetune_operator.engine import controller, watch
 from finetune_operator.engine.health import Health
 from finetune_operator.engine.kube_client import KubeClient
 from finetune_operator.engine.reconciler import REPORT_AFTER_FAILURES
@@ -224,6 +226,38 @@ async def test_an_expired_watch_is_restarted(
     assert expired
     assert "Traceback" not in log.getvalue()
     print(f"\n{len(expired)} watches cut off and expired: events again after {took:.1f} s")
+
+
+def is_of_watcher(task: asyncio.Task[Any]) -> bool:
+    return task.get_name().startswith(("watcher for ", "pause-waiter for "))
+
+
+async def test_watches_that_wait_for_a_response_end_with_the_engine(
+    gateway: Gateway, api: Api, namespace: str, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kopf's stream takes a cancellation for the end of its watch where kopf's task that waits for
+    a pause is cancelled with it; its watcher continues then, and the process never exits."""
+    monkeypatch.setattr(watch, "ORPHAN_TIMEOUT", 0.1)
+    async with running(gateway.kubeconfig, Health(), namespace, namespace):
+        api.create(toy.finetune_job(namespace, "a"))
+        await until("the job is prepared", prepared(api, "a", namespace))
+        held = Counter[str]()
+
+        def hold(request: web.BaseRequest) -> Fault | None:
+            if "watch" not in request.query:
+                return None
+            held[request.path] += 1
+            return Fault(delay=600)
+
+        gateway.choose = hold
+        assert gateway.drop() > 0
+        await until("watches are requested again", lambda: len(held) > 1)
+        with monkeypatch.context() as watchers_only:  # kopf's other tasks close its connections
+            watchers_only.setattr(watch, "_is_of_kopf", is_of_watcher)
+            await watch.cancel_orphans()
+        assert not [each for each in asyncio.all_tasks() if is_of_watcher(each)]
+    assert "Traceback" not in log.getvalue()
+    assert "Tasks of kopf do not end" not in log.getvalue()
 
 
 async def test_a_namespace_that_cannot_be_listed_does_not_stop_the_others(
