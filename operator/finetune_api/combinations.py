@@ -280,6 +280,20 @@ RULES: tuple[Rule, ...] = (
         "training.packing",
     ),
     Rule(
+        (
+            Is("objective", ("SFT", *PREFERENCE_OBJECTIVES, "GRPO")),
+            Is("dataset.longRows", ("Split",)),
+        ),
+        "only plain text can continue in another sequence; set dataset.longRows to Truncate or "
+        "Skip, or objective to Completion",
+        "dataset.longRows",
+    ),
+    Rule(
+        (Is("objective", ("GRPO",)), Is("dataset.longRows", ("Truncate",))),
+        "a prompt that is cut asks something else; set dataset.longRows to Fail or Skip",
+        "dataset.longRows",
+    ),
+    Rule(
         (Is("objective", ("Reward",)), Given("serve")),
         "a reward model returns scores and no answers, so an endpoint cannot serve it; leave serve "
         "out",

@@ -11,6 +11,7 @@ from finetune_api.base import FractionPercent, ObjectName, SpecModel, cel, valid
 from finetune_api.model import REVISION_RULE, Revision, Uri
 
 Format = Literal["chat", "instruction", "completion", "preference", "unpaired", "prompt"]
+LongRows = Literal["Fail", "Truncate", "Skip", "Split"]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
@@ -35,6 +36,17 @@ class TrainSource(DataSource):
     """Factor for this source's proportion of the mixture."""
 
 
+class InvalidRows(SpecModel):
+    """What happens to rows that cannot be used: broken, incomplete, or refused by the chat
+    template."""
+
+    policy: Literal["Fail", "Skip"] = "Fail"
+    """Fail ends the job with the file and line of the first such row; Skip leaves such rows out, up
+    to max, and counts them in status.data.skipped."""
+    max: FractionPercent = "1%"
+    """Highest percentage of all rows that Skip may leave out; more end the job."""
+
+
 class Columns(SpecModel):
     """Names of the columns where they differ from the default names; prepare refuses a name for a
     column that the format does not have. docs/tasks/prepare-data.md lists the formats."""
@@ -52,6 +64,15 @@ class Columns(SpecModel):
     system: Column | None = None
     """Column with the row's system prompt, where it is not a turn of a conversation; default name
     is system."""
+    input: Column | None = None
+    """Column with a text that continues the prompt, as in Alpaca's rows; default names are input
+    and context, where the prompt's column is instruction."""
+    reasoning: Column | None = None
+    """Instruction format: column with the reasoning before the answer; default names are
+    reasoning_content, reasoning and thinking."""
+    tools: Column | None = None
+    """Column with the tools that the assistant may call, a list of function descriptions or its
+    JSON text; default names are tools and functions."""
     text: Column | None = None
     """Completion format: column with the whole text; default names are text and content."""
     chosen: Column | None = None
@@ -96,3 +117,14 @@ class Dataset(SpecModel):
     and preference, GRPO accepts prompt."""
     columns: Columns = Field(default_factory=Columns)
     """Column names where they differ from the default names."""
+    ignore_columns: list[Column] = Field(default_factory=list, max_length=64)
+    """Columns that are left out although they mean something; prepare refuses columns such as
+    images or tools where it cannot use them."""
+    invalid_rows: InvalidRows = Field(default_factory=InvalidRows)
+    """What happens to rows that cannot be used."""
+    long_rows: LongRows | None = None
+    """What happens to rows with more tokens than training.maxSequenceLength: Fail ends the job with
+    the line of the first, Truncate cuts the end of the answer, Skip leaves the row out, and Split,
+    only for objective Completion, continues the text in another sequence. All are counted in
+    status.data. Default is Split for objective Completion, and Truncate for others, where a prompt
+    that leaves no tokens for an answer ends the job."""

@@ -37,6 +37,17 @@ class ModelFacts(StatusModel):
     """Folder of the snapshot inside the model's cache entry."""
 
 
+class SkippedRows(StatusModel):
+    """Rows that were left out for one reason."""
+
+    reason: ShortText
+    """Reason that the rows would have failed with."""
+    rows: int = Field(ge=1)
+    """Number of rows."""
+    first: LongText
+    """File, line and message of the first."""
+
+
 class DataFacts(StatusModel):
     """Facts about the data that the planner needs."""
 
@@ -60,6 +71,12 @@ class DataFacts(StatusModel):
     """Examples whose answer was cut to training.maxSequenceLength."""
     duplicate_examples: int = Field(default=0, ge=0)
     """Rows that repeat an earlier row."""
+    skipped: list[SkippedRows] | None = Field(default=None, max_length=16)
+    """Rows left out by dataset.invalidRows or dataset.longRows, by reason; data/manifest.json in
+    the job's folder has more of them."""
+    ignored_columns: list[ShortText] | None = Field(default=None, max_length=32)
+    """Columns of the data, and keys of messages as messages[].key, that hold something and are not
+    used."""
     date: ShortText | None = None
     """Day, YYYY-MM-DD, that every stage passes to a chat template that prints the current date;
     absent for templates that print none."""

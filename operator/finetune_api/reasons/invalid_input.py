@@ -65,6 +65,12 @@ INPUT = Group(
             "Leave the token out, or spell it in another way.",
         ),
         Reason(
+            "BadTools",
+            "prepare",
+            "A description of a tool, or a call of one, has no name or no arguments that are JSON.",
+            "Correct the row; the message shows the form.",
+        ),
+        Reason(
             "BatchTooSmall",
             "train",
             "`training.batchSize` is less than one micro-batch on each device.",
@@ -317,6 +323,13 @@ INPUT = Group(
             "Leave `model.rope` out.",
         ),
         Reason(
+            "RowTooLong",
+            "prepare",
+            "A row has more tokens than a sequence, and `dataset.longRows` is `Fail`.",
+            "Raise `training.maxSequenceLength`, or set `dataset.longRows` to `Truncate` or "
+            "`Skip`.",
+        ),
+        Reason(
             "SourceWithoutShare",
             "prepare",
             "A source of the mixture would give no example to an epoch.",
@@ -333,6 +346,12 @@ INPUT = Group(
             "prepare",
             "The data has too few distinct rows to train and evaluate on.",
             "Add rows, or give validation data that is not part of the training data.",
+        ),
+        Reason(
+            "TooManyInvalidRows",
+            "prepare",
+            "More rows cannot be used than `dataset.invalidRows.max` allows.",
+            "Correct the rows, or raise `dataset.invalidRows.max`.",
         ),
         Reason(
             "UnknownTargetModule",
@@ -363,6 +382,13 @@ INPUT = Group(
             "prepare, train",
             "The model's architecture or tokenizer is not supported.",
             "Use a causal language model that transformers supports without remote code.",
+        ),
+        Reason(
+            "UnusableColumn",
+            "prepare",
+            "A column means something that the format or the model cannot use, such as images.",
+            "Remove the column, name it in `dataset.columns`, or leave it out with "
+            "`dataset.ignoreColumns`.",
         ),
         Reason(
             "UnusedColumn",

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from finetune_trainer.data.chat_template import ChatTokenizer, ConversationTokens
-from finetune_trainer.data.messages import Turn, to_messages
-from finetune_trainer.data.row_errors import RowError
+from finetune_trainer.data.message_forms import to_messages
+from finetune_trainer.data.row_errors import LongRowError, RowError
 from finetune_trainer.data.samples import MessagesSample
 from finetune_trainer.data.token_store import IGNORED
 from finetune_trainer.data.tokenizer import has_plain_template, load_tokenizer
+from finetune_trainer.data.turns import Turn
 from finetune_trainer.runtime.errors import UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -261,7 +262,7 @@ def test_one_row_error_leaves_the_other_samples(tokenizer: Any) -> None:
         conversation("B?", "two"),
     ]
     kinds = [type(each) for each in chat_tokenizer(tokenizer, CHATML).tokenize(samples)]
-    assert kinds == [ConversationTokens, RowError, ConversationTokens]
+    assert kinds == [ConversationTokens, LongRowError, ConversationTokens]
 
 
 def test_a_model_without_a_template_gets_prompt_line_feed_answer_eos(tmp_path: Path) -> None:

@@ -174,7 +174,8 @@ def turns(*roles: str) -> dict[str, Any]:
     [
         (turns("user"), "BadConversation", "says nothing"),
         (turns("user", "assistant", "user"), "BadConversation", "ends with the user"),
-        (turns("user", "tool", "assistant"), "BadConversation", "'tool'"),
+        (turns("user", "tool", "assistant"), "BadConversation", "not called"),
+        (turns("user", "critic", "assistant"), "BadConversation", "'critic'"),
         (turns("assistant"), "BadConversation", "asked nothing"),
         (turns("system", "assistant"), "BadConversation", "asked nothing"),
         (turns("user", "system", "assistant"), "BadConversation", "middle"),
@@ -190,7 +191,7 @@ def turns(*roles: str) -> dict[str, Any]:
         ),
         (
             {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
-            "BadConversation",
+            "BadTools",
             "calls tools",
         ),
     ],

@@ -55,7 +55,7 @@ def test_preferences_are_understood(tmp_path: Path, row: dict[str, Any]) -> None
     "row",
     [
         {"system": "s", "prompt": "p", "chosen": "good", "rejected": "bad"},
-        {"system": "no", "prompt": [SYSTEM, PROMPT], "chosen": "good", "rejected": "bad"},
+        {"system": "s ", "prompt": [SYSTEM, PROMPT], "chosen": "good", "rejected": "bad"},
         {"system": "s", "chosen": [PROMPT, GOOD], "rejected": [PROMPT, BAD]},
         {"chosen": [SYSTEM, PROMPT, GOOD], "rejected": [SYSTEM, PROMPT, BAD]},
     ],

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from finetune_trainer.data.messages import Turn
 from finetune_trainer.data.samples import MessagesSample
 from finetune_trainer.data.split import hold_out_fraction, hold_out_validation
+from finetune_trainer.data.turns import Turn
 from finetune_trainer.runtime.errors import UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from finetune_trainer.data.chat_template import ChatTokenizer
-from finetune_trainer.data.messages import Turn, to_messages
-from finetune_trainer.data.row_errors import RowError
+from finetune_trainer.data.message_forms import to_messages
+from finetune_trainer.data.row_errors import LongRowError, RowError
 from finetune_trainer.data.samples import (
     MessagesSample,
     PreferenceSample,
@@ -21,6 +21,7 @@ from finetune_trainer.data.samples import (
 from finetune_trainer.data.token_store import IGNORED
 from finetune_trainer.data.tokenize import SampleTokenizer, SampleTokens
 from finetune_trainer.data.tokenizer import load_tokenizer
+from finetune_trainer.data.turns import Turn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -222,4 +223,4 @@ def test_marks_around_nothing_are_refused_for_preferences_too(tokenizer: Any) ->
 def test_one_row_error_leaves_the_other_preferences(tokenizer: Any) -> None:
     long = PreferenceSample((user("word " * 600),), (assistant("x"),), (assistant("y"),))
     kinds = [type(each) for each in tokenize(tokenizer, PAIR, long, PAIR)]
-    assert kinds == [SampleTokens, RowError, SampleTokens]
+    assert kinds == [SampleTokens, LongRowError, SampleTokens]

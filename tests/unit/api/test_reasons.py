@@ -23,6 +23,7 @@ CALLS: dict[str, int | str] = {
     "UserError": 0,
     "RetryableError": 0,
     "StageError": 0,
+    "LongRowError": 0,
     "RowError": 0,
     "Failure": "reason",
     "Stalled": 0,

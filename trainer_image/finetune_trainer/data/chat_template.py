@@ -18,16 +18,21 @@ from typing import Any
 
 import numpy as np
 
-from finetune_trainer.data.messages import Turn, to_messages
-from finetune_trainer.data.row_errors import RowError
+from finetune_trainer.data.chat_context import NO_CONTEXT, ChatContext
+from finetune_trainer.data.message_forms import MessageForm, to_messages
+from finetune_trainer.data.rendering import ChatRenderer
+from finetune_trainer.data.row_errors import LongRowError, RowError
 from finetune_trainer.data.samples import MessagesSample
 from finetune_trainer.data.token_store import IGNORED, TokenizedSample
-from finetune_trainer.data.tokenizer import special_token_ids
+from finetune_trainer.data.tokenizer import decode_tokens, special_token_ids
+from finetune_trainer.data.turns import Turn
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Ids = list[int]
 Span = tuple[int, int]
 """Half-open range, of tokens or of characters."""
+_Answered = tuple[Ids, list[Span], list[bool]]
+"""Tokens of a conversation, where its answers are, and which of them are learnt."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class ConversationTokens:
     prompt_length: int
     """Tokens before the last answer."""
     is_truncated: bool
+    answer: str | None = None
+    """Text of the last answer, where its turn has more than a content."""
 
 
 class ChatTokenizer:
@@ -64,6 +71,7 @@ class ChatTokenizer:
         self._context_length = context_length
         self._learn_prompts = learn_prompts
         self._keep_tail = keep_tail
+        self._renderer = ChatRenderer(tokenizer)
         self._has_marks = bool(_GENERATION_MARK.search(str(tokenizer.chat_template)))
         self._special_ids = special_token_ids(tokenizer)
         self._special_tokens = tuple(tokenizer.convert_ids_to_tokens(sorted(self._special_ids)))
@@ -76,47 +84,44 @@ class ChatTokenizer:
             found = [_catch_row_error(self._tokenize_by_marks, each) for each in conversations]
         else:
             found = self._tokenize_by_prefixes(conversations)
-        return [each if isinstance(each, RowError) else self._label(*each) for each in found]
+        return [
+            each if isinstance(each, RowError) else self._label(conversation, *each)
+            for conversation, each in zip(conversations, found, strict=True)
+        ]
 
-    def render(self, turns: Sequence[Turn], add_generation_prompt: bool = False) -> str:
-        """The template's text; RowError where the template refuses the conversation."""
-        from jinja2 import TemplateError
-
-        try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    to_messages(turns), tokenize=False, add_generation_prompt=add_generation_prompt
-                )
-            )
-        except TemplateError as error:
-            raise RowError(
-                "BadConversation",
-                f"the model's chat template refuses it: {error}",
-                "Follow the template: usually user and assistant take turns, and some models "
-                "know no system turn.",
-            ) from None
-
-    def tokenize_prompt(self, turns: Sequence[Turn]) -> Ids:
+    def tokenize_prompt(
+        self,
+        turns: Sequence[Turn],
+        context: ChatContext = NO_CONTEXT,
+        form: MessageForm | None = None,
+    ) -> Ids:
         """What a server gives the model to answer: the turns and the beginning of the answer."""
-        text = self.render(turns, add_generation_prompt=True)
+        form = form or self._renderer.choose_form(turns, context)
+        text = self._renderer.render(turns, context, form, add_generation_prompt=True)
         return self._tokenize_texts([text])[text]
 
-    def _tokenize_by_marks(self, conversation: MessagesSample) -> tuple[Ids, list[Span]]:
-        turns = conversation.turns
-        self.render(turns)  # raises RowError where the template refuses the conversation
+    def _tokenize_by_marks(self, conversation: MessagesSample) -> _Answered:
+        turns, context = conversation.turns, conversation.context
+        form = self._renderer.choose_form(turns, context)
+        self._renderer.render(turns, context, form)  # RowError where the template refuses it
         encoded = self._tokenizer.apply_chat_template(
-            to_messages(turns),
+            to_messages(turns, form),
+            **context.to_json(),
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
         )
         ids, mask = list(encoded["input_ids"]), list(encoded["assistant_masks"])
         prompt_turns = turns[: conversation.prompt_turns]
-        prompt = self.tokenize_prompt(prompt_turns) if prompt_turns else []
+        prompt = self.tokenize_prompt(prompt_turns, context, form) if prompt_turns else []
         spans = [span for span in _find_runs(mask) if span[1] > len(prompt)]
         if not spans:
             raise _unsupported("its generation marks hold nothing of this conversation")
-        return ids, [self._include_end_token(ids, span) for span in spans]
+        is_learnt = [turn.is_learnt for turn in _answers_of(conversation)]
+        if not all(is_learnt) and len(is_learnt) != len(spans):
+            raise _unsupported("its generation marks do not tell one answer from the next")
+        is_learnt = is_learnt if len(is_learnt) == len(spans) else [True] * len(spans)
+        return ids, [self._include_end_token(ids, span) for span in spans], is_learnt
 
     def _include_end_token(self, ids: Ids, span: Span) -> Span:
         # Some templates close the mark before the token that ends the turn.
@@ -146,28 +151,32 @@ class ChatTokenizer:
         return {"": [], **dict(zip(distinct, ids, strict=True))}
 
     def _render_with_answers(self, conversation: MessagesSample) -> _RenderedConversation:
-        turns = conversation.turns
-        text = self.render(turns)
+        turns, context = conversation.turns, conversation.context
+        form = self._renderer.choose_form(turns, context)
+
+        def render(count: int, add_generation_prompt: bool = False) -> str:
+            return self._renderer.render(turns[:count], context, form, add_generation_prompt)
+
+        text = render(len(turns))
         answers = []
         for index, turn in enumerate(turns):
             if turn.role == "assistant" and index >= conversation.prompt_turns:
-                before = self.render(turns[:index], add_generation_prompt=True)
+                before = render(index, add_generation_prompt=True)
                 if not text.startswith(before):
                     raise _unsupported("the text before an answer changes when the answer comes")
-                after = text if turn is turns[-1] else self.render(turns[: index + 1])
+                after = text if turn is turns[-1] else render(index + 1)
                 end = _find_end_of_turn(text, before, after, turn.content, self._special_tokens)
                 answers.append((len(before), end))
-        return _RenderedConversation(text, answers)
+        is_learnt = [turn.is_learnt for turn in _answers_of(conversation)]
+        return _RenderedConversation(text, answers, is_learnt)
 
-    def _find_answers(
-        self, rendered: _RenderedConversation, ids: dict[str, Ids]
-    ) -> tuple[Ids, list[Span]]:
+    def _find_answers(self, rendered: _RenderedConversation, ids: dict[str, Ids]) -> _Answered:
         full = ids[rendered.text]
         prefixes = [ids[rendered.text[:end]] for span in rendered.answers for end in span]
         if any(full[: len(prefix)] != prefix for prefix in prefixes):
-            return self._tokenize_in_parts(rendered)
+            return (*self._tokenize_in_parts(rendered), rendered.is_learnt)
         borders = [len(prefix) for prefix in prefixes]
-        return full, list(zip(borders[::2], borders[1::2], strict=True))
+        return full, list(zip(borders[::2], borders[1::2], strict=True)), rendered.is_learnt
 
     def _tokenize_in_parts(self, rendered: _RenderedConversation) -> tuple[Ids, list[Span]]:
         """Tokens of each part on its own, for text that merges across the border of an answer.
@@ -185,9 +194,15 @@ class ChatTokenizer:
         ends = list(itertools.accumulate(len(ids[part]) for part in parts))
         return joined, [(ends[i], ends[i + 1]) for i in range(0, len(ends) - 1, 2)]
 
-    def _label(self, ids: Ids, answers: list[Span]) -> ConversationTokens | RowError:
-        trimmed = (self._trim_blanks(ids, span) for span in answers)
-        answers = [span for span in trimmed if span[0] < span[1]]
+    def _label(
+        self, conversation: MessagesSample, ids: Ids, spans: list[Span], is_learnt: list[bool]
+    ) -> ConversationTokens | RowError:
+        trimmed = [self._trim_blanks(ids, span) for span in spans]
+        answers = [
+            span
+            for span, learnt in zip(trimmed, is_learnt, strict=True)
+            if learnt and span[0] < span[1]
+        ]
         if not answers:
             return RowError("NothingToLearn", "no token of it belongs to an answer", "Remove it.")
         prompt_length, end = answers[-1]
@@ -199,13 +214,19 @@ class ChatTokenizer:
         if prompt_length >= self._max_length:
             return self._prompt_too_long(prompt_length)
         labels = list(ids) if self._learn_prompts else [IGNORED] * len(ids)
+        for start, stop in trimmed:  # what is not learnt is context even where prompts are learnt
+            labels[start:stop] = [IGNORED] * len(labels[start:stop])
         for start, stop in answers:
             labels[start:stop] = ids[start:stop]
+        is_plain = conversation.turns[-1].is_plain
+        answer = None if is_plain else decode_tokens(self._tokenizer, ids[prompt_length:])
         ids, labels = [*ids, *tail], [*labels, *[IGNORED] * len(tail)]
         # As arrays, because a million samples as lists of Python integers would not fit the pod.
         arrays = [np.asarray(each[: self._max_length], dtype=np.int32) for each in (ids, labels)]
         is_truncated = len(ids) > self._max_length
-        return ConversationTokens(TokenizedSample(*arrays), len(ids), prompt_length, is_truncated)
+        return ConversationTokens(
+            TokenizedSample(*arrays), len(ids), prompt_length, is_truncated, answer
+        )
 
     def _trim_blanks(self, ids: Ids, span: Span) -> Span:
         """The span without the white space that many templates put after the end of a turn."""
@@ -217,20 +238,20 @@ class ChatTokenizer:
                 return span
         return (start, last) if last > start else span
 
-    def _prompt_too_long(self, length: int) -> RowError:
+    def _prompt_too_long(self, length: int) -> LongRowError:
         raise_limit = (
             f"Raise training.maxSequenceLength above {length} (the model allows "
             f"{self._context_length}), "
             if length < self._context_length
             else ""
         )
-        return RowError(
+        return LongRowError(
             "PromptTooLong",
             f"the prompt has {length} tokens and a sequence at most {self._max_length} "
             f"(the model's context is {self._context_length}), so no tokens are left for the "
             "answer",
-            f"{raise_limit}{'shorten' if raise_limit else 'Shorten'} the prompt, or remove the "
-            "row.",
+            f"{raise_limit}{'shorten' if raise_limit else 'Shorten'} the prompt, or set "
+            "dataset.longRows to Skip.",
         )
 
 
@@ -239,6 +260,14 @@ class _RenderedConversation:
     text: str
     answers: list[Span]
     """Where the answers are, in characters."""
+    is_learnt: list[bool]
+    """Whether each answer is learnt, or context only."""
+
+
+def _answers_of(conversation: MessagesSample) -> list[Turn]:
+    """The assistant's turns after the prompt."""
+    turns = conversation.turns[conversation.prompt_turns :]
+    return [turn for turn in turns if turn.role == "assistant"]
 
 
 def _catch_row_error(work: Any, *args: Any) -> Any:

@@ -2,19 +2,23 @@
 
 A format is a set of columns. The objective decides which formats are possible, and the first of
 them whose columns are present is taken, unless the job names one. The job's `columns` and the first
-record of a source settle the mapping, and it holds for every record of that source.
+record of a source settle the required columns for every record of that source; optional ones are
+looked for in each record. A column that means something here, and that the format cannot use, is
+refused; `unused_columns` names the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from finetune_api import combinations
 from finetune_api.dataset import Format
 from finetune_api.finetunejob import Columns, Objective
 
 from finetune_trainer.data.row_errors import RowError
+from finetune_trainer.data.turns import MEDIA, REASONING_KEYS, is_empty
 
 MESSAGES = ("messages", "conversations")
 PROMPT = ("prompt", "instruction", "question")
@@ -23,7 +27,12 @@ USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "messages": MESSAGES,
     "prompt": PROMPT,
     "completion": COMPLETION,
+    "input": ("input", "context"),
+    "history": ("history",),
     "system": ("system",),
+    "reasoning": REASONING_KEYS,
+    "tools": ("tools", "functions"),
+    "documents": ("documents",),
     "text": ("text", "content"),
     "chosen": ("chosen",),
     "rejected": ("rejected",),
@@ -31,7 +40,8 @@ USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "reference": ("reference", "answer", "solution", "completion"),
 }
 """Names of columns where the job gives none, in the order in which they are tried."""
-ALPACA_PROMPT, ALPACA_INPUT = "instruction", "input"
+ALPACA_PROMPT = "instruction"
+"""The prompt column beside which an input is the second half of the prompt."""
 
 FORMATS: Mapping[Objective, tuple[Format, ...]] = {
     objective: formats
@@ -47,32 +57,104 @@ REQUIRED: Mapping[Format, tuple[tuple[str, ...], ...]] = {
     "prompt": (("prompt",), ("messages",)),
 }
 """Columns without which a row is not of the format; any one of the sets is enough."""
+CONTEXT = ("system", "tools", "documents")
 OPTIONAL: Mapping[Format, tuple[str, ...]] = {
-    "chat": (),
-    "instruction": ("system",),
+    "chat": CONTEXT,
+    "instruction": (*CONTEXT, "input", "history", "reasoning"),
     "completion": (),
-    "preference": ("prompt", "messages", "system"),
-    "unpaired": ("system",),
-    "prompt": ("system", "reference"),
+    "preference": ("prompt", "messages", "input", *CONTEXT),
+    "unpaired": ("input", *CONTEXT),
+    "prompt": ("input", "reference", *CONTEXT),
+}
+_MEANINGFUL: Mapping[Format, tuple[str, ...]] = {
+    "chat": ("input", "history", "reasoning"),
+    "instruction": ("input",),
+    "completion": ("system", "tools"),
+    "preference": ("input", "history", "reasoning"),
+    "unpaired": ("input", "history", "reasoning"),
+    "prompt": ("input", "history"),
+}
+"""Roles whose usual names are refused where a row of the format has them and cannot use them."""
+_WEIGHTS = ("weight", "sample_weight", "loss_weight")
+_REFUSED = {
+    **dict.fromkeys(MEDIA, "holds images, video or audio, which cannot be used"),
+    "chat_template_kwargs": "would change the chat template for one row, which cannot be used; "
+    "model.tokenizer has the settings of all rows",
 }
 
 
 @dataclass(frozen=True)
 class ColumnMapping:
-    """The format, and the names of its columns; None where there is none."""
+    """The format, and the names under which a record has each of its columns."""
 
     format: Format
-    messages: str | None = None
-    prompt: str | None = None
-    completion: str | None = None
-    system: str | None = None
-    input: str | None = None
-    """Alpaca's second half of the prompt."""
-    text: str | None = None
-    chosen: str | None = None
-    rejected: str | None = None
-    label: str | None = None
-    reference: str | None = None
+    names: Mapping[str, tuple[str, ...]]
+    """By role; one name for a required column, several for an optional one."""
+
+    def find(self, values: Mapping[str, Any], role: str) -> tuple[str, Any]:
+        """Name and value of a column, of the first that holds something if one does; an empty name
+        and None where the format has no such column."""
+        names = self.names.get(role, ())
+        present = [name for name in names if values.get(name) is not None]
+        name = next((name for name in present if not is_empty(values[name])), None)
+        name = name or next(iter([*present, *names]), "")
+        return name, values.get(name)
+
+    def require(self, values: Mapping[str, Any], role: str) -> tuple[str, Any]:
+        """Name and value of a column; RowError where it is missing or null."""
+        name = next((name for name in self.names[role] if values.get(name) is not None), None)
+        if name is not None:
+            return name, values[name]
+        name = self.names[role][0]
+        listed = ", ".join(sorted(str(key) for key in values)) or "none"
+        raise RowError(
+            "MissingColumn",
+            f"the column {name!r} is {'empty' if name in values else 'missing'}; "
+            f"the columns are: {listed}",
+            "Give every row the same columns, or name others in dataset.columns.",
+        )
+
+    def has(self, role: str) -> bool:
+        """Whether records of the format can have this column."""
+        return role in self.names
+
+    def check_used(self, values: Mapping[str, Any]) -> None:
+        """RowError where a column that means something cannot be used."""
+        used = {name for names in self.names.values() for name in names}
+        for name, value in values.items():
+            if name not in used and not is_empty(value):
+                self._check_unused(str(name), value)
+
+    def _check_unused(self, name: str, value: Any) -> None:
+        remedy = "Name it in dataset.ignoreColumns to train without it."
+        if name in _REFUSED:
+            raise RowError("UnusableColumn", f"the column {name!r} {_REFUSED[name]}", remedy)
+        for role in _MEANINGFUL[self.format]:
+            if name in USUAL_NAMES[role]:
+                if role in OPTIONAL[self.format]:
+                    remedy = f"Name it in dataset.columns.{role}, or in dataset.ignoreColumns."
+                raise RowError(
+                    "UnusableColumn",
+                    f"the column {name!r} is not used in rows of the format {self.format}",
+                    remedy,
+                )
+        if name in _WEIGHTS and value != 1:
+            raise RowError(
+                "UnusableColumn", f"the column {name!r} weights rows, which cannot be used", remedy
+            )
+        if name in USUAL_NAMES["label"] and isinstance(value, bool):
+            raise RowError(
+                "UnusableColumn",
+                f"the column {name!r} says which answers are desirable, which objective KTO learns "
+                "from",
+                f"Use the objective KTO, or remove undesirable rows. {remedy}",
+            )
+
+
+def unused_columns(values: Mapping[str, Any], mapping: ColumnMapping) -> set[str]:
+    """The columns of a record that hold something and that the format does not use."""
+    used = {name for names in mapping.names.values() for name in names}
+    return {str(name) for name, value in values.items() if name not in used and not is_empty(value)}
 
 
 def find_column_mapping(
@@ -84,7 +166,7 @@ def find_column_mapping(
     """
     possible: tuple[Format, ...] = FORMATS[objective]
     possible = possible if format_ == "auto" else tuple(f for f in REQUIRED if f == format_)
-    named = {f.name for f in fields(ColumnMapping)} & {n for n, v in columns.to_wire().items() if v}
+    named = named_roles(columns)
     # A column that the job names must be used, so it decides which format is meant.
     meant = tuple(each for each in possible if named and named <= _column_roles(each))
     for candidate in meant or possible:
@@ -92,6 +174,18 @@ def find_column_mapping(
             _check_used(named, candidate)
             return mapping
     raise _missing_column(meant or possible, columns, present)
+
+
+def named_roles(columns: Columns) -> set[str]:
+    """The roles for which the job names a column."""
+    return {role for role in USUAL_NAMES if getattr(columns, role, None)}
+
+
+def check_named_columns(columns: Columns, mapping: ColumnMapping, present: Collection[str]) -> None:
+    """RowError where no record of a source, with the columns `present`, has a named column."""
+    for role in sorted(named_roles(columns)):
+        if role in mapping.names and getattr(columns, role) not in present:
+            raise _missing_column((mapping.format,), columns, sorted(present))
 
 
 def _check_used(named: set[str], format_: Format) -> None:
@@ -112,14 +206,34 @@ def _match_format(
     format_: Format, columns: Columns, present: Sequence[str]
 ) -> ColumnMapping | None:
     for required in REQUIRED[format_]:
-        roles = (*required, *(role for role in OPTIONAL[format_] if role not in required))
-        found = {role: _pick(getattr(columns, role), USUAL_NAMES[role], present) for role in roles}
-        absent = [role for role in roles if getattr(columns, role) and not found[role]]
-        if all(found[role] for role in required) and not absent:
-            is_alpaca = found.get("prompt") == ALPACA_PROMPT and not columns.prompt
-            extra = ALPACA_INPUT if is_alpaca and ALPACA_INPUT in present else None
-            return ColumnMapping(format_, input=extra, **found)
+        found = {
+            role: _pick(getattr(columns, role), USUAL_NAMES[role], present) for role in required
+        }
+        if not all(found.values()):
+            continue
+        names: dict[str, tuple[str, ...]] = {role: (name,) for role, name in found.items() if name}
+        for role in OPTIONAL[format_]:
+            override = getattr(columns, role, None)
+            if role not in names and (override or _is_looked_for(role, columns, present)):
+                names[role] = (override,) if override else USUAL_NAMES[role]
+        return ColumnMapping(format_, _without_shared(names, required))
     return None
+
+
+def _is_looked_for(role: str, columns: Columns, present: Sequence[str]) -> bool:
+    prompt = _pick(columns.prompt, USUAL_NAMES["prompt"], present)
+    return role != "input" or prompt == ALPACA_PROMPT
+
+
+def _without_shared(
+    names: Mapping[str, tuple[str, ...]], required: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """The names without those of optional columns that a required column has already."""
+    taken = {names[role][0] for role in required}
+    return {
+        role: each if role in required else tuple(name for name in each if name not in taken)
+        for role, each in names.items()
+    }
 
 
 def _pick(override: str | None, usual: Iterable[str], present: Sequence[str]) -> str | None:
@@ -140,7 +254,7 @@ def _missing_column(
 
 def _describe_missing(formats: Sequence[Format], columns: Columns, present: Sequence[str]) -> str:
     roles = {role for each in formats for role in _column_roles(each)}
-    names = [getattr(columns, role) for role in sorted(roles)]
+    names = [getattr(columns, role, None) for role in sorted(roles)]
     if absent := [name for name in names if name and name not in present]:
         return f"there is no column {absent[0]!r}"
     # The set with the most columns present is the one that was meant.

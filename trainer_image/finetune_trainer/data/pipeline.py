@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from finetune_api.dataset import Format
+from finetune_api.dataset import Format, LongRows
 from finetune_api.facts import DataFacts
 from finetune_api.finetunejob import FineTuneJobSpec
 
+from finetune_trainer.data.chat_context import NO_CONTEXT
 from finetune_trainer.data.chat_template import ChatTokenizer
 from finetune_trainer.data.mixture import draw_epoch
 from finetune_trainer.data.prepared_dataset import DatasetInputs, PreparedDataset, write_dataset
 from finetune_trainer.data.read_records import DatasetSamples, read_dataset
-from finetune_trainer.data.row_errors import RowError, RowErrors
+from finetune_trainer.data.row_errors import LongRowError, RowError, RowErrors
 from finetune_trainer.data.samples import (
     MessagesSample,
     PreferenceSample,
@@ -31,7 +32,7 @@ from finetune_trainer.data.samples import (
     unpair_preferences,
 )
 from finetune_trainer.data.split import Split, hold_out_fraction, hold_out_validation
-from finetune_trainer.data.tokenize import SampleTokenizer, SampleTokens
+from finetune_trainer.data.tokenize import SampleTokenizer, SampleTokens, apply_long_rows
 from finetune_trainer.data.tokenizer import has_plain_template
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.runtime.fencing import Attempt
@@ -69,11 +70,14 @@ def build_dataset(
     report_progress("reading rows", 0, None)
     samples = read_dataset(train, validation, spec)
     split = split_samples(samples, spec)
-    weights = [source.weight for source in spec.dataset.train]
-    sources = [sample.source for sample in split.train]
-    epoch, mixture = draw_epoch(sources, weights, spec.dataset.temperature, spec.training.seed)
     tokenizer = make_sample_tokenizer(target, samples, spec)
-    train_tokens, held_out_tokens = tokenize_split(split, tokenizer, report_progress)
+    train_tokens, held_out_tokens = tokenize_split(
+        split, tokenizer, long_rows_rule(spec), samples.errors, report_progress
+    )
+    samples.errors.check_share(samples.row_count)
+    weights = [source.weight for source in spec.dataset.train]
+    sources = [tokens.sample.source for tokens in train_tokens]
+    epoch, mixture = draw_epoch(sources, weights, spec.dataset.temperature, spec.training.seed)
     check_vocabulary([*train_tokens, *held_out_tokens], target.vocabulary)
     report_progress("writing tokens", 0, None)
     prepared = PreparedDataset(
@@ -88,6 +92,8 @@ def build_dataset(
         template_sha256=hashlib.sha256(str(target.tokenizer.chat_template).encode()).hexdigest(),
         date=target.date,
         tokenizer_digest=target.tokenizer_digest,
+        skipped=samples.errors.skipped,
+        ignored_columns=samples.ignored_columns,
     )
     return write_dataset(attempt, folder, prepared)
 
@@ -155,7 +161,8 @@ def _needs_chat_template(format_: Format, sample: Sample) -> bool:
     """One prompt with one answer needs none."""
     match sample:
         case MessagesSample():
-            return format_ == "chat"
+            needs_more = len(sample.turns) > 3 or not all(turn.is_plain for turn in sample.turns)
+            return format_ == "chat" or needs_more or sample.context != NO_CONTEXT
         case PreferenceSample():
             return len(sample.prompt) > 2 or len(sample.chosen) > 1 or len(sample.rejected) > 1
         case UnpairedPreferenceSample():
@@ -165,10 +172,23 @@ def _needs_chat_template(format_: Format, sample: Sample) -> bool:
     return False
 
 
+def long_rows_rule(spec: FineTuneJobSpec) -> LongRows:
+    """dataset.longRows, or its default."""
+    default: LongRows = "Split" if spec.objective == "Completion" else "Truncate"
+    return spec.dataset.long_rows or default
+
+
 def tokenize_split(
-    split: Split, tokenizer: SampleTokenizer, report_progress: ProgressCallback
+    split: Split,
+    tokenizer: SampleTokenizer,
+    long_rows: LongRows,
+    errors: RowErrors,
+    report_progress: ProgressCallback,
 ) -> tuple[list[SampleTokens], list[SampleTokens]]:
-    """The tokens of both sides; the shorter first, because it may have a row error too."""
+    """The tokens of both sides; the shorter first, because it may have a row error too.
+
+    Raises UserError where a side has no row left.
+    """
     total = len(split.train) + len(split.held_out)
 
     def report_from(offset: int) -> Callable[[int], None]:
@@ -176,23 +196,39 @@ def tokenize_split(
             f"tokenising {offset + done}/{total}", offset + done, total
         )
 
-    held_out = tokenize_samples(split.held_out, tokenizer, report_from(0))
-    return tokenize_samples(split.train, tokenizer, report_from(len(held_out))), held_out
+    held_out = tokenize_samples(split.held_out, tokenizer, long_rows, errors, report_from(0))
+    train = tokenize_samples(
+        split.train, tokenizer, long_rows, errors, report_from(len(split.held_out))
+    )
+    for tokens, what in ((train, "learn from"), (held_out, "evaluate on")):
+        if not tokens:
+            raise UserError(
+                "TooFewRows",
+                f"No row is left to {what}: {len(errors.skipped)} were left out.",
+                "Change dataset.longRows or dataset.invalidRows, or correct the rows.",
+            )
+    return train, held_out
 
 
 def tokenize_samples(
-    samples: Sequence[Sample], tokenizer: SampleTokenizer, report_done: Callable[[int], None]
+    samples: Sequence[Sample],
+    tokenizer: SampleTokenizer,
+    long_rows: LongRows,
+    errors: RowErrors,
+    report_done: Callable[[int], None],
 ) -> list[SampleTokens]:
-    """The tokens of every sample; UserError where one cannot be used."""
-    errors = RowErrors()
+    """The tokens of the samples that are kept; UserError where one cannot be used."""
     found: list[SampleTokens] = []
     for start in range(0, len(samples), _BATCH):
         batch = samples[start : start + _BATCH]
         for sample, tokens in zip(batch, tokenizer.tokenize(batch), strict=True):
-            if isinstance(tokens, RowError):
-                errors.add(tokens, sample.file, sample.line)
+            kept = tokens if isinstance(tokens, RowError) else apply_long_rows(tokens, long_rows)
+            if not isinstance(kept, RowError):
+                found.append(kept)
+            elif isinstance(kept, LongRowError) and long_rows == "Skip":
+                errors.skip(kept, sample.file, sample.line)
             else:
-                found.append(tokens)
+                errors.add(kept, sample.file, sample.line)
         report_done(start + len(batch))
     errors.raise_if_any()
     return found

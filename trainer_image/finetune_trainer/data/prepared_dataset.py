@@ -8,9 +8,10 @@ records what it was made from, and a later attempt that would make the same keep
   rejected answer of pair i (DPO, ORPO, Reward); KTO has `desirable.npy`, bool [sequences], in both;
   GRPO has only prompts, in which nothing is learnt. A sample that the mixture repeats is in several
   sequences.
-- eval.jsonl: a line for each held-out sample, in the order of the eval store. SFT and GRPO:
-  messages and reference (null where GRPO has none); DPO, ORPO and Reward: messages, chosen and
-  rejected; KTO: messages, completion and label; Completion: file and line of each sequence.
+- eval.jsonl: a line for each held-out sample, in the order of the eval store, with tools and
+  documents where the row has them. SFT and GRPO: messages and reference (null where GRPO has
+  none); DPO, ORPO and Reward: messages, chosen and rejected; KTO: messages, completion and label;
+  Completion: file and line of each sequence.
 - train.jsonl: only for GRPO, messages and reference of each sequence of the training store.
 - manifest.json: settings, facts, counts of every source, and the SHA-256 of every file.
 """
@@ -26,11 +27,12 @@ from typing import Any
 
 import numpy as np
 from finetune_api.dataset import Format
-from finetune_api.facts import DataFacts
+from finetune_api.facts import DataFacts, SkippedRows
 from finetune_api.finetunejob import FineTuneJobSpec
 
 from finetune_trainer.data.mixture import MixtureSource
 from finetune_trainer.data.packing import one_per_sequence, pack_samples
+from finetune_trainer.data.row_errors import SkippedRow
 from finetune_trainer.data.samples import UnpairedPreferenceSample
 from finetune_trainer.data.split import Split
 from finetune_trainer.data.token_store import DESIRABLE, TokenizedSample, TokenStore
@@ -41,6 +43,9 @@ from finetune_trainer.sources.dataset_files import DataFile, data_digest
 
 VERSION = 2
 MANIFEST = "manifest.json"
+MAX_COLUMNS, MAX_NAME, MAX_REASONS, MAX_SKIPPED = 32, 128, 16, 100
+"""Ignored columns, characters of each, and reasons of skipped rows in the status; rows of each
+reason in the manifest."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,8 @@ class PreparedDataset:
     date: str | None
     """The date that the chat template printed."""
     tokenizer_digest: str
+    skipped: Sequence[SkippedRow] = ()
+    ignored_columns: Sequence[str] = ()
 
 
 def find_prepared_dataset(folder: Path, inputs: DatasetInputs) -> DataFacts | None:
@@ -117,7 +124,7 @@ def write_dataset(attempt: Attempt, folder: Path, prepared: PreparedDataset) -> 
     held_out = TokenStore.write(scratch / "eval", tokenized, one_per_sequence(len(tokenized)))
     _write_desirable(scratch / "eval", prepared.held_out)
     lines = [
-        tokens.sample.to_json()
+        _to_line(tokens)
         for tokens in prepared.held_out
         for _ in (tokens.tokenized if prepared.format == "completion" else (None,))
     ]
@@ -127,6 +134,11 @@ def write_dataset(attempt: Attempt, folder: Path, prepared: PreparedDataset) -> 
     fsync_tree(scratch)
     attempt.publish(scratch, folder)
     return facts
+
+
+def _to_line(tokens: SampleTokens) -> dict[str, Any]:
+    line = tokens.sample.to_json()
+    return line if tokens.answer is None else {**line, "reference": tokens.answer}
 
 
 def _write_train(
@@ -182,9 +194,38 @@ def _facts(
         longest_example=max(each.full_length for each in both),
         truncated_examples=sum(each.is_truncated for each in both),
         duplicate_examples=prepared.split.duplicate_count,
+        skipped=summarize_skipped(prepared.skipped) or None,
+        ignored_columns=_list_columns(prepared.ignored_columns) or None,
         date=prepared.date,
         digest=data_digest(prepared.files),
     )
+
+
+def summarize_skipped(rows: Sequence[SkippedRow]) -> list[SkippedRows]:
+    """The rows that were left out, by reason, the most frequent first."""
+    found = [
+        SkippedRows(
+            reason=reason,
+            rows=len(group),
+            first=f"Line {group[0].line} of {group[0].file}: {group[0].message}."[:1000],
+        )
+        for reason, group in _group_by_reason(rows).items()
+    ]
+    return sorted(found, key=lambda each: -each.rows)[:MAX_REASONS]
+
+
+def _group_by_reason(rows: Sequence[SkippedRow]) -> dict[str, list[SkippedRow]]:
+    groups: dict[str, list[SkippedRow]] = {}
+    for row in rows:
+        groups.setdefault(row.reason, []).append(row)
+    return groups
+
+
+def _list_columns(names: Sequence[str]) -> list[str]:
+    """As many of the names as the status takes, and how many more there are."""
+    listed = [name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…" for name in names]
+    rest = len(listed) - MAX_COLUMNS
+    return listed if rest <= 0 else [*listed[: MAX_COLUMNS - 1], f"and {rest + 1} more"]
 
 
 def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
@@ -211,6 +252,17 @@ def _write_manifest(folder: Path, prepared: PreparedDataset, facts: DataFacts) -
             {"examples": source.samples, "drawn": source.samples_per_epoch}
             for source in prepared.mixture
         ],
+        "skipped": {
+            reason: {
+                "rows": len(group),
+                "examples": [
+                    {"file": row.file, "line": row.line, "message": row.message}
+                    for row in group[:MAX_SKIPPED]
+                ],
+            }
+            for reason, group in _group_by_reason(prepared.skipped).items()
+        },
+        "ignoredColumns": list(prepared.ignored_columns),
         "removedFromTraining": prepared.split.overlap_count,
         "chatTemplate": f"sha256:{prepared.template_sha256}",
         "tokenizer": prepared.tokenizer_digest,

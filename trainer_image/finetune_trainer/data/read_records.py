@@ -6,19 +6,29 @@ becomes a sample by that mapping (see samples). All sources must have one format
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from finetune_api.dataset import Format
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.objective import REFERENCE_REWARDS
 
-from finetune_trainer.data.columns import ColumnMapping, find_column_mapping
-from finetune_trainer.data.file_formats import iter_records
+from finetune_trainer.data.chat_context import NO_CONTEXT
+from finetune_trainer.data.columns import (
+    ColumnMapping,
+    check_named_columns,
+    find_column_mapping,
+    unused_columns,
+)
+from finetune_trainer.data.file_formats import Record, iter_records
 from finetune_trainer.data.row_errors import RowError, RowErrors
 from finetune_trainer.data.samples import PromptOnlySample, Sample, make_sample
+from finetune_trainer.data.tool_calls import drop_nulls
+from finetune_trainer.data.turns import unused_turn_keys
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.dataset_files import DataFile
+
+_COLUMNAR_SUFFIXES = (".parquet", ".arrow")
 
 
 @dataclass(frozen=True)
@@ -28,78 +38,162 @@ class DatasetSamples:
     format: Format
     train: list[Sample]
     validation: list[Sample] | None
+    errors: RowErrors
+    """With the rows that were left out so far."""
+    row_count: int
+    """Rows of all sources, with those that were left out."""
+    ignored_columns: tuple[str, ...] = ()
+    """Columns, and keys of turns, that hold something and are not used."""
+
+
+@dataclass
+class SourceReader:
+    """Reads the sources of one job, one after the other."""
+
+    spec: FineTuneJobSpec
+    errors: RowErrors
+    format: Format | None = None
+    """Of the first source."""
+    row_count: int = 0
+    ignored: set[str] = field(default_factory=set)
+
+    def read(self, files: list[DataFile], source: int = 0) -> list[Sample]:
+        """The samples of one source; UserError with file and line where a row cannot be used."""
+        mapping: ColumnMapping | None = None
+        samples: list[Sample] = []
+        present: set[str] = set()
+        skipped_before = len(self.errors.skipped)
+        for record in self._iter_records(files):
+            present |= record.values.keys()
+            try:
+                mapping = mapping or self._find_mapping(record)
+                samples.append(self._make_sample(record, mapping, source))
+            except RowError as error:
+                self.errors.add(error, record.file, record.line)
+                if mapping is None and self.errors.errors:
+                    break  # the next row would settle what the columns of all rows mean
+        self.errors.raise_if_any()
+        self.row_count += len(samples) + len(self.errors.skipped) - skipped_before
+        if mapping is None or not samples:
+            raise self._no_rows(files)
+        self._check_source(mapping, samples[0], present)
+        return samples
+
+    def _iter_records(self, files: list[DataFile]) -> Iterator[Record]:
+        ignored = set(self.spec.dataset.ignore_columns)
+        for record in iter_records(files, self.errors):
+            values = {name: each for name, each in record.values.items() if name not in ignored}
+            self.ignored |= ignored & record.values.keys()
+            if record.file.lower().endswith(_COLUMNAR_SUFFIXES):
+                values = {name: drop_nulls(each) for name, each in values.items()}
+            yield replace(record, values=values)
+
+    def _find_mapping(self, record: Record) -> ColumnMapping:
+        dataset = self.spec.dataset
+        present = [str(name) for name in record.values]
+        return find_column_mapping(dataset.format, dataset.columns, present, self.spec.objective)
+
+    def _make_sample(self, record: Record, mapping: ColumnMapping, source: int) -> Sample:
+        sample = make_sample(record, mapping, source)
+        if _needs_reference(self.spec):
+            _check_reference(sample, mapping.find(record.values, "reference")[0])
+        if self.spec.grpo and self.spec.grpo.reward_model:
+            _check_judgeable(sample)
+        self.ignored |= unused_columns(record.values, mapping)
+        for role in ("messages", "prompt", "chosen", "rejected", "completion"):
+            name, value = mapping.find(record.values, role)
+            if not isinstance(value, str) or value[:1] in "[{":
+                self.ignored |= {f"{name}[].{key}" for key in unused_turn_keys(value)}
+        return sample
+
+    def _check_source(self, mapping: ColumnMapping, first: Sample, present: set[str]) -> None:
+        self.format = self.format or mapping.format
+        if mapping.format != self.format:
+            raise UserError(
+                "MixedFormats",
+                f"Line {first.line} of {first.file} is of the format {mapping.format}, and the "
+                f"first source of the format {self.format}.",
+                "Give all sources one format, or set dataset.format and dataset.columns.",
+                file=first.file,
+                line=first.line,
+            )
+        try:
+            check_named_columns(self.spec.dataset.columns, mapping, present)
+        except RowError as error:
+            raise UserError(
+                error.reason, f"{first.file}: {error.message}.", error.remedy, file=first.file
+            ) from None
+
+    def _no_rows(self, files: list[DataFile]) -> UserError:
+        names = ", ".join(file.name for file in files)
+        if first := next((row for row in self.errors.skipped if not row.is_long), None):
+            return UserError(
+                first.reason,
+                f"No row of {names} can be used; line {first.line} of {first.file}: "
+                f"{first.message}.",
+                "Correct the rows.",
+                file=first.file,
+                line=first.line,
+            )
+        return UserError(
+            "EmptyDataset",
+            f"There is no row in {names}.",
+            "Check that the upload is complete and that dataset.train names the right file.",
+            file=files[0].name,
+        )
 
 
 def read_dataset(
     train: Sequence[list[DataFile]], validation: list[DataFile] | None, spec: FineTuneJobSpec
 ) -> DatasetSamples:
     """All sources; UserError where one cannot be used or has another format than the first."""
-    format_, samples = read_samples(train[0], spec)
-    for index, files in enumerate(train[1:], 1):
-        samples += _read_in_format(format_, files, spec, index)
-    held_out = _read_in_format(format_, validation, spec) if validation else None
-    return DatasetSamples(format_, samples, held_out)
-
-
-def _read_in_format(
-    format_: Format, files: list[DataFile], spec: FineTuneJobSpec, source: int = 0
-) -> list[Sample]:
-    found, samples = read_samples(files, spec, source)
-    if found != format_:
-        first = samples[0]
-        raise UserError(
-            "MixedFormats",
-            f"Line {first.line} of {first.file} is of the format {found}, and the first source of "
-            f"the format {format_}.",
-            "Give all sources one format, or set dataset.format and dataset.columns.",
-            file=first.file,
-            line=first.line,
-        )
-    return samples
+    errors = RowErrors(spec.dataset.invalid_rows)
+    reader = SourceReader(spec, errors)
+    samples = [sample for index, files in enumerate(train) for sample in reader.read(files, index)]
+    held_out = reader.read(validation) if validation else None
+    assert reader.format
+    errors.check_share(reader.row_count)
+    return DatasetSamples(
+        reader.format,
+        samples,
+        held_out,
+        errors,
+        reader.row_count,
+        tuple(sorted(reader.ignored)),
+    )
 
 
 def read_samples(
     files: list[DataFile], spec: FineTuneJobSpec, source: int = 0
 ) -> tuple[Format, list[Sample]]:
-    """The samples of one source; UserError with file and line where a row cannot be used."""
-    errors = RowErrors()
-    mapping: ColumnMapping | None = None
-    samples: list[Sample] = []
-    dataset = spec.dataset
-    rewards = spec.grpo.rewards if spec.grpo else ()
-    needs_reference = any(reward.type in REFERENCE_REWARDS for reward in rewards)
-    for record in iter_records(files, errors):
-        try:
-            if mapping is None:
-                present = list(record.values)
-                mapping = find_column_mapping(
-                    dataset.format, dataset.columns, present, spec.objective
-                )
-            sample = make_sample(record, mapping, source)
-            if needs_reference:
-                _check_reference(sample)
-        except RowError as error:
-            errors.add(error, record.file, record.line)
-            if mapping is None:
-                break
-        else:
-            samples.append(sample)
-    errors.raise_if_any()
-    if mapping is None:
-        names = [file.name for file in files]
-        raise UserError(
-            "EmptyDataset",
-            f"There is no row in {', '.join(names)}.",
-            "Check that the upload is complete and that dataset.train names the right file.",
-            file=files[0].name,
+    """Format and samples of one source; UserError where a row cannot be used."""
+    reader = SourceReader(spec, RowErrors(spec.dataset.invalid_rows))
+    samples = reader.read(files, source)
+    assert reader.format
+    return reader.format, samples
+
+
+def _check_judgeable(sample: Sample) -> None:
+    assert isinstance(sample, PromptOnlySample)
+    is_plain = all(turn.is_plain and turn.role != "tool" for turn in sample.prompt)
+    if not is_plain or sample.context != NO_CONTEXT:
+        raise RowError(
+            "UnusableColumn",
+            "it has tools, documents or reasoning, which grpo.rewardModel would not be shown",
+            "Leave grpo.rewardModel out, or remove them from the rows.",
         )
-    return mapping.format, samples
 
 
-def _check_reference(sample: Sample) -> None:
+def _needs_reference(spec: FineTuneJobSpec) -> bool:
+    rewards = spec.grpo.rewards if spec.grpo else ()
+    return any(reward.type in REFERENCE_REWARDS for reward in rewards)
+
+
+def _check_reference(sample: Sample, name: str) -> None:
     if isinstance(sample, PromptOnlySample) and not (sample.reference or "").strip():
         raise RowError(
             "ReferenceMissing",
-            "it has no right answer, which a reward function of grpo.rewards compares with",
+            f"it has no right answer in the column {name!r}, which a reward function of "
+            "grpo.rewards compares with",
             "Name its column in dataset.columns.reference, or use other rewards.",
         )

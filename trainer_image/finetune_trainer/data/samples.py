@@ -18,25 +18,24 @@ from typing import Any
 
 from finetune_api.dataset import Format
 
+from finetune_trainer.data.chat_context import NO_CONTEXT, ChatContext
 from finetune_trainer.data.columns import ColumnMapping
 from finetune_trainer.data.file_formats import Record
+from finetune_trainer.data.message_forms import PLAIN_FORM, to_messages
 from finetune_trainer.data.messages import (
-    Turn,
-    Turns,
+    add_system_turn,
     check_completion,
     check_conversation,
     check_prompt,
-    parse_messages,
+    read_history,
     read_instruction,
-    read_prompt,
     read_system_turn,
     read_turns,
-    require_column,
-    require_nonblank,
-    require_text,
-    to_messages,
+    with_reasoning,
 )
 from finetune_trainer.data.row_errors import RowError
+from finetune_trainer.data.tool_calls import read_documents, read_tools
+from finetune_trainer.data.turns import Turn, Turns, parse_turns, require_nonblank, require_text
 
 Values = Mapping[str, Any]
 """The columns of one record."""
@@ -67,8 +66,19 @@ class Sample(ABC):
         return hashlib.sha256(json.dumps(self.content).encode()).digest()
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChatSample(Sample):
+    """A row whose turns go through the chat template."""
+
+    context: ChatContext = NO_CONTEXT
+
+    def _make_content(self, parts: list[Any]) -> list[Any]:
+        context = self.context.to_json()
+        return [*parts, context] if context else parts
+
+
 @dataclass(frozen=True)
-class MessagesSample(Sample):
+class MessagesSample(ChatSample):
     """A conversation that ends with the assistant's turn."""
 
     turns: Turns
@@ -77,10 +87,15 @@ class MessagesSample(Sample):
 
     @property
     def content(self) -> Any:
-        return role_content_pairs(self.turns)
+        return self._make_content(turn_records(self.turns))
 
     def to_json(self) -> dict[str, Any]:
-        return {"messages": to_messages(self.turns[:-1]), "reference": self.turns[-1].content}
+        messages = to_messages(self.turns[:-1], PLAIN_FORM)
+        return {
+            "messages": messages,
+            "reference": self.turns[-1].content,
+            **self.context.to_json(),
+        }
 
 
 @dataclass(frozen=True)
@@ -99,7 +114,7 @@ class TextSample(Sample):
 
 
 @dataclass(frozen=True)
-class PreferenceSample(Sample):
+class PreferenceSample(ChatSample):
     """A prompt, the better answer and the worse one."""
 
     prompt: Turns
@@ -108,13 +123,15 @@ class PreferenceSample(Sample):
 
     @property
     def content(self) -> Any:
-        return [role_content_pairs(turns) for turns in (self.prompt, self.chosen, self.rejected)]
+        parts = (self.prompt, self.chosen, self.rejected)
+        return self._make_content([turn_records(turns) for turns in parts])
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "messages": to_messages(self.prompt),
+            "messages": to_messages(self.prompt, PLAIN_FORM),
             "chosen": self.chosen[-1].content,
             "rejected": self.rejected[-1].content,
+            **self.context.to_json(),
         }
 
     def unpair(self) -> tuple[UnpairedPreferenceSample, UnpairedPreferenceSample]:
@@ -125,12 +142,13 @@ class PreferenceSample(Sample):
             file=self.file,
             line=self.line,
             source=self.source,
+            context=self.context,
         )
         return make(self.chosen, True), make(self.rejected, False)
 
 
 @dataclass(frozen=True)
-class UnpairedPreferenceSample(Sample):
+class UnpairedPreferenceSample(ChatSample):
     """A prompt and an answer that is desirable or not."""
 
     prompt: Turns
@@ -139,19 +157,20 @@ class UnpairedPreferenceSample(Sample):
 
     @property
     def content(self) -> Any:
-        pairs = [role_content_pairs(turns) for turns in (self.prompt, self.completion)]
-        return [*pairs, self.is_desirable]
+        parts = [turn_records(turns) for turns in (self.prompt, self.completion)]
+        return self._make_content([*parts, self.is_desirable])
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "messages": to_messages(self.prompt),
+            "messages": to_messages(self.prompt, PLAIN_FORM),
             "completion": self.completion[-1].content,
             "label": self.is_desirable,
+            **self.context.to_json(),
         }
 
 
 @dataclass(frozen=True)
-class PromptOnlySample(Sample):
+class PromptOnlySample(ChatSample):
     """A prompt that the model answers itself, and the right answer where there is one."""
 
     prompt: Turns
@@ -159,21 +178,32 @@ class PromptOnlySample(Sample):
 
     @property
     def content(self) -> Any:
-        return [role_content_pairs(self.prompt), self.reference]
+        return self._make_content([turn_records(self.prompt), self.reference])
 
     def to_json(self) -> dict[str, Any]:
-        return {"messages": to_messages(self.prompt), "reference": self.reference}
+        messages = to_messages(self.prompt, PLAIN_FORM)
+        return {"messages": messages, "reference": self.reference, **self.context.to_json()}
 
 
 def make_sample(record: Record, mapping: ColumnMapping, source: int = 0) -> Sample:
-    """The sample of a record; RowError where something is missing or of the wrong type."""
+    """The sample of a record; RowError where something is missing, or of the wrong type, or cannot
+    be used."""
+    mapping.check_used(record.values)
     sample = READERS[mapping.format](record.values, mapping)
+    if isinstance(sample, ChatSample):
+        sample = replace(sample, context=_read_context(record.values, mapping))
     return replace(sample, file=record.file, line=record.line, source=source)
 
 
-def join_turns(prompt: Turns, completion: Turns) -> MessagesSample:
+def join_turns(
+    prompt: Turns, completion: Turns, context: ChatContext = NO_CONTEXT
+) -> MessagesSample:
     """A conversation of which only the completion is learnt; RowError where the two do not fit."""
-    return MessagesSample(check_conversation([*prompt, *completion]), prompt_turns=len(prompt))
+    return MessagesSample(
+        check_conversation([*prompt, *completion]),
+        prompt_turns=len(prompt),
+        context=context,
+    )
 
 
 def unpair_preferences(samples: list[Sample]) -> Iterator[Sample]:
@@ -185,55 +215,103 @@ def unpair_preferences(samples: list[Sample]) -> Iterator[Sample]:
             yield sample
 
 
+def turn_records(turns: Sequence[Turn]) -> list[list[Any]]:
+    """Roles, texts and what else the turns have, from which the key of a sample is made."""
+    return [_turn_record(turn) for turn in turns]
+
+
+def _turn_record(turn: Turn) -> list[Any]:
+    if turn.is_plain:
+        return [turn.role, turn.content]
+    rest = (turn.reasoning, turn.tool_calls, turn.name, turn.tool_call_id, turn.is_learnt)
+    return [turn.role, turn.content, *rest]
+
+
+def _read_context(values: Values, mapping: ColumnMapping) -> ChatContext:
+    name, tools = mapping.find(values, "tools")
+    documents_name, documents = mapping.find(values, "documents")
+    return ChatContext(read_tools(tools, name), read_documents(documents, documents_name))
+
+
+def _read_system(values: Values, mapping: ColumnMapping) -> Turns:
+    name, value = mapping.find(values, "system")
+    return read_system_turn(value, name)
+
+
+def _read_conversation(values: Values, mapping: ColumnMapping) -> Turns:
+    _, value = mapping.require(values, "messages")
+    return check_conversation(add_system_turn(parse_turns(value), _read_system(values, mapping)))
+
+
 def _read_messages(values: Values, mapping: ColumnMapping) -> Sample:
-    assert mapping.messages
-    return MessagesSample(
-        check_conversation(parse_messages(require_column(values, mapping.messages)))
-    )
+    return MessagesSample(_read_conversation(values, mapping))
 
 
 def _read_prompt_completion(values: Values, mapping: ColumnMapping) -> Sample:
-    assert mapping.completion
-    name = mapping.completion
-    answer = require_text(require_column(values, name), name)
+    name, answer = mapping.require(values, "completion")
+    prompt_name, prompt = mapping.require(values, "prompt")
+    history_name, history = mapping.find(values, "history")
+    reasoning_name, reasoning = mapping.find(values, "reasoning")
+    text = require_nonblank(require_text(answer, name), f"the column {name!r}")
+    thought = None if reasoning is None else require_text(reasoning, reasoning_name)
     turns = [
-        *read_system_turn(values, mapping.system),
-        Turn("user", read_instruction(values, mapping)),
-        Turn("assistant", require_nonblank(answer, f"the column {name!r}")),
+        *_read_system(values, mapping),
+        *read_history(history, history_name),
+        Turn("user", read_instruction(prompt, prompt_name, mapping.find(values, "input")[1])),
+        with_reasoning(Turn("assistant", text), thought),
     ]
     return MessagesSample(tuple(turns))
 
 
 def _read_text(values: Values, mapping: ColumnMapping) -> Sample:
-    assert mapping.text
-    text = require_text(require_column(values, mapping.text), mapping.text)
-    return TextSample(require_nonblank(text, f"the column {mapping.text!r}"))
+    name, value = mapping.require(values, "text")
+    return TextSample(require_nonblank(require_text(value, name), f"the column {name!r}"))
+
+
+def _read_prompt(values: Values, mapping: ColumnMapping) -> Turns:
+    """The turns before the answer: from a text, or a conversation that ends with the user."""
+    name, value = next(
+        (
+            found
+            for role in ("prompt", "messages")
+            if (found := mapping.find(values, role))[1] is not None
+        ),
+        ("", None),
+    )
+    if value is None:
+        raise RowError(
+            "MissingColumn",
+            "the answers begin with the assistant, and there is no column for the prompt",
+            "Add a column prompt, or begin both conversations with the user's turn.",
+        )
+    extra = mapping.find(values, "input")[1]
+    if isinstance(value, str) and extra is not None:
+        value = read_instruction(value, name, extra)
+    return check_prompt(read_turns(value, name, "user"), _read_system(values, mapping))
 
 
 def _read_preference(values: Values, mapping: ColumnMapping) -> Sample:
-    assert mapping.chosen
-    assert mapping.rejected
-    names = (mapping.chosen, mapping.rejected)
-    chosen, rejected = (
-        read_turns(require_column(values, name), name, "assistant") for name in names
+    (name, better), (other, worse) = (
+        mapping.require(values, role) for role in ("chosen", "rejected")
     )
+    chosen, rejected = read_turns(better, name, "assistant"), read_turns(worse, other, "assistant")
     if chosen == rejected:
         raise RowError(
             "EqualAnswers",
-            f"the columns {names[0]!r} and {names[1]!r} hold the same answer",
+            f"the columns {name!r} and {other!r} hold the same answer",
             "Remove the row: there is nothing to prefer.",
         )
-    system = read_system_turn(values, mapping.system)
     if chosen[0].role == "assistant" == rejected[0].role:
-        prompt = read_prompt(values, mapping, system)
+        prompt = _read_prompt(values, mapping)
     else:
         prompt = _find_common_prompt(chosen, rejected)
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-        prompt = prompt if prompt[0].role == "system" else (*system, *prompt)
+        prompt = check_prompt(prompt, _read_system(values, mapping))
     sample = PreferenceSample(
-        prompt, check_completion(chosen, names[0]), check_completion(rejected, names[1])
+        prompt, check_completion(chosen, name), check_completion(rejected, other)
     )
     join_turns(prompt, sample.chosen)
+    join_turns(prompt, sample.rejected)
     return sample
 
 
@@ -245,7 +323,9 @@ def _find_common_prompt(chosen: Turns, rejected: Turns) -> Turns:
             break
         count += 1
     # Where one conversation continues after the other has ended, the last answer differs.
-    while count and (count in (len(chosen), len(rejected)) or chosen[count - 1].role != "user"):
+    while count and (
+        count in (len(chosen), len(rejected)) or chosen[count - 1].role not in ("user", "tool")
+    ):
         count -= 1
     if not count:
         raise RowError(
@@ -257,21 +337,16 @@ def _find_common_prompt(chosen: Turns, rejected: Turns) -> Turns:
 
 
 def _read_unpaired_preference(values: Values, mapping: ColumnMapping) -> Sample:
-    assert mapping.label
-    is_desirable = _parse_label(require_column(values, mapping.label), mapping.label)
-    if mapping.messages:
-        turns = check_conversation(parse_messages(require_column(values, mapping.messages)))
+    is_desirable = _parse_label(*mapping.require(values, "label"))
+    if mapping.has("messages"):
+        turns = _read_conversation(values, mapping)
         return UnpairedPreferenceSample(turns[:-1], turns[-1:], is_desirable)
-    assert mapping.completion
-    value = require_column(values, mapping.completion)
-    completion = check_completion(
-        read_turns(value, mapping.completion, "assistant"), mapping.completion
-    )
-    prompt = read_prompt(values, mapping, read_system_turn(values, mapping.system))
-    return UnpairedPreferenceSample(prompt, completion, is_desirable)
+    name, value = mapping.require(values, "completion")
+    completion = check_completion(read_turns(value, name, "assistant"), name)
+    return UnpairedPreferenceSample(_read_prompt(values, mapping), completion, is_desirable)
 
 
-def _parse_label(value: Any, name: str) -> bool:
+def _parse_label(name: str, value: Any) -> bool:
     if not isinstance(value, str) and value in (0, 1):
         return bool(value)
     labels = {**dict.fromkeys(_TRUE, True), **dict.fromkeys(_FALSE, False)}
@@ -286,16 +361,16 @@ def _parse_label(value: Any, name: str) -> bool:
 
 
 def _read_prompt_only(values: Values, mapping: ColumnMapping) -> Sample:
-    system = read_system_turn(values, mapping.system)
-    reference = _read_reference(values.get(mapping.reference)) if mapping.reference else None
-    if not mapping.messages:
-        return PromptOnlySample(read_prompt(values, mapping, system), reference)
-    turns = parse_messages(require_column(values, mapping.messages))
+    reference = _read_reference(mapping.find(values, "reference")[1])
+    if not mapping.has("messages"):
+        mapping.require(values, "prompt")
+        return PromptOnlySample(_read_prompt(values, mapping), reference)
+    turns = parse_turns(mapping.require(values, "messages")[1])
     if turns and turns[-1].role == "assistant":
         # Conversations made for SFT end with the right answer.
         reference = turns[-1].content if reference is None else reference
         turns = turns[:-1]
-    return PromptOnlySample(check_prompt(tuple(turns), system), reference)
+    return PromptOnlySample(check_prompt(turns, _read_system(values, mapping)), reference)
 
 
 def _read_reference(value: Any) -> str | None:
@@ -313,8 +388,3 @@ READERS: Mapping[Format, Callable[[Values, ColumnMapping], Sample]] = {
     "unpaired": _read_unpaired_preference,
     "prompt": _read_prompt_only,
 }
-
-
-def role_content_pairs(turns: Sequence[Turn]) -> list[list[str]]:
-    """Roles and texts, from which the key of a sample is made."""
-    return [[turn.role, turn.content] for turn in turns]

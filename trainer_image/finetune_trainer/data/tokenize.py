@@ -10,13 +10,14 @@ answers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from finetune_api.dataset import LongRows
 
 from finetune_trainer.data.chat_template import ChatTokenizer, ConversationTokens
-from finetune_trainer.data.row_errors import RowError
+from finetune_trainer.data.row_errors import LongRowError, RowError
 from finetune_trainer.data.samples import (
     MessagesSample,
     PreferenceSample,
@@ -39,6 +40,8 @@ class SampleTokens:
     full_length: int
     """Tokens of the longest one before truncation."""
     is_truncated: bool = False
+    answer: str | None = None
+    """What the model should generate last, where that is more than the content of the turn."""
 
 
 class SampleTokenizer:
@@ -74,7 +77,9 @@ class SampleTokenizer:
         return [
             each
             if isinstance(each, RowError)
-            else SampleTokens(sample, (each.tokenized,), each.full_length, each.is_truncated)
+            else SampleTokens(
+                sample, (each.tokenized,), each.full_length, each.is_truncated, each.answer
+            )
             for sample, each in zip(samples, self._chat.tokenize(conversations), strict=True)
         ]
 
@@ -82,7 +87,7 @@ class SampleTokenizer:
         self, samples: Sequence[PreferenceSample]
     ) -> list[SampleTokens | RowError]:
         conversations = [
-            join_turns(sample.prompt, answer)
+            join_turns(sample.prompt, answer, sample.context)
             for sample in samples
             for answer in (sample.chosen, sample.rejected)
         ]
@@ -107,25 +112,43 @@ class SampleTokenizer:
 
     def _tokenize_prompt(self, sample: PromptOnlySample) -> SampleTokens | RowError:
         try:
-            ids = self._chat.tokenize_prompt(sample.prompt)
+            ids = self._chat.tokenize_prompt(sample.prompt, sample.context)
         except RowError as error:
             return error
         available = self._max_length - self._max_new_tokens
         if len(ids) > available:
-            return RowError(
+            return LongRowError(
                 "PromptTooLong",
                 f"the prompt has {len(ids)} tokens, and an answer of {self._max_new_tokens} leaves "
                 f"{available} of {self._max_length}",
-                "Raise training.maxSequenceLength, lower grpo.maxNewTokens, or shorten the prompt.",
+                "Raise training.maxSequenceLength, lower grpo.maxNewTokens, or set "
+                "dataset.longRows to Skip.",
             )
         tokens = np.asarray(ids, dtype=np.int32)
         tokenized = TokenizedSample(tokens, np.full_like(tokens, IGNORED))
         return SampleTokens(sample, (tokenized,), len(ids))
 
 
+def apply_long_rows(tokens: SampleTokens, rule: LongRows) -> SampleTokens | LongRowError:
+    """The sample as dataset.longRows has it: whole, cut, or an error where it is left out."""
+    is_long = tokens.is_truncated or len(tokens.tokenized) > 1
+    if not is_long or (isinstance(tokens.sample, PreferenceSample) and not tokens.is_truncated):
+        return tokens
+    if rule in ("Split", "Truncate"):
+        is_cut = rule == "Truncate" and isinstance(tokens.sample, TextSample)
+        first = tokens.tokenized[:1]
+        return replace(tokens, tokenized=first, is_truncated=True) if is_cut else tokens
+    length = max(len(each.tokens) for each in tokens.tokenized)
+    return LongRowError(
+        "RowTooLong",
+        f"it has {tokens.full_length} tokens, and a sequence {length}",
+        "Raise training.maxSequenceLength, or set dataset.longRows to Truncate or Skip.",
+    )
+
+
 def _as_conversation(sample: Sample) -> MessagesSample:
     if isinstance(sample, UnpairedPreferenceSample):
-        return join_turns(sample.prompt, sample.completion)
+        return join_turns(sample.prompt, sample.completion, sample.context)
     assert isinstance(sample, MessagesSample)
     return sample
 
@@ -148,7 +171,8 @@ def _join_preference(
             "Remove the row, or put {% generation %} marks into the template.",
         )
     if np.array_equal(*(np.asarray(each.tokens) for each in tokenized)):
-        return RowError(
+        is_truncated = chosen.is_truncated or rejected.is_truncated
+        return (LongRowError if is_truncated else RowError)(
             "EqualAnswers",
             f"both answers are the same in the first {len(tokenized[0].tokens)} tokens",
             "Raise training.maxSequenceLength, or remove the row.",

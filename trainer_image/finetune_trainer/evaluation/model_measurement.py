@@ -105,7 +105,7 @@ def pair_answers(
     """Each prompt with the answers of both models, or of the tuned model alone."""
     base_answers: Sequence[Answer | None] = base.answers or [None] * len(prompts)
     return [
-        AnsweredPrompt(prompt.messages, prompt.reference, base_answer, tuned_answer)
+        AnsweredPrompt(prompt.messages, prompt.reference, base_answer, tuned_answer, prompt.context)
         for prompt, base_answer, tuned_answer in zip(
             prompts, base_answers, tuned.answers, strict=True
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune_api.evaluation_summary import ChatMessage, ProbeRecord
 
+from finetune_trainer.data.chat_context import NO_CONTEXT, ChatContext
 from finetune_trainer.data.tokenizer import decode_tokens, prints_date
 from finetune_trainer.generation.greedy import Answer
 
@@ -26,11 +27,20 @@ MAX_PROBE_BYTES = 1500
 class AnsweredPrompt:
     """A held-out prompt with the answers of both models."""
 
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     reference: str
     base: Answer | None
     """None where only the tuned model answers."""
     tuned: Answer
+    context: ChatContext = NO_CONTEXT
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether roles and contents say everything, which is all that the operator can send."""
+        plain = all(
+            turn.keys() <= {"role", "content"} and turn["role"] != "tool" for turn in self.messages
+        )
+        return plain and self.context == NO_CONTEXT
 
 
 def choose_probe(
@@ -72,6 +82,8 @@ def stable_length(tokenizer: Any, answer: Answer, margin: float) -> int:
 
 def make_probe(tokenizer: Any, answered: AnsweredPrompt, length: int) -> ProbeRecord | None:
     """The record for an answer cut to `length` tokens; None where there is nothing to compare."""
+    if not answered.is_plain:
+        return None
     text = decode_tokens(tokenizer, answered.tuned.tokens[:length])
     if not text.strip() or any(len(turn["content"]) > 8192 for turn in answered.messages):
         return None

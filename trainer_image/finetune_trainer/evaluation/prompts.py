@@ -14,6 +14,8 @@ import numpy as np
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run_config import RunConfig
 
+from finetune_trainer.data.chat_context import NO_CONTEXT, ChatContext
+
 OBJECTIVES_WITH_ANSWERS = ("SFT", "GRPO")
 """Objectives whose evaluation compares the models' answers."""
 PROBE_PROMPTS = 8
@@ -26,11 +28,12 @@ PROBE_PROMPT_TOKENS = 32
 class HeldOutPrompt:
     """A prompt for both models."""
 
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     reference: str
     """The right answer; empty where there is none."""
     input_ids: list[int]
     """The messages and the beginning of the answer."""
+    context: ChatContext = NO_CONTEXT
 
 
 def choose_prompts(run: RunConfig, tokenizer: Any) -> list[HeldOutPrompt]:
@@ -51,12 +54,14 @@ def choose_prompts(run: RunConfig, tokenizer: Any) -> list[HeldOutPrompt]:
     context = run.model.context_length if run.model else 1 << 30
     prompts: list[HeldOutPrompt] = []
     data = Path(run.paths.job) / "data"
-    for messages, reference in read_held_out_prompts(spec, data, tokenizer):
+    for line in read_held_out_prompts(spec, data, tokenizer):
         if len(prompts) == count:
             break
-        input_ids = tokenize_messages(tokenizer, messages)
+        chat_context = ChatContext(tuple(line.get("tools", ())), tuple(line.get("documents", ())))
+        input_ids = tokenize_messages(tokenizer, line["messages"], chat_context)
         if len(input_ids) + max_answer_tokens(spec) <= context:
-            prompts.append(HeldOutPrompt(messages, reference, input_ids))
+            reference = _find_reference(line)
+            prompts.append(HeldOutPrompt(line["messages"], reference, input_ids, chat_context))
     return prompts
 
 
@@ -67,8 +72,9 @@ def max_answer_tokens(spec: FineTuneJobSpec) -> int:
 
 def read_held_out_prompts(
     spec: FineTuneJobSpec, data: Path, tokenizer: Any
-) -> Iterator[tuple[list[dict[str, str]], str]]:
-    """Messages and right answers, in an order that the seed decides."""
+) -> Iterator[dict[str, Any]]:
+    """Lines of eval.jsonl, of texts their beginning as messages, in an order that the seed
+    decides."""
     from finetune_trainer.data.token_store import TokenStore
 
     generator = np.random.default_rng(spec.training.seed)
@@ -78,11 +84,14 @@ def read_held_out_prompts(
             beginning = store.sequence(int(index)).input_ids[:PROBE_PROMPT_TOKENS].tolist()
             text = tokenizer.decode(beginning, skip_special_tokens=True).strip()
             if text:
-                yield [{"role": "user", "content": text}], ""
+                yield {"messages": [{"role": "user", "content": text}]}
         return
-    lines = (data / "eval.jsonl").read_text().splitlines()
+    with (data / "eval.jsonl").open("rb") as file:  # only a line feed ends a line
+        lines = list(file)
     for index in generator.permutation(len(lines)):
-        line = json.loads(lines[int(index)])
-        columns = ("reference", "chosen", "completion")
-        reference = next((line[name] for name in columns if line.get(name) is not None), "")
-        yield line["messages"], reference
+        yield json.loads(lines[int(index)])
+
+
+def _find_reference(line: dict[str, Any]) -> str:
+    columns = ("reference", "chosen", "completion")
+    return next((line[name] for name in columns if line.get(name) is not None), "")

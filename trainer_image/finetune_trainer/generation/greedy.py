@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 
+from finetune_trainer.data.chat_context import NO_CONTEXT, ChatContext
+from finetune_trainer.data.rendering import ChatRenderer
 from finetune_trainer.data.tokenizer import decode_tokens, find_end_of_turn
+from finetune_trainer.data.turns import parse_turns
 from finetune_trainer.generation.padding import pad_left
 
 BATCH_SIZE = 32
@@ -53,9 +56,13 @@ def find_end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return list(dict.fromkeys([*listed, find_end_of_turn(tokenizer)]))
 
 
-def tokenize_messages(tokenizer: Any, messages: Sequence[Any]) -> list[int]:
+def tokenize_messages(
+    tokenizer: Any, messages: Sequence[Any], context: ChatContext = NO_CONTEXT
+) -> list[int]:
     """The tokens that a server of the OpenAI API makes of messages, with the start of an answer."""
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    turns, renderer = parse_turns(list(messages)), ChatRenderer(tokenizer)
+    form = renderer.choose_form(turns, context)
+    text = renderer.render(turns, context, form, add_generation_prompt=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

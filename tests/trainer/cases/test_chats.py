@@ -1,0 +1,165 @@
+"""Tools, reasoning and weights in a chat template: what is written, and which tokens are learnt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from finetune_trainer.data.chat_context import ChatContext
+from finetune_trainer.data.chat_template import ChatTokenizer, ConversationTokens
+from finetune_trainer.data.row_errors import RowError
+from finetune_trainer.data.samples import MessagesSample
+from finetune_trainer.data.token_store import IGNORED
+from finetune_trainer.data.tokenizer import load_tokenizer
+from finetune_trainer.data.turns import Turn
+from finetune_trainer.generation.greedy import tokenize_messages
+
+from tests.trainer.tiny import CHATML, CHATML_GENERATION, tiny_model
+
+TOOLS = (
+    "{% if tools %}{{ '<|im_start|>tools\\n' }}{% for t in tools %}{{ t | tojson }}{% endfor %}"
+    "{{ '<|im_end|>\\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+    "{% if m.reasoning_content %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}"
+    "CONTENT"
+    "{% for call in m.tool_calls %}CALL{% endfor %}"
+    "{{ '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+AS_OBJECT = (
+    "{{ '<call>' + call.function.name + ' ' + (call.function.arguments | tojson) + '</call>' }}"
+)
+ADDED_TEXT = "{{ '<call>' + call.function.name + ' ' + call.function.arguments + '</call>' }}"
+JOINED_TEXT = "{{ '<call>' ~ call.function.name ~ ' ' ~ call.function.arguments ~ '</call>' }}"
+ONLY_NULL = "{% if m.content is none %}CALLS{% else %}{{ m.content }}{% endif %}"
+
+
+def make_template(content: str = "{{ m.content or '' }}", call: str = AS_OBJECT) -> str:
+    return TOOLS.replace("CONTENT", content).replace("CALL", call)
+
+
+def null_only() -> str:
+    """A template that writes calls only where the content is null, as DeepSeek's does."""
+    calls = "{% for call in m.tool_calls %}" + AS_OBJECT + "{% endfor %}"
+    content = "{% if m.content is none %}" + calls + "{% else %}{{ m.content }}{% endif %}"
+    return TOOLS.replace("CONTENT", content).replace(
+        "{% for call in m.tool_calls %}CALL{% endfor %}", ""
+    )
+
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bonn"}}}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {}}}
+CHAT = MessagesSample(
+    (
+        Turn("user", "Rain?"),
+        Turn("assistant", "", reasoning="ask it", tool_calls=(CALL,)),
+        Turn("tool", "12 mm"),
+        Turn("assistant", "Yes.", reasoning="12 is a lot"),
+    ),
+    context=ChatContext(tools=(TOOL,)),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return load_tokenizer(tiny_model(tmp_path_factory.mktemp("tiny") / "model"))
+
+
+def tokenize(tokenizer: Any, sample: MessagesSample, template: str, **settings: Any) -> Any:
+    tokenizer.chat_template = template
+    (found,) = ChatTokenizer(tokenizer, 256, 512, **settings).tokenize([sample])
+    return found
+
+
+def split_text(tokenizer: Any, found: ConversationTokens) -> tuple[str, str]:
+    """The text that is context, and the text that is learnt."""
+    tokens, labels = np.asarray(found.tokenized.tokens), np.asarray(found.tokenized.labels)
+    context, learnt = tokens[labels == IGNORED], labels[labels != IGNORED]
+    return str(tokenizer.decode(context)), str(tokenizer.decode(learnt))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [make_template(), make_template(call=ADDED_TEXT), make_template(call=JOINED_TEXT), null_only()],
+    ids=["object", "added text", "joined text", "null content"],
+)
+def test_calls_and_reasoning_are_learnt_and_results_are_not(tokenizer: Any, template: str) -> None:
+    context, learnt = split_text(tokenizer, tokenize(tokenizer, CHAT, template))
+    assert learnt == (
+        '<think>ask it</think><call>weather {"city": "Bonn"}</call><|im_end|>'
+        "<think>12 is a lot</think>Yes.<|im_end|>"
+    )
+    assert "12 mm" in context
+    assert '"name": "weather"' in context, "the tools are shown"
+
+
+def test_the_reference_of_an_answer_with_reasoning_is_all_that_is_generated(tokenizer: Any) -> None:
+    found = tokenize(tokenizer, CHAT, make_template())
+    assert found.answer == "<think>12 is a lot</think>Yes."
+
+
+def test_evaluation_renders_the_prompt_that_was_trained(tokenizer: Any) -> None:
+    found = tokenize(tokenizer, CHAT, make_template(call=ADDED_TEXT))
+    ids = tokenize_messages(tokenizer, CHAT.to_json()["messages"], CHAT.context)
+    assert ids == list(found.tokenized.tokens[: found.prompt_length])
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (CHATML, "the calls of turn 2"),
+        (make_template(call=""), "the calls of turn 2"),
+        (make_template().replace("m.reasoning_content", "m.thought"), "the reasoning of turn 4"),
+        (make_template().replace("{% if tools %}", "{% if false %}"), "the tool weather"),
+        (make_template(content="{{ m.content if m.role != 'tool' else '' }}"), "result in turn 3"),
+    ],
+)
+def test_what_the_template_leaves_out_is_refused(tokenizer: Any, template: str, words: str) -> None:
+    found = tokenize(tokenizer, CHAT, template)
+    assert isinstance(found, RowError)
+    assert (found.reason, words in found.message) == ("ChatTemplateUnsupported", True)
+
+
+def test_a_name_that_the_template_leaves_out_is_refused(tokenizer: Any) -> None:
+    sample = MessagesSample((Turn("user", "Hi", name="Ada"), Turn("assistant", "Hello")))
+    found = tokenize(tokenizer, sample, CHATML)
+    assert isinstance(found, RowError)
+    with_names = CHATML.replace("message['role'] +", "message['role'] + (message.name or '') +")
+    assert isinstance(tokenize(tokenizer, sample, with_names), ConversationTokens)
+
+
+def test_documents_that_the_template_leaves_out_are_refused(tokenizer: Any) -> None:
+    turns = (Turn("user", "Hi"), Turn("assistant", "Hello"))
+    sample = MessagesSample(turns, context=ChatContext(documents=({"title": "A", "text": "b"},)))
+    found = tokenize(tokenizer, sample, CHATML)
+    assert isinstance(found, RowError)
+    documents = "{% for d in documents %}{{ d.title + d.text }}{% endfor %}"
+    assert isinstance(tokenize(tokenizer, sample, documents + CHATML), ConversationTokens)
+
+
+@pytest.mark.parametrize("template", [CHATML, CHATML_GENERATION])
+@pytest.mark.parametrize("learn_prompts", [False, True])
+def test_turns_of_weight_0_are_never_learnt(
+    tokenizer: Any, template: str, learn_prompts: bool
+) -> None:
+    turns = (
+        Turn("user", "1+1?"),
+        Turn("assistant", "three", is_learnt=False),
+        Turn("user", "Sure?"),
+        Turn("assistant", "two"),
+    )
+    found = tokenize(tokenizer, MessagesSample(turns), template, learn_prompts=learn_prompts)
+    context, learnt = split_text(tokenizer, found)
+    assert "three" in context
+    assert "three" not in learnt
+    assert learnt.endswith("two<|im_end|>")
+    assert ("Sure?" in learnt) == learn_prompts
+
+
+@pytest.mark.parametrize(
+    "code", ["{{ 1 / 0 }}", "{{ messages[9].content }}", "{{ 'a' + 1 }}", "{{ none.x.y }}"]
+)
+def test_whatever_a_template_raises_is_an_error_of_the_row(tokenizer: Any, code: str) -> None:
+    found = tokenize(tokenizer, CHAT, code + make_template())
+    assert isinstance(found, RowError)

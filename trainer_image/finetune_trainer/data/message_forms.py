@@ -1,0 +1,147 @@
+"""Turns as the messages that a chat template takes.
+
+Templates agree on role and content only. They read reasoning under different keys, take the
+arguments of a call as an object or as JSON text, and want the content of a turn that calls tools to
+be empty or null. A form settles these choices; `forms_for` lists those that a template may take,
+and the tokenizer takes the first in which everything that the turns say is written.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from finetune_trainer.data.chat_context import ChatContext
+from finetune_trainer.data.tool_calls import Json
+from finetune_trainer.data.turns import REASONING_KEYS, Turn, Turns
+
+
+@dataclass(frozen=True)
+class MessageForm:
+    """One way to write turns as messages."""
+
+    reasoning_key: str = "reasoning_content"
+    arguments_as_text: bool = False
+    """Whether the arguments of calls are JSON text."""
+    null_content: bool = False
+    """Whether a turn that only calls tools has null as its content."""
+
+
+PLAIN_FORM = MessageForm()
+"""The form of the OpenAI API's answers, with arguments as objects."""
+
+
+def forms_for(template: str) -> list[MessageForm]:
+    """The forms that a template may take, in the order in which to try them."""
+    key = next(
+        (key for key in REASONING_KEYS if re.search(rf"\b{key}\b", template)),
+        PLAIN_FORM.reasoning_key,
+    )
+    return [
+        MessageForm(key, as_text, null)
+        for as_text, null in itertools.product((False, True), (False, True))
+    ]
+
+
+def to_messages(turns: Sequence[Turn], form: MessageForm = PLAIN_FORM) -> list[dict[str, Any]]:
+    """The turns as chat templates take them."""
+    return [_to_message(turn, form) for turn in turns]
+
+
+def _to_message(turn: Turn, form: MessageForm) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.is_plain:
+        return message
+    if turn.reasoning is not None:
+        message[form.reasoning_key] = turn.reasoning
+    if turn.tool_calls:
+        message["tool_calls"] = [_to_call(call, form) for call in turn.tool_calls]
+        if form.null_content and not turn.content:
+            message["content"] = None
+    if turn.name is not None:
+        message["name"] = turn.name
+    if turn.tool_call_id is not None:
+        message["tool_call_id"] = turn.tool_call_id
+    return message
+
+
+def _to_call(call: Json, form: MessageForm) -> Json:
+    if not form.arguments_as_text:
+        return call
+    function = call["function"]
+    text = json.dumps(function["arguments"], ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": text}}
+
+
+@dataclass(frozen=True)
+class MarkedChat:
+    """A conversation whose parts beside the contents end with marks that occur nowhere else.
+
+    A name of a tool may be in its description, in a call and in a text: only a mark in the rendered
+    text shows that the template writes this part of the conversation.
+    """
+
+    turns: Turns
+    context: ChatContext
+    marks: dict[str, str]
+    """What each mark stands for, in words."""
+
+    def find_unwritten(self, text: str) -> str | None:
+        """What the rendered `text` of the marked conversation lacks, in words."""
+        return next((what for mark, what in self.marks.items() if mark not in text), None)
+
+
+def mark_chat(turns: Sequence[Turn], context: ChatContext) -> MarkedChat:
+    """Mark calls, results of tools, names, tools, documents, and the reasoning of the last turn:
+    many templates leave the reasoning of earlier turns out."""
+    marks: dict[str, str] = {}
+
+    def mark(text: str, what: str) -> str:
+        marks[f"_q{len(marks)}z"] = what
+        return f"{text.rstrip()}{next(reversed(marks))}"
+
+    def mark_call(call: Json, number: int) -> Json:
+        name = mark(call["function"]["name"], f"the calls of turn {number}")
+        return {**call, "function": {**call["function"], "name": name}}
+
+    def mark_turn(turn: Turn, number: int) -> Turn:
+        changed: dict[str, Any] = {}
+        if turn.tool_calls:
+            changed["tool_calls"] = tuple(mark_call(call, number) for call in turn.tool_calls)
+        if turn.role == "tool":
+            changed["content"] = mark(turn.content, f"the tool's result in turn {number}")
+        elif turn.name is not None:
+            changed["name"] = mark(turn.name, f"the name of turn {number}")
+        if turn.reasoning is not None and number == len(turns):
+            changed["reasoning"] = mark(turn.reasoning, f"the reasoning of turn {number}")
+        return replace(turn, **changed)
+
+    def mark_tool(tool: Json) -> Json:
+        name = tool["function"]["name"]
+        marked_name = mark(name, f"the tool {name}")
+        return {**tool, "function": {**tool["function"], "name": marked_name}}
+
+    def mark_document(document: Json, number: int) -> Json:
+        texts = {key: value for key, value in document.items() if isinstance(value, str)}
+        return {
+            **document,
+            **{key: mark(text, f"the {key} of document {number}") for key, text in texts.items()},
+        }
+
+    marked = tuple(mark_turn(turn, number) for number, turn in enumerate(turns, 1))
+    marked_context = ChatContext(
+        tuple(mark_tool(tool) for tool in context.tools),
+        tuple(mark_document(each, number) for number, each in enumerate(context.documents, 1)),
+    )
+    return MarkedChat(marked, marked_context, marks)
+
+
+def writes_python(text: str, turns: Sequence[Turn]) -> bool:
+    """Whether a template wrote the arguments of a call as Python does, in single quotes: it joins
+    them to a text."""
+    every = (call["function"]["arguments"] for turn in turns for call in turn.tool_calls)
+    return any(arguments and str(arguments) in text for arguments in every)

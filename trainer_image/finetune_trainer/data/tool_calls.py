@@ -1,0 +1,108 @@
+"""Tools: their descriptions and the assistant's calls, in the forms in which data sets write them.
+
+Descriptions become OpenAI's form, {"type": "function", "function": {...}}, and calls too, with the
+arguments as an object: chat templates take both like this. Every function raises RowError in words
+of the file; the caller adds file and line.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from finetune_trainer.data.row_errors import RowError
+
+Json = dict[str, Any]
+_TOOL_EXAMPLE = '[{"type": "function", "function": {"name": "...", "parameters": {...}}}]'
+
+
+def read_tools(value: Any, name: str) -> tuple[Json, ...]:
+    """The tools of a column, a list or its JSON text; empty where the column is."""
+    value = parse_json_text(value)
+    if value in (None, "", [], {}):
+        return ()
+    entries = value if isinstance(value, list) else [value]
+    return tuple(_read_tool(parse_json_text(entry), name) for entry in entries)
+
+
+def _read_tool(entry: Any, name: str) -> Json:
+    if isinstance(entry, dict):
+        function = entry.get("function") if "function" in entry else entry
+        if isinstance(function, dict) and _is_name(function.get("name")):
+            return entry if "function" in entry else {"type": "function", "function": entry}
+    raise RowError(
+        "BadTools",
+        f"the column {name!r} does not hold descriptions of tools with names",
+        f"Write them as {_TOOL_EXAMPLE}, or as the JSON text of it.",
+    )
+
+
+def read_documents(value: Any, name: str) -> tuple[Json, ...]:
+    """The documents of a column, objects with a text, or their JSON text; empty where it is."""
+    value = parse_json_text(value)
+    if value in (None, "", []):
+        return ()
+    if isinstance(value, list) and all(isinstance(each, dict) for each in value):
+        return tuple(value)
+    raise RowError(
+        "WrongType",
+        f"the column {name!r} is not a list of documents",
+        'Write it as [{"title": "...", "text": "..."}, ...].',
+    )
+
+
+def read_calls(value: Any, number: int) -> tuple[Json, ...]:
+    """The calls of turn `number`: a list of them or one, or the JSON text of either."""
+    value = parse_json_text(value)
+    if value in (None, "", [], {}):
+        return ()
+    entries = value if isinstance(value, list) else [value]
+    return tuple(_read_call(entry, number) for entry in entries)
+
+
+def _read_call(entry: Any, number: int) -> Json:
+    function = entry.get("function", entry) if isinstance(entry, dict) else None
+    if not isinstance(function, dict) or not _is_name(function.get("name")):
+        raise _bad_call(number, "a call has no name")
+    arguments = parse_json_text(function.get("arguments", function.get("parameters")))
+    arguments = {} if arguments in (None, "") else arguments
+    if not isinstance(arguments, dict):
+        raise _bad_call(number, f"the arguments of {function['name']} are not a JSON object")
+    call: Json = {
+        "type": "function",
+        "function": {"name": function["name"], "arguments": arguments},
+    }
+    call_id = entry.get("id")
+    return {"id": call_id, **call} if isinstance(call_id, str) and call_id else call
+
+
+def _bad_call(number: int, why: str) -> RowError:
+    return RowError(
+        "BadTools",
+        f"turn {number} calls tools, and {why}",
+        'Write calls as {"function": {"name": "...", "arguments": {...}}}.',
+    )
+
+
+def parse_json_text(value: Any) -> Any:
+    """The value of a JSON text; any other value as it is."""
+    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def drop_nulls(value: Any) -> Any:
+    """The value without null entries of objects.
+
+    Columnar files give every object the keys of all of them, so a null says that the key is absent.
+    """
+    if isinstance(value, dict):
+        return {key: drop_nulls(each) for key, each in value.items() if each is not None}
+    return [drop_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())

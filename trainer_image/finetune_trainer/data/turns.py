@@ -1,0 +1,278 @@
+"""One turn of a conversation, read under each key that data sets use.
+
+{role, content} and ShareGPT's {from, value}; OpenAI's tool_calls and function_call, and ShareGPT's
+turns function_call and observation; reasoning in a key of its own; weight, and the switches of
+other trainers, for turns that are context only. A key that means something here is used or refused;
+`unused_turn_keys` names the others. Every function raises RowError in words of the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_trainer.data.row_errors import RowError
+from finetune_trainer.data.tool_calls import Json, parse_json_text, read_calls
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+}
+"""The role of each name that data sets give a turn; `-` is read as `_`."""
+_CALL_ROLES = ("function_call", "tool_call")
+_ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value")
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+_LEARN_KEYS = ("weight", "train", "training", "loss")
+_CALL_KEYS = ("tool_calls", "function_call")
+_USED_KEYS = {
+    *_ROLE_KEYS,
+    *_CONTENT_KEYS,
+    *REASONING_KEYS,
+    *_LEARN_KEYS,
+    *_CALL_KEYS,
+    "name",
+    "tool_call_id",
+}
+MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios")
+_REFUSED_KEYS = {
+    **dict.fromkeys(MEDIA, "Remove rows with images, video or audio: models are trained on text."),
+    "tools": "Put the tools into a column tools of the row.",
+    "functions": "Put the tools into a column tools of the row.",
+    "loss_scale": "Give the turn weight 0 or 1.",
+    "training_detail": "Give whole turns weight 0 or 1.",
+    "refusal": "Write the refusal as the content of the turn.",
+}
+_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text"}
+_REASONING_PARTS = {"thinking": "thinking", "reasoning": "text"}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation."""
+
+    role: str
+    """system, user, assistant or tool."""
+    content: str
+    reasoning: str | None = None
+    """What the assistant thought before its answer."""
+    tool_calls: tuple[Json, ...] = ()
+    """Calls of the assistant, as finetune_trainer.data.tool_calls writes them."""
+    name: str | None = None
+    tool_call_id: str | None = None
+    """Which call a tool turn answers."""
+    is_learnt: bool = True
+    """False for a turn of the assistant that is context only."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether role and content say everything."""
+        return self == Turn(self.role, self.content)
+
+
+Turns = tuple[Turn, ...]
+
+
+def parse_turns(value: Any) -> list[Turn]:
+    """The turns of a chat column, without empty system turns."""
+    # Columnar files and CSV often carry the list as JSON text.
+    value = parse_json_text(value)
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        raise RowError(
+            "WrongType",
+            "the conversation is not a list of turns",
+            'Write it as [{"role": "user", "content": "..."}, ...].',
+        )
+    turns = [_parse_turn(entry, number) for number, entry in enumerate(value, 1)]
+    return [turn for turn in turns if turn.role != "system" or turn.content.strip()]
+
+
+def looks_like_turns(value: Any) -> bool:
+    """Whether this is a turn or a list of turns, and no other JSON."""
+    turns = value if isinstance(value, list) else [value]
+    return all(isinstance(turn, dict) and any(key in turn for key in _ROLE_KEYS) for turn in turns)
+
+
+def unused_turn_keys(value: Any) -> set[str]:
+    """The keys of a conversation's turns that hold something and are not used."""
+    value = parse_json_text(value)
+    entries: Iterable[Any] = value if isinstance(value, list) else [value]
+    return {
+        str(key)
+        for entry in entries
+        if isinstance(entry, dict) and looks_like_turns(entry)
+        for key, each in entry.items()
+        if key not in _USED_KEYS and not is_empty(each)
+    }
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a column or a key says nothing."""
+    return value is None or (isinstance(value, str | list | dict) and len(value) == 0)
+
+
+def require_text(value: Any, column: str) -> str:
+    """A text that can be tokenised; RowError where it is not one."""
+    if not isinstance(value, str):
+        raise RowError(
+            "WrongType",
+            f"the column {column!r} holds {_type_name(value)}, not a text",
+            "Write texts as strings.",
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise RowError(
+            "BrokenRow",
+            f"the column {column!r} holds half of a surrogate pair",
+            "Write characters beyond U+FFFF as themselves or as two \\u escapes.",
+        ) from None
+    return value
+
+
+def require_nonblank(text: str, what: str) -> str:
+    """The same text; RowError where it is blank."""
+    if not text.strip():
+        raise RowError("EmptyText", f"{what} is empty", "Fill it or remove the row.")
+    return text
+
+
+def _type_name(value: Any) -> str:
+    names = {dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _parse_turn(entry: Mapping[str, Any], number: int) -> Turn:
+    for key, remedy in _REFUSED_KEYS.items():
+        if not is_empty(entry.get(key)):
+            raise _bad_turn(f"turn {number} has {key!r}, which cannot be used", remedy)
+    name = _read_role_name(entry, number)
+    role = ROLES[name]
+    content = _first(entry, _CONTENT_KEYS)
+    calls = _read_calls_of_turn(entry, number)
+    if name in _CALL_ROLES:
+        calls, content = (*read_calls(content, number), *calls), ""
+        if not calls:
+            raise RowError("BadTools", f"turn {number} calls no tool", "Write the call as JSON.")
+    text, thought = _read_content(content, role, number, may_be_empty=bool(calls))
+    reasoning = _read_reasoning(entry, thought, number)
+    if role != "assistant" and (calls or reasoning):
+        what = "calls tools" if calls else "has reasoning"
+        raise _bad_turn(
+            f"turn {number} of the {role} {what}", "Only turns of the assistant can have that."
+        )
+    return Turn(
+        role,
+        text,
+        reasoning=reasoning,
+        tool_calls=calls,
+        name=_read_label(entry, "name", number),
+        tool_call_id=_read_label(entry, "tool_call_id", number),
+        is_learnt=_read_is_learnt(entry, role, number),
+    )
+
+
+def _read_role_name(entry: Mapping[str, Any], number: int) -> str:
+    role = _first(entry, _ROLE_KEYS)
+    name = role.replace("-", "_") if isinstance(role, str) else ""
+    if name not in ROLES:
+        raise _bad_turn(
+            f"turn {number} has the role {role!r}",
+            "Use the roles system, user, assistant and tool.",
+        )
+    return name
+
+
+def _read_calls_of_turn(entry: Mapping[str, Any], number: int) -> tuple[Json, ...]:
+    return tuple(call for key in _CALL_KEYS for call in read_calls(entry.get(key), number))
+
+
+def _read_content(
+    content: Any, role: str, number: int, may_be_empty: bool
+) -> tuple[str, str | None]:
+    """Text and reasoning of the content of a turn."""
+    what, thought = f"content of turn {number}", None
+    if isinstance(content, list) and not (role == "tool" and not _are_parts(content)):
+        content, thought = _join_parts(content, number)
+    elif role == "tool" and isinstance(content, dict | list | int | float):
+        content = json.dumps(content, ensure_ascii=False)
+    if content is None and (may_be_empty or role == "tool"):
+        content = ""
+    text = require_text(content, what)
+    if role in ("user", "assistant") and not may_be_empty:
+        require_nonblank(text, f"turn {number}")
+    return text, thought
+
+
+def _are_parts(content: list[Any]) -> bool:
+    return bool(content) and all(isinstance(part, dict) and "type" in part for part in content)
+
+
+def _join_parts(parts: list[Any], number: int) -> tuple[str, str | None]:
+    texts: list[str] = []
+    thoughts: list[str] = []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in _TEXT_PARTS:
+            found, key = texts, _TEXT_PARTS[kind]
+        elif kind in _REASONING_PARTS:
+            found, key = thoughts, _REASONING_PARTS[kind]
+        else:
+            raise _bad_turn(
+                f"turn {number} has parts that are not text",
+                "Use text only.",
+            )
+        found.append(require_text(part.get(key), f"content of turn {number}"))
+    return "".join(texts), "".join(thoughts) or None
+
+
+def _read_reasoning(entry: Mapping[str, Any], thought: str | None, number: int) -> str | None:
+    found = [entry[key] for key in REASONING_KEYS if not is_empty(entry.get(key))]
+    texts = {require_text(each, f"reasoning of turn {number}") for each in found}
+    texts |= {thought} if thought else set()
+    if len(texts) > 1:
+        raise _bad_turn(f"turn {number} has two different reasonings", "Keep one of them.")
+    return next((text for text in texts if text.strip()), None)
+
+
+def _read_is_learnt(entry: Mapping[str, Any], role: str, number: int) -> bool:
+    found = {key: entry[key] for key in _LEARN_KEYS if entry.get(key) is not None}
+    for key, value in found.items():
+        if isinstance(value, str) or value not in (0, 1):
+            raise _bad_turn(
+                f"turn {number} has the {key} {value!r}, and a turn is learnt or not",
+                f"Write {key} as 0 or 1.",
+            )
+        if value and role != "assistant" and key != "weight":
+            raise _bad_turn(
+                f"turn {number} of the {role} is to be learnt",
+                "Only turns of the assistant are; sft.lossOn All learns all turns.",
+            )
+    return role != "assistant" or all(found.values())
+
+
+def _read_label(entry: Mapping[str, Any], key: str, number: int) -> str | None:
+    value = entry.get(key)
+    return None if is_empty(value) else require_text(value, f"{key} of turn {number}")
+
+
+def _first(entry: Mapping[str, Any], keys: Iterable[str]) -> Any:
+    return next((entry[key] for key in keys if entry.get(key) is not None), None)
+
+
+def _bad_turn(message: str, remedy: str) -> RowError:
+    return RowError("BadConversation", message, remedy)
