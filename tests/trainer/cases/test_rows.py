@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,7 @@ def test_tools_and_calls_are_read_in_every_usual_form(
             "BadTools",
         ),
         ({"documents": ["a text"]}, "WrongType"),
+        ({"tools": [{"name": "weather", "description": "\ud800"}]}, "BrokenRow"),
     ],
 )
 def test_tools_that_cannot_be_read_are_refused(
@@ -304,3 +306,11 @@ def test_rows_that_differ_in_a_key_are_no_duplicates(tmp_path: Path) -> None:
     ]
     keys = {sample.key for sample in read(tmp_path, "a.jsonl", json_lines(*rows))}
     assert len(keys) == len(rows)
+
+
+def test_a_date_in_a_reference_is_an_error_of_the_row(tmp_path: Path) -> None:
+    row = {"prompt": "p", "answer": [datetime(2026, 1, 2, tzinfo=UTC)]}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    failure = read_failure(tmp_path, "a.parquet", content, objective="GRPO", grpo=RULES)
+    assert (failure.reason, failure.line) == ("WrongType", 1)

@@ -34,7 +34,7 @@ from finetune_trainer.data.messages import (
     with_reasoning,
 )
 from finetune_trainer.data.row_errors import RowError
-from finetune_trainer.data.tool_calls import read_documents, read_tools
+from finetune_trainer.data.tool_calls import read_documents, read_tools, to_json_text
 from finetune_trainer.data.turns import Turn, Turns, parse_turns, require_nonblank, require_text
 
 Values = Mapping[str, Any]
@@ -375,7 +375,7 @@ def _read_prompt_only(values: Values, mapping: ColumnMapping) -> Sample:
 
 def _read_reference(value: Any) -> str | None:
     if isinstance(value, bool | list | dict):
-        return json.dumps(value, ensure_ascii=False)
+        return to_json_text(value, "the reference")
     # Numbers are usual: the answers of sums.
     return None if value is None else require_text(str(value), "reference")
 

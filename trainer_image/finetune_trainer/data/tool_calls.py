@@ -22,6 +22,7 @@ def read_tools(value: Any, name: str) -> tuple[Json, ...]:
     if value in (None, "", [], {}):
         return ()
     entries = value if isinstance(value, list) else [value]
+    _require_encodable(entries, f"the column {name!r}")
     return tuple(_read_tool(parse_json_text(entry), name) for entry in entries)
 
 
@@ -43,6 +44,7 @@ def read_documents(value: Any, name: str) -> tuple[Json, ...]:
     if value in (None, "", []):
         return ()
     if isinstance(value, list) and all(isinstance(each, dict) for each in value):
+        _require_encodable(value, f"the column {name!r}")
         return tuple(value)
     raise RowError(
         "WrongType",
@@ -57,6 +59,7 @@ def read_calls(value: Any, number: int) -> tuple[Json, ...]:
     if value in (None, "", [], {}):
         return ()
     entries = value if isinstance(value, list) else [value]
+    _require_encodable(entries, f"turn {number}")
     return tuple(_read_call(entry, number) for entry in entries)
 
 
@@ -102,6 +105,33 @@ def drop_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: drop_nulls(each) for key, each in value.items() if each is not None}
     return [drop_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+def _require_encodable(value: Any, what: str) -> None:
+    to_json_text(value, what)
+
+
+def to_json_text(value: Any, what: str) -> str:
+    """The value as JSON; RowError where it cannot be written, as dates and bytes."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+        text.encode()
+    except UnicodeEncodeError:
+        raise half_a_pair(what) from None
+    except (TypeError, ValueError, RecursionError):
+        raise RowError(
+            "WrongType", f"{what} holds what JSON cannot write", "Use texts, numbers and lists."
+        ) from None
+    return text
+
+
+def half_a_pair(what: str) -> RowError:
+    """The error for a text with half of a surrogate pair, which cannot be tokenised."""
+    return RowError(
+        "BrokenRow",
+        f"{what} holds half of a surrogate pair",
+        "Write characters beyond U+FFFF as themselves or as two \\u escapes.",
+    )
 
 
 def _is_name(value: Any) -> bool:

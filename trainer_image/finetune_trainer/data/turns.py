@@ -8,13 +8,18 @@ other trainers, for turns that are context only. A key that means something here
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from finetune_trainer.data.row_errors import RowError
-from finetune_trainer.data.tool_calls import Json, parse_json_text, read_calls
+from finetune_trainer.data.tool_calls import (
+    Json,
+    half_a_pair,
+    parse_json_text,
+    read_calls,
+    to_json_text,
+)
 
 ROLES = {
     "system": "system",
@@ -136,11 +141,7 @@ def require_text(value: Any, column: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise RowError(
-            "BrokenRow",
-            f"the column {column!r} holds half of a surrogate pair",
-            "Write characters beyond U+FFFF as themselves or as two \\u escapes.",
-        ) from None
+        raise half_a_pair(f"the column {column!r}") from None
     return value
 
 
@@ -209,7 +210,7 @@ def _read_content(
     if isinstance(content, list) and not (role == "tool" and not _are_parts(content)):
         content, thought = _join_parts(content, number)
     elif role == "tool" and isinstance(content, dict | list | int | float):
-        content = json.dumps(content, ensure_ascii=False)
+        content = to_json_text(content, what)
     if content is None and (may_be_empty or role == "tool"):
         content = ""
     text = require_text(content, what)
