@@ -37,13 +37,12 @@ PLAIN_FORM = MessageForm()
 
 def forms_for(template: str) -> list[MessageForm]:
     """The forms that a template may take, in the order in which to try them."""
-    key = next(
-        (key for key in REASONING_KEYS if re.search(rf"\b{key}\b", template)),
-        PLAIN_FORM.reasoning_key,
-    )
+    keys = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", template)]
     return [
         MessageForm(key, as_text, null)
-        for as_text, null in itertools.product((False, True), (False, True))
+        for key, as_text, null in itertools.product(
+            keys or [PLAIN_FORM.reasoning_key], (False, True), (False, True)
+        )
     ]
 
 

@@ -57,18 +57,18 @@ class ChatRenderer:
         """The first form in which the template writes everything; RowError where there is none."""
         if all(turn.is_plain for turn in turns) and context == NO_CONTEXT:
             return PLAIN_FORM
-        problem: RowError | None = None
+        refusals: list[RowError] = []
+        losses: list[RowError] = []
         for form in forms_for(str(self._tokenizer.chat_template)):
             try:
                 unwritten = self._find_unwritten(turns, context, form)
             except RowError as error:
-                problem = problem or error
+                refusals.append(error)
                 continue
             if unwritten is None:
                 return form
-            problem = problem or _unwritten_error(unwritten)
-        assert problem
-        raise problem
+            losses.append(_unwritten_error(unwritten))
+        raise (*losses, *refusals)[0]
 
     def _find_unwritten(
         self, turns: Sequence[Turn], context: ChatContext, form: MessageForm
