@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from finetune_api import combinations
@@ -91,14 +92,20 @@ class ColumnMapping:
     names: Mapping[str, tuple[str, ...]]
     """By role; one name for a required column, several for an optional one."""
 
+    @cached_property
+    def used(self) -> frozenset[str]:
+        """Every name that is looked for."""
+        return frozenset(name for names in self.names.values() for name in names)
+
     def find(self, values: Mapping[str, Any], role: str) -> tuple[str, Any]:
         """Name and value of a column, of the first that holds something if one does; an empty name
         and None where the format has no such column."""
         names = self.names.get(role, ())
         present = [name for name in names if values.get(name) is not None]
-        name = next((name for name in present if not is_empty(values[name])), None)
-        name = name or next(iter([*present, *names]), "")
-        return name, values.get(name)
+        if not present:
+            return (names[0] if names else ""), None
+        name = next((name for name in present if not is_empty(values[name])), present[0])
+        return name, values[name]
 
     def require(self, values: Mapping[str, Any], role: str) -> tuple[str, Any]:
         """Name and value of a column; RowError where it is missing or null."""
@@ -120,10 +127,9 @@ class ColumnMapping:
 
     def check_used(self, values: Mapping[str, Any]) -> None:
         """RowError where a column that means something cannot be used."""
-        used = {name for names in self.names.values() for name in names}
-        for name, value in values.items():
-            if name not in used and not is_empty(value):
-                self._check_unused(str(name), value)
+        for name in values.keys() - self.used:
+            if not is_empty(values[name]):
+                self._check_unused(str(name), values[name])
 
     def _check_unused(self, name: str, value: Any) -> None:
         remedy = "Name it in dataset.ignoreColumns to train without it."
@@ -153,8 +159,7 @@ class ColumnMapping:
 
 def unused_columns(values: Mapping[str, Any], mapping: ColumnMapping) -> set[str]:
     """The columns of a record that hold something and that the format does not use."""
-    used = {name for names in mapping.names.values() for name in names}
-    return {str(name) for name, value in values.items() if name not in used and not is_empty(value)}
+    return {str(name) for name in values.keys() - mapping.used if not is_empty(values[name])}
 
 
 def find_column_mapping(

@@ -29,6 +29,8 @@ from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.dataset_files import DataFile
 
 _COLUMNAR_SUFFIXES = (".parquet", ".arrow")
+_TURN_ROLES = {"messages", "prompt", "chosen", "rejected", "completion"}
+"""Columns that can hold turns."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,13 @@ class SourceReader:
     def _iter_records(self, files: list[DataFile]) -> Iterator[Record]:
         ignored = set(self.spec.dataset.ignore_columns)
         for record in iter_records(files, self.errors):
-            values = {name: each for name, each in record.values.items() if name not in ignored}
-            self.ignored |= ignored & record.values.keys()
+            values = record.values
+            if found := ignored & values.keys():
+                self.ignored |= found
+                values = {name: each for name, each in values.items() if name not in found}
             if record.file.lower().endswith(_COLUMNAR_SUFFIXES):
                 values = {name: drop_nulls(each) for name, each in values.items()}
-            yield replace(record, values=values)
+            yield record if values is record.values else replace(record, values=values)
 
     def _find_mapping(self, record: Record) -> ColumnMapping:
         dataset = self.spec.dataset
@@ -100,10 +104,10 @@ class SourceReader:
         if self.spec.grpo and self.spec.grpo.reward_model:
             _check_judgeable(sample)
         self.ignored |= unused_columns(record.values, mapping)
-        for role in ("messages", "prompt", "chosen", "rejected", "completion"):
+        for role in _TURN_ROLES & mapping.names.keys():
             name, value = mapping.find(record.values, role)
-            if not isinstance(value, str) or value[:1] in "[{":
-                self.ignored |= {f"{name}[].{key}" for key in unused_turn_keys(value)}
+            if keys := unused_turn_keys(value):
+                self.ignored |= {f"{name}[].{key}" for key in keys}
         return sample
 
     def _check_source(self, mapping: ColumnMapping, first: Sample, present: set[str]) -> None:

@@ -190,9 +190,10 @@ def make_sample(record: Record, mapping: ColumnMapping, source: int = 0) -> Samp
     be used."""
     mapping.check_used(record.values)
     sample = READERS[mapping.format](record.values, mapping)
+    place: dict[str, Any] = {"file": record.file, "line": record.line, "source": source}
     if isinstance(sample, ChatSample):
-        sample = replace(sample, context=_read_context(record.values, mapping))
-    return replace(sample, file=record.file, line=record.line, source=source)
+        place["context"] = _read_context(record.values, mapping)
+    return replace(sample, **place)
 
 
 def join_turns(
@@ -230,6 +231,8 @@ def _turn_record(turn: Turn) -> list[Any]:
 def _read_context(values: Values, mapping: ColumnMapping) -> ChatContext:
     name, tools = mapping.find(values, "tools")
     documents_name, documents = mapping.find(values, "documents")
+    if tools is None is documents:
+        return NO_CONTEXT
     return ChatContext(read_tools(tools, name), read_documents(documents, documents_name))
 
 

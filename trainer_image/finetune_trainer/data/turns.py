@@ -44,6 +44,7 @@ _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _LEARN_KEYS = ("weight", "train", "training", "loss")
 _CALL_KEYS = ("tool_calls", "function_call")
+_PLAIN_KEYS = {*_ROLE_KEYS, *_CONTENT_KEYS}
 _USED_KEYS = {
     *_ROLE_KEYS,
     *_CONTENT_KEYS,
@@ -86,7 +87,8 @@ class Turn:
     @property
     def is_plain(self) -> bool:
         """Whether role and content say everything."""
-        return self == Turn(self.role, self.content)
+        has_more = self.reasoning or self.tool_calls or self.name or self.tool_call_id
+        return not has_more and self.is_learnt
 
 
 Turns = tuple[Turn, ...]
@@ -119,9 +121,9 @@ def unused_turn_keys(value: Any) -> set[str]:
     return {
         str(key)
         for entry in entries
-        if isinstance(entry, dict) and looks_like_turns(entry)
-        for key, each in entry.items()
-        if key not in _USED_KEYS and not is_empty(each)
+        if isinstance(entry, dict) and not entry.keys() <= _USED_KEYS and looks_like_turns(entry)
+        for key in entry.keys() - _USED_KEYS
+        if not is_empty(entry[key])
     }
 
 
@@ -158,12 +160,14 @@ def _type_name(value: Any) -> str:
 
 
 def _parse_turn(entry: Mapping[str, Any], number: int) -> Turn:
-    for key, remedy in _REFUSED_KEYS.items():
-        if not is_empty(entry.get(key)):
-            raise _bad_turn(f"turn {number} has {key!r}, which cannot be used", remedy)
     name = _read_role_name(entry, number)
     role = ROLES[name]
     content = _first(entry, _CONTENT_KEYS)
+    if entry.keys() <= _PLAIN_KEYS and isinstance(content, str) and name not in _CALL_ROLES:
+        return Turn(role, _read_content(content, role, number, may_be_empty=False)[0])
+    for key in entry.keys() & _REFUSED_KEYS.keys():
+        if not is_empty(entry[key]):
+            raise _bad_turn(f"turn {number} has {key!r}, which cannot be used", _REFUSED_KEYS[key])
     calls = _read_calls_of_turn(entry, number)
     if name in _CALL_ROLES:
         calls, content = (*read_calls(content, number), *calls), ""
@@ -272,7 +276,10 @@ def _read_label(entry: Mapping[str, Any], key: str, number: int) -> str | None:
 
 
 def _first(entry: Mapping[str, Any], keys: Iterable[str]) -> Any:
-    return next((entry[key] for key in keys if entry.get(key) is not None), None)
+    for key in keys:
+        if (value := entry.get(key)) is not None:
+            return value
+    return None
 
 
 def _bad_turn(message: str, remedy: str) -> RowError:
