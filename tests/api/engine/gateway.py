@@ -92,6 +92,11 @@ class Gateway:
         await self._runner.cleanup()
         await self._client.close()
 
+    @property
+    def watch_count(self) -> int:
+        """How many watches are open."""
+        return sum("watch" in request.query for request in list(self._open.values()))
+
     def drop(self) -> int:
         """Break every connection on which a request is open; returns how many."""
         broken = list(self._open.values())

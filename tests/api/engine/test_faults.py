@@ -219,8 +219,9 @@ async def test_an_expired_watch_is_restarted(
             expired[request.path] += 1
             return gone
 
+        await until("watches are open", lambda: gateway.watch_count > 0)
         gateway.choose = expire
-        assert gateway.drop() > 0
+        gateway.drop()
         api.create(toy.finetune_job(namespace, "after"))
         took = await until("after is prepared", prepared(api, "after", namespace))
     assert expired
@@ -249,8 +250,9 @@ async def test_watches_that_wait_for_a_response_end_with_the_engine(
             held[request.path] += 1
             return Fault(delay=600)
 
+        await until("watches are open", lambda: gateway.watch_count > 1)
         gateway.choose = hold
-        assert gateway.drop() > 0
+        gateway.drop()
         await until("watches are requested again", lambda: len(held) > 1)
         with monkeypatch.context() as watchers_only:  # kopf's other tasks close its connections
             watchers_only.setattr(watch, "_is_of_kopf", is_of_watcher)
@@ -285,8 +287,9 @@ async def test_a_namespace_that_cannot_be_listed_does_not_stop_the_others(
         gateway.choose = lambda _request: None
         await until("the other one is served", prepared(api, "first", other))
 
+        await until("watches are open", lambda: gateway.watch_count > 0)
         gateway.choose = refuse
-        assert gateway.drop() > 0, "the watches end, and one is forbidden"
+        gateway.drop()  # the watches end, and one is forbidden
         api.create(toy.finetune_job(namespace, "second"))
         await until("the first namespace is still served", prepared(api, "second", namespace))
     left_out = [each for each in log.getvalue().splitlines() if "is left out" in each]
