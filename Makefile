@@ -115,7 +115,8 @@ sim: $(VENV)/.ready ## Simulate N random histories of a cluster in memory (SEED=
 
 .PHONY: fuzz
 fuzz: N ?= 5000
-fuzz: $(VENV)/.ready ## Send N specs of each kind to a real API server and the planner (SEED= to repeat)
+fuzz: $(VENV)/.ready ## Read N damaged data files; send N specs of each kind to an API server and the planner (SEED= to repeat)
+	@FINETUNE_FUZZ=$(N) FINETUNE_FUZZ_SEED=$(or $(SEED),0) $(PY) -m hack.suite fuzz-files
 	@FINETUNE_FUZZ=$(N) FINETUNE_FUZZ_SEED=$(or $(SEED),0) \
 	  $(PY) -m pytest tests/api/fuzz -s -o timeout=86400
 

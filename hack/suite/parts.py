@@ -111,6 +111,8 @@ MATRIX = _trainer("matrix", "tests/trainer/test_matrix.py", "-s")
 KILLS = _trainer(
     "kills", "tests/trainer/checkpointing/test_kills.py", "-k", "killed_anywhere", "-s"
 )
+# Thousands of damaged files; the trainer's tests read a few hundred. `make fuzz`.
+FUZZ_FILES = _trainer("fuzz-files", "tests/trainer/data/test_fuzz_files.py", "-s")
 IMAGES = Part("images", (_pytest("images", "tests/images", *PATIENT),))
 CLUSTER = Part("cluster", (_pytest("cluster", "tests/cluster", *PATIENT),))
 E2E = Part("e2e", (_pytest("e2e", "tests/e2e", "-s", "-m", "not long", *PATIENT),))
@@ -120,5 +122,5 @@ CHAOS = Part("chaos", (_pytest("chaos", "tests/e2e/chaos", "-s", *PATIENT),))
 MUTANTS = Part("mutants", (_step("mutants", PYTHON, "-m", "hack.mutants"),))
 
 PARTS = (LINT, UNIT, SIM, API, TRAINER, IMAGES, CLUSTER, E2E)
-ON_DEMAND = (MUTANTS, MATRIX, KILLS, CHAOS)
+ON_DEMAND = (MUTANTS, MATRIX, KILLS, FUZZ_FILES, CHAOS)
 """Too long for every run; only by name."""

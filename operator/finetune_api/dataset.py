@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.base import FractionPercent, ObjectName, SpecModel, cel, validation_config
+from finetune_api.base import (
+    FractionPercent,
+    ObjectName,
+    PatternMessage,
+    SpecModel,
+    cel,
+    validation_config,
+)
 from finetune_api.model import REVISION_RULE, Revision, Uri
 
 Format = Literal["chat", "instruction", "completion", "preference", "unpaired", "prompt"]
@@ -15,16 +22,52 @@ LongRows = Literal["Fail", "Truncate", "Skip", "Split"]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
+Pattern = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+SplitName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*$", max_length=128),
+    PatternMessage("must be the name of one split, such as train or validation"),
+]
+Sha256 = Annotated[
+    str,
+    StringConstraints(pattern=r"^(sha256:)?[0-9a-f]{64}$", max_length=71),
+    PatternMessage("must be 64 hex digits in lower case, with or without sha256: before them"),
+]
+ONE_FILE_RULE = cel(
+    "!self.uri.startsWith('https://') || !(has(self.files) || has(self.split) || has(self.config))",
+    "an https:// address is one file; leave files, split and config out",
+)
+CONFIG_RULE = cel(
+    "!(has(self.files) && has(self.config))",
+    "a source has files and config; leave one of them out",
+    ".config",
+)
+
+
 class DataSource(SpecModel):
     """A file of examples, or a folder of such files."""
 
-    model_config = validation_config(REVISION_RULE)
+    model_config = validation_config(REVISION_RULE, ONE_FILE_RULE, CONFIG_RULE)
 
     uri: Uri
-    """hf://datasets/org/name/file, s3://, gs://, https:// or pvc:// path of a .jsonl, .json,
-    .csv or .parquet file (text files may be gzipped, .gz), or of a folder of such files."""
+    """hf://datasets/org/name/file, s3://, gs://, https:// or pvc:// path of a .jsonl, .json, .csv,
+    .tsv, .txt (each also compressed, .gz or .zst), .parquet or .arrow file, or of a folder of such
+    files. In a name a blank may also be written %20; https:// addresses need %23 for #."""
     revision: Revision | None = None
-    """Branch, tag or commit of an hf:// data set; absent means main."""
+    """Branch, tag or commit of an hf:// data set; absent means main. status.data.sources has the
+    commit."""
+    files: Pattern | None = None
+    """Pattern that selects files of the folder, such as train-*.parquet or 2024/**/*.jsonl: * and ?
+    match within one folder, ** in all folders below. Without it split and config decide."""
+    split: SplitName | None = None
+    """Split of the folder whose files are read, as the data set's README.md declares it or names of
+    files and folders tell it; absent means train, and validation in dataset.validation. A folder
+    whose names tell no split is read as a whole."""
+    config: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
+    """Configuration that the data set's README.md declares; absent means its default."""
+    sha256: Sha256 | None = None
+    """Digest that the content must have, as status.data.sources reports it: the SHA-256 of the one
+    file, or of what sha256sum prints for all files in the order of their names."""
     credentials_secret: ObjectName | None = None
     """Secret in the job's namespace with the same keys as model.credentialsSecret."""
 
@@ -106,7 +149,8 @@ class Dataset(SpecModel):
     occurs once in an epoch; a higher value favours small sources. An epoch has as many examples as
     all sources together."""
     validation: DataSource | None = None
-    """Held-out data from a source of its own; excludes holdout."""
+    """Held-out data from a source of its own, or from another split of a training source; excludes
+    holdout."""
     holdout: FractionPercent | None = None
     """Percentage of the training data that is held out, chosen by a hash of the content, so that
     equal rows are on the same side; excludes validation. 10% when neither is set."""

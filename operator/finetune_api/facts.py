@@ -48,6 +48,28 @@ class SkippedRows(StatusModel):
     """File, line and message of the first."""
 
 
+class SourceFacts(StatusModel):
+    """What was read from one source of rows."""
+
+    uri: ShortText | None = None
+    """Address without credentials."""
+    revision: ShortText | None = None
+    """Commit of an hf:// data set; elsewhere a digest over names, sizes and tags of all files at
+    the address."""
+    digest: Digest | None = None
+    """Digest of the content, which sha256 of the source pins: the SHA-256 of the one file, or of
+    what sha256sum prints for all files."""
+    files: int = Field(ge=0)
+    """Files that were read."""
+    files_left_out: int = Field(default=0, ge=0)
+    """Data files at the address that were not read, as split, config or files do not select
+    them."""
+    rows: int = Field(default=0, ge=0)
+    """Rows of these files that became examples, before held-out rows are taken from them."""
+    bytes: int = Field(ge=0)
+    """Size of these files in bytes."""
+
+
 class DataFacts(StatusModel):
     """Facts about the data that the planner needs."""
 
@@ -82,6 +104,10 @@ class DataFacts(StatusModel):
     absent for templates that print none."""
     digest: Digest
     """SHA-256 over the source files."""
+    sources: list[SourceFacts] | None = Field(default=None, max_length=17)
+    """What was read from each source, in the order of dataset.train, and last from
+    dataset.validation. Of many sources the addresses and digests are only in data/manifest.json of
+    the job."""
 
 
 class WorkspaceFacts(StatusModel):

@@ -18,15 +18,20 @@ from finetune_api.base import (
     validation_config,
 )
 
+_SEGMENT = r"[^\x00-\x20\x7f/]"
+_PATH = rf"([^\x00-\x1f\x7f]*{NOT_SPACE})?"
+"""Names of files may have spaces in them, but none at the end, where it is a slip."""
 URI_PATTERN = (
-    rf"^((hf|s3|gs|https)://[^\x00-\x20\x7f/]{NOT_SPACE}*|pvc://{SUBDOMAIN}(/{NOT_SPACE}*)?)$"
+    rf"^(hf://{_SEGMENT}+(/{_SEGMENT}*(/{_PATH})?)?|(s3|gs|https)://{_SEGMENT}{_PATH}"
+    rf"|pvc://{SUBDOMAIN}(/{_PATH})?)$"
 )
 Uri = Annotated[
     str,
     StringConstraints(pattern=URI_PATTERN, max_length=1024),
     PatternMessage(
-        "uri must start with hf://, s3://, gs://, https:// or pvc:// and contain no spaces; pvc:// "
-        "needs the name of a claim after it"
+        "uri must start with hf://, s3://, gs://, https:// or pvc:// and contain no spaces in the "
+        "name of a repository or at its end, and no control characters; pvc:// needs the name of "
+        "a claim after it"
     ),
 ]
 

@@ -73,7 +73,24 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         'spec.model.uri: Invalid value: "org/model": uri must start with hf://, s3://, gs://, '
         "https:// or pvc:// and contain no spaces",
     ),
-    "an address with a space": ({"model__uri": "hf://org/my model"}, "contain no spaces"),
+    "a repository with a space": ({"model__uri": "hf://org/my model"}, "contain no spaces"),
+    "an address with a space at its end": ({"model__uri": "pvc://c/model "}, "contain no spaces"),
+    "files of an https address": (
+        {"dataset__train": [{"uri": "https://host/rows.jsonl", "files": "*.jsonl"}]},
+        "an https:// address is one file; leave files, split and config out",
+    ),
+    "files and a configuration": (
+        {"dataset__train": [{"uri": "hf://datasets/a/b", "files": "*", "config": "en"}]},
+        "a source has files and config; leave one of them out",
+    ),
+    "part of a split": (
+        {"dataset__train": [{"uri": "hf://datasets/a/b", "split": "train[:10%]"}]},
+        "must be the name of one split",
+    ),
+    "a digest that is none": (
+        {"dataset__train": [{"uri": "s3://b/rows.jsonl", "sha256": "4d7a"}]},
+        "must be 64 hex digits",
+    ),
     "an invalid name of a claim": ({"model__uri": "pvc://claim-/folder"}, "the name of a claim"),
     "an address with a control character": ({"model__uri": "hf://org/a\x07"}, "contain no spaces"),
     "a wrong gate": (
@@ -98,6 +115,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "must be the name of an object",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "hf://datasets/org/name/My Data/rows #1.jsonl",
+        "s3://bucket/My Data/100%.jsonl",
+        "https://host/My%20Data/rows.jsonl",
+        "pvc://claim/My Data/t\u00f6ne & c#",
+    ],
+)
+def test_names_in_an_address_may_have_spaces(api: Api, namespace: str, uri: str) -> None:
+    api.create(job(namespace, dataset__train=[{"uri": uri}]))
 
 
 @pytest.mark.parametrize("what", REFUSED)

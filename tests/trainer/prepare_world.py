@@ -11,6 +11,7 @@ from finetune_api.facts import DataFacts
 from finetune_api.failure import Failure
 from finetune_api.run_config import RunConfig
 from finetune_api.stage_result import StageResult
+from finetune_trainer.data.json_lines import read_json_lines
 from finetune_trainer.data.token_store import IGNORED, TokenStore
 from finetune_trainer.prepare import prepare
 from finetune_trainer.runtime.errors import UserError
@@ -125,7 +126,7 @@ def found(result: StageResult) -> tuple[Any, ...]:
 
 def held_out(world: World) -> list[dict[str, Any]]:
     """The held-out prompts, with their references."""
-    return [json.loads(line) for line in (world.data / "eval.jsonl").read_text().splitlines()]
+    return read_json_lines(world.data / "eval.jsonl")
 
 
 def stores(world: World) -> tuple[TokenStore, TokenStore]:

@@ -202,7 +202,7 @@ class Web:
 
     def respond(self, method: str, target: str, headers: dict[str, str]) -> Response:
         """The response to one request."""
-        name = urllib.parse.urlsplit(target).path.lstrip("/")
+        name = urllib.parse.unquote(urllib.parse.urlsplit(target).path).lstrip("/")
         if self.broken_with:
             return Response(self.broken_with)
         if self.authorization and headers.get("authorization") != self.authorization:

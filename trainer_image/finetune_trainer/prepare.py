@@ -37,7 +37,11 @@ from finetune_trainer.runtime.stage import run_stage
 from finetune_trainer.runtime.telemetry import Report
 from finetune_trainer.sources import Address, Source, volume_probe
 from finetune_trainer.sources.cache import CachedSnapshot, read_weight_files
-from finetune_trainer.sources.dataset_files import fetch_data_files
+from finetune_trainer.sources.dataset_files import (
+    check_digest,
+    describe_source,
+    fetch_data_files,
+)
 from finetune_trainer.sources.download_progress import ProgressCallback
 from finetune_trainer.sources.hub import configure_hub_library
 from finetune_trainer.sources.job_sources import (
@@ -46,6 +50,8 @@ from finetune_trainer.sources.job_sources import (
     VALIDATION,
     JobSources,
     Secrets,
+    list_data_sources,
+    make_selection,
     take_secrets,
 )
 from finetune_trainer.sources.keep_downloads import keep_downloads
@@ -167,18 +173,21 @@ def prepare_dataset(
     job = Path(run.paths.job)
     with Attempt(job, run.attempt, "prepare") as attempt, keep_downloads(attempt) as downloads:
         # Folders are named by revision, so that no file of an older one is used.
-        files = {
-            spec_field: fetch_data_files(
+        files = {}
+        for number, (spec_field, data_source) in enumerate(list_data_sources(run.spec)):
+            source = datasets[spec_field]
+            files[spec_field] = fetch_data_files(
                 source,
                 downloads / f"{number}-{revision_key(source)}",
                 report_progress,
+                make_selection(data_source, spec_field),
             )
-            for number, (spec_field, source) in enumerate(datasets.items())
-        }
+            check_digest(source, files[spec_field], data_source.sha256)
+        facts = [describe_source(datasets[spec_field], read) for spec_field, read in files.items()]
         validation = files.pop(VALIDATION, None)
         train = list(files.values())
         return build_dataset(
-            attempt, job / "data", inputs, train, validation, target, report_progress
+            attempt, job / "data", inputs, train, validation, target, report_progress, facts
         )
 
 

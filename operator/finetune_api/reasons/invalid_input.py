@@ -91,7 +91,7 @@ INPUT = Group(
         Reason(
             "BrokenRow",
             "prepare",
-            "A row is not valid JSON, CSV or Parquet.",
+            "A row is not valid in the format of its file.",
             "Correct the file at the line in the message.",
         ),
         Reason(
@@ -105,6 +105,13 @@ INPUT = Group(
             "prepare",
             "The chat template cannot be split into prompts and answers.",
             "Put `{% generation %}` marks around the assistant's part of the template.",
+        ),
+        Reason(
+            "ConfigNotChosen",
+            "prepare",
+            "A data set declares several configurations and no default, or not the one of "
+            "`config`.",
+            "Set `config` of the source to one that the message lists.",
         ),
         Reason(
             "ContextTooLong",
@@ -132,6 +139,12 @@ INPUT = Group(
             "traffic.",
             "Run `kubectl describe mep NAME`; the [endpoint's reason](#a-revision-failed) says "
             "more.",
+        ),
+        Reason(
+            "DigestMismatch",
+            "prepare",
+            "The content of a data source is not the one that its `sha256` pins.",
+            "Restore the files, or set `sha256` to the digest in the message.",
         ),
         Reason(
             "DoesNotFit",
@@ -224,6 +237,13 @@ INPUT = Group(
             "prompt and completion columns.",
         ),
         Reason(
+            "NoMatchingFiles",
+            "prepare",
+            "A data source has no files of the split or of the pattern in `files`, or it is not "
+            "clear which.",
+            "Set `split` or `files` of the source to what the message lists.",
+        ),
+        Reason(
             "NoRewardHead",
             "prepare",
             "transformers has no sequence classifier of the model's architecture, which objective "
@@ -260,6 +280,13 @@ INPUT = Group(
             "prepare",
             "`method.moe` is set, and the model has no experts.",
             "Leave `method.moe` out.",
+        ),
+        Reason(
+            "NotRows",
+            "prepare",
+            "A data file holds something else than its name says: a pointer of Git LFS, a web "
+            "page, an archive.",
+            "Upload the file of rows itself; the message says how.",
         ),
         Reason(
             "NotUTF8",
@@ -375,7 +402,8 @@ INPUT = Group(
             "UnsupportedFormat",
             "prepare",
             "A data source is not, and does not contain, a file of rows.",
-            "Use .jsonl, .json, .csv or .parquet.",
+            "Use .jsonl, .json, .csv, .tsv or .txt, each also with .gz or .zst, or .parquet or "
+            ".arrow.",
         ),
         Reason(
             "UnsupportedModel",

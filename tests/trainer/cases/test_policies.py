@@ -48,6 +48,25 @@ def test_more_invalid_rows_than_the_job_allows_end_it(world: World) -> None:
     assert "3 of 100 rows" in failure.message
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.csv", 'prompt,completion\n{rows}p,"c'),
+        ("rows.json", '[{{"prompt": "p", "completion": "c"}}, {{"prompt": "p"'),
+        ("rows.jsonl", '[{{"prompt": "p", "completion": "c"}}]'),
+        ("rows.parquet", "PAR1 and then nothing"),
+    ],
+)
+def test_an_error_that_hides_the_rows_after_it_is_never_skipped(
+    world: World, name: str, content: str
+) -> None:
+    rows = "".join(f"p{number},c\n" for number in range(50))
+    (world.root / "pvc" / "data" / name).write_text(content.format(rows=rows))
+    source = {"train": [{"uri": f"pvc://data/{name}"}]}
+    failure = world.fails(dataset={**source, "invalidRows": {"policy": "Skip", "max": "90%"}})
+    assert (failure.reason, failure.file) == ("BrokenRow", name)
+
+
 def test_a_file_of_invalid_rows_only_ends_the_job(world: World) -> None:
     world.rows("rows.jsonl", [BROKEN])
     failure = world.fails(dataset={"invalidRows": {"policy": "Skip", "max": "99%"}})

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from finetune_api.evaluation_summary import ChatMessage, ProbeRecord
-from finetune_api.facts import TrainFacts
+from finetune_api.facts import DataFacts, SourceFacts, TrainFacts
 from finetune_api.failure import Failure
 from finetune_api.protocol import ExitCode
 from finetune_api.run_config import RunConfig
@@ -258,6 +258,32 @@ def test_the_termination_message_is_always_valid_and_small(
     assert back.failure is not None
     assert back.failure.reason == "X"
     assert back.failure.message[:40] == message[:40]
+
+
+def test_facts_about_many_sources_are_shortened_before_those_that_are_needed() -> None:
+    digest = "sha256:" + 64 * "a"
+    source = SourceFacts(
+        uri="s3://bucket/" + 200 * "x", revision=digest, digest=digest, files=99, rows=9, bytes=9
+    )
+    counts = dict.fromkeys(
+        ("train_examples", "eval_examples", "train_tokens", "eval_tokens", "train_sequences"), 9
+    )
+
+    def shortened(sources: int) -> DataFacts:
+        data = DataFacts(
+            format="chat", digest=digest, longest_example=9, sources=[source] * sources, **counts
+        )
+        result = StageResult(stage="prepare", attempt=1, outcome="Succeeded", data=data)
+        encoded = termination_message(result)
+        assert len(encoded) <= 4096
+        found = StageResult.model_validate_json(encoded).data
+        assert found is not None
+        assert found.train_examples == 9
+        return found
+
+    assert shortened(3).sources == [source] * 3
+    without = source.model_copy(update={"uri": None, "digest": None})
+    assert shortened(17).sources == [without] * 17
 
 
 def test_even_texts_that_json_must_escape_fit_the_termination_message() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources import Address, open_source
+from finetune_trainer.sources.dataset_files import fetch_data_files
 from finetune_trainer.sources.snapshot import open_snapshot
 
 from tests.trainer.source_files import ROWS, failure, ignore_progress, paths
@@ -37,6 +40,53 @@ def test_links_inside_a_claim_are_followed(claim: Path) -> None:
     (claim / "set" / "link.jsonl").symlink_to("more/b.jsonl")
     source = open_source(Address("dataset", "pvc://data/set/link.jsonl"), claim.parent)
     assert source.files[0].size == len(ROWS)
+
+
+def test_linked_folders_are_followed_once(claim: Path) -> None:
+    (claim / "shared").mkdir()
+    (claim / "shared" / "c.jsonl").write_bytes(ROWS)
+    (claim / "shared" / "back").symlink_to(claim / "set")
+    (claim / "shared" / "itself").symlink_to(claim / "shared")
+    (claim / "set" / "linked").symlink_to("../shared")
+    (claim / "set" / "again").symlink_to("more")
+    (claim / "set" / "round").symlink_to("..")
+    source = open_source(Address("dataset", "pvc://data/set"), claim.parent)
+    assert paths(source) == ["a.jsonl", "linked/c.jsonl", "more/b.jsonl"]
+
+
+def test_a_linked_folder_outside_the_claim_is_refused(claim: Path) -> None:
+    (claim / "set" / "linked").symlink_to("/etc")
+    assert (
+        failure(Address("dataset", "pvc://data/set"), claim.parent).failure.reason == "PathEscape"
+    )
+
+
+def test_a_link_to_a_file_that_is_not_there_is_refused(claim: Path) -> None:
+    (claim / "set" / "notes").symlink_to("gone")
+    assert open_source(Address("dataset", "pvc://data/set"), claim.parent).files
+    (claim / "set" / "c.jsonl").symlink_to("../.git/annex/objects/c")
+    refusal = failure(Address("dataset", "pvc://data/set"), claim.parent).failure
+    assert (refusal.reason, refusal.file) == ("BrokenFile", "c.jsonl")
+    assert "dvc pull" in (refusal.remedy or "")
+
+
+def test_links_in_a_circle_are_not_found(claim: Path) -> None:
+    (claim / "one.jsonl").symlink_to("two.jsonl")
+    (claim / "two.jsonl").symlink_to("one.jsonl")
+    refusal = failure(Address("dataset", "pvc://data/one.jsonl"), claim.parent).failure
+    assert refusal.reason == "DatasetNotFound"
+
+
+def test_a_name_that_is_not_utf8_is_refused_only_if_it_is_read(claim: Path, tmp_path: Path) -> None:
+    (claim / "set" / os.fsdecode(b"t\xf6ne.md")).write_bytes(b"notes")
+    source = open_source(Address("dataset", "pvc://data/set"), claim.parent)
+    assert len(fetch_data_files(source, tmp_path / "unused", ignore_progress)) == 2
+    (claim / "set" / os.fsdecode(b"t\xf6ne.jsonl")).write_bytes(ROWS)
+    source = open_source(Address("dataset", "pvc://data/set"), claim.parent)
+    with pytest.raises(UserError) as caught:
+        fetch_data_files(source, tmp_path / "unused", ignore_progress)
+    assert caught.value.failure.reason == "NotUTF8"
+    assert "ne.jsonl" in caught.value.failure.message
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "../../other/secret.jsonl"])

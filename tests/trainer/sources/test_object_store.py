@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import pytest
 import s3fs
@@ -82,6 +83,23 @@ def test_s3_revision_changes_with_the_content(s3: S3Server) -> None:
     assert len(seen) == 2
 
 
+ODD_NAMES = ["My Data/a b.jsonl", "50%off.jsonl", "c#/töne?.jsonl", "x[1].jsonl", "a+b&c.jsonl"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_s3_names_may_have_any_character(s3: S3Server, tmp_path: Path, name: str) -> None:
+    client = s3fs.S3FileSystem(
+        key=s3.access_key, secret=s3.secret_key, endpoint_url=s3.url, skip_instance_cache=True
+    )
+    client.pipe_file(f"acme/odd/{name}", ROWS)
+    for uri in (f"s3://acme/odd/{name}", f"s3://acme/odd/{quote(name)}"):
+        source = open_source(on_s3(s3, uri), NOWHERE)
+        assert paths(source) == [name.rpartition("/")[2]]
+        assert source.folder is None
+        assert source.fetch(source.files[0], tmp_path).read_bytes() == ROWS
+    assert name in paths(open_source(on_s3(s3, "s3://acme/odd"), NOWHERE))
+
+
 @pytest.mark.parametrize("uri", ["s3://acme/gone.jsonl", "s3://acme/dat", "s3://no-bucket/x.jsonl"])
 def test_s3_object_that_does_not_exist_is_not_found(s3: S3Server, uri: str) -> None:
     refusal = failure(on_s3(s3, uri)).failure
@@ -129,6 +147,15 @@ def test_gs_object_and_prefix_are_found_and_fetched(
     source = open_source(Address("dataset", uri), NOWHERE)
     assert paths(source) == names
     assert source.fetch(source.files[0], tmp_path).read_bytes() == ROWS
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_gs_names_may_have_any_character(bucket: Bucket, tmp_path: Path, name: str) -> None:
+    bucket.objects[name] = ROWS
+    for uri in (f"gs://acme/{name}", f"gs://acme/{quote(name)}"):
+        source = open_source(Address("dataset", uri), NOWHERE)
+        assert paths(source) == [name.rpartition("/")[2]]
+        assert source.fetch(source.files[0], tmp_path).read_bytes() == ROWS
 
 
 @pytest.mark.parametrize("uri", ["gs://acme/dat", "gs://acme/gone.jsonl", "gs://other/a.jsonl"])
@@ -183,6 +210,21 @@ def test_https_credentials_are_sent(
         Address("dataset", f"{web.url}/rows.jsonl", None, Credentials(secrets)), NOWHERE
     )
     assert source.fetch(source.files[0], tmp_path).read_bytes() == ROWS
+
+
+@pytest.mark.parametrize("name", ["a b.jsonl", "a%20b.jsonl", "t%C3%B6ne.jsonl", "c%23.jsonl"])
+def test_https_names_are_decoded(web: Web, tmp_path: Path, name: str) -> None:
+    web.files[unquote(name)] = ROWS
+    source = open_source(Address("dataset", f"{web.url}/{name}"), NOWHERE)
+    assert paths(source) == [unquote(name)]
+    assert source.fetch(source.files[0], tmp_path).read_bytes() == ROWS
+
+
+def test_https_address_with_a_fragment_is_refused(web: Web) -> None:
+    web.files["c"] = ROWS
+    refusal = failure(Address("dataset", f"{web.url}/c#.jsonl")).failure
+    assert refusal.reason == "BadAddress"
+    assert "%23" in (refusal.remedy or "")
 
 
 def test_https_file_that_does_not_exist_is_not_found(web: Web) -> None:

@@ -7,6 +7,7 @@ randomness but the seed's.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from finetune_api.dataset import Format, LongRows
-from finetune_api.facts import DataFacts
+from finetune_api.facts import DataFacts, SourceFacts
 from finetune_api.finetunejob import FineTuneJobSpec
 
 from finetune_trainer.data.chat_context import NO_CONTEXT
@@ -64,8 +65,12 @@ def build_dataset(
     validation: list[DataFile] | None,
     target: TargetModel,
     report_progress: ProgressCallback,
+    sources: Sequence[SourceFacts] = (),
 ) -> DataFacts:
-    """Write `folder` from the files of each source; UserError where a row cannot be used."""
+    """Write `folder` from the files of each source; UserError where a row cannot be used.
+
+    `sources` are the facts about the sources, which do not count the rows yet.
+    """
     spec = inputs.spec
     report_progress("reading rows", 0, None)
     samples = read_dataset(train, validation, spec)
@@ -76,8 +81,8 @@ def build_dataset(
     )
     samples.errors.check_share(samples.row_count)
     weights = [source.weight for source in spec.dataset.train]
-    sources = [tokens.sample.source for tokens in train_tokens]
-    epoch, mixture = draw_epoch(sources, weights, spec.dataset.temperature, spec.training.seed)
+    drawn_from = [tokens.sample.source for tokens in train_tokens]
+    epoch, mixture = draw_epoch(drawn_from, weights, spec.dataset.temperature, spec.training.seed)
     check_vocabulary([*train_tokens, *held_out_tokens], target.vocabulary)
     report_progress("writing tokens", 0, None)
     prepared = PreparedDataset(
@@ -85,6 +90,7 @@ def build_dataset(
         format=samples.format,
         split=split,
         files=[file for listed in (*train, validation or []) for file in listed],
+        sources=count_rows(sources, samples),
         train=train_tokens,
         epoch=epoch,
         mixture=mixture,
@@ -96,6 +102,16 @@ def build_dataset(
         ignored_columns=samples.ignored_columns,
     )
     return write_dataset(attempt, folder, prepared)
+
+
+def count_rows(sources: Sequence[SourceFacts], samples: DatasetSamples) -> list[SourceFacts]:
+    """The facts about the sources, with the samples of each; the validation data is the last."""
+    counts = Counter(sample.source for sample in samples.train)
+    if samples.validation is not None:
+        counts[len(sources) - 1] = len(samples.validation)
+    return [
+        source.model_copy(update={"rows": counts[number]}) for number, source in enumerate(sources)
+    ]
 
 
 def split_samples(samples: DatasetSamples, spec: FineTuneJobSpec) -> Split:

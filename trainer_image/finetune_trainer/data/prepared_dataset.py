@@ -20,16 +20,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from finetune_api.dataset import Format
-from finetune_api.facts import DataFacts, SkippedRows
+from finetune_api.facts import DataFacts, SkippedRows, SourceFacts
 from finetune_api.finetunejob import FineTuneJobSpec
 
+from finetune_trainer.data.json_lines import write_json_lines
 from finetune_trainer.data.mixture import MixtureSource
 from finetune_trainer.data.packing import one_per_sequence, pack_samples
 from finetune_trainer.data.row_errors import SkippedRow
@@ -84,6 +85,7 @@ class PreparedDataset:
     format: Format
     split: Split
     files: list[DataFile]
+    sources: list[SourceFacts]
     train: list[SampleTokens]
     """Every sample of the training side once."""
     epoch: list[int]
@@ -128,7 +130,7 @@ def write_dataset(attempt: Attempt, folder: Path, prepared: PreparedDataset) -> 
         for tokens in prepared.held_out
         for _ in (tokens.tokenized if prepared.format == "completion" else (None,))
     ]
-    _write_lines(scratch / "eval.jsonl", lines)
+    write_json_lines(scratch / "eval.jsonl", lines)
     facts = _facts(prepared, epoch, train, held_out)
     _write_manifest(scratch, prepared, facts)
     fsync_tree(scratch)
@@ -161,7 +163,7 @@ def _write_train(
     store = TokenStore.write(scratch / "train", tokenized, sequences)
     _write_desirable(scratch / "train", epoch)
     if prepared.format == "prompt":
-        _write_lines(scratch / "train.jsonl", (tokens.sample.to_json() for tokens in epoch))
+        write_json_lines(scratch / "train.jsonl", (tokens.sample.to_json() for tokens in epoch))
     return store
 
 
@@ -198,6 +200,7 @@ def _facts(
         ignored_columns=_list_columns(prepared.ignored_columns) or None,
         date=prepared.date,
         digest=data_digest(prepared.files),
+        sources=prepared.sources,
     )
 
 
@@ -226,12 +229,6 @@ def _list_columns(names: Sequence[str]) -> list[str]:
     listed = [name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…" for name in names]
     rest = len(listed) - MAX_COLUMNS
     return listed if rest <= 0 else [*listed[: MAX_COLUMNS - 1], f"and {rest + 1} more"]
-
-
-def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    with path.open("w") as file:
-        for line in lines:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def _write_manifest(folder: Path, prepared: PreparedDataset, facts: DataFacts) -> None:

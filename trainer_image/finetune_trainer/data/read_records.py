@@ -21,14 +21,15 @@ from finetune_trainer.data.columns import (
     unused_columns,
 )
 from finetune_trainer.data.file_formats import Record, iter_records
+from finetune_trainer.data.foreign_files import BINARY_SUFFIXES
 from finetune_trainer.data.row_errors import RowError, RowErrors
 from finetune_trainer.data.samples import PromptOnlySample, Sample, make_sample
 from finetune_trainer.data.tool_calls import drop_nulls
 from finetune_trainer.data.turns import unused_turn_keys
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.dataset_files import DataFile
+from finetune_trainer.sources.row_files import format_suffix
 
-_COLUMNAR_SUFFIXES = (".parquet", ".arrow")
 _TURN_ROLES = {"messages", "prompt", "chosen", "rejected", "completion"}
 """Columns that can hold turns."""
 
@@ -88,7 +89,7 @@ class SourceReader:
             if found := ignored & values.keys():
                 self.ignored |= found
                 values = {name: each for name, each in values.items() if name not in found}
-            if record.file.lower().endswith(_COLUMNAR_SUFFIXES):
+            if format_suffix(record.file) in BINARY_SUFFIXES:
                 values = {name: drop_nulls(each) for name, each in values.items()}
             yield record if values is record.values else replace(record, values=values)
 

@@ -19,13 +19,19 @@ MAX_LISTED = 5
 class RowError(Exception):
     """One row cannot be used; the caller that has its file and line adds them."""
 
-    def __init__(self, reason: str, message: str, remedy: str, is_fatal: bool = False) -> None:
-        """With `is_fatal` the error hides the rows after it, so it cannot be skipped."""
+    ends_file = False
+    """Whether it hides the rows of the file after it, so that it cannot be skipped."""
+
+    def __init__(self, reason: str, message: str, remedy: str) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.remedy = remedy
-        self.is_fatal = is_fatal
+
+    def at_end_of_file(self) -> RowError:
+        """The same error, after which no row of the file can be read."""
+        self.ends_file = True
+        return self
 
 
 class LongRowError(RowError):
@@ -90,7 +96,7 @@ class RowErrors:
         )
 
     def _can_skip(self, error: RowError) -> bool:
-        is_other = error.is_fatal or isinstance(error, LongRowError)
+        is_other = error.ends_file or isinstance(error, LongRowError)
         return self.policy.policy == "Skip" and not is_other
 
     def _raise(self, is_complete: bool) -> NoReturn:
@@ -104,6 +110,6 @@ class RowErrors:
             count = f"{len(others)} more" if is_complete else f"At least {len(others)} more"
             message += f" {count}: {'line' if len(others) == 1 else 'lines'} {', '.join(others)}."
         remedy = first.remedy
-        if not first.is_fatal and not isinstance(first, LongRowError):
+        if not first.ends_file and not isinstance(first, LongRowError):
             remedy += " dataset.invalidRows can leave such rows out."
         raise UserError(first.reason, message, remedy, file=file, line=line)

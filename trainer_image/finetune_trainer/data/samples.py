@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -34,7 +36,7 @@ from finetune_trainer.data.messages import (
     with_reasoning,
 )
 from finetune_trainer.data.row_errors import RowError
-from finetune_trainer.data.tool_calls import read_documents, read_tools, to_json_text
+from finetune_trainer.data.tool_calls import read_documents, read_tools
 from finetune_trainer.data.turns import Turn, Turns, parse_turns, require_nonblank, require_text
 
 Values = Mapping[str, Any]
@@ -377,10 +379,21 @@ def _read_prompt_only(values: Values, mapping: ColumnMapping) -> Sample:
 
 
 def _read_reference(value: Any) -> str | None:
-    if isinstance(value, bool | list | dict):
-        return to_json_text(value, "the reference")
-    # Numbers are usual: the answers of sums.
-    return None if value is None else require_text(str(value), "reference")
+    if value is None or isinstance(value, str):
+        return None if value is None else require_text(value, "reference")
+    try:
+        if isinstance(value, bool | list | dict):
+            return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        # Numbers are usual: the answers of sums.
+        if isinstance(value, int | float | Decimal) and math.isfinite(value):
+            return str(value)
+    except (TypeError, ValueError):
+        pass  # It holds a date, bytes or NaN.
+    raise RowError(
+        "WrongType",
+        f"the reference {str(value)[:40]!r} is or holds a value that is no text",
+        "Write it as text, as a number, or as JSON.",
+    )
 
 
 READERS: Mapping[Format, Callable[[Values, ColumnMapping], Sample]] = {

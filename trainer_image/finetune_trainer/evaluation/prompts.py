@@ -4,7 +4,6 @@ Where answers are compared, both models answer. Otherwise the tuned model answer
 of the answers can be the probe of the roll-out.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run_config import RunConfig
 
 from finetune_trainer.data.chat_context import NO_CONTEXT, ChatContext
+from finetune_trainer.data.json_lines import read_json_lines
 
 OBJECTIVES_WITH_ANSWERS = ("SFT", "GRPO")
 """Objectives whose evaluation compares the models' answers."""
@@ -86,12 +86,11 @@ def read_held_out_prompts(
             if text:
                 yield {"messages": [{"role": "user", "content": text}]}
         return
-    with (data / "eval.jsonl").open("rb") as file:  # only a line feed ends a line
-        lines = list(file)
-    for index in generator.permutation(len(lines)):
-        yield json.loads(lines[int(index)])
+    rows = read_json_lines(data / "eval.jsonl")
+    for index in generator.permutation(len(rows)):
+        yield rows[int(index)]
 
 
-def _find_reference(line: dict[str, Any]) -> str:
+def _find_reference(row: dict[str, Any]) -> str:
     columns = ("reference", "chosen", "completion")
-    return next((line[name] for name in columns if line.get(name) is not None), "")
+    return next((row[name] for name in columns if row.get(name) is not None), "")

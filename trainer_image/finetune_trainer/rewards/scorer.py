@@ -1,6 +1,5 @@
 """The rewards of a GRPO job, computed and learnt, for training and for evaluation alike."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from finetune_api.finetunejob import GRPO
 from finetune_api.run_config import RunConfig
 from numpy.typing import NDArray
 
+from finetune_trainer.data.json_lines import read_json_lines
 from finetune_trainer.data.tokenizer import decode_tokens
 from finetune_trainer.rewards.reward_functions import Completion, make_score_function, name_rewards
 from finetune_trainer.rewards.reward_model import load_reward_model
@@ -37,9 +37,7 @@ class Prompt:
 
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a file of {messages, reference}, in its order."""
-    with path.open() as file:
-        lines = [json.loads(line) for line in file]
-    return [Prompt(line["messages"], line.get("reference")) for line in lines]
+    return [Prompt(row["messages"], row.get("reference")) for row in read_json_lines(path)]
 
 
 class RewardScorer:

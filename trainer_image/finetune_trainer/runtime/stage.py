@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from finetune_api.facts import DataFacts
 from finetune_api.failure import Failure
 from finetune_api.protocol import (
     RUN_CONFIG_PATH,
@@ -151,6 +152,8 @@ def termination_message(result: StageResult, limit: int = TERMINATION_MAX_BYTES)
     cuts: list[Callable[[StageResult], dict[str, Any]]] = [
         lambda r: {"failure": _shorten_texts(r.failure, 1200)},
         lambda r: {"train": r.train and r.train.model_copy(update={"hosts": r.train.hosts[:4]})},
+        lambda r: {"data": _shorten_sources(r.data)},
+        lambda r: {"data": r.data and r.data.model_copy(update={"sources": None})},
         lambda r: {"probe": None},
         lambda r: {"failure": _shorten_texts(r.failure, 200)},
         lambda r: {"evaluation": None},
@@ -161,6 +164,15 @@ def termination_message(result: StageResult, limit: int = TERMINATION_MAX_BYTES)
             break
         result = result.model_copy(update=cut(result))
     return encode(result)
+
+
+def _shorten_sources(data: DataFacts | None) -> DataFacts | None:
+    """Without addresses and digests, which data/manifest.json of the job has too."""
+    if data is None or data.sources is None:
+        return data
+    without = {"uri": None, "digest": None}
+    sources = [source.model_copy(update=without) for source in data.sources]
+    return data.model_copy(update={"sources": sources})
 
 
 def _shorten_texts(failure: Failure | None, limit: int) -> Failure | None:

@@ -65,6 +65,11 @@ class Address:
         remedy = f"Check {self.spec_field}.uri."
         if keys := _SECRET_KEYS.get(self.scheme):
             remedy += f" If it is private, put {keys} into the Secret {self._secret_field}."
+        if self.kind == "dataset" and re.search(r"[*?\[]", self.path):
+            remedy = (
+                f"Name the folder in {self.spec_field}.uri, and put the pattern into "
+                f"{self.spec_field}.files: an address is no pattern."
+            )
         text = f"There is no {self._noun} at {self.public_uri}"
         return UserError(reason, f"{text}: {detail}." if detail else f"{text}.", remedy)
 

@@ -31,6 +31,9 @@ class Source(Protocol):
     address: Address
     files: tuple[SourceFile, ...]
     """Every file, sorted by path; never empty."""
+    folder: str | None
+    """The folder of the address as a prefix of every path, with a slash at its end; empty where
+    paths are relative to it, None where the address names one file."""
     revision: str
     """A commit, or `sha256:` and a digest of the listing: the same revision, the same bytes."""
 
@@ -42,5 +45,6 @@ def listing_revision(files: Iterable[SourceFile]) -> str:
     """A digest that changes when any name, size or tag of a listing does."""
     total = hashlib.sha256()
     for file in sorted(files, key=lambda file: file.path):
-        total.update(f"{file.path}\0{file.size}\0{file.tag}\n".encode())
+        entry = f"{file.path}\0{file.size}\0{file.tag}\n"
+        total.update(entry.encode(errors="surrogateescape"))
     return f"sha256:{total.hexdigest()}"

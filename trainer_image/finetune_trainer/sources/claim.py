@@ -6,20 +6,26 @@ leaves it could read other claims, the workspace, or the pod's own files.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.address import Address, safe_parts
 from finetune_trainer.sources.base import SourceFile, listing_revision
+from finetune_trainer.sources.row_files import format_suffix
 
 
 class ClaimSource:
     """Files below one folder of a claim, or the one file that the address names."""
 
-    def __init__(self, address: Address, root: Path, base: Path, names: list[str]) -> None:
+    def __init__(
+        self, address: Address, root: Path, base: Path, names: list[str], is_one_file: bool = False
+    ) -> None:
         self.address = address
+        self.folder = None if is_one_file else ""
         self._root = root
         self._base = base
         self.files = tuple(self._describe(name) for name in sorted(names))
@@ -52,24 +58,61 @@ def open_claim(address: Address, volumes: Path) -> ClaimSource:
     root = (volumes / claim).resolve()
     path = root.joinpath(*inner)
     try:
+        if not path.exists():
+            path = root.joinpath(*safe_parts(unquote("/".join(inner)), address))
         real = _inside(root, path, address)
         if real.is_file():
-            return ClaimSource(address, root, path.parent, [path.name])
-        names = [] if not real.is_dir() else _walk(real)
+            return ClaimSource(address, root, path.parent, [path.name], is_one_file=True)
+        names = [] if not real.is_dir() else _walk(root, real, address)
         if not names:
             raise address.not_found(_why_empty(root, path))
         return ClaimSource(address, root, real, names)
     except PermissionError as error:
         raise address.access_denied(f"{error.filename} cannot be read") from None
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        raise address.not_found("a name is too long, or links lead in a circle") from None
 
 
-def _walk(folder: Path) -> list[str]:
-    found = []
-    for here, folders, names in os.walk(folder, onerror=_raise):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        visible = [Path(here, name) for name in names if not name.startswith(".")]
-        found += [path.relative_to(folder).as_posix() for path in visible if path.is_file()]
-    return found
+def _walk(root: Path, folder: Path, address: Address) -> list[str]:
+    """Paths of all files below `folder`. A link to a folder is followed unless it leads to one that
+    is listed anyway, or upward."""
+    found: list[Path] = []
+    walked = {folder}
+    for here, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        below = []
+        for name in filter(_is_visible, folders):
+            path = Path(here, name)
+            if path.is_symlink():
+                real = _inside(root, path, address)
+                is_listed = real.is_relative_to(folder) or real in walked
+                if is_listed or folder.is_relative_to(real):
+                    continue
+                walked.add(real)
+            below.append(name)
+        folders[:] = below
+        for name in names:
+            path = Path(here, name)
+            if path.is_file() and not name.startswith("."):
+                found.append(path)
+            elif path.is_symlink() and not path.exists() and format_suffix(name):
+                raise _dangling_link(path, address)
+    return [path.relative_to(folder).as_posix() for path in found]
+
+
+def _dangling_link(path: Path, address: Address) -> UserError:
+    return UserError(
+        "BrokenFile",
+        f"{path.name} of {address.public_uri} is a link to a file that is not there.",
+        "Copy the file itself, after `git annex get` or `dvc pull` if the link is theirs.",
+        file=path.name,
+    )
+
+
+def _is_visible(folder: str) -> bool:
+    """Whether users put files there; lost+found is the file system's, and not readable."""
+    return not folder.startswith(".") and folder != "lost+found"
 
 
 def _raise(error: OSError) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from finetune_trainer.runtime.errors import StageError, UserError, is_disk_full
 from finetune_trainer.sources.address import Address, safe_parts
@@ -22,11 +23,17 @@ class HubSource:
     """One commit of one repository; of a data set possibly one file or folder alone."""
 
     def __init__(
-        self, address: Address, repository: str, commit: str, files: tuple[SourceFile, ...]
+        self,
+        address: Address,
+        repository: str,
+        commit: str,
+        files: tuple[SourceFile, ...],
+        folder: str | None,
     ) -> None:
         self.address = address
         self.revision = commit
         self.files = files
+        self.folder = folder
         self._repository = repository
 
     def fetch(self, file: SourceFile, folder: Path) -> Path:
@@ -63,10 +70,16 @@ def open_hub(address: Address) -> HubSource:
     files = [_describe(entry) for entry in info.siblings or []]
     for file in files:
         safe_parts(file.path, address)
-    wanted = tuple(sorted(_below(files, inner), key=lambda file: file.path))
-    if not wanted:
+    found = _below(files, inner)
+    if not found and inner != unquote(inner):
+        inner = "/".join(safe_parts(unquote(inner), address))
+        found = _below(files, inner)
+    if not found:
         raise address.not_found(f"the repository has no {inner}" if inner else "it is empty")
-    return HubSource(address, repository, str(info.sha), wanted)
+    wanted = tuple(sorted(found, key=lambda file: file.path))
+    is_one_file = [file.path for file in wanted] == [inner]
+    folder = None if is_one_file else f"{inner}/" if inner else ""
+    return HubSource(address, repository, str(info.sha), wanted, folder)
 
 
 def configure_hub_library(environ: MutableMapping[str, str]) -> None:

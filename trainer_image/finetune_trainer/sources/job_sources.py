@@ -20,8 +20,11 @@ from finetune_trainer.sources.base import Source
 from finetune_trainer.sources.cache import CachedSnapshot
 from finetune_trainer.sources.credentials import Credentials, take_credentials
 from finetune_trainer.sources.download_progress import ProgressCallback
+from finetune_trainer.sources.selection import Selection
 from finetune_trainer.sources.snapshot import Snapshot, open_snapshot
 from finetune_trainer.sources.source_factory import open_source
+from finetune_trainer.sources.splits import TRAIN
+from finetune_trainer.sources.splits import VALIDATION as VALIDATION_SPLIT
 
 MODEL, REWARD, VALIDATION = "model", "grpo.rewardModel", "dataset.validation"
 SECRET_PREFIXES = {
@@ -80,3 +83,15 @@ def list_data_sources(spec: FineTuneJobSpec) -> Iterator[tuple[str, DataSource]]
         yield f"dataset.train[{index}]", source
     if spec.dataset.validation:
         yield VALIDATION, spec.dataset.validation
+
+
+def make_selection(source: DataSource, spec_field: str) -> Selection:
+    """Which files of a source the job reads; of the validation data by default its split of that
+    name."""
+    return Selection(
+        spec_field,
+        files=source.files,
+        split=source.split,
+        config=source.config,
+        default_split=VALIDATION_SPLIT if spec_field == VALIDATION else TRAIN,
+    )

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from finetune_trainer.runtime.errors import StageError
 from finetune_trainer.sources.address import Address, safe_parts
@@ -34,9 +34,16 @@ _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Expir
 class StoreSource:
     """Objects below a prefix of an fsspec file system, or the one that the address names."""
 
-    def __init__(self, address: Address, system: Any, found: dict[str, dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        address: Address,
+        system: Any,
+        found: dict[str, dict[str, Any]],
+        is_one_file: bool = False,
+    ) -> None:
         """`found` maps relative paths to the file system's info about them."""
         self.address = address
+        self.folder = None if is_one_file else ""
         self._system = system
         self._remote = {path: info["name"] for path, info in found.items()}
         for path in found:
@@ -121,6 +128,10 @@ def open_https(address: Address) -> StoreSource:
             f"Put USERNAME and PASSWORD into the Secret {address.spec_field}.credentialsSecret."
         )
         raise address.bad_address("a password does not belong in an address", remedy)
+    if "#" in address.uri:
+        raise address.bad_address(
+            "what follows '#' is never sent to a server", "Write %23 for a '#' in a name."
+        )
     try:
         urlsplit(address.uri).port  # noqa: B018 - reading it is the check
     except ValueError:
@@ -143,8 +154,8 @@ def open_https(address: Address) -> StoreSource:
         raise address.bad_address(
             "it redirects to an address without TLS", "Use the final address."
         )
-    name = safe_parts(address.path, address)[-1]
-    return StoreSource(address, system, {name: {**info, "name": address.uri}})
+    name = unquote(safe_parts(address.path, address)[-1]).replace("/", "_")
+    return StoreSource(address, system, {name: {**info, "name": address.uri}}, is_one_file=True)
 
 
 async def _https_client(loop: Any = None, **options: Any) -> Any:
@@ -157,11 +168,13 @@ async def _https_client(loop: Any = None, **options: Any) -> Any:
 
 def _open(address: Address, system: Any) -> StoreSource:
     root = "/".join(safe_parts(address.path, address))
-    with typed_errors(address):
-        found = system.find(root, detail=True)
-    objects = {name: info for name, info in found.items() if info.get("type") == "file"}
+    objects = _find(address, system, root)
+    if not objects and root != unquote(root):
+        root = "/".join(safe_parts(unquote(root), address))
+        objects = _find(address, system, root)
     if root in objects:
-        return StoreSource(address, system, {root.rsplit("/", 1)[-1]: objects[root]})
+        name = root.rsplit("/", 1)[-1]
+        return StoreSource(address, system, {name: objects[root]}, is_one_file=True)
     below = {name: info for name, info in objects.items() if name.startswith(f"{root}/")}
     visible = {
         name.removeprefix(f"{root}/"): info
@@ -171,6 +184,12 @@ def _open(address: Address, system: Any) -> StoreSource:
     if not visible:
         raise address.not_found("no object has this name or begins with it")
     return StoreSource(address, system, visible)
+
+
+def _find(address: Address, system: Any, root: str) -> dict[str, Any]:
+    with typed_errors(address):
+        found = system.find(root, detail=True)
+    return {name: info for name, info in found.items() if info.get("type") == "file"}
 
 
 def _describe(path: str, info: dict[str, Any]) -> SourceFile:

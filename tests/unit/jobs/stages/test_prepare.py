@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.jobs.world import World, job_manifest
+from tests.unit.jobs.world import DATA, World, job_manifest
 
 ARTIFACT = "pvc://finetune-workspace/artifacts/chat-0a1b2c3d"
 
@@ -75,3 +75,18 @@ def test_the_artifact_of_a_reward_job_judges_answers() -> None:
     assert "/pvc/finetune-workspace/artifacts/chat-0a1b2c3d" in prepare
     assert "readOnly" not in prepare["/workspace/reward"]
     assert train["/workspace/reward"]["readOnly"] is True
+
+
+def test_the_status_has_the_sources_of_the_data_with_their_revisions() -> None:
+    world = World()
+    world.settle()
+    world.add_pods("glossary-prepare-1")
+    world.settle()
+    sources = [
+        {"uri": "hf://datasets/a/b", "revision": 40 * "c", "digest": "sha256:" + 64 * "d"}
+        | {"files": 20, "filesLeftOut": 1, "rows": 4000, "bytes": 123456},
+        {"files": 1, "filesLeftOut": 0, "rows": 40, "bytes": 1234},
+    ]
+    world.succeed("prepare", data={**DATA, "sources": sources})
+    world.settle()
+    assert world.status["data"]["sources"] == sources

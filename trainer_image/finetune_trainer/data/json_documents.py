@@ -1,0 +1,144 @@
+"""Parses a file that is one JSON value over any number of lines: a list of rows, an object with
+the rows below one of its keys, or one row.
+
+The elements of a list are decoded one by one, so that each has its line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from json import JSONDecodeError
+from typing import Any
+
+from finetune_trainer.data.columns import USUAL_NAMES
+from finetune_trainer.data.row_errors import RowError
+from finetune_trainer.data.text_formats import JSON, NumberedRow, json_error
+from finetune_trainer.data.text_lines import BOM, decode
+
+_REMEDY = "Write one JSON list of objects, or one object per line in a .jsonl file."
+_COLUMNS = {name for names in USUAL_NAMES.values() for name in names}
+_TURN_KEYS = {"role", "from"}
+
+
+def parse_json_document(raw: bytes) -> Iterator[NumberedRow]:
+    """The rows of one JSON value, each with the line in which it begins."""
+    raw = raw.removeprefix(BOM)
+    text = decode(raw)
+    if isinstance(text, RowError):
+        yield _undecodable_line(raw)
+        return
+    start = _skip_whitespace(text, 0)
+    if text[start : start + 1] == "[":
+        yield from _iter_elements(text, start, is_document=True)
+    else:
+        yield from _iter_object(text, start)
+
+
+def _iter_object(text: str, start: int) -> Iterator[NumberedRow]:
+    """The rows below the one key that has any; otherwise the object is one row."""
+    line = _line_of(text, start)
+    try:
+        value, end = JSON.raw_decode(text, start)
+        _check_end(text, end)
+    except (ValueError, RecursionError) as error:
+        yield _broken(text, error, line)
+        return
+    nested = _find_nested_rows(value)
+    if isinstance(nested, RowError):
+        yield line, nested.at_end_of_file()
+    elif nested is None:
+        yield line, value
+    else:
+        yield from _iter_elements(text, _find_member(text, start, nested), is_document=False)
+
+
+def _find_nested_rows(value: Any) -> str | RowError | None:
+    """The key of an object that has its rows; None where the object is itself a row."""
+    if not isinstance(value, dict) or value.keys() & _COLUMNS:
+        return None
+    lists = [key for key, each in value.items() if isinstance(each, list)]
+    rows = [key for key in lists if any(_is_row(each) for each in value[key])]
+    if len(rows) > 1:
+        return RowError(
+            "BrokenRow",
+            f"the file is one JSON object with rows below several keys: {', '.join(sorted(rows))}",
+            "Write a file for each of them.",
+        )
+    if not rows and lists and not any(value[key] for key in lists):
+        return RowError(
+            "BrokenRow",
+            f"the file is one JSON object, and the list below {lists[0]!r} has no rows",
+            _REMEDY,
+        )
+    return rows[0] if rows else None
+
+
+def _is_row(element: Any) -> bool:
+    """Whether an element of a list is an object, and no turn of a conversation."""
+    return isinstance(element, dict) and not element.keys() & _TURN_KEYS
+
+
+def _find_member(text: str, start: int, wanted: str) -> int:
+    """Where the value of a key begins in the valid JSON object that begins at `start`."""
+    position = start
+    while True:
+        key, end = JSON.raw_decode(text, _skip_whitespace(text, position + 1))
+        value_start = _skip_whitespace(text, _skip_whitespace(text, end) + 1)
+        if key == wanted:
+            return value_start
+        _, end = JSON.raw_decode(text, value_start)
+        position = _skip_whitespace(text, end)
+
+
+def _iter_elements(text: str, start: int, is_document: bool) -> Iterator[NumberedRow]:
+    """The elements of the list that begins at `start`; with `is_document` nothing may follow it."""
+    position, line, counted = _skip_whitespace(text, start + 1), 1, 0
+    while text[position : position + 1] != "]":
+        line += text.count("\n", counted, position)
+        counted = position
+        try:
+            value, end = JSON.raw_decode(text, position)
+            following = _skip_whitespace(text, end)
+            if text[following : following + 1] not in (",", "]"):
+                raise JSONDecodeError("Expecting ',' or ']'", text, following)
+        except (ValueError, RecursionError) as error:
+            yield _broken(text, error, line)
+            return
+        yield line, value
+        has_next = text[following] == ","
+        position = _skip_whitespace(text, following + 1) if has_next else following
+    if is_document:
+        try:
+            _check_end(text, position + 1)
+        except JSONDecodeError as error:
+            yield _broken(text, error, line)
+
+
+def _check_end(text: str, end: int) -> None:
+    following = _skip_whitespace(text, end)
+    if following < len(text):
+        raise JSONDecodeError("the file goes on after its first value", text, following)
+
+
+def _broken(text: str, error: Exception, line: int) -> NumberedRow:
+    if isinstance(error, JSONDecodeError):
+        line = error.lineno
+    return line, json_error(error, _REMEDY).at_end_of_file()
+
+
+def _line_of(text: str, position: int) -> int:
+    return text.count("\n", 0, position) + 1
+
+
+def _undecodable_line(raw: bytes) -> NumberedRow:
+    """The first line that is no text, and its error."""
+    for number, line in enumerate(raw.split(b"\n"), 1):
+        if isinstance(error := decode(line), RowError):
+            return number, error.at_end_of_file()
+    raise ValueError("every line is text")
+
+
+def _skip_whitespace(text: str, position: int) -> int:
+    while position < len(text) and text[position] in " \t\r\n":
+        position += 1
+    return position

@@ -1,0 +1,189 @@
+"""Parses text files of rows: JSON Lines, CSV, TSV and plain text.
+
+The readers are our own, because Arrow's give no exact line: see docs/decisions/0009-libraries.md.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator
+from json import JSONDecodeError, JSONDecoder
+from typing import IO, Any
+
+from finetune_trainer.data.row_errors import RowError
+from finetune_trainer.data.text_lines import iter_lines
+
+_MAX_CELL_BYTES = 1 << 30
+_OTHER_DELIMITERS = {",": ("a comma", ".csv"), ";": ("a semicolon", ""), "\t": ("a tab", ".tsv")}
+
+NumberedRow = tuple[int, Any]
+"""Line, and the row or its RowError."""
+
+
+def parse_json_lines(stream: IO[bytes]) -> Iterator[NumberedRow]:
+    """A row for every line that is not blank."""
+    for number, text in iter_lines(stream):
+        if isinstance(text, RowError):
+            yield number, text
+        elif text.strip():
+            yield number, parse_json(text)
+
+
+def parse_json(text: str) -> Any:
+    """One line as JSON, or its RowError."""
+    try:
+        # Without its line break, which the decoder would count as a line of its own.
+        return JSON.decode(text.rstrip("\r\n"))
+    except (ValueError, RecursionError) as error:
+        return json_error(error, "Write one complete JSON object per line.")
+
+
+def json_error(error: Exception, remedy: str) -> RowError:
+    """Why JSON cannot be read."""
+    match error:
+        case UnusableJSON():
+            return RowError("BrokenRow", str(error), error.remedy)
+        case JSONDecodeError():
+            message = f"not valid JSON at column {error.colno}: {error.msg}"
+            return RowError("BrokenRow", message, remedy)
+        case _:
+            message = "a number is too long, or it is nested too deeply"
+            return RowError("BrokenRow", message, "Simplify it.")
+
+
+class UnusableJSON(ValueError):
+    """JSON that Python reads, but in which a value would be lost or changed."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise UnusableJSON(*_describe_duplicate(duplicate))
+    return values
+
+
+def _refuse_constant(name: str) -> None:
+    raise UnusableJSON(
+        f"{name} is no number in JSON", "Write null, or leave the column out of the row."
+    )
+
+
+def _make_float(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise UnusableJSON(f"the number {digits[:40]} is too large", "Write it as a text.")
+    return number
+
+
+JSON = JSONDecoder(
+    object_pairs_hook=_make_object, parse_constant=_refuse_constant, parse_float=_make_float
+)
+"""Raises UnusableJSON for duplicate keys, NaN and infinity."""
+
+
+def duplicate_column(name: str) -> RowError:
+    """The error for two columns of one name."""
+    return RowError("BrokenRow", *_describe_duplicate(name))
+
+
+def _describe_duplicate(name: str) -> tuple[str, str]:
+    return (
+        f"the column {name!r} appears twice, and only one of the two could be used",
+        "Give every column a name of its own.",
+    )
+
+
+def parse_text(stream: IO[bytes]) -> Iterator[NumberedRow]:
+    """A row {"text": line} for every line that is not blank, as the hub's builder `text` makes."""
+    for number, text in iter_lines(stream):
+        if isinstance(text, RowError):
+            yield number, text
+        elif text.strip():
+            yield number, {"text": text.removesuffix("\n").removesuffix("\r")}
+
+
+def parse_csv(stream: IO[bytes], delimiter: str) -> Iterator[NumberedRow]:
+    """A row for every record below the header, with the line in which it begins."""
+    csv.field_size_limit(_MAX_CELL_BYTES)
+    lines = _NumberedLines(stream)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        start = lines.number + 1
+        try:
+            cells = next(reader, None)
+        except _UnusableLine as error:
+            if header is None:
+                yield lines.number, error.error.at_end_of_file()
+                return
+            yield lines.number, error.error
+            continue
+        except csv.Error as error:
+            remedy = "Quote cells that hold commas, quotes or line ends, and double inner quotes."
+            broken = RowError("BrokenRow", f"not valid CSV: {error}", remedy)
+            yield start, broken.at_end_of_file()
+            return
+        if cells is None:
+            return
+        if header is None:
+            if not cells:
+                continue
+            header = [cell.strip() for cell in cells]
+            if unusable := _check_header(header, delimiter):
+                yield start, unusable.at_end_of_file()
+                return
+        elif cells:
+            yield start, _make_record(header, cells)
+
+
+def _check_header(header: list[str], delimiter: str) -> RowError | None:
+    if duplicates := [name for name in header if name and header.count(name) > 1]:
+        return duplicate_column(duplicates[0])
+    used = [each for each in _OTHER_DELIMITERS if each != delimiter and each in header[0]]
+    if len(header) == 1 and used:
+        wanted, _ = _OTHER_DELIMITERS[delimiter]
+        found, suffix = _OTHER_DELIMITERS[used[0]]
+        remedy = f"Separate the columns by {wanted}"
+        remedy += f", or name the file {suffix}." if suffix else "."
+        return RowError("BrokenRow", f"the columns are separated by {found}", remedy)
+    return None
+
+
+def _make_record(header: list[str], cells: list[str]) -> dict[str, str] | RowError:
+    if len(cells) == len(header):
+        return dict(zip(header, cells, strict=True))
+    return RowError(
+        "BrokenRow",
+        f"{len(cells)} cells under {len(header)} column names",
+        "Give every row as many cells as the first, and quote cells that hold commas.",
+    )
+
+
+class _UnusableLine(Exception):
+    def __init__(self, error: RowError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class _NumberedLines:
+    """Decoded lines for the csv module, whose own count of lines differs within quotes."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._lines = iter_lines(stream)
+        self.number = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        self.number, text = next(self._lines)
+        if isinstance(text, RowError):
+            raise _UnusableLine(text)
+        return text

@@ -1,0 +1,54 @@
+"""Lines of text with their numbers: split at line feeds before they are decoded.
+
+An error about a broken character then has its line, and characters that merely look like line ends
+to Unicode do not shift the count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import IO
+
+from finetune_trainer.data.row_errors import RowError
+
+BOM = b"\xef\xbb\xbf"
+MAX_LINE_BYTES = 1 << 28
+"""A longer line is no row; reading it would take the memory of the pod."""
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+def iter_lines(
+    stream: IO[bytes], max_bytes: int = MAX_LINE_BYTES
+) -> Iterator[tuple[int, str | RowError]]:
+    """Each line with its line end, or its error, and its number; it ends with a line too long."""
+    number = 0
+    while raw := stream.readline(max_bytes + 1):
+        number += 1
+        if len(raw) > max_bytes:
+            yield (
+                number,
+                RowError(
+                    "BrokenRow",
+                    f"the line is longer than {max_bytes >> 20} MiB",
+                    "Write one row per line, with line feeds between them.",
+                ),
+            )
+            return
+        yield number, decode(raw.removeprefix(BOM) if number == 1 else raw)
+
+
+def decode(raw: bytes) -> str | RowError:
+    """The text; RowError NotUTF8 where the bytes are no text in UTF-8."""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        utf16 = ": it is UTF-16" if raw.startswith(_UTF16_MARKS) else ""
+        return _not_utf8(f"byte {error.start + 1} of the line is not UTF-8{utf16}")
+    if "\0" in text:
+        position = raw.index(b"\0") + 1
+        return _not_utf8(f"byte {position} of the line is zero, as in UTF-16 or in a binary file")
+    return text
+
+
+def _not_utf8(message: str) -> RowError:
+    return RowError("NotUTF8", message, "Save the file as UTF-8.")

@@ -1,0 +1,153 @@
+"""Which files of a source a job reads: by its pattern, split and configuration, or by default.
+
+Pure: a listing and the data set's own declarations go in, paths come out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from fsspec.utils import glob_translate
+
+from finetune_trainer.runtime.errors import UserError
+from finetune_trainer.sources.dataset_card import DEFAULT_CONFIG, CardConfig
+from finetune_trainer.sources.splits import TRAIN, Splits, detect_splits
+
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a job says about the files of one source."""
+
+    spec_field: str = "dataset.train[0]"
+    files: str | None = None
+    split: str | None = None
+    config: str | None = None
+    default_split: str = TRAIN
+    """The split that is read where the job names neither files nor split."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What the data set declares about its files."""
+
+    configs: Sequence[CardConfig] = ()
+    splits: Sequence[str] = ()
+    """Folders that are splits, from a dataset_dict.json."""
+
+
+def select_files(
+    paths: Collection[str], selection: Selection, declared: Declared, uri: str
+) -> list[str]:
+    """The paths that the job reads, sorted; `paths` are relative to the folder of the address.
+
+    Raises UserError NoMatchingFiles or ConfigNotChosen, naming what there is.
+    """
+    if selection.files is not None:
+        matched = match_pattern(paths, selection.files)
+        if not matched:
+            raise _no_match(f"No data file of {uri} matches {selection.files!r}", paths, selection)
+        if selection.split is None:
+            return matched
+        return _choose_split(detect_splits(matched), selection, uri)
+    config = _choose_config(declared.configs, selection, uri)
+    if config is None and declared.splits:
+        folders = {name: match_pattern(paths, f"{name}/**") for name in declared.splits}
+        return _choose_split(Splits(folders, are_named=True), selection, uri)
+    if config is None:
+        return _choose_split(detect_splits(_visible(paths)), selection, uri)
+    return _select_config(paths, config, selection, uri)
+
+
+def _select_config(
+    paths: Collection[str], config: CardConfig, selection: Selection, uri: str
+) -> list[str]:
+    prefix = f"{config.folder}/" if config.folder else ""
+    below = [path.removeprefix(prefix) for path in paths if path.startswith(prefix)]
+    if config.patterns is None:
+        splits = detect_splits(_visible(below))
+    else:
+        by_split = {
+            split: sorted({path for each in patterns for path in match_pattern(below, each)})
+            for split, patterns in config.patterns.items()
+        }
+        splits = Splits(by_split, are_named=True)
+    return [f"{prefix}{path}" for path in _choose_split(splits, selection, uri)]
+
+
+def _choose_config(
+    configs: Sequence[CardConfig], selection: Selection, uri: str
+) -> CardConfig | None:
+    names = [each.name for each in configs]
+    if selection.config is not None:
+        for each in configs:
+            if each.name == selection.config:
+                return each
+        listed = f"it declares {', '.join(names)}" if names else "its README.md declares none"
+        raise UserError(
+            "ConfigNotChosen",
+            f"{uri} has no configuration {selection.config}: {listed}.",
+            f"Correct {selection.spec_field}.config, or leave it out."
+            if names
+            else f"Leave {selection.spec_field}.config out, or set files.",
+        )
+    default = [each for each in configs if each.is_default]
+    default = default or [each for each in configs if each.name == DEFAULT_CONFIG]
+    if len(configs) <= 1 or default:
+        return next(iter(default or configs), None)
+    raise UserError(
+        "ConfigNotChosen",
+        f"{uri} has several configurations and no default: {', '.join(names)}.",
+        f"Name one in {selection.spec_field}.config.",
+    )
+
+
+def _choose_split(splits: Splits, selection: Selection, uri: str) -> list[str]:
+    wanted = selection.split or (selection.default_split if splits.are_named else TRAIN)
+    field = selection.spec_field
+    for path, found in splits.ambiguous.items():
+        if wanted in found:
+            raise UserError(
+                "NoMatchingFiles",
+                f"{path} of {uri} is of the splits {' and '.join(found)} by its name.",
+                f"Rename it, or set {field}.files to a pattern for the files that you mean.",
+                file=path,
+            )
+    if chosen := sorted(splits.files.get(wanted, ())):
+        return chosen
+    named = sorted(name for name, files in splits.files.items() if files) or ["none"]
+    raise UserError(
+        "NoMatchingFiles",
+        f"{uri} has no files of the split {wanted}; its splits are: {', '.join(named)}.",
+        f"Name a split in {field}.split, or set {field}.files to a pattern such as '*.jsonl'.",
+    )
+
+
+def _no_match(message: str, paths: Collection[str], selection: Selection) -> UserError:
+    listed = sorted(paths)[:_LISTED]
+    more = f" and {len(paths) - len(listed)} more" if len(paths) > len(listed) else ""
+    return UserError(
+        "NoMatchingFiles",
+        f"{message}; its files are: {', '.join(listed)}{more}.",
+        f"Correct {selection.spec_field}.files: * matches within one folder, ** in all folders.",
+    )
+
+
+def match_pattern(paths: Iterable[str], pattern: str) -> list[str]:
+    """The paths that match a glob, sorted; hidden ones only where the glob names them."""
+    expression = re.compile(glob_translate(pattern.strip("/")))
+    hidden = _hidden_parts(pattern)
+    return sorted(
+        path for path in paths if expression.match(path) and _hidden_parts(path) == hidden
+    )
+
+
+def _visible(paths: Iterable[str]) -> list[str]:
+    return [path for path in paths if not _hidden_parts(path)]
+
+
+def _hidden_parts(path: str) -> int:
+    return sum(part.startswith((".", "_")) for part in path.split("/"))
