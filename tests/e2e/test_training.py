@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from hack.demo.platform import Platform
+from tests.e2e import shards
 from tests.e2e.history import PodHistory
 from tests.e2e.jobs import tiny_job, wait_for_phase
 
@@ -74,8 +75,22 @@ def test_every_weight_was_cut_in_two(
 
 
 def test_a_job_learns_preferences_from_the_artifact_of_another(running: Platform) -> None:
-    running.kubectl.apply(tiny_job("first-sft", training=STEPS))
+    shards.write_shards(running.assets / "data" / "shards")
+    folder = {"uri": "pvc://demo-assets/data/shards"}
+    running.kubectl.apply(
+        tiny_job(
+            "first-sft",
+            model={"tokenizer": {"chatTemplate": shards.TEMPLATE}},
+            dataset={
+                "train": [folder],
+                "validation": {**folder, "split": "validation"},
+                "invalidRows": {"policy": "Skip", "max": "0.5%"},
+            },
+            training={**STEPS, "maxSequenceLength": 256},
+        )
+    )
     first = wait_for_phase(running.kubectl, "first-sft", "Succeeded", PATIENCE)
+    _assert_every_row_accounted_for(first["status"]["data"])
     uri = first["status"]["artifact"]["uri"]
     assert uri.startswith("pvc://finetune-workspace/artifacts/")
 
@@ -100,6 +115,17 @@ def test_a_job_learns_preferences_from_the_artifact_of_another(running: Platform
     assert {"base", "tuned"} <= set(evaluation["preferenceAccuracy"])
     assert evaluation["loss"]["tuned"] < evaluation["loss"]["base"]
     assert second["status"]["artifact"]["digest"] != first["status"]["artifact"]["digest"]
+
+
+def _assert_every_row_accounted_for(data: dict[str, Any]) -> None:
+    broken = len(shards.BROKEN_LINES)
+    assert data["trainExamples"] == shards.SHARDS * shards.ROWS_PER_SHARD - broken
+    assert data["evalExamples"] == shards.HELD_OUT_ROWS
+    (skipped,) = data["skipped"]
+    assert (skipped["reason"], skipped["rows"]) == ("BrokenRow", broken)
+    assert "Line 7 of train-00001-of-00004.jsonl" in skipped["first"]
+    assert data["ignoredColumns"] == ["id"]
+    assert [(each["files"], each["filesLeftOut"]) for each in data["sources"]] == [(4, 2), (1, 5)]
 
 
 def _weights(path: Path) -> dict[str, int]:
