@@ -27,7 +27,7 @@ from finetune_trainer.sources.dataset_files import fetch_data_files
 from tests.trainer.rows import job
 from tests.trainer.source_files import ignore_progress
 
-CASES = int(os.environ.get("FINETUNE_FUZZ", "600"))
+CASES = int(os.environ.get("FINETUNE_FUZZ", "400"))
 SEED = int(os.environ.get("FINETUNE_FUZZ_SEED", "0"))
 TEXTS = ("a", "line\nfeed", 'quote "', "comma, tab\t", "\u2028é\U0001f600", "<html>", "x" * 300)
 TOKENS = (
