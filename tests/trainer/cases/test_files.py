@@ -395,6 +395,14 @@ def test_lost_and_found_of_a_volume_is_no_data(world: World) -> None:
     assert trained_on(world, "pvc://data/set") == len(TRAIN)
 
 
+def test_hidden_files_are_no_data_unless_they_are_named(world: World) -> None:
+    write_splits(data(world, "set"), {".trash/a.jsonl": TRAIN, "_old/b.jsonl": TEST})
+    failure = world.fails(dataset={"train": [{"uri": "pvc://data/set"}]})
+    assert failure.reason == "UnsupportedFormat"
+    assert trained_on(world, "pvc://data/set", files="_old/*") == len(TEST)
+    assert trained_on(world, "pvc://data/set/_old/b.jsonl") == len(TEST)
+
+
 def test_text_files_beside_rows_need_a_pattern(world: World) -> None:
     write_splits(data(world, "set"), {"a.jsonl": TRAIN})
     data(world, "set", "README.txt").write_text("Made by us.")

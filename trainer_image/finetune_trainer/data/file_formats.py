@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ from finetune_trainer.data.text_lines import iter_lines
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.dataset_files import DataFile
 from finetune_trainer.sources.row_files import format_suffix
+
+_OPEN_OBJECT = re.compile(r'\{(\s*"[^"]*"\s*:\s*[\[{])?')
+"""A first line on which an object only begins."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def _parse_text_file(path: Path, suffix: str, stream: IO[bytes]) -> Iterator[Num
             first = _first_line(path)
             if first.startswith("["):
                 yield 1, _not_json_lines("list")
-            elif first == "{":
+            elif _OPEN_OBJECT.fullmatch(first):
                 yield 1, _not_json_lines("object over several lines")
             else:
                 yield from parse_json_lines(stream)
@@ -175,6 +179,6 @@ def _broken_compression(file: DataFile, error: Exception) -> UserError:
     return UserError(
         "BrokenFile",
         f"{file.name} cannot be read: its compression is broken ({error}).",
-        "Upload it again.",
+        "Compress it again, with gzip or with zstd without --long, and check the upload.",
         file=file.name,
     )

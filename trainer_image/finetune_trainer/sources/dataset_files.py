@@ -35,7 +35,7 @@ from finetune_trainer.sources.row_files import (
     format_suffix,
     is_unreadable,
 )
-from finetune_trainer.sources.selection import Declared, Selection, select_files
+from finetune_trainer.sources.selection import Declared, Selection, select_files, visible_paths
 
 log = logging.getLogger("finetune")
 
@@ -82,8 +82,9 @@ def fetch_data_files(
 
 def describe_source(source: Source, files: Sequence[DataFile]) -> SourceFacts:
     """The facts about a source of which `files` are read; the rows are not counted yet."""
-    candidates = find_row_files([file.path for file in source.files], with_documents=False)
-    read = {file.name for file in files}
+    listed = [_relative(source, file.path) for file in source.files]
+    candidates = visible_paths(find_row_files(listed, with_documents=False))
+    read = {_relative(source, file.name) for file in files}
     return SourceFacts(
         uri=source.address.public_uri[:256],
         revision=source.revision,
@@ -127,19 +128,18 @@ def data_digest(files: Iterable[DataFile]) -> str:
 def _list_wanted(source: Source, folder: Path, selection: Selection) -> list[SourceFile]:
     by_path = {_relative(source, file.path): file for file in source.files}
     uri = source.address.public_uri
-    is_one_file = source.folder is None
-    paths = (
-        [path for path in by_path if format_suffix(path)]
-        if is_one_file
-        else find_row_files(by_path, with_documents=selection.files is not None)
-    )
-    if not paths:
+    if source.folder is None:
+        paths = [path for path in by_path if format_suffix(path)]
+    elif selection.files is None:
+        paths = find_row_files(by_path, with_documents=False)
+    else:
+        paths = find_row_files(by_path, with_documents=True)
+    is_folder = source.folder is not None
+    if not (visible_paths(paths) if is_folder and selection.is_default else paths):
         raise _unsupported(
             f"{uri} is not a file of rows, and contains none", source.files[0].path, SUFFIX_REMEDY
         )
-    if is_one_file and selection == Selection(
-        selection.spec_field, default_split=selection.default_split
-    ):
+    if selection.is_default and not is_folder:
         return list(by_path.values())
     declared = Declared()
     if selection.files is None:

@@ -29,6 +29,11 @@ class Selection:
     default_split: str = TRAIN
     """The split that is read where the job names neither files nor split."""
 
+    @property
+    def is_default(self) -> bool:
+        """Whether the job leaves the choice to the data set."""
+        return self.files is None and self.split is None and self.config is None
+
 
 @dataclass(frozen=True)
 class Declared:
@@ -58,7 +63,7 @@ def select_files(
         folders = {name: match_pattern(paths, f"{name}/**") for name in declared.splits}
         return _choose_split(Splits(folders, are_named=True), selection, uri)
     if config is None:
-        return _choose_split(detect_splits(_visible(paths)), selection, uri)
+        return _choose_split(detect_splits(visible_paths(paths)), selection, uri)
     return _select_config(paths, config, selection, uri)
 
 
@@ -68,7 +73,7 @@ def _select_config(
     prefix = f"{config.folder}/" if config.folder else ""
     below = [path.removeprefix(prefix) for path in paths if path.startswith(prefix)]
     if config.patterns is None:
-        splits = detect_splits(_visible(below))
+        splits = detect_splits(visible_paths(below))
     else:
         by_split = {
             split: sorted({path for each in patterns for path in match_pattern(below, each)})
@@ -145,7 +150,8 @@ def match_pattern(paths: Iterable[str], pattern: str) -> list[str]:
     )
 
 
-def _visible(paths: Iterable[str]) -> list[str]:
+def visible_paths(paths: Iterable[str]) -> list[str]:
+    """The paths in which no part begins with . or _."""
     return [path for path in paths if not _hidden_parts(path)]
 
 
