@@ -75,7 +75,8 @@ lock: ## Resolve every requirements file again, with hashes
 	@$(COMPILE) --upgrade trainer_image/requirements.in -o trainer_image/requirements.lock
 	@for name in dev trainer-test; do \
 	  $(COMPILE) --upgrade requirements/$$name.in -o requirements/$$name.lock; done
-	@$(COMPILE) --upgrade --no-deps requirements/kserve.in -o requirements/kserve.lock
+	@for name in kserve chat-templates; do \
+	  $(COMPILE) --upgrade --no-deps requirements/$$name.in -o requirements/$$name.lock; done
 	@cd hack/demo && $(COMPILE) --upgrade --no-deps model.in -o model.lock
 	@$(PYTHON) -m hack.images lock
 

@@ -73,6 +73,16 @@ class CheckedKeys:
         return {**out, "x-kubernetes-validations": [cel(every, f"a key {rule['message']}")]}
 
 
+@dataclass(frozen=True)
+class AnyValue:
+    """Makes the API server take any value: a structural schema cannot name several types."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"x-kubernetes-preserve-unknown-fields": True}
+
+
 ChildName = Annotated[
     str,
     StringConstraints(pattern=CHILD_NAME_PATTERN, max_length=CHILD_NAME_MAX),

@@ -91,6 +91,9 @@ class DataFacts(StatusModel):
     """Tokens of the longest example before truncation."""
     truncated_examples: int = Field(default=0, ge=0)
     """Examples whose answer was cut to training.maxSequenceLength."""
+    partly_learnt_examples: int | None = Field(default=None, ge=1)
+    """Conversations in which an answer is context only, because the chat template writes it in
+    another way once the conversation continues; absent where there are none."""
     duplicate_examples: int = Field(default=0, ge=0)
     """Rows that repeat an earlier row."""
     skipped: list[SkippedRows] | None = Field(default=None, max_length=16)

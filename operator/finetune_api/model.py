@@ -6,11 +6,12 @@ namespace. A reward model is an address too, and a job changes nothing about it.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, JsonValue, StringConstraints
 
 from finetune_api.base import (
     NOT_SPACE,
     SUBDOMAIN,
+    AnyValue,
     ObjectName,
     PatternMessage,
     SpecModel,
@@ -66,6 +67,12 @@ class Tokenizer(SpecModel):
     """Jinja template that replaces the model's own; a base model needs one to learn conversations.
     Its special tokens must be in the vocabulary or in specialTokens; the token that ends an answer
     ends generation."""
+    chat_template_kwargs: dict[str, Annotated[JsonValue, AnyValue()]] = Field(
+        default_factory=dict, max_length=16
+    )
+    """Values of variables that the chat template reads, such as `enable_thinking: false`. They are
+    the template's defaults in training, in evaluation and in the exported model; a request to a
+    server can give others."""
 
 
 class ModelAddress(SpecModel):

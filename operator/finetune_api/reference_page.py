@@ -75,7 +75,7 @@ def _type(field: Schema) -> str:
         return f"map of {_type(values)}"
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
-    return str(field["type"]) + _limits(field)
+    return str(field.get("type", "any value")) + _limits(field)
 
 
 def _limits(field: Schema) -> str:

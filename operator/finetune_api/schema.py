@@ -16,6 +16,8 @@ from pydantic_core import core_schema
 
 Schema = dict[str, Any]
 
+ANY_VALUE = "x-kubernetes-preserve-unknown-fields"
+"""On a value of any type; every other one has a type."""
 KEPT = (
     "type",
     "format",
@@ -32,6 +34,7 @@ KEPT = (
     "x-kubernetes-validations",
     "x-kubernetes-list-type",
     "x-kubernetes-list-map-keys",
+    ANY_VALUE,
 )
 REWRITTEN = (
     "$ref",
@@ -130,7 +133,7 @@ class _Rewriter:
             target = self.definitions[raw["$ref"].rsplit("/", 1)[1]]
             rest = {key: value for key, value in raw.items() if key != "$ref"}
             return self._resolve({**target, **rest}, where)
-        if "type" not in raw:
+        if "type" not in raw and ANY_VALUE not in raw:
             raise SchemaError(f"{where}: give it a type; a CRD needs one for every field")
         return raw
 
@@ -139,7 +142,7 @@ class _Rewriter:
             out["items"] = self.rewrite(raw["items"], f"{where}[]")
         if isinstance(values := raw.get("additionalProperties"), dict):
             out["additionalProperties"] = self.rewrite(values, f"{where}{{}}")
-        if raw["type"] == "object" and "properties" in raw:
+        if "properties" in raw:
             if required := raw.get("required"):
                 out["required"] = required
             out["properties"] = {
@@ -159,10 +162,11 @@ class _Rewriter:
                 out |= {bound: raw[exclusive], exclusive: True}
 
     def _check_bounds(self, out: Schema, where: str) -> None:
-        wanted = BOUNDS.get(out["type"], ())
-        if out["type"] == "object" and "properties" in out:
+        kind = out.get("type", "")
+        wanted = BOUNDS.get(kind, ())
+        if kind == "object" and "properties" in out:
             wanted = ()
         if self.spec and wanted and not any(key in out for key in wanted):
-            raise SchemaError(f"{where}: give this {out['type']} a bound ({' or '.join(wanted)})")
-        if out["type"] == "object" and not ("properties" in out or "additionalProperties" in out):
+            raise SchemaError(f"{where}: give this {kind} a bound ({' or '.join(wanted)})")
+        if kind == "object" and not ("properties" in out or "additionalProperties" in out):
             raise SchemaError(f"{where}: name its fields; the API server would drop unknown ones")

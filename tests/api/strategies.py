@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_api.schema import Schema, structural_schema
+from finetune_api.schema import ANY_VALUE, Schema, structural_schema
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -27,6 +27,8 @@ def of(schema: Schema) -> st.SearchStrategy[Any]:
     """Values that a structural schema admits, without its rules over several fields."""
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
+    if ANY_VALUE in schema:
+        return st.booleans() | st.integers(0, SAFE_INTEGER) | st.text(TEXT, max_size=8)
     match schema["type"]:
         case "object":
             return _object(schema)

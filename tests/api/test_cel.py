@@ -222,6 +222,18 @@ def test_after_its_start_a_job_keeps_its(api: Api, namespace: str, field: str) -
     assert not [other for other in EDITS if other != field and f"spec.{other}: " in message]
 
 
+def test_after_its_start_a_job_keeps_the_values_of_template_variables(
+    api: Api, namespace: str
+) -> None:
+    """Their types are not in the schema, and CEL compares only what is."""
+    values = {"enable_thinking": False, "reasoning_effort": "high", "budget": 3}
+    api.create(job(namespace, model__tokenizer__chatTemplateKwargs=values))
+    api.patch("FineTuneJob", namespace, "wish", TRAINING, "status")
+    for name, value in {"enable_thinking": True, "reasoning_effort": "low", "budget": None}.items():
+        edit = {"model": {"tokenizer": {"chatTemplateKwargs": {name: value}}}}
+        assert "model cannot change" in refusal_of(api, namespace, edit)
+
+
 @pytest.mark.parametrize("phase", [None, "Pending", "Suspended"])
 @pytest.mark.parametrize("field", EDITS)
 def test_before_its_start_a_job_may_change_its(

@@ -30,14 +30,16 @@ INPUT = Group(
         Reason(
             "BadChatTemplate",
             "prepare",
-            "`model.tokenizer.chatTemplate` cannot be rendered.",
-            "Render a conversation of user and assistant with it, and correct it.",
+            "`model.tokenizer.chatTemplate` or `chatTemplateKwargs` cannot be used, or the model "
+            "has several chat templates and no default.",
+            "Render a conversation of user and assistant with the template, and correct it; of "
+            "several templates set the one to use in `model.tokenizer.chatTemplate`.",
         ),
         Reason(
             "BadConversation",
             "prepare",
-            "The turns of a conversation cannot be learned from: order, roles, tools or parts that "
-            "are not text.",
+            "The turns of a conversation cannot be learned from: order, roles, tools, parts that "
+            "are not text, or the chat template refuses them or leaves one out.",
             "Correct the row; the message says what is wrong.",
         ),
         Reason(
@@ -104,7 +106,8 @@ INPUT = Group(
             "ChatTemplateUnsupported",
             "prepare",
             "The chat template cannot be split into prompts and answers.",
-            "Put `{% generation %}` marks around the assistant's part of the template.",
+            "Set `model.tokenizer.chatTemplate` to a template whose `add_generation_prompt` writes "
+            "exactly the beginning of the assistant's turn.",
         ),
         Reason(
             "ConfigNotChosen",
@@ -408,8 +411,10 @@ INPUT = Group(
         Reason(
             "UnsupportedModel",
             "prepare, train",
-            "The model's architecture or tokenizer is not supported.",
-            "Use a causal language model that transformers supports without remote code.",
+            "The model's architecture or tokenizer is not supported, or the tokenizer does not "
+            "give the data back.",
+            "Use a causal language model that transformers supports without remote code, with its "
+            "tokenizer.json.",
         ),
         Reason(
             "UnusableColumn",

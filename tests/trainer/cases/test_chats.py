@@ -108,9 +108,8 @@ def test_evaluation_renders_the_prompt_that_was_trained(tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        (CHATML, "the calls of turn 2"),
+        (CHATML, "the reasoning of turn 2"),
         (make_template(call=""), "the calls of turn 2"),
-        (make_template().replace("m.reasoning_content", "m.thought"), "the reasoning of turn 4"),
         (make_template().replace("{% if tools %}", "{% if false %}"), "the tool weather"),
         (make_template(content="{{ m.content if m.role != 'tool' else '' }}"), "result in turn 3"),
     ],

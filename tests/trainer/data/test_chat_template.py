@@ -25,7 +25,7 @@ QWEN3 = (
     "{{ m.content + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""Only the last answer has the (empty) thought, as in Qwen3."""
+"""Only the last answer has the (empty) thought, as in Qwen3; so an earlier one is context."""
 
 LLAMA2 = (
     "{% for m in messages %}{% if m.role == 'user' %}"
@@ -49,7 +49,7 @@ PHI3 = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
     "{% else %}{{ '<|endoftext|>' }}{% endif %}"
 )
-"""As in Phi-3: the end of the document follows the last turn, and only that one."""
+"""As in Phi-3: the end of the document follows the last turn; no server lets the model write it."""
 
 NO_END = (
     "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
@@ -112,10 +112,10 @@ END = "<|im_end|>"
         (CHATML, [f"one{END}", f"two{END}"]),
         (CHATML_GENERATION, [f"one{END}", f"two{END}"]),
         (MARKS_WITHOUT_END, [f"one{END}", f"two{END}"]),
-        (QWEN3, [f"one{END}", f"<think>\n\n</think>\n\ntwo{END}"]),
+        (QWEN3, [f"<think>\n\n</think>\n\ntwo{END}"]),
         (LLAMA2, [f" one {END}", f" two {END}"]),
         (GEMMA, [f"one{END}", f"two{END}"]),
-        (PHI3, [f"one{END}", f"two{END}\n<|endoftext|>"]),
+        (PHI3, [f"one{END}", f"two{END}"]),
         (NO_END, ["one\n", f"two\n{END}"]),
     ],
     ids=["chatml", "marked", "marks-without-end", "qwen3", "llama2", "gemma", "phi3", "no-end"],
@@ -280,3 +280,169 @@ def test_a_broken_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_tokenizer(folder)
     assert caught.value.failure.reason == "UnsupportedModel"
+
+
+MARKED = {
+    "with the line feed after it": "{% generation %}{{ m.content + '<|im_end|>\\n' }}"
+    "{% endgeneration %}",
+    "without its end": "{% generation %}{{ m.content }}{% endgeneration %}{{ '<|im_end|>\\n' }}",
+    "in two parts": "{% generation %}{{ m.content[:1] }}{% endgeneration %}"
+    "{% generation %}{{ m.content[1:] + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}",
+}
+
+
+@pytest.mark.parametrize("part", MARKED.values(), ids=MARKED)
+def test_marks_are_corrected_to_the_answer_with_its_end(tokenizer: Any, part: str) -> None:
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+        "{% if m.role == 'assistant' %}" + part + "{% else %}{{ m.content + '<|im_end|>\\n' }}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+        "{% endif %}"
+    )
+    sample = conversation("A?", "one", "B?", "two")
+    tokens = one(chat_tokenizer(tokenizer, template).tokenize([sample]))
+    assert learnt(tokenizer, tokens) == [f"one{END}", f"two{END}"]
+    assert not tokens.is_partly_learnt
+
+
+def test_marks_around_the_header_leave_what_the_server_writes(tokenizer: Any) -> None:
+    template = (
+        "{% for m in messages %}{% generation %}{{ '<|im_start|>' + m.role + '\\n' + m.content }}"
+        "{{ '<|im_end|>\\n' }}{% endgeneration %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    tokens = one(chat_tokenizer(tokenizer, template).tokenize([conversation("A?", "one")]))
+    assert learnt(tokenizer, tokens) == [f"one{END}"]
+
+
+HARMONY = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + ' ' + m.content }}"
+    "{{ '<|endoftext|>' if loop.last and m.role == 'assistant' else '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
+)
+"""As in gpt-oss: the last answer ends with a token of its own."""
+R1 = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+    "{{ m.content.split('</think>')[-1] + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"
+)
+"""As in DeepSeek-R1: the prompt opens a thought, and no answer is written with one."""
+DROPS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+    "{{ m.content.split('</think>')[-1] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+THOUGHTS = ("A?", "<think>\nhm\n</think>\n\none", "B?", "<think>\nhm too\n</think>\n\ntwo")
+
+
+@pytest.mark.parametrize(
+    ("template", "contents", "expected", "is_partly_learnt"),
+    [
+        (HARMONY, ("A?", "one", "B?", "two"), [" two<|endoftext|>"], True),
+        (HARMONY, ("A?", "one"), [" one<|endoftext|>"], False),
+        (QWEN3, ("A?", "one"), [f"<think>\n\n</think>\n\none{END}"], False),
+        (R1, ("A?", "one"), [f"\n</think>\n\none{END}"], False),
+        (R1, THOUGHTS[:2], [f"hm\n</think>\n\none{END}"], False),
+        (R1, THOUGHTS, [f"hm too\n</think>\n\ntwo{END}"], True),
+        (DROPS, THOUGHTS, [f"<think>\nhm too\n</think>\n\ntwo{END}"], True),
+        (
+            DROPS,
+            ("A?", "one", "B?", THOUGHTS[3]),
+            [f"one{END}", f"<think>\nhm too\n</think>\n\ntwo{END}"],
+            False,
+        ),
+        (CHATML, THOUGHTS, [THOUGHTS[1] + END, THOUGHTS[3] + END], False),
+    ],
+)
+def test_an_answer_is_learnt_as_the_model_writes_it_or_it_is_context(
+    tokenizer: Any,
+    template: str,
+    contents: tuple[str, ...],
+    expected: list[str],
+    is_partly_learnt: bool,
+) -> None:
+    sample = conversation(*contents)
+    tokens = one(chat_tokenizer(tokenizer, template).tokenize([sample]))
+    assert learnt(tokenizer, tokens) == expected
+    assert tokens.is_partly_learnt is is_partly_learnt
+    served = tokenizer.apply_chat_template(
+        to_messages(sample.turns[:-1]), add_generation_prompt=True
+    )["input_ids"]
+    assert list(tokens.tokenized.tokens[: tokens.prompt_length]) == served
+
+
+def test_a_thought_in_the_text_is_not_put_behind_an_empty_one(tokenizer: Any) -> None:
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' %}"
+        "{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{{ m.content + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"
+    )
+    tokens = one(chat_tokenizer(tokenizer, template).tokenize([conversation(*THOUGHTS[:2])]))
+    assert learnt(tokenizer, tokens) == [f"hm\n</think>\n\none{END}"]
+
+
+RAISING = {
+    "an error of its own": "{{ raise_exception('no such turn') }}",
+    "a division by zero": "{{ 1 / 0 }}",
+    "another type": "{{ 'a' + 1 }}",
+    "a missing attribute": "{{ messages.no.such }}",
+    "a missing argument": "{{ strftime_now() }}",
+    "an endless macro": "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+    "a range without end": "{% for i in range(10 ** 9) %}x{% endfor %}",
+    "what the sandbox forbids": "{{ messages.append(1) }}",
+    "a syntax error": "{% for m in messages %}",
+    "an unknown filter": "{{ messages | nothing }}",
+    "a format error": "{{ '%d' | format('a') }}",
+}
+
+
+@pytest.mark.parametrize("template", RAISING.values(), ids=RAISING)
+@pytest.mark.parametrize("marks", ["", "{% generation %}{% endgeneration %}"])
+def test_whatever_a_template_raises_is_an_error_of_the_row(
+    tokenizer: Any, template: str, marks: str
+) -> None:
+    # With {% if %} the template loads: some raise only for a conversation with several turns.
+    late = "{% if messages | length > 2 %}" + template + "{% endif %}"
+    chat = chat_tokenizer(tokenizer, CHATML + marks + late)
+    error = row_error(chat.tokenize([conversation("A?", "one", "B?", "two")]))
+    assert error.reason == "BadConversation"
+    assert error.message.startswith("the model's chat template refuses it: ")
+    assert len(error.message) < 400
+    with pytest.raises(RowError):
+        chat.tokenize_prompt(conversation("A?", "one", "B?").turns)
+
+
+def test_an_assistant_that_speaks_first_is_context(tokenizer: Any) -> None:
+    turns = (Turn("assistant", "Welcome"), Turn("user", "A?"), Turn("assistant", "one"))
+    found = chat_tokenizer(tokenizer, CHATML).tokenize([MessagesSample(turns)])
+    tokens = one(found)
+    assert learnt(tokenizer, tokens) == [f"one{END}"]
+    assert tokens.is_partly_learnt
+    assert "Welcome" in tokenizer.decode(tokens.tokenized.tokens)
+    error = row_error(chat_tokenizer(tokenizer, GEMMA).tokenize([MessagesSample(turns)]))
+    assert "must alternate" in error.message
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% if m.role != 'system' %}", "turn 1, of the system"),
+        ("{% if m.role != 'user' or loop.last %}", "turn 2, of the user"),
+    ],
+)
+def test_a_turn_that_the_template_leaves_out_is_refused(
+    tokenizer: Any, template: str, words: str
+) -> None:
+    template = CHATML.replace("message in messages %}", "m in messages %}" + template)
+    template = template.replace("message[", "m[").replace("{% endfor %}", "{% endif %}{% endfor %}")
+    error = row_error(
+        chat_tokenizer(tokenizer, template).tokenize([conversation("A?", "one", system="Be brief")])
+    )
+    assert error.reason == "BadConversation"
+    assert words in error.message
+
+
+def test_an_answer_that_the_template_leaves_out_is_refused(tokenizer: Any) -> None:
+    template = CHATML.replace("message['content']", "message['content'][:2]")
+    error = row_error(chat_tokenizer(tokenizer, template).tokenize([conversation("A?", "one")]))
+    assert "leaves out turn 2, of the assistant" in error.message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,109 @@ def test_a_template_that_prints_the_date_prints_that_of_prepare(tmp_path: Path) 
 
 def test_other_templates_print_no_date(tiny_model_folder: Path) -> None:
     assert not prints_date(load_tokenizer(tiny_model_folder, date="2024-02-29"))
+
+
+THINKING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think></think>' }}"
+    "{% endif %}{{ effort | default('') }}{% endif %}"
+)
+
+
+def render_prompt(tokenizer: Any, **arguments: Any) -> str:
+    return str(
+        tokenizer.apply_chat_template(
+            MESSAGES[:1], tokenize=False, add_generation_prompt=True, **arguments
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "template", [THINKING, f"  {{%- set x = 1 %}}\n{THINKING}", f"\n{THINKING}"]
+)
+def test_values_of_template_variables_are_defaults_that_are_exported(
+    tmp_path: Path, template: str
+) -> None:
+    folder = tiny_model(tmp_path / "model", template=template)
+    values = {"enable_thinking": False, "effort": 'it\'s "high" %} ü'}
+    tokenizer = load_changed(folder, chatTemplateKwargs=values)
+    expected = render_prompt(load_tokenizer(folder), **values)
+    assert expected.endswith('<think></think>it\'s "high" %} ü')
+    assert render_prompt(tokenizer) == expected
+    tokenizer.save_pretrained(tmp_path / "out")
+    exported = load_tokenizer(tmp_path / "out")
+    assert render_prompt(exported) == expected
+    other = {"enable_thinking": True, "effort": 3}
+    assert render_prompt(exported, **other) == render_prompt(load_tokenizer(folder), **other)
+    again = load_changed(tmp_path / "out", chatTemplateKwargs={"effort": 0.5})
+    assert render_prompt(again).endswith("<think></think>0.5")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"enable_thinkin": False}, "does not read"),
+        ({"think": False}, "does not read"),
+        ({"messages": []}, "cannot set 'messages'"),
+        ({"eos_token": "x"}, "cannot set 'eos_token'"),
+        ({"a b": 1}, "cannot set 'a b'"),
+    ],
+)
+def test_a_value_that_has_no_effect_is_refused(
+    tmp_path: Path, values: dict[str, Any], words: str
+) -> None:
+    folder = tiny_model(tmp_path / "model", template=THINKING)
+    failure = load_failure(folder, chatTemplateKwargs=values)
+    assert failure.reason == "BadChatTemplate"
+    assert words in failure.message
+    assert "chatTemplateKwargs" in failure.message
+
+
+def set_templates(folder: Path, **templates: str) -> Path:
+    path = folder / "tokenizer_config.json"
+    named = [{"name": name, "template": text} for name, text in templates.items()]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": named}))
+    return folder
+
+
+def test_of_several_templates_the_default_is_used(tmp_path: Path) -> None:
+    folder = set_templates(tiny_model(tmp_path / "model"), default=THINKING, tool_use=CHATML)
+    tokenizer = load_changed(folder, chatTemplateKwargs={"enable_thinking": False})
+    assert render_prompt(tokenizer).endswith("<think></think>")
+    tokenizer.save_pretrained(tmp_path / "out")
+    assert render_prompt(load_tokenizer(tmp_path / "out")).endswith("<think></think>")
+
+
+def test_several_templates_without_a_default_are_refused(tmp_path: Path) -> None:
+    folder = set_templates(tiny_model(tmp_path / "model"), rag=CHATML, tool_use=CHATML)
+    failure = load_failure(folder)
+    assert failure.reason == "BadChatTemplate"
+    assert "rag, tool_use" in failure.message
+    assert "model.tokenizer.chatTemplate" in failure.remedy
+    assert load_changed(folder, chatTemplate=CHATML).chat_template == CHATML
+
+
+def test_a_padding_token_without_a_row_gives_way_to_eos(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "model", pad_token="[PAD]")
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.pad_token == "<|im_end|>"
+    tokenizer.save_pretrained(tmp_path / "out")
+    assert load_tokenizer(tmp_path / "out").pad_token == "<|im_end|>"
+    # With a row it stays: the embedding of many models is larger than the vocabulary.
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 2049}))
+    assert load_tokenizer(folder).pad_token == "[PAD]"
+
+
+@pytest.mark.parametrize(("rows", "name"), [(2, "eos_token"), (40, "chat template")])
+def test_a_token_that_is_needed_and_has_no_row_is_refused(
+    tmp_path: Path, rows: int, name: str
+) -> None:
+    folder = tiny_model(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+    failure = load_failure(folder)
+    assert failure.reason == "UnsupportedModel"
+    assert f"{name} has token" in failure.message
+    assert f"only {rows} rows" in failure.message

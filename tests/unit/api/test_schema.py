@@ -5,9 +5,16 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import pytest
-from finetune_api.base import CHILD_NAME_PATTERN, ChildName, SpecModel, StatusModel, WireModel
+from finetune_api.base import (
+    CHILD_NAME_PATTERN,
+    AnyValue,
+    ChildName,
+    SpecModel,
+    StatusModel,
+    WireModel,
+)
 from finetune_api.schema import Schema, SchemaError, structural_schema
-from pydantic import Field, StringConstraints
+from pydantic import Field, JsonValue, StringConstraints
 
 Short = Annotated[str, StringConstraints(max_length=8)]
 
@@ -35,6 +42,8 @@ class Outer(SpecModel):
     """Names."""
     labels: dict[str, Short] = Field(default_factory=dict, max_length=4)
     """Labels."""
+    values: dict[str, Annotated[JsonValue, AnyValue()]] = Field(default_factory=dict, max_length=4)
+    """Values."""
     child: ChildName
     """A child."""
 
@@ -87,6 +96,11 @@ def test_lists_and_maps_keep_their_bounds_and_defaults() -> None:
     assert properties()["names"]["maxItems"] == 4
     assert properties()["labels"]["additionalProperties"] == {"type": "string", "maxLength": 8}
     assert properties()["labels"]["maxProperties"] == 4
+
+
+def test_values_of_any_type_are_kept_by_the_api_server() -> None:
+    kept = {"x-kubernetes-preserve-unknown-fields": True}
+    assert properties()["values"]["additionalProperties"] == kept
 
 
 def test_a_pattern_with_a_message_becomes_a_rule_with_that_message() -> None:

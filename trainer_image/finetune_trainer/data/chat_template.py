@@ -1,38 +1,48 @@
 """From conversations to tokens and labels, through the model's own chat template.
 
-Only what the assistant says is learnt: each of its turns up to and including the token that ends
-the turn. Where the template marks those parts ({% generation %}), the marks decide. Otherwise the
-part is what the rendered text gains by the turn, and a comparison of tokens verifies that the text
-before it is tokenised the same way on its own, because that is all that a served model has when it
-has to answer. Special tokens come from the template only, so there is no second BOS; nothing is
-padded here, so a pad token that equals EOS hides nothing.
+Only what a served model writes is learnt: each of the assistant's turns up to and including the
+token that ends the turn. The part is what the rendered text gains by the turn, and a comparison
+of tokens verifies that the text before it is tokenised the same way on its own, because that is all
+that a served model has when it has to answer. Where the template marks parts ({% generation %}),
+nothing outside the marks is learnt but the token that ends the turn.
+
+Some templates write an earlier answer differently from the last one: without its thought (Qwen3),
+or with another end (gpt-oss). Such an answer is context, because the model never writes it like
+that. A template that drops the thought of the last answer too, or opens a thought in the prompt
+(DeepSeek-R1), is completed: the answer is learnt as the model would write it after the prompt.
+
+Special tokens come from the template only, so there is no second BOS; nothing is padded here, so a
+pad token that equals EOS hides nothing.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from finetune_trainer.data.answer_text import (
+    Message,
+    TurnEnds,
+    complete_answer,
+    find_missing_part,
+    find_omitted_turn,
+)
 from finetune_trainer.data.chat_context import NO_CONTEXT, ChatContext
-from finetune_trainer.data.message_forms import MessageForm, to_messages
-from finetune_trainer.data.rendering import ChatRenderer
+from finetune_trainer.data.message_forms import to_messages
+from finetune_trainer.data.rendering import Chat, ChatRenderer
 from finetune_trainer.data.row_errors import LongRowError, RowError
 from finetune_trainer.data.samples import MessagesSample
 from finetune_trainer.data.token_store import IGNORED, TokenizedSample
-from finetune_trainer.data.tokenizer import decode_tokens, special_token_ids
+from finetune_trainer.data.tokenizer import decode_tokens, find_end_of_turn, special_token_ids
 from finetune_trainer.data.turns import Turn
 
-_GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Ids = list[int]
 Span = tuple[int, int]
 """Half-open range, of tokens or of characters."""
-_Answered = tuple[Ids, list[Span], list[bool]]
-"""Tokens of a conversation, where its answers are, and which of them are learnt."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +55,25 @@ class ConversationTokens:
     prompt_length: int
     """Tokens before the last answer."""
     is_truncated: bool
+    is_partly_learnt: bool = False
+    """Whether an answer is context only, because the template writes it in another way once the
+    conversation continues."""
     answer: str | None = None
     """Text of the last answer, where its turn has more than a content."""
+
+
+@dataclass(frozen=True)
+class _RenderedConversation:
+    text: str
+    prompt_end: int
+    """Where the last answer begins, in characters."""
+    learnt: list[Span]
+    """What is learnt, in characters, in ascending order."""
+    context_only: list[Span]
+    """Answers that the row does not want to be learnt."""
+    is_partly_learnt: bool
+    is_plain: bool
+    """Whether the last turn has a content only."""
 
 
 class ChatTokenizer:
@@ -72,76 +99,41 @@ class ChatTokenizer:
         self._learn_prompts = learn_prompts
         self._keep_tail = keep_tail
         self._renderer = ChatRenderer(tokenizer)
-        self._has_marks = bool(_GENERATION_MARK.search(str(tokenizer.chat_template)))
         self._special_ids = special_token_ids(tokenizer)
-        self._special_tokens = tuple(tokenizer.convert_ids_to_tokens(sorted(self._special_ids)))
+        end_of_turn = (find_end_of_turn(tokenizer), tokenizer.eos_token_id)
+        self._ends = TurnEnds(
+            tuple(tokenizer.convert_ids_to_tokens(list(dict.fromkeys(end_of_turn)))),
+            tuple(tokenizer.convert_ids_to_tokens(sorted(self._special_ids))),
+        )
 
     def tokenize(
         self, conversations: Sequence[MessagesSample]
     ) -> list[ConversationTokens | RowError]:
         """The tokens of each conversation, or why it cannot be used; in the same order."""
-        if self._has_marks:
-            found = [_catch_row_error(self._tokenize_by_marks, each) for each in conversations]
-        else:
-            found = self._tokenize_by_prefixes(conversations)
-        return [
-            each if isinstance(each, RowError) else self._label(conversation, *each)
-            for conversation, each in zip(conversations, found, strict=True)
-        ]
-
-    def tokenize_prompt(
-        self,
-        turns: Sequence[Turn],
-        context: ChatContext = NO_CONTEXT,
-        form: MessageForm | None = None,
-    ) -> Ids:
-        """What a server gives the model to answer: the turns and the beginning of the answer."""
-        form = form or self._renderer.choose_form(turns, context)
-        text = self._renderer.render(turns, context, form, add_generation_prompt=True)
-        return self._tokenize_texts([text])[text]
-
-    def _tokenize_by_marks(self, conversation: MessagesSample) -> _Answered:
-        turns, context = conversation.turns, conversation.context
-        form = self._renderer.choose_form(turns, context)
-        self._renderer.render(turns, context, form)  # RowError where the template refuses it
-        encoded = self._tokenizer.apply_chat_template(
-            to_messages(turns, form),
-            **context.to_json(),
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-        )
-        ids, mask = list(encoded["input_ids"]), list(encoded["assistant_masks"])
-        prompt_turns = turns[: conversation.prompt_turns]
-        prompt = self.tokenize_prompt(prompt_turns, context, form) if prompt_turns else []
-        spans = [span for span in _find_runs(mask) if span[1] > len(prompt)]
-        if not spans:
-            raise _unsupported("its generation marks hold nothing of this conversation")
-        is_learnt = [turn.is_learnt for turn in _answers_of(conversation)]
-        if not all(is_learnt) and len(is_learnt) != len(spans):
-            raise _unsupported("its generation marks do not tell one answer from the next")
-        is_learnt = is_learnt if len(is_learnt) == len(spans) else [True] * len(spans)
-        return ids, [self._include_end_token(ids, span) for span in spans], is_learnt
-
-    def _include_end_token(self, ids: Ids, span: Span) -> Span:
-        # Some templates close the mark before the token that ends the turn.
-        start, end = span
-        is_outside = end < len(ids) and ids[end] in self._special_ids
-        return (start, end + 1) if is_outside and ids[end - 1] not in self._special_ids else span
-
-    def _tokenize_by_prefixes(self, conversations: Sequence[MessagesSample]) -> list[Any]:
         rendered = [_catch_row_error(self._render_with_answers, each) for each in conversations]
-        texts = [
-            prefix
-            for each in rendered
-            if not isinstance(each, RowError)
-            for prefix in (each.text, *(each.text[:end] for span in each.answers for end in span))
-        ]
-        ids = self._tokenize_texts(texts)
+        ids = self._tokenize_texts(
+            [
+                each.text[:end]
+                for each in rendered
+                if not isinstance(each, RowError)
+                for end in _borders(each)
+            ]
+        )
         return [
-            each if isinstance(each, RowError) else _catch_row_error(self._find_answers, each, ids)
+            each
+            if isinstance(each, RowError)
+            else _catch_row_error(self._tokenize_rendered, each, ids)
             for each in rendered
         ]
+
+    def tokenize_prompt(self, turns: Sequence[Turn], context: ChatContext = NO_CONTEXT) -> Ids:
+        """What a server gives the model to answer: the turns and the beginning of the answer.
+
+        Raises RowError where the template cannot render them, or leaves one out.
+        """
+        text = self._renderer.open(turns, context).render(turns, add_generation_prompt=True)
+        _check_turns(text, to_messages(turns))
+        return self._tokenize_texts([text])[text]
 
     def _tokenize_texts(self, texts: list[str]) -> dict[str, Ids]:
         distinct = list(dict.fromkeys(text for text in texts if text))
@@ -151,92 +143,138 @@ class ChatTokenizer:
         return {"": [], **dict(zip(distinct, ids, strict=True))}
 
     def _render_with_answers(self, conversation: MessagesSample) -> _RenderedConversation:
-        turns, context = conversation.turns, conversation.context
-        form = self._renderer.choose_form(turns, context)
+        """The text of a conversation, and where the answers are that the model writes like that.
 
-        def render(count: int, add_generation_prompt: bool = False) -> str:
-            return self._renderer.render(turns[:count], context, form, add_generation_prompt)
-
-        text = render(len(turns))
-        answers = []
-        for index, turn in enumerate(turns):
-            if turn.role == "assistant" and index >= conversation.prompt_turns:
-                before = render(index, add_generation_prompt=True)
-                if not text.startswith(before):
-                    raise _unsupported("the text before an answer changes when the answer comes")
-                after = text if turn is turns[-1] else render(index + 1)
-                end = _find_end_of_turn(text, before, after, turn.content, self._special_tokens)
-                answers.append((len(before), end))
-        is_learnt = [turn.is_learnt for turn in _answers_of(conversation)]
-        return _RenderedConversation(text, answers, is_learnt)
-
-    def _find_answers(self, rendered: _RenderedConversation, ids: dict[str, Ids]) -> _Answered:
-        full = ids[rendered.text]
-        prefixes = [ids[rendered.text[:end]] for span in rendered.answers for end in span]
-        if any(full[: len(prefix)] != prefix for prefix in prefixes):
-            return (*self._tokenize_in_parts(rendered), rendered.is_learnt)
-        borders = [len(prefix) for prefix in prefixes]
-        return full, list(zip(borders[::2], borders[1::2], strict=True)), rendered.is_learnt
-
-    def _tokenize_in_parts(self, rendered: _RenderedConversation) -> tuple[Ids, list[Span]]:
-        """Tokens of each part on its own, for text that merges across the border of an answer.
-
-        An answer that begins with a line feed may merge with the template's own. A served model
-        never sees the merged token: it gets the prompt's tokens and adds its own.
+        Raises RowError where the template cannot render it, leaves a turn out, or does not write
+        the last answer after the prompt that a server renders.
         """
-        borders = [0, *itertools.chain.from_iterable(rendered.answers), len(rendered.text)]
-        parts = [rendered.text[a:b] for a, b in itertools.pairwise(borders)]
-        ids = self._tokenize_texts(parts)
+        turns, messages = conversation.turns, to_messages(conversation.turns)
+        chat = self._renderer.open(turns, conversation.context)
+        rendered = chat.render(turns)
+        _check_turns(rendered, messages)
+        prompt = chat.render(turns[:-1], add_generation_prompt=True)
+        text = prompt + self._answer_after(prompt, rendered, messages[-1])
+        has_question, omitted = False, 0
+        answers: list[Span] = []
+        context_only: list[Span] = []
+        for index, turn in enumerate(turns[:-1]):
+            if turn.role == "assistant" and index >= conversation.prompt_turns:
+                earlier = turns[: index + 1]
+                span = self._find_earlier_answer(chat, text, earlier) if has_question else None
+                if span:
+                    (answers if turn.is_learnt else context_only).append(span)
+                elif turn.is_learnt:
+                    omitted += 1
+                elif self._learn_prompts:
+                    raise _unsupported("an answer of weight 0 cannot be told from the prompts")
+            has_question = has_question or turn.role == "user"
+        answers.append((len(prompt), len(text)))
+        marks = chat.find_marks(turns)
+        if marks is not None:
+            answers = [part for span in answers for part in self._marked_parts(span, marks, text)]
+            if not answers or answers[-1][1] <= len(prompt):
+                raise _unsupported("its generation marks hold nothing of the last answer")
+        # What the template adds after the turn: a reward model's score may be read there.
+        tail = rendered[len(text) :] if rendered.startswith(text) else ""
+        return _RenderedConversation(
+            text + tail, len(prompt), answers, context_only, omitted > 0, turns[-1].is_plain
+        )
+
+    def _answer_after(self, prompt: str, rendered: str, message: Message) -> str:
+        """The last answer, as the model writes it after `prompt`."""
+        if rendered.startswith(prompt):
+            answer = self._ends.cut(rendered[len(prompt) :])
+            missing = find_missing_part(answer, message)
+            if missing is None:
+                return answer
+        else:
+            missing = None
+        completed = complete_answer(prompt, rendered, message, self._ends)
+        if completed is not None:
+            return completed
+        if missing:
+            raise _unsupported(f"it leaves out {missing} of the last answer")
+        raise _unsupported("the text before an answer changes when the answer comes")
+
+    def _find_earlier_answer(self, chat: Chat, text: str, turns: Sequence[Turn]) -> Span | None:
+        """Where `text` has the answer that ends `turns`, written as if it were the last one."""
+        before = chat.render(turns[:-1], add_generation_prompt=True)
+        if not text.startswith(before):
+            return None
+        message = to_messages(turns[-1:])[0]
+        try:
+            answer = self._answer_after(before, chat.render(turns), message)
+        except RowError:
+            return None
+        end = len(before) + len(answer)
+        return (len(before), end) if text.startswith(answer, len(before)) else None
+
+    def _marked_parts(self, span: Span, marks: Sequence[Span], text: str) -> list[Span]:
+        """The marked parts of an answer; the token that ends it is learnt with the last one."""
+        start, end = span
+        parts = [(max(start, a), min(end, b)) for a, b in marks if a < end and b > start]
+        if parts and self._ends.ends_turn(text[parts[-1][1] : end]):
+            parts[-1] = (parts[-1][0], end)
+        return parts
+
+    def _tokenize_rendered(
+        self, rendered: _RenderedConversation, ids: dict[str, Ids]
+    ) -> ConversationTokens | RowError:
+        borders = _borders(rendered)
+        prefixes = [ids[rendered.text[:end]] for end in borders]
+        full = prefixes[-1]
+        if any(full[: len(prefix)] != prefix for prefix in prefixes):
+            full, ends = self._tokenize_in_parts(rendered.text, borders)
+        else:
+            ends = [len(prefix) for prefix in prefixes]
+        tokens = dict(zip(borders, ends, strict=True))
+        learnt, context_only = (
+            [(tokens[start], tokens[end]) for start, end in spans]
+            for spans in (rendered.learnt, rendered.context_only)
+        )
+        found = self._label(full, learnt, context_only, tokens[rendered.prompt_end])
+        if isinstance(found, RowError):
+            return found
+        answer = found.answer if not rendered.is_plain else None
+        return replace(found, is_partly_learnt=rendered.is_partly_learnt, answer=answer)
+
+    def _tokenize_in_parts(self, text: str, borders: list[int]) -> tuple[Ids, list[int]]:
+        # A token crosses a border: the parts are tokenised one by one, as a server would, which
+        # has only the text before the answer.
+        parts = [text[a:b] for a, b in itertools.pairwise([0, *borders])]
+        ids = self._tokenize_texts([*parts, text])
         joined = list(itertools.chain.from_iterable(ids[part] for part in parts))
-        merged = self._tokenize_texts([rendered.text])[rendered.text]
-        if self._tokenizer.decode(joined) != self._tokenizer.decode(merged):
+        if self._tokenizer.decode(joined) != self._tokenizer.decode(ids[text]):
             raise _unsupported("an answer cannot be tokenised apart from the text before it")
-        ends = list(itertools.accumulate(len(ids[part]) for part in parts))
-        return joined, [(ends[i], ends[i + 1]) for i in range(0, len(ends) - 1, 2)]
+        return joined, list(itertools.accumulate(len(ids[part]) for part in parts))
 
     def _label(
-        self, conversation: MessagesSample, ids: Ids, spans: list[Span], is_learnt: list[bool]
+        self, ids: Ids, learnt: list[Span], context_only: list[Span], prompt_length: int
     ) -> ConversationTokens | RowError:
-        trimmed = [self._trim_blanks(ids, span) for span in spans]
-        answers = [
-            span
-            for span, learnt in zip(trimmed, is_learnt, strict=True)
-            if learnt and span[0] < span[1]
-        ]
-        if not answers:
+        learnt = [span for span in learnt if span[0] < span[1]]
+        if not learnt:
             return RowError("NothingToLearn", "no token of it belongs to an answer", "Remove it.")
-        prompt_length, end = answers[-1]
+        end = learnt[-1][1]
         tail = ids[end:] if self._keep_tail and ids[end - 1] in self._special_ids else []
         ids = ids[:end]
         if ids[-1] not in self._special_ids:
             ids = [*ids, self._tokenizer.eos_token_id]
-            answers[-1] = (prompt_length, len(ids))
+            learnt[-1] = (learnt[-1][0], len(ids))
         if prompt_length >= self._max_length:
             return self._prompt_too_long(prompt_length)
         labels = list(ids) if self._learn_prompts else [IGNORED] * len(ids)
-        for start, stop in trimmed:  # what is not learnt is context even where prompts are learnt
-            labels[start:stop] = [IGNORED] * len(labels[start:stop])
-        for start, stop in answers:
+        for start, stop in context_only:
+            labels[start:stop] = [IGNORED] * (stop - start)
+        for start, stop in learnt:
             labels[start:stop] = ids[start:stop]
-        is_plain = conversation.turns[-1].is_plain
-        answer = None if is_plain else decode_tokens(self._tokenizer, ids[prompt_length:])
+        answer = decode_tokens(self._tokenizer, ids[prompt_length:])
         ids, labels = [*ids, *tail], [*labels, *[IGNORED] * len(tail)]
         # As arrays, because a million samples as lists of Python integers would not fit the pod.
         arrays = [np.asarray(each[: self._max_length], dtype=np.int32) for each in (ids, labels)]
         is_truncated = len(ids) > self._max_length
         return ConversationTokens(
-            TokenizedSample(*arrays), len(ids), prompt_length, is_truncated, answer
+            TokenizedSample(*arrays), len(ids), prompt_length, is_truncated, answer=answer
         )
-
-    def _trim_blanks(self, ids: Ids, span: Span) -> Span:
-        """The span without the white space that many templates put after the end of a turn."""
-        start, end = span
-        last = end
-        while last > start and ids[last - 1] not in self._special_ids:
-            last -= 1
-            if not self._tokenizer.decode([ids[last]]).isspace():
-                return span
-        return (start, last) if last > start else span
 
     def _prompt_too_long(self, length: int) -> LongRowError:
         raise_limit = (
@@ -255,19 +293,23 @@ class ChatTokenizer:
         )
 
 
-@dataclass(frozen=True)
-class _RenderedConversation:
-    text: str
-    answers: list[Span]
-    """Where the answers are, in characters."""
-    is_learnt: list[bool]
-    """Whether each answer is learnt, or context only."""
+def _borders(rendered: _RenderedConversation) -> list[int]:
+    """Where the text is divided into what is learnt and what is not, and its end."""
+    spans = (*rendered.learnt, *rendered.context_only)
+    edges = {edge for span in spans for edge in span}
+    return sorted({rendered.prompt_end, len(rendered.text), *edges})
 
 
-def _answers_of(conversation: MessagesSample) -> list[Turn]:
-    """The assistant's turns after the prompt."""
-    turns = conversation.turns[conversation.prompt_turns :]
-    return [turn for turn in turns if turn.role == "assistant"]
+def _check_turns(text: str, messages: Sequence[Message]) -> None:
+    """Raise RowError where the template leaves out a turn."""
+    number = find_omitted_turn(text, messages)
+    if number is not None:
+        role = messages[number - 1].get("role")
+        raise RowError(
+            "BadConversation",
+            f"the model's chat template leaves out turn {number}, of the {role}",
+            "Remove the turn, or give model.tokenizer.chatTemplate.",
+        )
 
 
 def _catch_row_error(work: Any, *args: Any) -> Any:
@@ -277,46 +319,10 @@ def _catch_row_error(work: Any, *args: Any) -> Any:
         return error
 
 
-def _find_end_of_turn(
-    text: str, before: str, after: str, content: str, special_tokens: Sequence[str]
-) -> int:
-    """Where the turn ends in `text`: `before` renders the turns before it, `after` it too.
-
-    Usually `text` begins with `after`. Some templates write the last turn differently from the ones
-    before it (Qwen3 adds an empty thought); then what follows the content is compared, or at least
-    the first of `special_tokens` in it (Phi-3 ends the document after the last turn).
-    """
-    if text.startswith(after):
-        return len(after)
-    bare = content.strip()
-    start = text.find(bare, len(before))
-    tail = after[after.rfind(bare) + len(bare) :]
-    if start < 0 or text[len(before) : start].strip() or bare not in after:
-        raise _unsupported("an answer is written differently when the conversation continues")
-    end = start + len(bare)
-    if not text.startswith(tail, end):
-        tail = _cut_after_first(tail, special_tokens)
-    if not tail or not text.startswith(tail, end):
-        raise _unsupported("an answer ends differently when the conversation continues")
-    return end + len(tail)
-
-
-def _cut_after_first(text: str, tokens: Sequence[str]) -> str:
-    """The text up to the end of the first of `tokens` in it; empty where it has none."""
-    ends = [(at, at + len(token)) for token in tokens if (at := text.find(token)) >= 0]
-    return text[: min(ends, key=lambda found: (found[0], -found[1]))[1]] if ends else ""
-
-
-def _find_runs(mask: Sequence[int]) -> list[Span]:
-    """Half-open ranges of ones."""
-    padded = [0, *mask, 0]
-    changes = [i for i in range(len(mask) + 1) if padded[i] != padded[i + 1]]
-    return list(zip(changes[::2], changes[1::2], strict=True))
-
-
 def _unsupported(why: str) -> RowError:
     return RowError(
         "ChatTemplateUnsupported",
         f"the model's chat template cannot be split into prompts and answers: {why}",
-        "Put {% generation %} marks around the assistant's part of the template.",
+        "Give model.tokenizer.chatTemplate, a template whose add_generation_prompt writes exactly "
+        "the beginning of the assistant's turn.",
     )

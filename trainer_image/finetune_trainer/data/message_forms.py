@@ -2,15 +2,14 @@
 
 Templates agree on role and content only. They read reasoning under different keys, take the
 arguments of a call as an object or as JSON text, and want the content of a turn that calls tools to
-be empty or null. A form settles these choices; `forms_for` lists those that a template may take,
-and the tokenizer takes the first in which everything that the turns say is written.
+be empty or null. A form settles these choices; `rendering` takes the first in which everything that
+the turns say is written.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,14 +34,15 @@ PLAIN_FORM = MessageForm()
 """The form of the OpenAI API's answers, with arguments as objects."""
 
 
-def forms_for(template: str) -> list[MessageForm]:
+REASONING_FORMS = tuple(MessageForm(key) for key in REASONING_KEYS)
+"""A form for each key under which templates read reasoning."""
+
+
+def forms_with(reasoning_key: str) -> list[MessageForm]:
     """The forms that a template may take, in the order in which to try them."""
-    keys = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", template)]
     return [
-        MessageForm(key, as_text, null)
-        for key, as_text, null in itertools.product(
-            keys or [PLAIN_FORM.reasoning_key], (False, True), (False, True)
-        )
+        MessageForm(reasoning_key, as_text, null)
+        for as_text, null in itertools.product((False, True), (False, True))
     ]
 
 
@@ -95,8 +95,7 @@ class MarkedChat:
 
 
 def mark_chat(turns: Sequence[Turn], context: ChatContext) -> MarkedChat:
-    """Mark calls, results of tools, names, tools, documents, and the reasoning of the last turn:
-    many templates leave the reasoning of earlier turns out."""
+    """Mark calls, results of tools, names, tools and documents."""
     marks: dict[str, str] = {}
 
     def mark(text: str, what: str) -> str:
@@ -115,8 +114,6 @@ def mark_chat(turns: Sequence[Turn], context: ChatContext) -> MarkedChat:
             changed["content"] = mark(turn.content, f"the tool's result in turn {number}")
         elif turn.name is not None:
             changed["name"] = mark(turn.name, f"the name of turn {number}")
-        if turn.reasoning is not None and number == len(turns):
-            changed["reasoning"] = mark(turn.reasoning, f"the reasoning of turn {number}")
         return replace(turn, **changed)
 
     def mark_tool(tool: Json) -> Json:

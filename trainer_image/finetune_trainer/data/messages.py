@@ -125,8 +125,11 @@ def check_conversation(turns: Sequence[Turn]) -> Turns:
             "BadConversation", f"the conversation ends with the {roles[-1]}", _ENDS_REMEDY
         )
     _check_order(turns)
+    asked = roles.index("user")
     learnt = [
-        place for place, turn in enumerate(turns) if turn.role == "assistant" and turn.is_learnt
+        place
+        for place, turn in enumerate(turns)
+        if turn.role == "assistant" and turn.is_learnt and place > asked
     ]
     if not learnt:
         raise RowError("NothingToLearn", "all its answers have weight 0", "Remove the row.")
@@ -145,13 +148,8 @@ def _check_order(turns: Sequence[Turn]) -> None:
             "a system turn is in the middle of the conversation",
             "Put the system turn first.",
         )
-    first = turns[1] if turns[0].role == "system" and turns[1:] else turns[0]
-    if first.role != "user":
-        raise RowError(
-            "BadConversation",
-            f"the {first.role} speaks first, so the assistant is asked nothing",
-            "Begin with the user's turn, after the system turn.",
-        )
+    if not any(turn.role == "user" for turn in turns):
+        raise RowError("BadConversation", "the assistant is asked nothing", "Add the user's turn.")
     _check_results(turns)
 
 

@@ -23,6 +23,7 @@ from finetune_trainer.data.chat_template import ChatTokenizer
 from finetune_trainer.data.mixture import draw_epoch
 from finetune_trainer.data.prepared_dataset import DatasetInputs, PreparedDataset, write_dataset
 from finetune_trainer.data.read_records import DatasetSamples, read_dataset
+from finetune_trainer.data.round_trip import check_round_trip
 from finetune_trainer.data.row_errors import LongRowError, RowError, RowErrors
 from finetune_trainer.data.samples import (
     MessagesSample,
@@ -75,6 +76,7 @@ def build_dataset(
     report_progress("reading rows", 0, None)
     samples = read_dataset(train, validation, spec)
     split = split_samples(samples, spec)
+    check_round_trip(target.tokenizer, [*split.train, *split.held_out])
     tokenizer = make_sample_tokenizer(target, samples, spec)
     train_tokens, held_out_tokens = tokenize_split(
         split, tokenizer, long_rows_rule(spec), samples.errors, report_progress

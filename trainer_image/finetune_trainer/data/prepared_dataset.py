@@ -42,7 +42,7 @@ from finetune_trainer.runtime.fencing import Attempt
 from finetune_trainer.runtime.fsync import fsync_tree, sha256_file
 from finetune_trainer.sources.dataset_files import DataFile, data_digest
 
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
 MAX_COLUMNS, MAX_NAME, MAX_REASONS, MAX_SKIPPED = 32, 128, 16, 100
 """Ignored columns, characters of each, and reasons of skipped rows in the status; rows of each
@@ -195,6 +195,7 @@ def _facts(
         train_sequences=train.sequence_count // 2 if has_pairs else train.sequence_count,
         longest_example=max(each.full_length for each in both),
         truncated_examples=sum(each.is_truncated for each in both),
+        partly_learnt_examples=sum(each.is_partly_learnt for each in both) or None,
         duplicate_examples=prepared.split.duplicate_count,
         skipped=summarize_skipped(prepared.skipped) or None,
         ignored_columns=_list_columns(prepared.ignored_columns) or None,

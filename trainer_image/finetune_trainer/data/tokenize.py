@@ -40,6 +40,8 @@ class SampleTokens:
     full_length: int
     """Tokens of the longest one before truncation."""
     is_truncated: bool = False
+    is_partly_learnt: bool = False
+    """Whether an answer of the conversation is context only; see ConversationTokens."""
     answer: str | None = None
     """What the model should generate last, where that is more than the content of the turn."""
 
@@ -78,7 +80,12 @@ class SampleTokenizer:
             each
             if isinstance(each, RowError)
             else SampleTokens(
-                sample, (each.tokenized,), each.full_length, each.is_truncated, each.answer
+                sample,
+                (each.tokenized,),
+                each.full_length,
+                each.is_truncated,
+                each.is_partly_learnt,
+                each.answer,
             )
             for sample, each in zip(samples, self._chat.tokenize(conversations), strict=True)
         ]
@@ -168,7 +175,7 @@ def _join_preference(
         return RowError(
             "ChatTemplateUnsupported",
             "the chat template writes the prompt differently before the two answers",
-            "Remove the row, or put {% generation %} marks into the template.",
+            "Remove the row, or give model.tokenizer.chatTemplate.",
         )
     if np.array_equal(*(np.asarray(each.tokens) for each in tokenized)):
         is_truncated = chosen.is_truncated or rejected.is_truncated
@@ -178,7 +185,13 @@ def _join_preference(
             "Raise training.maxSequenceLength, or remove the row.",
         )
     longest = max(chosen.full_length, rejected.full_length)
-    return SampleTokens(sample, tokenized, longest, chosen.is_truncated or rejected.is_truncated)
+    return SampleTokens(
+        sample,
+        tokenized,
+        longest,
+        chosen.is_truncated or rejected.is_truncated,
+        chosen.is_partly_learnt or rejected.is_partly_learnt,
+    )
 
 
 def _tokens_before_answer(tokenized: TokenizedSample) -> Int32:

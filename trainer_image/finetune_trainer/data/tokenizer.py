@@ -9,8 +9,9 @@ evaluation and after a retry.
 from __future__ import annotations
 
 import functools
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,11 @@ from typing import Any
 from finetune_api.finetunejob import Tokenizer
 from finetune_api.run_config import RunConfig
 
+from finetune_trainer.data.template_source import read_variables
+from finetune_trainer.data.tokenizer_files import SPECIAL_TOKENS, read_tokenizer
 from finetune_trainer.runtime.errors import UserError
+from finetune_trainer.sources.model_facts import vocabulary_size
+from finetune_trainer.sources.model_files import CONFIG
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
@@ -27,6 +32,8 @@ PLAIN_TEMPLATE = (
 """For models without a chat template: prompt, line feed, answer, EOS."""
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>{}\s]+\|>")
 """What looks like a special token in a template."""
+_RENDERERS_ARGUMENTS = ("add_generation_prompt", "documents", "messages", "tools", *SPECIAL_TOKENS)
+"""Variables that every renderer of a chat template sets by itself."""
 _QUESTION, _ANSWER = "the question 1234", "the answer 5678"
 _TRIAL_MESSAGES = [
     {"role": "user", "content": _QUESTION},
@@ -46,19 +53,7 @@ def load_tokenizer(folder: Path, changes: Tokenizer | None = None, date: str | N
     `changes` are the job's, `date` is DataFacts.date. Raises UserError where the tokenizer cannot
     be used or changed.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:
-        text = str(error).strip().split("\n")[0][:300]
-        raise UserError(
-            "UnsupportedModel",
-            f"The tokenizer cannot be loaded: {text}",
-            "Use a model whose tokenizer Transformers loads without remote code.",
-        ) from None
+    tokenizer = read_tokenizer(folder)
     if tokenizer.eos_token_id is None:
         raise UserError(
             "UnsupportedModel",
@@ -70,6 +65,10 @@ def load_tokenizer(folder: Path, changes: Tokenizer | None = None, date: str | N
         _set_template(tokenizer, changes.chat_template)
     if not tokenizer.chat_template:
         tokenizer.chat_template = _plain_template(tokenizer)
+    _check_named_templates(tokenizer)
+    if changes:
+        _set_template_defaults(tokenizer, changes.chat_template_kwargs)
+    fit_to_embedding(tokenizer, folder, new_token_ids(tokenizer, changes))
     if date and prints_date(tokenizer):
         now = datetime.fromisoformat(date)
         render = tokenizer.apply_chat_template
@@ -81,6 +80,46 @@ def new_token_ids(tokenizer: Any, changes: Tokenizer | None) -> list[int]:
     """The ids of the job's special tokens, whose rows of the embedding are new."""
     tokens = changes.special_tokens if changes else []
     return [int(tokenizer.convert_tokens_to_ids(token)) for token in tokens]
+
+
+def fit_to_embedding(tokenizer: Any, folder: Path, new_ids: Sequence[int] = ()) -> None:
+    """Pad with EOS where the padding token has no row in the embedding of the model in `folder`.
+
+    `new_ids` get rows of their own. Raises UserError where EOS has no row, or a token that the
+    chat template writes.
+    """
+    config = folder / CONFIG
+    rows = vocabulary_size(json.loads(config.read_bytes())) if config.is_file() else None
+    if rows is None:
+        return
+    rows = max([rows, *(token + 1 for token in new_ids)])
+    written = {"eos_token": [tokenizer.eos_token_id], "chat template": _template_ids(tokenizer)}
+    for name, ids in written.items():
+        if max(ids, default=0) >= rows:
+            raise UserError(
+                "UnsupportedModel",
+                f"The tokenizer's {name} has token {max(ids)}, but the model's embedding has only "
+                f"{rows} rows.",
+                "Use the tokenizer that belongs to the model.",
+            )
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def _template_ids(tokenizer: Any) -> list[int]:
+    """The tokens of a rendered question; none where the template cannot render it."""
+    try:
+        text = tokenizer.apply_chat_template(
+            _TRIAL_MESSAGES[:1], tokenize=False, add_generation_prompt=True
+        )
+    except Exception:
+        return []
+    return list(tokenizer(str(text), add_special_tokens=False)["input_ids"])
+
+
+def bound_arguments(tokenizer: Any) -> dict[str, Any]:
+    """The arguments that load_tokenizer has bound to the tokenizer's apply_chat_template."""
+    return dict(getattr(tokenizer.apply_chat_template, "keywords", {}))
 
 
 def has_plain_template(tokenizer: Any) -> bool:
@@ -95,11 +134,9 @@ def prints_date(tokenizer: Any) -> bool:
 
 def find_end_of_turn(tokenizer: Any) -> int:
     """The token that ends an answer in training: the template's, or else EOS."""
-    from jinja2 import TemplateError
-
     try:
         text = str(tokenizer.apply_chat_template(_TRIAL_MESSAGES, tokenize=False))
-    except TemplateError:
+    except Exception:
         return int(tokenizer.eos_token_id)
     tail = text[text.rfind(_ANSWER) + len(_ANSWER) :]
     ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
@@ -149,17 +186,67 @@ def _set_template(tokenizer: Any, template: str | None) -> None:
             "Add it to model.tokenizer.specialTokens, or use the model's own tokens.",
         )
     tokenizer.chat_template = template
+    text = _render_trial(tokenizer, "chatTemplate")
+    if missing := [part for part in (_QUESTION, _ANSWER) if part not in text]:
+        raise _bad_template(
+            "chatTemplate",
+            f"leaves out {'the answer' if missing == [_ANSWER] else 'the question'}",
+        )
+
+
+def _set_template_defaults(tokenizer: Any, values: Mapping[str, Any]) -> None:
+    """Write `values` into the chat template as defaults of its variables.
+
+    So training, evaluation and every server of the exported model render with the same values; a
+    request can still give others.
+    """
+    if not values:
+        return
+    template = tokenizer.chat_template
+    named = template if isinstance(template, dict) else {"default": template}
+    _render_trial(tokenizer, "chatTemplateKwargs")
+    read = set[str]().union(*(read_variables(text) for text in named.values()))
+    for name in values:
+        if not name.isidentifier() or name in _RENDERERS_ARGUMENTS:
+            raise _bad_template("chatTemplateKwargs", f"cannot set {name!r}")
+        if name not in read:
+            raise _bad_template(
+                "chatTemplateKwargs", f"has {name}, which the chat template does not read"
+            )
+    defaults = "".join(
+        # Python's literals of JSON values are Jinja's too.
+        f"{{%- if {name} is not defined %}}{{%- set {name} = {value!r} %}}{{%- endif %}}"
+        for name, value in values.items()
+    )
+    # The line feed keeps what strips white space at the beginning of a line; it is not rendered.
+    changed = {name: f"{defaults}\n{text}" for name, text in named.items()}
+    tokenizer.chat_template = changed if isinstance(template, dict) else changed["default"]
+    _render_trial(tokenizer, "chatTemplateKwargs")
+
+
+def _check_named_templates(tokenizer: Any) -> None:
+    """Raise UserError where the model has several templates, and none of them is the default."""
+    template = tokenizer.chat_template
+    if isinstance(template, dict) and "default" not in template:
+        raise UserError(
+            "BadChatTemplate",
+            f"The model has the chat templates {', '.join(sorted(template))}, and none of them is "
+            "the default.",
+            "Give the one to use in model.tokenizer.chatTemplate; a reward model needs a template "
+            "named default.",
+        )
+
+
+def _render_trial(tokenizer: Any, field: str) -> str:
     try:
-        text = str(tokenizer.apply_chat_template(_TRIAL_MESSAGES, tokenize=False))
+        return str(tokenizer.apply_chat_template(_TRIAL_MESSAGES, tokenize=False))
     except Exception as error:
         line = getattr(error, "lineno", None)
         where = f" in line {line}" if line else ""
         detail = str(error).strip().split("\n")[0][:300]
-        raise _bad_template(f"fails{where} for a question with its answer: {detail}") from None
-    if missing := [part for part in (_QUESTION, _ANSWER) if part not in text]:
         raise _bad_template(
-            f"leaves out {'the answer' if missing == [_ANSWER] else 'the question'}"
-        )
+            field, f"fails{where} for a question with its answer: {detail}"
+        ) from None
 
 
 def decode_tokens(tokenizer: Any, tokens: Sequence[int]) -> str:
@@ -170,10 +257,10 @@ def decode_tokens(tokenizer: Any, tokens: Sequence[int]) -> str:
     return text
 
 
-def _bad_template(why: str) -> UserError:
+def _bad_template(field: str, why: str) -> UserError:
     return UserError(
         "BadChatTemplate",
-        f"model.tokenizer.chatTemplate {why}.",
+        f"model.tokenizer.{field} {why}.",
         "Render a conversation of user and assistant with it before, for example with "
         "tokenizer.apply_chat_template.",
     )

@@ -60,9 +60,8 @@ def tokenize_messages(
     tokenizer: Any, messages: Sequence[Any], context: ChatContext = NO_CONTEXT
 ) -> list[int]:
     """The tokens that a server of the OpenAI API makes of messages, with the start of an answer."""
-    turns, renderer = parse_turns(list(messages)), ChatRenderer(tokenizer)
-    form = renderer.choose_form(turns, context)
-    text = renderer.render(turns, context, form, add_generation_prompt=True)
+    turns = parse_turns(list(messages))
+    text = ChatRenderer(tokenizer).open(turns, context).render(turns, add_generation_prompt=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

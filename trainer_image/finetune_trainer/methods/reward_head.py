@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from finetune_trainer.data.tokenizer import fit_to_embedding
+from finetune_trainer.data.tokenizer_files import read_tokenizer
 from finetune_trainer.methods.zero3_gather import gather_parameters
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.model_facts import local_config
@@ -35,16 +37,13 @@ def reward_model_config(folder: Path) -> Any:
     The model reads the score at the last token that is not padding, so it must know the id with
     which the tokenizer pads.
     """
-    from transformers import AutoTokenizer
-
     config = local_config(folder)
     is_classifier = any("ForSequenceClassification" in name for name in config.architectures or ())
     if is_classifier and config.get_text_config().pad_token_id is not None:
         return config
     config.num_labels = 1
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
-    )
+    tokenizer = read_tokenizer(folder)
+    fit_to_embedding(tokenizer, folder)
     pad = tokenizer.pad_token_id
     config.get_text_config().pad_token_id = tokenizer.eos_token_id if pad is None else pad
     return config

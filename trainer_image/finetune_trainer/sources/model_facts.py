@@ -93,6 +93,11 @@ def model_sizes(config: dict[str, Any], uri: str) -> dict[str, int]:
     }
 
 
+def vocabulary_size(config: dict[str, Any]) -> int | None:
+    """Rows of the embedding; None where config.json does not give them."""
+    return _first(_text_config(config), ("vocab_size",))
+
+
 def local_config(folder: Path) -> Any:
     """The snapshot's config as transformers reads it; code in the snapshot is never run."""
     from transformers import AutoConfig

@@ -1,0 +1,152 @@
+"""What is learnt of conversations under the chat templates of released models.
+
+`UPDATE_GOLDEN=1` writes the table of docs/reference/chat-templates.md again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_trainer.data.chat_template import ChatTokenizer, ConversationTokens
+from finetune_trainer.data.message_forms import to_messages
+from finetune_trainer.data.row_errors import RowError
+from finetune_trainer.data.samples import MessagesSample
+from finetune_trainer.data.token_store import IGNORED
+from finetune_trainer.data.turns import Turn
+
+from tests.trainer.released_templates import FAMILIES, Family, released_tokenizer
+
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "chat-templates.md"
+TABLE = "<!-- table: written by tests/trainer/data/test_released_templates.py -->\n"
+SYSTEM = Turn("system", "Be brief.")
+LONG = 8192
+
+
+def ask(number: int) -> Turn:
+    return Turn("user", f"Question {number}?")
+
+
+def answer(number: int) -> Turn:
+    return Turn("assistant", f"Answer {number}.")
+
+
+def think(number: int) -> Turn:
+    return Turn("assistant", f"<think>\nThought {number}.\n</think>\n\nAnswer {number}.")
+
+
+ROWS: dict[str, tuple[Turn, ...]] = {
+    "one answer": (ask(1), answer(1)),
+    "with a system turn": (SYSTEM, ask(1), answer(1)),
+    "two answers": (ask(1), answer(1), ask(2), answer(2)),
+    "two, with a system turn": (SYSTEM, ask(1), answer(1), ask(2), answer(2)),
+    "a thought": (ask(1), think(1)),
+    "two thoughts": (ask(1), think(1), ask(2), think(2)),
+}
+NOT_THINKING = [row for row in ROWS if "thought" not in row]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    @cache
+    def load(family: Family) -> Any:
+        return released_tokenizer(family, tmp_path_factory.mktemp("released") / "model")
+
+    return load
+
+
+def tokenize(tokenizer: Any, turns: Sequence[Turn]) -> ConversationTokens | RowError:
+    chat = ChatTokenizer(tokenizer, LONG, LONG)
+    return chat.tokenize([MessagesSample(tuple(turns), file="f", line=1)])[0]
+
+
+def learnt_texts(tokenizer: Any, tokens: ConversationTokens) -> list[str]:
+    """What is learnt, answer by answer, with its special tokens."""
+    texts: list[list[int]] = []
+    before = IGNORED
+    for token, label in zip(tokens.tokenized.tokens, tokens.tokenized.labels, strict=True):
+        if label != IGNORED:
+            texts += [[]] if before == IGNORED else []
+            texts[-1].append(int(token))
+        before = label
+    return [tokenizer.decode(text) for text in texts]
+
+
+def cell(tokenizer: Any, turns: Sequence[Turn]) -> str:
+    """A cell of the table."""
+    tokens = tokenize(tokenizer, turns)
+    if isinstance(tokens, RowError):
+        return f"refused: {tokens.message.rsplit(': ', 1)[-1].rstrip('.')}"
+    count = len(learnt_texts(tokenizer, tokens))
+    return "the last answer" if tokens.is_partly_learnt else "both answers" if count > 1 else "yes"
+
+
+def test_the_page_says_what_is_learnt(tokenizer_of: Any) -> None:
+    lines = [["Family", *ROWS], ["---"] * (len(ROWS) + 1)]
+    for family in FAMILIES:
+        tokenizer = tokenizer_of(family)
+        lines.append([family.name, *(cell(tokenizer, turns) for turns in ROWS.values())])
+    table = TABLE + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    if os.environ.get("UPDATE_GOLDEN") == "1":
+        PAGE.write_text(PAGE.read_text().partition(TABLE)[0] + table)
+    assert PAGE.read_text().partition(TABLE)[2] == table.removeprefix(TABLE)
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.template)
+def test_the_last_answer_follows_the_prompt_that_a_server_renders(
+    tokenizer_of: Any, family: Family, row: str
+) -> None:
+    tokenizer, turns = tokenizer_of(family), ROWS[row]
+    tokens = tokenize(tokenizer, turns)
+    if isinstance(tokens, RowError):
+        assert family.template == "gemma"
+        assert "system" in tokens.message.lower()
+        return
+    served = tokenizer.apply_chat_template(
+        to_messages(turns[:-1]), add_generation_prompt=True, tokenize=True
+    )["input_ids"]
+    assert tokens.tokenized.tokens[: tokens.prompt_length].tolist() == served
+    assert int(tokens.tokenized.labels[tokens.prompt_length]) != IGNORED
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.template)
+def test_an_answer_is_learnt_whole_with_its_end_and_nothing_after_it(
+    tokenizer_of: Any, family: Family, row: str
+) -> None:
+    tokenizer, turns = tokenizer_of(family), ROWS[row]
+    tokens = tokenize(tokenizer, turns)
+    if isinstance(tokens, RowError):
+        return
+    texts = learnt_texts(tokenizer, tokens)
+    assert texts[-1].endswith((family.eos, *family.ends))
+    for text in texts:
+        number = text[text.index("Answer ") + len("Answer ")]
+        assert f"Answer {number}." in text
+        after = text.partition(f"Answer {number}.")[2]
+        assert after in ("", family.eos, *family.ends), "something after the end of the turn"
+        assert "Question" not in text
+        assert f"Thought {number}." in text or row in NOT_THINKING
+        assert text.count("</think>") <= 1
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.template)
+def test_an_earlier_answer_is_learnt_as_it_is_learnt_when_it_is_the_last(
+    tokenizer_of: Any, family: Family
+) -> None:
+    tokenizer = tokenizer_of(family)
+    for row in ("two answers", "two thoughts"):
+        tokens, first = tokenize(tokenizer, ROWS[row]), tokenize(tokenizer, ROWS[row][:2])
+        assert isinstance(tokens, ConversationTokens)
+        assert isinstance(first, ConversationTokens)
+        texts = learnt_texts(tokenizer, tokens)
+        assert tokens.is_partly_learnt == (len(texts) == 1)
+        if len(texts) == 2:
+            (alone,) = learnt_texts(tokenizer, first)
+            # GLM ends an answer with the next turn, which nothing but the conversation's end shows.
+            assert texts[0] in (alone, alone.removesuffix(family.eos))

@@ -1,0 +1,133 @@
+"""What of a rendered conversation the model writes: where an answer ends, and what it must hold.
+
+A server renders the messages before an answer, with the beginning of the answer, and takes what the
+model writes up to the token that ends the turn. Training learns exactly that text. Everything here
+works on texts, before they are tokenised.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_THOUGHT = re.compile(r"\A\s*(?:<think>)?(.*?)</think>(.*)\Z", re.DOTALL)
+_OPENED_THOUGHT = re.compile(r"<think>\s*\Z")
+Message = Mapping[str, Any]
+"""A turn as chat templates take it."""
+
+
+@dataclass(frozen=True)
+class TurnEnds:
+    """The tokens that a template can write at the end of an answer, as texts."""
+
+    end_of_turn: Sequence[str]
+    """The tokens after which a server stops, the most likely one first."""
+    special_tokens: tuple[str, ...]
+    """Every token added to the plain vocabulary."""
+
+    def cut(self, text: str) -> str:
+        """The answer that ends `text`, without what the template writes after the end of the turn.
+
+        Phi-3 writes the end of the document after the last turn, most templates a line feed.
+        """
+        start = self._start_of_ending(text)
+        ending = text[start:]
+        for token in self.end_of_turn:
+            if (at := ending.find(token)) >= 0:
+                return text[: start + at + len(token)]
+        return text.rstrip() if ending.strip() else text
+
+    def ends_turn(self, text: str) -> bool:
+        """Whether `text` holds special tokens and white space only."""
+        return self._start_of_ending(text) == 0
+
+    def _start_of_ending(self, text: str) -> int:
+        """Where the special tokens and the white space begin that `text` ends with."""
+        end = len(text)
+        while end:
+            rest = text[:end].rstrip()
+            if rest.endswith(self.special_tokens):
+                token = max((t for t in self.special_tokens if rest.endswith(t)), key=len)
+                rest = rest[: -len(token)]
+            if len(rest) == end:
+                break
+            end = len(rest)
+        return end
+
+
+def split_thought(content: str) -> tuple[str, str]:
+    """The thought of an answer, without its tags, and what a reader sees; both may be empty."""
+    found = _THOUGHT.match(content)
+    return (found[1].strip(), found[2].lstrip("\n")) if found else ("", content)
+
+
+def opens_thought(prompt: str) -> bool:
+    """Whether a rendered prompt begins the answer with an open thought, as DeepSeek-R1's does."""
+    return bool(_OPENED_THOUGHT.search(prompt))
+
+
+def complete_answer(prompt: str, rendered: str, message: Message, ends: TurnEnds) -> str | None:
+    """The answer after `prompt`, for a template that drops its thought or opens one in the prompt.
+
+    `rendered` is the template's text of the conversation with the answer; its end of the turn is
+    kept. An answer without a thought gets an empty one where the prompt opens it. None where
+    the template does not write what a reader sees of the answer, or has another reason to write
+    the prompt differently.
+    """
+    thought, visible = split_thought(str(message.get("content") or ""))
+    thought = str(message.get("reasoning_content") or "").strip() or thought
+    bare, is_open = visible.strip(), opens_thought(prompt)
+    if not bare or message.get("tool_calls") or not (thought or is_open):
+        return None
+    at = rendered.rfind(bare)
+    if at < 0:
+        return None
+    opening = "" if is_open else "<think>\n"
+    closing = "\n</think>\n\n"
+    return opening + thought + closing + ends.cut(bare + rendered[at + len(bare) :])
+
+
+def find_missing_part(answer: str, message: Message) -> str | None:
+    """What of a message the rendered answer lacks, such as "the thought"; None where it has all."""
+    thought, visible = split_thought(str(message.get("content") or ""))
+    first, closed, _ = answer.partition("</think>")
+    # A template that knows reasoning_content only writes an empty thought before one in the text.
+    if _squash(thought) not in _squash(first if closed else answer):
+        return "the thought"
+    if _squash(str(message.get("reasoning_content") or "")) not in _squash(answer):
+        return "the reasoning"
+    if _squash(visible) not in _squash(answer):
+        return "the text"
+    names = (name for name in _tool_names(message.get("tool_calls")) if name not in answer)
+    return next((f"the tool call {name}" for name in names), None)
+
+
+def find_omitted_turn(text: str, messages: Sequence[Message]) -> int | None:
+    """The first turn, counted from 1, whose text the template leaves out; thoughts may be dropped.
+
+    White space is not compared, because many templates strip it, and a tool's result may be quoted
+    as JSON.
+    """
+    squashed = _squash(text)
+    for number, message in enumerate(messages, 1):
+        content = message.get("content")
+        if not isinstance(content, str):
+            continue
+        visible = split_thought(content)[1] if message.get("role") == "assistant" else content
+        quoted = json.dumps(visible, ensure_ascii=False)[1:-1]
+        if _squash(visible) not in squashed and _squash(quoted) not in squashed:
+            return number
+    return None
+
+
+def _tool_names(calls: Any) -> Iterator[str]:
+    for call in calls or ():
+        function = call.get("function", call)
+        yield str(function.get("name", ""))
+
+
+def _squash(text: str) -> str:
+    return "".join(text.split())
