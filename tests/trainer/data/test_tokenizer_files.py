@@ -220,6 +220,15 @@ def test_normalised_text_comes_back(tiny_model_folder: Path) -> None:
     check_round_trip(tokenizer, [sample(*TEST_TEXTS, TEXT, "<|im_end|> in a text")])
 
 
+def test_leading_spaces_may_be_lost_and_indentation_may_not(tmp_path: Path) -> None:
+    lossless = load_tokenizer(sentencepiece_model(tmp_path / "lossless", **LOSSLESS))
+    check_round_trip(lossless, [sample("   indented", "if x:\n    return  # two  spaces")])
+    lossy = load_tokenizer(sentencepiece_model(tmp_path / "lossy"))
+    check_round_trip(lossy, [sample(" one space")])
+    with pytest.raises(UserError):
+        check_round_trip(lossy, [sample("if x:\n    return")])
+
+
 def test_bytes_under_a_pre_tokenizer_of_words_are_noticed() -> None:
     backend = characters()
     backend.normalizer = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,17 @@ class TurnEnds:
 
     end_of_turn: Sequence[str]
     """The tokens after which a server stops, the most likely one first."""
-    special_tokens: tuple[str, ...]
-    """Every token added to the plain vocabulary."""
+    special_tokens: frozenset[str]
+    """Every token added to the plain vocabulary; some models have thousands."""
+    lengths: tuple[int, ...]
+    """Their lengths in characters, the longest first."""
+
+    @classmethod
+    def of(cls, end_of_turn: Sequence[str], special_tokens: Iterable[str]) -> TurnEnds:
+        """The ends with `special_tokens`, none of which is empty."""
+        tokens = frozenset(special_tokens)
+        lengths = sorted({len(token) for token in tokens}, reverse=True)
+        return cls(end_of_turn, tokens, tuple(lengths))
 
     def cut(self, text: str) -> str:
         """The answer that ends `text`, without what the template writes after the end of the turn.
@@ -49,9 +58,9 @@ class TurnEnds:
         end = len(text)
         while end:
             rest = text[:end].rstrip()
-            if rest.endswith(self.special_tokens):
-                token = max((t for t in self.special_tokens if rest.endswith(t)), key=len)
-                rest = rest[: -len(token)]
+            tails = (rest[-length:] for length in self.lengths)
+            token = next((tail for tail in tails if tail in self.special_tokens), "")
+            rest = rest.removesuffix(token)
             if len(rest) == end:
                 break
             end = len(rest)

@@ -101,9 +101,9 @@ class ChatTokenizer:
         self._renderer = ChatRenderer(tokenizer)
         self._special_ids = special_token_ids(tokenizer)
         end_of_turn = (find_end_of_turn(tokenizer), tokenizer.eos_token_id)
-        self._ends = TurnEnds(
+        self._ends = TurnEnds.of(
             tuple(tokenizer.convert_ids_to_tokens(list(dict.fromkeys(end_of_turn)))),
-            tuple(tokenizer.convert_ids_to_tokens(sorted(self._special_ids))),
+            tokenizer.convert_ids_to_tokens(sorted(self._special_ids)),
         )
 
     def tokenize(

@@ -1,6 +1,6 @@
 """Whether a tokenizer gives texts back, which shows that it belongs to its files and to the data.
 
-A text may come back in another Unicode normalisation (NFC, NFKC) and without a leading space,
+A text may come back in another Unicode normalisation (NFC, NFKC) and without leading spaces,
 because the normalizers of some models change that. Nothing else may be lost: a model cannot learn
 what its tokenizer drops.
 """

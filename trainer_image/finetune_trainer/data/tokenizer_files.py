@@ -46,7 +46,7 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def comes_back(tokenizer: Any, text: str) -> bool:
-    """Whether decoding the tokens of a text gives the text, up to NFKC and a leading space."""
+    """Whether decoding the tokens of a text gives the text, up to NFKC and leading spaces."""
     return normalise(decode_encoded(tokenizer, text)) == normalise(text)
 
 
@@ -57,8 +57,8 @@ def decode_encoded(tokenizer: Any, text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """What may differ is removed: the Unicode normalisation, and a leading space."""
-    return unicodedata.normalize("NFKC", text).removeprefix(" ")
+    """What may differ is removed: the Unicode normalisation, and leading spaces."""
+    return unicodedata.normalize("NFKC", text).lstrip(" ")
 
 
 def _read_tokenizer_json(folder: Path) -> Any:
