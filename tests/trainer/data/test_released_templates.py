@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finetune_trainer.data.chat_context import ChatContext
 from finetune_trainer.data.chat_template import ChatTokenizer, ConversationTokens
 from finetune_trainer.data.message_forms import to_messages
 from finetune_trainer.data.row_errors import RowError
@@ -47,6 +48,32 @@ ROWS: dict[str, tuple[Turn, ...]] = {
     "a thought": (ask(1), think(1)),
     "two thoughts": (ask(1), think(1), ask(2), think(2)),
 }
+CALL = {
+    "id": "abcdefghi",
+    "type": "function",
+    "function": {"name": "find_stock", "arguments": {"item": "Bolt"}},
+}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "find_stock",
+        "description": "The stock of an item.",
+        "parameters": {
+            "type": "object",
+            "properties": {"item": {"type": "string", "description": "Its name."}},
+        },
+    },
+}
+CALLING = Turn("assistant", "", tool_calls=(CALL,))
+RESULT = Turn("tool", "12 pieces", name="find_stock", tool_call_id="abcdefghi")
+REASONED = Turn("assistant", "Answer 1.", reasoning="Thought 1.")
+EXTRA_ROWS = {
+    "a call": MessagesSample((ask(1), CALLING), context=ChatContext((TOOL,))),
+    "a call and an answer": MessagesSample(
+        (ask(1), CALLING, RESULT, answer(1)), context=ChatContext((TOOL,))
+    ),
+    "a thought in a key": MessagesSample((ask(1), REASONED)),
+}
 NOT_THINKING = [row for row in ROWS if "thought" not in row]
 
 
@@ -60,8 +87,11 @@ def tokenizer_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def tokenize(tokenizer: Any, turns: Sequence[Turn]) -> ConversationTokens | RowError:
-    chat = ChatTokenizer(tokenizer, LONG, LONG)
-    return chat.tokenize([MessagesSample(tuple(turns), file="f", line=1)])[0]
+    return tokenize_sample(tokenizer, MessagesSample(tuple(turns)))
+
+
+def tokenize_sample(tokenizer: Any, sample: MessagesSample) -> ConversationTokens | RowError:
+    return ChatTokenizer(tokenizer, LONG, LONG).tokenize([sample])[0]
 
 
 def learnt_texts(tokenizer: Any, tokens: ConversationTokens) -> list[str]:
@@ -76,9 +106,9 @@ def learnt_texts(tokenizer: Any, tokens: ConversationTokens) -> list[str]:
     return [tokenizer.decode(text) for text in texts]
 
 
-def cell(tokenizer: Any, turns: Sequence[Turn]) -> str:
+def cell(tokenizer: Any, sample: MessagesSample) -> str:
     """A cell of the table."""
-    tokens = tokenize(tokenizer, turns)
+    tokens = tokenize_sample(tokenizer, sample)
     if isinstance(tokens, RowError):
         return f"refused: {tokens.message.rsplit(': ', 1)[-1].rstrip('.')}"
     count = len(learnt_texts(tokenizer, tokens))
@@ -86,10 +116,11 @@ def cell(tokenizer: Any, turns: Sequence[Turn]) -> str:
 
 
 def test_the_page_says_what_is_learnt(tokenizer_of: Any) -> None:
-    lines = [["Family", *ROWS], ["---"] * (len(ROWS) + 1)]
+    rows = {**{name: MessagesSample(turns) for name, turns in ROWS.items()}, **EXTRA_ROWS}
+    lines = [["Family", *rows], ["---"] * (len(rows) + 1)]
     for family in FAMILIES:
         tokenizer = tokenizer_of(family)
-        lines.append([family.name, *(cell(tokenizer, turns) for turns in ROWS.values())])
+        lines.append([family.name, *(cell(tokenizer, sample) for sample in rows.values())])
     table = TABLE + "".join(f"| {' | '.join(line)} |\n" for line in lines)
     if os.environ.get("UPDATE_GOLDEN") == "1":
         PAGE.write_text(PAGE.read_text().partition(TABLE)[0] + table)
@@ -150,3 +181,24 @@ def test_an_earlier_answer_is_learnt_as_it_is_learnt_when_it_is_the_last(
             (alone,) = learnt_texts(tokenizer, first)
             # GLM ends an answer with the next turn, which nothing but the conversation's end shows.
             assert texts[0] in (alone, alone.removesuffix(family.eos))
+
+
+@pytest.mark.parametrize("row", EXTRA_ROWS)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.template)
+def test_calls_and_thoughts_are_learnt_and_results_are_not(
+    tokenizer_of: Any, family: Family, row: str
+) -> None:
+    tokenizer, sample = tokenizer_of(family), EXTRA_ROWS[row]
+    tokens = tokenize_sample(tokenizer, sample)
+    if isinstance(tokens, RowError):
+        assert tokens.reason in ("ChatTemplateUnsupported", "BadConversation")
+        return
+    learnt = "".join(learnt_texts(tokenizer, tokens))
+    everything = tokenizer.decode(tokens.tokenized.tokens)
+    assert "12 pieces" not in learnt
+    assert ("12 pieces" in everything) == (RESULT in sample.turns)
+    if sample.turns[-1] == CALLING or (CALLING in sample.turns and not tokens.is_partly_learnt):
+        assert "find_stock" in learnt
+        assert "Bolt" in learnt
+    if sample.turns[-1] == REASONED:
+        assert learnt.index("Thought 1.") < learnt.index("Answer 1.")
