@@ -65,6 +65,12 @@ def test_a_pattern_and_a_split_both_hold() -> None:
     assert "its splits are: test, train" in refusal.message
 
 
+def test_two_stars_inside_a_name_are_no_pattern() -> None:
+    refusal = refused(["a.jsonl"], Selection(files="data/train**"))
+    assert refusal.reason == "NoMatchingFiles"
+    assert "'data/train**' is no pattern" in refusal.message
+
+
 def test_a_long_listing_is_cut_in_the_message() -> None:
     refusal = refused([f"{n:02}.jsonl" for n in range(30)], Selection(files="x"))
     assert "04.jsonl and 25 more" in refusal.message
@@ -111,6 +117,7 @@ def test_the_files_of_a_card_are_declared_in_several_ways(
         [{"data_files": 7}],
         [{"data_files": []}],
         [{"data_files": [{"split": "train"}]}],
+        [{"data_files": "data/train**"}],
         [{"data_files": [{"split": "train", "path": "a"}, "b"]}],
         [{"data_dir": ["a"]}],
         [{"config_name": "a"}, {"config_name": "a"}],

@@ -94,6 +94,8 @@ def _strings(value: Any, config: str) -> tuple[str, ...]:
     patterns = value if isinstance(value, list) else [value]
     if not patterns or not all(isinstance(each, str) and each for each in patterns):
         raise CardError(f"data_files of the configuration {config} has something else than paths")
+    if any("**" in part and part != "**" for each in patterns for part in each.split("/")):
+        raise CardError(f"data_files of the configuration {config} has ** as a part of a name")
     return tuple(each.removeprefix("./") for each in patterns)
 
 

@@ -52,7 +52,10 @@ def select_files(
     Raises UserError NoMatchingFiles or ConfigNotChosen, naming what there is.
     """
     if selection.files is not None:
-        matched = match_pattern(paths, selection.files)
+        try:
+            matched = match_pattern(paths, selection.files)
+        except ValueError:
+            raise _no_match(f"{selection.files!r} is no pattern", paths, selection) from None
         if not matched:
             raise _no_match(f"No data file of {uri} matches {selection.files!r}", paths, selection)
         if selection.split is None:
@@ -137,12 +140,15 @@ def _no_match(message: str, paths: Collection[str], selection: Selection) -> Use
     return UserError(
         "NoMatchingFiles",
         f"{message}; its files are: {', '.join(listed)}{more}.",
-        f"Correct {selection.spec_field}.files: * matches within one folder, ** in all folders.",
+        f"Correct {selection.spec_field}.files: * matches within one folder, **/ in all folders.",
     )
 
 
 def match_pattern(paths: Iterable[str], pattern: str) -> list[str]:
-    """The paths that match a glob, sorted; hidden ones only where the glob names them."""
+    """The paths that match a glob, sorted; hidden ones only where the glob names them.
+
+    Raises ValueError where ** is only a part of a name.
+    """
     expression = re.compile(glob_translate(pattern.strip("/")))
     hidden = _hidden_parts(pattern)
     return sorted(
