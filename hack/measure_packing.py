@@ -39,7 +39,8 @@ TINY: dict[str, Any] = {
     "vocab_size_per_layer_input": 128, "hidden_size_per_layer_input": 8, "laurel_rank": 8,
     "num_kv_shared_layers": 0, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 8,
     "mamba_expand": 2, "expand": 2, "time_step_rank": 8, "mamba_dt_rank": 8,
-    "sliding_window": 8, "attention_window": 8, "block_size": 16, "rotary_dim": 8,
+    "sliding_window": 8, "attention_window": 8, "attention_chunk_size": 8,
+    "block_size": 16, "rotary_dim": 8,
 }  # fmt: skip
 """Sizes by the names that configs give them; a config takes those that it has."""
 

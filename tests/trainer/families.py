@@ -74,6 +74,14 @@ def tiny_neox(folder: Path) -> Path:
     return _write(folder, GPTNeoXConfig(**shape, tie_word_embeddings=False))
 
 
+def tiny_falcon(folder: Path) -> Path:
+    """Falcon: samples of a packed sequence would attend to each other."""
+    from transformers import FalconConfig
+
+    names = ("intermediate_size", "num_key_value_heads")
+    return _write(folder, FalconConfig(**{n: v for n, v in SHAPE.items() if n not in names}))
+
+
 def tiny_gpt2(folder: Path) -> Path:
     """GPT-2: weights are stored [in, out]; no rotary positions; tied embeddings."""
     from transformers import GPT2Config

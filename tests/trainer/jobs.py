@@ -46,13 +46,16 @@ def pack(samples: list[TokenizedSample], max_length: int) -> list[list[int]]:
     return sequences
 
 
-def write_data(folder: Path, model: Path, train: int = 60, held_out: int = 12) -> None:
-    """Write data/ of a job: packed training sequences, held-out sequences and their prompts."""
+def write_data(
+    folder: Path, model: Path, train: int = 60, held_out: int = 12, max_length: int = 96
+) -> None:
+    """Write data/ of a job: training sequences, packed up to `max_length` tokens, held-out
+    sequences and their prompts."""
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     rows = tiny_rows(train + held_out)
     trained = [tokenize_row(tokenizer, row) for row in rows[:train]]
     evaluated = [tokenize_row(tokenizer, row) for row in rows[train:]]
-    TokenStore.write(folder / "train", trained, pack(trained, 96))
+    TokenStore.write(folder / "train", trained, pack(trained, max_length))
     TokenStore.write(folder / "eval", evaluated, [[i] for i in range(held_out)])
     prompts = [
         {

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from finetune_operator.jobs.stages.prepare import sources
 from finetune_trainer.data.token_store import IGNORED
@@ -21,7 +22,7 @@ from finetune_trainer.sources.job_sources import (
 from tests.trainer.data.test_tokenizer import DATED
 from tests.trainer.prepare_world import World, facts_of, found, held_out, stores
 from tests.trainer.servers import Hub, Repository
-from tests.trainer.tiny import CHATML, tiny_model, tiny_rows
+from tests.trainer.tiny import CHATML, HIDDEN, change_weights, set_config, tiny_model, tiny_rows
 
 FUNCTION = {"rewards": [{"type": "exactMatch"}], "maxNewTokens": 32}
 
@@ -67,8 +68,8 @@ def add_reward_model(
     world: World, hub: Hub, folder: Path, template: str = CHATML, **config: Any
 ) -> None:
     tiny_model(folder, template)
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **JUDGE, **config}))
+    set_config(folder, **{**JUDGE, **config})
+    change_weights(folder, lambda t: t.update({"score.weight": np.ones((1, HIDDEN), np.float32)}))
     hub.repositories["acme/judge"] = Repository(folder, token="hf_of_the_judge")
     secret = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_the_judge"}
     world.secrets["grpo.rewardModel"] = Credentials(secret)
@@ -145,3 +146,12 @@ def test_pattern_that_would_hang_is_reported_before_any_download(world: World, h
     failure = world.fails(objective="GRPO", grpo={"rewards": rewards})
     assert failure.reason == "BadPattern"
     assert hub.fetched == []
+
+
+def test_reward_model_without_its_head_is_refused(world: World, hub: Hub, tmp_path: Path) -> None:
+    add_reward_model(world, hub, tmp_path / "judge")
+    change_weights(tmp_path / "judge", lambda tensors: tensors.pop("score.weight"))
+    hub.repositories["acme/judge"] = Repository(tmp_path / "judge", token="hf_of_the_judge")
+    failure = world.fails_again(objective="GRPO", grpo=WITH_REWARD_MODEL)
+    assert failure.reason == "ModelIncomplete"
+    assert "lack score.weight" in failure.message

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from finetune_trainer.data.token_store import TokenStore
 from finetune_trainer.data.tokenizer import load_job_tokenizer, load_tokenizer
@@ -13,7 +14,7 @@ from finetune_trainer.data.tokenizer import load_job_tokenizer, load_tokenizer
 from tests.trainer.data.test_tokenizer import DATED
 from tests.trainer.prepare_world import World, chat_rows, facts_of, found, held_out, use_model
 from tests.trainer.servers import Hub
-from tests.trainer.tiny import CHATML, tiny_model
+from tests.trainer.tiny import CHATML, change_weights, tiny_model
 
 
 def test_date_of_the_template_stays_that_of_the_first_prepare(
@@ -38,6 +39,11 @@ def test_template_without_a_date_has_none(world: World) -> None:
     assert facts_of(world.prepare()).date is None
 
 
+def resize_embedding(tensors: dict[str, np.ndarray], rows: int) -> None:
+    name = "model.embed_tokens.weight"
+    tensors[name] = np.resize(tensors[name], (rows, tensors[name].shape[1]))
+
+
 def test_new_tokens_enlarge_the_vocabulary_only_if_it_is_full(
     world: World, hub: Hub, tmp_path: Path
 ) -> None:
@@ -48,6 +54,7 @@ def test_new_tokens_enlarge_the_vocabulary_only_if_it_is_full(
     failure = world.fails(model=tokens)
     assert failure.reason == "UnsupportedModel"
     for rows, wanted in ((size, size + 2), (size + 1, size + 2), (size + 9, size + 9)):
+        change_weights(folder, lambda tensors, rows=rows: resize_embedding(tensors, rows))
         use_model(hub, folder, {"vocab_size": rows})
         model = world.prepare(model=tokens).model
         assert model is not None

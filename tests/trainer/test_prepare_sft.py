@@ -10,6 +10,7 @@ import pytest
 from finetune_trainer.data.token_store import IGNORED
 from finetune_trainer.data.tokenizer import load_tokenizer
 
+from tests.trainer.families import tiny_falcon
 from tests.trainer.prepare_world import (
     END,
     World,
@@ -20,7 +21,7 @@ from tests.trainer.prepare_world import (
     use_model,
 )
 from tests.trainer.servers import Hub
-from tests.trainer.tiny import tiny_model, tiny_rows
+from tests.trainer.tiny import tiny_rows
 
 
 def test_texts_are_packed_completely(world: World, tiny_model_folder: Path) -> None:
@@ -133,13 +134,10 @@ def test_rows_are_packed_for_every_architecture_that_supports_it(
     assert (facts.train_sequences < facts.train_examples) is packed
 
 
-FALCON = {"model_type": "falcon", "architectures": ["FalconForCausalLM"], "head_dim": None}
-
-
 def test_architecture_that_mixes_examples_is_not_packed(
     world: World, hub: Hub, tmp_path: Path
 ) -> None:
-    use_model(hub, tiny_model(tmp_path / "model"), FALCON)
+    use_model(hub, tiny_falcon(tmp_path / "model"))
     failure = world.fails(training={"packing": True})
     assert failure.reason == "PackingUnsupported"
     assert "falcon" in failure.message

@@ -11,11 +11,12 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 VOCABULARY = 2048
@@ -102,6 +103,24 @@ def tiny_model(
     save_file(_weights(seed), str(folder / "model.safetensors"), metadata={"format": "pt"})
     # safetensors writes mode 0600, which a reader with another uid cannot open.
     (folder / "model.safetensors").chmod(0o644)
+    return folder
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, np.ndarray]], Any]) -> Path:
+    """Write the weights of a tiny model again, after `change` has changed them by their names."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)
+    return folder
+
+
+def set_config(folder: Path, **changes: Any) -> Path:
+    """Change fields of config.json; None removes one."""
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    _write_json(path, {name: value for name, value in config.items() if value is not None})
     return folder
 
 

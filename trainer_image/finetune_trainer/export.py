@@ -13,6 +13,7 @@ if __name__ == "__main__":
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from finetune_api.run_config import RunConfig
 from finetune_api.stage_result import StageResult
@@ -32,6 +33,7 @@ from finetune_trainer.runtime.fsync import fsync_tree
 from finetune_trainer.runtime.stage import run_stage
 from finetune_trainer.runtime.telemetry import Report
 from finetune_trainer.sources import Address
+from finetune_trainer.sources.model_files import PROCESSOR_FILES
 
 
 def export(run: RunConfig, report: Report) -> StageResult:
@@ -68,13 +70,16 @@ def write_files(run: RunConfig, report: Report, folder: Path) -> bytes:
     model = load_tuned_model(run, saved_dtype(base_folder(run)))
     report.update("writing", step=1)
     tokenizer = load_job_tokenizer(run)
-    model.config.use_cache = True
+    model.config.get_text_config().use_cache = True
+    # The code that it names is not in the artifact, and nothing here has run it.
+    vars(model.config).pop("auto_map", None)
     if model.can_generate():
         # Servers stop at these tokens; the list of a base model lacks the one that ends a turn.
         model.generation_config.eos_token_id = find_end_tokens(model, tokenizer)
     model.save_pretrained(folder, max_shard_size="5GB")
     set_base_model(folder / "adapter_config.json", run)
     tokenizer.save_pretrained(folder)
+    copy_processor_files(base_folder(run), folder, tokenizer.chat_template)
     (folder / "README.md").write_text(render_model_card(run))
     # The report is copied, because the job's folder is removed with the job.
     evaluation_report = Path(run.paths.job) / EVALUATION_REPORT
@@ -83,6 +88,17 @@ def write_files(run: RunConfig, report: Report, folder: Path) -> bytes:
     verify_weights(folder, model)
     fsync_tree(folder)
     return json.dumps(make_manifest(run, hash_files(folder)), indent=1, sort_keys=True).encode()
+
+
+def copy_processor_files(base: Path, folder: Path, template: Any) -> None:
+    """Copy the files of the base's processor; their chat template becomes the tokenizer's."""
+    for name in PROCESSOR_FILES:
+        if not (base / name).is_file():
+            continue
+        settings = json.loads((base / name).read_bytes())
+        if "chat_template" in settings:
+            settings["chat_template"] = template
+        (folder / name).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
 def set_base_model(adapter_config: Path, run: RunConfig) -> None:

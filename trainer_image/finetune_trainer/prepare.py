@@ -16,11 +16,13 @@ if __name__ == "__main__":
 import hashlib
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from finetune_api.combinations import resolve_switch
 from finetune_api.facts import DataFacts, ModelFacts
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run_config import RunConfig
@@ -43,6 +45,7 @@ from finetune_trainer.sources.dataset_files import (
     fetch_data_files,
 )
 from finetune_trainer.sources.download_progress import ProgressCallback
+from finetune_trainer.sources.generation_settings import read_generation_settings
 from finetune_trainer.sources.hub import configure_hub_library
 from finetune_trainer.sources.job_sources import (
     MODEL,
@@ -58,14 +61,17 @@ from finetune_trainer.sources.keep_downloads import keep_downloads
 from finetune_trainer.sources.model_facts import (
     check_can_be_reward_model,
     check_experts,
+    complete_text_config,
     model_facts,
     model_sizes,
+    read_headers,
     scaled_context_length,
 )
 from finetune_trainer.sources.model_files import (
     check_config,
     check_reward_config,
     tokenizer_digest,
+    unsupported_model,
 )
 from finetune_trainer.sources.snapshot import Snapshot
 
@@ -94,7 +100,8 @@ def prepare(
 
         # Check configs and tokenizers, which are small.
         small_files = model.fetch_small_files()
-        config = check_config(small_files, Address("model", spec.model.uri).public_uri)
+        uri = Address("model", spec.model.uri).public_uri
+        config = complete_text_config(small_files, check_config(small_files, uri), uri)
         target = describe_target(spec, small_files, config, today)
         reward_config = None
         if spec.grpo and spec.grpo.reward_model:
@@ -116,10 +123,16 @@ def prepare(
             data = prepare_dataset(run, inputs, datasets, target, report_progress)
 
         # Fetch the weights, which are large.
-        facts = fetch_model_facts(model, config).model_copy(
+        is_scored = spec.objective == "Reward"
+        facts = fetch_model_facts(model, config, uri, is_scored, is_new_head=is_scored).model_copy(
             update={"vocabulary": target.vocabulary, "context_length": target.context_length}
         )
-        reward_facts = fetch_model_facts(snapshots[1], reward_config) if reward_config else None
+        reward_facts = None
+        if reward_config and spec.grpo and spec.grpo.reward_model:
+            reward_uri = Address("model", spec.grpo.reward_model.uri).public_uri
+            reward_facts = fetch_model_facts(
+                snapshots[1], reward_config, reward_uri, is_reward_model=True
+            )
     except UserError:
         for snapshot in snapshots:
             snapshot.discard()
@@ -148,6 +161,9 @@ def describe_target(
         check_experts(config, uri)
     if spec.objective == "Reward":
         check_can_be_reward_model(config, uri)
+    else:
+        read_generation_settings(folder, uri)
+    check_architecture(spec, folder, uri)
     changes = spec.model.tokenizer
     tokenizer = load_tokenizer(folder, changes, today)
     new_ids = new_token_ids(tokenizer, changes)
@@ -160,6 +176,23 @@ def describe_target(
         vocabulary=max([embedding_rows, *(token + 1 for token in new_ids)]),
         date=today if prints_date(tokenizer) else None,
     )
+
+
+def check_architecture(spec: FineTuneJobSpec, folder: Path, uri: str) -> None:
+    """Raise UserError where transformers cannot make the model, or the job cannot train it."""
+    # Imported late: the libraries cost seconds, and most mistakes are found without them.
+    from finetune_trainer.methods.method_check import check_method
+    from finetune_trainer.methods.weight_check import build_empty_model
+
+    model = build_empty_model(folder, uri)
+    is_checkpointed = resolve_switch(spec.to_wire(), "gradientCheckpointing")
+    if is_checkpointed and not model.supports_gradient_checkpointing:
+        raise unsupported_model(
+            uri,
+            f"{type(model).__name__} has no gradient checkpointing",
+            "Set training.gradientCheckpointing to false.",
+        )
+    check_method(model, spec.method, uri)
 
 
 def prepare_dataset(
@@ -196,9 +229,25 @@ def revision_key(source: Source) -> str:
     return hashlib.sha256(source.revision.encode()).hexdigest()[:16]
 
 
-def fetch_model_facts(snapshot: Snapshot | CachedSnapshot, config: dict[str, Any]) -> ModelFacts:
-    """Download the weights, and read the facts for the planner from them."""
-    folder = snapshot.fetch_all_files()
+def fetch_model_facts(
+    snapshot: Snapshot | CachedSnapshot,
+    config: dict[str, Any],
+    uri: str,
+    is_reward_model: bool = False,
+    is_new_head: bool = False,
+) -> ModelFacts:
+    """Download the weights, check them, and read the facts for the planner from them.
+
+    `is_new_head`: training makes the head of a reward model that lacks one.
+    """
+
+    def check(folder: Path, weights: Sequence[str]) -> None:
+        from finetune_trainer.methods.weight_check import check_weights
+
+        headers = read_headers(folder, weights)
+        check_weights(folder, headers, uri, is_reward_model, needs_head=not is_new_head)
+
+    folder = snapshot.fetch_all_files(check)
     return model_facts(folder, config, read_weight_files(folder), snapshot.revision)
 
 

@@ -43,6 +43,12 @@ INPUT = Group(
             "Correct the row; the message says what is wrong.",
         ),
         Reason(
+            "BadGenerationConfig",
+            "prepare, train",
+            "The model's generation settings could not be saved with the tuned model.",
+            "Correct `generation_config.json` of the model as the message says.",
+        ),
+        Reason(
             "BadHoldout",
             "prepare",
             "`dataset.holdout` leaves no row to train on, or none to evaluate on.",

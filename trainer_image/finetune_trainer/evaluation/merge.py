@@ -24,6 +24,7 @@ from finetune_trainer.methods import (
     saved_dtype,
 )
 from finetune_trainer.methods.merged_weights import FourBitBase, four_bit_base, merge_layers
+from finetune_trainer.methods.partial_output import TRAINED_WEIGHTS, load_partial_output
 from finetune_trainer.methods.reward_head import is_reward_model, round_head
 from finetune_trainer.runtime.errors import RetryableError
 
@@ -57,6 +58,10 @@ def load_tuned_model(
     spec, output_dtype = run.spec, saved_dtype(base_folder(run))
     if spec.method.type == "Full":
         release_weights(base)
+        if (output / TRAINED_WEIGHTS).is_file():
+            model = load_job_base_model(run, output_dtype, device)
+            load_partial_output(model, output)
+            return model.to(dtype)
         seed = spec.training.seed if spec.objective == "Reward" else None
         return load_base_model(output, output_dtype, device=device, reward_head_seed=seed).to(dtype)
     if spec.method.type == "QLoRA":

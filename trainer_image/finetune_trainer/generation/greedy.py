@@ -85,7 +85,8 @@ def generate_answers(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end_tokens, pad_token_id=pad
     )
     original_config, model.generation_config = model.generation_config, config
-    used_cache, model.config.use_cache = model.config.use_cache, True
+    text = model.config.get_text_config()
+    used_cache, text.use_cache = text.use_cache, True
     answers: dict[int, Answer] = {}
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for start in range(0, len(order), BATCH_SIZE):
@@ -104,7 +105,7 @@ def generate_answers(
         for index, tokens, each in zip(chosen, generated, margins, strict=True):
             answers[index] = cut_at_end_token(tokenizer, tokens, each, end_tokens)
         report_done(len(answers))
-    model.generation_config, model.config.use_cache = original_config, used_cache
+    model.generation_config, text.use_cache = original_config, used_cache
     return [answers[index] for index in range(len(prompts))]
 
 

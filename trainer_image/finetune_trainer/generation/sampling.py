@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import distributed as dist
 
 from finetune_trainer.generation.padding import pad_left
+from finetune_trainer.methods.layer_configs import head_width, layer_configs
 
 Tokens: TypeAlias = NDArray[np.int32]
 
@@ -43,10 +44,13 @@ def max_concurrent_completions(config: Any, max_length: int, device: torch.devic
     """Completions whose keys and values fit CACHE_BYTES; `max_length` is prompt and completion in
     tokens."""
     text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    widths = [
+        (getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads)
+        * head_width(layer)
+        for layer in layer_configs(text)
+    ]
     number_bytes = 2 if device.type == "cuda" else 4
-    completion_bytes = 2 * text.num_hidden_layers * heads * width * number_bytes * max_length
+    completion_bytes = 2 * sum(widths) * number_bytes * max_length
     return int(max(1, CACHE_BYTES[device.type] // completion_bytes))
 
 

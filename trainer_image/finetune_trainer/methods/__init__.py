@@ -19,7 +19,9 @@ from finetune_trainer.methods.base_model import (
     saved_dtype,
 )
 from finetune_trainer.methods.gradient_checkpointing import enable_gradient_checkpointing
+from finetune_trainer.methods.image_models import freeze_vision_tower
 from finetune_trainer.methods.new_tokens import add_token_rows, added_token_ids
+from finetune_trainer.methods.partial_output import is_trained_as_a_whole, save_partial_output
 from finetune_trainer.methods.precision import DTYPES, computes_in_autocast, weight_dtype
 from finetune_trainer.methods.prefix_tuning import prefix_state_dict
 from finetune_trainer.methods.quantization import quantization_config
@@ -47,10 +49,12 @@ def apply_method(
 
     `new_tokens`: ids of model.tokenizer.specialTokens; the model has embedding rows for them.
     """
-    model.config.use_cache = False
+    model.config.get_text_config().use_cache = False
     if resolve_switch(spec.to_wire(), "gradientCheckpointing"):
         enable_gradient_checkpointing(model, spec.training.selective_checkpointing)
-    if spec.method.type != "Full":
+    if spec.method.type == "Full":
+        freeze_vision_tower(model)
+    else:
         model = add_adapters(model, spec.method, total_steps, new_tokens)
     model.train()
     return model
@@ -59,7 +63,13 @@ def apply_method(
 def save_trained_weights(
     model: Any, weights: dict[str, torch.Tensor], method: Method, folder: Path
 ) -> None:
-    """Write an adapter folder, or a model folder (Full), from gathered weights."""
+    """Write an adapter folder, or a model folder (Full), from gathered weights.
+
+    A model that is not trained as a whole is no model folder: it has the trained weights alone.
+    """
+    if method.type == "Full" and not is_trained_as_a_whole(model):
+        save_partial_output(weights, folder)
+        return
     if method.type == "Full":
         model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")
         return

@@ -43,6 +43,9 @@ class AdaLoRAAllocator:
         # PEFT makes its final decision at step `last`; it is made once, even if that step itself
         # was skipped.
         step = self._step if self._has_decided else min(self._step, last)
+        if step == last and not self._tuner.rankallocator.exp_avg_ipt:
+            # No step before has measured importances, so all ranks are kept.
+            return
         self._tuner.update_and_allocate(step)
         self._has_decided = self._has_decided or step == last
 

@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from finetune_api.finetunejob import RopeScaling
 
+from finetune_trainer.methods.image_models import takes_images
 from finetune_trainer.methods.packed_attention import register_packed_attention
 from finetune_trainer.methods.quantization import disable_cpu_repacking, quantize_meta_model
 from finetune_trainer.methods.reward_head import HEAD_NAMES, init_head, reward_model_config
 from finetune_trainer.methods.rope import apply_rope_scaling
 from finetune_trainer.runtime.errors import UserError
-from finetune_trainer.sources.model_facts import local_config
+from finetune_trainer.sources.generation_settings import read_generation_settings
+from finetune_trainer.sources.model_facts import local_config, read_headers, stored_dtype
+from finetune_trainer.sources.model_files import weight_files
 
 
 def load_base_model(
@@ -26,8 +29,7 @@ def load_base_model(
 ) -> Any:
     """A causal language model, or a reward model, from a local snapshot.
 
-    - `attention`: transformers' attn_implementation; "eager" replaces one that the architecture
-      does not support.
+    - `attention`: transformers' attn_implementation, as `choose_attention` allows it.
     - `device`: weights go straight to it and past host memory; None leaves that to DeepSpeed, and
       "auto" distributes the layers over all visible devices.
     - `reward_head_seed`: makes it a sequence classifier with one output; a head that the snapshot
@@ -37,20 +39,19 @@ def load_base_model(
     Raises UserError where transformers lacks the architecture, or the snapshot lacks a weight that
     the library would initialise at random.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     register_packed_attention()
     is_reward_model = reward_head_seed is not None
-    auto_class = AutoModelForSequenceClassification if is_reward_model else AutoModelForCausalLM
+    config = job_config(folder, rope, is_reward_model)
     options = {"quantization_config": quantization} if quantization else {}
     try:
-        model, loading_info = auto_class.from_pretrained(
+        model, loading_info = auto_class(config, is_reward_model).from_pretrained(
             folder,
-            config=job_config(folder, rope, is_reward_model),
+            config=config,
             dtype=dtype,
-            attn_implementation=attention,
+            attn_implementation=choose_attention(config, attention),
             device_map=device if device in (None, "auto") else {"": device},
             local_files_only=True,
             trust_remote_code=False,
@@ -58,7 +59,7 @@ def load_base_model(
             **options,
         )
     except ValueError as error:
-        if "does not support an attention implementation" in str(error) and attention != "eager":
+        if is_unsupported_attention(error) and attention != "eager":
             return load_base_model(
                 folder, dtype, "eager", device, reward_head_seed, rope, quantization
             )
@@ -73,7 +74,46 @@ def load_base_model(
         raise missing_weights_error(folder, missing)
     if quantization:
         disable_cpu_repacking(model)
+    if model.can_generate():
+        model.generation_config = read_generation_settings(folder, folder.name)
     return model
+
+
+def choose_attention(config: Any, attention: str) -> str:
+    """`attention`, or another where it would compute something else than the architecture.
+
+    transformers gives "sdpa" to models that cap their attention scores, such as Gemma 2, although
+    PyTorch's kernel has no cap; flash attention has it since 2.6. Falcon's ALiBi is a mask, which
+    flash attention does not take.
+    """
+    text, is_flash = config.get_text_config(), attention.startswith("flash")
+    if getattr(text, "attn_logit_softcapping", None) is not None:
+        return attention if is_flash and has_capping_flash_attention() else "eager"
+    return "sdpa" if is_flash and getattr(text, "alibi", False) else attention
+
+
+def is_unsupported_attention(error: ValueError) -> bool:
+    """Whether transformers refuses a kernel that the architecture does not support."""
+    return "does not support an attention implementation" in str(error)
+
+
+def has_capping_flash_attention() -> bool:
+    """Whether the installed flash-attn can cap scores."""
+    from transformers.utils import is_flash_attn_2_available
+    from transformers.utils.import_utils import is_flash_attn_greater_or_equal
+
+    return bool(is_flash_attn_2_available() and is_flash_attn_greater_or_equal("2.6.0"))
+
+
+def auto_class(config: Any, is_reward_model: bool) -> Any:
+    """The class of transformers that makes models of this config."""
+    import transformers
+
+    if is_reward_model:
+        return transformers.AutoModelForSequenceClassification
+    if takes_images(config):
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
 
 
 def _is_head_weight(name: str) -> bool:
@@ -107,17 +147,20 @@ def make_meta_model(
     quantization: Any = None,
 ) -> Any:
     """The model of `load_base_model` without memory: its weights are on the device `meta`."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
     register_packed_attention()
-    auto_class = AutoModelForSequenceClassification if is_reward_model else AutoModelForCausalLM
-    with torch.device("meta"):
-        model = auto_class.from_config(
-            job_config(folder, rope, is_reward_model),
-            dtype=dtype,
-            attn_implementation=attention,
-            trust_remote_code=False,
-        )
+    config = job_config(folder, rope, is_reward_model)
+    try:
+        with torch.device("meta"):
+            model = auto_class(config, is_reward_model).from_config(
+                config,
+                dtype=dtype,
+                attn_implementation=choose_attention(config, attention),
+                trust_remote_code=False,
+            )
+    except ValueError as error:
+        if not is_unsupported_attention(error) or attention == "eager":
+            raise
+        return make_meta_model(folder, dtype, "eager", is_reward_model, rope, quantization)
     if quantization:
         quantize_meta_model(model, quantization)
     return model
@@ -132,9 +175,14 @@ def job_config(folder: Path, rope: RopeScaling | None = None, is_reward_model: b
 
 
 def saved_dtype(folder: Path) -> torch.dtype:
-    """The dtype of the snapshot's weights, in which results are saved too."""
+    """The dtype of the snapshot, in which results are saved too: that of its config, or where the
+    config gives none, that of most weights."""
     config = local_config(folder)
-    return getattr(config.get_text_config(), "dtype", None) or config.dtype or torch.float32
+    if named := getattr(config.get_text_config(), "dtype", None) or config.dtype:
+        return named
+    files = [path.name for path in folder.iterdir()]
+    headers = read_headers(folder, weight_files(files, folder, folder.name))
+    return getattr(torch, stored_dtype(headers.values()) or "float32")
 
 
 def attention_kernel(device: str, dtype: torch.dtype) -> str:

@@ -12,6 +12,8 @@ import torch
 from finetune_api.finetunejob import Method, Quantization
 from finetune_api.protocol import Strategy
 
+from finetune_trainer.methods.image_models import language_model_prefix
+
 BLOCK_SIZE = 64
 """Weights that share a scale, the default of bitsandbytes."""
 
@@ -77,17 +79,20 @@ def four_bit_layers(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def quantizable_layer_names(model: Any) -> set[str]:
-    """Names of the layers of an unquantised model that transformers would quantise."""
+    """Names of the layers of an unquantised model that transformers would quantise and that text
+    passes through: a vision tower is exported as it is."""
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
 
+    prefix = language_model_prefix(model)
     excluded = [*get_keys_to_not_convert(model), *(model._keep_in_fp32_modules or ())]
     return {
         name
         for name, module in model.named_modules()
         if (type(module) is torch.nn.Linear or isinstance(module, Conv1D))
         and should_convert_module(name, excluded)
+        and name.startswith(prefix)
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from finetune_trainer.methods.image_models import language_model_prefix
 from finetune_trainer.methods.moe import is_moe
 from finetune_trainer.runtime.errors import UserError
 
@@ -34,14 +35,15 @@ def is_transposed(model: Any, layers: Sequence[str]) -> bool:
 
 
 def linear_layers(model: Any) -> list[str]:
-    """Full names of the layers that can be targets: all linear ones except for the head."""
-    head = model.get_output_embeddings()
+    """Full names of the layers that can be targets: all linear ones except for the head and the
+    vision tower."""
+    head, prefix = model.get_output_embeddings(), language_model_prefix(model)
     names = [name for name, module in model.named_modules() if is_linear(module)]
     inner = getattr(model, "base_model_prefix", "")
+    # Llama 4 declares a name that its text model does not have.
+    prefix = prefix or (f"{inner}." if inner and hasattr(model, inner) else "")
     layers = [
-        name
-        for name in names
-        if model.get_submodule(name) is not head and (name.startswith(f"{inner}.") or not inner)
+        name for name in names if model.get_submodule(name) is not head and name.startswith(prefix)
     ]
     if is_moe(model.config):
         return [name for name in layers if "attn" in name or "attention" in name]

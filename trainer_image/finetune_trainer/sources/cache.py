@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from finetune_trainer.sources.download_progress import ProgressCallback
@@ -19,7 +20,14 @@ MARKER = ".finetune.json"
 PARTIAL_PREFIX = ".partial-"
 """Begins the name of a folder that is being downloaded."""
 
+FileCheck = Callable[[Path, Sequence[str]], None]
+"""Gets a folder with all files of a model and the names of its weight files; raises UserError."""
+
 log = logging.getLogger("finetune")
+
+
+def accept_files(folder: Path, weights: Sequence[str]) -> None:
+    """The check that accepts every model."""
 
 
 class CachedSnapshot:
@@ -33,8 +41,9 @@ class CachedSnapshot:
         """The folder, which is complete."""
         return self.folder
 
-    def fetch_all_files(self) -> Path:
-        """The folder, which is complete."""
+    def fetch_all_files(self, check: FileCheck = accept_files) -> Path:
+        """The folder, which is complete; raises what `check` raises."""
+        check(self.folder, read_weight_files(self.folder))
         return self.folder
 
     def discard(self) -> None:

@@ -7,17 +7,25 @@ first one of each list that a config has counts.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune_api.facts import ModelFacts
 from finetune_api.finetunejob import RopeScaling
+from safetensors import SafetensorError, safe_open
 
 from finetune_trainer.runtime.errors import UserError
-from finetune_trainer.sources.model_files import unsupported_model
+from finetune_trainer.sources.model_files import (
+    DTYPES,
+    IMAGE_MODELS,
+    first_architecture,
+    unsupported_model,
+)
 
 NESTED = ("text_config", "language_config", "llm_config")
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -59,7 +67,7 @@ def model_facts(
     headers = [read_header(folder / name) for name in weights]
     return ModelFacts(
         **sizes,
-        architecture=(config.get("architectures") or [config["model_type"]])[0],
+        architecture=first_architecture(config) or config["model_type"],
         context_length=context_length(config),
         parameters=count_parameters(
             headers, has_tied_weights=bool(_text_config(config).get("tie_word_embeddings"))
@@ -96,6 +104,23 @@ def model_sizes(config: dict[str, Any], uri: str) -> dict[str, int]:
 def vocabulary_size(config: dict[str, Any]) -> int | None:
     """Rows of the embedding; None where config.json does not give them."""
     return _first(_text_config(config), ("vocab_size",))
+
+
+def complete_text_config(folder: Path, config: dict[str, Any], uri: str) -> dict[str, Any]:
+    """The config of a model that takes images, with the defaults of its language model.
+
+    Releases such as Gemma 3 leave out what is the default of the architecture. Raises UserError
+    UnsupportedModel where transformers cannot read it.
+    """
+    name = next((name for name in NESTED if isinstance(config.get(name), dict)), None)
+    if name is None or config["model_type"] not in IMAGE_MODELS:
+        return config
+    try:
+        usual = local_config(folder).get_text_config().to_dict()
+    except Exception as error:
+        words = " ".join(str(error).split())[:300].rstrip(".")
+        raise unsupported_model(uri, f"transformers cannot read config.json: {words}") from None
+    return {**config, name: {**usual, **config[name]}}
 
 
 def local_config(folder: Path) -> Any:
@@ -146,7 +171,7 @@ def check_can_be_reward_model(config: dict[str, Any], uri: str) -> None:
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as SCORABLE,
     )
 
-    if config["model_type"] not in SCORABLE:
+    if config["model_type"] not in SCORABLE or config["model_type"] in IMAGE_MODELS:
         raise UserError(
             "NoRewardHead",
             f"objective Reward cannot train {uri}: transformers has no sequence classifier of "
@@ -177,7 +202,7 @@ def count_parameters(headers: Iterable[Header], has_tied_weights: bool) -> int:
     if has_tied_weights and any(
         name.endswith(("embed_tokens.weight", "wte.weight")) for name in shapes
     ):
-        shapes = {name: shape for name, shape in shapes.items() if not _is_output_layer(name)}
+        shapes = {name: shape for name, shape in shapes.items() if not is_output_layer(name)}
     return sum(math.prod(shape) for shape in shapes.values())
 
 
@@ -202,7 +227,26 @@ def read_header(path: Path) -> Header:
             raise _broken(path, "its header is not valid") from None
     if not tensors or size != 8 + length + end:
         raise _broken(path, f"it has {size} bytes instead of {8 + length + end}")
-    return tensors
+    try:
+        # The library checks that shapes and offsets agree; it reads no data.
+        with safe_open(path, "np"):
+            return tensors
+    except SafetensorError as error:
+        raise _broken(path, str(error).rstrip(".")) from None
+
+
+def read_headers(folder: Path, weights: Iterable[str]) -> dict[str, Header]:
+    """The headers of the weight files by their names; raises as `read_header`."""
+    return {name: read_header(folder / name) for name in weights}
+
+
+def stored_dtype(headers: Iterable[Header]) -> str | None:
+    """The dtype of most weights, as torch names it; None where none can be trained."""
+    counts: Counter[str] = Counter()
+    for entry in itertools.chain.from_iterable(header.values() for header in headers):
+        if name := DTYPES.get(entry["dtype"]):
+            counts[name] += math.prod(entry["shape"])
+    return max(counts, key=lambda name: counts[name], default=None)
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -228,7 +272,8 @@ def _key_value_heads(text: dict[str, Any], heads: int) -> int:
     return _first(text, KEY_VALUE_HEADS) or heads
 
 
-def _is_output_layer(name: str) -> bool:
+def is_output_layer(name: str) -> bool:
+    """Whether this is the name of the weight of an output layer."""
     return name in ("lm_head.weight", "output.weight", "embed_out.weight") or name.endswith(
         ".lm_head.weight"
     )

@@ -15,15 +15,30 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer.runtime.errors import UserError
+from finetune_trainer.sources.untrainable import UNTRAINABLE
 
 CONFIG = "config.json"
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Number formats of weights that can be trained, as safetensors and as torch and configs name
+them."""
+ADAPTER_CONFIG = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+GENERATION_CONFIG = "generation_config.json"
+IMAGE_MODELS = frozenset({"gemma3", "llava", "mistral3", "qwen2_5_vl", "qwen3_vl"})
+"""model_type of models that take images and whose language model can be trained on text."""
+PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+)
+"""What a processor, the tokenizer's counterpart in models that take images, reads besides."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 SMALL_FILES = (
     CONFIG,
     INDEX,
-    "generation_config.json",
+    GENERATION_CONFIG,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -31,10 +46,10 @@ SMALL_FILES = (
     "tekken.json",
     "sentencepiece.bpe.model",
     "chat_template.jinja",
-    "chat_template.json",
     "additional_chat_templates/*.jinja",
     "LICENSE*",
     "NOTICE*",
+    *PROCESSOR_FILES,
     *TOKENIZER_FILES,
 )
 
@@ -55,24 +70,33 @@ def tokenizer_digest(folder: Path) -> str:
 
 
 def is_needed(path: str) -> bool:
-    """Whether a file may be needed, judged by its name alone."""
-    return is_small_file(path) or ("/" not in path and path.endswith(".safetensors"))
+    """Whether a file may be needed or shows that this is no model, judged by its name alone."""
+    return (
+        path == ADAPTER_CONFIG
+        or is_small_file(path)
+        or ("/" not in path and path.endswith(".safetensors"))
+    )
 
 
 def check_listing(paths: Iterable[str], uri: str) -> None:
-    """Raise UserError ModelIncomplete where config, tokenizer or weights are missing altogether."""
+    """Raise UserError ModelIncomplete where config, tokenizer or weights are missing altogether.
+
+    For an adapter, alone or beside a model, it is UnsupportedModel.
+    """
     names = set(paths)
+    if ADAPTER_CONFIG in names:
+        raise adapter_given(uri, has_model=CONFIG in names)
     if CONFIG not in names:
-        raise _incomplete(uri, f"{CONFIG} is missing", "It must be in the top folder.")
+        raise incomplete_model(uri, f"{CONFIG} is missing", "It must be in the top folder.")
     tokenizers = {*TOKENIZER_FILES, "tekken.json", "sentencepiece.bpe.model"}
     if not names & tokenizers:
-        raise _incomplete(uri, "tokenizer.json is missing", "Add the model's tokenizer.")
+        raise incomplete_model(uri, "tokenizer.json is missing", "Add the model's tokenizer.")
     if not any(is_needed(name) and name.endswith(".safetensors") for name in names):
         remedy = "Save the model with save_pretrained(..., safe_serialization=True)."
         detail = f"{SINGLE} is missing"
         if pickles := [name for name in sorted(names) if name.endswith((".bin", ".pth", ".pt"))]:
             detail += f"; {pickles[0]} is a pickle, which can run code and is not read"
-        raise _incomplete(uri, detail, remedy)
+        raise incomplete_model(uri, detail, remedy)
 
 
 def weight_files(paths: Iterable[str], folder: Path, uri: str) -> list[str]:
@@ -85,7 +109,7 @@ def weight_files(paths: Iterable[str], folder: Path, uri: str) -> list[str]:
     if INDEX in set(paths):
         shards = _shards(folder / INDEX, uri)
         if missing := sorted(shards - names):
-            raise _incomplete(
+            raise incomplete_model(
                 uri, f"{missing[0]} is missing, but {INDEX} names it", "Upload every shard."
             )
         return sorted(shards)
@@ -93,7 +117,7 @@ def weight_files(paths: Iterable[str], folder: Path, uri: str) -> list[str]:
         return [SINGLE]
     if len(names) == 1:
         return sorted(names)
-    raise _incomplete(
+    raise incomplete_model(
         uri, f"{INDEX} is missing, but there are {len(names)} weight files", "Upload the index."
     )
 
@@ -104,23 +128,77 @@ def check_config(folder: Path, uri: str) -> dict[str, Any]:
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise unsupported_model(uri, f"{CONFIG} has no model_type")
-    if quantised := config.get("quantization_config"):
-        how = quantised.get("quant_method", "some method")
+    if quantised := config.get("quantization_config") or config.get("compression_config"):
+        how = quantised.get("quant_method") if isinstance(quantised, dict) else None
         raise unsupported_model(
             uri,
-            f"its weights are quantised ({how})",
+            f"its weights are quantised ({how or 'some method'})",
             "Use the model's release in bf16 or fp32.",
         )
+    _check_dtype(config, uri)
+    if _is_image_model(config):
+        _check_image_model(folder, config, uri)
+        return config
     known = _known_causal_models()
     if kind not in known:
         code = " and has code of its own, which is never run" if "auto_map" in config else ""
         raise unsupported_model(
             uri, f"{kind} is not a causal language model that transformers supports{code}"
         )
-    architecture = (config.get("architectures") or [None])[0]
+    if kind in UNTRAINABLE:
+        raise unsupported_model(uri, f"{kind} cannot be trained: {UNTRAINABLE[kind]}")
+    architecture = first_architecture(config)
     if architecture and architecture.lower() not in known[kind]:
         raise unsupported_model(uri, f"{architecture} is not a causal language model")
     return config
+
+
+def _is_image_model(config: dict[str, Any]) -> bool:
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    names = _names(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES).get(config["model_type"], set())
+    architecture = first_architecture(config)
+    return bool(names) and (architecture is None or architecture.lower() in names)
+
+
+def _check_image_model(folder: Path, config: dict[str, Any], uri: str) -> None:
+    kind = config["model_type"]
+    if kind not in IMAGE_MODELS:
+        raise unsupported_model(
+            uri,
+            f"{kind} takes images, and its language model cannot be trained by itself here",
+            "Use a model for text, or one that takes images and is of the type "
+            f"{', '.join(sorted(IMAGE_MODELS))}.",
+        )
+    needed = PROCESSOR_FILES[:2]
+    if not any((folder / name).is_file() for name in needed):
+        raise incomplete_model(
+            uri,
+            f"it takes images, and {' and '.join(needed)} are missing",
+            "Add the files of the model's processor, which servers need.",
+        )
+
+
+def _check_dtype(config: dict[str, Any], uri: str) -> None:
+    nested = [value for value in config.values() if isinstance(value, dict)]
+    for part in (config, *nested):
+        for name in ("dtype", "torch_dtype"):
+            if part.get(name) not in (None, *DTYPES.values()):
+                raise unsupported_model(
+                    uri,
+                    f"{CONFIG} has {name} {part[name]!r}",
+                    f"Write one of {', '.join(DTYPES.values())}, or remove {name}: then the tuned "
+                    "model keeps the dtype of the weights.",
+                )
+
+
+def first_architecture(config: dict[str, Any]) -> str | None:
+    """The class name that config.json gives, if it gives one."""
+    listed = config.get("architectures")
+    names = listed if isinstance(listed, list) else [listed]
+    return str(names[0]) if names and names[0] else None
 
 
 def check_reward_config(folder: Path, uri: str) -> dict[str, Any]:
@@ -130,7 +208,7 @@ def check_reward_config(folder: Path, uri: str) -> dict[str, Any]:
     )
 
     config, model = read_json(folder / CONFIG, uri), f"grpo.rewardModel {uri}"
-    architecture = (config.get("architectures") or [None])[0]
+    architecture = first_architecture(config)
     known = _names(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
     if str(architecture).lower() not in known.get(str(config.get("model_type")), set()):
         raise not_a_reward_model(
@@ -163,15 +241,36 @@ def unsupported_model(uri: str, why: str, remedy: str | None = None) -> UserErro
     )
 
 
+def adapter_given(uri: str, has_model: bool) -> UserError:
+    """The error for an adapter in the place of a model, or beside one."""
+    what = "a model and an adapter, which would be left out" if has_model else "an adapter alone"
+    remove = f", or remove the files of the adapter ({ADAPTER_CONFIG} and its weights)"
+    return unsupported_model(
+        uri,
+        f"its {ADAPTER_CONFIG} says that it holds {what}",
+        "Merge the adapter into its base model (merge_and_unload of PEFT, then save_pretrained of "
+        f"model and tokenizer) and use that folder{remove if has_model else ''}.",
+    )
+
+
 def read_json(path: Path, uri: str) -> dict[str, Any]:
     """A JSON object of the model; raises UserError where the file holds something else."""
     try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise _incomplete(uri, f"{path.name} is not JSON: {error}", "Upload it again.") from None
+        value = json.loads(path.read_bytes(), parse_constant=_parse_constant)
+    except (ValueError, RecursionError) as error:
+        raise incomplete_model(
+            uri, f"{path.name} is not JSON: {error}", "Upload it again."
+        ) from None
     if not isinstance(value, dict):
-        raise _incomplete(uri, f"{path.name} is not a JSON object", "Upload it again.")
+        raise incomplete_model(uri, f"{path.name} is not a JSON object", "Upload it again.")
     return value
+
+
+def _parse_constant(name: str) -> float:
+    # Infinity is a usual limit of time steps in recurrent models; no setting is NaN.
+    if name == "NaN":
+        raise ValueError("it has the value NaN")
+    return float(name)
 
 
 def _known_causal_models() -> dict[str, set[str]]:
@@ -192,9 +291,15 @@ def _names(mapping: Mapping[str, str | tuple[str, ...]]) -> dict[str, set[str]]:
 def _shards(index: Path, uri: str) -> set[str]:
     weights = read_json(index, uri).get("weight_map")
     if not isinstance(weights, dict) or not weights:
-        raise _incomplete(uri, f"{INDEX} has no weight_map", "Upload it again.")
-    return {str(name) for name in weights.values()}
+        raise incomplete_model(uri, f"{INDEX} has no weight_map", "Upload it again.")
+    shards = {str(name) for name in weights.values()}
+    if outside := sorted(name for name in shards if "/" in name or "\\" in name):
+        raise incomplete_model(
+            uri, f"{INDEX} names {outside[0]}, which is no file beside it", "Write plain names."
+        )
+    return shards
 
 
-def _incomplete(uri: str, what: str, remedy: str) -> UserError:
+def incomplete_model(uri: str, what: str, remedy: str) -> UserError:
+    """The error for a model that lacks files or weights."""
     return UserError("ModelIncomplete", f"{uri} is not a complete model: {what}.", remedy)

@@ -32,8 +32,11 @@ from finetune_trainer.sources.cache import (
     MARKER,
     PARTIAL_PREFIX,
     CachedSnapshot,
+    FileCheck,
+    accept_files,
     file_bytes,
     open_cached_snapshot,
+    read_weight_files,
     revision_lease,
     snapshot_folder_name,
     use_snapshot,
@@ -108,9 +111,12 @@ class Snapshot:
         """Get everything but the weights; returns a folder with it that no other job changes."""
         return self._with_lease(self._download_small_files)
 
-    def fetch_all_files(self) -> Path:
-        """Get the weights, digest every file, and publish the folder under its name."""
-        return self._with_lease(self._download_all_files)
+    def fetch_all_files(self, check: FileCheck = accept_files) -> Path:
+        """Get the weights, digest every file, and publish the folder under its name.
+
+        A folder that `check` refuses is not published.
+        """
+        return self._with_lease(lambda lease: self._download_all_files(lease, check))
 
     def discard(self) -> None:
         """Remove the partial download, unless another job has the lease.
@@ -156,13 +162,15 @@ class Snapshot:
             shutil.copyfile(partial / name, copy)
         return self._small
 
-    def _download_all_files(self, lease: Lease) -> Path:
+    def _download_all_files(self, lease: Lease, check: FileCheck) -> Path:
         if folder := use_snapshot(self._cache, self.revision):
+            check(folder, read_weight_files(folder))
             return folder
         partial = self._adopt_partial(lease)
         _, weights = self._list_files(partial)
         by_path = {file.path: file for file in self._source.files}
         self._fetch((by_path[path] for path in weights if path in by_path), partial)
+        check(partial, weights)
         self._write_marker(partial, weights, by_path)
         return self._publish(partial)
 

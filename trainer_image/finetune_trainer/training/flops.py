@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from finetune_trainer.methods.image_models import language_modules
+from finetune_trainer.methods.layer_configs import head_width, layer_configs
 from finetune_trainer.methods.moe import expert_count, experts_per_token
 
 
@@ -48,17 +50,17 @@ def count_model_flops(model: Any) -> ModelFlops:
     """The costs of a model of transformers with its adapters; its weights may be shards."""
     text = model.config.get_text_config()
     head = model.get_output_embeddings()
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    widths = [layer.num_attention_heads * head_width(layer) for layer in layer_configs(text)]
     inner = [
         cost
-        for module in model.modules()
+        for module in language_modules(model)
         if module is not head and not isinstance(module, torch.nn.Embedding)
         for cost in _matrix_costs(module, text)
     ]
     return ModelFlops(
         per_token=sum(inner),
         per_head_position=sum(_matrix_costs(head, text)) if head is not None else 0.0,
-        per_attended_pair=12.0 * text.num_hidden_layers * text.num_attention_heads * width,
+        per_attended_pair=12.0 * sum(widths),
     )
 
 

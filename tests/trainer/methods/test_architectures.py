@@ -1,0 +1,151 @@
+"""Training computes what the architecture does, whichever kernels, packing and fusing it uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from finetune_trainer import methods
+from finetune_trainer.data.packing_support import PACKABLE
+from finetune_trainer.methods.base_model import choose_attention
+from finetune_trainer.objectives.collate import collate
+from finetune_trainer.objectives.sft import OutputHeadLoss
+from finetune_trainer.objectives.token_logprobs import TokenLogpsHook
+from finetune_trainer.sources.untrainable import UNTRAINABLE
+from transformers import FalconConfig
+
+from tests.trainer.architectures import (
+    Computed,
+    as_sequences,
+    compute_as_in_training,
+    compute_eager,
+    load_for_training,
+    write_model,
+)
+from tests.trainer.families import tiny_deepseek
+
+ARCHITECTURES = (
+    "llama",
+    "mistral",  # sliding windows
+    "mixtral",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "gemma",
+    "gemma2",  # caps scores and logits, scales queries
+    "gemma3_text",  # sliding windows in some layers
+    "vaultgemma",
+    "phi",
+    "phi3",
+    "falcon",
+    "glm",
+    "glm4",
+    "gpt_oss",  # attention sinks
+    "gpt_neo",  # local attention
+    "gpt2",
+    "olmo2",
+    "olmo3",
+    "cohere",  # scales logits
+    "cohere2",
+    "granite",  # scales scores and logits
+    "granitemoe",
+    "smollm3",  # layers without rotary positions
+    "starcoder2",
+    "nemotron",
+    "lfm2",
+    "llama4_text",  # chunked attention
+    "mpt",  # ALiBi
+    "bloom",
+    "nanochat",  # caps logits
+    "exaone4",
+    "phimoe",
+)
+REFUSED = ("roberta", "camembert", "deepseek_v32", "glm_moe_dsa")
+"""Some of UNTRAINABLE."""
+CAPPED = ("gemma2", "vaultgemma")
+
+
+def assert_same(ours: Computed, eager: Computed) -> None:
+    assert torch.allclose(ours.logits, eager.logits, atol=1e-4 * float(eager.logits.abs().max()))
+    assert torch.allclose(ours.losses, eager.losses, atol=1e-4)
+    assert ours.gradients.keys() == eager.gradients.keys()
+    largest = max(float(gradient.abs().max()) for gradient in eager.gradients.values())
+    for name, gradient in eager.gradients.items():
+        assert torch.allclose(ours.gradients[name], gradient, atol=1e-4 * largest), name
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_logits_loss_and_gradients_are_those_of_each_sample_alone_in_eager_mode(
+    tmp_path: Path, kind: str
+) -> None:
+    write_model(tmp_path, kind)
+    ours = compute_as_in_training(tmp_path, is_packed=kind in PACKABLE)
+    assert_same(ours, compute_eager(tmp_path))
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_architectures_that_prepare_refuses_would_be_trained_wrongly(
+    tmp_path: Path, kind: str
+) -> None:
+    assert kind in UNTRAINABLE
+    write_model(tmp_path, kind)
+    ours, eager = compute_as_in_training(tmp_path, is_packed=False), compute_eager(tmp_path)
+    assert not torch.allclose(ours.losses, eager.losses, atol=1e-2)
+
+
+def test_low_rank_keys_and_values_too(tmp_path: Path) -> None:
+    tiny_deepseek(tmp_path / "model")
+    ours = compute_as_in_training(tmp_path / "model", is_packed=True)
+    assert_same(ours, compute_eager(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("kind", CAPPED)
+def test_a_kernel_without_the_cap_would_show(tmp_path: Path, kind: str) -> None:
+    """The models of these tests are such that a missing feature changes the loss."""
+    write_model(tmp_path, kind)
+    with_cap = compute_eager(tmp_path).losses
+    write_model(tmp_path, kind, attn_logit_softcapping=1000.0)
+    assert float((compute_eager(tmp_path).losses - with_cap).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite", "nanochat"])
+def test_logps_of_completions_are_those_of_changed_logits(tmp_path: Path, kind: str) -> None:
+    write_model(tmp_path, kind)
+    model = load_for_training(tmp_path)
+    hook = TokenLogpsHook(model, temperature=1.0, device=torch.device("cpu"))
+    logps = hook(model, collate(as_sequences(is_packed=True))).logps
+    assert torch.allclose(-logps, compute_eager(tmp_path).losses, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_fused"), [("llama", True), ("gemma2", False), ("cohere", False)]
+)
+def test_logits_that_the_model_changes_are_not_fused_away(
+    tmp_path: Path, kind: str, is_fused: bool
+) -> None:
+    write_model(tmp_path, kind)
+    model = load_for_training(tmp_path)
+    loss = OutputHeadLoss(model)
+    loss(model, collate(as_sequences(is_packed=True)))
+    assert loss.is_fused is is_fused
+
+
+@pytest.mark.parametrize(
+    ("kind", "attention"), [("llama", "sdpa"), ("gemma2", "eager"), ("gpt_oss", "eager")]
+)
+def test_every_rank_gets_the_kernel_that_the_architecture_needs(
+    tmp_path: Path, kind: str, attention: str
+) -> None:
+    """Under FSDP only rank 0 loads the weights."""
+    write_model(tmp_path, kind)
+    loaded = methods.load_base_model(tmp_path, torch.float32, "sdpa")
+    empty = methods.make_meta_model(tmp_path, torch.float32, "sdpa")
+    assert loaded.config._attn_implementation == attention
+    assert empty.config._attn_implementation == attention
+
+
+@pytest.mark.parametrize(("requested", "chosen"), [("flash_attention_2", "sdpa"), ("sdpa", "sdpa")])
+def test_alibi_of_falcon_is_not_given_to_flash_attention(requested: str, chosen: str) -> None:
+    assert choose_attention(FalconConfig(alibi=True), requested) == chosen
+    assert choose_attention(FalconConfig(alibi=False), requested) == requested
