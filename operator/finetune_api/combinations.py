@@ -127,6 +127,14 @@ def _format_rules() -> Iterator[Rule]:
         )
 
 
+def _adam_rules() -> Iterator[Rule]:
+    """Adafactor has decays of its own (Shazeer and Stern 2018, arXiv 1804.04235)."""
+    for name in ("adamBeta1", "adamBeta2", "adamEpsilon"):
+        path = f"training.{name}"
+        message = f"Adafactor has no {name}; leave it out, or set training.optimizer to AdamW"
+        yield Rule((Given(path), Is("training.optimizer", ("Adafactor",))), message, path)
+
+
 ALL_VALUES: Mapping[str, tuple[str, ...]] = {
     "method.type": ("LoRA", "Full", "QLoRA", "DoRA", "IA3", "AdaLoRA", "Prefix", "Bottleneck"),
     "objective": get_args(Objective),
@@ -247,6 +255,7 @@ RULES: tuple[Rule, ...] = (
         "training.optimizer to AdamW, or leave compute.offload out",
         "compute.offload",
     ),
+    *_adam_rules(),
     Rule(
         (
             Is("training.selectiveCheckpointing", (True,)),
@@ -308,6 +317,17 @@ RULES: tuple[Rule, ...] = (
         (Is("objective", ("GRPO",)), Given("training.earlyStopping")),
         "GRPO has no held-out loss, which early stopping needs; leave training.earlyStopping out",
         "training.earlyStopping",
+    ),
+    Rule(
+        (Is("objective", ("GRPO",)), Given("training.evalSteps")),
+        "GRPO has no held-out loss that could be evaluated; leave training.evalSteps out",
+        "training.evalSteps",
+    ),
+    Rule(
+        (Given("training.earlyStopping"), Given("training.evalSteps")),
+        "training.earlyStopping.everySteps sets when the held-out loss is evaluated; leave "
+        "training.evalSteps out",
+        "training.evalSteps",
     ),
     Rule(
         (Is("method.type", ("Full",)), Above("grpo.beta", 0, 0)),

@@ -152,10 +152,14 @@ class TrainFacts(StatusModel):
     """torch.distributed.get_world_size()."""
     engine: ShortText
     """Class name of the wrapped model."""
+    precision: ShortText | None = None
+    """Number format that the job was trained in, which training.precision Auto leaves open."""
     best_step: int | None = None
     """With early stopping: the step whose weights are the result."""
     best_eval_loss: float | None = None
     """Held-out loss at that step."""
+    final_eval_loss: float | None = None
+    """With training.evalSteps: held-out loss after the last step."""
     peak_memory_bytes: int | None = None
     """Peak memory of rank 0 in bytes."""
     mfu: float | None = None

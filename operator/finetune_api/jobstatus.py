@@ -74,10 +74,12 @@ class JobProgress(StatusModel):
     """Number of training processes, torch.distributed.get_world_size()."""
     engine: ShortText | None = None
     """Class name of the wrapped model, such as DeepSpeedEngine."""
+    precision: ShortText | None = None
+    """Number format that the job is trained in, which training.precision Auto leaves open."""
     last_checkpoint_step: int | None = None
     """Step of the newest complete checkpoint."""
     eval_loss: float | None = None
-    """Held-out loss of the last evaluation for early stopping."""
+    """Held-out loss of the last evaluation during training."""
     mfu: float | None = None
     """Model FLOP/s utilisation, 0 to 1, where the profile has peakFlopsPerDevice."""
     peak_memory_bytes: int | None = None
@@ -118,7 +120,21 @@ class NodeFailures(StatusModel):
     failures: int = Field(ge=1)
     """Number of attempts that ended because of the node."""
     excluded: bool = False
-    """Whether the operator keeps pods of this job off the node: from the second failure on."""
+    """Whether the operator keeps pods of this job off the node: from the second failure on, and
+    from the first one that status.suspected records."""
+
+
+class SuspectedNodes(StatusModel):
+    """Where an attempt failed in a way that a broken device can cause as well as the job."""
+
+    stage: StageName
+    """Stage of the attempt."""
+    attempt: int = Field(ge=1)
+    """Number of the attempt."""
+    reason: ShortText
+    """Reason of its failure, LossNotFinite or OutOfMemory."""
+    nodes: list[ShortText] = Field(default_factory=list, max_length=16)
+    """Nodes that the next attempt avoids; where no other has free capacity, it uses them again."""
 
 
 class FineTuneJobStatus(StatusModel):
@@ -167,6 +183,8 @@ class FineTuneJobStatus(StatusModel):
         default_factory=list, max_length=64, json_schema_extra=list_map_key("name")
     )
     """Nodes on which attempts failed; suspending and resuming the job clears the list."""
+    suspected: SuspectedNodes | None = None
+    """The attempt that was tried once more on another node before the job is blamed."""
     workspace: WorkspaceFacts | None = None
     """What prepare measured on the workspace's volume."""
     suspended_at: ShortText | None = None

@@ -18,7 +18,9 @@ class LoRA(SpecModel):
     alpha: int = Field(default=32, ge=1, le=4096)
     """Scaling numerator; the update is scaled by alpha / rank."""
     dropout: float = Field(default=0.05, ge=0, lt=1)
-    """Dropout on the input of the adapters."""
+    """Dropout on the input of the adapters. DPO, KTO, ORPO, Reward and GRPO train without any
+    dropout, that of the model included, because they compare exact probabilities; status.plan says
+    so where this is above 0."""
     target_modules: list[Annotated[str, StringConstraints(min_length=1, max_length=128)]] = Field(
         default_factory=lambda: ["all-linear"], min_length=1, max_length=64
     )
@@ -63,7 +65,8 @@ class AdaLoRA(SpecModel):
     alpha: int = Field(default=32, ge=1, le=4096)
     """Scaling numerator; the update is scaled by alpha / rank."""
     dropout: float = Field(default=0.05, ge=0, lt=1)
-    """Dropout on the input of the adapters."""
+    """Dropout on the input of the adapters; off for the objectives that method.lora.dropout
+    names."""
     target_modules: list[Annotated[str, StringConstraints(min_length=1, max_length=128)]] = Field(
         default_factory=lambda: ["all-linear"], min_length=1, max_length=64
     )
@@ -133,3 +136,13 @@ class Method(SpecModel):
     """Settings of Prefix; absent means their defaults."""
     moe: MixtureOfExperts | None = None
     """Settings for mixture-of-experts models; prepare refuses them for other models."""
+
+
+def without_adapter_dropout(method: Method) -> Method:
+    """The method with adapters that have no dropout."""
+    changes: dict[str, LoRA | AdaLoRA] = {}
+    if method.type in ("LoRA", "QLoRA", "DoRA"):
+        changes["lora"] = (method.lora or LoRA()).model_copy(update={"dropout": 0.0})
+    if method.type == "AdaLoRA":
+        changes["adalora"] = (method.adalora or AdaLoRA()).model_copy(update={"dropout": 0.0})
+    return method.model_copy(update=changes)

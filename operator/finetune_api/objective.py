@@ -11,6 +11,9 @@ from finetune_api.base import SpecModel, cel, validation_config
 from finetune_api.model import ModelAddress
 
 Objective = Literal["SFT", "Completion", "DPO", "KTO", "ORPO", "Reward", "GRPO"]
+DROPOUT_OBJECTIVES: tuple[Objective, ...] = ("SFT", "Completion")
+"""Objectives that train with dropout. The others compare probabilities, which random masks would
+change: with a reference, between two completions, or with those at the time of sampling."""
 REFERENCE_REWARDS = ("exactMatch", "contains", "numeric", "rougeL")
 """Types of RewardFunction that compare an answer with a reference, so every prompt needs one."""
 
@@ -36,6 +39,10 @@ class DPO(SpecModel):
     label_smoothing: float = Field(default=0.0, ge=0, le=0.49)
     """Assumed fraction of pairs whose labels are swapped, below one half; sigmoid, robust and
     exo_pair use it."""
+    nll_weight: float = Field(default=0.0, ge=0, le=100)
+    """Weight of the negative log-likelihood per token of the chosen answer, which is added to the
+    loss so that this answer does not become less likely (Pang et al. 2024, arXiv 2404.19733,
+    equation 1); TRL calls it rpo_alpha."""
 
 
 class KTO(SpecModel):
@@ -76,10 +83,12 @@ class RewardFunction(SpecModel):
     )
 
     type: Literal["exactMatch", "contains", "numeric", "rougeL", "regex", "json", "length"]
-    """What is rewarded, with a value from 0 to 1. exactMatch, contains, numeric (the last number)
-    and rougeL compare the answer with the reference; regex: the answer matches the pattern; json:
-    the answer is valid JSON; length: 1 for an answer that ended by itself, 0 for one that was cut
-    at maxNewTokens."""
+    """What is rewarded, with a value from 0 to 1. exactMatch, contains, numeric and rougeL compare
+    the answer with the reference, without case and in any script. numeric takes the last number
+    of each, exact and without its unit, from the last \\boxed{} where there is one: 1/2,
+    \\frac{1}{2}, 0.5 and 50% are equal, and so are 1,200 and 1200; regex: the answer matches the
+    pattern; json: the answer is valid JSON; length: 1 for an answer that ended by itself, 0 for one
+    that was cut at maxNewTokens."""
     pattern: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
     """Pattern that regex searches for in the answer, in the syntax of Python's regex library. A
     search that takes longer than a quarter of a second counts as no match."""

@@ -48,6 +48,8 @@ class Progress(StatusModel):
     """torch.distributed.get_world_size()."""
     engine: ShortText | None = None
     """Class name of the wrapped model, such as DeepSpeedEngine."""
+    precision: ShortText | None = None
+    """Number format that the job is trained in, which training.precision Auto leaves open."""
     last_checkpoint_step: Count | None = None
     """Step of the newest complete checkpoint; 0 when the attempt has found none."""
     checkpoint_seconds: float | None = None
@@ -55,7 +57,7 @@ class Progress(StatusModel):
     checkpoint_bytes: Count | None = None
     """Size of all files of that checkpoint."""
     eval_loss: float | None = None
-    """Held-out loss of the last evaluation for early stopping."""
+    """Held-out loss of the last evaluation during training."""
     data_wait_share: float | None = None
     """Fraction of a step that waited for data, smoothed, 0 to 1; with GRPO sampled answers count as
     data."""

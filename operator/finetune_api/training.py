@@ -10,7 +10,8 @@ from pydantic import Field
 from finetune_api.base import SpecModel
 
 Optimizer = Literal["AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "Adafactor"]
-Precision = Literal["bf16", "fp16", "fp32"]
+ComputePrecision = Literal["bf16", "fp16", "fp32"]
+Precision = Literal["Auto", ComputePrecision]
 
 
 class Checkpointing(SpecModel):
@@ -60,6 +61,13 @@ class Training(SpecModel):
     et al. 2021, arXiv 2110.02861), the paged ones move them to host memory when the device's is
     full. Adafactor keeps one number for each row and column (Shazeer and Stern 2018, arXiv
     1804.04235)."""
+    adam_beta1: float | None = Field(default=None, ge=0, lt=1)
+    """Decay of AdamW's mean of gradients, of every variant of AdamW; absent means 0.9."""
+    adam_beta2: float | None = Field(default=None, ge=0, lt=1)
+    """Decay of AdamW's mean of squared gradients; absent means 0.999. A lower value, such as 0.95,
+    forgets spikes sooner."""
+    adam_epsilon: float | None = Field(default=None, gt=0, le=1)
+    """Term that AdamW adds to the root of the mean of squared gradients; absent means 1e-8."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """Schedule of the learning rate after warm-up; wsd stays constant and then decays (Hu et al.
     2024, arXiv 2404.06395)."""
@@ -78,9 +86,11 @@ class Training(SpecModel):
     packing: bool | None = None
     """Fill sequences with several examples that do not attend to each other; absent means wherever
     objective, method and architecture allow it."""
-    precision: Precision = "bf16"
-    """Number format of weights and activations; optimizer states stay in fp32. fp16 is for devices
-    without bf16 and scales the loss."""
+    precision: Precision = "Auto"
+    """Number format of weights and activations; optimizer states stay in fp32. Auto takes bf16
+    where the devices compute it fast, and else fp32, as on CPUs without bf16 instructions: the
+    first attempt measures it, later ones keep it, and status.progress.precision shows it. fp16 is
+    for devices without bf16 and scales the loss."""
     gradient_checkpointing: bool | None = None
     """Recompute activations in the backward pass to save memory; absent means wherever the
     method allows it."""
@@ -96,6 +106,9 @@ class Training(SpecModel):
     early_stopping: EarlyStopping | None = None
     """When training stops early; absent means that it runs all steps and the last one is the
     result."""
+    eval_steps: int | None = Field(default=None, ge=1, le=1000000)
+    """Optimizer steps between evaluations of the held-out loss in a run without early stopping, on
+    at most evaluation.maxSamples rows; the last step is evaluated too. Absent means none."""
     seed: int = Field(default=42, ge=0, le=4294967295)
     """Seed of the data's order, of dropout and of initialisation."""
     checkpoint: Checkpointing = Field(default_factory=Checkpointing)

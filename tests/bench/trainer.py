@@ -1,7 +1,7 @@
 """Speed of training compared with TRL, LLaMA-Factory and a hand-written loop: `make bench-trainer`.
 
     python -m tests.bench.trainer [--only ours,loop] [--steps N] [--method LoRA|Full]
-        [--device cuda --model FOLDER --here]
+        [--precision bf16|fp32|Auto] [--device cuda --model FOLDER --here]
 
 All contenders train the same model on the same rows with the same optimizer settings, each in a
 process of its own. They take turns of one optimizer step, in an order that rotates, so other load
@@ -151,6 +151,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--recompute", action="store_true", help="activations, in ours and the loop"
     )
+    parser.add_argument("--precision", choices=["bf16", "fp32", "Auto"], default="bf16")
     parser.add_argument("--here", action="store_true")
     return parser.parse_args()
 
@@ -181,6 +182,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> Task:
             "maxSequenceLength": options.sequence,
             "learningRate": 2e-3 if options.method == "LoRA" else 1e-4,
             "gradientCheckpointing": options.recompute,
+            "precision": options.precision,
             "checkpoint": {"intervalSteps": 100_000},
         },
     }
@@ -348,8 +350,9 @@ def describe_run(task: Task, options: argparse.Namespace) -> str:
         f"{options.model.name if options.model else assets.MODEL_NAME}, {task.method}, "
         f"{task.steps} steps "
         f"of {task.batch_sequences} x {task.max_length} tokens ({task.batch_samples} samples), "
-        f"{task.micro_batch_size} sequences in a forward pass, activations of this trainer and "
-        f"of the loop {'recomputed' if task.gradient_checkpointing else 'kept'}."
+        f"precision {options.precision}, {task.micro_batch_size} sequences in a forward pass, "
+        f"activations of this trainer and of the loop "
+        f"{'recomputed' if task.gradient_checkpointing else 'kept'}."
     )
 
 

@@ -98,6 +98,34 @@ def tiny_gpt2(folder: Path) -> Path:
     return _write(folder, config)
 
 
+def tiny_falcon(folder: Path) -> Path:
+    """Falcon: some rates of dropout are read from the config in every forward pass."""
+    from transformers import FalconConfig
+
+    shape = {name: value for name, value in SHAPE.items() if name != "num_key_value_heads"}
+    return _write(folder, FalconConfig(**shape, attention_dropout=0.1, hidden_dropout=0.1))
+
+
+def tiny_opt(folder: Path) -> Path:
+    """OPT: dropout by attributes of its blocks; learned positions; no gated layer."""
+    from transformers import OPTConfig
+
+    sizes = {"hidden_size": HIDDEN, "ffn_dim": INTERMEDIATE, "num_hidden_layers": LAYERS}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = OPTConfig(
+        vocab_size=VOCABULARY,
+        word_embed_proj_dim=HIDDEN,
+        num_attention_heads=HEADS,
+        max_position_embeddings=CONTEXT,
+        dropout=0.1,
+        attention_dropout=0.1,
+        layerdrop=0.1,
+        **sizes,
+        **tokens,
+    )
+    return _write(folder, config)
+
+
 def _write(folder: Path, config: Any) -> Path:
     import torch
     from transformers import AutoModelForCausalLM

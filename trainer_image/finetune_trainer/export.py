@@ -64,7 +64,7 @@ def write_files(run: RunConfig, report: Report, folder: Path) -> bytes:
     from finetune_trainer.data.tokenizer import load_job_tokenizer
     from finetune_trainer.evaluation.merge import base_folder, load_tuned_model
     from finetune_trainer.generation.greedy import find_end_tokens
-    from finetune_trainer.methods import saved_dtype
+    from finetune_trainer.methods import require_decided, saved_dtype
 
     folder.mkdir()
     model = load_tuned_model(run, saved_dtype(base_folder(run)))
@@ -80,7 +80,7 @@ def write_files(run: RunConfig, report: Report, folder: Path) -> bytes:
     set_base_model(folder / "adapter_config.json", run)
     tokenizer.save_pretrained(folder)
     copy_processor_files(base_folder(run), folder, tokenizer.chat_template)
-    (folder / "README.md").write_text(render_model_card(run))
+    (folder / "README.md").write_text(render_model_card(require_decided(run)))
     # The report is copied, because the job's folder is removed with the job.
     evaluation_report = Path(run.paths.job) / EVALUATION_REPORT
     if evaluation_report.exists():

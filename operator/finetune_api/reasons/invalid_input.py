@@ -211,7 +211,8 @@ INPUT = Group(
         Reason(
             "LossNotFinite",
             "train, evaluate",
-            "The loss or the gradients became infinite or NaN.",
+            "The loss or the gradients became infinite or NaN, the second time after an attempt on "
+            "another node.",
             "Lower `training.learningRate`, raise `training.warmupRatio`, or use bf16 or fp32.",
         ),
         Reason(
@@ -306,7 +307,8 @@ INPUT = Group(
         Reason(
             "OutOfMemory",
             ANY,
-            "A device or the process has no memory left.",
+            "A device or the process has no memory left; in training and evaluation a second time, "
+            "after a first attempt on another node.",
             "Lower `training.microBatchSize` or `training.maxSequenceLength`, turn on "
             "`training.gradientCheckpointing`, or use ZeRO3 or FSDP on more devices.",
         ),

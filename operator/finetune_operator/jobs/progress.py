@@ -76,6 +76,7 @@ def job_progress(progress: Progress, before: JobProgress | None, now: datetime) 
         epoch=_round(progress.epoch),
         world_size=progress.world_size,
         engine=progress.engine,
+        precision=progress.precision,
         last_checkpoint_step=progress.last_checkpoint_step or None,
         eval_loss=_finite_or_none(progress.eval_loss),
         mfu=_round(progress.mfu),
@@ -155,6 +156,8 @@ def clear_running_fields(progress: JobProgress | None) -> JobProgress | None:
 def final_progress(facts: TrainFacts, plan: TrainPlan | None, at: str) -> JobProgress:
     """The last progress of training, from its result."""
     total = plan.total_steps if plan else None
+    is_best = facts.best_eval_loss is not None
+    eval_loss = facts.best_eval_loss if is_best else facts.final_eval_loss
     return JobProgress(
         stage="train",
         step=facts.steps,
@@ -165,7 +168,8 @@ def final_progress(facts: TrainFacts, plan: TrainPlan | None, at: str) -> JobPro
         tokens_per_second=_round(facts.tokens_per_second),
         world_size=facts.world_size,
         engine=facts.engine,
-        eval_loss=_finite_or_none(facts.best_eval_loss),
+        precision=facts.precision,
+        eval_loss=_finite_or_none(eval_loss),
         mfu=_round(facts.mfu),
         peak_memory_bytes=facts.peak_memory_bytes,
         updated_at=at,

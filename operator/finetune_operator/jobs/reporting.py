@@ -124,7 +124,8 @@ def job_events(before: FineTuneJobStatus, draft: Draft) -> Iterator[EventRecord]
             yield EventRecord("Normal", after.phase, message)
     for node in after.nodes:
         if node.excluded and node.name not in list_excluded_nodes(before.nodes):
-            text = f"{node.failures} attempts ended because of node {node.name}; the next ones "
+            attempts = f"{node.failures} attempt{'s' if node.failures > 1 else ''}"
+            text = f"{attempts} ended because of node {node.name}; the next ones "
             yield EventRecord("Warning", "NodeExcluded", text + "run elsewhere")
     old = next((each for each in before.conditions if each.type == "Stalled"), None)
     was_stalled_by = old.reason if old and old.status == "True" else None

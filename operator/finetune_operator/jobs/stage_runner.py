@@ -30,6 +30,7 @@ from finetune_operator.jobs.policies.retry import (
     recorded_failure,
 )
 from finetune_operator.jobs.policies.stalled_rank import check_stalled_rank
+from finetune_operator.jobs.policies.suspect_node import judge_suspect
 from finetune_operator.jobs.progress import (
     checkpoint_status,
     clear_running_fields,
@@ -197,6 +198,8 @@ def _launch(ctx: Context, draft: Draft, stage: PodStage, number: int) -> None:
 def _find_outcome(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> Outcome | None:
     """How an attempt ended: by its pods, or as the status records it."""
     outcome = outcome_of(attempt, ctx.now, partial(stage.accept, ctx))
+    if isinstance(outcome, FailedAttempt):
+        outcome = judge_suspect(draft.status, attempt, outcome)
     recorded = recorded_failure(draft.status, attempt)
     if outcome is not None or recorded is None:
         return outcome
@@ -304,6 +307,7 @@ def _record_failure(
         failure=outcome.failure,
         restarts=decision.restarts,
         nodes=decision.nodes,
+        suspected=decision.suspected,
         progress=clear_running_fields(draft.status.progress),
     )
     draft.show(stage.name, retry_message(draft.status, stage.name, outcome, ctx.spec.max_restarts))

@@ -6,6 +6,7 @@ from finetune_api.protocol import StageName
 from finetune_operator.jobs.attempt_outcome import FailedAttempt
 from finetune_operator.jobs.draft import MESSAGE_LIMIT
 from finetune_operator.jobs.observe import Attempt
+from finetune_operator.jobs.policies.suspect_node import is_suspected
 from finetune_operator.manifest import format_time
 
 PLAIN = {
@@ -85,6 +86,8 @@ def retry_message(
     if outcome.kind != "Crashed" and failure.reason in PLAIN:
         return f"{stage} {PLAIN[failure.reason]}{step}, {resume_point}"
     text = f"{stage} attempt {failure.attempt} ended{step}: {failure.message.rstrip('.')}"
+    if is_suspected(outcome):
+        text += "; once more on another node, as a device can cause this"
     if outcome.kind == "Crashed":
         text += f"; restart {status.restarts} of {max_restarts}"
     return f"{text}; {resume_point}"[:MESSAGE_LIMIT]

@@ -6,7 +6,7 @@ computes the logits in chunks; the constants below are the trainer's own chunk s
 """
 
 from finetune_api.facts import ModelFacts
-from finetune_api.finetunejob import AdaLoRA, LoRA, Prefix
+from finetune_api.finetunejob import AdaLoRA, LoRA, Method, Prefix
 
 from finetune_operator.planner.memory_inputs import MemoryInputs
 from finetune_operator.planner.parameters import key_width, linear_layers
@@ -61,7 +61,7 @@ def block_bytes(model: ModelFacts, inputs: MemoryInputs, tokens: int) -> int:
     if inputs.method.type == "Prefix":
         prefix = (inputs.method.prefix or Prefix()).virtual_tokens
         block += tokens // inputs.sequence_length * prefix * size * 2 * key_width(model)
-    if adapter_dropout(inputs) > 0:
+    if adapter_dropout(inputs.method) > 0:
         # Dropout before the adapters keeps a copy of each linear layer's input.
         block += tokens * size * (6 * width + inner)
     return block
@@ -106,9 +106,8 @@ def sampling_bytes(model: ModelFacts, inputs: MemoryInputs) -> int:
     return max(per_token * inputs.sequence_length, KV_CACHE_BYTES[inputs.device])
 
 
-def adapter_dropout(inputs: MemoryInputs) -> float:
+def adapter_dropout(method: Method) -> float:
     """Dropout of the adapters; 0 for methods without adapter dropout."""
-    method = inputs.method
     if method.type in ("LoRA", "QLoRA", "DoRA"):
         return (method.lora or LoRA()).dropout
     return (method.adalora or AdaLoRA()).dropout if method.type == "AdaLoRA" else 0.0

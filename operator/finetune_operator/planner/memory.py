@@ -123,7 +123,9 @@ def estimate_memory(
         # Autocast keeps a 16-bit copy of the fp32 weights until the forward pass has ended.
         forward += shards.weights
     step = inputs.reward_model_bytes + fp32_gradient_bytes(model, inputs, strategy, world_size)
-    tensors = resident.weights + resident.gradients + resident.optimizer + max(forward, step)
+    states = resident.weights + resident.gradients + resident.optimizer
+    sums = gradient_sum_bytes(model, inputs, strategy, world_size)
+    tensors = states + sums + max(forward, step)
     if strategy == "ZeRO3" and inputs.method.type == "QLoRA":
         # DeepSpeed quantizes all weights on the device before it shards them.
         tensors = max(tensors, model_states(model, inputs).weights)
@@ -136,6 +138,18 @@ def estimate_memory(
         total=round(tensors * (1 + FRAGMENTATION)) + overhead,
         available=available,
     )
+
+
+def gradient_sum_bytes(
+    model: ModelFacts, inputs: MemoryInputs, strategy: Strategy, world_size: int
+) -> int:
+    """The fp32 sums of the bf16 gradients of a step's micro-batches, which ZeRO holds beside them:
+    ZeRO-1 of all weights, ZeRO-2 and ZeRO-3 of its shard. With offload they are in host memory."""
+    is_bf16 = inputs.precision == "bf16" and inputs.method.type == "Full"
+    if inputs.offload or strategy in ("DDP", "FSDP") or not is_bf16:
+        return 0
+    trained = trainable_parameters(model, inputs.method)
+    return 4 * (trained if strategy == "ZeRO1" else -(-trained // world_size))
 
 
 def fp32_gradient_bytes(

@@ -6,7 +6,7 @@ from typing import Literal
 from finetune_api.combinations import PAIR_OBJECTIVES, resolve_switch
 from finetune_api.facts import DataFacts, ModelFacts
 from finetune_api.finetunejob import GRPO, FineTuneJobSpec, Method, Objective
-from finetune_api.training import Optimizer, Precision
+from finetune_api.training import ComputePrecision, Optimizer, Precision
 
 Recomputation = Literal["None", "Selective", "Full"]
 
@@ -18,7 +18,7 @@ class MemoryInputs:
     method: Method
     objective: Objective
     optimizer: Optimizer
-    precision: Precision
+    precision: ComputePrecision
     recomputation: Recomputation
     """What the backward pass computes again instead of keeping it."""
     sequences_per_sample: int
@@ -38,9 +38,21 @@ class MemoryInputs:
         return dtype_bytes(self.precision)
 
 
-def dtype_bytes(precision: Precision) -> int:
+def dtype_bytes(precision: ComputePrecision) -> int:
     """Bytes of a number in a format."""
     return 4 if precision == "fp32" else 2
+
+
+def possible_precisions(
+    precision: Precision, device: Literal["cuda", "cpu"]
+) -> tuple[ComputePrecision, ...]:
+    """The formats in which a job may be trained, the one with the largest weights first.
+
+    Auto is decided on the node: a CPU may compute fp32 or bf16 faster, GPUs compute bf16.
+    """
+    if precision != "Auto":
+        return (precision,)
+    return ("bf16",) if device == "cuda" else ("fp32", "bf16")
 
 
 def collect_memory_inputs(
@@ -49,8 +61,9 @@ def collect_memory_inputs(
     reward: ModelFacts | None,
     device: Literal["cuda", "cpu"],
 ) -> MemoryInputs:
-    """The memory inputs of a job whose facts are known."""
+    """The memory inputs of a job whose facts are known, in the first of `possible_precisions`."""
     training = spec.training
+    precision = possible_precisions(training.precision, device)[0]
     completion = (spec.grpo or GRPO()).max_new_tokens if spec.objective == "GRPO" else 0
     length = training.max_sequence_length
     if not data.packed:
@@ -59,14 +72,14 @@ def collect_memory_inputs(
         method=spec.method,
         objective=spec.objective,
         optimizer=training.optimizer,
-        precision=training.precision,
+        precision=precision,
         recomputation=choose_recomputation(spec),
         sequences_per_sample=2 if spec.objective in PAIR_OBJECTIVES else 1,
         sequence_length=length,
         completion_length=completion,
         device=device,
         offload=spec.compute.offload,
-        reward_model_bytes=dtype_bytes(training.precision) * reward.parameters if reward else 0,
+        reward_model_bytes=dtype_bytes(precision) * reward.parameters if reward else 0,
     )
 
 

@@ -23,12 +23,18 @@ from finetune_api.combinations import ZERO_STRATEGIES, allows
 from finetune_api.facts import DataFacts, ModelFacts
 from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.objective import DROPOUT_OBJECTIVES
 from finetune_api.protocol import Strategy
 from finetune_api.train_plan import MemoryEstimate, TrainPlan
 
+from finetune_operator.planner.activations import adapter_dropout
 from finetune_operator.planner.learning_rate import default_learning_rate
 from finetune_operator.planner.memory import CPU_OVERHEAD, estimate_memory, host_bytes
-from finetune_operator.planner.memory_inputs import MemoryInputs, collect_memory_inputs
+from finetune_operator.planner.memory_inputs import (
+    MemoryInputs,
+    collect_memory_inputs,
+    possible_precisions,
+)
 from finetune_operator.planner.quantity import floor_quantity, format_bytes
 from finetune_operator.planner.refusal import (
     propose_remedies,
@@ -262,9 +268,21 @@ def choose_micro_batch(request: PlanRequest, topology: Topology, strategy: Strat
 def _estimate_memory(
     request: PlanRequest, topology: Topology, strategy: Strategy, micro_batch: int
 ) -> MemoryEstimate:
+    """The most memory that one of the possible precisions takes: full training in bf16 keeps fp32
+    weights and a copy of them, which can be more than fp32 alone."""
     available = floor_quantity(request.profile.memory_per_device)
-    world_size, inputs = topology.world_size, request.memory_inputs
-    return estimate_memory(request.model, inputs, strategy, world_size, micro_batch, available)
+    estimates = [
+        estimate_memory(
+            request.model,
+            replace(request.memory_inputs, precision=precision),
+            strategy,
+            topology.world_size,
+            micro_batch,
+            available,
+        )
+        for precision in possible_precisions(request.spec.training.precision, request.device)
+    ]
+    return max(estimates, key=lambda estimate: estimate.total)
 
 
 def _build_plan(
@@ -321,6 +339,11 @@ def _explain_plan(
         f"{format_bytes(memory.total)} of {format_bytes(memory.available)} each; batch {batch} = "
         f"{world_size} x {micro_batch} x {accumulation}"
     )
+    if request.spec.training.precision == "Auto":
+        formats = possible_precisions("Auto", request.device)
+        text += f"; precision Auto, memory for {' or '.join(formats)}"
+    if request.spec.objective not in DROPOUT_OBJECTIVES and adapter_dropout(request.spec.method):
+        text += f"; no dropout, as {request.spec.objective} compares exact probabilities"
     if batch != requested:
         text += f" instead of {requested}, which {world_size} x {micro_batch} does not divide"
     return text

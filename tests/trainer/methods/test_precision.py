@@ -24,7 +24,7 @@ def inspect_rank(folder: Path) -> None:
     config = strategies.StrategyConfig(
         strategy="FSDP",
         method=Method(),
-        training=Training(),
+        training=Training(precision="bf16"),
         device=torch.device("cpu"),
         learning_rate=1e-3,
         micro_batch_size=1,

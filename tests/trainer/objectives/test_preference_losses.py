@@ -75,6 +75,22 @@ def test_dpo_is_the_formula(loss: str, smoothing: float) -> None:
     np.testing.assert_allclose(found.numpy(), by_hand(loss, 0.3, smoothing), rtol=1e-10)
 
 
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_the_likelihood_of_the_chosen_answer_is_added_per_token(weight: float) -> None:
+    # Pang et al. 2024, equation 1.
+    settings = finetunejob.DPO.model_validate({"beta": 0.3, "nllWeight": weight})
+    logps, reference, tokens = tensors(LOGPS, REFERENCE, TOKEN_COUNTS)
+    found = dpo_losses(settings, logps.requires_grad_(), reference, tokens)
+    expected = by_hand("sigmoid", 0.3, 0.0) - weight * LOGPS[:, 0] / TOKEN_COUNTS[:, 0]
+    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-10)
+    found.sum().backward()
+    assert logps.grad is not None
+    sigma = 1 - s(0.3 * ((LOGPS - REFERENCE)[:, 0] - (LOGPS - REFERENCE)[:, 1]))
+    of_chosen = -0.3 * sigma - weight / TOKEN_COUNTS[:, 0]
+    np.testing.assert_allclose(logps.grad[:, 0].numpy(), of_chosen, rtol=1e-10)
+    np.testing.assert_allclose(logps.grad[:, 1].numpy(), 0.3 * sigma, rtol=1e-10)
+
+
 AT_REFERENCE = {
     "sigmoid": np.log(2),
     "hinge": 1.0,

@@ -73,6 +73,34 @@ def test_decay_is_decoupled_from_the_gradient(optimizer: str) -> None:
         torch.testing.assert_close(new.detach(), old * factor)
 
 
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "Adafactor"])
+@pytest.mark.parametrize(
+    ("settings", "beta1", "beta2", "epsilon"),
+    [
+        ({}, 0.9, 0.999, 1e-8),
+        ({"adamBeta1": 0.5, "adamBeta2": 0.7, "adamEpsilon": 0.01}, 0.5, 0.7, 0.01),
+        ({"adamBeta1": 0.0}, 0.0, 0.999, 1e-8),
+    ],
+)
+def test_adamw_updates_by_its_formula(
+    optimizer: str, settings: dict[str, float], beta1: float, beta2: float, epsilon: float
+) -> None:
+    weight = torch.nn.Linear(8, 8, bias=False)
+    expected = weight.weight.detach().double()
+    built = make_optimizer(weight, config_for(optimizer, **settings))
+    mean, square = torch.zeros(8, 8).double(), torch.zeros(8, 8).double()
+    for step in range(1, 4):
+        gradient = torch.randn(8, 8, generator=torch.Generator().manual_seed(step))
+        weight.weight.grad = gradient.clone()
+        built.step()
+        # Loshchilov and Hutter 2019, algorithm 2.
+        mean = beta1 * mean + (1 - beta1) * gradient
+        square = beta2 * square + (1 - beta2) * gradient**2
+        root = (square / (1 - beta2**step)).sqrt()
+        expected = expected - 0.1 * mean / (1 - beta1**step) / (root + epsilon)
+    torch.testing.assert_close(weight.weight.detach().double(), expected, rtol=1e-4, atol=1e-5)
+
+
 def state_bytes(optimizer: str) -> int:
     """Bytes of optimizer state for one weight of 512 x 512."""
     weight = torch.nn.Linear(512, 512, bias=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,18 @@ def drive_broken(path: Path) -> None:
         drive(path)
 
 
+def drive_nan_loss(path: Path) -> None:
+    """Train with one rank whose activations are NaN."""
+    from torch.nn.modules.module import register_module_forward_hook
+
+    def spoil(module: Any, inputs: Any, output: Any) -> Any:
+        is_broken = os.environ["RANK"] == "1" and type(module).__name__ == "LlamaMLP"
+        return output * math.nan if is_broken else None
+
+    with register_module_forward_hook(spoil):
+        drive(path)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> FailingCases:
     cases = FailingCases(tmp_path_factory.mktemp("divergence"))
@@ -116,6 +130,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> FailingCases:
     )
     broken = [cases.case(f"broken-{name}", strategy=name) for name in STRATEGIES]
     cases.train("broken", broken, drive_broken)
+    cases.train("broken-rank", [cases.case("broken-rank")], drive_nan_loss)
     return cases
 
 
@@ -126,6 +141,14 @@ def test_a_real_run_that_diverges_ends_with_an_error(runs: FailingCases) -> None
     assert divergence.PATIENCE <= len(lines) < 120
     assert lines[-1]["loss"] > lines[0]["loss"] + divergence.MIN_RISE
     assert runs.case_result("fine")["finished"] is True
+
+
+def test_a_loss_of_nan_names_the_host_that_computed_it(runs: FailingCases) -> None:
+    found = [runs.case_result("broken-rank", rank)["error"] for rank in (0, 1)]
+    assert found[0] == found[1]
+    assert found[0]["reason"] == "LossNotFinite"
+    expected = f"The loss became nan at step 1 on host {socket.gethostname()} with"
+    assert found[0]["message"].startswith(expected)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

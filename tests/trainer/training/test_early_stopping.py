@@ -108,6 +108,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         runs.add(f"world-{world}", lora={"dropout": 0}, world_size=world, training=FALLING)
         runs.train(world)
     runs.add("world-2", lora={"dropout": 0}, training=FALLING)
+    runs.add("watched", lora={"dropout": 0}, training={"evalSteps": EVERY})
     runs.add("packed", lora={"dropout": 0}, training=FALLING, packed=True)
     for strategy in STRATEGIES:
         how: dict[str, Any] = {"strategy": strategy, "lora": {"dropout": 0.2}}
@@ -130,6 +131,17 @@ def test_the_held_out_loss_is_the_same_on_one_two_and_four_ranks(runs: Runs) -> 
     assert reference[6] < reference[2]
     for world in (2, 4):
         assert runs.eval_losses(f"world-{world}") == pytest.approx(reference, abs=2e-6)
+
+
+def test_the_held_out_loss_is_evaluated_without_early_stopping_too(runs: Runs) -> None:
+    watched, stopping = runs.case_result("watched"), runs.case_result("world-2")
+    assert runs.eval_losses("watched") == runs.eval_losses("world-2")
+    assert sorted(runs.eval_losses("watched")) == [2, 4, 6]
+    assert watched["trained_digest"] == stopping["trained_digest"]
+    assert watched["facts"]["finalEvalLoss"] == runs.eval_losses("watched")[6]
+    assert watched["reported"]["eval_loss"] == runs.eval_losses("watched")[6]
+    assert "bestStep" not in watched["facts"]
+    assert "finalEvalLoss" not in stopping["facts"]
 
 
 def test_the_held_out_loss_does_not_depend_on_packing(runs: Runs) -> None:

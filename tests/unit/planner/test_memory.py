@@ -5,6 +5,7 @@ from finetune_operator.planner.memory import (
     estimate_memory,
     fp32_gradient_bytes,
     frozen_bytes,
+    gradient_sum_bytes,
     host_bytes,
     model_states,
     offloaded_bytes,
@@ -116,6 +117,21 @@ def test_zero_copies_gradients_to_fp32_for_the_optimizer_step() -> None:
     found = estimate_memory(LLAMA_8B, full, "ZeRO2", 2, 1, 0)
     held = found.weights + found.gradients + found.optimizer
     assert found.total > held + 4 * per_rank > held + found.activations
+
+
+def test_zero_adds_bf16_gradients_in_fp32() -> None:
+    full, adapters = inputs(method={"type": "Full"}), inputs(method={"type": "LoRA"})
+    away = inputs(method={"type": "Full"}, compute={"offload": True})
+    assert gradient_sum_bytes(LLAMA_8B, full, "ZeRO1", 2) == 4 * LLAMA_8B.parameters
+    for strategy in ("ZeRO2", "ZeRO3"):
+        assert gradient_sum_bytes(LLAMA_8B, full, strategy, 2) == 2 * LLAMA_8B.parameters
+        assert gradient_sum_bytes(LLAMA_8B, adapters, strategy, 2) == 0
+        assert gradient_sum_bytes(LLAMA_8B, away, strategy, 2) == 0
+        found = estimate_memory(LLAMA_8B, full, strategy, 2, 1, 0)
+        held = found.weights + found.gradients + found.optimizer + found.activations
+        assert found.total > held + 2 * LLAMA_8B.parameters
+    for strategy in ("DDP", "FSDP"):
+        assert gradient_sum_bytes(LLAMA_8B, full, strategy, 2) == 0
 
 
 def test_autocast_keeps_a_16_bit_copy_of_every_fp32_weight() -> None:

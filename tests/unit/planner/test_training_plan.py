@@ -172,3 +172,38 @@ def test_a_reward_model_adds_its_weights_to_the_trained_model() -> None:
 @pytest.mark.parametrize(("most", "counts"), [(1, [1]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
 def test_device_counts_are_powers_of_two_and_the_maximum(most: int, counts: list[int]) -> None:
     assert list_device_counts(most) == counts
+
+
+@pytest.mark.parametrize("method", ["LoRA", "Full", "QLoRA"])
+@pytest.mark.parametrize("strategy", ["DDP", "ZeRO2", "ZeRO3", "FSDP"])
+def test_auto_on_a_cpu_pool_has_memory_for_either_format(method: str, strategy: str) -> None:
+    job: dict[str, Any] = {"method": {"type": method}, "compute": {"strategy": strategy}}
+    training = {"maxSequenceLength": 128, "microBatchSize": 1}
+    pool = CPU.model_copy(update={"memory_per_device": "16Gi"})
+    totals = {
+        precision: plan(SMOL, pool, **job, training={**training, "precision": precision})
+        for precision in ("Auto", "bf16", "fp32")
+    }
+    either = max(totals["bf16"].memory.total, totals["fp32"].memory.total)
+    assert totals["Auto"].memory.total == either
+    assert "memory for fp32 or bf16" in totals["Auto"].reason
+    assert "precision" not in totals["fp32"].reason
+
+
+def test_auto_on_a_gpu_pool_is_planned_for_bf16() -> None:
+    auto, half = plan(LLAMA_8B), plan(LLAMA_8B, training={"precision": "bf16"})
+    assert auto.memory == half.memory
+    assert "memory for bf16;" in auto.reason + ";"
+
+
+@pytest.mark.parametrize("objective", ["SFT", "DPO", "KTO", "ORPO", "Reward"])
+def test_the_plan_says_where_dropout_is_turned_off(objective: str) -> None:
+    formats = {"SFT": "chat", "KTO": "unpaired"}
+    data = DATA.model_copy(update={"format": formats.get(objective, "preference")})
+    lora = {"type": "LoRA", "lora": {"dropout": 0.1}}
+    noted = f"no dropout, as {objective} compares exact probabilities"
+    job: dict[str, Any] = {"objective": objective, "training": {"microBatchSize": 1}}
+    with_dropout = plan(LLAMA_8B, H100, data, method=lora, **job)
+    without = plan(LLAMA_8B, H100, data, method={"type": "LoRA", "lora": {"dropout": 0}}, **job)
+    assert (noted in with_dropout.reason) == (objective != "SFT")
+    assert noted not in without.reason

@@ -21,6 +21,7 @@ from finetune_trainer.methods import (
     add_token_rows,
     added_token_ids,
     load_base_model,
+    require_decided,
     saved_dtype,
 )
 from finetune_trainer.methods.merged_weights import FourBitBase, four_bit_base, merge_layers
@@ -69,7 +70,8 @@ def load_tuned_model(
         release_weights(base)
         model = load_job_base_model(run, output_dtype, device)
         quantization = spec.method.quantization or Quantization()
-        rounded_base = four_bit_base(model, quantization, DTYPES[spec.training.precision])
+        dtype_of_training = DTYPES[require_decided(run).spec.training.precision]
+        rounded_base = four_bit_base(model, quantization, dtype_of_training)
         return merge_adapter(model, output, output_dtype, rounded_base).to(dtype)
     model = base if base is not None else load_job_base_model(run, dtype, device)
     return merge_adapter(model, output, output_dtype)

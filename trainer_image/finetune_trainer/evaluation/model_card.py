@@ -4,6 +4,8 @@ from typing import Any
 
 from finetune_api.base import SpecModel
 from finetune_api.finetunejob import AdaLoRA, LoRA, Method, Prefix, Quantization
+from finetune_api.method import without_adapter_dropout
+from finetune_api.objective import DROPOUT_OBJECTIVES
 from finetune_api.run_config import RunConfig
 
 from finetune_trainer.sources import Address
@@ -37,7 +39,8 @@ def render_model_card(run: RunConfig) -> str:
         ]
     lines += ["", "## Training", "", "| Setting | Value |", "| --- | --- |"]
     rows: dict[str, Any] = {"objective": spec.objective, "method": spec.method.type}
-    rows |= method_settings(spec.method)
+    has_dropout = spec.objective in DROPOUT_OBJECTIVES
+    rows |= method_settings(spec.method if has_dropout else without_adapter_dropout(spec.method))
     if plan:
         rows |= {
             "optimizer steps": plan.total_steps,

@@ -10,14 +10,18 @@ from typing import Any
 import torch
 from finetune_api.combinations import resolve_switch
 from finetune_api.finetunejob import FineTuneJobSpec, Method
+from finetune_api.method import without_adapter_dropout
+from finetune_api.objective import DROPOUT_OBJECTIVES
 
 from finetune_trainer.methods.adapters import add_adapters
+from finetune_trainer.methods.auto_precision import decide_precision, require_decided
 from finetune_trainer.methods.base_model import (
     attention_kernel,
     load_base_model,
     make_meta_model,
     saved_dtype,
 )
+from finetune_trainer.methods.dropout import disable_dropout
 from finetune_trainer.methods.gradient_checkpointing import enable_gradient_checkpointing
 from finetune_trainer.methods.image_models import freeze_vision_tower
 from finetune_trainer.methods.new_tokens import add_token_rows, added_token_ids
@@ -33,9 +37,11 @@ __all__ = [
     "apply_method",
     "attention_kernel",
     "computes_in_autocast",
+    "decide_precision",
     "load_base_model",
     "make_meta_model",
     "quantization_config",
+    "require_decided",
     "save_trained_weights",
     "saved_dtype",
     "weight_dtype",
@@ -50,12 +56,16 @@ def apply_method(
     `new_tokens`: ids of model.tokenizer.specialTokens; the model has embedding rows for them.
     """
     model.config.get_text_config().use_cache = False
+    method = spec.method
+    if spec.objective not in DROPOUT_OBJECTIVES:
+        disable_dropout(model)
+        method = without_adapter_dropout(method)
     if resolve_switch(spec.to_wire(), "gradientCheckpointing"):
         enable_gradient_checkpointing(model, spec.training.selective_checkpointing)
-    if spec.method.type == "Full":
+    if method.type == "Full":
         freeze_vision_tower(model)
     else:
-        model = add_adapters(model, spec.method, total_steps, new_tokens)
+        model = add_adapters(model, method, total_steps, new_tokens)
     model.train()
     return model
 

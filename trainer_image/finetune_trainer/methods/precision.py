@@ -2,7 +2,7 @@
 
 The frozen base keeps the run's precision. Everything that is trained has fp32 weights somewhere
 (adapters themselves, fp32 weights under autocast, or the master copies of DeepSpeed and FSDP),
-because AdamW's updates vanish in bf16.
+because AdamW's updates vanish in bf16. `auto_precision` has replaced Auto before.
 """
 
 import torch

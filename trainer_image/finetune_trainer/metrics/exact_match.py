@@ -1,13 +1,29 @@
-"""Exact match of an answer and its reference, ignoring case, punctuation and spaces."""
+"""Exact match of an answer and its reference, ignoring case, punctuation and spaces.
 
+The punctuation of a number is a part of it: -4 is not 4, 3.5 is not 35, and 50% is not 50.
+"""
+
+import re
 import unicodedata
+
+from finetune_trainer.metrics.numbers import fold_digits
+
+THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+IN_NUMBER = re.compile(r"(?<=\d)[.,/:](?=\d)|(?<![\w)\]}.,])[-.](?=\.?\d)|(?<=\d)%", re.ASCII)
+"""Punctuation between digits, a sign or a point before the first, and a percent sign."""
 
 
 def normalise_text(text: str) -> str:
-    """The text without case, punctuation and extra spaces; compatibility forms are folded."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    kept = "".join(" " if unicodedata.category(c).startswith("P") else c for c in folded)
-    return " ".join(kept.split())
+    """The text without case, punctuation and extra spaces; compatibility forms and the digits of
+    every script are folded, and thousands are not separated."""
+    folded = unicodedata.normalize("NFKC", fold_digits(text)).casefold()
+    folded = THOUSANDS.sub(lambda match: match[0].replace(",", ""), folded)
+    kept = {match.start() for match in IN_NUMBER.finditer(folded)}
+    characters = (
+        " " if unicodedata.category(c).startswith("P") and index not in kept else c
+        for index, c in enumerate(folded)
+    )
+    return " ".join("".join(characters).split())
 
 
 def exact_match(answer: str, reference: str) -> float:

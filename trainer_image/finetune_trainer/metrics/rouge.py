@@ -9,6 +9,8 @@ import unicodedata
 from functools import cache
 from typing import Any
 
+from finetune_trainer.metrics.numbers import fold_digits
+
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 """Scripts that put no space between words: each letter, with its marks, counts as a word."""
 WORD = rf"(?V1)[{UNSPACED}]\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}_]--[{UNSPACED}]]+"
@@ -22,8 +24,10 @@ def _word_pattern() -> Any:
 
 
 def words(text: str) -> list[str]:
-    """Words of any script without case; canonically equivalent spellings are the same word."""
-    found: list[str] = _word_pattern().findall(unicodedata.normalize("NFC", text.casefold()))
+    """Words of any script without case; equivalent spellings, such as full-width ones, and the
+    digits of every script are the same word."""
+    folded = unicodedata.normalize("NFKC", fold_digits(text)).casefold()
+    found: list[str] = _word_pattern().findall(unicodedata.normalize("NFC", folded))
     return found
 
 

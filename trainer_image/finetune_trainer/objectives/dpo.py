@@ -64,6 +64,20 @@ def dpo_losses(
     reference_logps: torch.Tensor,
     tokens: torch.Tensor,
 ) -> torch.Tensor:
+    """Loss of each pair [pairs]: the preference loss, and nllWeight times the negative
+    log-likelihood per token of the chosen completion. The tensors are [pairs, 2], chosen first."""
+    losses = preference_losses(settings, logps, reference_logps, tokens)
+    if settings.nll_weight:
+        losses = losses - settings.nll_weight * logps[:, 0] / tokens[:, 0].clamp(min=1)
+    return losses
+
+
+def preference_losses(
+    settings: finetunejob.DPO,
+    logps: torch.Tensor,
+    reference_logps: torch.Tensor,
+    tokens: torch.Tensor,
+) -> torch.Tensor:
     """Loss of each pair [pairs]; the tensors are [pairs, 2], chosen first.
 
     sigmoid: -(1-e) log s(bd) - e log s(-bd) with e = labelSmoothing (Rafailov et al. 2023, arXiv

@@ -11,12 +11,12 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, NoReturn
 
 from finetune_api.objective import REFERENCE_REWARDS, RewardFunction
 
 from finetune_trainer.metrics.exact_match import exact_match, normalise_text
+from finetune_trainer.metrics.numbers import find_last_number
 from finetune_trainer.metrics.rouge import rouge_l
 from finetune_trainer.runtime.errors import UserError
 
@@ -24,12 +24,6 @@ log = logging.getLogger("finetune")
 
 PATTERN_SECONDS = 0.25
 """CPU time of one search; a usual pattern needs a thousandth of it for a long completion."""
-NUMBER = re.compile(
-    r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,4}\b)?",
-    re.ASCII,
-)
-"""Commas separate thousands; a minus after a word or a bracket is a subtraction."""
-MINUS_SIGN = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
@@ -75,21 +69,22 @@ def name_rewards(functions: Sequence[RewardFunction]) -> list[str]:
 
 
 def contains(answer: str, reference: str) -> float:
-    """1 where the answer contains the reference, ignoring case, punctuation and spaces."""
+    """1 where the answer contains the reference, ignoring case, punctuation and spaces; a number
+    only as a whole: 15 does not contain 5."""
     expected = normalise_text(reference)
-    return float(expected in normalise_text(answer)) if expected else float(reference in answer)
+    if not expected:
+        return float(reference in answer)
+    before = r"(?<![\d./:,-])" if re.match(r"[-.]?\d", expected, re.ASCII) else ""
+    after = r"(?![\d%]|[./:,]\d)" if re.search(r"\d%?$", expected, re.ASCII) else ""
+    pattern = before + re.escape(expected) + after
+    return float(re.search(pattern, normalise_text(answer), re.ASCII) is not None)
 
 
 def score_number(answer: str, reference: str) -> float:
-    """1 where the last number of both is the same: 1,200.0 is 1200; 0 where one has none."""
+    """1 where the last number of both is the same: 1,200.0 is 1200, 1/2 and 50% are 0.5; 0 where
+    one has none."""
     found, expected = find_last_number(answer), find_last_number(reference)
     return float(found is not None and found == expected)
-
-
-def find_last_number(text: str) -> Decimal | None:
-    """The last number in a text, exact."""
-    numbers = NUMBER.findall(text.replace(MINUS_SIGN, "-"))
-    return Decimal(numbers[-1].replace(",", "")) if numbers else None
 
 
 def score_json(answer: str) -> float:

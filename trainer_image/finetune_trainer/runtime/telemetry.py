@@ -37,7 +37,7 @@ GAUGES = {
     "last_checkpoint_step": "Step of the newest complete checkpoint.",
     "checkpoint_seconds": "Seconds from the decision to save to the newest complete checkpoint.",
     "checkpoint_bytes": "Size of all files of the newest complete checkpoint.",
-    "eval_loss": "Held-out loss of the last evaluation for early stopping.",
+    "eval_loss": "Held-out loss of the last evaluation during training.",
     "data_wait_share": "Fraction of a step that waited for data, smoothed, 0 to 1.",
     "mfu": "Model FLOP/s utilisation, smoothed, 0 to 1.",
     "peak_memory_bytes": "Peak memory of the first rank of this pod.",

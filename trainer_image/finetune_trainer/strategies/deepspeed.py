@@ -26,10 +26,15 @@ def deepspeed_config(config: StrategyConfig) -> dict[str, Any]:
     """The configuration of DeepSpeed's engine.
 
     In a bf16 run adapters are fp32 and need no mixed precision. In an fp16 run they are fp16 and
-    the engine keeps fp32 copies, because it scales the loss only in its fp16 mode.
+    the engine keeps fp32 copies, because it scales the loss only in its fp16 mode. Gradients of
+    bf16 weights are reduced and added in fp32: with its 8 bits a sum of many micro-batches would
+    lose the small ones.
     """
     precision = config.training.precision
+    is_bf16 = config.method.type == "Full" and precision == "bf16"
+    sums = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
     return {
+        **(sums if is_bf16 else {}),
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.training.max_grad_norm,
@@ -37,7 +42,7 @@ def deepspeed_config(config: StrategyConfig) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         # DeepSpeed would compile its own AdamW for CPUs at first use; PyTorch's is as fast.
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": config.method.type == "Full" and precision == "bf16"},
+        "bf16": {"enabled": is_bf16},
         "fp16": {
             "enabled": precision == "fp16",
             "initial_scale_power": INITIAL_POWER,

@@ -15,8 +15,8 @@ from finetune_api.finetunejob import Training
 from finetune_trainer.strategies.base import StrategyConfig, trainable_parameters
 from finetune_trainer.strategies.loss_scale import LossScale
 
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+"""AdamW's defaults (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
 IA3_VECTORS = "ia3_l"
 """Part of the names of IA3's vectors, which are stored as matrices of one row or column. They start
 at one, and weight decay would pull them to zero, where the layer's output vanishes."""
@@ -38,15 +38,12 @@ def parameter_groups(model: Any, training: Training) -> list[dict[str, Any]]:
 
 
 def make_optimizer(model: Any, config: StrategyConfig) -> torch.optim.Optimizer:
-    """The job's optimizer over the trainable parameters.
-
-    All variants of AdamW use betas 0.9 and 0.999 (Loshchilov and Hutter 2019, arXiv 1711.05101).
-    """
+    """The job's optimizer over the trainable parameters."""
     groups = parameter_groups(model, config.training)
     name = config.training.optimizer
     if name == "AdamW":
         return torch.optim.AdamW(
-            groups, lr=config.learning_rate, betas=BETAS, eps=EPSILON, fused=True
+            groups, lr=config.learning_rate, fused=True, **adam_settings(config.training)
         )
     if name == "Adafactor":
         return _make_adafactor(groups, config.learning_rate)
@@ -56,9 +53,19 @@ def make_optimizer(model: Any, config: StrategyConfig) -> torch.optim.Optimizer:
     warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
     optimizer_class = getattr(bitsandbytes.optim, name)
     optimizer: torch.optim.Optimizer = optimizer_class(
-        groups, lr=config.learning_rate, betas=BETAS, eps=EPSILON
+        groups, lr=config.learning_rate, **adam_settings(config.training)
     )
     return optimizer
+
+
+def adam_settings(training: Training) -> dict[str, Any]:
+    """Decays and epsilon of every variant of AdamW, by PyTorch's names."""
+
+    def chosen(value: float | None, default: float) -> float:
+        return default if value is None else value
+
+    betas = (chosen(training.adam_beta1, BETA1), chosen(training.adam_beta2, BETA2))
+    return {"betas": betas, "eps": chosen(training.adam_epsilon, EPSILON)}
 
 
 def _make_adafactor(groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Optimizer:

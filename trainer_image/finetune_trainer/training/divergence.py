@@ -6,6 +6,7 @@ all ranks raise the same error at the same step.
 
 import logging
 import math
+from collections.abc import Sequence
 
 from finetune_trainer.runtime.errors import UserError
 
@@ -91,10 +92,15 @@ class LossMonitor:
             raise divergence_error(step, loss, self._detector.best, learning_rate)
 
 
-def not_finite_error(name: str, value: float, step: int, learning_rate: float) -> UserError:
+def not_finite_error(
+    name: str, value: float, step: int, learning_rate: float, hosts: Sequence[str] = ()
+) -> UserError:
+    """`hosts`: those whose own part of the value is not finite, where that is known. The operator
+    tries again on other nodes than a single one."""
+    where = f" on host {hosts[0]}" if len(hosts) == 1 else ""
     return UserError(
         "LossNotFinite",
-        f"The {name} became {value} at step {step} with learning rate {learning_rate:.3g}.",
+        f"The {name} became {value} at step {step}{where} with learning rate {learning_rate:.3g}.",
         "Lower training.learningRate or raise training.warmupRatio; with precision bf16, "
         "check that the base model was not made for fp16; with fp16, use bf16 or fp32.",
     )

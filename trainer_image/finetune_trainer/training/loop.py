@@ -27,7 +27,7 @@ from finetune_trainer.objectives import Objective, RankBatch
 from finetune_trainer.runtime.sigterm import StopRequest
 from finetune_trainer.strategies import TrainingStrategy
 from finetune_trainer.training import lr_scheduler
-from finetune_trainer.training.divergence import LossMonitor
+from finetune_trainer.training.divergence import LossMonitor, not_finite_error
 from finetune_trainer.training.early_stopping import EarlyStopping, evaluate_held_out_loss
 from finetune_trainer.training.flops import count_model_flops, count_positions
 from finetune_trainer.training.neftune import EmbeddingNoise
@@ -119,11 +119,15 @@ class Loop:
         stop.defer_to_boundary()
         sums[STOP] = float(stop.requested)
         sums[SAVE_DUE] = float(self._rank == 0 and self._saver.is_due())
+        own_loss = sums[LOSS].clone()
         dist.all_reduce(sums)
 
         totals = sums.tolist()
         loss = totals[LOSS] / rank_batch.num_items_in_batch
         is_skipped = strategy.skipped_steps > skipped_before
+        if not math.isfinite(loss):
+            hosts = hosts_with(not math.isfinite(own_loss.item()))
+            raise not_finite_error("loss", loss, step, learning_rate, hosts)
         self._loss_monitor.check_step(step, loss, grad_norm, learning_rate, is_skipped)
         flops = self._model_flops.count_step(
             rank_batch.tokens, totals[HEAD_POSITIONS], totals[ATTENDED_PAIRS]
@@ -139,11 +143,17 @@ class Loop:
         return totals[STOP] > 0, totals[SAVE_DUE] > 0
 
     def _maybe_evaluate(self, step: int, loss: float) -> None:
-        """Evaluate the held-out loss if early stopping needs it, and update the trainer state."""
+        """Evaluate the held-out loss if it is due, and update the trainer state."""
         self._is_best, eval_loss = False, None
         early_stopping, is_last = self._early_stopping, step == self._plan.total_steps
-        if early_stopping and early_stopping.should_evaluate(step, is_last):
+        if early_stopping:
+            is_due = early_stopping.should_evaluate(step, is_last)
+        else:
+            eval_steps = self._settings.eval_steps
+            is_due = eval_steps is not None and (is_last or step % eval_steps == 0)
+        if is_due:
             eval_loss = evaluate_held_out_loss(self._strategy, self._objective, self._device)
+        if early_stopping and eval_loss is not None:
             self._is_best = early_stopping.add_evaluation(step, eval_loss)
         self._state = TrainerState(step, loss, eval_loss)
 
@@ -179,9 +189,11 @@ class Loop:
             tokens=throughput.tokens,
             tokens_per_second=throughput.mean_tokens_per_second,
             world_size=dist.get_world_size(),
+            precision=self._settings.precision,
             engine=self._strategy.name,
             best_step=early_stopping.best_step if early_stopping else None,
             best_eval_loss=early_stopping.best_loss if early_stopping else None,
+            final_eval_loss=None if early_stopping else self._state.eval_loss,
             peak_memory_bytes=peak_memory_bytes(self._device.type),
             mfu=throughput.mean_mfu,
             hosts=gather_hosts(),
@@ -232,6 +244,13 @@ def accumulate_gradients(
         positions += torch.tensor(count_positions(micro_batch), dtype=torch.float64)
     sums[HEAD_POSITIONS:METRICS] = positions.to(device)
     return torch.cat([sums, objective.take_metrics().to(device)])  # [5 + metrics]
+
+
+def hosts_with(is_affected: bool) -> list[str]:
+    """Host names of the ranks for which the argument is true. A collective."""
+    found: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, socket.gethostname() if is_affected else None)
+    return sorted({host for host in found if host})
 
 
 def gather_hosts() -> list[str]:

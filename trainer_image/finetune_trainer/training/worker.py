@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_api.facts import TrainFacts
 from finetune_api.protocol import RUN_CONFIG_PATH, ExitCode
 from finetune_api.run_config import RunConfig
+from finetune_api.train_plan import TrainPlan
 
 from finetune_trainer.distributed.heartbeat import Heartbeat
 from finetune_trainer.distributed.launcher import STORE_ENV, join_store
@@ -40,6 +41,8 @@ from finetune_trainer.training.imports import import_libraries
 
 if TYPE_CHECKING:
     # Imports of ML libraries are timed, and happen in `import_libraries`.
+    import torch
+
     from finetune_trainer.strategies import StrategyConfig, TrainingStrategy
 
 log = logging.getLogger("finetune")
@@ -56,6 +59,7 @@ def train(run: RunConfig, reporter: RankReporter, stop: StopRequest) -> tuple[bo
     """
     from torch import distributed as dist
 
+    from finetune_trainer import methods
     from finetune_trainer.checkpointing import restore
     from finetune_trainer.checkpointing.final_output import write_output
     from finetune_trainer.checkpointing.saver import Saver
@@ -64,11 +68,12 @@ def train(run: RunConfig, reporter: RankReporter, stop: StopRequest) -> tuple[bo
     from finetune_trainer.training.loop import Loop
 
     # Setup.
-    plan, job = run.require_plan(), Path(run.paths.job)
-    settings, world_size = run.spec.training, dist.get_world_size()
+    plan, job, world_size = run.require_plan(), Path(run.paths.job), dist.get_world_size()
     is_rank_zero, attempt = dist.get_rank() == 0, Attempt(job, run.attempt)
     if is_rank_zero:
         attempt.claim()
+    run = methods.decide_precision(run, rank_device(plan))
+    settings = run.spec.training
 
     # Model.
     reporter.report("loading the model", total_steps=plan.total_steps, world_size=world_size)
@@ -78,7 +83,7 @@ def train(run: RunConfig, reporter: RankReporter, stop: StopRequest) -> tuple[bo
     # from the position ids.
     flatten = model.config._attn_implementation.startswith("flash")
     objective = make_objective(model, ObjectiveContext(run, plan, config.device, flatten))
-    reporter.report("preparing the data", engine=strategy.name)
+    reporter.report("preparing the data", engine=strategy.name, precision=settings.precision)
     # Before a checkpoint is restored: reference logps are those of the untrained model.
     objective.inspect_untrained_model(strategy)
     reporter.startup.mark("data")
@@ -130,6 +135,14 @@ def train(run: RunConfig, reporter: RankReporter, stop: StopRequest) -> tuple[bo
     return is_finished, facts
 
 
+def rank_device(plan: TrainPlan) -> "torch.device":
+    """The device of this rank."""
+    import torch
+
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device("cuda", local_rank) if plan.device == "cuda" else torch.device("cpu")
+
+
 def build_model(
     run: RunConfig, startup: StartupTimer
 ) -> "tuple[Any, TrainingStrategy, StrategyConfig]":
@@ -140,8 +153,10 @@ def build_model(
 
     spec, plan, facts = run.spec, run.require_plan(), run.require_model()
     method, settings = spec.method, spec.training
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if plan.device == "cuda" else torch.device("cpu")
+    device = rank_device(plan)
+    if device.type == "cuda" and settings.precision != "fp32":
+        # Adapters are fp32 on a 16-bit base: TF32 is accurate enough for their products.
+        torch.set_float32_matmul_precision("high")
     config = strategies.StrategyConfig(
         strategy=plan.strategy,
         method=method,
@@ -206,9 +221,6 @@ def join_process_group(run: RunConfig) -> None:
                 "Check the node's driver and device plugin, and the profile's resourceName.",
             )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        if run.spec.training.precision != "fp32":
-            # Adapters are fp32 on a 16-bit base: TF32 is accurate enough for their products.
-            torch.set_float32_matmul_precision("high")
     backend = "nccl" if is_cuda else "gloo"
     if is_cuda and plan.offload:
         # Gradient norms and full weights are gathered from shards in host memory.

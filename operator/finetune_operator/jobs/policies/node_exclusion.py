@@ -38,15 +38,19 @@ def find_blamed_node(attempt: Attempt, outcome: FailedAttempt) -> str | None:
     if outcome.kind != "Crashed":
         return None
     if outcome.failure.reason == RANK_STALLED:
-        return _find_node_of_host(attempt, outcome.failure.message)
+        return find_node_of_host(attempt, outcome.failure.message)
     return pod.node if pod and outcome.failure.reason in NODE_REASONS else None
 
 
-def count_failure(nodes: Sequence[NodeFailures], name: str) -> list[NodeFailures]:
+def count_failure(
+    nodes: Sequence[NodeFailures], name: str, excluded_from: int = EXCLUDED_FROM
+) -> list[NodeFailures]:
     """The list with one more failure of a node; where it is full, the node with the fewest failures
-    is dropped."""
-    count = next((node.failures for node in nodes if node.name == name), 0) + 1
-    new = NodeFailures(name=name, failures=count, excluded=count >= EXCLUDED_FROM)
+    is dropped. A node that is excluded stays so."""
+    old = next((node for node in nodes if node.name == name), None)
+    count = old.failures + 1 if old else 1
+    is_excluded = count >= excluded_from or (old is not None and old.excluded)
+    new = NodeFailures(name=name, failures=count, excluded=is_excluded)
     others = sorted((n for n in nodes if n.name != name), key=lambda n: -n.failures)
     return sorted([*others[: MOST_NODES - 1], new], key=lambda node: node.name)
 
@@ -80,7 +84,7 @@ def check_exclusion(
     return fail_attempt(attempt, "Disrupted", now, failure)
 
 
-def _find_node_of_host(attempt: Attempt, message: str) -> str | None:
+def find_node_of_host(attempt: Attempt, message: str) -> str | None:
     """The node of the host that a message names; with several hosts no single node is to blame."""
     hosts = set(_ON_HOST.findall(message))
     nodes = {pod.node for pod in attempt.pods if pod.host in hosts and pod.node}

@@ -12,11 +12,16 @@ from datetime import datetime, timedelta
 
 from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobStatus
-from finetune_api.jobstatus import CheckpointStatus, NodeFailures
+from finetune_api.jobstatus import CheckpointStatus, NodeFailures, SuspectedNodes
 
 from finetune_operator.jobs.attempt_outcome import JOB_DELETED, FailedAttempt
 from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.policies.node_exclusion import LIFTED, count_failure, find_blamed_node
+from finetune_operator.jobs.policies.suspect_node import (
+    exclude_suspects,
+    is_suspected,
+    suspect_nodes,
+)
 
 FIRST_DELAY = 10.0
 """Seconds after the first crash."""
@@ -34,6 +39,8 @@ class RetryDecision:
     at: datetime
     restarts: int
     nodes: Sequence[NodeFailures]
+    suspected: SuspectedNodes | None = None
+    """For status.suspected."""
 
 
 def decide_retry(
@@ -45,13 +52,18 @@ def decide_retry(
         if restarts >= max_restarts:
             return _add_restarts(outcome.failure, restarts)
         restarts += 1
-    nodes = status.nodes
+    nodes: Sequence[NodeFailures] = status.nodes
+    suspected = status.suspected
     if outcome.failure.reason == LIFTED:
         nodes = []
+    elif is_suspected(outcome):
+        pod = outcome.pod
+        suspected = suspect_nodes(attempt, outcome.failure, pod.node if pod else None)
+        nodes = exclude_suspects(nodes, suspected)
     elif (node := find_blamed_node(attempt, outcome)) is not None:
         nodes = count_failure(nodes, node)
     seconds = delay_seconds(restarts, attempt, outcome)
-    return RetryDecision(outcome.at + timedelta(seconds=seconds), restarts, nodes)
+    return RetryDecision(outcome.at + timedelta(seconds=seconds), restarts, nodes, suspected)
 
 
 def recorded_failure(status: FineTuneJobStatus, attempt: Attempt) -> Failure | None:

@@ -153,6 +153,8 @@ def accept(ctx: Context, result: StageResult) -> Accepted | None:
     if facts is None:
         return None
     message = f"{facts.steps} steps by {facts.world_size} processes of {facts.engine}"
+    if facts.precision is not None:
+        message += f" in {facts.precision}"
     if (loss := format_loss(facts.final_loss)) is not None:
         message += f", last loss {loss}"
     if facts.best_step is not None:
