@@ -75,11 +75,13 @@ def tiny_neox(folder: Path) -> Path:
 
 
 def tiny_falcon(folder: Path) -> Path:
-    """Falcon: samples of a packed sequence would attend to each other."""
+    """Falcon: samples of a packed sequence would attend to each other, and some rates of dropout
+    are read from the config in every forward pass."""
     from transformers import FalconConfig
 
     names = ("intermediate_size", "num_key_value_heads")
-    return _write(folder, FalconConfig(**{n: v for n, v in SHAPE.items() if n not in names}))
+    shape = {name: value for name, value in SHAPE.items() if name not in names}
+    return _write(folder, FalconConfig(**shape, attention_dropout=0.1, hidden_dropout=0.1))
 
 
 def tiny_gpt2(folder: Path) -> Path:
@@ -96,14 +98,6 @@ def tiny_gpt2(folder: Path) -> Path:
         eos_token_id=2,
     )
     return _write(folder, config)
-
-
-def tiny_falcon(folder: Path) -> Path:
-    """Falcon: some rates of dropout are read from the config in every forward pass."""
-    from transformers import FalconConfig
-
-    shape = {name: value for name, value in SHAPE.items() if name != "num_key_value_heads"}
-    return _write(folder, FalconConfig(**shape, attention_dropout=0.1, hidden_dropout=0.1))
 
 
 def tiny_opt(folder: Path) -> Path:

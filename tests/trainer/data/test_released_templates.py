@@ -135,8 +135,8 @@ def test_the_last_answer_follows_the_prompt_that_a_server_renders(
     tokenizer, turns = tokenizer_of(family), ROWS[row]
     tokens = tokenize(tokenizer, turns)
     if isinstance(tokens, RowError):
-        assert family.template == "gemma"
-        assert "system" in tokens.message.lower()
+        refused = {"gemma": "System role not supported", "qwen3_5_nothink": "changes when"}
+        assert refused[family.template] in tokens.message
         return
     served = tokenizer.apply_chat_template(
         to_messages(turns[:-1]), add_generation_prompt=True, tokenize=True
@@ -171,7 +171,7 @@ def test_an_earlier_answer_is_learnt_as_it_is_learnt_when_it_is_the_last(
     tokenizer_of: Any, family: Family
 ) -> None:
     tokenizer = tokenizer_of(family)
-    for row in ("two answers", "two thoughts"):
+    for row in ("two answers", *(() if "nothink" in family.template else ("two thoughts",))):
         tokens, first = tokenize(tokenizer, ROWS[row]), tokenize(tokenizer, ROWS[row][:2])
         assert isinstance(tokens, ConversationTokens)
         assert isinstance(first, ConversationTokens)

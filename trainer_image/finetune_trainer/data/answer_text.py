@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _THOUGHT = re.compile(r"\A\s*(?:<think>)?(.*?)</think>(.*)\Z", re.DOTALL)
+_LEADING_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _OPENED_THOUGHT = re.compile(r"<think>\s*\Z")
 Message = Mapping[str, Any]
 """A turn as chat templates take it."""
@@ -81,22 +82,26 @@ def opens_thought(prompt: str) -> bool:
 def complete_answer(prompt: str, rendered: str, message: Message, ends: TurnEnds) -> str | None:
     """The answer after `prompt`, for a template that drops its thought or opens one in the prompt.
 
-    `rendered` is the template's text of the conversation with the answer; its end of the turn is
-    kept. An answer without a thought gets an empty one where the prompt opens it. None where
-    the template does not write what a reader sees of the answer, or has another reason to write
-    the prompt differently.
+    `rendered` is the template's text of the conversation with the answer; what it writes after
+    the thought is kept. An answer without a thought gets an empty one where the prompt opens it.
+    None where the template has another reason to write the prompt differently, or writes a header
+    of its own before the answer.
     """
-    thought, visible = split_thought(str(message.get("content") or ""))
-    thought = str(message.get("reasoning_content") or "").strip() or thought
-    bare, is_open = visible.strip(), opens_thought(prompt)
-    if not bare or message.get("tool_calls") or not (thought or is_open):
-        return None
-    at = rendered.rfind(bare)
-    if at < 0:
-        return None
-    opening = "" if is_open else "<think>\n"
-    closing = "\n</think>\n\n"
-    return opening + thought + closing + ends.cut(bare + rendered[at + len(bare) :])
+    content = str(message.get("content") or "")
+    thought, visible = split_thought(content)
+    if opens_thought(prompt):
+        thought = str(message.get("reasoning_content") or "").strip() or thought
+        before = prompt[: prompt.rindex("<think>")]
+        if not rendered.startswith(before):
+            return None
+        rest = _LEADING_THOUGHT.sub("", rendered[len(before) :], count=1)
+        # A template that does not know a thought in the text has it behind its own empty one.
+        rest = _LEADING_THOUGHT.sub("", rest, count=1)
+        return f"{thought}\n</think>\n\n{ends.cut(rest.lstrip())}"
+    rest = rendered[len(prompt) :].lstrip()
+    if thought and rendered.startswith(prompt) and rest.startswith(visible.strip()):
+        return f"<think>\n{thought}\n</think>\n\n{ends.cut(rest)}"
+    return None
 
 
 def find_missing_part(answer: str, message: Message) -> str | None:
@@ -115,14 +120,16 @@ def find_missing_part(answer: str, message: Message) -> str | None:
 
 
 def find_omitted_turn(text: str, messages: Sequence[Message]) -> int | None:
-    """The first turn, counted from 1, whose text the template leaves out; thoughts may be dropped.
+    """The first turn, counted from 1, whose text or tool call the template leaves out.
 
-    White space is not compared, because many templates strip it, and a tool's result may be quoted
-    as JSON.
+    Thoughts may be dropped. White space is not compared, because many templates strip it, and a
+    tool's result may be quoted as JSON.
     """
     squashed = _squash(text)
     for number, message in enumerate(messages, 1):
         content = message.get("content")
+        if any(name not in text for name in _tool_names(message.get("tool_calls"))):
+            return number
         if not isinstance(content, str):
             continue
         visible = split_thought(content)[1] if message.get("role") == "assistant" else content

@@ -101,6 +101,12 @@ class ChatTokenizer:
         self._renderer = ChatRenderer(tokenizer)
         self._special_ids = special_token_ids(tokenizer)
         end_of_turn = (find_end_of_turn(tokenizer), tokenizer.eos_token_id)
+        # A token such as </tool_call> closes a part of an answer; a server goes on after it.
+        self._end_ids = {
+            token
+            for token in self._special_ids
+            if not tokenizer.convert_ids_to_tokens(token).startswith("</") or token in end_of_turn
+        }
         self._ends = TurnEnds.of(
             tuple(tokenizer.convert_ids_to_tokens(list(dict.fromkeys(end_of_turn)))),
             tokenizer.convert_ids_to_tokens(sorted(self._special_ids)),
@@ -190,7 +196,7 @@ class ChatTokenizer:
         else:
             missing = None
         completed = complete_answer(prompt, rendered, message, self._ends)
-        if completed is not None:
+        if completed is not None and find_missing_part(completed, message) is None:
             return completed
         if missing:
             raise _unsupported(f"it leaves out {missing} of the last answer")
@@ -257,7 +263,7 @@ class ChatTokenizer:
         end = learnt[-1][1]
         tail = ids[end:] if self._keep_tail and ids[end - 1] in self._special_ids else []
         ids = ids[:end]
-        if ids[-1] not in self._special_ids:
+        if ids[-1] not in self._end_ids:
             ids = [*ids, self._tokenizer.eos_token_id]
             learnt[-1] = (learnt[-1][0], len(ids))
         if prompt_length >= self._max_length:
@@ -324,5 +330,6 @@ def _unsupported(why: str) -> RowError:
         "ChatTemplateUnsupported",
         f"the model's chat template cannot be split into prompts and answers: {why}",
         "Give model.tokenizer.chatTemplate, a template whose add_generation_prompt writes exactly "
-        "the beginning of the assistant's turn.",
+        "the beginning of the assistant's turn, or set the template's variables in "
+        "chatTemplateKwargs: a row with a thought needs a prompt that allows one.",
     )
