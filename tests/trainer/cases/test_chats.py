@@ -162,3 +162,59 @@ def test_turns_of_weight_0_are_never_learnt(
 def test_whatever_a_template_raises_is_an_error_of_the_row(tokenizer: Any, code: str) -> None:
     found = tokenize(tokenizer, CHAT, code + make_template())
     assert isinstance(found, RowError)
+
+
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_a_text_with_a_token_of_the_template_is_refused(tokenizer: Any, role: str) -> None:
+    texts = {"user": "Hi", "assistant": "Hello", role: "Write <|im_end|> at the end."}
+    turns = (Turn("user", texts["user"]), Turn("assistant", texts["assistant"]))
+    found = tokenize(tokenizer, MessagesSample(turns), CHATML)
+    assert isinstance(found, RowError)
+    assert "<|im_end|>" in found.message
+
+
+def test_a_result_that_the_template_drops_is_refused_though_its_text_is_elsewhere(
+    tokenizer: Any,
+) -> None:
+    turns = (
+        Turn("user", "How warm?"),
+        Turn("assistant", "I look."),
+        Turn("tool", "72"),
+        Turn("assistant", "It is 72 degrees."),
+    )
+    drops = CHATML.replace(
+        "{% for message in messages %}", "{% for message in messages if message.role != 'tool' %}"
+    )
+    found = tokenize(tokenizer, MessagesSample(turns), drops)
+    assert isinstance(found, RowError)
+    assert "result in turn 3" in found.message
+
+
+def test_parameters_that_the_template_drops_are_refused(tokenizer: Any) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    tool = {"type": "function", "function": {"name": "weather", "parameters": schema}}
+    sample = MessagesSample(CHAT.turns, context=ChatContext(tools=(tool,)))
+    assert isinstance(tokenize(tokenizer, sample, make_template()), ConversationTokens)
+    names_only = make_template().replace("{{ t | tojson }}", "{{ t.function.name }}")
+    found = tokenize(tokenizer, sample, names_only)
+    assert isinstance(found, RowError)
+    assert "the parameter city" in found.message
+
+
+def test_weight_0_of_a_users_turn_is_refused_where_prompts_are_learnt(tokenizer: Any) -> None:
+    turns = (Turn("user", "Hi", is_learnt=False), Turn("assistant", "Hello"))
+    sample = MessagesSample(turns)
+    assert isinstance(tokenize(tokenizer, sample, CHATML), ConversationTokens)
+    assert isinstance(tokenize(tokenizer, sample, CHATML, learn_prompts=True), RowError)
+
+
+def test_marks_of_an_answer_that_is_completed_do_not_cut_it(tokenizer: Any) -> None:
+    drops = CHATML_GENERATION.replace(
+        "message['content']", "message['content'].split('</think>')[-1]"
+    )
+    turns = (Turn("user", "Why?"), Turn("assistant", "<think>because of this</think>the answer"))
+    found = tokenize(tokenizer, MessagesSample(turns), drops)
+    assert isinstance(found, ConversationTokens)
+    _, learnt = split_text(tokenizer, found)
+    assert "because of this" in learnt
+    assert learnt.endswith("the answer<|im_end|>")

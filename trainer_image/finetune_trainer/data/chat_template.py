@@ -18,8 +18,10 @@ pad token that equals EOS hides nothing.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,9 @@ from finetune_trainer.data.token_store import IGNORED, TokenizedSample
 from finetune_trainer.data.tokenizer import decode_tokens, find_end_of_turn, special_token_ids
 from finetune_trainer.data.turns import Turn
 
+_PROBE = (Turn("user", "Hi"), Turn("assistant", "Hello"))
+_OF_AN_ANSWER = re.compile("think|tool|call|channel|message", re.IGNORECASE)
+"""Special tokens that answers hold."""
 Ids = list[int]
 Span = tuple[int, int]
 """Half-open range, of tokens or of characters."""
@@ -74,6 +79,8 @@ class _RenderedConversation:
     is_partly_learnt: bool
     is_plain: bool
     """Whether the last turn has a content only."""
+    content: str
+    """Of the last turn, stripped."""
 
 
 class ChatTokenizer:
@@ -155,6 +162,7 @@ class ChatTokenizer:
         the last answer after the prompt that a server renders.
         """
         turns, messages = conversation.turns, to_messages(conversation.turns)
+        self._check_contents(turns)
         chat = self._renderer.open(turns, conversation.context)
         rendered = chat.render(turns)
         _check_turns(rendered, messages)
@@ -175,7 +183,8 @@ class ChatTokenizer:
                     raise _unsupported("an answer of weight 0 cannot be told from the prompts")
             has_question = has_question or turn.role == "user"
         answers.append((len(prompt), len(text)))
-        marks = chat.find_marks(turns)
+        # Of an answer that is completed the marks hold other characters.
+        marks = chat.find_marks(turns) if rendered.startswith(text) else None
         if marks is not None:
             answers = [part for span in answers for part in self._marked_parts(span, marks, text)]
             if not answers or answers[-1][1] <= len(prompt):
@@ -183,8 +192,45 @@ class ChatTokenizer:
         # What the template adds after the turn: a reward model's score may be read there.
         tail = rendered[len(text) :] if rendered.startswith(text) else ""
         return _RenderedConversation(
-            text + tail, len(prompt), answers, context_only, omitted > 0, turns[-1].is_plain
+            text + tail,
+            len(prompt),
+            answers,
+            context_only,
+            omitted > 0,
+            turns[-1].is_plain,
+            turns[-1].content.strip(),
         )
+
+    def _check_contents(self, turns: Sequence[Turn]) -> None:
+        """Raise RowError where a text would be tokenized as the end or the beginning of a turn, or
+        where a turn that is not the assistant's has weight 0 and prompts are learnt."""
+        for number, turn in enumerate(turns, 1):
+            for token in self._control_tokens:
+                if token in turn.content or token in (turn.reasoning or ""):
+                    raise RowError(
+                        "BadConversation",
+                        f"the text of turn {number} holds {token}, which the model reads as a "
+                        "token of its own",
+                        "Remove it: the chat template writes it where it belongs.",
+                    )
+            if self._learn_prompts and not turn.is_learnt and turn.role != "assistant":
+                raise RowError(
+                    "BadConversation",
+                    f"turn {number} of the {turn.role} has weight 0, and sft.lossOn All learns it",
+                    "Leave sft.lossOn out, or remove the weight.",
+                )
+
+    @cached_property
+    def _control_tokens(self) -> tuple[str, ...]:
+        """The special tokens that the template writes around turns, and those that end them."""
+        chat = self._renderer.open(_PROBE)
+        try:
+            text = chat.render(_PROBE) + chat.render(_PROBE[:1], add_generation_prompt=True)
+        except RowError:
+            text = ""
+        written = (token for token in self._ends.special_tokens if token in text)
+        structure = (token for token in written if not _OF_AN_ANSWER.search(token))
+        return tuple(dict.fromkeys((*structure, *self._ends.end_of_turn)))
 
     def _answer_after(self, prompt: str, rendered: str, message: Message) -> str:
         """The last answer, as the model writes it after `prompt`."""
@@ -241,7 +287,8 @@ class ChatTokenizer:
         found = self._label(full, learnt, context_only, tokens[rendered.prompt_end])
         if isinstance(found, RowError):
             return found
-        answer = found.answer if not rendered.is_plain else None
+        is_content = rendered.is_plain and found.answer == rendered.content
+        answer = None if is_content else found.answer
         return replace(found, is_partly_learnt=rendered.is_partly_learnt, answer=answer)
 
     def _tokenize_in_parts(self, text: str, borders: list[int]) -> tuple[Ids, list[int]]:
@@ -273,11 +320,13 @@ class ChatTokenizer:
             labels[start:stop] = [IGNORED] * (stop - start)
         for start, stop in learnt:
             labels[start:stop] = ids[start:stop]
-        answer = decode_tokens(self._tokenizer, ids[prompt_length:])
+        answer = decode_tokens(self._tokenizer, ids[prompt_length:]).strip()
         ids, labels = [*ids, *tail], [*labels, *[IGNORED] * len(tail)]
         # As arrays, because a million samples as lists of Python integers would not fit the pod.
         arrays = [np.asarray(each[: self._max_length], dtype=np.int32) for each in (ids, labels)]
         is_truncated = len(ids) > self._max_length
+        if is_truncated and not (arrays[1] != IGNORED).any():
+            return self._prompt_too_long(learnt[0][0])
         return ConversationTokens(
             TokenizedSample(*arrays), len(ids), prompt_length, is_truncated, answer=answer
         )

@@ -30,7 +30,7 @@ USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "completion": COMPLETION,
     "input": ("input", "context"),
     "history": ("history",),
-    "system": ("system",),
+    "system": ("system", "system_prompt", "system_message"),
     "reasoning": REASONING_KEYS,
     "tools": ("tools", "functions"),
     "documents": ("documents",),
@@ -76,7 +76,12 @@ _MEANINGFUL: Mapping[Format, tuple[str, ...]] = {
     "prompt": ("input", "history"),
 }
 """Roles whose usual names are refused where a row of the format has them and cannot use them."""
-_WEIGHTS = ("weight", "sample_weight", "loss_weight")
+_WEIGHTS = (
+    *("weight", "weights", "sample_weight", "sample_weights", "loss_weight"),
+    *("train", "loss", "loss_mask"),
+)
+_FREE_CHOICE = "reference"
+"""The role whose other names may hold something else: a solution beside the answer."""
 _REFUSED = {
     **dict.fromkeys(MEDIA, "holds images, video or audio, which cannot be used"),
     "chat_template_kwargs": "would change the chat template for one row, which cannot be used; "
@@ -91,6 +96,9 @@ class ColumnMapping:
     format: Format
     names: Mapping[str, tuple[str, ...]]
     """By role; one name for a required column, several for an optional one."""
+    settled: frozenset[str] = frozenset()
+    """Roles whose column the first record settled, not the job: of another usual name only equal
+    values may be in it."""
 
     @cached_property
     def used(self) -> frozenset[str]:
@@ -99,12 +107,15 @@ class ColumnMapping:
 
     def find(self, values: Mapping[str, Any], role: str) -> tuple[str, Any]:
         """Name and value of a column, of the first that holds something if one does; an empty name
-        and None where the format has no such column."""
+        and None where the format has no such column. RowError where two hold different things."""
         names = self.names.get(role, ())
         present = [name for name in names if values.get(name) is not None]
         if not present:
             return (names[0] if names else ""), None
-        name = next((name for name in present if not is_empty(values[name])), present[0])
+        filled = [name for name in present if not is_empty(values[name])]
+        name = filled[0] if filled else present[0]
+        if role != _FREE_CHOICE and any(values[other] != values[name] for other in filled[1:]):
+            raise _two_columns(name, filled[1], role)
         return name, values[name]
 
     def require(self, values: Mapping[str, Any], role: str) -> tuple[str, Any]:
@@ -129,12 +140,16 @@ class ColumnMapping:
         """RowError where a column that means something cannot be used."""
         for name in values.keys() - self.used:
             if not is_empty(values[name]):
-                self._check_unused(str(name), values[name])
+                self._check_unused(str(name), values)
 
-    def _check_unused(self, name: str, value: Any) -> None:
+    def _check_unused(self, name: str, values: Mapping[str, Any]) -> None:
+        value = values[name]
         remedy = "Name it in dataset.ignoreColumns to train without it."
         if name in _REFUSED:
             raise RowError("UnusableColumn", f"the column {name!r} {_REFUSED[name]}", remedy)
+        for role in self.settled:
+            if name in USUAL_NAMES[role] and value != values.get(self.names[role][0]):
+                raise _two_columns(self.names[role][0], name, role)
         for role in _MEANINGFUL[self.format]:
             if name in USUAL_NAMES[role]:
                 if role in OPTIONAL[self.format]:
@@ -144,11 +159,12 @@ class ColumnMapping:
                     f"the column {name!r} is not used in rows of the format {self.format}",
                     remedy,
                 )
-        if name in _WEIGHTS and value != 1:
+        if name in _WEIGHTS and str(value).strip().lower() not in ("1", "1.0", "true"):
             raise RowError(
                 "UnusableColumn", f"the column {name!r} weights rows, which cannot be used", remedy
             )
-        if name in USUAL_NAMES["label"] and isinstance(value, bool):
+        is_flag = isinstance(value, bool) or str(value).strip().lower() in ("true", "false")
+        if name in USUAL_NAMES["label"] and is_flag:
             raise RowError(
                 "UnusableColumn",
                 f"the column {name!r} says which answers are desirable, which objective KTO learns "
@@ -159,7 +175,11 @@ class ColumnMapping:
 
 def unused_columns(values: Mapping[str, Any], mapping: ColumnMapping) -> set[str]:
     """The columns of a record that hold something and that the format does not use."""
-    return {str(name) for name in values.keys() - mapping.used if not is_empty(values[name])}
+    reference, _ = mapping.find(values, _FREE_CHOICE)
+    names = (values.keys() - mapping.used) | (
+        {*mapping.names.get(_FREE_CHOICE, ())} & values.keys() - {reference}
+    )
+    return {str(name) for name in names if not is_empty(values[name])}
 
 
 def find_column_mapping(
@@ -216,12 +236,15 @@ def _match_format(
         }
         if not all(found.values()):
             continue
+        given = {role for role in found if getattr(columns, role, None)}
         names: dict[str, tuple[str, ...]] = {role: (name,) for role, name in found.items() if name}
         for role in OPTIONAL[format_]:
             override = getattr(columns, role, None)
             if role not in names and (override or _is_looked_for(role, columns, present)):
                 names[role] = (override,) if override else USUAL_NAMES[role]
-        return ColumnMapping(format_, _without_shared(names, required))
+        named = {getattr(columns, role, None) for role in USUAL_NAMES} - {None}
+        unshared = _without_shared(names, required, named)
+        return ColumnMapping(format_, unshared, frozenset(found) - given)
     return None
 
 
@@ -231,14 +254,25 @@ def _is_looked_for(role: str, columns: Columns, present: Sequence[str]) -> bool:
 
 
 def _without_shared(
-    names: Mapping[str, tuple[str, ...]], required: Sequence[str]
+    names: Mapping[str, tuple[str, ...]], required: Sequence[str], named: Collection[str | None]
 ) -> dict[str, tuple[str, ...]]:
-    """The names without those of optional columns that a required column has already."""
-    taken = {names[role][0] for role in required}
+    """The names without those of optional columns that another column has: a required one, or one
+    that the job names."""
+    taken = {*(names[role][0] for role in required), *named}
     return {
-        role: each if role in required else tuple(name for name in each if name not in taken)
+        role: each
+        if role in required or len(each) == 1
+        else tuple(name for name in each if name not in taken)
         for role, each in names.items()
     }
+
+
+def _two_columns(name: str, other: str, role: str) -> RowError:
+    return RowError(
+        "UnusableColumn",
+        f"the columns {name!r} and {other!r} can both be the {role}, and hold different things",
+        "Name the one to leave out in dataset.ignoreColumns.",
+    )
 
 
 def _pick(override: str | None, usual: Iterable[str], present: Sequence[str]) -> str | None:

@@ -95,7 +95,7 @@ class MarkedChat:
 
 
 def mark_chat(turns: Sequence[Turn], context: ChatContext) -> MarkedChat:
-    """Mark calls, results of tools, names, tools and documents."""
+    """Mark texts, calls, results of tools, names, tools and documents."""
     marks: dict[str, str] = {}
 
     def mark(text: str, what: str) -> str:
@@ -112,14 +112,26 @@ def mark_chat(turns: Sequence[Turn], context: ChatContext) -> MarkedChat:
             changed["tool_calls"] = tuple(mark_call(call, number) for call in turn.tool_calls)
         if turn.role == "tool":
             changed["content"] = mark(turn.content, f"the tool's result in turn {number}")
-        elif turn.name is not None:
+        elif turn.content.strip():
+            changed["content"] = mark(turn.content, f"the text of turn {number}")
+        if turn.role != "tool" and turn.name is not None:
             changed["name"] = mark(turn.name, f"the name of turn {number}")
         return replace(turn, **changed)
 
     def mark_tool(tool: Json) -> Json:
         name = tool["function"]["name"]
         marked_name = mark(name, f"the tool {name}")
-        return {**tool, "function": {**tool["function"], "name": marked_name}}
+        function = {**tool["function"], "name": marked_name}
+        parameters = function.get("parameters")
+        parameters = parameters if isinstance(parameters, dict) else {}
+        properties = parameters.get("properties")
+        if isinstance(properties, dict):
+            marked = {
+                mark(str(key), f"the parameter {key} of the tool {name}"): value
+                for key, value in properties.items()
+            }
+            function["parameters"] = {**parameters, "properties": marked}
+        return {**tool, "function": function}
 
     def mark_document(document: Json, number: int) -> Json:
         texts = {key: value for key, value in document.items() if isinstance(value, str)}

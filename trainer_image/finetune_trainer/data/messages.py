@@ -16,6 +16,7 @@ from finetune_trainer.data.tool_calls import parse_json_text
 from finetune_trainer.data.turns import (
     Turn,
     Turns,
+    check_placeholder,
     looks_like_turns,
     parse_turns,
     require_nonblank,
@@ -28,8 +29,10 @@ _ENDS_REMEDY = "End every conversation with the assistant's answer; that is what
 def read_instruction(prompt: Any, name: str, extra: Any) -> str:
     """The text of the prompt column, with Alpaca's input after it."""
     text = require_text(prompt, name)
+    check_placeholder(text, f"the column {name!r}")
     if extra not in (None, ""):
-        text = f"{text}\n\n{require_text(extra, 'input')}"
+        more = require_text(extra, "input")
+        text = f"{text}\n\n{more}" if text.strip() else more
     return require_nonblank(text, f"the column {name!r}")
 
 

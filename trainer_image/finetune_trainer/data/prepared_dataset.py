@@ -211,7 +211,7 @@ def summarize_skipped(rows: Sequence[SkippedRow]) -> list[SkippedRows]:
         SkippedRows(
             reason=reason,
             rows=len(group),
-            first=f"Line {group[0].line} of {group[0].file}: {group[0].message}."[:1000],
+            first=_to_utf8(f"Line {group[0].line} of {group[0].file}: {group[0].message}.")[:1000],
         )
         for reason, group in _group_by_reason(rows).items()
     ]
@@ -225,9 +225,16 @@ def _group_by_reason(rows: Sequence[SkippedRow]) -> dict[str, list[SkippedRow]]:
     return groups
 
 
+def _to_utf8(text: str) -> str:
+    """The text without halves of surrogate pairs, which JSON can hold and a status cannot."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _list_columns(names: Sequence[str]) -> list[str]:
     """As many of the names as the status takes, and how many more there are."""
-    listed = [name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…" for name in names]
+    listed = [
+        name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…" for name in map(_to_utf8, names)
+    ]
     rest = len(listed) - MAX_COLUMNS
     return listed if rest <= 0 else [*listed[: MAX_COLUMNS - 1], f"and {rest + 1} more"]
 

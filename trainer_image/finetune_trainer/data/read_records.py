@@ -25,7 +25,7 @@ from finetune_trainer.data.foreign_files import BINARY_SUFFIXES
 from finetune_trainer.data.row_errors import RowError, RowErrors
 from finetune_trainer.data.samples import PromptOnlySample, Sample, make_sample
 from finetune_trainer.data.tool_calls import drop_nulls
-from finetune_trainer.data.turns import unused_turn_keys
+from finetune_trainer.data.turns import is_empty, parse_turns, unused_turn_keys
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.dataset_files import DataFile
 from finetune_trainer.sources.row_files import format_suffix
@@ -105,11 +105,20 @@ class SourceReader:
         if self.spec.grpo and self.spec.grpo.reward_model:
             _check_judgeable(sample)
         self.ignored |= unused_columns(record.values, mapping)
+        if isinstance(sample, PromptOnlySample) and mapping.has("messages"):
+            self._note_unused_answer(record, mapping)
         for role in _TURN_ROLES & mapping.names.keys():
             name, value = mapping.find(record.values, role)
             if keys := unused_turn_keys(value):
                 self.ignored |= {f"{name}[].{key}" for key in keys}
         return sample
+
+    def _note_unused_answer(self, record: Record, mapping: ColumnMapping) -> None:
+        """An answer at the end of the conversation is not used beside a reference of its own."""
+        name, value = mapping.require(record.values, "messages")
+        has_reference = not is_empty(mapping.find(record.values, "reference")[1])
+        if has_reference and parse_turns(value)[-1].role == "assistant":
+            self.ignored.add(f"{name}[-1].content")
 
     def _check_source(self, mapping: ColumnMapping, first: Sample, present: set[str]) -> None:
         self.format = self.format or mapping.format

@@ -60,7 +60,8 @@ class ChatRenderer:
         templates drop them once the conversation continues.
         """
         plain = Chat(self._tokenizer, context, PLAIN_FORM)
-        if all(turn.is_plain for turn in turns) and context == NO_CONTEXT:
+        is_plain = all(turn.is_plain and turn.role != "tool" for turn in turns)
+        if is_plain and context == NO_CONTEXT:
             return plain
         refusals: list[RowError] = []
         losses: list[RowError] = []

@@ -58,6 +58,7 @@ class RowErrors:
     errors: list[tuple[RowError, str, int]] = field(default_factory=list)
     """Those that are not skipped."""
     skipped: list[SkippedRow] = field(default_factory=list)
+    _places: set[tuple[str, int]] = field(default_factory=set)
 
     def add(self, error: RowError, file: str, line: int) -> None:
         """Record an error; raises UserError once the message would list no more."""
@@ -70,6 +71,9 @@ class RowErrors:
 
     def skip(self, error: RowError, file: str, line: int) -> None:
         """Record a row that is left out by a rule of the job."""
+        if (file, line) in self._places:  # both halves of a pair
+            return
+        self._places.add((file, line))
         self.skipped.append(
             SkippedRow(isinstance(error, LongRowError), error.reason, error.message, file, line)
         )

@@ -36,8 +36,16 @@ from finetune_trainer.data.messages import (
     with_reasoning,
 )
 from finetune_trainer.data.row_errors import RowError
-from finetune_trainer.data.tool_calls import read_documents, read_tools
-from finetune_trainer.data.turns import Turn, Turns, parse_turns, require_nonblank, require_text
+from finetune_trainer.data.tool_calls import parse_json_text, read_documents, read_tools
+from finetune_trainer.data.turns import (
+    Turn,
+    Turns,
+    is_empty,
+    looks_like_turns,
+    parse_turns,
+    require_nonblank,
+    require_text,
+)
 
 Values = Mapping[str, Any]
 """The columns of one record."""
@@ -255,10 +263,19 @@ def _read_messages(values: Values, mapping: ColumnMapping) -> Sample:
 def _read_prompt_completion(values: Values, mapping: ColumnMapping) -> Sample:
     name, answer = mapping.require(values, "completion")
     prompt_name, prompt = mapping.require(values, "prompt")
+    if any(_holds_turns(value) for value in (prompt, answer)):
+        completion = check_completion(read_turns(answer, name, "assistant"), name)
+        return join_turns(_read_prompt(values, mapping), completion)
     history_name, history = mapping.find(values, "history")
     reasoning_name, reasoning = mapping.find(values, "reasoning")
     text = require_nonblank(require_text(answer, name), f"the column {name!r}")
     thought = None if reasoning is None else require_text(reasoning, reasoning_name)
+    if str(thought).strip().lower() in ("on", "off"):
+        raise RowError(
+            "UnusableColumn",
+            f"the column {reasoning_name!r} is a switch and no reasoning",
+            "Name it in dataset.ignoreColumns to train without it.",
+        )
     turns = [
         *_read_system(values, mapping),
         *read_history(history, history_name),
@@ -266,6 +283,11 @@ def _read_prompt_completion(values: Values, mapping: ColumnMapping) -> Sample:
         with_reasoning(Turn("assistant", text), thought),
     ]
     return MessagesSample(tuple(turns))
+
+
+def _holds_turns(value: Any) -> bool:
+    parsed = parse_json_text(value)
+    return isinstance(parsed, dict | list) and bool(parsed) and looks_like_turns(parsed)
 
 
 def _read_text(values: Values, mapping: ColumnMapping) -> Sample:
@@ -300,7 +322,7 @@ def _read_preference(values: Values, mapping: ColumnMapping) -> Sample:
         mapping.require(values, role) for role in ("chosen", "rejected")
     )
     chosen, rejected = read_turns(better, name, "assistant"), read_turns(worse, other, "assistant")
-    if chosen == rejected:
+    if turn_records(chosen) == turn_records(rejected):
         raise RowError(
             "EqualAnswers",
             f"the columns {name!r} and {other!r} hold the same answer",
@@ -311,13 +333,40 @@ def _read_preference(values: Values, mapping: ColumnMapping) -> Sample:
     else:
         prompt = _find_common_prompt(chosen, rejected)
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-        prompt = check_prompt(prompt, _read_system(values, mapping))
+        prompt = _add_prompt_column(
+            check_prompt(prompt, _read_system(values, mapping)), values, mapping
+        )
     sample = PreferenceSample(
         prompt, check_completion(chosen, name), check_completion(rejected, other)
     )
     join_turns(prompt, sample.chosen)
     join_turns(prompt, sample.rejected)
     return sample
+
+
+def _add_prompt_column(common: Turns, values: Values, mapping: ColumnMapping) -> Turns:
+    """The common prompt of two conversations, with the system turn of a prompt column; RowError
+    where that column holds another prompt."""
+    for role in ("prompt", "messages"):
+        name, value = mapping.find(values, role)
+        if is_empty(value):
+            continue
+        given = read_turns(value, name, "user")
+        system, asked = [turn for turn in given if turn.role == "system"], _asked(given)
+        said = [turn.content.strip() for turn in common if turn.role == "user"]
+        is_text = len(given) == 1 and given[0].content.strip() in (said[0], said[-1])
+        if not is_text and asked[: len(_asked(common))] != _asked(common):
+            raise RowError(
+                "BadConversation",
+                f"the column {name!r} differs from the beginning of the two conversations",
+                "Make them equal, or name the column in dataset.ignoreColumns.",
+            )
+        common = add_system_turn(common, tuple(system))
+    return common
+
+
+def _asked(turns: Turns) -> list[list[Any]]:
+    return turn_records([turn for turn in turns if turn.role != "system"])
 
 
 def _find_common_prompt(chosen: Turns, rejected: Turns) -> Turns:
@@ -373,7 +422,7 @@ def _read_prompt_only(values: Values, mapping: ColumnMapping) -> Sample:
     turns = parse_turns(mapping.require(values, "messages")[1])
     if turns and turns[-1].role == "assistant":
         # Conversations made for SFT end with the right answer.
-        reference = turns[-1].content if reference is None else reference
+        reference = turns[-1].content if reference is None and turns[-1].is_learnt else reference
         turns = turns[:-1]
     return PromptOnlySample(check_prompt(turns, _read_system(values, mapping)), reference)
 
@@ -383,7 +432,8 @@ def _read_reference(value: Any) -> str | None:
         return None if value is None else require_text(value, "reference")
     try:
         if isinstance(value, bool | list | dict):
-            return json.dumps(value, ensure_ascii=False, allow_nan=False)
+            text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+            return require_text(text, "reference")
         # Numbers are usual: the answers of sums.
         if isinstance(value, int | float | Decimal) and math.isfinite(value):
             return str(value)

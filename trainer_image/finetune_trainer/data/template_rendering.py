@@ -46,7 +46,7 @@ def find_marks(
 
     The template has rendered `messages` without an error.
     """
-    template = tokenizer.get_chat_template()
+    template = tokenizer.get_chat_template(tools=list(context.tools) or None)
     if not has_marks(template):
         return None
     from transformers.utils.chat_template_utils import render_jinja_template

@@ -11,8 +11,13 @@ import json
 from typing import Any
 
 from finetune_trainer.data.row_errors import RowError
+from finetune_trainer.data.text_formats import JSON
 
 Json = dict[str, Any]
+_PARAMETER_KEYS = ("parameters", "input_schema")
+_SCHEMA_KEYS = {"type", "properties", "$ref", "anyOf", "oneOf", "allOf", "required"}
+_ARGUMENT_KEYS = ("arguments", "args", "input", "parameters", "kwargs", "params")
+_CALL_KEYS = {"id", "type", "index", "function", "name", "description", *_ARGUMENT_KEYS}
 _TOOL_EXAMPLE = '[{"type": "function", "function": {"name": "...", "parameters": {...}}}]'
 
 
@@ -30,12 +35,29 @@ def _read_tool(entry: Any, name: str) -> Json:
     if isinstance(entry, dict):
         function = entry.get("function") if "function" in entry else entry
         if isinstance(function, dict) and _is_name(function.get("name")):
-            return entry if "function" in entry else {"type": "function", "function": entry}
+            return {"type": "function", "function": _read_function(function)}
     raise RowError(
         "BadTools",
         f"the column {name!r} does not hold descriptions of tools with names",
         f"Write them as {_TOOL_EXAMPLE}, or as the JSON text of it.",
     )
+
+
+def _read_function(function: Json) -> Json:
+    """The description with its parameters as a JSON schema, whatever data sets call them."""
+    rest = {key: value for key, value in function.items() if key not in _PARAMETER_KEYS}
+    found = (parse_json_text(function.get(key)) for key in _PARAMETER_KEYS)
+    parameters = next((each for each in found if each not in (None, "")), None)
+    if parameters is None:
+        return rest
+    is_flat = (
+        isinstance(parameters, dict)
+        and parameters
+        and not parameters.keys() & _SCHEMA_KEYS
+        and all(isinstance(each, dict) for each in parameters.values())
+    )
+    schema = {"type": "object", "properties": parameters} if is_flat else parameters
+    return {**rest, "parameters": schema}
 
 
 def read_documents(value: Any, name: str) -> tuple[Json, ...]:
@@ -67,8 +89,11 @@ def _read_call(entry: Any, number: int) -> Json:
     function = entry.get("function", entry) if isinstance(entry, dict) else None
     if not isinstance(function, dict) or not _is_name(function.get("name")):
         raise _bad_call(number, "a call has no name")
-    arguments = parse_json_text(function.get("arguments", function.get("parameters")))
-    arguments = {} if arguments in (None, "") else arguments
+    for key in (function.keys() | entry.keys()) - _CALL_KEYS:
+        if {**entry, **function}[key] not in (None, "", [], {}):
+            raise _bad_call(number, f"a call has {key!r}, which cannot be used")
+    given = [part[key] for part in (function, entry) for key in _ARGUMENT_KEYS if part.get(key)]
+    arguments = parse_json_text(given[0]) if given else {}
     if not isinstance(arguments, dict):
         raise _bad_call(number, f"the arguments of {function['name']} are not a JSON object")
     call: Json = {
@@ -88,10 +113,10 @@ def _bad_call(number: int, why: str) -> RowError:
 
 
 def parse_json_text(value: Any) -> Any:
-    """The value of a JSON text; any other value as it is."""
+    """The value of a JSON text; any other value, and JSON with a key twice or NaN, as it is."""
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
         try:
-            return json.loads(value)
+            return JSON.decode(value)
         except (ValueError, RecursionError):
             return value
     return value

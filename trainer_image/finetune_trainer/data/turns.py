@@ -9,7 +9,7 @@ other trainers, for turns that are context only. A key that means something here
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune_trainer.data.row_errors import RowError
@@ -54,7 +54,14 @@ _USED_KEYS = {
     "name",
     "tool_call_id",
 }
-MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios")
+MEDIA = (
+    *("image", "images", "image_url", "image_urls", "image_path", "image_paths", "pixel_values"),
+    *("video", "videos", "video_path", "audio", "audios", "audio_path"),
+)
+_PLACEHOLDER = "<image>"
+"""What stands for an image in the rows of models that see; at the beginning or end of a text."""
+_NAME_CONTENT = "Name it content."
+_NAME_REASONING = "Name it reasoning_content."
 _REFUSED_KEYS = {
     **dict.fromkeys(MEDIA, "Remove rows with images, video or audio: models are trained on text."),
     "tools": "Put the tools into a column tools of the row.",
@@ -62,7 +69,12 @@ _REFUSED_KEYS = {
     "loss_scale": "Give the turn weight 0 or 1.",
     "training_detail": "Give whole turns weight 0 or 1.",
     "refusal": "Write the refusal as the content of the turn.",
+    "masked": "Give the turn weight 0 or 1.",
+    "mask": "Give the turn weight 0 or 1.",
+    **dict.fromkeys(("text", "output", "message", "response"), _NAME_CONTENT),
+    **dict.fromkeys(("thought", "thoughts", "analysis", "reasoning_details"), _NAME_REASONING),
 }
+_PART_KEYS = {"type", "text", "thinking"}
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text"}
 _REASONING_PARTS = {"thinking": "thinking", "reasoning": "text"}
 
@@ -82,7 +94,7 @@ class Turn:
     tool_call_id: str | None = None
     """Which call a tool turn answers."""
     is_learnt: bool = True
-    """False for a turn of the assistant that is context only."""
+    """False for a turn that is context only."""
 
     @property
     def is_plain(self) -> bool:
@@ -105,26 +117,58 @@ def parse_turns(value: Any) -> list[Turn]:
             'Write it as [{"role": "user", "content": "..."}, ...].',
         )
     turns = [_parse_turn(entry, number) for number, entry in enumerate(value, 1)]
-    return [turn for turn in turns if turn.role != "system" or turn.content.strip()]
+    return _join_calls([turn for turn in turns if turn.role != "system" or turn.content.strip()])
+
+
+def _join_calls(turns: list[Turn]) -> list[Turn]:
+    """Calls that follow a turn of the assistant belong to it: a server would end the turn only
+    after the last of them."""
+    joined: list[Turn] = []
+    for turn in turns:
+        last = joined[-1] if joined else None
+        is_call = bool(turn.tool_calls) and not turn.content and turn.reasoning is None
+        if last and is_call and last.role == "assistant" and last.is_learnt == turn.is_learnt:
+            joined[-1] = replace(last, tool_calls=(*last.tool_calls, *turn.tool_calls))
+        else:
+            joined.append(turn)
+    return joined
 
 
 def looks_like_turns(value: Any) -> bool:
     """Whether this is a turn or a list of turns, and no other JSON."""
     turns = value if isinstance(value, list) else [value]
-    return all(isinstance(turn, dict) and any(key in turn for key in _ROLE_KEYS) for turn in turns)
+    return all(
+        isinstance(turn, dict)
+        and _role_of(_first(turn, _ROLE_KEYS)) is not None
+        and turn.keys() & {*_CONTENT_KEYS, *_CALL_KEYS}
+        for turn in turns
+    )
+
+
+def _role_of(name: Any) -> str | None:
+    return ROLES.get(name.replace("-", "_")) if isinstance(name, str) else None
 
 
 def unused_turn_keys(value: Any) -> set[str]:
     """The keys of a conversation's turns that hold something and are not used."""
     value = parse_json_text(value)
     entries: Iterable[Any] = value if isinstance(value, list) else [value]
+    turns = [entry for entry in entries if isinstance(entry, dict) and looks_like_turns(entry)]
+    parts = [
+        part
+        for turn in turns
+        if isinstance(content := _first(turn, _CONTENT_KEYS), list)
+        for part in content
+        if isinstance(part, dict)
+    ]
     return {
-        str(key)
-        for entry in entries
-        if isinstance(entry, dict) and not entry.keys() <= _USED_KEYS and looks_like_turns(entry)
-        for key in entry.keys() - _USED_KEYS
-        if not is_empty(entry[key])
+        *(key for turn in turns for key in _unused(turn, _USED_KEYS)),
+        *(f"content[].{key}" for part in parts for key in _unused(part, _PART_KEYS)),
     }
+
+
+def _unused(entry: Mapping[str, Any], used: set[str]) -> list[str]:
+    return [str(key) for key in entry.keys() - used if not is_empty(entry[key])]
 
 
 def is_empty(value: Any) -> bool:
@@ -155,19 +199,27 @@ def require_nonblank(text: str, what: str) -> str:
 
 
 def _type_name(value: Any) -> str:
-    names = {dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        bool: "true or false",
+        bytes: "bytes",
+        type(None): "null",
+    }
     return names.get(type(value), "a number")
 
 
 def _parse_turn(entry: Mapping[str, Any], number: int) -> Turn:
     name = _read_role_name(entry, number)
     role = ROLES[name]
-    content = _first(entry, _CONTENT_KEYS)
+    content = _only(entry, _CONTENT_KEYS, number)
     if entry.keys() <= _PLAIN_KEYS and isinstance(content, str) and name not in _CALL_ROLES:
         return Turn(role, _read_content(content, role, number, may_be_empty=False)[0])
     for key in entry.keys() & _REFUSED_KEYS.keys():
         if not is_empty(entry[key]):
             raise _bad_turn(f"turn {number} has {key!r}, which cannot be used", _REFUSED_KEYS[key])
+    if role == "tool" and not entry.keys() & set(_CONTENT_KEYS):
+        raise _bad_turn(f"turn {number} has no content", _NAME_CONTENT)
     calls = _read_calls_of_turn(entry, number)
     if name in _CALL_ROLES:
         calls, content = (*read_calls(content, number), *calls), ""
@@ -192,7 +244,7 @@ def _parse_turn(entry: Mapping[str, Any], number: int) -> Turn:
 
 
 def _read_role_name(entry: Mapping[str, Any], number: int) -> str:
-    role = _first(entry, _ROLE_KEYS)
+    role = _only(entry, _ROLE_KEYS, number)
     name = role.replace("-", "_") if isinstance(role, str) else ""
     if name not in ROLES:
         raise _bad_turn(
@@ -203,7 +255,10 @@ def _read_role_name(entry: Mapping[str, Any], number: int) -> str:
 
 
 def _read_calls_of_turn(entry: Mapping[str, Any], number: int) -> tuple[Json, ...]:
-    return tuple(call for key in _CALL_KEYS for call in read_calls(entry.get(key), number))
+    found = [calls for key in _CALL_KEYS if (calls := read_calls(entry.get(key), number))]
+    if found[1:] and found[0] != found[1]:
+        raise _bad_turn(f"turn {number} has two different calls", "Keep tool_calls only.")
+    return found[0] if found else ()
 
 
 def _read_content(
@@ -220,6 +275,7 @@ def _read_content(
     text = require_text(content, what)
     if role in ("user", "assistant") and not may_be_empty:
         require_nonblank(text, f"turn {number}")
+    check_placeholder(text, f"turn {number}")
     return text, thought
 
 
@@ -231,7 +287,7 @@ def _join_parts(parts: list[Any], number: int) -> tuple[str, str | None]:
     texts: list[str] = []
     thoughts: list[str] = []
     for part in parts:
-        kind = part.get("type") if isinstance(part, dict) else None
+        kind = str(part.get("type")) if isinstance(part, dict) else ""
         if kind in _TEXT_PARTS:
             found, key = texts, _TEXT_PARTS[kind]
         elif kind in _REASONING_PARTS:
@@ -267,12 +323,29 @@ def _read_is_learnt(entry: Mapping[str, Any], role: str, number: int) -> bool:
                 f"turn {number} of the {role} is to be learnt",
                 "Only turns of the assistant are; sft.lossOn All learns all turns.",
             )
-    return role != "assistant" or all(found.values())
+    return all(found.values())
 
 
 def _read_label(entry: Mapping[str, Any], key: str, number: int) -> str | None:
     value = entry.get(key)
     return None if is_empty(value) else require_text(value, f"{key} of turn {number}")
+
+
+def _only(entry: Mapping[str, Any], keys: tuple[str, str], number: int) -> Any:
+    """The value under either key; RowError where both hold something else."""
+    one, other = (entry.get(key) for key in keys)
+    if one is None or other is None or one == other:
+        return other if one is None else one
+    raise _bad_turn(
+        f"turn {number} has two different values under {keys[0]!r} and {keys[1]!r}",
+        "Keep one of them.",
+    )
+
+
+def check_placeholder(text: str, what: str) -> None:
+    """RowError where a text asks about an image that is not shown."""
+    if text.startswith(_PLACEHOLDER) or text.rstrip().endswith(_PLACEHOLDER):
+        raise _bad_turn(f"{what} asks about an image", _REFUSED_KEYS["image"])
 
 
 def _first(entry: Mapping[str, Any], keys: Iterable[str]) -> Any:

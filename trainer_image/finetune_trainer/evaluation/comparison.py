@@ -16,6 +16,7 @@ from finetune_api.evaluation_summary import (
 from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobSpec, GateRule
 
+from finetune_trainer.data.answer_text import split_thought
 from finetune_trainer.metrics.bootstrap import bootstrap_interval
 from finetune_trainer.metrics.exact_match import exact_match
 from finetune_trainer.metrics.rouge import rouge_l
@@ -74,8 +75,9 @@ def compare_losses(losses: PairedLosses, seed: int) -> LossComparison:
 
 def summarise(measurements: Measurements, spec: FineTuneJobSpec) -> EvaluationSummary:
     """All metrics, and the outcome of each rule of the gate."""
+    # Thoughts differ from answer to answer, and only what a reader sees is right or wrong.
     answers = [
-        (each.base.text, each.tuned.text, each.reference)
+        tuple(split_thought(text)[1] for text in (each.base.text, each.tuned.text, each.reference))
         for each in measurements.answered
         if each.base is not None
     ]

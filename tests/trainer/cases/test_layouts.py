@@ -1,0 +1,198 @@
+"""Rows in the layouts of public data sets: nothing that they say is lost without a word."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_trainer.data.read_records import read_dataset
+from finetune_trainer.data.row_errors import RowError, RowErrors
+from finetune_trainer.data.samples import MessagesSample, PreferenceSample
+
+from tests.trainer.rows import job, json_lines, read, read_failure, role_content, write_file
+
+USER, ASSISTANT = {"role": "user", "content": "p"}, {"role": "assistant", "content": "c"}
+PAIR = {"prompt": "p", "completion": "c"}
+RULES = {"rewards": [{"type": "length"}]}
+
+
+def read_one(folder: Path, row: dict[str, Any], **fields: Any) -> Any:
+    (sample,) = read(folder, "a.jsonl", json_lines(row), **fields)
+    return sample
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"name": "f", "args": {"a": 1}},
+        {"name": "f", "input": {"a": 1}},
+        {"function": {"name": "f", "kwargs": {"a": 1}}},
+        {"function": {"name": "f"}, "arguments": {"a": 1}},
+        {"name": "f", "arguments": None, "parameters": '{"a": 1}'},
+    ],
+)
+def test_arguments_are_read_under_every_usual_key(tmp_path: Path, call: dict[str, Any]) -> None:
+    turn = {"role": "assistant", "content": None, "tool_calls": [call]}
+    sample = read_one(tmp_path, {"messages": [USER, turn]})
+    assert sample.turns[-1].tool_calls[0]["function"] == {"name": "f", "arguments": {"a": 1}}
+
+
+def test_a_call_with_a_key_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    turn = {"from": "function_call", "value": json.dumps({"name": "f", "thought": "hm"})}
+    content = json_lines({"conversations": [{"from": "human", "value": "p"}, turn]})
+    failure = read_failure(tmp_path, "a.jsonl", content)
+    assert (failure.reason, "'thought'" in failure.message) == ("BadTools", True)
+
+
+def test_calls_in_turns_of_their_own_are_one_turn(tmp_path: Path) -> None:
+    calls = [
+        {"role": "tool_call", "content": json.dumps({"name": name, "arguments": {}})}
+        for name in ("f", "g")
+    ]
+    results = [{"role": "tool_response", "content": text} for text in ("1", "2")]
+    sample = read_one(tmp_path, {"messages": [USER, *calls, *results, ASSISTANT]})
+    assert [turn.role for turn in sample.turns] == [
+        "user",
+        "assistant",
+        "tool",
+        "tool",
+        "assistant",
+    ]
+    assert [call["function"]["name"] for call in sample.turns[1].tool_calls] == ["f", "g"]
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"name": "f", "input_schema": {"type": "object", "properties": {"a": {"type": "string"}}}},
+        {"name": "f", "parameters": {"a": {"type": "string"}}},
+        {"name": "f", "parameters": json.dumps({"a": {"type": "string"}})},
+    ],
+    ids=["anthropic", "flat", "text"],
+)
+def test_parameters_of_tools_become_a_schema(tmp_path: Path, tool: dict[str, Any]) -> None:
+    sample = read_one(tmp_path, {"messages": [USER, ASSISTANT], "tools": [tool]})
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}}
+    assert sample.context.tools[0]["function"] == {"name": "f", "parameters": schema}
+
+
+@pytest.mark.parametrize("name", ["system_prompt", "system_message"])
+def test_other_names_of_the_system_prompt_are_read(tmp_path: Path, name: str) -> None:
+    sample = read_one(tmp_path, {name: "s", "messages": [USER, ASSISTANT]})
+    assert role_content(sample.turns)[0] == ("system", "s")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "p", "question": "q", "output": "c"},
+        {"prompt": "p", "output": "c", "answer": "d"},
+        {"instruction": "p", "input": "a", "context": "b", "output": "c"},
+        {"messages": [USER, ASSISTANT], "conversations": [USER, {**ASSISTANT, "content": "d"}]},
+        {"messages": [USER, ASSISTANT], "tools": [{"name": "f"}], "functions": [{"name": "g"}]},
+        {**PAIR, "reasoning": "a", "thinking": "b"},
+        {**PAIR, "reasoning": "off"},
+        {**PAIR, "loss_mask": [0, 1]},
+        {**PAIR, "label": "False"},
+        {**PAIR, "image_path": "a.png"},
+    ],
+)
+def test_two_columns_for_one_thing_or_a_column_of_another_kind_is_refused(
+    tmp_path: Path, row: dict[str, Any]
+) -> None:
+    failure = read_failure(tmp_path, "a.jsonl", json_lines(row))
+    assert (failure.reason, failure.line) == ("UnusableColumn", 1)
+
+
+@pytest.mark.parametrize("row", [{**PAIR, "question": "p"}, {**PAIR, "weight": "1"}])
+def test_columns_that_say_the_same_are_no_contradiction(
+    tmp_path: Path, row: dict[str, Any]
+) -> None:
+    assert role_content(read_one(tmp_path, row).turns) == [("user", "p"), ("assistant", "c")]
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "assistant", "from": "human", "content": "c"},
+        {"role": "assistant", "content": "c", "value": "d"},
+        {"role": "tool", "name": "f", "output": "72"},
+        {**ASSISTANT, "masked": True},
+        {**ASSISTANT, "reasoning_details": [{"text": "hm"}]},
+        {"role": "assistant", "content": "<image>\nA dog."},
+        {"role": "assistant", "content": [{"type": ["text"], "text": "c"}]},
+        {
+            "role": "assistant",
+            "tool_calls": [{"name": "f", "arguments": '{"a": 1, "a": 2}'}],
+        },
+    ],
+)
+def test_a_turn_that_says_more_than_can_be_used_is_refused(
+    tmp_path: Path, turn: dict[str, Any]
+) -> None:
+    content = json_lines(
+        {"messages": [USER, turn, *([ASSISTANT] if turn["role"] == "tool" else [])]}
+    )
+    assert read_failure(tmp_path, "a.jsonl", content).line == 1
+
+
+def test_keys_of_parts_are_listed(tmp_path: Path) -> None:
+    part = {"type": "text", "text": "c", "cache_control": {"type": "ephemeral"}}
+    row = {"messages": [USER, {"role": "assistant", "content": [part]}]}
+    found = read_dataset([[write_file(tmp_path, "a.jsonl", json_lines(row))]], None, job())
+    assert found.ignored_columns == ("messages[].content[].cache_control",)
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_prompts_and_completions_can_be_conversations(tmp_path: Path, as_text: bool) -> None:
+    prompt, completion = [{"role": "system", "content": "s"}, USER], [ASSISTANT]
+    write = json.dumps if as_text else list
+    sample = read_one(tmp_path, {"prompt": write(prompt), "completion": write(completion)})
+    assert isinstance(sample, MessagesSample)
+    assert role_content(sample.turns) == [("system", "s"), ("user", "p"), ("assistant", "c")]
+    assert sample.prompt_turns == 2
+
+
+def test_answers_that_look_like_turns_stay_texts(tmp_path: Path) -> None:
+    row = {"prompt": '{"from": "Berlin"}', "completion": '{"role": "admin"}'}
+    sample = read_one(tmp_path, row)
+    assert role_content(sample.turns) == [("user", row["prompt"]), ("assistant", row["completion"])]
+
+
+def test_an_empty_instruction_leaves_the_input(tmp_path: Path) -> None:
+    sample = read_one(tmp_path, {"instruction": "", "input": "p", "output": "c"})
+    assert role_content(sample.turns) == [("user", "p"), ("assistant", "c")]
+
+
+WHOLE = {"chosen": [USER, ASSISTANT], "rejected": [USER, {**ASSISTANT, "content": "d"}]}
+
+
+@pytest.mark.parametrize(
+    "prompt", ["p", [{"role": "system", "content": "s"}, USER], [USER], "other"]
+)
+def test_a_prompt_beside_whole_conversations_is_used_or_refused(
+    tmp_path: Path, prompt: Any
+) -> None:
+    content = json_lines({**WHOLE, "prompt": prompt})
+    if prompt == "other":
+        failure = read_failure(tmp_path, "a.jsonl", content, objective="DPO")
+        assert failure.reason == "BadConversation"
+        return
+    (sample,) = read(tmp_path, "a.jsonl", content, objective="DPO")
+    assert isinstance(sample, PreferenceSample)
+    assert (sample.prompt[0].role == "system") == (len(prompt) == 2 and prompt != "p")
+
+
+def test_an_answer_of_weight_0_is_no_reference(tmp_path: Path) -> None:
+    turns = [USER, {**ASSISTANT, "weight": 0}]
+    sample = read_one(tmp_path, {"messages": turns}, objective="GRPO", grpo=RULES)
+    assert sample.reference is None
+
+
+def test_a_broken_pair_counts_once(tmp_path: Path) -> None:
+    errors = RowErrors()
+    for _ in range(2):
+        errors.skip(RowError("BadConversation", "no", "Fix it."), "a.jsonl", 3)
+    assert len(errors.skipped) == 1
