@@ -6,19 +6,31 @@ The punctuation of a number is a part of it: -4 is not 4, 3.5 is not 35, and 50%
 import re
 import unicodedata
 
-from finetune_trainer.metrics.numbers import fold_digits
+from finetune_trainer.metrics.numbers import (
+    DECIMAL_COMMA,
+    GROUPED,
+    fold_digits,
+    separate_lists,
+)
 
-THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
-IN_NUMBER = re.compile(r"(?<=\d)[.,/:](?=\d)|(?<![\w)\]}.,])[-.](?=\.?\d)|(?<=\d)%", re.ASCII)
+THOUSANDS = re.compile(rf"(?<![\d.,]){GROUPED}(?![\d,])", re.ASCII)
+IN_NUMBER = re.compile(
+    rf"{DECIMAL_COMMA}|(?<=\d)[.:](?=\d)|(?<=\d)/(?=-?\d)"
+    r"|(?<![\w)\]}.,%])(?:-(?=[$€£¥₹]?\.?\d)|\.(?=\d))|(?<=\d)%",
+    re.ASCII,
+)
 """Punctuation between digits, a sign or a point before the first, and a percent sign."""
 
 
 def normalise_text(text: str) -> str:
     """The text without case, punctuation and extra spaces; compatibility forms and the digits of
-    every script are folded, and thousands are not separated."""
+    every script are folded, thousands are not separated, and a percent sign follows its number."""
     folded = unicodedata.normalize("NFKC", fold_digits(text)).casefold()
+    folded = re.sub(r"(?<=\d)\s?\\?%", "%", separate_lists(folded))
     folded = THOUSANDS.sub(lambda match: match[0].replace(",", ""), folded)
-    kept = {match.start() for match in IN_NUMBER.finditer(folded)}
+    kept = {
+        index for match in IN_NUMBER.finditer(folded) for index in range(match.start(), match.end())
+    }
     characters = (
         " " if unicodedata.category(c).startswith("P") and index not in kept else c
         for index, c in enumerate(folded)

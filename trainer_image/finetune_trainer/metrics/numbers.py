@@ -8,9 +8,15 @@ import unicodedata
 from decimal import Decimal
 from fractions import Fraction
 
+from finetune_trainer.metrics.latex import UNREADABLE, find_last_boxed, to_plain_text
+
 SIGNS = str.maketrans(
     {
         "\N{MINUS SIGN}": "-",
+        "\N{EN DASH}": "-",
+        "\N{HYPHEN}": "-",
+        "\N{NON-BREAKING HYPHEN}": "-",
+        "\N{SMALL HYPHEN-MINUS}": "-",
         "\N{FRACTION SLASH}": "/",
         "\N{DIVISION SLASH}": "/",
         "\N{ARABIC DECIMAL SEPARATOR}": ".",
@@ -26,37 +32,51 @@ SIGNS = str.maketrans(
         "\N{RIGHT SINGLE QUOTATION MARK}": "'",
     }
 )
-_TIMES = r"[\N{MULTIPLICATION SIGN}*\N{MIDDLE DOT}]"
-LATEX: tuple[tuple[str, str], ...] = (
-    (r"\\[,!;:> ]|\\quad|\\left|\\right|\\(?:text|mathrm|mathbf)\b", ""),
-    (r"\{,\}", ","),
-    (r"\\([%$#&_{}])", r"\1"),
-    (r"(?<=\d)(?=\\[dt]?frac)", " "),
-    (r"\\[dt]?frac\s*\{\s*([\d.,]+)\s*\}\s*\{\s*([\d.,]+)\s*\}", r"\1/\2"),
-    (r"\\[dt]?frac\s*(\d)\s*(\d)", r"\1/\2"),
-    (rf"\s{{0,3}}(?:\\times|\\cdot|{_TIMES})\s{{0,3}}10\s?\^\s?\{{?([+-]?\d{{1,4}})\}}?", r"e\1"),
+SUPERSCRIPT = re.compile(r"(?<=\d)[⁺⁻]?[⁰¹²³⁴-⁹]+")
+GROUPED = r"[1-9]\d{0,2}(?:,\d{3})+"
+"""Thousands between commas."""
+_LAKH = r"[1-9]\d?(?:,\d{2})+,\d{3}"
+_DECIMALS = r"(?:\.\d+)?"
+DECIMAL_COMMA = r"(?<![\d.,])\d+(?:\.\d{3})*,\d+(?![.,]?\d)"
+_PLAIN = "|".join(
+    [
+        *(rf"[1-9]\d{{0,2}}(?:{mark}\d{{3}})+(?!\d)(?:[.,]\d+)?" for mark in "'_ \u202f"),
+        rf"(?:{GROUPED}(?!\d)|{_LAKH}(?![\d,])){_DECIMALS}",
+        r"\d{1,3}(?:\.\d{3}){2,}(?![.,]?\d)",
+        DECIMAL_COMMA,
+        rf"\d+{_DECIMALS}",
+        r"\.\d+",
+    ]
 )
-"""Patterns and what replaces them, in this order."""
-BOXED = re.compile(r"\\f?boxed\s*\{")
-DATE = re.compile(r"(?<!\d)\d+(?:/\d+){2,}", re.ASCII)
-_GROUP = r"[,'\u202f]"
-_PLAIN = (
-    rf"(?:\d{{1,3}}(?:\.\d{{3}}){{1,9}},\d+|\d{{1,3}}(?:{_GROUP}\d{{3}}){{1,9}}(?!\d)(?:\.\d+)?"
-    r"|\d+,\d+(?![,\d])|\d+(?:\.\d+)?|\.\d+)"
+_NUMBER = (
+    r"(?P<sign>(?<![\w)\]}%])-(?:[$€£¥₹]\s?)?)?(?:(?P<whole>\d+)[\s\u202f]{1,3}(?=\d+/\d))?"
+    rf"(?P<number>{_PLAIN})"
+    # The bound of the base bounds the time that its power takes.
+    r"(?:(?P<exponent>[eE][+-]?\d{1,4}\b)|(?<!\d{20})\^(?P<power>[+-]?\d{1,3})(?![\d.^]))?"
+    rf"(?:\s?/\s?(?P<divisor>-?(?:{_PLAIN}))(?!\d))?(?P<percent>[\s\u202f]?%)?"
 )
-NUMBER = re.compile(
-    r"(?P<sign>(?<![\w)])-)?(?:(?P<whole>\d+)[\s\u202f]{1,3}(?=\d+/\d))?"
-    rf"(?P<number>{_PLAIN})(?P<exponent>[eE][+-]?\d{{1,4}}\b)?"
-    rf"(?:/(?P<divisor>{_PLAIN})(?!\d))?(?P<percent>\s?%)?",
-    re.ASCII,
+"""A minus after a word, a bracket or a percent sign is a subtraction."""
+_NO_NUMBER = (
+    r"(?<!\d)(?:\d+(?:/\d+){2,}|\d{4}-\d\d?-\d\d?(?!\d)|\d\d?-\d\d?-\d{4}(?!\d)"
+    r"|\d[\d.,]{0,20}(?::\d[\d.,]{0,20})+|(?!\d{1,3}(?:\.\d{3}){2,}(?!\.?\d))\d+(?:\.\d+){2,})"
 )
-"""A minus after a word or a bracket is a subtraction."""
+"""Dates, times, ratios and versions."""
+TERM = re.compile(rf"{_NO_NUMBER}|{_NUMBER}|(?P<operator>{UNREADABLE})", re.ASCII)
+CONNECTION = re.compile(
+    r"(?>\{[^{}]*\}|[-+*/_(){}\[\]\d ]|[.,](?=\d)|\\(?:times|cdot|div)\b"
+    r"|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))*+"
+)
+"""What is between the terms of one expression."""
+BRACKETED = re.compile(r"[(\[{][^()\[\]{}]*[)\]}]")
+_COMMA = re.compile(rf"(?P<grouped>(?<![\d.,]){GROUPED}(?![\d,]))|(?<=\d),(?=[-+.]?\d)", re.ASCII)
 
 
 def fold_digits(text: str) -> str:
-    """The text with the digits of every script as 0 to 9, and its signs as ASCII."""
+    """The text with the digits of every script as 0 to 9, a power such as 10² as 10^2, and its
+    signs as ASCII."""
     if text.isascii():
         return text
+    text = SUPERSCRIPT.sub(lambda match: "^" + unicodedata.normalize("NFKC", match[0]), text)
     folded = "".join(_to_ascii(c, before) for before, c in zip(f" {text}", text, strict=False))
     return folded.translate(SIGNS)
 
@@ -72,51 +92,55 @@ def _to_ascii(character: str, before: str) -> str:
     return character
 
 
+def separate_lists(text: str) -> str:
+    """The text with a space after each comma between the numbers of a bracket: (3, 4) for (3,4).
+
+    A comma between thousands stays."""
+    return BRACKETED.sub(
+        lambda bracket: _COMMA.sub(lambda match: match["grouped"] or ", ", bracket[0]), text
+    )
+
+
 def find_last_number(text: str) -> Fraction | None:
-    """The last number of the last \\boxed{}, else of the whole text; None where there is none."""
-    found = _last_number(_last_boxed(text) or "")
-    return _last_number(text) if found is None else found
+    """The last number of the last \\boxed{}, else of the whole text; None where there is none, and
+    where it is a part of an expression, a date, a time or a ratio."""
+    term = _last_term(find_last_boxed(text) or "") or _last_term(text)
+    return _value(term) if term else None
 
 
-def _last_number(text: str) -> Fraction | None:
-    text = fold_digits(text)
-    for pattern, replacement in LATEX:
-        text = re.sub(pattern, replacement, text)
-    text = DATE.sub(lambda match: match[0].replace("/", " "), text)
-    matches = list(NUMBER.finditer(text))
-    return _value(matches[-1]) if matches else None
+def _last_term(text: str) -> re.Match[str] | None:
+    """The last number, or the operator or the date that is read instead of it."""
+    text = separate_lists(to_plain_text(fold_digits(text)))
+    terms = list(TERM.finditer(text))
+    operators = [term for term in terms if term["operator"]]
+    if operators and terms[-1] is not operators[-1]:
+        between = CONNECTION.match(text, operators[-1].end(), terms[-1].start())
+        if between and between.end() == terms[-1].start():
+            return operators[-1]
+    return terms[-1] if terms else None
 
 
-def _last_boxed(text: str) -> str | None:
-    """What is in the last \\boxed{}, with balanced braces."""
-    starts = [match.end() for match in BOXED.finditer(text)]
-    if not starts:
+def _value(term: re.Match[str]) -> Fraction | None:
+    if not term["number"]:
         return None
-    depth, start = 1, starts[-1]
-    for end in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
-        if depth == 0:
-            return text[start:end]
-    return text[start:]
-
-
-def _value(match: re.Match[str]) -> Fraction:
-    # Decimal reads any number of digits, int only so many.
-    value = Fraction(Decimal(_to_decimal(match["number"]) + (match["exponent"] or "")))
-    if match["divisor"]:
-        divisor = Fraction(Decimal(_to_decimal(match["divisor"])))
-        # There is no number 1/0: the last one is 0 then.
-        value = value / divisor if divisor else divisor
-    value += Fraction(Decimal(match["whole"] or 0))
-    if match["percent"]:
+    try:
+        # Decimal reads any number of digits, int only so many.
+        value = Fraction(Decimal(_to_decimal(term["number"]) + (term["exponent"] or "")))
+        value **= int(term["power"] or 1)
+        value /= Fraction(Decimal(_to_decimal(term["divisor"] or "1")))
+    except ZeroDivisionError:
+        return None
+    value += Fraction(Decimal(term["whole"] or 0))
+    if term["percent"]:
         value /= 100
-    return -value if match["sign"] else value
+    return -value if term["sign"] else value
 
 
 def _to_decimal(number: str) -> str:
     """A number with a point before its decimals and no separators of thousands."""
-    point, comma = number.rfind("."), number.rfind(",")
-    is_grouped = re.fullmatch(rf"\d{{1,3}}(?:{_GROUP}\d{{3}})+(?:\.\d+)?", number) is not None
-    if comma > point and not is_grouped:
+    number = re.sub(r"['_ \u202f]", "", number)
+    if re.fullmatch(rf"-?(?:{GROUPED}|{_LAKH}){_DECIMALS}", number):
+        return number.replace(",", "")
+    if "," in number or number.count(".") > 1:
         return number.replace(".", "").replace(",", ".")
-    return re.sub(_GROUP, "", number)
+    return number

@@ -1,0 +1,66 @@
+"""LaTeX of answers, as plain text where it is a number."""
+
+import re
+
+_COMMANDS = (
+    r"[dtc]?frac|over|overline|bar|dot|sqrt|pi|infty|pm|mp|[dt]?binom|choose|log|ln|lg|exp"
+    r"|(?:arc)?(?:sin|cos|tan)|(?:sin|cos|tan)h|cot|sec|csc|sum|prod|int|lim|max|min|gcd|lcm|det"
+    r"|[lr](?:floor|ceil)|[pb]?mod"
+)
+UNREADABLE = (
+    rf"\\(?:{_COMMANDS})(?![A-Za-z])|[\^√∛∜π∞±∑∏∫]|(?<=\w)_(?=\{{?\d)"
+    r"|(?<=\d)[ixyz](?![A-Za-z\d])|(?<![A-Za-z])[xyz](?=\s?[-+*/]\s?\d)"
+)
+"""What makes an expression more than a number: a function, a constant, an index, an unknown."""
+_TIMES = r"(?:\\times|\\cdot|[\N{MULTIPLICATION SIGN}*\N{MIDDLE DOT}x])"
+_UNIT_POWER = r"\s?\^\s?\{?-?[1-3](?![\d.])\}?"
+REPLACEMENTS: tuple[tuple[str, str], ...] = (
+    (rf"\\(?:text|mathrm|mathbf)\s?\{{([^{{}}]*[A-Za-z])\s?\}}{_UNIT_POWER}", r"\1"),
+    (r"\\(?:text|mathrm|mathbf)\s?\{([^{}]*)\}", r"\1"),
+    (
+        rf"((?<![\\A-Za-z])(?![abcnxyz]+\s?\^)[A-Za-z]{{2,}}|(?:(?<=\d)|(?<=\d )|(?<=/))[ms])"
+        rf"{_UNIT_POWER}",
+        r"\1",
+    ),
+    (r"\\[,!;:> ]|\\quad|\\left|\\right|\^\s?\{?\s?(?:\\circ|st|nd|rd|th)\b\s?\}?", ""),
+    (r"\{,\}", ","),
+    (r"\\([%$#&_{}])", r"\1"),
+    (r"(?<=\d)(?=\\[dtc]?frac)", " "),
+    (r"\s?\^\s?\{\s?([+-]?\d{1,4})\s?\}", r"^\1"),
+    (rf"(?<=\d)\s{{0,3}}{_TIMES}\s{{0,3}}10\s?\^([+-]?\d{{1,4}})", r"e\1"),
+    (r"(=\s{0,3})-\s", r"\1-"),
+)
+"""Patterns and what replaces them, in this order."""
+_PART = r"\s*(?:\{\s*([+-]?[\d.,]+)\s*\}|(\d))"
+FRACTION = re.compile(rf"(-?)\\[dtc]?frac{_PART}{_PART}", re.ASCII)
+BOXED = re.compile(r"\\f?boxed\s*\{")
+
+
+def to_plain_text(text: str) -> str:
+    """The text with fractions, powers of ten and signs of LaTeX as 3/4, e-3 and %; an expression
+    that is not a number stays as it is."""
+    for pattern, replacement in REPLACEMENTS:
+        text = re.sub(pattern, replacement, text)
+    return FRACTION.sub(_to_division, text)
+
+
+def _to_division(match: re.Match[str]) -> str:
+    sign, *parts = match.groups(default="")
+    numerator, denominator = parts[0] + parts[1], parts[2] + parts[3]
+    is_negative = (sign + numerator + denominator).count("-") % 2 == 1
+    # x - (-3/4) stays a sum; a sign from within the fraction does not join the word before it.
+    before = ("-" if is_negative else "+") if sign else (" -" if is_negative else "")
+    return f"{before}{numerator.lstrip('+-')}/{denominator.lstrip('+-')}"
+
+
+def find_last_boxed(text: str) -> str | None:
+    """What is in the last \\boxed{}, with balanced braces."""
+    starts = [match.end() for match in BOXED.finditer(text)]
+    if not starts:
+        return None
+    depth, start = 1, starts[-1]
+    for end in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        if depth == 0:
+            return text[start:end]
+    return text[start:]
