@@ -191,6 +191,19 @@ def test_an_answer_of_weight_0_is_no_reference(tmp_path: Path) -> None:
     assert sample.reference is None
 
 
+@pytest.mark.parametrize(("reference", "is_read"), [("#### 1,234", True), ("twelve", False)])
+def test_a_reference_without_a_number_is_refused_where_numbers_are_compared(
+    tmp_path: Path, reference: str, is_read: bool
+) -> None:
+    content = json_lines({"prompt": "p", "answer": reference})
+    fields: dict[str, Any] = {"objective": "GRPO", "grpo": {"rewards": [{"type": "numeric"}]}}
+    if is_read:
+        assert read(tmp_path, "a.jsonl", content, **fields)[0].reference == reference
+    else:
+        failure = read_failure(tmp_path, "a.jsonl", content, **fields)
+        assert (failure.reason, failure.line) == ("ReferenceMissing", 1)
+
+
 def test_a_broken_pair_counts_once(tmp_path: Path) -> None:
     errors = RowErrors()
     for _ in range(2):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from finetune_api.dataset import Format
 from finetune_api.finetunejob import FineTuneJobSpec
@@ -26,6 +27,7 @@ from finetune_trainer.data.row_errors import RowError, RowErrors
 from finetune_trainer.data.samples import PromptOnlySample, Sample, make_sample
 from finetune_trainer.data.tool_calls import drop_nulls
 from finetune_trainer.data.turns import is_empty, parse_turns, unused_turn_keys
+from finetune_trainer.metrics.numbers import find_last_number
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.dataset_files import DataFile
 from finetune_trainer.sources.row_files import format_suffix
@@ -59,6 +61,12 @@ class SourceReader:
     """Of the first source."""
     row_count: int = 0
     ignored: set[str] = field(default_factory=set)
+
+    @cached_property
+    def _reference_rewards(self) -> frozenset[str]:
+        """Rewards of the job that compare with a right answer."""
+        rewards = self.spec.grpo.rewards if self.spec.grpo else ()
+        return frozenset(REFERENCE_REWARDS).intersection(reward.type for reward in rewards)
 
     def read(self, files: list[DataFile], source: int = 0) -> list[Sample]:
         """The samples of one source; UserError with file and line where a row cannot be used."""
@@ -100,8 +108,9 @@ class SourceReader:
 
     def _make_sample(self, record: Record, mapping: ColumnMapping, source: int) -> Sample:
         sample = make_sample(record, mapping, source)
-        if _needs_reference(self.spec):
-            _check_reference(sample, mapping.find(record.values, "reference")[0])
+        if self._reference_rewards:
+            name, _ = mapping.find(record.values, "reference")
+            _check_reference(sample, name, needs_number="numeric" in self._reference_rewards)
         if self.spec.grpo and self.spec.grpo.reward_model:
             _check_judgeable(sample)
         self.ignored |= unused_columns(record.values, mapping)
@@ -198,16 +207,20 @@ def _check_judgeable(sample: Sample) -> None:
         )
 
 
-def _needs_reference(spec: FineTuneJobSpec) -> bool:
-    rewards = spec.grpo.rewards if spec.grpo else ()
-    return any(reward.type in REFERENCE_REWARDS for reward in rewards)
-
-
-def _check_reference(sample: Sample, name: str) -> None:
-    if isinstance(sample, PromptOnlySample) and not (sample.reference or "").strip():
+def _check_reference(sample: Sample, name: str, needs_number: bool) -> None:
+    assert isinstance(sample, PromptOnlySample)
+    reference = (sample.reference or "").strip()
+    if not reference:
         raise RowError(
             "ReferenceMissing",
             f"it has no right answer in the column {name!r}, which a reward function of "
             "grpo.rewards compares with",
             "Name its column in dataset.columns.reference, or use other rewards.",
+        )
+    if needs_number and find_last_number(reference) is None:
+        raise RowError(
+            "ReferenceMissing",
+            f"its right answer {reference[:40]!r} has no number, which the reward numeric compares "
+            "with: every answer would score 0",
+            "Write the number as docs/tasks/score-answers.md says, or use exactMatch.",
         )
