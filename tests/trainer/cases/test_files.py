@@ -116,6 +116,41 @@ def test_many_shards_are_selected_by_a_pattern(world: World) -> None:
     assert trained_on(world, "pvc://data/set", files="**", split="test") == len(TEST)
 
 
+def test_a_missing_shard_is_refused_unless_files_selects_the_others(world: World) -> None:
+    names = ["data/train-00000-of-00003.jsonl", "data/train-00002-of-00003.jsonl"]
+    write_splits(data(world, "set"), dict.fromkeys(names, TRAIN[:30]))
+    failure = world.fails(dataset={"train": [{"uri": "pvc://data/set"}]})
+    assert (failure.reason, failure.file) == ("NoMatchingFiles", names[0])
+    assert "data/train-00001-of-00003.jsonl" in failure.message
+    assert trained_on(world, "pvc://data/set", files="data/*") == 60
+    assert trained_on(world, f"pvc://data/set/{names[0]}") == 30
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("split=train/part-0.jsonl", "split=test/part-0.jsonl"),
+        ("trainset.jsonl", "testset.jsonl"),
+        ("dataTrain.jsonl", "dataTest.jsonl"),
+        ("data (train).jsonl", "data (test).jsonl"),
+        ("train+a.jsonl", "test+a.jsonl"),
+        ("train.jsonl", "holdout.jsonl"),
+    ],
+)
+def test_rows_of_a_test_are_not_trained_on(world: World, train: str, test: str) -> None:
+    write_splits(data(world, "set"), {train: TRAIN, test: TEST})
+    assert trained_on(world, "pvc://data/set") == len(TRAIN)
+
+
+@pytest.mark.parametrize("name", ["holdout.jsonl", "data (test).jsonl", "mytest.jsonl"])
+def test_rows_beside_those_of_a_test_are_selected_by_a_pattern(world: World, name: str) -> None:
+    write_splits(data(world, "set"), {"data.jsonl": TRAIN, name: TEST})
+    failure = world.fails(dataset={"train": [{"uri": "pvc://data/set"}]})
+    assert failure.reason == "NoMatchingFiles"
+    assert name in failure.message
+    assert trained_on(world, "pvc://data/set", files="data.jsonl") == len(TRAIN)
+
+
 def test_a_pattern_that_matches_nothing_is_refused_with_the_files(world: World) -> None:
     write_splits(data(world, "set"), {"a.jsonl": TRAIN, "b/c.jsonl": TEST})
     failure = world.fails(dataset={"train": [{"uri": "pvc://data/set", "files": "*.csv"}]})
@@ -187,6 +222,17 @@ def test_rows_below_one_key_of_a_json_object_are_read(world: World, key: str) ->
     data(world, "object.json").write_text(json.dumps(broken, indent=1))
     failure = world.fails_again(dataset={"train": [{"uri": "pvc://data/object.json"}]})
     assert (failure.reason, failure.line) == ("WrongType", 12)
+
+
+def test_rows_below_another_split_of_a_json_object_are_not_trained_on(world: World) -> None:
+    data(world, "test.json").write_text(json.dumps({"test": TEST, "train": []}))
+    data(world, "train.json").write_text(json.dumps({"train": TRAIN, "test": []}))
+    uri = "pvc://data/test.json"
+    failure = world.fails(dataset={"train": [{"uri": uri}]})
+    assert (failure.reason, failure.file, failure.line) == ("BrokenRow", "test.json", 1)
+    train = [{"uri": "pvc://data/train.json"}]
+    facts = facts_of(world.prepare(dataset={"train": train, "validation": {"uri": uri}}))
+    assert (facts.train_examples, facts.eval_examples) == (len(TRAIN), len(TEST))
 
 
 def test_a_list_of_texts_is_refused(world: World) -> None:
@@ -413,9 +459,16 @@ def test_text_files_beside_rows_need_a_pattern(world: World) -> None:
     assert trained_on(world, "pvc://data/set", files="*.jsonl") == len(TRAIN)
 
 
-@pytest.mark.parametrize("name", ["b.jsonl.bz2", "b.csv.xz", "b.xlsx", "b.parquet.gz"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("b.jsonl.bz2", "b.csv.xz", "b.xlsx", "b.parquet.gz", "b.zip", "b.tar.gz", "b.pkl"),
+        *("b.jsonl.part", "part-00000", "b.jsonl/part-0", "authors-letters.txt"),
+    ],
+)
 def test_rows_in_a_format_that_is_not_read_are_not_passed_over(world: World, name: str) -> None:
     write_splits(data(world, "set"), {"a.jsonl": TRAIN})
+    data(world, "set", name).parent.mkdir(exist_ok=True)
     data(world, "set", name).write_bytes(b"rows")
     failure = world.fails(dataset={"train": [{"uri": "pvc://data/set"}]})
     assert (failure.reason, failure.file) == ("UnsupportedFormat", name)

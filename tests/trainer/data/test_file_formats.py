@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -118,6 +119,14 @@ def test_a_line_of_text_is_a_row_and_blank_lines_are_none(tmp_path: Path) -> Non
     ]
 
 
+@pytest.mark.parametrize("content", ["one\rtwo\rthree", "one\ntwo\rthree\n", "one\rtwo\r\n"])
+def test_carriage_returns_do_not_end_lines_of_text(tmp_path: Path, content: str) -> None:
+    refusal = failure(tmp_path, "a.txt", content)
+    assert (refusal.reason, refusal.line) == ("BrokenRow", 1 + content.startswith("one\n"))
+    assert "carriage return" in refusal.message
+    assert read(tmp_path, "b.txt", "one\r\r\ntwo\r") == [(1, {"text": "one"}), (2, {"text": "two"})]
+
+
 @pytest.mark.parametrize("compress", [gzip.compress, zstd])
 @pytest.mark.parametrize("damage", ["cut", "garbage after it"])
 def test_broken_compression_is_refused(tmp_path: Path, compress: Any, damage: str) -> None:
@@ -141,7 +150,7 @@ def test_a_json_file_holds_a_list_an_object_with_rows_one_row_or_lines(tmp_path:
     tools = {"question": "q", "answer": "a", "tools": [{"name": "t"}]}
     assert read(tmp_path, "a.json", "\n" + json.dumps(tools, indent=1)) == [(2, tools)]
     assert read(tmp_path, "a.json", json_lines(*ROWS)) == list(enumerate(ROWS, 1))
-    nested = json.dumps({"n": {"data": 1}, "data": ROWS[:2], "end": []}, indent=1)
+    nested = json.dumps({"info": {"title": "data"}, "data": ROWS[:2], "end": []}, indent=1)
     assert read(tmp_path, "a.json", nested) == [(6, ROWS[0]), (10, ROWS[1])]
     assert read(tmp_path, "a.json", json.dumps({"data": ROWS[:2]})) == [
         (1, ROWS[0]),
@@ -153,6 +162,14 @@ def test_a_json_file_holds_a_list_an_object_with_rows_one_row_or_lines(tmp_path:
     ("content", "reason", "line", "words"),
     [
         ('{\n "train": [{"a": 1}],\n "test": [{"a": 2}]\n}', "BrokenRow", 1, "test, train"),
+        ('{"system_prompt": "Be kind.", "data": [{"a": 1}]}', "BrokenRow", 1, "'system_prompt'"),
+        ('{"data": [{"a": 1}], "more": ["b"], "next": "2"}', "BrokenRow", 1, "'more', 'next'"),
+        ('{"info": {"prefix": "Q:"}, "data": [{"a": 1}]}', "BrokenRow", 1, "'info'"),
+        ('{"has_more": true, "data": [{"a": 1}]}', "BrokenRow", 1, "'has_more'"),
+        ('{"split": "test", "data": [{"a": 1}]}', "BrokenRow", 1, "'split'"),
+        ('{"test": [{"a": 1}], "train": []}', "BrokenRow", 1, "'test'"),
+        ('{"testData": [{"a": 1}]}', "BrokenRow", 1, "'testData'"),
+        ('{"holdout": [{"a": 1}]}', "BrokenRow", 1, "'holdout'"),
         ('{\n "data": []\n}', "BrokenRow", 1, "no rows"),
         ('{\n "data": [\n  {"a": 1},\n  "b"\n ]\n}', "WrongType", 4, "a text"),
         ('{\n "data": [\n  {"a": 1},\n  {"a" 2}\n ]\n}', "BrokenRow", 4, "column 8"),
@@ -169,6 +186,23 @@ def test_other_json_documents_are_refused_with_their_line(
     refusal = failure(tmp_path, "a.json", content)
     assert (refusal.reason, refusal.line) == (reason, line)
     assert words in refusal.message
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"version": "1.1", "license": "mit", "created_at": 2024, "public": None},
+        {"Info": {"title": "t", "Authors": ["a", {"name": "b"}]}, "dev": [], "empty": {}},
+    ],
+)
+def test_metadata_beside_the_rows_of_a_json_object_is_ignored(tmp_path: Path, beside: Any) -> None:
+    assert read(tmp_path, "a.json", json.dumps({**beside, "train": ROWS[:1]})) == [(1, ROWS[0])]
+
+
+def test_rows_below_the_split_that_the_source_reads_are_read(tmp_path: Path) -> None:
+    file = write_file(tmp_path, "a.json", json.dumps({"test": ROWS[:1]}))
+    found = list(iter_records([replace(file, split="test")], RowErrors()))
+    assert [record.values for record in found] == ROWS[:1]
 
 
 def test_an_object_over_several_lines_is_no_json_lines(tmp_path: Path) -> None:
@@ -238,6 +272,36 @@ def test_times_in_nanoseconds_are_read(tmp_path: Path) -> None:
     table = column([10**18 + 1], pyarrow.timestamp("ns", tz="UTC"))
     ((_, values),) = read(tmp_path, "a.parquet", parquet(table))
     assert values["value"] == datetime(2001, 9, 9, 1, 46, 40, tzinfo=UTC)
+
+
+NANOSECONDS = pyarrow.timestamp("ns")
+NESTED = {
+    "struct": ({"at": 1001}, pyarrow.struct([("at", NANOSECONDS)])),
+    "list": ([1001], pyarrow.list_(NANOSECONDS)),
+    "large list": ([1001], pyarrow.large_list(NANOSECONDS)),
+    "fixed list": ([1001], pyarrow.list_(NANOSECONDS, 1)),
+    "map": ([("a", 1001)], pyarrow.map_(pyarrow.string(), NANOSECONDS)),
+    "list of structs": (
+        [{"at": [1001]}],
+        pyarrow.list_(pyarrow.struct([("at", pyarrow.list_(NANOSECONDS))])),
+    ),
+    "duration": ([1001], pyarrow.list_(pyarrow.duration("ns"))),
+    "time": ({"at": 1001}, pyarrow.struct([("at", pyarrow.time64("ns"))])),
+}
+
+
+@pytest.mark.parametrize("kind", list(NESTED))
+def test_nested_times_in_nanoseconds_are_read(tmp_path: Path, kind: str) -> None:
+    value, type_ = NESTED[kind]
+    (_, empty), (_, values) = read(tmp_path, "a.arrow", arrow_file(column([None, value], type_)))
+    assert empty["value"] is None
+    assert any(time in str(values["value"]) for time in ("0, 0, 1)", "=1)", "00:00.000001"))
+
+
+def test_times_in_a_dictionary_are_read(tmp_path: Path) -> None:
+    times = pyarrow.array([10**18 + 1], NANOSECONDS).dictionary_encode()
+    ((_, values),) = read(tmp_path, "a.arrow", arrow_file(pyarrow.table({"value": times})))
+    assert values["value"] == datetime(2001, 9, 9, 1, 46, 40)
 
 
 def test_dictionaries_structs_and_decimals_are_read(tmp_path: Path) -> None:

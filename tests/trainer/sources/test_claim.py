@@ -70,6 +70,13 @@ def test_a_link_to_a_file_that_is_not_there_is_refused(claim: Path) -> None:
     assert "dvc pull" in (refusal.remedy or "")
 
 
+@pytest.mark.parametrize("name", ["README.md", "dataset_dict.json", "part-00000", "b.zip"])
+def test_a_link_to_a_declaration_that_is_not_there_is_refused(claim: Path, name: str) -> None:
+    (claim / "set" / name).symlink_to("../gone")
+    refusal = failure(Address("dataset", "pvc://data/set"), claim.parent).failure
+    assert (refusal.reason, refusal.file) == ("BrokenFile", name)
+
+
 def test_links_in_a_circle_are_not_found(claim: Path) -> None:
     (claim / "one.jsonl").symlink_to("two.jsonl")
     (claim / "two.jsonl").symlink_to("one.jsonl")

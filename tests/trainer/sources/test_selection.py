@@ -14,7 +14,9 @@ from finetune_trainer.sources.selection import (
     Selection,
     match_pattern,
     select_files,
+    visible_paths,
 )
+from finetune_trainer.sources.shards import check_shards
 
 PATHS = ["a.jsonl", "data/train-1.jsonl", "data/x/train-2.jsonl", ".cache/b.jsonl", "_old/c.jsonl"]
 
@@ -92,6 +94,86 @@ def test_a_configuration_that_is_not_declared_is_refused() -> None:
     assert "declares en, de" in refused(["a.jsonl"], Selection(config="fr"), declared).message
 
 
+def test_every_pattern_of_a_declared_split_must_match() -> None:
+    patterns = {"train": ("a.jsonl", "b-*.jsonl"), "test": ("gone.jsonl",)}
+    declared = Declared([CardConfig("c", folder="d", patterns=patterns)])
+    paths = ["d/a.jsonl", "d/b-1.jsonl"]
+    assert select_files(paths, Selection(), declared, "x") == paths
+    refusal = refused(["d/a.jsonl", "d/c.jsonl"], Selection(), declared)
+    assert (refusal.reason, refusal.file) == ("NoMatchingFiles", "README.md")
+    assert "'b-*.jsonl'" in refusal.message
+    assert "dataset.train[0].files" in str(refusal.remedy)
+
+
+def test_names_that_only_seem_to_tell_a_split_are_refused() -> None:
+    for split in (None, "train"):
+        refusal = refused(["rows.jsonl", "mytest.jsonl"], Selection(split=split))
+        assert (refusal.reason, refusal.file) == ("NoMatchingFiles", "mytest.jsonl")
+        assert "mytest.jsonl" in refusal.message
+        assert "dataset.train[0].files" in str(refusal.remedy)
+        assert "dataset.train[0].split" in str(refusal.remedy)
+    chosen = select_files(["rows.jsonl", "mytest.jsonl"], Selection(files="r*"), Declared(), "x")
+    assert chosen == ["rows.jsonl"]
+
+
+def test_a_split_that_is_not_there_is_refused_with_a_file_of_the_others() -> None:
+    refusal = refused(["rows.jsonl", "holdout.jsonl"], Selection())
+    assert "its splits are: holdout, with files such as holdout.jsonl" in refusal.message
+
+
+@pytest.mark.parametrize(
+    ("paths", "missing"),
+    [
+        (["data/train-00000-of-00003.parquet"], "data/train-00001-of-00003.parquet and 1 more"),
+        (["train-00000-of-00003.csv", "train-00002-of-00003.csv"], "train-00001-of-00003.csv"),
+        (["train-00001-of-00002-1a2b.jsonl"], "train-00000-of-00002"),
+        (["c4.00000-of-01024.json.gz"], "c4.00001-of-01024.json.gz and 1022 more"),
+        (["rows-1-of-3.jsonl", "rows-3-of-3.jsonl"], "rows-2-of-3.jsonl"),
+        (["rows_0_of_2.jsonl", "b.jsonl"], "rows_1_of_2.jsonl"),
+        (["a/00000-of-00002.jsonl", "b/00001-of-00002.jsonl"], "a/00001-of-00002.jsonl"),
+    ],
+)
+def test_a_shard_that_is_missing_is_named(paths: list[str], missing: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_shards(paths, paths, Selection(), "pvc://data")
+    refusal = caught.value.failure
+    assert refusal.reason == "NoMatchingFiles"
+    assert f"lacks {missing}" in refusal.message
+    assert "dataset.train[0].files" in str(refusal.remedy)
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["train-00000-of-00001.jsonl", "train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"],
+        ["train-00000-of-00001-1a2b.parquet", "train-00000-of-00001-3c4d.parquet"],
+        ["train-00000-of-00001.csv", "train-00000-of-00001.jsonl"],
+    ],
+)
+def test_a_shard_that_is_there_twice_is_refused(paths: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        check_shards(paths, paths, Selection(), "pvc://data")
+    assert f"{paths[0]} and {paths[1]}" in caught.value.failure.message
+    check_shards(paths[1:], paths, Selection(), "pvc://data")
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["data/train-00000-of-00002-1a.parquet", "data/train-00001-of-00002-2b.parquet"],
+        ["rows-1-of-2.jsonl", "rows-2-of-2.jsonl"],
+        ["part-0.jsonl", "best-of-3.jsonl", "1-of-a-kind.jsonl"],
+    ],
+)
+def test_complete_shards_are_used(paths: list[str]) -> None:
+    check_shards(paths, paths, Selection(), "pvc://data")
+
+
+def test_shards_that_a_card_leaves_out_are_not_missing() -> None:
+    paths = ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "test-00001-of-2.jsonl"]
+    check_shards(paths[:1], paths, Selection(), "pvc://data")
+
+
 @pytest.mark.parametrize(
     ("data_files", "patterns"),
     [
@@ -140,21 +222,49 @@ def test_a_card_without_configurations_declares_none() -> None:
         ("a.csv.zst", ".csv"),
         ("a.tsv", ".tsv"),
         ("a.parquet", ".parquet"),
-        ("a.parquet.gz", ""),
-        ("a.jsonl.bz2", ""),
+        ("a.jsonlines", ".jsonl"),
+        ("a.jsonlines.gz", ".jsonl"),
+        ("a.pq", ".parquet"),
+        ("a.PARQ", ".parquet"),
+        ("a.jsonl.zstd", ".jsonl"),
+        ("a.csv.gzip", ".csv"),
         ("README.md", ""),
         ("jsonl", ""),
     ],
 )
 def test_the_suffix_says_how_a_file_is_read(name: str, suffix: str) -> None:
     assert format_suffix(name) == suffix
-    assert is_unreadable(name) == name.endswith((".parquet.gz", ".bz2"))
+    assert not is_unreadable(name)
+
+
+UNREADABLE = """
+    a.parquet.gz a.pq.zstd a.jsonl.bz2 a.csv.xz a.xlsx a.XLSM a.zip a.tar a.tar.gz a.tgz a.7z a.rar
+    a.gz part-00000.zst a.pkl a.pickle a.tfrecord a.tfrecords a.sqlite a.sqlite3 a.db a.h5 a.npz
+    a.jsonl.part a.jsonl.crdownload a.csv.old a.json.1 a.jsonl~ b.partial part-00000 d/000000_0
+    part-r-00003 train-00000-of-00002 part-00000-1a2b-c000 a.jsonl/part-0 a.csv/rows d.PARQUET/x
+    a.jsonl.gz/part-0.dat
+"""
+NO_ROWS = """
+    README LICENSE Makefile notes.md load.py train.sh image.png a.jsonl.sha256 a.jsonl.dvc
+    a.csv.license a.jsonl/_SUCCESS a.jsonl/.part-0.crc part.md dataset.yaml Thumbs.db SHA256SUMS
+"""
+
+
+@pytest.mark.parametrize("name", UNREADABLE.split())
+def test_rows_that_are_not_read_are_found(name: str) -> None:
+    assert is_unreadable(name)
+    assert find_row_files([name], with_documents=False) == [name]
+
+
+@pytest.mark.parametrize("name", NO_ROWS.split())
+def test_files_without_rows_are_not_found(name: str) -> None:
+    assert visible_paths(find_row_files([name], with_documents=False)) == []
 
 
 def test_what_datasets_writes_beside_its_rows_is_not_rows() -> None:
     saved = ["d/data-00000-of-00001.arrow", "d/state.json", "d/cache-1.arrow", "dataset_info.json"]
     assert find_row_files(saved, with_documents=False) == saved[:1]
     assert find_row_files(["state.json"], with_documents=False) == ["state.json"]
-    texts = ["README.txt", "LICENSE-data.txt", "readmes.txt", "lost+found/a.txt", "a.txt"]
-    assert find_row_files(texts, with_documents=False) == ["readmes.txt", "a.txt"]
-    assert find_row_files(texts, with_documents=True) == [*texts[:3], "a.txt"]
+    texts = ["README.txt", "d/LICENSE.txt", "readmes.txt", "authors-letters.txt", "a.txt"]
+    assert find_row_files(texts, with_documents=False) == texts[2:]
+    assert find_row_files([*texts, "lost+found/a.txt"], with_documents=True) == texts

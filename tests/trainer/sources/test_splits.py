@@ -23,6 +23,19 @@ from finetune_trainer.sources.splits import detect_splits
         ("train/rows.jsonl", "train"),
         ("a/b/dev-set/rows.jsonl", "validation"),
         ("TEST/rows.jsonl", "test"),
+        ("split=train/part-0.parquet", "train"),
+        ("test+a.jsonl", "test"),
+        ("data (test).jsonl", "test"),
+        ("[dev] rows.jsonl", "validation"),
+        ("trainset.jsonl", "train"),
+        ("TRAINset.jsonl", "train"),
+        ("testdata/rows.jsonl", "test"),
+        ("valset.csv", "validation"),
+        ("dataTrain.jsonl", "train"),
+        ("dataTest/rows.jsonl", "test"),
+        ("QATestSet.jsonl", "test"),
+        ("holdout.jsonl", "holdout"),
+        ("rows-held_out.jsonl", "holdout"),
         ("data/prefs-00000-of-00002.parquet", "prefs"),
         ("data/train_sft-00000-of-00001-0a1b2c.parquet", "train_sft"),
     ],
@@ -42,6 +55,8 @@ def test_names_with_the_word_of_a_split(path: str, split: str) -> None:
         "contest/rows.jsonl",
         "latest.jsonl",
         "device.jsonl",
+        "pretrain.jsonl",
+        "retrieval.jsonl",
         "part-00000-of-00002.parquet",
     ],
 )
@@ -49,6 +64,32 @@ def test_names_without_one_are_all_train(path: str) -> None:
     splits = detect_splits([path, "b.jsonl"])
     assert not splits.are_named
     assert splits.files == {"train": sorted([path, "b.jsonl"])}
+    assert not splits.unclear
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "mytest.jsonl",
+        "traindump.jsonl",
+        "testrows/a.jsonl",
+        "squadtest-1.jsonl",
+        "evals.jsonl",
+        "mteval.csv",
+        "mydev.jsonl",
+        "devs.jsonl",
+        "crossvalidation.jsonl",
+        "holdouts.jsonl",
+        "test集.jsonl",
+        "val集.jsonl",
+        "validate.jsonl",
+    ],
+)
+def test_a_split_that_only_one_of_the_names_seems_to_have_is_unclear(path: str) -> None:
+    splits = detect_splits([path, "b.jsonl"])
+    assert (splits.are_named, splits.unclear) == (False, (path,))
+    assert not detect_splits([path]).unclear
+    assert not detect_splits(["train.jsonl", path]).unclear
 
 
 def test_folders_decide_before_file_names_and_shards_before_folders() -> None:
@@ -59,7 +100,14 @@ def test_folders_decide_before_file_names_and_shards_before_folders() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["train-test.jsonl", "train/test.jsonl", "train_test_split/rows.jsonl", "dev/train/a.csv"],
+    [
+        "train-test.jsonl",
+        "train/test.jsonl",
+        "train_test_split/rows.jsonl",
+        "dev/train/a.csv",
+        "train/holdout.jsonl",
+        "trainTest.jsonl",
+    ],
 )
 def test_a_name_of_two_splits_is_of_none(path: str) -> None:
     splits = detect_splits([path])

@@ -136,13 +136,31 @@ def _without_nanoseconds(batch: Any) -> Any:
 
 def _without_nanoseconds_in(column: Any) -> Any:
     """Times in microseconds: Python's have no more, and pandas writes nanoseconds."""
-    import pyarrow
+    target = _in_microseconds(column.type)
+    return column if target == column.type else column.cast(target, safe=False)
 
-    kind = column.type
-    if pyarrow.types.is_timestamp(kind) and kind.unit == "ns":
-        return column.cast(pyarrow.timestamp("us", kind.tz), safe=False)
-    if pyarrow.types.is_time64(kind) and kind.unit == "ns":
-        return column.cast(pyarrow.time64("us"), safe=False)
-    if pyarrow.types.is_duration(kind) and kind.unit == "ns":
-        return column.cast(pyarrow.duration("us"), safe=False)
-    return column
+
+def _in_microseconds(kind: Any) -> Any:
+    """The type with its times in microseconds, at any depth of structs, lists and maps."""
+    import pyarrow
+    from pyarrow import types
+
+    if types.is_timestamp(kind) and kind.unit == "ns":
+        return pyarrow.timestamp("us", kind.tz)
+    if types.is_time64(kind) and kind.unit == "ns":
+        return pyarrow.time64("us")
+    if types.is_duration(kind) and kind.unit == "ns":
+        return pyarrow.duration("us")
+    if types.is_struct(kind):
+        return pyarrow.struct([field.with_type(_in_microseconds(field.type)) for field in kind])
+    if types.is_map(kind):
+        return pyarrow.map_(_in_microseconds(kind.key_type), _in_microseconds(kind.item_type))
+    if types.is_dictionary(kind):
+        values = _in_microseconds(kind.value_type)
+        return kind if values == kind.value_type else values
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        values = kind.value_field.with_type(_in_microseconds(kind.value_type))
+        if types.is_fixed_size_list(kind):
+            return pyarrow.list_(values, kind.list_size)
+        return pyarrow.list_(values) if types.is_list(kind) else pyarrow.large_list(values)
+    return kind

@@ -74,7 +74,7 @@ def _parse_file(file: DataFile) -> Iterator[NumberedRow]:
             yield from parse_parquet(file.path) if suffix == ".parquet" else parse_arrow(file.path)
             return
         with _open(file.path) as stream:
-            yield from _parse_text_file(file.path, suffix, stream)
+            yield from _parse_text_file(file, suffix, stream)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise _broken_compression(file, error) from None
     except OSError as error:
@@ -83,7 +83,7 @@ def _parse_file(file: DataFile) -> Iterator[NumberedRow]:
         raise _broken_compression(file, error) from None
 
 
-def _parse_text_file(path: Path, suffix: str, stream: IO[bytes]) -> Iterator[NumberedRow]:
+def _parse_text_file(file: DataFile, suffix: str, stream: IO[bytes]) -> Iterator[NumberedRow]:
     match suffix:
         case ".csv":
             yield from parse_csv(stream, ",")
@@ -91,12 +91,12 @@ def _parse_text_file(path: Path, suffix: str, stream: IO[bytes]) -> Iterator[Num
             yield from parse_csv(stream, "\t")
         case ".txt":
             yield from parse_text(stream)
-        case ".json" if not _is_json_lines(path):
-            yield from parse_json_document(stream.read())
+        case ".json" if not _is_json_lines(file.path):
+            yield from parse_json_document(stream.read(), file.split)
         case ".json":
             yield from parse_json_lines(stream)
         case _:
-            first = _first_line(path)
+            first = _first_line(file.path)
             if first.startswith("["):
                 yield 1, _not_json_lines("list")
             elif _OPEN_OBJECT.fullmatch(first):

@@ -6,6 +6,7 @@ The elements of a list are decoded one by one, so that each has its line.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from json import JSONDecodeError
 from typing import Any
@@ -14,14 +15,28 @@ from finetune_trainer.data.columns import USUAL_NAMES
 from finetune_trainer.data.row_errors import RowError
 from finetune_trainer.data.text_formats import JSON, NumberedRow, json_error
 from finetune_trainer.data.text_lines import BOM, decode
+from finetune_trainer.data.turns import is_empty
+from finetune_trainer.sources.splits import TRAIN, splits_of_name
 
 _REMEDY = "Write one JSON list of objects, or one object per line in a .jsonl file."
 _COLUMNS = {name for names in USUAL_NAMES.values() for name in names}
 _TURN_KEYS = {"role", "from"}
+_METADATA = re.compile(
+    r"about|authors?|by|citation|contributors?|copyright|created(_at)?|creator|dataset(_name)?"
+    r"|date(_created)?|description|email|generated_at|homepage|id|info|languages?|licen[cs]es?"
+    r"|maintainer|metadata|(last_)?(modified|updated)(_at)?|name|organi[sz]ation|owner|publisher"
+    r"|repository|revision|(schema_)?version|source|summary|tags|timestamp|(sub)?title|url|website"
+    r"|year",
+    re.IGNORECASE,
+)
+"""Keys that describe a data set; nothing below them is meant to be learnt."""
 
 
-def parse_json_document(raw: bytes) -> Iterator[NumberedRow]:
-    """The rows of one JSON value, each with the line in which it begins."""
+def parse_json_document(raw: bytes, split: str = TRAIN) -> Iterator[NumberedRow]:
+    """The rows of one JSON value, each with the line in which it begins.
+
+    Rows below a key that is the word of another split than `split` are an error.
+    """
     raw = raw.removeprefix(BOM)
     text = decode(raw)
     if isinstance(text, RowError):
@@ -31,10 +46,10 @@ def parse_json_document(raw: bytes) -> Iterator[NumberedRow]:
     if text[start : start + 1] == "[":
         yield from _iter_elements(text, start, is_document=True)
     else:
-        yield from _iter_object(text, start)
+        yield from _iter_object(text, start, split)
 
 
-def _iter_object(text: str, start: int) -> Iterator[NumberedRow]:
+def _iter_object(text: str, start: int, split: str) -> Iterator[NumberedRow]:
     """The rows below the one key that has any; otherwise the object is one row."""
     line = _line_of(text, start)
     try:
@@ -43,7 +58,7 @@ def _iter_object(text: str, start: int) -> Iterator[NumberedRow]:
     except (ValueError, RecursionError) as error:
         yield _broken(text, error, line)
         return
-    nested = _find_nested_rows(value)
+    nested = _find_nested_rows(value, split)
     if isinstance(nested, RowError):
         yield line, nested.at_end_of_file()
     elif nested is None:
@@ -52,7 +67,7 @@ def _iter_object(text: str, start: int) -> Iterator[NumberedRow]:
         yield from _iter_elements(text, _find_member(text, start, nested), is_document=False)
 
 
-def _find_nested_rows(value: Any) -> str | RowError | None:
+def _find_nested_rows(value: Any, split: str) -> str | RowError | None:
     """The key of an object that has its rows; None where the object is itself a row."""
     if not isinstance(value, dict) or value.keys() & _COLUMNS:
         return None
@@ -70,7 +85,42 @@ def _find_nested_rows(value: Any) -> str | RowError | None:
             f"the file is one JSON object, and the list below {lists[0]!r} has no rows",
             _REMEDY,
         )
-    return rows[0] if rows else None
+    return (_check_nested_rows(value, rows[0], split) or rows[0]) if rows else None
+
+
+def _check_nested_rows(value: dict[str, Any], rows: str, split: str) -> RowError | None:
+    """The error where the rows are of another split, or where keys beside them would be lost."""
+    splits = splits_of_name(rows)
+    if TRAIN in splits_of_name(split) and splits and splits != (TRAIN,):
+        return RowError(
+            "BrokenRow",
+            f"the rows of the file are below {rows!r}, and the source is read for {split}",
+            "Write the rows to train on as a list in a file of their own.",
+        )
+    others = {key: each for key, each in value.items() if key != rows}
+    lost = sorted(key for key, each in others.items() if not _is_metadata(key, each))
+    if not lost:
+        return None
+    return RowError(
+        "BrokenRow",
+        f"the file is one JSON object with rows below {rows!r}, and what is below "
+        f"{', '.join(map(repr, lost))} beside them could not be used",
+        "Write what belongs to the rows into every row, and remove the key.",
+    )
+
+
+def _is_metadata(key: str, value: Any) -> bool:
+    """Whether a value below a key says nothing, or describes the data set."""
+    if is_empty(value):
+        return True
+    if not _METADATA.fullmatch(key):
+        return False
+    parts = value if isinstance(value, list) else [value]
+    return all(
+        not isinstance(part, list)
+        and (not isinstance(part, dict) or all(_is_metadata(*each) for each in part.items()))
+        for part in parts
+    )
 
 
 def _is_row(element: Any) -> bool:

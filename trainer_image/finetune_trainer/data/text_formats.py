@@ -101,12 +101,24 @@ def _describe_duplicate(name: str) -> tuple[str, str]:
 
 
 def parse_text(stream: IO[bytes]) -> Iterator[NumberedRow]:
-    """A row {"text": line} for every line that is not blank, as the hub's builder `text` makes."""
+    """A row {"text": line} for every line that is not blank, as the hub's builder `text` makes.
+
+    A carriage return inside a line is an error: only line feeds end lines.
+    """
     for number, text in iter_lines(stream):
         if isinstance(text, RowError):
             yield number, text
         elif text.strip():
-            yield number, {"text": text.removesuffix("\n").removesuffix("\r")}
+            line = text.rstrip("\r\n")
+            yield number, _carriage_return() if "\r" in line else {"text": line}
+
+
+def _carriage_return() -> RowError:
+    return RowError(
+        "BrokenRow",
+        "the line has a carriage return inside, as in files of old Macs, and would be one row",
+        "Save the file with line feeds as line ends.",
+    )
 
 
 def parse_csv(stream: IO[bytes], delimiter: str) -> Iterator[NumberedRow]:

@@ -15,7 +15,8 @@ from urllib.parse import unquote
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.address import Address, safe_parts
 from finetune_trainer.sources.base import SourceFile, listing_revision
-from finetune_trainer.sources.row_files import format_suffix
+from finetune_trainer.sources.dataset_card import CARD
+from finetune_trainer.sources.row_files import format_suffix, is_unreadable
 
 
 class ClaimSource:
@@ -96,9 +97,15 @@ def _walk(root: Path, folder: Path, address: Address) -> list[str]:
             path = Path(here, name)
             if path.is_file() and not name.startswith("."):
                 found.append(path)
-            elif path.is_symlink() and not path.exists() and format_suffix(name):
+            elif path.is_symlink() and not path.exists() and _is_read(name, address):
                 raise _dangling_link(path, address)
     return [path.relative_to(folder).as_posix() for path in found]
+
+
+def _is_read(name: str, address: Address) -> bool:
+    """Whether a file of this name holds rows or, of a data set, declares which files do."""
+    is_data = address.kind == "dataset" and (name == CARD or is_unreadable(name))
+    return is_data or bool(format_suffix(name))
 
 
 def _dangling_link(path: Path, address: Address) -> UserError:

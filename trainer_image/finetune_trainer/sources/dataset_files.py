@@ -36,6 +36,8 @@ from finetune_trainer.sources.row_files import (
     is_unreadable,
 )
 from finetune_trainer.sources.selection import Declared, Selection, select_files, visible_paths
+from finetune_trainer.sources.shards import check_shards
+from finetune_trainer.sources.splits import TRAIN
 
 log = logging.getLogger("finetune")
 
@@ -49,6 +51,8 @@ class DataFile:
     path: Path
     sha256: str
     """Digest of its bytes, in hex."""
+    split: str = TRAIN
+    """The split that the source is read for."""
 
 
 def fetch_data_files(
@@ -63,7 +67,8 @@ def fetch_data_files(
     Raises UserError where there is none, or where it is not clear which ones are meant.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = _list_wanted(source, folder, selection or Selection())
+    selection = selection or Selection()
+    wanted = _list_wanted(source, folder, selection)
     total = sum(file.size or 0 for file in wanted)
     if source.address.scheme != "pvc":  # files of a claim are read in place
         require_free_space(
@@ -73,7 +78,7 @@ def fetch_data_files(
         paths = [source.fetch(file, folder) for file in wanted]
     try:
         return [
-            DataFile(file.path, path, sha256_file(path))
+            DataFile(file.path, path, sha256_file(path), selection.wanted_split)
             for file, path in zip(wanted, paths, strict=True)
         ]
     except PermissionError as error:
@@ -148,6 +153,8 @@ def _list_wanted(source: Source, folder: Path, selection: Selection) -> list[Sou
     if selection.files is None:
         chosen = _keep_saved(source, by_path, chosen, folder)
     _check_readable(chosen, selection, uri)
+    if selection.files is None and is_folder:
+        check_shards(chosen, paths, selection, uri)
     _check_names(chosen, uri)
     if left_out := sorted(set(paths) - set(chosen)):
         fields = {"source": selection.spec_field, "count": len(left_out), "first": left_out[0]}

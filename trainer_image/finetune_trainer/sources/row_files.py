@@ -6,12 +6,15 @@ import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
-COMPRESSIONS = (".gz", ".zst")
+TEXT_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".txt")
+COMPRESSIONS = (".gz", ".gzip", ".zst", ".zstd")
+_ALIASES = {".ndjson": ".jsonl", ".jsonlines": ".jsonl", ".pq": ".parquet", ".parq": ".parquet"}
 SUFFIXES = (
     *TEXT_SUFFIXES,
     *(f"{suffix}{compression}" for suffix in TEXT_SUFFIXES for compression in COMPRESSIONS),
     ".parquet",
+    ".parq",
+    ".pq",
     ".arrow",
 )
 SUFFIX_REMEDY = (
@@ -22,16 +25,28 @@ _METADATA = {
     "dataset_dict.json",
     "dataset_info.json",
     "dataset_infos.json",
+    "Thumbs.db",
 }
 _ARROW_METADATA = re.compile(r"state\.json|cache-.*\.arrow")
 """What datasets writes next to the .arrow files of `save_to_disk`, which are not rows of it."""
 _DOCUMENT = re.compile(
-    r"(readme|licen[cs]e|notice|changelog|citation|requirements|authors|contributing)\b.*\.txt",
+    r"(readme|licen[cs]e|notice|changelog|citation|requirements|authors|contributing)\.txt",
     re.IGNORECASE,
 )
+_SIDECARS = re.compile(
+    r".*\.(?:md|rst|license|dvc|sha(?:1|256|512)|md5|crc|sig|asc|idx|lock|metadata|py|sh|ya?ml|toml)",
+    re.IGNORECASE,
+)
+"""What describes a file of rows, such as a.jsonl.sha256, or rows as a whole."""
 _UNREADABLE = re.compile(
-    r".*\.(?:(?:jsonl|ndjson|json|csv|tsv|txt|parquet|arrow)\.(?:bz2|xz|lzma|lz4|zip|7z|br|snappy)"
-    r"|parquet\.(?:gz|zst)|arrow\.(?:gz|zst)|xlsx?|ods|feather|orc|avro)",
+    r".*\.(?:gz|gzip|zst|zstd|bz2|xz|lzma|lz4|lzo|br|snappy|zip|tar|tgz|tbz2?|txz|7z|rar"
+    r"|xls|xls[xmb]|ods|numbers|feather|orc|avro|pkl|pickle|npy|npz|h5|hdf5|mds|tfrecords?"
+    r"|sqlite3?|db3?|duckdb|mdb|accdb|lance|msgpack|rds|rdata|sav|dta|sas7bdat|json5|xml"
+    r"|part|partial|filepart|crdownload|download|incomplete|tmp)"
+    # A copy of a file of rows, such as a.jsonl.1 and a.csv.old.
+    r"|.*\.(?:jsonl|ndjson|jsonlines|json|csv|tsv|txt|parquet|parq|pq|arrow)(?:~|[-.].*)"
+    # A part that Spark or Hadoop wrote, such as part-00000 and 000000_0.
+    r"|part-[^.]*|(?:[^.]*[-_])?\d+",
     re.IGNORECASE,
 )
 
@@ -44,7 +59,7 @@ def format_suffix(name: str) -> str:
     for compression in COMPRESSIONS:
         lowered = lowered.removesuffix(compression)
     suffix = PurePosixPath(lowered).suffix
-    return ".jsonl" if suffix == ".ndjson" else suffix
+    return _ALIASES.get(suffix, suffix)
 
 
 def find_row_files(paths: Iterable[str], with_documents: bool) -> list[str]:
@@ -67,8 +82,12 @@ def find_row_files(paths: Iterable[str], with_documents: bool) -> list[str]:
 
 
 def is_unreadable(path: str) -> bool:
-    """Whether a file seems to hold rows in a form that is not read, such as .csv.bz2 or .xlsx."""
-    return bool(_UNREADABLE.fullmatch(path))
+    """Whether a file seems to hold rows in a form that is not read, such as .csv.bz2 or .xlsx, or
+    a part without a suffix in a folder a.jsonl."""
+    *folders, name = path.split("/")
+    if format_suffix(name) or _SIDECARS.fullmatch(name):
+        return False
+    return bool(_UNREADABLE.fullmatch(name)) or any(map(format_suffix, folders))
 
 
 def _folder(path: str) -> str:

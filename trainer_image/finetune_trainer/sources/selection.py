@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fsspec.utils import glob_translate
 
 from finetune_trainer.runtime.errors import UserError
-from finetune_trainer.sources.dataset_card import DEFAULT_CONFIG, CardConfig
+from finetune_trainer.sources.dataset_card import CARD, DEFAULT_CONFIG, CardConfig
 from finetune_trainer.sources.splits import TRAIN, Splits, detect_splits
 
 _LISTED = 5
@@ -28,6 +28,11 @@ class Selection:
     config: str | None = None
     default_split: str = TRAIN
     """The split that is read where the job names neither files nor split."""
+
+    @property
+    def wanted_split(self) -> str:
+        """The split that is read where the data set has splits."""
+        return self.split or self.default_split
 
     @property
     def is_default(self) -> bool:
@@ -82,6 +87,9 @@ def _select_config(
             split: sorted({path for each in patterns for path in match_pattern(below, each)})
             for split, patterns in config.patterns.items()
         }
+        for each in config.patterns.get(selection.wanted_split, ()):
+            if not match_pattern(below, each):
+                raise _declared_missing(each, config, selection, uri)
         splits = Splits(by_split, are_named=True)
     return [f"{prefix}{path}" for path in _choose_split(splits, selection, uri)]
 
@@ -114,8 +122,17 @@ def _choose_config(
 
 
 def _choose_split(splits: Splits, selection: Selection, uri: str) -> list[str]:
-    wanted = selection.split or (selection.default_split if splits.are_named else TRAIN)
+    wanted = selection.wanted_split if splits.are_named else selection.split or TRAIN
     field = selection.spec_field
+    if splits.unclear:
+        raise UserError(
+            "NoMatchingFiles",
+            f"It is not clear to which splits the files of {uri} belong; some have the word of one "
+            f"in their names: {_list_some(splits.unclear)}.",
+            f"Set {field}.files to a pattern for the files that you mean, or set the words off, as "
+            f"in rows-test.jsonl, so that {field}.split can choose.",
+            file=splits.unclear[0],
+        )
     for path, found in splits.ambiguous.items():
         if wanted in found:
             raise UserError(
@@ -126,22 +143,39 @@ def _choose_split(splits: Splits, selection: Selection, uri: str) -> list[str]:
             )
     if chosen := sorted(splits.files.get(wanted, ())):
         return chosen
-    named = sorted(name for name, files in splits.files.items() if files) or ["none"]
+    named = sorted(name for name, files in splits.files.items() if files)
+    example = f", with files such as {splits.files[named[0]][0]}" if named else ""
     raise UserError(
         "NoMatchingFiles",
-        f"{uri} has no files of the split {wanted}; its splits are: {', '.join(named)}.",
+        f"{uri} has no files of the split {wanted}; its splits are: "
+        f"{', '.join(named) or 'none'}{example}.",
         f"Name a split in {field}.split, or set {field}.files to a pattern such as '*.jsonl'.",
     )
 
 
-def _no_match(message: str, paths: Collection[str], selection: Selection) -> UserError:
-    listed = sorted(paths)[:_LISTED]
-    more = f" and {len(paths) - len(listed)} more" if len(paths) > len(listed) else ""
+def _declared_missing(
+    pattern: str, config: CardConfig, selection: Selection, uri: str
+) -> UserError:
     return UserError(
         "NoMatchingFiles",
-        f"{message}; its files are: {', '.join(listed)}{more}.",
+        f"{CARD} of {uri} declares the files {pattern!r} of the split {selection.wanted_split} in "
+        f"the configuration {config.name}, and no data file matches.",
+        f"Upload them, correct {CARD}, or set {selection.spec_field}.files to a pattern.",
+        file=CARD,
+    )
+
+
+def _no_match(message: str, paths: Collection[str], selection: Selection) -> UserError:
+    return UserError(
+        "NoMatchingFiles",
+        f"{message}; its files are: {_list_some(sorted(paths))}.",
         f"Correct {selection.spec_field}.files: * matches within one folder, **/ in all folders.",
     )
+
+
+def _list_some(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - _LISTED} more" if len(paths) > _LISTED else ""
+    return ", ".join(paths[:_LISTED]) + more
 
 
 def match_pattern(paths: Iterable[str], pattern: str) -> list[str]:

@@ -2,9 +2,11 @@
 
 In this order: shards `data/SPLIT-00000-of-00001.parquet`; else folders whose names have the word of
 a split (train, validation, test and their usual variants); else files whose names have it. Words
-are set off by - . _ blanks or digits, and upper case counts as lower case. Where no name has such a
-word, all files are of the split train. Unlike the hub, a file that its name puts into two splits is
-in none of them, so that no row of a test is learnt by accident.
+are set off by anything but letters, or by a capital letter, and may continue with `set` or `data`.
+Upper case counts as lower case. Where no name has such a word, all files are of the split train,
+unless the word seems to be part of some of the names. Unlike on the hub, `holdout` is a split, and
+a file that its name puts into two splits is in none of them, so that no row of a test is learnt by
+accident.
 """
 
 from __future__ import annotations
@@ -13,17 +15,32 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-TRAIN, VALIDATION, TEST = "train", "validation", "test"
+TRAIN, VALIDATION, TEST, HOLDOUT = "train", "validation", "test", "holdout"
 _KEYWORDS = {
-    TRAIN: ("train", "training"),
-    VALIDATION: ("validation", "valid", "dev", "val"),
-    TEST: ("test", "testing", "eval", "evaluation"),
+    TRAIN: "train|training",
+    VALIDATION: "validation|valid|dev|val",
+    TEST: "test|testing|eval|evaluation",
+    HOLDOUT: "(?:hold|held)[-._ ]?out",
 }
-_SEPARATOR = r"[-._ 0-9]"
-_WORDS = {
-    split: re.compile(rf"(?:^|{_SEPARATOR})(?:{'|'.join(words)})(?:{_SEPARATOR}|$)", re.IGNORECASE)
+_SPLITS = {
+    split: re.compile(rf"(?<![^\W\d_])(?:{words})(?:sets?|data|split)?(?![^\W\d_])", re.IGNORECASE)
     for split, words in _KEYWORDS.items()
 }
+_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+"""Where a capital letter begins a word, as in dataTrain and in QATest."""
+_WORD = re.compile(r"[^\W\d_]+")
+_HINTS = {
+    TRAIN: re.compile(r"train.*|.*train"),
+    VALIDATION: re.compile(r"devs|.*dev|valid.*|.*validation.*|(?:dev|val)[^a-z].*"),
+    TEST: re.compile(r"test.*|.*tests?|eval.*|.*evals?|.*(?:hold|held)outs?.*"),
+}
+_ORDINARY = re.compile(
+    r"trainers?|trainees?|trainable|(?:con|re|dis)?strain|(?:pre|re)train"
+    r"|testimon\w+|testaments?|testosterone|(?:con|pro|at|de)tests?"
+    r"|(?:la|grea|fas|shor|smar|brigh|ligh|hot|fit|cu|quie|stric|sof|swee|whi|fain)test"
+    r"|.*retrievals?|medieval|primeval|evaluators?"
+)
+"""Words that merely contain the word of a split."""
 _SHARD = re.compile(r"data/(?P<split>\w+(?:\.\w+)*)-[0-9]{5}-of-[0-9]{5}[^/]*\.[^/]*")
 
 
@@ -36,6 +53,8 @@ class Splits:
     """Whether names of files or folders tell the splits; otherwise all files are of train."""
     ambiguous: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """The splits of every file whose name has the words of several."""
+    unclear: tuple[str, ...] = ()
+    """Where no name tells the split: the files whose names seem to, alongside others."""
 
 
 def detect_splits(paths: Iterable[str]) -> Splits:
@@ -57,20 +76,37 @@ def detect_splits(paths: Iterable[str]) -> Splits:
     by_name = {path: found for path in paths if (found := _file_splits(path))}
     if by_name:
         return _group(by_name)
-    return Splits({TRAIN: paths} if paths else {}, are_named=False)
+    return Splits({TRAIN: paths} if paths else {}, are_named=False, unclear=_find_unclear(paths))
+
+
+def splits_of_name(name: str) -> tuple[str, ...]:
+    """The splits whose words a name has."""
+    forms = (name, _CAPITAL.sub(" ", name))
+    return tuple(
+        split for split, words in _SPLITS.items() if any(words.search(form) for form in forms)
+    )
 
 
 def _folder_splits(path: str) -> tuple[str, ...]:
-    return _find_words(path.split("/")[:-1])
+    found = (split for name in path.split("/")[:-1] for split in splits_of_name(name))
+    return tuple(dict.fromkeys(found))
 
 
 def _file_splits(path: str) -> tuple[str, ...]:
-    return _find_words([path.rsplit("/", 1)[-1]])
+    return splits_of_name(path.rsplit("/", 1)[-1])
 
 
-def _find_words(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(
-        split for split, words in _WORDS.items() if any(words.search(name) for name in names)
+def _find_unclear(paths: Sequence[str]) -> tuple[str, ...]:
+    hints = {path: _find_hints(path) for path in paths}
+    if len(set(hints.values())) < 2:
+        return ()
+    return tuple(path for path, found in hints.items() if found)
+
+
+def _find_hints(path: str) -> frozenset[str]:
+    words = [word for word in _WORD.findall(path.lower()) if not _ORDINARY.fullmatch(word)]
+    return frozenset(
+        split for split, hint in _HINTS.items() if any(hint.fullmatch(word) for word in words)
     )
 
 
