@@ -134,7 +134,8 @@ class SuspectedNodes(StatusModel):
     reason: ShortText
     """Reason of its failure, LossNotFinite or OutOfMemory."""
     nodes: list[ShortText] = Field(default_factory=list, max_length=16)
-    """Nodes that the next attempt avoids; where no other has free capacity, it uses them again."""
+    """Nodes that the next attempt avoids; where no other has free capacity, it uses them again.
+    Empty where any of more than 16 nodes may have caused the failure."""
 
 
 class FineTuneJobStatus(StatusModel):
@@ -184,7 +185,8 @@ class FineTuneJobStatus(StatusModel):
     )
     """Nodes on which attempts failed; suspending and resuming the job clears the list."""
     suspected: SuspectedNodes | None = None
-    """The attempt that was tried once more on another node before the job is blamed."""
+    """The attempt that was tried once more on another node before the job is blamed; suspending and
+    resuming the job clears it."""
     workspace: WorkspaceFacts | None = None
     """What prepare measured on the workspace's volume."""
     suspended_at: ShortText | None = None

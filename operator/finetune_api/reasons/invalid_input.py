@@ -209,6 +209,12 @@ INPUT = Group(
             "`training.maxGradNorm`; check the data for broken rows.",
         ),
         Reason(
+            "LossNotComparable",
+            "evaluate",
+            "The held-out loss of the base model is 0, so there is nothing to improve on.",
+            "Hold out rows whose answers the base model does not know, and whose weight is not 0.",
+        ),
+        Reason(
             "LossNotFinite",
             "train, evaluate",
             "The loss or the gradients became infinite or NaN, the second time after an attempt on "

@@ -301,6 +301,7 @@ def _record_failure(
     _keep_saved_checkpoint(draft, attempt)
     decision = decide_retry(draft.status, ctx.spec.max_restarts, attempt, outcome)
     if isinstance(decision, Failure):
+        draft.update(**(outcome.accepted.facts if outcome.accepted else {}))
         draft.fail(stage.name, decision)
         return False
     draft.update(

@@ -6,7 +6,7 @@ from finetune_api.protocol import StageName
 from finetune_operator.jobs.attempt_outcome import FailedAttempt
 from finetune_operator.jobs.draft import MESSAGE_LIMIT
 from finetune_operator.jobs.observe import Attempt
-from finetune_operator.jobs.policies.suspect_node import is_suspected
+from finetune_operator.jobs.policies.suspect_node import MOST_NAMES, is_suspected
 from finetune_operator.manifest import format_time
 
 PLAIN = {
@@ -87,7 +87,16 @@ def retry_message(
         return f"{stage} {PLAIN[failure.reason]}{step}, {resume_point}"
     text = f"{stage} attempt {failure.attempt} ended{step}: {failure.message.rstrip('.')}"
     if is_suspected(outcome):
-        text += "; once more on another node, as a device can cause this"
+        text += f"; {_format_suspicion(status)}"
     if outcome.kind == "Crashed":
         text += f"; restart {status.restarts} of {max_restarts}"
     return f"{text}; {resume_point}"[:MESSAGE_LIMIT]
+
+
+def _format_suspicion(status: FineTuneJobStatus) -> str:
+    if status.suspected and status.suspected.nodes:
+        return "once more on another node, as a device can cause this"
+    return (
+        "once more, as a device can cause this; no node is avoided, as any of more than "
+        f"{MOST_NAMES} may have caused it"
+    )

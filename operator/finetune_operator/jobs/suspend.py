@@ -65,14 +65,20 @@ def check_suspended(
 
 def resume(status: FineTuneJobStatus, now: datetime) -> dict[str, Any]:
     """The fields of the status that change when a job continues: time spent suspended does not
-    count against its deadline, and excluded nodes may be used again."""
+    count against its deadline. Excluded nodes may be used again, so a failure on one that was
+    suspected counts as the first."""
     since = parse_time(status.suspended_at)
     if since is None:
         return {}
     seconds = status.suspended_seconds
     if status.started_at is not None:
         seconds += max(0, round((now - since).total_seconds()))
-    return {"suspended_at": None, "suspended_seconds": seconds, "nodes": []}
+    return {
+        "suspended_at": None,
+        "suspended_seconds": seconds,
+        "nodes": [],
+        "suspected": None,
+    }
 
 
 def _may_run(attempt: Attempt, now: datetime) -> bool:

@@ -1,8 +1,9 @@
 """What a forward pass keeps for the backward pass, in bytes.
 
 After Korthikanti et al. 2022 (arXiv 2205.05198, sections 4.1 and 5), for blocks with grouped-query
-attention, a gated feed-forward layer and attention that never stores its scores. The trainer
-computes the logits in chunks; the constants below are the trainer's own chunk sizes.
+attention, a gated feed-forward layer and attention that never stores its scores, except in
+EAGER_ARCHITECTURES. The trainer computes the logits in chunks; the constants below are the
+trainer's own chunk sizes.
 """
 
 from finetune_api.facts import ModelFacts
@@ -19,8 +20,51 @@ FP32_POSITIONS = 4096
 """Positions whose logits are fp32 at the same time, in models that need all logits at once."""
 KV_CACHE_BYTES = {"cpu": 256 * 1024**2, "cuda": 2 * 1024**3}
 """Keys and values of the completions that GRPO samples together."""
-SCALED_LOGIT_ARCHITECTURES = ("Cohere", "Gemma2", "Gemma3", "Gemma4", "Granite")
+SCALED_LOGIT_ARCHITECTURES = (
+    "Cohere",
+    "FalconH1",
+    "Gemma2",
+    "Gemma3",
+    "Gemma4",
+    "Granite",
+    "HyperCLOVAX",
+    "NanoChat",
+    "VaultGemma",
+)
 """Architectures that change the logits after the output head, which then must compute them all."""
+
+EAGER_ARCHITECTURES = (
+    "BigBird",
+    "Bloom",
+    "CodeGen",
+    "CpmAnt",
+    "DeepseekV4",
+    "GPTJ",
+    "GPTNeoFor",
+    "GPTNeoXJapanese",
+    "Gemma2",
+    "Git",
+    "GotOcr2",
+    "GptOss",
+    "GraniteMoeSWA",
+    "GraniteSWA",
+    "HYV4",
+    "MegatronBert",
+    "MiMoV2Flash",
+    "Mpt",
+    "Mvp",
+    "OpenAIGPT",
+    "ProphetNet",
+    "RemBert",
+    "RoFormer",
+    "TrOCR",
+    "VaultGemma",
+    "XGLM",
+    "XLMWith",
+    "XLNet",
+)
+"""Architectures without a fused kernel for attention, and those that cap its scores; transformers
+computes and stores a score for each pair of positions."""
 
 
 def activation_bytes(model: ModelFacts, inputs: MemoryInputs, micro_batch: int) -> int:
@@ -41,7 +85,8 @@ def activation_bytes(model: ModelFacts, inputs: MemoryInputs, micro_batch: int) 
         "Full": model.layers * block_input + block,
     }[inputs.recomputation]
     mask = sequences * inputs.sequence_length**2 * size
-    training = kept + mask + transient_bytes(model, inputs) + logit_bytes(model, inputs, tokens)
+    transient = transient_bytes(model, inputs) + score_gradient_bytes(model, inputs, tokens)
+    training = kept + mask + transient + logit_bytes(model, inputs, tokens)
     return max(training, sampling_bytes(model, inputs))
 
 
@@ -49,10 +94,12 @@ def block_bytes(model: ModelFacts, inputs: MemoryInputs, tokens: int) -> int:
     """All activations of one block.
 
     A block stores, per token, 8.5 numbers per unit of width (attention 5.5, norms 2, input of the
-    feed-forward layer 1) and 4 per unit of the gated layer.
+    feed-forward layer 1) and 4 per unit of the gated layer. Eager attention stores, per score, the
+    fp32 softmax, its copy that is multiplied by the values, and the tanh of a cap.
     """
     width, inner, size = model.hidden_size, model.intermediate_size, inputs.dtype_bytes
     block = tokens * size * (17 * width // 2 + 4 * inner)
+    block += count_stored_scores(model, inputs, tokens) * (2 * size + 4)
     if inputs.method.type == "DoRA":
         # The outputs before DoRA scales them.
         block += tokens * size * sum(each.out_features for each in linear_layers(model).values())
@@ -67,6 +114,19 @@ def block_bytes(model: ModelFacts, inputs: MemoryInputs, tokens: int) -> int:
     return block
 
 
+def count_stored_scores(model: ModelFacts, inputs: MemoryInputs, tokens: int) -> int:
+    """Attention scores of one layer, for every head and pair of positions, windows or not; 0 where
+    a fused kernel never stores them."""
+    if not model.architecture.startswith(EAGER_ARCHITECTURES):
+        return 0
+    return model.attention_heads * tokens * inputs.sequence_length
+
+
+def score_gradient_bytes(model: ModelFacts, inputs: MemoryInputs, tokens: int) -> int:
+    """Gradients of one layer's scores: after the softmax as computed and as fp32, and before it."""
+    return count_stored_scores(model, inputs, tokens) * (inputs.dtype_bytes + 4 + 4)
+
+
 def transient_bytes(model: ModelFacts, inputs: MemoryInputs) -> int:
     """Tensors that exist for one layer at a time: QLoRA's dequantized weights, or DoRA's sum of
     weight and update, of which it takes the norm of each row."""
@@ -78,7 +138,8 @@ def transient_bytes(model: ModelFacts, inputs: MemoryInputs) -> int:
 def matmul_output_bytes(model: ModelFacts, inputs: MemoryInputs, tokens: int) -> int:
     """Outputs of the matrix products and of attention in one block."""
     outputs = sum(layer.out_features for layer in linear_layers(model).values())
-    return tokens * inputs.dtype_bytes * (outputs + model.hidden_size)
+    scores = count_stored_scores(model, inputs, tokens)
+    return inputs.dtype_bytes * (tokens * (outputs + model.hidden_size) + scores)
 
 
 def logit_bytes(model: ModelFacts, inputs: MemoryInputs, tokens: int) -> int:

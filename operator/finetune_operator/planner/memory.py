@@ -109,8 +109,8 @@ def estimate_memory(
     """Memory on one of `world_size` devices.
 
     ZeRO-1 shards the optimizer states, ZeRO-2 the gradients too, ZeRO-3 and FSDP the weights too.
-    With offload the optimizer states (with ZeRO-3 the weights too, with FSDP all shards) are in
-    host memory, which on a CPU pool is the same memory.
+    With offload the optimizer states (with ZeRO-3 the weights and the fp32 sums of gradients too,
+    with FSDP all shards) are in host memory, which on a CPU pool is the same memory.
     """
     shards = _shard_states(model, inputs, strategy, world_size)
     resident = _resident_states(model, inputs, strategy, world_size)
@@ -124,8 +124,11 @@ def estimate_memory(
         forward += shards.weights
     step = inputs.reward_model_bytes + fp32_gradient_bytes(model, inputs, strategy, world_size)
     states = resident.weights + resident.gradients + resident.optimizer
-    sums = gradient_sum_bytes(model, inputs, strategy, world_size)
-    tensors = states + sums + max(forward, step)
+    if inputs.device == "cpu":
+        states += offload_buffer_bytes(model, inputs, strategy, world_size)
+    if inputs.device == "cpu" or not (inputs.offload and strategy == "ZeRO3"):
+        states += gradient_sum_bytes(model, inputs, strategy, world_size)
+    tensors = states + max(forward, step)
     if strategy == "ZeRO3" and inputs.method.type == "QLoRA":
         # DeepSpeed quantizes all weights on the device before it shards them.
         tensors = max(tensors, model_states(model, inputs).weights)
@@ -143,13 +146,18 @@ def estimate_memory(
 def gradient_sum_bytes(
     model: ModelFacts, inputs: MemoryInputs, strategy: Strategy, world_size: int
 ) -> int:
-    """The fp32 sums of the bf16 gradients of a step's micro-batches, which ZeRO holds beside them:
-    ZeRO-1 of all weights, ZeRO-2 and ZeRO-3 of its shard. With offload they are in host memory."""
+    """The fp32 sums of the bf16 gradients of a step's micro-batches, which ZeRO holds beside them.
+
+    Every stage sums its shard in one buffer, and ZeRO-1 holds the sums of all weights until they
+    are reduced into it. With offload ZeRO-3 keeps the buffer in host memory, the others do not
+    (DeepSpeed 0.19.8, `_build_compact_grad_partition_buffer` and `grad_accum` in stage_1_and_2.py).
+    """
     is_bf16 = inputs.precision == "bf16" and inputs.method.type == "Full"
-    if inputs.offload or strategy in ("DDP", "FSDP") or not is_bf16:
+    if strategy in ("DDP", "FSDP") or not is_bf16:
         return 0
     trained = trainable_parameters(model, inputs.method)
-    return 4 * (trained if strategy == "ZeRO1" else -(-trained // world_size))
+    shard = -(-trained // world_size)
+    return 4 * (trained + shard if strategy == "ZeRO1" else shard)
 
 
 def fp32_gradient_bytes(
@@ -191,15 +199,32 @@ def offloaded_bytes(
 ) -> int:
     """Host memory of one process that offload takes, in bytes; 0 without offload.
 
-    With ZeRO these are the optimizer states and fp32 gradients, with ZeRO-3 the weights too.
+    With ZeRO these are the optimizer states and the gradients that the optimizer reads, and unless
+    the device holds it, the buffer in which micro-batches are summed; with ZeRO-3 the weights too.
     """
     if not inputs.offload or strategy == "DDP":
         return 0
     shards = _shard_states(model, inputs, strategy, world_size)
     if strategy == "FSDP":
         return shards.weights + shards.gradients + shards.optimizer
+    held = shards.optimizer + offload_buffer_bytes(model, inputs, strategy, world_size)
+    sums = gradient_sum_bytes(model, inputs, strategy, world_size)
+    if strategy == "ZeRO3":
+        return held + (sums or shards.gradients) + shards.weights
+    return held if sums else held + -(-model_states(model, inputs).gradients // world_size)
+
+
+def offload_buffer_bytes(
+    model: ModelFacts, inputs: MemoryInputs, strategy: Strategy, world_size: int
+) -> int:
+    """What ZeRO allocates for its shard because of offload: the fp32 gradients that the optimizer
+    reads, and below ZeRO-3 the updated weights on their way to the device. A weight has as many
+    bytes as its gradient."""
+    if not inputs.offload or strategy in ("DDP", "FSDP"):
+        return 0
     gradients = -(-4 * trainable_parameters(model, inputs.method) // world_size)
-    return shards.optimizer + gradients + (shards.weights if strategy == "ZeRO3" else 0)
+    updated = -(-model_states(model, inputs).gradients // world_size)
+    return gradients if strategy == "ZeRO3" else gradients + updated
 
 
 def _resident_states(

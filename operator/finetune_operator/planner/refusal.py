@@ -9,7 +9,7 @@ from finetune_api.facts import ModelFacts
 from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobSpec, Method
 
-from finetune_operator.planner.memory_inputs import choose_recomputation
+from finetune_operator.planner.memory_inputs import choose_recomputation, possible_precisions
 from finetune_operator.planner.quantity import GIB, floor_quantity, format_bytes
 
 HasPlan = Callable[[FineTuneJobSpec, AcceleratorProfileSpec], bool]
@@ -141,6 +141,13 @@ def _list_changes(
             "leave out training.selectiveCheckpointing",
             _with_training(spec, selective_checkpointing=False),
         )
+    if training.precision == "Auto":
+        # A plan for Auto has memory for each of these.
+        for precision in possible_precisions("Auto", "cuda" if has_gpus else "cpu"):
+            yield (
+                f"set training.precision to {precision}",
+                _with_training(spec, precision=precision),
+            )
     if compute.strategy != "Auto":
         yield "set compute.strategy to Auto", _with_compute(spec, strategy="Auto")
     if not compute.offload and has_gpus:

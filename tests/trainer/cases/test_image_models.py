@@ -13,6 +13,8 @@ from finetune_trainer import methods
 from finetune_trainer.data.packing_support import UNPACKABLE
 from finetune_trainer.evaluate import evaluate
 from finetune_trainer.runtime.telemetry import Report
+from finetune_trainer.sources.cache import MARKER
+from finetune_trainer.sources.model_files import PROCESSOR_FILES
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -53,6 +55,43 @@ def test_prepare_accepts_it_with_its_processor(
     assert result.model is not None
     assert (result.model.layers, result.model.hidden_size) == (2, 64)
     cached = world.root / "cache" / result.model.folder
+    assert (cached / "preprocessor_config.json").is_file()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"size": NaN}'])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (gemma3, "preprocessor_config.json"),
+        (gemma3, "chat_template.json"),
+        (tiny_model, "processor_config.json"),
+    ],
+)
+def test_a_broken_file_of_the_processor_is_refused_before_training(
+    world: World, hub: Hub, tmp_path: Path, make: Any, name: str, content: str
+) -> None:
+    model = make(tmp_path / "models" / "broken")
+    (model / name).write_text(content)
+    use_model(hub, model)
+    failure = world.fails()
+    assert failure.reason == "ModelIncomplete"
+    assert name in failure.message
+
+
+def test_a_model_that_was_cached_without_its_processor_is_fetched_again(
+    world: World, hub: Hub, folders: dict[str, Path]
+) -> None:
+    """As releases that did not know these files have left it."""
+    use_model(hub, folders["gemma3"])
+    result = world.prepare()
+    assert result.model is not None
+    cached = world.root / "cache" / result.model.folder
+    marker = json.loads((cached / MARKER).read_text())
+    for name in PROCESSOR_FILES:
+        (cached / name).unlink(missing_ok=True)
+        marker["files"].pop(name, None)
+    (cached / MARKER).write_text(json.dumps(marker))
+    assert world.prepare().model == result.model
     assert (cached / "preprocessor_config.json").is_file()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from finetune_operator.planner.activations import EAGER_ARCHITECTURES
 from finetune_trainer import methods
 from finetune_trainer.data.packing_support import PACKABLE
 from finetune_trainer.methods.base_model import choose_attention
@@ -64,6 +65,8 @@ ARCHITECTURES = (
 REFUSED = ("roberta", "camembert", "deepseek_v32", "glm_moe_dsa")
 """Some of UNTRAINABLE."""
 CAPPED = ("gemma2", "vaultgemma")
+WITHOUT_SCORES = ("falcon_mamba", "mamba", "mamba2", "reformer", "rwkv", "xlstm")
+"""Recurrent models, and one that attends to chunks."""
 
 
 def assert_same(ours: Computed, eager: Computed) -> None:
@@ -143,6 +146,17 @@ def test_every_rank_gets_the_kernel_that_the_architecture_needs(
     empty = methods.make_meta_model(tmp_path, torch.float32, "sdpa")
     assert loaded.config._attn_implementation == attention
     assert empty.config._attn_implementation == attention
+
+
+def test_the_planner_knows_which_architectures_store_their_scores() -> None:
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    for kind, listed in CAUSAL.items():
+        for name in (listed,) if isinstance(listed, str) else listed:
+            supports_sdpa = getattr(transformers, name)._supports_sdpa
+            stores = kind in CAPPED or not (supports_sdpa or kind in WITHOUT_SCORES)
+            assert name.startswith(EAGER_ARCHITECTURES) is stores, name
 
 
 @pytest.mark.parametrize(("requested", "chosen"), [("flash_attention_2", "sdpa"), ("sdpa", "sdpa")])

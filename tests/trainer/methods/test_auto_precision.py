@@ -91,6 +91,26 @@ def test_one_slow_rank_decides_for_all(runs: FailingCases) -> None:
     assert {(runs.root / f"decided-{rank}").read_text() for rank in (0, 1)} == {"fp32"}
 
 
+def decide_beside_garbage(run_file: Path) -> None:
+    """Decide on a gang whose second rank would read another record than the first one."""
+    if os.environ["RANK"] == "1":
+        run = json.loads(run_file.read_text())
+        run["paths"]["job"] = str(run_file.parent / "garbage")
+        run_file = run_file.with_name("run-1.json")
+        run_file.write_text(json.dumps(run))
+    decide(run_file)
+
+
+def test_only_rank_0_reads_the_record(runs: FailingCases) -> None:
+    run_file = runs.root / "run.json"
+    run_file.write_text(json.dumps(runs.case("first", **AUTO)["run"]))
+    record(runs, "first", "bf16")
+    (runs.root / "garbage").mkdir()
+    (runs.root / "garbage" / auto_precision.FILE_NAME).write_text("{")
+    pool.run(decide_beside_garbage, run_file, world=2, folder=runs.root / "logs")
+    assert {(runs.root / f"decided-{rank}").read_text() for rank in (0, 1)} == {"bf16"}
+
+
 def test_the_faster_format_of_this_cpu_is_taken(runs: FailingCases) -> None:
     flags = Path("/proc/cpuinfo").read_text().split()
     expected = {"bf16", "fp32"} if "avx512_bf16" in flags else {"fp32"}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from finetune_api.facts import ModelFacts
+from finetune_operator.planner.activations import activation_bytes
+from finetune_operator.planner.memory_inputs import collect_memory_inputs
 
-from tests.unit.planner.facts import DATA, H100, LLAMA_8B
+from tests.unit.planner.facts import DATA, H100, LLAMA_8B, spec
 from tests.unit.planner.planning import plan
 
 
@@ -29,13 +32,39 @@ def test_a_preference_pair_is_two_sequences_and_grpo_adds_its_completion() -> No
     assert activations(objective="GRPO", grpo=grpo) > 1.3 * one
 
 
-def test_all_logits_are_counted_only_for_models_that_scale_them() -> None:
-    scaled = LLAMA_8B.model_copy(update={"architecture": "Gemma3ForCausalLM"})
+@pytest.mark.parametrize("name", ["FalconH1", "Gemma3", "HyperCLOVAX", "NanoChat"])
+def test_all_logits_are_counted_only_for_models_that_scale_them(name: str) -> None:
+    scaled = LLAMA_8B.model_copy(update={"architecture": f"{name}ForCausalLM"})
     packed = DATA.model_copy(update={"packed": True})
     few = plan(LLAMA_8B, H100, packed, training={"microBatchSize": 1}).memory.activations
     every = plan(scaled, H100, packed, training={"microBatchSize": 1}).memory.activations
     assert every - few > 2048 * 128256 * 2
     assert activations(objective="Reward") < activations(objective="DPO")
+
+
+@pytest.mark.parametrize(
+    ("training", "per_score"),
+    [
+        # bf16: fp32 softmax and two bf16 copies of one layer, and three gradients of them.
+        ({}, 8 + 10),
+        ({"gradientCheckpointing": False}, 32 * 8 + 10),
+        # Each of the 32 layers keeps the product of queries and keys.
+        ({"selectiveCheckpointing": True}, 32 * 2 + 8 + 10),
+        ({"precision": "fp32"}, 12 + 12),
+    ],
+)
+@pytest.mark.parametrize("architecture", ["VaultGemmaForCausalLM", "GptOssForCausalLM"])
+def test_eager_attention_stores_its_scores(
+    training: dict[str, object], per_score: int, architecture: str
+) -> None:
+    def needed(name: str) -> int:
+        model = LLAMA_8B.model_copy(update={"architecture": name})
+        job = spec(objective="Reward", training=training)
+        packed = DATA.model_copy(update={"packed": True})
+        return activation_bytes(model, collect_memory_inputs(job, packed, None, "cuda"), 1)
+
+    scores = 2 * 32 * 2048**2  # sequences of a pair, heads, positions of queries and keys
+    assert needed(architecture) - needed("LlamaForCausalLM") == per_score * scores
 
 
 def test_more_recomputation_takes_less_memory() -> None:

@@ -1,10 +1,14 @@
 """Memory of methods, optimizers and strategies, compared with published figures."""
 
 import pytest
+from finetune_api.protocol import Strategy
 from finetune_operator.planner.memory import (
+    CUDA_OVERHEAD,
+    FRAGMENTATION,
     estimate_memory,
     fp32_gradient_bytes,
     frozen_bytes,
+    gathered_bytes,
     gradient_sum_bytes,
     host_bytes,
     model_states,
@@ -69,7 +73,11 @@ def test_offload_moves_states_from_the_device_to_the_host() -> None:
         weights = kept.weights if strategy == "ZeRO3" else 0
         assert moved.weights == kept.weights - weights
         gradients = LLAMA_8B.parameters  # 4 bytes each, a quarter of them
-        assert offloaded_bytes(LLAMA_8B, away, strategy, 4) == kept.optimizer + gradients + weights
+        # ZeRO-3 sums micro-batches in a second fp32 buffer on the host; the others keep a 16-bit
+        # copy of the updated weights there.
+        buffer = gradients if strategy == "ZeRO3" else gradients / 2
+        expected = kept.optimizer + gradients + buffer + weights
+        assert offloaded_bytes(LLAMA_8B, away, strategy, 4) == pytest.approx(expected, abs=4)
     moved = estimate_memory(LLAMA_8B, away, "FSDP", 4, 1, 0)
     kept = estimate_memory(LLAMA_8B, here, "FSDP", 4, 1, 0)
     assert (moved.weights, moved.gradients, moved.optimizer) == (0, 0, 0)
@@ -91,6 +99,17 @@ def test_on_a_cpu_pool_offload_saves_nothing() -> None:
         0,
     )
     assert away == here
+
+
+@pytest.mark.parametrize("strategy", ["ZeRO1", "ZeRO2", "ZeRO3"])
+def test_on_a_cpu_pool_the_buffers_of_zero_offload_are_counted_too(strategy: Strategy) -> None:
+    def total(**fields: object) -> int:
+        job = spec(method={"type": "Full"}, training={"precision": "bf16"}, **fields)
+        needs = collect_memory_inputs(job, DATA, None, "cpu")
+        return estimate_memory(SMOL, needs, strategy, 2, 1, 0).total
+
+    # The fp32 gradients that the optimizer reads are never freed: 4 bytes, for half the weights.
+    assert total(compute={"offload": True}) - total() > 2 * SMOL.parameters
 
 
 def test_each_zero_stage_shards_its_states() -> None:
@@ -121,17 +140,31 @@ def test_zero_copies_gradients_to_fp32_for_the_optimizer_step() -> None:
 
 def test_zero_adds_bf16_gradients_in_fp32() -> None:
     full, adapters = inputs(method={"type": "Full"}), inputs(method={"type": "LoRA"})
-    away = inputs(method={"type": "Full"}, compute={"offload": True})
-    assert gradient_sum_bytes(LLAMA_8B, full, "ZeRO1", 2) == 4 * LLAMA_8B.parameters
+    # ZeRO-1 sums all weights in `grad_accum`, and reduces them into the buffer of its shard.
+    assert gradient_sum_bytes(LLAMA_8B, full, "ZeRO1", 2) == 6 * LLAMA_8B.parameters
     for strategy in ("ZeRO2", "ZeRO3"):
         assert gradient_sum_bytes(LLAMA_8B, full, strategy, 2) == 2 * LLAMA_8B.parameters
         assert gradient_sum_bytes(LLAMA_8B, adapters, strategy, 2) == 0
-        assert gradient_sum_bytes(LLAMA_8B, away, strategy, 2) == 0
         found = estimate_memory(LLAMA_8B, full, strategy, 2, 1, 0)
         held = found.weights + found.gradients + found.optimizer + found.activations
         assert found.total > held + 2 * LLAMA_8B.parameters
     for strategy in ("DDP", "FSDP"):
         assert gradient_sum_bytes(LLAMA_8B, full, strategy, 2) == 0
+
+
+@pytest.mark.parametrize(("strategy", "per_parameter"), [("ZeRO1", 6), ("ZeRO2", 2), ("ZeRO3", 0)])
+def test_with_offload_only_zero3_sums_gradients_on_the_host(
+    strategy: Strategy, per_parameter: int
+) -> None:
+    # DeepSpeed 0.19.8, _build_compact_grad_partition_buffer: device=current_device_name().
+    away = inputs(method={"type": "Full"}, compute={"offload": True})
+    found = estimate_memory(LLAMA_8B, away, strategy, 2, 1, 0)
+    tensors = (found.total - CUDA_OVERHEAD) / (1 + FRAGMENTATION)
+    forward = found.activations
+    if strategy == "ZeRO3":
+        forward += gathered_bytes(LLAMA_8B, away)
+    sums = tensors - found.weights - found.gradients - forward
+    assert sums == pytest.approx(per_parameter * LLAMA_8B.parameters, abs=8)
 
 
 def test_autocast_keeps_a_16_bit_copy_of_every_fp32_weight() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from tests.unit.planner.facts import CPU, DATA, H100, LLAMA_8B, LLAMA_70B, SMOL
-from tests.unit.planner.planning import FULL, refusal
+from tests.unit.planner.planning import FULL, plan, refusal
 
 
 def test_full_70b_on_one_node_is_refused_with_figures_and_remedies() -> None:
@@ -66,3 +70,23 @@ def test_the_refusal_names_the_required_memory_if_no_remedy_fits() -> None:
     failure = refusal(SMOL, profile, training={"maxSequenceLength": 256})
     assert failure.remedy is not None
     assert failure.remedy.startswith("use a profile with at least")
+
+
+@pytest.mark.parametrize(
+    ("method", "precision", "other"), [("LoRA", "bf16", "fp32"), ("Full", "fp32", "bf16")]
+)
+def test_on_a_cpu_pool_the_format_that_fits_is_proposed_in_place_of_auto(
+    method: str, precision: str, other: str
+) -> None:
+    job: dict[str, Any] = {"method": {"type": method}, "compute": {"strategy": "DDP"}}
+
+    def memory(name: str) -> int:
+        big = CPU.model_copy(update={"memory_per_device": "64Gi"})
+        training = {"precision": name, "microBatchSize": 1}
+        return plan(SMOL, big, training=training, **job).memory.total
+
+    assert memory(precision) < memory(other)
+    pool = CPU.model_copy(update={"memory_per_device": str(memory(precision))})
+    failure = refusal(SMOL, pool, training={"precision": "Auto"}, **job)
+    assert f"set training.precision to {precision}" in str(failure.remedy)
+    assert f"set training.precision to {other}" not in str(failure.remedy)

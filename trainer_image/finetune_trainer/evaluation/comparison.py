@@ -52,15 +52,24 @@ class Measurements:
 
 
 def compare_losses(losses: PairedLosses, seed: int) -> LossComparison:
-    """Mean losses, and the 95 % interval of the relative improvement."""
+    """Mean losses, and the 95 % interval of the relative improvement.
+
+    Raises UserError LossNotFinite, which a device can cause, or LossNotComparable.
+    """
     weight = int(losses.weights.sum())
     base, tuned = float(losses.base.sum()), float(losses.tuned.sum())
-    if not np.isfinite(base) or not np.isfinite(tuned) or not weight or base <= 0:
+    found = (
+        f"The held-out loss of the base model is {base} and of the tuned model {tuned}, over "
+        f"{losses.tokens} tokens"
+    )
+    if not np.isfinite(base) or not np.isfinite(tuned):
+        remedy = "Lower training.learningRate, or give a larger held-out set."
+        raise UserError("LossNotFinite", f"{found}.", remedy)
+    if not weight or base <= 0:
         raise UserError(
-            "LossNotFinite",
-            f"The held-out loss of the base model is {base} and of the tuned model {tuned}, "
-            f"over {losses.tokens} tokens.",
-            "Lower training.learningRate, or give a larger held-out set.",
+            "LossNotComparable",
+            f"{found}, so there is nothing to improve on.",
+            "Hold out rows whose answers the base model does not know, and whose weight is not 0.",
         )
     low, high = bootstrap_interval(losses.base, losses.tuned, seed)
     return LossComparison(

@@ -38,7 +38,8 @@ def decide_precision(run: RunConfig, device: torch.device) -> RunConfig:
     """
     if run.spec.training.precision != "Auto":
         return run
-    decided = collectives.broadcast_from_rank_zero(read_decision(run))
+    recorded = read_decision(run) if dist.get_rank() == 0 else None
+    decided = collectives.broadcast_from_rank_zero(recorded)
     if decided is None:
         is_slow = not prefers_bf16(device, run.require_plan())
         decided = "fp32" if collectives.any_rank(is_slow) else "bf16"

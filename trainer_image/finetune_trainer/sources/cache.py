@@ -15,6 +15,7 @@ from pathlib import Path
 
 from finetune_trainer.sources.download_progress import ProgressCallback
 from finetune_trainer.sources.lease import Lease
+from finetune_trainer.sources.model_files import lacks_processor
 
 MARKER = ".finetune.json"
 PARTIAL_PREFIX = ".partial-"
@@ -74,7 +75,8 @@ def use_snapshot(cache: Path, revision: str) -> Path | None:
 
 
 def find_snapshot(cache: Path, revision: str) -> Path | None:
-    """The snapshot of a revision, if it exists and every file still has its size."""
+    """The snapshot of a revision, if it exists, every file still has its size, and no file that
+    earlier releases did not know is missing."""
     folder = cache / snapshot_folder_name(revision)
     try:
         marker = json.loads((folder / MARKER).read_bytes())
@@ -86,7 +88,8 @@ def find_snapshot(cache: Path, revision: str) -> Path | None:
         log.warning("Cached model ignored, its marker is unreadable", extra={"folder": folder})
         return None
     is_complete = all(file_bytes(folder / path) == size for path, size in sizes.items())
-    return folder if is_complete and is_of_revision else None
+    is_usable = is_complete and is_of_revision and not lacks_processor(folder)
+    return folder if is_usable else None
 
 
 def read_weight_files(folder: Path) -> list[str]:

@@ -123,8 +123,15 @@ def weight_files(paths: Iterable[str], folder: Path, uri: str) -> list[str]:
 
 
 def check_config(folder: Path, uri: str) -> dict[str, Any]:
-    """Read config.json; raises UserError UnsupportedModel where the model cannot be trained."""
+    """Read config.json, and see that the processor's files are JSON, which export copies.
+
+    Raises UserError UnsupportedModel where the model cannot be trained, ModelIncomplete where a
+    file is broken or the processor of a model that takes images is missing.
+    """
     config = read_json(folder / CONFIG, uri)
+    for name in PROCESSOR_FILES:
+        if (folder / name).is_file():
+            read_json(folder / name, uri)
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise unsupported_model(uri, f"{CONFIG} has no model_type")
@@ -172,13 +179,24 @@ def _check_image_model(folder: Path, config: dict[str, Any], uri: str) -> None:
             "Use a model for text, or one that takes images and is of the type "
             f"{', '.join(sorted(IMAGE_MODELS))}.",
         )
-    needed = PROCESSOR_FILES[:2]
-    if not any((folder / name).is_file() for name in needed):
+    if not _has_processor(folder):
         raise incomplete_model(
             uri,
-            f"it takes images, and {' and '.join(needed)} are missing",
+            f"it takes images, and {' and '.join(PROCESSOR_FILES[:2])} are missing",
             "Add the files of the model's processor, which servers need.",
         )
+
+
+def _has_processor(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in PROCESSOR_FILES[:2])
+
+
+def lacks_processor(folder: Path) -> bool:
+    """Whether a model that takes images was fetched by a release that left its processor out."""
+    if _has_processor(folder) or not (folder / CONFIG).is_file():
+        return False
+    config = read_json(folder / CONFIG, folder.name)
+    return config.get("model_type") in IMAGE_MODELS and _is_image_model(config)
 
 
 def _check_dtype(config: dict[str, Any], uri: str) -> None:

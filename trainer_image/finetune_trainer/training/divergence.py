@@ -71,14 +71,21 @@ class LossMonitor:
         self._overflows = 0
 
     def check_step(
-        self, step: int, loss: float, grad_norm: float, learning_rate: float, is_skipped: bool
+        self,
+        step: int,
+        loss: float,
+        grad_norm: float,
+        learning_rate: float,
+        is_skipped: bool,
+        hosts: Sequence[str] = (),
     ) -> None:
         """Raise UserError LossNotFinite or LossDiverged if the run must end.
 
-        `grad_norm`: before clipping; `is_skipped`: whether fp16 skipped the update of this step.
+        `grad_norm`: before clipping; `is_skipped`: whether fp16 skipped the update of this step;
+        `hosts`: those whose own part of the loss is not finite.
         """
         if not math.isfinite(loss):
-            raise not_finite_error("loss", loss, step, learning_rate)
+            raise not_finite_error("loss", loss, step, learning_rate, hosts)
         if is_skipped:
             self._overflows += 1
             log.warning("Step skipped, its gradients overflowed in fp16", extra={"step": step})

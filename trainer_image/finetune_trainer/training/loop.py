@@ -27,7 +27,7 @@ from finetune_trainer.objectives import Objective, RankBatch
 from finetune_trainer.runtime.sigterm import StopRequest
 from finetune_trainer.strategies import TrainingStrategy
 from finetune_trainer.training import lr_scheduler
-from finetune_trainer.training.divergence import LossMonitor, not_finite_error
+from finetune_trainer.training.divergence import LossMonitor
 from finetune_trainer.training.early_stopping import EarlyStopping, evaluate_held_out_loss
 from finetune_trainer.training.flops import count_model_flops, count_positions
 from finetune_trainer.training.neftune import EmbeddingNoise
@@ -125,10 +125,8 @@ class Loop:
         totals = sums.tolist()
         loss = totals[LOSS] / rank_batch.num_items_in_batch
         is_skipped = strategy.skipped_steps > skipped_before
-        if not math.isfinite(loss):
-            hosts = hosts_with(not math.isfinite(own_loss.item()))
-            raise not_finite_error("loss", loss, step, learning_rate, hosts)
-        self._loss_monitor.check_step(step, loss, grad_norm, learning_rate, is_skipped)
+        hosts = [] if math.isfinite(loss) else hosts_with(not math.isfinite(own_loss.item()))
+        self._loss_monitor.check_step(step, loss, grad_norm, learning_rate, is_skipped, hosts)
         flops = self._model_flops.count_step(
             rank_batch.tokens, totals[HEAD_POSITIONS], totals[ATTENDED_PAIRS]
         )

@@ -2,17 +2,19 @@
 
 A GPU with a bad memory cell computes NaN, and one whose memory another process holds runs out of
 it. Both look like an error of the user. So the first such failure of a job counts as a restart and
-its node is excluded at once; the second one, wherever it happens, is the user's.
+its node is excluded at once; the second one, wherever it happens, is the user's. Of a large gang no
+node is excluded where nothing says which one it was: few clusters have as many others.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.jobstatus import NodeFailures, SuspectedNodes
 from finetune_api.protocol import StageName
 
-from finetune_operator.jobs.attempt_outcome import FailedAttempt, fail_attempt
+from finetune_operator.jobs.attempt_outcome import FailedAttempt
 from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.policies.node_exclusion import count_failure, find_node_of_host
 from finetune_operator.jobs.progress import join_few
@@ -20,7 +22,7 @@ from finetune_operator.jobs.progress import join_few
 SUSPECT_REASONS = frozenset({"LossNotFinite", "OutOfMemory"})
 DEVICE_STAGES: tuple[StageName, ...] = ("train", "evaluate")
 MOST_NAMES = 16
-"""Nodes of a failed attempt that the status names."""
+"""Nodes that a single failure excludes at most."""
 
 
 def judge_suspect(
@@ -33,11 +35,9 @@ def judge_suspect(
         return outcome
     before = status.suspected
     if before is None or (before.stage, before.attempt) == (attempt.stage, attempt.number):
-        return fail_attempt(attempt, "Crashed", outcome.at, outcome.failure, outcome.pod)
+        return replace(outcome, kind="Crashed")
     failure = outcome.failure.model_copy(update={"message": _with_history(outcome, before)})
-    return fail_attempt(
-        attempt, "UserError", outcome.at, failure, outcome.pod, accepted=outcome.accepted
-    )
+    return replace(outcome, failure=failure)
 
 
 def is_suspected(outcome: FailedAttempt) -> bool:
@@ -47,15 +47,16 @@ def is_suspected(outcome: FailedAttempt) -> bool:
 
 def suspect_nodes(attempt: Attempt, failure: Failure, node: str | None) -> SuspectedNodes:
     """The node whose pod failed or that the message names; where ranks on several nodes computed
-    together and none is named, all of them."""
+    together and none is named, all of them, or none where they are more than MOST_NAMES."""
     named = find_node_of_host(attempt, failure.message)
     everywhere = sorted({pod.node for pod in attempt.pods if pod.node})
-    own = [node] if node and failure.reason == "OutOfMemory" else everywhere
+    together = everywhere if len(everywhere) <= MOST_NAMES else []
+    own = [node] if node and failure.reason == "OutOfMemory" else together
     return SuspectedNodes(
         stage=attempt.stage,
         attempt=attempt.number,
         reason=failure.reason,
-        nodes=([named] if named else own)[:MOST_NAMES],
+        nodes=[named] if named else own,
     )
 
 

@@ -1,5 +1,7 @@
 """NaN and a full device are tried once more on another node before the user is blamed."""
 
+import json
+
 import pytest
 from finetune_operator.decision import Manifest
 
@@ -91,6 +93,29 @@ def test_without_restarts_the_first_failure_ends_the_job() -> None:
     assert world.status["failure"]["remedy"] == REMEDY
 
 
+def test_the_facts_of_a_failure_that_ends_the_job_stay_in_the_status() -> None:
+    world, pods = training(World(job_manifest(maxRestarts=0)))
+    result = json.loads(failed("train", "LossNotFinite"))
+    facts = {"steps": 7, "worldSize": 2, "strategy": "DDP", "engine": "DistributedDataParallel"}
+    world.end_pod(pods[0], 64, json.dumps({**result, "train": facts}))
+    world.settle()
+    assert world.status["phase"] == "Failed"
+    assert world.status["training"]["steps"] == 7
+
+
+@pytest.mark.parametrize(("nodes", "excluded"), [(16, 16), (17, 0)])
+def test_of_many_nodes_none_is_excluded_where_no_rank_is_known(nodes: int, excluded: int) -> None:
+    compute = {"profile": "cpu", "nodes": nodes, "strategy": "DDP"}
+    training_spec = {"maxSteps": 30, "batchSize": nodes, "maxSequenceLength": 128}
+    world, pods = training(World(job_manifest(compute=compute, training=training_spec)))
+    fail_all(world, pods, 1, "LossNotFinite")
+    status = world.status
+    assert len(status.get("nodes", ())) == excluded
+    assert status["suspected"]["attempt"] == 1
+    assert ("no node is avoided, as any of more than 16" in status["message"]) is (excluded == 0)
+    assert ("once more on another node" in status["message"]) is (excluded > 0)
+
+
 def test_an_error_that_no_device_causes_is_not_tried_again() -> None:
     world, pods = training()
     fail_all(world, pods, 1, "LossDiverged")
@@ -115,3 +140,19 @@ def test_a_suspended_job_keeps_what_it_suspects() -> None:
     recover(world, 10)
     assert world.status["phase"] == "Suspended"
     assert world.status["suspected"]["attempt"] == 1
+
+
+def test_after_a_resume_any_node_may_be_used_and_is_suspected_again() -> None:
+    world, pods = training()
+    fail_all(world, pods, 1, "LossNotFinite")
+    world.edit(suspend=True)
+    world.settle()
+    assert world.status["phase"] == "Suspended"
+    world.edit(suspend=False)
+    world.settle()
+    assert "suspected" not in world.status
+    assert node_terms(world, "glossary-train-2") is None
+    fail_all(world, training(world, 2)[1], 2, "LossNotFinite")
+    assert world.status["phase"] == "Queued"
+    assert world.status["restarts"] == 2
+    assert world.status["suspected"]["attempt"] == 2
