@@ -178,8 +178,11 @@ def test_a_stop_request_during_the_imports_is_not_lost(
         ([None, None], False),
         ([76, None], True),
         ([76, 1], True),
+        ([-15, None], True),
+        ([-15, 76], True),
         ([1, None], False),
         ([76, -9], False),
+        ([-15, -9], False),
         ([0, 0], False),
     ],
 )

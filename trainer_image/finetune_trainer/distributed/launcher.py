@@ -8,6 +8,7 @@ in `training.worker`.
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -106,8 +107,12 @@ class Ranks:
 
 
 def is_preempted(codes: Sequence[int | None]) -> bool:
-    """Whether a rank ended because of SIGTERM; others may have failed since without it."""
-    return ExitCode.PREEMPTED in codes and {None, 0, 1, ExitCode.PREEMPTED}.issuperset(codes)
+    """Whether a rank ended because of SIGTERM; others may have failed since without it.
+
+    A rank that has just been started has no handler yet, so the kernel ends it.
+    """
+    stopped = {ExitCode.PREEMPTED, -signal.SIGTERM}
+    return not stopped.isdisjoint(codes) and {None, 0, 1, *stopped}.issuperset(codes)
 
 
 def start_module(module: str, *arguments: str, **environment: str) -> "subprocess.Popen[bytes]":
