@@ -285,6 +285,22 @@ def test_a_tracker_that_hangs_delays_the_end_by_a_few_seconds_only(
     assert TOKEN not in logged
 
 
+@pytest.mark.parametrize("name", ["TensorBoard", "W&B", "MLflow"])
+def test_a_tracker_waits_while_another_one_imports_its_library(run_of: Any, name: str) -> None:
+    offline = {"wandb": {"project": "tests", "offline": True}, "mlflow": {"experiment": "tests"}}
+    run = run_of(offline)
+    made = threading.Event()
+
+    def make() -> None:
+        tracking.tracker_factories(run)[name]().close()
+        made.set()
+
+    with tracking.IMPORT_LOCK:
+        threading.Thread(target=make).start()
+        assert not made.wait(1)
+    assert made.wait(60)
+
+
 def event_bytes(run: RunConfig) -> int:
     files = (tracking.report_folder(run) / "tensorboard").glob("events*")
     return sum(file.stat().st_size for file in files)

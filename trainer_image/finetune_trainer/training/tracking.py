@@ -51,6 +51,9 @@ CHART_NAMES: Mapping[str, tuple[str, float]] = {
 """Chart name and factor: those of torchtitan, and TRL's for the held-out loss. Other metrics have
 TRL's names already, to which TRL adds train/."""
 NOT_CHARTED = ("step", "time")
+IMPORT_LOCK = threading.Lock()
+"""Held while a thread imports a tracker's library. Two threads that import packages with cyclic
+imports, such as NumPy, at the same time may see a package that is only half initialised."""
 
 Metrics = dict[str, float]
 
@@ -69,7 +72,8 @@ class TensorBoard:
     """Event files below report/tensorboard, one for each attempt."""
 
     def __init__(self, run: RunConfig) -> None:
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        with IMPORT_LOCK:
+            from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._file = EventFileWriter(str(report_folder(run) / "tensorboard"), flush_secs=10)
         self._is_first = True
@@ -94,7 +98,8 @@ class WeightsAndBiases:
     """One run of W&B for all attempts of a job."""
 
     def __init__(self, run: RunConfig, settings: WandB) -> None:
-        import wandb
+        with IMPORT_LOCK:
+            import wandb
 
         self._run = wandb.init(
             project=settings.project,
@@ -123,7 +128,8 @@ class MLflowRun:
     def __init__(self, run: RunConfig, settings: MLflow) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-        from mlflow import MlflowClient
+        with IMPORT_LOCK:
+            from mlflow import MlflowClient
 
         folder = (report_folder(run) / "mlflow").absolute().as_uri()
         self._client = MlflowClient(tracking_uri=settings.tracking_uri or folder)
