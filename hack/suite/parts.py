@@ -87,14 +87,17 @@ API = Part(
 ML_ENVIRONMENT = Step("ML environment", lambda: [PYTHON, "-m", "hack.images", "venv"])
 
 
-def _trainer(name: str, *arguments: str) -> Part:
+def _trainer_tests(name: str, *arguments: str) -> Step:
     """Tests that run with the trainer's own libraries."""
-    tests = Step(
+    return Step(
         name,
         lambda: [str(ml_python()), "-m", "pytest", *arguments, *PATIENT],
         _trainer_environment,
     )
-    return Part(name, (ML_ENVIRONMENT, tests))
+
+
+def _trainer(name: str, *arguments: str) -> Part:
+    return Part(name, (ML_ENVIRONMENT, _trainer_tests(name, *arguments)))
 
 
 def chosen_tests(arguments: list[str]) -> Part:
@@ -104,7 +107,26 @@ def chosen_tests(arguments: list[str]) -> Part:
     return Part("one", (_pytest("one", *arguments, *PATIENT),))
 
 
-TRAINER = _trainer("trainer", "tests/trainer")
+# Tests that hold on a busy machine, too: two processes share them.
+INDEPENDENT = tuple(
+    f"tests/trainer/{name}"
+    for name in (
+        *("cases", "data", "evaluation", "generation", "methods", "metrics", "objectives"),
+        *("rewards", "sources"),
+        *("test_evaluate.py", "test_janitor.py", "test_prepare.py", "test_prepare_grpo.py"),
+        *("test_prepare_model.py", "test_prepare_preferences.py", "test_prepare_sft.py"),
+    )
+)
+TRAINER = Part(
+    "trainer",
+    (
+        ML_ENVIRONMENT,
+        _trainer_tests("in two processes", "-n", "2", "--dist", "loadfile", *INDEPENDENT),
+        _trainer_tests(
+            "one at a time", "tests/trainer", *(f"--ignore={path}" for path in INDEPENDENT)
+        ),
+    ),
+)
 # The whole of what the trainer's tests hold a cut of; `make matrix`.
 MATRIX = _trainer("matrix", "tests/trainer/test_matrix.py", "-s")
 # Twenty of them; the trainer's tests run three. `make kills`.
