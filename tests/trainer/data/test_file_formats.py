@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -14,10 +13,11 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
+from finetune_api.dataset import InvalidRows
 from finetune_api.failure import Failure
 from finetune_trainer.data.file_formats import Record, iter_records
 from finetune_trainer.data.read_records import read_samples
-from finetune_trainer.data.row_errors import RowErrors
+from finetune_trainer.data.row_errors import RowError, RowErrors
 from finetune_trainer.data.text_lines import iter_lines
 from finetune_trainer.runtime.errors import UserError
 
@@ -150,8 +150,8 @@ def test_a_json_file_holds_a_list_an_object_with_rows_one_row_or_lines(tmp_path:
     tools = {"question": "q", "answer": "a", "tools": [{"name": "t"}]}
     assert read(tmp_path, "a.json", "\n" + json.dumps(tools, indent=1)) == [(2, tools)]
     assert read(tmp_path, "a.json", json_lines(*ROWS)) == list(enumerate(ROWS, 1))
-    nested = json.dumps({"info": {"title": "data"}, "data": ROWS[:2], "end": []}, indent=1)
-    assert read(tmp_path, "a.json", nested) == [(6, ROWS[0]), (10, ROWS[1])]
+    nested = json.dumps({"version": 2, "license": "mit", "data": ROWS[:2], "end": []}, indent=1)
+    assert read(tmp_path, "a.json", nested) == [(5, ROWS[0]), (9, ROWS[1])]
     assert read(tmp_path, "a.json", json.dumps({"data": ROWS[:2]})) == [
         (1, ROWS[0]),
         (1, ROWS[1]),
@@ -163,13 +163,9 @@ def test_a_json_file_holds_a_list_an_object_with_rows_one_row_or_lines(tmp_path:
     [
         ('{\n "train": [{"a": 1}],\n "test": [{"a": 2}]\n}', "BrokenRow", 1, "test, train"),
         ('{"system_prompt": "Be kind.", "data": [{"a": 1}]}', "BrokenRow", 1, "'system_prompt'"),
+        ('{"text": "Be kind.", "data": [{"a": 1}]}', "BrokenRow", 1, "'text'"),
         ('{"data": [{"a": 1}], "more": ["b"], "next": "2"}', "BrokenRow", 1, "'more', 'next'"),
-        ('{"info": {"prefix": "Q:"}, "data": [{"a": 1}]}', "BrokenRow", 1, "'info'"),
-        ('{"has_more": true, "data": [{"a": 1}]}', "BrokenRow", 1, "'has_more'"),
-        ('{"split": "test", "data": [{"a": 1}]}', "BrokenRow", 1, "'split'"),
         ('{"test": [{"a": 1}], "train": []}', "BrokenRow", 1, "'test'"),
-        ('{"testData": [{"a": 1}]}', "BrokenRow", 1, "'testData'"),
-        ('{"holdout": [{"a": 1}]}', "BrokenRow", 1, "'holdout'"),
         ('{\n "data": []\n}', "BrokenRow", 1, "no rows"),
         ('{\n "data": [\n  {"a": 1},\n  "b"\n ]\n}', "WrongType", 4, "a text"),
         ('{\n "data": [\n  {"a": 1},\n  {"a" 2}\n ]\n}', "BrokenRow", 4, "column 8"),
@@ -178,6 +174,7 @@ def test_a_json_file_holds_a_list_an_object_with_rows_one_row_or_lines(tmp_path:
         ('[\n{"a": 1}\n', "BrokenRow", 3, "column 1"),
         ('{\n"a": 1\n}\n{\n"a": 2\n}', "BrokenRow", 4, "goes on after"),
         ('"text"', "WrongType", 1, "a text"),
+        ('["one",\n "two"]', "WrongType", 1, "a text"),
     ],
 )
 def test_other_json_documents_are_refused_with_their_line(
@@ -189,29 +186,78 @@ def test_other_json_documents_are_refused_with_their_line(
 
 
 @pytest.mark.parametrize(
-    "beside",
+    ("content", "what"),
     [
-        {"version": "1.1", "license": "mit", "created_at": 2024, "public": None},
-        {"Info": {"title": "t", "Authors": ["a", {"name": "b"}]}, "dev": [], "empty": {}},
+        (json.dumps({"data": ROWS}, indent=1), "object over several lines"),
+        (json.dumps({"data": ROWS}, indent=1).replace("{\n", "{", 1), "object over several lines"),
+        (json.dumps(ROWS), "list"),
+        ("\n" + json.dumps(ROWS, indent=1), "list"),
     ],
 )
-def test_metadata_beside_the_rows_of_a_json_object_is_ignored(tmp_path: Path, beside: Any) -> None:
-    assert read(tmp_path, "a.json", json.dumps({**beside, "train": ROWS[:1]})) == [(1, ROWS[0])]
+def test_one_json_value_in_a_file_of_json_lines_is_refused(
+    tmp_path: Path, content: str, what: str
+) -> None:
+    refusal = failure(tmp_path, "a.jsonl", content)
+    assert (refusal.reason, refusal.line) == ("BrokenRow", 1)
+    assert f"one JSON {what}" in refusal.message
+    assert ".json" in (refusal.remedy or "")
 
 
-def test_rows_below_the_split_that_the_source_reads_are_read(tmp_path: Path) -> None:
-    file = write_file(tmp_path, "a.json", json.dumps({"test": ROWS[:1]}))
-    found = list(iter_records([replace(file, split="test")], RowErrors()))
-    assert [record.values for record in found] == ROWS[:1]
+@pytest.mark.parametrize(
+    ("name", "content", "line", "words"),
+    [
+        ("a.jsonl", '{"prompt": "é"}\n'.encode("utf-16"), 1, "UTF-16"),
+        ("a.jsonl", '{"prompt": "a"}\n'.encode("utf-16-le"), 1, "byte 2"),
+        ("a.csv", "prompt,completion\ntea,thé\n".encode("latin-1"), 2, "byte 7"),
+        ("a.tsv", "prompt\tcompletion\ntea\tthé\n".encode("utf-16-be"), 1, "byte 1"),
+        ("a.json", '[\n{"prompt": "é"}]'.encode("latin-1"), 2, "byte 13"),
+        ("a.json", '{"prompt": "a"}\n'.encode("utf-16-le"), 1, "byte 2"),
+        ("a.txt", "naïve\n".encode("cp1252"), 1, "byte 3"),
+    ],
+)
+def test_other_encodings_are_refused_with_line_and_byte(
+    tmp_path: Path, name: str, content: bytes, line: int, words: str
+) -> None:
+    refusal = failure(tmp_path, name, content)
+    assert (refusal.reason, refusal.line) == ("NotUTF8", line)
+    assert words in refusal.message
 
 
-def test_an_object_over_several_lines_is_no_json_lines(tmp_path: Path) -> None:
-    text = json.dumps({"data": ROWS}, indent=1)
-    for content in (text, text.replace("{\n", "{", 1)):
-        refusal = failure(tmp_path, "a.jsonl", content)
-        assert (refusal.reason, refusal.line) == ("BrokenRow", 1)
-        assert "one JSON object over several lines" in refusal.message
-        assert ".json" in (refusal.remedy or "")
+def test_a_byte_order_mark_and_carriage_returns_are_read(tmp_path: Path) -> None:
+    content = b"\xef\xbb\xbf" + CSV.replace("\n", "\r\n").encode()
+    assert [values for _, values in read(tmp_path, "a.csv", content)] == ROWS
+    content = b"\xef\xbb\xbf" + json.dumps(ROWS).encode()
+    assert [values for _, values in read(tmp_path, "a.json", content)] == ROWS
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", LFS_POINTER, "Git LFS"),
+        ("a.parquet", LFS_POINTER, "Git LFS"),
+        ("a.txt", LFS_POINTER, "Git LFS"),
+        ("a.jsonl", b"\n<!DOCTYPE html><html><title>Log in</title></html>", "web page"),
+        ("a.csv", b"\xef\xbb\xbf<html><body>403</body></html>", "web page"),
+        ("a.parquet", b"<!doctype html>", "web page"),
+        ("a.jsonl", b"PK\x03\x04" + bytes(60), "zip archive"),
+        ("a.csv", b"PK\x03\x04" + bytes(60), "Excel"),
+        ("a.jsonl", b"a.jsonl" + bytes(250) + b"ustar  \0" + bytes(300), "tar archive"),
+        ("a.jsonl", b"\x80\x04\x95\x10\0\0\0", "pickle"),
+        ("a.jsonl", b"PAR1" + bytes(30), "Parquet"),
+        ("a.json", b"BZh91AY&SY\xd0\xff\x01", "bzip2"),
+        ("a.arrow", b"\x1f\x8b\x08\0\0", "a compressed file"),
+    ],
+)
+def test_the_error_names_what_a_file_holds_instead_of_rows(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    refusal = failure(tmp_path, name, content)
+    assert refusal.reason == "NotRows"
+    assert words in refusal.message
+    assert words != "Git LFS" or "git lfs pull" in str(refusal.remedy)
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
@@ -240,6 +286,20 @@ def test_another_delimiter_is_named(tmp_path: Path, name: str, header: str, word
 
 def test_a_table_of_one_column_may_have_any_name(tmp_path: Path) -> None:
     assert read(tmp_path, "a.csv", "text\none\n") == [(2, {"text": "one"})]
+
+
+@pytest.mark.parametrize(
+    "broken", [b'"one\n\xff\nthree",c\n', b'"\xff\ntwo",c\n', b'"one\n\xff",c\n', b"\xff,c\n"]
+)
+def test_a_record_with_an_undecodable_line_is_skipped_completely(
+    tmp_path: Path, broken: bytes
+) -> None:
+    file = write_file(tmp_path, "a.csv", b"prompt,completion\n" + broken + b"p0,c0\n")
+    errors = RowErrors(InvalidRows(policy="Skip"))
+    assert [record.values for record in iter_records([file], errors)] == ROWS[:1]
+    (skipped,) = errors.skipped
+    line = 2 + broken[: broken.index(b"\xff")].count(b"\n")
+    assert (skipped.reason, skipped.line) == ("NotUTF8", line)
 
 
 def column(values: Any, kind: Any) -> Any:
@@ -357,8 +417,11 @@ def test_a_line_that_is_too_long_ends_the_file(tmp_path: Path) -> None:
     with path.open("rb") as stream:
         first, second = iter_lines(stream, max_bytes=32)
     assert first == (1, "short\n")
-    assert second[0] == 2
-    assert "longer" in str(second[1])
+    number, error = second
+    assert number == 2
+    assert isinstance(error, RowError)
+    assert error.ends_file
+    assert "longer" in error.message
 
 
 @pytest.mark.parametrize(
@@ -372,7 +435,7 @@ def test_a_line_that_is_too_long_ends_the_file(tmp_path: Path) -> None:
         {"score": float("inf")},
     ],
 )
-def test_a_reference_that_is_no_text_is_the_error_of_its_row(tmp_path: Path, value: Any) -> None:
+def test_a_reference_that_is_not_text_is_the_error_of_its_row(tmp_path: Path, value: Any) -> None:
     table = pyarrow.table({"prompt": ["p"], "reference": [value]})
     file = write_file(tmp_path, "a.parquet", parquet(table))
     with pytest.raises(UserError) as caught:

@@ -61,7 +61,7 @@ def delimited(delimiter: str) -> Callable[[Rows], bytes]:
 
 
 def with_values(rows: Rows) -> Any:
-    """A table with columns of many types beside those of text."""
+    """A table with columns of many types in addition to those of text."""
     when = datetime(2026, 1, 2, tzinfo=UTC)
     more = {"when": when, "day": when.date(), "score": 1.5, "tags": ["a"], "of": {"k": b"v"}}
     table = pyarrow.Table.from_pylist([{**row, **more} for row in rows])

@@ -72,7 +72,7 @@ def _slices(batch: Any) -> Iterator[Any]:
 
 
 def _parse(batches: Iterator[Any], format_: str) -> Iterator[NumberedRow]:
-    """The rows of `batches`, which gives a schema first."""
+    """The rows of `batches`, whose first element is the schema."""
     number = 0
     try:
         names = Counter(next(batches).names)

@@ -1,7 +1,7 @@
 """Parses files of rows, each record with its exact line.
 
-The suffix of the name says what a file holds. In .parquet and .arrow files the "line" is the number
-of the row.
+The suffix of the name decides how a file is read. In .parquet and .arrow files the "line" is the
+number of the row.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ from finetune_trainer.data.text_formats import (
     parse_json_lines,
     parse_text,
 )
-from finetune_trainer.data.text_lines import iter_lines
+from finetune_trainer.data.text_lines import BOM, iter_lines
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.dataset_files import DataFile
 from finetune_trainer.sources.row_files import format_suffix
 
-_OPEN_OBJECT = re.compile(r'\{(\s*"[^"]*"\s*:\s*[\[{])?')
-"""A first line on which an object only begins."""
+_LIST_OR_OPEN_OBJECT = re.compile(
+    rb'\s*(?:(\[)|\{[ \t]*(?:"[^"\n]*"[ \t]*:[ \t]*[\[{][ \t]*)?\r?\n)'
+)
+"""The beginning of a list, or of an object that continues after its first line."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Record:
 def iter_records(files: list[DataFile], errors: RowErrors) -> Iterator[Record]:
     """Every record of every file; rows that cannot be parsed are added to `errors`.
 
-    Raises UserError where a whole file cannot be read.
+    Raises UserError where a file cannot be read at all.
     """
     for file in files:
         for line, row in _parse_file(file):
@@ -69,21 +71,21 @@ def iter_records(files: list[DataFile], errors: RowErrors) -> Iterator[Record]:
 def _parse_file(file: DataFile) -> Iterator[NumberedRow]:
     suffix = format_suffix(file.name)
     try:
-        _check_content(file, suffix)
+        head = _read_head(file, suffix)
         if suffix in BINARY_SUFFIXES:
             yield from parse_parquet(file.path) if suffix == ".parquet" else parse_arrow(file.path)
             return
         with _open(file.path) as stream:
-            yield from _parse_text_file(file, suffix, stream)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise _broken_compression(file, error) from None
-    except OSError as error:
-        if error.errno is not None:
+            yield from _parse_text_file(file, suffix, head, stream)
+    except (EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
             raise
         raise _broken_compression(file, error) from None
 
 
-def _parse_text_file(file: DataFile, suffix: str, stream: IO[bytes]) -> Iterator[NumberedRow]:
+def _parse_text_file(
+    file: DataFile, suffix: str, head: bytes, stream: IO[bytes]
+) -> Iterator[NumberedRow]:
     match suffix:
         case ".csv":
             yield from parse_csv(stream, ",")
@@ -91,18 +93,12 @@ def _parse_text_file(file: DataFile, suffix: str, stream: IO[bytes]) -> Iterator
             yield from parse_csv(stream, "\t")
         case ".txt":
             yield from parse_text(stream)
-        case ".json" if not _is_json_lines(file.path):
+        case ".json" if not _has_json_lines(file.path, head):
             yield from parse_json_document(stream.read(), file.split)
-        case ".json":
-            yield from parse_json_lines(stream)
+        case ".jsonl" if begins := _LIST_OR_OPEN_OBJECT.match(head):
+            yield 1, _not_json_lines("list" if begins[1] else "object over several lines")
         case _:
-            first = _first_line(file.path)
-            if first.startswith("["):
-                yield 1, _not_json_lines("list")
-            elif _OPEN_OBJECT.fullmatch(first):
-                yield 1, _not_json_lines("object over several lines")
-            else:
-                yield from parse_json_lines(stream)
+            yield from parse_json_lines(stream)
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -119,43 +115,27 @@ def _open(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def _check_content(file: DataFile, suffix: str) -> None:
-    """Raise UserError where the first bytes are those of something other than rows."""
+def _read_head(file: DataFile, suffix: str) -> bytes:
+    """The first bytes without a byte order mark; UserError where they do not begin rows."""
     with file.path.open("rb") if suffix in BINARY_SUFFIXES else _open(file.path) as stream:
-        found = describe_foreign_content(stream.read(HEAD_BYTES), suffix)
-    if found:
+        head = stream.read(HEAD_BYTES).removeprefix(BOM)
+    if found := describe_foreign_content(head, suffix):
         what, remedy = found
-        raise UserError(
-            "NotRows",
-            f"{file.name} does not hold rows as its name says: it is {what}.",
-            remedy,
-            file=file.name,
-        )
+        message = f"{file.name} does not hold rows: it is {what}."
+        raise UserError("NotRows", message, remedy, file=file.name)
+    return head
 
 
-def _first_line(path: Path) -> str:
-    """The first line that is not blank, stripped; empty where it is no text."""
+def _has_json_lines(path: Path, head: bytes) -> bool:
+    """Whether a .json file has a complete object on its first line, and another line after it; or
+    is empty."""
+    if not head.lstrip().startswith(b"{"):
+        return not head.strip()
     with _open(path) as stream:
-        for _, text in iter_lines(stream):
-            if isinstance(text, RowError):
-                return ""
-            if text.strip():
-                return text.strip()
-    return ""
-
-
-def _is_json_lines(path: Path) -> bool:
-    """Whether a .json file has an object on its first line, and goes on after it; or is empty."""
-    with _open(path) as stream:
-        is_first_read = False
-        for _, text in iter_lines(stream):
-            if isinstance(text, RowError) or text.strip():
-                if is_first_read:
-                    return True
-                if isinstance(text, RowError) or not isinstance(parse_json(text), dict):
-                    return False
-                is_first_read = True
-    return not is_first_read
+        texts = (text for _, text in iter_lines(stream))
+        lines = (text for text in texts if isinstance(text, RowError) or text.strip())
+        first, has_second = next(lines), next(lines, None) is not None
+    return has_second and isinstance(first, str) and isinstance(parse_json(first), dict)
 
 
 def _not_json_lines(what: str) -> RowError:
@@ -179,6 +159,6 @@ def _broken_compression(file: DataFile, error: Exception) -> UserError:
     return UserError(
         "BrokenFile",
         f"{file.name} cannot be read: its compression is broken ({error}).",
-        "Compress it again, with gzip or with zstd without --long, and check the upload.",
+        "Compress it again with gzip, or with zstd without --long, and check the upload.",
         file=file.name,
     )

@@ -1,7 +1,7 @@
-"""Recognises files that do not hold what their name says, by their first bytes.
+"""Recognises by their first bytes files whose content does not fit their name.
 
-Whoever uploads a pointer of Git LFS, the page of a login or an archive under the name of a data
-file should read just that, and not where a parser gave up.
+The error for a pointer of Git LFS, a login page or an archive under the name of a data file then
+names what the file is, instead of the place where a parser failed.
 """
 
 from __future__ import annotations
@@ -14,25 +14,14 @@ GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 BINARY_SUFFIXES = (".parquet", ".arrow")
 
-_UPLOAD_ROWS = "Upload the file of rows itself."
-_UNPACK = "Unpack it, and upload the files of rows."
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"PK\x03\x04", "a zip archive or an Excel workbook", "Unpack it, or save the sheet as .csv."),
-    (b"PK\x05\x06", "an empty zip archive", _UPLOAD_ROWS),
     (b"\xd0\xcf\x11\xe0", "an Excel workbook", "Save the sheet as .csv."),
     (b"BZh", "compressed with bzip2", "Compress it as .gz or .zst, or not at all."),
     (b"\xfd7zXZ\x00", "compressed with xz", "Compress it as .gz or .zst, or not at all."),
-    (b"\x04\x22\x4d\x18", "compressed with lz4", "Compress it as .gz or .zst, or not at all."),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
-    (b"Rar!", "a RAR archive", _UNPACK),
     (b"PAR1", "a Parquet file", "Name it .parquet."),
     (b"ARROW1", "an Arrow file", "Name it .arrow."),
-    (b"FEA1", "a Feather file of version 1", "Write it as Parquet."),
-    (b"ORC", "an ORC file", "Write it as Parquet."),
-    (b"Obj\x01", "an Avro file", "Write it as Parquet."),
     (b"SQLite format 3\x00", "a SQLite database", "Export its table as .csv or Parquet."),
-    (b"\x89HDF\r\n", "an HDF5 file", "Write it as Parquet."),
-    (b"\x93NUMPY", "a NumPy array", "Write its rows as JSON Lines or Parquet."),
     (b"%PDF-", "a PDF document", "Extract its text, and write it as rows."),
 )
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -49,27 +38,26 @@ def describe_foreign_content(head: bytes, suffix: str) -> tuple[str, str] | None
     """
     if head.startswith(_LFS_POINTER):
         return (
-            "a pointer of Git LFS, and not the file that it stands for",
-            "Run `git lfs pull` where you uploaded it from, and upload the file again.",
+            "a pointer of Git LFS instead of the file",
+            "Run `git lfs pull` in the repository, and upload the file again.",
         )
     if head.startswith((GZIP_MAGIC, ZSTD_MAGIC)):
         if suffix in BINARY_SUFFIXES:
-            return "compressed as a whole", "Decompress it; its columns are compressed inside."
+            return "a compressed file", f"Decompress it: {suffix} compresses its columns itself."
         return "compressed twice", "Compress it once, or not at all."
     own_magic = {".parquet": b"PAR1", ".arrow": b"ARROW1"}.get(suffix)
     for magic, what, remedy in _MAGIC:
         if head.startswith(magic) and magic != own_magic and not _is_text(magic, head):
             return what, remedy
     if head[_TAR_OFFSET : _TAR_OFFSET + 5] == b"ustar":
-        return "a tar archive", _UNPACK
+        return "a tar archive", "Unpack it, and upload the files of rows."
     if _PICKLE.match(head):
         return "a pickle, which can run code and is not read", "Write the rows as JSON Lines."
-    if suffix == ".txt":  # whose lines may be any text
+    if suffix == ".txt":  # which may hold any text
         return None
-    head = head.removeprefix(b"\xef\xbb\xbf")
     if _WEB_PAGE.match(head):
         return (
-            "a web page, as of a login or an error",
+            "a web page, such as a login or an error page",
             "Download the file again with the right address and credentials.",
         )
     if _XML.match(head):
@@ -78,5 +66,5 @@ def describe_foreign_content(head: bytes, suffix: str) -> tuple[str, str] | None
 
 
 def _is_text(magic: bytes, head: bytes) -> bool:
-    """Whether letters that a binary file begins with begin a text, such as a header of a .csv."""
+    """Whether a magic number of letters begins a text, such as the header of a .csv, instead."""
     return magic.isalnum() and b"\x00" not in head and head[:64].isascii()

@@ -6,7 +6,6 @@ The elements of a list are decoded one by one, so that each has its line.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from json import JSONDecodeError
 from typing import Any
@@ -19,23 +18,17 @@ from finetune_trainer.data.turns import is_empty
 from finetune_trainer.sources.splits import TRAIN, splits_of_name
 
 _REMEDY = "Write one JSON list of objects, or one object per line in a .jsonl file."
+_IS_ONE_ROW = "If the object is one row, write it on one line of a .jsonl file."
 _COLUMNS = {name for names in USUAL_NAMES.values() for name in names}
 _TURN_KEYS = {"role", "from"}
-_METADATA = re.compile(
-    r"about|authors?|by|citation|contributors?|copyright|created(_at)?|creator|dataset(_name)?"
-    r"|date(_created)?|description|email|generated_at|homepage|id|info|languages?|licen[cs]es?"
-    r"|maintainer|metadata|(last_)?(modified|updated)(_at)?|name|organi[sz]ation|owner|publisher"
-    r"|repository|revision|(schema_)?version|source|summary|tags|timestamp|(sub)?title|url|website"
-    r"|year",
-    re.IGNORECASE,
-)
-"""Keys that describe a data set; nothing below them is meant to be learnt."""
+_METADATA = {"citation", "dataset_name", "description", "homepage", "license", "version"}
+"""Keys that describe a data set, as in DatasetInfo of datasets."""
 
 
 def parse_json_document(raw: bytes, split: str = TRAIN) -> Iterator[NumberedRow]:
     """The rows of one JSON value, each with the line in which it begins.
 
-    Rows below a key that is the word of another split than `split` are an error.
+    Where `split` is train, rows below a key with the word of another split are an error.
     """
     raw = raw.removeprefix(BOM)
     text = decode(raw)
@@ -68,63 +61,57 @@ def _iter_object(text: str, start: int, split: str) -> Iterator[NumberedRow]:
 
 
 def _find_nested_rows(value: Any, split: str) -> str | RowError | None:
-    """The key of an object that has its rows; None where the object is itself a row."""
-    if not isinstance(value, dict) or value.keys() & _COLUMNS:
+    """The key of an object that has its rows; None where the object is itself a row.
+
+    Objects in a list are rows unless the list is a column of that name, such as tools.
+    """
+    if not isinstance(value, dict):
         return None
-    lists = [key for key, each in value.items() if isinstance(each, list)]
+    lists = [key for key, each in value.items() if isinstance(each, list) and key not in _COLUMNS]
     rows = [key for key in lists if any(_is_row(each) for each in value[key])]
     if len(rows) > 1:
         return RowError(
             "BrokenRow",
             f"the file is one JSON object with rows below several keys: {', '.join(sorted(rows))}",
-            "Write a file for each of them.",
+            f"Write a file for each of them. {_IS_ONE_ROW}",
         )
-    if not rows and lists and not any(value[key] for key in lists):
+    if rows:
+        return _check_nested_rows(value, rows[0], split) or rows[0]
+    if lists and _COLUMNS.isdisjoint(value) and not any(value[key] for key in lists):
         return RowError(
             "BrokenRow",
             f"the file is one JSON object, and the list below {lists[0]!r} has no rows",
             _REMEDY,
         )
-    return (_check_nested_rows(value, rows[0], split) or rows[0]) if rows else None
+    return None
 
 
 def _check_nested_rows(value: dict[str, Any], rows: str, split: str) -> RowError | None:
-    """The error where the rows are of another split, or where keys beside them would be lost."""
+    """The error where the rows are of another split, or where other keys would be lost."""
     splits = splits_of_name(rows)
     if TRAIN in splits_of_name(split) and splits and splits != (TRAIN,):
         return RowError(
             "BrokenRow",
-            f"the rows of the file are below {rows!r}, and the source is read for {split}",
+            f"the rows of the file are below {rows!r}, but the source is read for {split}",
             "Write the rows to train on as a list in a file of their own.",
         )
-    others = {key: each for key, each in value.items() if key != rows}
-    lost = sorted(key for key, each in others.items() if not _is_metadata(key, each))
+    lost = sorted(
+        key
+        for key, each in value.items()
+        if key != rows and key not in _METADATA and not is_empty(each)
+    )
     if not lost:
         return None
     return RowError(
         "BrokenRow",
-        f"the file is one JSON object with rows below {rows!r}, and what is below "
-        f"{', '.join(map(repr, lost))} beside them could not be used",
-        "Write what belongs to the rows into every row, and remove the key.",
-    )
-
-
-def _is_metadata(key: str, value: Any) -> bool:
-    """Whether a value below a key says nothing, or describes the data set."""
-    if is_empty(value):
-        return True
-    if not _METADATA.fullmatch(key):
-        return False
-    parts = value if isinstance(value, list) else [value]
-    return all(
-        not isinstance(part, list)
-        and (not isinstance(part, dict) or all(_is_metadata(*each) for each in part.items()))
-        for part in parts
+        f"the file is one JSON object with rows below {rows!r}, and the values of "
+        f"{', '.join(map(repr, lost))} would be lost",
+        f"Write what belongs to the rows into every row, and remove the keys. {_IS_ONE_ROW}",
     )
 
 
 def _is_row(element: Any) -> bool:
-    """Whether an element of a list is an object, and no turn of a conversation."""
+    """Whether an element of a list is an object, but not a turn of a conversation."""
     return isinstance(element, dict) and not element.keys() & _TURN_KEYS
 
 
@@ -181,7 +168,7 @@ def _line_of(text: str, position: int) -> int:
 
 
 def _undecodable_line(raw: bytes) -> NumberedRow:
-    """The first line that is no text, and its error."""
+    """The first line that is not UTF-8, and its error."""
     for number, line in enumerate(raw.split(b"\n"), 1):
         if isinstance(error := decode(line), RowError):
             return number, error.at_end_of_file()

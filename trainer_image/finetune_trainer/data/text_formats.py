@@ -12,7 +12,7 @@ from json import JSONDecodeError, JSONDecoder
 from typing import IO, Any
 
 from finetune_trainer.data.row_errors import RowError
-from finetune_trainer.data.text_lines import iter_lines
+from finetune_trainer.data.text_lines import UndecodableError, iter_lines
 
 _MAX_CELL_BYTES = 1 << 30
 _OTHER_DELIMITERS = {",": ("a comma", ".csv"), ";": ("a semicolon", ""), "\t": ("a tab", ".tsv")}
@@ -71,7 +71,7 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise UnusableJSON(
-        f"{name} is no number in JSON", "Write null, or leave the column out of the row."
+        f"{name} is not a number in JSON", "Write null, or leave the column out of the row."
     )
 
 
@@ -116,7 +116,7 @@ def parse_text(stream: IO[bytes]) -> Iterator[NumberedRow]:
 def _carriage_return() -> RowError:
     return RowError(
         "BrokenRow",
-        "the line has a carriage return inside, as in files of old Macs, and would be one row",
+        "a carriage return inside the line does not end it, so several lines would be one row",
         "Save the file with line feeds as line ends.",
     )
 
@@ -131,20 +131,24 @@ def parse_csv(stream: IO[bytes], delimiter: str) -> Iterator[NumberedRow]:
         start = lines.number + 1
         try:
             cells = next(reader, None)
-        except _UnusableLine as error:
-            if header is None:
-                yield lines.number, error.error.at_end_of_file()
-                return
-            yield lines.number, error.error
-            continue
+        except RowError as error:
+            yield lines.number, error
+            return
         except csv.Error as error:
             remedy = "Quote cells that hold commas, quotes or line ends, and double inner quotes."
             broken = RowError("BrokenRow", f"not valid CSV: {error}", remedy)
-            yield start, broken.at_end_of_file()
+            number, cause = lines.pop_undecodable() or (start, broken)
+            yield number, cause.at_end_of_file()
             return
         if cells is None:
             return
-        if header is None:
+        if undecodable := lines.pop_undecodable():
+            number, cause = undecodable
+            if header is None:
+                yield number, cause.at_end_of_file()
+                return
+            yield number, cause
+        elif header is None:
             if not cells:
                 continue
             header = [cell.strip() for cell in cells]
@@ -178,24 +182,31 @@ def _make_record(header: list[str], cells: list[str]) -> dict[str, str] | RowErr
     )
 
 
-class _UnusableLine(Exception):
-    def __init__(self, error: RowError) -> None:
-        super().__init__(error.message)
-        self.error = error
-
-
 class _NumberedLines:
-    """Decoded lines for the csv module, whose own count of lines differs within quotes."""
+    """Decoded lines for the csv module, whose own count of lines differs within quotes.
+
+    A line that cannot be decoded is passed on with replacement characters, because a quoted cell
+    may begin or end in it; the record with it is an error.
+    """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._lines = iter_lines(stream)
         self.number = 0
+        self._undecodable: tuple[int, UndecodableError] | None = None
+
+    def pop_undecodable(self) -> tuple[int, UndecodableError] | None:
+        """Number and error of the first undecodable line since the last call."""
+        found, self._undecodable = self._undecodable, None
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
         self.number, text = next(self._lines)
+        if isinstance(text, UndecodableError):
+            self._undecodable = self._undecodable or (self.number, text)
+            return text.raw.decode(errors="replace")
         if isinstance(text, RowError):
-            raise _UnusableLine(text)
+            raise text
         return text

@@ -13,14 +13,25 @@ from finetune_trainer.data.row_errors import RowError
 
 BOM = b"\xef\xbb\xbf"
 MAX_LINE_BYTES = 1 << 28
-"""A longer line is no row; reading it would take the memory of the pod."""
+"""A longer line is an error: reading it would exhaust the memory of the pod."""
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+class UndecodableError(RowError):
+    """Bytes that are not UTF-8, or that have a zero."""
+
+    def __init__(self, message: str, raw: bytes) -> None:
+        super().__init__("NotUTF8", message, "Save the file as UTF-8.")
+        self.raw = raw
 
 
 def iter_lines(
     stream: IO[bytes], max_bytes: int = MAX_LINE_BYTES
 ) -> Iterator[tuple[int, str | RowError]]:
-    """Each line with its line end, or its error, and its number; it ends with a line too long."""
+    """The number of each line, and its text with the line end, or its error.
+
+    A line longer than `max_bytes` is the last.
+    """
     number = 0
     while raw := stream.readline(max_bytes + 1):
         number += 1
@@ -31,24 +42,21 @@ def iter_lines(
                     "BrokenRow",
                     f"the line is longer than {max_bytes >> 20} MiB",
                     "Write one row per line, with line feeds between them.",
-                ),
+                ).at_end_of_file(),
             )
             return
         yield number, decode(raw.removeprefix(BOM) if number == 1 else raw)
 
 
-def decode(raw: bytes) -> str | RowError:
-    """The text; RowError NotUTF8 where the bytes are no text in UTF-8."""
+def decode(raw: bytes) -> str | UndecodableError:
+    """The text, or its error."""
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
         utf16 = ": it is UTF-16" if raw.startswith(_UTF16_MARKS) else ""
-        return _not_utf8(f"byte {error.start + 1} of the line is not UTF-8{utf16}")
+        return UndecodableError(f"byte {error.start + 1} of the line is not UTF-8{utf16}", raw)
     if "\0" in text:
         position = raw.index(b"\0") + 1
-        return _not_utf8(f"byte {position} of the line is zero, as in UTF-16 or in a binary file")
+        message = f"byte {position} of the line is zero, as in UTF-16 or in a binary file"
+        return UndecodableError(message, raw)
     return text
-
-
-def _not_utf8(message: str) -> RowError:
-    return RowError("NotUTF8", message, "Save the file as UTF-8.")
