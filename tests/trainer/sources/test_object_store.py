@@ -83,10 +83,7 @@ def test_s3_revision_changes_with_the_content(s3: S3Server) -> None:
     assert len(seen) == 2
 
 
-ODD_NAMES = ["My Data/a b.jsonl", "50%off.jsonl", "c#/töne?.jsonl", "x[1].jsonl", "a+b&c.jsonl"]
-
-
-@pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.parametrize("name", ["My Data/50%off a+b&c.jsonl", "c#/töne?[1].jsonl"])
 def test_s3_names_may_have_any_character(s3: S3Server, tmp_path: Path, name: str) -> None:
     client = s3fs.S3FileSystem(
         key=s3.access_key, secret=s3.secret_key, endpoint_url=s3.url, skip_instance_cache=True
@@ -149,7 +146,9 @@ def test_gs_object_and_prefix_are_found_and_fetched(
     assert source.fetch(source.files[0], tmp_path).read_bytes() == ROWS
 
 
-@pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.parametrize(
+    "name", ["My Data/a b.jsonl", "50%off.jsonl", "c#/töne?.jsonl", "x[1].jsonl", "a+b&c.jsonl"]
+)
 def test_gs_names_may_have_any_character(bucket: Bucket, tmp_path: Path, name: str) -> None:
     bucket.objects[name] = ROWS
     for uri in (f"gs://acme/{name}", f"gs://acme/{quote(name)}"):

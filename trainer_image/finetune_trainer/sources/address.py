@@ -68,7 +68,7 @@ class Address:
         if self.kind == "dataset" and re.search(r"[*?\[]", self.path):
             remedy = (
                 f"Name the folder in {self.spec_field}.uri, and put the pattern into "
-                f"{self.spec_field}.files: an address is no pattern."
+                f"{self.spec_field}.files: patterns in an address are not expanded."
             )
         text = f"There is no {self._noun} at {self.public_uri}"
         return UserError(reason, f"{text}: {detail}." if detail else f"{text}.", remedy)

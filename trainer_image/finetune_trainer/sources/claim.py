@@ -111,14 +111,14 @@ def _is_read(name: str, address: Address) -> bool:
 def _dangling_link(path: Path, address: Address) -> UserError:
     return UserError(
         "BrokenFile",
-        f"{path.name} of {address.public_uri} is a link to a file that is not there.",
-        "Copy the file itself, after `git annex get` or `dvc pull` if the link is theirs.",
+        f"{path.name} of {address.public_uri} is a link to a missing file.",
+        "Replace the link by the file; `git annex get` or `dvc pull` fetches a file of theirs.",
         file=path.name,
     )
 
 
 def _is_visible(folder: str) -> bool:
-    """Whether users put files there; lost+found is the file system's, and not readable."""
+    """Whether the folder may hold data; lost+found is the file system's, and not readable."""
     return not folder.startswith(".") and folder != "lost+found"
 
 

@@ -33,7 +33,7 @@ class CardConfig:
     folder: str = ""
     """data_dir, to which the patterns are relative; empty for the data set's folder."""
     patterns: Mapping[str, tuple[str, ...]] | None = None
-    """Patterns for the files of each split; None where names tell the splits."""
+    """Patterns for the files of each split; None where the names of files decide."""
 
 
 def read_card(path: Path) -> list[CardConfig]:
@@ -46,7 +46,7 @@ def read_card(path: Path) -> list[CardConfig]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         detail = str(error).split("\n")[0][:200]
         raise CardError(f"its front matter is not valid YAML: {detail}") from None
-    except ValueError:  # a front matter that is no mapping declares nothing
+    except ValueError:  # front matter that is not a mapping declares nothing
         return []
     return parse_configs(metadata or {})
 
@@ -93,7 +93,7 @@ def _parse_patterns(files: Any, config: str) -> dict[str, tuple[str, ...]]:
 def _strings(value: Any, config: str) -> tuple[str, ...]:
     patterns = value if isinstance(value, list) else [value]
     if not patterns or not all(isinstance(each, str) and each for each in patterns):
-        raise CardError(f"data_files of the configuration {config} has something else than paths")
+        raise CardError(f"data_files of the configuration {config} has a value that is not a path")
     if any("**" in part and part != "**" for each in patterns for part in each.split("/")):
         raise CardError(f"data_files of the configuration {config} has ** as a part of a name")
     return tuple(each.removeprefix("./") for each in patterns)

@@ -61,10 +61,10 @@ def fetch_data_files(
     report_progress: ProgressCallback,
     selection: Selection | None = None,
 ) -> list[DataFile]:
-    """Get every file of rows that `selection` means, in the order of their names; new files go to
+    """Get every file of rows that `selection` selects, in the order of their names; new files go to
     `folder`.
 
-    Raises UserError where there is none, or where it is not clear which ones are meant.
+    Raises UserError where there is none, or where the selection is not clear.
     """
     folder.mkdir(parents=True, exist_ok=True)
     selection = selection or Selection()
@@ -133,29 +133,27 @@ def data_digest(files: Iterable[DataFile]) -> str:
 def _list_wanted(source: Source, folder: Path, selection: Selection) -> list[SourceFile]:
     by_path = {_relative(source, file.path): file for file in source.files}
     uri = source.address.public_uri
-    if source.folder is None:
-        paths = [path for path in by_path if format_suffix(path)]
-    elif selection.files is None:
-        paths = find_row_files(by_path, with_documents=False)
-    else:
-        paths = find_row_files(by_path, with_documents=True)
     is_folder = source.folder is not None
+    if is_folder:
+        paths = find_row_files(by_path, with_documents=selection.files is not None)
+    else:
+        paths = [path for path in by_path if format_suffix(path)]
     if not (visible_paths(paths) if is_folder and selection.is_default else paths):
         raise _unsupported(
             f"{uri} is not a file of rows, and contains none", source.files[0].path, SUFFIX_REMEDY
         )
     if selection.is_default and not is_folder:
         return list(by_path.values())
-    declared = Declared()
     if selection.files is None:
         declared = _read_declared(source, by_path, folder)
-    chosen = select_files(paths, selection, declared, uri)
-    if selection.files is None:
+        chosen = select_files(paths, selection, declared, uri)
         chosen = _keep_saved(source, by_path, chosen, folder)
+        if is_folder:
+            check_shards(chosen, paths, selection, uri)
+    else:
+        chosen = select_files(paths, selection, Declared(), uri)
     _check_readable(chosen, selection, uri)
-    if selection.files is None and is_folder:
-        check_shards(chosen, paths, selection, uri)
-    _check_names(chosen, uri)
+    _check_names(chosen, selection, uri)
     if left_out := sorted(set(paths) - set(chosen)):
         fields = {"source": selection.spec_field, "count": len(left_out), "first": left_out[0]}
         log.info("Data files left out", extra=fields)
@@ -196,8 +194,8 @@ def _keep_saved(
             if missing := sorted(saved - by_path.keys()):
                 raise CardError(f"it names {missing[0]}, which is missing")
         if saved:
-            beside = {path for path in arrow if path[: path.rfind("/") + 1] == prefix}
-            kept = [path for path in kept if path not in beside - saved]
+            others = {path for path in arrow if path[: path.rfind("/") + 1] == prefix} - saved
+            kept = [path for path in kept if path not in others]
     return kept
 
 
@@ -215,32 +213,34 @@ def _card_errors(source: Source, file: str) -> Iterator[None]:
 
 
 def _check_readable(chosen: Sequence[str], selection: Selection, uri: str) -> None:
-    """Raise UserError where files are not read, or would be read beside what they describe."""
+    """Raise UserError where a file is of a format that is not read, or texts are mixed with other
+    formats."""
     field = selection.spec_field
     if unreadable := [path for path in chosen if is_unreadable(path)]:
         raise _unsupported(
-            f"{unreadable[0]} of {uri} seems to hold rows, and is not of a format that is read",
+            f"{unreadable[0]} of {uri} seems to hold rows, but prepare does not read its format",
             unreadable[0],
             f"{SUFFIX_REMEDY} To leave it out, set {field}.files to a pattern for the others.",
         )
     texts = [path for path in chosen if format_suffix(path) == ".txt"]
     if texts and len(texts) < len(chosen) and selection.files is None:
         raise _unsupported(
-            f"{uri} holds text files, such as {texts[0]}, beside files of other formats",
+            f"{uri} mixes text files, such as {texts[0]}, with files of other formats",
             texts[0],
-            f"Set {field}.files to a pattern for the files that you mean, such as '*.jsonl'.",
+            f"Set {field}.files to a pattern for the files to read, such as '*.jsonl'.",
         )
 
 
-def _check_names(chosen: Sequence[str], uri: str) -> None:
+def _check_names(chosen: Sequence[str], selection: Selection, uri: str) -> None:
     for path in chosen:
         try:
             path.encode()
         except UnicodeEncodeError:
+            field = selection.spec_field
             raise UserError(
                 "NotUTF8",
                 f"The name of the file {path!a} of {uri} is not UTF-8.",
-                "Rename the file, or leave it out by a pattern in files.",
+                f"Rename the file, or set {field}.files to a pattern for the others.",
                 file=ascii(path),
             ) from None
 

@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-TEXT_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".txt")
-COMPRESSIONS = (".gz", ".gzip", ".zst", ".zstd")
+_TEXT_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".txt")
+_COMPRESSIONS = (".gz", ".gzip", ".zst", ".zstd")
 _ALIASES = {".ndjson": ".jsonl", ".jsonlines": ".jsonl", ".pq": ".parquet", ".parq": ".parquet"}
-SUFFIXES = (
-    *TEXT_SUFFIXES,
-    *(f"{suffix}{compression}" for suffix in TEXT_SUFFIXES for compression in COMPRESSIONS),
+_SUFFIXES = (
+    *_TEXT_SUFFIXES,
+    *(f"{suffix}{compression}" for suffix in _TEXT_SUFFIXES for compression in _COMPRESSIONS),
     ".parquet",
     ".parq",
     ".pq",
@@ -20,43 +20,26 @@ SUFFIXES = (
 SUFFIX_REMEDY = (
     "Use .jsonl, .json, .csv, .tsv or .txt, each also with .gz or .zst, or .parquet or .arrow."
 )
-_METADATA = {
-    "config.json",
-    "dataset_dict.json",
-    "dataset_info.json",
-    "dataset_infos.json",
-    "Thumbs.db",
-}
+_METADATA = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json"}
 _ARROW_METADATA = re.compile(r"state\.json|cache-.*\.arrow")
-"""What datasets writes next to the .arrow files of `save_to_disk`, which are not rows of it."""
-_DOCUMENT = re.compile(
-    r"(readme|licen[cs]e|notice|changelog|citation|requirements|authors|contributing)\.txt",
-    re.IGNORECASE,
-)
-_SIDECARS = re.compile(
-    r".*\.(?:md|rst|license|dvc|sha(?:1|256|512)|md5|crc|sig|asc|idx|lock|metadata|py|sh|ya?ml|toml)",
-    re.IGNORECASE,
-)
-"""What describes a file of rows, such as a.jsonl.sha256, or rows as a whole."""
+"""What datasets writes next to the .arrow files of `save_to_disk`, other than rows."""
+_DOCUMENT = re.compile(r"(?:readme|licen[cs]e|notice|requirements)\.txt", re.IGNORECASE)
 _UNREADABLE = re.compile(
-    r".*\.(?:gz|gzip|zst|zstd|bz2|xz|lzma|lz4|lzo|br|snappy|zip|tar|tgz|tbz2?|txz|7z|rar"
-    r"|xls|xls[xmb]|ods|numbers|feather|orc|avro|pkl|pickle|npy|npz|h5|hdf5|mds|tfrecords?"
-    r"|sqlite3?|db3?|duckdb|mdb|accdb|lance|msgpack|rds|rdata|sav|dta|sas7bdat|json5|xml"
-    r"|part|partial|filepart|crdownload|download|incomplete|tmp)"
-    # A copy of a file of rows, such as a.jsonl.1 and a.csv.old.
-    r"|.*\.(?:jsonl|ndjson|jsonlines|json|csv|tsv|txt|parquet|parq|pq|arrow)(?:~|[-.].*)"
-    # A part that Spark or Hadoop wrote, such as part-00000 and 000000_0.
-    r"|part-[^.]*|(?:[^.]*[-_])?\d+",
+    r".*\.(?:gz|gzip|zst|zstd|bz2|xz|lz4|snappy|zip|tar|tgz|7z|rar"
+    r"|xlsx?|xlsm|ods|feather|orc|avro|pkl|pickle|npy|npz|h5|hdf5|tfrecords?|sqlite3?"
+    r"|part|partial|crdownload|incomplete|tmp)"
+    # Numbered parts, such as rows.jsonl-00000-of-00002, and part-00000 and 000000_0 of Spark.
+    r"|.*\.(?:jsonl|json|csv|tsv|txt|parquet|arrow)[-.]\d.*|part-[^.]*|(?:[^.]*[-_])?\d+",
     re.IGNORECASE,
 )
 
 
 def format_suffix(name: str) -> str:
-    """The suffix that says how a file of rows is read, such as .jsonl; empty for other files."""
+    """The suffix that decides how a file of rows is read, such as .jsonl; empty for others."""
     lowered = name.lower()
-    if not lowered.endswith(SUFFIXES):
+    if not lowered.endswith(_SUFFIXES):
         return ""
-    for compression in COMPRESSIONS:
+    for compression in _COMPRESSIONS:
         lowered = lowered.removesuffix(compression)
     suffix = PurePosixPath(lowered).suffix
     return _ALIASES.get(suffix, suffix)
@@ -65,8 +48,8 @@ def format_suffix(name: str) -> str:
 def find_row_files(paths: Iterable[str], with_documents: bool) -> list[str]:
     """The files that hold rows, and those that hold rows in a form that is not read.
 
-    Left out are metadata of datasets, lost+found, and without `with_documents` a README.txt and its
-    like.
+    Left out are metadata of datasets, lost+found, and without `with_documents` README.txt and
+    similar texts.
     """
     paths = list(paths)
     arrow_folders = {_folder(path) for path in paths if path.lower().endswith(".arrow")}
@@ -82,12 +65,9 @@ def find_row_files(paths: Iterable[str], with_documents: bool) -> list[str]:
 
 
 def is_unreadable(path: str) -> bool:
-    """Whether a file seems to hold rows in a form that is not read, such as .csv.bz2 or .xlsx, or
-    a part without a suffix in a folder a.jsonl."""
-    *folders, name = path.split("/")
-    if format_suffix(name) or _SIDECARS.fullmatch(name):
-        return False
-    return bool(_UNREADABLE.fullmatch(name)) or any(map(format_suffix, folders))
+    """Whether a file seems to hold rows in a form that is not read, such as .csv.bz2 or .xlsx."""
+    name = _name(path)
+    return not format_suffix(name) and bool(_UNREADABLE.fullmatch(name))
 
 
 def _folder(path: str) -> str:

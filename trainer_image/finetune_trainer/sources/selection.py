@@ -20,7 +20,7 @@ _LISTED = 5
 
 @dataclass(frozen=True)
 class Selection:
-    """What a job says about the files of one source."""
+    """How a job selects the files of one source."""
 
     spec_field: str = "dataset.train[0]"
     files: str | None = None
@@ -54,13 +54,15 @@ def select_files(
 ) -> list[str]:
     """The paths that the job reads, sorted; `paths` are relative to the folder of the address.
 
-    Raises UserError NoMatchingFiles or ConfigNotChosen, naming what there is.
+    Raises UserError NoMatchingFiles or ConfigNotChosen with the files, splits or configurations.
     """
     if selection.files is not None:
         try:
             matched = match_pattern(paths, selection.files)
         except ValueError:
-            raise _no_match(f"{selection.files!r} is no pattern", paths, selection) from None
+            raise _no_match(
+                f"{selection.files!r} has ** as a part of a name", paths, selection
+            ) from None
         if not matched:
             raise _no_match(f"No data file of {uri} matches {selection.files!r}", paths, selection)
         if selection.split is None:
@@ -127,18 +129,18 @@ def _choose_split(splits: Splits, selection: Selection, uri: str) -> list[str]:
     if splits.unclear:
         raise UserError(
             "NoMatchingFiles",
-            f"It is not clear to which splits the files of {uri} belong; some have the word of one "
-            f"in their names: {_list_some(splits.unclear)}.",
-            f"Set {field}.files to a pattern for the files that you mean, or set the words off, as "
-            f"in rows-test.jsonl, so that {field}.split can choose.",
+            f"It is not clear to which splits the files of {uri} belong: some names contain the "
+            f"word of a split: {_list_some(splits.unclear)}.",
+            f"Set {field}.files to a pattern for the files to read, such as '*' for all in the "
+            f"folder, or name the files as in rows-test.jsonl, so that {field}.split can choose.",
             file=splits.unclear[0],
         )
     for path, found in splits.ambiguous.items():
         if wanted in found:
             raise UserError(
                 "NoMatchingFiles",
-                f"{path} of {uri} is of the splits {' and '.join(found)} by its name.",
-                f"Rename it, or set {field}.files to a pattern for the files that you mean.",
+                f"The path {path} of {uri} has the words of the splits {' and '.join(found)}.",
+                f"Rename it, or set {field}.files to a pattern for the files to read.",
                 file=path,
             )
     if chosen := sorted(splits.files.get(wanted, ())):
@@ -168,7 +170,7 @@ def _declared_missing(
 def _no_match(message: str, paths: Collection[str], selection: Selection) -> UserError:
     return UserError(
         "NoMatchingFiles",
-        f"{message}; its files are: {_list_some(sorted(paths))}.",
+        f"{message}; the files are: {_list_some(sorted(paths))}.",
         f"Correct {selection.spec_field}.files: * matches within one folder, **/ in all folders.",
     )
 

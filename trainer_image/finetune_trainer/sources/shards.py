@@ -1,4 +1,4 @@
-"""Checks that each shard `NAME-00000-of-00003` of a data set is there, and there once."""
+"""Checks that a data set has each of its shards `NAME-00000-of-00003` once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_shards(
         if other != shard[0]:
             raise UserError(
                 "NoMatchingFiles",
-                f"{uri} has {other} and {shard[0]}, which are one shard in two versions.",
+                f"{uri} has {other} and {shard[0]}, which are two versions of one shard.",
                 f"Remove one version, or set {field}.files to a pattern for the other.",
                 file=shard[0],
             )
@@ -44,8 +44,7 @@ def check_shards(
             raise UserError(
                 "NoMatchingFiles",
                 f"{uri} has {shard[0]}, and lacks {missing}.",
-                f"Upload what is missing, or set {field}.files to a pattern for the files that you "
-                "mean.",
+                f"Upload what is missing, or set {field}.files to a pattern for the files to read.",
                 file=shard[0],
             )
 
@@ -71,7 +70,8 @@ def _set_of(shard: re.Match[str]) -> tuple[str, str]:
 
 
 def _name(number: int, shard: re.Match[str], found: Collection[re.Match[str]]) -> str:
-    """The name of another shard of the set, without the end if a digest is part of it."""
+    """The name of another shard of the set, without its end where that differs between shards, as
+    a digest does."""
     is_known = "-" not in shard["tail"] and len({each["tail"] for each in found}) == 1
     tail = shard["tail"] if is_known else ""
     return f"{shard['stem']}{number:0{len(shard['number'])}}{shard['of']}{tail}"
