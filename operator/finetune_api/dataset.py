@@ -20,8 +20,6 @@ from finetune_api.model import REVISION_RULE, Revision, Uri
 Format = Literal["chat", "instruction", "completion", "preference", "unpaired", "prompt"]
 LongRows = Literal["Fail", "Truncate", "Skip", "Split"]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=128)]
-
-
 Pattern = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 SplitName = Annotated[
     str,
@@ -31,7 +29,7 @@ SplitName = Annotated[
 Sha256 = Annotated[
     str,
     StringConstraints(pattern=r"^(sha256:)?[0-9a-f]{64}$", max_length=71),
-    PatternMessage("must be 64 hex digits in lower case, with or without sha256: before them"),
+    PatternMessage("must be 64 hex digits in lower case, with or without the prefix sha256:"),
 ]
 ONE_FILE_RULE = cel(
     "!self.uri.startsWith('https://') || !(has(self.files) || has(self.split) || has(self.config))",
@@ -50,9 +48,10 @@ class DataSource(SpecModel):
     model_config = validation_config(REVISION_RULE, ONE_FILE_RULE, CONFIG_RULE)
 
     uri: Uri
-    """hf://datasets/org/name/file, s3://, gs://, https:// or pvc:// path of a .jsonl, .json, .csv,
-    .tsv, .txt (each also compressed, .gz or .zst), .parquet or .arrow file, or of a folder of such
-    files. In a name a blank may also be written %20; https:// addresses need %23 for #."""
+    """hf://datasets/org/name/file, s3://, gs://, https:// or pvc:// path of a .jsonl (or .ndjson,
+    .jsonlines), .json, .csv, .tsv, .txt, .parquet (or .parq, .pq) or .arrow file, or of a folder of
+    such files. The text formats may be compressed: .gz, .gzip, .zst or .zstd after the suffix. A
+    space in a name may also be written %20; https:// addresses need %23 for #."""
     revision: Revision | None = None
     """Branch, tag or commit of an hf:// data set; absent means main. status.data.sources has the
     commit."""
@@ -60,9 +59,9 @@ class DataSource(SpecModel):
     """Pattern that selects files of the folder, such as train-*.parquet or 2024/**/*.jsonl: * and ?
     match within one folder, ** in all folders below. Without it split and config decide."""
     split: SplitName | None = None
-    """Split of the folder whose files are read, as the data set's README.md declares it or names of
-    files and folders tell it; absent means train, and validation in dataset.validation. A folder
-    whose names tell no split is read as a whole."""
+    """Split of the folder whose files are read, as the data set's README.md or the names of folders
+    and files define it; absent means train, and validation in dataset.validation. Without such
+    names all files are read."""
     config: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
     """Configuration that the data set's README.md declares; absent means its default."""
     sha256: Sha256 | None = None

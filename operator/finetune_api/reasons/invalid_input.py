@@ -255,9 +255,9 @@ INPUT = Group(
         Reason(
             "NoMatchingFiles",
             "prepare",
-            "A data source has no files of the split or of the pattern in `files`, or it is not "
-            "clear which.",
-            "Set `split` or `files` of the source to what the message lists.",
+            "A data source has no files of the split or of the pattern in `files`, lacks a shard, "
+            "or has names from which its splits are not clear.",
+            "Set `split` or `files` of the source as the message describes.",
         ),
         Reason(
             "NoRewardHead",
@@ -300,9 +300,9 @@ INPUT = Group(
         Reason(
             "NotRows",
             "prepare",
-            "A data file holds something else than its name says: a pointer of Git LFS, a web "
-            "page, an archive.",
-            "Upload the file of rows itself; the message says how.",
+            "The content of a data file does not fit its name: it is a pointer of Git LFS, a web "
+            "page or an archive.",
+            "Upload the file of rows itself, as the message describes.",
         ),
         Reason(
             "NotUTF8",
