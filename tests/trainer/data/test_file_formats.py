@@ -149,6 +149,9 @@ def test_a_json_file_holds_a_list_an_object_with_rows_one_row_or_lines(tmp_path:
     assert read(tmp_path, "a.json", json.dumps(row)) == [(1, row)]
     tools = {"question": "q", "answer": "a", "tools": [{"name": "t"}]}
     assert read(tmp_path, "a.json", "\n" + json.dumps(tools, indent=1)) == [(2, tools)]
+    assert read(tmp_path, "a.json", json.dumps({**ROWS[0], "tags": []})) == [
+        (1, {**ROWS[0], "tags": []})
+    ]
     assert read(tmp_path, "a.json", json_lines(*ROWS)) == list(enumerate(ROWS, 1))
     nested = json.dumps({"version": 2, "license": "mit", "data": ROWS[:2], "end": []}, indent=1)
     assert read(tmp_path, "a.json", nested) == [(5, ROWS[0]), (9, ROWS[1])]
@@ -166,6 +169,8 @@ def test_a_json_file_holds_a_list_an_object_with_rows_one_row_or_lines(tmp_path:
         ('{"text": "Be kind.", "data": [{"a": 1}]}', "BrokenRow", 1, "'text'"),
         ('{"data": [{"a": 1}], "more": ["b"], "next": "2"}', "BrokenRow", 1, "'more', 'next'"),
         ('{"test": [{"a": 1}], "train": []}', "BrokenRow", 1, "'test'"),
+        ('{"testData": [{"a": 1}]}', "BrokenRow", 1, "'testData'"),
+        ('{"holdout": [{"a": 1}]}', "BrokenRow", 1, "'holdout'"),
         ('{\n "data": []\n}', "BrokenRow", 1, "no rows"),
         ('{\n "data": [\n  {"a": 1},\n  "b"\n ]\n}', "WrongType", 4, "a text"),
         ('{\n "data": [\n  {"a": 1},\n  {"a" 2}\n ]\n}', "BrokenRow", 4, "column 8"),
@@ -209,6 +214,8 @@ def test_one_json_value_in_a_file_of_json_lines_is_refused(
         ("a.jsonl", '{"prompt": "é"}\n'.encode("utf-16"), 1, "UTF-16"),
         ("a.jsonl", '{"prompt": "a"}\n'.encode("utf-16-le"), 1, "byte 2"),
         ("a.csv", "prompt,completion\ntea,thé\n".encode("latin-1"), 2, "byte 7"),
+        ("a.csv", b'prompt,completion\n"tea\n\xff,c\n', 3, "byte 1"),
+        ("a.csv", b'prompt,completion\n"\xff\n\xff",c\n', 2, "byte 2"),
         ("a.tsv", "prompt\tcompletion\ntea\tthé\n".encode("utf-16-be"), 1, "byte 1"),
         ("a.json", '[\n{"prompt": "é"}]'.encode("latin-1"), 2, "byte 13"),
         ("a.json", '{"prompt": "a"}\n'.encode("utf-16-le"), 1, "byte 2"),

@@ -13,7 +13,12 @@ from finetune_api.failure import Failure
 from finetune_trainer.data.read_records import read_samples
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources import Address, open_source
-from finetune_trainer.sources.dataset_files import DataFile, describe_source, fetch_data_files
+from finetune_trainer.sources.dataset_files import (
+    DataFile,
+    check_digest,
+    describe_source,
+    fetch_data_files,
+)
 from finetune_trainer.sources.selection import Selection
 
 from tests.trainer.rows import job
@@ -140,6 +145,7 @@ def test_text_files_next_to_other_formats_need_a_pattern(root: Path) -> None:
     failure = refusal(root)
     assert (failure.reason, failure.file) == ("UnsupportedFormat", "novel.txt")
     assert chosen(root, files="*.jsonl") == ["a.jsonl"]
+    assert chosen(root, files="*") == ["README.txt", "a.jsonl", "novel.txt"]
 
 
 def test_rows_in_a_format_that_is_not_read_are_refused(root: Path) -> None:
@@ -154,6 +160,15 @@ def test_files_that_are_left_out_are_counted(root: Path) -> None:
     source = open_source(Address("dataset", SET), root.parents[1])
     facts = describe_source(source, fetch(root))
     assert (facts.uri, facts.files, facts.files_left_out) == (SET, 1, 2)
+    assert facts.bytes == len(ROWS)
+
+
+def test_a_pinned_digest_may_have_a_prefix(root: Path) -> None:
+    write(root, "a.jsonl")
+    source = open_source(Address("dataset", SET), root.parents[1])
+    files = fetch(root)
+    for pinned in (f"sha256:{files[0].sha256}", files[0].sha256, None):
+        check_digest(source, files, pinned)
 
 
 def save_to_disk(folder: Path, **state: Any) -> None:

@@ -232,7 +232,7 @@ def test_a_card_without_configurations_declares_none() -> None:
         ("jsonl", ""),
     ],
 )
-def test_the_suffix_says_how_a_file_is_read(name: str, suffix: str) -> None:
+def test_the_suffix_decides_how_a_file_is_read(name: str, suffix: str) -> None:
     assert format_suffix(name) == suffix
     assert not is_unreadable(name)
 

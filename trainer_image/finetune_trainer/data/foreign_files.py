@@ -47,7 +47,7 @@ def describe_foreign_content(head: bytes, suffix: str) -> tuple[str, str] | None
         return "compressed twice", "Compress it once, or not at all."
     own_magic = {".parquet": b"PAR1", ".arrow": b"ARROW1"}.get(suffix)
     for magic, what, remedy in _MAGIC:
-        if head.startswith(magic) and magic != own_magic and not _is_text(magic, head):
+        if head.startswith(magic) and magic != own_magic:
             return what, remedy
     if head[_TAR_OFFSET : _TAR_OFFSET + 5] == b"ustar":
         return "a tar archive", "Unpack it, and upload the files of rows."
@@ -63,8 +63,3 @@ def describe_foreign_content(head: bytes, suffix: str) -> tuple[str, str] | None
     if _XML.match(head):
         return "an XML document", "Write its rows as JSON Lines or .csv."
     return None
-
-
-def _is_text(magic: bytes, head: bytes) -> bool:
-    """Whether a magic number of letters begins a text, such as the header of a .csv, instead."""
-    return magic.isalnum() and b"\x00" not in head and head[:64].isascii()

@@ -15,7 +15,7 @@ from finetune_trainer.data.row_errors import RowError
 from finetune_trainer.data.text_formats import JSON, NumberedRow, json_error
 from finetune_trainer.data.text_lines import BOM, decode
 from finetune_trainer.data.turns import is_empty
-from finetune_trainer.sources.splits import TRAIN, splits_of_name
+from finetune_trainer.sources.splits import TRAIN, inner_words, splits_of_name
 
 _REMEDY = "Write one JSON list of objects, or one object per line in a .jsonl file."
 _IS_ONE_ROW = "If the object is one row, write it on one line of a .jsonl file."
@@ -28,7 +28,7 @@ _METADATA = {"citation", "dataset_name", "description", "homepage", "license", "
 def parse_json_document(raw: bytes, split: str = TRAIN) -> Iterator[NumberedRow]:
     """The rows of one JSON value, each with the line in which it begins.
 
-    Where `split` is train, rows below a key with the word of another split are an error.
+    Where `split` is train, rows below a key that contains the word of another split are an error.
     """
     raw = raw.removeprefix(BOM)
     text = decode(raw)
@@ -88,8 +88,7 @@ def _find_nested_rows(value: Any, split: str) -> str | RowError | None:
 
 def _check_nested_rows(value: dict[str, Any], rows: str, split: str) -> RowError | None:
     """The error where the rows are of another split, or where other keys would be lost."""
-    splits = splits_of_name(rows)
-    if TRAIN in splits_of_name(split) and splits and splits != (TRAIN,):
+    if TRAIN in splits_of_name(split) and inner_words(rows) - {TRAIN}:
         return RowError(
             "BrokenRow",
             f"the rows of the file are below {rows!r}, but the source is read for {split}",

@@ -112,7 +112,7 @@ def _dangling_link(path: Path, address: Address) -> UserError:
     return UserError(
         "BrokenFile",
         f"{path.name} of {address.public_uri} is a link to a missing file.",
-        "Replace the link by the file; `git annex get` or `dvc pull` fetches a file of theirs.",
+        "Replace the link with the file; run `git annex get` or `dvc pull` if one of them made it.",
         file=path.name,
     )
 

@@ -131,8 +131,8 @@ def _choose_split(splits: Splits, selection: Selection, uri: str) -> list[str]:
             "NoMatchingFiles",
             f"It is not clear to which splits the files of {uri} belong: some names contain the "
             f"word of a split: {_list_some(splits.unclear)}.",
-            f"Set {field}.files to a pattern for the files to read, such as '*' for all in the "
-            f"folder, or name the files as in rows-test.jsonl, so that {field}.split can choose.",
+            f"Set {field}.files to a pattern for the files to read, such as '**/*.jsonl', or name "
+            f"the files as in rows-test.jsonl, so that {field}.split can choose.",
             file=splits.unclear[0],
         )
     for path, found in splits.ambiguous.items():

@@ -62,9 +62,14 @@ def splits_of_name(name: str) -> tuple[str, ...]:
     return tuple(split for split, words in _SPLITS.items() if words.search(name))
 
 
+def inner_words(name: str) -> frozenset[str]:
+    """The words of splits that a name contains, also inside other words."""
+    return frozenset(_INNER_WORD.findall(name.lower()))
+
+
 def _find_unclear(paths: Sequence[str]) -> tuple[str, ...]:
     """The paths that contain the word of a split, unless all contain the same words."""
-    contained = {path: frozenset(_INNER_WORD.findall(path.lower())) for path in paths}
+    contained = {path: inner_words(path) for path in paths}
     if len(set(contained.values())) < 2:
         return ()
     return tuple(path for path, words in contained.items() if words)
