@@ -93,8 +93,9 @@ INPUT = Group(
         Reason(
             "BrokenFile",
             "prepare",
-            "A data file cannot be read.",
-            "Upload the file again.",
+            "A data file cannot be read, is a link to a missing file, or the README.md or the "
+            "state.json that declares the files is malformed.",
+            "Upload the file again, or correct it as the message describes.",
         ),
         Reason(
             "BrokenRow",
@@ -307,8 +308,8 @@ INPUT = Group(
         Reason(
             "NotUTF8",
             "prepare",
-            "A file or a text is not UTF-8.",
-            "Save it as UTF-8.",
+            "A file, its name or a text is not UTF-8.",
+            "Save the file as UTF-8, or rename it.",
         ),
         Reason(
             "OutOfMemory",
@@ -418,9 +419,10 @@ INPUT = Group(
         Reason(
             "UnsupportedFormat",
             "prepare",
-            "A data source is not, and does not contain, a file of rows.",
+            "A data source has no file of rows, has files in a format that is not read, or mixes "
+            "text files with files of other formats.",
             "Use .jsonl, .json, .csv, .tsv or .txt, each also with .gz or .zst, or .parquet or "
-            ".arrow.",
+            ".arrow; set `files` of the source to leave other files out.",
         ),
         Reason(
             "UnsupportedModel",
