@@ -83,8 +83,8 @@ def test_s3_revision_changes_with_the_content(s3: S3Server) -> None:
     assert len(seen) == 2
 
 
-@pytest.mark.parametrize("name", ["My Data/50%off a+b&c.jsonl", "c#/töne?[1].jsonl"])
-def test_s3_names_may_have_any_character(s3: S3Server, tmp_path: Path, name: str) -> None:
+def test_s3_names_may_have_any_character(s3: S3Server, tmp_path: Path) -> None:
+    name = "My Data c#/50%off töne?[1] a+b&c.jsonl"
     client = s3fs.S3FileSystem(
         key=s3.access_key, secret=s3.secret_key, endpoint_url=s3.url, skip_instance_cache=True
     )
