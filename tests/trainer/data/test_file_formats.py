@@ -255,6 +255,10 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n"
         ("a.jsonl", b"\x80\x04\x95\x10\0\0\0", "pickle"),
         ("a.jsonl", b"PAR1" + bytes(30), "Parquet"),
         ("a.json", b"BZh91AY&SY\xd0\xff\x01", "bzip2"),
+        ("a.csv", b"PK\x05\x06" + bytes(18), "empty zip archive"),
+        ("a.txt", b"ORC" + bytes(30), "ORC"),
+        ("a.jsonl", b"Obj\x01\x04\x16avro.schema", "Avro"),
+        ("a.jsonl", b"\x93NUMPY\x01\x00", "NumPy"),
         ("a.arrow", b"\x1f\x8b\x08\0\0", "a compressed file"),
     ],
 )
@@ -265,6 +269,10 @@ def test_the_error_names_what_a_file_holds_instead_of_rows(
     assert refusal.reason == "NotRows"
     assert words in refusal.message
     assert words != "Git LFS" or "git lfs pull" in str(refusal.remedy)
+
+
+def test_a_text_that_begins_like_a_binary_file_is_read(tmp_path: Path) -> None:
+    assert read(tmp_path, "a.csv", "ORC,BZh\n1,2\n") == [(2, {"ORC": "1", "BZh": "2"})]
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])

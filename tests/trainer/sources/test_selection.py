@@ -239,13 +239,14 @@ def test_the_suffix_decides_how_a_file_is_read(name: str, suffix: str) -> None:
 
 UNREADABLE = """
     a.parquet.gz a.pq.zstd a.jsonl.bz2 a.csv.xz a.xlsx a.XLSM a.zip a.tar a.tar.gz a.tgz a.7z a.rar
-    a.gz part-00000.zst a.pkl a.pickle a.tfrecord a.tfrecords a.sqlite a.sqlite3 a.h5 a.npz
-    a.jsonl.part a.jsonl.crdownload a.json.1 a.jsonl-00000-of-00002 b.partial part-00000 d/000000_0
-    part-r-00003 train-00000-of-00002 part-00000-1a2b-c000 a.jsonl/part-0
+    a.gz part-00000.zst a.pkl a.pickle a.tfrecord a.tfrecords a.sqlite a.sqlite3 a.db a.h5 a.npz
+    a.jsonl.part a.jsonl.crdownload a.csv.old a.json.1 a.jsonl~ b.partial part-00000 d/000000_0
+    part-r-00003 train-00000-of-00002 part-00000-1a2b-c000 a.jsonl/part-0 a.csv/rows d.PARQUET/x
+    a.jsonl.gz/part-0.dat a.jsonl-00000-of-00002
 """
 NO_ROWS = """
-    README LICENSE Makefile notes.md load.py train.sh image.png a.jsonl.sha256 a.jsonl.dvc a.csv.old
-    a.jsonl~ a.csv.license a.jsonl/_SUCCESS a.jsonl/.part-0.crc part.md dataset.yaml SHA256SUMS
+    README LICENSE Makefile notes.md load.py train.sh image.png a.jsonl.sha256 a.jsonl.dvc
+    a.csv.license a.jsonl/_SUCCESS a.jsonl/.part-0.crc part.md dataset.yaml Thumbs.db SHA256SUMS
 """
 
 

@@ -14,14 +14,25 @@ GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 BINARY_SUFFIXES = (".parquet", ".arrow")
 
+_UNPACK = "Unpack it, and upload the files of rows."
+_COMPRESS = "Compress it as .gz or .zst, or not at all."
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"PK\x03\x04", "a zip archive or an Excel workbook", "Unpack it, or save the sheet as .csv."),
+    (b"PK\x05\x06", "an empty zip archive", "Upload the file of rows."),
     (b"\xd0\xcf\x11\xe0", "an Excel workbook", "Save the sheet as .csv."),
-    (b"BZh", "compressed with bzip2", "Compress it as .gz or .zst, or not at all."),
-    (b"\xfd7zXZ\x00", "compressed with xz", "Compress it as .gz or .zst, or not at all."),
+    (b"BZh", "compressed with bzip2", _COMPRESS),
+    (b"\xfd7zXZ\x00", "compressed with xz", _COMPRESS),
+    (b"\x04\x22\x4d\x18", "compressed with lz4", _COMPRESS),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    (b"Rar!", "a RAR archive", _UNPACK),
     (b"PAR1", "a Parquet file", "Name it .parquet."),
     (b"ARROW1", "an Arrow file", "Name it .arrow."),
+    (b"FEA1", "a Feather file of version 1", "Write it as Parquet."),
+    (b"ORC", "an ORC file", "Write it as Parquet."),
+    (b"Obj\x01", "an Avro file", "Write it as Parquet."),
     (b"SQLite format 3\x00", "a SQLite database", "Export its table as .csv or Parquet."),
+    (b"\x89HDF\r\n", "an HDF5 file", "Write it as Parquet."),
+    (b"\x93NUMPY", "a NumPy array", "Write its rows as JSON Lines or Parquet."),
     (b"%PDF-", "a PDF document", "Extract its text, and write it as rows."),
 )
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -47,10 +58,10 @@ def describe_foreign_content(head: bytes, suffix: str) -> tuple[str, str] | None
         return "compressed twice", "Compress it once, or not at all."
     own_magic = {".parquet": b"PAR1", ".arrow": b"ARROW1"}.get(suffix)
     for magic, what, remedy in _MAGIC:
-        if head.startswith(magic) and magic != own_magic:
+        if head.startswith(magic) and magic != own_magic and not _is_text(magic, head):
             return what, remedy
     if head[_TAR_OFFSET : _TAR_OFFSET + 5] == b"ustar":
-        return "a tar archive", "Unpack it, and upload the files of rows."
+        return "a tar archive", _UNPACK
     if _PICKLE.match(head):
         return "a pickle, which can run code and is not read", "Write the rows as JSON Lines."
     if suffix == ".txt":  # which may hold any text
@@ -63,3 +74,8 @@ def describe_foreign_content(head: bytes, suffix: str) -> tuple[str, str] | None
     if _XML.match(head):
         return "an XML document", "Write its rows as JSON Lines or .csv."
     return None
+
+
+def _is_text(magic: bytes, head: bytes) -> bool:
+    """Whether the letters of `magic` are the beginning of a text, such as the header of a .csv."""
+    return magic.isalnum() and b"\x00" not in head and head[:64].isascii()

@@ -20,16 +20,24 @@ _SUFFIXES = (
 SUFFIX_REMEDY = (
     "Use .jsonl, .json, .csv, .tsv or .txt, each also with .gz or .zst, or .parquet or .arrow."
 )
-_METADATA = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json"}
+_METADATA = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "Thumbs.db"}
 _ARROW_METADATA = re.compile(r"state\.json|cache-.*\.arrow")
 """What datasets writes next to the .arrow files of `save_to_disk`, other than rows."""
 _DOCUMENT = re.compile(r"(?:readme|licen[cs]e|notice|requirements)\.txt", re.IGNORECASE)
+_SIDECARS = re.compile(
+    r".*\.(?:md|rst|license|dvc|sha(?:1|256|512)|md5|crc|sig|asc|idx|lock|metadata|py|sh|ya?ml|toml)",
+    re.IGNORECASE,
+)
+"""Files that describe other files, such as a.jsonl.sha256."""
 _UNREADABLE = re.compile(
-    r".*\.(?:gz|gzip|zst|zstd|bz2|xz|lz4|snappy|zip|tar|tgz|7z|rar"
-    r"|xlsx?|xlsm|ods|feather|orc|avro|pkl|pickle|npy|npz|h5|hdf5|tfrecords?|sqlite3?"
-    r"|part|partial|crdownload|incomplete|tmp)"
-    # Numbered parts, such as rows.jsonl-00000-of-00002, and part-00000 and 000000_0 of Spark.
-    r"|.*\.(?:jsonl|json|csv|tsv|txt|parquet|arrow)[-.]\d.*|part-[^.]*|(?:[^.]*[-_])?\d+",
+    r".*\.(?:gz|gzip|zst|zstd|bz2|xz|lzma|lz4|lzo|br|snappy|zip|tar|tgz|tbz2?|txz|7z|rar"
+    r"|xls|xls[xmb]|ods|numbers|feather|orc|avro|pkl|pickle|npy|npz|h5|hdf5|mds|tfrecords?"
+    r"|sqlite3?|db3?|duckdb|mdb|accdb|lance|msgpack|rds|rdata|sav|dta|sas7bdat|json5|xml"
+    r"|part|partial|filepart|crdownload|download|incomplete|tmp)"
+    # Copies and parts of a file of rows, such as a.csv.old and rows.jsonl-00000-of-00002.
+    r"|.*\.(?:jsonl|ndjson|jsonlines|json|csv|tsv|txt|parquet|parq|pq|arrow)(?:~|[-.].*)"
+    # Parts that Spark or Hadoop wrote, such as part-00000 and 000000_0.
+    r"|part-[^.]*|(?:[^.]*[-_])?\d+",
     re.IGNORECASE,
 )
 
@@ -65,9 +73,12 @@ def find_row_files(paths: Iterable[str], with_documents: bool) -> list[str]:
 
 
 def is_unreadable(path: str) -> bool:
-    """Whether a file seems to hold rows in a form that is not read, such as .csv.bz2 or .xlsx."""
-    name = _name(path)
-    return not format_suffix(name) and bool(_UNREADABLE.fullmatch(name))
+    """Whether a file seems to hold rows in a form that is not read, such as .csv.bz2 or .xlsx, or
+    a part without a suffix in a folder a.jsonl."""
+    *folders, name = path.split("/")
+    if format_suffix(name) or _SIDECARS.fullmatch(name):
+        return False
+    return bool(_UNREADABLE.fullmatch(name)) or any(map(format_suffix, folders))
 
 
 def _folder(path: str) -> str:
