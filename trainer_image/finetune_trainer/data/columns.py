@@ -4,7 +4,7 @@ A format is a set of columns. The objective decides which formats are possible, 
 them whose columns are present is taken, unless the job names one. The job's `columns` and the first
 record of a source settle the required columns for every record of that source; optional ones are
 looked for in each record. A column that means something here, and that the format cannot use, is
-refused; `unused_columns` names the others.
+refused; `ColumnMapping.find_unused` returns the others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from finetune_api.dataset import Format
 from finetune_api.finetunejob import Columns, Objective
 
 from finetune_trainer.data.row_errors import RowError
-from finetune_trainer.data.turns import MEDIA, REASONING_KEYS, is_empty
+from finetune_trainer.data.tool_calls import is_empty
+from finetune_trainer.data.turns import MEDIA, REASONING_KEYS
 
 MESSAGES = ("messages", "conversations")
 PROMPT = ("prompt", "instruction", "question")
@@ -42,7 +43,7 @@ USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
 }
 """Names of columns where the job gives none, in the order in which they are tried."""
 ALPACA_PROMPT = "instruction"
-"""The prompt column beside which an input is the second half of the prompt."""
+"""The prompt column that an input continues."""
 
 FORMATS: Mapping[Objective, tuple[Format, ...]] = {
     objective: formats
@@ -81,7 +82,7 @@ _WEIGHTS = (
     *("train", "loss", "loss_mask"),
 )
 _FREE_CHOICE = "reference"
-"""The role whose other names may hold something else: a solution beside the answer."""
+"""The role whose other names may hold something else, such as a solution next to the answer."""
 _REFUSED = {
     **dict.fromkeys(MEDIA, "holds images, video or audio, which cannot be used"),
     "chat_template_kwargs": "would change the chat template for one row, which cannot be used; "
@@ -97,8 +98,8 @@ class ColumnMapping:
     names: Mapping[str, tuple[str, ...]]
     """By role; one name for a required column, several for an optional one."""
     settled: frozenset[str] = frozenset()
-    """Roles whose column the first record settled, not the job: of another usual name only equal
-    values may be in it."""
+    """Required roles whose column the first record settled, and not the job: a column of another
+    usual name is refused, unless it holds the same."""
 
     @cached_property
     def used(self) -> frozenset[str]:
@@ -106,8 +107,8 @@ class ColumnMapping:
         return frozenset(name for names in self.names.values() for name in names)
 
     def find(self, values: Mapping[str, Any], role: str) -> tuple[str, Any]:
-        """Name and value of a column, of the first that holds something if one does; an empty name
-        and None where the format has no such column. RowError where two hold different things."""
+        """Name and value of a column, the first one that is not empty; an empty name and None where
+        the format has no such column. RowError where two columns of the role differ."""
         names = self.names.get(role, ())
         present = [name for name in names if values.get(name) is not None]
         if not present:
@@ -136,50 +137,34 @@ class ColumnMapping:
         """Whether records of the format can have this column."""
         return role in self.names
 
-    def check_used(self, values: Mapping[str, Any]) -> None:
-        """RowError where a column that means something cannot be used."""
-        for name in values.keys() - self.used:
-            if not is_empty(values[name]):
-                self._check_unused(str(name), values)
+    def find_unused(self, values: Mapping[str, Any]) -> set[str]:
+        """The columns of a record that are not empty and that the format does not use; RowError
+        where one of them means something."""
+        unused = {str(name) for name in values.keys() - self.used if not is_empty(values[name])}
+        for name in unused:
+            self._check_unused(name, values)
+        if self.has(_FREE_CHOICE):
+            others = {*self.names[_FREE_CHOICE]} - {self.find(values, _FREE_CHOICE)[0]}
+            unused |= {name for name in others if not is_empty(values.get(name))}
+        return unused
 
     def _check_unused(self, name: str, values: Mapping[str, Any]) -> None:
-        value = values[name]
-        remedy = "Name it in dataset.ignoreColumns to train without it."
-        if name in _REFUSED:
-            raise RowError("UnusableColumn", f"the column {name!r} {_REFUSED[name]}", remedy)
         for role in self.settled:
-            if name in USUAL_NAMES[role] and value != values.get(self.names[role][0]):
+            if name in USUAL_NAMES[role] and values[name] != values.get(self.names[role][0]):
                 raise _two_columns(self.names[role][0], name, role)
-        for role in _MEANINGFUL[self.format]:
-            if name in USUAL_NAMES[role]:
-                if role in OPTIONAL[self.format]:
-                    remedy = f"Name it in dataset.columns.{role}, or in dataset.ignoreColumns."
-                raise RowError(
-                    "UnusableColumn",
-                    f"the column {name!r} is not used in rows of the format {self.format}",
-                    remedy,
-                )
-        if name in _WEIGHTS and str(value).strip().lower() not in ("1", "1.0", "true"):
-            raise RowError(
-                "UnusableColumn", f"the column {name!r} weights rows, which cannot be used", remedy
-            )
-        is_flag = isinstance(value, bool) or str(value).strip().lower() in ("true", "false")
-        if name in USUAL_NAMES["label"] and is_flag:
-            raise RowError(
-                "UnusableColumn",
-                f"the column {name!r} says which answers are desirable, which objective KTO learns "
-                "from",
-                f"Use the objective KTO, or remove undesirable rows. {remedy}",
-            )
-
-
-def unused_columns(values: Mapping[str, Any], mapping: ColumnMapping) -> set[str]:
-    """The columns of a record that hold something and that the format does not use."""
-    reference, _ = mapping.find(values, _FREE_CHOICE)
-    names = (values.keys() - mapping.used) | (
-        {*mapping.names.get(_FREE_CHOICE, ())} & values.keys() - {reference}
-    )
-    return {str(name) for name in names if not is_empty(values[name])}
+        why, remedy = _REFUSED.get(name), "Name it in dataset.ignoreColumns to train without it."
+        text = str(values[name])[:10].strip().lower()
+        if role := next((r for r in _MEANINGFUL[self.format] if name in USUAL_NAMES[r]), ""):
+            why = f"is not used in rows of the format {self.format}"
+            if role in OPTIONAL[self.format]:
+                remedy = f"Name it in dataset.columns.{role}, or in dataset.ignoreColumns."
+        elif name in _WEIGHTS and text not in ("1", "1.0", "true"):
+            why = "weights rows, which cannot be used"
+        elif name in USUAL_NAMES["label"] and text in ("true", "false"):
+            why = "marks answers as desirable or not, which only the objective KTO learns from"
+            remedy = f"Use the objective KTO, or remove undesirable rows. {remedy}"
+        if why:
+            raise RowError("UnusableColumn", f"the column {name!r} {why}", remedy)
 
 
 def find_column_mapping(
@@ -196,7 +181,7 @@ def find_column_mapping(
     meant = tuple(each for each in possible if named and named <= _column_roles(each))
     for candidate in meant or possible:
         if mapping := _match_format(candidate, columns, present):
-            _check_used(named, candidate)
+            _check_roles(named, candidate)
             return mapping
     raise _missing_column(meant or possible, columns, present)
 
@@ -213,7 +198,7 @@ def check_named_columns(columns: Columns, mapping: ColumnMapping, present: Colle
             raise _missing_column((mapping.format,), columns, sorted(present))
 
 
-def _check_used(named: set[str], format_: Format) -> None:
+def _check_roles(named: set[str], format_: Format) -> None:
     if unused := sorted(named - _column_roles(format_)):
         raise RowError(
             "UnusedColumn",
@@ -270,7 +255,7 @@ def _without_shared(
 def _two_columns(name: str, other: str, role: str) -> RowError:
     return RowError(
         "UnusableColumn",
-        f"the columns {name!r} and {other!r} can both be the {role}, and hold different things",
+        f"the columns {name!r} and {other!r} can both be the {role}, and they differ",
         "Name the one to leave out in dataset.ignoreColumns.",
     )
 

@@ -14,7 +14,7 @@ from finetune_trainer.data.columns import USUAL_NAMES
 from finetune_trainer.data.row_errors import RowError
 from finetune_trainer.data.text_formats import JSON, NumberedRow, json_error
 from finetune_trainer.data.text_lines import BOM, decode
-from finetune_trainer.data.turns import is_empty
+from finetune_trainer.data.tool_calls import is_empty
 from finetune_trainer.sources.splits import TRAIN, inner_words, splits_of_name
 
 _REMEDY = "Write one JSON list of objects, or one object per line in a .jsonl file."

@@ -145,19 +145,21 @@ def with_reasoning(turn: Turn, reasoning: str | None) -> Turn:
 
 
 def _check_order(turns: Sequence[Turn]) -> None:
-    if any(turn.role == "system" for turn in turns[1:]):
+    roles = [turn.role for turn in turns]
+    if "system" in roles[1:]:
         raise RowError(
             "BadConversation",
             "a system turn is in the middle of the conversation",
             "Put the system turn first.",
         )
-    if not any(turn.role == "user" for turn in turns):
+    if "user" not in roles:
         raise RowError("BadConversation", "the assistant is asked nothing", "Add the user's turn.")
-    _check_results(turns)
+    if "tool" in roles:
+        _check_results(turns)
 
 
 def _check_results(turns: Sequence[Turn]) -> None:
-    """RowError where a tool answers what nobody called."""
+    """RowError where a turn is the result of a call that no turn before it makes."""
     open_ids: set[Any] = set()
     before = ""
     for number, turn in enumerate(turns, 1):

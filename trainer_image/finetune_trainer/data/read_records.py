@@ -19,14 +19,13 @@ from finetune_trainer.data.columns import (
     ColumnMapping,
     check_named_columns,
     find_column_mapping,
-    unused_columns,
 )
 from finetune_trainer.data.file_formats import Record, iter_records
 from finetune_trainer.data.foreign_files import BINARY_SUFFIXES
 from finetune_trainer.data.row_errors import RowError, RowErrors
 from finetune_trainer.data.samples import PromptOnlySample, Sample, make_sample
-from finetune_trainer.data.tool_calls import drop_nulls
-from finetune_trainer.data.turns import is_empty, parse_turns, unused_turn_keys
+from finetune_trainer.data.tool_calls import drop_nulls, is_empty
+from finetune_trainer.data.turns import parse_turns, unused_turn_keys
 from finetune_trainer.metrics.numbers import find_last_number
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.dataset_files import DataFile
@@ -92,12 +91,13 @@ class SourceReader:
 
     def _iter_records(self, files: list[DataFile]) -> Iterator[Record]:
         ignored = set(self.spec.dataset.ignore_columns)
+        binary = {file.name for file in files if format_suffix(file.name) in BINARY_SUFFIXES}
         for record in iter_records(files, self.errors):
             values = record.values
             if found := ignored & values.keys():
                 self.ignored |= found
                 values = {name: each for name, each in values.items() if name not in found}
-            if format_suffix(record.file) in BINARY_SUFFIXES:
+            if record.file in binary:
                 values = {name: drop_nulls(each) for name, each in values.items()}
             yield record if values is record.values else replace(record, values=values)
 
@@ -107,13 +107,14 @@ class SourceReader:
         return find_column_mapping(dataset.format, dataset.columns, present, self.spec.objective)
 
     def _make_sample(self, record: Record, mapping: ColumnMapping, source: int) -> Sample:
+        unused = mapping.find_unused(record.values)
         sample = make_sample(record, mapping, source)
         if self._reference_rewards:
             name, _ = mapping.find(record.values, "reference")
             _check_reference(sample, name, needs_number="numeric" in self._reference_rewards)
         if self.spec.grpo and self.spec.grpo.reward_model:
             _check_judgeable(sample)
-        self.ignored |= unused_columns(record.values, mapping)
+        self.ignored |= unused
         if isinstance(sample, PromptOnlySample) and mapping.has("messages"):
             self._note_unused_answer(record, mapping)
         for role in _TURN_ROLES & mapping.names.keys():

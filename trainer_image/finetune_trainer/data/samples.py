@@ -36,11 +36,15 @@ from finetune_trainer.data.messages import (
     with_reasoning,
 )
 from finetune_trainer.data.row_errors import RowError
-from finetune_trainer.data.tool_calls import parse_json_text, read_documents, read_tools
+from finetune_trainer.data.tool_calls import (
+    is_empty,
+    parse_json_text,
+    read_documents,
+    read_tools,
+)
 from finetune_trainer.data.turns import (
     Turn,
     Turns,
-    is_empty,
     looks_like_turns,
     parse_turns,
     require_nonblank,
@@ -196,9 +200,7 @@ class PromptOnlySample(ChatSample):
 
 
 def make_sample(record: Record, mapping: ColumnMapping, source: int = 0) -> Sample:
-    """The sample of a record; RowError where something is missing, or of the wrong type, or cannot
-    be used."""
-    mapping.check_used(record.values)
+    """The sample of a record; RowError where something is missing or of the wrong type."""
     sample = READERS[mapping.format](record.values, mapping)
     place: dict[str, Any] = {"file": record.file, "line": record.line, "source": source}
     if isinstance(sample, ChatSample):

@@ -23,12 +23,17 @@ _TOOL_EXAMPLE = '[{"type": "function", "function": {"name": "...", "parameters":
 
 def read_tools(value: Any, name: str) -> tuple[Json, ...]:
     """The tools of a column, a list or its JSON text; empty where the column is."""
-    value = parse_json_text(value)
-    if value in (None, "", [], {}):
-        return ()
-    entries = value if isinstance(value, list) else [value]
-    _require_encodable(entries, f"the column {name!r}")
+    entries = _read_entries(value, f"the column {name!r}")
     return tuple(_read_tool(parse_json_text(entry), name) for entry in entries)
+
+
+def _read_entries(value: Any, what: str) -> list[Any]:
+    """The entries of a list or its JSON text, or the only entry; none where the value is empty."""
+    value = parse_json_text(value)
+    if is_empty(value):
+        return []
+    to_json_text(value, what)
+    return value if isinstance(value, list) else [value]
 
 
 def _read_tool(entry: Any, name: str) -> Json:
@@ -62,12 +67,9 @@ def _read_function(function: Json) -> Json:
 
 def read_documents(value: Any, name: str) -> tuple[Json, ...]:
     """The documents of a column, objects with a text, or their JSON text; empty where it is."""
-    value = parse_json_text(value)
-    if value in (None, "", []):
-        return ()
-    if isinstance(value, list) and all(isinstance(each, dict) for each in value):
-        _require_encodable(value, f"the column {name!r}")
-        return tuple(value)
+    documents = _read_entries(value, f"the column {name!r}")
+    if all(isinstance(each, dict) for each in documents):
+        return tuple(documents)
     raise RowError(
         "WrongType",
         f"the column {name!r} is not a list of documents",
@@ -77,12 +79,7 @@ def read_documents(value: Any, name: str) -> tuple[Json, ...]:
 
 def read_calls(value: Any, number: int) -> tuple[Json, ...]:
     """The calls of turn `number`: a list of them or one, or the JSON text of either."""
-    value = parse_json_text(value)
-    if value in (None, "", [], {}):
-        return ()
-    entries = value if isinstance(value, list) else [value]
-    _require_encodable(entries, f"turn {number}")
-    return tuple(_read_call(entry, number) for entry in entries)
+    return tuple(_read_call(entry, number) for entry in _read_entries(value, f"turn {number}"))
 
 
 def _read_call(entry: Any, number: int) -> Json:
@@ -90,7 +87,7 @@ def _read_call(entry: Any, number: int) -> Json:
     if not isinstance(function, dict) or not _is_name(function.get("name")):
         raise _bad_call(number, "a call has no name")
     for key in (function.keys() | entry.keys()) - _CALL_KEYS:
-        if {**entry, **function}[key] not in (None, "", [], {}):
+        if not is_empty({**entry, **function}[key]):
             raise _bad_call(number, f"a call has {key!r}, which cannot be used")
     given = [part[key] for part in (function, entry) for key in _ARGUMENT_KEYS if part.get(key)]
     arguments = parse_json_text(given[0]) if given else {}
@@ -122,18 +119,19 @@ def parse_json_text(value: Any) -> Any:
     return value
 
 
+def is_empty(value: Any) -> bool:
+    """Whether the value of a column or a key is null or has no content."""
+    return value is None or (isinstance(value, str | list | dict) and not value)
+
+
 def drop_nulls(value: Any) -> Any:
     """The value without null entries of objects.
 
-    Columnar files give every object the keys of all of them, so a null says that the key is absent.
+    Columnar files give every object the keys of all of them, so a null is a key that is absent.
     """
     if isinstance(value, dict):
         return {key: drop_nulls(each) for key, each in value.items() if each is not None}
     return [drop_nulls(each) for each in value] if isinstance(value, list) else value
-
-
-def _require_encodable(value: Any, what: str) -> None:
-    to_json_text(value, what)
 
 
 def to_json_text(value: Any, what: str) -> str:
@@ -145,13 +143,15 @@ def to_json_text(value: Any, what: str) -> str:
         raise half_a_pair(what) from None
     except (TypeError, ValueError, RecursionError):
         raise RowError(
-            "WrongType", f"{what} holds what JSON cannot write", "Use texts, numbers and lists."
+            "WrongType",
+            f"{what} holds a value that JSON does not have, such as a date or bytes",
+            "Write it as text or as a number.",
         ) from None
     return text
 
 
 def half_a_pair(what: str) -> RowError:
-    """The error for a text with half of a surrogate pair, which cannot be tokenised."""
+    """The error for a text with one half of a surrogate pair, which cannot be tokenised."""
     return RowError(
         "BrokenRow",
         f"{what} holds half of a surrogate pair",

@@ -16,6 +16,7 @@ from finetune_trainer.data.row_errors import RowError
 from finetune_trainer.data.tool_calls import (
     Json,
     half_a_pair,
+    is_empty,
     parse_json_text,
     read_calls,
     to_json_text,
@@ -40,11 +41,11 @@ ROLES = {
 }
 """The role of each name that data sets give a turn; `-` is read as `_`."""
 _CALL_ROLES = ("function_call", "tool_call")
+_PLAIN_ROLES = [name for name in ROLES if name not in _CALL_ROLES and ROLES[name] != "tool"]
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _LEARN_KEYS = ("weight", "train", "training", "loss")
 _CALL_KEYS = ("tool_calls", "function_call")
-_PLAIN_KEYS = {*_ROLE_KEYS, *_CONTENT_KEYS}
 _USED_KEYS = {
     *_ROLE_KEYS,
     *_CONTENT_KEYS,
@@ -59,7 +60,7 @@ MEDIA = (
     *("video", "videos", "video_path", "audio", "audios", "audio_path"),
 )
 _PLACEHOLDER = "<image>"
-"""What stands for an image in the rows of models that see; at the beginning or end of a text."""
+"""The place of an image in rows of vision models, at the beginning or the end of a text."""
 _NAME_CONTENT = "Name it content."
 _NAME_REASONING = "Name it reasoning_content."
 _REFUSED_KEYS = {
@@ -67,7 +68,7 @@ _REFUSED_KEYS = {
     "tools": "Put the tools into a column tools of the row.",
     "functions": "Put the tools into a column tools of the row.",
     "loss_scale": "Give the turn weight 0 or 1.",
-    "training_detail": "Give whole turns weight 0 or 1.",
+    "training_detail": "Give the turn weight 0 or 1.",
     "refusal": "Write the refusal as the content of the turn.",
     "masked": "Give the turn weight 0 or 1.",
     "mask": "Give the turn weight 0 or 1.",
@@ -79,7 +80,7 @@ _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text"}
 _REASONING_PARTS = {"thinking": "thinking", "reasoning": "text"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One turn of a conversation."""
 
@@ -98,9 +99,9 @@ class Turn:
 
     @property
     def is_plain(self) -> bool:
-        """Whether role and content say everything."""
+        """Whether it is a turn with role and content only, and not the result of a tool."""
         has_more = self.reasoning or self.tool_calls or self.name or self.tool_call_id
-        return not has_more and self.is_learnt
+        return not has_more and self.is_learnt and self.role != "tool"
 
 
 Turns = tuple[Turn, ...]
@@ -121,8 +122,8 @@ def parse_turns(value: Any) -> list[Turn]:
 
 
 def _join_calls(turns: list[Turn]) -> list[Turn]:
-    """Calls that follow a turn of the assistant belong to it: a server would end the turn only
-    after the last of them."""
+    """Turns with calls only are joined to the assistant's turn before them, because a server ends
+    the turn after the last call."""
     joined: list[Turn] = []
     for turn in turns:
         last = joined[-1] if joined else None
@@ -135,7 +136,7 @@ def _join_calls(turns: list[Turn]) -> list[Turn]:
 
 
 def looks_like_turns(value: Any) -> bool:
-    """Whether this is a turn or a list of turns, and no other JSON."""
+    """Whether this is a turn or a list of turns, and not other JSON."""
     turns = value if isinstance(value, list) else [value]
     return all(
         isinstance(turn, dict)
@@ -152,28 +153,22 @@ def _role_of(name: Any) -> str | None:
 def unused_turn_keys(value: Any) -> set[str]:
     """The keys of a conversation's turns that hold something and are not used."""
     value = parse_json_text(value)
-    entries: Iterable[Any] = value if isinstance(value, list) else [value]
-    turns = [entry for entry in entries if isinstance(entry, dict) and looks_like_turns(entry)]
-    parts = [
-        part
-        for turn in turns
-        if isinstance(content := _first(turn, _CONTENT_KEYS), list)
-        for part in content
-        if isinstance(part, dict)
-    ]
-    return {
-        *(key for turn in turns for key in _unused(turn, _USED_KEYS)),
-        *(f"content[].{key}" for part in parts for key in _unused(part, _PART_KEYS)),
-    }
+    found: set[str] = set()
+    for turn in value if isinstance(value, list) else [value]:
+        if not isinstance(turn, dict):
+            continue
+        if not turn.keys() <= _USED_KEYS:
+            found |= _unused(turn, _USED_KEYS)
+        content = turn.get("content") or turn.get("value")
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, dict):
+                found.update(f"content[].{key}" for key in _unused(part, _PART_KEYS))
+    # A prompt or an answer can be a text that happens to be JSON.
+    return found if found and looks_like_turns(value) else set()
 
 
-def _unused(entry: Mapping[str, Any], used: set[str]) -> list[str]:
-    return [str(key) for key in entry.keys() - used if not is_empty(entry[key])]
-
-
-def is_empty(value: Any) -> bool:
-    """Whether a column or a key says nothing."""
-    return value is None or (isinstance(value, str | list | dict) and len(value) == 0)
+def _unused(entry: Mapping[str, Any], used: set[str]) -> set[str]:
+    return {str(key) for key in entry.keys() - used if not is_empty(entry[key])}
 
 
 def require_text(value: Any, column: str) -> str:
@@ -210,11 +205,14 @@ def _type_name(value: Any) -> str:
 
 
 def _parse_turn(entry: Mapping[str, Any], number: int) -> Turn:
+    name = entry.get("role", entry.get("from"))
+    content = entry.get("content", entry.get("value"))
+    if len(entry) == 2 and name in _PLAIN_ROLES and isinstance(content, str):
+        # As nearly all turns are; the rest of this function is slower.
+        return Turn(ROLES[name], _check_text(content, ROLES[name], number))
     name = _read_role_name(entry, number)
     role = ROLES[name]
     content = _only(entry, _CONTENT_KEYS, number)
-    if entry.keys() <= _PLAIN_KEYS and isinstance(content, str) and name not in _CALL_ROLES:
-        return Turn(role, _read_content(content, role, number, may_be_empty=False)[0])
     for key in entry.keys() & _REFUSED_KEYS.keys():
         if not is_empty(entry[key]):
             raise _bad_turn(f"turn {number} has {key!r}, which cannot be used", _REFUSED_KEYS[key])
@@ -272,11 +270,15 @@ def _read_content(
         content = to_json_text(content, what)
     if content is None and (may_be_empty or role == "tool"):
         content = ""
-    text = require_text(content, what)
+    return _check_text(content, role, number, may_be_empty), thought
+
+
+def _check_text(content: Any, role: str, number: int, may_be_empty: bool = False) -> str:
+    text = require_text(content, f"content of turn {number}")
     if role in ("user", "assistant") and not may_be_empty:
         require_nonblank(text, f"turn {number}")
     check_placeholder(text, f"turn {number}")
-    return text, thought
+    return text
 
 
 def _are_parts(content: list[Any]) -> bool:
@@ -315,13 +317,14 @@ def _read_is_learnt(entry: Mapping[str, Any], role: str, number: int) -> bool:
     for key, value in found.items():
         if isinstance(value, str) or value not in (0, 1):
             raise _bad_turn(
-                f"turn {number} has the {key} {value!r}, and a turn is learnt or not",
+                f"turn {number} has the {key} {value!r}, which is neither 0 nor 1",
                 f"Write {key} as 0 or 1.",
             )
         if value and role != "assistant" and key != "weight":
             raise _bad_turn(
-                f"turn {number} of the {role} is to be learnt",
-                "Only turns of the assistant are; sft.lossOn All learns all turns.",
+                f"turn {number} of the {role} has {key} {value!r}, but only the assistant's turns "
+                "are learnt",
+                f"Remove {key} from it; with sft.lossOn All every turn is learnt.",
             )
     return all(found.values())
 
@@ -332,8 +335,8 @@ def _read_label(entry: Mapping[str, Any], key: str, number: int) -> str | None:
 
 
 def _only(entry: Mapping[str, Any], keys: tuple[str, str], number: int) -> Any:
-    """The value under either key; RowError where both hold something else."""
-    one, other = (entry.get(key) for key in keys)
+    """The value under either key; RowError where the two differ."""
+    one, other = entry.get(keys[0]), entry.get(keys[1])
     if one is None or other is None or one == other:
         return other if one is None else one
     raise _bad_turn(
@@ -343,16 +346,13 @@ def _only(entry: Mapping[str, Any], keys: tuple[str, str], number: int) -> Any:
 
 
 def check_placeholder(text: str, what: str) -> None:
-    """RowError where a text asks about an image that is not shown."""
+    """RowError where a text begins or ends with the placeholder of an image."""
     if text.startswith(_PLACEHOLDER) or text.rstrip().endswith(_PLACEHOLDER):
-        raise _bad_turn(f"{what} asks about an image", _REFUSED_KEYS["image"])
+        raise _bad_turn(f"{what} has the placeholder {_PLACEHOLDER}", _REFUSED_KEYS["image"])
 
 
 def _first(entry: Mapping[str, Any], keys: Iterable[str]) -> Any:
-    for key in keys:
-        if (value := entry.get(key)) is not None:
-            return value
-    return None
+    return next((entry[key] for key in keys if entry.get(key) is not None), None)
 
 
 def _bad_turn(message: str, remedy: str) -> RowError:
