@@ -39,7 +39,7 @@ INPUT = Group(
             "BadConversation",
             "prepare",
             "The turns of a conversation cannot be learned from: order, roles, tools, parts that "
-            "are not text, or the chat template refuses them or leaves one out.",
+            "are not text, or the chat template refuses them.",
             "Correct the row; the message says what is wrong.",
         ),
         Reason(
@@ -112,9 +112,10 @@ INPUT = Group(
         Reason(
             "ChatTemplateUnsupported",
             "prepare",
-            "The chat template cannot be split into prompts and answers.",
-            "Set `model.tokenizer.chatTemplate` to a template whose `add_generation_prompt` writes "
-            "exactly the beginning of the assistant's turn.",
+            "The chat template leaves out a part of a conversation, or cannot be split into "
+            "prompts and answers.",
+            "Set `model.tokenizer.chatTemplate` to a template that writes every part, and whose "
+            "`add_generation_prompt` writes exactly the beginning of the assistant's turn.",
         ),
         Reason(
             "ConfigNotChosen",

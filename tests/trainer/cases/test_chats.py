@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from finetune_trainer.data.chat_context import ChatContext
 from finetune_trainer.data.chat_template import ChatTokenizer, ConversationTokens
+from finetune_trainer.data.message_forms import ChatContext
 from finetune_trainer.data.row_errors import RowError
 from finetune_trainer.data.samples import MessagesSample
 from finetune_trainer.data.token_store import IGNORED

@@ -1,4 +1,4 @@
-"""What of a rendered conversation the model writes: where an answer ends, and what it must hold.
+"""The part of a rendered conversation that the model writes: its end, and what it must hold.
 
 A server renders the messages before an answer, with the beginning of the answer, and takes what the
 model writes up to the token that ends the turn. Training learns exactly that text. Everything here
@@ -7,17 +7,15 @@ works on texts, before they are tokenised.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from finetune_trainer.data.turns import Turn
 
 _THOUGHT = re.compile(r"\A\s*(?:<think>)?(.*?)</think>(.*)\Z", re.DOTALL)
 _LEADING_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _OPENED_THOUGHT = re.compile(r"<think>\s*\Z")
-Message = Mapping[str, Any]
-"""A turn as chat templates take it."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def opens_thought(prompt: str) -> bool:
     return bool(_OPENED_THOUGHT.search(prompt))
 
 
-def complete_answer(prompt: str, rendered: str, message: Message, ends: TurnEnds) -> str | None:
+def complete_answer(prompt: str, rendered: str, turn: Turn, ends: TurnEnds) -> str | None:
     """The answer after `prompt`, for a template that drops its thought or opens one in the prompt.
 
     `rendered` is the template's text of the conversation with the answer; what it writes after
@@ -87,15 +85,14 @@ def complete_answer(prompt: str, rendered: str, message: Message, ends: TurnEnds
     None where the template has another reason to write the prompt differently, or writes a header
     of its own before the answer.
     """
-    content = str(message.get("content") or "")
-    thought, visible = split_thought(content)
+    thought, visible = split_thought(turn.content)
     if opens_thought(prompt):
-        thought = str(message.get("reasoning_content") or "").strip() or thought
+        thought = (turn.reasoning or "").strip() or thought
         before = prompt[: prompt.rindex("<think>")]
         if not rendered.startswith(before):
             return None
         rest = _LEADING_THOUGHT.sub("", rendered[len(before) :], count=1)
-        # A template that does not know a thought in the text has it behind its own empty one.
+        # A template that does not split a thought off the text writes it after an empty one.
         rest = _LEADING_THOUGHT.sub("", rest, count=1)
         return f"{thought}\n</think>\n\n{ends.cut(rest.lstrip())}"
     rest = rendered[len(prompt) :].lstrip()
@@ -104,45 +101,19 @@ def complete_answer(prompt: str, rendered: str, message: Message, ends: TurnEnds
     return None
 
 
-def find_missing_part(answer: str, message: Message) -> str | None:
-    """What of a message the rendered answer lacks, such as "the thought"; None where it has all."""
-    thought, visible = split_thought(str(message.get("content") or ""))
+def find_missing_part(answer: str, turn: Turn) -> str | None:
+    """The part of a turn that the rendered answer lacks, such as "the thought"; None without one.
+
+    White space is not compared, because many templates strip it.
+    """
+    thought, visible = split_thought(turn.content)
     first, closed, _ = answer.partition("</think>")
     # A template that knows reasoning_content only writes an empty thought before one in the text.
     if _squash(thought) not in _squash(first if closed else answer):
         return "the thought"
-    if _squash(str(message.get("reasoning_content") or "")) not in _squash(answer):
+    if _squash(turn.reasoning or "") not in _squash(answer):
         return "the reasoning"
-    if _squash(visible) not in _squash(answer):
-        return "the text"
-    names = (name for name in _tool_names(message.get("tool_calls")) if name not in answer)
-    return next((f"the tool call {name}" for name in names), None)
-
-
-def find_omitted_turn(text: str, messages: Sequence[Message]) -> int | None:
-    """The first turn, counted from 1, whose text or tool call the template leaves out.
-
-    Thoughts may be dropped. White space is not compared, because many templates strip it, and a
-    tool's result may be quoted as JSON.
-    """
-    squashed = _squash(text)
-    for number, message in enumerate(messages, 1):
-        content = message.get("content")
-        if any(name not in text for name in _tool_names(message.get("tool_calls"))):
-            return number
-        if not isinstance(content, str):
-            continue
-        visible = split_thought(content)[1] if message.get("role") == "assistant" else content
-        quoted = json.dumps(visible, ensure_ascii=False)[1:-1]
-        if _squash(visible) not in squashed and _squash(quoted) not in squashed:
-            return number
-    return None
-
-
-def _tool_names(calls: Any) -> Iterator[str]:
-    for call in calls or ():
-        function = call.get("function", call)
-        yield str(function.get("name", ""))
+    return None if _squash(visible) in _squash(answer) else "the text"
 
 
 def _squash(text: str) -> str:

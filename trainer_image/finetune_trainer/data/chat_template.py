@@ -18,7 +18,6 @@ pad token that equals EOS hides nothing.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,15 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from finetune_trainer.data.answer_text import (
-    Message,
-    TurnEnds,
-    complete_answer,
-    find_missing_part,
-    find_omitted_turn,
-)
-from finetune_trainer.data.chat_context import NO_CONTEXT, ChatContext
-from finetune_trainer.data.message_forms import to_messages
+from finetune_trainer.data.answer_text import TurnEnds, complete_answer, find_missing_part
+from finetune_trainer.data.message_forms import NO_CONTEXT, PLAIN_FORM, ChatContext
 from finetune_trainer.data.rendering import Chat, ChatRenderer
 from finetune_trainer.data.row_errors import LongRowError, RowError
 from finetune_trainer.data.samples import MessagesSample
@@ -42,9 +34,6 @@ from finetune_trainer.data.token_store import IGNORED, TokenizedSample
 from finetune_trainer.data.tokenizer import decode_tokens, find_end_of_turn, special_token_ids
 from finetune_trainer.data.turns import Turn
 
-_PROBE = (Turn("user", "Hi"), Turn("assistant", "Hello"))
-_OF_AN_ANSWER = re.compile("think|tool|call|channel|message", re.IGNORECASE)
-"""Special tokens that answers hold."""
 Ids = list[int]
 Span = tuple[int, int]
 """Half-open range, of tokens or of characters."""
@@ -75,12 +64,9 @@ class _RenderedConversation:
     learnt: list[Span]
     """What is learnt, in characters, in ascending order."""
     context_only: list[Span]
-    """Answers that the row does not want to be learnt."""
+    """Answers whose turns have weight 0."""
     is_partly_learnt: bool
-    is_plain: bool
-    """Whether the last turn has a content only."""
-    content: str
-    """Of the last turn, stripped."""
+    last: Turn
 
 
 class ChatTokenizer:
@@ -140,12 +126,12 @@ class ChatTokenizer:
         ]
 
     def tokenize_prompt(self, turns: Sequence[Turn], context: ChatContext = NO_CONTEXT) -> Ids:
-        """What a server gives the model to answer: the turns and the beginning of the answer.
+        """The prompt that a server gives the model: the turns and the beginning of the answer.
 
-        Raises RowError where the template cannot render them, or leaves one out.
+        Raises RowError where the template cannot render them, or leaves a part of them out.
         """
-        text = self._renderer.open(turns, context).render(turns, add_generation_prompt=True)
-        _check_turns(text, to_messages(turns))
+        self._check_contents(turns)
+        text = self._renderer.find_chat(turns, context).render(turns, add_generation_prompt=True)
         return self._tokenize_texts([text])[text]
 
     def _tokenize_texts(self, texts: list[str]) -> dict[str, Ids]:
@@ -156,18 +142,18 @@ class ChatTokenizer:
         return {"": [], **dict(zip(distinct, ids, strict=True))}
 
     def _render_with_answers(self, conversation: MessagesSample) -> _RenderedConversation:
-        """The text of a conversation, and where the answers are that the model writes like that.
+        """The text of a conversation, and the places of the answers that a server lets the model
+        write like that.
 
-        Raises RowError where the template cannot render it, leaves a turn out, or does not write
-        the last answer after the prompt that a server renders.
+        Raises RowError where the template cannot render it, leaves a part of it out, or does not
+        write the last answer after the prompt that a server renders.
         """
-        turns, messages = conversation.turns, to_messages(conversation.turns)
+        turns = conversation.turns
         self._check_contents(turns)
-        chat = self._renderer.open(turns, conversation.context)
+        chat = self._renderer.find_chat(turns, conversation.context)
         rendered = chat.render(turns)
-        _check_turns(rendered, messages)
         prompt = chat.render(turns[:-1], add_generation_prompt=True)
-        text = prompt + self._answer_after(prompt, rendered, messages[-1])
+        text = prompt + self._answer_after(prompt, rendered, turns[-1])
         has_question, omitted = False, 0
         answers: list[Span] = []
         context_only: list[Span] = []
@@ -180,16 +166,19 @@ class ChatTokenizer:
                 elif turn.is_learnt:
                     omitted += 1
                 elif self._learn_prompts:
-                    raise _unsupported("an answer of weight 0 cannot be told from the prompts")
+                    raise _unsupported(
+                        f"turn {index + 1} has weight 0, which sft.lossOn All cannot leave out, "
+                        "because the template writes it differently in a longer conversation"
+                    )
             has_question = has_question or turn.role == "user"
         answers.append((len(prompt), len(text)))
         # Of an answer that is completed the marks hold other characters.
-        marks = chat.find_marks(turns) if rendered.startswith(text) else None
+        marks = chat.find_generation_spans(turns) if rendered.startswith(text) else None
         if marks is not None:
             answers = [part for span in answers for part in self._marked_parts(span, marks, text)]
             if not answers or answers[-1][1] <= len(prompt):
-                raise _unsupported("its generation marks hold nothing of the last answer")
-        # What the template adds after the turn: a reward model's score may be read there.
+                raise _unsupported("its {% generation %} marks are not around the last answer")
+        # The template's text after the turn, where a reward model may give its score.
         tail = rendered[len(text) :] if rendered.startswith(text) else ""
         return _RenderedConversation(
             text + tail,
@@ -197,21 +186,20 @@ class ChatTokenizer:
             answers,
             context_only,
             omitted > 0,
-            turns[-1].is_plain,
-            turns[-1].content.strip(),
+            turns[-1],
         )
 
     def _check_contents(self, turns: Sequence[Turn]) -> None:
-        """Raise RowError where a text would be tokenized as the end or the beginning of a turn, or
-        where a turn that is not the assistant's has weight 0 and prompts are learnt."""
+        """Raise RowError where a text has a token that begins or ends a turn, or where a turn that
+        is not the assistant's has weight 0 and prompts are learnt."""
         for number, turn in enumerate(turns, 1):
             for token in self._control_tokens:
                 if token in turn.content or token in (turn.reasoning or ""):
                     raise RowError(
                         "BadConversation",
-                        f"the text of turn {number} holds {token}, which the model reads as a "
-                        "token of its own",
-                        "Remove it: the chat template writes it where it belongs.",
+                        f"the text of turn {number} has {token}, a token with which the chat "
+                        "template begins or ends a turn",
+                        "Remove it from the text.",
                     )
             if self._learn_prompts and not turn.is_learnt and turn.role != "assistant":
                 raise RowError(
@@ -222,40 +210,40 @@ class ChatTokenizer:
 
     @cached_property
     def _control_tokens(self) -> tuple[str, ...]:
-        """The special tokens that the template writes around turns, and those that end them."""
-        chat = self._renderer.open(_PROBE)
+        """The special tokens of a prompt, and those that end an answer."""
+        chat = Chat(self._tokenizer, NO_CONTEXT, PLAIN_FORM)
         try:
-            text = chat.render(_PROBE) + chat.render(_PROBE[:1], add_generation_prompt=True)
+            text = chat.render([Turn("user", "Hi")], add_generation_prompt=True)
         except RowError:
             text = ""
         written = (token for token in self._ends.special_tokens if token in text)
-        structure = (token for token in written if not _OF_AN_ANSWER.search(token))
+        # Some prompts open a thought, and the thoughts of rows may be in their texts.
+        structure = (token for token in written if "think" not in token.lower())
         return tuple(dict.fromkeys((*structure, *self._ends.end_of_turn)))
 
-    def _answer_after(self, prompt: str, rendered: str, message: Message) -> str:
+    def _answer_after(self, prompt: str, rendered: str, turn: Turn) -> str:
         """The last answer, as the model writes it after `prompt`."""
         if rendered.startswith(prompt):
             answer = self._ends.cut(rendered[len(prompt) :])
-            missing = find_missing_part(answer, message)
+            missing = find_missing_part(answer, turn)
             if missing is None:
                 return answer
         else:
             missing = None
-        completed = complete_answer(prompt, rendered, message, self._ends)
-        if completed is not None and find_missing_part(completed, message) is None:
+        completed = complete_answer(prompt, rendered, turn, self._ends)
+        if completed is not None and find_missing_part(completed, turn) is None:
             return completed
         if missing:
             raise _unsupported(f"it leaves out {missing} of the last answer")
-        raise _unsupported("the text before an answer changes when the answer comes")
+        raise _unsupported("the prompt is written differently once its answer follows")
 
     def _find_earlier_answer(self, chat: Chat, text: str, turns: Sequence[Turn]) -> Span | None:
         """Where `text` has the answer that ends `turns`, written as if it were the last one."""
         before = chat.render(turns[:-1], add_generation_prompt=True)
         if not text.startswith(before):
             return None
-        message = to_messages(turns[-1:])[0]
         try:
-            answer = self._answer_after(before, chat.render(turns), message)
+            answer = self._answer_after(before, chat.render(turns), turns[-1])
         except RowError:
             return None
         end = len(before) + len(answer)
@@ -287,7 +275,8 @@ class ChatTokenizer:
         found = self._label(full, learnt, context_only, tokens[rendered.prompt_end])
         if isinstance(found, RowError):
             return found
-        is_content = rendered.is_plain and found.answer == rendered.content
+        last = rendered.last
+        is_content = last.is_plain and found.answer == last.content.strip()
         answer = None if is_content else found.answer
         return replace(found, is_partly_learnt=rendered.is_partly_learnt, answer=answer)
 
@@ -353,18 +342,6 @@ def _borders(rendered: _RenderedConversation) -> list[int]:
     spans = (*rendered.learnt, *rendered.context_only)
     edges = {edge for span in spans for edge in span}
     return sorted({rendered.prompt_end, len(rendered.text), *edges})
-
-
-def _check_turns(text: str, messages: Sequence[Message]) -> None:
-    """Raise RowError where the template leaves out a turn."""
-    number = find_omitted_turn(text, messages)
-    if number is not None:
-        role = messages[number - 1].get("role")
-        raise RowError(
-            "BadConversation",
-            f"the model's chat template leaves out turn {number}, of the {role}",
-            "Remove the turn, or give model.tokenizer.chatTemplate.",
-        )
 
 
 def _catch_row_error(work: Any, *args: Any) -> Any:

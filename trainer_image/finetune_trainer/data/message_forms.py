@@ -1,9 +1,9 @@
-"""Turns as the messages that a chat template takes.
+"""Turns, tools and documents as the arguments of a chat template.
 
 Templates agree on role and content only. They read reasoning under different keys, take the
-arguments of a call as an object or as JSON text, and want the content of a turn that calls tools to
-be empty or null. A form settles these choices; `rendering` takes the first in which everything that
-the turns say is written.
+arguments of a call as an object or as JSON text, and need the content of a turn that calls tools to
+be empty or null. A form settles these choices; `rendering` takes the first one with which the
+template writes every part of the conversation.
 """
 
 from __future__ import annotations
@@ -14,9 +14,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finetune_trainer.data.chat_context import ChatContext
 from finetune_trainer.data.tool_calls import Json
 from finetune_trainer.data.turns import REASONING_KEYS, Turn, Turns
+
+
+@dataclass(frozen=True)
+class ChatContext:
+    """Tools and documents of one row."""
+
+    tools: tuple[Json, ...] = ()
+    """Descriptions of tools, as finetune_trainer.data.tool_calls writes them."""
+    documents: tuple[Json, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The arguments of apply_chat_template, without empty ones."""
+        found = {"tools": list(self.tools), "documents": list(self.documents)}
+        return {name: value for name, value in found.items() if value}
+
+
+NO_CONTEXT = ChatContext()
 
 
 @dataclass(frozen=True)
@@ -78,10 +94,10 @@ def _to_call(call: Json, form: MessageForm) -> Json:
 
 @dataclass(frozen=True)
 class MarkedChat:
-    """A conversation whose parts beside the contents end with marks that occur nowhere else.
+    """A conversation whose parts end with marks that occur nowhere else.
 
-    A name of a tool may be in its description, in a call and in a text: only a mark in the rendered
-    text shows that the template writes this part of the conversation.
+    The name of a tool may be in its description, in a call and in a text: only a mark in the
+    rendered text shows that the template writes this part of the conversation.
     """
 
     turns: Turns
@@ -149,7 +165,7 @@ def mark_chat(turns: Sequence[Turn], context: ChatContext) -> MarkedChat:
 
 
 def writes_python(text: str, turns: Sequence[Turn]) -> bool:
-    """Whether a template wrote the arguments of a call as Python does, in single quotes: it joins
-    them to a text."""
+    """Whether a template wrote the arguments of a call as a Python dict, because it adds them to a
+    text."""
     every = (call["function"]["arguments"] for turn in turns for call in turn.tool_calls)
     return any(arguments and str(arguments) in text for arguments in every)

@@ -18,8 +18,8 @@ from finetune_api.dataset import Format, LongRows
 from finetune_api.facts import DataFacts, SourceFacts
 from finetune_api.finetunejob import FineTuneJobSpec
 
-from finetune_trainer.data.chat_context import NO_CONTEXT
 from finetune_trainer.data.chat_template import ChatTokenizer
+from finetune_trainer.data.message_forms import NO_CONTEXT
 from finetune_trainer.data.mixture import draw_epoch
 from finetune_trainer.data.prepared_dataset import DatasetInputs, PreparedDataset, write_dataset
 from finetune_trainer.data.read_records import DatasetSamples, read_dataset

@@ -14,7 +14,6 @@ from finetune_api.dataset import Format
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.objective import REFERENCE_REWARDS
 
-from finetune_trainer.data.chat_context import NO_CONTEXT
 from finetune_trainer.data.columns import (
     ColumnMapping,
     check_named_columns,
@@ -22,6 +21,7 @@ from finetune_trainer.data.columns import (
 )
 from finetune_trainer.data.file_formats import Record, iter_records
 from finetune_trainer.data.foreign_files import BINARY_SUFFIXES
+from finetune_trainer.data.message_forms import NO_CONTEXT
 from finetune_trainer.data.row_errors import RowError, RowErrors
 from finetune_trainer.data.samples import PromptOnlySample, Sample, make_sample
 from finetune_trainer.data.tool_calls import drop_nulls, is_empty
@@ -199,7 +199,7 @@ def read_samples(
 
 def _check_judgeable(sample: Sample) -> None:
     assert isinstance(sample, PromptOnlySample)
-    is_plain = all(turn.is_plain and turn.role != "tool" for turn in sample.prompt)
+    is_plain = all(turn.is_plain for turn in sample.prompt)
     if not is_plain or sample.context != NO_CONTEXT:
         raise RowError(
             "UnusableColumn",

@@ -1,8 +1,8 @@
 """Conversations as the text that a chat template makes of them; RowError where it cannot.
 
-What a conversation has beside roles and contents (tools, calls, reasoning, documents, names) must
-be in the text, so the first form of the messages in which the template writes it is taken. Where a
-template leaves reasoning out but knows its end, </think>, `answer_text` completes the last answer.
+Every part of a conversation (texts, tools, calls, results, documents, names) must be in the text,
+so the first form of the messages in which the template writes all of them is taken. Where a
+template leaves reasoning out but has its end, </think>, `answer_text` completes the last answer.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from finetune_trainer.data.chat_context import NO_CONTEXT, ChatContext
 from finetune_trainer.data.message_forms import (
+    NO_CONTEXT,
     PLAIN_FORM,
     REASONING_FORMS,
+    ChatContext,
     MessageForm,
     forms_with,
     mark_chat,
@@ -23,7 +24,7 @@ from finetune_trainer.data.message_forms import (
     writes_python,
 )
 from finetune_trainer.data.row_errors import RowError
-from finetune_trainer.data.template_rendering import find_marks, render_template
+from finetune_trainer.data.tokenizer import bound_arguments, describe_error, has_generation_marks
 from finetune_trainer.data.turns import Turn
 
 _PROBE = (Turn("user", "Hi"), Turn("assistant", "Hello", reasoning="_q0z"))
@@ -31,42 +32,72 @@ _PROBE = (Turn("user", "Hi"), Turn("assistant", "Hello", reasoning="_q0z"))
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation that a template can write, and the form in which it does."""
+    """A conversation's template, its tools and documents, and the form of its messages."""
 
     tokenizer: Any
     context: ChatContext
     form: MessageForm
 
     def render(self, turns: Sequence[Turn], add_generation_prompt: bool = False) -> str:
-        """The template's text of these turns; RowError where the template refuses them."""
-        messages = to_messages(turns, self.form)
-        return render_template(self.tokenizer, messages, self.context, add_generation_prompt)
+        """The template's text of these turns.
 
-    def find_marks(self, turns: Sequence[Turn]) -> list[tuple[int, int]] | None:
-        """Which characters {% generation %} marks hold; None without marks."""
-        return find_marks(self.tokenizer, to_messages(turns, self.form), self.context)
+        A template is a program of the model's author: whatever it raises is a RowError.
+        """
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    to_messages(turns, self.form),
+                    **self.context.to_json(),
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                )
+            )
+        except Exception as error:
+            raise RowError(
+                "BadConversation",
+                f"the model's chat template refuses it: {describe_error(error)}",
+                "Follow the template: usually user and assistant take turns, and some models "
+                "know no system turn.",
+            ) from None
+
+    def find_generation_spans(self, turns: Sequence[Turn]) -> list[tuple[int, int]] | None:
+        """The characters that the template marks with {% generation %}; None without marks.
+
+        The template has rendered `turns` without an error.
+        """
+        template = self.tokenizer.get_chat_template(tools=list(self.context.tools) or None)
+        if not has_generation_marks(template):
+            return None
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        # apply_chat_template has them for tokens only, where a border within a token is lost.
+        arguments = {**self.tokenizer.special_tokens_map, **bound_arguments(self.tokenizer)}
+        _, (marks,) = render_jinja_template(
+            conversations=[to_messages(turns, self.form)],
+            **self.context.to_json(),
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            **arguments,
+        )
+        return [(int(start), int(end)) for start, end in marks]
 
 
 class ChatRenderer:
-    """Finds the forms that the chat template of a tokenizer takes."""
+    """Finds the form in which the chat template of a tokenizer writes a conversation."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
-    def open(self, turns: Sequence[Turn], context: ChatContext = NO_CONTEXT) -> Chat:
-        """The conversation in a form in which the template writes all of it.
+    def find_chat(self, turns: Sequence[Turn], context: ChatContext = NO_CONTEXT) -> Chat:
+        """The chat in which the template writes every part of the conversation.
 
         Raises RowError where there is none. Thoughts of the assistant are not checked here: many
         templates drop them once the conversation continues.
         """
-        plain = Chat(self._tokenizer, context, PLAIN_FORM)
-        is_plain = all(turn.is_plain and turn.role != "tool" for turn in turns)
-        if is_plain and context == NO_CONTEXT:
-            return plain
         refusals: list[RowError] = []
         losses: list[RowError] = []
         for form in forms_with(self._find_reasoning_key(turns)):
-            chat = replace(plain, form=form)
+            chat = Chat(self._tokenizer, context, form)
             try:
                 unwritten = _find_unwritten(chat, turns)
             except RowError as error:
@@ -80,7 +111,7 @@ class ChatRenderer:
     def _find_reasoning_key(self, turns: Sequence[Turn]) -> str:
         """The key under which the template reads reasoning; RowError where it reads none."""
         number = next((number for number, turn in enumerate(turns, 1) if turn.reasoning), None)
-        if number is not None and self._reasoning_key is None and not self._knows_thoughts:
+        if number is not None and self._reasoning_key is None and not self._has_thoughts:
             raise _unwritten_error(f"the reasoning of turn {number}")
         return self._reasoning_key or PLAIN_FORM.reasoning_key
 
@@ -96,15 +127,16 @@ class ChatRenderer:
         return None
 
     @property
-    def _knows_thoughts(self) -> bool:
+    def _has_thoughts(self) -> bool:
         return "</think>" in str(self._tokenizer.chat_template)
 
 
 def _find_unwritten(chat: Chat, turns: Sequence[Turn]) -> str | None:
-    if writes_python(chat.render(turns), turns):
-        return "the arguments of calls as JSON"
     marked = mark_chat(turns, chat.context)
-    return marked.find_unwritten(replace(chat, context=marked.context).render(marked.turns))
+    text = replace(chat, context=marked.context).render(marked.turns)
+    if writes_python(text, turns):
+        return "the arguments of calls as JSON"
+    return marked.find_unwritten(text)
 
 
 def _unwritten_error(what: str) -> RowError:

@@ -20,10 +20,9 @@ from typing import Any
 
 from finetune_api.dataset import Format
 
-from finetune_trainer.data.chat_context import NO_CONTEXT, ChatContext
 from finetune_trainer.data.columns import ColumnMapping
 from finetune_trainer.data.file_formats import Record
-from finetune_trainer.data.message_forms import PLAIN_FORM, to_messages
+from finetune_trainer.data.message_forms import NO_CONTEXT, PLAIN_FORM, ChatContext, to_messages
 from finetune_trainer.data.messages import (
     add_system_turn,
     check_completion,

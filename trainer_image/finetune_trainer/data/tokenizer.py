@@ -19,7 +19,6 @@ from typing import Any
 from finetune_api.finetunejob import Tokenizer
 from finetune_api.run_config import RunConfig
 
-from finetune_trainer.data.template_source import read_variables
 from finetune_trainer.data.tokenizer_files import SPECIAL_TOKENS, read_tokenizer
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.model_facts import vocabulary_size
@@ -32,6 +31,7 @@ PLAIN_TEMPLATE = (
 """For models without a chat template: prompt, line feed, answer, EOS."""
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>{}\s]+\|>")
 """What looks like a special token in a template."""
+_GENERATION_MARK = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
 _RENDERERS_ARGUMENTS = ("add_generation_prompt", "documents", "messages", "tools", *SPECIAL_TOKENS)
 """Variables that every renderer of a chat template sets by itself."""
 _QUESTION, _ANSWER = "the question 1234", "the answer 5678"
@@ -127,6 +127,11 @@ def has_plain_template(tokenizer: Any) -> bool:
     return str(tokenizer.chat_template).endswith(PLAIN_TEMPLATE)
 
 
+def has_generation_marks(template: str) -> bool:
+    """Whether the template marks answers with {% generation %}."""
+    return bool(_GENERATION_MARK.search(template))
+
+
 def prints_date(tokenizer: Any) -> bool:
     """Whether the chat template prints today's date, as Llama 3.2 does."""
     return "strftime_now" in str(tokenizer.chat_template)
@@ -205,7 +210,7 @@ def _set_template_defaults(tokenizer: Any, values: Mapping[str, Any]) -> None:
     template = tokenizer.chat_template
     named = template if isinstance(template, dict) else {"default": template}
     _render_trial(tokenizer, "chatTemplateKwargs")
-    read = set[str]().union(*(read_variables(text) for text in named.values()))
+    read = set[str]().union(*(_read_variables(text) for text in named.values()))
     for name in values:
         if not name.isidentifier() or name in _RENDERERS_ARGUMENTS:
             raise _bad_template("chatTemplateKwargs", f"cannot set {name!r}")
@@ -222,6 +227,16 @@ def _set_template_defaults(tokenizer: Any, values: Mapping[str, Any]) -> None:
     changed = {name: f"{defaults}\n{text}" for name, text in named.items()}
     tokenizer.chat_template = changed if isinstance(template, dict) else changed["default"]
     _render_trial(tokenizer, "chatTemplateKwargs")
+
+
+def _read_variables(template: str) -> set[str]:
+    """The variables that a renderer can set; the template must have no syntax error."""
+    from jinja2 import Environment, meta
+
+    # The marks are an extension of transformers and read nothing.
+    source = _GENERATION_MARK.sub("", template)
+    parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(source)
+    return set(meta.find_undeclared_variables(parsed))
 
 
 def _check_named_templates(tokenizer: Any) -> None:
@@ -243,10 +258,17 @@ def _render_trial(tokenizer: Any, field: str) -> str:
     except Exception as error:
         line = getattr(error, "lineno", None)
         where = f" in line {line}" if line else ""
-        detail = str(error).strip().split("\n")[0][:300]
         raise _bad_template(
-            field, f"fails{where} for a question with its answer: {detail}"
+            field, f"fails{where} for a question with its answer: {describe_error(error)}"
         ) from None
+
+
+def describe_error(error: Exception) -> str:
+    """The first line of a template's error, with its type where the template did not raise it."""
+    from jinja2 import TemplateError
+
+    text = str(error).strip().split("\n")[0][:300]
+    return text if isinstance(error, TemplateError) and text else f"{type(error).__name__}: {text}"
 
 
 def decode_tokens(tokenizer: Any, tokens: Sequence[int]) -> str:

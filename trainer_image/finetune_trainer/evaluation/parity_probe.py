@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune_api.evaluation_summary import ChatMessage, ProbeRecord
 
-from finetune_trainer.data.chat_context import NO_CONTEXT, ChatContext
+from finetune_trainer.data.message_forms import NO_CONTEXT, ChatContext
 from finetune_trainer.data.tokenizer import decode_tokens, prints_date
 from finetune_trainer.generation.greedy import Answer
 

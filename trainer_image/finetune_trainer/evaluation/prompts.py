@@ -13,8 +13,8 @@ import numpy as np
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run_config import RunConfig
 
-from finetune_trainer.data.chat_context import NO_CONTEXT, ChatContext
 from finetune_trainer.data.json_lines import read_json_lines
+from finetune_trainer.data.message_forms import NO_CONTEXT, ChatContext
 
 OBJECTIVES_WITH_ANSWERS = ("SFT", "GRPO")
 """Objectives whose evaluation compares the models' answers."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.data.chat_context import NO_CONTEXT, ChatContext
+from finetune_trainer.data.message_forms import NO_CONTEXT, ChatContext
 from finetune_trainer.data.rendering import ChatRenderer
 from finetune_trainer.data.tokenizer import decode_tokens, find_end_of_turn
 from finetune_trainer.data.turns import parse_turns
@@ -61,7 +61,7 @@ def tokenize_messages(
 ) -> list[int]:
     """The tokens that a server of the OpenAI API makes of messages, with the start of an answer."""
     turns = parse_turns(list(messages))
-    text = ChatRenderer(tokenizer).open(turns, context).render(turns, add_generation_prompt=True)
+    text = ChatRenderer(tokenizer).find_chat(turns, context).render(turns, True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
