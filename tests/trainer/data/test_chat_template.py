@@ -17,6 +17,7 @@ from finetune_trainer.runtime.errors import UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.trainer.data.test_tokenizer_files import edit_json
 from tests.trainer.tiny import CHATML, CHATML_GENERATION, tiny_model
 
 QWEN3 = (
@@ -332,6 +333,10 @@ DROPS = (
     "{{ m.content.split('</think>')[-1] + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+LAST_THOUGHT = CHATML.replace(
+    "message['content']",
+    "(message['content'] if loop.last else message['content'].split('</think>\\n\\n')[-1])",
+)
 THOUGHTS = ("A?", "<think>\nhm\n</think>\n\none", "B?", "<think>\nhm too\n</think>\n\ntwo")
 
 
@@ -344,6 +349,9 @@ THOUGHTS = ("A?", "<think>\nhm\n</think>\n\none", "B?", "<think>\nhm too\n</thin
         (R1, ("A?", "one"), [f"\n</think>\n\none{END}"], False),
         (R1, THOUGHTS[:2], [f"hm\n</think>\n\none{END}"], False),
         (R1, THOUGHTS, [f"hm too\n</think>\n\ntwo{END}"], True),
+        (R1, ("A?", "one", "B?", "two"), [f"\n</think>\n\ntwo{END}"], True),
+        (LAST_THOUGHT, THOUGHTS, [THOUGHTS[3] + END], True),
+        (LAST_THOUGHT, ("A?", "one", "B?", "two"), [f"one{END}", f"two{END}"], False),
         (DROPS, THOUGHTS, [f"<think>\nhm too\n</think>\n\ntwo{END}"], True),
         (
             DROPS,
@@ -436,3 +444,13 @@ def test_a_turn_that_the_template_leaves_out_is_refused(
     error = row_error(chat_tokenizer(tokenizer, template).tokenize([sample]))
     assert error.reason == "ChatTemplateUnsupported"
     assert f"leaves out the text of turn {number}" in error.message
+
+
+def test_bos_is_there_once(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "model")
+    edit_json(folder / "tokenizer_config.json", bos_token="<|endoftext|>", add_bos_token=True)
+    tokenizer = load_tokenizer(folder)
+    chat = chat_tokenizer(tokenizer, "{{ bos_token }}" + CHATML)
+    tokens = one(chat.tokenize([conversation("A?", "one")]))
+    ids = tokens.tokenized.tokens.tolist()
+    assert (ids.count(tokenizer.bos_token_id), ids[0]) == (1, tokenizer.bos_token_id)
