@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 from finetune_trainer.data.chat_template import ChatTokenizer, ConversationTokens
-from finetune_trainer.data.message_forms import ChatContext
+from finetune_trainer.data.message_forms import ChatContext, from_messages, to_messages
 from finetune_trainer.data.row_errors import RowError
 from finetune_trainer.data.samples import MessagesSample
 from finetune_trainer.data.token_store import IGNORED
@@ -97,6 +98,12 @@ def test_calls_and_reasoning_are_learnt_and_results_are_not(tokenizer: Any, temp
 def test_the_reference_of_an_answer_with_reasoning_is_all_that_is_generated(tokenizer: Any) -> None:
     found = tokenize(tokenizer, CHAT, make_template())
     assert found.answer == "<think>12 is a lot</think>Yes."
+
+
+def test_messages_of_eval_jsonl_are_the_turns_of_the_row() -> None:
+    image = Turn("user", "<image> begins this text of pre-training")
+    turns = (*CHAT.turns, image, Turn("tool", "1", name="f", tool_call_id="2"))
+    assert from_messages(json.loads(json.dumps(to_messages(turns)))) == turns
 
 
 def test_evaluation_renders_the_prompt_that_was_trained(tokenizer: Any) -> None:

@@ -31,6 +31,7 @@ def read_one(folder: Path, row: dict[str, Any], **fields: Any) -> Any:
         {"function": {"name": "f", "kwargs": {"a": 1}}},
         {"function": {"name": "f"}, "arguments": {"a": 1}},
         {"name": "f", "arguments": None, "parameters": '{"a": 1}'},
+        {"name": "f", "arguments": {"a": 1}, "input": '{"a": 1}'},
     ],
 )
 def test_arguments_are_read_under_every_usual_key(tmp_path: Path, call: dict[str, Any]) -> None:
@@ -39,11 +40,20 @@ def test_arguments_are_read_under_every_usual_key(tmp_path: Path, call: dict[str
     assert sample.turns[-1].tool_calls[0]["function"] == {"name": "f", "arguments": {"a": 1}}
 
 
-def test_a_call_with_a_key_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
-    turn = {"from": "function_call", "value": json.dumps({"name": "f", "thought": "hm"})}
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ({"name": "f", "thought": "hm"}, "'thought'"),
+        ({"name": "f", "arguments": {"a": 1}, "input": {"a": 2}}, "under two keys"),
+    ],
+)
+def test_a_call_with_a_key_that_cannot_be_used_is_refused(
+    tmp_path: Path, call: dict[str, Any], words: str
+) -> None:
+    turn = {"from": "function_call", "value": json.dumps(call)}
     content = json_lines({"conversations": [{"from": "human", "value": "p"}, turn]})
     failure = read_failure(tmp_path, "a.jsonl", content)
-    assert (failure.reason, "'thought'" in failure.message) == ("BadTools", True)
+    assert (failure.reason, words in failure.message) == ("BadTools", True)
 
 
 def test_calls_in_turns_of_their_own_are_one_turn(tmp_path: Path) -> None:

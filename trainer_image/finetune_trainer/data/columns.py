@@ -153,18 +153,21 @@ class ColumnMapping:
             if name in USUAL_NAMES[role] and values[name] != values.get(self.names[role][0]):
                 raise _two_columns(self.names[role][0], name, role)
         why, remedy = _REFUSED.get(name), "Name it in dataset.ignoreColumns to train without it."
-        text = str(values[name])[:10].strip().lower()
         if role := next((r for r in _MEANINGFUL[self.format] if name in USUAL_NAMES[r]), ""):
             why = f"is not used in rows of the format {self.format}"
             if role in OPTIONAL[self.format]:
                 remedy = f"Name it in dataset.columns.{role}, or in dataset.ignoreColumns."
-        elif name in _WEIGHTS and text not in ("1", "1.0", "true"):
+        elif name in _WEIGHTS and _to_word(values[name]) not in ("1", "1.0", "true"):
             why = "weights rows, which cannot be used"
-        elif name in USUAL_NAMES["label"] and text in ("true", "false"):
+        elif name in USUAL_NAMES["label"] and _to_word(values[name]) in ("true", "false"):
             why = "marks answers as desirable or not, which only the objective KTO learns from"
             remedy = f"Use the objective KTO, or remove undesirable rows. {remedy}"
         if why:
             raise RowError("UnusableColumn", f"the column {name!r} {why}", remedy)
+
+
+def _to_word(value: Any) -> str:
+    return str(value).strip().lower()
 
 
 def find_column_mapping(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,6 +65,21 @@ def forms_with(reasoning_key: str) -> list[MessageForm]:
 def to_messages(turns: Sequence[Turn], form: MessageForm = PLAIN_FORM) -> list[dict[str, Any]]:
     """The turns as chat templates take them."""
     return [_to_message(turn, form) for turn in turns]
+
+
+def from_messages(messages: Sequence[Mapping[str, Any]]) -> Turns:
+    """The turns of messages in the plain form, as prepare writes them into eval.jsonl."""
+    return tuple(
+        Turn(
+            message["role"],
+            message["content"],
+            reasoning=message.get(PLAIN_FORM.reasoning_key),
+            tool_calls=tuple(message.get("tool_calls", ())),
+            name=message.get("name"),
+            tool_call_id=message.get("tool_call_id"),
+        )
+        for message in messages
+    )
 
 
 def _to_message(turn: Turn, form: MessageForm) -> dict[str, Any]:

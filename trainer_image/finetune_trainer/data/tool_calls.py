@@ -89,8 +89,11 @@ def _read_call(entry: Any, number: int) -> Json:
     for key in (function.keys() | entry.keys()) - _CALL_KEYS:
         if not is_empty({**entry, **function}[key]):
             raise _bad_call(number, f"a call has {key!r}, which cannot be used")
-    given = [part[key] for part in (function, entry) for key in _ARGUMENT_KEYS if part.get(key)]
-    arguments = parse_json_text(given[0]) if given else {}
+    keys = ((part, key) for part in (function, entry) for key in _ARGUMENT_KEYS)
+    given = [parse_json_text(part[key]) for part, key in keys if part.get(key)]
+    arguments = given[0] if given else {}
+    if any(each != arguments for each in given):
+        raise _bad_call(number, f"{function['name']} has different arguments under two keys")
     if not isinstance(arguments, dict):
         raise _bad_call(number, f"the arguments of {function['name']} are not a JSON object")
     call: Json = {

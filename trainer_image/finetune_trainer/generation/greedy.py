@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.data.message_forms import NO_CONTEXT, ChatContext
+from finetune_trainer.data.message_forms import NO_CONTEXT, ChatContext, from_messages
 from finetune_trainer.data.rendering import ChatRenderer
 from finetune_trainer.data.tokenizer import decode_tokens, find_end_of_turn
-from finetune_trainer.data.turns import parse_turns
 from finetune_trainer.generation.padding import pad_left
 
 BATCH_SIZE = 32
@@ -60,8 +59,9 @@ def tokenize_messages(
     tokenizer: Any, messages: Sequence[Any], context: ChatContext = NO_CONTEXT
 ) -> list[int]:
     """The tokens that a server of the OpenAI API makes of messages, with the start of an answer."""
-    turns = parse_turns(list(messages))
-    text = ChatRenderer(tokenizer).find_chat(turns, context).render(turns, True)
+    turns = from_messages(messages)
+    chat = ChatRenderer(tokenizer).find_chat(turns, context)
+    text = chat.render(turns, add_generation_prompt=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
