@@ -12,6 +12,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def tiny_model(
 ) -> Path:
     """Write a complete model in the Hugging Face layout into `folder` and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    _tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(_tokenizer_json())
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(template, context, pad_token))
     _write_json(folder / "config.json", _config(context))
     _write_json(folder / "generation_config.json", {"eos_token_id": 2, "pad_token_id": 0})
@@ -124,7 +125,9 @@ def set_config(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def _tokenizer() -> Tokenizer:
+@cache
+def _tokenizer_json() -> str:
+    """The tokenizer, trained once in a process."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -136,7 +139,7 @@ def _tokenizer() -> Tokenizer:
     )
     text = (part for row in tiny_rows(2000) for part in row.values())
     tokenizer.train_from_iterator(text, trainer)
-    return tokenizer
+    return str(tokenizer.to_str(pretty=True))
 
 
 def _tokenizer_config(template: str | None, context: int, pad_token: str) -> dict[str, Any]:
