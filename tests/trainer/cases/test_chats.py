@@ -1,4 +1,4 @@
-"""Tools, reasoning and weights in a chat template: what is written, and which tokens are learnt."""
+"""Tools, reasoning and weights in a chat template: its text, and the tokens that are learnt."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ AS_OBJECT = (
 )
 ADDED_TEXT = "{{ '<call>' + call.function.name + ' ' + call.function.arguments + '</call>' }}"
 JOINED_TEXT = "{{ '<call>' ~ call.function.name ~ ' ' ~ call.function.arguments ~ '</call>' }}"
-ONLY_NULL = "{% if m.content is none %}CALLS{% else %}{{ m.content }}{% endif %}"
 
 
 def make_template(content: str = "{{ m.content or '' }}", call: str = AS_OBJECT) -> str:
@@ -54,7 +53,7 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {}}}
 CHAT = MessagesSample(
     (
         Turn("user", "Rain?"),
-        Turn("assistant", "", reasoning="ask it", tool_calls=(CALL,)),
+        Turn("assistant", "", reasoning="call it", tool_calls=(CALL,)),
         Turn("tool", "12 mm"),
         Turn("assistant", "Yes.", reasoning="12 is a lot"),
     ),
@@ -88,14 +87,14 @@ def split_text(tokenizer: Any, found: ConversationTokens) -> tuple[str, str]:
 def test_calls_and_reasoning_are_learnt_and_results_are_not(tokenizer: Any, template: str) -> None:
     context, learnt = split_text(tokenizer, tokenize(tokenizer, CHAT, template))
     assert learnt == (
-        '<think>ask it</think><call>weather {"city": "Bonn"}</call><|im_end|>'
+        '<think>call it</think><call>weather {"city": "Bonn"}</call><|im_end|>'
         "<think>12 is a lot</think>Yes.<|im_end|>"
     )
     assert "12 mm" in context
-    assert '"name": "weather"' in context, "the tools are shown"
+    assert '"name": "weather"' in context, "the description of the tool"
 
 
-def test_the_reference_of_an_answer_with_reasoning_is_all_that_is_generated(tokenizer: Any) -> None:
+def test_the_reference_of_an_answer_has_its_reasoning(tokenizer: Any) -> None:
     found = tokenize(tokenizer, CHAT, make_template())
     assert found.answer == "<think>12 is a lot</think>Yes."
 
@@ -121,7 +120,9 @@ def test_evaluation_renders_the_prompt_that_was_trained(tokenizer: Any) -> None:
         (make_template(content="{{ m.content if m.role != 'tool' else '' }}"), "result in turn 3"),
     ],
 )
-def test_what_the_template_leaves_out_is_refused(tokenizer: Any, template: str, words: str) -> None:
+def test_a_part_that_the_template_leaves_out_is_refused(
+    tokenizer: Any, template: str, words: str
+) -> None:
     found = tokenize(tokenizer, CHAT, template)
     assert isinstance(found, RowError)
     assert (found.reason, words in found.message) == ("ChatTemplateUnsupported", True)
@@ -161,14 +162,6 @@ def test_turns_of_weight_0_are_never_learnt(
     assert "three" not in learnt
     assert learnt.endswith("two<|im_end|>")
     assert ("Sure?" in learnt) == learn_prompts
-
-
-@pytest.mark.parametrize(
-    "code", ["{{ 1 / 0 }}", "{{ messages[9].content }}", "{{ 'a' + 1 }}", "{{ none.x.y }}"]
-)
-def test_whatever_a_template_raises_is_an_error_of_the_row(tokenizer: Any, code: str) -> None:
-    found = tokenize(tokenizer, CHAT, code + make_template())
-    assert isinstance(found, RowError)
 
 
 @pytest.mark.parametrize("role", ["user", "assistant"])

@@ -1,4 +1,4 @@
-"""Rows in the layouts of public data sets: nothing that they say is lost without a word."""
+"""Rows in the layouts of public data sets: everything in them is used, refused or listed."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_two_columns_for_one_thing_or_a_column_of_another_kind_is_refused(
 
 
 @pytest.mark.parametrize("row", [{**PAIR, "question": "p"}, {**PAIR, "weight": "1"}])
-def test_columns_that_say_the_same_are_no_contradiction(
+def test_columns_with_the_same_content_are_not_a_contradiction(
     tmp_path: Path, row: dict[str, Any]
 ) -> None:
     assert role_content(read_one(tmp_path, row).turns) == [("user", "p"), ("assistant", "c")]
@@ -139,7 +139,7 @@ def test_columns_that_say_the_same_are_no_contradiction(
         },
     ],
 )
-def test_a_turn_that_says_more_than_can_be_used_is_refused(
+def test_a_turn_with_a_part_that_cannot_be_used_is_refused(
     tmp_path: Path, turn: dict[str, Any]
 ) -> None:
     content = json_lines(
@@ -176,16 +176,14 @@ def test_an_empty_instruction_leaves_the_input(tmp_path: Path) -> None:
     assert role_content(sample.turns) == [("user", "p"), ("assistant", "c")]
 
 
-WHOLE = {"chosen": [USER, ASSISTANT], "rejected": [USER, {**ASSISTANT, "content": "d"}]}
+CONVERSATIONS = {"chosen": [USER, ASSISTANT], "rejected": [USER, {**ASSISTANT, "content": "d"}]}
 
 
 @pytest.mark.parametrize(
     "prompt", ["p", [{"role": "system", "content": "s"}, USER], [USER], "other"]
 )
-def test_a_prompt_beside_whole_conversations_is_used_or_refused(
-    tmp_path: Path, prompt: Any
-) -> None:
-    content = json_lines({**WHOLE, "prompt": prompt})
+def test_a_prompt_next_to_two_conversations_is_used_or_refused(tmp_path: Path, prompt: Any) -> None:
+    content = json_lines({**CONVERSATIONS, "prompt": prompt})
     if prompt == "other":
         failure = read_failure(tmp_path, "a.jsonl", content, objective="DPO")
         assert failure.reason == "BadConversation"
@@ -195,7 +193,7 @@ def test_a_prompt_beside_whole_conversations_is_used_or_refused(
     assert (sample.prompt[0].role == "system") == (len(prompt) == 2 and prompt != "p")
 
 
-def test_an_answer_of_weight_0_is_no_reference(tmp_path: Path) -> None:
+def test_an_answer_of_weight_0_is_not_a_reference(tmp_path: Path) -> None:
     turns = [USER, {**ASSISTANT, "weight": 0}]
     sample = read_one(tmp_path, {"messages": turns}, objective="GRPO", grpo=RULES)
     assert sample.reference is None

@@ -1,4 +1,4 @@
-"""Rows as people have them: what a column or key says is used, refused, or left out on purpose."""
+"""Columns and keys of rows: each is used, refused, or left out by a rule of the job."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_key_of_a_turn_that_cannot_be_used_is_refused(
 
 
 @pytest.mark.parametrize("roles", ["ac", "sac", "tac", "uatua", "utac", "ua?"])
-def test_turns_in_an_order_that_nobody_would_speak_are_refused(tmp_path: Path, roles: str) -> None:
+def test_turns_in_an_impossible_order_are_refused(tmp_path: Path, roles: str) -> None:
     names = {"a": "assistant", "s": "system", "t": "tool", "u": "user", "c": "assistant", "?": "x"}
     turns = [{"role": names[role], "content": role} for role in roles]
     if roles == "uatua":
@@ -228,7 +228,7 @@ def test_tools_that_cannot_be_read_are_refused(
     assert (failure.reason, failure.line) == (reason, 2)
 
 
-def test_nulls_that_a_columnar_file_adds_are_no_arguments(tmp_path: Path) -> None:
+def test_nulls_that_a_columnar_file_adds_are_not_arguments(tmp_path: Path) -> None:
     other = {"type": "function", "function": {"name": "time", "arguments": {"zone": "UTC"}}}
     calls = [{"role": "assistant", "content": None, "tool_calls": [each]} for each in (CALL, other)]
     rows = [{"messages": [ASK, each]} for each in calls]
@@ -286,17 +286,17 @@ def test_preferences_keep_their_tools(tmp_path: Path, row: dict[str, Any]) -> No
     assert sample.context.tools[0]["function"] == WEATHER
 
 
-def test_a_reward_model_is_not_asked_about_tools(tmp_path: Path) -> None:
+def test_tools_are_refused_with_a_reward_model(tmp_path: Path) -> None:
     row = {"prompt": "p", "tools": [WEATHER]}
     sample = read_one(tmp_path, row, objective="GRPO", grpo=RULES)
     assert isinstance(sample, PromptOnlySample)
     assert sample.context.tools
-    judge = {"rewardModel": {"uri": "hf://acme/judge"}}
-    failure = read_failure(tmp_path, "a.jsonl", json_lines(row), objective="GRPO", grpo=judge)
+    reward = {"rewardModel": {"uri": "hf://acme/reward"}}
+    failure = read_failure(tmp_path, "a.jsonl", json_lines(row), objective="GRPO", grpo=reward)
     assert failure.reason == "UnusableColumn"
 
 
-def test_rows_that_differ_in_a_key_are_no_duplicates(tmp_path: Path) -> None:
+def test_rows_that_differ_in_a_key_are_not_duplicates(tmp_path: Path) -> None:
     rows = [
         CHAT,
         {**CHAT, "tools": [WEATHER]},

@@ -306,7 +306,7 @@ def test_marks_are_corrected_to_the_answer_with_its_end(tokenizer: Any, part: st
     assert not tokens.is_partly_learnt
 
 
-def test_marks_around_the_header_leave_what_the_server_writes(tokenizer: Any) -> None:
+def test_marks_around_the_header_leave_out_the_header(tokenizer: Any) -> None:
     template = (
         "{% for m in messages %}{% generation %}{{ '<|im_start|>' + m.role + '\\n' + m.content }}"
         "{{ '<|im_end|>\\n' }}{% endgeneration %}{% endfor %}"
@@ -379,7 +379,7 @@ def test_an_answer_is_learnt_as_the_model_writes_it_or_it_is_context(
     assert list(tokens.tokenized.tokens[: tokens.prompt_length]) == served
 
 
-def test_a_thought_in_the_text_is_not_put_behind_an_empty_one(tokenizer: Any) -> None:
+def test_a_thought_in_the_text_does_not_follow_an_empty_one(tokenizer: Any) -> None:
     template = (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' %}"
         "{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{{ m.content + '<|im_end|>' }}{% endfor %}"

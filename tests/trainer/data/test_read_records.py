@@ -172,14 +172,14 @@ def turns(*roles: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("row", "reason", "words"),
     [
-        (turns("user"), "BadConversation", "says nothing"),
+        (turns("user"), "BadConversation", "no assistant turn"),
         (turns("user", "assistant", "user"), "BadConversation", "ends with the user"),
         (turns("user", "tool", "assistant"), "BadConversation", "not called"),
         (turns("user", "critic", "assistant"), "BadConversation", "'critic'"),
-        (turns("assistant"), "BadConversation", "asked nothing"),
-        (turns("system", "assistant"), "BadConversation", "asked nothing"),
+        (turns("assistant"), "BadConversation", "no user turn"),
+        (turns("system", "assistant"), "BadConversation", "no user turn"),
         (turns("user", "system", "assistant"), "BadConversation", "middle"),
-        ({"messages": []}, "BadConversation", "says nothing"),
+        ({"messages": []}, "BadConversation", "no assistant turn"),
         ({"messages": "hello"}, "WrongType", "list of turns"),
         ({"messages": [1]}, "WrongType", "list of turns"),
         ({"messages": [{"role": "user"}]}, "WrongType", "turn 1"),

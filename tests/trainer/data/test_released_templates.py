@@ -1,4 +1,4 @@
-"""What is learnt of conversations under the chat templates of released models.
+"""The learnt parts of conversations under the chat templates of released models.
 
 `UPDATE_GOLDEN=1` writes the table of docs/reference/chat-templates.md again.
 """
@@ -94,7 +94,7 @@ def tokenize_sample(tokenizer: Any, sample: MessagesSample) -> ConversationToken
 
 
 def learnt_texts(tokenizer: Any, tokens: ConversationTokens) -> list[str]:
-    """What is learnt, answer by answer, with its special tokens."""
+    """The learnt texts, one for each answer, with their special tokens."""
     texts: list[list[int]] = []
     before = IGNORED
     for token, label in zip(tokens.tokenized.tokens, tokens.tokenized.labels, strict=True):
@@ -114,7 +114,7 @@ def cell(tokenizer: Any, sample: MessagesSample) -> str:
     return "the last answer" if tokens.is_partly_learnt else "both answers" if count > 1 else "yes"
 
 
-def test_the_page_says_what_is_learnt(tokenizer_of: Any) -> None:
+def test_the_page_has_the_learnt_answers(tokenizer_of: Any) -> None:
     rows = {**{name: MessagesSample(turns) for name, turns in ROWS.items()}, **EXTRA_ROWS}
     lines = [["Family", *rows], ["---"] * (len(rows) + 1)]
     for family in FAMILIES:
@@ -146,7 +146,7 @@ def test_the_last_answer_follows_the_prompt_that_a_server_renders(
 
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.template)
-def test_an_answer_is_learnt_whole_with_its_end_and_nothing_after_it(
+def test_an_answer_is_learnt_with_its_end_and_nothing_after_it(
     tokenizer_of: Any, family: Family, row: str
 ) -> None:
     tokenizer, turns = tokenizer_of(family), ROWS[row]
@@ -178,7 +178,7 @@ def test_an_earlier_answer_is_learnt_as_it_is_learnt_when_it_is_the_last(
         assert tokens.is_partly_learnt == (len(texts) == 1)
         if len(texts) == 2:
             (alone,) = learnt_texts(tokenizer, first)
-            # GLM ends an answer with the next turn, which nothing but the conversation's end shows.
+            # GLM ends an answer with the start of the next turn, and only the last one with EOS.
             assert texts[0] in (alone, alone.removesuffix(family.eos))
 
 

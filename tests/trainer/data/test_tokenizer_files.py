@@ -1,4 +1,4 @@
-"""Which tokenizer the files of a model describe, and whether it gives texts back."""
+"""The tokenizer that the files of a model describe, and texts that it encodes and decodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from finetune_trainer.data.round_trip import check_round_trip
 from finetune_trainer.data.samples import MessagesSample
 from finetune_trainer.data.tokenizer import load_tokenizer
-from finetune_trainer.data.tokenizer_files import TEST_TEXTS, comes_back
+from finetune_trainer.data.tokenizer_files import TEST_TEXTS, survives_round_trip
 from finetune_trainer.data.turns import Turn
 from finetune_trainer.runtime.errors import UserError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -43,7 +43,7 @@ def ids(tokenizer: Any, text: str) -> list[int]:
         ("llama", None),
     ],
 )
-def test_tokenizer_json_counts_whatever_class_is_named(
+def test_tokenizer_json_is_used_whichever_class_is_named(
     tmp_path: Path, kind: str, class_name: str | None
 ) -> None:
     folder = tiny_model(tmp_path / "model")
@@ -127,14 +127,14 @@ def test_a_sentencepiece_model_gives_the_pieces_of_its_own_library(
         assert each.eos_token_id == processor.eos_id()
 
 
-def test_a_sentencepiece_model_that_no_class_reads_is_refused(tmp_path: Path) -> None:
+def test_a_sentencepiece_model_that_merges_cannot_express_is_refused(tmp_path: Path) -> None:
     # SentencePiece takes the longest of these pieces first, which merges cannot express.
     pieces = ["two spaces", "paces, a"]
     folder = sentencepiece_model(tmp_path / "model", **LOSSLESS, user_defined_symbols=pieces)
     with pytest.raises(UserError) as caught:
         load_tokenizer(folder)
     assert caught.value.failure.reason == "UnsupportedModel"
-    assert "tokenises otherwise than tokenizer.model" in caught.value.failure.message
+    assert "tokenises differently from tokenizer.model" in caught.value.failure.message
     assert "tokenizer.json" in caught.value.failure.remedy
 
 
@@ -197,11 +197,11 @@ def characters(*steps: Any) -> Tokenizer:
     [
         ([normalizers.Lowercase()], "An Answer", "no capital letters"),
         ([normalizers.Replace(" ", "")], "an answer", "white space is lost"),
-        ([], "größe", "<unk> stands for"),
+        ([], "größe", "<unk> replaces"),
         ([normalizers.StripAccents()], "e\u0301t", "becomes"),
     ],
 )
-def test_data_that_does_not_come_back_is_refused_with_its_line(
+def test_data_that_decodes_differently_is_refused_with_its_line(
     steps: list[Any], text: str, words: str
 ) -> None:
     tokenizer = plain_tokenizer(characters(*steps))
@@ -213,9 +213,9 @@ def test_data_that_does_not_come_back_is_refused_with_its_line(
     assert (failure.file, failure.line) == ("rows.jsonl", 7)
 
 
-def test_normalised_text_comes_back(tiny_model_folder: Path) -> None:
+def test_a_normalised_text_is_accepted(tiny_model_folder: Path) -> None:
     composed = plain_tokenizer(characters(normalizers.NFKC(), normalizers.Prepend(" ")))
-    assert comes_back(composed, "\uff21 x")
+    assert survives_round_trip(composed, "\uff21 x")
     tokenizer = load_tokenizer(tiny_model_folder)
     check_round_trip(tokenizer, [sample(*TEST_TEXTS, TEXT, "<|im_end|> in a text")])
 
@@ -229,8 +229,8 @@ def test_leading_spaces_may_be_lost_and_indentation_may_not(tmp_path: Path) -> N
         check_round_trip(lossy, [sample("if x:\n    return")])
 
 
-def test_bytes_under_a_pre_tokenizer_of_words_are_noticed() -> None:
+def test_bytes_under_a_pre_tokenizer_of_words_decode_differently() -> None:
     backend = characters()
     backend.normalizer = None
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    assert not comes_back(plain_tokenizer(backend), "two words")
+    assert not survives_round_trip(plain_tokenizer(backend), "two words")

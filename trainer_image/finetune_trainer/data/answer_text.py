@@ -108,7 +108,7 @@ def find_missing_part(answer: str, turn: Turn) -> str | None:
     """
     thought, visible = split_thought(turn.content)
     first, closed, _ = answer.partition("</think>")
-    # A template that knows reasoning_content only writes an empty thought before one in the text.
+    # A template that reads reasoning_content only writes an empty thought before one in the text.
     if _squash(thought) not in _squash(first if closed else answer):
         return "the thought"
     if _squash(turn.reasoning or "") not in _squash(answer):

@@ -3,7 +3,7 @@
 Only what a served model writes is learnt: each of the assistant's turns up to and including the
 token that ends the turn. The part is what the rendered text gains by the turn, and a comparison
 of tokens verifies that the text before it is tokenised the same way on its own, because that is all
-that a served model has when it has to answer. Where the template marks parts ({% generation %}),
+that a served model has before its answer. Where the template marks parts ({% generation %}),
 nothing outside the marks is learnt but the token that ends the turn.
 
 Some templates write an earlier answer differently from the last one: without its thought (Qwen3),

@@ -74,7 +74,9 @@ def add_system_turn(turns: Sequence[Turn], system: Turns) -> Turns:
 def check_prompt(turns: Sequence[Turn], system: Turns = ()) -> Turns:
     """The turns after `system`; they must end with the user or with the result of a tool."""
     if not turns:
-        raise RowError("BadConversation", "the assistant is asked nothing", "Add the user's turn.")
+        raise RowError(
+            "BadConversation", "the conversation has no user turn", "Add the user's turn."
+        )
     turns = add_system_turn(turns, system)
     if turns[-1].role not in ("user", "tool"):
         raise RowError(
@@ -119,20 +121,20 @@ def read_turns(value: Any, name: str, role: str) -> Turns:
 
 
 def check_conversation(turns: Sequence[Turn]) -> Turns:
-    """The turns up to the last that is learnt; RowError where they are no prompt and answer."""
+    """The turns up to the last one that is learnt; RowError where no answer follows a prompt."""
     roles = [turn.role for turn in turns]
     if "assistant" not in roles:
-        raise RowError("BadConversation", "the assistant says nothing", _ENDS_REMEDY)
+        raise RowError("BadConversation", "the conversation has no assistant turn", _ENDS_REMEDY)
     if roles[-1] != "assistant":
         raise RowError(
             "BadConversation", f"the conversation ends with the {roles[-1]}", _ENDS_REMEDY
         )
     _check_order(turns)
-    asked = roles.index("user")
+    first_question = roles.index("user")
     learnt = [
         place
         for place, turn in enumerate(turns)
-        if turn.role == "assistant" and turn.is_learnt and place > asked
+        if turn.role == "assistant" and turn.is_learnt and place > first_question
     ]
     if not learnt:
         raise RowError("NothingToLearn", "all its answers have weight 0", "Remove the row.")
@@ -153,7 +155,9 @@ def _check_order(turns: Sequence[Turn]) -> None:
             "Put the system turn first.",
         )
     if "user" not in roles:
-        raise RowError("BadConversation", "the assistant is asked nothing", "Add the user's turn.")
+        raise RowError(
+            "BadConversation", "the conversation has no user turn", "Add the user's turn."
+        )
     if "tool" in roles:
         _check_results(turns)
 

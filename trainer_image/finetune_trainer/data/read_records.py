@@ -113,7 +113,7 @@ class SourceReader:
             name, _ = mapping.find(record.values, "reference")
             _check_reference(sample, name, needs_number="numeric" in self._reference_rewards)
         if self.spec.grpo and self.spec.grpo.reward_model:
-            _check_judgeable(sample)
+            _check_for_reward_model(sample)
         self.ignored |= unused
         if isinstance(sample, PromptOnlySample) and mapping.has("messages"):
             self._note_unused_answer(record, mapping)
@@ -124,7 +124,7 @@ class SourceReader:
         return sample
 
     def _note_unused_answer(self, record: Record, mapping: ColumnMapping) -> None:
-        """An answer at the end of the conversation is not used beside a reference of its own."""
+        """An answer at the end of the conversation is not used if a column has the reference."""
         name, value = mapping.require(record.values, "messages")
         has_reference = not is_empty(mapping.find(record.values, "reference")[1])
         if has_reference and parse_turns(value)[-1].role == "assistant":
@@ -197,13 +197,13 @@ def read_samples(
     return reader.format, samples
 
 
-def _check_judgeable(sample: Sample) -> None:
+def _check_for_reward_model(sample: Sample) -> None:
     assert isinstance(sample, PromptOnlySample)
     is_plain = all(turn.is_plain for turn in sample.prompt)
     if not is_plain or sample.context != NO_CONTEXT:
         raise RowError(
             "UnusableColumn",
-            "it has tools, documents or reasoning, which grpo.rewardModel would not be shown",
+            "it has tools, documents or reasoning, which the reward model would not get",
             "Leave grpo.rewardModel out, or remove them from the rows.",
         )
 
@@ -223,5 +223,5 @@ def _check_reference(sample: Sample, name: str, needs_number: bool) -> None:
             "ReferenceMissing",
             f"its right answer {reference[:40]!r} has no number, which the reward numeric compares "
             "with: every answer would score 0",
-            "Write the number as docs/tasks/score-answers.md says, or use exactMatch.",
+            "Write the number in a form of docs/tasks/score-answers.md, or use exactMatch.",
         )

@@ -56,8 +56,8 @@ class Chat:
             raise RowError(
                 "BadConversation",
                 f"the model's chat template refuses it: {describe_error(error)}",
-                "Follow the template: usually user and assistant take turns, and some models "
-                "know no system turn.",
+                "Follow the template: usually user and assistant take turns, and some templates "
+                "have no system turn.",
             ) from None
 
     def find_generation_spans(self, turns: Sequence[Turn]) -> list[tuple[int, int]] | None:

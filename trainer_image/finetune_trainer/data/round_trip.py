@@ -1,6 +1,6 @@
-"""Whether a tokenizer gives texts back, which shows that it belongs to its files and to the data.
+"""Whether decoding gives the texts that a tokenizer has encoded.
 
-A text may come back in another Unicode normalisation (NFC, NFKC) and without leading spaces,
+A decoded text may have another Unicode normalisation (NFC, NFKC) and no leading spaces,
 because the normalizers of some models change that. Nothing else may be lost: a model cannot learn
 what its tokenizer drops.
 """
@@ -11,29 +11,29 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from finetune_trainer.data.samples import Sample
-from finetune_trainer.data.tokenizer_files import comes_back, decode_encoded, normalise
+from finetune_trainer.data.tokenizer_files import decode_encoded, normalise, survives_round_trip
 from finetune_trainer.runtime.errors import UserError
 
 _SAMPLES, _CHARACTERS = 64, 2000
 
 
 def check_round_trip(tokenizer: Any, samples: Sequence[Sample]) -> None:
-    """Raise UserError where texts of the samples do not come back; some samples are tried."""
+    """Raise UserError where a decoded text of the samples differs; some samples are tried."""
     step = max(1, len(samples) // _SAMPLES)
     added = tuple(str(token) for token in tokenizer.get_added_vocab())
     for sample in samples[::step]:
         for text in _texts(sample.content):
             tried = text[:_CHARACTERS]
             # A token written out in a text may swallow the spaces around it.
-            if any(token in tried for token in added) or comes_back(tokenizer, tried):
+            if any(token in tried for token in added) or survives_round_trip(tokenizer, tried):
                 continue
             before, after = _first_difference(tried, decode_encoded(tokenizer, tried))
             raise UserError(
                 "UnsupportedModel",
                 f"The model's tokenizer does not give the data back: {before!r} becomes {after!r}"
                 f"{_kind_of_loss(tokenizer, tried)}.",
-                "Use a model whose tokenizer knows the characters of the data; if the model's "
-                "releases differ, take the one whose tokenizer.json is complete.",
+                "Use a model whose tokenizer has the characters of the data; if the model's "
+                "releases differ, use the one whose tokenizer.json is complete.",
                 file=sample.file,
                 line=sample.line or None,
             )
@@ -47,7 +47,7 @@ def _kind_of_loss(tokenizer: Any, text: str) -> str:
         return " (white space is lost)"
     unknown = tokenizer.unk_token
     has_unknown = unknown is not None and unknown in decoded
-    return f" ({unknown} stands for what it does not know)" if has_unknown else ""
+    return f" ({unknown} replaces what is not in the vocabulary)" if has_unknown else ""
 
 
 def _first_difference(text: str, decoded: str) -> tuple[str, str]:

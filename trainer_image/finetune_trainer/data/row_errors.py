@@ -1,4 +1,4 @@
-"""Rows that cannot be used, or that are too long: refused, or left out as far as the job says.
+"""Rows that cannot be used, or that are too long: refused, or left out as far as the job allows.
 
 By default the first error ends the stage, and its message has it in full and the next few by their
 line. With dataset.invalidRows a share of such rows is left out instead, counted by reason.

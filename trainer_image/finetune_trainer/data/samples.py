@@ -353,10 +353,10 @@ def _add_prompt_column(common: Turns, values: Values, mapping: ColumnMapping) ->
         if is_empty(value):
             continue
         given = read_turns(value, name, "user")
-        system, asked = [turn for turn in given if turn.role == "system"], _asked(given)
-        said = [turn.content.strip() for turn in common if turn.role == "user"]
-        is_text = len(given) == 1 and given[0].content.strip() in (said[0], said[-1])
-        if not is_text and asked[: len(_asked(common))] != _asked(common):
+        system, begin = [turn for turn in given if turn.role == "system"], _without_system(given)
+        questions = [turn.content.strip() for turn in common if turn.role == "user"]
+        is_text = len(given) == 1 and given[0].content.strip() in (questions[0], questions[-1])
+        if not is_text and begin[: len(_without_system(common))] != _without_system(common):
             raise RowError(
                 "BadConversation",
                 f"the column {name!r} differs from the beginning of the two conversations",
@@ -366,7 +366,7 @@ def _add_prompt_column(common: Turns, values: Values, mapping: ColumnMapping) ->
     return common
 
 
-def _asked(turns: Turns) -> list[list[Any]]:
+def _without_system(turns: Turns) -> list[list[Any]]:
     return turn_records([turn for turn in turns if turn.role != "system"])
 
 
@@ -435,14 +435,14 @@ def _read_reference(value: Any) -> str | None:
         if isinstance(value, bool | list | dict):
             text = json.dumps(value, ensure_ascii=False, allow_nan=False)
             return require_text(text, "reference")
-        # Numbers are usual: the answers of sums.
+        # Answers of arithmetic are often numbers.
         if isinstance(value, int | float | Decimal) and math.isfinite(value):
             return str(value)
     except (TypeError, ValueError):
         pass  # It holds a date, bytes or NaN.
     raise RowError(
         "WrongType",
-        f"the reference {str(value)[:40]!r} is or holds a value that is no text",
+        f"the reference {str(value)[:40]!r} cannot be written as text",
         "Write it as text, as a number, or as JSON.",
     )
 

@@ -1,8 +1,8 @@
 """A SentencePiece model (tokenizer.model) as a fast tokenizer that gives the same pieces.
 
 transformers 5 orders the merges of a BPE model by the ids of their pieces and not by their scores,
-and some of its classes leave out the dummy prefix, so other pieces come out than in the model's
-training. SentencePiece's own library decides what is right.
+and some of its classes leave out the dummy prefix, so texts get other pieces than in the model's
+training. The pieces of SentencePiece's own library are the right ones.
 """
 
 from __future__ import annotations

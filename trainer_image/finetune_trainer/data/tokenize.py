@@ -43,7 +43,7 @@ class SampleTokens:
     is_partly_learnt: bool = False
     """Whether an answer of the conversation is context only; see ConversationTokens."""
     answer: str | None = None
-    """What the model should generate last, where that is more than the content of the turn."""
+    """The last answer as the model generates it, where its turn has more than a content."""
 
 
 class SampleTokenizer:
@@ -137,7 +137,7 @@ class SampleTokenizer:
 
 
 def apply_long_rows(tokens: SampleTokens, rule: LongRows) -> SampleTokens | LongRowError:
-    """The sample as dataset.longRows has it: whole, cut, or an error where it is left out."""
+    """The sample complete or cut by dataset.longRows; an error where it is left out or refused."""
     is_long = tokens.is_truncated or len(tokens.tokenized) > 1
     if not is_long or (isinstance(tokens.sample, PreferenceSample) and not tokens.is_truncated):
         return tokens

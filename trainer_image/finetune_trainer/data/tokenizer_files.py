@@ -1,9 +1,9 @@
-"""Which tokenizer the files of a model folder describe.
+"""The tokenizer that the files of a model folder describe.
 
 tokenizer.json is what the model was trained with. Some of transformers' classes rebuild parts of it
-by their own rules: a byte-level vocabulary under a Llama class then loses every space. So where the
-class that tokenizer_config.json names tokenises test texts otherwise than tokenizer.json, the file
-counts, and the exported tokenizer is a plain one that holds the file.
+by their own rules: a byte-level vocabulary under a Llama class then loses every space. So
+tokenizer.json is used where the class that tokenizer_config.json names tokenises test texts
+differently, and the exported tokenizer is of a plain class.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def read_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def comes_back(tokenizer: Any, text: str) -> bool:
+def survives_round_trip(tokenizer: Any, text: str) -> bool:
     """Whether decoding the tokens of a text gives the text, up to NFKC and leading spaces."""
     return normalise(decode_encoded(tokenizer, text)) == normalise(text)
 
@@ -92,7 +92,7 @@ def _read_sentencepiece(folder: Path, name: str) -> Any:
             _REMEDY,
         ) from None
     if tokenizer is None:
-        raise _unreadable(f"transformers tokenises otherwise than {name} says", _REMEDY)
+        raise _unreadable(f"transformers tokenises differently from {name}", _REMEDY)
     return tokenizer
 
 
@@ -123,10 +123,10 @@ def _load(folder: Path, kind: Any, **options: Any) -> Any:
 
 
 def _is_better(plain: Any, named: Any) -> bool:
-    """Whether the named class tokenises otherwise than tokenizer.json says, and gains nothing."""
+    """Whether the named class tokenises differently from tokenizer.json, and decodes no better."""
     if all(_encode(named, text) == _encode(plain, text) for text in TEST_TEXTS):
         return False
-    kept = [sum(comes_back(each, text) for text in TEST_TEXTS) for each in (plain, named)]
+    kept = [sum(survives_round_trip(each, text) for text in TEST_TEXTS) for each in (plain, named)]
     return kept[0] >= kept[1]
 
 
@@ -156,7 +156,7 @@ def _legacy_template(folder: Path) -> str | None:
     if not isinstance(template, str):
         raise UserError(
             "BadChatTemplate",
-            "chat_template.json of the model holds no text under chat_template.",
+            "chat_template of the model's chat_template.json is not a text.",
             "Give model.tokenizer.chatTemplate, or upload the file again.",
         )
     return template

@@ -69,7 +69,7 @@ def compare_losses(losses: PairedLosses, seed: int) -> LossComparison:
         raise UserError(
             "LossNotComparable",
             f"{found}, so there is nothing to improve on.",
-            "Hold out rows whose answers the base model does not know, and whose weight is not 0.",
+            "Hold out rows with answers that the base model does not generate, and no weight of 0.",
         )
     low, high = bootstrap_interval(losses.base, losses.tuned, seed)
     return LossComparison(
@@ -84,7 +84,7 @@ def compare_losses(losses: PairedLosses, seed: int) -> LossComparison:
 
 def summarise(measurements: Measurements, spec: FineTuneJobSpec) -> EvaluationSummary:
     """All metrics, and the outcome of each rule of the gate."""
-    # Thoughts differ from answer to answer, and only what a reader sees is right or wrong.
+    # Thoughts differ from answer to answer, and only the text after them is right or wrong.
     answers = [
         tuple(split_thought(text)[1] for text in (each.base.text, each.tuned.text, each.reference))
         for each in measurements.answered

@@ -36,7 +36,7 @@ class AnsweredPrompt:
 
     @property
     def is_plain(self) -> bool:
-        """Whether roles and contents say everything, which is all that the operator can send."""
+        """Whether it has roles and contents only, which is all that the operator can send."""
         plain = all(
             turn.keys() <= {"role", "content"} and turn["role"] != "tool" for turn in self.messages
         )

@@ -73,8 +73,8 @@ def max_answer_tokens(spec: FineTuneJobSpec) -> int:
 def read_held_out_prompts(
     spec: FineTuneJobSpec, data: Path, tokenizer: Any
 ) -> Iterator[dict[str, Any]]:
-    """Lines of eval.jsonl, of texts their beginning as messages, in an order that the seed
-    decides."""
+    """Lines of eval.jsonl in an order that the seed decides; of texts the beginning, as a user's
+    turn."""
     from finetune_trainer.data.token_store import TokenStore
 
     generator = np.random.default_rng(spec.training.seed)
