@@ -171,6 +171,8 @@ def test_a_text_with_a_token_of_the_template_is_refused(tokenizer: Any, role: st
     found = tokenize(tokenizer, MessagesSample(turns), CHATML)
     assert isinstance(found, RowError)
     assert "<|im_end|>" in found.message
+    with pytest.raises(RowError, match=r"im_end"):
+        ChatTokenizer(tokenizer, 256, 512).tokenize_prompt((*turns, Turn("user", "And?")))
 
 
 def test_a_result_that_the_template_drops_is_refused_though_its_text_is_elsewhere(

@@ -128,7 +128,7 @@ def test_the_page_has_the_learnt_answers(tokenizer_of: Any) -> None:
 
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.template)
-def test_the_last_answer_follows_the_prompt_that_a_server_renders(
+def test_an_answer_is_learnt_after_the_prompt_of_a_server_with_its_end_and_nothing_after_it(
     tokenizer_of: Any, family: Family, row: str
 ) -> None:
     tokenizer, turns = tokenizer_of(family), ROWS[row]
@@ -142,17 +142,6 @@ def test_the_last_answer_follows_the_prompt_that_a_server_renders(
     )["input_ids"]
     assert tokens.tokenized.tokens[: tokens.prompt_length].tolist() == served
     assert int(tokens.tokenized.labels[tokens.prompt_length]) != IGNORED
-
-
-@pytest.mark.parametrize("row", ROWS)
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.template)
-def test_an_answer_is_learnt_with_its_end_and_nothing_after_it(
-    tokenizer_of: Any, family: Family, row: str
-) -> None:
-    tokenizer, turns = tokenizer_of(family), ROWS[row]
-    tokens = tokenize(tokenizer, turns)
-    if isinstance(tokens, RowError):
-        return
     texts = learnt_texts(tokenizer, tokens)
     assert texts[-1].endswith((family.eos, *family.ends))
     for text in texts:
@@ -180,6 +169,13 @@ def test_an_earlier_answer_is_learnt_as_it_is_learnt_when_it_is_the_last(
             (alone,) = learnt_texts(tokenizer, first)
             # GLM ends an answer with the start of the next turn, and only the last one with EOS.
             assert texts[0] in (alone, alone.removesuffix(family.eos))
+
+
+def test_a_token_inside_the_header_of_a_turn_is_refused_in_texts(tokenizer_of: Any) -> None:
+    (family,) = (each for each in FAMILIES if each.template == "gptoss")
+    found = tokenize(tokenizer_of(family), (Turn("user", "Write <|message|>."), answer(1)))
+    assert isinstance(found, RowError)
+    assert "<|message|>" in found.message
 
 
 @pytest.mark.parametrize("row", EXTRA_ROWS)
