@@ -36,7 +36,7 @@ def tiny_mixtral(folder: Path) -> Path:
     """Two layers with four experts each, two of them for a token; tied embeddings."""
     from transformers import MixtralConfig
 
-    return _write(folder, MixtralConfig(**SPARSE, num_local_experts=EXPERTS))
+    return write_family(folder, MixtralConfig(**SPARSE, num_local_experts=EXPERTS))
 
 
 def tiny_qwen_moe(folder: Path) -> Path:
@@ -44,7 +44,7 @@ def tiny_qwen_moe(folder: Path) -> Path:
     from transformers import Qwen3MoeConfig
 
     sizes = {"moe_intermediate_size": 64, "head_dim": 16, "num_experts": EXPERTS}
-    return _write(folder, Qwen3MoeConfig(**SPARSE, **sizes))
+    return write_family(folder, Qwen3MoeConfig(**SPARSE, **sizes))
 
 
 def tiny_deepseek(folder: Path) -> Path:
@@ -56,22 +56,22 @@ def tiny_deepseek(folder: Path) -> Path:
     ranks = {"kv_lora_rank": 16, "q_lora_rank": 16}
     widths = {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
     shape = {**SPARSE, **experts, **groups, **ranks, **widths}
-    return _write(folder, DeepseekV3Config(**shape))
+    return write_family(folder, DeepseekV3Config(**shape))
 
 
 def tiny_qwen(folder: Path) -> Path:
     """Qwen 2: biases on queries, keys and values; a head of its own."""
     from transformers import Qwen2Config
 
-    return _write(folder, Qwen2Config(**SHAPE, tie_word_embeddings=False))
+    return write_family(folder, Qwen2Config(**SHAPE, tie_word_embeddings=False))
 
 
 def tiny_neox(folder: Path) -> Path:
     """GPT-NeoX: one layer for queries, keys and values; a head of its own; biases."""
     from transformers import GPTNeoXConfig
 
-    shape = {name: value for name, value in SHAPE.items() if name != "num_key_value_heads"}
-    return _write(folder, GPTNeoXConfig(**shape, tie_word_embeddings=False))
+    shape = _shape_without("num_key_value_heads")
+    return write_family(folder, GPTNeoXConfig(**shape, tie_word_embeddings=False))
 
 
 def tiny_falcon(folder: Path) -> Path:
@@ -79,9 +79,8 @@ def tiny_falcon(folder: Path) -> Path:
     are read from the config in every forward pass."""
     from transformers import FalconConfig
 
-    names = ("intermediate_size", "num_key_value_heads")
-    shape = {name: value for name, value in SHAPE.items() if name not in names}
-    return _write(folder, FalconConfig(**shape, attention_dropout=0.1, hidden_dropout=0.1))
+    shape = _shape_without("intermediate_size", "num_key_value_heads")
+    return write_family(folder, FalconConfig(**shape, attention_dropout=0.1, hidden_dropout=0.1))
 
 
 def tiny_gpt2(folder: Path) -> Path:
@@ -97,7 +96,7 @@ def tiny_gpt2(folder: Path) -> Path:
         bos_token_id=1,
         eos_token_id=2,
     )
-    return _write(folder, config)
+    return write_family(folder, config)
 
 
 def tiny_opt(folder: Path) -> Path:
@@ -117,16 +116,24 @@ def tiny_opt(folder: Path) -> Path:
         **sizes,
         **tokens,
     )
-    return _write(folder, config)
+    return write_family(folder, config)
 
 
-def _write(folder: Path, config: Any) -> Path:
+def write_family(folder: Path, config: Any, auto_class: str = "AutoModelForCausalLM") -> Path:
+    """A random model of this config, with the other files of the tiny Llama."""
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     tiny_model(folder)
     (folder / "model.safetensors").unlink()
     torch.manual_seed(0)
     config.dtype = torch.float32
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    model = getattr(transformers, auto_class).from_config(config)
+    tokens = model.generation_config
+    tokens.bos_token_id, tokens.eos_token_id, tokens.pad_token_id = 1, 2, 0
+    model.save_pretrained(folder)
     return folder
+
+
+def _shape_without(*names: str) -> dict[str, Any]:
+    return {name: value for name, value in SHAPE.items() if name not in names}

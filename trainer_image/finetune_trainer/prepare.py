@@ -103,14 +103,19 @@ def prepare(
         uri = Address("model", spec.model.uri).public_uri
         config = complete_text_config(small_files, check_config(small_files, uri), uri)
         target = describe_target(spec, small_files, config, today)
-        reward_config = None
+        empty_model = build_job_model(spec, small_files, uri)
+        reward: tuple[Snapshot | CachedSnapshot, dict[str, Any], str, Any] | None = None
         if spec.grpo and spec.grpo.reward_model:
+            # Imported late, as in `build_job_model`.
+            from finetune_trainer.methods.weight_check import build_empty_model
+
             address = spec.grpo.reward_model
+            reward_uri = Address("model", address.uri).public_uri
             snapshots.append(sources.open_model(address, REWARD, run.paths.reward_cache))
             small_files = snapshots[1].fetch_small_files()
-            reward_config = check_reward_config(
-                small_files, Address("model", address.uri).public_uri
-            )
+            reward_config = check_reward_config(small_files, reward_uri)
+            empty_reward_model = build_empty_model(small_files, reward_uri, is_reward_model=True)
+            reward = (snapshots[1], reward_config, reward_uri, empty_reward_model)
             if prints_date(load_tokenizer(small_files)):
                 target = replace(target, date=today)
 
@@ -123,16 +128,12 @@ def prepare(
             data = prepare_dataset(run, inputs, datasets, target, report_progress)
 
         # Fetch the weights, which are large.
-        is_scored = spec.objective == "Reward"
-        facts = fetch_model_facts(model, config, uri, is_scored, is_new_head=is_scored).model_copy(
+        facts = fetch_model_facts(
+            model, config, uri, empty_model, needs_head=spec.objective != "Reward"
+        ).model_copy(
             update={"vocabulary": target.vocabulary, "context_length": target.context_length}
         )
-        reward_facts = None
-        if reward_config and spec.grpo and spec.grpo.reward_model:
-            reward_uri = Address("model", spec.grpo.reward_model.uri).public_uri
-            reward_facts = fetch_model_facts(
-                snapshots[1], reward_config, reward_uri, is_reward_model=True
-            )
+        reward_facts = fetch_model_facts(*reward) if reward else None
     except UserError:
         for snapshot in snapshots:
             snapshot.discard()
@@ -163,7 +164,6 @@ def describe_target(
         check_can_be_reward_model(config, uri)
     else:
         read_generation_settings(folder, uri)
-    check_architecture(spec, folder, uri)
     changes = spec.model.tokenizer
     tokenizer = load_tokenizer(folder, changes, today)
     new_ids = new_token_ids(tokenizer, changes)
@@ -178,13 +178,16 @@ def describe_target(
     )
 
 
-def check_architecture(spec: FineTuneJobSpec, folder: Path, uri: str) -> None:
-    """Raise UserError where transformers cannot make the model, or the job cannot train it."""
+def build_job_model(spec: FineTuneJobSpec, folder: Path, uri: str) -> Any:
+    """The model that the job trains, without memory for its weights.
+
+    Raises UserError where transformers cannot build it, or the job's method cannot train it.
+    """
     # Imported late: the libraries cost seconds, and most mistakes are found without them.
     from finetune_trainer.methods.method_check import check_method
     from finetune_trainer.methods.weight_check import build_empty_model
 
-    model = build_empty_model(folder, uri)
+    model = build_empty_model(folder, uri, is_reward_model=spec.objective == "Reward")
     is_checkpointed = resolve_switch(spec.to_wire(), "gradientCheckpointing")
     if is_checkpointed and not model.supports_gradient_checkpointing:
         raise unsupported_model(
@@ -193,6 +196,7 @@ def check_architecture(spec: FineTuneJobSpec, folder: Path, uri: str) -> None:
             "Set training.gradientCheckpointing to false.",
         )
     check_method(model, spec.method, uri)
+    return model
 
 
 def prepare_dataset(
@@ -233,19 +237,18 @@ def fetch_model_facts(
     snapshot: Snapshot | CachedSnapshot,
     config: dict[str, Any],
     uri: str,
-    is_reward_model: bool = False,
-    is_new_head: bool = False,
+    empty_model: Any,
+    needs_head: bool = True,
 ) -> ModelFacts:
     """Download the weights, check them, and read the facts for the planner from them.
 
-    `is_new_head`: training makes the head of a reward model that lacks one.
+    `needs_head`: False where training initialises the head, if the files have none.
     """
 
     def check(folder: Path, weights: Sequence[str]) -> None:
         from finetune_trainer.methods.weight_check import check_weights
 
-        headers = read_headers(folder, weights)
-        check_weights(folder, headers, uri, is_reward_model, needs_head=not is_new_head)
+        check_weights(folder, read_headers(folder, weights), uri, empty_model, needs_head)
 
     folder = snapshot.fetch_all_files(check)
     return model_facts(folder, config, read_weight_files(folder), snapshot.revision)

@@ -2,8 +2,8 @@
 
 A packed sequence marks its borders by position ids that restart from 0. Attention layers of most
 architectures derive block-diagonal masks from them; recurrent layers carry their state across, some
-attention layers attend across, and chunks of attention (Llama 4) begin elsewhere than in the sample
-alone. `python -m hack.measure_packing` measured the tables with
+attention layers attend across, and the chunks of Llama 4's attention are counted from the start of
+the sequence, not of the sample. `python -m hack.measure_packing` measured the tables with
 transformers 5.19: whether the logits of a sample that is second in a sequence are those of the
 sample alone. Mamba 2, xLSTM and the Zambas could not be made small, and are recurrent.
 

@@ -25,7 +25,7 @@ from finetune_trainer.methods.dropout import disable_dropout
 from finetune_trainer.methods.gradient_checkpointing import enable_gradient_checkpointing
 from finetune_trainer.methods.image_models import freeze_vision_tower
 from finetune_trainer.methods.new_tokens import add_token_rows, added_token_ids
-from finetune_trainer.methods.partial_output import is_trained_as_a_whole, save_partial_output
+from finetune_trainer.methods.partial_output import has_untrained_tensors, save_partial_output
 from finetune_trainer.methods.precision import DTYPES, computes_in_autocast, weight_dtype
 from finetune_trainer.methods.prefix_tuning import prefix_state_dict
 from finetune_trainer.methods.quantization import quantization_config
@@ -75,9 +75,9 @@ def save_trained_weights(
 ) -> None:
     """Write an adapter folder, or a model folder (Full), from gathered weights.
 
-    A model that is not trained as a whole is no model folder: it has the trained weights alone.
+    Where a Full job does not train all tensors, only the trained weights are written.
     """
-    if method.type == "Full" and not is_trained_as_a_whole(model):
+    if method.type == "Full" and has_untrained_tensors(model):
         save_partial_output(weights, folder)
         return
     if method.type == "Full":

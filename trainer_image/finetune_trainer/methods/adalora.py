@@ -44,7 +44,7 @@ class AdaLoRAAllocator:
         # was skipped.
         step = self._step if self._has_decided else min(self._step, last)
         if step == last and not self._tuner.rankallocator.exp_avg_ipt:
-            # No step before has measured importances, so all ranks are kept.
+            # No earlier step has measured importances, so all ranks are kept.
             return
         self._tuner.update_and_allocate(step)
         self._has_decided = self._has_decided or step == last

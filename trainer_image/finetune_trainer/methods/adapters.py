@@ -97,7 +97,7 @@ def trainable_token_rows(model: Any, new_tokens: Sequence[int]) -> dict[str, lis
 def _adalora_config(model: Any, adalora: AdaLoRA, total_steps: int) -> Any:
     from peft import AdaLoraConfig
 
-    # A short run keeps at least one step that measures importances, and one that allocates ranks.
+    # A short run has at least one step that measures importances and one that allocates ranks.
     final = max(0, min(round(adalora.final_ratio * total_steps), total_steps - 2))
     warmup = min(round(adalora.warmup_ratio * total_steps), total_steps - final - 1)
     layers = select_layers(model, adalora.target_modules, "method.adalora.targetModules")

@@ -15,7 +15,7 @@ from finetune_trainer.methods.rope import apply_rope_scaling
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.generation_settings import read_generation_settings
 from finetune_trainer.sources.model_facts import local_config, read_headers, stored_dtype
-from finetune_trainer.sources.model_files import weight_files
+from finetune_trainer.sources.model_files import summarize_error, weight_files
 
 
 def load_base_model(
@@ -29,7 +29,8 @@ def load_base_model(
 ) -> Any:
     """A causal language model, or a reward model, from a local snapshot.
 
-    - `attention`: transformers' attn_implementation, as `choose_attention` allows it.
+    - `attention`: transformers' attn_implementation; `choose_attention` may replace it, and
+      "eager" replaces one that the architecture does not support.
     - `device`: weights go straight to it and past host memory; None leaves that to DeepSpeed, and
       "auto" distributes the layers over all visible devices.
     - `reward_head_seed`: makes it a sequence classifier with one output; a head that the snapshot
@@ -80,11 +81,11 @@ def load_base_model(
 
 
 def choose_attention(config: Any, attention: str) -> str:
-    """`attention`, or another where it would compute something else than the architecture.
+    """`attention`, or another kernel where it would compute the architecture wrongly.
 
-    transformers gives "sdpa" to models that cap their attention scores, such as Gemma 2, although
-    PyTorch's kernel has no cap; flash attention has it since 2.6. Falcon's ALiBi is a mask, which
-    flash attention does not take.
+    transformers accepts "sdpa" for models that cap their attention scores, such as Gemma 2,
+    although PyTorch's kernel has no cap; flash-attn has one since 2.6. Falcon's ALiBi is a mask,
+    which flash-attn does not accept.
     """
     text, is_flash = config.get_text_config(), attention.startswith("flash")
     if getattr(text, "attn_logit_softcapping", None) is not None:
@@ -106,7 +107,7 @@ def has_capping_flash_attention() -> bool:
 
 
 def auto_class(config: Any, is_reward_model: bool) -> Any:
-    """The class of transformers that makes models of this config."""
+    """transformers' auto class for models of this config."""
     import transformers
 
     if is_reward_model:
@@ -123,7 +124,7 @@ def _is_head_weight(name: str) -> bool:
 def unknown_architecture_error(folder: Path, error: ValueError) -> UserError:
     return UserError(
         "UnsupportedModel",
-        f"The model's architecture is not part of transformers: {str(error)[:300]}",
+        f"The model's architecture is not part of transformers: {summarize_error(error)}.",
         "Use a model whose architecture is part of transformers.",
         file=str(folder / "config.json"),
     )
@@ -175,11 +176,10 @@ def job_config(folder: Path, rope: RopeScaling | None = None, is_reward_model: b
 
 
 def saved_dtype(folder: Path) -> torch.dtype:
-    """The dtype of the snapshot, in which results are saved too: that of its config, or where the
-    config gives none, that of most weights."""
+    """The dtype in which results are saved: that of the config, or else of most weights."""
     config = local_config(folder)
-    if named := getattr(config.get_text_config(), "dtype", None) or config.dtype:
-        return named
+    if dtype := getattr(config.get_text_config(), "dtype", None) or config.dtype:
+        return dtype
     files = [path.name for path in folder.iterdir()]
     headers = read_headers(folder, weight_files(files, folder, folder.name))
     return getattr(torch, stored_dtype(headers.values()) or "float32")

@@ -11,12 +11,12 @@ from finetune_trainer.sources.model_files import IMAGE_MODELS
 
 
 def takes_images(config: Any) -> bool:
-    """Whether a config of transformers is that of a model with a vision tower."""
+    """Whether this config of transformers belongs to a model with a vision tower."""
     return config.model_type in IMAGE_MODELS
 
 
 def language_model_prefix(model: Any) -> str:
-    """The path of the language model inside, with a dot at its end; empty where it is the model."""
+    """Path of the language model inside an image model, with a final dot; empty for others."""
     if not takes_images(model.config):
         return ""
     decoder = model.get_decoder()
@@ -24,7 +24,7 @@ def language_model_prefix(model: Any) -> str:
 
 
 def language_modules(model: Any) -> Iterator[Any]:
-    """The modules that text passes through, with adapters where there are any."""
+    """The modules that compute on text, including adapters."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not takes_images(inner.config):
         return iter(model.modules())
@@ -33,7 +33,7 @@ def language_modules(model: Any) -> Iterator[Any]:
 
 
 def freeze_vision_tower(model: Any) -> None:
-    """Freeze all but the language model and its head; without a vision tower nothing changes."""
+    """Freeze everything except for the language model and its head, if there is a vision tower."""
     if not takes_images(model.config):
         return
     trained = {

@@ -1,10 +1,10 @@
-"""Sizes of the layers of a model, which differ in some architectures (Gemma 4)."""
+"""Sizes of each layer of a model; in some architectures (Gemma 4) layers differ."""
 
 from typing import Any
 
 
 def layer_configs(text: Any) -> list[Any]:
-    """The config of every layer; `text` is that of a language model."""
+    """A config for each layer; `text` is the config of the language model."""
     if getattr(text, "is_heterogeneous", False):
         return list(text.per_layer_config)
     return [text] * text.num_hidden_layers

@@ -1,4 +1,4 @@
-"""Tries the job's method on a model without memory, before the job requests a device."""
+"""Applies the job's method to a model without memory, before the job requests a device."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from finetune_api.finetunejob import Method
 
 from finetune_trainer.methods.adapters import add_adapters
 from finetune_trainer.runtime.errors import UserError
-from finetune_trainer.sources.model_files import unsupported_model
+from finetune_trainer.sources.model_files import summarize_error, unsupported_model
 
-TRIAL_STEPS = 100
-"""Length of a run, which only AdaLoRA's schedule depends on."""
+TOTAL_STEPS = 100
+"""Of the training, which prepare does not know yet; only AdaLoRA's schedule depends on it."""
 
 
 def check_method(model: Any, method: Method, uri: str) -> None:
@@ -20,18 +20,17 @@ def check_method(model: Any, method: Method, uri: str) -> None:
     """
     if method.type == "Full":
         return
-    # DoRA differs from LoRA by norms of the weights, which these do not have.
-    tried = method.model_copy(update={"type": "LoRA"}) if method.type == "DoRA" else method
+    if method.type == "DoRA":
+        # It adapts the same layers as LoRA, and needs the norms of weights, which have no values.
+        method = method.model_copy(update={"type": "LoRA"})
     try:
         with torch.device("meta"):
-            add_adapters(model, tried, TRIAL_STEPS)
+            add_adapters(model, method, TOTAL_STEPS)
     except UserError:
         raise
     except Exception as error:
-        words = " ".join(str(error).split())[:300].rstrip(".")
         raise unsupported_model(
             uri,
-            f"PEFT cannot adapt {type(model).__name__} by {method.type}: "
-            f"{words or type(error).__name__}",
+            f"PEFT cannot adapt {type(model).__name__} by {method.type}: {summarize_error(error)}",
             "Name other layers in targetModules of the method, or use another method.",
         ) from None

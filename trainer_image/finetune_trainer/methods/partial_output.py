@@ -1,7 +1,7 @@
-"""What a Full job writes of a model that is not trained as a whole: the trained weights alone.
+"""The output of a Full job that does not train all tensors of the model: only the trained weights.
 
-A vision tower is frozen, and some architectures hold tensors that are no weights, such as the bias
-of DeepSeek's router. Both are taken from the base where the tuned model is loaded.
+A vision tower is frozen, and some architectures have buffers that are saved with the weights, such
+as the bias of DeepSeek's router. Both are read from the base when the tuned model is loaded.
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 TRAINED_WEIGHTS = "trained_weights.safetensors"
-"""The trained weights by their names in memory."""
+"""By the parameter names of the loaded model, which may differ from those in the base's files."""
 
 
-def is_trained_as_a_whole(model: Any) -> bool:
-    """Whether the trained weights are all that a folder of the model holds."""
-    return all(weight.requires_grad for weight in model.parameters()) and not any(
+def has_untrained_tensors(model: Any) -> bool:
+    """Whether saving the model needs more tensors than the trained weights."""
+    return any(not weight.requires_grad for weight in model.parameters()) or any(
         name not in module._non_persistent_buffers_set
         for module in model.modules()
         for name, _ in module.named_buffers(recurse=False)
@@ -24,7 +24,6 @@ def is_trained_as_a_whole(model: Any) -> bool:
 
 
 def save_partial_output(weights: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Write the trained weights."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,7 +32,7 @@ def save_partial_output(weights: Mapping[str, torch.Tensor], folder: Path) -> No
 
 
 def load_partial_output(model: Any, folder: Path) -> None:
-    """Replace weights of a base by those of `save_partial_output`."""
+    """Overwrite weights of a base, in place, with the trained ones."""
     from safetensors import safe_open
 
     by_name = dict(model.named_parameters())

@@ -79,8 +79,8 @@ def four_bit_layers(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def quantizable_layer_names(model: Any) -> set[str]:
-    """Names of the layers of an unquantised model that transformers would quantise and that text
-    passes through: a vision tower is exported as it is."""
+    """Names of the layers of an unquantised model that transformers would quantise, without those
+    of a vision tower, which is exported unchanged."""
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module

@@ -40,7 +40,7 @@ def linear_layers(model: Any) -> list[str]:
     head, prefix = model.get_output_embeddings(), language_model_prefix(model)
     names = [name for name, module in model.named_modules() if is_linear(module)]
     inner = getattr(model, "base_model_prefix", "")
-    # Llama 4 declares a name that its text model does not have.
+    # The text model of Llama 4 has no module of the name that it declares.
     prefix = prefix or (f"{inner}." if inner and hasattr(model, inner) else "")
     layers = [
         name for name in names if model.get_submodule(name) is not head and name.startswith(prefix)

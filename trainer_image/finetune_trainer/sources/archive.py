@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from finetune_trainer.runtime.errors import UserError
-from finetune_trainer.sources.model_files import ADAPTER_CONFIG, adapter_given
+from finetune_trainer.sources.model_files import ADAPTER_CONFIG, unmerged_adapter
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
 
@@ -63,7 +63,7 @@ def _write(member: Member, path: Path, uri: str) -> None:
 def _model_root(names: list[str], uri: str) -> str:
     roots = [name.removesuffix("config.json") for name in names if _base(name) == "config.json"]
     if not roots and any(_base(name) == ADAPTER_CONFIG for name in names):
-        raise adapter_given(uri, has_model=False)
+        raise unmerged_adapter(uri, has_model=False)
     if not roots:
         raise UserError(
             "ModelIncomplete",

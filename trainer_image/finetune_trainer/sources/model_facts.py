@@ -21,9 +21,11 @@ from safetensors import SafetensorError, safe_open
 
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.model_files import (
+    CONFIG,
     DTYPES,
     IMAGE_MODELS,
     first_architecture,
+    summarize_error,
     unsupported_model,
 )
 
@@ -107,20 +109,23 @@ def vocabulary_size(config: dict[str, Any]) -> int | None:
 
 
 def complete_text_config(folder: Path, config: dict[str, Any], uri: str) -> dict[str, Any]:
-    """The config of a model that takes images, with the defaults of its language model.
+    """`config`, of a model that takes images with the defaults of its language model filled in.
 
-    Releases such as Gemma 3 leave out what is the default of the architecture. Raises UserError
-    UnsupportedModel where transformers cannot read it.
+    Releases such as Gemma 3 leave out values that are the default of the architecture. Raises
+    UserError UnsupportedModel where transformers cannot read the config.
     """
     name = next((name for name in NESTED if isinstance(config.get(name), dict)), None)
     if name is None or config["model_type"] not in IMAGE_MODELS:
         return config
     try:
-        usual = local_config(folder).get_text_config().to_dict()
+        defaults = local_config(folder).get_text_config().to_dict()
     except Exception as error:
-        words = " ".join(str(error).split())[:300].rstrip(".")
-        raise unsupported_model(uri, f"transformers cannot read config.json: {words}") from None
-    return {**config, name: {**usual, **config[name]}}
+        raise unsupported_model(
+            uri,
+            f"transformers cannot read {CONFIG}: {summarize_error(error)}",
+            f"Correct {CONFIG}, which may belong to another model or another version.",
+        ) from None
+    return {**config, name: {**defaults, **config[name]}}
 
 
 def local_config(folder: Path) -> Any:
@@ -228,7 +233,7 @@ def read_header(path: Path) -> Header:
     if not tensors or size != 8 + length + end:
         raise _broken(path, f"it has {size} bytes instead of {8 + length + end}")
     try:
-        # The library checks that shapes and offsets agree; it reads no data.
+        # Opening it checks that shapes and offsets agree; no data is read.
         with safe_open(path, "np"):
             return tensors
     except SafetensorError as error:
@@ -241,7 +246,7 @@ def read_headers(folder: Path, weights: Iterable[str]) -> dict[str, Header]:
 
 
 def stored_dtype(headers: Iterable[Header]) -> str | None:
-    """The dtype of most weights, as torch names it; None where none can be trained."""
+    """torch's name of the dtype of most weights; None where no weight can be trained."""
     counts: Counter[str] = Counter()
     for entry in itertools.chain.from_iterable(header.values() for header in headers):
         if name := DTYPES.get(entry["dtype"]):
@@ -273,7 +278,6 @@ def _key_value_heads(text: dict[str, Any], heads: int) -> int:
 
 
 def is_output_layer(name: str) -> bool:
-    """Whether this is the name of the weight of an output layer."""
     return name in ("lm_head.weight", "output.weight", "embed_out.weight") or name.endswith(
         ".lm_head.weight"
     )

@@ -19,8 +19,8 @@ from finetune_trainer.sources.untrainable import UNTRAINABLE
 
 CONFIG = "config.json"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Number formats of weights that can be trained, as safetensors and as torch and configs name
-them."""
+"""Number formats of weights that can be trained: the names of torch and of configs by those of
+safetensors."""
 ADAPTER_CONFIG = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -33,7 +33,7 @@ PROCESSOR_FILES = (
     "video_preprocessor_config.json",
     "chat_template.json",
 )
-"""What a processor, the tokenizer's counterpart in models that take images, reads besides."""
+"""The files of a processor, which models that take images have in addition to the tokenizer."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 SMALL_FILES = (
     CONFIG,
@@ -70,7 +70,7 @@ def tokenizer_digest(folder: Path) -> str:
 
 
 def is_needed(path: str) -> bool:
-    """Whether a file may be needed or shows that this is no model, judged by its name alone."""
+    """Whether a file of this name may be needed, or shows that the folder contains an adapter."""
     return (
         path == ADAPTER_CONFIG
         or is_small_file(path)
@@ -81,11 +81,11 @@ def is_needed(path: str) -> bool:
 def check_listing(paths: Iterable[str], uri: str) -> None:
     """Raise UserError ModelIncomplete where config, tokenizer or weights are missing altogether.
 
-    For an adapter, alone or beside a model, it is UnsupportedModel.
+    An adapter, alone or in the same folder as a model, is UnsupportedModel.
     """
     names = set(paths)
     if ADAPTER_CONFIG in names:
-        raise adapter_given(uri, has_model=CONFIG in names)
+        raise unmerged_adapter(uri, has_model=CONFIG in names)
     if CONFIG not in names:
         raise incomplete_model(uri, f"{CONFIG} is missing", "It must be in the top folder.")
     tokenizers = {*TOKENIZER_FILES, "tekken.json", "sentencepiece.bpe.model"}
@@ -110,7 +110,7 @@ def weight_files(paths: Iterable[str], folder: Path, uri: str) -> list[str]:
         shards = _shards(folder / INDEX, uri)
         if missing := sorted(shards - names):
             raise incomplete_model(
-                uri, f"{missing[0]} is missing, but {INDEX} names it", "Upload every shard."
+                uri, f"{missing[0]} is missing, but {INDEX} lists it", "Upload every shard."
             )
         return sorted(shards)
     if SINGLE in names:
@@ -123,10 +123,10 @@ def weight_files(paths: Iterable[str], folder: Path, uri: str) -> list[str]:
 
 
 def check_config(folder: Path, uri: str) -> dict[str, Any]:
-    """Read config.json, and see that the processor's files are JSON, which export copies.
+    """Read config.json, and check it and the processor's files, which export copies.
 
     Raises UserError UnsupportedModel where the model cannot be trained, ModelIncomplete where a
-    file is broken or the processor of a model that takes images is missing.
+    file is not valid JSON or the processor of a model that takes images is missing.
     """
     config = read_json(folder / CONFIG, uri)
     for name in PROCESSOR_FILES:
@@ -175,15 +175,15 @@ def _check_image_model(folder: Path, config: dict[str, Any], uri: str) -> None:
     if kind not in IMAGE_MODELS:
         raise unsupported_model(
             uri,
-            f"{kind} takes images, and its language model cannot be trained by itself here",
-            "Use a model for text, or one that takes images and is of the type "
+            f"{kind} takes images, and its language model cannot be trained separately",
+            "Use a model for text, or a model for images of one of the types "
             f"{', '.join(sorted(IMAGE_MODELS))}.",
         )
     if not _has_processor(folder):
         raise incomplete_model(
             uri,
             f"it takes images, and {' and '.join(PROCESSOR_FILES[:2])} are missing",
-            "Add the files of the model's processor, which servers need.",
+            "Add the files of the model's processor, which inference servers need.",
         )
 
 
@@ -192,7 +192,8 @@ def _has_processor(folder: Path) -> bool:
 
 
 def lacks_processor(folder: Path) -> bool:
-    """Whether a model that takes images was fetched by a release that left its processor out."""
+    """Whether a model that takes images was cached without its processor, by a release of the
+    trainer that did not download it."""
     if _has_processor(folder) or not (folder / CONFIG).is_file():
         return False
     config = read_json(folder / CONFIG, folder.name)
@@ -207,13 +208,13 @@ def _check_dtype(config: dict[str, Any], uri: str) -> None:
                 raise unsupported_model(
                     uri,
                     f"{CONFIG} has {name} {part[name]!r}",
-                    f"Write one of {', '.join(DTYPES.values())}, or remove {name}: then the tuned "
-                    "model keeps the dtype of the weights.",
+                    f"Write one of {', '.join(DTYPES.values())}, or remove {name}; then the tuned "
+                    "model has the dtype of the weights.",
                 )
 
 
 def first_architecture(config: dict[str, Any]) -> str | None:
-    """The class name that config.json gives, if it gives one."""
+    """The first class name in `architectures`; None where config.json has none."""
     listed = config.get("architectures")
     names = listed if isinstance(listed, list) else [listed]
     return str(names[0]) if names and names[0] else None
@@ -259,15 +260,15 @@ def unsupported_model(uri: str, why: str, remedy: str | None = None) -> UserErro
     )
 
 
-def adapter_given(uri: str, has_model: bool) -> UserError:
-    """The error for an adapter in the place of a model, or beside one."""
-    what = "a model and an adapter, which would be left out" if has_model else "an adapter alone"
+def unmerged_adapter(uri: str, has_model: bool) -> UserError:
+    """The error for an adapter instead of a model, or in the same folder as one."""
+    kind = "a model and an adapter, which would not be used" if has_model else "only an adapter"
     remove = f", or remove the files of the adapter ({ADAPTER_CONFIG} and its weights)"
     return unsupported_model(
         uri,
-        f"its {ADAPTER_CONFIG} says that it holds {what}",
+        f"the folder has {ADAPTER_CONFIG}, so it contains {kind}",
         "Merge the adapter into its base model (merge_and_unload of PEFT, then save_pretrained of "
-        f"model and tokenizer) and use that folder{remove if has_model else ''}.",
+        f"model and tokenizer) and use the merged folder{remove if has_model else ''}.",
     )
 
 
@@ -285,9 +286,9 @@ def read_json(path: Path, uri: str) -> dict[str, Any]:
 
 
 def _parse_constant(name: str) -> float:
-    # Infinity is a usual limit of time steps in recurrent models; no setting is NaN.
+    # Configs of recurrent models have Infinity as the limit of time steps; NaN is always an error.
     if name == "NaN":
-        raise ValueError("it has the value NaN")
+        raise ValueError("it contains NaN")
     return float(name)
 
 
@@ -313,7 +314,9 @@ def _shards(index: Path, uri: str) -> set[str]:
     shards = {str(name) for name in weights.values()}
     if outside := sorted(name for name in shards if "/" in name or "\\" in name):
         raise incomplete_model(
-            uri, f"{INDEX} names {outside[0]}, which is no file beside it", "Write plain names."
+            uri,
+            f"{INDEX} lists {outside[0]}, which is not in the same folder",
+            "Put all weight files and the index into one folder, and list them without a path.",
         )
     return shards
 
@@ -321,3 +324,8 @@ def _shards(index: Path, uri: str) -> set[str]:
 def incomplete_model(uri: str, what: str, remedy: str) -> UserError:
     """The error for a model that lacks files or weights."""
     return UserError("ModelIncomplete", f"{uri} is not a complete model: {what}.", remedy)
+
+
+def summarize_error(error: Exception) -> str:
+    """A library's error in one line of at most 300 characters, without its full stop."""
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

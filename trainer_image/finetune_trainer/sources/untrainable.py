@@ -1,8 +1,8 @@
-"""Architectures that transformers makes causal language models of, and training would get wrong.
+"""Architectures for which transformers has a causal language model that training computes wrongly.
 
 Training passes position ids that count from 0 in every sample, and batches that are padded on the
-right without an attention mask. `tests/trainer/methods/test_architectures.py` compares what it
-computes with eager mode on each sample alone; these architectures differ.
+right without an attention mask. `tests/trainer/methods/test_architectures.py` compares training
+with eager mode on each sample alone; the results of these architectures differ.
 """
 
 from __future__ import annotations
@@ -21,11 +21,9 @@ _SEVERAL_TOKENS = ["prophetnet"]
 UNTRAINABLE: dict[str, str] = {
     **dict.fromkeys(
         _SHIFTED,
-        "its positions begin after the id of the padding token, and training counts from 0",
+        "its positions start after the id of the padding token, and training counts from 0",
     ),
-    **dict.fromkeys(
-        _SPARSE, "its sparse attention would choose tokens from the padding of a batch"
-    ),
+    **dict.fromkeys(_SPARSE, "its sparse attention would select padding tokens of a batch"),
     **dict.fromkeys(_SEVERAL_TOKENS, "it predicts several tokens at every position"),
 }
 """Why a model_type cannot be trained."""
