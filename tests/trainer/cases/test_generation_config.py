@@ -1,4 +1,4 @@
-"""Generation settings of a model that cannot be saved as they are (case D01 and its kind)."""
+"""Generation settings of a model that cannot be saved as they are."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finetune_trainer.runtime.errors import UserError
+from finetune_trainer.sources.generation_settings import read_generation_settings
 from transformers import GenerationConfig
 
 from tests.trainer.prepare_world import World, use_model
@@ -18,20 +20,26 @@ from tests.trainer.whole_job import single_rank, train_and_export
 TOKENS = {"eos_token_id": 2, "pad_token_id": 0}
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with single_rank(tmp_path_factory.mktemp("meeting")):
         yield
 
 
-def model_with(folder: Path, settings: Any) -> Path:
-    tiny_model(folder)
+def write_settings(folder: Path, settings: Any) -> Path:
     text = settings if isinstance(settings, str) else json.dumps(settings)
     (folder / "generation_config.json").write_text(text)
     return folder
 
 
-@pytest.mark.parametrize("method", ["LoRA", "Full"])
+def save_again(folder: Path) -> dict[str, Any]:
+    """The settings of `folder`, as transformers saves them with a model."""
+    read_generation_settings(folder, "model").save_pretrained(folder / "saved")
+    saved = json.loads((folder / "saved" / "generation_config.json").read_text())
+    assert isinstance(saved, dict)
+    return saved
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -41,59 +49,55 @@ def model_with(folder: Path, settings: Any) -> Path:
         {"do_sample": True, "temperature": 0.7, "chat_format": "chatml", "eos_token_id": [2, 1]},
     ],
 )
-def test_settings_for_sampling_survive_training_and_export(
-    tmp_path: Path, settings: dict[str, Any], method: str
+def test_settings_for_sampling_can_be_saved_with_do_sample(
+    tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    model = model_with(tmp_path / "models" / "tiny", TOKENS | settings)
-    artifact = train_and_export(tmp_path, model, method=method)
-    saved = json.loads((artifact / "generation_config.json").read_text())
-    # Servers stop at every token that ends a turn: a list in any case.
-    assert {
-        name: saved[name] for name in settings if name not in ("do_sample", "eos_token_id")
-    } == {
-        name: value for name, value in settings.items() if name not in ("do_sample", "eos_token_id")
-    }
-    assert saved["do_sample"] is True
-    assert set(saved["eos_token_id"]) == ({2, 1} if "eos_token_id" in settings else {2})
-    GenerationConfig.from_pretrained(artifact).validate(strict=True)
+    saved = save_again(write_settings(tmp_path, TOKENS | settings))
+    expected = TOKENS | settings | {"do_sample": True}
+    assert {name: saved.get(name) for name in expected} == expected
 
 
 def test_settings_without_sampling_stay_greedy(tmp_path: Path) -> None:
-    settings = TOKENS | {"temperature": 1.0, "top_p": 1.0, "top_k": 50, "max_new_tokens": 9}
-    model = model_with(tmp_path / "models" / "tiny", settings)
-    artifact = train_and_export(tmp_path, model)
-    saved = json.loads((artifact / "generation_config.json").read_text())
+    settings = {"temperature": 1.0, "top_p": 1.0, "top_k": 50, "max_new_tokens": 9}
+    saved = save_again(write_settings(tmp_path, TOKENS | settings))
     assert not saved.get("do_sample")
     assert saved["max_new_tokens"] == 9
 
 
 def test_settings_in_config_json_count_where_there_is_no_other_file(tmp_path: Path) -> None:
-    model = tiny_model(tmp_path / "models" / "tiny")
-    (model / "generation_config.json").unlink()
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"temperature": 0.6}))
-    artifact = train_and_export(tmp_path, model)
-    saved = json.loads((artifact / "generation_config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "temperature": 0.6}))
+    saved = save_again(tmp_path)
     assert (saved["temperature"], saved["do_sample"]) == (0.6, True)
 
 
-def test_the_artifact_names_no_code_that_it_does_not_have(tmp_path: Path) -> None:
-    code = {"AutoModelForCausalLM": "modeling_own.OwnModel"}
-    model = set_config(tiny_model(tmp_path / "models" / "tiny"), auto_map=code)
-    artifact = train_and_export(tmp_path, model)
+@pytest.mark.parametrize("method", ["LoRA", "Full"])
+@pytest.mark.usefixtures("alone")
+def test_the_artifact_has_the_settings_and_no_name_of_missing_code(
+    tmp_path: Path, method: str
+) -> None:
+    settings = {"do_sample": False, "top_k": 20, "chat_format": "chatml", "eos_token_id": [2, 1]}
+    model = write_settings(tiny_model(tmp_path / "models" / "tiny"), settings)
+    set_config(model, auto_map={"AutoModelForCausalLM": "modeling_own.OwnModel"})
+    artifact = train_and_export(tmp_path, model, method=method)
+    saved = json.loads((artifact / "generation_config.json").read_text())
+    assert (saved["do_sample"], saved["top_k"], saved["chat_format"]) == (True, 20, "chatml")
+    assert set(saved["eos_token_id"]) == {2, 1}
+    GenerationConfig.from_pretrained(artifact).validate(strict=True)
     assert "auto_map" not in json.loads((artifact / "config.json").read_text())
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"temperature": 0}, "temperature is 0, and must be a number above 0"),
+        ({"temperature": 0}, "temperature is 0: Input should be greater than 0"),
         ({"temperature": "0.7", "do_sample": True}, "temperature is '0.7'"),
-        ({"do_sample": "yes"}, "do_sample is 'yes', and must be true or false"),
+        ({"temperature": True}, "temperature is True"),
+        ({"temperature": 1e999}, "temperature is inf"),
+        ({"do_sample": "yes"}, "do_sample is 'yes': Input should be a valid boolean"),
         ({"do_sample": True, "top_p": 1.5}, "top_p is 1.5"),
         ({"pad_token_id": [0]}, "pad_token_id is [0]"),
         ({"pad_token_id": -1}, "pad_token_id is -1"),
-        ({"eos_token_id": "2"}, "eos_token_id is '2', and must be a token id or a list"),
+        ({"eos_token_id": "2"}, "eos_token_id is '2': Input should be a valid integer"),
         ({"eos_token_id": [2, None]}, "eos_token_id is [2, None]"),
         ({"early_stopping": "always"}, "`early_stopping` must be a boolean or 'never'"),
         ({"early_stopping": True}, "only used in beam-based generation modes"),
@@ -107,32 +111,34 @@ def test_the_artifact_names_no_code_that_it_does_not_have(tmp_path: Path) -> Non
         ({"suppress_tokens": [2], "forced_eos_token_id": 2}, "`forced_eos_token_id`"),
     ],
 )
-def test_settings_that_cannot_be_saved_are_refused_by_prepare(
-    world: World, hub: Hub, tmp_path: Path, settings: dict[str, Any], words: str
+def test_settings_that_cannot_be_saved_are_refused(
+    tmp_path: Path, settings: dict[str, Any], words: str
 ) -> None:
-    use_model(hub, model_with(tmp_path / "model", TOKENS | settings))
-    failure = world.fails()
+    with pytest.raises(UserError) as caught:
+        read_generation_settings(write_settings(tmp_path, TOKENS | settings), "model")
+    failure = caught.value.failure
     assert failure.reason == "BadGenerationConfig"
     assert words in failure.message
     assert failure.file == "generation_config.json"
-    assert "model.safetensors" not in hub.fetched
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '"greedy"'])
-def test_a_file_that_holds_no_settings_is_refused(
-    world: World, hub: Hub, tmp_path: Path, content: str
-) -> None:
-    use_model(hub, model_with(tmp_path / "model", content))
-    failure = world.fails()
-    assert failure.reason == "ModelIncomplete"
-    assert "generation_config.json is not" in failure.message
+def test_a_file_without_settings_is_refused(tmp_path: Path, content: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_generation_settings(write_settings(tmp_path, content), "model")
+    assert caught.value.failure.reason == "ModelIncomplete"
+    assert "generation_config.json is not" in caught.value.failure.message
 
 
-def test_a_reward_model_generates_nothing_and_needs_no_settings(
+def test_prepare_refuses_them_before_the_weights_are_fetched(
     world: World, hub: Hub, tmp_path: Path
 ) -> None:
-    use_model(hub, model_with(tmp_path / "model", {"early_stopping": True}))
+    settings = TOKENS | {"early_stopping": True}
+    use_model(hub, write_settings(tiny_model(tmp_path / "model"), settings))
+    assert world.fails().reason == "BadGenerationConfig"
+    assert "model.safetensors" not in hub.fetched
     world.rows(
         "rows.jsonl", [{"prompt": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(9)]
     )
-    world.prepare(objective="Reward")
+    result = world.prepare(objective="Reward")
+    assert result.outcome == "Succeeded", "a reward model generates no text"

@@ -1,20 +1,25 @@
 """The generation settings of a model, in a form that can be saved with the tuned one.
 
-transformers reads settings that it refuses to save, and releases with such files are common. Their
-values would come to nothing only after training, when the model is written, so prepare checks them.
-Servers apply settings for sampling whether or not `do_sample` is given, so a file that has them
-means sampling.
+transformers reads settings that it refuses to save, and releases with such files are common. The
+error would come only after training, when the model is written, so prepare checks them. Servers
+apply settings for sampling whether or not `do_sample` is set, so `do_sample` becomes true where a
+file has such settings.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finetune_trainer.runtime.errors import UserError
-from finetune_trainer.sources.model_files import CONFIG, GENERATION_CONFIG, read_json
+from finetune_trainer.sources.model_files import (
+    CONFIG,
+    GENERATION_CONFIG,
+    read_json,
+    summarize_error,
+)
 
 SAMPLING_DEFAULTS: dict[str, Any] = {
     "temperature": 1.0,
@@ -28,73 +33,47 @@ SAMPLING_DEFAULTS: dict[str, Any] = {
 }
 """Settings that only sampling uses, each with the value that transformers ignores without it."""
 
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
+_PositiveFloat = Annotated[float, Field(gt=0)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+_PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+_Count = Annotated[int, Field(ge=0)]
+_TokenIds = _Count | list[_Count]
 
 
-def _is_probability(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= 1
+class _SettingTypes(BaseModel):
+    """Types and ranges of the settings; transformers checks only how they combine."""
 
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
-def _is_positive_probability(value: Any) -> bool:
-    return _is_positive(value) and value <= 1
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _are_token_ids(value: Any) -> bool:
-    return _is_count(value) or (isinstance(value, list) and all(map(_is_count, value)))
-
-
-def _is_switch(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-_RULES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
-    "a number above 0": (_is_positive, ("temperature", "repetition_penalty")),
-    "a number above 0 and at most 1": (_is_positive_probability, ("top_p", "typical_p")),
-    "a number from 0 to 1": (
-        _is_probability,
-        ("min_p", "top_h", "epsilon_cutoff", "eta_cutoff"),
-    ),
-    "a number": (_is_number, ("length_penalty", "guidance_scale", "max_time")),
-    "a whole number, 0 or more": (
-        _is_count,
-        (
-            "top_k",
-            "max_length",
-            "max_new_tokens",
-            "min_length",
-            "min_new_tokens",
-            "num_beams",
-            "num_return_sequences",
-            "no_repeat_ngram_size",
-            "pad_token_id",
-            "bos_token_id",
-        ),
-    ),
-    "a token id or a list of them": (
-        _are_token_ids,
-        (
-            "eos_token_id",
-            "forced_eos_token_id",
-            "suppress_tokens",
-            "begin_suppress_tokens",
-        ),
-    ),
-    "true or false": (
-        _is_switch,
-        ("do_sample", "use_cache", "renormalize_logits", "return_dict_in_generate"),
-    ),
-}
-"""What the values must be; transformers checks only combinations of them."""
+    temperature: _PositiveFloat | None = None
+    repetition_penalty: _PositiveFloat | None = None
+    top_p: _PositiveFraction | None = None
+    typical_p: _PositiveFraction | None = None
+    min_p: _Fraction | None = None
+    top_h: _Fraction | None = None
+    epsilon_cutoff: _Fraction | None = None
+    eta_cutoff: _Fraction | None = None
+    length_penalty: float | None = None
+    guidance_scale: float | None = None
+    max_time: float | None = None
+    top_k: _Count | None = None
+    max_length: _Count | None = None
+    max_new_tokens: _Count | None = None
+    min_length: _Count | None = None
+    min_new_tokens: _Count | None = None
+    num_beams: _Count | None = None
+    num_return_sequences: _Count | None = None
+    no_repeat_ngram_size: _Count | None = None
+    pad_token_id: _Count | None = None
+    bos_token_id: _Count | None = None
+    eos_token_id: _TokenIds | None = None
+    forced_eos_token_id: _TokenIds | None = None
+    suppress_tokens: _TokenIds | None = None
+    begin_suppress_tokens: _TokenIds | None = None
+    do_sample: bool | None = None
+    use_cache: bool | None = None
+    renormalize_logits: bool | None = None
+    return_dict_in_generate: bool | None = None
 
 
 def read_generation_settings(folder: Path, uri: str) -> Any:
@@ -109,19 +88,19 @@ def read_generation_settings(folder: Path, uri: str) -> Any:
     given = read_json(folder / name, uri)
     try:
         if name == GENERATION_CONFIG:
-            # Before transformers compares the values.
-            _check_values(given, name)
+            # First, because transformers compares the values without checking their types.
+            _check_types(given, name)
             settings = GenerationConfig.from_dict(given)
         else:
             settings = GenerationConfig.from_model_config(given)
-            _check_values(settings.to_dict(), name)
+            _check_types(settings.to_dict(), name)
         if _has_sampling_settings(settings):
             settings.do_sample = True
         settings.validate(strict=True)
     except UserError:
         raise
     except Exception as error:
-        raise _bad_settings(name, _reason_line(error)) from None
+        raise _bad_settings(name, _summarize_issues(error)) from None
     return settings
 
 
@@ -132,19 +111,19 @@ def _has_sampling_settings(settings: Any) -> bool:
     )
 
 
-def _check_values(given: dict[str, Any], name: str) -> None:
-    for wanted, (is_valid, fields) in _RULES.items():
-        for field in fields:
-            value = given.get(field)
-            if value is not None and not is_valid(value):
-                raise _bad_settings(name, f"{field} is {value!r}, and must be {wanted}")
+def _check_types(given: dict[str, Any], name: str) -> None:
+    try:
+        _SettingTypes.model_validate(given)
+    except ValidationError as error:
+        field, words = str(error.errors()[0]["loc"][0]), error.errors()[0]["msg"]
+        raise _bad_settings(name, f"{field} is {given[field]!r}: {words}") from None
 
 
-def _reason_line(error: Exception) -> str:
-    """The library's own words: of a list of issues the issues, else the first line."""
-    lines = str(error).strip().split("\n")
+def _summarize_issues(error: Exception) -> str:
+    """The issues that transformers lists, or else its error in one line."""
+    lines = str(error).split("\n")
     issues = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
-    return (" ".join(issues) or lines[0])[:500].rstrip(".") or type(error).__name__
+    return " ".join(issues)[:500].rstrip(".") or summarize_error(error)
 
 
 def _bad_settings(name: str, why: str) -> UserError:
