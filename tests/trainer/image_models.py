@@ -7,31 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.trainer.tiny import (
-    CONTEXT,
-    HEADS,
-    HIDDEN,
-    INTERMEDIATE,
-    KV_HEADS,
-    LAYERS,
-    VOCABULARY,
-    tiny_model,
-)
+from tests.trainer.families import SHAPE, write_family
+from tests.trainer.tiny import HEADS, HIDDEN, VOCABULARY
 
 IMAGE_TOKEN = VOCABULARY - 1
-TEXT: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": HIDDEN,
-    "intermediate_size": INTERMEDIATE,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": KV_HEADS,
-    "head_dim": HIDDEN // HEADS,
-    "max_position_embeddings": CONTEXT,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+TEXT: dict[str, Any] = {**SHAPE, "head_dim": HIDDEN // HEADS}
 VISION: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -40,6 +20,7 @@ VISION: dict[str, Any] = {
     "image_size": 28,
     "patch_size": 14,
 }
+QWEN_VISION = {"hidden_size": 32, "depth": 2, "num_heads": 2, "intermediate_size": 48}
 MROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
 QWEN_TOKENS = {
     "image_token_id": IMAGE_TOKEN,
@@ -72,11 +53,9 @@ def qwen2_5_vl(folder: Path) -> Path:
     """Qwen 2.5 VL: positions in three dimensions."""
     from transformers import Qwen2_5_VLConfig
 
-    text = {name: value for name, value in TEXT.items() if name != "head_dim"}
-    vision = {"hidden_size": 32, "depth": 2, "num_heads": 2, "intermediate_size": 48}
     config = Qwen2_5_VLConfig(
-        text_config={**text, "rope_parameters": MROPE},
-        vision_config={**vision, "out_hidden_size": HIDDEN, "fullatt_block_indexes": [1]},
+        text_config={**SHAPE, "rope_parameters": MROPE},
+        vision_config={**QWEN_VISION, "out_hidden_size": HIDDEN, "fullatt_block_indexes": [1]},
         **QWEN_TOKENS,
     )
     image = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 14}
@@ -87,11 +66,10 @@ def qwen3_vl(folder: Path) -> Path:
     """Qwen 3 VL: features of the tower go into several layers."""
     from transformers import Qwen3VLConfig
 
-    vision = {"hidden_size": 32, "depth": 2, "num_heads": 2, "intermediate_size": 48}
     config = Qwen3VLConfig(
         text_config={**TEXT, "rope_parameters": MROPE},
         vision_config={
-            **vision,
+            **QWEN_VISION,
             "out_hidden_size": HIDDEN,
             "num_position_embeddings": 16,
             "deepstack_visual_indexes": [0],
@@ -140,16 +118,7 @@ IMAGE_MODELS: dict[str, Callable[[Path], Path]] = {
 
 
 def _write(folder: Path, config: Any, processor: str, image: dict[str, Any]) -> Path:
-    import torch
-    from transformers import AutoModelForImageTextToText
-
-    tiny_model(folder)
-    (folder / "model.safetensors").unlink()
-    torch.manual_seed(0)
-    config.dtype = torch.float32
-    model = AutoModelForImageTextToText.from_config(config)
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 0
-    model.save_pretrained(folder)
+    write_family(folder, config, "AutoModelForImageTextToText")
     _write_json(folder / "preprocessor_config.json", {**image, "processor_class": processor})
     _write_json(folder / "processor_config.json", {"processor_class": processor})
     return folder

@@ -22,7 +22,8 @@ PARTIAL_PREFIX = ".partial-"
 """Begins the name of a folder that is being downloaded."""
 
 FileCheck = Callable[[Path, Sequence[str]], None]
-"""Gets a folder with all files of a model and the names of its weight files; raises UserError."""
+"""Called with the folder of a complete model and the names of its weight files; raises UserError
+where the model is refused."""
 
 log = logging.getLogger("finetune")
 
@@ -75,8 +76,8 @@ def use_snapshot(cache: Path, revision: str) -> Path | None:
 
 
 def find_snapshot(cache: Path, revision: str) -> Path | None:
-    """The snapshot of a revision, if it exists, every file still has its size, and no file that
-    earlier releases did not know is missing."""
+    """The snapshot of a revision, if every file of its marker still has its size, and no file is
+    missing that an earlier release did not download."""
     folder = cache / snapshot_folder_name(revision)
     try:
         marker = json.loads((folder / MARKER).read_bytes())

@@ -112,7 +112,7 @@ class Snapshot:
         return self._with_lease(self._download_small_files)
 
     def fetch_all_files(self, check: FileCheck = accept_files) -> Path:
-        """Get the weights, digest every file, and publish the folder under its name.
+        """Get the weights, digest and check every file, and publish the folder under its name.
 
         A folder that `check` refuses is not published.
         """
@@ -170,8 +170,10 @@ class Snapshot:
         _, weights = self._list_files(partial)
         by_path = {file.path: file for file in self._source.files}
         self._fetch((by_path[path] for path in weights if path in by_path), partial)
+        files = self._digest_files(partial, weights, by_path)
+        # After the digests, so that a file damaged in transit is not reported as the user's error.
         check(partial, weights)
-        self._write_marker(partial, weights, by_path)
+        self._write_marker(partial, weights, files)
         return self._publish(partial)
 
     def _adopt_partial(self, lease: Lease) -> Path:
@@ -238,9 +240,13 @@ class Snapshot:
     def _require_space(self, needed: int) -> None:
         require_free_space(needed, self._cache, "The model", self._free)
 
-    def _write_marker(
+    def _digest_files(
         self, partial: Path, weights: list[str], by_path: dict[str, SourceFile]
-    ) -> None:
+    ) -> dict[str, Any]:
+        """Size and digest of each file by its name; removes files that the model does not need.
+
+        Raises RetryableError where a digest is not that of the source.
+        """
         files: dict[str, Any] = {}
         for path in sorted(path for path in _files_below(partial) if not path.startswith(".")):
             file = partial / path
@@ -254,6 +260,9 @@ class Snapshot:
                 file.unlink()
                 raise self.address.source_unavailable(f"{path} arrived damaged")
             files[path] = {"bytes": file.stat().st_size, "sha256": digest}
+        return files
+
+    def _write_marker(self, partial: Path, weights: list[str], files: dict[str, Any]) -> None:
         marker = {
             "version": 1,
             "uri": self.address.public_uri,
@@ -273,7 +282,7 @@ class Snapshot:
             shutil.rmtree(partial, ignore_errors=True)
             return folder
         final = self._cache / snapshot_folder_name(self.revision)
-        if final.exists():  # it is damaged: files disappeared or changed their size
+        if final.exists():  # files disappeared or changed their size, or its processor is missing
             # Into this holder's folder: a holder that lost the lease has none, and moves nothing.
             final.rename(partial / _DAMAGED)
             shutil.rmtree(partial / _DAMAGED)
