@@ -97,7 +97,7 @@ e2e-training: $(VENV)/.ready ## Train sharded over two nodes and one job after a
 	@$(PY) -m pytest tests/e2e/test_training.py -s -o timeout=2400
 
 .PHONY: matrix
-matrix: $(VENV)/.ready ## Train every method x objective x strategy that is allowed
+matrix: $(VENV)/.ready ## Train every method x objective x strategy that is allowed, and every architecture
 	@FINETUNE_MATRIX=all $(PY) -m hack.suite matrix
 
 .PHONY: kills

@@ -127,8 +127,14 @@ TRAINER = Part(
         ),
     ),
 )
-# The whole of what the trainer's tests hold a cut of; `make matrix`.
-MATRIX = _trainer("matrix", "tests/trainer/test_matrix.py", "-s")
+# All of the combinations and architectures of which the trainer's tests take a few; `make matrix`.
+MATRIX = _trainer(
+    "matrix",
+    "tests/trainer/test_matrix.py",
+    "tests/trainer/cases/test_image_models.py",
+    "tests/trainer/methods/test_architectures.py",
+    "-s",
+)
 # Twenty of them; the trainer's tests run three. `make kills`.
 KILLS = _trainer(
     "kills", "tests/trainer/checkpointing/test_kills.py", "-k", "killed_anywhere", "-s"
