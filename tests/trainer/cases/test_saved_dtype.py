@@ -1,4 +1,4 @@
-"""The tuned model is saved in the dtype of its base, also where config.json does not give it."""
+"""The tuned model is saved in the dtype of its base, also where config.json has no dtype."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from finetune_trainer.methods import saved_dtype
 from finetune_trainer.sources.model_facts import read_header
 from safetensors.torch import load_file, save_file
 
@@ -22,8 +24,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def stored_as(folder: Path, dtype: str, norms: str) -> Path:
     """The tiny model without a dtype in its config; norms may have another one."""
-    import torch
-
     set_config(tiny_model(folder), dtype=None)
     weights = load_file(folder / "model.safetensors")
     saved = {
@@ -34,20 +34,23 @@ def stored_as(folder: Path, dtype: str, norms: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", ["LoRA", "Full"])
 @pytest.mark.parametrize(
-    ("dtype", "norms", "code"),
-    [
-        ("bfloat16", "float32", "BF16"),
-        ("float16", "float16", "F16"),
-        ("float32", "bfloat16", "F32"),
-    ],
+    ("dtype", "norms"),
+    [("bfloat16", "float32"), ("float16", "float16"), ("float32", "bfloat16")],
 )
 def test_config_without_a_dtype_keeps_that_of_most_weights(
-    tmp_path: Path, dtype: str, norms: str, code: str, method: str
+    tmp_path: Path, dtype: str, norms: str
 ) -> None:
-    model = stored_as(tmp_path / "models" / "tiny", dtype, norms)
+    folder = stored_as(tmp_path, dtype, norms)
+    assert saved_dtype(folder) == getattr(torch, dtype)
+    set_config(folder, dtype=norms)
+    assert saved_dtype(folder) == getattr(torch, norms), "config.json comes first"
+
+
+@pytest.mark.parametrize("method", ["LoRA", "Full"])
+def test_the_artifact_has_that_dtype(tmp_path: Path, method: str) -> None:
+    model = stored_as(tmp_path / "models" / "tiny", "bfloat16", "float32")
     artifact = train_and_export(tmp_path, model, method=method)
     written = read_header(artifact / "model.safetensors")
-    assert {entry["dtype"] for entry in written.values()} == {code}
-    assert json.loads((artifact / "config.json").read_text())["dtype"] == dtype
+    assert {entry["dtype"] for entry in written.values()} == {"BF16"}
+    assert json.loads((artifact / "config.json").read_text())["dtype"] == "bfloat16"
