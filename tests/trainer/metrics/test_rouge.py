@@ -1,5 +1,7 @@
 """ROUGE-L: the textbook's table and known scores, in every script."""
 
+# ruff: noqa: RUF001 - letters of other widths are what is tested.
+
 from __future__ import annotations
 
 import pytest
@@ -41,6 +43,9 @@ def test_the_score_is_the_f1_of_the_longest_common_subsequence(
         ("", "something", 0.0),
         ("something", "", 0.0),
         ("…", "!", 0.0),
+        # Full-width forms and the digits of other scripts.
+        ("１２ ｋｍ", "12 km", 1.0),
+        ("٤٢ يوما", "42 يوما", 1.0),
         # Scripts that put no space between words.
         ("今天天气很好", "今天天气不好", 10 / 12),
         ("東京は雨です", "東京は晴れです", 10 / 13),

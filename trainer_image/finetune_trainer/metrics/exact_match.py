@@ -8,15 +8,15 @@ import unicodedata
 
 from finetune_trainer.metrics.numbers import (
     DECIMAL_COMMA,
-    GROUPED,
+    MINUS,
+    THOUSANDS,
     fold_digits,
     separate_lists,
 )
 
-THOUSANDS = re.compile(rf"(?<![\d.,]){GROUPED}(?![\d,])", re.ASCII)
 IN_NUMBER = re.compile(
     rf"{DECIMAL_COMMA}|(?<=\d)[.:](?=\d)|(?<=\d)/(?=-?\d)"
-    r"|(?<![\w)\]}.,%])(?:-(?=[$€£¥₹]?\.?\d)|\.(?=\d))|(?<=\d)%",
+    rf"|{MINUS}(?=[$€£¥₹]?\.?\d)|(?<!\w)\.(?=\d)|(?<=\d)%",
     re.ASCII,
 )
 """Punctuation between digits, a sign or a point before the first, and a percent sign."""

@@ -3,37 +3,39 @@
 import re
 
 _COMMANDS = (
-    r"[dtc]?frac|over|overline|bar|dot|sqrt|pi|infty|pm|mp|[dt]?binom|choose|log|ln|lg|exp"
-    r"|(?:arc)?(?:sin|cos|tan)|(?:sin|cos|tan)h|cot|sec|csc|sum|prod|int|lim|max|min|gcd|lcm|det"
-    r"|[lr](?:floor|ceil)|[pb]?mod"
+    r"[dtc]?frac|over(?:line)?|bar|sqrt|pi|pm|[dt]?binom|log|ln|exp|(?:arc)?(?:sin|cos|tan)"
+    r"|sum|prod|int|lim|max|min|gcd|[lr](?:floor|ceil)|[pb]?mod"
 )
 UNREADABLE = (
-    rf"\\(?:{_COMMANDS})(?![A-Za-z])|[\^√∛∜π∞±∑∏∫]|(?<=\w)_(?=\{{?\d)"
-    r"|(?<=\d)[ixyz](?![A-Za-z\d])|(?<![A-Za-z])[xyz](?=\s?[-+*/]\s?\d)"
+    rf"\\(?:{_COMMANDS})(?![A-Za-z])|[\^√π±]|(?<=\w)_(?=\{{?\d)"
+    r"|(?<=\d)[ixyz]\b|\b[xyz](?=\s?[-+*/]\s?\d)"
 )
 """What makes an expression more than a number: a function, a constant, an index, an unknown."""
-_TIMES = r"(?:\\times|\\cdot|[\N{MULTIPLICATION SIGN}*\N{MIDDLE DOT}x])"
-_UNIT_POWER = r"\s?\^\s?\{?-?[1-3](?![\d.])\}?"
+_TIMES = r"(?:\\times|\\cdot|[\N{MULTIPLICATION SIGN}*x])"
 REPLACEMENTS: tuple[tuple[str, str], ...] = (
-    (rf"\\(?:text|mathrm|mathbf)\s?\{{([^{{}}]*[A-Za-z])\s?\}}{_UNIT_POWER}", r"\1"),
-    (r"\\(?:text|mathrm|mathbf)\s?\{([^{}]*)\}", r"\1"),
+    (r"\\(?:text|math)[a-z]*\s?\{([^{}]*)\}", r"\1"),
+    # The power of a unit: cm^2, m/s^2.
     (
-        rf"((?<![\\A-Za-z])(?![abcnxyz]+\s?\^)[A-Za-z]{{2,}}|(?:(?<=\d)|(?<=\d )|(?<=/))[ms])"
-        rf"{_UNIT_POWER}",
+        r"((?<![\\A-Za-z])(?![abcnxyz]+\s?\^)[A-Za-z]{2,}|(?:(?<=\d)|(?<=\d )|(?<=/))[ms])"
+        r"\s?\^\s?\{?-?[1-3]\b\}?",
         r"\1",
     ),
-    (r"\\[,!;:> ]|\\quad|\\left|\\right|\^\s?\{?\s?(?:\\circ|st|nd|rd|th)\b\s?\}?", ""),
+    # Spaces and sizes of LaTeX, degrees and the endings of ordinals.
+    (r"\\[,!;:> ]|\\left|\\right|\^\s?\{?\s?(?:\\circ|st|nd|rd|th)\b\s?\}?", ""),
     (r"\{,\}", ","),
     (r"\\([%$#&_{}])", r"\1"),
+    # 3\frac{1}{2} is three and a half.
     (r"(?<=\d)(?=\\[dtc]?frac)", " "),
     (r"\s?\^\s?\{\s?([+-]?\d{1,4})\s?\}", r"^\1"),
+    # 1.5 \times 10^3 is 1.5e3.
     (rf"(?<=\d)\s{{0,3}}{_TIMES}\s{{0,3}}10\s?\^([+-]?\d{{1,4}})", r"e\1"),
+    # A minus after an equals sign is a sign: x = - 5.
     (r"(=\s{0,3})-\s", r"\1-"),
 )
 """Patterns and what replaces them, in this order."""
 _PART = r"\s*(?:\{\s*([+-]?[\d.,]+)\s*\}|(\d))"
 FRACTION = re.compile(rf"(-?)\\[dtc]?frac{_PART}{_PART}", re.ASCII)
-BOXED = re.compile(r"\\f?boxed\s*\{")
+BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
 
 def to_plain_text(text: str) -> str:
@@ -48,8 +50,8 @@ def _to_division(match: re.Match[str]) -> str:
     sign, *parts = match.groups(default="")
     numerator, denominator = parts[0] + parts[1], parts[2] + parts[3]
     is_negative = (sign + numerator + denominator).count("-") % 2 == 1
-    # x - (-3/4) stays a sum; a sign from within the fraction does not join the word before it.
-    before = ("-" if is_negative else "+") if sign else (" -" if is_negative else "")
+    # 5 - (-3/4) stays a sum, and is not five and three quarters.
+    before = "-" if is_negative else "+" if sign else ""
     return f"{before}{numerator.lstrip('+-')}/{denominator.lstrip('+-')}"
 
 

@@ -15,24 +15,17 @@ SIGNS = str.maketrans(
         "\N{MINUS SIGN}": "-",
         "\N{EN DASH}": "-",
         "\N{HYPHEN}": "-",
-        "\N{NON-BREAKING HYPHEN}": "-",
-        "\N{SMALL HYPHEN-MINUS}": "-",
         "\N{FRACTION SLASH}": "/",
-        "\N{DIVISION SLASH}": "/",
         "\N{ARABIC DECIMAL SEPARATOR}": ".",
         "\N{ARABIC THOUSANDS SEPARATOR}": ",",
         "\N{ARABIC PERCENT SIGN}": "%",
-        "\N{FULLWIDTH FULL STOP}": ".",
-        "\N{FULLWIDTH COMMA}": ",",
-        "\N{FULLWIDTH PERCENT SIGN}": "%",
-        "\N{FULLWIDTH SOLIDUS}": "/",
-        "\N{FULLWIDTH HYPHEN-MINUS}": "-",
-        "\N{NO-BREAK SPACE}": "\N{NARROW NO-BREAK SPACE}",
-        "\N{THIN SPACE}": "\N{NARROW NO-BREAK SPACE}",
+        "\N{THIN SPACE}": " ",
         "\N{RIGHT SINGLE QUOTATION MARK}": "'",
     }
 )
-SUPERSCRIPT = re.compile(r"(?<=\d)[⁺⁻]?[⁰¹²³⁴-⁹]+")
+SAME_SIGN = ("<wide>", "<noBreak>")
+"""Unicode's marks of characters that are written in another width, or do not break a line."""
+SUPERSCRIPT = re.compile(r"(?<=\d)⁻?[⁰¹²³⁴-⁹]+")
 GROUPED = r"[1-9]\d{0,2}(?:,\d{3})+"
 """Thousands between commas."""
 _LAKH = r"[1-9]\d?(?:,\d{2})+,\d{3}"
@@ -40,22 +33,23 @@ _DECIMALS = r"(?:\.\d+)?"
 DECIMAL_COMMA = r"(?<![\d.,])\d+(?:\.\d{3})*,\d+(?![.,]?\d)"
 _PLAIN = "|".join(
     [
-        *(rf"[1-9]\d{{0,2}}(?:{mark}\d{{3}})+(?!\d)(?:[.,]\d+)?" for mark in "'_ \u202f"),
-        rf"(?:{GROUPED}(?!\d)|{_LAKH}(?![\d,])){_DECIMALS}",
+        *(rf"[1-9]\d{{0,2}}(?:{mark}\d{{3}})+(?!\d)(?:[.,]\d+)?" for mark in "'_ "),
+        rf"(?:{GROUPED}|{_LAKH})(?!\d){_DECIMALS}",
         r"\d{1,3}(?:\.\d{3}){2,}(?![.,]?\d)",
         DECIMAL_COMMA,
         rf"\d+{_DECIMALS}",
-        r"\.\d+",
+        r"(?<!\w)\.\d+",
     ]
 )
+MINUS = r"(?<![\w)\]}%])-"
+"""A minus after a word, a bracket or a percent sign is a subtraction."""
 _NUMBER = (
-    r"(?P<sign>(?<![\w)\]}%])-(?:[$€£¥₹]\s?)?)?(?:(?P<whole>\d+)[\s\u202f]{1,3}(?=\d+/\d))?"
+    rf"(?P<sign>{MINUS}(?:[$€£¥₹]\s?)?)?(?:(?P<integer>\d+)\s{{1,3}}(?=\d+/\d))?"
     rf"(?P<number>{_PLAIN})"
     # The bound of the base bounds the time that its power takes.
-    r"(?:(?P<exponent>[eE][+-]?\d{1,4}\b)|(?<!\d{20})\^(?P<power>[+-]?\d{1,3})(?![\d.^]))?"
-    rf"(?:\s?/\s?(?P<divisor>-?(?:{_PLAIN}))(?!\d))?(?P<percent>[\s\u202f]?%)?"
+    r"(?:(?P<exponent>[eE][+-]?\d{1,4}\b)|(?<!\d{20})\^(?P<power>[+-]?\d{1,3})(?!\.?\d))?"
+    rf"(?:\s?/\s?(?P<divisor>-?(?:{_PLAIN})))?(?P<percent>\s?%)?"
 )
-"""A minus after a word, a bracket or a percent sign is a subtraction."""
 _NO_NUMBER = (
     r"(?<!\d)(?:\d+(?:/\d+){2,}|\d{4}-\d\d?-\d\d?(?!\d)|\d\d?-\d\d?-\d{4}(?!\d)"
     r"|\d[\d.,]{0,20}(?::\d[\d.,]{0,20})+|(?!\d{1,3}(?:\.\d{3}){2,}(?!\.?\d))\d+(?:\.\d+){2,})"
@@ -63,12 +57,12 @@ _NO_NUMBER = (
 """Dates, times, ratios and versions."""
 TERM = re.compile(rf"{_NO_NUMBER}|{_NUMBER}|(?P<operator>{UNREADABLE})", re.ASCII)
 CONNECTION = re.compile(
-    r"(?>\{[^{}]*\}|[-+*/_(){}\[\]\d ]|[.,](?=\d)|\\(?:times|cdot|div)\b"
-    r"|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))*+"
+    r"(?>\{[^{}]*\}|[-+*/_(){}\[\]\d ]|\\(?:times|cdot|div)\b|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))*+"
 )
 """What is between the terms of one expression."""
 BRACKETED = re.compile(r"[(\[{][^()\[\]{}]*[)\]}]")
-_COMMA = re.compile(rf"(?P<grouped>(?<![\d.,]){GROUPED}(?![\d,]))|(?<=\d),(?=[-+.]?\d)", re.ASCII)
+THOUSANDS = re.compile(rf"(?<![\d.,]){GROUPED}(?![\d,])", re.ASCII)
+_COMMA = re.compile(rf"{THOUSANDS.pattern}|,", re.ASCII)
 
 
 def fold_digits(text: str) -> str:
@@ -85,19 +79,20 @@ def _to_ascii(character: str, before: str) -> str:
     digit = unicodedata.decimal(character, None)
     if digit is not None:
         return str(digit)
-    if unicodedata.decomposition(character).startswith("<fraction>"):
+    kind = unicodedata.decomposition(character)
+    if kind.startswith("<fraction>"):
         # 1½ is one and a half.
         space = " " if before.isdecimal() else ""
         return space + unicodedata.normalize("NFKC", character)
-    return character
+    return unicodedata.normalize("NFKC", character) if kind.startswith(SAME_SIGN) else character
 
 
 def separate_lists(text: str) -> str:
-    """The text with a space after each comma between the numbers of a bracket: (3, 4) for (3,4).
-
-    A comma between thousands stays."""
+    """The text with a space after each comma in brackets, unless it separates thousands: (3, 4) for
+    (3,4)."""
     return BRACKETED.sub(
-        lambda bracket: _COMMA.sub(lambda match: match["grouped"] or ", ", bracket[0]), text
+        lambda bracket: _COMMA.sub(lambda match: match[0] if match[0] != "," else ", ", bracket[0]),
+        text,
     )
 
 
@@ -130,7 +125,7 @@ def _value(term: re.Match[str]) -> Fraction | None:
         value /= Fraction(Decimal(_to_decimal(term["divisor"] or "1")))
     except ZeroDivisionError:
         return None
-    value += Fraction(Decimal(term["whole"] or 0))
+    value += Fraction(Decimal(term["integer"] or 0))
     if term["percent"]:
         value /= 100
     return -value if term["sign"] else value
@@ -138,7 +133,7 @@ def _value(term: re.Match[str]) -> Fraction | None:
 
 def _to_decimal(number: str) -> str:
     """A number with a point before its decimals and no separators of thousands."""
-    number = re.sub(r"['_ \u202f]", "", number)
+    number = re.sub("['_ ]", "", number)
     if re.fullmatch(rf"-?(?:{GROUPED}|{_LAKH}){_DECIMALS}", number):
         return number.replace(",", "")
     if "," in number or number.count(".") > 1:

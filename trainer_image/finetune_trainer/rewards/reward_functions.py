@@ -69,13 +69,13 @@ def name_rewards(functions: Sequence[RewardFunction]) -> list[str]:
 
 
 def contains(answer: str, reference: str) -> float:
-    """1 where the answer contains the reference, ignoring case, punctuation and spaces; a number
-    only as a whole: 15 does not contain 5."""
+    """1 where the answer contains the reference, ignoring case, punctuation and spaces. A part of a
+    number does not count: 15 does not contain 5."""
     expected = normalise_text(reference)
     if not expected:
         return float(reference in answer)
     before = r"(?<![\d./:,-])" if re.match(r"[-.$€£¥₹]?\d", expected, re.ASCII) else ""
-    after = r"(?![\d%^]|[./:,]\d)" if re.search(r"\d%?$", expected, re.ASCII) else ""
+    after = r"(?![\d%^]|[./:,]\d)" if re.search(r"\d$", expected, re.ASCII) else ""
     pattern = before + re.escape(expected) + after
     return float(re.search(pattern, normalise_text(answer), re.ASCII) is not None)
 
@@ -88,7 +88,7 @@ def score_number(answer: str, reference: str) -> float:
 
 
 def score_json(answer: str) -> float:
-    """1 where the whole answer is JSON (RFC 8259, so without NaN), else 0."""
+    """1 where the entire answer is JSON (RFC 8259, so without NaN), else 0."""
     try:
         json.loads(answer, parse_constant=_refuse_constant, parse_int=str)
     except (ValueError, RecursionError):
