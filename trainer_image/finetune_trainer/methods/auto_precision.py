@@ -8,12 +8,13 @@ precision on whichever nodes its attempts run.
 import json
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 import torch
 from finetune_api.run_config import RunConfig
-from finetune_api.train_plan import TrainPlan
+from finetune_api.train_plan import MemoryEstimate
 from finetune_api.training import ComputePrecision
 from torch import distributed as dist
 
@@ -26,7 +27,9 @@ log = logging.getLogger("finetune")
 FILE_NAME = "precision.json"
 MATMUL_SHAPE = (128, 1024, 1024)
 """Rows, inner size and columns of the product that is timed: the work of a small layer."""
-REPETITIONS = 4
+ROUNDS, SECONDS = 16, 1.0
+"""Other load lengthens a product, so the fastest of ROUNDS counts. A CPU without bf16 instructions
+can take a second for one, and two rounds then show it."""
 BF16_CAPABILITY = (8, 0)
 """CUDA compute capability from which on tensor cores multiply bf16; older ones emulate it."""
 
@@ -41,7 +44,7 @@ def decide_precision(run: RunConfig, device: torch.device) -> RunConfig:
     recorded = read_decision(run) if dist.get_rank() == 0 else None
     decided = collectives.broadcast_from_rank_zero(recorded)
     if decided is None:
-        is_slow = not prefers_bf16(device, run.require_plan())
+        is_slow = not prefers_bf16(device, run.require_plan().memory)
         decided = "fp32" if collectives.any_rank(is_slow) else "bf16"
         attempt = Attempt(Path(run.paths.job), run.attempt)
         if dist.get_rank() == 0:
@@ -85,26 +88,34 @@ def with_precision(run: RunConfig, precision: ComputePrecision) -> RunConfig:
     return run.model_copy(update={"raw_spec": {**run.raw_spec, "training": training}})
 
 
-def prefers_bf16(device: torch.device, plan: TrainPlan) -> bool:
-    """Whether this rank's device should compute in bf16.
+def prefers_bf16(device: torch.device, memory: MemoryEstimate) -> bool:
+    """Whether this rank's device should compute in bf16."""
+    if device.type == "cuda":
+        return gpu_prefers_bf16(torch.cuda.get_device_capability(device), memory)
+    bf16, fp32 = fastest_matmuls((torch.bfloat16, torch.float32))
+    return bf16 <= fp32
+
+
+def gpu_prefers_bf16(capability: tuple[int, int], memory: MemoryEstimate) -> bool:
+    """Whether a GPU of this CUDA compute capability should compute in bf16.
 
     A GPU pool is planned for bf16, so an old GPU gets fp32 only where twice the planned memory
     fits: no state or activation grows more than that.
     """
-    if device.type == "cuda":
-        is_fast = torch.cuda.get_device_capability(device) >= BF16_CAPABILITY
-        return is_fast or 2 * plan.memory.total > plan.memory.available
-    return matmul_seconds(torch.bfloat16) <= matmul_seconds(torch.float32)
+    return capability >= BF16_CAPABILITY or 2 * memory.total > memory.available
 
 
-def matmul_seconds(dtype: torch.dtype) -> float:
-    """Seconds of the fastest of a few products of this rank's CPU threads."""
+def fastest_matmuls(dtypes: Sequence[torch.dtype]) -> list[float]:
+    """Seconds of the fastest product of this rank's CPU threads in each format."""
     rows, inner, columns = MATMUL_SHAPE
-    left = torch.ones(rows, inner, dtype=dtype)  # [rows, inner]
-    right = torch.ones(inner, columns, dtype=dtype)  # [inner, columns]
-    seconds = []
-    for _ in range(REPETITIONS):
-        started = time.perf_counter()
-        torch.mm(left, right)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    fastest, began = [float("inf")] * len(dtypes), time.perf_counter()
+    for count in range(ROUNDS):
+        if count >= 2 and time.perf_counter() - began > SECONDS:
+            break
+        for index, dtype in enumerate(dtypes):
+            left = torch.ones(rows, inner, dtype=dtype)  # [rows, inner]
+            right = torch.ones(inner, columns, dtype=dtype)  # [inner, columns]
+            started = time.perf_counter()
+            torch.mm(left, right)
+            fastest[index] = min(fastest[index], time.perf_counter() - started)
+    return fastest
