@@ -3,15 +3,16 @@
 import re
 
 _COMMANDS = (
-    r"[dtc]?frac|over(?:line)?|bar|sqrt|pi|pm|[dt]?binom|log|ln|exp|(?:arc)?(?:sin|cos|tan)"
-    r"|sum|prod|int|lim|max|min|gcd|[lr](?:floor|ceil)|[pb]?mod"
+    r"[dtc]?frac|over(?:line)?|bar|dot|sqrt|pi|pm|[dt]?binom|choose|log|ln|lg|exp"
+    r"|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|sum|prod|int|lim|max|min|gcd|lcm|det"
+    r"|[lr](?:floor|ceil)|[pb]?mod"
 )
 UNREADABLE = (
-    rf"\\(?:{_COMMANDS})(?![A-Za-z])|[\^√π±]|(?<=\w)_(?=\{{?\d)"
+    rf"\\(?:{_COMMANDS})(?![A-Za-z])|[\^√∛π±]|(?<=\w)_(?=\{{?\d)"
     r"|(?<=\d)[ixyz]\b|\b[xyz](?=\s?[-+*/]\s?\d)"
 )
 """What makes an expression more than a number: a function, a constant, an index, an unknown."""
-_TIMES = r"(?:\\times|\\cdot|[\N{MULTIPLICATION SIGN}*x])"
+_TIMES = r"(?:\\times|\\cdot|[\N{MULTIPLICATION SIGN}\N{MIDDLE DOT}*x])"
 REPLACEMENTS: tuple[tuple[str, str], ...] = (
     (r"\\(?:text|math)[a-z]*\s?\{([^{}]*)\}", r"\1"),
     # The power of a unit: cm^2, m/s^2.

@@ -97,7 +97,7 @@ def separate_lists(text: str) -> str:
 
 
 def find_last_number(text: str) -> Fraction | None:
-    """The last number of the last \\boxed{}, else of the whole text; None where there is none, and
+    """The last number of the last \\boxed{}, else of the text; None where there is none, and
     where it is a part of an expression, a date, a time or a ratio."""
     term = _last_term(find_last_boxed(text) or "") or _last_term(text)
     return _value(term) if term else None
