@@ -65,6 +65,9 @@ EAGER_ARCHITECTURES = (
 )
 """Architectures without a fused kernel for attention, and those that cap its scores; transformers
 computes and stores a score for each pair of positions."""
+SCORE_BYTES = 8
+"""Kept of a score: the fp32 softmax, and of a capped one the tanh. In 16 bits the tanh takes half
+as much, and a copy of the softmax, which is multiplied by the values, the other half."""
 
 
 def activation_bytes(model: ModelFacts, inputs: MemoryInputs, micro_batch: int) -> int:
@@ -94,12 +97,12 @@ def block_bytes(model: ModelFacts, inputs: MemoryInputs, tokens: int) -> int:
     """All activations of one block.
 
     A block stores, per token, 8.5 numbers per unit of width (attention 5.5, norms 2, input of the
-    feed-forward layer 1) and 4 per unit of the gated layer. Eager attention stores, per score, the
-    fp32 softmax, its copy that is multiplied by the values, and the tanh of a cap.
+    feed-forward layer 1) and 4 per unit of the gated layer. Eager attention stores SCORE_BYTES per
+    score.
     """
     width, inner, size = model.hidden_size, model.intermediate_size, inputs.dtype_bytes
     block = tokens * size * (17 * width // 2 + 4 * inner)
-    block += count_stored_scores(model, inputs, tokens) * (2 * size + 4)
+    block += count_stored_scores(model, inputs, tokens) * SCORE_BYTES
     if inputs.method.type == "DoRA":
         # The outputs before DoRA scales them.
         block += tokens * size * sum(each.out_features for each in linear_layers(model).values())
@@ -123,8 +126,9 @@ def count_stored_scores(model: ModelFacts, inputs: MemoryInputs, tokens: int) ->
 
 
 def score_gradient_bytes(model: ModelFacts, inputs: MemoryInputs, tokens: int) -> int:
-    """Gradients of one layer's scores: after the softmax as computed and as fp32, and before it."""
-    return count_stored_scores(model, inputs, tokens) * (inputs.dtype_bytes + 4 + 4)
+    """Gradients of one layer's scores: fp32 after and before the softmax, and where attention sinks
+    are cut off after the softmax, the gradient from which they are missing."""
+    return count_stored_scores(model, inputs, tokens) * (4 + 4 + inputs.dtype_bytes)
 
 
 def transient_bytes(model: ModelFacts, inputs: MemoryInputs) -> int:
