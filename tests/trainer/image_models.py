@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.trainer.families import SHAPE, write_family
-from tests.trainer.tiny import HEADS, HIDDEN, VOCABULARY
+from tests.trainer.tiny import HEADS, HIDDEN, VOCABULARY, write_json
 
 IMAGE_TOKEN = VOCABULARY - 1
 TEXT: dict[str, Any] = {**SHAPE, "head_dim": HIDDEN // HEADS}
@@ -45,7 +45,7 @@ def gemma3(folder: Path) -> Path:
     _write(folder, config, "Gemma3Processor", image)
     path = folder / "tokenizer_config.json"
     names = dict.fromkeys(("boi_token", "eoi_token", "image_token"), "<|endoftext|>")
-    _write_json(path, {**json.loads(path.read_text()), "extra_special_tokens": names})
+    write_json(path, {**json.loads(path.read_text()), "extra_special_tokens": names})
     return folder
 
 
@@ -119,10 +119,6 @@ IMAGE_MODELS: dict[str, Callable[[Path], Path]] = {
 
 def _write(folder: Path, config: Any, processor: str, image: dict[str, Any]) -> Path:
     write_family(folder, config, "AutoModelForImageTextToText")
-    _write_json(folder / "preprocessor_config.json", {**image, "processor_class": processor})
-    _write_json(folder / "processor_config.json", {"processor_class": processor})
+    write_json(folder / "preprocessor_config.json", {**image, "processor_class": processor})
+    write_json(folder / "processor_config.json", {"processor_class": processor})
     return folder
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")

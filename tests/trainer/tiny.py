@@ -98,9 +98,9 @@ def tiny_model(
     """Write a complete model in the Hugging Face layout into `folder` and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(_tokenizer_json())
-    _write_json(folder / "tokenizer_config.json", _tokenizer_config(template, context, pad_token))
-    _write_json(folder / "config.json", _config(context))
-    _write_json(folder / "generation_config.json", {"eos_token_id": 2, "pad_token_id": 0})
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(template, context, pad_token))
+    write_json(folder / "config.json", _config(context))
+    write_json(folder / "generation_config.json", {"eos_token_id": 2, "pad_token_id": 0})
     save_file(_weights(seed), str(folder / "model.safetensors"), metadata={"format": "pt"})
     # safetensors writes mode 0600, which a reader with another uid cannot open.
     (folder / "model.safetensors").chmod(0o644)
@@ -121,7 +121,7 @@ def set_config(folder: Path, **changes: Any) -> Path:
     """Change fields of config.json; None removes one."""
     path = folder / "config.json"
     config = {**json.loads(path.read_text()), **changes}
-    _write_json(path, {name: value for name, value in config.items() if value is not None})
+    write_json(path, {name: value for name, value in config.items() if value is not None})
     return folder
 
 
@@ -204,5 +204,5 @@ def _tensor(shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarra
     return generator.normal(0.0, 0.02, shape).astype(np.float32)
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""A whole job in this process: the training of one rank and its export, on a model of the test."""
+"""Training by one rank and the export of its result, in this process, on a model of the test."""
 
 from __future__ import annotations
 

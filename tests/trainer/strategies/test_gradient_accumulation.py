@@ -83,7 +83,7 @@ def norms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize(("strategy", "method", "precision"), EVERY)
-def test_small_gradients_do_not_vanish_beside_a_large_one(
+def test_small_gradients_do_not_vanish_next_to_a_large_one(
     norms: dict[str, list[float]], strategy: str, method: str, precision: str
 ) -> None:
     check_sum(norms[f"{strategy}-{method}-{precision}"])
