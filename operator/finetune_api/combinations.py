@@ -299,7 +299,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         (Is("objective", ("GRPO",)), Is("dataset.longRows", ("Truncate",))),
-        "a prompt that is cut asks something else; set dataset.longRows to Fail or Skip",
+        "a prompt that is cut is another question; set dataset.longRows to Fail or Skip",
         "dataset.longRows",
     ),
     Rule(

@@ -1,4 +1,4 @@
-"""The status of a FineTuneJob: what users and `kubectl wait` read, and what the operator remembers.
+"""The status of a FineTuneJob: what users and `kubectl wait` read, and what the operator keeps.
 
 Phase, conditions and progress follow from the job's children. Counts, times, the plan and the facts
 of finished stages outlive the children and exist only here, so the status must not be removed.
@@ -185,8 +185,8 @@ class FineTuneJobStatus(StatusModel):
     )
     """Nodes on which attempts failed; suspending and resuming the job clears the list."""
     suspected: SuspectedNodes | None = None
-    """The attempt that was tried once more on another node before the job is blamed; suspending and
-    resuming the job clears it."""
+    """The attempt whose failure a broken device can cause, so that another one was tried on another
+    node; suspending and resuming the job clears it."""
     workspace: WorkspaceFacts | None = None
     """What prepare measured on the workspace's volume."""
     suspended_at: ShortText | None = None

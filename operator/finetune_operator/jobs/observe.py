@@ -136,7 +136,7 @@ class Attempt:
         return min((at for at in times if at is not None), default=None)
 
     def collective_timeout(self) -> timedelta | None:
-        """How long its ranks wait for each other; None where its Job does not say so."""
+        """How long its ranks wait for each other; None where its Job does not set it."""
         pod = (self.job or {}).get("spec", {}).get("template", {}).get("spec", {})
         for container in pod.get("containers") or ():
             for variable in container.get("env") or ():

@@ -30,7 +30,7 @@ from finetune_operator.jobs.policies.retry import (
     recorded_failure,
 )
 from finetune_operator.jobs.policies.stalled_rank import check_stalled_rank
-from finetune_operator.jobs.policies.suspect_node import judge_suspect
+from finetune_operator.jobs.policies.suspect_node import crash_if_suspected
 from finetune_operator.jobs.progress import (
     checkpoint_status,
     clear_running_fields,
@@ -199,7 +199,7 @@ def _find_outcome(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt)
     """How an attempt ended: by its pods, or as the status records it."""
     outcome = outcome_of(attempt, ctx.now, partial(stage.accept, ctx))
     if isinstance(outcome, FailedAttempt):
-        outcome = judge_suspect(draft.status, attempt, outcome)
+        outcome = crash_if_suspected(draft.status, attempt, outcome)
     recorded = recorded_failure(draft.status, attempt)
     if outcome is not None or recorded is None:
         return outcome

@@ -146,7 +146,7 @@ def estimate_memory(
 def gradient_sum_bytes(
     model: ModelFacts, inputs: MemoryInputs, strategy: Strategy, world_size: int
 ) -> int:
-    """The fp32 sums of the bf16 gradients of a step's micro-batches, which ZeRO holds beside them.
+    """The fp32 sums of the bf16 gradients of a step's micro-batches, which ZeRO holds in addition.
 
     Every stage sums its shard in one buffer, and ZeRO-1 holds the sums of all weights until they
     are reduced into it. With offload ZeRO-3 keeps the buffer in host memory, the others do not

@@ -197,7 +197,7 @@ def test_auto_on_a_gpu_pool_is_planned_for_bf16() -> None:
 
 
 @pytest.mark.parametrize("objective", ["SFT", "DPO", "KTO", "ORPO", "Reward"])
-def test_the_plan_says_where_dropout_is_turned_off(objective: str) -> None:
+def test_the_plan_notes_where_dropout_is_turned_off(objective: str) -> None:
     formats = {"SFT": "chat", "KTO": "unpaired"}
     data = DATA.model_copy(update={"format": formats.get(objective, "preference")})
     lora = {"type": "LoRA", "lora": {"dropout": 0.1}}

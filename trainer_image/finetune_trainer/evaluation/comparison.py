@@ -68,8 +68,8 @@ def compare_losses(losses: PairedLosses, seed: int) -> LossComparison:
     if not weight or base <= 0:
         raise UserError(
             "LossNotComparable",
-            f"{found}, so there is nothing to improve on.",
-            "Hold out rows with answers that the base model does not generate, and no weight of 0.",
+            f"{found}, so no improvement can be computed.",
+            "Hold out rows of weights above 0 that the base model does not predict with certainty.",
         )
     low, high = bootstrap_interval(losses.base, losses.tuned, seed)
     return LossComparison(
@@ -84,7 +84,7 @@ def compare_losses(losses: PairedLosses, seed: int) -> LossComparison:
 
 def summarise(measurements: Measurements, spec: FineTuneJobSpec) -> EvaluationSummary:
     """All metrics, and the outcome of each rule of the gate."""
-    # Thoughts differ from answer to answer, and only the text after them is right or wrong.
+    # Only the answer is compared: thoughts differ where answers are the same.
     answers = [
         tuple(split_thought(text)[1] for text in (each.base.text, each.tuned.text, each.reference))
         for each in measurements.answered

@@ -1,9 +1,9 @@
-"""Failures that a broken device causes as well as the job: tried once more on another node.
+"""Failures that a broken device can cause as well as the job: tried once more on another node.
 
 A GPU with a bad memory cell computes NaN, and one whose memory another process holds runs out of
 it. Both look like an error of the user. So the first such failure of a job counts as a restart and
-its node is excluded at once; the second one, wherever it happens, is the user's. Of a large gang no
-node is excluded where nothing says which one it was: few clusters have as many others.
+its node is excluded at once; the second one, wherever it happens, is the user's. Of a large gang
+no node is excluded unless the failure names it: few clusters have as many others.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ MOST_NAMES = 16
 """Nodes that a single failure excludes at most."""
 
 
-def judge_suspect(
+def crash_if_suspected(
     status: FineTuneJobStatus, attempt: Attempt, outcome: FailedAttempt
 ) -> FailedAttempt:
     """The outcome as a crash where the node is suspected, or with what was tried before."""
@@ -41,7 +41,7 @@ def judge_suspect(
 
 
 def is_suspected(outcome: FailedAttempt) -> bool:
-    """Whether `judge_suspect` has made a crash of an error of the user."""
+    """Whether `crash_if_suspected` has made a crash of an error of the user."""
     return outcome.kind == "Crashed" and outcome.failure.reason in SUSPECT_REASONS
 
 

@@ -1,4 +1,4 @@
-"""NaN and a full device are tried once more on another node before the user is blamed."""
+"""NaN and a full device are tried once more on another node before the job fails."""
 
 import json
 
@@ -20,7 +20,7 @@ def fail_all(world: World, pods: list[Manifest], attempt: int, reason: str, **fa
 
 
 @pytest.mark.parametrize("reason", ["LossNotFinite", "OutOfMemory"])
-def test_the_first_failure_counts_and_says_what_is_tried(reason: str) -> None:
+def test_the_first_failure_counts_as_a_restart_on_another_node(reason: str) -> None:
     world, pods = training(World(job_manifest(maxRestarts=2)))
     fail_all(world, pods, 1, reason)
     status = world.status
