@@ -87,12 +87,12 @@ API = Part(
 ML_ENVIRONMENT = Step("ML environment", lambda: [PYTHON, "-m", "hack.images", "venv"])
 
 
-def _trainer_tests(name: str, *arguments: str) -> Step:
+def _trainer_tests(name: str, *arguments: str, **environment: str) -> Step:
     """Tests that run with the trainer's own libraries."""
     return Step(
         name,
         lambda: [str(ml_python()), "-m", "pytest", *arguments, *PATIENT],
-        _trainer_environment,
+        lambda: {**_trainer_environment(), **environment},
     )
 
 
@@ -121,7 +121,11 @@ TRAINER = Part(
     "trainer",
     (
         ML_ENVIRONMENT,
-        _trainer_tests("in two processes", "-n", "2", "--dist", "loadfile", *INDEPENDENT),
+        _trainer_tests(
+            "in two processes",
+            *("-n", "2", "--dist", "loadfile", *INDEPENDENT),
+            OMP_NUM_THREADS="1",
+        ),
         _trainer_tests(
             "one at a time", "tests/trainer", *(f"--ignore={path}" for path in INDEPENDENT)
         ),
