@@ -14,9 +14,10 @@ from finetune_trainer.objectives.kto import (
     mismatch_completion,
     sum_metrics,
 )
-from finetune_trainer.objectives.orpo import average_logps, orpo_losses
+from finetune_trainer.objectives.orpo import orpo_losses
 from finetune_trainer.objectives.preference_pairs import sum_pair_metrics
 from finetune_trainer.objectives.reward import reward_losses, sum_score_metrics
+from finetune_trainer.objectives.sequence_logprobs import average_logps
 
 Array = np.ndarray
 GENERATOR = np.random.default_rng(7)

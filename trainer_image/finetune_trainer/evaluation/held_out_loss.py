@@ -24,9 +24,10 @@ from finetune_trainer.objectives.kto import (
     estimate_reference_point,
     kto_losses,
 )
-from finetune_trainer.objectives.orpo import average_logps, orpo_losses
+from finetune_trainer.objectives.orpo import orpo_losses
 from finetune_trainer.objectives.preference_pairs import sequence_indices
 from finetune_trainer.objectives.reward import collate_sequences, compute_scores, reward_losses
+from finetune_trainer.objectives.sequence_logprobs import average_logps
 from finetune_trainer.objectives.sft import OutputHeadLoss
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}

@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 from finetune_trainer.objectives import preference_pairs
 from finetune_trainer.objectives.base import LossTerms, ObjectiveContext
 from finetune_trainer.objectives.preference_pairs import PairwiseObjective, PreferenceBatch
-from finetune_trainer.objectives.sequence_logprobs import SequenceLogpsHook
+from finetune_trainer.objectives.sequence_logprobs import SequenceLogpsHook, average_logps
 
 MAX_MEAN_LOGP = -1e-6
 """Mean logps are clamped to it before odds are computed: the odds of certainty are infinite."""
@@ -47,11 +47,6 @@ class ORPOObjective(PairwiseObjective):
 
     def detach_from_model(self) -> None:
         self._compute_logps.detach_from_model()
-
-
-def average_logps(logps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Mean logp of the tokens of each completion, from the sum and the number of tokens."""
-    return logps / tokens.clamp(min=1)
 
 
 def log_odds_ratios(mean_logps: torch.Tensor) -> torch.Tensor:

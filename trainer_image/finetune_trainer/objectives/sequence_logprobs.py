@@ -50,6 +50,11 @@ class SequenceLogpsHook:
         self._loss.detach_from_model()
 
 
+def average_logps(logps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Mean logp of the tokens of each completion, from the sum and the number of tokens."""
+    return logps / tokens.clamp(min=1)
+
+
 @contextlib.contextmanager
 def evaluation_mode(model: Any) -> Iterator[None]:
     """No dropout and no gradients; `model` is what is called for the forward pass."""
