@@ -25,7 +25,7 @@ BITSANDBYTES_OPTIMIZERS = ("AdamW8bit", "PagedAdamW", "PagedAdamW8bit")
 """Optimizers of the bitsandbytes library."""
 UNSHARDED_OPTIMIZERS = (*BITSANDBYTES_OPTIMIZERS, "Adafactor")
 """Optimizers that cannot work on shards of a weight."""
-PAIR_OBJECTIVES = ("DPO", "ORPO", "Reward")
+PAIR_OBJECTIVES = ("DPO", "ORPO", "SimPO", "Reward")
 """Objectives whose unit of a batch is a pair of sequences."""
 PREFERENCE_OBJECTIVES = (*PAIR_OBJECTIVES, "KTO")
 
@@ -153,13 +153,14 @@ SECTIONS: Sequence[tuple[str, str, tuple[str, ...]]] = (
     ("dpo", "objective", ("DPO",)),
     ("kto", "objective", ("KTO",)),
     ("orpo", "objective", ("ORPO",)),
+    ("simpo", "objective", ("SimPO",)),
     ("reward", "objective", ("Reward",)),
     ("grpo", "objective", ("GRPO",)),
 )
 FORMATS: Mapping[tuple[Objective, ...], tuple[Format, ...]] = {
     ("SFT",): ("chat", "instruction"),
     ("Completion",): ("completion",),
-    ("DPO", "ORPO", "Reward"): ("preference",),
+    ("DPO", "ORPO", "SimPO", "Reward"): ("preference",),
     ("KTO",): ("unpaired", "preference"),
     ("GRPO",): ("prompt",),
 }

@@ -155,9 +155,9 @@ class Dataset(SpecModel):
     equal rows are on the same side; excludes validation. 10% when neither is set."""
     format: Literal["auto", Format] = "auto"
     """Layout of a row; auto detects it from the objective and the columns of the first row. SFT
-    accepts chat and instruction, Completion accepts completion (plain text), DPO, ORPO and Reward
-    accept preference (prompt, chosen, rejected), KTO accepts unpaired (prompt, completion, label)
-    and preference, GRPO accepts prompt."""
+    accepts chat and instruction, Completion accepts completion (plain text), DPO, ORPO, SimPO and
+    Reward accept preference (prompt, chosen, rejected), KTO accepts unpaired (prompt, completion,
+    label) and preference, GRPO accepts prompt."""
     columns: Columns = Field(default_factory=Columns)
     """Column names where they differ from the default names."""
     ignore_columns: list[Column] = Field(default_factory=list, max_length=64)

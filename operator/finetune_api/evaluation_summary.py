@@ -68,9 +68,9 @@ class EvaluationSummary(StatusModel):
     """Held-out loss of the objective; absent for GRPO."""
     preference_accuracy: MetricPair | None = None
     """Fraction of held-out pairs whose better answer is preferred, 0 to 1. DPO compares
-    log-probabilities, ORPO and KTO log-probabilities per token (KTO over all pairs of a desirable
-    and an undesirable answer), Reward scores; the base model of Reward has the head that training
-    began from."""
+    log-probabilities, ORPO, SimPO and KTO log-probabilities per token (KTO over all pairs of a
+    desirable and an undesirable answer), Reward scores; the base model of Reward has the head that
+    training began from."""
     reward: MetricPair | None = None
     """Mean of the weighted rewards of greedy answers to held-out prompts; only for GRPO."""
     exact_match: MetricPair | None = None

@@ -15,7 +15,17 @@ from finetune_api.jobstatus import (
 )
 from finetune_api.method import IA3, AdaLoRA, LoRA, Method, MixtureOfExperts, Prefix, Quantization
 from finetune_api.model import ModelAddress, ModelSource, RopeScaling, Tokenizer
-from finetune_api.objective import DPO, GRPO, KTO, ORPO, SFT, Objective, Reward, RewardFunction
+from finetune_api.objective import (
+    DPO,
+    GRPO,
+    KTO,
+    ORPO,
+    SFT,
+    Objective,
+    Reward,
+    RewardFunction,
+    SimPO,
+)
 from finetune_api.tracking import MLflow, Tracking, WandB
 from finetune_api.training import Checkpointing, EarlyStopping, Training
 
@@ -53,6 +63,7 @@ __all__ = [
     "RewardFunction",
     "RopeScaling",
     "Serve",
+    "SimPO",
     "StageState",
     "StageStatus",
     "Tokenizer",

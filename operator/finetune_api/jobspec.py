@@ -14,7 +14,7 @@ from finetune_api.combinations import schema_rules
 from finetune_api.dataset import Dataset
 from finetune_api.method import Method
 from finetune_api.model import ModelSource
-from finetune_api.objective import DPO, GRPO, KTO, ORPO, SFT, Objective, Reward
+from finetune_api.objective import DPO, GRPO, KTO, ORPO, SFT, Objective, Reward, SimPO
 from finetune_api.tracking import Tracking
 from finetune_api.training import Training
 
@@ -44,8 +44,8 @@ class GateRule(SpecModel):
 
     metric: Literal["loss", "exactMatch", "rougeL", "preferenceAccuracy", "reward"]
     """loss: held-out loss of the objective, as a percentage of the base model's loss; exactMatch,
-    rougeL and preferenceAccuracy (DPO, KTO, ORPO, Reward): percentage points above the base model;
-    reward (GRPO): hundredths above the base model."""
+    rougeL and preferenceAccuracy (DPO, KTO, ORPO, SimPO, Reward): percentage points above the base
+    model; reward (GRPO): hundredths above the base model."""
     min_improvement: Percent
     """Minimum improvement over the base model, such as 5%; a negative value allows a regression of
     that size."""
@@ -95,10 +95,10 @@ class FineTuneJobSpec(SpecModel):
         cel(
             "self.evaluation.gate.all(g, g.metric == 'reward' ? self.objective == 'GRPO' : "
             "g.metric == 'preferenceAccuracy' ? "
-            "self.objective in ['DPO', 'KTO', 'ORPO', 'Reward'] : "
+            "self.objective in ['DPO', 'KTO', 'ORPO', 'SimPO', 'Reward'] : "
             "g.metric == 'loss' ? self.objective != 'GRPO' : self.objective == 'SFT')",
             "evaluation.gate has a metric that the objective does not measure; use loss for all "
-            "but GRPO, reward for GRPO, preferenceAccuracy for DPO, KTO, ORPO and Reward, "
+            "but GRPO, reward for GRPO, preferenceAccuracy for DPO, KTO, ORPO, SimPO and Reward, "
             "exactMatch and rougeL for SFT",
             ".evaluation.gate",
         ),
@@ -110,8 +110,8 @@ class FineTuneJobSpec(SpecModel):
     """Training data and held-out data."""
     objective: Objective = "SFT"
     """SFT: supervised fine-tuning on conversations or instructions. Completion: continued
-    pre-training on plain text. DPO, KTO, ORPO: preference optimisation. Reward: a reward model from
-    preferences. GRPO: reinforcement learning with reward functions or a reward model."""
+    pre-training on plain text. DPO, KTO, ORPO, SimPO: preference optimisation. Reward: a reward
+    model from preferences. GRPO: reinforcement learning with reward functions or a reward model."""
     sft: SFT | None = None
     """Settings of SFT; absent means its defaults."""
     dpo: DPO | None = None
@@ -120,6 +120,8 @@ class FineTuneJobSpec(SpecModel):
     """Settings of KTO; absent means its defaults."""
     orpo: ORPO | None = None
     """Settings of ORPO; absent means its defaults."""
+    simpo: SimPO | None = None
+    """Settings of SimPO; absent means its defaults."""
     reward: Reward | None = None
     """Settings of Reward; absent means its defaults."""
     grpo: GRPO | None = None

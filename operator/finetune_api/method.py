@@ -18,9 +18,9 @@ class LoRA(SpecModel):
     alpha: int = Field(default=32, ge=1, le=4096)
     """Scaling numerator; the update is scaled by alpha / rank."""
     dropout: float = Field(default=0.05, ge=0, lt=1)
-    """Dropout on the input of the adapters. DPO, KTO, ORPO, Reward and GRPO train without any
-    dropout, that of the model included, because they compare exact probabilities; status.plan notes
-    it where this is above 0."""
+    """Dropout on the input of the adapters. DPO, KTO, ORPO, SimPO, Reward and GRPO train without
+    any dropout, that of the model included, because they compare exact probabilities; status.plan
+    notes it where this is above 0."""
     target_modules: list[Annotated[str, StringConstraints(min_length=1, max_length=128)]] = Field(
         default_factory=lambda: ["all-linear"], min_length=1, max_length=64
     )

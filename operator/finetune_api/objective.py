@@ -10,7 +10,7 @@ from pydantic import Field, StringConstraints
 from finetune_api.base import SpecModel, cel, validation_config
 from finetune_api.model import ModelAddress
 
-Objective = Literal["SFT", "Completion", "DPO", "KTO", "ORPO", "Reward", "GRPO"]
+Objective = Literal["SFT", "Completion", "DPO", "KTO", "ORPO", "SimPO", "Reward", "GRPO"]
 DROPOUT_OBJECTIVES: tuple[Objective, ...] = ("SFT", "Completion")
 """Objectives that train with dropout. The others compare probabilities, which random masks would
 change: with a reference, between two completions, or with those at the time of sampling."""
@@ -61,6 +61,17 @@ class ORPO(SpecModel):
 
     beta: float = Field(default=0.1, gt=0, le=100)
     """Weight of the odds-ratio term, which is added to the loss of the chosen answer."""
+
+
+class SimPO(SpecModel):
+    """Simple preference optimisation with a target margin (Meng et al. 2024, arXiv 2405.14734)."""
+
+    beta: float = Field(default=2.0, gt=0, le=100)
+    """The reward of an answer is beta times its log-probability per token; values from 2 to 10 are
+    usual, much larger than for DPO."""
+    gamma: float = Field(default=0.5, ge=0, le=100)
+    """Margin by which the reward of the chosen answer should exceed that of the rejected one;
+    values from 0 to beta are usual. TRL calls it simpo_gamma."""
 
 
 class Reward(SpecModel):

@@ -47,15 +47,15 @@ class Training(SpecModel):
     """Optimizer steps after which training stops even when epochs are left; absent means no
     limit."""
     batch_size: int = Field(default=16, ge=1, le=65536)
-    """Sequences in each optimizer step over all devices; pairs of sequences for DPO, ORPO and
-    Reward. For GRPO it counts answers and must be a multiple of grpo.generations: a step takes
+    """Sequences in each optimizer step over all devices; pairs of sequences for DPO, ORPO, SimPO
+    and Reward. For GRPO it counts answers and must be a multiple of grpo.generations: a step takes
     batchSize / generations prompts."""
     micro_batch_size: int | None = Field(default=None, ge=1, le=4096)
     """Sequences in each forward pass of a device; absent means that the planner chooses."""
     learning_rate: float | None = Field(default=None, gt=0, le=1)
     """Peak learning rate; absent means, by method, 1e-5 for Full, 1e-4 for LoRA, QLoRA and DoRA,
-    5e-4 for AdaLoRA, 3e-3 for IA3 and 1e-2 for Prefix, of which ORPO takes half and DPO, KTO and
-    GRPO a tenth."""
+    5e-4 for AdaLoRA, 3e-3 for IA3 and 1e-2 for Prefix, of which ORPO takes half, DPO, KTO and
+    GRPO a tenth and SimPO a twentieth."""
     optimizer: Optimizer = "AdamW"
     """AdamW is fused. The 8-bit optimizers keep their states in a quarter of the memory (Dettmers
     et al. 2021, arXiv 2110.02861), the paged ones move them to host memory when the device's is

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from finetune_api import API_VERSION
+from finetune_api.combinations import PREFERENCE_OBJECTIVES
 
 from tests.api.client import Api, ApiError, Manifest
 
@@ -138,6 +139,19 @@ def test_a_job_is_refused_for(api: Api, namespace: str, what: str) -> None:
     assert message in refusal.value.message
     assert refusal.value.status in (400, 422)
     assert api.list("FineTuneJob", namespace) == []
+
+
+@pytest.mark.parametrize("objective", ["SFT", "Completion", *PREFERENCE_OBJECTIVES])
+def test_the_gate_on_preference_accuracy_needs_a_preference_objective(
+    api: Api, namespace: str, objective: str
+) -> None:
+    gate = [{"metric": "preferenceAccuracy", "minImprovement": "2%"}]
+    manifest = job(namespace, objective=objective, evaluation__gate=gate)
+    if objective in PREFERENCE_OBJECTIVES:
+        assert api.create(manifest)["metadata"]["uid"]
+        return
+    with pytest.raises(ApiError, match="a metric that the objective does not measure"):
+        api.create(manifest)
 
 
 @pytest.mark.parametrize("kind", ["model", "dataset"])

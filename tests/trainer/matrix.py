@@ -46,6 +46,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "DPO": {},
     "KTO": {},
     "ORPO": {},
+    "SimPO": {},
     "Reward": {},
     "GRPO": {
         "grpo": {

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from tests.trainer.jobs import make_run, tokenize_row
 from tests.trainer.tiny import tiny_rows
 
-OBJECTIVES = ("DPO", "KTO", "ORPO", "Reward")
+OBJECTIVES = ("DPO", "KTO", "ORPO", "SimPO", "Reward")
 PAIRS, HELD_OUT = 24, 6
 
 

@@ -1,4 +1,4 @@
-"""The prepare stage of DPO, ORPO, KTO and Reward: pairs and labels in the store."""
+"""The prepare stage of DPO, ORPO, SimPO, KTO and Reward: pairs and labels in the store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pairs(count: int) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("objective", ["DPO", "ORPO", "Reward"])
+@pytest.mark.parametrize("objective", ["DPO", "ORPO", "SimPO", "Reward"])
 def test_pairs_are_stored_next_to_each_other(
     world: World, tiny_model_folder: Path, objective: str
 ) -> None:

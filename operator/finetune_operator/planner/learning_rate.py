@@ -22,10 +22,12 @@ BY_OBJECTIVE = {
     "DPO": 0.1,
     "KTO": 0.1,
     "GRPO": 0.1,
+    "SimPO": 0.05,
 }
 """Objectives that start from a model that already answers well take smaller steps: 1e-6 for Full
 GRPO (Shao et al. 2024, arXiv 2402.03300, section 4.2), 5e-7 to 5e-6 for Full DPO and KTO, 5e-6 to
-8e-6 for Full ORPO, which trains on the answers too (Hong et al. 2024, arXiv 2403.07691)."""
+8e-6 for Full ORPO, which trains on the answers too (Hong et al. 2024, arXiv 2403.07691), 3e-7 to
+1e-6 for Full SimPO (Meng et al. 2024, arXiv 2405.14734)."""
 
 
 def default_learning_rate(spec: FineTuneJobSpec) -> float:

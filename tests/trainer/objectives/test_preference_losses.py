@@ -18,6 +18,7 @@ from finetune_trainer.objectives.orpo import orpo_losses
 from finetune_trainer.objectives.preference_pairs import sum_pair_metrics
 from finetune_trainer.objectives.reward import reward_losses, sum_score_metrics
 from finetune_trainer.objectives.sequence_logprobs import average_logps
+from finetune_trainer.objectives.simpo import simpo_losses
 
 Array = np.ndarray
 GENERATOR = np.random.default_rng(7)
@@ -164,6 +165,28 @@ def test_orpo_stays_finite_for_a_model_that_is_certain() -> None:
     assert torch.isfinite(loss)
     assert means.grad is not None
     assert bool(torch.isfinite(means.grad).all())
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.2])
+def test_simpo_is_the_formula(gamma: float) -> None:
+    # Meng et al. 2024, equations 4 to 6.
+    settings = finetunejob.SimPO(beta=2.5, gamma=gamma)
+    logps, tokens = tensors(LOGPS, TOKEN_COUNTS)
+    found = simpo_losses(settings, average_logps(logps.requires_grad_(), tokens))
+    rewards = 2.5 * LOGPS / TOKEN_COUNTS
+    is_preferred = s(rewards[:, 0] - rewards[:, 1] - gamma)
+    np.testing.assert_allclose(found.detach().numpy(), -np.log(is_preferred), rtol=1e-10)
+    found.sum().backward()
+    assert logps.grad is not None
+    gradient = 2.5 * (1 - is_preferred)[:, None] / TOKEN_COUNTS * [-1, 1]
+    np.testing.assert_allclose(logps.grad.numpy(), gradient, rtol=1e-10)
+
+
+def test_simpo_of_equally_likely_answers_depends_on_the_margin_alone() -> None:
+    # By the defaults the loss is log(1 + e^0.5), whatever the length of the answers.
+    settings, tokens = finetunejob.SimPO(), torch.tensor([[4.0, 40.0]])
+    found = simpo_losses(settings, average_logps(-0.75 * tokens, tokens))
+    np.testing.assert_allclose(found.numpy(), [np.log1p(np.exp(0.5))], rtol=1e-6)
 
 
 def test_reward_is_the_formula() -> None:

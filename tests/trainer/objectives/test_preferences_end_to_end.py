@@ -30,6 +30,7 @@ EVERY = [
     ("Full", "DPO"),
     ("Full", "KTO"),
     ("LoRA", "ORPO"),
+    ("LoRA", "SimPO"),
     ("LoRA", "Reward"),
     ("Full", "Reward"),
 ]

@@ -28,6 +28,7 @@ def test_a_preference_pair_is_two_sequences_and_grpo_adds_its_completion() -> No
     one = activations()
     assert activations(objective="KTO") == one
     assert 1.3 * one < activations(objective="DPO") <= 2 * one
+    assert activations(objective="SimPO") == activations(objective="DPO")
     grpo = {"rewards": [{"type": "length"}], "maxNewTokens": DATA.longest_example}
     assert activations(objective="GRPO", grpo=grpo) > 1.3 * one
 

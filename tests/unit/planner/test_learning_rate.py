@@ -14,6 +14,7 @@ from tests.unit.planner.planning import plan
         ("Full", "SFT", 1e-5),
         ("Full", "DPO", 1e-6),
         ("Full", "ORPO", 5e-6),
+        ("Full", "SimPO", 5e-7),
         ("LoRA", "SFT", 1e-4),
         ("DoRA", "DPO", 1e-5),
         ("QLoRA", "GRPO", 1e-5),

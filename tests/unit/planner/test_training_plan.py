@@ -196,7 +196,7 @@ def test_auto_on_a_gpu_pool_is_planned_for_bf16() -> None:
     assert "memory for bf16;" in auto.reason + ";"
 
 
-@pytest.mark.parametrize("objective", ["SFT", "DPO", "KTO", "ORPO", "Reward"])
+@pytest.mark.parametrize("objective", ["SFT", "DPO", "KTO", "ORPO", "SimPO", "Reward"])
 def test_the_plan_notes_where_dropout_is_turned_off(objective: str) -> None:
     formats = {"SFT": "chat", "KTO": "unpaired"}
     data = DATA.model_copy(update={"format": formats.get(objective, "preference")})

@@ -5,13 +5,13 @@ records what it was made from, and a later attempt that would make the same keep
 
 - train/ and eval/: token stores (see token_store). Sequences of SFT and Completion may be packed;
   otherwise a sequence is one tokenized sample. Sequences 2i and 2i + 1 are the chosen and the
-  rejected answer of pair i (DPO, ORPO, Reward); KTO has `desirable.npy`, bool [sequences], in both;
-  GRPO has only prompts, in which nothing is learnt. A sample that the mixture repeats is in several
-  sequences.
+  rejected answer of pair i (DPO, ORPO, SimPO, Reward); KTO has `desirable.npy`, bool [sequences],
+  in both; GRPO has only prompts, in which nothing is learnt. A sample that the mixture repeats is
+  in several sequences.
 - eval.jsonl: a line for each held-out sample, in the order of the eval store, with tools and
   documents where the row has them. SFT and GRPO: messages and reference (null where GRPO has
-  none); DPO, ORPO and Reward: messages, chosen and rejected; KTO: messages, completion and label;
-  Completion: file and line of each sequence.
+  none); DPO, ORPO, SimPO and Reward: messages, chosen and rejected; KTO: messages, completion and
+  label; Completion: file and line of each sequence.
 - train.jsonl: only for GRPO, messages and reference of each sequence of the training store.
 - manifest.json: settings, facts, counts of every source, and the SHA-256 of every file.
 """

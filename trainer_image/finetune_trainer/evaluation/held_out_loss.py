@@ -29,6 +29,7 @@ from finetune_trainer.objectives.preference_pairs import sequence_indices
 from finetune_trainer.objectives.reward import collate_sequences, compute_scores, reward_losses
 from finetune_trainer.objectives.sequence_logprobs import average_logps
 from finetune_trainer.objectives.sft import OutputHeadLoss
+from finetune_trainer.objectives.simpo import simpo_losses
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
 ReportDone = Callable[[int], None]
@@ -85,7 +86,7 @@ def open_held_out(spec: FineTuneJobSpec, folder: Path) -> HeldOutSet | None:
             return HeldOutUnpairedPreferences(spec, folder)
         case "Reward":
             return HeldOutScores(spec, folder)
-        case "DPO" | "ORPO":
+        case "DPO" | "ORPO" | "SimPO":
             return HeldOutPreferences(spec, folder)
         case _:
             assert_never(spec.objective)
@@ -112,7 +113,7 @@ class HeldOutTokens:
 
 
 class HeldOutPreferences:
-    """DPO and ORPO: pairs of completions."""
+    """DPO, ORPO and SimPO: pairs of completions."""
 
     def __init__(self, spec: FineTuneJobSpec, folder: Path) -> None:
         self._spec = spec
@@ -132,12 +133,15 @@ class HeldOutPreferences:
         if self._spec.objective == "ORPO":
             orpo = self._spec.orpo or finetunejob.ORPO()
             return weigh_equally(orpo_losses(orpo, average_logps(logps, tokens)))
+        if self._spec.objective == "SimPO":
+            simpo = self._spec.simpo or finetunejob.SimPO()
+            return weigh_equally(simpo_losses(simpo, average_logps(logps, tokens)))
         dpo = self._spec.dpo or finetunejob.DPO()
         return weigh_equally(dpo_losses(dpo, logps, reference, tokens))
 
     def compute_accuracy(self, outputs: ModelOutputs) -> float | None:
-        """By log-probability, for ORPO per token."""
-        if self._spec.objective == "ORPO":
+        """By log-probability, for ORPO and SimPO per token."""
+        if self._spec.objective in ("ORPO", "SimPO"):
             return preference_accuracy(outputs.values / np.maximum(1, outputs.tokens))
         return preference_accuracy(outputs.values)
 

@@ -10,6 +10,7 @@ from finetune_trainer.objectives.kto import KTOObjective
 from finetune_trainer.objectives.orpo import ORPOObjective
 from finetune_trainer.objectives.reward import RewardObjective
 from finetune_trainer.objectives.sft import SFTObjective
+from finetune_trainer.objectives.simpo import SimPOObjective
 
 __all__ = ["LossTerms", "Objective", "ObjectiveContext", "RankBatch", "make_objective"]
 
@@ -32,6 +33,8 @@ def _make_plain_objective(model: Any, context: ObjectiveContext) -> Objective:
             return KTOObjective(model, context)
         case "ORPO":
             return ORPOObjective(model, context)
+        case "SimPO":
+            return SimPOObjective(model, context)
         case "Reward":
             return RewardObjective(model, context)
         case "GRPO":
