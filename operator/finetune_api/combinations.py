@@ -423,6 +423,18 @@ PREPARE_RULES: tuple[PrepareRule, ...] = (
         "Use names of the model's layers, which the message lists, or `all-linear`.",
     ),
     PrepareRule(
+        "UnknownTargetModule",
+        "`method.lora.modulesToSave` with a name that no embedding, head, norm or linear layer "
+        "without an adapter has; of `QLoRA`'s linear layers only the head can be named",
+        "A module is trained by an adapter or entirely; use names that the message lists.",
+    ),
+    PrepareRule(
+        "TiedModule",
+        "`method.lora.modulesToSave` with one of two modules that share a weight, such as "
+        "`embed_tokens` without `lm_head`",
+        "The model would no longer be tied; name both, which are then trained as one weight.",
+    ),
+    PrepareRule(
         "PrecisionUnsupported",
         "`training.precision: fp16` with ZeRO on a CPU pool",
         "DeepSpeed has no fp16 on CPUs; use bf16 or fp32, or strategy DDP or FSDP.",

@@ -27,6 +27,9 @@ class ModelFacts(StatusModel):
     """Number of key and value heads."""
     vocabulary: int = Field(ge=1)
     """Rows of the embedding, including those for the job's new special tokens."""
+    has_tied_embeddings: bool | None = None
+    """Whether embedding and head share one weight; absent in facts that an earlier release
+    wrote."""
     context_length: int = Field(ge=1)
     """Longest sequence in tokens that the model supports, multiplied by the job's model.rope."""
     weight_bytes: int = Field(ge=1)

@@ -28,6 +28,12 @@ class LoRA(SpecModel):
     In a mixture of experts only attention modules can be named; see method.moe.experts."""
     rank_stabilized: bool = False
     """Scale the update by alpha / sqrt(rank), rsLoRA (Kalajdzievski 2023, arXiv 2312.03732)."""
+    modules_to_save: list[Annotated[str, StringConstraints(min_length=1, max_length=128)]] = Field(
+        default_factory=list, max_length=16
+    )
+    """Names of embeddings, heads, norms or linear layers without adapters, all of whose weights are
+    trained next to the adapters, such as embed_tokens and lm_head for a base model whose chat
+    tokens are untrained. Both must be named where they share a weight, which stays one."""
 
 
 class Quantization(SpecModel):

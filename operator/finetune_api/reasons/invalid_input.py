@@ -388,6 +388,12 @@ INPUT = Group(
             "Set `spec.artifact` of the endpoint to this job's artifact if you want this model.",
         ),
         Reason(
+            "TiedModule",
+            "prepare, train",
+            "`method.lora.modulesToSave` has one of two modules that share a weight.",
+            "Name both, which are then trained as one weight, or neither.",
+        ),
+        Reason(
             "TooFewRows",
             "prepare",
             "The data has too few distinct rows to train and evaluate on.",
@@ -402,8 +408,9 @@ INPUT = Group(
         Reason(
             "UnknownTargetModule",
             "prepare, train",
-            "`targetModules` has a name that no layer of the model has.",
-            "Use names that the message lists, or `all-linear`.",
+            "`targetModules` or `modulesToSave` has a name that no layer of the model has, or one "
+            "that cannot be trained.",
+            "Use names that the message lists; for `targetModules` also `all-linear`.",
         ),
         Reason(
             "UnknownToken",

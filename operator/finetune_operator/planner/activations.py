@@ -10,7 +10,11 @@ from finetune_api.facts import ModelFacts
 from finetune_api.finetunejob import AdaLoRA, LoRA, Method, Prefix
 
 from finetune_operator.planner.memory_inputs import MemoryInputs
-from finetune_operator.planner.parameters import key_width, linear_layers
+from finetune_operator.planner.parameters import (
+    key_width,
+    linear_layers,
+    saved_module_parameters,
+)
 
 LOGITS_PER_CHUNK = {"cpu": 2**23, "cuda": 2**27}
 """Most logits that exist at the same time."""
@@ -133,10 +137,12 @@ def score_gradient_bytes(model: ModelFacts, inputs: MemoryInputs, tokens: int) -
 
 def transient_bytes(model: ModelFacts, inputs: MemoryInputs) -> int:
     """Tensors that exist for one layer at a time: QLoRA's dequantized weights, or DoRA's sum of
-    weight and update, of which it takes the norm of each row."""
+    weight and update, of which it takes the norm of each row. A head of modulesToSave rounds its
+    weight and gets a gradient of that precision."""
     largest = max(layer.weights for layer in linear_layers(model).values())
     size = {"QLoRA": inputs.dtype_bytes, "DoRA": 8}.get(inputs.method.type, 0)
-    return size * largest
+    rounded = 2 * inputs.dtype_bytes * saved_module_parameters(model, inputs.method)
+    return size * largest + rounded
 
 
 def matmul_output_bytes(model: ModelFacts, inputs: MemoryInputs, tokens: int) -> int:
@@ -159,7 +165,8 @@ def logit_bytes(model: ModelFacts, inputs: MemoryInputs, tokens: int) -> int:
         positions = tokens * completion // inputs.sequence_length if completion else tokens
         return model.vocabulary * (2 * size * positions + 8 * min(positions, FP32_POSITIONS))
     logits = tokens * model.vocabulary
-    kept = min(logits, MAX_KEPT_LOGITS) * size if inputs.method.type == "Full" else 0
+    trains_head = inputs.method.type == "Full" or saved_module_parameters(model, inputs.method) > 0
+    kept = min(logits, MAX_KEPT_LOGITS) * size if trains_head else 0
     return min(logits, LOGITS_PER_CHUNK[inputs.device]) * (size + 4 + 4) + kept
 
 

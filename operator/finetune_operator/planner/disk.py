@@ -32,7 +32,9 @@ def output_bytes(spec: FineTuneJobSpec, model: ModelFacts) -> int:
     """What train leaves for evaluate and export: a model in its base's format, or adapters."""
     if spec.method.type == "Full":
         return model.weight_bytes
-    return 4 * trainable_parameters(model, spec.method)
+    # A folder of adapters holds the copy of a tied weight under both of its names.
+    untied = model.model_copy(update={"has_tied_embeddings": False})
+    return 4 * trainable_parameters(untied, spec.method)
 
 
 def artifact_bytes(spec: FineTuneJobSpec, model: ModelFacts) -> int:

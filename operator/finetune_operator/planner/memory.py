@@ -23,6 +23,7 @@ from finetune_operator.planner.memory_inputs import MemoryInputs
 from finetune_operator.planner.parameters import (
     key_width,
     quantized_parameters,
+    saved_module_parameters,
     trainable_parameters,
 )
 
@@ -92,10 +93,12 @@ def frozen_bytes(model: ModelFacts, inputs: MemoryInputs) -> int:
 
 
 def gathered_bytes(model: ModelFacts, inputs: MemoryInputs) -> int:
-    """Full weights that a sharded run holds at once: two blocks (one is prefetched), embedding."""
+    """Full weights that a sharded run holds at once: two blocks (one is prefetched), embedding, and
+    the fp32 copies of modulesToSave."""
     embedding = inputs.dtype_bytes * model.vocabulary * model.hidden_size
-    blocks = max(0, model_states(model, inputs).weights - embedding)
-    return 2 * blocks // model.layers + embedding
+    copies = 4 * saved_module_parameters(model, inputs.method)
+    blocks = max(0, model_states(model, inputs).weights - embedding - copies)
+    return 2 * blocks // model.layers + embedding + copies
 
 
 def estimate_memory(
@@ -119,6 +122,8 @@ def estimate_memory(
     if strategy in ("ZeRO3", "FSDP"):
         missing = model_states(model, inputs).weights - resident.weights
         forward += min(missing, gathered_bytes(model, inputs))
+        # The gradient of a copy is complete until it is reduced.
+        forward += 4 * saved_module_parameters(model, inputs.method)
     if strategy == "DDP" and inputs.method.type == "Full" and inputs.dtype_bytes == 2:
         # Autocast keeps a 16-bit copy of the fp32 weights until the forward pass has ended.
         forward += shards.weights

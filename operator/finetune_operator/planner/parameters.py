@@ -11,6 +11,10 @@ from finetune_api.facts import ModelFacts
 from finetune_api.finetunejob import IA3, AdaLoRA, LoRA, Method, Prefix
 
 FEEDFORWARD = ("gate_proj", "up_proj", "down_proj")
+EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
+"""Usual names of the embedding and of the head."""
+REWARD_HEAD = "score"
+"""The head of a reward model, a single row."""
 IA3_DEFAULT_TARGETS = ("k_proj", "v_proj", "down_proj")
 """What IA3 scales by default: keys, values and the feed-forward layer (Liu et al. 2022, arXiv
 2205.05638, section 3.3)."""
@@ -78,7 +82,27 @@ def trainable_parameters(model: ModelFacts, method: Method) -> int:
             if method.moe and method.moe.experts:
                 more_experts = estimate_experts(model) - 1
                 count += lora.rank * more_experts * _parameters_per_rank(model, FEEDFORWARD)
+            count += saved_module_parameters(model, method)
             return count + (_dora_magnitudes(model, lora) if method.type == "DoRA" else 0)
+
+
+def saved_module_parameters(model: ModelFacts, method: Method) -> int:
+    """Weights of the modules of `method.lora.modulesToSave`; a tied one counts once."""
+    names = {name.rsplit(".", 1)[-1] for name in (method.lora or LoRA()).modules_to_save}
+    layers, embedding = linear_layers(model), model.vocabulary * model.hidden_size
+    count = 0
+    if tied := names & {*EMBEDDINGS} if model.has_tied_embeddings else set():
+        names, count = names - tied, embedding
+    # A block has two norms or more, up to twice as wide with their biases, and a last one follows.
+    norms = {name for name in names if "norm" in name or name.startswith("ln")}
+    count += len(norms) * (model.layers + 1) * 2 * model.hidden_size
+    unknown = max(embedding, model.layers * max(layer.weights for layer in layers.values()))
+    for name in names - norms:
+        if name in layers:
+            count += model.layers * layers[name].weights
+        elif name != REWARD_HEAD:
+            count += embedding if name in EMBEDDINGS else unknown
+    return count
 
 
 def estimate_experts(model: ModelFacts) -> int:

@@ -18,6 +18,7 @@ from tests.trainer import families
 from tests.trainer.tiny import tiny_model
 
 LORA = {"rank": 4, "alpha": 16, "dropout": 0}
+MODULES = ["embed_tokens", "lm_head", "input_layernorm"]
 METHODS: dict[str, dict[str, Any]] = {
     "LoRA": {"type": "LoRA", "lora": LORA},
     "rsLoRA": {"type": "LoRA", "lora": {**LORA, "rankStabilized": True}},
@@ -30,6 +31,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "Prefix-projection": {"type": "Prefix", "prefix": {"virtualTokens": 5, "projection": True}},
     "experts": {"type": "LoRA", "lora": LORA, "moe": {"experts": True}},
     "new-tokens": {"type": "LoRA", "lora": LORA},
+    **{
+        f"modules-{name}": {"type": name, "lora": {**LORA, "modulesToSave": MODULES}}
+        for name in ("QLoRA", "DoRA")
+    },
 }
 MODELS: dict[str, Callable[[Path], Path]] = {
     "llama": tiny_model,
@@ -40,8 +45,8 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "qwen-moe": families.tiny_qwen_moe,
 }
 CASES = [
-    *[("llama", method) for method in METHODS if method != "experts"],
-    *[("qwen", method) for method in METHODS if method != "experts"],
+    *[("llama", method) for method in METHODS if method not in ("experts", "modules-QLoRA")],
+    *[("qwen", method) for method in METHODS if method not in ("experts", "modules-DoRA")],
     ("neox", "IA3"),
     ("neox", "DoRA"),
     ("neox", "Prefix"),

@@ -49,6 +49,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "moe-experts": {"type": "LoRA", "lora": EXACT, "moe": {"experts": True}},
     "moe-QLoRA": {"type": "QLoRA", "lora": LORA},
     "moe-Full": {"type": "Full", "moe": {"routerAuxLossCoefficient": 0.02}},
+    "modules-LoRA": {
+        "type": "LoRA",
+        "lora": {**LORA, "modulesToSave": ["embed_tokens", "lm_head", "norm"]},
+    },
 }
 RATES = {"IA3": 0.3, "Prefix": 0.1, "AdaLoRA": 2e-2, "moe-Full": 5e-3, "tokens-Full": 5e-3}
 SHARDED = ("ZeRO2", "ZeRO3", "FSDP")
@@ -67,12 +71,13 @@ RESUMED = [
     ("Prefix", "ZeRO2"),
     ("tokens-LoRA", "FSDP"),
     ("moe-experts", "FSDP"),
+    ("modules-LoRA", "FSDP"),
 ]
 """test_matrix resumes the others."""
 BF16_PAIRS = [
     (method, strategy)
     for method, strategy in PAIRS
-    if method in ("QLoRA", "DoRA", "moe-experts", "moe-Full", "untied-tokens-LoRA")
+    if method in ("QLoRA", "DoRA", "moe-experts", "moe-Full", "untied-tokens-LoRA", "modules-LoRA")
     and strategy in ("DDP", "ZeRO3", "FSDP")
 ]
 ROPE = {"type": "yarn", "factor": 4}

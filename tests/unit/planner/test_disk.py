@@ -47,6 +47,9 @@ def test_output_and_artifact_sizes_follow_the_method() -> None:
     assert output_bytes(full, LLAMA_8B) == artifact_bytes(full, LLAMA_8B) == 2 * PARAMETERS
     assert peak_disk_bytes(full, LLAMA_8B) == (3 * 12 + 2 + 2) * PARAMETERS
     assert output_bytes(lora, LLAMA_8B) < artifact_bytes(lora, LLAMA_8B) == 2 * PARAMETERS
+    saved = spec(method={"lora": {"modulesToSave": ["embed_tokens", "lm_head"]}})
+    tied = LLAMA_8B.model_copy(update={"has_tied_embeddings": True})
+    assert output_bytes(saved, tied) == output_bytes(lora, tied) + 2 * 4 * 128256 * 4096
     assert artifact_bytes(prefix, LLAMA_8B) == output_bytes(prefix, LLAMA_8B) < PARAMETERS
 
 

@@ -36,6 +36,18 @@ def test_a_four_bit_base_takes_as_many_bits_per_weight_as_the_paper_reports() ->
     assert 8 * (single - rest) / blocks == pytest.approx(4.5, abs=0.001)
 
 
+def test_modules_to_save_cost_sixteen_bytes_per_weight_next_to_the_frozen_original() -> None:
+    lora = {"modulesToSave": ["embed_tokens", "lm_head"]}
+    plain, saved = inputs(), inputs(method={"type": "LoRA", "lora": lora})
+    copies = 2 * 128256 * 4096
+    before, after = model_states(LLAMA_8B, plain), model_states(LLAMA_8B, saved)
+    assert after.weights - before.weights == 4 * copies
+    assert after.gradients - before.gradients == 4 * copies
+    assert after.optimizer - before.optimizer == 8 * copies
+    # Two of 32 blocks hold a sixteenth of the adapters; the copies are gathered entirely.
+    assert gathered_bytes(LLAMA_8B, saved) - gathered_bytes(LLAMA_8B, plain) == 4 * copies
+
+
 @pytest.mark.parametrize(
     ("optimizer", "precision", "per_parameter"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetune_api.facts import ModelFacts
 from finetune_operator.planner.parameters import estimate_experts
 
 from tests.unit.planner.facts import LLAMA_8B, SMOL, model
@@ -34,6 +35,21 @@ def test_adapters_on_experts_are_counted_for_each_expert() -> None:
     one = trained(mixtral, type="LoRA")
     feedforward = 16 * 32 * 3 * (4096 + 14336)
     assert trained(mixtral, **moe) == one + 7 * feedforward
+
+
+def test_modules_to_save_are_trained_entirely() -> None:
+    adapters, embedding = trained(LLAMA_8B, type="LoRA"), 128256 * 4096
+
+    def saved(facts: ModelFacts, *names: str) -> int:
+        return trained(facts, type="LoRA", lora={"modulesToSave": [*names]}) - adapters
+
+    assert saved(LLAMA_8B, "embed_tokens") == saved(LLAMA_8B, "model.embed_tokens") == embedding
+    assert saved(LLAMA_8B, "embed_tokens", "lm_head") == 2 * embedding
+    tied = LLAMA_8B.model_copy(update={"has_tied_embeddings": True})
+    assert saved(tied, "embed_tokens", "lm_head") == embedding
+    assert saved(LLAMA_8B, "embed_tokens", "score") == embedding
+    assert saved(LLAMA_8B, "input_layernorm") >= 32 * 4096
+    assert saved(LLAMA_8B, "transform") >= embedding
 
 
 def test_an_unknown_module_counts_as_the_largest_one() -> None:

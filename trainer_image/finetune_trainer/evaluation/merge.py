@@ -25,8 +25,8 @@ from finetune_trainer.methods import (
     saved_dtype,
 )
 from finetune_trainer.methods.merged_weights import FourBitBase, four_bit_base, merge_layers
+from finetune_trainer.methods.modules_to_save import TIED_WARNING, restore_originals
 from finetune_trainer.methods.partial_output import TRAINED_WEIGHTS, load_partial_output
-from finetune_trainer.methods.reward_head import is_reward_model, round_head
 from finetune_trainer.runtime.errors import RetryableError
 
 
@@ -121,11 +121,11 @@ def merge_adapter(
         warnings.filterwarnings("ignore", message="The following rank_pattern keys")
         # GPT-2's layers are Conv1D, but not in four bits.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+        # Both copies of a tied weight are merged into the original, which stays tied.
+        warnings.filterwarnings("ignore", message=TIED_WARNING)
         adapted = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=True)
     if adapted.active_peft_config.is_prompt_learning:
         return adapted
     merge_layers(adapted, output_dtype, rounded_base)
-    merged = adapted.unload()
-    if is_reward_model(merged):
-        round_head(merged, output_dtype)
-    return merged
+    restore_originals(adapted)
+    return adapted.unload()

@@ -24,6 +24,7 @@ from finetune_trainer.methods.base_model import (
 from finetune_trainer.methods.dropout import disable_dropout
 from finetune_trainer.methods.gradient_checkpointing import enable_gradient_checkpointing
 from finetune_trainer.methods.image_models import freeze_vision_tower
+from finetune_trainer.methods.modules_to_save import with_shared_weights
 from finetune_trainer.methods.new_tokens import add_token_rows, added_token_ids
 from finetune_trainer.methods.partial_output import has_untrained_tensors, save_partial_output
 from finetune_trainer.methods.precision import DTYPES, computes_in_autocast, weight_dtype
@@ -86,11 +87,13 @@ def save_trained_weights(
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    adapter = (
-        prefix_state_dict(model, weights)
-        if method.type == "Prefix"
-        else get_peft_model_state_dict(model, state_dict=weights, save_embedding_layers=False)
-    )
+    if method.type == "Prefix":
+        adapter = prefix_state_dict(model, weights)
+    else:
+        state_dict = with_shared_weights(model, weights)
+        adapter = get_peft_model_state_dict(
+            model, state_dict=state_dict, save_embedding_layers=False
+        )
     tensors = {name: tensor.contiguous() for name, tensor in adapter.items()}
     folder.mkdir(parents=True, exist_ok=True)
     model.peft_config["default"].save_pretrained(folder)

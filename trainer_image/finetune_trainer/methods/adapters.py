@@ -1,5 +1,6 @@
 """PEFT adapters on a frozen base; one function per method makes PEFT's configuration."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,11 @@ import torch
 from finetune_api.finetunejob import IA3, AdaLoRA, LoRA, Method, MixtureOfExperts, Prefix
 
 from finetune_trainer.methods.lora_format import match_activation_dtype
+from finetune_trainer.methods.modules_to_save import (
+    TIED_WARNING,
+    select_modules,
+    train_copies_in_fp32,
+)
 from finetune_trainer.methods.moe import expert_weight_names
 from finetune_trainer.methods.reward_head import (
     add_trainable_head,
@@ -36,7 +42,10 @@ def add_adapters(
     from peft import get_peft_model
 
     config = peft_config(model, method, total_steps, new_tokens)
-    adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+    with warnings.catch_warnings():
+        # The copies of a tied weight are tied by train_copies_in_fp32.
+        warnings.filterwarnings("ignore", message=TIED_WARNING)
+        adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     if method.type == "Prefix" and not config.prefix_projection:
         encoder = adapted.prompt_encoder["default"]
         torch.nn.init.normal_(encoder.embedding.weight, std=PREFIX_INIT_STD)
@@ -45,6 +54,7 @@ def add_adapters(
             weight.data = weight.data.float()
     if method.type in ("LoRA", "QLoRA"):
         match_activation_dtype(adapted)
+    train_copies_in_fp32(adapted)
     if is_reward_model(model):
         add_trainable_head(adapted)
     return adapted
@@ -68,6 +78,8 @@ def _lora_config(model: Any, method: Method, new_tokens: Sequence[int]) -> Any:
 
     lora, experts = method.lora or LoRA(), (method.moe or MixtureOfExperts()).experts
     layers = select_layers(model, lora.target_modules, "method.lora.targetModules")
+    saved = select_modules(model, lora.modules_to_save, layers, method.type == "QLoRA")
+    token_rows = trainable_token_rows(model, new_tokens) if new_tokens else {}
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -77,7 +89,10 @@ def _lora_config(model: Any, method: Method, new_tokens: Sequence[int]) -> Any:
         target_modules=layers,
         fan_in_fan_out=is_transposed(model, layers),
         target_parameters=expert_weight_names(model) if experts else None,
-        trainable_token_indices=trainable_token_rows(model, new_tokens) if new_tokens else None,
+        # A copy trains all rows.
+        trainable_token_indices={n: rows for n, rows in token_rows.items() if n not in saved}
+        or None,
+        modules_to_save=saved or None,
         task_type=peft_task_type(model),
     )
 

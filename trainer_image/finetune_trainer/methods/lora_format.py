@@ -12,11 +12,12 @@ import torch
 
 
 class RoundedLinear(torch.nn.Linear):  # type: ignore[misc]
-    """A linear layer whose fp32 weight is rounded to the dtype of the input."""
+    """A linear layer whose fp32 weights are rounded to the dtype of the input."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., in_features] to [..., out_features], in the input's dtype."""
-        return torch.nn.functional.linear(input, self.weight.to(input.dtype))
+        bias = self.bias if self.bias is None else self.bias.to(input.dtype)
+        return torch.nn.functional.linear(input, self.weight.to(input.dtype), bias)
 
 
 def match_activation_dtype(adapted: Any) -> None:

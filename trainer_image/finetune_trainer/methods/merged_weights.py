@@ -4,6 +4,7 @@
 - DoRA scales that sum to a learnt norm per output (Liu et al. 2024, arXiv 2402.09353, equation 5).
 - AdaLoRA adds s B E A (Zhang et al. 2023, arXiv 2303.10512, equation 3).
 - IA3 multiplies rows or columns (Liu et al. 2022, arXiv 2205.05638, section 3.3).
+- A module of modulesToSave, and the head of a reward model, are replaced by their trained copies.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,10 +14,9 @@ from typing import Any
 import torch
 from finetune_api.finetunejob import Quantization
 
+from finetune_trainer.methods.modules_to_save import ADAPTER, trained_copy
 from finetune_trainer.methods.quantization import quantizable_layer_names, round_to_four_bits
 
-ADAPTER = "default"
-"""PEFT's name of the only adapter."""
 BaseWeight = Callable[[torch.Tensor], torch.Tensor]
 """A base weight as the run trained with it, in fp32."""
 
@@ -79,7 +79,12 @@ def _merge_module(module: Any, base_weight: BaseWeight) -> list[tuple[torch.Tens
     from peft.tuners.ia3.layer import IA3Layer
     from peft.tuners.lora.layer import LoraLayer, ParamWrapper
     from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+    from peft.utils.other import ModulesToSaveWrapper
 
+    if isinstance(module, ModulesToSaveWrapper):
+        trained = dict(trained_copy(module).named_parameters())
+        originals = module.original_module.named_parameters()
+        return [(weight, trained[name].float()) for name, weight in originals]
     if isinstance(module, TrainableTokensLayer):
         weight = module.get_base_layer().weight
         return [(weight, _replace_token_rows(module, weight.float()))]

@@ -55,7 +55,7 @@ def reward_head(model: Any) -> torch.nn.Linear:
     Raises UserError UnsupportedModel where it is not a linear layer.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    head = _find_head(inner)
+    head = find_head(inner)
     if hasattr(head, "modules_to_save"):
         head = head.modules_to_save["default"]
     if not isinstance(head, torch.nn.Linear):
@@ -67,7 +67,7 @@ def reward_head(model: Any) -> torch.nn.Linear:
     return head
 
 
-def _find_head(inner: Any) -> Any:
+def find_head(inner: Any) -> Any:
     """The head by its name: a layer, or PEFT's wrapper around it."""
     return next((getattr(inner, name) for name in HEAD_NAMES if hasattr(inner, name)), None)
 
@@ -90,7 +90,7 @@ def init_head(model: Any, seed: int) -> None:
 def add_trainable_head(adapted: Any) -> None:
     """Give a model with adapters a trainable head in fp32, as adapters are: AdamW's updates vanish
     in half precision."""
-    wrapper = _find_head(adapted.get_base_model())
+    wrapper = find_head(adapted.get_base_model())
     original = wrapper.original_module
     with gather_parameters(original), torch.no_grad():
         head = torch.nn.Linear(
@@ -108,10 +108,3 @@ def add_trainable_head(adapted: Any) -> None:
 
 def _cast_input(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (inputs[0].to(head.weight.dtype), *inputs[1:])
-
-
-def round_head(model: Any, output_dtype: torch.dtype) -> None:
-    """Round the head to the dtype in which it is saved."""
-    with torch.no_grad():
-        for weight in reward_head(model).parameters():
-            weight.copy_(weight.to(output_dtype))

@@ -64,9 +64,9 @@ def select_layers(model: Any, targets: Sequence[str], field: str) -> list[str]:
         raise UserError(
             "UnknownTargetModule",
             f"{field} names {', '.join(unknown)}, but no layer of this model has such a name.",
-            f"Use some of: {_short_names(layers)}.",
+            f"Use some of: {short_names(layers)}.",
         )
-    return _matching_layers(layers, targets)
+    return matching_layers(layers, targets)
 
 
 def select_ia3_layers(
@@ -83,19 +83,17 @@ def select_ia3_layers(
         inputs = (
             select_layers(model, feedforward, "method.ia3.feedforwardModules")
             if feedforward
-            else _matching_layers(layers, FEED_FORWARD)
+            else matching_layers(layers, FEED_FORWARD)
         )
         return layers, [name for name in inputs if name in layers]
     layers = linear_layers(model)
-    attention = _matching_layers(layers, KEYS_AND_VALUES) or _matching_layers(
-        layers, FUSED_ATTENTION
-    )
-    inputs = _matching_layers(layers, FEED_FORWARD)
+    attention = matching_layers(layers, KEYS_AND_VALUES) or matching_layers(layers, FUSED_ATTENTION)
+    inputs = matching_layers(layers, FEED_FORWARD)
     if not attention:
         raise UserError(
             "UnknownTargetModule",
             "Keys and values of this model have unusual names, so IA3 cannot find them.",
-            f"Name the layers in method.ia3.targetModules, some of: {_short_names(layers)}",
+            f"Name the layers in method.ia3.targetModules, some of: {short_names(layers)}",
         )
     return attention + inputs, inputs
 
@@ -105,9 +103,11 @@ def matches_suffix(layer: str, name: str) -> bool:
     return layer == name or layer.endswith(f".{name}")
 
 
-def _matching_layers(layers: Sequence[str], names: Sequence[str]) -> list[str]:
+def matching_layers(layers: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The layers that some of the names select."""
     return [layer for layer in layers if any(matches_suffix(layer, name) for name in names)]
 
 
-def _short_names(layers: Sequence[str]) -> str:
+def short_names(layers: Sequence[str]) -> str:
+    """The last parts of the layers' paths, for a message."""
     return ", ".join(sorted({layer.rsplit(".", 1)[-1] for layer in layers}))

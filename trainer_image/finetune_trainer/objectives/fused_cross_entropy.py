@@ -17,6 +17,8 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from finetune_trainer.methods.lora_format import RoundedLinear
+
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**27}
 """Logits at a time: on a CPU about what fits its caches, on a GPU enough to keep it busy."""
 CHUNK_POSITIONS = 4096
@@ -28,14 +30,14 @@ MAX_KEPT_LOGITS = 2**27
 def fused_cross_entropy(head: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """-log p(label) in nats, fp32 [n]; hidden [n, w], labels int64 [n].
 
-    `head` is a torch.nn.Linear of weight [v, w]. Rounds as the unfused computation does: logits in
-    the precision of the matrix product, their logarithm in fp32.
+    `head` is a torch.nn.Linear of weight [v, w], or a RoundedLinear. Rounds as the unfused
+    computation does: logits in the precision of the matrix product, their logarithm in fp32.
     """
     weight, bias = head.weight, head.bias
     if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-        bias = bias if bias is None else bias.to(dtype)
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    weight = weight.to(hidden.dtype)
+    bias = bias if bias is None else bias.to(hidden.dtype)
     with torch.autocast(hidden.device.type, enabled=False):
         if weight.requires_grad and torch.is_grad_enabled():
             losses: torch.Tensor = _TrainedHead.apply(hidden, weight, bias, labels)
@@ -48,7 +50,8 @@ def is_plain_linear(head: Any) -> bool:
     """Whether the head multiplies by its weight and does nothing else: it has no adapter and no
     quantized weight, and no library has replaced its forward, as Accelerate does for a model on
     several devices."""
-    is_linear = isinstance(head, torch.nn.Linear) and type(head).forward is torch.nn.Linear.forward
+    forwards = (torch.nn.Linear.forward, RoundedLinear.forward)
+    is_linear = isinstance(head, torch.nn.Linear) and type(head).forward in forwards
     return is_linear and "forward" not in vars(head)
 
 

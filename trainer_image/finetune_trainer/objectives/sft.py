@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from finetune_trainer.data import sampler
 from finetune_trainer.data.token_store import PackedSequence, TokenStore
+from finetune_trainer.methods.modules_to_save import trained_copy
 from finetune_trainer.objectives.base import LossTerms, ObjectiveContext, RankBatch
 from finetune_trainer.objectives.collate import MicroBatch, collate, collate_rank_batch
 from finetune_trainer.objectives.fused_cross_entropy import (
@@ -101,7 +102,7 @@ class OutputHeadLoss:
 
     def __init__(self, model: Any) -> None:
         """`model` is a causal language model of transformers, with or without adapters."""
-        self._head = model.get_output_embeddings()
+        self._head = trained_copy(model.get_output_embeddings())
         self._is_fused = is_plain_linear(self._head)
         self._micro_batch: MicroBatch | None = None
         self._head_output: torch.Tensor | None = None

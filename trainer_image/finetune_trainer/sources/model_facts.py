@@ -67,13 +67,13 @@ def model_facts(
     """
     sizes = model_sizes(config, folder.name)
     headers = [read_header(folder / name) for name in weights]
+    is_tied = bool(_text_config(config).get("tie_word_embeddings"))
     return ModelFacts(
         **sizes,
         architecture=first_architecture(config) or config["model_type"],
         context_length=context_length(config),
-        parameters=count_parameters(
-            headers, has_tied_weights=bool(_text_config(config).get("tie_word_embeddings"))
-        ),
+        parameters=count_parameters(headers, has_tied_weights=is_tied),
+        has_tied_embeddings=is_tied,
         weight_bytes=sum((folder / name).stat().st_size for name in weights),
         revision=revision,
         folder=folder.name,

@@ -54,9 +54,11 @@ class FSDPStrategy:
 
     @contextlib.contextmanager
     def accumulate(self, is_last: bool) -> Iterator[None]:
-        """Reduce gradients of adapters on the last micro-batch only, those of full training after
-        each one: until they are reduced, every rank holds the gradients of all weights."""
-        self.model.set_requires_gradient_sync(is_last or self._config.method.type == "Full")
+        """Reduce gradients of adapters on the last micro-batch only, those of full training and of
+        modulesToSave after each one: until they are reduced, every rank holds all of them."""
+        lora = self._config.method.lora
+        has_many = self._config.method.type == "Full" or bool(lora and lora.modules_to_save)
+        self.model.set_requires_gradient_sync(is_last or has_many)
         yield
 
     def backward(self, loss: torch.Tensor) -> None:

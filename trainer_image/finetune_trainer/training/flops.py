@@ -20,6 +20,7 @@ import torch
 
 from finetune_trainer.methods.image_models import language_modules
 from finetune_trainer.methods.layer_configs import head_width, layer_configs
+from finetune_trainer.methods.modules_to_save import saved_modules, trained_copy
 from finetune_trainer.methods.moe import expert_count, experts_per_token
 
 
@@ -49,12 +50,16 @@ class ModelFlops:
 def count_model_flops(model: Any) -> ModelFlops:
     """The costs of a model of transformers with its adapters; its weights may be shards."""
     text = model.config.get_text_config()
-    head = model.get_output_embeddings()
+    head = trained_copy(model.get_output_embeddings())
+    # The forward pass uses their copies instead.
+    frozen = {id(wrapper.original_module) for _, wrapper in saved_modules(model)}
     widths = [layer.num_attention_heads * head_width(layer) for layer in layer_configs(text)]
     inner = [
         cost
         for module in language_modules(model)
-        if module is not head and not isinstance(module, torch.nn.Embedding)
+        if module is not head
+        and id(module) not in frozen
+        and not isinstance(module, torch.nn.Embedding)
         for cost in _matrix_costs(module, text)
     ]
     return ModelFlops(
