@@ -213,8 +213,9 @@ INPUT = Group(
         Reason(
             "LossNotComparable",
             "evaluate",
-            "The held-out loss of the base model is 0, so there is nothing to improve on.",
-            "Hold out rows whose answers the base model does not know, and whose weight is not 0.",
+            "The held-out loss of the base model is 0, or all held-out rows have weight 0, so no "
+            "improvement can be computed.",
+            "Hold out rows of weights above 0 that the base model does not predict with certainty.",
         ),
         Reason(
             "LossNotFinite",
