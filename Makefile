@@ -25,7 +25,7 @@ clean: ## Remove the cluster, the environment and reports; caches and Debian pac
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: clean-cache
-clean-cache: cluster-down ## Remove the caches too (the next run is a cold one)
+clean-cache: cluster-down ## Stop the cluster and remove the caches (the next run is a cold one)
 	@rm -rf "$(CACHE)" /run/finetune-operator-buildah
 
 ##@ Run

@@ -169,5 +169,5 @@ class Dataset(SpecModel):
     """What happens to rows with more tokens than training.maxSequenceLength: Fail ends the job with
     the line of the first, Truncate cuts the end of the answer, Skip leaves the row out, and Split,
     only for objective Completion, continues the text in another sequence. All are counted in
-    status.data. Default is Split for objective Completion, and Truncate for others, where a prompt
-    that leaves no tokens for an answer ends the job."""
+    status.data. Default is Split for objective Completion, Fail for GRPO, and Truncate for others,
+    where a prompt that leaves no tokens for an answer ends the job."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from finetune_api.dataset import Format, LongRows
 from finetune_api.facts import DataFacts, SourceFacts
-from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.finetunejob import FineTuneJobSpec, Objective
 
 from finetune_trainer.data.chat_template import ChatTokenizer
 from finetune_trainer.data.message_forms import NO_CONTEXT
@@ -192,8 +192,8 @@ def _needs_chat_template(format_: Format, sample: Sample) -> bool:
 
 def long_rows_rule(spec: FineTuneJobSpec) -> LongRows:
     """dataset.longRows, or its default."""
-    default: LongRows = "Split" if spec.objective == "Completion" else "Truncate"
-    return spec.dataset.long_rows or default
+    defaults: dict[Objective, LongRows] = {"Completion": "Split", "GRPO": "Fail"}
+    return spec.dataset.long_rows or defaults.get(spec.objective, "Truncate")
 
 
 def tokenize_split(
