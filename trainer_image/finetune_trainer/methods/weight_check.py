@@ -75,7 +75,10 @@ def check_weights(
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except RuntimeError:
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:
+            # A subclass, such as NotImplementedError.
+            raise
         # transformers raises it where it cannot stack or split weights, and only logs which.
         raise incomplete_model(
             uri,
