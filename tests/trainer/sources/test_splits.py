@@ -27,6 +27,13 @@ from finetune_trainer.sources.splits import detect_splits
         ("test+a.jsonl", "test"),
         ("data (test).jsonl", "test"),
         ("[dev] rows.jsonl", "validation"),
+        ("trainset.jsonl", "train"),
+        ("TRAINset.jsonl", "train"),
+        ("testdata/rows.jsonl", "test"),
+        ("valset.csv", "validation"),
+        ("dataTrain.jsonl", "train"),
+        ("dataTest/rows.jsonl", "test"),
+        ("QATestSet.jsonl", "test"),
         ("holdout.jsonl", "holdout"),
         ("rows-held_out.jsonl", "holdout"),
         ("data/prefs-00000-of-00002.parquet", "prefs"),
@@ -40,40 +47,49 @@ def test_names_with_the_word_of_a_split(path: str, split: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "paths",
+    "path",
     [
-        ["a.jsonl", "rows.jsonl"],
-        ["part-00000-of-00002.parquet", "part-00001-of-00002.parquet"],
-        ["latest-1.jsonl", "latest-2.jsonl"],
-        ["cavalry.txt", "device.txt", "rows.txt", "values.txt"],
+        "rows.jsonl",
+        "trainer.jsonl",
+        "constrain.jsonl",
+        "contest/rows.jsonl",
+        "latest.jsonl",
+        "device.jsonl",
+        "pretrain.jsonl",
+        "retrieval.jsonl",
+        "part-00000-of-00002.parquet",
     ],
 )
-def test_names_without_one_are_all_train(paths: list[str]) -> None:
-    splits = detect_splits(paths)
+def test_names_without_one_are_all_train(path: str) -> None:
+    splits = detect_splits([path, "b.jsonl"])
     assert not splits.are_named
-    assert splits.files == {"train": paths}
+    assert splits.files == {"train": sorted([path, "b.jsonl"])}
     assert not splits.unclear
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        *("mytest.jsonl", "testset.jsonl", "testrows/a.jsonl", "dataTest.jsonl", "test集.jsonl"),
-        *("traindump.jsonl", "mydev.jsonl", "devs.jsonl", "valset.jsonl"),
-        *("val集.jsonl", "validate.jsonl", "crossvalidation.jsonl", "evals.jsonl", "mteval.csv"),
+        "mytest.jsonl",
+        "traindump.jsonl",
+        "testrows/a.jsonl",
+        "squadtest-1.jsonl",
+        "evals.jsonl",
+        "mteval.csv",
+        "mydev.jsonl",
+        "devs.jsonl",
+        "crossvalidation.jsonl",
         "holdouts.jsonl",
+        "test集.jsonl",
+        "val集.jsonl",
+        "validate.jsonl",
     ],
 )
-def test_a_word_inside_another_word_of_some_names_is_unclear(path: str) -> None:
+def test_a_split_that_only_one_of_the_names_seems_to_have_is_unclear(path: str) -> None:
     splits = detect_splits([path, "b.jsonl"])
     assert (splits.are_named, splits.unclear) == (False, (path,))
     assert not detect_splits([path]).unclear
     assert not detect_splits(["train.jsonl", path]).unclear
-
-
-def test_different_words_inside_all_names_are_unclear() -> None:
-    names = ["dataTest.jsonl", "dataTrain.jsonl"]
-    assert detect_splits(names).unclear == tuple(names)
 
 
 def test_folders_decide_before_file_names_and_shards_before_folders() -> None:
@@ -90,12 +106,24 @@ def test_folders_decide_before_file_names_and_shards_before_folders() -> None:
         "train_test_split/rows.jsonl",
         "dev/train/a.csv",
         "train/holdout.jsonl",
+        "trainTest.jsonl",
+        "train/testset.jsonl",
+        "train_devset.jsonl",
+        "train_evalData.jsonl",
+        "train-myTest.jsonl",
     ],
 )
 def test_a_name_of_two_splits_is_of_none(path: str) -> None:
     splits = detect_splits([path])
     assert splits.files == {}
     assert set(splits.ambiguous) == {path}
+
+
+def test_all_files_of_a_split_belong_to_it_however_its_word_is_written() -> None:
+    train = ["extraTrain.jsonl", "train.jsonl", "trainData-b.jsonl", "trainset2.jsonl"]
+    assert detect_splits([*train, "SQuAD-devset.json"]).files["train"] == train
+    tests = ["testset-1.jsonl", "testset-2.jsonl"]
+    assert detect_splits(tests).files == {"test": tests}
 
 
 def test_no_files_have_no_splits() -> None:
