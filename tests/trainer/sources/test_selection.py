@@ -265,6 +265,9 @@ def test_what_datasets_writes_next_to_its_rows_is_not_rows() -> None:
     saved = ["d/data-00000-of-00001.arrow", "d/state.json", "d/cache-1.arrow", "dataset_info.json"]
     assert find_row_files(saved, with_documents=False) == saved[:1]
     assert find_row_files(["state.json"], with_documents=False) == ["state.json"]
-    texts = ["README.txt", "d/LICENSE.txt", "readmes.txt", "license-letters.txt", "a.txt"]
+    assert find_row_files(["a.jsonl", "config.json"], with_documents=False) == ["a.jsonl"]
+    documents = ["AUTHORS.txt", "CHANGELOG.txt", "CITATION.txt", "CONTRIBUTING.txt", "NOTICE.txt"]
+    assert find_row_files(documents, with_documents=False) == []
+    texts = ["README.txt", "d/LICENSE.txt", "readmes.txt", "authors-letters.txt", "a.txt"]
     assert find_row_files(texts, with_documents=False) == texts[2:]
     assert find_row_files([*texts, "lost+found/a.txt"], with_documents=True) == texts

@@ -20,10 +20,19 @@ _SUFFIXES = (
 SUFFIX_REMEDY = (
     "Use .jsonl, .json, .csv, .tsv or .txt, each also with .gz or .zst, or .parquet or .arrow."
 )
-_METADATA = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "Thumbs.db"}
+_METADATA = {
+    "config.json",
+    "dataset_dict.json",
+    "dataset_info.json",
+    "dataset_infos.json",
+    "Thumbs.db",
+}
 _ARROW_METADATA = re.compile(r"state\.json|cache-.*\.arrow")
 """What datasets writes next to the .arrow files of `save_to_disk`, other than rows."""
-_DOCUMENT = re.compile(r"(?:readme|licen[cs]e|notice|requirements)\.txt", re.IGNORECASE)
+_DOCUMENT = re.compile(
+    r"(?:readme|licen[cs]e|notice|changelog|citation|requirements|authors|contributing)\.txt",
+    re.IGNORECASE,
+)
 _SIDECARS = re.compile(
     r".*\.(?:md|rst|license|dvc|sha(?:1|256|512)|md5|crc|sig|asc|idx|lock|metadata|py|sh|ya?ml|toml)",
     re.IGNORECASE,
