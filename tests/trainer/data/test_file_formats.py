@@ -149,9 +149,9 @@ def test_a_json_file_holds_a_list_an_object_with_rows_one_row_or_lines(tmp_path:
     assert read(tmp_path, "a.json", json.dumps(row)) == [(1, row)]
     tools = {"question": "q", "answer": "a", "tools": [{"name": "t"}]}
     assert read(tmp_path, "a.json", "\n" + json.dumps(tools, indent=1)) == [(2, tools)]
-    assert read(tmp_path, "a.json", json.dumps({**ROWS[0], "tags": []})) == [
-        (1, {**ROWS[0], "tags": []})
-    ]
+    for more in ({"tags": []}, {"sources": [{"url": "u"}]}, {"a": [{"b": 1}], "c": [{"d": 1}]}):
+        for one in (row, ROWS[0]):
+            assert read(tmp_path, "a.json", json.dumps(one | more)) == [(1, one | more)]
     assert read(tmp_path, "a.json", json_lines(*ROWS)) == list(enumerate(ROWS, 1))
     nested = json.dumps({"version": 2, "license": "mit", "data": ROWS[:2], "end": []}, indent=1)
     assert read(tmp_path, "a.json", nested) == [(5, ROWS[0]), (9, ROWS[1])]
@@ -170,6 +170,9 @@ def test_a_json_file_holds_a_list_an_object_with_rows_one_row_or_lines(tmp_path:
         ('{"data": [{"a": 1}], "more": ["b"], "next": "2"}', "BrokenRow", 1, "'more', 'next'"),
         ('{"test": [{"a": 1}], "train": []}', "BrokenRow", 1, "'test'"),
         ('{"testData": [{"a": 1}]}', "BrokenRow", 1, "'testData'"),
+        ('{"mytest": [{"a": 1}]}', "BrokenRow", 1, "'mytest'"),
+        ('{"license": {"prefix": "Q:"}, "data": [{"a": 1}]}', "BrokenRow", 1, "'license'"),
+        ('{"citation": ["a", {"b": 1}], "data": [{"a": 1}]}', "BrokenRow", 1, "citation, data"),
         ('{"holdout": [{"a": 1}]}', "BrokenRow", 1, "'holdout'"),
         ('{\n "data": []\n}', "BrokenRow", 1, "no rows"),
         ('{\n "data": [\n  {"a": 1},\n  "b"\n ]\n}', "WrongType", 4, "a text"),
@@ -188,6 +191,13 @@ def test_other_json_documents_are_refused_with_their_line(
     refusal = failure(tmp_path, "a.json", content)
     assert (refusal.reason, refusal.line) == (reason, line)
     assert words in refusal.message
+
+
+@pytest.mark.parametrize("blank", [1023, 1024, 3000, 70_000])
+def test_white_space_before_the_first_value_does_not_hide_it(tmp_path: Path, blank: int) -> None:
+    content = blank * " " + json.dumps(ROWS)
+    assert read(tmp_path, "a.json", content) == [(1, row) for row in ROWS]
+    assert "one JSON list" in failure(tmp_path, "a.jsonl", content).message
 
 
 @pytest.mark.parametrize(

@@ -116,9 +116,14 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _read_head(file: DataFile, suffix: str) -> bytes:
-    """The first bytes without a byte order mark; UserError where they do not begin rows."""
+    """The first bytes without a byte order mark and without white space that fills them.
+
+    Raises UserError where they do not begin rows.
+    """
     with file.path.open("rb") if suffix in BINARY_SUFFIXES else _open(file.path) as stream:
         head = stream.read(HEAD_BYTES).removeprefix(BOM)
+        while head.isspace() and (following := stream.read(HEAD_BYTES)):
+            head = following.lstrip() + stream.read(HEAD_BYTES)
     if found := describe_foreign_content(head, suffix):
         what, remedy = found
         message = f"{file.name} does not hold rows: it is {what}."

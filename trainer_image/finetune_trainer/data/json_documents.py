@@ -15,7 +15,7 @@ from finetune_trainer.data.row_errors import RowError
 from finetune_trainer.data.text_formats import JSON, NumberedRow, json_error
 from finetune_trainer.data.text_lines import BOM, decode
 from finetune_trainer.data.tool_calls import is_empty
-from finetune_trainer.sources.splits import TRAIN, inner_words, splits_of_name
+from finetune_trainer.sources.splits import TRAIN, find_hints, splits_of_name
 
 _REMEDY = "Write one JSON list of objects, or one object per line in a .jsonl file."
 _IS_ONE_ROW = "If the object is one row, write it on one line of a .jsonl file."
@@ -63,9 +63,10 @@ def _iter_object(text: str, start: int, split: str) -> Iterator[NumberedRow]:
 def _find_nested_rows(value: Any, split: str) -> str | RowError | None:
     """The key of an object that has its rows; None where the object is itself a row.
 
-    Objects in a list are rows unless the list is a column of that name, such as tools.
+    Objects in a list are rows unless the list is a column of that name, such as tools, or the
+    object has the columns of a row.
     """
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or _is_complete_row(value):
         return None
     lists = [key for key, each in value.items() if isinstance(each, list) and key not in _COLUMNS]
     rows = [key for key in lists if any(_is_row(each) for each in value[key])]
@@ -88,7 +89,7 @@ def _find_nested_rows(value: Any, split: str) -> str | RowError | None:
 
 def _check_nested_rows(value: dict[str, Any], rows: str, split: str) -> RowError | None:
     """The error where the rows are of another split, or where other keys would be lost."""
-    if TRAIN in splits_of_name(split) and inner_words(rows) - {TRAIN}:
+    if TRAIN in splits_of_name(split) and {*splits_of_name(rows), *find_hints(rows)} - {TRAIN}:
         return RowError(
             "BrokenRow",
             f"the rows of the file are below {rows!r}, but the source is read for {split}",
@@ -97,7 +98,7 @@ def _check_nested_rows(value: dict[str, Any], rows: str, split: str) -> RowError
     lost = sorted(
         key
         for key, each in value.items()
-        if key != rows and key not in _METADATA and not is_empty(each)
+        if key != rows and not is_empty(each) and not (key in _METADATA and _is_flat(each))
     )
     if not lost:
         return None
@@ -107,6 +108,21 @@ def _check_nested_rows(value: dict[str, Any], rows: str, split: str) -> RowError
         f"{', '.join(map(repr, lost))} would be lost",
         f"Write what belongs to the rows into every row, and remove the keys. {_IS_ONE_ROW}",
     )
+
+
+def _is_flat(value: Any) -> bool:
+    return not any(
+        isinstance(part, dict | list) for part in (value if isinstance(value, list) else [value])
+    )
+
+
+def _is_complete_row(value: dict[str, Any]) -> bool:
+    """Whether an object has a conversation, or a prompt with an answer."""
+
+    def has(role: str) -> bool:
+        return not value.keys().isdisjoint(USUAL_NAMES[role])
+
+    return has("messages") or (has("prompt") and (has("chosen") or has("reference")))
 
 
 def _is_row(element: Any) -> bool:
