@@ -48,6 +48,8 @@ def score(kind: str, text: str, reference: str | None = None, **more: str) -> fl
         ("contains", "共有٥个", "5", 1.0),
         ("contains", "It is 5 %.", "5", 0.0),
         ("contains", "It is 5 %.", "5%", 1.0),
+        ("contains", "7%5 = 2", "7%", 0.0),
+        ("contains", "1\N{DIVISION SLASH}2 cup", "2", 0.0),
         ("contains", "the point (3,4) there", "(3, 4)", 1.0),
         ("contains", "the point (3,4) there", "4", 1.0),
         ("contains", "it weighs 3,4 kg", "4", 0.0),

@@ -16,7 +16,7 @@ from finetune_trainer.metrics.numbers import (
 
 IN_NUMBER = re.compile(
     rf"{DECIMAL_COMMA}|(?<=\d)[.:](?=\d)|(?<=\d)/(?=-?\d)"
-    rf"|{MINUS}(?=[$€£¥₹]?\.?\d)|(?<!\w)\.(?=\d)|(?<=\d)%",
+    rf"|{MINUS}(?=[$€£¥₹]?\.?\d)|(?<![\w)\]}}.%])\.(?=\d)|(?<=\d)%",
     re.ASCII,
 )
 """Punctuation between digits, a sign or a point before the first, and a percent sign."""

@@ -3,26 +3,33 @@
 import re
 
 _COMMANDS = (
-    r"[dtc]?frac|over(?:line)?|bar|dot|sqrt|pi|pm|[dt]?binom|choose|log|ln|lg|exp"
+    r"[dtc]?frac|over(?:line)?|bar|dot|sqrt|pi|infty|pm|mp|[dt]?binom|choose|log|ln|lg|exp"
     r"|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|sum|prod|int|lim|max|min|gcd|lcm|det"
     r"|[lr](?:floor|ceil)|[pb]?mod"
 )
 UNREADABLE = (
-    rf"\\(?:{_COMMANDS})(?![A-Za-z])|[\^√∛π±]|(?<=\w)_(?=\{{?\d)"
-    r"|(?<=\d)[ixyz]\b|\b[xyz](?=\s?[-+*/]\s?\d)"
+    rf"\\(?:{_COMMANDS})(?![A-Za-z])|[\^√∛∜π∞±∑∏∫]|(?<=\w)_(?=\{{?\d)"
+    r"|(?<=\d)[ixyz](?![A-Za-z\d])|(?<![A-Za-z])[xyz](?=\s?[-+*/]\s?\d)"
 )
 """What makes an expression more than a number: a function, a constant, an index, an unknown."""
 _TIMES = r"(?:\\times|\\cdot|[\N{MULTIPLICATION SIGN}\N{MIDDLE DOT}*x])"
+_UNIT_POWER = r"\s?\^\s?\{?-?[1-3](?!\.?\d)\}?"
 REPLACEMENTS: tuple[tuple[str, str], ...] = (
+    # A command does not join the text after it: 2\pi\text{cm}.
+    (r"(?<=[A-Za-z])(?=\\(?:text|math)[a-z]*\s?\{[A-Za-z])", " "),
+    # The power of a unit: \text{m}^2, cm^2, m/s^2.
+    (rf"\\(?:text|mathrm|mathbf)\s?\{{([^{{}}]*[A-Za-z])\s?\}}{_UNIT_POWER}", r"\1"),
     (r"\\(?:text|math)[a-z]*\s?\{([^{}]*)\}", r"\1"),
-    # The power of a unit: cm^2, m/s^2.
     (
-        r"((?<![\\A-Za-z])(?![abcnxyz]+\s?\^)[A-Za-z]{2,}|(?:(?<=\d)|(?<=\d )|(?<=/))[ms])"
-        r"\s?\^\s?\{?-?[1-3]\b\}?",
+        rf"((?<![\\A-Za-z])(?![abcnxyz]+\s?\^)[A-Za-z]{{2,}}|(?:(?<=\d)|(?<=\d )|(?<=/))[ms])"
+        rf"{_UNIT_POWER}",
         r"\1",
     ),
+    # \approx.5 and \text{about}\ .5 are a half; \pi\,cm is not \picm.
+    (r"(\\[A-Za-z]+)(?=\.\d)|(?<=[A-Za-z ])\\[,!;:> ](?=\.\d|[A-Za-z])", r"\1 "),
     # Spaces and sizes of LaTeX, degrees and the endings of ordinals.
     (r"\\[,!;:> ]|\\left|\\right|\^\s?\{?\s?(?:\\circ|st|nd|rd|th)\b\s?\}?", ""),
+    (r"\s?\\quad\s?", " "),
     (r"\{,\}", ","),
     (r"\\([%$#&_{}])", r"\1"),
     # 3\frac{1}{2} is three and a half.
@@ -36,7 +43,7 @@ REPLACEMENTS: tuple[tuple[str, str], ...] = (
 """Patterns and what replaces them, in this order."""
 _PART = r"\s*(?:\{\s*([+-]?[\d.,]+)\s*\}|(\d))"
 FRACTION = re.compile(rf"(-?)\\[dtc]?frac{_PART}{_PART}", re.ASCII)
-BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+BOXED = re.compile(r"\\(?:f?boxed|fbox)\s*\{")
 
 
 def to_plain_text(text: str) -> str:
@@ -51,8 +58,8 @@ def _to_division(match: re.Match[str]) -> str:
     sign, *parts = match.groups(default="")
     numerator, denominator = parts[0] + parts[1], parts[2] + parts[3]
     is_negative = (sign + numerator + denominator).count("-") % 2 == 1
-    # 5 - (-3/4) stays a sum, and is not five and three quarters.
-    before = "-" if is_negative else "+" if sign else ""
+    # 5 - (-3/4) stays a sum; a minus from inside the fraction is no subtraction.
+    before = ("-" if is_negative else "+") if sign else (" -" if is_negative else "")
     return f"{before}{numerator.lstrip('+-')}/{denominator.lstrip('+-')}"
 
 

@@ -16,6 +16,7 @@ SIGNS = str.maketrans(
         "\N{EN DASH}": "-",
         "\N{HYPHEN}": "-",
         "\N{FRACTION SLASH}": "/",
+        "\N{DIVISION SLASH}": "/",
         "\N{ARABIC DECIMAL SEPARATOR}": ".",
         "\N{ARABIC THOUSANDS SEPARATOR}": ",",
         "\N{ARABIC PERCENT SIGN}": "%",
@@ -23,9 +24,9 @@ SIGNS = str.maketrans(
         "\N{RIGHT SINGLE QUOTATION MARK}": "'",
     }
 )
-SAME_SIGN = ("<wide>", "<noBreak>")
-"""Unicode's marks of characters that are written in another width, or do not break a line."""
-SUPERSCRIPT = re.compile(r"(?<=\d)⁻?[⁰¹²³⁴-⁹]+")
+SAME_SIGN = ("<wide>", "<small>", "<noBreak>")
+"""Unicode's marks of characters that differ in width or size only, or do not break a line."""
+SUPERSCRIPT = re.compile(r"(?<=\d)[⁺⁻]?[⁰¹²³⁴-⁹]+")
 GROUPED = r"[1-9]\d{0,2}(?:,\d{3})+"
 """Thousands between commas."""
 _LAKH = r"[1-9]\d?(?:,\d{2})+,\d{3}"
@@ -57,12 +58,13 @@ _NO_NUMBER = (
 """Dates, times, ratios and versions."""
 TERM = re.compile(rf"{_NO_NUMBER}|{_NUMBER}|(?P<operator>{UNREADABLE})", re.ASCII)
 CONNECTION = re.compile(
-    r"(?>\{[^{}]*\}|[-+*/_(){}\[\]\d ]|\\(?:times|cdot|div)\b|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))*+"
+    r"(?>\{[^{}]*\}|[-+*/_(){}\[\]\d ]|[.,](?=\d)|\\(?:times|cdot|div)\b"
+    r"|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))*+"
 )
 """What is between the terms of one expression."""
 BRACKETED = re.compile(r"[(\[{][^()\[\]{}]*[)\]}]")
 THOUSANDS = re.compile(rf"(?<![\d.,]){GROUPED}(?![\d,])", re.ASCII)
-_COMMA = re.compile(rf"{THOUSANDS.pattern}|,", re.ASCII)
+_COMMA = re.compile(rf"{THOUSANDS.pattern}|(?<=\d),(?=[-+.]?\d)", re.ASCII)
 
 
 def fold_digits(text: str) -> str:
@@ -88,8 +90,9 @@ def _to_ascii(character: str, before: str) -> str:
 
 
 def separate_lists(text: str) -> str:
-    """The text with a space after each comma in brackets, unless it separates thousands: (3, 4) for
-    (3,4)."""
+    """The text with a space after each comma between the numbers of a bracket: (3, 4) for (3,4).
+
+    A comma between thousands stays."""
     return BRACKETED.sub(
         lambda bracket: _COMMA.sub(lambda match: match[0] if match[0] != "," else ", ", bracket[0]),
         text,
