@@ -217,6 +217,9 @@ def test_tools_and_calls_are_read_in_every_usual_form(
             "BadTools",
         ),
         ({"documents": ["a text"]}, "WrongType"),
+        ({"documents": {"text": "x"}}, "WrongType"),
+        ({"documents": '{"text": "x"}'}, "WrongType"),
+        ({"documents": {}}, "WrongType"),
         ({"tools": [{"name": "weather", "description": "\ud800"}]}, "BrokenRow"),
     ],
 )

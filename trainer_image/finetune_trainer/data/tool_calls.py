@@ -66,10 +66,12 @@ def _read_function(function: Json) -> Json:
 
 
 def read_documents(value: Any, name: str) -> tuple[Json, ...]:
-    """The documents of a column, objects with a text, or their JSON text; empty where it is."""
-    documents = _read_entries(value, f"the column {name!r}")
-    if all(isinstance(each, dict) for each in documents):
-        return tuple(documents)
+    """The documents of a column, a list of objects or its JSON text; empty where the column is."""
+    documents = parse_json_text(value)
+    if documents in (None, ""):
+        return ()
+    if isinstance(documents, list) and all(isinstance(each, dict) for each in documents):
+        return tuple(_read_entries(documents, f"the column {name!r}"))
     raise RowError(
         "WrongType",
         f"the column {name!r} is not a list of documents",
