@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from finetune_trainer.data.answer_text import TurnEnds, complete_answer, find_missing_part
+from finetune_trainer.data.answer_text import (
+    TurnEnds,
+    complete_answer,
+    find_missing_part,
+    find_unwritten_text,
+)
 from finetune_trainer.data.turns import Turn
 
 ENDS = TurnEnds.of(("<|end|>", "</s>"), ["<|end|>", "</s>", "<|call|>", "<|endoftext|>", "</tool>"])
 THOUGHT = Turn("assistant", "<think>a</think>one")
 REASONED = Turn("assistant", "one", reasoning="a")
+CALLS = Turn("assistant", "", tool_calls=({"function": {"name": "weather", "arguments": {}}},))
 
 
 @pytest.mark.parametrize(
@@ -37,13 +43,30 @@ def test_an_answer_is_cut_after_the_end_of_its_turn(text: str, expected: str) ->
         ("<think>\n\n</think><think>a</think>one", THOUGHT, "the thought"),
         ("[THINK]a[/THINK]one", REASONED, None),
         ("one", REASONED, "the reasoning"),
-        ('{"name": "weather"}', Turn("assistant", ""), None),
+        ('{"name": "weather"}', CALLS, None),
+        ("", CALLS, "the tool call weather"),
     ],
 )
 def test_the_part_that_an_answer_lacks_is_named(
     answer: str, turn: Turn, expected: str | None
 ) -> None:
     assert find_missing_part(answer, turn) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('q weather it is\n"3" degrees', None),
+        ('q weather "it is \\"3\\" degrees"', None),
+        ('q it is "3" degrees', "the calls of turn 2"),
+        ("q weather", "the tool's result in turn 3"),
+        ('q weather is "3" degrees', "the tool's result in turn 3"),
+        ('weather it is "3" degrees', "the text of turn 1"),
+    ],
+)
+def test_a_text_or_a_call_that_is_not_whole_is_named(text: str, expected: str | None) -> None:
+    turns = (Turn("user", "q"), CALLS, Turn("tool", 'it is "3" degrees'))
+    assert find_unwritten_text(text, turns) == expected
 
 
 def test_a_call_after_an_opened_thought_is_completed_with_an_empty_one() -> None:

@@ -7,14 +7,16 @@ works on texts, before they are tokenised.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from finetune_trainer.data.turns import Turn
 
 _THOUGHT = re.compile(r"\A\s*(?:<think>)?(.*?)</think>(.*)\Z", re.DOTALL)
 _LEADING_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+_DISTINCT_LENGTH = 16
 _OPENED_THOUGHT = re.compile(r"<think>\s*\Z")
 
 
@@ -113,7 +115,45 @@ def find_missing_part(answer: str, turn: Turn) -> str | None:
         return "the thought"
     if _squash(turn.reasoning or "") not in _squash(answer):
         return "the reasoning"
-    return None if _squash(visible) in _squash(answer) else "the text"
+    if _squash(visible) not in _squash(answer):
+        return "the text"
+    return next((f"the tool call {name}" for name in _call_names(turn) if name not in answer), None)
+
+
+def find_unwritten_text(text: str, turns: Sequence[Turn]) -> str | None:
+    """The first text or call that the rendered `text` does not have whole, in words; None without.
+
+    Thoughts of the assistant may be dropped. White space is not compared, because many templates
+    strip it, and a text may be quoted as JSON.
+    """
+    squashed = _squash(text)
+    for number, turn in enumerate(turns, 1):
+        if any(name not in text for name in _call_names(turn)):
+            return f"the calls of turn {number}"
+        visible = _visible_text(turn)
+        quoted = json.dumps(visible, ensure_ascii=False)[1:-1]
+        if _squash(visible) not in squashed and _squash(quoted) not in squashed:
+            part = "tool's result in" if turn.role == "tool" else "text of"
+            return f"the {part} turn {number}"
+    return None
+
+
+def are_distinct_texts(turns: Sequence[Turn], template: str) -> bool:
+    """Whether the texts of turns are long, and none is in another one or in the template.
+
+    Such a text can be in the rendered text only where the template writes the turn.
+    """
+    texts = [_squash(_visible_text(turn)) for turn in turns]
+    every = "\n".join((*texts, _squash(template)))
+    return all(len(text) >= _DISTINCT_LENGTH and every.count(text) == 1 for text in texts)
+
+
+def _visible_text(turn: Turn) -> str:
+    return split_thought(turn.content)[1] if turn.role == "assistant" else turn.content
+
+
+def _call_names(turn: Turn) -> Iterator[str]:
+    return (call["function"]["name"] for call in turn.tool_calls)
 
 
 def _squash(text: str) -> str:

@@ -34,6 +34,7 @@ from finetune_trainer.data.token_store import IGNORED, TokenizedSample
 from finetune_trainer.data.tokenizer import decode_tokens, find_end_of_turn, special_token_ids
 from finetune_trainer.data.turns import Turn
 
+_PROBE = (Turn("user", "Hi"), Turn("assistant", "Hello"))
 Ids = list[int]
 Span = tuple[int, int]
 """Half-open range, of tokens or of characters."""
@@ -131,7 +132,7 @@ class ChatTokenizer:
         Raises RowError where the template cannot render them, or leaves a part of them out.
         """
         self._check_contents(turns)
-        text = self._renderer.find_chat(turns, context).render(turns, add_generation_prompt=True)
+        _, text = self._renderer.render_whole(turns, context, add_generation_prompt=True)
         return self._tokenize_texts([text])[text]
 
     def _tokenize_texts(self, texts: list[str]) -> dict[str, Ids]:
@@ -150,8 +151,7 @@ class ChatTokenizer:
         """
         turns = conversation.turns
         self._check_contents(turns)
-        chat = self._renderer.find_chat(turns, conversation.context)
-        rendered = chat.render(turns)
+        chat, rendered = self._renderer.render_whole(turns, conversation.context)
         prompt = chat.render(turns[:-1], add_generation_prompt=True)
         text = prompt + self._answer_after(prompt, rendered, turns[-1])
         has_question, omitted = False, 0
@@ -210,12 +210,15 @@ class ChatTokenizer:
 
     @cached_property
     def _control_tokens(self) -> tuple[str, ...]:
-        """The special tokens of a prompt, and those that end an answer."""
+        """The special tokens that the template writes around turns, and those that end an
+        answer."""
         chat = Chat(self._tokenizer, NO_CONTEXT, PLAIN_FORM)
-        try:
-            text = chat.render([Turn("user", "Hi")], add_generation_prompt=True)
-        except RowError:
-            text = ""
+        # A header can be in one of the two only.
+        texts = (
+            _catch_row_error(chat.render, _PROBE),
+            _catch_row_error(chat.render, _PROBE[:1], True),
+        )
+        text = "".join(each for each in texts if isinstance(each, str))
         written = (token for token in self._ends.special_tokens if token in text)
         # Some prompts open a thought, and the thoughts of rows may be in their texts.
         structure = (token for token in written if "think" not in token.lower())

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from finetune_trainer.data.answer_text import are_distinct_texts, find_unwritten_text
 from finetune_trainer.data.message_forms import (
     NO_CONTEXT,
     PLAIN_FORM,
@@ -89,11 +90,14 @@ class ChatRenderer:
         self._tokenizer = tokenizer
 
     def find_chat(self, turns: Sequence[Turn], context: ChatContext = NO_CONTEXT) -> Chat:
-        """The chat in which the template writes every part of the conversation.
+        """The chat in a form in which the template writes calls, tools, documents and names.
 
         Raises RowError where there is none. Thoughts of the assistant are not checked here: many
-        templates drop them once the conversation continues.
+        templates drop them once the conversation continues. A plain conversation has one form, and
+        is not checked.
         """
+        if _is_plain(turns, context):
+            return Chat(self._tokenizer, context, PLAIN_FORM)
         refusals: list[RowError] = []
         losses: list[RowError] = []
         for form in forms_with(self._find_reasoning_key(turns)):
@@ -107,6 +111,26 @@ class ChatRenderer:
                 return chat
             losses.append(_unwritten_error(unwritten))
         raise (*losses, *refusals)[0]
+
+    def render_whole(
+        self,
+        turns: Sequence[Turn],
+        context: ChatContext = NO_CONTEXT,
+        add_generation_prompt: bool = False,
+    ) -> tuple[Chat, str]:
+        """The chat of a conversation and its text.
+
+        Raises RowError where the template does not write every part of it, or only a piece of a
+        text.
+        """
+        chat = self.find_chat(turns, context)
+        text = chat.render(turns, add_generation_prompt)
+        unwritten = find_unwritten_text(text, turns)
+        if unwritten is None and _is_plain(turns, context):
+            unwritten = _find_dropped_turn(chat, turns, add_generation_prompt)
+        if unwritten is not None:
+            raise _unwritten_error(unwritten)
+        return chat, text
 
     def _find_reasoning_key(self, turns: Sequence[Turn]) -> str:
         """The key under which the template reads reasoning; RowError where it reads none."""
@@ -132,11 +156,28 @@ class ChatRenderer:
 
 
 def _find_unwritten(chat: Chat, turns: Sequence[Turn]) -> str | None:
-    marked = mark_chat(turns, chat.context)
-    text = replace(chat, context=marked.context).render(marked.turns)
-    if writes_python(text, turns):
+    if writes_python(chat.render(turns), turns):
         return "the arguments of calls as JSON"
-    return marked.find_unwritten(text)
+    marked = mark_chat(turns, chat.context)
+    return marked.find_unwritten(replace(chat, context=marked.context).render(marked.turns))
+
+
+def _find_dropped_turn(
+    chat: Chat, turns: Sequence[Turn], add_generation_prompt: bool
+) -> str | None:
+    """The turn of a plain conversation whose text is in the rendered text at another place only."""
+    if are_distinct_texts(turns, str(chat.tokenizer.chat_template)):
+        return None
+    marked = mark_chat(turns, NO_CONTEXT)
+    try:
+        return marked.find_unwritten(chat.render(marked.turns, add_generation_prompt))
+    except RowError:
+        # The template requires the exact text of a turn, so it reads the turn.
+        return None
+
+
+def _is_plain(turns: Sequence[Turn], context: ChatContext) -> bool:
+    return context == NO_CONTEXT and all(turn.is_plain for turn in turns)
 
 
 def _unwritten_error(what: str) -> RowError:
