@@ -17,6 +17,7 @@ from finetune_trainer.data.turns import Turn
 _THOUGHT = re.compile(r"\A\s*(?:<think>)?(.*?)</think>(.*)\Z", re.DOTALL)
 _LEADING_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _DISTINCT_LENGTH = 16
+"""Characters from which a text is not in a template or a date by accident."""
 _OPENED_THOUGHT = re.compile(r"<think>\s*\Z")
 
 
@@ -121,7 +122,8 @@ def find_missing_part(answer: str, turn: Turn) -> str | None:
 
 
 def find_unwritten_text(text: str, turns: Sequence[Turn]) -> str | None:
-    """The first text or call that the rendered `text` does not have whole, in words; None without.
+    """The first text or call of which the rendered `text` lacks a part, such as "the text of turn
+    2"; None without one.
 
     Thoughts of the assistant may be dropped. White space is not compared, because many templates
     strip it, and a text may be quoted as JSON.
