@@ -22,6 +22,8 @@ MAX_KEPT_LOGITS = 2**27
 """Most logits whose gradient a trained output head keeps until the backward pass."""
 FP32_POSITIONS = 4096
 """Positions whose logits are fp32 at the same time, in models that need all logits at once."""
+SAVED_MODULE_BYTES = 8
+"""Of a weight of modulesToSave while its gradient is computed, in fp32 and in half precision."""
 KV_CACHE_BYTES = {"cpu": 256 * 1024**2, "cuda": 2 * 1024**3}
 """Keys and values of the completions that GRPO samples together."""
 SCALED_LOGIT_ARCHITECTURES = (
@@ -138,11 +140,12 @@ def score_gradient_bytes(model: ModelFacts, inputs: MemoryInputs, tokens: int) -
 def transient_bytes(model: ModelFacts, inputs: MemoryInputs) -> int:
     """Tensors that exist for one layer at a time: QLoRA's dequantized weights, or DoRA's sum of
     weight and update, of which it takes the norm of each row. A head of modulesToSave rounds its
-    weight and gets a gradient of that precision."""
+    weight; at most its gradient is added up in fp32, next to a product in that precision, and
+    rounded."""
     largest = max(layer.weights for layer in linear_layers(model).values())
     size = {"QLoRA": inputs.dtype_bytes, "DoRA": 8}.get(inputs.method.type, 0)
-    rounded = 2 * inputs.dtype_bytes * saved_module_parameters(model, inputs.method)
-    return size * largest + rounded
+    heads = SAVED_MODULE_BYTES * saved_module_parameters(model, inputs.method)
+    return size * largest + heads
 
 
 def matmul_output_bytes(model: ModelFacts, inputs: MemoryInputs, tokens: int) -> int:

@@ -1,7 +1,7 @@
 """How many parameters a method trains, computed from the sizes of the model alone.
 
-Modules that do not have Llama's names count as large as the largest of a layer, so that an unknown
-name never makes the estimate too small.
+Modules that do not have Llama's names count as large as the largest of a layer, and in
+modulesToSave as the model, so that an unknown name never makes the estimate too small.
 """
 
 from collections.abc import Iterable
@@ -11,8 +11,18 @@ from finetune_api.facts import ModelFacts
 from finetune_api.finetunejob import IA3, AdaLoRA, LoRA, Method, Prefix
 
 FEEDFORWARD = ("gate_proj", "up_proj", "down_proj")
-EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
+EMBEDDINGS = (
+    "embed_tokens",
+    "lm_head",
+    "wte",
+    "embed_in",
+    "embed_out",
+    "word_embeddings",
+    "output_projection",
+)
 """Usual names of the embedding and of the head."""
+POSITIONS = ("wpe", "embed_positions")
+"""Usual names of the embedding of positions."""
 REWARD_HEAD = "score"
 """The head of a reward model, a single row."""
 IA3_DEFAULT_TARGETS = ("k_proj", "v_proj", "down_proj")
@@ -96,13 +106,11 @@ def saved_module_parameters(model: ModelFacts, method: Method) -> int:
     # A block has two norms or more, up to twice as wide with their biases, and a last one follows.
     norms = {name for name in names if "norm" in name or name.startswith("ln")}
     count += len(norms) * (model.layers + 1) * 2 * model.hidden_size
-    unknown = max(embedding, model.layers * max(layer.weights for layer in layers.values()))
-    for name in names - norms:
-        if name in layers:
-            count += model.layers * layers[name].weights
-        elif name != REWARD_HEAD:
-            count += embedding if name in EMBEDDINGS else unknown
-    return count
+    sizes = {name: model.layers * layer.weights for name, layer in layers.items()}
+    sizes |= dict.fromkeys(EMBEDDINGS, embedding)
+    sizes |= dict.fromkeys(POSITIONS, model.context_length * model.hidden_size)
+    sizes[REWARD_HEAD] = 0
+    return count + sum(sizes.get(name, model.parameters) for name in names - norms)
 
 
 def estimate_experts(model: ModelFacts) -> int:

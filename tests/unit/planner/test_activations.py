@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from finetune_api.facts import ModelFacts
-from finetune_operator.planner.activations import activation_bytes
+from finetune_operator.planner.activations import activation_bytes, transient_bytes
 from finetune_operator.planner.memory_inputs import collect_memory_inputs
 
 from tests.unit.planner.facts import DATA, H100, LLAMA_8B, spec
@@ -31,6 +31,18 @@ def test_a_preference_pair_is_two_sequences_and_grpo_adds_its_completion() -> No
     assert activations(objective="SimPO") == activations(objective="DPO")
     grpo = {"rewards": [{"type": "length"}], "maxNewTokens": DATA.longest_example}
     assert activations(objective="GRPO", grpo=grpo) > 1.3 * one
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_trained_head_takes_eight_bytes_a_weight_while_its_gradient_is_computed(
+    precision: str,
+) -> None:
+    # Measured: 8.1 bytes in both precisions, where the logits are computed again.
+    lora = {"modulesToSave": ["lm_head"]}
+    method = {"type": "LoRA", "lora": lora}
+    training = {"precision": precision}
+    inputs = collect_memory_inputs(spec(method=method, training=training), DATA, None, "cuda")
+    assert transient_bytes(LLAMA_8B, inputs) == 8 * 128256 * 4096
 
 
 @pytest.mark.parametrize("name", ["FalconH1", "Gemma3", "HyperCLOVAX", "NanoChat"])
