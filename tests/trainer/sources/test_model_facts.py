@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from finetune_trainer.sources.model_facts import (
 )
 from safetensors.numpy import save_file
 
+from tests.trainer import families
 from tests.trainer.tiny import tiny_model
 
 CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {
@@ -173,6 +175,37 @@ def test_facts_of_the_tiny_model_agree_with_its_weights(tiny_model_folder: Path)
     assert facts.architecture == "LlamaForCausalLM"
     assert facts.weight_bytes == (tiny_model_folder / "model.safetensors").stat().st_size
     assert facts.folder == tiny_model_folder.name
+
+
+@pytest.mark.parametrize(
+    ("make", "key", "is_tied"),
+    [
+        (tiny_model, True, True),
+        (families.tiny_gpt2, None, True),
+        (families.tiny_qwen, None, False),
+        (families.tiny_gpt2, False, False),
+    ],
+)
+def test_a_config_without_the_key_has_the_ties_of_its_architecture(
+    tmp_path: Path, make: Callable[[Path], Path], key: bool | None, is_tied: bool
+) -> None:
+    folder = make(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("tie_word_embeddings", None)
+    if key is not None:
+        config["tie_word_embeddings"] = key
+    (folder / "config.json").write_text(json.dumps(config))
+    facts = model_facts(folder, config, ["model.safetensors"], "main")
+    assert facts.has_tied_embeddings == is_tied
+
+
+def test_facts_of_a_config_that_transformers_cannot_read_are_refused(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "unheard-of"}))
+    with pytest.raises(UserError) as caught:
+        model_facts(folder, config, ["model.safetensors"], "main")
+    assert caught.value.failure.reason == "UnsupportedModel"
 
 
 def entry(*shape: int) -> dict[str, Any]:

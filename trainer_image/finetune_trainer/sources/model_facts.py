@@ -62,12 +62,14 @@ def model_facts(
 ) -> ModelFacts:
     """The facts of the snapshot in `folder`, whose weights are the files `weights`.
 
-    Raises UserError UnsupportedModel where the config lacks a size, and ModelIncomplete where a
-    weight file is cut off.
+    Raises UserError UnsupportedModel where the config lacks a size or transformers cannot read it,
+    and ModelIncomplete where a weight file is cut off.
     """
     sizes = model_sizes(config, folder.name)
     headers = [read_header(folder / name) for name in weights]
-    is_tied = bool(_text_config(config).get("tie_word_embeddings"))
+    # Many configs leave the key out, and the defaults of the architectures differ.
+    text = _read_text_config(folder, folder.name)
+    is_tied = bool(getattr(text, "tie_word_embeddings", False))
     return ModelFacts(
         **sizes,
         architecture=first_architecture(config) or config["model_type"],
@@ -117,15 +119,20 @@ def complete_text_config(folder: Path, config: dict[str, Any], uri: str) -> dict
     name = next((name for name in NESTED if isinstance(config.get(name), dict)), None)
     if name is None or config["model_type"] not in IMAGE_MODELS:
         return config
+    defaults = _read_text_config(folder, uri).to_dict()
+    return {**config, name: {**defaults, **config[name]}}
+
+
+def _read_text_config(folder: Path, uri: str) -> Any:
+    """The language model's config as transformers reads it."""
     try:
-        defaults = local_config(folder).get_text_config().to_dict()
+        return local_config(folder).get_text_config()
     except Exception as error:
         raise unsupported_model(
             uri,
             f"transformers cannot read {CONFIG}: {summarize_error(error)}",
             f"Correct {CONFIG}, which may belong to another model or another version.",
         ) from None
-    return {**config, name: {**defaults, **config[name]}}
 
 
 def local_config(folder: Path) -> Any:
