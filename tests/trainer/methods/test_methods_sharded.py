@@ -51,7 +51,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "moe-Full": {"type": "Full", "moe": {"routerAuxLossCoefficient": 0.02}},
     "modules-LoRA": {
         "type": "LoRA",
-        "lora": {**LORA, "modulesToSave": ["embed_tokens", "lm_head", "norm"]},
+        "lora": {**LORA, "modulesToSave": ["embed_tokens", "lm_head", "norm", "input_layernorm"]},
+    },
+    "untied-modules-QLoRA": {
+        "type": "QLoRA",
+        "lora": {**LORA, "modulesToSave": ["lm_head", "input_layernorm"]},
     },
 }
 RATES = {"IA3": 0.3, "Prefix": 0.1, "AdaLoRA": 2e-2, "moe-Full": 5e-3, "tokens-Full": 5e-3}
@@ -77,7 +81,10 @@ RESUMED = [
 BF16_PAIRS = [
     (method, strategy)
     for method, strategy in PAIRS
-    if method in ("QLoRA", "DoRA", "moe-experts", "moe-Full", "untied-tokens-LoRA", "modules-LoRA")
+    if (
+        method in ("QLoRA", "DoRA", "moe-experts", "moe-Full", "untied-tokens-LoRA")
+        or "modules" in method
+    )
     and strategy in ("DDP", "ZeRO3", "FSDP")
 ]
 ROPE = {"type": "yarn", "factor": 4}

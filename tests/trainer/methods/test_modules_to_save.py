@@ -48,6 +48,15 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
+def randomise_vectors(model: Any) -> None:
+    """Norms of a new model multiply by one, and its biases are zero."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 1:
+                weight.add_(torch.randn(weight.shape, generator=generator) * 0.3)
+
+
 @pytest.mark.parametrize(
     ("make", "names", "is_tied"),
     [
@@ -61,6 +70,8 @@ def test_copies_are_trained_in_fp32_and_merged(
 ) -> None:
     folder, spec = make(tmp_path / "model"), job(names)
     base = methods.load_base_model(folder, torch.bfloat16)
+    randomise_vectors(base)
+    base.save_pretrained(folder)
     untrained = logits(base)
     frozen = {name: weight.detach().clone() for name, weight in base.named_parameters()}
     model = methods.apply_method(base, spec, 1)
@@ -108,20 +119,42 @@ def test_copies_are_trained_in_fp32_and_merged(
     assert (logits(merged) - adapted).norm() < 0.02 * (adapted - untrained).norm()
 
 
+@pytest.mark.parametrize("loaded", [torch.bfloat16, torch.float16])
+def test_copies_are_rounded_once_when_merged(tmp_path: Path, loaded: torch.dtype) -> None:
+    """Evaluation on a GPU may load a base in another precision than it was saved in."""
+    folder, spec = tiny_model(tmp_path / "model"), job(["embed_tokens", "lm_head", "norm"])
+    model = methods.apply_method(methods.load_base_model(folder, torch.bfloat16), spec, 1)
+    weights = {n: w.detach().normal_() for n, w in model.named_parameters() if w.requires_grad}
+    methods.save_trained_weights(model, weights, spec.method, tmp_path / "output")
+    base = methods.load_base_model(folder, loaded)
+    merged = merge_adapter(base, tmp_path / "output", torch.float16)
+    seen = dict(merged.named_parameters())
+    for name, weight in weights.items():
+        if "modules_to_save" in name:
+            end = name.replace("modules_to_save.default.", "").removeprefix("base_model.model.")
+            assert torch.equal(seen[end], weight.half().to(loaded))
+
+
 @pytest.mark.parametrize(
-    ("kind", "names"),
-    [("gemma3_text", ["embed_tokens", "lm_head", "norm"]), ("phi", ["lm_head"])],
+    ("kind", "names", "precision"),
+    [
+        ("gemma3_text", ["embed_tokens", "lm_head", "norm", "q_norm"], "bf16"),
+        ("phi", ["lm_head", "final_layernorm"], "bf16"),
+        ("llama", LLAMA, "bf16"),
+        ("llama", LLAMA, "fp16"),
+        ("gpt_oss", LLAMA, "fp16"),
+    ],
 )
 def test_an_untrained_copy_computes_what_its_original_does(
-    tmp_path: Path, kind: str, names: list[str]
+    tmp_path: Path, kind: str, names: list[str], precision: str
 ) -> None:
-    """Gemma scales its embedding, and Phi's head has a bias."""
+    """Gemma scales its embedding, Phi's head has a bias, Llama's norms round before they multiply
+    by the weight, and the norms of gpt_oss stay in fp32 next to fp16."""
     folder = write_model(tmp_path, kind, hidden_size=48)
-    base = methods.load_base_model(folder, torch.bfloat16)
-    if (bias := base.get_output_embeddings().bias) is not None:
-        torch.nn.init.normal_(bias)
+    base = methods.load_base_model(folder, methods.DTYPES[precision])
+    randomise_vectors(base)
     untrained = logits(base)
-    model = methods.apply_method(base, job(names), 1)
+    model = methods.apply_method(base, job(names, precision=precision), 1)
     assert torch.equal(logits(model), untrained)
 
 
@@ -152,6 +185,43 @@ def test_modules_that_cannot_be_trained_alone_are_refused(
     assert failure.reason == ("TiedModule" if "share" in message else "UnknownTargetModule")
     assert message in failure.message
     assert remedy in failure.remedy
+
+
+@pytest.mark.parametrize(
+    ("targets", "names", "remedy"),
+    [
+        (["q_proj"], ["down_proj"], "Name both down_proj and up_proj,"),
+        (["up_proj"], ["down_proj"], "Name no module that matches model.layers.0.mlp.down_proj."),
+    ],
+)
+def test_a_weight_that_a_module_with_an_adapter_shares_is_refused(
+    tmp_path: Path, targets: list[str], names: list[str], remedy: str
+) -> None:
+    folder = tiny_model(tmp_path / "model")
+    model = build_empty_model(folder, "model")
+    mlp = model.model.layers[0].mlp
+    mlp.up_proj.weight = mlp.down_proj.weight
+    lora = {"targetModules": targets, "modulesToSave": names}
+    with pytest.raises(UserError) as caught:
+        check_method(model, Method.model_validate({"lora": lora}), "model")
+    assert caught.value.failure.reason == "TiedModule"
+    assert "model.layers.0.mlp.up_proj, but the two share" in caught.value.failure.message
+    assert remedy in caught.value.failure.remedy
+
+
+def test_a_tied_weight_is_copied_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = methods.load_base_model(tiny_model(tmp_path / "model"), torch.bfloat16)
+    copied = []
+    to = torch.Tensor.to
+
+    def count(tensor: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        if options.get("copy"):
+            copied.append(tensor.shape)
+        return to(tensor, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", count)
+    methods.apply_method(base, job(["embed_tokens", "lm_head"]), 1)
+    assert copied == [(VOCABULARY, WIDTH)]
 
 
 def test_a_layer_without_an_adapter_and_the_score_of_a_reward_model_can_be_named(

@@ -25,7 +25,7 @@ from finetune_trainer.methods import (
     saved_dtype,
 )
 from finetune_trainer.methods.merged_weights import FourBitBase, four_bit_base, merge_layers
-from finetune_trainer.methods.modules_to_save import TIED_WARNING, restore_originals
+from finetune_trainer.methods.modules_to_save import TIED_WARNING, load_copies, restore_originals
 from finetune_trainer.methods.partial_output import TRAINED_WEIGHTS, load_partial_output
 from finetune_trainer.runtime.errors import RetryableError
 
@@ -126,6 +126,7 @@ def merge_adapter(
         adapted = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=True)
     if adapted.active_peft_config.is_prompt_learning:
         return adapted
+    load_copies(adapted, adapter)
     merge_layers(adapted, output_dtype, rounded_base)
     restore_originals(adapted)
     return adapted.unload()

@@ -24,7 +24,7 @@ from finetune_trainer.methods.base_model import (
 from finetune_trainer.methods.dropout import disable_dropout
 from finetune_trainer.methods.gradient_checkpointing import enable_gradient_checkpointing
 from finetune_trainer.methods.image_models import freeze_vision_tower
-from finetune_trainer.methods.modules_to_save import with_shared_weights
+from finetune_trainer.methods.modules_to_save import ADAPTER_WEIGHTS, with_shared_weights
 from finetune_trainer.methods.new_tokens import add_token_rows, added_token_ids
 from finetune_trainer.methods.partial_output import has_untrained_tensors, save_partial_output
 from finetune_trainer.methods.precision import DTYPES, computes_in_autocast, weight_dtype
@@ -97,4 +97,4 @@ def save_trained_weights(
     tensors = {name: tensor.contiguous() for name, tensor in adapter.items()}
     folder.mkdir(parents=True, exist_ok=True)
     model.peft_config["default"].save_pretrained(folder)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})

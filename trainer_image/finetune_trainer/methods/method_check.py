@@ -32,5 +32,5 @@ def check_method(model: Any, method: Method, uri: str) -> None:
         raise unsupported_model(
             uri,
             f"PEFT cannot adapt {type(model).__name__} by {method.type}: {summarize_error(error)}",
-            "Name other layers in targetModules of the method, or use another method.",
+            "Name other layers in targetModules or modulesToSave, or use another method.",
         ) from None

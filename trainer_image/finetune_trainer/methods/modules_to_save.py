@@ -1,17 +1,20 @@
 """Modules of which LoRA trains all weights (`method.lora.modulesToSave`).
 
 PEFT replaces such a module by a wrapper around the original, which stays frozen, and a copy, which
-is trained. The copies are fp32, as adapters are, and the rest of the model computes in the dtype of
-the base: a head rounds its weight to it, every other copy rounds its output.
+is trained. The copies are fp32, as adapters are, and compute with weights that are rounded to the
+dtype of the original, so that the model computes the same once they are merged.
 
 A weight that two modules share stays one weight. PEFT's `ensure_weight_tying` does the same only
 for modules that are named embed_tokens or lm_head.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from finetune_trainer.methods.image_models import language_model_prefix
 from finetune_trainer.methods.lora_format import RoundedLinear
@@ -27,6 +30,7 @@ from finetune_trainer.methods.zero3_gather import gather_parameters
 from finetune_trainer.runtime.errors import UserError
 
 FIELD = "method.lora.modulesToSave"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER = "default"
 """PEFT's name of the only adapter."""
 TIED_WARNING = r"Model has `tie_word_embeddings=True` and a tied layer"
@@ -54,16 +58,31 @@ def select_modules(
             f"Use some of: {short_names(modules)}.",
         )
     selected = matching_layers(modules, names)
-    weights = {id(model.get_submodule(name).weight): name for name in selected}
-    for name in set(modules) - set(selected):
-        if owner := weights.get(id(model.get_submodule(name).weight)):
-            raise UserError(
-                "TiedModule",
-                f"{FIELD} names {owner} and not {name}, but the two share one weight.",
-                f"Name both {' and '.join(each.rsplit('.', 1)[-1] for each in (owner, name))}, "
-                "which are then trained as one weight, or neither.",
-            )
+    _check_tied_weights(model, modules, selected)
     return selected
+
+
+def _check_tied_weights(model: Any, modules: Sequence[str], selected: Sequence[str]) -> None:
+    """Raise UserError where a weight of a selected module is also one of another module, which may
+    have an adapter, or be outside the language model."""
+    owners = {
+        id(weight): name
+        for name in selected
+        for weight in model.get_submodule(name).parameters(recurse=False)
+    }
+    for name, module in model.named_modules():
+        shared = [owners.get(id(weight)) for weight in module.parameters(recurse=False)]
+        owner = next((each for each in shared if each), None)
+        if name in selected or owner is None:
+            continue
+        both = " and ".join(each.rsplit(".", 1)[-1] for each in (owner, name))
+        raise UserError(
+            "TiedModule",
+            f"{FIELD} names {owner} and not {name}, but the two share one weight.",
+            f"Name both {both}, which are then trained as one weight, or neither."
+            if name in modules
+            else f"Name no module that matches {owner}.",
+        )
 
 
 def _trainable_modules(model: Any) -> list[str]:
@@ -106,39 +125,49 @@ def train_copies_in_fp32(adapted: Any) -> None:
     for _, wrapper in list(saved_modules(adapted)):
         if wrapper is find_head(adapted.get_base_model()):
             continue
-        original, copy = wrapper.original_module, trained_copy(wrapper)
+        original, trained = wrapper.original_module, trained_copy(wrapper)
         if type(original) is torch.nn.Linear:
-            copy = RoundedLinear(
+            trained = RoundedLinear(
                 original.in_features,
                 original.out_features,
                 bias=original.bias is not None,
                 device="meta",
             )
-            wrapper.modules_to_save[ADAPTER] = copy
+            wrapper.modules_to_save[ADAPTER] = trained
+        elif type(original) is torch.nn.Embedding:
+            # The same as rounding its weight, without the sum of gradients in half precision.
+            wrapper.register_forward_hook(_round_output)
         else:
-            _round_outputs(wrapper, copy)
+            trained.forward = _compute_with_rounded_weights(wrapper, trained)
         with gather_parameters(original), torch.no_grad():
             for name, weight in original.named_parameters(recurse=False):
-                in_fp32 = torch.nn.Parameter(weight.to(torch.float32, copy=True))
-                setattr(copy, name, copies.setdefault(id(weight), in_fp32))
+                if id(weight) not in copies:
+                    copies[id(weight)] = torch.nn.Parameter(weight.to(torch.float32, copy=True))
+                setattr(trained, name, copies[id(weight)])
 
 
-def _round_outputs(wrapper: Any, copy: Any) -> None:
-    """Let a copy compute in fp32, and round what it returns to the dtype of the original."""
-
-    def cast_inputs(copy: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        dtype = copy.weight.dtype
-        return tuple(each.to(dtype) if _is_float(each) else each for each in inputs)
-
-    def cast_output(wrapper: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-        return output.to(wrapper.original_module.weight.dtype)
-
-    copy.register_forward_pre_hook(cast_inputs)
-    wrapper.register_forward_hook(cast_output)
+def _round_output(wrapper: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+    return output.to(wrapper.original_module.weight.dtype)
 
 
-def _is_float(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
+def _compute_with_rounded_weights(wrapper: Any, trained: Any) -> Any:
+    """The forward of a copy: that of its original, with the copy's weights in the original's dtype.
+
+    It runs inside the copy, where FSDP and ZeRO-3 have gathered the weights, and calls a module
+    without weights, which no wrapper of the model can find.
+    """
+    original = wrapper.original_module
+    empty = {id(w): torch.empty_like(w, device="meta") for w in original.parameters()}
+    layer = copy.deepcopy(original, {key: torch.nn.Parameter(w) for key, w in empty.items()})
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        dtypes = {name: weight.dtype for name, weight in original.named_parameters()}
+        tensors = dict(trained.named_buffers())
+        for name, weight in trained.named_parameters():
+            tensors[name] = weight.to(dtypes[name])
+        return torch.func.functional_call(layer, tensors, args, kwargs)
+
+    return forward
 
 
 def with_shared_weights(model: Any, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -150,6 +179,16 @@ def with_shared_weights(model: Any, weights: Mapping[str, torch.Tensor]) -> dict
         if (first := names.get(id(weight), name)) != name
     }
     return {**weights, **shared}
+
+
+def load_copies(adapted: Any, adapter: Path) -> None:
+    """Set the copies of a loaded adapter to the fp32 weights in its folder, because PEFT rounds
+    them to the dtype of the model."""
+    weights: dict[str, torch.Tensor] = {}
+    for name, wrapper in saved_modules(adapted):
+        weights = weights or load_file(adapter / ADAPTER_WEIGHTS)
+        for key, weight in trained_copy(wrapper).named_parameters():
+            weight.data = weights[f"{name}.{key}"].to(weight.device)
 
 
 def restore_originals(adapted: Any) -> None:
