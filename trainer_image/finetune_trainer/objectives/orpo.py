@@ -11,14 +11,14 @@ from torch.nn.functional import logsigmoid
 
 from finetune_trainer.objectives import preference_pairs
 from finetune_trainer.objectives.base import LossTerms, ObjectiveContext
-from finetune_trainer.objectives.preference_pairs import PairwiseObjective, PreferenceBatch
-from finetune_trainer.objectives.sequence_logprobs import SequenceLogpsHook, average_logps
+from finetune_trainer.objectives.preference_pairs import PreferenceBatch
+from finetune_trainer.objectives.reference_free import ReferenceFreeObjective
 
 MAX_MEAN_LOGP = -1e-6
 """Mean logps are clamped to it before odds are computed: the odds of certainty are infinite."""
 
 
-class ORPOObjective(PairwiseObjective):
+class ORPOObjective(ReferenceFreeObjective):
     """Mean loss of the pairs of the global batch."""
 
     METRICS: tuple[str, ...] = (
@@ -29,24 +29,17 @@ class ORPOObjective(PairwiseObjective):
     )
 
     def __init__(self, model: Any, context: ObjectiveContext) -> None:
-        super().__init__(context)
+        super().__init__(model, context)
         self._settings = context.spec.orpo or finetunejob.ORPO()
-        self._compute_logps = SequenceLogpsHook(model, context.device)
 
     def compute_losses(self, model: Any, micro_batch: PreferenceBatch) -> LossTerms:
         """One loss for every pair."""
-        sequences = 2 * len(micro_batch.reference_logps)
-        computed = self._compute_logps(model, micro_batch.micro_batch, sequences)
-        # [pairs, 2], chosen first.
-        mean_logps = average_logps(computed.logps.view(-1, 2), computed.tokens.view(-1, 2))
+        mean_logps = self.compute_mean_logps(model, micro_batch)
         odds = log_odds_ratios(mean_logps)  # [pairs]
         of_pairs = preference_pairs.sum_pair_metrics(self._settings.beta * mean_logps, mean_logps)
         of_odds = [(-mean_logps[:, 0]).sum(), odds.sum(), logsigmoid(odds).sum()]
         self._metric_sums.add(torch.cat([of_pairs, torch.stack(of_odds).detach().double()]))
         return LossTerms(orpo_losses(self._settings, mean_logps))
-
-    def detach_from_model(self) -> None:
-        self._compute_logps.detach_from_model()
 
 
 def log_odds_ratios(mean_logps: torch.Tensor) -> torch.Tensor:
