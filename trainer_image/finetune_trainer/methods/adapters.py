@@ -14,11 +14,7 @@ from finetune_trainer.methods.modules_to_save import (
     train_copies_in_fp32,
 )
 from finetune_trainer.methods.moe import expert_weight_names
-from finetune_trainer.methods.reward_head import (
-    add_trainable_head,
-    is_reward_model,
-    peft_task_type,
-)
+from finetune_trainer.methods.reward_head import peft_task_type
 from finetune_trainer.methods.target_modules import (
     is_transposed,
     select_ia3_layers,
@@ -55,8 +51,6 @@ def add_adapters(
     if method.type in ("LoRA", "QLoRA"):
         match_activation_dtype(adapted)
     train_copies_in_fp32(adapted)
-    if is_reward_model(model):
-        add_trainable_head(adapted)
     return adapted
 
 

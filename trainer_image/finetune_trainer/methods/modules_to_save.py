@@ -119,21 +119,25 @@ def trained_copy(module: Any) -> Any:
 
 
 def train_copies_in_fp32(adapted: Any) -> None:
-    """Make the copies fp32, with one weight where the originals share one; a reward model's head
-    is left to `add_trainable_head`."""
+    """Make the copies fp32, with one weight where the originals share one.
+
+    The head of a reward model also computes in fp32.
+    """
     copies: dict[int, torch.nn.Parameter] = {}
+    reward_head = find_head(adapted.get_base_model())
     for _, wrapper in list(saved_modules(adapted)):
-        if wrapper is find_head(adapted.get_base_model()):
-            continue
         original, trained = wrapper.original_module, trained_copy(wrapper)
         if type(original) is torch.nn.Linear:
-            trained = RoundedLinear(
+            linear = torch.nn.Linear if wrapper is reward_head else RoundedLinear
+            trained = linear(
                 original.in_features,
                 original.out_features,
                 bias=original.bias is not None,
                 device="meta",
             )
             wrapper.modules_to_save[ADAPTER] = trained
+            if wrapper is reward_head:
+                trained.register_forward_pre_hook(_cast_input)
         elif type(original) is torch.nn.Embedding:
             # The same as rounding its weight, without the sum of gradients in half precision.
             wrapper.register_forward_hook(_round_output)
@@ -144,6 +148,10 @@ def train_copies_in_fp32(adapted: Any) -> None:
                 if id(weight) not in copies:
                     copies[id(weight)] = torch.nn.Parameter(weight.to(torch.float32, copy=True))
                 setattr(trained, name, copies[id(weight)])
+
+
+def _cast_input(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (inputs[0].to(head.weight.dtype), *inputs[1:])
 
 
 def _round_output(wrapper: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:

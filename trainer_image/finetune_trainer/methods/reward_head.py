@@ -85,26 +85,3 @@ def init_head(model: Any, seed: int) -> None:
         head.weight.copy_(weight)
         if head.bias is not None:
             head.bias.zero_()
-
-
-def add_trainable_head(adapted: Any) -> None:
-    """Give a model with adapters a trainable head in fp32, as adapters are: AdamW's updates vanish
-    in half precision."""
-    wrapper = find_head(adapted.get_base_model())
-    original = wrapper.original_module
-    with gather_parameters(original), torch.no_grad():
-        head = torch.nn.Linear(
-            original.in_features,
-            original.out_features,
-            bias=original.bias is not None,
-            dtype=torch.float32,
-            device=original.weight.device,
-        )
-        state_dict = original.state_dict()
-        head.load_state_dict({name: tensor.float() for name, tensor in state_dict.items()})
-    head.register_forward_pre_hook(_cast_input)
-    wrapper.modules_to_save["default"] = head
-
-
-def _cast_input(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (inputs[0].to(head.weight.dtype), *inputs[1:])
