@@ -150,7 +150,7 @@ def test_a_json_file_holds_a_list_an_object_with_rows_one_row_or_lines(tmp_path:
     tools = {"question": "q", "answer": "a", "tools": [{"name": "t"}]}
     assert read(tmp_path, "a.json", "\n" + json.dumps(tools, indent=1)) == [(2, tools)]
     for more in ({"tags": []}, {"sources": [{"url": "u"}]}, {"a": [{"b": 1}], "c": [{"d": 1}]}):
-        for one in (row, ROWS[0]):
+        for one in (row, ROWS[0], {"instruction": "q", "output": "a"}):
             assert read(tmp_path, "a.json", json.dumps(one | more)) == [(1, one | more)]
     assert read(tmp_path, "a.json", json_lines(*ROWS)) == list(enumerate(ROWS, 1))
     nested = json.dumps({"version": 2, "license": "mit", "data": ROWS[:2], "end": []}, indent=1)

@@ -1,5 +1,5 @@
 """Parses a file that is one JSON value over any number of lines: a list of rows, an object with
-the rows below one of its keys, or one row.
+the rows under one of its keys, or one row.
 
 The elements of a list are decoded one by one, so that each has its line.
 """
@@ -28,7 +28,7 @@ _METADATA = {"citation", "dataset_name", "description", "homepage", "license", "
 def parse_json_document(raw: bytes, split: str = TRAIN) -> Iterator[NumberedRow]:
     """The rows of one JSON value, each with the line in which it begins.
 
-    Where `split` is train, rows below a key that contains the word of another split are an error.
+    Where `split` is train, rows under a key that contains the word of another split are an error.
     """
     raw = raw.removeprefix(BOM)
     text = decode(raw)
@@ -43,7 +43,7 @@ def parse_json_document(raw: bytes, split: str = TRAIN) -> Iterator[NumberedRow]
 
 
 def _iter_object(text: str, start: int, split: str) -> Iterator[NumberedRow]:
-    """The rows below the one key that has any; otherwise the object is one row."""
+    """The rows under the one key that has any; otherwise the object is one row."""
     line = _line_of(text, start)
     try:
         value, end = JSON.raw_decode(text, start)
@@ -73,7 +73,7 @@ def _find_nested_rows(value: Any, split: str) -> str | RowError | None:
     if len(rows) > 1:
         return RowError(
             "BrokenRow",
-            f"the file is one JSON object with rows below several keys: {', '.join(sorted(rows))}",
+            f"the file is one JSON object with rows under several keys: {', '.join(sorted(rows))}",
             f"Write a file for each of them. {_IS_ONE_ROW}",
         )
     if rows:
@@ -81,7 +81,7 @@ def _find_nested_rows(value: Any, split: str) -> str | RowError | None:
     if lists and _COLUMNS.isdisjoint(value) and not any(value[key] for key in lists):
         return RowError(
             "BrokenRow",
-            f"the file is one JSON object, and the list below {lists[0]!r} has no rows",
+            f"the file is one JSON object, and the list under {lists[0]!r} has no rows",
             _REMEDY,
         )
     return None
@@ -92,7 +92,7 @@ def _check_nested_rows(value: dict[str, Any], rows: str, split: str) -> RowError
     if TRAIN in splits_of_name(split) and {*splits_of_name(rows), *find_hints(rows)} - {TRAIN}:
         return RowError(
             "BrokenRow",
-            f"the rows of the file are below {rows!r}, but the source is read for {split}",
+            f"the rows of the file are under {rows!r}, but the source is read for {split}",
             "Write the rows to train on as a list in a file of their own.",
         )
     lost = sorted(
@@ -104,7 +104,7 @@ def _check_nested_rows(value: dict[str, Any], rows: str, split: str) -> RowError
         return None
     return RowError(
         "BrokenRow",
-        f"the file is one JSON object with rows below {rows!r}, and the values of "
+        f"the file is one JSON object with rows under {rows!r}, and the values of "
         f"{', '.join(map(repr, lost))} would be lost",
         f"Write what belongs to the rows into every row, and remove the keys. {_IS_ONE_ROW}",
     )
@@ -122,7 +122,8 @@ def _is_complete_row(value: dict[str, Any]) -> bool:
     def has(role: str) -> bool:
         return not value.keys().isdisjoint(USUAL_NAMES[role])
 
-    return has("messages") or (has("prompt") and (has("chosen") or has("reference")))
+    has_answer = any(map(has, ("completion", "chosen", "reference")))
+    return has("messages") or (has("prompt") and has_answer)
 
 
 def _is_row(element: Any) -> bool:
