@@ -16,8 +16,6 @@ from finetune_trainer.data.turns import Turn
 
 _THOUGHT = re.compile(r"\A\s*(?:<think>)?(.*?)</think>(.*)\Z", re.DOTALL)
 _LEADING_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
-_DISTINCT_LENGTH = 16
-"""Characters from which a text is not in a template or a date by accident."""
 _OPENED_THOUGHT = re.compile(r"<think>\s*\Z")
 
 
@@ -132,26 +130,12 @@ def find_unwritten_text(text: str, turns: Sequence[Turn]) -> str | None:
     for number, turn in enumerate(turns, 1):
         if any(name not in text for name in _call_names(turn)):
             return f"the calls of turn {number}"
-        visible = _visible_text(turn)
+        visible = split_thought(turn.content)[1] if turn.role == "assistant" else turn.content
         quoted = json.dumps(visible, ensure_ascii=False)[1:-1]
         if _squash(visible) not in squashed and _squash(quoted) not in squashed:
             part = "tool's result in" if turn.role == "tool" else "text of"
             return f"the {part} turn {number}"
     return None
-
-
-def are_distinct_texts(turns: Sequence[Turn], template: str) -> bool:
-    """Whether the texts of turns are long, and none is in another one or in the template.
-
-    Such a text can be in the rendered text only where the template writes the turn.
-    """
-    texts = [_squash(_visible_text(turn)) for turn in turns]
-    every = "\n".join((*texts, _squash(template)))
-    return all(len(text) >= _DISTINCT_LENGTH and every.count(text) == 1 for text in texts)
-
-
-def _visible_text(turn: Turn) -> str:
-    return split_thought(turn.content)[1] if turn.role == "assistant" else turn.content
 
 
 def _call_names(turn: Turn) -> Iterator[str]:

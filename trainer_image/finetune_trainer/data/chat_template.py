@@ -132,7 +132,7 @@ class ChatTokenizer:
         Raises RowError where the template cannot render them, or leaves a part of them out.
         """
         self._check_contents(turns)
-        _, text = self._renderer.render_whole(turns, context, add_generation_prompt=True)
+        _, text = self._renderer.render_completely(turns, context, add_generation_prompt=True)
         return self._tokenize_texts([text])[text]
 
     def _tokenize_texts(self, texts: list[str]) -> dict[str, Ids]:
@@ -151,7 +151,7 @@ class ChatTokenizer:
         """
         turns = conversation.turns
         self._check_contents(turns)
-        chat, rendered = self._renderer.render_whole(turns, conversation.context)
+        chat, rendered = self._renderer.render_completely(turns, conversation.context)
         prompt = chat.render(turns[:-1], add_generation_prompt=True)
         text = prompt + self._answer_after(prompt, rendered, turns[-1])
         has_question, omitted = False, 0

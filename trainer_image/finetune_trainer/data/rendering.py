@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from finetune_trainer.data.answer_text import are_distinct_texts, find_unwritten_text
+from finetune_trainer.data.answer_text import find_unwritten_text
 from finetune_trainer.data.message_forms import (
     NO_CONTEXT,
     PLAIN_FORM,
@@ -112,17 +112,14 @@ class ChatRenderer:
             losses.append(_unwritten_error(unwritten))
         raise (*losses, *refusals)[0]
 
-    def render_whole(
+    def render_completely(
         self,
         turns: Sequence[Turn],
         context: ChatContext = NO_CONTEXT,
         add_generation_prompt: bool = False,
     ) -> tuple[Chat, str]:
-        """The chat of a conversation and its text.
-
-        Raises RowError where the template does not write every part of it, or only a piece of a
-        text.
-        """
+        """The chat of a conversation and its text; RowError where the template leaves out a part of
+        the conversation or of one of its texts."""
         chat = self.find_chat(turns, context)
         text = chat.render(turns, add_generation_prompt)
         unwritten = find_unwritten_text(text, turns)
@@ -166,8 +163,6 @@ def _find_dropped_turn(
     chat: Chat, turns: Sequence[Turn], add_generation_prompt: bool
 ) -> str | None:
     """The turn of a plain conversation whose text is in the rendered text at another place only."""
-    if are_distinct_texts(turns, str(chat.tokenizer.chat_template)):
-        return None
     marked = mark_chat(turns, NO_CONTEXT)
     try:
         return marked.find_unwritten(chat.render(marked.turns, add_generation_prompt))
