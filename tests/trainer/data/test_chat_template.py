@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from finetune_trainer.data.chat_template import ChatTokenizer, ConversationTokens
 from finetune_trainer.data.message_forms import to_messages
-from finetune_trainer.data.row_errors import LongRowError, RowError
+from finetune_trainer.data.row_errors import LongRowError
 from finetune_trainer.data.samples import MessagesSample
 from finetune_trainer.data.token_store import IGNORED
 from finetune_trainer.data.tokenizer import has_plain_template, load_tokenizer
@@ -17,6 +17,16 @@ from finetune_trainer.runtime.errors import UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.trainer.conversations import (
+    END,
+    GEMMA,
+    LONG,
+    chat_tokenizer,
+    conversation,
+    learnt,
+    one,
+    row_error,
+)
 from tests.trainer.data.test_tokenizer_files import edit_json
 from tests.trainer.tiny import CHATML, CHATML_GENERATION, tiny_model
 
@@ -34,16 +44,6 @@ LLAMA2 = (
     "{% else %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
 """No generation prompt, white space stripped, BOS before each question."""
-
-GEMMA = (
-    "{{ bos_token }}{% if messages[0].role == 'system' %}"
-    "{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
-    "{{ '<turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n' }}"
-    "{{ m.content | trim }}{{ eos_token + '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<turn>model\\n' }}{% endif %}"
-)
 
 PHI3 = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
@@ -65,46 +65,10 @@ MARKS_WITHOUT_END = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-REVERSED = "{% for m in messages | reverse %}{{ m.role + m.content + eos_token }}{% endfor %}"
-LONG = 512
-
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model_folder: Path) -> Any:
     return load_tokenizer(tiny_model_folder)
-
-
-def chat_tokenizer(tokenizer: Any, template: str, max_length: int = LONG) -> ChatTokenizer:
-    tokenizer.chat_template = template
-    return ChatTokenizer(tokenizer, max_length, 512)
-
-
-def conversation(*contents: str, system: str | None = None) -> MessagesSample:
-    roles = ("user", "assistant")
-    turns = [Turn(roles[i % 2], content) for i, content in enumerate(contents)]
-    first = [Turn("system", system)] if system else []
-    return MessagesSample((*first, *turns), file="f", line=1)
-
-
-def one(found: list[ConversationTokens | RowError]) -> ConversationTokens:
-    assert isinstance(found[0], ConversationTokens), vars(found[0])
-    return found[0]
-
-
-def learnt(tokenizer: Any, tokens: ConversationTokens) -> list[str]:
-    """The learnt texts, one per answer."""
-    texts: list[list[int]] = []
-    before = False
-    for token, label in zip(tokens.tokenized.tokens, tokens.tokenized.labels, strict=True):
-        assert label in (IGNORED, token)
-        if label != IGNORED:
-            texts += [] if before else [[]]
-            texts[-1].append(int(token))
-        before = label != IGNORED
-    return [tokenizer.decode(text) for text in texts]
-
-
-END = "<|im_end|>"
 
 
 @pytest.mark.parametrize(
@@ -179,14 +143,6 @@ def test_an_answer_that_merges_with_the_template_is_tokenised_as_served(tokenize
     assert list(tokens.tokenized.tokens[: tokens.prompt_length]) == prompt
 
 
-def test_there_is_one_bos(tmp_path: Path) -> None:
-    folder = tiny_model(tmp_path / "bos", template=GEMMA)
-    tokenizer = load_tokenizer(folder)
-    tokens = one(ChatTokenizer(tokenizer, LONG, LONG).tokenize([conversation("A?", "one")]))
-    assert list(tokens.tokenized.tokens).count(tokenizer.bos_token_id) == 1
-    assert tokens.tokenized.tokens[0] == tokenizer.bos_token_id
-
-
 def test_eos_is_learnt_although_it_is_the_pad_token(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny_model(tmp_path / "pad", pad_token=END))
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
@@ -202,11 +158,6 @@ def test_a_long_answer_is_truncated_and_counted(tokenizer: Any) -> None:
     assert len(truncated.tokenized.tokens) == len(truncated.tokenized.labels) == 32
     assert truncated.full_length == full.full_length > 100
     assert list(truncated.tokenized.tokens) == list(full.tokenized.tokens)[:32]
-
-
-def row_error(found: list[ConversationTokens | RowError]) -> RowError:
-    assert isinstance(found[0], RowError)
-    return found[0]
 
 
 def test_a_prompt_that_leaves_no_tokens_for_the_answer_is_refused(tokenizer: Any) -> None:
@@ -233,21 +184,6 @@ def test_a_prompt_longer_than_the_context_does_not_advise_to_raise_the_limit(
     )
     assert error.reason == "PromptTooLong"
     assert "maxSequenceLength" not in error.remedy
-
-
-def test_the_error_quotes_the_template_that_refuses_a_conversation(tokenizer: Any) -> None:
-    error = row_error(
-        chat_tokenizer(tokenizer, GEMMA).tokenize([conversation("A?", "one", system="Be brief")])
-    )
-    assert error.reason == "BadConversation"
-    assert "System role not supported" in error.message
-
-
-def test_a_template_without_prefixes_is_refused(tokenizer: Any) -> None:
-    error = row_error(
-        chat_tokenizer(tokenizer, REVERSED).tokenize([conversation("A?", "one", "B?", "two")])
-    )
-    assert error.reason == "ChatTemplateUnsupported"
 
 
 def test_marks_around_nothing_are_refused(tokenizer: Any) -> None:
@@ -389,37 +325,6 @@ def test_a_thought_in_the_text_does_not_follow_an_empty_one(tokenizer: Any) -> N
     assert learnt(tokenizer, tokens) == [f"hm\n</think>\n\none{END}"]
 
 
-RAISING = {
-    "an error of its own": "{{ raise_exception('no such turn') }}",
-    "a division by zero": "{{ 1 / 0 }}",
-    "another type": "{{ 'a' + 1 }}",
-    "a missing attribute": "{{ messages.no.such }}",
-    "a missing argument": "{{ strftime_now() }}",
-    "an endless macro": "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
-    "a range without end": "{% for i in range(10 ** 9) %}x{% endfor %}",
-    "what the sandbox forbids": "{{ messages.append(1) }}",
-    "a syntax error": "{% for m in messages %}",
-    "an unknown filter": "{{ messages | nothing }}",
-    "a format error": "{{ '%d' | format('a') }}",
-}
-
-
-@pytest.mark.parametrize("template", RAISING.values(), ids=RAISING)
-@pytest.mark.parametrize("marks", ["", "{% generation %}{% endgeneration %}"])
-def test_whatever_a_template_raises_is_an_error_of_the_row(
-    tokenizer: Any, template: str, marks: str
-) -> None:
-    # With {% if %} the template loads: some raise only for a conversation with several turns.
-    late = "{% if messages | length > 2 %}" + template + "{% endif %}"
-    chat = chat_tokenizer(tokenizer, CHATML + marks + late)
-    error = row_error(chat.tokenize([conversation("A?", "one", "B?", "two")]))
-    assert error.reason == "BadConversation"
-    assert error.message.startswith("the model's chat template refuses it: ")
-    assert len(error.message) < 400
-    with pytest.raises(RowError):
-        chat.tokenize_prompt(conversation("A?", "one", "B?").turns)
-
-
 def test_an_assistants_turn_before_the_first_question_is_context(tokenizer: Any) -> None:
     turns = (Turn("assistant", "Welcome"), Turn("user", "A?"), Turn("assistant", "one"))
     found = chat_tokenizer(tokenizer, CHATML).tokenize([MessagesSample(turns)])
@@ -429,82 +334,6 @@ def test_an_assistants_turn_before_the_first_question_is_context(tokenizer: Any)
     assert "Welcome" in tokenizer.decode(tokens.tokenized.tokens)
     error = row_error(chat_tokenizer(tokenizer, GEMMA).tokenize([MessagesSample(turns)]))
     assert "must alternate" in error.message
-
-
-@pytest.mark.parametrize(
-    ("condition", "number"),
-    [("m.role != 'system'", 1), ("m.role != 'user'", 2), ("m.role != 'assistant'", 3)],
-)
-def test_a_turn_that_the_template_leaves_out_is_refused(
-    tokenizer: Any, condition: str, number: int
-) -> None:
-    template = CHATML.replace("message in messages", f"message in messages if {condition}")
-    template = template.replace("m.role", "message.role")
-    sample = conversation("A?", "one", system="Be brief")
-    error = row_error(chat_tokenizer(tokenizer, template).tokenize([sample]))
-    assert error.reason == "ChatTemplateUnsupported"
-    assert f"leaves out the text of turn {number}" in error.message
-
-
-CUT = {
-    "beginning": "message.content.split('###')[-1]",
-    "middle": "message.content.replace('###', '')",
-    "end": "message.content.split('###')[0]",
-    "letters": "message.content.replace('A', 'a')",
-    "thought": "message.content.split('</think>')[-1]",
-}
-
-
-@pytest.mark.parametrize(
-    ("cut", "number"),
-    [(cut, number) for cut in CUT for number in (1, 2, 3) if (cut, number) != ("thought", 3)],
-)
-def test_a_text_that_the_template_cuts_is_refused(tokenizer: Any, cut: str, number: int) -> None:
-    texts = ["be brief", "which rules?", "three of them", "and now?"]
-    # The text of an answer is what follows its thought.
-    text = "A rule ### of this job</think>is to answer"
-    texts[number - 1] = text.replace("</think>", " ") if number == 3 else text
-    sample = conversation(*texts[1:], "all of them", system=texts[0])
-    chat = chat_tokenizer(tokenizer, CHATML.replace("message['content']", f"({CUT[cut]})"))
-    error = row_error(chat.tokenize([sample]))
-    assert error.reason == "ChatTemplateUnsupported"
-    assert f"leaves out the text of turn {number}" in error.message
-    with pytest.raises(RowError, match=f"leaves out the text of turn {number}"):
-        chat.tokenize_prompt(sample.turns[:-1])
-
-
-def test_a_text_that_only_the_prompt_of_a_server_cuts_is_refused(tokenizer: Any) -> None:
-    cut = "(message.content[1:] if add_generation_prompt else message.content)"
-    chat = chat_tokenizer(tokenizer, CHATML.replace("message['content']", cut))
-    with pytest.raises(RowError, match="the text of turn 1"):
-        chat.tokenize_prompt([Turn("user", "What is a protocol?")])
-
-
-def test_a_turn_that_is_dropped_is_refused_though_its_text_is_elsewhere(tokenizer: Any) -> None:
-    template = CHATML.replace("in messages", "in messages if message.role != 'system'")
-    for text in ("user", "Answer in one word."):
-        sample = conversation(f"Hi. {text}", "one", system=text)
-        error = row_error(chat_tokenizer(tokenizer, template).tokenize([sample]))
-        assert "the text of turn 1" in error.message
-
-
-def test_a_template_that_requires_a_text_is_given_it(tokenizer: Any) -> None:
-    required = (
-        "{% if messages[0].content != 'Be brief' %}{{ raise_exception('no') }}{% endif %}" + CHATML
-    )
-    sample = conversation("A?", "one", system="Be brief")
-    assert one(chat_tokenizer(tokenizer, required).tokenize([sample]))
-
-
-def test_a_token_before_answers_only_is_refused_in_texts(tokenizer: Any) -> None:
-    template = (
-        "{% for m in messages %}{% if m.role == 'user' %}{{ 'U:' + m.content + '\n' }}"
-        "{% else %}{{ '<|im_start|>' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-    )
-    chat = chat_tokenizer(tokenizer, template)
-    error = row_error(chat.tokenize([conversation("a <|im_start|>evil b", "ok")]))
-    assert (error.reason, "<|im_start|>" in error.message) == ("BadConversation", True)
-    assert one(chat.tokenize([conversation("a b", "ok")]))
 
 
 def test_bos_is_there_once(tmp_path: Path) -> None:
