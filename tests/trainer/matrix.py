@@ -171,7 +171,7 @@ def write_data(folder: Path) -> None:
 
 
 def run_of(case: Case, root: Path, stage: str, attempt: int = 1, **more: Any) -> RunConfig:
-    """The run file of a stage of the case below `root`; the folder `volumes` is next to `root`."""
+    """The run file of a stage of the case below `root`, next to which are `volumes` and `cache`."""
     return RunConfig.model_validate(
         {
             "job": {"name": "cell", "namespace": "default", "uid": "0000"},
@@ -180,7 +180,7 @@ def run_of(case: Case, root: Path, stage: str, attempt: int = 1, **more: Any) ->
             "spec": case.spec().to_wire(),
             "artifactUri": "pvc://finetune-workspace/artifacts/cell-0000",
             "paths": {
-                "modelCache": str(root / "cache" / ("moe" if case.moe else "dense")),
+                "modelCache": str(root.parent / "cache" / ("moe" if case.moe else "dense")),
                 "job": str(root / case.name / "job"),
                 "artifact": str(root / case.name / "artifact"),
                 "volumes": str(root.parent / "volumes"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,15 +69,12 @@ def prepared(case: Case, root: Path) -> tuple[ModelFacts, DataFacts]:
 
 
 def cell(case: Case, root: Path) -> dict[str, Any]:
-    """The run files of a case."""
+    """The run files of a case; both of its runs train on the same prepared data."""
     runs: dict[str, Any] = {"name": case.name, "world": case.world, "port": free_port()}
+    model, data = prepared(case, root / "a")
+    shutil.copytree(root / "a" / case.name, root / "b" / case.name)
+    known: Mapping[str, Any] = {"model": model, "data": data, "plan": plan_of(case, model, data)}
     for run, folder, attempt in (("straight", "a", 1), ("stopped", "b", 1), ("resumed", "b", 2)):
-        model, data = prepared(case, root / folder)
-        known: Mapping[str, Any] = {
-            "model": model,
-            "data": data,
-            "plan": plan_of(case, model, data),
-        }
         runs[run] = to_json(run_of(case, root / folder, "train", attempt, **known))
         if run == "resumed":
             runs["export"] = to_json(run_of(case, root / folder, "export", 1, **known))
