@@ -112,7 +112,7 @@ INDEPENDENT = tuple(
     f"tests/trainer/{name}"
     for name in (
         *("cases", "data", "evaluation", "generation", "methods", "metrics", "objectives"),
-        *("rewards", "sources"),
+        *("rewards", "sources", "strategies", "test_matrix.py"),
         *("test_evaluate.py", "test_janitor.py", "test_prepare.py", "test_prepare_grpo.py"),
         *("test_prepare_model.py", "test_prepare_preferences.py", "test_prepare_sft.py"),
     )
