@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from finetune_api.combinations import (
     ALL_VALUES,
     FORMATS,
-    PREPARE_RULES,
     RULES,
     SECTIONS,
     join_names,
     refusal_messages,
 )
+from finetune_api.prepare_rules import PREPARE_RULES
 
 HEAD = """<!-- Generated from finetune_api.combinations by `make crds`; edit that. -->
 

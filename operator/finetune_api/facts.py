@@ -8,6 +8,15 @@ from finetune_api.base import LongText, ShortText, StatusModel
 from finetune_api.protocol import FINITE, Digest
 
 
+class AdapterFacts(StatusModel):
+    """Facts about model.adapter."""
+
+    revision: ShortText
+    """Resolved revision or fingerprint of the source."""
+    folder: ShortText
+    """Folder of the snapshot inside adapter/ of the job's folder."""
+
+
 class ModelFacts(StatusModel):
     """Facts about a model that the planner needs, read from its config and weight files."""
 
@@ -38,6 +47,8 @@ class ModelFacts(StatusModel):
     """Resolved revision or fingerprint of the source."""
     folder: ShortText
     """Folder of the snapshot inside the model's cache entry."""
+    adapter: AdapterFacts | None = None
+    """The adapter from which training continues; absent where it starts with a new one."""
 
 
 class SkippedRows(StatusModel):

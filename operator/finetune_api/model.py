@@ -94,6 +94,10 @@ class ModelAddress(SpecModel):
 class ModelSource(ModelAddress):
     """Where the base model comes from, and how it is changed before training."""
 
+    adapter: ModelAddress | None = None
+    """LoRA adapter of this model from which training continues: a folder with adapter_config.json
+    and adapter_model.safetensors. method.lora must have its settings; absent starts with a new
+    adapter."""
     rope: RopeScaling | None = None
     """RoPE scaling for a longer context; absent keeps the model's positions as they are."""
     tokenizer: Tokenizer | None = None

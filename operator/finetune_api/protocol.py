@@ -22,6 +22,7 @@ COLLECTIVE_TIMEOUT_ENV = "FINETUNE_COLLECTIVE_TIMEOUT"
 """Environment variable: seconds that a rank waits for the other ranks in a collective."""
 SECRET_ENV_PREFIX = "FINETUNE_SECRET_"
 MODEL_SECRET_PREFIX = SECRET_ENV_PREFIX + "MODEL_"
+ADAPTER_SECRET_PREFIX = SECRET_ENV_PREFIX + "ADAPTER_"
 DATA_SECRET_PREFIXES = tuple(f"{SECRET_ENV_PREFIX}DATA_{index}_" for index in range(16))
 """One for each item of dataset.train, so that a source sees no other source's Secret."""
 VALIDATION_SECRET_PREFIX = SECRET_ENV_PREFIX + "VALIDATION_"

@@ -75,9 +75,10 @@ class World:
         """Run the stage, which must fail and leave nothing behind."""
         failure = self.fails_again(**changes)
         assert not self.data.exists()
-        assert {path.name for path in self.root.glob("job/*")} <= {"claims"}
+        assert {path.name for path in self.root.glob("job/*")} <= {"claims", "adapter"}
         assert not list(self.root.glob("job/.*"))
-        left = [*self.root.glob("cache/*"), *self.root.glob("judges/*")]
+        folders = ("cache", "judges", "job/adapter")
+        left = [path for name in folders for path in self.root.glob(f"{name}/*")]
         assert not left, "a model that was refused leaves nothing behind"
         return failure
 

@@ -1,5 +1,7 @@
 """The evaluate stage: is the tuned model better than its base, and by how much?
 
+Of a job with model.adapter the base is the model with that adapter, from which training continued.
+
 Both models get the same held-out rows, in a process of their own and never inside the training
 job, where an evaluation can unwrap a model and thereby change what is trained. The loss is that of
 the job's objective; its interval comes from resampling rows, the same rows for both models, so
@@ -38,7 +40,7 @@ def compare_models(run: RunConfig, report: Report, attempt: Attempt) -> StageRes
     from finetune_trainer.evaluation import model_measurement
     from finetune_trainer.evaluation.held_out_loss import open_held_out
     from finetune_trainer.evaluation.merge import (
-        load_job_base_model,
+        load_initial_model,
         load_tuned_model,
         verify_output,
     )
@@ -60,7 +62,7 @@ def compare_models(run: RunConfig, report: Report, attempt: Attempt) -> StageRes
     # Measure one model after the other: two may be more than the device holds.
     device, dtype = choose_device(run)
     place = choose_placement(device)
-    model = load_job_base_model(run, dtype, device=place).eval()
+    model = load_initial_model(run, dtype, device=place).eval()
     base = model_measurement.measure_model(
         model, tokenizer, held_out, base_prompts, spec, progress, "base model"
     )

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.combinations import resolve_switch
-from finetune_api.facts import DataFacts, ModelFacts
+from finetune_api.facts import AdapterFacts, DataFacts, ModelFacts
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run_config import RunConfig
 from finetune_api.stage_result import StageResult
 
+from finetune_trainer.data.adapter_tokenizer import check_adapter_tokenizer
 from finetune_trainer.data.packing_support import should_pack
 from finetune_trainer.data.pipeline import TargetModel, build_dataset, embedding_too_small
 from finetune_trainer.data.prepared_dataset import DatasetInputs, find_prepared_dataset
@@ -38,6 +39,7 @@ from finetune_trainer.runtime.fencing import Attempt
 from finetune_trainer.runtime.stage import run_stage
 from finetune_trainer.runtime.telemetry import Report
 from finetune_trainer.sources import Address, Source, volume_probe
+from finetune_trainer.sources.adapter_files import ADAPTER_LAYOUT
 from finetune_trainer.sources.cache import CachedSnapshot, read_weight_files
 from finetune_trainer.sources.dataset_files import (
     check_digest,
@@ -48,6 +50,7 @@ from finetune_trainer.sources.download_progress import ProgressCallback
 from finetune_trainer.sources.generation_settings import read_generation_settings
 from finetune_trainer.sources.hub import configure_hub_library
 from finetune_trainer.sources.job_sources import (
+    ADAPTER,
     MODEL,
     REWARD,
     VALIDATION,
@@ -103,7 +106,8 @@ def prepare(
         uri = Address("model", spec.model.uri).public_uri
         config = complete_text_config(small_files, check_config(small_files, uri), uri)
         target = describe_target(spec, small_files, config, today)
-        empty_model = build_job_model(spec, small_files, uri)
+        empty_model, adapted_model = build_job_model(spec, small_files, uri)
+        adapter = spec.model.adapter and fetch_adapter(run, sources, small_files, adapted_model)
         reward: tuple[Snapshot | CachedSnapshot, dict[str, Any], str, Any] | None = None
         if spec.grpo and spec.grpo.reward_model:
             # Imported late, as in `build_job_model`.
@@ -111,11 +115,12 @@ def prepare(
 
             address = spec.grpo.reward_model
             reward_uri = Address("model", address.uri).public_uri
-            snapshots.append(sources.open_model(address, REWARD, run.paths.reward_cache))
-            small_files = snapshots[1].fetch_small_files()
+            reward_model = sources.open_model(address, REWARD, run.paths.reward_cache)
+            snapshots.append(reward_model)
+            small_files = reward_model.fetch_small_files()
             reward_config = check_reward_config(small_files, reward_uri)
             empty_reward_model = build_empty_model(small_files, reward_uri, is_reward_model=True)
-            reward = (snapshots[1], reward_config, reward_uri, empty_reward_model)
+            reward = (reward_model, reward_config, reward_uri, empty_reward_model)
             if prints_date(load_tokenizer(small_files)):
                 target = replace(target, date=today)
 
@@ -131,7 +136,11 @@ def prepare(
         facts = fetch_model_facts(
             model, config, uri, empty_model, needs_head=spec.objective != "Reward"
         ).model_copy(
-            update={"vocabulary": target.vocabulary, "context_length": target.context_length}
+            update={
+                "vocabulary": target.vocabulary,
+                "context_length": target.context_length,
+                "adapter": adapter,
+            }
         )
         reward_facts = fetch_model_facts(*reward) if reward else None
     except UserError:
@@ -178,8 +187,9 @@ def describe_target(
     )
 
 
-def build_job_model(spec: FineTuneJobSpec, folder: Path, uri: str) -> Any:
-    """The model that the job trains, without memory for its weights.
+def build_job_model(spec: FineTuneJobSpec, folder: Path, uri: str) -> tuple[Any, Any]:
+    """The model that the job trains, without memory for its weights, and the same with the
+    method's adapters.
 
     Raises UserError where transformers cannot build it, or the job's method cannot train it.
     """
@@ -195,8 +205,39 @@ def build_job_model(spec: FineTuneJobSpec, folder: Path, uri: str) -> Any:
             f"{type(model).__name__} has no gradient checkpointing",
             "Set training.gradientCheckpointing to false.",
         )
-    check_method(model, spec.method, uri)
-    return model
+    return model, check_method(model, spec.method, uri)
+
+
+def fetch_adapter(
+    run: RunConfig, sources: JobSources, model_folder: Path, adapted_model: Any
+) -> AdapterFacts:
+    """Download the adapter from which training continues into the job's folder.
+
+    `model_folder` has the model's small files, `adapted_model` is from `build_job_model`. Raises
+    UserError where the adapter is not one of this model and the job's method.
+    """
+    from finetune_trainer.methods import continued_adapter
+
+    model, method = run.spec.model, run.spec.method
+    assert model.adapter is not None
+    cache, uri = (
+        continued_adapter.adapter_cache(run),
+        Address("model", model.adapter.uri).public_uri,
+    )
+    snapshot = sources.open_model(model.adapter, ADAPTER, str(cache), ADAPTER_LAYOUT)
+
+    def check(folder: Path, weights: Sequence[str]) -> None:
+        continued_adapter.check_adapter_weights(folder, adapted_model, method, uri)
+
+    try:
+        small_files = snapshot.fetch_small_files()
+        continued_adapter.check_adapter_config(small_files, model, method)
+        check_adapter_tokenizer(small_files, model_folder, model)
+        folder = snapshot.fetch_all_files(check)
+    except UserError:
+        snapshot.discard()
+        raise
+    return AdapterFacts(revision=snapshot.revision, folder=folder.name)
 
 
 def prepare_dataset(

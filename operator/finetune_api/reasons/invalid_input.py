@@ -16,6 +16,14 @@ INPUT = Group(
             "Put credentials with read access into a Secret and name it in `credentialsSecret`.",
         ),
         Reason(
+            "AdapterUnsupported",
+            "prepare",
+            "The adapter of `model.adapter` does not fit the model or `method`, or has settings "
+            "that are not supported.",
+            "Set `method` to the settings that the message lists, or merge the adapter into its "
+            "base model and use the merged folder as the model.",
+        ),
+        Reason(
             "AnswerTooLong",
             "prepare",
             "`grpo.maxNewTokens` leaves no tokens of `training.maxSequenceLength` for the prompt.",

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from tests.trainer import families, pool
+from tests.trainer.adapters import write_adapter
 from tests.trainer.drive_training import drive
 from tests.trainer.jobs import Runs, losses, make_run, pack, to_json, tokenize_row
 from tests.trainer.tiny import tiny_model, tiny_rows
@@ -53,6 +54,11 @@ METHODS: dict[str, dict[str, Any]] = {
         "type": "LoRA",
         "lora": {**LORA, "modulesToSave": ["embed_tokens", "lm_head", "norm", "input_layernorm"]},
     },
+    "adapter-LoRA": {
+        "type": "LoRA",
+        "lora": {**EXACT, "modulesToSave": ["embed_tokens", "lm_head", "norm"]},
+    },
+    "adapter-DoRA": {"type": "DoRA", "lora": EXACT},
     "untied-modules-QLoRA": {
         "type": "QLoRA",
         "lora": {**LORA, "modulesToSave": ["lm_head", "input_layernorm"]},
@@ -89,6 +95,7 @@ BF16_PAIRS = [
 ]
 ROPE = {"type": "yarn", "factor": 4}
 TOKENS = ["<|first|>", "<|second|>"]
+ADAPTER = {"revision": "sha256:first", "folder": "first"}
 SWAPPED = (400, 500)
 """Ordinary tokens that the new ones replace in the data."""
 
@@ -102,6 +109,8 @@ def model_of(method: str) -> str:
 
 def changes_of(method: str) -> dict[str, Any]:
     """The changes of the job to the model."""
+    if method.startswith("adapter"):
+        return {"adapter": {"uri": "pvc://adapters/first"}}
     if "tokens" in method:
         return {"tokenizer": {"specialTokens": TOKENS}}
     return {"rope": ROPE} if "rope" in method else {}
@@ -136,6 +145,10 @@ def cases_of(root: Path, models: Path) -> list[dict[str, Any]]:
         run["spec"]["method"] = METHODS[method]
         run["plan"]["learningRate"] = RATES.get(method, 1e-2)
         run["spec"]["model"].update(changes_of(method))
+        if method.startswith("adapter"):
+            run["model"]["adapter"] = ADAPTER
+            folder = root / where / "job" / "adapter" / ADAPTER["folder"]
+            write_adapter(folder, model, METHODS[method], scale=0.02)
         cases.append({"name": name, "run": run, "stop_after": stop})
 
     for method, strategy in PAIRS:
@@ -185,6 +198,13 @@ def test_all_strategies_have_the_same_falling_loss(runs: Runs, method: str) -> N
         if (method, strategy) in PAIRS:
             other = losses(runs.job(f"{method}-{strategy}"))
             assert other == pytest.approx(reference, abs=2e-4), strategy
+
+
+@pytest.mark.parametrize("method", ["adapter-LoRA", "adapter-DoRA"])
+@pytest.mark.parametrize("strategy", ["DDP", "FSDP"])
+def test_training_starts_with_the_adapter(runs: Runs, method: str, strategy: str) -> None:
+    first, fresh = (losses(runs.job(f"{m}-{strategy}"))[0] for m in (method, "modules-LoRA"))
+    assert abs(first - fresh) > 1e-3
 
 
 @pytest.mark.parametrize(("method", "strategy"), RESUMED)
@@ -241,7 +261,10 @@ def job_of(root: Path, runs: Runs, method: str) -> RunConfig:
     run = make_run(root, runs.root / "models" / model_of(method))
     model = {**run.raw_spec["model"], **changes_of(method)}
     spec = {**run.raw_spec, "method": METHODS[method], "model": model}
-    return RunConfig.model_validate({**run.to_wire(), "spec": spec})
+    facts = run.require_model().to_wire()
+    if method.startswith("adapter"):
+        facts["adapter"] = ADAPTER
+    return RunConfig.model_validate({**run.to_wire(), "spec": spec, "model": facts})
 
 
 def loss_on_held_out(model: Any, root: Path) -> float:
@@ -260,7 +283,7 @@ def loss_on_held_out(model: Any, root: Path) -> float:
 def held_out_loss(root: Path, runs: Runs, method: str, base: bool = False) -> float:
     kept = root / ("base-loss" if base else "tuned-loss")
     if not kept.exists():
-        load = merge.load_job_base_model if base else merge.load_tuned_model
+        load = merge.load_initial_model if base else merge.load_tuned_model
         model = load(job_of(root, runs, method), torch.float32).eval()
         kept.write_text(str(loss_on_held_out(model, root)))
     return float(kept.read_text())

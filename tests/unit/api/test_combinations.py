@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from finetune_api.combinations import (
     ALL_VALUES,
-    PREPARE_RULES,
     RULES,
     allows,
     refusal_messages,
@@ -14,6 +13,7 @@ from finetune_api.combinations import (
 )
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.predicates import Above, Is, Predicate
+from finetune_api.prepare_rules import PREPARE_RULES
 from finetune_api.schema import Schema, structural_schema
 
 TRAINER = Path(__file__).resolve().parents[3] / "trainer_image" / "finetune_trainer"

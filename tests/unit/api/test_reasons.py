@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from finetune_api.combinations import PREPARE_RULES
 from finetune_api.jobstatus import Phase, StageState
+from finetune_api.prepare_rules import PREPARE_RULES
 from finetune_api.reasons import GROUPS, REASONS
 from finetune_api.reasons.reason import Group, Reason
 

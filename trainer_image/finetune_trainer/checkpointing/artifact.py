@@ -12,7 +12,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from finetune_api.facts import ArtifactRef
+from finetune_api.facts import AdapterFacts, ArtifactRef, ModelFacts
+from finetune_api.finetunejob import ModelAddress
 from finetune_api.run_config import RunConfig
 
 from finetune_trainer import __version__
@@ -99,18 +100,26 @@ def _saved_weights(model: Any) -> Iterator[Any]:
     return iter(get_peft_model_state_dict(model).values())
 
 
+def _lineage(
+    source: ModelAddress | None, facts: ModelFacts | AdapterFacts | None
+) -> dict[str, Any] | None:
+    """Address and revision of a source; None where the job has no such source."""
+    if source is None:
+        return None
+    # Without the signature of a presigned address: the artifact is read by more people.
+    uri = Address("model", source.uri).public_uri
+    return {"uri": uri, "revision": facts.revision if facts else None}
+
+
 def make_manifest(run: RunConfig, files: dict[str, Any]) -> dict[str, Any]:
     """The content of manifest.json: the files with their digests, and how they were made."""
-    spec = run.spec
+    spec, facts = run.spec, run.model
     versions = {name: metadata.version(name) for name in LIBRARIES}
     return {
         "version": 1,
         "job": run.job.to_wire(),
-        "base": {
-            # Without the signature of a presigned address: the artifact is read by more people.
-            "uri": Address("model", spec.model.uri).public_uri,
-            "revision": run.model.revision if run.model else None,
-        },
+        "base": _lineage(spec.model, facts),
+        "adapter": _lineage(spec.model.adapter, facts and facts.adapter),
         "method": spec.method.to_wire(),
         "data": run.data.to_wire() if run.data else None,
         "evaluation": run.evaluation.to_wire() if run.evaluation else None,

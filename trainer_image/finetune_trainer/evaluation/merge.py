@@ -18,6 +18,7 @@ from finetune_api.run_config import RunConfig
 from finetune_trainer.checkpointing.checkpoint_folder import hash_files
 from finetune_trainer.methods import (
     DTYPES,
+    adapter_folder,
     add_token_rows,
     added_token_ids,
     load_base_model,
@@ -45,14 +46,21 @@ def load_job_base_model(run: RunConfig, dtype: torch.dtype, device: Any = "cpu")
     return model
 
 
+def load_initial_model(run: RunConfig, dtype: torch.dtype, device: Any = "cpu") -> Any:
+    """The model that training starts from: the base model, with model.adapter merged into it."""
+    if adapter := adapter_folder(run):
+        return _load_merged(run, adapter, dtype, None, device)
+    return load_job_base_model(run, dtype, device)
+
+
 def load_tuned_model(
     run: RunConfig, dtype: torch.dtype, base: Any = None, device: Any = "cpu"
 ) -> Any:
     """The tuned model in `dtype`; its weights are exact in the format of the saved base.
 
-    A `base` that is already loaded cannot be used afterwards: it is changed in place, or its memory
-    is released, because the device may not hold two models. Raises RetryableError when the files
-    in output/ are not those that training wrote.
+    A `base` from `load_initial_model` cannot be used afterwards: it is changed in place, or its
+    memory is released, because the device may not hold two models. Raises RetryableError when the
+    files in output/ are not those that training wrote.
     """
     output = Path(run.paths.job) / "output"
     verify_output(output)
@@ -65,16 +73,26 @@ def load_tuned_model(
             return model.to(dtype)
         seed = spec.training.seed if spec.objective == "Reward" else None
         return load_base_model(output, output_dtype, device=device, reward_head_seed=seed).to(dtype)
-    if spec.method.type == "QLoRA":
+    if adapter_folder(run):
+        # `base` has an adapter in it already.
+        release_weights(base)
+        base = None
+    return _load_merged(run, output, dtype, base, device)
+
+
+def _load_merged(run: RunConfig, adapter: Path, dtype: torch.dtype, base: Any, device: Any) -> Any:
+    """The base model with the update of the adapter in a folder, as `load_tuned_model`."""
+    output_dtype = saved_dtype(base_folder(run))
+    if run.spec.method.type == "QLoRA":
         # Quantization starts from the weights in the run's precision, which `base` may not have.
         release_weights(base)
         model = load_job_base_model(run, output_dtype, device)
-        quantization = spec.method.quantization or Quantization()
+        quantization = run.spec.method.quantization or Quantization()
         dtype_of_training = DTYPES[require_decided(run).spec.training.precision]
         rounded_base = four_bit_base(model, quantization, dtype_of_training)
-        return merge_adapter(model, output, output_dtype, rounded_base).to(dtype)
+        return merge_adapter(model, adapter, output_dtype, rounded_base).to(dtype)
     model = base if base is not None else load_job_base_model(run, dtype, device)
-    return merge_adapter(model, output, output_dtype)
+    return merge_adapter(model, adapter, output_dtype)
 
 
 def release_weights(base: Any) -> None:

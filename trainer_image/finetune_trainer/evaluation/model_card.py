@@ -17,6 +17,8 @@ def render_model_card(run: RunConfig) -> str:
     settings, plan = spec.training, run.plan
     base = Address("model", spec.model.uri).public_uri.removeprefix("hf://")
     dataset = Address("dataset", spec.dataset.train[0].uri).public_uri
+    adapter = spec.model.adapter
+    continued = f", continuing `{Address('model', adapter.uri).public_uri}`" if adapter else ""
     lines = [
         "---",
         *([f"base_model: {base}"] if spec.model.uri.startswith("hf://") else []),
@@ -26,7 +28,7 @@ def render_model_card(run: RunConfig) -> str:
         "",
         f"# {run.job.name}",
         "",
-        f"`{base}` fine-tuned by the FineTuneJob `{run.job.namespace}/{run.job.name}`.",
+        f"`{base}` fine-tuned by the FineTuneJob `{run.job.namespace}/{run.job.name}`{continued}.",
         "",
         "## Data",
         "",

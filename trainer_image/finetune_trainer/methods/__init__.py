@@ -21,18 +21,21 @@ from finetune_trainer.methods.base_model import (
     make_meta_model,
     saved_dtype,
 )
+from finetune_trainer.methods.continued_adapter import adapter_folder, load_adapter_weights
 from finetune_trainer.methods.dropout import disable_dropout
 from finetune_trainer.methods.gradient_checkpointing import enable_gradient_checkpointing
 from finetune_trainer.methods.image_models import freeze_vision_tower
-from finetune_trainer.methods.modules_to_save import ADAPTER_WEIGHTS, with_shared_weights
+from finetune_trainer.methods.modules_to_save import with_shared_weights
 from finetune_trainer.methods.new_tokens import add_token_rows, added_token_ids
 from finetune_trainer.methods.partial_output import has_untrained_tensors, save_partial_output
 from finetune_trainer.methods.precision import DTYPES, computes_in_autocast, weight_dtype
 from finetune_trainer.methods.prefix_tuning import prefix_state_dict
 from finetune_trainer.methods.quantization import quantization_config
+from finetune_trainer.sources.adapter_files import ADAPTER_WEIGHTS
 
 __all__ = [
     "DTYPES",
+    "adapter_folder",
     "add_token_rows",
     "added_token_ids",
     "apply_method",
@@ -50,11 +53,16 @@ __all__ = [
 
 
 def apply_method(
-    model: Any, spec: FineTuneJobSpec, total_steps: int, new_tokens: Sequence[int] = ()
+    model: Any,
+    spec: FineTuneJobSpec,
+    total_steps: int,
+    new_tokens: Sequence[int] = (),
+    adapter: Path | None = None,
 ) -> Any:
     """The model with the method's adapters, or with all weights trainable (Full), in train mode.
 
     `new_tokens`: ids of model.tokenizer.specialTokens; the model has embedding rows for them.
+    `adapter`: folder of the adapter from which training continues.
     """
     model.config.get_text_config().use_cache = False
     method = spec.method
@@ -67,6 +75,8 @@ def apply_method(
         freeze_vision_tower(model)
     else:
         model = add_adapters(model, method, total_steps, new_tokens)
+        if adapter:
+            load_adapter_weights(model, adapter)
     model.train()
     return model
 

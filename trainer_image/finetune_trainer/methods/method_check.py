@@ -13,19 +13,20 @@ TOTAL_STEPS = 100
 """Of the training, which prepare does not know yet; only AdaLoRA's schedule depends on it."""
 
 
-def check_method(model: Any, method: Method, uri: str) -> None:
-    """Raise UserError where the method's settings do not fit the model.
+def check_method(model: Any, method: Method, uri: str) -> Any:
+    """The model with the method's adapters, for DoRA those of LoRA.
 
-    `model` is on the device `meta`, and cannot be used afterwards.
+    `model` is on the device `meta`, and is changed. Raises UserError where the method's settings do
+    not fit it.
     """
     if method.type == "Full":
-        return
+        return model
     if method.type == "DoRA":
         # It adapts the same layers as LoRA, and needs the norms of weights, which have no values.
         method = method.model_copy(update={"type": "LoRA"})
     try:
         with torch.device("meta"):
-            add_adapters(model, method, TOTAL_STEPS)
+            return add_adapters(model, method, TOTAL_STEPS)
     except UserError:
         raise
     except Exception as error:

@@ -28,9 +28,9 @@ from finetune_trainer.methods.target_modules import (
 )
 from finetune_trainer.methods.zero3_gather import gather_parameters
 from finetune_trainer.runtime.errors import UserError
+from finetune_trainer.sources.adapter_files import ADAPTER_WEIGHTS
 
 FIELD = "method.lora.modulesToSave"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER = "default"
 """PEFT's name of the only adapter."""
 TIED_WARNING = r"Model has `tie_word_embeddings=True` and a tied layer"

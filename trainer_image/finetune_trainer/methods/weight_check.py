@@ -98,13 +98,13 @@ def check_weights(
     if missing:
         raise incomplete_model(
             uri,
-            f"the weight files lack {_list_names(missing)}, which would be random",
+            f"the weight files lack {list_names(missing)}, which would be random",
             remedy,
         )
     if unexpected:
         raise incomplete_model(
             uri,
-            f"the weight files have {_list_names(unexpected)}, which {type(model).__name__} does "
+            f"the weight files have {list_names(unexpected)}, which {type(model).__name__} does "
             "not have, so the tuned model would lack them",
             remedy,
         )
@@ -153,7 +153,8 @@ def _are_equal(folder: Path, one: tuple[str, str], other: tuple[str, str]) -> bo
         )
 
 
-def _list_names(weights: Sequence[str]) -> str:
+def list_names(weights: Sequence[str]) -> str:
+    """Some of the names in alphabetical order, and the number of the others."""
     listed, others = ", ".join(sorted(weights)[:LISTED_NAMES]), len(weights) - LISTED_NAMES
     return listed if others <= 0 else f"{listed} and {others} more weights"
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from finetune_trainer.runtime.errors import UserError
-from finetune_trainer.sources.model_files import ADAPTER_CONFIG, unmerged_adapter
+from finetune_trainer.sources.model_files import ADAPTER_CONFIG, CONFIG, adapter_as_model
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
 
@@ -33,17 +33,18 @@ class Member:
 def unpack(
     archive: Path,
     target: Path,
+    main_file: str,
     wanted: Callable[[str], bool],
     require_space: Callable[[int], None],
     uri: str,
 ) -> None:
-    """Write the files of the model's folder (the one with config.json) that are `wanted`.
+    """Write the files of the folder with `main_file` that are `wanted`.
 
     `require_space` is called with their bytes before the first one is written, and may raise.
     Raises UserError where the archive is broken or unsafe.
     """
     with _members(archive, uri) as members:
-        root = _model_root([member.name for member in members], uri)
+        root = _root_folder([member.name for member in members], main_file, uri)
         inside = [member for member in members if member.name.startswith(root)]
         chosen = [member for member in inside if wanted(member.name.removeprefix(root))]
         require_space(sum(member.size for member in chosen))
@@ -60,15 +61,15 @@ def _write(member: Member, path: Path, uri: str) -> None:
                 raise _unsafe(uri, member.name, "is longer than the archive declares")
 
 
-def _model_root(names: list[str], uri: str) -> str:
-    roots = [name.removesuffix("config.json") for name in names if _base(name) == "config.json"]
-    if not roots and any(_base(name) == ADAPTER_CONFIG for name in names):
-        raise unmerged_adapter(uri, has_model=False)
+def _root_folder(names: list[str], main_file: str, uri: str) -> str:
+    roots = [name.removesuffix(main_file) for name in names if _base(name) == main_file]
+    if not roots and main_file == CONFIG and any(_base(name) == ADAPTER_CONFIG for name in names):
+        raise adapter_as_model(uri, has_model=False)
     if not roots:
         raise UserError(
             "ModelIncomplete",
-            f"{uri} has no config.json in it.",
-            "Pack the folder that holds config.json, the tokenizer and the safetensors files.",
+            f"{uri} has no {main_file} in it.",
+            f"Pack the folder that holds {main_file} and the safetensors files.",
         )
     return min(roots, key=len)
 

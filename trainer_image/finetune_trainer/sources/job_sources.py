@@ -8,6 +8,7 @@ from pathlib import Path
 
 from finetune_api.finetunejob import DataSource, FineTuneJobSpec, ModelAddress
 from finetune_api.protocol import (
+    ADAPTER_SECRET_PREFIX,
     DATA_SECRET_PREFIXES,
     MODEL_SECRET_PREFIX,
     REWARD_SECRET_PREFIX,
@@ -20,6 +21,7 @@ from finetune_trainer.sources.base import Source
 from finetune_trainer.sources.cache import CachedSnapshot
 from finetune_trainer.sources.credentials import Credentials, take_credentials
 from finetune_trainer.sources.download_progress import ProgressCallback
+from finetune_trainer.sources.model_files import MODEL_LAYOUT, Layout
 from finetune_trainer.sources.selection import Selection
 from finetune_trainer.sources.snapshot import Snapshot, open_snapshot
 from finetune_trainer.sources.source_factory import open_source
@@ -27,8 +29,10 @@ from finetune_trainer.sources.splits import TRAIN
 from finetune_trainer.sources.splits import VALIDATION as VALIDATION_SPLIT
 
 MODEL, REWARD, VALIDATION = "model", "grpo.rewardModel", "dataset.validation"
+ADAPTER = "model.adapter"
 SECRET_PREFIXES = {
     MODEL: MODEL_SECRET_PREFIX,
+    ADAPTER: ADAPTER_SECRET_PREFIX,
     REWARD: REWARD_SECRET_PREFIX,
     VALIDATION: VALIDATION_SECRET_PREFIX,
     **{f"dataset.train[{index}]": prefix for index, prefix in enumerate(DATA_SECRET_PREFIXES)},
@@ -55,12 +59,15 @@ class JobSources:
     report_progress: ProgressCallback
 
     def open_model(
-        self, source: ModelAddress, spec_field: str, cache: str
+        self, source: ModelAddress, spec_field: str, cache: str, layout: Layout = MODEL_LAYOUT
     ) -> Snapshot | CachedSnapshot:
-        """A snapshot that is in the cache entry `cache`, or that is to be downloaded there."""
+        """A snapshot that is in the cache entry `cache`, or that is to be downloaded there.
+
+        `layout`: that of an adapter instead of a model.
+        """
         address = self.address("model", source, spec_field)
         volumes, holder = Path(self.run.paths.volumes), self.run.job.name
-        return open_snapshot(address, volumes, Path(cache), holder, self.report_progress)
+        return open_snapshot(address, volumes, Path(cache), holder, self.report_progress, layout)
 
     def open_datasets(self) -> dict[str, Source]:
         """Every source of rows by the field that names it, listed; the validation data last."""

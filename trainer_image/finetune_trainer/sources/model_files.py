@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ PROCESSOR_FILES = (
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 SMALL_FILES = (
     CONFIG,
+    ADAPTER_CONFIG,
     INDEX,
     GENERATION_CONFIG,
     "tokenizer_config.json",
@@ -52,6 +54,19 @@ SMALL_FILES = (
     *PROCESSOR_FILES,
     *TOKENIZER_FILES,
 )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which files a folder must have."""
+
+    main_file: str
+    """Name of the file that every such folder has."""
+    check_listing: Callable[[Iterable[str], str], None]
+    """Called with the names of all files and the address; raises UserError where one is missing."""
+    weight_files: Callable[[Iterable[str], Path, str], list[str]]
+    """Names of the weight files: called with all names, a folder with the small files, and the
+    address."""
 
 
 def is_small_file(path: str) -> bool:
@@ -70,12 +85,8 @@ def tokenizer_digest(folder: Path) -> str:
 
 
 def is_needed(path: str) -> bool:
-    """Whether a file of this name may be needed, or shows that the folder contains an adapter."""
-    return (
-        path == ADAPTER_CONFIG
-        or is_small_file(path)
-        or ("/" not in path and path.endswith(".safetensors"))
-    )
+    """Whether a file of this name may be needed."""
+    return is_small_file(path) or ("/" not in path and path.endswith(".safetensors"))
 
 
 def check_listing(paths: Iterable[str], uri: str) -> None:
@@ -85,7 +96,7 @@ def check_listing(paths: Iterable[str], uri: str) -> None:
     """
     names = set(paths)
     if ADAPTER_CONFIG in names:
-        raise unmerged_adapter(uri, has_model=CONFIG in names)
+        raise adapter_as_model(uri, has_model=CONFIG in names)
     if CONFIG not in names:
         raise incomplete_model(uri, f"{CONFIG} is missing", "It must be in the top folder.")
     tokenizers = {*TOKENIZER_FILES, "tekken.json", "sentencepiece.bpe.model"}
@@ -120,6 +131,9 @@ def weight_files(paths: Iterable[str], folder: Path, uri: str) -> list[str]:
     raise incomplete_model(
         uri, f"{INDEX} is missing, but there are {len(names)} weight files", "Upload the index."
     )
+
+
+MODEL_LAYOUT = Layout(CONFIG, check_listing, weight_files)
 
 
 def check_config(folder: Path, uri: str) -> dict[str, Any]:
@@ -260,15 +274,15 @@ def unsupported_model(uri: str, why: str, remedy: str | None = None) -> UserErro
     )
 
 
-def unmerged_adapter(uri: str, has_model: bool) -> UserError:
+def adapter_as_model(uri: str, has_model: bool) -> UserError:
     """The error for an adapter instead of a model, or in the same folder as one."""
     kind = "a model and an adapter, which would not be used" if has_model else "only an adapter"
     remove = f", or remove the files of the adapter ({ADAPTER_CONFIG} and its weights)"
     return unsupported_model(
         uri,
         f"the folder has {ADAPTER_CONFIG}, so it contains {kind}",
-        "Merge the adapter into its base model (merge_and_unload of PEFT, then save_pretrained of "
-        f"model and tokenizer) and use the merged folder{remove if has_model else ''}.",
+        "To continue training the adapter, give this address as model.adapter.uri, and its base "
+        f"model as model.uri{remove if has_model else ''}.",
     )
 
 

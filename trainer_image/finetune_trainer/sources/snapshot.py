@@ -48,12 +48,7 @@ from finetune_trainer.sources.download_progress import (
 )
 from finetune_trainer.sources.download_space import FreeBytes, require_free_space
 from finetune_trainer.sources.lease import Lease
-from finetune_trainer.sources.model_files import (
-    check_listing,
-    is_needed,
-    is_small_file,
-    weight_files,
-)
+from finetune_trainer.sources.model_files import MODEL_LAYOUT, Layout, is_needed, is_small_file
 from finetune_trainer.sources.source_factory import open_source
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -71,6 +66,7 @@ def open_snapshot(
     cache: Path,
     holder: str,
     report_progress: ProgressCallback,
+    layout: Layout = MODEL_LAYOUT,
 ) -> Snapshot | CachedSnapshot:
     """The model at `address`, from the cache if it is complete there; `holder` is the job's name.
 
@@ -82,7 +78,7 @@ def open_snapshot(
         return cached
     source = open_source(address, volumes)
     cached = open_cached_snapshot(cache, source.revision, holder, report_progress)
-    return cached or Snapshot(source, cache, holder, report_progress)
+    return cached or Snapshot(source, cache, holder, report_progress, layout)
 
 
 class Snapshot:
@@ -94,6 +90,7 @@ class Snapshot:
         cache: Path,
         holder: str,
         report_progress: ProgressCallback,
+        layout: Layout = MODEL_LAYOUT,
         free: FreeBytes = free_bytes,
     ) -> None:
         """`holder` is the job's name, which jobs that wait for the lease report."""
@@ -101,6 +98,7 @@ class Snapshot:
         self._cache = cache
         self._holder = holder
         self._report_progress = report_progress
+        self._layout = layout
         self._free = free
         self._small = Path(tempfile.mkdtemp(prefix="finetune-model-"))
         weakref.finalize(self, shutil.rmtree, self._small, ignore_errors=True)
@@ -208,11 +206,11 @@ class Snapshot:
             if not (partial / _UNPACKED).exists():
                 self._fetch_archive(files[0], partial)
             names = _files_below(partial)
-            check_listing(names, self.address.public_uri)
+            self._layout.check_listing(names, self.address.public_uri)
         else:
-            check_listing(names, self.address.public_uri)
+            self._layout.check_listing(names, self.address.public_uri)
             self._fetch((file for file in files if is_small_file(file.path)), partial)
-        return names, weight_files(names, partial, self.address.public_uri)
+        return names, self._layout.weight_files(names, partial, self.address.public_uri)
 
     def _fetch(self, files: Iterable[SourceFile], partial: Path) -> None:
         missing = [
@@ -233,7 +231,8 @@ class Snapshot:
         self._fetch([archive], partial)
         path = partial / archive.path
         self._report_progress("unpacking the model", 0, None)
-        unpack(path, partial, is_needed, self._require_space, self.address.public_uri)
+        main_file, uri = self._layout.main_file, self.address.public_uri
+        unpack(path, partial, main_file, is_needed, self._require_space, uri)
         path.unlink()
         (partial / _UNPACKED).touch()
 

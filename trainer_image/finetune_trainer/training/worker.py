@@ -179,7 +179,8 @@ def build_model(
     startup.mark("other")
     model = strategies.load_model(config, folder, dtype, attention, spec.model.rope, new_tokens)
     startup.mark("model")
-    model = methods.apply_method(model, spec, plan.total_steps, new_tokens)
+    adapter = methods.adapter_folder(run)
+    model = methods.apply_method(model, spec, plan.total_steps, new_tokens, adapter)
     strategy = strategies.wrap_model(model, config)
     startup.mark("wrap")
     return model, strategy, config
@@ -187,13 +188,14 @@ def build_model(
 
 def checkpoint_fingerprint(run: RunConfig) -> dict[str, Any]:
     """What must be equal in a checkpoint for this run to resume from it."""
-    plan = run.require_plan()
+    plan, adapter = run.require_plan(), run.model.adapter if run.model else None
     return {
         "strategy": plan.strategy,
         "batch_size": plan.batch_size,
         "total_steps": plan.total_steps,
         "learning_rate": plan.learning_rate,
         "model": run.model.revision if run.model else None,
+        **({"adapter": adapter.revision} if adapter else {}),
         "data": run.data.digest if run.data else None,
         "method": run.raw_spec.get("method"),
     }

@@ -9,6 +9,7 @@ from finetune_api.finetunejob import (
     Phase,
 )
 from finetune_api.protocol import (
+    ADAPTER_SECRET_PREFIX,
     DATA_SECRET_PREFIXES,
     MODEL_SECRET_PREFIX,
     REWARD_SECRET_PREFIX,
@@ -120,6 +121,8 @@ def sources(spec: FineTuneJobSpec) -> list[tuple[ModelAddress | DataSource, str]
         (spec.model, MODEL_SECRET_PREFIX),
         *zip(spec.dataset.train, DATA_SECRET_PREFIXES, strict=False),
     ]
+    if spec.model.adapter:
+        found.append((spec.model.adapter, ADAPTER_SECRET_PREFIX))
     if spec.dataset.validation:
         found.append((spec.dataset.validation, VALIDATION_SECRET_PREFIX))
     if spec.grpo and spec.grpo.reward_model:

@@ -36,6 +36,16 @@ def test_an_address_that_no_parser_likes_is_left_to_prepare(uri: str) -> None:
     assert world.status["phase"] == "Preparing"
 
 
+def test_the_adapter_has_a_secret_and_a_claim_of_its_own() -> None:
+    adapter = {"uri": "pvc://adapters/first", "credentialsSecret": "first-key"}
+    world = World(job_manifest(model={"uri": "hf://acme/tiny", "adapter": adapter}))
+    world.add_claim("adapters")
+    world.settle()
+    env_from = world.container("prepare")["envFrom"]
+    assert {"prefix": "FINETUNE_SECRET_ADAPTER_", "secretRef": {"name": "first-key"}} in env_from
+    assert mounts(world, "prepare")["/pvc/adapters"]["readOnly"] is True
+
+
 def test_later_stages_see_the_copy_and_not_the_artifact() -> None:
     world = World(job_manifest(model={"uri": ARTIFACT}))
     world.run_until("train")

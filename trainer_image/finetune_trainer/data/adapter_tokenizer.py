@@ -1,0 +1,45 @@
+"""The tokenizer in the folder of an adapter, which must be that of its base model."""
+
+from pathlib import Path
+
+from finetune_api.finetunejob import ModelSource
+
+from finetune_trainer.data.tokenizer_files import read_tokenizer
+from finetune_trainer.runtime.errors import UserError
+from finetune_trainer.sources import Address
+from finetune_trainer.sources.model_files import TOKENIZER_FILES
+
+LISTED_TOKENS = 3
+"""Tokens in an error."""
+
+
+def check_adapter_tokenizer(folder: Path, model_folder: Path, model: ModelSource) -> None:
+    """Raise UserError AdapterUnsupported where the adapter in `folder` was trained on other tokens
+    or in another chat template than the job has; a folder without a tokenizer is accepted."""
+    if model.adapter is None or not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return
+    adapter, base = read_tokenizer(folder), read_tokenizer(model_folder)
+    uri = Address("model", model.adapter.uri).public_uri
+    vocabulary = base.get_vocab()
+    other = sorted(
+        token for token, index in adapter.get_vocab().items() if vocabulary.get(token) != index
+    )
+    if other:
+        names = ", ".join(map(repr, other[:LISTED_TOKENS]))
+        more = f" and {len(other) - LISTED_TOKENS} more" if len(other) > LISTED_TOKENS else ""
+        raise UserError(
+            "AdapterUnsupported",
+            f"model.adapter {uri} cannot be used: its tokenizer has {names}{more}, which the "
+            "model's tokenizer does not have, or has with another id.",
+            "Use the base model of the adapter. If the adapter needs none of these tokens, remove "
+            "the tokenizer's files from its folder.",
+        )
+    chosen = model.tokenizer.chat_template if model.tokenizer else None
+    if chosen is None and adapter.chat_template not in (None, base.chat_template):
+        raise UserError(
+            "AdapterUnsupported",
+            f"model.adapter {uri} cannot be used: its folder has another chat template than the "
+            "model, so it was probably trained in that template.",
+            "Set model.tokenizer.chatTemplate to the template in the adapter's folder, or to the "
+            "model's own.",
+        )
