@@ -29,6 +29,7 @@ def write_adapter(
 ) -> Path:
     """Write an adapter whose weights are random, of that standard deviation; `config` are changes
     of adapter_config.json."""
+    torch.manual_seed(7)
     adapted = methods.apply_method(
         methods.load_base_model(model, torch.float32), spec_of(method), total_steps=1
     )

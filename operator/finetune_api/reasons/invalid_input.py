@@ -16,6 +16,13 @@ INPUT = Group(
             "Put credentials with read access into a Secret and name it in `credentialsSecret`.",
         ),
         Reason(
+            "AdapterIncomplete",
+            "prepare",
+            "The folder of `model.adapter` lacks the config or the weights of an adapter.",
+            "Give the folder into which PEFT saved a LoRA adapter, with "
+            "`adapter_model.safetensors`.",
+        ),
+        Reason(
             "AdapterUnsupported",
             "prepare",
             "The adapter of `model.adapter` does not fit the model or `method`, or has settings "
