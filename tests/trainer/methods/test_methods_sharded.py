@@ -148,7 +148,7 @@ def cases_of(root: Path, models: Path) -> list[dict[str, Any]]:
         if method.startswith("adapter"):
             run["model"]["adapter"] = ADAPTER
             folder = root / where / "job" / "adapter" / ADAPTER["folder"]
-            write_adapter(folder, model, METHODS[method], scale=0.02)
+            write_adapter(folder, model, METHODS[method], scale=0.05)
         cases.append({"name": name, "run": run, "stop_after": stop})
 
     for method, strategy in PAIRS:
