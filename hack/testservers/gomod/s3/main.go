@@ -29,6 +29,33 @@ func (s storage) ListBucket(
 	return s.Backend.ListBucket(ctx, bucket, &wanted, page)
 }
 
+// version is the key of a request's versionId in its context.
+type version struct{}
+
+// HeadObject returns the version that is requested, and the ID of a version only of buckets that
+// have them, as AWS does. The library reads neither for a HEAD request.
+func (s storage) HeadObject(ctx context.Context, bucket, name string) (*gofakes3.Object, error) {
+	if id, _ := ctx.Value(version{}).(string); id != "" {
+		return s.HeadObjectVersion(bucket, name, gofakes3.VersionID(id))
+	}
+	object, err := s.Backend.HeadObject(ctx, bucket, name)
+	if err != nil {
+		return nil, err
+	}
+	config, err := s.VersioningConfiguration(bucket)
+	if !config.Enabled() {
+		object.VersionID = ""
+	}
+	return object, err
+}
+
+func withVersion(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := r.URL.Query().Get("versionId")
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), version{}, id)))
+	})
+}
+
 func main() {
 	key, secret := os.Getenv("S3_ACCESS_KEY_ID"), os.Getenv("S3_SECRET_ACCESS_KEY")
 	if key == "" || secret == "" {
@@ -44,5 +71,5 @@ func main() {
 		os.Exit(0)
 	}()
 	fmt.Printf("http://%s\n", listener.Addr())
-	log.Fatal(http.Serve(listener, server.Server()))
+	log.Fatal(http.Serve(listener, withVersion(server.Server())))
 }
