@@ -15,7 +15,7 @@ from finetune_api.base import (
     cel,
     validation_config,
 )
-from finetune_api.model import REVISION_RULE, Revision, Uri
+from finetune_api.model import Revision, Uri
 
 Format = Literal["chat", "instruction", "completion", "preference", "unpaired", "prompt"]
 LongRows = Literal["Fail", "Truncate", "Skip", "Split"]
@@ -31,6 +31,31 @@ Sha256 = Annotated[
     StringConstraints(pattern=r"^(sha256:)?[0-9a-f]{64}$", max_length=71),
     PatternMessage("must be 64 hex digits in lower case, with or without the prefix sha256:"),
 ]
+Version = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+REVISION_RULE = cel(
+    "!has(self.revision) || self.uri.startsWith('hf://')",
+    "revision is only for hf:// addresses; leave it out, and pin an object at s3:// or gs:// with "
+    "version, other data with sha256",
+    ".revision",
+)
+VERSION_RULE = cel(
+    "!has(self.version) || self.uri.startsWith('s3://') || self.uri.startsWith('gs://')",
+    "version is only for s3:// and gs:// addresses; leave it out, and pin an hf:// data set with "
+    "revision, other data with sha256",
+    ".version",
+)
+ONE_OBJECT_RULE = cel(
+    "!(has(self.version) && "
+    "(has(self.files) || has(self.split) || has(self.config) || self.uri.endsWith('/')))",
+    "version is that of one object: name the object in uri, and leave files, split and config out; "
+    "pin a folder with sha256",
+    ".version",
+)
+GENERATION_RULE = cel(
+    "!(has(self.version) && self.uri.startsWith('gs://')) || self.version.matches('^[0-9]+$')",
+    "version of a gs:// object must be its generation, a number such as 1700000000000000",
+    ".version",
+)
 ONE_FILE_RULE = cel(
     "!self.uri.startsWith('https://') || !(has(self.files) || has(self.split) || has(self.config))",
     "an https:// address is one file; leave files, split and config out",
@@ -45,7 +70,9 @@ CONFIG_RULE = cel(
 class DataSource(SpecModel):
     """A file of examples, or a folder of such files."""
 
-    model_config = validation_config(REVISION_RULE, ONE_FILE_RULE, CONFIG_RULE)
+    model_config = validation_config(
+        REVISION_RULE, VERSION_RULE, ONE_OBJECT_RULE, GENERATION_RULE, ONE_FILE_RULE, CONFIG_RULE
+    )
 
     uri: Uri
     """hf://datasets/org/name/file, s3://, gs://, https:// or pvc:// path of a .jsonl (or .ndjson,
@@ -55,6 +82,9 @@ class DataSource(SpecModel):
     revision: Revision | None = None
     """Branch, tag or commit of an hf:// data set; absent means main. status.data.sources has the
     commit."""
+    version: Version | None = None
+    """Version ID of the one object at an s3:// address, or generation of that at a gs:// address;
+    absent means the newest. status.data.sources has the version that was read."""
     files: Pattern | None = None
     """Pattern that selects files of the folder, such as train-*.parquet or 2024/**/*.jsonl: * and ?
     match within one folder, ** in all folders below. Without it split and config decide."""

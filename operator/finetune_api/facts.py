@@ -1,8 +1,8 @@
 """Facts that one stage reports and a later one, or the planner, needs."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from finetune_api.base import LongText, ShortText, StatusModel
 from finetune_api.protocol import FINITE, Digest
@@ -70,6 +70,9 @@ class SourceFacts(StatusModel):
     revision: ShortText | None = None
     """Commit of an hf:// data set; elsewhere a digest over names, sizes and tags of all files at
     the address."""
+    version: Annotated[str, StringConstraints(max_length=1024)] | None = None
+    """Version of the one object at an s3:// or gs:// address, which version of the source pins;
+    absent for other addresses, and where the bucket has no versions."""
     digest: Digest | None = None
     """Digest of the content, which sha256 of the source pins: the SHA-256 of the one file, or of
     what sha256sum prints for all files."""
@@ -123,8 +126,8 @@ class DataFacts(StatusModel):
     """SHA-256 over the source files."""
     sources: list[SourceFacts] | None = Field(default=None, max_length=17)
     """What was read from each source, in the order of dataset.train, and last from
-    dataset.validation. Of many sources the addresses and digests are only in data/manifest.json of
-    the job."""
+    dataset.validation. Of many sources the addresses, versions and digests are only in
+    data/manifest.json of the job."""
 
 
 class WorkspaceFacts(StatusModel):

@@ -67,7 +67,29 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a revision of a file": (
         {"dataset__train": [{"uri": "s3://b/1.jsonl", "revision": "main"}]},
-        "revision is only for hf:// addresses",
+        "revision is only for hf:// addresses; leave it out, and pin an object at s3:// or gs:// "
+        "with version",
+    ),
+    "a version of a data set on the hub": (
+        {"dataset__train": [{"uri": "hf://datasets/a/b", "version": "v1"}]},
+        "version is only for s3:// and gs:// addresses; leave it out, and pin an hf:// data set "
+        "with revision",
+    ),
+    "a version of a file of a claim": (
+        {"dataset__validation": {"uri": "pvc://claim/rows.jsonl", "version": "v1"}},
+        "spec.dataset.validation.version: Invalid value",
+    ),
+    "a version of a folder": (
+        {"dataset__train": [{"uri": "s3://b/rows/", "version": "v1"}]},
+        "version is that of one object: name the object in uri",
+    ),
+    "a version of several files": (
+        {"dataset__train": [{"uri": "s3://b/rows", "files": "*.jsonl", "version": "v1"}]},
+        "pin a folder with sha256",
+    ),
+    "a generation that is none": (
+        {"dataset__train": [{"uri": "gs://b/rows.jsonl", "version": "v1"}]},
+        "version of a gs:// object must be its generation",
     ),
     "an address without a scheme": (
         {"model__uri": "org/model"},
@@ -129,6 +151,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 )
 def test_names_in_an_address_may_have_spaces(api: Api, namespace: str, uri: str) -> None:
     api.create(job(namespace, dataset__train=[{"uri": uri}]))
+
+
+@pytest.mark.parametrize(
+    ("uri", "version"),
+    [("s3://b/rows.jsonl", "3sL4kqtJlcpXroDTDmJ+rmSpXd3dIbrHY"), ("gs://b/rows.jsonl", "17" * 8)],
+)
+def test_a_version_of_an_object_is_admitted(
+    api: Api, namespace: str, uri: str, version: str
+) -> None:
+    api.create(job(namespace, dataset__train=[{"uri": uri, "version": version}]))
 
 
 @pytest.mark.parametrize("what", REFUSED)
