@@ -197,6 +197,8 @@ class Web:
         self.url = ""
         self.authorization: str | None = None
         """Required Authorization header; None where none is needed."""
+        self.headers: dict[str, str] = {}
+        """Further headers of every file."""
         self.broken_with: int | None = None
         self.fetched: list[str] = []
 
@@ -212,7 +214,7 @@ class Web:
         if method == "GET":
             self.fetched.append(name)
         body = self.files[name]
-        return Response(200, body, {"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
+        return Response(200, body, {"ETag": f'"{hashlib.md5(body).hexdigest()}"'} | self.headers)
 
 
 @contextlib.contextmanager
@@ -234,9 +236,21 @@ class Bucket:
 
     def __init__(self, objects: dict[str, bytes]) -> None:
         self.objects = objects
+        """The live objects; those that are set here have no generation."""
+        self.generations: dict[str, dict[str, bytes]] = {}
+        """What `put` stored, by name and generation; a test may remove generations."""
         self.url = ""
         self.token: str | None = None
         """The token that the token endpoint returns and that requests must have."""
+        self.ignores_generations = False
+        """Whether it sends the live object whatever generation is requested."""
+
+    def put(self, name: str, content: bytes) -> str:
+        """Store another generation of an object; returns its number."""
+        kept = self.generations.setdefault(name, {})
+        generation = str(1700000000000000 + len(kept))
+        self.objects[name] = kept[generation] = content
+        return generation
 
     def respond(self, method: str, target: str, headers: dict[str, str]) -> Response:
         """The response to one request."""
@@ -250,17 +264,27 @@ class Bucket:
         if path == "/storage/v1/b/acme/o":
             prefix = query.get("prefix", [""])[0]
             names = [name for name in sorted(self.objects) if name.startswith(prefix)]
-            return _json({"items": [self._describe(name) for name in names]})
+            return _json({"items": [self._describe(name, self.objects[name]) for name in names]})
         for start in ("/download/storage/v1/b/acme/o/", "/storage/v1/b/acme/o/"):
-            if (name := path.removeprefix(start)) in self.objects:
+            name = path.removeprefix(start)
+            content = self._content(name, query.get("generation", [None])[0])
+            if path.startswith(start) and content is not None:
                 media = start.startswith("/download")
-                return Response(200, self.objects[name]) if media else _json(self._describe(name))
+                return Response(200, content) if media else _json(self._describe(name, content))
         return Response(404, b'{"error": {"code": 404, "message": "Not Found"}}')
 
-    def _describe(self, name: str) -> dict[str, str]:
-        body = self.objects[name]
-        digest = base64.b64encode(hashlib.md5(body).digest()).decode()
-        return {"bucket": "acme", "name": name, "size": str(len(body)), "md5Hash": digest}
+    def _content(self, name: str, generation: str | None) -> bytes | None:
+        if generation is None or self.ignores_generations:
+            return self.objects.get(name)
+        return self.generations.get(name, {}).get(generation)
+
+    def _describe(self, name: str, content: bytes) -> dict[str, str]:
+        digest = base64.b64encode(hashlib.md5(content).digest()).decode()
+        info = {"bucket": "acme", "name": name, "size": str(len(content)), "md5Hash": digest}
+        for generation, body in self.generations.get(name, {}).items():
+            if body is content:
+                info["generation"] = generation
+        return info
 
 
 def _json(value: object) -> Response:

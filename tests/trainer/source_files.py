@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from finetune_trainer.runtime.errors import StageError, UserError
-from finetune_trainer.sources import Address, Source, open_source
+from finetune_trainer.sources import Address, Credentials, Source, open_source
+
+from hack.testservers.s3 import S3Server
 
 NOWHERE = Path("/nonexistent")
 ROWS = b'{"prompt": "a", "completion": "b"}\n'
@@ -28,3 +31,20 @@ def failure(
 def paths(source: Source) -> list[str]:
     """The paths of the files of a source."""
     return [file.path for file in source.files]
+
+
+def on_s3(
+    server: S3Server,
+    uri: str,
+    kind: Literal["model", "dataset"] = "dataset",
+    version: str | None = None,
+    **secrets: str,
+) -> Address:
+    """An address on the test server, with its key unless `secrets` has another."""
+    values = {
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_ACCESS_KEY_ID": server.access_key,
+        "AWS_SECRET_ACCESS_KEY": server.secret_key,
+        **secrets,
+    }
+    return Address(kind, uri, None, Credentials(values), "dataset.train[0]", version)

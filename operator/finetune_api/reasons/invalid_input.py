@@ -470,6 +470,13 @@ INPUT = Group(
             "Leave it out, or set `dataset.format`.",
         ),
         Reason(
+            "VersionNotFound",
+            "prepare",
+            "The s3:// or gs:// object has no such version, or the bucket has no versions.",
+            "Set `version` of the source to one that the bucket has, or pin the content with "
+            "`sha256`.",
+        ),
+        Reason(
             "WorkspaceTooSmall",
             "train",
             "The workspace has less free space than checkpoints, weights and artifact need.",

@@ -7,12 +7,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 from finetune_trainer.data.json_lines import read_json_lines
 from finetune_trainer.data.tokenizer import load_tokenizer
 from finetune_trainer.evaluation.prompts import choose_prompts
 
 from tests.trainer.prepare_world import World, facts_of
-from tests.trainer.servers import Hub, Repository
+from tests.trainer.servers import Hub, Repository, running_bucket
 from tests.trainer.tiny import tiny_rows, write_rows
 
 ROWS: list[dict[str, Any]] = list(tiny_rows(90))
@@ -73,6 +74,31 @@ def test_a_digest_pins_the_files_of_a_source(world: World) -> None:
     assert failure.reason == "DigestMismatch"
     assert failure.message.count("sha256:") == 2
     assert source.digest in failure.message
+
+
+def test_a_version_of_an_object_is_read_and_recorded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_bucket({}) as bucket:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.url)
+        old, new = (
+            bucket.put("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+            for rows in (TRAIN, TEST)
+        )
+        train = [{"uri": "gs://acme/rows.jsonl", "version": old}]
+        pinned = facts_of(world.prepare(dataset={"train": train}))
+        recorded = world.manifest()["facts"]["sources"][0]["version"]
+        newest = facts_of(world.prepare(dataset={"train": [{"uri": "gs://acme/rows.jsonl"}]}))
+        found = [
+            [(each.rows, each.version) for each in facts.sources or ()]
+            for facts in (pinned, newest)
+        ]
+        train[0]["version"] = "1699999999999999"
+        failure = world.fails_again(dataset={"train": train})
+    assert found == [[(len(TRAIN), old)], [(len(TEST), new)]]
+    assert recorded == old
+    assert failure.reason == "VersionNotFound"
+    assert "dataset.train[0].version" in (failure.remedy or "")
 
 
 def test_line_ends_of_unicode_stay_inside_their_texts(

@@ -263,7 +263,13 @@ def test_the_termination_message_is_always_valid_and_small(
 def test_facts_about_many_sources_are_shortened_before_those_that_are_needed() -> None:
     digest = "sha256:" + 64 * "a"
     source = SourceFacts(
-        uri="s3://bucket/" + 200 * "x", revision=digest, digest=digest, files=99, rows=9, bytes=9
+        uri="s3://bucket/" + 200 * "x",
+        revision=digest,
+        version=40 * "v",
+        digest=digest,
+        files=99,
+        rows=9,
+        bytes=9,
     )
     counts = dict.fromkeys(
         ("train_examples", "eval_examples", "train_tokens", "eval_tokens", "train_sequences"), 9
@@ -282,7 +288,7 @@ def test_facts_about_many_sources_are_shortened_before_those_that_are_needed() -
         return found
 
     assert shortened(3).sources == [source] * 3
-    without = source.model_copy(update={"uri": None, "digest": None})
+    without = source.model_copy(update={"uri": None, "version": None, "digest": None})
     assert shortened(17).sources == [without] * 17
 
 

@@ -15,7 +15,7 @@ from finetune_trainer.sources.snapshot import open_snapshot
 
 from hack.testservers.s3 import S3Server, s3_server
 from tests.trainer.servers import Bucket, Web, make_service_account, running_bucket
-from tests.trainer.source_files import NOWHERE, ROWS, failure, ignore_progress, paths
+from tests.trainer.source_files import NOWHERE, ROWS, failure, ignore_progress, on_s3, paths
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +33,6 @@ def s3(tiny_model_folder: Path) -> Iterator[S3Server]:
         client.pipe_file("acme/data2/other.jsonl", ROWS)
         client.put(f"{tiny_model_folder}/", "acme/models/tiny/", recursive=True)
         yield server
-
-
-def on_s3(server: S3Server, uri: str, kind: str = "dataset", **secrets: str) -> Address:
-    values = {
-        "AWS_ENDPOINT_URL": server.url,
-        "AWS_ACCESS_KEY_ID": server.access_key,
-        "AWS_SECRET_ACCESS_KEY": server.secret_key,
-        **secrets,
-    }
-    assert kind in ("model", "dataset")
-    return Address(kind, uri, None, Credentials(values), "dataset.train[0]")  # type: ignore[arg-type]
 
 
 def test_s3_object_is_found_and_fetched(s3: S3Server, tmp_path: Path) -> None:

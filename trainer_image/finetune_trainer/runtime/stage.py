@@ -167,10 +167,10 @@ def termination_message(result: StageResult, limit: int = TERMINATION_MAX_BYTES)
 
 
 def _shorten_sources(data: DataFacts | None) -> DataFacts | None:
-    """Without addresses and digests, which data/manifest.json of the job has too."""
+    """Without addresses, versions and digests, which data/manifest.json of the job has too."""
     if data is None or data.sources is None:
         return data
-    without = {"uri": None, "digest": None}
+    without = {"uri": None, "version": None, "digest": None}
     sources = [source.model_copy(update=without) for source in data.sources]
     return data.model_copy(update={"sources": sources})
 

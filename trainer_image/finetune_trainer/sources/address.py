@@ -34,6 +34,8 @@ class Address:
     credentials: Credentials = field(default_factory=Credentials)
     spec_field: str = "model"
     """Field of the job's spec, such as dataset.train[0]."""
+    version: str | None = None
+    """Version of the one object at an s3:// or gs:// address; None means the newest."""
 
     @property
     def scheme(self) -> str:
@@ -60,7 +62,9 @@ class Address:
         return "model" if self.kind == "model" else "data set"
 
     def not_found(self, detail: str = "") -> UserError:
-        """The error for an address at which there is nothing."""
+        """The error for an address at which there is nothing, or not the version of it."""
+        if self.version is not None:
+            return self._version_not_found(detail)
         reason = "ModelNotFound" if self.kind == "model" else "DatasetNotFound"
         remedy = f"Check {self.spec_field}.uri."
         if keys := _SECRET_KEYS.get(self.scheme):
@@ -73,6 +77,15 @@ class Address:
         text = f"There is no {self._noun} at {self.public_uri}"
         return UserError(reason, f"{text}: {detail}." if detail else f"{text}.", remedy)
 
+    def _version_not_found(self, detail: str) -> UserError:
+        text = f"{self.public_uri} has no version {self.version}"
+        return UserError(
+            "VersionNotFound",
+            f"{text}: {detail}." if detail else f"{text}.",
+            f"Set {self.spec_field}.version to a version that the bucket has of this object, or "
+            f"leave it out and pin the content with {self.spec_field}.sha256.",
+        )
+
     def access_denied(self, detail: str) -> UserError:
         """The error for an address that the credentials do not open."""
         keys = _SECRET_KEYS.get(self.scheme)
@@ -81,9 +94,12 @@ class Address:
             if keys
             else "Make the files readable for uid 65532."
         )
-        return UserError(
-            "AccessDenied", f"Access to {self.public_uri} is denied: {detail}.", remedy
-        )
+        what = self.public_uri
+        if self.version is not None:
+            what = f"version {self.version} of {what}"
+            if self.scheme == "s3":
+                remedy += " To read a version they need the permission s3:GetObjectVersion."
+        return UserError("AccessDenied", f"Access to {what} is denied: {detail}.", remedy)
 
     def bad_address(self, detail: str, remedy: str) -> UserError:
         """The error for an address that cannot work on any source."""

@@ -37,6 +37,9 @@ class Source(Protocol):
     revision: str
     """A commit, or `sha256:` and a digest of the listing: the same revision, the same bytes."""
 
+    def find_version(self) -> str | None:
+        """Version of the one object at the address; None where the source gives none."""
+
     def fetch(self, file: SourceFile, folder: Path) -> Path:
         """Get one file; returns its path, `folder`/`file.path` or where it can be read in place."""
 

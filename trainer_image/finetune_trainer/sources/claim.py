@@ -36,6 +36,9 @@ class ClaimSource:
         """Path of the file in the mounted claim."""
         return _inside(self._root, self._base / file.path, self.address)
 
+    def find_version(self) -> None:
+        """None: files have no versions."""
+
     def fetch(self, file: SourceFile, folder: Path) -> Path:
         """Copy a model file, for later stages without the claim; a data file is read in place."""
         if self.address.kind == "dataset":

@@ -93,6 +93,7 @@ def describe_source(source: Source, files: Sequence[DataFile]) -> SourceFacts:
     return SourceFacts(
         uri=source.address.public_uri[:256],
         revision=source.revision,
+        version=source.find_version(),
         digest=source_digest(source, files),
         files=len(files),
         files_left_out=len(set(candidates) - read),

@@ -36,6 +36,9 @@ class HubSource:
         self.folder = folder
         self._repository = repository
 
+    def find_version(self) -> None:
+        """None: the revision is the commit."""
+
     def fetch(self, file: SourceFile, folder: Path) -> Path:
         """Download one file; continues a partial download."""
         from huggingface_hub import hf_hub_download

@@ -81,7 +81,8 @@ class JobSources:
     def address(self, kind: Kind, source: ModelAddress | DataSource, spec_field: str) -> Address:
         """The address of a model or a data set with its credentials."""
         credentials = self.secrets.get(spec_field) or Credentials()
-        return Address(kind, source.uri, source.revision, credentials, spec_field)
+        version = source.version if isinstance(source, DataSource) else None
+        return Address(kind, source.uri, source.revision, credentials, spec_field, version)
 
 
 def list_data_sources(spec: FineTuneJobSpec) -> Iterator[tuple[str, DataSource]]:

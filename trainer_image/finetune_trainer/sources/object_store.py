@@ -29,6 +29,12 @@ _POD_IDENTITY = (
     "AWS_ACCESS_KEY_ID",
 )
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
+_NO_VERSION = {
+    400: "the server answered 400: the version does not have the form that it should, or the "
+    "credentials have expired",
+    405: "it is a delete marker",
+}
+"""What a status means where a version is requested; a response to HEAD has no error code."""
 
 
 class StoreSource:
@@ -50,6 +56,21 @@ class StoreSource:
             safe_parts(path, address)
         self.files = tuple(_describe(path, found[path]) for path in sorted(found))
         self.revision = listing_revision(self.files)
+
+    def find_version(self) -> str | None:
+        """Version of the object that was listed; None of a folder, in a bucket without versions,
+        and where the object was replaced or deleted since."""
+        if self.address.version is not None:
+            return self.address.version
+        if self.folder is not None or self.address.scheme == "https":
+            return None
+        (listed,) = self.files
+        with typed_errors(self.address):
+            try:
+                info = self._system.info(self._remote[listed.path])
+            except FileNotFoundError:
+                return None
+        return _version(info) if _describe(listed.path, info) == listed else None
 
     def fetch(self, file: SourceFile, folder: Path) -> Path:
         """Download one file; it gets its name when it is complete."""
@@ -91,6 +112,7 @@ def open_s3(address: Address) -> StoreSource:
         },
         skip_instance_cache=True,
         use_listings_cache=False,
+        version_aware=address.version is not None,
     )
     return _open(address, system)
 
@@ -115,6 +137,10 @@ def open_gs(address: Address) -> StoreSource:
         system = gcsfs.GCSFileSystem(
             token=token, skip_instance_cache=True, use_listings_cache=False
         )
+    if address.version is not None:
+        # Not by gcsfs's name#generation, which it reads wrongly where a name has ? or # in it.
+        split_path = system.split_path
+        system.split_path = lambda path: (*split_path(path)[:2], address.version)
     return _open(address, system)
 
 
@@ -182,14 +208,43 @@ def _open(address: Address, system: Any) -> StoreSource:
         if not name.endswith("/")
     }
     if not visible:
-        raise address.not_found("no object has this name or begins with it")
+        detail = "" if address.version else "no object has this name or begins with it"
+        raise address.not_found(detail)
     return StoreSource(address, system, visible)
 
 
 def _find(address: Address, system: Any, root: str) -> dict[str, Any]:
     with typed_errors(address):
+        if address.version is not None:
+            return _find_version(address, system, root)
         found = system.find(root, detail=True)
     return {name: info for name, info in found.items() if info.get("type") == "file"}
+
+
+def _find_version(address: Address, system: Any, root: str) -> dict[str, Any]:
+    """The version of the object `root`; empty where there is none."""
+    name = f"{root}?versionId={address.version}" if address.scheme == "s3" else root
+    try:
+        info = system.info(name) if "/" in root else {"type": "directory"}
+    except FileNotFoundError:
+        return {}
+    if info["type"] != "file":
+        field = address.spec_field
+        raise address.bad_address(
+            f"it is a folder, and {field}.version is that of one object",
+            f"Name the object in {field}.uri, or pin the folder with {field}.sha256 instead.",
+        )
+    if (found := _version(info)) != address.version:  # a server may ignore what it does not know
+        answer = f"with version {found}" if found else "without a version"
+        raise address.not_found(f"the server answered {answer}")
+    return {root: {**info, "name": name}}
+
+
+def _version(info: dict[str, Any]) -> str | None:
+    """The version ID of S3, or the generation of Google Cloud Storage; None for the version `null`
+    of S3, which an upload replaces where versioning is suspended."""
+    version = info.get("VersionId") or info.get("generation")
+    return str(version) if version and version != "null" else None
 
 
 def _describe(path: str, info: dict[str, Any]) -> SourceFile:
@@ -222,6 +277,8 @@ def _to_typed_error(address: Address, error: BaseException) -> BaseException:
     codes = {str(_s3_code(each)) for each in chain}
     if {401, 403} & set(statuses) or codes & _DENIED:
         return address.access_denied(next(iter(codes & _DENIED), "the server refused the request"))
+    if address.version and (known := sorted(_NO_VERSION.keys() & set(statuses))):
+        return address.not_found(_NO_VERSION[known[0]])
     if any(status >= 500 or status in (408, 425, 429) for status in statuses):
         return address.source_unavailable(f"the server answered {max(statuses)}")
     if {404, 410} & set(statuses) or codes & {"NoSuchBucket", "NoSuchKey"}:
