@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +49,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
         yield running
 
 
+@functools.cache
 def client(server: S3Server) -> Any:
+    """One client for all uploads: each takes a second to start."""
     return s3fs.S3FileSystem(
         key=server.access_key,
         secret=server.secret_key,
