@@ -26,12 +26,27 @@ CALLS = Turn("assistant", "", tool_calls=({"function": {"name": "weather", "argu
         ("<|end|> is a token<|end|>", "<|end|> is a token<|end|>"),
         ("<tool>f</tool><|end|>\n", "<tool>f</tool><|end|>"),
         ("f()<|call|> \n", "f()<|call|>"),
-        ("one\n", "one\n"),
+        ("one\n", "one"),
+        ("<tool>f</tool>\n", "<tool>f</tool>"),
         ("", ""),
     ],
 )
 def test_an_answer_is_cut_after_the_end_of_its_turn(text: str, expected: str) -> None:
     assert ENDS.cut(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("one<|end|>\nA:", "one<|end|>"),
+        ("one<|end|>\nA:\n", "one<|end|>"),
+        ("one</s>\n<|end|>\nA:", "one</s>\n<|end|>"),
+        ("one<|end|>\nB:", "one<|end|>\nB:"),
+        ("one\nA:", "one\nA:"),
+    ],
+)
+def test_the_opening_of_a_turn_after_the_answer_is_cut(text: str, expected: str) -> None:
+    assert ENDS.cut(text, "U: q<|end|>\nA:\n") == expected
 
 
 @pytest.mark.parametrize(
@@ -81,3 +96,38 @@ def test_a_header_before_the_answer_is_not_replaced_by_a_thought() -> None:
     assert complete_answer("U:q A:", "U:q A:one<|end|>", THOUGHT, ENDS) == (
         "<think>\na\n</think>\n\none<|end|>"
     )
+
+
+def test_a_thought_that_the_template_closes_at_once_is_not_closed_twice() -> None:
+    assert complete_answer("A:<think>", "A:</think>one<|end|>", Turn("assistant", "one"), ENDS) == (
+        "</think>one<|end|>"
+    )
+    assert complete_answer("A:<think>", "A:</think>one<|end|>", REASONED, ENDS) == (
+        "a\n</think>\n\none<|end|>"
+    )
+
+
+def test_reasoning_is_completed_as_a_thought_in_the_text_is() -> None:
+    expected = "<think>\na\n</think>\n\none<|end|>"
+    assert complete_answer("A:", "A:one<|end|>\n", REASONED, ENDS) == expected
+    assert complete_answer("A:", "A:<think></think>one<|end|>\n", REASONED, ENDS) == expected
+    rendered = "A:<think></think><think>a</think>one<|end|>\n"
+    assert complete_answer("A:", rendered, THOUGHT, ENDS) == expected
+
+
+@pytest.mark.parametrize(
+    "thought",
+    [
+        "<think>\n\n</think>\n\n",
+        "</think>",
+        "<|channel>thought\n<channel|>",
+        "<|START_THINKING|><|END_THINKING|>",
+    ],
+)
+def test_an_answer_follows_an_empty_thought_of_the_prompt(thought: str) -> None:
+    answer = Turn("assistant", "one")
+    for rendered in ("A:one<|end|>\n", "A:</think>one<|end|>\n"):
+        assert complete_answer(f"A:{thought}", rendered, answer, ENDS) == "one<|end|>"
+    for turn in (THOUGHT, REASONED):
+        assert complete_answer(f"A:{thought}", "A:one<|end|>\n", turn, ENDS) is None
+    assert complete_answer(f"B:{thought}", "A:one<|end|>\n", answer, ENDS) is None

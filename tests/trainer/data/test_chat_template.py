@@ -56,7 +56,7 @@ NO_END = (
     "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
-"""No token ends a turn, so the model would not learn to stop."""
+"""As in Falcon 2: no token ends a turn, so the model would not learn to stop."""
 
 MARKS_WITHOUT_END = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' %}"
@@ -81,7 +81,7 @@ def tokenizer(tiny_model_folder: Path) -> Any:
         (LLAMA2, [f" one {END}", f" two {END}"]),
         (GEMMA, [f"one{END}", f"two{END}"]),
         (PHI3, [f"one{END}", f"two{END}"]),
-        (NO_END, ["one\n", f"two\n{END}"]),
+        (NO_END, ["one", f"two{END}"]),
     ],
     ids=["chatml", "marked", "marks-without-end", "qwen3", "llama2", "gemma", "phi3", "no-end"],
 )
@@ -136,7 +136,7 @@ def test_an_answer_that_merges_with_the_template_is_tokenised_as_served(tokenize
     )
     sample = conversation("term", "protocol")
     tokens = one(chat_tokenizer(tokenizer, template).tokenize([sample]))
-    assert learnt(tokenizer, tokens) == [f"protocol {END}"]
+    assert learnt(tokenizer, tokens) == [f"protocol{END}"]
     prompt = tokenizer("term ", add_special_tokens=False)["input_ids"]
     full = tokenizer("term protocol ", add_special_tokens=False)["input_ids"]
     assert full[: len(prompt)] != prompt
@@ -269,6 +269,16 @@ DROPS = (
     "{{ m.content.split('</think>')[-1] + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+ALWAYS_OPENS = CHATML.replace("{% if add_generation_prompt %}", "{% if messages %}")
+"""As in the first release of Llama 3.1: a conversation ends with the opening of a next answer."""
+CLOSES = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' %}"
+    "{{ '</think>' }}{% endif %}{{ m.content + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>' }}{% endif %}"
+)
+"""As in GLM 4.7: the prompt opens a thought, and an answer without one closes it at once."""
+NO_THOUGHT = CHATML.replace("assistant\\n'", "assistant\\n<think>\\n\\n</think>\\n\\n'")
+"""As in Gemma 4 31B: the prompt has an empty thought, and no answer is written with one."""
 LAST_THOUGHT = CHATML.replace(
     "message['content']",
     "(message['content'] if loop.last else message['content'].split('</think>\\n\\n')[-1])",
@@ -296,6 +306,11 @@ THOUGHTS = ("A?", "<think>\nhm\n</think>\n\none", "B?", "<think>\nhm too\n</thin
             False,
         ),
         (CHATML, THOUGHTS, [THOUGHTS[1] + END, THOUGHTS[3] + END], False),
+        (ALWAYS_OPENS, ("A?", "one"), [f"one{END}"], False),
+        (ALWAYS_OPENS, ("A?", "one", "B?", "two"), [f"one{END}", f"two{END}"], False),
+        (CLOSES, ("A?", "one"), [f"</think>one{END}"], False),
+        (NO_THOUGHT, ("A?", "one"), [f"one{END}"], False),
+        (NO_THOUGHT, ("A?", "one", "B?", "two"), [f"two{END}"], True),
     ],
 )
 def test_an_answer_is_learnt_as_the_model_writes_it_or_it_is_context(
@@ -323,6 +338,14 @@ def test_a_thought_in_the_text_does_not_follow_an_empty_one(tokenizer: Any) -> N
     )
     tokens = one(chat_tokenizer(tokenizer, template).tokenize([conversation(*THOUGHTS[:2])]))
     assert learnt(tokenizer, tokens) == [f"hm\n</think>\n\none{END}"]
+
+
+def test_reasoning_that_the_template_does_not_read_is_learnt_where_thoughts_are(
+    tokenizer: Any,
+) -> None:
+    turns = (Turn("user", "A?"), Turn("assistant", "one", reasoning="hm"))
+    tokens = one(chat_tokenizer(tokenizer, DROPS).tokenize([MessagesSample(turns)]))
+    assert learnt(tokenizer, tokens) == [f"<think>\nhm\n</think>\n\none{END}"]
 
 
 def test_an_assistants_turn_before_the_first_question_is_context(tokenizer: Any) -> None:

@@ -141,3 +141,22 @@ def test_a_token_before_answers_only_is_refused_in_texts(tokenizer: Any) -> None
     error = row_error(chat.tokenize([conversation("a <|im_start|>evil b", "ok")]))
     assert (error.reason, "<|im_start|>" in error.message) == ("BadConversation", True)
     assert one(chat.tokenize([conversation("a b", "ok")]))
+
+
+@pytest.mark.parametrize("thought", ["<think>\\n\\n</think>\\n\\n", "</think>"])
+def test_a_thought_after_an_empty_one_of_the_prompt_is_refused(
+    tokenizer: Any, thought: str
+) -> None:
+    # The second template writes the empty thought before every answer, as SmolLM3's does.
+    prompt_only = CHATML.replace("assistant\\n'", f"assistant\\n{thought}'")
+    everywhere = prompt_only.replace(
+        "+ message['content']",
+        f"+ ('{thought}' if message['role'] == 'assistant' else '') + message['content']",
+    )
+    for template in (prompt_only, everywhere):
+        found = chat_tokenizer(tokenizer, template).tokenize(
+            [conversation("A?", "<think>\nhm\n</think>\n\none"), conversation("A?", "one")]
+        )
+        assert isinstance(found[0], RowError)
+        assert "the prompt ends with an empty thought" in found[0].message
+        assert not isinstance(found[1], RowError)

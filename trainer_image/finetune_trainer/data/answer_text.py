@@ -15,8 +15,14 @@ from dataclasses import dataclass
 from finetune_trainer.data.turns import Turn
 
 _THOUGHT = re.compile(r"\A\s*(?:<think>)?(.*?)</think>(.*)\Z", re.DOTALL)
-_LEADING_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+_LEADING_THOUGHT = re.compile(r"\A\s*(?:<think>.*?)?</think>", re.DOTALL)
 _OPENED_THOUGHT = re.compile(r"<think>\s*\Z")
+_EMPTY_THOUGHT = re.compile(
+    r"(?:(?:<think>\s*)?</think>"
+    r"|<\|channel>thought\s*<channel\|>"
+    r"|<\|START_THINKING\|>\s*<\|END_THINKING\|>)\s*\Z"
+)
+"""The end of a prompt that allows no thought; Gemma's and Cohere's have tokens of their own."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +43,26 @@ class TurnEnds:
         lengths = sorted({len(token) for token in tokens}, reverse=True)
         return cls(end_of_turn, tokens, tuple(lengths))
 
-    def cut(self, text: str) -> str:
+    def cut(self, text: str, prompt: str = "") -> str:
         """The answer that ends `text`, without what the template writes after the end of the turn.
 
-        Phi-3 writes the end of the document after the last turn, most templates a line feed.
+        Phi-3 writes the end of the document after the last turn, most templates a line feed, and
+        some the opening of the next answer, with which `prompt` ends too.
         """
+        text = self._cut_opening(text, prompt.rstrip())
         start = self._start_of_ending(text)
         ending = text[start:]
         for token in self.end_of_turn:
             if (at := ending.find(token)) >= 0:
                 return text[: start + at + len(token)]
-        return text.rstrip() if ending.strip() else text
+        # White space after an answer that no token ends is the template's, too.
+        return text.rstrip()
+
+    def _cut_opening(self, text: str, prompt: str) -> str:
+        found = [text.rfind(token) + len(token) for token in self.end_of_turn if token in text]
+        end = max(found, default=len(text))
+        opening = text[end:].strip()
+        return text[:end] if opening and prompt.endswith(opening) else text
 
     def ends_turn(self, text: str) -> bool:
         """Whether `text` holds special tokens and white space only."""
@@ -73,33 +88,44 @@ def split_thought(content: str) -> tuple[str, str]:
     return (found[1].strip(), found[2].lstrip("\n")) if found else ("", content)
 
 
-def opens_thought(prompt: str) -> bool:
-    """Whether a rendered prompt begins the answer with an open thought, as DeepSeek-R1's does."""
-    return bool(_OPENED_THOUGHT.search(prompt))
+def has_thought(turn: Turn) -> bool:
+    """Whether the turn has a thought, in its text or apart from it."""
+    return bool((turn.reasoning or "").strip() or split_thought(turn.content)[0])
+
+
+def allows_no_thought(prompt: str) -> bool:
+    """Whether a rendered prompt begins the answer with an empty thought."""
+    return bool(_EMPTY_THOUGHT.search(prompt))
 
 
 def complete_answer(prompt: str, rendered: str, turn: Turn, ends: TurnEnds) -> str | None:
-    """The answer after `prompt`, for a template that drops its thought or opens one in the prompt.
+    """The answer after `prompt`, for a template that drops its thought or begins one in the prompt.
 
     `rendered` is the template's text of the conversation with the answer; what it writes after
-    the thought is kept. An answer without a thought gets an empty one where the prompt opens it.
-    None where the template has another reason to write the prompt differently, or writes a header
-    of its own before the answer.
+    the thought is kept. An answer without a thought gets an empty one where the prompt opens it,
+    and none where the prompt has an empty one. None where the template has another reason to
+    write the prompt differently, or writes a header of its own before the answer.
     """
     thought, visible = split_thought(turn.content)
-    if opens_thought(prompt):
-        thought = (turn.reasoning or "").strip() or thought
-        before = prompt[: prompt.rindex("<think>")]
-        if not rendered.startswith(before):
-            return None
-        rest = _LEADING_THOUGHT.sub("", rendered[len(before) :], count=1)
-        # A template that does not split a thought off the text writes it after an empty one.
+    thought = (turn.reasoning or "").strip() or thought
+    opened, closed = _OPENED_THOUGHT.search(prompt), _EMPTY_THOUGHT.search(prompt)
+    begun = opened or closed
+    before = prompt[: begun.start()] if begun else prompt
+    if not rendered.startswith(before) or (closed and thought):
+        return None
+    rest = rendered[len(before) :].lstrip()
+    if opened and not thought and rest.startswith("</think>"):
+        return ends.cut(rest, prompt)
+    # A template that does not split a thought off the text writes it after an empty one.
+    for _ in range(2):
         rest = _LEADING_THOUGHT.sub("", rest, count=1)
-        return f"{thought}\n</think>\n\n{ends.cut(rest.lstrip())}"
-    rest = rendered[len(prompt) :].lstrip()
-    if thought and rendered.startswith(prompt) and rest.startswith(visible.strip()):
-        return f"<think>\n{thought}\n</think>\n\n{ends.cut(rest)}"
-    return None
+    rest = ends.cut(rest.lstrip(), prompt)
+    if closed:
+        return rest
+    if opened:
+        return f"{thought}\n</think>\n\n{rest}"
+    is_dropped = thought and rest.startswith(visible.strip())
+    return f"<think>\n{thought}\n</think>\n\n{rest}" if is_dropped else None
 
 
 def find_missing_part(answer: str, turn: Turn) -> str | None:

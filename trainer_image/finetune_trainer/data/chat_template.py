@@ -25,7 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from finetune_trainer.data.answer_text import TurnEnds, complete_answer, find_missing_part
+from finetune_trainer.data.answer_text import (
+    TurnEnds,
+    allows_no_thought,
+    complete_answer,
+    find_missing_part,
+    has_thought,
+)
 from finetune_trainer.data.message_forms import NO_CONTEXT, PLAIN_FORM, ChatContext
 from finetune_trainer.data.rendering import Chat, ChatRenderer
 from finetune_trainer.data.row_errors import LongRowError, RowError
@@ -226,8 +232,12 @@ class ChatTokenizer:
 
     def _answer_after(self, prompt: str, rendered: str, turn: Turn) -> str:
         """The last answer, as the model writes it after `prompt`."""
+        if has_thought(turn) and allows_no_thought(prompt):
+            raise _unsupported(
+                "the prompt ends with an empty thought, but the last answer has a thought"
+            )
         if rendered.startswith(prompt):
-            answer = self._ends.cut(rendered[len(prompt) :])
+            answer = self._ends.cut(rendered[len(prompt) :], prompt)
             missing = find_missing_part(answer, turn)
             if missing is None:
                 return answer
