@@ -348,6 +348,23 @@ def test_reasoning_that_the_template_does_not_read_is_learnt_where_thoughts_are(
     assert learnt(tokenizer, tokens) == [f"<think>\nhm\n</think>\n\none{END}"]
 
 
+def test_a_switch_that_the_template_reads_may_be_left_out_of_the_text(tokenizer: Any) -> None:
+    template = "{% set off = '/no_think' in messages[0].content %}" + CHATML.replace(
+        "message['content']",
+        "message['content'].replace('/no_think', '').replace('/think', '').rstrip()",
+    )
+    for system in ("Be brief. /no_think", "/no_think", "/think"):
+        found = chat_tokenizer(tokenizer, template).tokenize(
+            [conversation("A?", "one", system=system)]
+        )
+        assert learnt(tokenizer, one(found)) == [f"one{END}"]
+    drops = template.replace("'/no_think'", "'brief'").replace("'/think'", "'brief'")
+    error = row_error(
+        chat_tokenizer(tokenizer, drops).tokenize([conversation("A?", "one", system="Be brief.")])
+    )
+    assert "leaves out the text of turn 1" in error.message
+
+
 def test_an_assistants_turn_before_the_first_question_is_context(tokenizer: Any) -> None:
     turns = (Turn("assistant", "Welcome"), Turn("user", "A?"), Turn("assistant", "one"))
     found = chat_tokenizer(tokenizer, CHATML).tokenize([MessagesSample(turns)])
