@@ -64,14 +64,14 @@ LINT = Part(
     ),
 )
 UNIT = Part("unit", (_pytest("unit", "tests/unit"),))
-# Many histories of a whole cluster in memory. Each change runs the same ones; `make sim` draws
-# others every time.
-SIM_SEED = "20261121"
+# Histories of a whole cluster in memory. Each change runs the same ones, enough of them that
+# everything happens which must; `make sim` draws others every time, and more of them.
+SIM_HISTORIES = ("--seed", "20261121", "--histories", "6000")
 SIM = Part(
     "sim",
     (
         _pytest("in-memory API server", "tests/sim"),
-        _step("histories", PYTHON, "-m", "tests.sim", "--seed", SIM_SEED, PYTHONPATH=".:operator"),
+        _step("histories", PYTHON, "-m", "tests.sim", *SIM_HISTORIES, PYTHONPATH=".:operator"),
     ),
 )
 # Words in the names of a few faults; `make mutants` tries all of them.
@@ -114,7 +114,8 @@ INDEPENDENT = tuple(
         *("cases", "data", "evaluation", "generation", "methods", "metrics", "objectives"),
         *("rewards", "sources", "strategies", "test_matrix.py"),
         *("test_evaluate.py", "test_janitor.py", "test_prepare.py", "test_prepare_grpo.py"),
-        *("test_prepare_model.py", "test_prepare_preferences.py", "test_prepare_sft.py"),
+        *("test_prepare_adapter.py", "test_prepare_model.py", "test_prepare_preferences.py"),
+        "test_prepare_sft.py",
     )
 )
 TRAINER = Part(
