@@ -365,6 +365,24 @@ def test_a_switch_that_the_template_reads_may_be_left_out_of_the_text(tokenizer:
     assert "leaves out the text of turn 1" in error.message
 
 
+@pytest.mark.parametrize(
+    "text", ["a/think_tank", "See /thinking", "a </think> b", "use /think now"]
+)
+def test_a_text_in_which_a_template_leaves_what_looks_like_a_switch(
+    tokenizer: Any, text: str
+) -> None:
+    reads = "{% set off = '/no_think' in messages[0].content %}" + CHATML
+    for template in ("{# </think> #}" + CHATML, reads):
+        found = chat_tokenizer(tokenizer, template).tokenize([conversation(text, "one")])
+        assert learnt(tokenizer, one(found)) == [f"one{END}"]
+
+
+def test_a_switch_that_is_part_of_a_word_may_not_be_left_out(tokenizer: Any) -> None:
+    cuts = CHATML.replace("message['content']", "message['content'].replace('/no_think', '')")
+    found = chat_tokenizer(tokenizer, cuts).tokenize([conversation("a/no_thinking", "one")])
+    assert "leaves out the text of turn 1" in row_error(found).message
+
+
 def test_an_assistants_turn_before_the_first_question_is_context(tokenizer: Any) -> None:
     turns = (Turn("assistant", "Welcome"), Turn("user", "A?"), Turn("assistant", "one"))
     found = chat_tokenizer(tokenizer, CHATML).tokenize([MessagesSample(turns)])

@@ -23,6 +23,8 @@ _EMPTY_THOUGHT = re.compile(
     r"|<\|START_THINKING\|>\s*<\|END_THINKING\|>)\s*\Z"
 )
 """The end of a prompt that allows no thought; Gemma's and Cohere's have tokens of their own."""
+_SWITCH = re.compile(r"(?<!\S)/(?:no_)?think(?!\S)")
+"""A word of a prompt that turns thinking on or off."""
 
 
 @dataclass(frozen=True)
@@ -145,20 +147,25 @@ def find_missing_part(answer: str, turn: Turn) -> str | None:
     return next((f"the tool call {name}" for name in _call_names(turn) if name not in answer), None)
 
 
-def find_unwritten_text(text: str, turns: Sequence[Turn]) -> str | None:
+def find_unwritten_text(
+    text: str, turns: Sequence[Turn], reads_switches: bool = False
+) -> str | None:
     """The first text or call of which the rendered `text` lacks a part, such as "the text of turn
     2"; None without one.
 
-    Thoughts of the assistant may be dropped. White space is not compared, because many templates
-    strip it, and a text may be quoted as JSON.
+    Thoughts of the assistant may be dropped, and the switches /think and /no_think of prompts by a
+    template that reads them. White space is not compared, because many templates strip it, and a
+    text may be quoted as JSON.
     """
     squashed = _squash(text)
     for number, turn in enumerate(turns, 1):
         if any(name not in text for name in _call_names(turn)):
             return f"the calls of turn {number}"
-        visible = split_thought(turn.content)[1] if turn.role == "assistant" else turn.content
-        quoted = json.dumps(visible, ensure_ascii=False)[1:-1]
-        if _squash(visible) not in squashed and _squash(quoted) not in squashed:
+        forms = [split_thought(turn.content)[1] if turn.role == "assistant" else turn.content]
+        if reads_switches and turn.role != "assistant":
+            forms.append(_SWITCH.sub("", turn.content))
+        quoted = [json.dumps(form, ensure_ascii=False)[1:-1] for form in forms]
+        if not any(_squash(form) in squashed for form in (*forms, *quoted)):
             part = "tool's result in" if turn.role == "tool" else "text of"
             return f"the {part} turn {number}"
     return None

@@ -28,8 +28,6 @@ from finetune_trainer.data.row_errors import RowError
 from finetune_trainer.data.tokenizer import bound_arguments, describe_error, has_generation_marks
 from finetune_trainer.data.turns import Turn
 
-_SWITCHES = ("/no_think", "/think")
-"""Parts of a text with which a user turns thinking on or off; some templates do not write them."""
 _PROBE = (Turn("user", "Hi"), Turn("assistant", "Hello", reasoning="_q0z"))
 
 
@@ -124,7 +122,7 @@ class ChatRenderer:
         the conversation or of one of its texts."""
         chat = self.find_chat(turns, context)
         text = chat.render(turns, add_generation_prompt)
-        unwritten = find_unwritten_text(text, [self._without_switches(turn) for turn in turns])
+        unwritten = find_unwritten_text(text, turns, self._reads_switches)
         if unwritten is None and _is_plain(turns, context):
             unwritten = _find_dropped_turn(chat, turns, add_generation_prompt)
         if unwritten is not None:
@@ -149,15 +147,9 @@ class ChatRenderer:
                 return form.reasoning_key
         return None
 
-    def _without_switches(self, turn: Turn) -> Turn:
-        """The turn without the switches that the template reads."""
-        if turn.role == "assistant" or "/" not in turn.content:
-            return turn
-        content = turn.content
-        for switch in _SWITCHES:
-            if switch in str(self._tokenizer.chat_template):
-                content = content.replace(switch, "")
-        return replace(turn, content=content)
+    @property
+    def _reads_switches(self) -> bool:
+        return "/no_think" in str(self._tokenizer.chat_template)
 
     @property
     def _has_thoughts(self) -> bool:
