@@ -18,6 +18,7 @@ from finetune_trainer.sources.model_files import ADAPTER_CONFIG
 from safetensors.torch import load_file, save_file
 
 from tests.trainer.adapters import change_config, write_adapter
+from tests.trainer.families import tiny_mixtral
 from tests.trainer.prepare_world import World, use_model
 from tests.trainer.servers import Hub, Repository
 from tests.trainer.tiny import CHATML_GENERATION, tiny_model
@@ -37,6 +38,10 @@ def continue_adapter(world: World, method: dict[str, Any] = METHOD, **model: Any
     assert result.model is not None
     assert result.model.adapter is not None
     return result.model.adapter
+
+
+def fails_again(world: World, method: dict[str, Any]) -> Failure:
+    return world.fails_again(method=method, model=MODEL)
 
 
 def fails(world: World, method: dict[str, Any] = METHOD, **model: Any) -> Failure:
@@ -143,6 +148,55 @@ def test_settings_that_cannot_be_continued_are_refused(
     failure = fails(world)
     assert failure.reason == "AdapterUnsupported"
     assert named in failure.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings"),
+    [
+        ({"target_modules": 5}, "rank: 4, alpha: 16"),
+        ({"target_modules": [5, "v_proj"]}, "rank: 4, alpha: 16, targetModules: [v_proj]"),
+        ({"target_modules": ".*(q|v)_proj$"}, "rank: 4, alpha: 16"),
+        ({"modules_to_save": 5}, "rank: 4, alpha: 16, targetModules: [q_proj, v_proj]"),
+        ({"modules_to_save": "lm_head"}, "rank: 4, alpha: 16, targetModules: [q_proj, v_proj]"),
+    ],
+)
+def test_odd_settings_are_not_listed(
+    world: World, adapter: Path, changes: dict[str, Any], settings: str
+) -> None:
+    change_config(adapter, **changes)
+    remedy = fails(world, {"type": "LoRA"}).remedy
+    assert remedy == f"Set method to {{type: LoRA, lora: {{{settings}}}}}."
+
+
+def test_the_layers_of_a_pattern_are_those_of_the_weights(world: World, adapter: Path) -> None:
+    change_config(adapter, target_modules=".*(q|v)_proj$")
+    continue_adapter(world)
+    remedy = fails_again(world, {"type": "LoRA", "lora": {"rank": 4, "alpha": 16}}).remedy
+    assert remedy is not None
+    assert "targetModules: [q_proj, v_proj]}}." in remedy
+
+
+def test_experts_are_listed(world: World, hub: Hub, tmp_path: Path) -> None:
+    model = tiny_mixtral(tmp_path / "mixtral")
+    use_model(hub, model)
+    method = {"type": "LoRA", "lora": {**LORA, "dropout": 0}}
+    with_experts = {**method, "moe": {"experts": True}}
+    write_adapter(world.root / "pvc" / "adapters" / "first", model, with_experts)
+    continue_adapter(world, with_experts)
+    for other in (method, {"type": "LoRA"}):
+        remedy = fails_again(world, other).remedy
+        assert remedy is not None
+        assert (
+            "lora: {rank: 4, alpha: 16, targetModules: [q_proj, v_proj], dropout: 0}, "
+            "moe: {experts: true}}." in remedy
+        )
+
+
+def test_the_head_of_a_reward_model_is_not_listed(world: World, adapter: Path) -> None:
+    change_config(adapter, task_type="SEQ_CLS", modules_to_save=["classifier", "score"])
+    remedy = fails(world, {"type": "LoRA"}).remedy
+    assert remedy is not None
+    assert "modulesToSave" not in remedy
 
 
 def test_a_base_in_a_folder_is_not_compared(world: World, adapter: Path) -> None:

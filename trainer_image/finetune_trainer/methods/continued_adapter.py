@@ -4,7 +4,7 @@ The adapter must be what `method` describes, so that plan, training and artifact
 job: the same kind and scale, and weights of the same names and shapes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from finetune_api.finetunejob import LoRA, Method, ModelSource
 from finetune_api.run_config import RunConfig
 from safetensors import safe_open
 
+from finetune_trainer.methods.reward_head import HEAD_NAMES
 from finetune_trainer.methods.target_modules import short_names
 from finetune_trainer.methods.weight_check import list_names
 from finetune_trainer.runtime.errors import UserError
@@ -152,18 +153,32 @@ def _compare_settings(config: Mapping[str, Any], method: Method, uri: str) -> No
         )
 
 
-def _matching_method(config: Mapping[str, Any], kind: str) -> str:
-    """The remedy that lists the adapter's settings as those of a job."""
-    targets = config.get("target_modules") or []
+def _matching_method(config: Mapping[str, Any], kind: str, weights: Iterable[str] = ()) -> str:
+    """The remedy that lists the adapter's settings as those of a job.
+
+    `weights`: names in its file, which show the layers that a pattern selects.
+    """
+    targets, has_experts = config.get("target_modules"), bool(config.get("target_parameters"))
+    if isinstance(targets, str):
+        end = ".lora_A.weight"
+        targets = [name.removesuffix(end) for name in weights if name.endswith(end)]
+        targets = [layer for layer in targets if "expert" not in layer]
+    saved = [name for name in _texts(config.get("modules_to_save")) if name not in HEAD_NAMES]
     settings = {
         "rank": config.get("r", 8),
         "alpha": config.get("lora_alpha", 8),
         "rankStabilized": "true" if config.get("use_rslora") else None,
-        "targetModules": f"[{short_names([targets] if isinstance(targets, str) else targets)}]",
-        "modulesToSave": f"[{short_names(config.get('modules_to_save') or [])}]",
+        "targetModules": f"[{short_names(_texts(targets))}]",
+        "modulesToSave": f"[{short_names(saved)}]",
+        "dropout": 0 if has_experts else None,
     }
     given = (f"{key}: {value}" for key, value in settings.items() if value not in (None, "[]"))
-    return f"Set method to {{type: {kind}, lora: {{{', '.join(given)}}}}}."
+    experts = ", moe: {experts: true}" if has_experts else ""
+    return f"Set method to {{type: {kind}, lora: {{{', '.join(given)}}}{experts}}}."
+
+
+def _texts(value: Any) -> list[str]:
+    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
 
 
 def check_adapter_weights(folder: Path, adapted: Any, method: Method, uri: str) -> None:
@@ -182,7 +197,7 @@ def check_adapter_weights(folder: Path, adapted: Any, method: Method, uri: str) 
             for name, shape in shapes.items()
             if name.endswith(ends[0])
         }
-    remedy = _matching_method(read_json(folder / ADAPTER_CONFIG, uri), method.type)
+    remedy = _matching_method(read_json(folder / ADAPTER_CONFIG, uri), method.type, header)
     remedy = f"{remedy} If method has these settings already: {_MERGE[0].lower()}{_MERGE[1:]}"
     if missing := shapes.keys() - header.keys():
         raise unsupported_adapter(uri, f"it has no {list_names([*missing])}", remedy)
