@@ -177,7 +177,8 @@ def _list_sources(job: Manifest, settings: Settings) -> Iterator[str]:
     dataset = spec.get("dataset") or {}
     models = [spec.get("model"), (spec.get("grpo") or {}).get("rewardModel")]
     data = [*(dataset.get("train") or ()), dataset.get("validation")]
-    uris = (str(each.get("uri")) for each in (*models, *data) if each)
+    adapter = (spec.get("model") or {}).get("adapter")
+    uris = (str(each.get("uri")) for each in (*models, adapter, *data) if each)
     yield from artifact_folders(uris, settings)
     for model in models:
         if model:

@@ -137,6 +137,7 @@ def test_endpoint_keeps_the_artifact_of_every_revision() -> None:
     [
         {"model": {"uri": OLD_URI}},
         {"model": {"uri": f"{OLD_URI}/"}},
+        {"model": {"uri": "hf://acme/tiny", "adapter": {"uri": OLD_URI}}},
         {"objective": "GRPO", "grpo": {"rewardModel": {"uri": OLD_URI}}},
         {"dataset": {"train": [{"uri": f"{OLD_URI}/rows.jsonl"}]}},
         {"dataset": {"train": [{"uri": "s3://a/b"}], "validation": {"uri": f"{OLD_URI}/b"}}},
