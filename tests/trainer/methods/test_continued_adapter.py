@@ -12,6 +12,7 @@ from finetune_trainer import evaluate, methods
 from finetune_trainer.distributed.rank_reporter import RankReporter
 from finetune_trainer.evaluation import merge
 from finetune_trainer.methods.modules_to_save import TIED_WARNING
+from finetune_trainer.objectives import reference_logprobs
 from finetune_trainer.runtime.telemetry import RankFile, Report
 from finetune_trainer.training import worker
 from peft import PeftModel
@@ -60,6 +61,15 @@ def job(root: Path, model: Path, stage: str = "train", **spec: Any) -> RunConfig
     config["spec"]["model"]["adapter"] = {"uri": "pvc://adapters/first"}
     config["model"]["adapter"] = {"revision": "sha256:first", "folder": "first"}
     return RunConfig.model_validate(config)
+
+
+def test_checkpoints_and_reference_logps_are_those_of_one_revision(tmp_path: Path) -> None:
+    run = job(tmp_path, tiny_model(tmp_path / "models" / "tiny"))
+    config = to_json(run)
+    config["model"]["adapter"]["revision"] = "sha256:second"
+    other = RunConfig.model_validate(config)
+    assert worker.checkpoint_fingerprint(run) != worker.checkpoint_fingerprint(other)
+    assert reference_logprobs.reference_folder(run) != reference_logprobs.reference_folder(other)
 
 
 def test_a_job_continues_and_is_compared_with_the_adapter(tmp_path: Path) -> None:

@@ -71,15 +71,16 @@ def load_or_compute_reference_logps(
 
 
 def reference_folder(run: RunConfig) -> Path:
-    """Where the logps of this run are stored; another model, data set or method has another
-    folder."""
-    settings = run.raw_spec.get("training", {})
+    """Where the logps of this run are stored; another model, adapter, data set or method has
+    another folder."""
+    settings, adapter = run.raw_spec.get("training", {}), run.model.adapter if run.model else None
     facts = {
         "model": [run.raw_spec.get("model"), run.model.revision if run.model else None],
         "data": [run.raw_spec.get("dataset"), run.data.digest if run.data else None],
         "objective": run.raw_spec.get("objective"),
         "method": run.raw_spec.get("method"),
         "training": [settings.get(name) for name in ("precision", "maxSequenceLength", "seed")],
+        **({"adapter": adapter.revision} if adapter else {}),
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     return Path(run.paths.job) / "reference" / key
