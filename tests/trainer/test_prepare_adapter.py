@@ -273,6 +273,18 @@ def test_the_tokenizer_of_the_base_is_accepted(
     continue_adapter(world)
 
 
+def test_a_tokenizer_that_cannot_be_read_is_refused(
+    world: World, adapter: Path, tiny_model_folder: Path
+) -> None:
+    copy_tokenizer(tiny_model_folder, adapter)
+    (adapter / "tokenizer.json").write_text("{")
+    failure = fails(world)
+    assert failure.reason == "AdapterUnsupported"
+    assert "pvc://adapters/first" in failure.message
+    assert failure.remedy is not None
+    assert "remove" in failure.remedy
+
+
 def test_another_tokenizer_is_refused(world: World, adapter: Path, tiny_model_folder: Path) -> None:
     copy_tokenizer(tiny_model_folder, adapter)
     path = adapter / "tokenizer.json"

@@ -16,9 +16,8 @@ from safetensors import safe_open
 from finetune_trainer.methods.reward_head import HEAD_NAMES
 from finetune_trainer.methods.target_modules import short_names
 from finetune_trainer.methods.weight_check import list_names
-from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources import Address
-from finetune_trainer.sources.adapter_files import ADAPTER_WEIGHTS
+from finetune_trainer.sources.adapter_files import ADAPTER_WEIGHTS, unsupported_adapter
 from finetune_trainer.sources.model_facts import read_header
 from finetune_trainer.sources.model_files import ADAPTER_CONFIG, DTYPES, read_json
 
@@ -58,7 +57,7 @@ _IN_THE_WEIGHTS = frozenset(
 )
 """Settings that names and shapes of the weights show, which are compared."""
 _COMPARED = frozenset({"lora_alpha", "peft_type", "use_dora", "use_rslora"})
-_HARMLESS_INIT = (True, False, "gaussian", "eva", "orthogonal")
+_HARMLESS_INIT = (None, True, False, "gaussian", "eva", "orthogonal")
 """Initialisations that leave the base model unchanged."""
 _MERGE = "Merge the adapter into its base model, and use the merged folder as model.uri."
 
@@ -124,8 +123,8 @@ def _check_base(config: Mapping[str, Any], model: ModelSource, uri: str) -> None
         raise unsupported_adapter(
             uri,
             f"{ADAPTER_CONFIG} names the base model {base}, and model.uri is {model.uri}",
-            f"Set model.uri to hf://{base}, or correct base_model_name_or_path in "
-            f"{ADAPTER_CONFIG} if both have the same weights.",
+            f"Set model.uri to hf://{base}. If that has the same weights, or is a quantised copy, "
+            f"correct base_model_name_or_path in {ADAPTER_CONFIG} instead.",
         )
 
 
@@ -254,8 +253,3 @@ def _named_parameters(adapted: Any) -> dict[str, Any]:
         adapted, state_dict=trained, save_embedding_layers=False
     )
     return found
-
-
-def unsupported_adapter(uri: str, why: str, remedy: str) -> UserError:
-    """The error for a model.adapter from which the job cannot continue."""
-    return UserError("AdapterUnsupported", f"model.adapter {uri} cannot be used: {why}.", remedy)

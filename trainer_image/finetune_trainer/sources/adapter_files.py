@@ -12,7 +12,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def check_adapter_listing(paths: Iterable[str], uri: str) -> None:
-    """Raise UserError ModelIncomplete where config or weights are missing."""
+    """Raise UserError AdapterIncomplete where config or weights are missing."""
     names = set(paths)
     if ADAPTER_CONFIG not in names:
         raise incomplete_adapter(
@@ -40,3 +40,8 @@ ADAPTER_LAYOUT = Layout(ADAPTER_CONFIG, check_adapter_listing, adapter_weight_fi
 def incomplete_adapter(uri: str, what: str, remedy: str) -> UserError:
     """The error for a folder that is no LoRA adapter, or lacks files of one."""
     return UserError("AdapterIncomplete", f"{uri} is not a complete adapter: {what}.", remedy)
+
+
+def unsupported_adapter(uri: str, why: str, remedy: str) -> UserError:
+    """The error for a model.adapter from which the job cannot continue."""
+    return UserError("AdapterUnsupported", f"model.adapter {uri} cannot be used: {why}.", remedy)
