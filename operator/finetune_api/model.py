@@ -91,10 +91,21 @@ class ModelAddress(SpecModel):
     AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL or GOOGLE_APPLICATION_CREDENTIALS_JSON."""
 
 
+class AdapterAddress(ModelAddress):
+    """Where a LoRA adapter comes from."""
+
+    uri: Uri
+    """hf://org/name, s3://bucket/prefix, gs://bucket/prefix, https://host/adapter.tar.gz or
+    pvc://claim/path of a folder with adapter_config.json and adapter_model.safetensors."""
+    revision: Revision | None = None
+    """Branch, tag or commit of an hf:// adapter; absent means main. Name a commit for reproducible
+    runs."""
+
+
 class ModelSource(ModelAddress):
     """Where the base model comes from, and how it is changed before training."""
 
-    adapter: ModelAddress | None = None
+    adapter: AdapterAddress | None = None
     """LoRA adapter of this model from which training continues: a folder with adapter_config.json
     and adapter_model.safetensors. method.lora must have its settings; absent starts with a new
     adapter."""
