@@ -19,6 +19,7 @@ from finetune_trainer.data.turns import (
     check_placeholder,
     looks_like_turns,
     parse_turns,
+    refuse_python,
     require_nonblank,
     require_text,
 )
@@ -105,6 +106,7 @@ def check_completion(turns: Turns, name: str) -> Turns:
 
 def read_turns(value: Any, name: str, role: str) -> Turns:
     """A conversation, one turn, or a text as a turn of `role`; never empty."""
+    refuse_python(value)
     parsed = parse_json_text(value)
     if isinstance(value, str):
         value = parsed if looks_like_turns(parsed) and parsed else value

@@ -46,6 +46,7 @@ from finetune_trainer.data.turns import (
     Turns,
     looks_like_turns,
     parse_turns,
+    refuse_python,
     require_nonblank,
     require_text,
 )
@@ -287,6 +288,7 @@ def _read_prompt_completion(values: Values, mapping: ColumnMapping) -> Sample:
 
 
 def _holds_turns(value: Any) -> bool:
+    refuse_python(value)
     parsed = parse_json_text(value)
     return isinstance(parsed, dict | list) and bool(parsed) and looks_like_turns(parsed)
 

@@ -8,6 +8,7 @@ other trainers, for turns that are context only. A key that means something here
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -78,6 +79,11 @@ _REFUSED_KEYS = {
 _PART_KEYS = {"type", "text", "thinking"}
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text"}
 _REASONING_PARTS = {"thinking": "thinking", "reasoning": "text"}
+_PYTHON = re.compile(
+    r"\s*(?:array\()?\[\s*\{'(?:role|from|content|value)':.*\}\s*\](?:, dtype=object\))?\s*",
+    re.DOTALL,
+)
+"""A conversation as Python prints it, and so as pandas writes it into a .csv file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +117,7 @@ def parse_turns(value: Any) -> list[Turn]:
     """The turns of a chat column, without empty system turns."""
     # Columnar files and CSV often carry the list as JSON text.
     value = parse_json_text(value)
+    refuse_python(value)
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         raise RowError(
             "WrongType",
@@ -144,6 +151,17 @@ def looks_like_turns(value: Any) -> bool:
         and turn.keys() & {*_CONTENT_KEYS, *_CALL_KEYS}
         for turn in turns
     )
+
+
+def refuse_python(value: Any) -> None:
+    """RowError where a text is a conversation as Python prints it, which would be trained on as
+    text."""
+    if isinstance(value, str) and _PYTHON.fullmatch(value):
+        raise RowError(
+            "WrongType",
+            "a conversation is written as Python prints it, and not as JSON",
+            "Write it with json.dumps, or save the data as .jsonl or .parquet.",
+        )
 
 
 def _role_of(name: Any) -> str | None:
