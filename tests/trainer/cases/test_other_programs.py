@@ -42,3 +42,20 @@ def test_python_in_an_answer_stays_text(tmp_path: Path) -> None:
     code = "messages = [{'role': 'user', 'content': 'hi'}]"
     (sample,) = read(tmp_path, "a.csv", f'prompt,completion\nwrite it,"{code}"\n')
     assert role_content(sample.turns)[-1] == ("assistant", code)
+
+
+@pytest.mark.parametrize("begin", ["", "\ufeff"])
+@pytest.mark.parametrize(("name", "comma"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_the_column_names_of_a_second_file_are_no_row(
+    tmp_path: Path, name: str, comma: str, begin: str
+) -> None:
+    file = f"{begin}prompt{comma}completion\nhi{comma}yo\n"
+    failure = read_failure(tmp_path, name, file * 2)
+    assert (failure.reason, failure.line) == ("BrokenRow", 3)
+    policy = {"policy": "Skip", "max": "50%"}
+    assert len(read(tmp_path, name, file * 2, invalidRows=policy)) == 2
+
+
+def test_a_word_that_is_the_name_of_the_only_column_is_a_row(tmp_path: Path) -> None:
+    samples = read(tmp_path, "a.csv", "text\nsome\ntext\n", objective="Completion")
+    assert [sample.text for sample in samples] == ["some", "text"]

@@ -151,12 +151,17 @@ def parse_csv(stream: IO[bytes], delimiter: str) -> Iterator[NumberedRow]:
         elif header is None:
             if not cells:
                 continue
-            header = [cell.strip() for cell in cells]
+            header = _to_names(cells)
             if unusable := _check_header(header, delimiter):
                 yield start, unusable.at_end_of_file()
                 return
         elif cells:
             yield start, _make_record(header, cells)
+
+
+def _to_names(cells: list[str]) -> list[str]:
+    """Cells as names of columns; of joined files each may begin with a byte order mark."""
+    return [cell.strip().removeprefix("\ufeff") for cell in cells]
 
 
 def _check_header(header: list[str], delimiter: str) -> RowError | None:
@@ -173,6 +178,12 @@ def _check_header(header: list[str], delimiter: str) -> RowError | None:
 
 
 def _make_record(header: list[str], cells: list[str]) -> dict[str, str] | RowError:
+    if len(header) > 1 and _to_names(cells) == header:
+        return RowError(
+            "BrokenRow",
+            "it repeats the names of the columns, as where files were joined",
+            "Remove the line.",
+        )
     if len(cells) == len(header):
         return dict(zip(header, cells, strict=True))
     return RowError(
