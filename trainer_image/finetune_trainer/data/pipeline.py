@@ -23,7 +23,7 @@ from finetune_trainer.data.message_forms import NO_CONTEXT
 from finetune_trainer.data.mixture import draw_epoch
 from finetune_trainer.data.prepared_dataset import DatasetInputs, PreparedDataset, write_dataset
 from finetune_trainer.data.read_records import DatasetSamples, read_dataset
-from finetune_trainer.data.round_trip import check_round_trip
+from finetune_trainer.data.round_trip import check_round_trip, leave_out_lossy_rows
 from finetune_trainer.data.row_errors import LongRowError, RowError, RowErrors
 from finetune_trainer.data.samples import (
     MessagesSample,
@@ -74,7 +74,7 @@ def build_dataset(
     """
     spec = inputs.spec
     report_progress("reading rows", 0, None)
-    samples = read_dataset(train, validation, spec)
+    samples = leave_out_lossy_rows(read_dataset(train, validation, spec), target.tokenizer)
     split = split_samples(samples, spec)
     check_round_trip(target.tokenizer, [*split.train, *split.held_out])
     tokenizer = make_sample_tokenizer(target, samples, spec)
