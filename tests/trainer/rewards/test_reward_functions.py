@@ -34,6 +34,11 @@ def score(kind: str, text: str, reference: str | None = None, **more: str) -> fl
     [
         ("exactMatch", "  The Answer. ", "the answer", 1.0),
         ("exactMatch", "the answer is", "the answer", 0.0),
+        ("exactMatch", " * ", "*", 1.0),
+        ("exactMatch", "/", "*", 0.0),
+        ("exactMatch", "!", "", 0.0),
+        ("exactMatch", "", "()", 0.0),
+        ("exactMatch", "[ ]", "[]", 1.0),
         ("contains", "I think it is Paris, of course", "paris", 1.0),
         ("contains", "答案是北京。", "北京", 1.0),
         ("contains", "London", "paris", 0.0),
