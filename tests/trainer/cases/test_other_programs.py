@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from tests.trainer.rows import read, read_failure, role_content
@@ -59,3 +61,66 @@ def test_the_column_names_of_a_second_file_are_no_row(
 def test_a_word_that_is_the_name_of_the_only_column_is_a_row(tmp_path: Path) -> None:
     samples = read(tmp_path, "a.csv", "text\nsome\ntext\n", objective="Completion")
     assert [sample.text for sample in samples] == ["some", "text"]
+
+
+def parquet(**columns: Any) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table(columns), sink)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "reference"),
+    [
+        (0.1, "float32", "0.1"),
+        (72.0, "float32", "72"),
+        (72.0, "float64", "72"),
+        (-3.0, "float64", "-3"),
+        (0.25, "float64", "0.25"),
+        (1e300, "float64", "1e+300"),
+    ],
+)
+def test_a_reference_has_the_digits_that_were_written(
+    tmp_path: Path, value: float, kind: str, reference: str
+) -> None:
+    answers = pyarrow.array([value, None], getattr(pyarrow, kind)())
+    rules = {"objective": "GRPO", "grpo": {"rewards": [{"type": "length"}]}}
+    samples = read(tmp_path, "a.parquet", parquet(prompt=["p", "q"], answer=answers), **rules)
+    assert [sample.reference for sample in samples] == [reference, None]
+
+
+def test_short_floats_keep_their_digits_at_any_depth(tmp_path: Path) -> None:
+    arguments = pyarrow.struct([("x", pyarrow.list_(pyarrow.float32()))])
+    function = pyarrow.struct([("name", pyarrow.string()), ("arguments", arguments)])
+    turn = pyarrow.struct(
+        [("role", pyarrow.string()), ("content", pyarrow.string()), ("function_call", function)]
+    )
+    call = {"name": "f", "arguments": {"x": [0.1, 2.5]}}
+    turns = [
+        {"role": "user", "content": "p"},
+        {"role": "assistant", "function_call": call},
+    ]
+    content = parquet(messages=pyarrow.array([turns], pyarrow.list_(turn)))
+    (sample,) = read(tmp_path, "a.parquet", content)
+    assert sample.turns[1].tool_calls[0]["function"] == call
+
+
+def test_maps_are_objects(tmp_path: Path) -> None:
+    turns = [[("role", "user"), ("content", "p")], [("role", "assistant"), ("content", "c")]]
+    kind = pyarrow.list_(pyarrow.map_(pyarrow.string(), pyarrow.string()))
+    (sample,) = read(tmp_path, "a.parquet", parquet(messages=pyarrow.array([turns], kind)))
+    assert role_content(sample.turns) == [("user", "p"), ("assistant", "c")]
+    twice = pyarrow.array([[[("role", "user"), ("role", "assistant")]]], kind)
+    failure = read_failure(tmp_path, "b.parquet", parquet(messages=twice))
+    assert (failure.reason, failure.line) == ("BrokenRow", 1)
+
+
+@pytest.mark.parametrize("reference", ["?!", "🙂"])
+def test_a_reference_without_a_word_is_refused_where_words_are_compared(
+    tmp_path: Path, reference: str
+) -> None:
+    rules = {"objective": "GRPO", "grpo": {"rewards": [{"type": "rougeL"}]}}
+    content = parquet(prompt=["p"], answer=[reference])
+    failure = read_failure(tmp_path, "a.parquet", content, **rules)
+    assert (failure.reason, failure.line) == ("ReferenceMissing", 1)
+    assert read(tmp_path, "a.parquet", content, **NUMBERS)[0].reference == reference

@@ -8,7 +8,7 @@ errors or an OSError without errno. All become the error of a row.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +96,16 @@ def _convert(batch: Any) -> list[Any]:
     try:
         # Checked first: offsets that point anywhere would be followed.
         batch.validate(full=True)
-        rows: list[Any] = _without_nanoseconds(batch).to_pylist()
+        rows = _to_rows(_to_python_types(batch))
     except Exception:
         return [_convert_row(batch.slice(index, 1)) for index in range(batch.num_rows)]
+    return rows
+
+
+def _to_rows(values: Any) -> list[Any]:
+    """The values of an array or a batch, with maps as dicts; KeyError where a map has a key
+    twice."""
+    rows: list[Any] = values.to_pylist(maps_as_pydicts="strict")
     return rows
 
 
@@ -106,7 +113,7 @@ def _convert_row(row: Any) -> Any:
     for name, column in zip(row.schema.names, row.columns, strict=True):
         try:
             column.validate(full=True)
-            _without_nanoseconds_in(column).to_pylist()
+            _to_rows(_to_python_types_in(column))
         except UnicodeDecodeError:
             return _not_utf8(name)
         except Exception as error:
@@ -118,7 +125,7 @@ def _convert_row(row: Any) -> Any:
                 f"{' '.join(str(error).split())[:120]}",
                 "Correct the value, write the column as text, or leave it out of the file.",
             )
-    return _without_nanoseconds(row).to_pylist()[0]
+    return _to_rows(_to_python_types(row))[0]
 
 
 def _not_utf8(name: str) -> RowError:
@@ -127,21 +134,28 @@ def _not_utf8(name: str) -> RowError:
     )
 
 
-def _without_nanoseconds(batch: Any) -> Any:
+def _to_python_types(batch: Any) -> Any:
     import pyarrow
 
-    columns = [_without_nanoseconds_in(column) for column in batch.columns]
+    columns = [_to_python_types_in(column) for column in batch.columns]
     return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
-def _without_nanoseconds_in(column: Any) -> Any:
-    """Times in microseconds: Python's have no more, and pandas writes nanoseconds."""
-    target = _in_microseconds(column.type)
-    return column if target == column.type else column.cast(target, safe=False)
+def _to_python_types_in(column: Any) -> Any:
+    """A column of types that Python has.
+
+    Times are in microseconds; pandas writes nanoseconds. Floats of 32 bits get the digits that
+    they were written with: 0.1 is not 0.10000000149011612.
+    """
+    target = _change_types(column.type, _to_microseconds)
+    column = column if target == column.type else column.cast(target, safe=False)
+    wide = _change_types(column.type, _to_double)
+    if wide == column.type:
+        return column
+    return column.cast(_change_types(column.type, _to_text)).cast(wide)
 
 
-def _in_microseconds(kind: Any) -> Any:
-    """The type with its times in microseconds, at any depth of structs, lists and maps."""
+def _to_microseconds(kind: Any) -> Any:
     import pyarrow
     from pyarrow import types
 
@@ -149,18 +163,39 @@ def _in_microseconds(kind: Any) -> Any:
         return pyarrow.timestamp("us", kind.tz)
     if types.is_time64(kind) and kind.unit == "ns":
         return pyarrow.time64("us")
-    if types.is_duration(kind) and kind.unit == "ns":
-        return pyarrow.duration("us")
+    return pyarrow.duration("us") if types.is_duration(kind) and kind.unit == "ns" else kind
+
+
+def _to_double(kind: Any) -> Any:
+    import pyarrow
+
+    return pyarrow.float64() if kind == pyarrow.float32() else kind
+
+
+def _to_text(kind: Any) -> Any:
+    import pyarrow
+
+    return pyarrow.string() if kind == pyarrow.float32() else kind
+
+
+def _change_types(kind: Any, change: Callable[[Any], Any]) -> Any:
+    """The type with its parts changed, at any depth of structs, lists, maps and dictionaries."""
+    import pyarrow
+    from pyarrow import types
+
+    def deeper(part: Any) -> Any:
+        return _change_types(part, change)
+
     if types.is_struct(kind):
-        return pyarrow.struct([field.with_type(_in_microseconds(field.type)) for field in kind])
+        return pyarrow.struct([field.with_type(deeper(field.type)) for field in kind])
     if types.is_map(kind):
-        return pyarrow.map_(_in_microseconds(kind.key_type), _in_microseconds(kind.item_type))
+        return pyarrow.map_(deeper(kind.key_type), deeper(kind.item_type))
     if types.is_dictionary(kind):
-        values = _in_microseconds(kind.value_type)
+        values = deeper(kind.value_type)
         return kind if values == kind.value_type else values
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        values = kind.value_field.with_type(_in_microseconds(kind.value_type))
+        values = kind.value_field.with_type(deeper(kind.value_type))
         if types.is_fixed_size_list(kind):
             return pyarrow.list_(values, kind.list_size)
         return pyarrow.list_(values) if types.is_list(kind) else pyarrow.large_list(values)
-    return kind
+    return change(kind)

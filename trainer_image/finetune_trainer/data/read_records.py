@@ -6,7 +6,7 @@ becomes a sample by that mapping (see samples). All sources must have one format
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -27,6 +27,7 @@ from finetune_trainer.data.samples import PromptOnlySample, Sample, make_sample
 from finetune_trainer.data.tool_calls import drop_nulls, is_empty
 from finetune_trainer.data.turns import parse_turns, unused_turn_keys
 from finetune_trainer.metrics.numbers import find_last_number
+from finetune_trainer.metrics.rouge import words
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.dataset_files import DataFile
 from finetune_trainer.sources.row_files import format_suffix
@@ -111,7 +112,7 @@ class SourceReader:
         sample = make_sample(record, mapping, source)
         if self._reference_rewards:
             name, _ = mapping.find(record.values, "reference")
-            _check_reference(sample, name, needs_number="numeric" in self._reference_rewards)
+            _check_reference(sample, name, self._reference_rewards)
         if self.spec.grpo and self.spec.grpo.reward_model:
             _check_for_reward_model(sample)
         self.ignored |= unused
@@ -208,7 +209,7 @@ def _check_for_reward_model(sample: Sample) -> None:
         )
 
 
-def _check_reference(sample: Sample, name: str, needs_number: bool) -> None:
+def _check_reference(sample: Sample, name: str, rewards: Collection[str]) -> None:
     assert isinstance(sample, PromptOnlySample)
     reference = (sample.reference or "").strip()
     if not reference:
@@ -218,7 +219,14 @@ def _check_reference(sample: Sample, name: str, needs_number: bool) -> None:
             "grpo.rewards compares with",
             "Name its column in dataset.columns.reference, or use other rewards.",
         )
-    if needs_number and find_last_number(reference) is None:
+    if "rougeL" in rewards and not words(reference):
+        raise RowError(
+            "ReferenceMissing",
+            f"its right answer {reference[:40]!r} has no word, which the reward rougeL compares "
+            "with: every answer would score 0",
+            "Use exactMatch or contains.",
+        )
+    if "numeric" in rewards and find_last_number(reference) is None:
         raise RowError(
             "ReferenceMissing",
             f"its right answer {reference[:40]!r} has no number, which the reward numeric compares "

@@ -439,7 +439,9 @@ def _read_reference(value: Any) -> str | None:
             return require_text(text, "reference")
         # Answers of arithmetic are often numbers.
         if isinstance(value, int | float | Decimal) and math.isfinite(value):
-            return str(value)
+            # pandas makes whole numbers with a gap among them floats: 72.0 is 72.
+            is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+            return str(int(value) if is_whole else value)
     except (TypeError, ValueError):
         pass  # It holds a date, bytes or NaN.
     raise RowError(
