@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_trainer.data.read_records import read_dataset
 from finetune_trainer.data.row_errors import RowError, RowErrors
 from finetune_trainer.data.samples import MessagesSample, PreferenceSample
+from finetune_trainer.runtime.errors import UserError
 
 from tests.trainer.rows import job, json_lines, read, read_failure, role_content, write_file
 
@@ -217,3 +219,93 @@ def test_a_broken_pair_counts_once(tmp_path: Path) -> None:
     for _ in range(2):
         errors.skip(RowError("BadConversation", "no", "Fix it."), "a.jsonl", 3)
     assert len(errors.skipped) == 1
+
+
+def test_a_label_does_not_move_to_an_answer_before_one_of_weight_0(tmp_path: Path) -> None:
+    turns = [USER, ASSISTANT, USER, {**ASSISTANT, "weight": 0}]
+    content = json_lines({"messages": turns, "label": False})
+    failure = read_failure(tmp_path, "a.jsonl", content, objective="KTO")
+    assert (failure.reason, "weight 0" in failure.message) == ("BadConversation", True)
+
+
+def test_prompts_before_an_answer_of_weight_0_are_learnt_or_refused(tmp_path: Path) -> None:
+    turns = [USER, ASSISTANT, USER, {**ASSISTANT, "weight": 0}]
+    file = write_file(tmp_path, "a.jsonl", json_lines({"messages": turns}))
+    assert len(read_dataset([[file]], None, job()).train[0].turns) == 2
+    spec = job().to_wire() | {"sft": {"lossOn": "All"}}
+    with pytest.raises(UserError, match="weight 0"):
+        read_dataset([[file]], None, FineTuneJobSpec.model_validate(spec))
+
+
+def test_calls_and_reasoning_that_are_no_reference_are_listed(tmp_path: Path) -> None:
+    answer = {
+        **ASSISTANT,
+        "content": None,
+        "reasoning": "r",
+        "tool_calls": [{"function": {"name": "f"}}],
+    }
+    file = write_file(tmp_path, "a.jsonl", json_lines({"messages": [USER, answer]}))
+    found = read_dataset([[file]], None, job("GRPO", RULES))
+    assert found.ignored_columns == ("messages[-1].reasoning", "messages[-1].tool_calls")
+
+
+@pytest.mark.parametrize(
+    ("tool", "expected"),
+    [
+        ({"type": "function", "name": "f", "strict": True}, {"function": {"strict": True}}),
+        ({"type": "custom", "name": "f", "input_schema": None}, {"function": {}}),
+        ({"type": "function", "function": {"name": "f"}, "strict": True}, {"strict": True}),
+        ({"function": {"name": "f", "type": "x"}, "strict": None}, {"function": {"type": "x"}}),
+    ],
+)
+def test_no_setting_of_a_tool_is_lost(
+    tmp_path: Path, tool: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    sample = read_one(tmp_path, {"messages": [USER, ASSISTANT], "tools": [tool]})
+    function = {"name": "f", **expected.pop("function", {})}
+    assert sample.context.tools == ({"type": "function", "function": function, **expected},)
+
+
+@pytest.mark.parametrize("name", ["type", "required", "properties", "anyOf"])
+def test_a_parameter_may_have_the_name_of_a_keyword(tmp_path: Path, name: str) -> None:
+    flat = {name: {"type": "str", "description": "d"}, "limit": {"type": "int"}}
+    tool = {"name": "f", "parameters": flat}
+    sample = read_one(tmp_path, {"messages": [USER, ASSISTANT], "tools": json.dumps([tool])})
+    schema = sample.context.tools[0]["function"]["parameters"]
+    assert schema == {"type": "object", "properties": flat}
+
+
+@pytest.mark.parametrize("schema", [{"properties": {"a": {"type": "string"}}}, {"type": "object"}])
+def test_a_schema_stays_as_it_is(tmp_path: Path, schema: dict[str, Any]) -> None:
+    tool = {"name": "f", "parameters": schema}
+    sample = read_one(tmp_path, {"messages": [USER, ASSISTANT], "tools": [tool]})
+    assert sample.context.tools[0]["function"]["parameters"] == schema
+
+
+def test_parts_may_leave_out_that_they_are_text(tmp_path: Path) -> None:
+    turns = [{**USER, "content": [{"text": "a"}, {"text": "b"}]}, ASSISTANT]
+    assert read_one(tmp_path, {"messages": turns}).turns[0].content == "ab"
+
+
+@pytest.mark.parametrize(
+    ("turn", "words"),
+    [
+        ({"content": [{"type": "text", "text": "a", "image": {"path": "a.png"}}]}, "not text"),
+        ({"content": [{"image": {"format": "png"}}]}, "not text"),
+        ({"content": "<video>\nWhat happens?"}, "<video>"),
+        ({"content": "Who speaks? <audio>"}, "<audio>"),
+        ({"parts": [{"text": "a"}]}, "'parts'"),
+    ],
+)
+def test_media_and_keys_of_other_services_are_refused(
+    tmp_path: Path, turn: dict[str, Any], words: str
+) -> None:
+    failure = read_failure(
+        tmp_path, "a.jsonl", json_lines({"messages": [{"role": "user", **turn}, ASSISTANT]})
+    )
+    assert (failure.reason, words in failure.message) == ("BadConversation", True)
+
+
+def test_html_is_no_placeholder(tmp_path: Path) -> None:
+    turns = [USER, {**ASSISTANT, "content": "<video><source src='a.mp4'></video>"}]
+    assert read_one(tmp_path, {"messages": turns}).turns[1].content == turns[1]["content"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +125,8 @@ def test_a_reference_without_a_word_is_refused_where_words_are_compared(
     failure = read_failure(tmp_path, "a.parquet", content, **rules)
     assert (failure.reason, failure.line) == ("ReferenceMissing", 1)
     assert read(tmp_path, "a.parquet", content, **NUMBERS)[0].reference == reference
+
+
+def test_a_date_is_not_called_a_number(tmp_path: Path) -> None:
+    content = parquet(prompt=[datetime.date(2020, 1, 1)], completion=["c"])
+    assert "holds a date, not a text" in read_failure(tmp_path, "a.parquet", content).message

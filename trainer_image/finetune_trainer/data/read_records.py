@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from finetune_api.dataset import Format
 from finetune_api.finetunejob import FineTuneJobSpec
@@ -115,6 +116,8 @@ class SourceReader:
             _check_reference(sample, name, self._reference_rewards)
         if self.spec.grpo and self.spec.grpo.reward_model:
             _check_for_reward_model(sample)
+        if self.spec.sft and self.spec.sft.loss_on == "All" and mapping.has("messages"):
+            _check_end(mapping.require(record.values, "messages")[1])
         self.ignored |= unused
         if isinstance(sample, PromptOnlySample) and mapping.has("messages"):
             self._note_unused_answer(record, mapping)
@@ -125,11 +128,19 @@ class SourceReader:
         return sample
 
     def _note_unused_answer(self, record: Record, mapping: ColumnMapping) -> None:
-        """An answer at the end of the conversation is not used if a column has the reference."""
+        """An answer at the end of the conversation is a reference, unless a column has that; its
+        calls and its reasoning are not used."""
         name, value = mapping.require(record.values, "messages")
+        last = parse_turns(value)[-1]
+        if last.role != "assistant":
+            return
         has_reference = not is_empty(mapping.find(record.values, "reference")[1])
-        if has_reference and parse_turns(value)[-1].role == "assistant":
-            self.ignored.add(f"{name}[-1].content")
+        unused = {
+            "content": has_reference and last.content,
+            "reasoning": last.reasoning,
+            "tool_calls": last.tool_calls,
+        }
+        self.ignored |= {f"{name}[-1].{key}" for key, each in unused.items() if each}
 
     def _check_source(self, mapping: ColumnMapping, first: Sample, present: set[str]) -> None:
         self.format = self.format or mapping.format
@@ -196,6 +207,16 @@ def read_samples(
     samples = reader.read(files, source)
     assert reader.format
     return reader.format, samples
+
+
+def _check_end(conversation: Any) -> None:
+    """RowError where a conversation ends with turns that would be cut, though all are learnt."""
+    if not parse_turns(conversation)[-1].is_learnt:
+        raise RowError(
+            "BadConversation",
+            "its last answer has weight 0, so sft.lossOn All would not learn the turns before it",
+            "Remove the turns after the last answer that is learnt.",
+        )
 
 
 def _check_for_reward_model(sample: Sample) -> None:

@@ -397,6 +397,9 @@ def _read_unpaired_preference(values: Values, mapping: ColumnMapping) -> Sample:
     is_desirable = _parse_label(*mapping.require(values, "label"))
     if mapping.has("messages"):
         turns = _read_conversation(values, mapping)
+        name, value = mapping.require(values, "messages")
+        # The label is that of the last answer.
+        check_completion(tuple(parse_turns(value)[-1:]), name)
         return UnpairedPreferenceSample(turns[:-1], turns[-1:], is_desirable)
     name, value = mapping.require(values, "completion")
     completion = check_completion(read_turns(value, name, "assistant"), name)

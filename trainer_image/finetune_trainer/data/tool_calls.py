@@ -15,7 +15,6 @@ from finetune_trainer.data.text_formats import JSON
 
 Json = dict[str, Any]
 _PARAMETER_KEYS = ("parameters", "input_schema")
-_SCHEMA_KEYS = {"type", "properties", "$ref", "anyOf", "oneOf", "allOf", "required"}
 _ARGUMENT_KEYS = ("arguments", "args", "input", "parameters", "kwargs", "params")
 _CALL_KEYS = {"id", "type", "index", "function", "name", "description", *_ARGUMENT_KEYS}
 _TOOL_EXAMPLE = '[{"type": "function", "function": {"name": "...", "parameters": {...}}}]'
@@ -38,9 +37,13 @@ def _read_entries(value: Any, what: str) -> list[Any]:
 
 def _read_tool(entry: Any, name: str) -> Json:
     if isinstance(entry, dict):
-        function = entry.get("function") if "function" in entry else entry
+        # OpenAI's Responses API and Anthropic have no object around the description.
+        outer = {key: each for key, each in entry.items() if key != "type" and each is not None}
+        is_nested = "function" in entry
+        function = outer.pop("function", None) if is_nested else outer
         if isinstance(function, dict) and _is_name(function.get("name")):
-            return {"type": "function", "function": _read_function(function)}
+            settings = outer if is_nested else {}
+            return {"type": "function", "function": _read_function(function), **settings}
     raise RowError(
         "BadTools",
         f"the column {name!r} does not hold descriptions of tools with names",
@@ -55,14 +58,15 @@ def _read_function(function: Json) -> Json:
     parameters = next((each for each in found if each not in (None, "")), None)
     if parameters is None:
         return rest
-    is_flat = (
-        isinstance(parameters, dict)
-        and parameters
-        and not parameters.keys() & _SCHEMA_KEYS
-        and all(isinstance(each, dict) for each in parameters.values())
-    )
+    is_flat = _holds_schemas(parameters) and not _holds_schemas(parameters.get("properties"))
     schema = {"type": "object", "properties": parameters} if is_flat else parameters
     return {**rest, "parameters": schema}
+
+
+def _holds_schemas(value: Any) -> bool:
+    """Whether this is an object of objects: of a JSON schema, only its properties are."""
+    is_object = isinstance(value, dict) and bool(value)
+    return is_object and all(isinstance(each, dict) for each in value.values())
 
 
 def read_documents(value: Any, name: str) -> tuple[Json, ...]:

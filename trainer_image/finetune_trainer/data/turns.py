@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 from finetune_trainer.data.row_errors import RowError
@@ -60,8 +61,8 @@ MEDIA = (
     *("image", "images", "image_url", "image_urls", "image_path", "image_paths", "pixel_values"),
     *("video", "videos", "video_path", "audio", "audios", "audio_path"),
 )
-_PLACEHOLDER = "<image>"
-"""The place of an image in rows of vision models, at the beginning or the end of a text."""
+_PLACEHOLDERS = ("<image>", "<video>", "<audio>")
+"""The place of an image, a video or a recording, at the beginning or the end of a text."""
 _NAME_CONTENT = "Name it content."
 _NAME_REASONING = "Name it reasoning_content."
 _REFUSED_KEYS = {
@@ -73,7 +74,7 @@ _REFUSED_KEYS = {
     "refusal": "Write the refusal as the content of the turn.",
     "masked": "Give the turn weight 0 or 1.",
     "mask": "Give the turn weight 0 or 1.",
-    **dict.fromkeys(("text", "output", "message", "response"), _NAME_CONTENT),
+    **dict.fromkeys(("text", "output", "message", "response", "parts"), _NAME_CONTENT),
     **dict.fromkeys(("thought", "thoughts", "analysis", "reasoning_details"), _NAME_REASONING),
 }
 _PART_KEYS = {"type", "text", "thinking"}
@@ -218,8 +219,11 @@ def _type_name(value: Any) -> str:
         bool: "true or false",
         bytes: "bytes",
         type(None): "null",
+        int: "a number",
+        float: "a number",
+        Decimal: "a number",
     }
-    return names.get(type(value), "a number")
+    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def _parse_turn(entry: Mapping[str, Any], number: int) -> Turn:
@@ -307,7 +311,9 @@ def _join_parts(parts: list[Any], number: int) -> tuple[str, str | None]:
     texts: list[str] = []
     thoughts: list[str] = []
     for part in parts:
-        kind = str(part.get("type")) if isinstance(part, dict) else ""
+        part = part if isinstance(part, dict) else {}
+        has_media = any(not is_empty(part.get(key)) for key in MEDIA)
+        kind = "" if has_media else str(part.get("type", "text" if "text" in part else ""))
         if kind in _TEXT_PARTS:
             found, key = texts, _TEXT_PARTS[kind]
         elif kind in _REASONING_PARTS:
@@ -364,9 +370,15 @@ def _only(entry: Mapping[str, Any], keys: tuple[str, str], number: int) -> Any:
 
 
 def check_placeholder(text: str, what: str) -> None:
-    """RowError where a text begins or ends with the placeholder of an image."""
-    if text.startswith(_PLACEHOLDER) or text.rstrip().endswith(_PLACEHOLDER):
-        raise _bad_turn(f"{what} has the placeholder {_PLACEHOLDER}", _REFUSED_KEYS["image"])
+    """RowError where a text begins or ends with the placeholder of an image, a video or a
+    recording."""
+    found = text.startswith(_PLACEHOLDERS) or text.rstrip().endswith(_PLACEHOLDERS)
+    if not found:
+        return
+    for placeholder in _PLACEHOLDERS:
+        is_html = placeholder != "<image>" and placeholder.replace("<", "</") in text
+        if placeholder in text and not is_html:
+            raise _bad_turn(f"{what} has the placeholder {placeholder}", _REFUSED_KEYS["image"])
 
 
 def _first(entry: Mapping[str, Any], keys: Iterable[str]) -> Any:
