@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tests.trainer.rows import read, read_failure, role_content
+from tests.trainer.rows import json_lines, read, read_failure, role_content
 
 NUMBERS: dict[str, Any] = {"objective": "GRPO", "grpo": {"rewards": [{"type": "exactMatch"}]}}
 QUESTION = "[{'content': 'hi', 'role': 'user'}]"
@@ -130,3 +130,11 @@ def test_a_reference_without_a_word_is_refused_where_words_are_compared(
 def test_a_date_is_not_called_a_number(tmp_path: Path) -> None:
     content = parquet(prompt=[datetime.date(2020, 1, 1)], completion=["c"])
     assert "holds a date, not a text" in read_failure(tmp_path, "a.parquet", content).message
+
+
+def test_frames_without_data_are_skipped(tmp_path: Path) -> None:
+    rows = [json_lines({"prompt": f"p{number}", "completion": "c"}) for number in range(2)]
+    frames = [pyarrow.Codec("zstd").compress(row.encode(), asbytes=True) for row in rows]
+    skippable = b"\x5a\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"size"
+    content = skippable + frames[0] + skippable + frames[1]
+    assert len(read(tmp_path, "a.jsonl.zst", content)) == 2

@@ -21,6 +21,7 @@ from finetune_trainer.data.foreign_files import (
     GZIP_MAGIC,
     HEAD_BYTES,
     ZSTD_MAGIC,
+    ZSTD_SKIPPABLE,
     describe_foreign_content,
 )
 from finetune_trainer.data.json_documents import parse_json_document
@@ -107,7 +108,7 @@ def _open(path: Path) -> IO[bytes]:
         head = file.read(len(ZSTD_MAGIC))
     if head.startswith(GZIP_MAGIC):
         return gzip.open(path)  # type: ignore[return-value]
-    if head == ZSTD_MAGIC:
+    if head == ZSTD_MAGIC or ZSTD_SKIPPABLE.match(head):
         import pyarrow
 
         compressed = pyarrow.OSFile(str(path))

@@ -12,6 +12,8 @@ HEAD_BYTES = 1024
 """How many bytes `describe_foreign_content` needs."""
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+ZSTD_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
+"""A frame without data, with which pzstd begins a file (RFC 8878, section 3.1.2)."""
 BINARY_SUFFIXES = (".parquet", ".arrow")
 
 _UNPACK = "Unpack it, and upload the files of rows."
