@@ -317,3 +317,34 @@ def test_a_config_with_nan_is_refused(folder: Path) -> None:
     failure = failure_of(build, set_config(folder, rms_norm_eps=float("nan")))
     assert failure.reason == "ModelIncomplete"
     assert "config.json is not JSON: it contains NaN" in failure.message
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"rms_norm_eps": "1e-5"}, "expected float, got str"),
+        ({"eos_token_id": "2"}, "eos_token_id"),
+        ({"max_position_embeddings": 512.5}, "max_position_embeddings"),
+    ],
+)
+def test_a_config_that_transformers_cannot_read_is_not_called_a_tokenizer(
+    world: World, hub: Hub, folder: Path, config: dict[str, Any], words: str
+) -> None:
+    use_model(hub, set_config(folder, **config))
+    failure = world.fails()
+    assert failure.reason == "UnsupportedModel"
+    assert "config.json" in failure.message
+    assert "okenizer" not in failure.message
+    assert words in failure.message
+
+
+@pytest.mark.parametrize("content", ["{", "[]", b"\xe9"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+)
+def test_a_broken_file_of_the_tokenizer_is_named(
+    folder: Path, name: str, content: str | bytes
+) -> None:
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    failure = failure_of(check_config, folder, "model")
+    assert (failure.reason, name in failure.message) == ("ModelIncomplete", True)

@@ -18,7 +18,7 @@ from finetune_trainer.data.tokenizer import (
 )
 from finetune_trainer.runtime.errors import UserError
 
-from tests.trainer.tiny import CHATML, tiny_model
+from tests.trainer.tiny import CHATML, CHATML_GENERATION, tiny_model
 
 MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 DATED = (
@@ -227,3 +227,32 @@ def test_a_token_that_is_needed_and_has_no_row_is_refused(
     assert failure.reason == "UnsupportedModel"
     assert f"{name} has token" in failure.message
     assert f"only {rows} rows" in failure.message
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("\n{% for m in messages %}{{ m.role }", "line 2: unexpected '}'"),
+        ("{{ messages | none_of_them }}", "line 1: No filter named 'none_of_them'"),
+        ([{"name": "default", "template": CHATML}, {"name": "rag", "template": "{%"}], "line 1"),
+        ([{"name": "default", "template": 3}], "it is not a text"),
+        (3, "it is not a text"),
+    ],
+)
+def test_a_template_of_the_model_that_renders_nothing_is_refused(
+    tmp_path: Path, template: Any, words: str
+) -> None:
+    folder = tiny_model(tmp_path / "model")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
+    failure = load_failure(folder)
+    assert (failure.reason, words in failure.message) == ("BadChatTemplate", True)
+    assert load_changed(folder, chatTemplate=CHATML).chat_template == CHATML
+
+
+def test_generation_marks_and_loop_controls_are_no_syntax_error(tmp_path: Path) -> None:
+    breaks = CHATML_GENERATION.replace(
+        "{% endfor %}", "{% if false %}{% break %}{% endif %}{% endfor %}"
+    )
+    folder = tiny_model(tmp_path / "model", template=breaks)
+    assert load_tokenizer(folder).chat_template == breaks

@@ -65,7 +65,7 @@ def load_tokenizer(folder: Path, changes: Tokenizer | None = None, date: str | N
         _set_template(tokenizer, changes.chat_template)
     if not tokenizer.chat_template:
         tokenizer.chat_template = _plain_template(tokenizer)
-    _check_named_templates(tokenizer)
+    _check_own_templates(tokenizer.chat_template)
     if changes:
         _set_template_defaults(tokenizer, changes.chat_template_kwargs)
     fit_to_embedding(tokenizer, folder, new_token_ids(tokenizer, changes))
@@ -231,17 +231,15 @@ def _set_template_defaults(tokenizer: Any, values: Mapping[str, Any]) -> None:
 
 def _read_variables(template: str) -> set[str]:
     """The variables that a renderer can set; the template must have no syntax error."""
-    from jinja2 import Environment, meta
+    from jinja2 import meta
 
-    # The marks are an extension of transformers and read nothing.
-    source = _GENERATION_MARK.sub("", template)
-    parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(source)
+    parsed = _environment().parse(_GENERATION_MARK.sub("", template))
     return set(meta.find_undeclared_variables(parsed))
 
 
-def _check_named_templates(tokenizer: Any) -> None:
-    """Raise UserError where the model has several templates, and none of them is the default."""
-    template = tokenizer.chat_template
+def _check_own_templates(template: Any) -> None:
+    """Raise UserError where a template of the model can render nothing, or where the model has
+    several and none of them is the default."""
     if isinstance(template, dict) and "default" not in template:
         raise UserError(
             "BadChatTemplate",
@@ -250,6 +248,33 @@ def _check_named_templates(tokenizer: Any) -> None:
             "Give the one to use in model.tokenizer.chatTemplate; a reward model needs a template "
             "named default.",
         )
+    for text in template.values() if isinstance(template, dict) else (template,):
+        if why := _find_syntax_error(text):
+            raise UserError(
+                "BadChatTemplate",
+                f"The model's chat template cannot be used: {why}.",
+                "Give model.tokenizer.chatTemplate, or correct the model's.",
+            )
+
+
+def _find_syntax_error(template: Any) -> str | None:
+    """Why Jinja cannot compile a template, or None."""
+    from jinja2 import TemplateSyntaxError
+
+    if not isinstance(template, str):
+        return "it is not a text"
+    try:
+        _environment().compile(_GENERATION_MARK.sub("", template))
+    except TemplateSyntaxError as error:
+        return f"line {error.lineno}: {describe_error(error).rstrip('.')}"
+    return None
+
+
+def _environment() -> Any:
+    # The marks of generated text are an extension of transformers and read nothing.
+    from jinja2 import Environment
+
+    return Environment(extensions=["jinja2.ext.loopcontrols"])
 
 
 def _render_trial(tokenizer: Any, field: str) -> str:

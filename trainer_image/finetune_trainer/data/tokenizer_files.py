@@ -114,6 +114,7 @@ def _load(folder: Path, kind: Any, **options: Any) -> Any:
         )
     except Exception as error:
         text = str(error).strip().split("\n")[0][:300] or type(error).__name__
+        text = f"{text} is missing" if isinstance(error, KeyError) else text
         raise _unreadable(
             text,
             "Use a model whose tokenizer Transformers loads without remote code."

@@ -114,13 +114,13 @@ def complete_text_config(folder: Path, config: dict[str, Any], uri: str) -> dict
     """`config`, of a model that takes images with the defaults of its language model filled in.
 
     Releases such as Gemma 3 leave out values that are the default of the architecture. Raises
-    UserError UnsupportedModel where transformers cannot read the config.
+    UserError UnsupportedModel where transformers cannot read the config, whatever the model.
     """
+    defaults = _read_text_config(folder, uri)
     name = next((name for name in NESTED if isinstance(config.get(name), dict)), None)
     if name is None or config["model_type"] not in IMAGE_MODELS:
         return config
-    defaults = _read_text_config(folder, uri).to_dict()
-    return {**config, name: {**defaults, **config[name]}}
+    return {**config, name: {**defaults.to_dict(), **config[name]}}
 
 
 def _read_text_config(folder: Path, uri: str) -> Any:

@@ -36,14 +36,12 @@ PROCESSOR_FILES = (
 )
 """The files of a processor, which models that take images have in addition to the tokenizer."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 SMALL_FILES = (
     CONFIG,
     ADAPTER_CONFIG,
     INDEX,
     GENERATION_CONFIG,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
     "merges.txt",
     "tekken.json",
     "sentencepiece.bpe.model",
@@ -53,6 +51,7 @@ SMALL_FILES = (
     "NOTICE*",
     *PROCESSOR_FILES,
     *TOKENIZER_FILES,
+    *TOKENIZER_SETTINGS,
 )
 
 
@@ -137,13 +136,13 @@ MODEL_LAYOUT = Layout(CONFIG, check_listing, weight_files)
 
 
 def check_config(folder: Path, uri: str) -> dict[str, Any]:
-    """Read config.json, and check it and the processor's files, which export copies.
+    """Read config.json, and check it and the files of tokenizer and processor.
 
     Raises UserError UnsupportedModel where the model cannot be trained, ModelIncomplete where a
     file is not valid JSON or the processor of a model that takes images is missing.
     """
     config = read_json(folder / CONFIG, uri)
-    for name in PROCESSOR_FILES:
+    for name in (*PROCESSOR_FILES, *TOKENIZER_SETTINGS, "tokenizer.json", "vocab.json"):
         if (folder / name).is_file():
             read_json(folder / name, uri)
     kind = config.get("model_type")
