@@ -148,6 +148,16 @@ def test_text_files_next_to_other_formats_need_a_pattern(root: Path) -> None:
     assert chosen(root, files="*") == ["README.txt", "a.jsonl", "novel.txt"]
 
 
+@pytest.mark.parametrize("copy", ["train.csv", "train.jsonl.gz", "train.JSON", "train.parquet"])
+def test_the_same_rows_in_two_formats_are_refused(root: Path, copy: str) -> None:
+    write(root, "train.jsonl", copy, "other/train.csv")
+    failure = refusal(root)
+    assert failure.reason == "NoMatchingFiles"
+    assert {"train.jsonl", copy} <= {*failure.message.replace(",", " ").split()}
+    assert chosen(root, files="train.jsonl") == ["train.jsonl"]
+    assert len(chosen(root, files="train.*")) == 2
+
+
 def test_rows_in_a_format_that_is_not_read_are_refused(root: Path) -> None:
     write(root, "a.jsonl", "b.xlsx")
     failure = refusal(root)

@@ -28,6 +28,7 @@ PATHS = ["a.jsonl", "data/train-1.jsonl", "data/x/train-2.jsonl", ".cache/b.json
         ("*.jsonl", ["a.jsonl"]),
         ("a.jsonl", ["a.jsonl"]),
         ("/a.jsonl", ["a.jsonl"]),
+        ("./a.jsonl", ["a.jsonl"]),
         ("**", ["a.jsonl", "data/train-1.jsonl", "data/x/train-2.jsonl"]),
         ("**/train-*", ["data/train-1.jsonl", "data/x/train-2.jsonl"]),
         ("data/*", ["data/train-1.jsonl"]),
@@ -203,6 +204,7 @@ def test_the_files_of_a_card_are_declared_in_several_ways(
         [{"data_files": [{"split": "train", "path": "a"}, "b"]}],
         [{"data_dir": ["a"]}],
         [{"config_name": "a"}, {"config_name": "a"}],
+        [{"config_name": "a", "default": True}, {"config_name": "b", "default": True}],
     ],
 )
 def test_a_malformed_card_is_an_error(configs: Any) -> None:

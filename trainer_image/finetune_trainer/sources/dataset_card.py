@@ -59,6 +59,8 @@ def parse_configs(metadata: Mapping[str, Any]) -> list[CardConfig]:
     parsed = [_parse_config(each) for each in configs]
     if len({each.name for each in parsed}) < len(parsed):
         raise CardError("two configurations have the same config_name")
+    if sum(each.is_default for each in parsed) > 1:
+        raise CardError("two configurations are the default")
     return parsed
 
 

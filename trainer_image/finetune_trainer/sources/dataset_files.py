@@ -34,6 +34,7 @@ from finetune_trainer.sources.row_files import (
     find_row_files,
     format_suffix,
     is_unreadable,
+    strip_format,
 )
 from finetune_trainer.sources.selection import Declared, Selection, select_files, visible_paths
 from finetune_trainer.sources.shards import check_shards
@@ -154,6 +155,7 @@ def _list_wanted(source: Source, folder: Path, selection: Selection) -> list[Sou
     else:
         chosen = select_files(paths, selection, Declared(), uri)
     _check_readable(chosen, selection, uri)
+    _check_copies(chosen, selection, uri)
     _check_names(chosen, selection, uri)
     if left_out := sorted(set(paths) - set(chosen)):
         fields = {"source": selection.spec_field, "count": len(left_out), "first": left_out[0]}
@@ -230,6 +232,22 @@ def _check_readable(chosen: Sequence[str], selection: Selection, uri: str) -> No
             texts[0],
             f"Set {field}.files to a pattern for the files to read, such as '*.jsonl'.",
         )
+
+
+def _check_copies(chosen: Sequence[str], selection: Selection, uri: str) -> None:
+    """Raise UserError where two names differ only in the format or the compression: the rows would
+    be read twice."""
+    seen: dict[str, str] = {}
+    for path in chosen:
+        other = seen.setdefault(strip_format(path), path)
+        if other != path and selection.files is None:
+            raise UserError(
+                "NoMatchingFiles",
+                f"{uri} has {other} and {path}, which seem to hold the same rows.",
+                f"Remove one of them, or set {selection.spec_field}.files to a pattern for the "
+                "other; a pattern may match both.",
+                file=path,
+            )
 
 
 def _check_names(chosen: Sequence[str], selection: Selection, uri: str) -> None:

@@ -62,6 +62,14 @@ def format_suffix(name: str) -> str:
     return _ALIASES.get(suffix, suffix)
 
 
+def strip_format(path: str) -> str:
+    """The path without the suffixes of format and compression, if it has any."""
+    for suffix in sorted(_SUFFIXES, key=len, reverse=True):
+        if path.lower().endswith(suffix):
+            return path[: -len(suffix)]
+    return path
+
+
 def find_row_files(paths: Iterable[str], with_documents: bool) -> list[str]:
     """The files that hold rows, and those that hold rows in a form that is not read.
 

@@ -185,6 +185,7 @@ def match_pattern(paths: Iterable[str], pattern: str) -> list[str]:
 
     Raises ValueError where ** is only a part of a name.
     """
+    pattern = pattern.removeprefix("./")
     expression = re.compile(glob_translate(pattern.strip("/")))
     hidden = _hidden_parts(pattern)
     return sorted(
