@@ -32,7 +32,12 @@ from finetune_trainer.data.adapter_tokenizer import check_adapter_tokenizer
 from finetune_trainer.data.packing_support import should_pack
 from finetune_trainer.data.pipeline import TargetModel, build_dataset, embedding_too_small
 from finetune_trainer.data.prepared_dataset import DatasetInputs, find_prepared_dataset
-from finetune_trainer.data.tokenizer import load_tokenizer, new_token_ids, prints_date
+from finetune_trainer.data.tokenizer import (
+    load_tokenizer,
+    new_token_ids,
+    prints_date,
+    special_token_ids,
+)
 from finetune_trainer.rewards import reward_functions
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.runtime.fencing import Attempt
@@ -169,21 +174,26 @@ def describe_target(
     embedding_rows = model_sizes(config, uri)["vocabulary"]
     if spec.method.moe:
         check_experts(config, uri)
+    stops: Any = None
     if spec.objective == "Reward":
         check_can_be_reward_model(config, uri)
     else:
-        read_generation_settings(folder, uri)
+        stops = read_generation_settings(folder, uri).eos_token_id
     changes = spec.model.tokenizer
     tokenizer = load_tokenizer(folder, changes, today)
     new_ids = new_token_ids(tokenizer, changes)
     if new_ids and min(new_ids) > embedding_rows:
         raise embedding_too_small(min(new_ids) - 1, embedding_rows)
+    special = special_token_ids(tokenizer)
     return TargetModel(
         tokenizer=tokenizer,
         tokenizer_digest=tokenizer_digest(folder),
         context_length=scaled_context_length(folder, config, spec.model.rope),
         vocabulary=max([embedding_rows, *(token + 1 for token in new_ids)]),
         date=today if prints_date(tokenizer) else None,
+        stop_ids=tuple(
+            token for token in (stops if isinstance(stops, list) else [stops]) if token in special
+        ),
     )
 
 

@@ -12,7 +12,7 @@ from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.generation_settings import read_generation_settings
 from transformers import GenerationConfig
 
-from tests.trainer.prepare_world import World, use_model
+from tests.trainer.prepare_world import World, chat_rows, use_model
 from tests.trainer.servers import Hub
 from tests.trainer.tiny import set_config, tiny_model
 from tests.trainer.whole_job import single_rank, train_and_export
@@ -142,3 +142,28 @@ def test_prepare_refuses_them_before_the_weights_are_fetched(
     )
     result = world.prepare(objective="Reward")
     assert result.outcome == "Succeeded", "a reward model generates no text"
+
+
+@pytest.mark.parametrize(
+    ("settings", "role", "is_refused"),
+    [
+        ({"eos_token_id": [2, 0]}, "assistant", True),
+        ({"eos_token_id": 0}, "assistant", True),
+        ({"eos_token_id": [2, 0]}, "user", False),
+        ({"eos_token_id": [2, 99999]}, "assistant", False),
+    ],
+)
+def test_an_answer_with_a_token_that_ends_generation_is_refused(
+    world: World, hub: Hub, tmp_path: Path, settings: dict[str, Any], role: str, is_refused: bool
+) -> None:
+    use_model(hub, write_settings(tiny_model(tmp_path / "model"), settings))
+    rows = chat_rows(40)
+    turn = next(turn for turn in rows[3]["messages"] if turn["role"] == role)
+    turn["content"] = "one <|endoftext|> two"
+    world.rows("rows.jsonl", rows)
+    if not is_refused:
+        assert world.prepare().outcome == "Succeeded"
+        return
+    failure = world.fails()
+    assert (failure.reason, failure.line) == ("BadConversation", 4)
+    assert "<|endoftext|>" in failure.message

@@ -86,18 +86,21 @@ class ChatTokenizer:
         context_length: int,
         learn_prompts: bool = False,
         keep_tail: bool = False,
+        stop_ids: Sequence[int] = (),
     ) -> None:
         """`max_length` is the job's maxSequenceLength in tokens, `context_length` the model's.
 
         With `learn_prompts` the prompts are learnt too (sft.lossOn All). With `keep_tail` a
         conversation keeps what the template writes after its last turn: a reward model gives its
-        score there to any caller that renders the template.
+        score there to any caller that renders the template. `stop_ids` are the tokens at which
+        servers end an answer, by the model's generation settings.
         """
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._context_length = context_length
         self._learn_prompts = learn_prompts
         self._keep_tail = keep_tail
+        self._stop_tokens = [tokenizer.convert_ids_to_tokens(each) for each in stop_ids]
         self._renderer = ChatRenderer(tokenizer)
         self._special_ids = special_token_ids(tokenizer)
         end_of_turn = (find_end_of_turn(tokenizer), tokenizer.eos_token_id)
@@ -205,6 +208,14 @@ class ChatTokenizer:
                         "BadConversation",
                         f"the text of turn {number} has {token}, a token with which the chat "
                         "template begins or ends a turn",
+                        "Remove it from the text.",
+                    )
+            for token in self._stop_tokens if turn.role == "assistant" else ():
+                if token in turn.content or token in (turn.reasoning or ""):
+                    raise RowError(
+                        "BadConversation",
+                        f"the text of turn {number} has {token}, at which a server would end the "
+                        "answer (eos_token_id of the model's generation settings)",
                         "Remove it from the text.",
                     )
             if self._learn_prompts and not turn.is_learnt and turn.role != "assistant":

@@ -56,6 +56,8 @@ class TargetModel:
     """Rows of the embedding, with those of new tokens."""
     date: str | None
     """The date that the chat template prints, YYYY-MM-DD; None where it prints none."""
+    stop_ids: tuple[int, ...] = ()
+    """Special tokens at which servers end an answer, by the model's generation settings."""
 
 
 def build_dataset(
@@ -171,6 +173,7 @@ def make_sample_tokenizer(
         target.context_length,
         learn_prompts=bool(spec.sft and spec.sft.loss_on == "All"),
         keep_tail=spec.objective == "Reward",
+        stop_ids=target.stop_ids,
     )
     return SampleTokenizer(target.tokenizer, chat, max_length, max_new_tokens)
 
