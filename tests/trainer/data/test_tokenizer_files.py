@@ -234,3 +234,10 @@ def test_bytes_under_a_pre_tokenizer_of_words_decode_differently() -> None:
     backend.normalizer = None
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     assert not survives_round_trip(plain_tokenizer(backend), "two words")
+
+
+def test_a_tokenizer_that_splits_the_tokens_of_templates_is_refused(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "model")
+    edit_json(folder / "tokenizer_config.json", split_special_tokens=True)
+    with pytest.raises(UserError, match="split_special_tokens"):
+        load_tokenizer(folder)

@@ -40,6 +40,12 @@ def read_tokenizer(folder: Path) -> Any:
         tokenizer = _read_sentencepiece(folder, names[0])
     else:
         tokenizer = _read_vocabulary(folder)
+    if getattr(tokenizer, "split_special_tokens", False):
+        raise _unreadable(
+            "tokenizer_config.json sets split_special_tokens, so a chat template's tokens would be "
+            "plain text",
+            "Remove split_special_tokens.",
+        )
     if not tokenizer.chat_template:
         tokenizer.chat_template = _legacy_template(folder)
     return tokenizer
