@@ -306,6 +306,27 @@ def test_media_and_keys_of_other_services_are_refused(
     assert (failure.reason, words in failure.message) == ("BadConversation", True)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("channel", "analysis", "reasoning_content"),
+        ("channel", "commentary", "reasoning_content"),
+        ("recipient", "functions.f", "tool_calls"),
+        ("channel", "final", ""),
+        ("recipient", "all", ""),
+    ],
+)
+def test_what_harmony_does_not_show_the_user_is_no_answer(
+    tmp_path: Path, key: str, value: str, words: str
+) -> None:
+    content = json_lines({"messages": [USER, {**ASSISTANT, key: value}, ASSISTANT]})
+    if not words:
+        assert len(read(tmp_path, "a.jsonl", content)[0].turns) == 3
+        return
+    failure = read_failure(tmp_path, "a.jsonl", content)
+    assert (failure.reason, words in str(failure.remedy)) == ("BadConversation", True)
+
+
 def test_html_is_no_placeholder(tmp_path: Path) -> None:
     turns = [USER, {**ASSISTANT, "content": "<video><source src='a.mp4'></video>"}]
     assert read_one(tmp_path, {"messages": turns}).turns[1].content == turns[1]["content"]

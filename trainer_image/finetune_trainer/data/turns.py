@@ -72,11 +72,15 @@ _REFUSED_KEYS = {
     "loss_scale": "Give the turn weight 0 or 1.",
     "training_detail": "Give the turn weight 0 or 1.",
     "refusal": "Write the refusal as the content of the turn.",
+    "channel": "Write what is not of the channel final as reasoning_content of the answer.",
+    "recipient": "Write calls of tools as tool_calls.",
     "masked": "Give the turn weight 0 or 1.",
     "mask": "Give the turn weight 0 or 1.",
     **dict.fromkeys(("text", "output", "message", "response", "parts"), _NAME_CONTENT),
     **dict.fromkeys(("thought", "thoughts", "analysis", "reasoning_details"), _NAME_REASONING),
 }
+_HARMLESS = {"channel": "final", "recipient": "all"}
+"""Keys of OpenAI's harmony format, each with the value of an answer to the user."""
 _PART_KEYS = {"type", "text", "thinking"}
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text"}
 _REASONING_PARTS = {"thinking": "thinking", "reasoning": "text"}
@@ -236,7 +240,7 @@ def _parse_turn(entry: Mapping[str, Any], number: int) -> Turn:
     role = ROLES[name]
     content = _only(entry, _CONTENT_KEYS, number)
     for key in entry.keys() & _REFUSED_KEYS.keys():
-        if not is_empty(entry[key]):
+        if not is_empty(entry[key]) and entry[key] != _HARMLESS.get(key):
             raise _bad_turn(f"turn {number} has {key!r}, which cannot be used", _REFUSED_KEYS[key])
     if role == "tool" and not entry.keys() & set(_CONTENT_KEYS):
         raise _bad_turn(f"turn {number} has no content", _NAME_CONTENT)
