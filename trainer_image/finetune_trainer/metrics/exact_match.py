@@ -11,12 +11,13 @@ from finetune_trainer.metrics.numbers import (
     MINUS,
     THOUSANDS,
     fold_digits,
+    move_percent_signs,
     separate_lists,
 )
 
 IN_NUMBER = re.compile(
     rf"{DECIMAL_COMMA}|(?<=\d)[.:](?=\d)|(?<=\d)/(?=-?\d)"
-    rf"|{MINUS}(?=[$€£¥₹]?\.?\d)|(?<![\w)\]}}.%])\.(?=\d)|(?<=\d)%",
+    rf"|{MINUS}(?=[$€£¥₹]?\.?\d)|(?<![\w)\]}}.%])\.(?=\d)|(?<=\d)[%‰]",
     re.ASCII,
 )
 """Punctuation between digits, a sign or a point before the first, and a percent sign."""
@@ -26,7 +27,8 @@ def normalise_text(text: str) -> str:
     """The text without case, punctuation and extra spaces; compatibility forms and the digits of
     every script are folded, thousands are not separated, and a percent sign follows its number."""
     folded = unicodedata.normalize("NFKC", fold_digits(text)).casefold()
-    folded = re.sub(r"(?<=\d)\s?\\?%", "%", separate_lists(folded))
+    folded = separate_lists(move_percent_signs(folded))
+    folded = re.sub(r"(?<=\d)\s?\\?([%‰])", r"\1", folded)
     folded = THOUSANDS.sub(lambda match: match[0].replace(",", ""), folded)
     kept = {
         index for match in IN_NUMBER.finditer(folded) for index in range(match.start(), match.end())

@@ -49,7 +49,7 @@ _NUMBER = (
     rf"(?P<number>{_PLAIN})"
     # The bound of the base bounds the time that its power takes.
     r"(?:(?P<exponent>[eE][+-]?\d{1,4}\b)|(?<!\d{20})\^(?P<power>[+-]?\d{1,3})(?!\.?\d))?"
-    rf"(?:\s?/\s?(?P<divisor>-?(?:{_PLAIN})))?(?P<percent>\s?%)?"
+    rf"(?:\s?/\s?(?P<divisor>-?(?:{_PLAIN})))?(?P<percent>\s?[%‰])?"
 )
 _NO_NUMBER = (
     r"(?<!\d)(?:\d+(?:/\d+){2,}|\d{4}-\d\d?-\d\d?(?!\d)|\d\d?-\d\d?-\d{4}(?!\d)"
@@ -64,6 +64,7 @@ CONNECTION = re.compile(
 """What is between the terms of one expression."""
 BRACKETED = re.compile(r"[(\[{][^()\[\]{}]*[)\]}]")
 THOUSANDS = re.compile(rf"(?<![\d.,]){GROUPED}(?![\d,])", re.ASCII)
+_PERCENT_FIRST = re.compile(r"(?<![\w)\]}%])(?<!\d\s)%\s?(\d+(?:[.,]\d+)*)(?![\w%])", re.ASCII)
 _COMMA = re.compile(rf"{THOUSANDS.pattern}|(?<=\d),(?=[-+.]?\d)", re.ASCII)
 
 
@@ -89,6 +90,11 @@ def _to_ascii(character: str, before: str) -> str:
     return unicodedata.normalize("NFKC", character) if kind.startswith(SAME_SIGN) else character
 
 
+def move_percent_signs(text: str) -> str:
+    """The text with 50% for %50, as Turkish and Basque write it."""
+    return _PERCENT_FIRST.sub(r"\1%", text)
+
+
 def separate_lists(text: str) -> str:
     """The text with a space after each comma between the numbers of a bracket: (3, 4) for (3,4).
 
@@ -108,7 +114,7 @@ def find_last_number(text: str) -> Fraction | None:
 
 def _last_term(text: str) -> re.Match[str] | None:
     """The last number, or the operator or the date that is read instead of it."""
-    text = separate_lists(to_plain_text(fold_digits(text)))
+    text = separate_lists(move_percent_signs(to_plain_text(fold_digits(text))))
     terms = list(TERM.finditer(text))
     operators = [term for term in terms if term["operator"]]
     if operators and terms[-1] is not operators[-1]:
@@ -130,7 +136,7 @@ def _value(term: re.Match[str]) -> Fraction | None:
         return None
     value += Fraction(Decimal(term["integer"] or 0))
     if term["percent"]:
-        value /= 100
+        value /= 1000 if "‰" in term["percent"] else 100
     return -value if term["sign"] else value
 
 

@@ -75,7 +75,7 @@ def contains(answer: str, reference: str) -> float:
     if not expected:
         return float(reference in answer)
     before = r"(?<![\d./:,-])" if re.match(r"[-.$€£¥₹]?\d", expected, re.ASCII) else ""
-    after = r"(?![\d%^]|[./:,]\d)" if re.search(r"\d%?$", expected, re.ASCII) else ""
+    after = r"(?![\d%‰^]|[./:,]\d)" if re.search(r"\d[%‰]?$", expected, re.ASCII) else ""
     pattern = before + re.escape(expected) + after
     return float(re.search(pattern, normalise_text(answer), re.ASCII) is not None)
 
