@@ -327,6 +327,16 @@ def test_what_harmony_does_not_show_the_user_is_no_answer(
     assert (failure.reason, words in str(failure.remedy)) == ("BadConversation", True)
 
 
+def test_the_margin_of_a_preference_is_refused_by_the_objective_that_means_it(
+    tmp_path: Path,
+) -> None:
+    content = json_lines({"prompt": "p", "chosen": "a", "rejected": "b", "margin": 0.5})
+    failure = read_failure(tmp_path, "a.jsonl", content, objective="Reward")
+    assert (failure.reason, "'margin'" in failure.message) == ("UnusableColumn", True)
+    assert read(tmp_path, "a.jsonl", content, objective="Reward", ignoreColumns=["margin"])
+    assert read(tmp_path, "a.jsonl", content, objective="DPO")
+
+
 def test_html_is_no_placeholder(tmp_path: Path) -> None:
     turns = [USER, {**ASSISTANT, "content": "<video><source src='a.mp4'></video>"}]
     assert read_one(tmp_path, {"messages": turns}).turns[1].content == turns[1]["content"]

@@ -35,6 +35,8 @@ from finetune_trainer.sources.row_files import format_suffix
 
 _TURN_ROLES = {"messages", "prompt", "chosen", "rejected", "completion"}
 """Columns that can hold turns."""
+_MARGIN = "margin"
+"""The column with which TRL's reward trainer weighs a preference."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,13 @@ class SourceReader:
 
     def _make_sample(self, record: Record, mapping: ColumnMapping, source: int) -> Sample:
         unused = mapping.find_unused(record.values)
+        if self.spec.objective == "Reward" and _MARGIN in unused:
+            raise RowError(
+                "UnusableColumn",
+                f"the column {_MARGIN!r} sets how much better the chosen answer is, which cannot "
+                "be used",
+                "Name it in dataset.ignoreColumns to train without it.",
+            )
         sample = make_sample(record, mapping, source)
         if self._reference_rewards:
             name, _ = mapping.find(record.values, "reference")
