@@ -337,6 +337,15 @@ def test_the_margin_of_a_preference_is_refused_by_the_objective_that_means_it(
     assert read(tmp_path, "a.jsonl", content, objective="DPO")
 
 
+@pytest.mark.parametrize(
+    "columns", [{"prompt": "a", "completion": "a"}, {"prompt": "a", "input": "a"}]
+)
+def test_one_column_is_not_two_things(tmp_path: Path, columns: dict[str, str]) -> None:
+    content = json_lines({"a": "p", "completion": "c"})
+    failure = read_failure(tmp_path, "a.jsonl", content, columns=columns)
+    assert (failure.reason, "'a'" in failure.message) == ("UnusableColumn", True)
+
+
 def test_html_is_no_placeholder(tmp_path: Path) -> None:
     turns = [USER, {**ASSISTANT, "content": "<video><source src='a.mp4'></video>"}]
     assert read_one(tmp_path, {"messages": turns}).turns[1].content == turns[1]["content"]

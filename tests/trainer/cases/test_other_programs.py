@@ -138,3 +138,33 @@ def test_frames_without_data_are_skipped(tmp_path: Path) -> None:
     skippable = b"\x5a\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"size"
     content = skippable + frames[0] + skippable + frames[1]
     assert len(read(tmp_path, "a.jsonl.zst", content)) == 2
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        PNG,
+        [PNG],
+        {"bytes": b"any", "path": None},
+        [{"bytes": b"any", "path": "a.tif"}],
+        {"array": [0.5, 0.1], "sampling_rate": 16000, "path": None},
+    ],
+)
+def test_media_are_found_under_any_name(tmp_path: Path, value: Any) -> None:
+    pair = {"prompt": ["p"], "completion": ["c"]}
+    content = parquet(**pair, scan=pyarrow.array([value]))
+    failure = read_failure(tmp_path, "a.parquet", content)
+    assert (failure.reason, "'scan'" in failure.message) == ("UnusableColumn", True)
+    assert read(tmp_path, "a.parquet", content, ignoreColumns=["scan"])
+    turns = [{"role": "user", "content": "p", "scan": value}, {"role": "assistant", "content": "c"}]
+    content = parquet(messages=pyarrow.array([turns]))
+    failure = read_failure(tmp_path, "a.parquet", content)
+    assert (failure.reason, "'scan'" in failure.message) == ("BadConversation", True)
+
+
+def test_other_bytes_and_paths_are_no_media(tmp_path: Path) -> None:
+    columns = {"sha": pyarrow.array([b"\x00\x01"]), "meta": pyarrow.array([{"path": "a.py"}])}
+    assert read(tmp_path, "a.parquet", parquet(prompt=["p"], completion=["c"], **columns))

@@ -20,7 +20,7 @@ from finetune_api.finetunejob import Columns, Objective
 
 from finetune_trainer.data.row_errors import RowError
 from finetune_trainer.data.tool_calls import is_empty
-from finetune_trainer.data.turns import MEDIA, REASONING_KEYS
+from finetune_trainer.data.turns import MEDIA, REASONING_KEYS, holds_media
 
 MESSAGES = ("messages", "conversations")
 PROMPT = ("prompt", "instruction", "question")
@@ -83,8 +83,9 @@ _WEIGHTS = (
 )
 _FREE_CHOICE = "reference"
 """The role whose other names may hold something else, such as a solution next to the answer."""
+_HOLDS_MEDIA = "holds images, video or audio, which cannot be used"
 _REFUSED = {
-    **dict.fromkeys(MEDIA, "holds images, video or audio, which cannot be used"),
+    **dict.fromkeys(MEDIA, _HOLDS_MEDIA),
     "chat_template_kwargs": "would change the chat template for one row, which cannot be used; "
     "model.tokenizer has the settings of all rows",
 }
@@ -153,6 +154,8 @@ class ColumnMapping:
             if name in USUAL_NAMES[role] and values[name] != values.get(self.names[role][0]):
                 raise _two_columns(self.names[role][0], name, role)
         why, remedy = _REFUSED.get(name), "Name it in dataset.ignoreColumns to train without it."
+        if holds_media(values[name]):
+            why = _HOLDS_MEDIA
         if role := next((r for r in _MEANINGFUL[self.format] if name in USUAL_NAMES[r]), ""):
             why = f"is not used in rows of the format {self.format}"
             if role in OPTIONAL[self.format]:
@@ -180,6 +183,7 @@ def find_column_mapping(
     possible: tuple[Format, ...] = FORMATS[objective]
     possible = possible if format_ == "auto" else tuple(f for f in REQUIRED if f == format_)
     named = named_roles(columns)
+    _check_named_once(columns, named)
     # A column that the job names must be used, so it decides which format is meant.
     meant = tuple(each for each in possible if named and named <= _column_roles(each))
     for candidate in meant or possible:
@@ -192,6 +196,19 @@ def find_column_mapping(
 def named_roles(columns: Columns) -> set[str]:
     """The roles for which the job names a column."""
     return {role for role in USUAL_NAMES if getattr(columns, role, None)}
+
+
+def _check_named_once(columns: Columns, named: Collection[str]) -> None:
+    """RowError where the job names one column for two things."""
+    seen: dict[str, str] = {}
+    for role in sorted(named):
+        other = seen.setdefault(getattr(columns, role), role)
+        if other != role:
+            raise RowError(
+                "UnusableColumn",
+                f"dataset.columns names {getattr(columns, role)!r} as {other} and as {role}",
+                "Name a column of its own for each.",
+            )
 
 
 def check_named_columns(columns: Columns, mapping: ColumnMapping, present: Collection[str]) -> None:

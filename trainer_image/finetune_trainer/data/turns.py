@@ -59,8 +59,13 @@ _USED_KEYS = {
 }
 MEDIA = (
     *("image", "images", "image_url", "image_urls", "image_path", "image_paths", "pixel_values"),
+    *("img", "image_file", "image_base64", "image_bytes"),
     *("video", "videos", "video_path", "audio", "audios", "audio_path"),
 )
+_MEDIA_BYTES = re.compile(
+    rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....(?:WEBP|WAVE|AVI )|OggS|fLaC|ID3|....ftyp", re.DOTALL
+)
+"""How files of images, videos and recordings begin."""
 _PLACEHOLDERS = ("<image>", "<video>", "<audio>")
 """The place of an image, a video or a recording, at the beginning or the end of a text."""
 _NAME_CONTENT = "Name it content."
@@ -242,6 +247,9 @@ def _parse_turn(entry: Mapping[str, Any], number: int) -> Turn:
     for key in entry.keys() & _REFUSED_KEYS.keys():
         if not is_empty(entry[key]) and entry[key] != _HARMLESS.get(key):
             raise _bad_turn(f"turn {number} has {key!r}, which cannot be used", _REFUSED_KEYS[key])
+    for key in entry.keys() - _USED_KEYS:
+        if holds_media(entry[key]):
+            raise _bad_turn(f"turn {number} has media in {key!r}", _REFUSED_KEYS["image"])
     if role == "tool" and not entry.keys() & set(_CONTENT_KEYS):
         raise _bad_turn(f"turn {number} has no content", _NAME_CONTENT)
     calls = _read_calls_of_turn(entry, number)
@@ -316,7 +324,9 @@ def _join_parts(parts: list[Any], number: int) -> tuple[str, str | None]:
     thoughts: list[str] = []
     for part in parts:
         part = part if isinstance(part, dict) else {}
-        has_media = any(not is_empty(part.get(key)) for key in MEDIA)
+        has_media = any(
+            not is_empty(each) and (key in MEDIA or holds_media(each)) for key, each in part.items()
+        )
         kind = "" if has_media else str(part.get("type", "text" if "text" in part else ""))
         if kind in _TEXT_PARTS:
             found, key = texts, _TEXT_PARTS[kind]
@@ -371,6 +381,19 @@ def _only(entry: Mapping[str, Any], keys: tuple[str, str], number: int) -> Any:
         f"turn {number} has two different values under {keys[0]!r} and {keys[1]!r}",
         "Keep one of them.",
     )
+
+
+def holds_media(value: Any) -> bool:
+    """Whether a value is an image, a video or a recording, or a list with one: a file, or the
+    object in which datasets keeps it."""
+    match value:
+        case bytes():
+            return bool(_MEDIA_BYTES.match(value))
+        case {"bytes": bytes()} | {"array": list(), "sampling_rate": _}:
+            return True
+        case list():
+            return any(map(holds_media, value))
+    return False
 
 
 def check_placeholder(text: str, what: str) -> None:
