@@ -267,6 +267,7 @@ def build(folder: Path) -> None:
         ({"model_type": "own", "auto_map": {"AutoModel": "m.M"}}, "code of its own"),
         ({"model_type": 7}, "has no model_type"),
         ({"architectures": ["LlamaForQuestionAnswering"]}, "is not a causal language model"),
+        ({"is_encoder_decoder": True}, "has no encoder"),
     ],
 )
 def test_a_config_of_no_valid_model_is_refused(

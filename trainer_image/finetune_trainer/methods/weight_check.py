@@ -40,7 +40,7 @@ def build_empty_model(folder: Path, uri: str, is_reward_model: bool = False) -> 
     Raises UserError UnsupportedModel where transformers cannot build it.
     """
     try:
-        return make_meta_model(folder, torch.float32, "eager", is_reward_model)
+        model = make_meta_model(folder, torch.float32, "eager", is_reward_model)
     except UserError:
         raise
     except Exception as error:
@@ -49,6 +49,13 @@ def build_empty_model(folder: Path, uri: str, is_reward_model: bool = False) -> 
             f"transformers cannot build it from {CONFIG}: {summarize_error(error)}",
             f"Correct {CONFIG}, which may belong to another model or another version.",
         ) from None
+    if model.config.is_encoder_decoder and not is_reward_model:
+        raise unsupported_model(
+            uri,
+            f"{CONFIG} has is_encoder_decoder, and {type(model).__name__} has no encoder",
+            "Set is_encoder_decoder to false.",
+        )
+    return model
 
 
 def check_weights(

@@ -136,10 +136,18 @@ def _read_text_config(folder: Path, uri: str) -> Any:
 
 
 def local_config(folder: Path) -> Any:
-    """The snapshot's config as transformers reads it; code in the snapshot is never run."""
+    """The snapshot's config as transformers reads it; code in the snapshot is never run.
+
+    What a call of the library returns is no property of the model, so these switches have the
+    values that training needs: sdpa, for example, has no attentions to return.
+    """
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    for part in (config, config.get_text_config()):
+        part.output_attentions = part.output_hidden_states = False
+        part.return_dict = True
+    return config
 
 
 def context_length(config: dict[str, Any]) -> int:
