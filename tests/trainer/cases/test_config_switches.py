@@ -1,4 +1,4 @@
-"""Switches of a config for what a call of the library returns, which no training can use."""
+"""Values of a config that no training can use: what a call returns, and a padding token of -1."""
 
 from __future__ import annotations
 
@@ -31,6 +31,14 @@ def test_a_model_trains_and_exports_whatever_its_calls_return(tmp_path: Path, na
     artifact = train_and_export(tmp_path, model, method="LoRA")
     written = json.loads((artifact / "config.json").read_text())
     assert written.get(name) in (None, not SWITCHES[name])
+
+
+def test_a_negative_padding_token_is_none(tmp_path: Path) -> None:
+    folder = set_config(tiny_model(tmp_path), pad_token_id=-1)
+    model = load_base_model(folder, torch.float32)
+    assert model.get_input_embeddings().padding_idx is None
+    reward_model = load_base_model(folder, torch.float32, reward_head_seed=0)
+    assert reward_model.config.pad_token_id == 0
 
 
 def test_it_answers_too(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from tests.trainer.data.test_tokenizer import DATED
 from tests.trainer.prompts import prompt_run
-from tests.trainer.tiny import CHATML, tiny_model, tiny_rows
+from tests.trainer.tiny import CHATML, set_config, tiny_model, tiny_rows
 
 
 def classifier(folder: Path, outputs: int = 1, template: str = CHATML, **more: Any) -> Path:
@@ -38,12 +38,12 @@ def classifier(folder: Path, outputs: int = 1, template: str = CHATML, **more: A
     return folder
 
 
-@pytest.mark.parametrize("pad", [0, None])
+@pytest.mark.parametrize("pad", [0, None, -1])
 def test_padding_and_other_sequences_change_no_score(
     tmp_path: Path, pad: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TOKENS_PER_BATCH, "cpu", 150)
-    folder = classifier(tmp_path / "model", pad_token_id=pad)
+    folder = set_config(classifier(tmp_path / "model"), pad_token_id=pad)
     reward_model = RewardModel(folder, torch.device("cpu"), 512)
     completions = [
         Completion(

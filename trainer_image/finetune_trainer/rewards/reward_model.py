@@ -79,6 +79,7 @@ def load_classifier(folder: Path, device: torch.device) -> Any:
         raise not_a_reward_model("grpo.rewardModel", why, file=str(folder / CONFIG))
     model, loading_info = AutoModelForSequenceClassification.from_pretrained(
         folder,
+        config=config,
         dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
         device_map={"": device},
         local_files_only=True,

@@ -139,7 +139,8 @@ def local_config(folder: Path) -> Any:
     """The snapshot's config as transformers reads it; code in the snapshot is never run.
 
     What a call of the library returns is no property of the model, so these switches have the
-    values that training needs: sdpa, for example, has no attentions to return.
+    values that training needs: sdpa, for example, has no attentions to return. A negative padding
+    token, as of the first Llama, is none.
     """
     from transformers import AutoConfig
 
@@ -147,6 +148,8 @@ def local_config(folder: Path) -> Any:
     for part in (config, config.get_text_config()):
         part.output_attentions = part.output_hidden_states = False
         part.return_dict = True
+        if (getattr(part, "pad_token_id", None) or 0) < 0:
+            part.pad_token_id = None
     return config
 
 
