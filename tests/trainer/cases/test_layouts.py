@@ -313,7 +313,9 @@ def test_media_and_keys_of_other_services_are_refused(
         ("channel", "commentary", "reasoning_content"),
         ("recipient", "functions.f", "tool_calls"),
         ("channel", "final", ""),
+        ("channel", "email", ""),
         ("recipient", "all", ""),
+        ("recipient", "customer", ""),
     ],
 )
 def test_what_harmony_does_not_show_the_user_is_no_answer(

@@ -84,8 +84,12 @@ _REFUSED_KEYS = {
     **dict.fromkeys(("text", "output", "message", "response", "parts"), _NAME_CONTENT),
     **dict.fromkeys(("thought", "thoughts", "analysis", "reasoning_details"), _NAME_REASONING),
 }
-_HARMLESS = {"channel": "final", "recipient": "all"}
-"""Keys of OpenAI's harmony format, each with the value of an answer to the user."""
+_HARMONY = {
+    "channel": re.compile("analysis|commentary"),
+    "recipient": re.compile(r"(?:functions|browser)\b.*|python"),
+}
+"""Keys of OpenAI's harmony format, each with the values of what is no answer to the user; elsewhere
+they may name the way on which a message came."""
 _PART_KEYS = {"type", "text", "thinking"}
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text"}
 _REASONING_PARTS = {"thinking": "thinking", "reasoning": "text"}
@@ -245,7 +249,8 @@ def _parse_turn(entry: Mapping[str, Any], number: int) -> Turn:
     role = ROLES[name]
     content = _only(entry, _CONTENT_KEYS, number)
     for key in entry.keys() & _REFUSED_KEYS.keys():
-        if not is_empty(entry[key]) and entry[key] != _HARMLESS.get(key):
+        hidden = _HARMONY.get(key)
+        if not is_empty(entry[key]) and (not hidden or hidden.fullmatch(str(entry[key]))):
             raise _bad_turn(f"turn {number} has {key!r}, which cannot be used", _REFUSED_KEYS[key])
     for key in entry.keys() - _USED_KEYS:
         if holds_media(entry[key]):
