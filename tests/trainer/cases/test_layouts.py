@@ -348,6 +348,46 @@ def test_one_column_is_not_two_things(tmp_path: Path, columns: dict[str, str]) -
     assert (failure.reason, "'a'" in failure.message) == ("UnusableColumn", True)
 
 
+QUESTION, ANSWER = [USER], [ASSISTANT]
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+@pytest.mark.parametrize(
+    ("objective", "row", "name"),
+    [
+        ("SFT", {"instruction": QUESTION, "output": ANSWER, "input": "x"}, "input"),
+        ("SFT", {"instruction": QUESTION, "output": "c", "input": "x"}, "input"),
+        ("SFT", {"prompt": QUESTION, "completion": ANSWER, "reasoning": "r"}, "reasoning"),
+        ("SFT", {"prompt": "p", "completion": ANSWER, "history": [["a", "b"]]}, "history"),
+        ("DPO", {"instruction": QUESTION, "chosen": "c", "rejected": "d", "input": "x"}, "input"),
+        ("KTO", {"instruction": QUESTION, "output": "c", "label": 1, "input": "x"}, "input"),
+        ("GRPO", {"instruction": QUESTION, "input": "x"}, "input"),
+    ],
+)
+def test_columns_of_texts_are_not_lost_next_to_turns(
+    tmp_path: Path, objective: str, row: dict[str, Any], name: str, as_text: bool
+) -> None:
+    fields: dict[str, Any] = {"objective": objective}
+    fields |= {"grpo": RULES} if objective == "GRPO" else {}
+    if as_text:
+        columns = ("instruction", "prompt", "output", "completion")
+        row = {
+            key: json.dumps(each) if key in columns and isinstance(each, list) else each
+            for key, each in row.items()
+        }
+    failure = read_failure(tmp_path, "a.jsonl", json_lines(row), **fields)
+    assert (failure.reason, f"'{name}'" in failure.message) == ("UnusableColumn", True)
+    empty = [] if name == "history" else ""
+    assert read(tmp_path, "a.jsonl", json_lines({**row, name: empty}), **fields)
+
+
+@pytest.mark.parametrize("name", ["chat_template", "enable_thinking", "reasoning_effort"])
+def test_a_setting_of_the_template_for_one_row_is_refused(tmp_path: Path, name: str) -> None:
+    content = json_lines({"messages": [USER, ASSISTANT], name: "low"})
+    failure = read_failure(tmp_path, "a.jsonl", content)
+    assert (failure.reason, f"'{name}'" in failure.message) == ("UnusableColumn", True)
+
+
 def test_html_is_no_placeholder(tmp_path: Path) -> None:
     turns = [USER, {**ASSISTANT, "content": "<video><source src='a.mp4'></video>"}]
     assert read_one(tmp_path, {"messages": turns}).turns[1].content == turns[1]["content"]

@@ -79,15 +79,18 @@ _MEANINGFUL: Mapping[Format, tuple[str, ...]] = {
 """Roles whose usual names are refused where a row of the format has them and cannot use them."""
 _WEIGHTS = (
     *("weight", "weights", "sample_weight", "sample_weights", "loss_weight"),
-    *("train", "loss", "loss_mask"),
+    *("train", "loss", "loss_mask", "completion_mask", "assistant_masks"),
 )
 _FREE_CHOICE = "reference"
 """The role whose other names may hold something else, such as a solution next to the answer."""
 _HOLDS_MEDIA = "holds images, video or audio, which cannot be used"
 _REFUSED = {
     **dict.fromkeys(MEDIA, _HOLDS_MEDIA),
-    "chat_template_kwargs": "would change the chat template for one row, which cannot be used; "
-    "model.tokenizer has the settings of all rows",
+    **dict.fromkeys(
+        ("chat_template", "chat_template_kwargs", "enable_thinking", "reasoning_effort"),
+        "would change the chat template for one row, which cannot be used; model.tokenizer has the "
+        "settings of all rows",
+    ),
 }
 
 

@@ -266,18 +266,12 @@ def _read_prompt_completion(values: Values, mapping: ColumnMapping) -> Sample:
     name, answer = mapping.require(values, "completion")
     prompt_name, prompt = mapping.require(values, "prompt")
     if any(_holds_turns(value) for value in (prompt, answer)):
+        _refuse_next_to_turns(values, mapping, "history", "reasoning")
         completion = check_completion(read_turns(answer, name, "assistant"), name)
         return join_turns(_read_prompt(values, mapping), completion)
     history_name, history = mapping.find(values, "history")
-    reasoning_name, reasoning = mapping.find(values, "reasoning")
     text = require_nonblank(require_text(answer, name), f"the column {name!r}")
-    thought = None if reasoning is None else require_text(reasoning, reasoning_name)
-    if str(thought).strip().lower() in ("on", "off"):
-        raise RowError(
-            "UnusableColumn",
-            f"the column {reasoning_name!r} is a switch and no reasoning",
-            "Name it in dataset.ignoreColumns to train without it.",
-        )
+    thought = _read_reasoning(*mapping.find(values, "reasoning"))
     turns = [
         *_read_system(values, mapping),
         *read_history(history, history_name),
@@ -285,6 +279,30 @@ def _read_prompt_completion(values: Values, mapping: ColumnMapping) -> Sample:
         with_reasoning(Turn("assistant", text), thought),
     ]
     return MessagesSample(tuple(turns))
+
+
+def _read_reasoning(name: str, value: Any) -> str | None:
+    thought = None if value is None else require_text(value, name)
+    if str(thought).strip().lower() in ("on", "off"):
+        raise RowError(
+            "UnusableColumn",
+            f"the column {name!r} is a switch and no reasoning",
+            "Name it in dataset.ignoreColumns to train without it.",
+        )
+    return thought
+
+
+def _refuse_next_to_turns(values: Values, mapping: ColumnMapping, *roles: str) -> None:
+    """RowError where a column that belongs to texts is not empty, and prompt or answer have
+    turns."""
+    for role in roles:
+        name, value = mapping.find(values, role)
+        if not is_empty(parse_json_text(value)):
+            raise RowError(
+                "UnusableColumn",
+                f"the column {name!r} cannot be added to turns of prompt or answer",
+                f"Write it into the turns, or name {name!r} in dataset.ignoreColumns.",
+            )
 
 
 def _holds_turns(value: Any) -> bool:
@@ -314,8 +332,9 @@ def _read_prompt(values: Values, mapping: ColumnMapping) -> Turns:
             "the answers begin with the assistant, and there is no column for the prompt",
             "Add a column prompt, or begin both conversations with the user's turn.",
         )
-    extra = mapping.find(values, "input")[1]
-    if isinstance(value, str) and extra is not None:
+    if _holds_turns(value):
+        _refuse_next_to_turns(values, mapping, "input")
+    elif (extra := mapping.find(values, "input")[1]) is not None:
         value = read_instruction(value, name, extra)
     return check_prompt(read_turns(value, name, "user"), _read_system(values, mapping))
 
