@@ -381,6 +381,20 @@ def test_columns_of_texts_are_not_lost_next_to_turns(
     assert read(tmp_path, "a.jsonl", json_lines({**row, name: empty}), **fields)
 
 
+@pytest.mark.parametrize(("prompt", "is_read"), [("p", True), ([USER], True), ("other", False)])
+def test_a_conversation_next_to_the_prompt_of_a_preference_is_compared(
+    tmp_path: Path, prompt: Any, is_read: bool
+) -> None:
+    row = {"prompt": prompt, "messages": [USER, ASSISTANT], "chosen": "c", "rejected": "d"}
+    file = write_file(tmp_path, "a.jsonl", json_lines(row))
+    if is_read:
+        found = read_dataset([[file]], None, job("DPO"))
+        assert found.ignored_columns == ("messages",)
+        return
+    with pytest.raises(UserError, match="'prompt' and 'messages'"):
+        read_dataset([[file]], None, job("DPO"))
+
+
 @pytest.mark.parametrize("name", ["chat_template", "enable_thinking", "reasoning_effort"])
 def test_a_setting_of_the_template_for_one_row_is_refused(tmp_path: Path, name: str) -> None:
     content = json_lines({"messages": [USER, ASSISTANT], name: "low"})

@@ -24,7 +24,12 @@ from finetune_trainer.data.file_formats import Record, iter_records
 from finetune_trainer.data.foreign_files import BINARY_SUFFIXES
 from finetune_trainer.data.message_forms import NO_CONTEXT
 from finetune_trainer.data.row_errors import RowError, RowErrors
-from finetune_trainer.data.samples import PromptOnlySample, Sample, make_sample
+from finetune_trainer.data.samples import (
+    PreferenceSample,
+    PromptOnlySample,
+    Sample,
+    make_sample,
+)
 from finetune_trainer.data.tool_calls import drop_nulls, is_empty
 from finetune_trainer.data.turns import parse_turns, unused_turn_keys
 from finetune_trainer.metrics.numbers import find_last_number
@@ -130,6 +135,8 @@ class SourceReader:
         self.ignored |= unused
         if isinstance(sample, PromptOnlySample) and mapping.has("messages"):
             self._note_unused_answer(record, mapping)
+        if isinstance(sample, PreferenceSample):
+            self._note_unused_conversation(record, mapping)
         for role in _TURN_ROLES & mapping.names.keys():
             name, value = mapping.find(record.values, role)
             if keys := unused_turn_keys(value):
@@ -150,6 +157,12 @@ class SourceReader:
             "tool_calls": last.tool_calls,
         }
         self.ignored |= {f"{name}[-1].{key}" for key, each in unused.items() if each}
+
+    def _note_unused_conversation(self, record: Record, mapping: ColumnMapping) -> None:
+        """A conversation next to the prompt of a preference is only compared with it."""
+        name, value = mapping.find(record.values, "messages")
+        if not is_empty(value) and not is_empty(mapping.find(record.values, "prompt")[1]):
+            self.ignored.add(name)
 
     def _check_source(self, mapping: ColumnMapping, first: Sample, present: set[str]) -> None:
         self.format = self.format or mapping.format

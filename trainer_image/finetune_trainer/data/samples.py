@@ -318,14 +318,15 @@ def _read_text(values: Values, mapping: ColumnMapping) -> Sample:
 
 def _read_prompt(values: Values, mapping: ColumnMapping) -> Turns:
     """The turns before the answer: from a text, or a conversation that ends with the user."""
-    name, value = next(
-        (
-            found
-            for role in ("prompt", "messages")
-            if (found := mapping.find(values, role))[1] is not None
-        ),
-        ("", None),
-    )
+    found = [mapping.find(values, role) for role in ("prompt", "messages")]
+    name, value = next((each for each in found if each[1] is not None), ("", None))
+    other, conversation = found[1]
+    if other != name and not is_empty(conversation) and not _begins_with(conversation, value):
+        raise RowError(
+            "UnusableColumn",
+            f"the columns {name!r} and {other!r} can both be the prompt, and they differ",
+            "Name the one to leave out in dataset.ignoreColumns.",
+        )
     if value is None:
         raise RowError(
             "MissingColumn",
@@ -337,6 +338,13 @@ def _read_prompt(values: Values, mapping: ColumnMapping) -> Turns:
     elif (extra := mapping.find(values, "input")[1]) is not None:
         value = read_instruction(value, name, extra)
     return check_prompt(read_turns(value, name, "user"), _read_system(values, mapping))
+
+
+def _begins_with(conversation: Any, prompt: Any) -> bool:
+    """Whether a conversation begins with a prompt, system turns aside."""
+    turns = _without_system(read_turns(conversation, "messages", "user"))
+    begin = _without_system(read_turns(prompt, "prompt", "user"))
+    return turns[: len(begin)] == begin
 
 
 def _read_preference(values: Values, mapping: ColumnMapping) -> Sample:
