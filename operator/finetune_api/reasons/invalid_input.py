@@ -46,7 +46,7 @@ INPUT = Group(
             "BadChatTemplate",
             "prepare",
             "`model.tokenizer.chatTemplate` or `chatTemplateKwargs` cannot be used, or the model "
-            "has several chat templates and no default.",
+            "has several chat templates and no default, or one with a syntax error.",
             "Render a conversation of user and assistant with the template, and correct it; of "
             "several templates set the one to use in `model.tokenizer.chatTemplate`.",
         ),
