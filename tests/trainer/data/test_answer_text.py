@@ -41,12 +41,14 @@ def test_an_answer_is_cut_after_the_end_of_its_turn(text: str, expected: str) ->
         ("one<|end|>\nA:", "one<|end|>"),
         ("one<|end|>\nA:\n", "one<|end|>"),
         ("one</s>\n<|end|>\nA:", "one</s>\n<|end|>"),
-        ("one<|end|>\nB:", "one<|end|>\nB:"),
+        ("one<|end|> The end.", "one<|end|>"),
         ("one\nA:", "one\nA:"),
     ],
 )
-def test_the_opening_of_a_turn_after_the_answer_is_cut(text: str, expected: str) -> None:
-    assert ENDS.cut(text, "U: q<|end|>\nA:\n") == expected
+def test_what_the_template_writes_after_the_end_of_the_turn_is_cut(
+    text: str, expected: str
+) -> None:
+    assert ENDS.cut(text) == expected
 
 
 @pytest.mark.parametrize(

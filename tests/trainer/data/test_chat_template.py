@@ -65,6 +65,18 @@ MARKS_WITHOUT_END = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
+FOOTER = CHATML + "{% if not add_generation_prompt %}{{ 'The conversation ends.' }}{% endif %}"
+"""Text that the template writes once a conversation is complete."""
+PARTS = CHATML.replace(
+    "message['content']",
+    "(message['content'] | selectattr('type', 'equalto', 'text') | first).text",
+)
+"""As in LLaVA: the content of a message is a list of parts."""
+MARKED_PARTS = CHATML_GENERATION.replace(
+    "message['content']",
+    "(message['content'] | selectattr('type', 'equalto', 'text') | first).text",
+)
+
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model_folder: Path) -> Any:
@@ -82,8 +94,14 @@ def tokenizer(tiny_model_folder: Path) -> Any:
         (GEMMA, [f"one{END}", f"two{END}"]),
         (PHI3, [f"one{END}", f"two{END}"]),
         (NO_END, ["one", f"two{END}"]),
+        (FOOTER, [f"one{END}", f"two{END}"]),
+        (PARTS, [f"one{END}", f"two{END}"]),
+        (MARKED_PARTS, [f"one{END}", f"two{END}"]),
     ],
-    ids=["chatml", "marked", "marks-without-end", "qwen3", "llama2", "gemma", "phi3", "no-end"],
+    ids=[
+        *("chatml", "marked", "marks-without-end", "qwen3", "llama2", "gemma", "phi3", "no-end"),
+        *("footer", "parts", "marked-parts"),
+    ],
 )
 def test_answers_are_learnt_with_the_token_that_ends_them(
     tokenizer: Any, template: str, expected: list[str]
@@ -95,7 +113,7 @@ def test_answers_are_learnt_with_the_token_that_ends_them(
 
 
 @pytest.mark.parametrize(
-    "template", [CHATML, CHATML_GENERATION, QWEN3, LLAMA2, GEMMA, PHI3, NO_END]
+    "template", [CHATML, CHATML_GENERATION, QWEN3, LLAMA2, GEMMA, PHI3, NO_END, FOOTER, PARTS]
 )
 def test_the_prompt_has_the_tokens_that_a_server_gives_the_model(
     tokenizer: Any, template: str

@@ -45,13 +45,15 @@ class TurnEnds:
         lengths = sorted({len(token) for token in tokens}, reverse=True)
         return cls(end_of_turn, tokens, tuple(lengths))
 
-    def cut(self, text: str, prompt: str = "") -> str:
+    def cut(self, text: str) -> str:
         """The answer that ends `text`, without what the template writes after the end of the turn.
 
         Phi-3 writes the end of the document after the last turn, most templates a line feed, and
-        some the opening of the next answer, with which `prompt` ends too.
+        some the opening of the next answer.
         """
-        text = self._cut_opening(text, prompt.rstrip())
+        # A text that has such a token is refused, so nothing after the last one is the answer's.
+        found = [text.rfind(token) + len(token) for token in self.end_of_turn if token in text]
+        text = text[: max(found, default=len(text))]
         start = self._start_of_ending(text)
         ending = text[start:]
         for token in self.end_of_turn:
@@ -59,12 +61,6 @@ class TurnEnds:
                 return text[: start + at + len(token)]
         # White space after an answer that no token ends is the template's, too.
         return text.rstrip()
-
-    def _cut_opening(self, text: str, prompt: str) -> str:
-        found = [text.rfind(token) + len(token) for token in self.end_of_turn if token in text]
-        end = max(found, default=len(text))
-        opening = text[end:].strip()
-        return text[:end] if opening and prompt.endswith(opening) else text
 
     def ends_turn(self, text: str) -> bool:
         """Whether `text` holds special tokens and white space only."""
@@ -117,11 +113,11 @@ def complete_answer(prompt: str, rendered: str, turn: Turn, ends: TurnEnds) -> s
         return None
     rest = rendered[len(before) :].lstrip()
     if opened and not thought and rest.startswith("</think>"):
-        return ends.cut(rest, prompt)
+        return ends.cut(rest)
     # A template that does not split a thought off the text writes it after an empty one.
     for _ in range(2):
         rest = _LEADING_THOUGHT.sub("", rest, count=1)
-    rest = ends.cut(rest.lstrip(), prompt)
+    rest = ends.cut(rest.lstrip())
     if closed:
         return rest
     if opened:

@@ -248,7 +248,7 @@ class ChatTokenizer:
                 "the prompt ends with an empty thought, but the last answer has a thought"
             )
         if rendered.startswith(prompt):
-            answer = self._ends.cut(rendered[len(prompt) :], prompt)
+            answer = self._ends.cut(rendered[len(prompt) :])
             missing = find_missing_part(answer, turn)
             if missing is None:
                 return answer

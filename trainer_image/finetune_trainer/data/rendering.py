@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from finetune_trainer.data.answer_text import find_unwritten_text
+from finetune_trainer.data.content_parts import to_template_messages
 from finetune_trainer.data.message_forms import (
     NO_CONTEXT,
     PLAIN_FORM,
@@ -73,8 +74,9 @@ class Chat:
 
         # apply_chat_template has them for tokens only, where a border within a token is lost.
         arguments = {**self.tokenizer.special_tokens_map, **bound_arguments(self.tokenizer)}
+        messages = to_messages(turns, self.form)
         _, (marks,) = render_jinja_template(
-            conversations=[to_messages(turns, self.form)],
+            conversations=[to_template_messages(self.tokenizer, messages)],
             **self.context.to_json(),
             chat_template=template,
             return_assistant_tokens_mask=True,

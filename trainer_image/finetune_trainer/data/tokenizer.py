@@ -19,6 +19,7 @@ from typing import Any
 from finetune_api.finetunejob import Tokenizer
 from finetune_api.run_config import RunConfig
 
+from finetune_trainer.data.content_parts import convert_contents
 from finetune_trainer.data.tokenizer_files import SPECIAL_TOKENS, read_tokenizer
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.model_facts import vocabulary_size
@@ -60,6 +61,7 @@ def load_tokenizer(folder: Path, changes: Tokenizer | None = None, date: str | N
             "The tokenizer has no end-of-sequence token, so the model could not learn to stop.",
             "Set eos_token in tokenizer_config.json.",
         )
+    convert_contents(tokenizer)
     if changes:
         _add_tokens(tokenizer, changes.special_tokens)
         _set_template(tokenizer, changes.chat_template)

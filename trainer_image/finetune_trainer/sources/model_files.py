@@ -277,11 +277,13 @@ def adapter_as_model(uri: str, has_model: bool) -> UserError:
     """The error for an adapter instead of a model, or in the same folder as one."""
     kind = "a model and an adapter, which would not be used" if has_model else "only an adapter"
     remove = f", or remove the files of the adapter ({ADAPTER_CONFIG} and its weights)"
+    remaining = remove if has_model else ""
     return unsupported_model(
         uri,
         f"the folder has {ADAPTER_CONFIG}, so it contains {kind}",
         "To continue training the adapter, give this address as model.adapter.uri, and its base "
-        f"model as model.uri{remove if has_model else ''}.",
+        "model as model.uri; else merge it into its base model (merge_and_unload of PEFT, then "
+        f"save_pretrained of model and tokenizer) and use the merged folder{remaining}.",
     )
 
 
