@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import urllib.request
 from pathlib import Path
 
+import pytest
 from finetune_trainer.runtime.telemetry import Report, serve_telemetry
 
 from tests.trainer.volumes import on_small_volume
@@ -43,3 +45,22 @@ def test_prometheus_metrics_have_the_values_of_progress() -> None:
     assert float(shown["finetune_train_peak_memory_bytes"]) == 7
     assert float(shown["finetune_train_eval_loss"]) == 2
     assert float(shown['finetune_train_measure{name="rewards/accuracies"}']) == 0.75
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_a_pod_answers_on_addresses_of_both_families(host: str) -> None:
+    """A pod of a cluster with IPv6 alone has no IPv4 address for the operator and the probes."""
+    server = serve_telemetry(Report("train", attempt=1))
+    with urllib.request.urlopen(f"http://{host}:{server.server_port}/healthz") as answer:
+        assert answer.read() == b"ok\n"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_node_without_ipv6_is_served_over_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    server = serve_telemetry(Report("train", attempt=1))
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/healthz") as answer:
+        assert answer.status == 200
+    server.shutdown()
+    server.server_close()

@@ -8,6 +8,7 @@ sees half of it.
 
 import json
 import os
+import socket
 import sys
 import tempfile
 import threading
@@ -139,10 +140,22 @@ class _Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-def serve_telemetry(report: Report, host: str = "0.0.0.0", port: int = 0) -> ThreadingHTTPServer:
+class _DualStackServer(_Server):
+    """A server on IPv6 addresses that answers on IPv4 addresses too, on whichever the pod has."""
+
+    address_family = socket.AF_INET6
+
+    def server_bind(self) -> None:
+        """Bind the socket to addresses of both families."""
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+
+def serve_telemetry(report: Report, host: str | None = None, port: int = 0) -> ThreadingHTTPServer:
     """Start answering GET /progress, /metrics and /healthz in the background.
 
-    Returns the server; with port 0 the kernel chooses one, which is its `server_port`.
+    `host`: an IPv4 address; None means every address of this pod. Returns the server; with port 0
+    the kernel chooses one, which is its `server_port`.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_ProgressCollector(report))
@@ -170,7 +183,10 @@ def serve_telemetry(report: Report, host: str = "0.0.0.0", port: int = 0) -> Thr
         def log_message(self, format: str, *args: Any) -> None:
             """Log no request: the operator polls every few seconds."""
 
-    server = _Server((host, port), Handler)
+    if host is None and socket.has_dualstack_ipv6():
+        server: _Server = _DualStackServer(("::", port), Handler)
+    else:
+        server = _Server((host or "0.0.0.0", port), Handler)
     threading.Thread(target=server.serve_forever, name="telemetry", daemon=True).start()
     return server
 
