@@ -24,7 +24,8 @@ from finetune_operator.resources.security_context import CONTAINER_SECURITY_CONT
 PORT = 8080
 MODEL_PATH = "/mnt/models"
 """Where the pod mounts the model; KServe mounts it here too."""
-COMMAND = ["python", "-m", "vllm.entrypoints.openai.api_server"]
+COMMAND = ["python3", "-m", "vllm.entrypoints.openai.api_server"]
+"""Release images of vLLM have no `python`."""
 START_SECONDS = 1800
 """How long vLLM may take from the start of its process to the first response."""
 KEY_ANNOTATION = "finetune.dev/revision-key"
