@@ -37,7 +37,10 @@ from tests.trainer.matrix import (
 )
 from tests.trainer.tiny import tiny_model
 
-CASES = ALLOWED if os.environ.get("FINETUNE_MATRIX") == "all" else pairwise(ALLOWED)
+HAS_ALL = os.environ.get("FINETUNE_MATRIX") == "all"
+CASES = ALLOWED if HAS_ALL else pairwise(ALLOWED)
+# All cells take half an hour on two idle cores.
+pytestmark = [pytest.mark.timeout(4 * 3600)] if HAS_ALL else []
 SHARDED = ("ZeRO3", "FSDP", "ZeRO3 with offload", "FSDP with offload")
 
 

@@ -116,11 +116,18 @@ def test_operator_and_stage_agree_on_the_secret_of_each_source(world: World) -> 
     train = [{"uri": f"pvc://data/{index}.jsonl"} for index in range(16)]
     validation = {"uri": "pvc://data/check.jsonl"}
     config = world.run_config(
-        objective="GRPO", grpo=WITH_REWARD_MODEL, dataset={"train": train, "validation": validation}
+        model={"adapter": {"uri": "pvc://adapters/first"}},
+        objective="GRPO",
+        grpo=WITH_REWARD_MODEL,
+        dataset={"train": train, "validation": validation},
     )
     spec = config.spec
     prefixes = {id(source): prefix for source, prefix in sources(spec)}
-    named = [("model", spec.model), *list_data_sources(spec)]
+    named = [
+        ("model", spec.model),
+        ("model.adapter", spec.model.adapter),
+        *list_data_sources(spec),
+    ]
     assert {where: prefixes[id(source)] for where, source in named} == {
         where: prefix for where, prefix in SECRET_PREFIXES.items() if where != REWARD
     }
