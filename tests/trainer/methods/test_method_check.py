@@ -73,7 +73,7 @@ def test_layers_that_peft_cannot_adapt_are_refused(tmp_path: Path) -> None:
 
 def test_a_reward_job_is_checked_with_its_sequence_classifier(tiny_model_folder: Path) -> None:
     spec = SPEC.model_copy(update={"objective": "Reward"})
-    model = build_job_model(spec, tiny_model_folder, "model")
+    model, _ = build_job_model(spec, tiny_model_folder, "model")
     assert type(model).__name__ == "LlamaForSequenceClassification"
 
 
