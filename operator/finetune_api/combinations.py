@@ -20,7 +20,6 @@ from finetune_api.predicates import Above, Given, Is, NotEmpty, Predicate, Spec,
 ZERO_STRATEGIES = ("ZeRO1", "ZeRO2", "ZeRO3")
 SHARDED_STRATEGIES = (*ZERO_STRATEGIES, "FSDP")
 LORA_METHODS = ("LoRA", "QLoRA", "DoRA")
-NOT_LORA = ("Full", "IA3", "AdaLoRA", "Prefix", "Bottleneck")
 BITSANDBYTES_OPTIMIZERS = ("AdamW8bit", "PagedAdamW", "PagedAdamW8bit")
 """Optimizers of the bitsandbytes library."""
 UNSHARDED_OPTIMIZERS = (*BITSANDBYTES_OPTIMIZERS, "Adafactor")
@@ -132,6 +131,7 @@ ALL_VALUES: Mapping[str, tuple[str, ...]] = {
 """Every value of the fields in the tables of docs/combinations.md."""
 
 SECTIONS: Sequence[tuple[str, str, tuple[str, ...]]] = (
+    ("model.adapter", "method.type", LORA_METHODS),
     ("method.lora", "method.type", LORA_METHODS),
     ("method.quantization", "method.type", ("QLoRA",)),
     ("method.adalora", "method.type", ("AdaLoRA",)),
@@ -329,13 +329,6 @@ RULES: tuple[Rule, ...] = (
         "noise on the embeddings would distort the ratio of probabilities that GRPO learns from; "
         "leave training.neftuneAlpha out",
         "training.neftuneAlpha",
-    ),
-    Rule(
-        (Given("model.adapter"), Is("method.type", NOT_LORA)),
-        "model.adapter is a LoRA adapter, which only LoRA, QLoRA and DoRA continue; set "
-        "method.type to the adapter's, or merge the adapter into the model and leave model.adapter "
-        "out",
-        "model.adapter",
     ),
     Rule(
         (Given("model.adapter"), NotEmpty("model.tokenizer.specialTokens")),
