@@ -151,7 +151,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--recompute", action="store_true", help="activations, in ours and the loop"
     )
-    parser.add_argument("--precision", choices=["bf16", "fp32", "Auto"], default="bf16")
+    parser.add_argument(
+        "--precision",
+        choices=["bf16", "fp32", "Auto"],
+        default="bf16",
+        help="of all contenders; Auto is ours alone, the others train in bf16",
+    )
     parser.add_argument("--here", action="store_true")
     return parser.parse_args()
 
@@ -208,6 +213,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> Task:
         run=str(folder / "run.json"),
         work=str(folder),
         method=options.method,
+        precision="fp32" if options.precision == "fp32" else "bf16",
         gradient_checkpointing=options.recompute,
         device=options.device,
         max_length=options.sequence,

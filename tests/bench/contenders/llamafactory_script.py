@@ -69,7 +69,7 @@ def main() -> None:
             "learning_rate": task.learning_rate,
             "lr_scheduler_type": "cosine",
             "warmup_steps": max(1, round(0.03 * task.steps)),
-            "bf16": True,
+            "bf16": task.precision == "bf16",
             "use_cpu": task.device == "cpu",
             "report_to": "none",
             "save_strategy": "no",

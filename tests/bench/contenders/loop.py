@@ -1,7 +1,8 @@
 """A training loop as an experienced engineer writes it for one job: the baseline of this project.
 
-bf16 weights, SDPA, sequences packed beforehand (the same token store), sequences of a step sorted
-by length, fused AdamW, clipping, cosine schedule, adapters by PEFT or fp32 weights under autocast.
+bf16 weights, or fp32 where the task asks for it, SDPA, sequences packed beforehand (the same token
+store), sequences of a step sorted by length, fused AdamW, clipping, cosine schedule, adapters by
+PEFT or fp32 weights under autocast.
 No checkpoints, no telemetry, no resume.
 """
 
@@ -53,7 +54,8 @@ def collate(rows: list[Any]) -> dict[str, torch.Tensor]:
 
 def load(task: Task) -> Any:
     """The model with adapters, or with all weights trained."""
-    dtype = torch.bfloat16 if task.method == "LoRA" else torch.float32
+    is_bf16 = task.method == "LoRA" and task.precision == "bf16"
+    dtype = torch.bfloat16 if is_bf16 else torch.float32
     model = AutoModelForCausalLM.from_pretrained(task.model, dtype=dtype).to(task.device)
     if task.method == "LoRA":
         from peft import LoraConfig, get_peft_model
@@ -95,7 +97,8 @@ def main() -> None:
         trained_tokens = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in micro)
         for batch in micro:
             on_device = {name: tensor.to(task.device) for name, tensor in batch.items()}
-            mixed = torch.autocast(task.device, torch.bfloat16, task.method == "Full")
+            is_mixed = task.method == "Full" and task.precision == "bf16"
+            mixed = torch.autocast(task.device, torch.bfloat16, is_mixed)
             with mixed:
                 loss = model(**on_device, use_cache=False, num_items_in_batch=trained_tokens).loss
             loss.backward()

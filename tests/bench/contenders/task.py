@@ -26,6 +26,8 @@ class Task:
     """Folder for everything that the contenders write."""
     method: str
     """LoRA or Full."""
+    precision: str
+    """bf16 or fp32."""
     gradient_checkpointing: bool
     """Whether this trainer and the hand-written loop recompute activations."""
     device: str

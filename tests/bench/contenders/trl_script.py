@@ -46,6 +46,7 @@ def main() -> None:
             "gradient_accumulation_steps": max(1, round(task.batch_samples / PER_DEVICE)),
         }
     )
+    in_fp32 = {"bf16": False, "model_init_kwargs": {"dtype": "float32"}}
     arguments = SFTConfig(
         output_dir=f"{task.work}/trl",
         max_steps=task.steps,
@@ -57,6 +58,7 @@ def main() -> None:
         use_cpu=task.device == "cpu",
         report_to="none",
         save_strategy="no",
+        **(in_fp32 if task.precision == "fp32" else {}),
         **batch_options,
     )
     adapters = LoraConfig(r=task.rank, lora_alpha=task.alpha, target_modules="all-linear")
