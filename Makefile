@@ -129,7 +129,7 @@ mutants: $(VENV)/.ready ## Break the operator in fifty ways and count what the t
 
 .PHONY: bench
 bench: $(VENV)/.ready ## Benchmark the operator
-	@for name in $(filter-out trainer cold_start call_chains,$(basename $(notdir $(wildcard tests/bench/*.py)))); do \
+	@for name in $(filter-out trainer precision cold_start call_chains,$(basename $(notdir $(wildcard tests/bench/*.py)))); do \
 	  echo "== $$name"; PYTHONPATH=.:operator $(PY) tests/bench/$$name.py; done
 
 .PHONY: bench-call-chains
@@ -141,6 +141,10 @@ bench-call-chains: $(VENV)/.ready ## Count the files and returns of the flows in
 .PHONY: bench-trainer
 bench-trainer: $(VENV)/.ready ## Compare the trainer with TRL, LLaMA-Factory and a hand-written loop
 	@PYTHONPATH=.:operator $(PY) -m tests.bench.trainer
+
+.PHONY: bench-precision
+bench-precision: $(VENV)/.ready ## Compare the learning curves in bf16, fp32 and with Auto
+	@PYTHONPATH=.:operator $(PY) -m tests.bench.precision
 
 .PHONY: bench-cold-start
 bench-cold-start: $(VENV)/.ready ## Measure how long a cold trainer takes to its first step

@@ -137,7 +137,7 @@ def main() -> int:
     return int(any(contender.failed for contender in contenders))
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default=",".join(CONTENDERS))
     parser.add_argument("--steps", type=int, default=30)
@@ -158,7 +158,7 @@ def parse() -> argparse.Namespace:
         help="of all contenders; Auto is ours alone, the others train in bf16",
     )
     parser.add_argument("--here", action="store_true")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def prepare(folder: Path, options: argparse.Namespace) -> Task:
