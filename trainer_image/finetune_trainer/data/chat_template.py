@@ -199,23 +199,22 @@ class ChatTokenizer:
         )
 
     def _check_contents(self, turns: Sequence[Turn]) -> None:
-        """Raise RowError where a text has a token that begins or ends a turn, or where a turn that
-        is not the assistant's has weight 0 and prompts are learnt."""
+        """Raise RowError where a text has a token that begins or ends a turn, where an answer has
+        one at which servers stop, or where a turn that is not the assistant's has weight 0 and
+        prompts are learnt."""
         for number, turn in enumerate(turns, 1):
-            for token in self._control_tokens:
+            stop_tokens = self._stop_tokens if turn.role == "assistant" else ()
+            for token in (*self._control_tokens, *stop_tokens):
                 if token in turn.content or token in (turn.reasoning or ""):
-                    raise RowError(
-                        "BadConversation",
-                        f"the text of turn {number} has {token}, a token with which the chat "
-                        "template begins or ends a turn",
-                        "Remove it from the text.",
+                    effect = (
+                        "a token with which the chat template begins or ends a turn"
+                        if token in self._control_tokens
+                        else "at which a server would end the answer (eos_token_id of the model's "
+                        "generation settings)"
                     )
-            for token in self._stop_tokens if turn.role == "assistant" else ():
-                if token in turn.content or token in (turn.reasoning or ""):
                     raise RowError(
                         "BadConversation",
-                        f"the text of turn {number} has {token}, at which a server would end the "
-                        "answer (eos_token_id of the model's generation settings)",
+                        f"the text of turn {number} has {token}, {effect}",
                         "Remove it from the text.",
                     )
             if self._learn_prompts and not turn.is_learnt and turn.role != "assistant":
