@@ -112,6 +112,17 @@ def test_answers_are_learnt_with_the_token_that_ends_them(
     assert learnt(tokenizer, tokens) == expected
 
 
+def test_each_of_several_templates_gets_the_contents_that_it_reads(tokenizer: Any) -> None:
+    messages = [{"role": "user", "content": "A?"}]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    tokenizer.chat_template = {"default": CHATML, "tool_use": PARTS}
+    texts = [
+        tokenizer.apply_chat_template(messages, tools=each, tokenize=False)
+        for each in (None, tools)
+    ]
+    assert texts[0] == texts[1] == "<|im_start|>user\nA?<|im_end|>\n"
+
+
 @pytest.mark.parametrize(
     "template", [CHATML, CHATML_GENERATION, QWEN3, LLAMA2, GEMMA, PHI3, NO_END, FOOTER, PARTS]
 )

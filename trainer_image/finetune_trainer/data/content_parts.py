@@ -21,15 +21,14 @@ def convert_contents(tokenizer: Any) -> None:
     tokenizer.apply_chat_template = functools.partial(_render, tokenizer, render)
 
 
-def to_template_messages(tokenizer: Any, messages: Messages) -> Messages:
-    """The messages with the contents that the tokenizer's chat template reads."""
-    template = tokenizer.chat_template
-    default = template.get("default") if isinstance(template, dict) else template
-    return _with_parts(messages) if _reads_parts(str(default)) else messages
+def to_template_messages(template: str, messages: Messages) -> Messages:
+    """The messages with the contents that a chat template reads."""
+    return _with_parts(messages) if _reads_parts(template) else messages
 
 
 def _render(tokenizer: Any, render: Any, conversation: Messages, **options: Any) -> Any:
-    return render(to_template_messages(tokenizer, conversation), **options)
+    template = tokenizer.get_chat_template(options.get("chat_template"), options.get("tools"))
+    return render(to_template_messages(template, conversation), **options)
 
 
 def _with_parts(messages: Messages) -> list[dict[str, Any]]:

@@ -76,7 +76,7 @@ class Chat:
         arguments = {**self.tokenizer.special_tokens_map, **bound_arguments(self.tokenizer)}
         messages = to_messages(turns, self.form)
         _, (marks,) = render_jinja_template(
-            conversations=[to_template_messages(self.tokenizer, messages)],
+            conversations=[to_template_messages(template, messages)],
             **self.context.to_json(),
             chat_template=template,
             return_assistant_tokens_mask=True,
