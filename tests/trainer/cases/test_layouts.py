@@ -275,7 +275,10 @@ def test_a_parameter_may_have_the_name_of_a_keyword(tmp_path: Path, name: str) -
     assert schema == {"type": "object", "properties": flat}
 
 
-@pytest.mark.parametrize("schema", [{"properties": {"a": {"type": "string"}}}, {"type": "object"}])
+@pytest.mark.parametrize(
+    "schema",
+    [{"properties": {"a": {"type": "string"}}}, {"type": "object"}, {"properties": {}}, {}],
+)
 def test_a_schema_stays_as_it_is(tmp_path: Path, schema: dict[str, Any]) -> None:
     tool = {"name": "f", "parameters": schema}
     sample = read_one(tmp_path, {"messages": [USER, ASSISTANT], "tools": [tool]})

@@ -58,15 +58,18 @@ def _read_function(function: Json) -> Json:
     parameters = next((each for each in found if each not in (None, "")), None)
     if parameters is None:
         return rest
-    is_flat = _holds_schemas(parameters) and not _holds_schemas(parameters.get("properties"))
+    is_flat = (
+        parameters != {}
+        and _holds_schemas(parameters)
+        and not _holds_schemas(parameters.get("properties"))
+    )
     schema = {"type": "object", "properties": parameters} if is_flat else parameters
     return {**rest, "parameters": schema}
 
 
 def _holds_schemas(value: Any) -> bool:
     """Whether this is an object of objects: of a JSON schema, only its properties are."""
-    is_object = isinstance(value, dict) and bool(value)
-    return is_object and all(isinstance(each, dict) for each in value.values())
+    return isinstance(value, dict) and all(isinstance(each, dict) for each in value.values())
 
 
 def read_documents(value: Any, name: str) -> tuple[Json, ...]:
