@@ -405,6 +405,13 @@ def test_a_setting_of_the_template_for_one_row_is_refused(tmp_path: Path, name: 
     assert (failure.reason, f"'{name}'" in failure.message) == ("UnusableColumn", True)
 
 
-def test_html_is_no_placeholder(tmp_path: Path) -> None:
-    turns = [USER, {**ASSISTANT, "content": "<video><source src='a.mp4'></video>"}]
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<video><source src='a.mp4'></video>",
+        "<audio></audio> is valid; <image> is no element of HTML.",
+    ],
+)
+def test_html_is_no_placeholder(tmp_path: Path, text: str) -> None:
+    turns = [USER, {**ASSISTANT, "content": text}]
     assert read_one(tmp_path, {"messages": turns}).turns[1].content == turns[1]["content"]

@@ -404,12 +404,10 @@ def holds_media(value: Any) -> bool:
 def check_placeholder(text: str, what: str) -> None:
     """RowError where a text begins or ends with the placeholder of an image, a video or a
     recording."""
-    found = text.startswith(_PLACEHOLDERS) or text.rstrip().endswith(_PLACEHOLDERS)
-    if not found:
-        return
+    stripped = text.rstrip()
     for placeholder in _PLACEHOLDERS:
         is_html = placeholder != "<image>" and placeholder.replace("<", "</") in text
-        if placeholder in text and not is_html:
+        if (text.startswith(placeholder) or stripped.endswith(placeholder)) and not is_html:
             raise _bad_turn(f"{what} has the placeholder {placeholder}", _REFUSED_KEYS["image"])
 
 
