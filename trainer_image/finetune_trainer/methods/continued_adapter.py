@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from finetune_trainer.methods.reward_head import HEAD_NAMES
 from finetune_trainer.methods.target_modules import short_names
-from finetune_trainer.methods.weight_check import list_names
+from finetune_trainer.methods.weight_check import are_equal, list_names
 from finetune_trainer.sources import Address
 from finetune_trainer.sources.adapter_files import ADAPTER_WEIGHTS, unsupported_adapter
 from finetune_trainer.sources.model_facts import read_header
@@ -186,8 +186,7 @@ def check_adapter_weights(folder: Path, adapted: Any, method: Method, uri: str) 
     `adapted` is the model with the job's adapters, on the device `meta`; for DoRA with those of
     LoRA.
     """
-    header, path = read_header(folder / ADAPTER_WEIGHTS), folder / ADAPTER_WEIGHTS
-    parameters = _named_parameters(adapted)
+    header, parameters = read_header(folder / ADAPTER_WEIGHTS), _named_parameters(adapted)
     shapes = {name: list(weight.shape) for name, weight in parameters.items()}
     if method.type == "DoRA":
         ends = (".lora_B.weight", ".lora_magnitude_vector")
@@ -210,23 +209,19 @@ def check_adapter_weights(folder: Path, adapted: Any, method: Method, uri: str) 
             raise unsupported_adapter(uri, f"{name} has the shape {sizes}", remedy)
         if entry["dtype"] not in DTYPES:
             raise unsupported_adapter(uri, f"{name} has the type {entry['dtype']}", _MERGE)
-    _check_shared_weights(path, parameters, uri)
+    _check_shared_weights(folder, parameters, uri)
 
 
-def _check_shared_weights(path: Path, parameters: Mapping[str, Any], uri: str) -> None:
+def _check_shared_weights(folder: Path, parameters: Mapping[str, Any], uri: str) -> None:
     """Raise UserError where weights that the model shares have different values in the file."""
     first: dict[int, str] = {}
-    with safe_open(path, "pt") as tensors:
-        for name, weight in parameters.items():
-            other = first.setdefault(id(weight), name)
-            if other != name and not torch.equal(
-                tensors.get_tensor(other), tensors.get_tensor(name)
-            ):
-                raise unsupported_adapter(
-                    uri,
-                    f"{other} and {name} differ, and the model has one weight for both",
-                    _MERGE,
-                )
+    for name, weight in parameters.items():
+        other = first.setdefault(id(weight), name)
+        places = ((ADAPTER_WEIGHTS, other), (ADAPTER_WEIGHTS, name))
+        if other != name and not are_equal(folder, *places):
+            raise unsupported_adapter(
+                uri, f"{other} and {name} differ, and the model has one weight for both", _MERGE
+            )
 
 
 def load_adapter_weights(adapted: Any, folder: Path) -> None:

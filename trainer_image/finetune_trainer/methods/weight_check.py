@@ -127,7 +127,7 @@ def _check_tied_weights(folder: Path, headers: Mapping[str, Header], model: Any,
     for target, source in model.all_tied_weights_keys.items():
         places = [_find_tensor(headers, name) for name in (target, source)]
         found = [place for place in places if place is not None]
-        if len(found) == 2 and not _are_equal(folder, *found):
+        if len(found) == 2 and not are_equal(folder, *found):
             raise unsupported_model(
                 uri,
                 f"{CONFIG} ties {target} to {source}, but their values in the weight files differ",
@@ -147,8 +147,8 @@ def _find_tensor(headers: Mapping[str, Header], name: str) -> tuple[str, str] | 
     return stored[0] if len(stored) == 1 else None
 
 
-def _are_equal(folder: Path, one: tuple[str, str], other: tuple[str, str]) -> bool:
-    """Compares two tensors [rows, width], a few rows at a time."""
+def are_equal(folder: Path, one: tuple[str, str], other: tuple[str, str]) -> bool:
+    """Compares two tensors [rows, ...], each given by file and name, a few rows at a time."""
     from safetensors import safe_open
 
     with safe_open(folder / one[0], "pt") as first, safe_open(folder / other[0], "pt") as second:
