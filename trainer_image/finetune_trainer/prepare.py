@@ -230,19 +230,17 @@ def fetch_adapter(
 
     model, method = run.spec.model, run.spec.method
     assert model.adapter is not None
-    cache, uri = (
-        continued_adapter.adapter_cache(run),
-        Address("model", model.adapter.uri).public_uri,
-    )
-    snapshot = sources.open_model(model.adapter, ADAPTER, str(cache), ADAPTER_LAYOUT)
+    uri = Address("model", model.adapter.uri).public_uri
+    cache = str(continued_adapter.adapter_cache(run))
+    snapshot = sources.open_model(model.adapter, ADAPTER, cache, ADAPTER_LAYOUT)
 
     def check(folder: Path, weights: Sequence[str]) -> None:
         continued_adapter.check_adapter_weights(folder, adapted_model, method, uri)
 
     try:
         small_files = snapshot.fetch_small_files()
-        continued_adapter.check_adapter_config(small_files, model, method)
-        check_adapter_tokenizer(small_files, model_folder, model)
+        continued_adapter.check_adapter_config(small_files, model, method, uri)
+        check_adapter_tokenizer(small_files, model_folder, model, uri)
         folder = snapshot.fetch_all_files(check)
     except UserError:
         snapshot.discard()

@@ -6,7 +6,6 @@ from finetune_api.finetunejob import ModelSource
 
 from finetune_trainer.data.tokenizer_files import read_tokenizer
 from finetune_trainer.runtime.errors import UserError
-from finetune_trainer.sources import Address
 from finetune_trainer.sources.adapter_files import unsupported_adapter
 from finetune_trainer.sources.model_files import TOKENIZER_FILES
 
@@ -14,12 +13,14 @@ LISTED_TOKENS = 3
 """Tokens in an error."""
 
 
-def check_adapter_tokenizer(folder: Path, model_folder: Path, model: ModelSource) -> None:
+def check_adapter_tokenizer(folder: Path, model_folder: Path, model: ModelSource, uri: str) -> None:
     """Raise UserError AdapterUnsupported where the adapter in `folder` was trained on other tokens
-    or in another chat template than the job has; a folder without a tokenizer is accepted."""
-    if model.adapter is None or not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    or in another chat template than the job has; a folder without a tokenizer is accepted.
+
+    `uri`: the public address of the adapter, for messages.
+    """
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return
-    uri = Address("model", model.adapter.uri).public_uri
     try:
         adapter = read_tokenizer(folder)
     except UserError as error:

@@ -16,7 +16,6 @@ from safetensors import safe_open
 from finetune_trainer.methods.reward_head import HEAD_NAMES
 from finetune_trainer.methods.target_modules import short_names
 from finetune_trainer.methods.weight_check import are_equal, list_names
-from finetune_trainer.sources import Address
 from finetune_trainer.sources.adapter_files import ADAPTER_WEIGHTS, unsupported_adapter
 from finetune_trainer.sources.model_facts import read_header
 from finetune_trainer.sources.model_files import ADAPTER_CONFIG, DTYPES, read_json
@@ -73,11 +72,12 @@ def adapter_folder(run: RunConfig) -> Path | None:
     return adapter_cache(run) / facts.folder if facts else None
 
 
-def check_adapter_config(folder: Path, model: ModelSource, method: Method) -> None:
+def check_adapter_config(folder: Path, model: ModelSource, method: Method, uri: str) -> None:
     """Raise UserError AdapterUnsupported where the adapter in `folder` belongs to another model,
-    has other settings than `method`, or settings that cannot be continued."""
-    assert model.adapter is not None
-    uri = Address("model", model.adapter.uri).public_uri
+    has other settings than `method`, or settings that cannot be continued.
+
+    `uri`: the public address of the adapter, for messages.
+    """
     config = read_json(folder / ADAPTER_CONFIG, uri)
     if str(config.get("peft_type")).upper() != "LORA":
         raise unsupported_adapter(
