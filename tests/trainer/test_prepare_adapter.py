@@ -273,11 +273,13 @@ def test_the_tokenizer_of_the_base_is_accepted(
     continue_adapter(world)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "sentencepiece.bpe.model", "tekken.json"])
 def test_a_tokenizer_that_cannot_be_read_is_refused(
-    world: World, adapter: Path, tiny_model_folder: Path
+    world: World, adapter: Path, tiny_model_folder: Path, name: str
 ) -> None:
     copy_tokenizer(tiny_model_folder, adapter)
-    (adapter / "tokenizer.json").write_text("{")
+    (adapter / "tokenizer.json").unlink()
+    (adapter / name).write_text("{")
     failure = fails(world)
     assert failure.reason == "AdapterUnsupported"
     assert "pvc://adapters/first" in failure.message

@@ -35,7 +35,11 @@ PROCESSOR_FILES = (
     "chat_template.json",
 )
 """The files of a processor, which models that take images have in addition to the tokenizer."""
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"),
+    *("sentencepiece.bpe.model", "tekken.json"),
+)
+"""Files with a vocabulary, of which every tokenizer has one."""
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 SMALL_FILES = (
     CONFIG,
@@ -43,8 +47,6 @@ SMALL_FILES = (
     INDEX,
     GENERATION_CONFIG,
     "merges.txt",
-    "tekken.json",
-    "sentencepiece.bpe.model",
     "chat_template.jinja",
     "additional_chat_templates/*.jinja",
     "LICENSE*",
@@ -98,8 +100,7 @@ def check_listing(paths: Iterable[str], uri: str) -> None:
         raise adapter_as_model(uri, has_model=CONFIG in names)
     if CONFIG not in names:
         raise incomplete_model(uri, f"{CONFIG} is missing", "It must be in the top folder.")
-    tokenizers = {*TOKENIZER_FILES, "tekken.json", "sentencepiece.bpe.model"}
-    if not names & tokenizers:
+    if names.isdisjoint(TOKENIZER_FILES):
         raise incomplete_model(uri, "tokenizer.json is missing", "Add the model's tokenizer.")
     if not any(is_needed(name) and name.endswith(".safetensors") for name in names):
         remedy = "Save the model with save_pretrained(..., safe_serialization=True)."
