@@ -74,6 +74,14 @@ def test_an_adapter_is_unpacked_from_an_archive(world: World, adapter: Path) -> 
     assert (world.root / "job" / "adapter" / facts.folder / ADAPTER_CONFIG).is_file()
 
 
+def test_an_archive_without_an_adapter_is_refused(world: World, adapter: Path) -> None:
+    (adapter / ADAPTER_CONFIG).unlink()
+    shutil.make_archive(str(adapter), "zip", adapter)
+    failure = fails(world, adapter={"uri": "pvc://adapters/first.zip"})
+    assert failure.reason == "AdapterIncomplete"
+    assert f"{ADAPTER_CONFIG} is missing" in failure.message
+
+
 @pytest.mark.parametrize(
     ("method", "saved"),
     [

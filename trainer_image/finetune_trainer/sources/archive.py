@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from finetune_trainer.runtime.errors import UserError
-from finetune_trainer.sources.model_files import ADAPTER_CONFIG, CONFIG, adapter_as_model
+from finetune_trainer.sources.model_files import Layout
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
 
@@ -33,18 +33,18 @@ class Member:
 def unpack(
     archive: Path,
     target: Path,
-    main_file: str,
+    layout: Layout,
     wanted: Callable[[str], bool],
     require_space: Callable[[int], None],
     uri: str,
 ) -> None:
-    """Write the files of the folder with `main_file` that are `wanted`.
+    """Write the files of the folder with the main file of `layout` that are `wanted`.
 
     `require_space` is called with their bytes before the first one is written, and may raise.
-    Raises UserError where the archive is broken or unsafe.
+    Raises UserError where the archive is broken or unsafe, or has no such folder.
     """
     with _members(archive, uri) as members:
-        root = _root_folder([member.name for member in members], main_file, uri)
+        root = _root_folder([member.name for member in members], layout, uri)
         inside = [member for member in members if member.name.startswith(root)]
         chosen = [member for member in inside if wanted(member.name.removeprefix(root))]
         require_space(sum(member.size for member in chosen))
@@ -61,16 +61,12 @@ def _write(member: Member, path: Path, uri: str) -> None:
                 raise _unsafe(uri, member.name, "is longer than the archive declares")
 
 
-def _root_folder(names: list[str], main_file: str, uri: str) -> str:
+def _root_folder(names: list[str], layout: Layout, uri: str) -> str:
+    main_file = layout.main_file
     roots = [name.removesuffix(main_file) for name in names if _base(name) == main_file]
-    if not roots and main_file == CONFIG and any(_base(name) == ADAPTER_CONFIG for name in names):
-        raise adapter_as_model(uri, has_model=False)
     if not roots:
-        raise UserError(
-            "ModelIncomplete",
-            f"{uri} has no {main_file} in it.",
-            f"Pack the folder that holds {main_file} and the safetensors files.",
-        )
+        # It raises the error, because the main file is missing.
+        layout.check_listing(map(_base, names), uri)
     return min(roots, key=len)
 
 

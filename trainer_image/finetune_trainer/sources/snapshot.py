@@ -231,8 +231,8 @@ class Snapshot:
         self._fetch([archive], partial)
         path = partial / archive.path
         self._report_progress("unpacking the model", 0, None)
-        main_file, uri = self._layout.main_file, self.address.public_uri
-        unpack(path, partial, main_file, is_needed, self._require_space, uri)
+        uri = self.address.public_uri
+        unpack(path, partial, self._layout, is_needed, self._require_space, uri)
         path.unlink()
         (partial / _UNPACKED).touch()
 
