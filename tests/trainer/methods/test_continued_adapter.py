@@ -55,6 +55,20 @@ def test_it_starts_as_the_model_that_peft_loads(tmp_path: Path, name: str) -> No
     assert all(each.dtype == torch.float32 for each in continued.parameters() if each.requires_grad)
 
 
+def test_qlora_is_compared_with_the_adapter_on_the_rounded_base(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "models" / "tiny")
+    first = write_adapter(tmp_path / "job" / "adapter" / "first", model, METHODS["LoRA"])
+    spec = spec_of({"type": "QLoRA", "lora": LORA})
+    quantization = methods.quantization_config(spec.method, torch.float32, "DDP")
+    base = methods.load_base_model(model, torch.float32, quantization=quantization)
+    continued = methods.apply_method(base, spec, 1, adapter=first)
+    run = job(tmp_path, model, "evaluate", method=spec.method.to_wire())
+    initial = merge.load_initial_model(run, torch.float32)
+    assert torch.allclose(logits(initial), logits(continued), atol=2e-4)
+    unrounded = merge.load_initial_model(job(tmp_path, model, "evaluate"), torch.float32)
+    assert not torch.allclose(logits(initial), logits(unrounded), atol=1e-2)
+
+
 def job(root: Path, model: Path, stage: str = "train", **spec: Any) -> RunConfig:
     config = to_json(make_run(root, model, stage, world_size=1, steps=20, lora=LORA))
     config["spec"] |= spec
