@@ -89,7 +89,7 @@ def start_fields(state: dict[str, Any]) -> dict[str, Any]:
 def test_metrics_have_every_part_of_the_start() -> None:
     report = Report("train", 1)
     report.update(start_seconds={"imports": 4.5, "model": 1.25})
-    server = serve_telemetry(report, host="127.0.0.1")
+    server = serve_telemetry(report)
     with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics") as answer:
         text = answer.read().decode()
     server.shutdown()

@@ -121,7 +121,7 @@ def healthz(pod: Pod) -> tuple[int, str]:
     """Status and text of the liveness probe."""
     report = Report("train", 1)
     report.set_liveness_check(pod.watchdog.liveness_error)
-    server = serve_telemetry(report, host="127.0.0.1")
+    server = serve_telemetry(report)
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/healthz") as answer:
             return answer.status, answer.read().decode()

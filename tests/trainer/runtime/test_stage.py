@@ -309,7 +309,7 @@ def test_even_texts_that_json_must_escape_fit_the_termination_message() -> None:
 def test_telemetry_serves_progress_metrics_and_health() -> None:
     report = Report("train", 2, clock=lambda: 12.5)
     report.update("training", step=3, total_steps=9, loss=1.25)
-    server = serve_telemetry(report, host="127.0.0.1")
+    server = serve_telemetry(report)
 
     def get(path: str) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}") as answer:
@@ -330,7 +330,7 @@ def test_telemetry_serves_progress_metrics_and_health() -> None:
 def test_a_client_that_closes_its_connection_leaves_no_traceback_in_the_log(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    server = serve_telemetry(Report("train", 1), host="127.0.0.1")
+    server = serve_telemetry(Report("train", 1))
     before, place = set(threading.enumerate()), ("127.0.0.1", server.server_port)
     try:
         with socket.create_connection(place) as client:

@@ -34,7 +34,7 @@ def test_prometheus_metrics_have_the_values_of_progress() -> None:
     metrics = {"rewards/accuracies": 0.75}
     report.update(mfu=0.5, data_wait_share=0.25, peak_memory_bytes=7, eval_loss=2.0)
     report.update(measures=metrics)
-    server = serve_telemetry(report, host="127.0.0.1")
+    server = serve_telemetry(report)
     with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics") as answer:
         lines = answer.read().decode().splitlines()
     server.shutdown()

@@ -151,11 +151,10 @@ class _DualStackServer(_Server):
         super().server_bind()
 
 
-def serve_telemetry(report: Report, host: str | None = None, port: int = 0) -> ThreadingHTTPServer:
-    """Start answering GET /progress, /metrics and /healthz in the background.
+def serve_telemetry(report: Report, port: int = 0) -> ThreadingHTTPServer:
+    """Start answering GET /progress, /metrics and /healthz on every address, in the background.
 
-    `host`: an IPv4 address; None means every address of this pod. Returns the server; with port 0
-    the kernel chooses one, which is its `server_port`.
+    Returns the server; with port 0 the kernel chooses one, which is its `server_port`.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_ProgressCollector(report))
@@ -183,10 +182,11 @@ def serve_telemetry(report: Report, host: str | None = None, port: int = 0) -> T
         def log_message(self, format: str, *args: Any) -> None:
             """Log no request: the operator polls every few seconds."""
 
-    if host is None and socket.has_dualstack_ipv6():
-        server: _Server = _DualStackServer(("::", port), Handler)
+    server: _Server
+    if socket.has_dualstack_ipv6():
+        server = _DualStackServer(("::", port), Handler)
     else:
-        server = _Server((host or "0.0.0.0", port), Handler)
+        server = _Server(("0.0.0.0", port), Handler)
     threading.Thread(target=server.serve_forever, name="telemetry", daemon=True).start()
     return server
 
