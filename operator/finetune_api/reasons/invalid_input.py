@@ -260,8 +260,9 @@ INPUT = Group(
         Reason(
             "ModelNotFound",
             "prepare",
-            "There is no model at the address.",
-            "Correct `model.uri`; a private model needs a `credentialsSecret`.",
+            "There is no model, or no adapter, at the address.",
+            "Correct the `uri` of the field that the message names; what is private needs a "
+            "`credentialsSecret`.",
         ),
         Reason(
             "NoChatTemplate",

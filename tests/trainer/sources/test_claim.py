@@ -125,6 +125,13 @@ def test_claim_path_that_does_not_exist_is_not_found(claim: Path, uri: str, why:
     assert why in refusal.message
 
 
+def test_adapter_that_does_not_exist_is_not_found_as_an_adapter(claim: Path) -> None:
+    address = Address("model", "pvc://data/none", spec_field="model.adapter")
+    refusal = failure(address, claim.parent).failure
+    assert "no adapter at pvc://data/none" in refusal.message
+    assert "model.adapter.uri" in (refusal.remedy or "")
+
+
 def test_model_in_a_claim_is_copied_into_the_cache(tmp_path: Path) -> None:
     tiny_model(tmp_path / "pvc" / "models" / "tiny")
     address = Address("model", "pvc://models/tiny")

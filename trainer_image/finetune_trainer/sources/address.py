@@ -59,7 +59,9 @@ class Address:
 
     @property
     def _noun(self) -> str:
-        return "model" if self.kind == "model" else "data set"
+        if self.kind == "dataset":
+            return "data set"
+        return "adapter" if self.spec_field == "model.adapter" else "model"
 
     def not_found(self, detail: str = "") -> UserError:
         """The error for an address at which there is nothing, or not the version of it."""
