@@ -12,7 +12,7 @@ from finetune_api.combinations import (
 )
 from finetune_api.prepare_rules import PREPARE_RULES
 
-HEAD = """<!-- Generated from finetune_api.combinations by `make crds`; edit that. -->
+HEAD = """<!-- Generated from combinations.py and prepare_rules.py by `make crds`; edit those. -->
 
 # Combinations
 

@@ -48,7 +48,8 @@ class ModelFacts(StatusModel):
     folder: ShortText
     """Folder of the snapshot inside the model's cache entry."""
     adapter: AdapterFacts | None = None
-    """The adapter from which training continues; absent where it starts with a new one."""
+    """The adapter from which training continues; absent where it starts with a new one, and for a
+    reward model."""
 
 
 class SkippedRows(StatusModel):
