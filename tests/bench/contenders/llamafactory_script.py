@@ -10,6 +10,8 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+from llamafactory.model import patcher
 from llamafactory.train.sft import workflow
 from llamafactory.train.tuner import run_exp
 
@@ -45,10 +47,19 @@ def main() -> None:
     turns = InTurns(Turns(task))
 
     class Trainer(workflow.CustomSeq2SeqTrainer):  # type: ignore[misc]
+        def __init__(self, *inputs: object, **named: object) -> None:
+            super().__init__(*inputs, **named)
+            if task.precision == "fp32":
+                # Without it frozen weights stay in the type of their files.
+                self.model.float()
+
         def training_step(self, *inputs: object, **named: object) -> object:
             return turns.count_tokens(super().training_step)(*inputs, **named)
 
     workflow.CustomSeq2SeqTrainer = Trainer
+    if task.precision == "fp32":
+        # Without it masks are in bf16 on a GPU.
+        patcher.infer_optim_dtype = lambda model_dtype: torch.float32
     run_exp(
         {
             "stage": "sft",

@@ -1,9 +1,8 @@
 """A training loop as an experienced engineer writes it for one job: the baseline of this project.
 
-bf16 weights, or fp32 where the task asks for it, SDPA, sequences packed beforehand (the same token
-store), sequences of a step sorted by length, fused AdamW, clipping, cosine schedule, adapters by
-PEFT or fp32 weights under autocast.
-No checkpoints, no telemetry, no resume.
+Adapters by PEFT on bf16 weights, or fp32 weights under autocast; all in fp32 where the task asks
+for it. SDPA, sequences packed beforehand (the same token store), sequences of a step sorted by
+length, fused AdamW, clipping, cosine schedule. No checkpoints, no telemetry, no resume.
 """
 
 from __future__ import annotations
