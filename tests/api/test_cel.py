@@ -34,6 +34,11 @@ def job(namespace: str, name: str = "wish", **changes: Any) -> Manifest:
     }
 
 
+def rows(uri: str, **fields: Any) -> dict[str, Any]:
+    """The change that makes `uri` the only source of rows."""
+    return {"dataset__train": [{"uri": uri, **fields}]}
+
+
 TWO = [{"uri": "s3://b/1.jsonl"}, {"uri": "s3://b/2.jsonl"}]
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown field": ({"training__epoch": 1}, 'unknown field "spec.training.epoch"'),
@@ -66,12 +71,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "revision is only for hf:// addresses",
     ),
     "a revision of a file": (
-        {"dataset__train": [{"uri": "s3://b/1.jsonl", "revision": "main"}]},
+        rows("s3://b/1.jsonl", revision="main"),
         "revision is only for hf:// addresses; leave it out, and pin an object at s3:// or gs:// "
         "with version",
     ),
     "a version of a data set on the hub": (
-        {"dataset__train": [{"uri": "hf://datasets/a/b", "version": "v1"}]},
+        rows("hf://datasets/a/b", version="v1"),
         "version is only for s3:// and gs:// addresses; leave it out, and pin an hf:// data set "
         "with revision",
     ),
@@ -80,15 +85,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "spec.dataset.validation.version: Invalid value",
     ),
     "a version of a folder": (
-        {"dataset__train": [{"uri": "s3://b/rows/", "version": "v1"}]},
+        rows("s3://b/rows/", version="v1"),
         "version is that of one object: name the object in uri",
     ),
     "a version of several files": (
-        {"dataset__train": [{"uri": "s3://b/rows", "files": "*.jsonl", "version": "v1"}]},
+        rows("s3://b/rows", files="*.jsonl", version="v1"),
         "pin a folder with sha256",
     ),
     "a generation that is none": (
-        {"dataset__train": [{"uri": "gs://b/rows.jsonl", "version": "v1"}]},
+        rows("gs://b/rows.jsonl", version="v1"),
         "version of a gs:// object must be its generation",
     ),
     "an address without a scheme": (
@@ -99,19 +104,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a repository with a space": ({"model__uri": "hf://org/my model"}, "contain no spaces"),
     "an address with a space at its end": ({"model__uri": "pvc://c/model "}, "contain no spaces"),
     "files of an https address": (
-        {"dataset__train": [{"uri": "https://host/rows.jsonl", "files": "*.jsonl"}]},
+        rows("https://host/rows.jsonl", files="*.jsonl"),
         "an https:// address is one file; leave files, split and config out",
     ),
     "files and a configuration": (
-        {"dataset__train": [{"uri": "hf://datasets/a/b", "files": "*", "config": "en"}]},
+        rows("hf://datasets/a/b", files="*", config="en"),
         "a source has files and config; leave one of them out",
     ),
     "part of a split": (
-        {"dataset__train": [{"uri": "hf://datasets/a/b", "split": "train[:10%]"}]},
+        rows("hf://datasets/a/b", split="train[:10%]"),
         "must be the name of one split",
     ),
     "a digest that is none": (
-        {"dataset__train": [{"uri": "s3://b/rows.jsonl", "sha256": "4d7a"}]},
+        rows("s3://b/rows.jsonl", sha256="4d7a"),
         "must be 64 hex digits",
     ),
     "an invalid name of a claim": ({"model__uri": "pvc://claim-/folder"}, "the name of a claim"),
@@ -150,7 +155,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ],
 )
 def test_names_in_an_address_may_have_spaces(api: Api, namespace: str, uri: str) -> None:
-    api.create(job(namespace, dataset__train=[{"uri": uri}]))
+    api.create(job(namespace, **rows(uri)))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +165,7 @@ def test_names_in_an_address_may_have_spaces(api: Api, namespace: str, uri: str)
 def test_a_version_of_an_object_is_admitted(
     api: Api, namespace: str, uri: str, version: str
 ) -> None:
-    api.create(job(namespace, dataset__train=[{"uri": uri, "version": version}]))
+    api.create(job(namespace, **rows(uri, version=version)))
 
 
 @pytest.mark.parametrize("what", REFUSED)
