@@ -73,7 +73,8 @@ class SourceFacts(StatusModel):
     the address."""
     version: Annotated[str, StringConstraints(max_length=1024)] | None = None
     """Version of the one object at an s3:// or gs:// address, which version of the source pins;
-    absent for other addresses, and where the bucket has no versions."""
+    absent for other addresses, where an S3 bucket has no versions, and where the object was
+    replaced or deleted during the download."""
     digest: Digest | None = None
     """Digest of the content, which sha256 of the source pins: the SHA-256 of the one file, or of
     what sha256sum prints for all files."""

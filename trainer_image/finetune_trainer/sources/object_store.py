@@ -58,8 +58,8 @@ class StoreSource:
         self.revision = listing_revision(self.files)
 
     def find_version(self) -> str | None:
-        """Version of the object that was listed; None of a folder, in a bucket without versions,
-        and where the object was replaced or deleted since."""
+        """Version of the object that was listed; None of a folder, in an S3 bucket without
+        versions, and where the object was replaced or deleted since."""
         if self.address.version is not None:
             return self.address.version
         if self.folder is not None or self.address.scheme == "https":
