@@ -42,8 +42,8 @@ _PLAIN = "|".join(
         r"(?<!\w)\.\d+",
     ]
 )
-MINUS = r"(?<![\w)\]}%])-"
-"""A minus after a word, a bracket or a percent sign is a subtraction."""
+MINUS = r"(?<![\w)\]}%‰])-"
+"""A minus after a word, a bracket or a percent or per mille sign is a subtraction."""
 _NUMBER = (
     rf"(?P<sign>{MINUS}(?:[$€£¥₹]\s?)?)?(?:(?P<integer>\d+)\s{{1,3}}(?=\d+/\d))?"
     rf"(?P<number>{_PLAIN})"
