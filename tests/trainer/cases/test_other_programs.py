@@ -47,12 +47,12 @@ def test_python_in_an_answer_stays_text(tmp_path: Path) -> None:
     assert role_content(sample.turns)[-1] == ("assistant", code)
 
 
-@pytest.mark.parametrize("begin", ["", "\ufeff"])
+@pytest.mark.parametrize("begin", ["prompt", "\ufeffprompt", '\ufeff"prompt"', '"prompt"'])
 @pytest.mark.parametrize(("name", "comma"), [("a.csv", ","), ("a.tsv", "\t")])
 def test_the_column_names_of_a_second_file_are_no_row(
     tmp_path: Path, name: str, comma: str, begin: str
 ) -> None:
-    file = f"{begin}prompt{comma}completion\nhi{comma}yo\n"
+    file = f"{begin}{comma}completion\nhi{comma}yo\n"
     failure = read_failure(tmp_path, name, file * 2)
     assert (failure.reason, failure.line) == ("BrokenRow", 3)
     policy = {"policy": "Skip", "max": "50%"}

@@ -160,8 +160,14 @@ def parse_csv(stream: IO[bytes], delimiter: str) -> Iterator[NumberedRow]:
 
 
 def _to_names(cells: list[str]) -> list[str]:
-    """Cells as names of columns; of joined files each may begin with a byte order mark."""
-    return [cell.strip().removeprefix("\ufeff") for cell in cells]
+    """Cells as names of columns.
+
+    Of joined files each may begin with a byte order mark, after which quotes are part of the cell.
+    """
+    names = [cell.strip() for cell in cells]
+    if names[0].startswith("\ufeff"):
+        names[0] = names[0].removeprefix("\ufeff").strip('"')
+    return names
 
 
 def _check_header(header: list[str], delimiter: str) -> RowError | None:
@@ -178,7 +184,8 @@ def _check_header(header: list[str], delimiter: str) -> RowError | None:
 
 
 def _make_record(header: list[str], cells: list[str]) -> dict[str, str] | RowError:
-    if len(header) > 1 and _to_names(cells) == header:
+    # Most lines differ in the last cell already.
+    if len(header) > 1 and cells[-1].strip() == header[-1] and _to_names(cells) == header:
         return RowError(
             "BrokenRow",
             "it repeats the names of the columns, as where files were joined",
