@@ -155,7 +155,8 @@ def _list_wanted(source: Source, folder: Path, selection: Selection) -> list[Sou
     else:
         chosen = select_files(paths, selection, Declared(), uri)
     _check_readable(chosen, selection, uri)
-    _check_copies(chosen, selection, uri)
+    if selection.files is None:
+        _check_copies(chosen, selection, uri)
     _check_names(chosen, selection, uri)
     if left_out := sorted(set(paths) - set(chosen)):
         fields = {"source": selection.spec_field, "count": len(left_out), "first": left_out[0]}
@@ -240,7 +241,7 @@ def _check_copies(chosen: Sequence[str], selection: Selection, uri: str) -> None
     seen: dict[str, str] = {}
     for path in chosen:
         other = seen.setdefault(strip_format(path), path)
-        if other != path and selection.files is None:
+        if other != path:
             raise UserError(
                 "NoMatchingFiles",
                 f"{uri} has {other} and {path}, which seem to hold the same rows.",

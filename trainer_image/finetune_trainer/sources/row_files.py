@@ -64,10 +64,9 @@ def format_suffix(name: str) -> str:
 
 def strip_format(path: str) -> str:
     """The path without the suffixes of format and compression, if it has any."""
-    for suffix in sorted(_SUFFIXES, key=len, reverse=True):
-        if path.lower().endswith(suffix):
-            return path[: -len(suffix)]
-    return path
+    lowered = path.lower()
+    found = next((suffix for suffix in _SUFFIXES if lowered.endswith(suffix)), "")
+    return path[: len(path) - len(found)]
 
 
 def find_row_files(paths: Iterable[str], with_documents: bool) -> list[str]:
