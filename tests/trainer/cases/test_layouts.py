@@ -221,16 +221,56 @@ def test_a_broken_pair_counts_once(tmp_path: Path) -> None:
     assert len(errors.skipped) == 1
 
 
+UNLEARNT = {"messages": [USER, ASSISTANT, USER, {**ASSISTANT, "weight": 0}]}
+PREFERENCE = {"prompt": "p", "chosen": "a", "rejected": "b"}
+
+
+@pytest.mark.parametrize(
+    ("row", "fields", "words"),
+    [
+        ({"chat_template": "low"}, {}, "'chat_template'"),
+        ({"enable_thinking": "low"}, {}, "'enable_thinking'"),
+        ({"reasoning_effort": "low"}, {}, "'reasoning_effort'"),
+        ({**PREFERENCE, "margin": 0.5}, {"objective": "Reward"}, "'margin'"),
+        # One column for two things.
+        ({"a": "p"}, {"columns": {"prompt": "a", "completion": "a"}}, "names 'a' as"),
+        ({"a": "p"}, {"columns": {"prompt": "a", "input": "a"}}, "names 'a' as"),
+        # Another prompt than that of the conversation.
+        (
+            {**PREFERENCE, "conversations": [{**USER, "content": "other"}]},
+            {"objective": "DPO"},
+            "'prompt' and 'conversations'",
+        ),
+    ],
+)
+def test_a_column_that_cannot_be_used_is_named(
+    tmp_path: Path, row: dict[str, Any], fields: dict[str, Any], words: str
+) -> None:
+    row = row if "chosen" in row else {**PAIR, **row}
+    failure = read_failure(tmp_path, "a.jsonl", json_lines(row), **fields)
+    assert (failure.reason, words in failure.message) == ("UnusableColumn", True)
+
+
+def test_a_margin_is_left_out_by_name_and_where_no_objective_means_it(tmp_path: Path) -> None:
+    content = json_lines({**PREFERENCE, "margin": 0.5})
+    assert read(tmp_path, "a.jsonl", content, objective="Reward", ignoreColumns=["margin"])
+    assert read(tmp_path, "a.jsonl", content, objective="DPO")
+
+
+def test_an_error_in_a_conversation_next_to_the_prompt_names_its_column(tmp_path: Path) -> None:
+    content = json_lines({**PREFERENCE, "conversations": " "})
+    failure = read_failure(tmp_path, "a.jsonl", content, objective="DPO")
+    assert (failure.reason, "'conversations'" in failure.message) == ("EmptyText", True)
+
+
 def test_a_label_does_not_move_to_an_answer_before_one_of_weight_0(tmp_path: Path) -> None:
-    turns = [USER, ASSISTANT, USER, {**ASSISTANT, "weight": 0}]
-    content = json_lines({"messages": turns, "label": False})
+    content = json_lines({**UNLEARNT, "label": False})
     failure = read_failure(tmp_path, "a.jsonl", content, objective="KTO")
     assert (failure.reason, "weight 0" in failure.message) == ("BadConversation", True)
 
 
 def test_prompts_before_an_answer_of_weight_0_are_learnt_or_refused(tmp_path: Path) -> None:
-    turns = [USER, ASSISTANT, USER, {**ASSISTANT, "weight": 0}]
-    file = write_file(tmp_path, "a.jsonl", json_lines({"messages": turns}))
+    file = write_file(tmp_path, "a.jsonl", json_lines(UNLEARNT))
     assert len(read_dataset([[file]], None, job()).train[0].turns) == 2
     spec = job().to_wire() | {"sft": {"lossOn": "All"}}
     with pytest.raises(UserError, match="weight 0"):
@@ -332,25 +372,6 @@ def test_what_harmony_does_not_show_the_user_is_no_answer(
     assert (failure.reason, words in str(failure.remedy)) == ("BadConversation", True)
 
 
-def test_the_margin_of_a_preference_is_refused_by_the_objective_that_means_it(
-    tmp_path: Path,
-) -> None:
-    content = json_lines({"prompt": "p", "chosen": "a", "rejected": "b", "margin": 0.5})
-    failure = read_failure(tmp_path, "a.jsonl", content, objective="Reward")
-    assert (failure.reason, "'margin'" in failure.message) == ("UnusableColumn", True)
-    assert read(tmp_path, "a.jsonl", content, objective="Reward", ignoreColumns=["margin"])
-    assert read(tmp_path, "a.jsonl", content, objective="DPO")
-
-
-@pytest.mark.parametrize(
-    "columns", [{"prompt": "a", "completion": "a"}, {"prompt": "a", "input": "a"}]
-)
-def test_one_column_is_not_two_things(tmp_path: Path, columns: dict[str, str]) -> None:
-    content = json_lines({"a": "p", "completion": "c"})
-    failure = read_failure(tmp_path, "a.jsonl", content, columns=columns)
-    assert (failure.reason, "'a'" in failure.message) == ("UnusableColumn", True)
-
-
 QUESTION, ANSWER = [USER], [ASSISTANT]
 
 
@@ -384,25 +405,13 @@ def test_columns_of_texts_are_not_lost_next_to_turns(
     assert read(tmp_path, "a.jsonl", json_lines({**row, name: empty}), **fields)
 
 
-@pytest.mark.parametrize(("prompt", "is_read"), [("p", True), ([USER], True), ("other", False)])
-def test_a_conversation_next_to_the_prompt_of_a_preference_is_compared(
-    tmp_path: Path, prompt: Any, is_read: bool
+@pytest.mark.parametrize("prompt", ["p", [USER]])
+def test_a_conversation_that_begins_with_the_prompt_of_a_preference_is_listed(
+    tmp_path: Path, prompt: Any
 ) -> None:
-    row = {"prompt": prompt, "messages": [USER, ASSISTANT], "chosen": "c", "rejected": "d"}
+    row = {**PREFERENCE, "prompt": prompt, "messages": [USER, ASSISTANT]}
     file = write_file(tmp_path, "a.jsonl", json_lines(row))
-    if is_read:
-        found = read_dataset([[file]], None, job("DPO"))
-        assert found.ignored_columns == ("messages",)
-        return
-    with pytest.raises(UserError, match="'prompt' and 'messages'"):
-        read_dataset([[file]], None, job("DPO"))
-
-
-@pytest.mark.parametrize("name", ["chat_template", "enable_thinking", "reasoning_effort"])
-def test_a_setting_of_the_template_for_one_row_is_refused(tmp_path: Path, name: str) -> None:
-    content = json_lines({"messages": [USER, ASSISTANT], name: "low"})
-    failure = read_failure(tmp_path, "a.jsonl", content)
-    assert (failure.reason, f"'{name}'" in failure.message) == ("UnusableColumn", True)
+    assert read_dataset([[file]], None, job("DPO")).ignored_columns == ("messages",)
 
 
 @pytest.mark.parametrize(

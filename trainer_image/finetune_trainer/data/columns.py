@@ -114,13 +114,15 @@ class ColumnMapping:
         """Name and value of a column, the first one that is not empty; an empty name and None where
         the format has no such column. RowError where two columns of the role differ."""
         names = self.names.get(role, ())
+        if values.keys().isdisjoint(names):  # as for most roles of most rows
+            return (names[0] if names else ""), None
         present = [name for name in names if values.get(name) is not None]
         if not present:
-            return (names[0] if names else ""), None
+            return names[0], None
         filled = [name for name in present if not is_empty(values[name])]
         name = filled[0] if filled else present[0]
         if role != _FREE_CHOICE and any(values[other] != values[name] for other in filled[1:]):
-            raise _two_columns(name, filled[1], role)
+            raise two_columns(name, filled[1], role)
         return name, values[name]
 
     def require(self, values: Mapping[str, Any], role: str) -> tuple[str, Any]:
@@ -155,7 +157,7 @@ class ColumnMapping:
     def _check_unused(self, name: str, values: Mapping[str, Any]) -> None:
         for role in self.settled:
             if name in USUAL_NAMES[role] and values[name] != values.get(self.names[role][0]):
-                raise _two_columns(self.names[role][0], name, role)
+                raise two_columns(self.names[role][0], name, role)
         why, remedy = _REFUSED.get(name), "Name it in dataset.ignoreColumns to train without it."
         if holds_media(values[name]):
             why = _HOLDS_MEDIA
@@ -275,7 +277,8 @@ def _without_shared(
     }
 
 
-def _two_columns(name: str, other: str, role: str) -> RowError:
+def two_columns(name: str, other: str, role: str) -> RowError:
+    """The error for two columns that can both have the role, and do not hold the same."""
     return RowError(
         "UnusableColumn",
         f"the columns {name!r} and {other!r} can both be the {role}, and they differ",

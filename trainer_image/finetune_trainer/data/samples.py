@@ -20,7 +20,7 @@ from typing import Any
 
 from finetune_api.dataset import Format
 
-from finetune_trainer.data.columns import ColumnMapping
+from finetune_trainer.data.columns import ColumnMapping, two_columns
 from finetune_trainer.data.file_formats import Record
 from finetune_trainer.data.message_forms import NO_CONTEXT, PLAIN_FORM, ChatContext, to_messages
 from finetune_trainer.data.messages import (
@@ -255,11 +255,11 @@ def _read_system(values: Values, mapping: ColumnMapping) -> Turns:
 
 def _read_conversation(values: Values, mapping: ColumnMapping) -> Turns:
     _, value = mapping.require(values, "messages")
-    return check_conversation(add_system_turn(parse_turns(value), _read_system(values, mapping)))
+    return add_system_turn(parse_turns(value), _read_system(values, mapping))
 
 
 def _read_messages(values: Values, mapping: ColumnMapping) -> Sample:
-    return MessagesSample(_read_conversation(values, mapping))
+    return MessagesSample(check_conversation(_read_conversation(values, mapping)))
 
 
 def _read_prompt_completion(values: Values, mapping: ColumnMapping) -> Sample:
@@ -321,30 +321,22 @@ def _read_prompt(values: Values, mapping: ColumnMapping) -> Turns:
     found = [mapping.find(values, role) for role in ("prompt", "messages")]
     name, value = next((each for each in found if each[1] is not None), ("", None))
     other, conversation = found[1]
-    if other != name and not is_empty(conversation) and not _begins_with(conversation, value):
-        raise RowError(
-            "UnusableColumn",
-            f"the columns {name!r} and {other!r} can both be the prompt, and they differ",
-            "Name the one to leave out in dataset.ignoreColumns.",
-        )
+    if other != name and not is_empty(conversation):
+        begin = _without_system(read_turns(value, name, "user"))
+        if _without_system(read_turns(conversation, other, "user"))[: len(begin)] != begin:
+            raise two_columns(name, other, "prompt")
     if value is None:
         raise RowError(
             "MissingColumn",
             "the answers begin with the assistant, and there is no column for the prompt",
             "Add a column prompt, or begin both conversations with the user's turn.",
         )
-    if _holds_turns(value):
+    extra = mapping.find(values, "input")[1]
+    if extra is not None and _holds_turns(value):
         _refuse_next_to_turns(values, mapping, "input")
-    elif (extra := mapping.find(values, "input")[1]) is not None:
+    elif extra is not None:
         value = read_instruction(value, name, extra)
     return check_prompt(read_turns(value, name, "user"), _read_system(values, mapping))
-
-
-def _begins_with(conversation: Any, prompt: Any) -> bool:
-    """Whether a conversation begins with a prompt, system turns aside."""
-    turns = _without_system(read_turns(conversation, "messages", "user"))
-    begin = _without_system(read_turns(prompt, "prompt", "user"))
-    return turns[: len(begin)] == begin
 
 
 def _read_preference(values: Values, mapping: ColumnMapping) -> Sample:
@@ -424,10 +416,10 @@ def _read_unpaired_preference(values: Values, mapping: ColumnMapping) -> Sample:
     is_desirable = _parse_label(*mapping.require(values, "label"))
     if mapping.has("messages"):
         turns = _read_conversation(values, mapping)
-        name, value = mapping.require(values, "messages")
+        check_conversation(turns)
         # The label is that of the last answer.
-        check_completion(tuple(parse_turns(value)[-1:]), name)
-        return UnpairedPreferenceSample(turns[:-1], turns[-1:], is_desirable)
+        completion = check_completion(turns[-1:], mapping.names["messages"][0])
+        return UnpairedPreferenceSample(turns[:-1], completion, is_desirable)
     name, value = mapping.require(values, "completion")
     completion = check_completion(read_turns(value, name, "assistant"), name)
     return UnpairedPreferenceSample(_read_prompt(values, mapping), completion, is_desirable)
