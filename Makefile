@@ -116,7 +116,9 @@ sim: $(VENV)/.ready ## Simulate N random histories of a cluster in memory (SEED=
 
 .PHONY: fuzz
 fuzz: N ?= 5000
-fuzz: $(VENV)/.ready ## Read N damaged data files; send N specs of each kind to an API server and the planner (SEED= to repeat)
+fuzz: $(VENV)/.ready ## Read N damaged data files and N statuses of pods; send N specs of each kind to an API server and the planner (SEED= to repeat)
+	@FINETUNE_FUZZ=$(N) $(PY) -m pytest tests/unit/jobs/test_hostile_pods.py \
+	  -k any_status --hypothesis-seed=$(or $(SEED),0) -o timeout=86400
 	@FINETUNE_FUZZ=$(N) FINETUNE_FUZZ_SEED=$(or $(SEED),0) $(PY) -m hack.suite fuzz-files
 	@FINETUNE_FUZZ=$(N) FINETUNE_FUZZ_SEED=$(or $(SEED),0) \
 	  $(PY) -m pytest tests/api/fuzz -s -o timeout=86400

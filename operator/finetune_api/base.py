@@ -35,6 +35,7 @@ NOT_SPACE = r"[^\x00-\x20\x7f]"
 """Spelled out, because `\\S` matches different characters in Go and in Rust."""
 PERCENT_PATTERN = r"^-?[0-9]{1,3}(\.[0-9]{1,4})?%$"
 FRACTION_PATTERN = r"^([1-9][0-9]?(\.[0-9]{1,4})?|0\.0{0,3}[1-9][0-9]{0,3})%$"
+REASON_PATTERN = r"^[A-Za-z][A-Za-z0-9_]*$"
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
 
 
@@ -121,7 +122,10 @@ LabelKey = Annotated[
     PatternMessage("must be the key of a label, such as gpu or example.com/gpu"),
 ]
 ShortText = Annotated[str, StringConstraints(max_length=256)]
-LongText = Annotated[str, StringConstraints(max_length=4096)]
+LONG_TEXT = 4096
+LongText = Annotated[str, StringConstraints(max_length=LONG_TEXT)]
+Reason = Annotated[str, StringConstraints(pattern=REASON_PATTERN, max_length=128)]
+"""Machine-readable cause, as a condition and an event can hold it."""
 
 
 class WireModel(BaseModel):

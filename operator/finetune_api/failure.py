@@ -1,9 +1,15 @@
 """Why a stage or a job failed."""
 
-from pydantic import Field
+from typing import Annotated, Self
 
-from finetune_api.base import LongText, ShortText, StatusModel
+from pydantic import BeforeValidator, Field
+
+from finetune_api.base import LONG_TEXT, LongText, Reason, StatusModel
 from finetune_api.protocol import StageName
+
+
+def _shorten(text: object) -> object:
+    return text[:LONG_TEXT] if isinstance(text, str) else text
 
 
 class Failure(StatusModel):
@@ -11,11 +17,11 @@ class Failure(StatusModel):
 
     stage: StageName | None = None
     """Stage that failed."""
-    reason: ShortText
+    reason: Reason
     """Machine-readable cause in CamelCase, such as ModelNotFound or BrokenRow; docs/reasons.md
     lists all of them."""
-    message: LongText
-    """What is wrong."""
+    message: Annotated[LongText, BeforeValidator(_shorten)]
+    """What is wrong; a longer message is cut."""
     file: LongText | None = None
     """File in which the error is."""
     line: int | None = Field(default=None, ge=1)
@@ -24,3 +30,7 @@ class Failure(StatusModel):
     """What to do."""
     attempt: int | None = Field(default=None, ge=1)
     """Attempt that failed."""
+
+    def with_message(self, message: str) -> Self:
+        """The same failure with another message."""
+        return self.model_copy(update={"message": _shorten(message)})

@@ -1,8 +1,11 @@
 """Reading raw Kubernetes objects: times, conditions, references, whether a job is terminal, and
 which reasons of a waiting container concern its image."""
 
+import re
 from datetime import datetime
 from typing import Any
+
+from finetune_api.base import REASON_PATTERN
 
 from finetune_operator.decision import Manifest, ObjectRef
 
@@ -27,6 +30,23 @@ def parse_time(text: object) -> datetime | None:
 def format_time(at: datetime) -> str:
     """RFC 3339 with whole seconds; `at` must be in UTC."""
     return at.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+MAX_REASON, MAX_TEXT = 128, 1024
+"""Characters of a reason that a condition can hold, and of a text that is taken from an object of
+another component into a message."""
+
+
+def read_reason(written: object, default: str) -> str:
+    """The reason that another component wrote; `default` where a condition could not hold it."""
+    text = written if isinstance(written, str) else ""
+    return text if len(text) <= MAX_REASON and re.match(REASON_PATTERN, text) else default
+
+
+def read_text(written: object) -> str:
+    """The text that another component wrote, shortened to MAX_TEXT characters."""
+    text = written if isinstance(written, str) else ""
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 
 
 def find_condition(manifest: Manifest, kind: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from finetune_operator.decision import Manifest
 from finetune_operator.endpoints.failure import RevisionFailure
-from finetune_operator.manifest import IMAGE_REASONS, find_condition, parse_time
+from finetune_operator.manifest import IMAGE_REASONS, find_condition, parse_time, read_reason
 from finetune_operator.stalled import Stalled
 
 MAX_RESTARTS = 3
@@ -105,7 +105,7 @@ def _describe_crash(pod: Manifest, container: dict[str, Any]) -> RevisionFailure
     count = container.get("restartCount", 0)
     last = container.get("lastState", {}).get("terminated", {})
     last = last or container.get("state", {}).get("terminated", {})
-    reason = last.get("reason", "Error")
+    reason = read_reason(last.get("reason"), "Error")
     text = (
         f"container {container.get('name')} of pod {pod['metadata']['name']} ended {count} times, "
         f"last with {reason} (exit code {last.get('exitCode', 'unknown')})"
@@ -129,7 +129,7 @@ def _find_scheduling_stall(pod: Manifest) -> Stalled | None:
     if missing:
         return Stalled("ClaimNotFound", f"PersistentVolumeClaim {missing[1]!r} does not exist")
     text = f"pod {pod['metadata']['name']} cannot be scheduled: {shorten(message)}"
-    return Stalled(condition.get("reason") or "Unschedulable", text)
+    return Stalled(read_reason(condition.get("reason"), "Unschedulable"), text)
 
 
 def _list_containers(pods: Sequence[Manifest]) -> Iterator[tuple[Manifest, dict[str, Any]]]:

@@ -9,6 +9,7 @@ from finetune_operator.decision import HttpRequest, View
 from finetune_operator.endpoints import parity_check, pods, workload
 from finetune_operator.endpoints.failure import RevisionFailure
 from finetune_operator.endpoints.observe import Observed, Revision
+from finetune_operator.manifest import read_reason
 from finetune_operator.resources.vllm import START_SECONDS
 from finetune_operator.stalled import Stalled
 
@@ -39,7 +40,7 @@ def assess_revision(
         reason, _, message = (revision.record.message or "").partition(": ")
         return _fail(
             RevisionFailure(
-                reason=reason or "RevisionFailed",
+                reason=read_reason(reason, "RevisionFailed"),
                 message=message or "the status holds no reason for it",
             )
         )

@@ -11,7 +11,7 @@ from finetune_operator.decision import Manifest
 from finetune_operator.endpoints import pods
 from finetune_operator.endpoints.failure import RevisionFailure
 from finetune_operator.endpoints.observe import Revision
-from finetune_operator.manifest import find_condition, parse_time
+from finetune_operator.manifest import find_condition, parse_time, read_reason
 from finetune_operator.stalled import Stalled
 
 INVALID_SPEC_GRACE = timedelta(seconds=30)
@@ -47,7 +47,7 @@ def find_creation_stall(revision: Revision) -> Stalled | None:
     if failure.get("status") != "True":
         return None
     text = f"no pod can be created: {pods.shorten(failure.get('message', ''))}"
-    return Stalled(failure.get("reason") or "FailedCreate", text)
+    return Stalled(read_reason(failure.get("reason"), "FailedCreate"), text)
 
 
 def read_replicas(child: Manifest) -> int | None:

@@ -33,8 +33,6 @@ CLOCK_SLACK = timedelta(minutes=1)
 JOB_DELETED = "JobDeleted"
 REFUSED = "RefusedByNode"
 """Reason of a pod that was scheduled and never ran, as for a device that its node does not have."""
-REFUSAL_LIMIT = 1024
-"""Characters of what the kubelet reports about a pod that it did not run."""
 CACHE_SLACK = timedelta(seconds=5)
 """Time in which the pods of a finished Job may still be missing from the cache."""
 
@@ -264,7 +262,7 @@ def _infer_failure(pod: PodFacts) -> Failure:
     if pod.refusal:
         return Failure(
             reason=REFUSED,
-            message=f"node {pod.node} did not run pod {pod.name}: {pod.refusal[:REFUSAL_LIMIT]}",
+            message=f"node {pod.node} did not run pod {pod.name}: {pod.refusal}",
             remedy=f"kubectl describe node {pod.node}",
         )
     code = "no exit code" if pod.exit_code is None else f"exit code {pod.exit_code}"

@@ -29,7 +29,12 @@ from finetune_operator.jobs.pod_status import (
     find_refusal,
     parse_result,
 )
-from finetune_operator.manifest import find_condition, finished_condition, parse_time
+from finetune_operator.manifest import (
+    find_condition,
+    finished_condition,
+    parse_time,
+    read_text,
+)
 from finetune_operator.resources.configmap import IMAGE_ANNOTATION, RUN_FILE
 
 KILL_SLACK = timedelta(seconds=10)
@@ -271,9 +276,9 @@ def _read_pod(manifest: Manifest) -> PodFacts:
         deleted_at=deadline - grace if deadline else None,
         deadline=deadline,
         waiting_reason=waiting.get("reason"),
-        waiting_message=waiting.get("message") or "",
+        waiting_message=read_text(waiting.get("message")),
         unscheduled_since=parse_time(scheduled.get("lastTransitionTime")) if unscheduled else None,
-        unscheduled_message=scheduled.get("message") or "" if unscheduled else "",
+        unscheduled_message=read_text(scheduled.get("message")) if unscheduled else "",
     )
 
 

@@ -14,7 +14,7 @@ from finetune_api.stage_result import StageResult
 from pydantic import ValidationError
 
 from finetune_operator.decision import Manifest
-from finetune_operator.manifest import find_condition, parse_time
+from finetune_operator.manifest import find_condition, parse_time, read_reason, read_text
 from finetune_operator.resources.pod import CONTAINER
 
 DISRUPTION_REASONS = frozenset({"Evicted", "NodeShutdown", "Terminated", "NodeLost", "Preempting"})
@@ -67,10 +67,10 @@ def find_disruption(pod: Manifest) -> Disruption | None:
         # A pod that never ran, as its image is still being pulled, has no readiness to lose.
         is_pending = status.get("phase") == "Pending"
         ready = is_pending or find_condition(pod, "Ready").get("status") == "True"
-        reason, message = target.get("reason") or "Disrupted", target.get("message") or ""
-        return Disruption(reason, message, at, ready)
+        reason = read_reason(target.get("reason"), "Disrupted")
+        return Disruption(reason, read_text(target.get("message")), at, ready)
     if status.get("phase") == "Failed" and status.get("reason") in DISRUPTION_REASONS:
-        return Disruption(status["reason"], status.get("message") or "", None)
+        return Disruption(status["reason"], read_text(status.get("message")), None)
     terminated = container_state(pod).get("terminated") or {}
     if status.get("phase") == "Failed" and terminated.get("reason") in LOST_TRACK:
         at = parse_time(terminated.get("finishedAt"))
@@ -83,7 +83,8 @@ def find_refusal(pod: Manifest) -> str:
     status = pod.get("status") or {}
     if status.get("phase") != "Failed" or container_state(pod).get("terminated"):
         return ""
-    return ": ".join(str(part) for part in (status.get("reason"), status.get("message")) if part)
+    parts = (status.get("reason"), status.get("message"))
+    return read_text(": ".join(str(part) for part in parts if part))
 
 
 def parse_result(message: object) -> StageResult | None:

@@ -361,3 +361,14 @@ def test_a_write_that_the_api_server_rejects_is_reported_and_the_endpoint_stays_
     assert conditions["Ready"] == ("True", "RevisionActive")
     assert status["message"] == "exceeded quota: gpus"
     assert status["activeRevision"] == 1
+
+
+@pytest.mark.parametrize("written", ["", " ", "x" * 129, "two words", "\u2028" * 40_000])
+def test_texts_of_other_components_stay_within_what_a_condition_holds(written: str) -> None:
+    """A scheduler or an admission policy may write any text as reason and message."""
+    world = start_pods()
+    status = unscheduled(written)
+    status["conditions"][0]["reason"] = written
+    world.change("Pod", "glossary-r1-0", {"status": status})
+    world.settle()
+    assert world.condition("Stalled") == ("True", "Unschedulable")

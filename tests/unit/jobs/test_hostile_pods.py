@@ -1,7 +1,10 @@
 """Any output of a pod and any edit of the status leave a valid plan: no traceback, no
 status that JSON cannot hold."""
 
+import copy
+import functools
 import json
+import os
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.jobs.test_progress import REPORTED
-from tests.unit.jobs.world import START, World, result, training
+from tests.unit.jobs.world import START, World, failed, result, training
 
 ODD: list[Any] = [
     None,
@@ -106,3 +109,94 @@ def test_invalid_times_in_the_status_are_tolerated(time: str, suspend: bool) -> 
     world.edit(suspend=suspend, activeDeadlineSeconds=60)
     world.settle()
     assert world.status["phase"] == ("Suspended" if suspend else "Training")
+
+
+LONG = st.sampled_from(
+    ["", " ", "x" * 129, "y" * 257, "exceeded its limit " * 300, "\u2028" * 40_000]
+)
+"""Texts that the API server stores in the status of a pod as they are."""
+CONDITIONS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "type": st.sampled_from(["DisruptionTarget", "PodScheduled", "Ready"]),
+            "status": st.sampled_from(["True", "False"]),
+        },
+        optional={
+            "reason": LONG,
+            "message": LONG,
+            "lastTransitionTime": st.sampled_from(["2026-01-05T12:00:00Z", "0001-01-01T00:00:00Z"]),
+        },
+    ),
+    max_size=3,
+)
+STATES = st.one_of(
+    st.fixed_dictionaries({"waiting": st.fixed_dictionaries({}, optional={"reason": LONG})}),
+    st.fixed_dictionaries(
+        {
+            "waiting": st.fixed_dictionaries(
+                {
+                    "reason": st.sampled_from(["ErrImagePull", "CreateContainerError"]),
+                    "message": LONG,
+                }
+            )
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "terminated": st.fixed_dictionaries(
+                {"exitCode": st.sampled_from([0, 1, 64, 75, 76, 137, -(2**31), 2**31 - 1])},
+                optional={
+                    "reason": LONG,
+                    "finishedAt": st.sampled_from(["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"]),
+                    "message": st.one_of(
+                        LONG,
+                        st.builds(
+                            lambda reason, text: failed("train", reason, message=text, remedy=text),
+                            LONG,
+                            st.sampled_from(["", "z" * 4096, "z" * 4097]),
+                        ),
+                    ),
+                },
+            )
+        }
+    ),
+)
+STATUSES = st.fixed_dictionaries(
+    {"phase": st.sampled_from(["Pending", "Running", "Succeeded", "Failed", "Unknown"])},
+    optional={
+        "reason": st.one_of(LONG, st.sampled_from(["Evicted", "NodeLost"])),
+        "message": LONG,
+        "conditions": CONDITIONS,
+        "containerStatuses": st.lists(
+            st.fixed_dictionaries({"name": st.sampled_from(["trainer", "proxy"]), "state": STATES}),
+            max_size=2,
+        ),
+    },
+)
+
+
+@functools.cache
+def started_gang() -> World:
+    """A world with both pods of a gang, before the operator has seen them; to be copied."""
+    world = World()
+    world.run_until("train")
+    world.add_pods("glossary-train-1")
+    return world
+
+
+@settings(max_examples=int(os.environ.get("FINETUNE_FUZZ", "200")), deadline=None)
+@given(STATUSES, STATUSES, st.sampled_from([0, 30, 700]), st.booleans())
+def test_any_status_of_a_pod_is_tolerated(
+    first: dict[str, Any], second: dict[str, Any], seconds: int, is_deleted: bool
+) -> None:
+    """The status of the job and its events stay within what the API server takes."""
+    world = copy.deepcopy(started_gang())
+    pods = world.pods("glossary-train-1")
+    for pod, status in zip(pods, (first, second), strict=True):
+        world.replace_status(pod, status)
+        if is_deleted:
+            world.mark_deleted(pod, 30)
+    world.settle()
+    world.tick(seconds)
+    world.settle()
+    assert all(len(event.reason) <= 128 and len(event.message) <= 1024 for event in world.events)

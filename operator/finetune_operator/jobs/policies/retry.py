@@ -101,4 +101,4 @@ def _add_restarts(failure: Failure, restarts: int) -> Failure:
     if restarts == 0:
         return failure
     note = f" (after {restarts} restart{'s' if restarts != 1 else ''})"
-    return failure.model_copy(update={"message": failure.message + note})
+    return failure.with_message(failure.message + note)

@@ -36,7 +36,7 @@ def crash_if_suspected(
     before = status.suspected
     if before is None or (before.stage, before.attempt) == (attempt.stage, attempt.number):
         return replace(outcome, kind="Crashed")
-    failure = outcome.failure.model_copy(update={"message": _with_history(outcome, before)})
+    failure = outcome.failure.with_message(_with_history(outcome, before))
     return replace(outcome, failure=failure)
 
 
