@@ -155,14 +155,32 @@ FAULTS = (
     Fault(
         "an exclusion is never lifted",
         "jobs/policies/node_exclusion.py",
-        "if not avoided or not waiting or now < min(waiting) + PATIENCE:",
+        "if not avoided or not waiting or now < min(waiting) + patience:",
         "if True:",
+    ),
+    Fault(
+        "a waiting gang keeps its devices",
+        "jobs/policies/waiting_gang.py",
+        "    if not since or now < min(since) + patience:",
+        "    if True:",
+    ),
+    Fault(
+        "a scale-up is a stall",
+        "jobs/stall_checks.py",
+        "until if now < until else None)",
+        "None)",
+    ),
+    Fault(
+        "a rank without a peer counts as a crash",
+        "jobs/attempt_outcome.py",
+        "if failure.reason in NO_PEER and absent is not None:",
+        "if False:",
     ),
     Fault(
         "resuming does not forgive nodes",
         "jobs/suspend.py",
-        '"suspended_seconds": seconds, "nodes": []}',
-        '"suspended_seconds": seconds}',
+        '        "nodes": [],\n',
+        "",
     ),
     Fault(
         "a suspended job keeps its devices",

@@ -20,6 +20,8 @@ TELEMETRY_PORT = 9400
 RENDEZVOUS_PORT = 29500
 COLLECTIVE_TIMEOUT_ENV = "FINETUNE_COLLECTIVE_TIMEOUT"
 """Environment variable: seconds that a rank waits for the other ranks in a collective."""
+RENDEZVOUS_TIMEOUT_ENV = "FINETUNE_RENDEZVOUS_TIMEOUT"
+"""Environment variable: seconds that a rank waits until all ranks have started."""
 SECRET_ENV_PREFIX = "FINETUNE_SECRET_"
 MODEL_SECRET_PREFIX = SECRET_ENV_PREFIX + "MODEL_"
 ADAPTER_SECRET_PREFIX = SECRET_ENV_PREFIX + "ADAPTER_"

@@ -91,6 +91,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         workspace_storage_class=args.workspace_storage_class or None,
         model_retention_days=args.model_retention_days,
         progress_interval=args.progress_interval,
+        scale_up_seconds=args.scale_up_seconds,
     )
 
 
@@ -120,6 +121,7 @@ def _build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--model-retention-days", _days, 30, "days until a base model that no job used is "
         "removed; 0: never")  # fmt: skip
     add("--progress-interval", _seconds, 2.0, "seconds between polls of a running stage")
+    add("--scale-up-seconds", _seconds, 600.0, "seconds that an autoscaler may take to add a node")
     add("--namespace", _namespace, (), "namespace to serve; may be repeated; none: all",
         is_list=True)  # fmt: skip
     add("--lease-namespace", _namespace, None, "namespace of the leader's Lease; none: the first "

@@ -1,6 +1,7 @@
 """What a job or an endpoint waits for."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 
 @dataclass(frozen=True)
@@ -10,3 +11,10 @@ class Stalled:
 
     reason: str
     message: str
+    expected_until: datetime | None = None
+    """Time until which the cluster may still provide what is missing, as an autoscaler adds a node:
+    the message reports it, and the condition Stalled stays False."""
+
+    @property
+    def is_expected(self) -> bool:
+        return self.expected_until is not None

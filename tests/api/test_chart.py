@@ -55,6 +55,7 @@ def test_the_operator_parses_the_arguments_of_the_chart() -> None:
         "trainer.image.tag=v2",
         "workspace.storageClass=nfs",
         "workspace.modelRetentionDays=0",
+        "scaleUpSeconds=900",
         "logFormat=text",
     )
     pinned = "serving.image.digest=sha256:" + 64 * "a"
@@ -65,6 +66,7 @@ def test_the_operator_parses_the_arguments_of_the_chart() -> None:
     assert options.settings.image_pull_secrets == ("reg", "two")
     assert options.settings.workspace_storage_class == "nfs"
     assert options.settings.model_retention_days == 0
+    assert options.settings.scale_up_seconds == 900
     assert options.lease_namespace == "finetune-system"
     assert options.lease_name == RELEASE
     assert options.log_format == "text"

@@ -37,6 +37,7 @@ CONTROLLERS = build_controllers(
         trainer_image="registry.example/trainer:1",
         serving_image="vllm:1",
         progress_interval=5.0,
+        scale_up_seconds=120.0,
     )
 )
 

@@ -60,6 +60,14 @@ DISRUPTED = Group(
             "",
         ),
         Reason(
+            "GangUnschedulable",
+            "train",
+            "Some pods of the attempt found no node in the time that an autoscaler may take "
+            "(`scaleUpSeconds` of the chart), so the others gave their devices back. The next "
+            "attempt begins within five minutes.",
+            "Free or add nodes, raise the quota, or lower `compute.nodes`.",
+        ),
+        Reason(
             "JobDeleted",
             ANY,
             "A user or a component deleted the attempt's Job.",

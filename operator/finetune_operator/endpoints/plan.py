@@ -97,11 +97,15 @@ def reconcile_endpoint(
 
     # What the status records: every revision with its state, and what the roll-out waits for.
     records = _update_records(observed, target, active, now)
+    problem = target.assessment.problem or (
+        restored
+        if isinstance(restored, Stalled)
+        else _find_active_stall(observed, active, settings, now)
+    )
     rollout = Rollout(
         active=active,
         target=records.get(target.revision.number) if target.revision else None,
-        problem=target.assessment.problem
-        or (restored if isinstance(restored, Stalled) else _find_active_stall(observed, active)),
+        problem=problem,
         records=records,
         is_kserve=_uses_kserve(observed, active or target.revision),
     )
@@ -110,7 +114,9 @@ def reconcile_endpoint(
     # Children that the status has recorded as failed or retired.
     removal = _remove_children(observed, target, records, active, now)
 
-    waits = (removal.next_in, target.assessment.requeue_after)
+    waits = [removal.next_in, target.assessment.requeue_after]
+    if isinstance(problem, Stalled) and problem.expected_until is not None:
+        waits.append((problem.expected_until - now).total_seconds())
     due = [seconds for seconds in waits if seconds is not None]
     return Decision(
         create=(
@@ -168,7 +174,8 @@ def _advance_target(observed: Observed, view: View, settings: Settings, now: dat
         if isinstance(children, Stalled):
             return _Target(revision, _wait(children))
         create = children
-    return _Target(revision, assess_revision(revision, observed, view, now), create)
+    patience = timedelta(seconds=settings.scale_up_seconds)
+    return _Target(revision, assess_revision(revision, observed, view, patience, now), create)
 
 
 def _wait(stalled: Stalled, requeue_after: float | None = None) -> Assessment:
@@ -253,11 +260,14 @@ def _update_records(
     return records
 
 
-def _find_active_stall(observed: Observed, active: Revision | None) -> Stalled | None:
+def _find_active_stall(
+    observed: Observed, active: Revision | None, settings: Settings, now: datetime
+) -> Stalled | None:
     """Why the active revision has fewer ready pods than replicas."""
     if active is None or len(pods.select_ready(active.pods)) >= observed.spec.replicas:
         return None
-    return pods.find_stall(active.pods) or workload.find_creation_stall(active)
+    patience = timedelta(seconds=settings.scale_up_seconds)
+    return pods.find_stall(active.pods, patience, now) or workload.find_creation_stall(active)
 
 
 def _scale_children(

@@ -7,7 +7,7 @@ restarts of a container the revision has failed, and the reason is the last erro
 
 import re
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from finetune_operator.decision import Manifest
@@ -69,10 +69,10 @@ def find_crash(pods: Sequence[Manifest]) -> RevisionFailure | None:
     return None
 
 
-def find_stall(pods: Sequence[Manifest]) -> Stalled | None:
-    """What a pod of the revision waits for."""
+def find_stall(pods: Sequence[Manifest], patience: timedelta, now: datetime) -> Stalled | None:
+    """What a pod of the revision waits for; a node is expected for as long as `patience`."""
     for pod in pods:
-        stalled = _find_scheduling_stall(pod)
+        stalled = _find_scheduling_stall(pod, patience, now)
         if stalled:
             return stalled
     for pod, each in _list_containers(pods):
@@ -120,7 +120,7 @@ def _describe_crash(pod: Manifest, container: dict[str, Any]) -> RevisionFailure
     )
 
 
-def _find_scheduling_stall(pod: Manifest) -> Stalled | None:
+def _find_scheduling_stall(pod: Manifest, patience: timedelta, now: datetime) -> Stalled | None:
     condition = find_condition(pod, "PodScheduled")
     if condition.get("status") != "False":
         return None
@@ -129,7 +129,9 @@ def _find_scheduling_stall(pod: Manifest) -> Stalled | None:
     if missing:
         return Stalled("ClaimNotFound", f"PersistentVolumeClaim {missing[1]!r} does not exist")
     text = f"pod {pod['metadata']['name']} cannot be scheduled: {shorten(message)}"
-    return Stalled(read_reason(condition.get("reason"), "Unschedulable"), text)
+    since = parse_time(condition.get("lastTransitionTime"))
+    until = since + patience if since is not None and now < since + patience else None
+    return Stalled(read_reason(condition.get("reason"), "Unschedulable"), text, until)
 
 
 def _list_containers(pods: Sequence[Manifest]) -> Iterator[tuple[Manifest, dict[str, Any]]]:

@@ -33,9 +33,10 @@ class Assessment:
 
 
 def assess_revision(
-    revision: Revision, observed: Observed, view: View, now: datetime
+    revision: Revision, observed: Observed, view: View, patience: timedelta, now: datetime
 ) -> Assessment:
-    """Assess the revision that is to take the traffic next."""
+    """Assess the revision that is to take the traffic next; `patience` is what a scale-up of the
+    cluster may take."""
     if revision.record.state == "Failed":
         reason, _, message = (revision.record.message or "").partition(": ")
         return _fail(
@@ -51,12 +52,15 @@ def assess_revision(
     if isinstance(progress, RevisionFailure):
         return _fail(progress)
     if progress == "Starting":
-        return _assess_start(revision, observed.spec.replicas, now)
+        return _assess_start(revision, observed.spec.replicas, patience, now)
     return _assess_checks(revision, observed, view, now)
 
 
-def _assess_start(revision: Revision, replicas: int, now: datetime) -> Assessment:
-    stalled = pods.find_stall(revision.pods) or workload.find_creation_stall(revision)
+def _assess_start(
+    revision: Revision, replicas: int, patience: timedelta, now: datetime
+) -> Assessment:
+    stalled = pods.find_stall(revision.pods, patience, now)
+    stalled = stalled or workload.find_creation_stall(revision)
     started = pods.find_start_time(revision.pods)
     if started is not None and now - started >= START_TIMEOUT:
         minutes = int(START_TIMEOUT.total_seconds() // 60)
@@ -64,10 +68,10 @@ def _assess_start(revision: Revision, replicas: int, now: datetime) -> Assessmen
         return _fail(RevisionFailure("StartTimeout", text))
     count = len(pods.select_ready(revision.pods))
     message = stalled.message if stalled else f"{count} of {replicas} pods ready"
-    left = None if started is None else (started + START_TIMEOUT - now).total_seconds()
+    due = [] if started is None else [started + START_TIMEOUT]
     if revision.is_kserve:
-        grace = workload.INVALID_SPEC_GRACE.total_seconds()
-        left = grace if left is None else min(left, grace)
+        due.append(now + workload.INVALID_SPEC_GRACE)
+    left = (min(due) - now).total_seconds() if due else None
     return Assessment("Starting", message, stalled, requeue_after=left)
 
 

@@ -135,15 +135,20 @@ def _build_conditions(
     is_settled = bool(
         active and target and target.revision == active.number and ready >= observed.spec.replicas
     )
-    is_moving = not is_settled and problem is None
+    is_expected = isinstance(problem, Stalled) and problem.is_expected
+    is_moving = not is_settled and (problem is None or is_expected)
     readiness = (True, "RevisionActive") if ready else (False, "PodsNotReady")
     if active is None:
         readiness = (False, problem.reason if problem else "NoActiveRevision")
     desired = {
         "Ready": (*readiness, message),
-        "Reconciling": (True, "RollingOut", message) if is_moving else (False, "Settled", ""),
-        "Stalled": (True, problem.reason, problem.message) if problem else (False, "Clear", ""),
+        "Reconciling": (False, "Settled", ""),
+        "Stalled": (False, "Clear", ""),
     }
+    if is_moving:
+        desired["Reconciling"] = (True, problem.reason if problem else "RollingOut", message)
+    elif problem is not None and not is_expected:
+        desired["Stalled"] = (True, problem.reason, problem.message)
     return _merge_conditions(observed.status.conditions, desired, observed.generation, now)
 
 

@@ -25,6 +25,8 @@ PEER_LOST = "PeerLost"
 """Reason of a rank that lost the connection to another one: a consequence, not a cause."""
 FENCED = frozenset({"Fenced", "AttemptAlreadyClaimed"})
 """Reasons of an attempt that found another one at work: nothing is wrong with the job."""
+NO_PEER = frozenset({"RendezvousFailed", "RendezvousTimeout"})
+"""Reasons of a rank that did not find the others; no fault of the job where one never ran."""
 PEER_PATIENCE = timedelta(seconds=30)
 """Time in which the kubelet of the other rank, or its node's lifecycle controller, reports what
 happened."""
@@ -179,6 +181,9 @@ def _list_causes(attempt: Attempt, now: datetime) -> Iterator[FailedAttempt]:
         elif pod.phase == "Failed":
             failure = _reported_failure(pod)
             kind: FailureKind = "Disrupted" if failure.reason in FENCED else "Crashed"
+            absent = next((each for each in attempt.pods if each.phase == "Pending"), None)
+            if failure.reason in NO_PEER and absent is not None:
+                kind, failure = "Disrupted", _blame_absent_pod(failure, absent)
             yield fail_attempt(attempt, kind, _end_time(pod, now), failure, pod)
 
 
@@ -234,6 +239,14 @@ def _reported_failure(pod: PodFacts) -> Failure:
     if failure is None or (failure.reason == "RankFailed" and pod.exit_reason == "OOMKilled"):
         return _infer_failure(pod)
     return failure
+
+
+def _blame_absent_pod(failure: Failure, absent: PodFacts) -> Failure:
+    """The failure of a rank whose peer has no node yet, or waits for its image."""
+    why = absent.unscheduled_message or absent.waiting_message or absent.waiting_reason
+    detail = f": {why}" if why else ""
+    message = f"{failure.message.rstrip('.')}; pod {absent.name} has not started{detail}"
+    return failure.with_message(message)
 
 
 def _deletion_message(pod: PodFacts) -> str:

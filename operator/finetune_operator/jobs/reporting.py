@@ -2,7 +2,8 @@
 
 Conditions exist from the first write and are read by kstatus and `kubectl wait`. Succeeded is
 Unknown until the end. Reconciling and Stalled follow kstatus: both False means that the job rests;
-a failed job is Stalled, because no controller makes progress with it any more.
+a failed job is Stalled, because no controller makes progress with it any more. They are never True
+at once.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,12 +82,16 @@ def _build_overall_conditions(
             ("Reconciling", "False", reason, ""),
             ("Stalled", "True", reason, message),
         )
+    if stalled is not None and not stalled.is_expected:
+        return (
+            ("Succeeded", "Unknown", phase, message),
+            ("Reconciling", "False", stalled.reason, message),
+            ("Stalled", "True", stalled.reason, stalled.message),
+        )
     return (
         ("Succeeded", "Unknown", phase, message),
-        ("Reconciling", "True", phase, message),
-        ("Stalled", "True", stalled.reason, stalled.message)
-        if stalled
-        else ("Stalled", "False", "Progressing", ""),
+        ("Reconciling", "True", stalled.reason if stalled else phase, message),
+        ("Stalled", "False", "Progressing", ""),
     )
 
 
@@ -129,5 +134,5 @@ def job_events(before: FineTuneJobStatus, draft: Draft) -> Iterator[EventRecord]
             yield EventRecord("Warning", "NodeExcluded", text + "run elsewhere")
     old = next((each for each in before.conditions if each.type == "Stalled"), None)
     was_stalled_by = old.reason if old and old.status == "True" else None
-    if stalled is not None and stalled.reason != was_stalled_by:
+    if stalled and not stalled.is_expected and stalled.reason != was_stalled_by:
         yield EventRecord("Warning", stalled.reason, stalled.message[:EVENT_LIMIT])

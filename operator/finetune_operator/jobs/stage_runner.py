@@ -4,6 +4,7 @@ What is to be done is decided by attempt_outcome.py, the policies and the stages
 applies it to the draft of the status.
 """
 
+from datetime import timedelta
 from functools import partial
 
 from finetune_api.failure import Failure
@@ -31,6 +32,7 @@ from finetune_operator.jobs.policies.retry import (
 )
 from finetune_operator.jobs.policies.stalled_rank import check_stalled_rank
 from finetune_operator.jobs.policies.suspect_node import crash_if_suspected
+from finetune_operator.jobs.policies.waiting_gang import GANG_UNSCHEDULABLE, check_waiting_gang
 from finetune_operator.jobs.progress import (
     checkpoint_status,
     clear_running_fields,
@@ -219,7 +221,10 @@ def _watch(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> Fai
     if stage.name == "train" and plan and not (progress and progress.stage == "train"):
         draft.update(progress=initial_progress(plan))
     draft.update(phase=stage.phase(attempt), message=running_message(draft.status, attempt))
-    outcome = check_exclusion(ctx.observed, attempt, draft.status.nodes, ctx.now)
+    patience = timedelta(seconds=ctx.settings.scale_up_seconds)
+    outcome = check_exclusion(
+        ctx.observed, attempt, draft.status.nodes, patience, ctx.now
+    ) or check_waiting_gang(ctx.observed, attempt, patience, ctx.now)
     leader = attempt.leader()
     if leader is not None and leader.phase == "Running":
         outcome = _poll_progress(ctx, draft, attempt, leader) or outcome
@@ -228,7 +233,10 @@ def _watch(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> Fai
         claims = [ctx.settings.workspace_claim]
         if stage.name == "prepare":
             claims += user_claims(ctx.spec, ctx.settings.workspace_claim)
-        draft.stalled = find_stall(attempt, ctx.view, ctx.namespace, claims, ctx.now)
+        failure = draft.status.failure
+        if failure is not None and failure.reason == GANG_UNSCHEDULABLE:
+            patience = timedelta(0)  # an earlier attempt has waited for it
+        draft.stalled = find_stall(attempt, ctx.view, ctx.namespace, claims, patience, ctx.now)
     return outcome
 
 

@@ -21,12 +21,17 @@ _ABOUT_VOLUMES = re.compile(r"persistent ?volume", re.IGNORECASE)
 
 
 def find_stall(
-    attempt: Attempt, view: View, namespace: str, claims: list[str], now: datetime
+    attempt: Attempt,
+    view: View,
+    namespace: str,
+    claims: list[str],
+    patience: timedelta,
+    now: datetime,
 ) -> Stalled | None:
-    """The first thing that a pod waits for and that a person has to provide."""
+    """The first thing that a pod waits for; a node is expected for as long as `patience`."""
     for pod in attempt.pods:
         stall = _find_container_stall(pod) or _find_scheduling_stall(
-            pod, view, namespace, claims, now
+            pod, view, namespace, claims, patience, now
         )
         if stall is not None:
             return stall
@@ -49,7 +54,12 @@ def _find_container_stall(pod: PodFacts) -> Stalled | None:
 
 
 def _find_scheduling_stall(
-    pod: PodFacts, view: View, namespace: str, claims: list[str], now: datetime
+    pod: PodFacts,
+    view: View,
+    namespace: str,
+    claims: list[str],
+    patience: timedelta,
+    now: datetime,
 ) -> Stalled | None:
     since = pod.unscheduled_since
     if since is None or pod.has_ended or now < since + SCHEDULING_PATIENCE:
@@ -61,7 +71,9 @@ def _find_scheduling_stall(
                 "VolumeClaimNotBound",
                 f"PersistentVolumeClaim {claim} has no volume: {pod.unscheduled_message}",
             )
-    return Stalled("Unschedulable", f"pod {pod.name}: {pod.unscheduled_message}")
+    message = f"pod {pod.name}: {pod.unscheduled_message}"
+    until = since + patience
+    return Stalled("Unschedulable", message, until if now < until else None)
 
 
 def _find_creation_stall(attempt: Attempt, now: datetime) -> Stalled | None:
@@ -73,9 +85,13 @@ def _find_creation_stall(attempt: Attempt, now: datetime) -> Stalled | None:
     created = attempt.job_created()
     if created is None or now < created + CREATION_PATIENCE:
         return None
-    name = attempt.job["metadata"]["name"]
-    return Stalled(
-        "PodsNotCreated",
+    return Stalled("PodsNotCreated", describe_missing_pods(attempt))
+
+
+def describe_missing_pods(attempt: Attempt) -> str:
+    """How many pods the Job controller has not created, and where the reason is found."""
+    name = attempt.job["metadata"]["name"] if attempt.job else attempt.stage
+    return (
         f"Job {name} has {len(attempt.pods)} of {attempt.nodes} pods; a quota or an admission "
-        f"policy may refuse them: kubectl describe job {name}",
+        f"policy may refuse them: kubectl describe job {name}"
     )

@@ -14,6 +14,7 @@ from typing import Any
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.protocol import (
     COLLECTIVE_TIMEOUT_ENV,
+    RENDEZVOUS_TIMEOUT_ENV,
     RUN_CONFIG_PATH,
     TELEMETRY_PORT,
     TERMINATION_PATH,
@@ -32,6 +33,9 @@ WORKSPACE_VOLUME = "workspace"
 CONTAINER = "trainer"
 GRACE_SECONDS = 30
 """Time between SIGTERM and SIGKILL for stages that have nothing to save."""
+
+RENDEZVOUS_MARGIN = 300.0
+"""Seconds that ranks wait for each other beyond the time that a scale-up may take."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +119,14 @@ def build_stage_pod_spec(
 
 
 def _build_container(metadata: AttemptMetadata, pods: StagePods, settings: Settings) -> Manifest:
+    environment = _build_environment(metadata, pods, settings)
     container: Manifest = {
         "name": CONTAINER,
         "image": settings.trainer_image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["python", "-m", f"finetune_trainer.{metadata.stage}"],
         "env": [
-            *({"name": k, "value": v} for k, v in _build_environment(metadata, pods).items()),
+            *({"name": k, "value": v} for k, v in environment.items()),
             *(_build_secret_variable(each) for each in pods.secret_keys),
         ],
         "ports": [{"name": "telemetry", "containerPort": TELEMETRY_PORT, "protocol": "TCP"}],
@@ -158,11 +163,17 @@ def _build_secret_variable(key: SecretKey) -> Manifest:
     return {"name": key.key, "valueFrom": {"secretKeyRef": reference}}
 
 
-def _build_environment(metadata: AttemptMetadata, pods: StagePods) -> dict[str, str]:
+def _build_environment(
+    metadata: AttemptMetadata, pods: StagePods, settings: Settings
+) -> dict[str, str]:
     """The profile's variables win, because the platform team knows its network and its cores."""
     env = {"HOME": "/tmp", "HF_HOME": "/tmp/hf", "TOKENIZERS_PARALLELISM": "false"}
     if metadata.stage != "prepare":
         env["HF_HUB_OFFLINE"] = "1"
+    if pods.has_rendezvous:
+        # Ranks that gave up before the operator does would be a crash of the job.
+        seconds = settings.scale_up_seconds + RENDEZVOUS_MARGIN
+        env[RENDEZVOUS_TIMEOUT_ENV] = f"{seconds:g}"
     env.update(pods.env)
     if pods.profile is not None:
         if timeout := pods.profile.collective_timeout_seconds:

@@ -372,3 +372,36 @@ def test_texts_of_other_components_stay_within_what_a_condition_holds(written: s
     world.change("Pod", "glossary-r1-0", {"status": status})
     world.settle()
     assert world.condition("Stalled") == ("True", "Unschedulable")
+
+
+def test_a_pod_that_waits_for_a_new_node_is_no_stall_while_an_autoscaler_may_add_it() -> None:
+    world = start_pods()
+    status = unscheduled("0/2 nodes are available: 2 Insufficient nvidia.com/gpu.")
+    status["conditions"][0]["lastTransitionTime"] = world.time()
+    world.change("Pod", "glossary-r1-0", {"status": status})
+    world.settle()
+    assert world.condition("Reconciling") == ("True", "Unschedulable")
+    assert world.condition("Stalled") == ("False", "Clear")
+    assert "2 Insufficient nvidia.com/gpu" in world.status["message"]
+    assert world.decide().requeue_after == 600
+    world.tick(600)
+    world.settle()
+    assert world.condition("Reconciling") == ("False", "Settled")
+    assert world.condition("Stalled") == ("True", "Unschedulable")
+
+
+def test_a_replica_more_that_waits_for_a_new_node_is_no_stall_either() -> None:
+    world = World()
+    world.roll_out()
+    world.edit(replicas=2)
+    world.settle()
+    _, name = world.add_pods(1, 2)
+    status = unscheduled("0/2 nodes are available")
+    status["conditions"][0]["lastTransitionTime"] = world.time()
+    world.change("Pod", name, {"status": status})
+    world.settle()
+    assert world.status["phase"] == "Ready"
+    assert world.condition("Reconciling") == ("True", "Unschedulable")
+    world.tick(world.decide().requeue_after or 0.0)
+    world.settle()
+    assert world.condition("Stalled") == ("True", "Unschedulable")

@@ -10,6 +10,7 @@ def stalled(world: World) -> tuple[str, str]:
     condition = world.condition("Stalled")
     assert condition["status"] == "True"
     assert world.status["message"] == condition["message"]
+    assert world.condition("Reconciling")["status"] == "False"
     assert world.condition("Succeeded")["status"] == "Unknown"
     return condition["reason"], condition["message"]
 
@@ -132,22 +133,28 @@ def test_image_that_cannot_be_pulled(reason: str) -> None:
     assert "no such host" in world.status["message"]
 
 
-def test_unschedulable_gang_is_queued_and_reported_after_ten_seconds() -> None:
+def test_unschedulable_gang_is_queued_and_reported_while_its_pods_are_pending() -> None:
     world = World()
     world.run_until("train")
     pods = world.add_pods("glossary-train-1")
     text = "0/2 nodes are available: 2 Insufficient nvidia.com/gpu."
-    world.set_unschedulable(pods[1], text)
+    for pod in pods:
+        world.set_unschedulable(pod, text)
     world.settle()
     assert world.status["phase"] == "Queued"
-    assert world.condition("Stalled")["status"] == "False"
+    assert text not in world.status["message"]
     world.tick(10)
+    world.settle()
+    assert text in world.status["message"]
+    assert world.condition("Stalled")["status"] == "False"
+    world.tick(590)
     world.settle()
     reason, message = stalled(world)
     assert reason == "Unschedulable"
     assert text in message
     assert world.status["phase"] == "Queued"
-    world.replace_status(pods[1], {"phase": "Running"})
+    for pod in pods:
+        world.schedule(pod, pod["metadata"]["name"])
     goes_on(world)
     assert world.status["phase"] == "Training"
 

@@ -263,7 +263,13 @@ class World(Cluster):
             "message": message,
             "lastTransitionTime": self.time(),
         }
+        self.replace_fields(pod, {"nodeName": None})
         self.replace_status(pod, {"phase": "Pending", "conditions": [condition]})
+
+    def schedule(self, pod: Manifest, node: str) -> None:
+        """The scheduler finds a node, and the pod runs there."""
+        self.replace_fields(pod, {"nodeName": node})
+        self.replace_status(pod, {"phase": "Running", "podIP": "10.0.0.8"})
 
     def end_pod(
         self, pod: Manifest, code: int, message: str = "", reason: str | None = None

@@ -18,7 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from finetune_api.protocol import RENDEZVOUS_PORT, ExitCode
+from finetune_api.protocol import RENDEZVOUS_PORT, RENDEZVOUS_TIMEOUT_ENV, ExitCode
 from finetune_api.run_config import RunConfig
 from finetune_api.train_plan import TrainPlan
 
@@ -29,11 +29,12 @@ PORT_ENV = "FINETUNE_RENDEZVOUS_PORT"
 STORE_ENV = "FINETUNE_MEETING"
 """Set for ranks that have a store to meet at; torchrun does not set it for its ranks."""
 RENDEZVOUS_SECONDS = 600.0
+"""Time until all ranks must have started, where RENDEZVOUS_TIMEOUT_ENV sets none."""
 KILL_AFTER_SECONDS = 30.0
 """From SIGTERM until a rank is killed."""
 POLL_SECONDS = 0.25
 STORE_TIMEOUT = timedelta(seconds=2)
-"""Of one try to reach the store, which is repeated until RENDEZVOUS_SECONDS have passed."""
+"""Of one try to reach the store, which is repeated until the ranks' patience is over."""
 
 
 class Ranks:
@@ -131,7 +132,8 @@ def join_store() -> Any:
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    deadline = time.monotonic() + RENDEZVOUS_SECONDS
+    patience = float(os.environ.get(RENDEZVOUS_TIMEOUT_ENV) or RENDEZVOUS_SECONDS)
+    deadline = time.monotonic() + patience
     wait_for_host(host, deadline)
 
     def connect() -> Any:

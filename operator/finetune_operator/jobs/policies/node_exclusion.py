@@ -15,12 +15,11 @@ from finetune_api.jobstatus import NodeFailures
 
 from finetune_operator.jobs.attempt_outcome import REFUSED, FailedAttempt, fail_attempt
 from finetune_operator.jobs.observe import Attempt, Observed
+from finetune_operator.jobs.policies.waiting_gang import has_other_pods
 from finetune_operator.jobs.progress import join_few
 
 EXCLUDED_FROM = 2
 """Failures on a node from which on it is avoided."""
-PATIENCE = timedelta(minutes=2)
-"""Time in which the scheduler may find nodes for an attempt apart from those that are excluded."""
 MOST_NODES = 64
 """Nodes that the status can hold."""
 RANK_STALLED = "RankStalled"
@@ -61,24 +60,28 @@ def list_excluded_nodes(nodes: Sequence[NodeFailures]) -> list[str]:
 
 
 def check_exclusion(
-    observed: Observed, attempt: Attempt, nodes: Sequence[NodeFailures], now: datetime
+    observed: Observed,
+    attempt: Attempt,
+    nodes: Sequence[NodeFailures],
+    patience: timedelta,
+    now: datetime,
 ) -> FailedAttempt | None:
-    """The end of an attempt for which the scheduler finds no node apart from those excluded.
+    """The end of an attempt for which the scheduler finds no node apart from those excluded, also
+    in the time that an autoscaler takes to add one.
 
     Not while pods of an earlier attempt are still ending: they may be what takes the capacity.
     """
     avoided = list_excluded_nodes(nodes)
     waiting = [p.unscheduled_since for p in attempt.pods if p.unscheduled_since and not p.has_ended]
-    if not avoided or not waiting or now < min(waiting) + PATIENCE:
+    if not avoided or not waiting or now < min(waiting) + patience:
         return None
-    others = [p for each in observed.all_attempts() if each is not attempt for p in each.pods]
-    if any(not pod.has_ended and not pod.is_given_up(now) for pod in others):
+    if has_other_pods(observed, attempt, now):
         return None
     failure = Failure(
         reason=LIFTED,
         message=(
-            f"no free capacity for {attempt.stage} for {PATIENCE.seconds // 60} minutes without "
-            f"{join_few(avoided)}, which may be used again"
+            f"no free capacity for {attempt.stage} for {patience.total_seconds() / 60:g} minutes "
+            f"without {join_few(avoided)}, which may be used again"
         ),
     )
     return fail_attempt(attempt, "Disrupted", now, failure)

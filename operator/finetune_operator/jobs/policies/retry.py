@@ -22,6 +22,7 @@ from finetune_operator.jobs.policies.suspect_node import (
     is_suspected,
     suspect_nodes,
 )
+from finetune_operator.jobs.policies.waiting_gang import GANG_UNSCHEDULABLE, spread_delay
 
 FIRST_DELAY = 10.0
 """Seconds after the first crash."""
@@ -90,6 +91,8 @@ def delay_seconds(restarts: int, attempt: Attempt, outcome: FailedAttempt) -> fl
     """Seconds from the end of an attempt to the beginning of the next one."""
     if outcome.kind == "Crashed":
         return float(min(LONGEST_DELAY, FIRST_DELAY * 2 ** (min(max(1, restarts), 10) - 1)))
+    if outcome.failure.reason == GANG_UNSCHEDULABLE:
+        return LEAST_DELAY + spread_delay(attempt)
     least = UNSEEN_DELAY if outcome.failure.reason == JOB_DELETED else LEAST_DELAY
     apart = min(LONGEST_DELAY, 2.0 ** min(attempt.number - 1, 10))
     began = attempt.began()

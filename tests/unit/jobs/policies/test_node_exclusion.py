@@ -173,9 +173,9 @@ def test_exclusion_is_lifted_where_no_other_node_has_capacity() -> None:
     pods = world.add_pods("glossary-train-3", "Pending")
     world.set_unschedulable(pods[1], "0/2 nodes are available: 1 didn't match node affinity")
     world.settle()
-    recover(world, 119)
+    recover(world, 599)
     assert world.status["nodes"]
-    assert world.condition("Stalled")["reason"] == "Unschedulable"
+    assert world.condition("Reconciling")["reason"] == "Unschedulable"
     world.tick(1)
     world.settle()
     assert "nodes" not in world.status or world.status["nodes"] == []
@@ -209,9 +209,10 @@ def test_exclusion_is_not_lifted_while_an_earlier_gang_takes_the_capacity() -> N
 def test_waiting_for_capacity_without_exclusions_is_no_reason_to_start_again() -> None:
     world = World()
     world.run_until("train")
-    pods = world.add_pods("glossary-train-1", "Pending")
-    world.set_unschedulable(pods[0], "0/2 nodes are available")
+    for pod in world.add_pods("glossary-train-1", "Pending"):
+        world.set_unschedulable(pod, "0/2 nodes are available")
     recover(world, 4000)
+    recover(world, 301)
     assert world.stage("train")["attempt"] == 1
     assert "glossary-train-1" in world.names("Job")
 

@@ -79,7 +79,7 @@ def test_the_same_nodes_are_used_again_where_there_are_no_others() -> None:
     waiting = world.add_pods("glossary-train-2", "Pending")
     world.set_unschedulable(waiting[0], "0/2 nodes are available")
     world.settle()
-    recover(world, 120)
+    recover(world, 600)
     recover(world, 1)
     assert node_terms(world, "glossary-train-3") is None
     fail_all(world, training(world, 3)[1], 3, "LossNotFinite")
