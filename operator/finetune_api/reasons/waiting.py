@@ -205,8 +205,8 @@ WAITING = Group(
         Reason(
             "Unschedulable",
             BOTH,
-            "The scheduler has found no node for a pod for `scaleUpSeconds` of the chart; until then "
-            "`Reconciling` has this reason. The message says what the nodes lack.",
+            "The scheduler has found no node for a pod for `scaleUpSeconds` of the chart; until "
+            "then `Reconciling` has this reason. The message says what the nodes lack.",
             "Free or add nodes, or correct the profile's `nodeSelector` and `tolerations`.",
         ),
         Reason(
