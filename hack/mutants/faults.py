@@ -159,6 +159,12 @@ FAULTS = (
         "if True:",
     ),
     Fault(
+        "an outage of a source costs restarts",
+        "jobs/policies/source_outage.py",
+        'if outcome.kind != "Crashed" or',
+        "if True or",
+    ),
+    Fault(
         "a waiting gang keeps its devices",
         "jobs/policies/waiting_gang.py",
         "    if not since or now < min(since) + patience:",

@@ -110,7 +110,8 @@ FAILED = Group(
         Reason(
             "SourceUnavailable",
             "prepare",
-            "A model or data source does not answer.",
+            "A model or data source does not answer. In the first hour of the stage this does not "
+            "count as a restart.",
             "Check that pods can reach it: proxy, network policy, DNS.",
         ),
         Reason(

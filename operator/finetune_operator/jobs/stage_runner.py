@@ -30,6 +30,7 @@ from finetune_operator.jobs.policies.retry import (
     find_saved_checkpoint,
     recorded_failure,
 )
+from finetune_operator.jobs.policies.source_outage import excuse_outage
 from finetune_operator.jobs.policies.stalled_rank import check_stalled_rank
 from finetune_operator.jobs.policies.suspect_node import crash_if_suspected
 from finetune_operator.jobs.policies.waiting_gang import GANG_UNSCHEDULABLE, check_waiting_gang
@@ -202,6 +203,7 @@ def _find_outcome(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt)
     outcome = outcome_of(attempt, ctx.now, partial(stage.accept, ctx))
     if isinstance(outcome, FailedAttempt):
         outcome = crash_if_suspected(draft.status, attempt, outcome)
+        outcome = excuse_outage(outcome, draft.stage(stage.name).started_at)
     recorded = recorded_failure(draft.status, attempt)
     if outcome is not None or recorded is None:
         return outcome
