@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,12 @@ from typing import Any
 import pytest
 import yaml
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
+from finetune_api.base import (
+    DNS_LABEL_PATTERN,
+    LABEL_VALUE_PATTERN,
+    OBJECT_NAME_PATTERN,
+    QUANTITY_PATTERN,
+)
 from finetune_operator import settings
 
 from hack.cluster.errors import ClusterError
@@ -71,6 +78,44 @@ def test_the_operator_parses_the_arguments_of_the_chart() -> None:
     assert options.lease_name == RELEASE
     assert options.log_format == "text"
     assert options.namespaces == ()
+
+
+@pytest.mark.parametrize(
+    "release", ["my.release", "7b", "a.finetune-operator", "9" * 53, "x." * 26]
+)
+def test_every_name_is_valid_whatever_the_release_is_called(release: str) -> None:
+    objects = rendered(
+        "metrics.serviceMonitor.enabled=true", release=release.rstrip("."), namespace="2026"
+    )
+    for each in objects:
+        name = each["metadata"]["name"]
+        assert each["metadata"].get("namespace", "2026") == "2026"
+        if each["kind"] == "Service":
+            assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", name), name
+        for value in each["metadata"]["labels"].values():
+            assert len(value) <= 63
+            assert re.match(LABEL_VALUE_PATTERN, value), value
+    (out,) = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    settings.parse(out["args"], {})
+
+
+def test_names_of_digits_stay_texts() -> None:
+    numbers = ("--set-string=imagePullSecrets[0]=1", "--set-string=watchNamespaces[0]=2")
+    flags = (*numbers, "--kube-version=1.35.0", "--namespace=7")
+    objects = [o for o in yaml.safe_load_all(helm("template", RELEASE, OPERATOR, *flags)) if o]
+    pod = one(objects, "Deployment")["spec"]["template"]["spec"]
+    assert pod["imagePullSecrets"] == [{"name": "1"}]
+    namespaces = {each["metadata"].get("namespace", "7") for each in objects}
+    assert namespaces == {"2", "7"}
+
+
+def test_helm_accepts_no_name_that_the_operator_refuses() -> None:
+    """The operator would end with an error again and again."""
+    known = json.loads((OPERATOR / "values.schema.json").read_text())["definitions"]
+    assert known["name"]["pattern"] == OBJECT_NAME_PATTERN
+    assert known["optionalName"]["pattern"] == f"^({OBJECT_NAME_PATTERN[1:-1]})?$"
+    assert known["namespace"]["pattern"] == DNS_LABEL_PATTERN
+    assert known["quantity"]["pattern"] == QUANTITY_PATTERN
 
 
 def test_the_lease_is_in_a_watched_namespace() -> None:
@@ -149,6 +194,8 @@ def test_the_values_schema_has_every_field_of_a_profile() -> None:
         ("image.digest=sha256:12", "/image/digest"),
         ("profiles.pools.cpu.memory=6Gi", "/profiles/pools/cpu"),
         ("logFormat=xml", "/logFormat"),
+        ("workspace.claimName=a..b", "/workspace/claimName"),
+        ("watchNamespaces={team.a}", "/watchNamespaces/0"),
     ],
 )
 def test_helm_refuses_an_invalid_value_by_name(value: str, message: str) -> None:
