@@ -38,6 +38,9 @@ VALUES = {
     "logFormat": "text",
 }
 
+LOST_NODE_SECONDS = 5
+"""Short, as tests turn nodes off."""
+
 
 @dataclass(frozen=True)
 class Platform:
@@ -115,6 +118,7 @@ def _namespaces(kubectl: Kubectl) -> None:
 def _install(system: Kubectl) -> None:
     installed = _exists(system)
     settings = [f"--set-string={key}={value}" for key, value in VALUES.items()]
+    settings.append(f"--set=lostNodeSeconds={LOST_NODE_SECONDS}")
     _helm_upgrade(system, f"{RELEASE}-crds", CRDS_CHART, "--wait")
     _helm_upgrade(system, RELEASE, CHART, *settings)
     if installed:

@@ -118,6 +118,8 @@ class Settings:
     """Days after which a base model that no job used is removed; 0 means never."""
     progress_interval: float = 2.0
     """Seconds between polls of /progress of a running stage."""
+    lost_node_seconds: int = 30
+    """Seconds after which the pods of a node that is not ready or unreachable are given up."""
     scale_up_seconds: float = 600.0
     """Seconds that an autoscaler may take to add a node, before a pod without one is reported as
     Stalled and a gang gives its other devices back."""

@@ -92,6 +92,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         model_retention_days=args.model_retention_days,
         progress_interval=args.progress_interval,
         scale_up_seconds=args.scale_up_seconds,
+        lost_node_seconds=args.lost_node_seconds,
     )
 
 
@@ -122,6 +123,8 @@ def _build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         "removed; 0: never")  # fmt: skip
     add("--progress-interval", _seconds, 2.0, "seconds between polls of a running stage")
     add("--scale-up-seconds", _seconds, 600.0, "seconds that an autoscaler may take to add a node")
+    add("--lost-node-seconds", _whole_seconds, 30, "seconds until the pods of a node that is not "
+        "ready are given up")  # fmt: skip
     add("--namespace", _namespace, (), "namespace to serve; may be repeated; none: all",
         is_list=True)  # fmt: skip
     add("--lease-namespace", _namespace, None, "namespace of the leader's Lease; none: the first "
@@ -228,6 +231,10 @@ def _seconds(value: str) -> float:
     if not 0.1 <= seconds <= 3600:
         raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds from 0.1 to 3600")
     return seconds
+
+
+def _whole_seconds(value: str) -> int:
+    return _integer(value, 0, 3600)
 
 
 def _count(value: str) -> int:

@@ -63,6 +63,7 @@ def test_the_operator_parses_the_arguments_of_the_chart() -> None:
         "workspace.storageClass=nfs",
         "workspace.modelRetentionDays=0",
         "scaleUpSeconds=900",
+        "lostNodeSeconds=0",
         "logFormat=text",
     )
     pinned = "serving.image.digest=sha256:" + 64 * "a"
@@ -74,6 +75,7 @@ def test_the_operator_parses_the_arguments_of_the_chart() -> None:
     assert options.settings.workspace_storage_class == "nfs"
     assert options.settings.model_retention_days == 0
     assert options.settings.scale_up_seconds == 900
+    assert options.settings.lost_node_seconds == 0
     assert options.lease_namespace == "finetune-system"
     assert options.lease_name == RELEASE
     assert options.log_format == "text"

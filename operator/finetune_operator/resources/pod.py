@@ -34,6 +34,7 @@ CONTAINER = "trainer"
 GRACE_SECONDS = 30
 """Time between SIGTERM and SIGKILL for stages that have nothing to save."""
 
+LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 RENDEZVOUS_MARGIN = 300.0
 """Seconds that ranks wait for each other beyond the time that a scale-up may take."""
 
@@ -111,8 +112,9 @@ def build_stage_pod_spec(
         spec["subdomain"] = metadata.name
     if pods.nodes > 1:
         spec["topologySpreadConstraints"] = [_spread_over_nodes(metadata, pods.nodes)]
-    if pods.profile is not None:
-        spec.update(_build_scheduling(pods.profile))
+    if pods.profile is not None and pods.profile.node_selector:
+        spec["nodeSelector"] = dict(pods.profile.node_selector)
+    spec["tolerations"] = _build_tolerations(pods.profile, settings.lost_node_seconds)
     if pods.excluded_nodes:
         spec["affinity"] = {"nodeAffinity": _exclude_nodes(pods.excluded_nodes)}
     return spec
@@ -242,10 +244,15 @@ def _exclude_nodes(nodes: Sequence[str]) -> Manifest:
     return {"requiredDuringSchedulingIgnoredDuringExecution": terms}
 
 
-def _build_scheduling(profile: AcceleratorProfileSpec) -> Manifest:
-    fields: Manifest = {}
-    if profile.node_selector:
-        fields["nodeSelector"] = dict(profile.node_selector)
-    if profile.tolerations:
-        fields["tolerations"] = [toleration.to_wire() for toleration in profile.tolerations]
-    return fields
+def _build_tolerations(profile: AcceleratorProfileSpec | None, seconds: int) -> list[Manifest]:
+    """Those of the profile, and for how long the pod stays bound to a lost node.
+
+    The API server's default is five minutes, in which the devices of the whole gang would be idle.
+    """
+    given = profile.tolerations if profile is not None else []
+    lost = [
+        {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}
+        for key in LOST_NODE_TAINTS
+        if not any(each.key in (key, None) and each.effect in ("NoExecute", None) for each in given)
+    ]
+    return [*(each.to_wire() for each in given), *lost]

@@ -14,6 +14,7 @@ from finetune_operator.decision import (
 )
 from finetune_operator.jobs.plan import reconcile_job
 from finetune_operator.resources.janitor import build_janitor_job, build_ledger
+from finetune_operator.resources.pod import LOST_NODE_TAINTS
 from finetune_operator.resources.resource_requirements import (
     build_device_resources,
     build_host_resources,
@@ -275,9 +276,26 @@ def test_accelerator_pools_have_limits_and_cpu_pools_have_none() -> None:
 def test_stages_without_devices_run_anywhere_with_memory_for_the_weights() -> None:
     for stage in ("prepare", "export"):
         pod = _pod_of(stage, **CREDENTIALS, pool=GPU_POOL)
-        assert not {"nodeSelector", "tolerations"} & set(pod)
+        assert "nodeSelector" not in pod
+        assert {each["key"] for each in pod["tolerations"]} == set(LOST_NODE_TAINTS)
         assert "nvidia.com/gpu" not in pod["containers"][0]["resources"]["requests"]
     assert build_host_resources(16 * 2**30)["requests"]["memory"] == "25Gi"
+
+
+def test_pods_of_a_lost_node_are_given_up_after_half_a_minute() -> None:
+    for stage in ("prepare", "train"):
+        found = _pod_of(stage, **CREDENTIALS, pool=GPU_POOL)["tolerations"]
+        lost = [each for each in found if each["key"] in LOST_NODE_TAINTS]
+        assert [each["key"] for each in lost] == list(LOST_NODE_TAINTS)
+        assert {(each["effect"], each["tolerationSeconds"]) for each in lost} == {("NoExecute", 30)}
+
+
+@pytest.mark.parametrize("key", [LOST_NODE_TAINTS[0], None])
+def test_a_profile_that_tolerates_lost_nodes_wins(key: str | None) -> None:
+    own = {"operator": "Exists", **({"key": key} if key else {})}
+    pod = _pod_of("train", **CREDENTIALS, pool={**GPU_POOL, "tolerations": [own]})
+    lost = [each["key"] for each in pod["tolerations"] if "tolerationSeconds" in each]
+    assert lost == ([LOST_NODE_TAINTS[1]] if key else [])
 
 
 def test_the_same_view_gives_the_same_decision() -> None:
