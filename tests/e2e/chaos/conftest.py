@@ -29,7 +29,7 @@ def table(running: Platform) -> Table:
     grace = load_settings()["grace"]
     return Table(
         f"Two nodes that are declared dead after {grace:g} s without a heartbeat and whose pods "
-        f"are evicted 5 s later (stock: 50 s and 300 s). {OPERATORS} operators. Two pods of one "
+        f"are evicted 5 s later (by default 50 s and 30 s). {OPERATORS} operators. Two pods of one "
         f"process train the tiny model for {STEPS} steps with a checkpoint every {EVERY}; seed "
         f"{SEED}."
     )

@@ -27,7 +27,7 @@ from hack.cluster.nodes import NodesCluster
 from hack.cluster.paths import STATE, VOLUMES
 from hack.cluster.process import read_text, run, succeeds, wait_for
 from hack.demo.kubectl import Kubectl, KubectlError
-from hack.demo.platform import ASSETS
+from hack.demo.platform import ASSETS, RELEASE
 
 CLAIM = "finetune-workspace"
 _SIGNAL_RANKS = r"""
@@ -146,6 +146,28 @@ def cordoned(kubectl: Kubectl, node: str) -> Iterator[None]:
         yield
     finally:
         kubectl.run("uncordon", node)
+
+
+@contextlib.contextmanager
+def operator_option(system: Kubectl, flag: str, value: int) -> Iterator[None]:
+    """The operator with another value of a flag of its Deployment."""
+
+    def set_to(text: str) -> str:
+        """Roll out the value; returns the one before."""
+        deployment = system.json("get", "deployment", RELEASE)
+        args = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+        (index,) = (at for at, arg in enumerate(args) if arg.startswith(f"{flag}="))
+        path = f"/spec/template/spec/containers/0/args/{index}"
+        patch = [{"op": "replace", "path": path, "value": f"{flag}={text}"}]
+        system.run("patch", "deployment", RELEASE, "--type=json", "-p", json.dumps(patch))
+        system.run("rollout", "status", f"deployment/{RELEASE}", "--timeout=120s", timeout=150)
+        return str(args[index]).partition("=")[2]
+
+    before = set_to(str(value))
+    try:
+        yield
+    finally:
+        set_to(before)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ started first and looked at last; they keep no core busy.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -92,6 +93,25 @@ def test_a_suspended_job_goes_on_where_it_was(arena: Arena, dice: random.Random)
     assert_as_undisturbed(arena, run)
 
 
+def test_a_gang_without_its_last_node_gives_its_device_back_and_trains_later(arena: Arena) -> None:
+    """Ten minutes are twenty seconds here."""
+    patience = faults.operator_option(arena.platform.system, "--scale-up-seconds", 20)
+    with patience, faults.cordoned(arena.kubectl, arena.other):
+        run = arena.start("half")
+        run.until("the first pod", lambda: "Running" in phases(run))
+        assert sorted(phases(run)) == ["Pending", "Running"]
+        run.until("the end of the attempt", lambda: bool(run.status.get("failure")))
+        failure = run.status["failure"]
+        run.until("another attempt", lambda: run.attempt == 2, HANGING)
+    at = time.time()
+    run.until_ended(seconds=HANGING)
+    add_row(arena, run, "last node missing, then there (two pods)", at, failure["reason"])
+    assert failure["reason"] == "GangUnschedulable"
+    assert "unschedulable" in failure["message"]
+    assert run.status.get("restarts", 0) == 0
+    assert_as_undisturbed(arena, run)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_stopped_rank_is_found_and_replaced(arena: Arena, hanging: Hanging, rank: int) -> None:
     run, at = hanging[rank]
@@ -104,6 +124,11 @@ def test_a_stopped_rank_is_found_and_replaced(arena: Arena, hanging: Hanging, ra
     assert run.attempt == 2
     assert_lost_no_more_than_an_interval(run)
     assert_as_undisturbed(arena, run)
+
+
+def phases(run: Run) -> list[str]:
+    """The phases of the training pods of the newest attempt."""
+    return [str(pod["status"].get("phase")) for pod in run.pods()] if run.attempt else []
 
 
 def suspend(kubectl: Kubectl, name: str, wanted: bool) -> float:
