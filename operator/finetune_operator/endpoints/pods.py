@@ -2,7 +2,7 @@
 
 A revision waits without a limit for what its pods lack (a node, an image, a claim), because they
 start by themselves when the user provides it. A crash loop does not end by itself: after three
-restarts of a container the revision has failed, and the reason is the last error of its log.
+restarts of the server the revision has failed, and the reason is the last error of its log.
 """
 
 import re
@@ -13,9 +13,14 @@ from typing import Any
 from finetune_operator.decision import Manifest
 from finetune_operator.endpoints.failure import RevisionFailure
 from finetune_operator.manifest import IMAGE_REASONS, find_condition, parse_time, read_reason
+from finetune_operator.resources import deployment, servingruntime
 from finetune_operator.stalled import Stalled
 
 MAX_RESTARTS = 3
+SERVERS = (deployment.CONTAINER, servingruntime.CONTAINER)
+"""Containers that serve; a service mesh or an agent may have added others to the pod."""
+KSERVE_LOADER = "storage-initializer"
+"""The init container by which KServe copies the model."""
 WAITING_REASONS = IMAGE_REASONS | {
     "CreateContainerConfigError",
     "CreateContainerError",
@@ -48,23 +53,26 @@ def find_ready_time(pods: Sequence[Manifest]) -> datetime | None:
 
 
 def find_start_time(pods: Sequence[Manifest]) -> datetime | None:
-    """When the first container that runs now was started."""
+    """When the first server that runs now was started."""
     times = [
         parse_time(each.get("state", {}).get("running", {}).get("startedAt"))
         for _, each in _list_containers(pods)
+        if each.get("name") in SERVERS
     ]
     return min((each for each in times if each), default=None)
 
 
 def count_restarts(pod: Manifest) -> int:
-    """How often the kubelet restarted containers of this pod."""
-    return sum(each.get("restartCount", 0) for _, each in _list_containers([pod]))
+    """How often the kubelet restarted the server of this pod."""
+    containers = (each for _, each in _list_containers([pod]) if each.get("name") in SERVERS)
+    return sum(each.get("restartCount", 0) for each in containers)
 
 
 def find_crash(pods: Sequence[Manifest]) -> RevisionFailure | None:
-    """Why a container of the revision crashes, once it has crashed MAX_RESTARTS times."""
+    """Why a server or its loader crashes, once it has crashed MAX_RESTARTS times."""
     for pod, each in _list_containers(pods):
-        if each.get("restartCount", 0) >= MAX_RESTARTS:
+        is_own = each.get("name") in (*SERVERS, KSERVE_LOADER)
+        if is_own and each.get("restartCount", 0) >= MAX_RESTARTS:
             return _describe_crash(pod, each)
     return None
 

@@ -13,6 +13,7 @@ from finetune_operator.resources.metadata import add_spec_hash
 from finetune_operator.resources.security_context import POD_SECURITY_CONTEXT
 from finetune_operator.resources.vllm import ServedRevision
 
+CONTAINER = "vllm"
 APP_LABEL = "app"
 """The label that the endpoint's Service selects by; KServe sets the same one on its pods."""
 
@@ -51,7 +52,7 @@ def build_serving_pod_spec(served: ServedRevision) -> dict[str, Any]:
     Service links are off, because a Service named `vllm` would set VLLM_PORT, which vLLM reads.
     """
     profile = served.profile.spec
-    container = vllm.build_container("vllm", profile, served.settings)
+    container = vllm.build_container(CONTAINER, profile, served.settings)
     container["args"] = container["args"] + vllm.build_revision_arguments(served)
     container["resources"] = vllm.build_resources(profile, served.gpus)
     model = {

@@ -224,6 +224,30 @@ def test_three_restarts_fail_the_revision_with_the_last_error(
     assert world.find("Service", NAME) is None
 
 
+def test_a_sidecar_neither_fails_a_revision_nor_counts_as_its_start() -> None:
+    world = start_pods()
+    sidecar = {
+        "name": "istio-proxy",
+        "restartCount": 30,
+        "state": {"running": {"startedAt": world.time()}},
+        "lastState": {"terminated": CRASH},
+    }
+    server = {
+        "name": "vllm",
+        "restartCount": 0,
+        "state": {"waiting": {"reason": "PodInitializing"}},
+    }
+    for statuses in (
+        {"initContainerStatuses": [sidecar]},
+        {"containerStatuses": [sidecar, server]},
+    ):
+        world.change("Pod", "glossary-r1-0", {"status": statuses})
+        world.settle()
+        world.tick(7200)
+        world.settle()
+        assert world.states() == {1: "Starting"}
+
+
 def test_crashes_never_fail_the_active_revision() -> None:
     world = World()
     world.roll_out()
