@@ -159,13 +159,19 @@ FAULTS = (
         "if True:",
     ),
     Fault(
+        "a sidecar keeps a stage from ending",
+        "jobs/pod_status.py",
+        'if phase != "Running" or not terminated:',
+        "if True:",
+    ),
+    Fault(
         "an outage of a source costs restarts",
         "jobs/policies/source_outage.py",
         'if outcome.kind != "Crashed" or',
         "if True or",
     ),
     Fault(
-        "a waiting gang keeps its devices",
+        "a waiting gang holds on to its devices",
         "jobs/policies/waiting_gang.py",
         "    if not since or now < min(since) + patience:",
         "    if True:",

@@ -273,7 +273,7 @@ class Nodes:
             }
             status = {
                 "phase": "Failed" if process.code else "Succeeded",
-                "containerStatuses": [{"state": {"terminated": terminated}}],
+                "containerStatuses": [{"name": "trainer", "state": {"terminated": terminated}}],
             }
             pod = self._status(pod, status)
         if "deletionTimestamp" in pod["metadata"]:

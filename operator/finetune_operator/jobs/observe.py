@@ -28,6 +28,7 @@ from finetune_operator.jobs.pod_status import (
     find_disruption,
     find_refusal,
     parse_result,
+    read_phase,
 )
 from finetune_operator.manifest import (
     find_condition,
@@ -55,6 +56,9 @@ class PodFacts:
     node: str | None
     """Node that it was scheduled to."""
     phase: str
+    """As far as the stage is concerned, whose container may have ended before the pod."""
+    has_sidecar_left: bool
+    """Whether other containers of the pod run on after the stage has ended."""
     ip: str | None
     created_at: datetime | None
     is_orphan: bool
@@ -134,6 +138,11 @@ class Attempt:
         if any(pod.phase == "Failed" for pod in self.pods):
             return False
         return len(self.pods) < self.nodes or any(not pod.has_ended for pod in self.pods)
+
+    @property
+    def has_sidecars_left(self) -> bool:
+        """Whether containers that are not the trainer's run on after the trainer's has ended."""
+        return self.job is not None and any(pod.has_sidecar_left for pod in self.pods)
 
     def began(self) -> datetime | None:
         """When its first child was created, of those that still exist."""
@@ -263,7 +272,8 @@ def _read_pod(manifest: Manifest) -> PodFacts:
         index=_index(meta),
         host=spec.get("hostname") or meta["name"],
         node=spec.get("nodeName"),
-        phase=status.get("phase") or "Pending",
+        phase=read_phase(manifest),
+        has_sidecar_left=status.get("phase") == "Running" and bool(terminated),
         ip=status.get("podIP"),
         created_at=parse_time(meta.get("creationTimestamp")),
         is_orphan=not meta.get("ownerReferences"),

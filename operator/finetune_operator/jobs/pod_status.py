@@ -53,9 +53,22 @@ class Disruption:
 
 def container_state(pod: Manifest) -> dict[str, Any]:
     """The state of the trainer's container: a policy of the cluster may have added others."""
-    statuses = (pod.get("status") or {}).get("containerStatuses") or [{}]
-    ours = next((each for each in statuses if each.get("name") == CONTAINER), statuses[0])
+    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
+    ours: dict[str, Any] = next((each for each in statuses if each.get("name") == CONTAINER), {})
     return ours.get("state") or {}
+
+
+def read_phase(pod: Manifest) -> str:
+    """The phase of the pod as far as the stage is concerned.
+
+    A sidecar that a policy of the cluster has added may run on after the trainer's container, which
+    is never restarted; the kubelet then reports Running indefinitely.
+    """
+    phase = str((pod.get("status") or {}).get("phase") or "Pending")
+    terminated = container_state(pod).get("terminated")
+    if phase != "Running" or not terminated:
+        return phase
+    return "Failed" if terminated.get("exitCode") else "Succeeded"
 
 
 def find_disruption(pod: Manifest) -> Disruption | None:

@@ -71,6 +71,7 @@ def run_stage(ctx: Context, draft: Draft, stage: PodStage) -> bool:
     """Bring a stage as far as it can get now; True when it has succeeded."""
     stage_status = draft.stage(stage.name)
     if stage_status.state == "Succeeded":
+        _end_sidecars(ctx, draft, stage)
         return True
     attempt = _find_current(ctx, draft, stage_status)
     if attempt is None:
@@ -85,11 +86,19 @@ def run_stage(ctx: Context, draft: Draft, stage: PodStage) -> bool:
     return False
 
 
+def _end_sidecars(ctx: Context, draft: Draft, stage: PodStage) -> None:
+    """Delete the Job of a stage that has succeeded if other containers of its pods run on."""
+    attempt = ctx.observed.newest.get(stage.name)
+    if attempt is not None and attempt.job is not None and attempt.has_sidecars_left:
+        draft.delete.append(object_ref(attempt.job))
+
+
 def suspend_stage(ctx: Context, draft: Draft, stage: PodStage) -> bool:
     """Stop a stage; True when it has succeeded, so that the caller continues with the next
     stage."""
     stage_status = draft.stage(stage.name)
     if stage_status.state == "Succeeded":
+        _end_sidecars(ctx, draft, stage)
         return True
     attempt = _find_current(ctx, draft, stage_status)
     if attempt is None:

@@ -18,8 +18,11 @@ LONGEST_SLEEP = 3600.0
 
 def clean_up_terminal_job(job: Manifest, view: View, now: datetime) -> Decision:
     """What is left to do for a terminal job."""
-    live = [attempt.job for attempt in observe(job, view).all_attempts() if attempt.is_live]
-    delete = [object_ref(each) for each in live if each is not None]
+    delete = [
+        object_ref(attempt.job)
+        for attempt in observe(job, view).all_attempts()
+        if attempt.job is not None and (attempt.is_live or attempt.has_sidecars_left)
+    ]
     left = _seconds_to_live(job, now)
     if left is not None and left <= 0:
         delete.append(object_ref(job))
