@@ -64,6 +64,17 @@ class Toleration(SpecModel):
     """Taint effect; absent means every effect."""
 
 
+class CpuPods(SpecModel):
+    """Where pods without devices run: prepare, export and the janitor. A value of the chart."""
+
+    node_selector: Annotated[dict[LabelKey, LabelValue], CheckedKeys()] = Field(
+        default_factory=dict, max_length=16
+    )
+    """Labels of the nodes, which become the pods' nodeSelector."""
+    tolerations: list[Toleration] = Field(default_factory=list, max_length=16)
+    """Tolerations that pods need to run there."""
+
+
 class EnvVar(SpecModel):
     """An environment variable for communication or runtime libraries."""
 

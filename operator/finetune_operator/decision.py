@@ -9,9 +9,11 @@ read an outdated object, nothing of the decision is carried out. `controllers` f
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
+
+from finetune_api.acceleratorprofile import CpuPods
 
 Manifest = dict[str, Any]
 
@@ -118,6 +120,7 @@ class Settings:
     """Days after which a base model that no job used is removed; 0 means never."""
     progress_interval: float = 2.0
     """Seconds between polls of /progress of a running stage."""
+    cpu_pods: CpuPods = field(default_factory=CpuPods)
     lost_node_seconds: int = 30
     """Seconds after which the pods of a node that is not ready or unreachable are given up."""
     scale_up_seconds: float = 600.0

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from finetune_api.acceleratorprofile import CpuPods
 from finetune_api.base import DNS_LABEL_PATTERN, OBJECT_NAME_PATTERN, QUANTITY_PATTERN
+from pydantic import ValidationError
 
 from finetune_operator.decision import MANAGER, Settings
 
@@ -92,6 +94,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         model_retention_days=args.model_retention_days,
         progress_interval=args.progress_interval,
         scale_up_seconds=args.scale_up_seconds,
+        cpu_pods=args.cpu_pods or CpuPods(),
         lost_node_seconds=args.lost_node_seconds,
     )
 
@@ -123,6 +126,8 @@ def _build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         "removed; 0: never")  # fmt: skip
     add("--progress-interval", _seconds, 2.0, "seconds between polls of a running stage")
     add("--scale-up-seconds", _seconds, 600.0, "seconds that an autoscaler may take to add a node")
+    add("--cpu-pods", _cpu_pods, None, "nodeSelector and tolerations of pods without devices, "
+        "as JSON")  # fmt: skip
     add("--lost-node-seconds", _whole_seconds, 30, "seconds until the pods of a node that is not "
         "ready are given up")  # fmt: skip
     add("--namespace", _namespace, (), "namespace to serve; may be repeated; none: all",
@@ -231,6 +236,15 @@ def _seconds(value: str) -> float:
     if not 0.1 <= seconds <= 3600:
         raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds from 0.1 to 3600")
     return seconds
+
+
+def _cpu_pods(value: str) -> CpuPods:
+    try:
+        return CpuPods.model_validate_json(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the value"
+        raise argparse.ArgumentTypeError(f"{value!r}: {where}: {first['msg']}") from error
 
 
 def _whole_seconds(value: str) -> int:

@@ -64,6 +64,9 @@ def test_the_operator_parses_the_arguments_of_the_chart() -> None:
         "workspace.modelRetentionDays=0",
         "scaleUpSeconds=900",
         "lostNodeSeconds=0",
+        r"cpuPods.nodeSelector.kubernetes\.io/arch=amd64",
+        "cpuPods.tolerations[0].key=cpu",
+        "cpuPods.tolerations[0].operator=Exists",
         "logFormat=text",
     )
     pinned = "serving.image.digest=sha256:" + 64 * "a"
@@ -76,6 +79,8 @@ def test_the_operator_parses_the_arguments_of_the_chart() -> None:
     assert options.settings.model_retention_days == 0
     assert options.settings.scale_up_seconds == 900
     assert options.settings.lost_node_seconds == 0
+    assert options.settings.cpu_pods.node_selector == {"kubernetes.io/arch": "amd64"}
+    assert [each.key for each in options.settings.cpu_pods.tolerations] == ["cpu"]
     assert options.lease_namespace == "finetune-system"
     assert options.lease_name == RELEASE
     assert options.log_format == "text"

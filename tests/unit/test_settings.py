@@ -57,6 +57,9 @@ def test_the_lease_is_in_the_pods_namespace_when_all_namespaces_are_served() -> 
         (IMAGES, {"FINETUNE_NAMESPACE": ","}, "FINETUNE_NAMESPACE: '' is not a name"),
         ([*IMAGES, "--workspace-size", "big"], {}, "'big' is not a quantity"),
         ([*IMAGES, "--model-retention-days", "-1"], {}, "'-1' is not a whole number from 0"),
+        ([*IMAGES, "--cpu-pods", "{"], {}, "the value: Invalid JSON"),
+        ([*IMAGES, "--cpu-pods", '{"nodeSelector": {"a b": ""}}'], {}, "nodeSelector.a b"),
+        ([*IMAGES, "--cpu-pods", '{"selector": {}}'], {}, "selector: Extra inputs"),
         ([*IMAGES, "--no-such-flag"], {}, "--no-such-flag"),
         (
             [*IMAGES, "--namespace", "a", "--lease-namespace", "b"],

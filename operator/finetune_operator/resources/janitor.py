@@ -14,6 +14,7 @@ from datetime import datetime
 from finetune_operator.decision import Manifest, Settings
 from finetune_operator.names import JANITOR, WORKSPACE_JOBS
 from finetune_operator.resources.metadata import add_spec_hash, build_labels
+from finetune_operator.resources.pod import build_scheduling
 from finetune_operator.resources.security_context import (
     CONTAINER_SECURITY_CONTEXT,
     POD_SECURITY_CONTEXT,
@@ -141,6 +142,7 @@ def _build_pod_spec(arguments: list[str], settings: Settings) -> Manifest:
             {"name": "keep", "downwardAPI": {"items": [{"path": "keep", "fieldRef": annotation}]}},
         ],
     }
+    spec.update(build_scheduling(settings.cpu_pods, settings))
     if settings.trainer_service_account:
         spec["serviceAccountName"] = settings.trainer_service_account
     if settings.image_pull_secrets:

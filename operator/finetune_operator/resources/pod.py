@@ -11,7 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune_api.acceleratorprofile import AcceleratorProfileSpec
+from finetune_api.acceleratorprofile import AcceleratorProfileSpec, CpuPods
 from finetune_api.protocol import (
     COLLECTIVE_TIMEOUT_ENV,
     RENDEZVOUS_TIMEOUT_ENV,
@@ -77,7 +77,7 @@ class StagePods:
     has_rendezvous: bool = False
     """Whether the pods find each other: indexed, with a headless Service."""
     profile: AcceleratorProfileSpec | None = None
-    """Profile of the nodes to run on; None for stages that need no accelerator and run anywhere."""
+    """Profile of the nodes to run on; None for stages without devices, which run on `cpu_pods`."""
     env: Mapping[str, str] = field(default_factory=dict)
     secrets: Sequence[SecretEnv] = ()
     secret_keys: Sequence[SecretKey] = ()
@@ -112,9 +112,7 @@ def build_stage_pod_spec(
         spec["subdomain"] = metadata.name
     if pods.nodes > 1:
         spec["topologySpreadConstraints"] = [_spread_over_nodes(metadata, pods.nodes)]
-    if pods.profile is not None and pods.profile.node_selector:
-        spec["nodeSelector"] = dict(pods.profile.node_selector)
-    spec["tolerations"] = _build_tolerations(pods.profile, settings.lost_node_seconds)
+    spec.update(build_scheduling(pods.profile or settings.cpu_pods, settings))
     if pods.excluded_nodes:
         spec["affinity"] = {"nodeAffinity": _exclude_nodes(pods.excluded_nodes)}
     return spec
@@ -244,15 +242,18 @@ def _exclude_nodes(nodes: Sequence[str]) -> Manifest:
     return {"requiredDuringSchedulingIgnoredDuringExecution": terms}
 
 
-def _build_tolerations(profile: AcceleratorProfileSpec | None, seconds: int) -> list[Manifest]:
-    """Those of the profile, and for how long the pod stays bound to a lost node.
+def build_scheduling(pool: AcceleratorProfileSpec | CpuPods, settings: Settings) -> Manifest:
+    """nodeSelector and tolerations of a pool, and for how long a pod stays bound to a lost node.
 
     The API server's default is five minutes, in which the devices of the whole gang would be idle.
     """
-    given = profile.tolerations if profile is not None else []
+    given, seconds = pool.tolerations, settings.lost_node_seconds
     lost = [
         {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}
         for key in LOST_NODE_TAINTS
         if not any(each.key in (key, None) and each.effect in ("NoExecute", None) for each in given)
     ]
-    return [*(each.to_wire() for each in given), *lost]
+    fields: Manifest = {"tolerations": [*(each.to_wire() for each in given), *lost]}
+    if pool.node_selector:
+        fields["nodeSelector"] = dict(pool.node_selector)
+    return fields

@@ -2,9 +2,11 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from finetune_api.acceleratorprofile import CpuPods
 from finetune_operator.decision import (
     HASH_ANNOTATION,
     JOB_UID_LABEL,
@@ -280,6 +282,18 @@ def test_stages_without_devices_run_anywhere_with_memory_for_the_weights() -> No
         assert {each["key"] for each in pod["tolerations"]} == set(LOST_NODE_TAINTS)
         assert "nvidia.com/gpu" not in pod["containers"][0]["resources"]["requests"]
     assert build_host_resources(16 * 2**30)["requests"]["memory"] == "25Gi"
+
+
+def test_pods_without_devices_run_where_the_chart_says() -> None:
+    toleration = {"key": "cpu", "operator": "Exists"}
+    pool = CpuPods.model_validate({"nodeSelector": {"pool": "cpu"}, "tolerations": [toleration]})
+    settings = replace(SETTINGS, cpu_pods=pool)
+    world = World()
+    made = reconcile_job(world.job, world, settings, world.now).create
+    jobs = [made[-1], build_janitor_job("n", "uid", [], frozenset(), START, settings)]
+    for pod in (job["spec"]["template"]["spec"] for job in jobs):
+        assert pod["nodeSelector"] == {"pool": "cpu"}
+        assert pod["tolerations"][0] == toleration
 
 
 def test_pods_of_a_lost_node_are_given_up_after_half_a_minute() -> None:
