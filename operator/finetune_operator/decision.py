@@ -120,6 +120,9 @@ class Settings:
     """Days after which a base model that no job used is removed; 0 means never."""
     progress_interval: float = 2.0
     """Seconds between polls of /progress of a running stage."""
+    user_id: int | None = 65532
+    """User and group of every pod, the `nonroot` of distroless images; None where the cluster
+    assigns them."""
     cpu_pods: CpuPods = field(default_factory=CpuPods)
     lost_node_seconds: int = 30
     """Seconds after which the pods of a node that is not ready or unreachable are given up."""

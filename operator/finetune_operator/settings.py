@@ -94,6 +94,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         model_retention_days=args.model_retention_days,
         progress_interval=args.progress_interval,
         scale_up_seconds=args.scale_up_seconds,
+        user_id=args.user_id or None,
         cpu_pods=args.cpu_pods or CpuPods(),
         lost_node_seconds=args.lost_node_seconds,
     )
@@ -126,6 +127,7 @@ def _build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         "removed; 0: never")  # fmt: skip
     add("--progress-interval", _seconds, 2.0, "seconds between polls of a running stage")
     add("--scale-up-seconds", _seconds, 600.0, "seconds that an autoscaler may take to add a node")
+    add("--user-id", _user, 65532, "user and group of every pod; 0: the cluster assigns them")
     add("--cpu-pods", _cpu_pods, None, "nodeSelector and tolerations of pods without devices, "
         "as JSON")  # fmt: skip
     add("--lost-node-seconds", _whole_seconds, 30, "seconds until the pods of a node that is not "
@@ -245,6 +247,10 @@ def _cpu_pods(value: str) -> CpuPods:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the value"
         raise argparse.ArgumentTypeError(f"{value!r}: {where}: {first['msg']}") from error
+
+
+def _user(value: str) -> int:
+    return _integer(value, 0, 2**31 - 1)
 
 
 def _whole_seconds(value: str) -> int:

@@ -106,6 +106,15 @@ def test_every_name_is_valid_whatever_the_release_is_called(release: str) -> Non
     settings.parse(out["args"], {})
 
 
+@pytest.mark.parametrize("user", [0, 65532, 1000650000])
+def test_the_user_of_every_pod_is_a_value(user: int) -> None:
+    pod = one(rendered(f"userId={user}"), "Deployment")["spec"]["template"]["spec"]
+    ids = {pod["securityContext"].get(name) for name in ("runAsUser", "runAsGroup")}
+    assert ids == {user or None}
+    (out,) = pod["containers"]
+    assert settings.parse(out["args"], {}).settings.user_id == (user or None)
+
+
 def test_names_of_digits_stay_texts() -> None:
     numbers = ("--set-string=imagePullSecrets[0]=1", "--set-string=watchNamespaces[0]=2")
     flags = (*numbers, "--kube-version=1.35.0", "--namespace=7")

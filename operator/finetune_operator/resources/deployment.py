@@ -4,13 +4,12 @@ The operator creates it once and never renders it again, so an upgrade of the op
 running revisions alone. Only the number of replicas changes in place.
 """
 
-from copy import deepcopy
 from typing import Any
 
 from finetune_operator.decision import ENDPOINT_LABEL, REVISION_LABEL, Manifest
 from finetune_operator.resources import vllm
 from finetune_operator.resources.metadata import add_spec_hash
-from finetune_operator.resources.security_context import POD_SECURITY_CONTEXT
+from finetune_operator.resources.security_context import build_pod_security_context
 from finetune_operator.resources.vllm import ServedRevision
 
 CONTAINER = "vllm"
@@ -66,7 +65,7 @@ def build_serving_pod_spec(served: ServedRevision) -> dict[str, Any]:
     return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": deepcopy(POD_SECURITY_CONTEXT),
+        "securityContext": build_pod_security_context(served.settings.user_id),
         # As PID 1 vLLM would ignore SIGTERM while it starts.
         "shareProcessNamespace": True,
         "terminationGracePeriodSeconds": 60,

@@ -5,12 +5,10 @@ revision's name, so that KServe never replaces a model in place; the endpoint's 
 traffic.
 """
 
-from copy import deepcopy
-
 from finetune_operator.decision import Manifest
 from finetune_operator.resources import vllm
 from finetune_operator.resources.metadata import add_spec_hash
-from finetune_operator.resources.security_context import POD_SECURITY_CONTEXT
+from finetune_operator.resources.security_context import build_pod_security_context
 from finetune_operator.resources.servingruntime import (
     MODEL_FORMAT,
     build_serving_runtime,
@@ -42,7 +40,7 @@ def build_inference_service(served: ServedRevision) -> Manifest:
                     "labels": served.build_labels(),
                     "automountServiceAccountToken": False,
                     "enableServiceLinks": False,
-                    "securityContext": deepcopy(POD_SECURITY_CONTEXT),
+                    "securityContext": build_pod_security_context(served.settings.user_id),
                     # As PID 1 vLLM would ignore SIGTERM while it starts.
                     "shareProcessNamespace": True,
                     "terminationGracePeriodSeconds": 60,

@@ -17,7 +17,7 @@ from finetune_operator.resources.metadata import add_spec_hash, build_labels
 from finetune_operator.resources.pod import build_scheduling
 from finetune_operator.resources.security_context import (
     CONTAINER_SECURITY_CONTEXT,
-    POD_SECURITY_CONTEXT,
+    build_pod_security_context,
 )
 
 WORKSPACE_ROOT = "/workspace"
@@ -132,7 +132,7 @@ def _build_pod_spec(arguments: list[str], settings: Settings) -> Manifest:
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": deepcopy(POD_SECURITY_CONTEXT),
+        "securityContext": build_pod_security_context(settings.user_id),
         "containers": [container],
         "volumes": [
             {

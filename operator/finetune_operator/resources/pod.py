@@ -26,7 +26,7 @@ from finetune_operator.resources.configmap import RUN_FILE
 from finetune_operator.resources.metadata import AttemptMetadata
 from finetune_operator.resources.security_context import (
     CONTAINER_SECURITY_CONTEXT,
-    POD_SECURITY_CONTEXT,
+    build_pod_security_context,
 )
 
 WORKSPACE_VOLUME = "workspace"
@@ -100,7 +100,7 @@ def build_stage_pod_spec(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": pods.grace_seconds,
-        "securityContext": deepcopy(POD_SECURITY_CONTEXT),
+        "securityContext": build_pod_security_context(settings.user_id),
         "containers": [_build_container(metadata, pods, settings)],
         "volumes": _build_volumes(metadata, pods, settings),
     }
@@ -167,7 +167,13 @@ def _build_environment(
     metadata: AttemptMetadata, pods: StagePods, settings: Settings
 ) -> dict[str, str]:
     """The profile's variables win, because the platform team knows its network and its cores."""
-    env = {"HOME": "/tmp", "HF_HOME": "/tmp/hf", "TOKENIZERS_PARALLELISM": "false"}
+    # PyTorch looks up the user's name, and an id that the cluster assigns has none in the image.
+    env = {
+        "HOME": "/tmp",
+        "USER": "finetune",
+        "HF_HOME": "/tmp/hf",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     if metadata.stage != "prepare":
         env["HF_HUB_OFFLINE"] = "1"
     if pods.has_rendezvous:

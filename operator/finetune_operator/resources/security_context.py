@@ -6,22 +6,21 @@ capability, a read-only root file system.
 
 from typing import Any
 
-NONROOT_ID = 65532
-"""User and group of every container, the `nonroot` of distroless images."""
-
-POD_SECURITY_CONTEXT: dict[str, Any] = {
-    "runAsNonRoot": True,
-    "runAsUser": NONROOT_ID,
-    "runAsGroup": NONROOT_ID,
-    "fsGroup": NONROOT_ID,
-    "fsGroupChangePolicy": "OnRootMismatch",
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
-"""Restricted, with a group that can read the workspace."""
-
 CONTAINER_SECURITY_CONTEXT: dict[str, Any] = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
     "readOnlyRootFilesystem": True,
 }
 """No privilege escalation; only the container's mounts are writable."""
+
+
+def build_pod_security_context(user_id: int | None) -> dict[str, Any]:
+    """Restricted, with a group that can read the workspace.
+
+    Without a user id the cluster assigns user and groups, as OpenShift's restricted-v2 requires.
+    """
+    context: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    if user_id is not None:
+        context |= {"runAsUser": user_id, "runAsGroup": user_id, "fsGroup": user_id}
+        context["fsGroupChangePolicy"] = "OnRootMismatch"
+    return context

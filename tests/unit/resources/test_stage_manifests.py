@@ -284,6 +284,16 @@ def test_stages_without_devices_run_anywhere_with_memory_for_the_weights() -> No
     assert build_host_resources(16 * 2**30)["requests"]["memory"] == "25Gi"
 
 
+def test_the_cluster_can_assign_users_and_groups() -> None:
+    """OpenShift's restricted-v2 refuses pods that name a user outside the namespace's range."""
+    settings = replace(SETTINGS, user_id=None)
+    world = World()
+    made = reconcile_job(world.job, world, settings, world.now).create
+    jobs = [made[-1], build_janitor_job("n", "uid", [], frozenset(), START, settings)]
+    for pod in (job["spec"]["template"]["spec"] for job in jobs):
+        assert pod["securityContext"].keys() == {"runAsNonRoot", "seccompProfile"}
+
+
 def test_pods_without_devices_run_where_the_chart_says() -> None:
     toleration = {"key": "cpu", "operator": "Exists"}
     pool = CpuPods.model_validate({"nodeSelector": {"pool": "cpu"}, "tolerations": [toleration]})
