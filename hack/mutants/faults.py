@@ -161,8 +161,8 @@ FAULTS = (
     Fault(
         "a sidecar keeps a stage from ending",
         "jobs/pod_status.py",
-        'if phase != "Running" or not terminated:',
-        "if True:",
+        "    if has_sidecar_left(pod):",
+        "    if False:",
     ),
     Fault(
         "an outage of a source costs restarts",

@@ -23,10 +23,12 @@ from finetune_operator.decision import (
     View,
 )
 from finetune_operator.jobs.pod_status import (
+    FINAL_PHASES,
     Disruption,
     container_state,
     find_disruption,
     find_refusal,
+    has_sidecar_left,
     parse_result,
     read_phase,
 )
@@ -58,7 +60,7 @@ class PodFacts:
     phase: str
     """As far as the stage is concerned, whose container may have ended before the pod."""
     has_sidecar_left: bool
-    """Whether other containers of the pod run on after the stage has ended."""
+    """Whether other containers of the pod are left after the stage has ended."""
     ip: str | None
     created_at: datetime | None
     is_orphan: bool
@@ -83,7 +85,7 @@ class PodFacts:
     @property
     def has_ended(self) -> bool:
         """Whether it reached a final phase."""
-        return self.phase in ("Succeeded", "Failed")
+        return self.phase in FINAL_PHASES
 
     def is_given_up(self, now: datetime) -> bool:
         """Whether the kubelet is overdue to end it: its node is dead, and it cannot be ended."""
@@ -141,7 +143,7 @@ class Attempt:
 
     @property
     def has_sidecars_left(self) -> bool:
-        """Whether containers that are not the trainer's run on after the trainer's has ended."""
+        """Whether containers that are not the trainer's are left after the trainer's has ended."""
         return self.job is not None and any(pod.has_sidecar_left for pod in self.pods)
 
     def began(self) -> datetime | None:
@@ -273,7 +275,7 @@ def _read_pod(manifest: Manifest) -> PodFacts:
         host=spec.get("hostname") or meta["name"],
         node=spec.get("nodeName"),
         phase=read_phase(manifest),
-        has_sidecar_left=status.get("phase") == "Running" and bool(terminated),
+        has_sidecar_left=has_sidecar_left(manifest),
         ip=status.get("podIP"),
         created_at=parse_time(meta.get("creationTimestamp")),
         is_orphan=not meta.get("ownerReferences"),

@@ -17,6 +17,7 @@ from finetune_operator.decision import Manifest
 from finetune_operator.manifest import find_condition, parse_time, read_reason, read_text
 from finetune_operator.resources.pod import CONTAINER
 
+FINAL_PHASES = ("Succeeded", "Failed")
 DISRUPTION_REASONS = frozenset({"Evicted", "NodeShutdown", "Terminated", "NodeLost", "Preempting"})
 """status.reason of pods that the kubelet or the node ended, where no condition says so."""
 LOST_TRACK = frozenset({"ContainerStatusUnknown", "Unknown"})
@@ -58,17 +59,29 @@ def container_state(pod: Manifest) -> dict[str, Any]:
     return ours.get("state") or {}
 
 
+def has_sidecar_left(pod: Manifest) -> bool:
+    """Whether other containers of the pod run on, or wait for their image, after the trainer's has
+    ended.
+
+    Not where all have ended, or only native sidecars are left: the kubelet reports the final phase
+    a moment later, and only then why it ended the pod.
+    """
+    status = pod.get("status") or {}
+    if status.get("phase") in FINAL_PHASES or not container_state(pod).get("terminated"):
+        return False
+    states = (each.get("state") or {} for each in status.get("containerStatuses") or ())
+    return any(not state.get("terminated") for state in states)
+
+
 def read_phase(pod: Manifest) -> str:
     """The phase of the pod as far as the stage is concerned.
 
-    A sidecar that a policy of the cluster has added may run on after the trainer's container, which
-    is never restarted; the kubelet then reports Running indefinitely.
+    A sidecar that a policy of the cluster has added may be left after the trainer's container,
+    which is never restarted; the kubelet then reports Running or Pending indefinitely.
     """
-    phase = str((pod.get("status") or {}).get("phase") or "Pending")
-    terminated = container_state(pod).get("terminated")
-    if phase != "Running" or not terminated:
-        return phase
-    return "Failed" if terminated.get("exitCode") else "Succeeded"
+    if has_sidecar_left(pod):
+        return "Failed" if container_state(pod)["terminated"].get("exitCode") else "Succeeded"
+    return str((pod.get("status") or {}).get("phase") or "Pending")
 
 
 def find_disruption(pod: Manifest) -> Disruption | None:
@@ -85,7 +98,7 @@ def find_disruption(pod: Manifest) -> Disruption | None:
     if status.get("phase") == "Failed" and status.get("reason") in DISRUPTION_REASONS:
         return Disruption(status["reason"], read_text(status.get("message")), None)
     terminated = container_state(pod).get("terminated") or {}
-    if status.get("phase") == "Failed" and terminated.get("reason") in LOST_TRACK:
+    if read_phase(pod) == "Failed" and terminated.get("reason") in LOST_TRACK:
         at = parse_time(terminated.get("finishedAt"))
         return Disruption("NodeRestarted", "its node restarted", at)
     return None

@@ -83,3 +83,66 @@ def test_a_suspended_job_leaves_no_sidecar_of_a_stage_that_succeeded() -> None:
     world.settle()
     assert world.status["phase"] == "Suspended"
     assert world.pods("glossary-train-1") == []
+
+
+NATIVE: dict[str, Any] = {
+    "initContainerStatuses": [{"name": "istio-proxy", "state": {"running": {}}}]
+}
+
+
+@pytest.mark.parametrize("others", [{}, NATIVE], ids=["alone", "native sidecar"])
+def test_a_stage_waits_for_the_final_phase_where_the_kubelet_will_report_it(
+    others: dict[str, Any],
+) -> None:
+    """Between the end of the last container and the final phase a pod still counts as Running."""
+    world, pods = training()
+    for pod in pods:
+        terminated = {"exitCode": 0, "message": result("train"), "finishedAt": world.time()}
+        statuses = [{"name": "trainer", "state": {"terminated": terminated}}]
+        world.set_status(pod, phase="Running", containerStatuses=statuses, **others)
+    world.settle()
+    assert world.stage("train")["state"] == "Running"
+    world.succeed("train")
+    world.settle()
+    assert world.stage("train")["state"] == "Succeeded"
+    assert "glossary-train-1" in world.names("Job"), "its Job stays for the logs"
+    assert len(world.pods("glossary-train-1")) == 2
+
+
+@pytest.mark.parametrize("reason", ["Evicted", "NodeShutdown"])
+def test_a_pod_that_the_kubelet_evicts_is_no_crash_before_its_final_phase(reason: str) -> None:
+    """The kubelet adds the reason and DisruptionTarget together with the phase."""
+    world, pods = training()
+    terminated = {"exitCode": 137, "reason": "Error", "finishedAt": world.time()}
+    statuses = [{"name": "trainer", "state": {"terminated": terminated}}]
+    world.set_status(pods[0], phase="Running", containerStatuses=statuses)
+    world.settle()
+    world.set_status(pods[0], phase="Failed", reason=reason)
+    world.settle()
+    assert world.status["restarts"] == 0
+    assert world.status["failure"]["reason"] == reason
+
+
+def test_a_sidecar_whose_image_is_missing_does_not_keep_a_stage_from_ending() -> None:
+    """The kubelet then reports Pending indefinitely."""
+    world = World()
+    world.settle()
+    (pod,) = world.add_pods("glossary-prepare-1")
+    terminated = {"exitCode": 0, "message": result("prepare"), "finishedAt": world.time()}
+    trainer: dict[str, Any] = {"name": "trainer", "state": {"terminated": terminated}}
+    agent: dict[str, Any] = {"name": "agent", "state": {"waiting": {"reason": "ErrImagePull"}}}
+    world.set_status(pod, phase="Pending", containerStatuses=[agent, trainer])
+    world.settle()
+    assert world.stage("prepare")["state"] == "Succeeded"
+    assert world.pods("glossary-prepare-1") == []
+
+
+def test_a_container_that_the_kubelet_lost_track_of_with_a_proxy_is_no_crash() -> None:
+    world, pods = training()
+    terminated = {"exitCode": 137, "reason": "ContainerStatusUnknown"}
+    trainer: dict[str, Any] = {"name": "trainer", "state": {"terminated": terminated}}
+    proxy: dict[str, Any] = {"name": "istio-proxy", "state": {"running": {}}}
+    world.set_status(pods[0], phase="Running", containerStatuses=[trainer, proxy])
+    world.settle()
+    assert world.status["restarts"] == 0
+    assert world.status["failure"]["reason"] == "NodeRestarted"
