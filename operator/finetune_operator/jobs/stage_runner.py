@@ -294,7 +294,8 @@ def _retry(
     ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt, outcome: FailedAttempt
 ) -> None:
     """Bring a failed attempt as far towards the next one as possible now: record it, wait, delete
-    its Job, launch the next one when that is gone."""
+    its Job, launch the next one when that is gone. A gang that gives its devices back does so
+    before it waits."""
     if recorded_failure(draft.status, attempt) is None:
         if not _record_failure(ctx, draft, stage, attempt, outcome):
             return
@@ -308,7 +309,9 @@ def _retry(
         return
     draft.update(phase=stage.phase(attempt) if stage.name != "train" else "Queued")
     draft.requeue_within(left if left > 0 else LEAST_DELAY)
-    if left <= 0 and attempt.job is not None:
+    failure = recorded_failure(draft.status, attempt)
+    gives_back = failure is not None and failure.reason == GANG_UNSCHEDULABLE
+    if attempt.job is not None and (left <= 0 or gives_back):
         draft.delete.append(object_ref(attempt.job))
     draft.update(message=draft.stage(stage.name).message or draft.status.message)
 

@@ -51,6 +51,8 @@ def test_devices_are_given_back_and_no_restart_is_counted() -> None:
     assert "1 of 2 pods" in failure["message"]
     assert world.status["restarts"] == 0
     assert world.status["phase"] == "Queued"
+    assert "glossary-train-1" not in world.names("Job"), "given back now, not after the delay"
+    assert world.pods("glossary-train-1") == []
     recover(world, 300)
     assert world.names("Job")[-1] == "glossary-train-2"
     assert world.pods("glossary-train-1") == []
