@@ -166,6 +166,11 @@ class Attempt:
         """When the Job was created."""
         return parse_time((self.job or {}).get("metadata", {}).get("creationTimestamp"))
 
+    def job_started(self) -> datetime | None:
+        """Since when its Job may have pods: another controller may have held it back before."""
+        status = (self.job or {}).get("status") or {}
+        return parse_time(status.get("startTime")) or self.job_created()
+
     def job_end(self) -> datetime | None:
         """When the Job controller marked the Job Complete or Failed."""
         end = finished_condition(self.job) if self.job else None

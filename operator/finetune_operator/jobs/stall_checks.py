@@ -82,8 +82,8 @@ def _find_creation_stall(attempt: Attempt, now: datetime) -> Stalled | None:
         return None
     if attempt.is_suspended:
         return None
-    created = attempt.job_created()
-    if created is None or now < created + CREATION_PATIENCE:
+    started = attempt.job_started()
+    if started is None or now < started + CREATION_PATIENCE:
         return None
     return Stalled("PodsNotCreated", describe_missing_pods(attempt))
 

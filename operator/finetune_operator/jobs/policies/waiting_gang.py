@@ -25,9 +25,12 @@ def check_waiting_gang(
 ) -> FailedAttempt | None:
     """The end of an attempt whose pods wait, with devices that others could use.
 
-    Not while pods of an earlier attempt are still ending: they may be what takes the capacity.
+    Not while pods of an earlier attempt are still ending: they may be what takes the capacity. Nor
+    while its own are: then it is ending, and they may still save and report.
     """
     if attempt.job is None or attempt.job_end() or attempt.is_suspended:
+        return None
+    if any(pod.deadline is not None for pod in attempt.pods):
         return None
     holding = [pod for pod in attempt.pods if pod.node and not pod.has_ended]
     if not holding or has_other_pods(observed, attempt, now):
@@ -35,9 +38,9 @@ def check_waiting_gang(
     unscheduled = [pod for pod in attempt.pods if pod.unscheduled_since and not pod.has_ended]
     missing = attempt.nodes - len(attempt.pods)
     since = [pod.unscheduled_since for pod in unscheduled if pod.unscheduled_since]
-    created = attempt.job_created()
-    if missing and created is not None:
-        since.append(created)
+    started = attempt.job_started()
+    if missing and started is not None:
+        since.append(started)
     if not since or now < min(since) + patience:
         return None
     cause = (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.jobs.world import World, failed, recover
+from tests.unit.jobs.world import World, failed, recover, training
 
 TEXT = "0/9 nodes are available: 9 Insufficient nvidia.com/gpu."
 PATIENCE = 600
@@ -112,6 +112,40 @@ def test_two_gangs_that_hold_each_other_try_again_at_different_times() -> None:
         world.settle()
         delays.add(world.stage("train")["retryAt"])
     assert len(delays) > 5
+
+
+def test_the_time_in_the_queue_of_another_controller_does_not_count() -> None:
+    """Kueue holds a Job back; its pods are created one after the other when it is admitted."""
+    world = World()
+    world.run_until("train")
+    world.replace_fields(world.need("Job", "glossary-train-1"), {"suspend": True})
+    world.settle()
+    world.tick(10 * PATIENCE)
+    world.settle()
+    job = world.need("Job", "glossary-train-1")
+    world.replace_fields(job, {"suspend": False})
+    world.replace_status(job, {"startTime": world.time()})
+    pods = world.add_pods("glossary-train-1")
+    world.remove_pod(pods[1])
+    world.settle()
+    assert "failure" not in world.status
+    assert overall(world) == ("True", "False")
+    world.tick(PATIENCE)
+    world.settle()
+    assert world.status["failure"]["reason"] == "GangUnschedulable"
+
+
+def test_a_gang_that_is_ending_is_not_one_that_waits() -> None:
+    """A node is removed with its pod, and the Job controller ends the other one, which saves."""
+    world, pods = training()
+    world.tick(10 * PATIENCE)
+    world.mark_deleted(pods[0], 120)
+    world.remove_pod(pods[1])
+    world.settle()
+    assert "failure" not in world.status
+    world.end_pod(pods[0], 76)
+    world.settle()
+    assert world.status["failure"]["reason"] == "Preempted"
 
 
 @pytest.mark.parametrize("reason", ["RendezvousFailed", "RendezvousTimeout"])
