@@ -185,7 +185,7 @@ FAULTS = (
     Fault(
         "a rank without a peer counts as a crash",
         "jobs/attempt_outcome.py",
-        "if failure.reason in NO_PEER and absent is not None:",
+        "if failure.reason in NO_PEER and (absent := _describe_absent_peer(attempt)):",
         "if False:",
     ),
     Fault(

@@ -181,9 +181,9 @@ def _list_causes(attempt: Attempt, now: datetime) -> Iterator[FailedAttempt]:
         elif pod.phase == "Failed":
             failure = _reported_failure(pod)
             kind: FailureKind = "Disrupted" if failure.reason in FENCED else "Crashed"
-            absent = next((each for each in attempt.pods if each.phase == "Pending"), None)
-            if failure.reason in NO_PEER and absent is not None:
-                kind, failure = "Disrupted", _blame_absent_pod(failure, absent)
+            if failure.reason in NO_PEER and (absent := _describe_absent_peer(attempt)):
+                kind = "Disrupted"
+                failure = failure.with_message(f"{failure.message.rstrip('.')}; {absent}")
             yield fail_attempt(attempt, kind, _end_time(pod, now), failure, pod)
 
 
@@ -241,12 +241,16 @@ def _reported_failure(pod: PodFacts) -> Failure:
     return failure
 
 
-def _blame_absent_pod(failure: Failure, absent: PodFacts) -> Failure:
-    """The failure of a rank whose peer has no node yet, or waits for its image."""
-    why = absent.unscheduled_message or absent.waiting_message or absent.waiting_reason
-    detail = f": {why}" if why else ""
-    message = f"{failure.message.rstrip('.')}; pod {absent.name} has not started{detail}"
-    return failure.with_message(message)
+def _describe_absent_peer(attempt: Attempt) -> str:
+    """Why a rank did not find its peer: it has no node yet, waits for its image, or does not exist,
+    as the Job controller deletes pods that wait when one has failed. Empty where all have run."""
+    absent = next((each for each in attempt.pods if each.phase == "Pending"), None)
+    if absent is not None:
+        why = absent.unscheduled_message or absent.waiting_message or absent.waiting_reason
+        return f"pod {absent.name} has not started" + (f": {why}" if why else "")
+    if len(attempt.pods) < attempt.nodes:
+        return f"only {len(attempt.pods)} of {attempt.nodes} pods exist"
+    return ""
 
 
 def _deletion_message(pod: PodFacts) -> str:

@@ -161,6 +161,18 @@ def test_ranks_that_give_up_on_a_pod_that_never_ran_cost_no_restart(reason: str,
     assert pods[1]["metadata"]["name"] in world.status["failure"]["message"]
 
 
+@pytest.mark.parametrize("reason", ["RendezvousFailed", "RendezvousTimeout"])
+def test_ranks_that_give_up_on_a_pod_that_does_not_exist_cost_no_restart(reason: str) -> None:
+    """A quota refuses it, or the Job controller has deleted it since, as it had not started."""
+    world, pods = half_scheduled()
+    world.remove_pod(pods[1])
+    world.end_pod(pods[0], 75, failed("train", reason))
+    world.settle()
+    assert world.status["restarts"] == 0
+    assert world.status["failure"]["reason"] == reason
+    assert "1 of 2 pods" in world.status["failure"]["message"]
+
+
 def test_ranks_that_all_ran_and_found_no_peer_cost_a_restart() -> None:
     world = World()
     world.run_until("train")
