@@ -40,7 +40,7 @@ another component into a message."""
 def read_reason(written: object, default: str) -> str:
     """The reason that another component wrote; `default` where a condition could not hold it."""
     text = written if isinstance(written, str) else ""
-    return text if len(text) <= MAX_REASON and re.match(REASON_PATTERN, text) else default
+    return text if len(text) <= MAX_REASON and re.fullmatch(REASON_PATTERN, text) else default
 
 
 def read_text(written: object) -> str:

@@ -15,6 +15,7 @@ from finetune_operator.manifest import (
     is_terminal,
     object_ref,
     parse_time,
+    read_reason,
 )
 
 NOON = datetime(2026, 1, 5, 12, 0, 0, tzinfo=UTC)
@@ -113,3 +114,9 @@ def test_a_reference_names_this_very_object() -> None:
     metadata = {"namespace": "team-a", "name": "x", "uid": "u1"}
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata}
     assert object_ref(job) == ObjectRef("Job", "team-a", "x", "u1")
+
+
+@pytest.mark.parametrize("written", ["Evicted\n", "two words", "", "9th", "x" * 129, None, 7])
+def test_a_reason_that_no_condition_could_hold_is_replaced(written: object) -> None:
+    assert read_reason(written, "Disrupted") == "Disrupted"
+    assert read_reason("Evicted", "Disrupted") == "Evicted"
