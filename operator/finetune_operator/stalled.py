@@ -1,5 +1,6 @@
 """What a job or an endpoint waits for."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,3 +19,9 @@ class Stalled:
     @property
     def is_expected(self) -> bool:
         return self.expected_until is not None
+
+
+def choose_stall(stalls: Iterable[Stalled | None]) -> Stalled | None:
+    """The first one that a person has to end; else the first that the cluster may still end."""
+    found = [stalled for stalled in stalls if stalled is not None]
+    return min(found, key=lambda stalled: stalled.is_expected, default=None)

@@ -14,7 +14,7 @@ from finetune_operator.decision import Manifest
 from finetune_operator.endpoints.failure import RevisionFailure
 from finetune_operator.manifest import IMAGE_REASONS, find_condition, parse_time, read_reason
 from finetune_operator.resources import deployment, servingruntime
-from finetune_operator.stalled import Stalled
+from finetune_operator.stalled import Stalled, choose_stall
 
 MAX_RESTARTS = 3
 SERVERS = (deployment.CONTAINER, servingruntime.CONTAINER)
@@ -78,20 +78,14 @@ def find_crash(pods: Sequence[Manifest]) -> RevisionFailure | None:
 
 
 def find_stall(pods: Sequence[Manifest], patience: timedelta, now: datetime) -> Stalled | None:
-    """What a pod of the revision waits for; a node is expected for as long as `patience`."""
-    for pod in pods:
-        stalled = _find_scheduling_stall(pod, patience, now)
-        if stalled:
-            return stalled
-    for pod, each in _list_containers(pods):
-        waiting = each.get("state", {}).get("waiting", {})
-        reason = waiting.get("reason", "")
-        if reason == "CrashLoopBackOff":
-            return Stalled(reason, _describe_crash(pod, each).message)
-        if reason in WAITING_REASONS:
-            text = f"pod {pod['metadata']['name']}: {reason}: {shorten(waiting.get('message', ''))}"
-            return Stalled(reason, text)
-    return None
+    """What a pod of the revision waits for; a node is expected for as long as `patience`, and what
+    is expected is reported last."""
+    return choose_stall(
+        [
+            *(_find_scheduling_stall(pod, patience, now) for pod in pods),
+            *(_find_container_stall(pod, each) for pod, each in _list_containers(pods)),
+        ]
+    )
 
 
 def shorten(text: str, length: int = 300) -> str:
@@ -140,6 +134,17 @@ def _find_scheduling_stall(pod: Manifest, patience: timedelta, now: datetime) ->
     since = parse_time(condition.get("lastTransitionTime"))
     until = since + patience if since is not None and now < since + patience else None
     return Stalled(read_reason(condition.get("reason"), "Unschedulable"), text, until)
+
+
+def _find_container_stall(pod: Manifest, container: dict[str, Any]) -> Stalled | None:
+    waiting = container.get("state", {}).get("waiting", {})
+    reason = waiting.get("reason", "")
+    if reason == "CrashLoopBackOff":
+        return Stalled(reason, _describe_crash(pod, container).message)
+    if reason not in WAITING_REASONS:
+        return None
+    text = f"pod {pod['metadata']['name']}: {reason}: {shorten(waiting.get('message', ''))}"
+    return Stalled(reason, text)
 
 
 def _list_containers(pods: Sequence[Manifest]) -> Iterator[tuple[Manifest, dict[str, Any]]]:

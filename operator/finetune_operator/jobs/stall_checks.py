@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from finetune_operator.decision import View
 from finetune_operator.jobs.observe import Attempt, PodFacts
 from finetune_operator.manifest import IMAGE_REASONS
-from finetune_operator.stalled import Stalled
+from finetune_operator.stalled import Stalled, choose_stall
 
 SCHEDULING_PATIENCE = timedelta(seconds=10)
 """Time in which the scheduler may find a node before the status says that it found none."""
@@ -28,14 +28,18 @@ def find_stall(
     patience: timedelta,
     now: datetime,
 ) -> Stalled | None:
-    """The first thing that a pod waits for; a node is expected for as long as `patience`."""
-    for pod in attempt.pods:
-        stall = _find_container_stall(pod) or _find_scheduling_stall(
-            pod, view, namespace, claims, patience, now
-        )
-        if stall is not None:
-            return stall
-    return _find_creation_stall(attempt, now)
+    """The first thing that a pod waits for; a node is expected for as long as `patience`, and what
+    is expected is reported last."""
+    return choose_stall(
+        [
+            *(
+                _find_container_stall(pod)
+                or _find_scheduling_stall(pod, view, namespace, claims, patience, now)
+                for pod in attempt.pods
+            ),
+            _find_creation_stall(attempt, now),
+        ]
+    )
 
 
 def _find_container_stall(pod: PodFacts) -> Stalled | None:

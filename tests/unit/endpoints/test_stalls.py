@@ -429,3 +429,16 @@ def test_a_replica_more_that_waits_for_a_new_node_is_no_stall_either() -> None:
     world.tick(world.decide().requeue_after or 0.0)
     world.settle()
     assert world.condition("Stalled") == ("True", "Unschedulable")
+
+
+def test_an_image_that_is_missing_is_reported_before_a_node_that_may_still_come() -> None:
+    world = World()
+    world.edit(replicas=2)
+    world.settle()
+    world.add_pods(1, 2)
+    status = unscheduled("0/2 nodes are available")
+    status["conditions"][0]["lastTransitionTime"] = world.time()
+    world.change("Pod", "glossary-r1-0", {"status": status})
+    world.change("Pod", "glossary-r1-1", {"status": waiting("ErrImagePull")})
+    world.settle()
+    assert world.condition("Stalled") == ("True", "ErrImagePull")

@@ -196,3 +196,14 @@ def test_job_that_a_queue_holds_back_is_no_stall() -> None:
     world.settle()
     assert world.condition("Stalled")["status"] == "False"
     assert "its Job is suspended" in world.status["message"]
+
+
+def test_what_a_person_has_to_provide_is_reported_before_a_node_that_may_still_come() -> None:
+    world = World()
+    world.run_until("train")
+    pods = world.add_pods("glossary-train-1", "Pending")
+    world.set_unschedulable(pods[0], "0/2 nodes are available")
+    world.set_waiting(pods[1], "ImagePullBackOff", "no such host")
+    world.tick(10)
+    world.settle()
+    assert stalled(world)[0] == "ImagePullFailed"
