@@ -95,7 +95,7 @@ FAULTS = (
     Fault(
         "the Job of an ended attempt stays",
         "jobs/stage_runner.py",
-        "if left <= 0 and attempt.job is not None:\n        draft.delete.append(",
+        "if attempt.job is not None and (left <= 0 or gives_back):\n        draft.delete.append(",
         "if False:\n        draft.delete.append(",
     ),
     Fault(
@@ -155,7 +155,7 @@ FAULTS = (
     Fault(
         "an exclusion is never lifted",
         "jobs/policies/node_exclusion.py",
-        "if not avoided or not waiting or now < min(waiting) + patience:",
+        "if not avoided or not waiting or now - min(waiting) < patience:",
         "if True:",
     ),
     Fault(
@@ -173,14 +173,26 @@ FAULTS = (
     Fault(
         "a waiting gang holds on to its devices",
         "jobs/policies/waiting_gang.py",
-        "    if not since or now < min(since) + patience:",
+        "    if not since or now - min(since) < patience:",
         "    if True:",
+    ),
+    Fault(
+        "a gang gives its devices back only when the next attempt is due",
+        "jobs/stage_runner.py",
+        "(left <= 0 or gives_back)",
+        "left <= 0",
+    ),
+    Fault(
+        "a pod has ended before its final phase",
+        "jobs/pod_status.py",
+        '    return any(not state.get("terminated") for state in states)',
+        "    return True",
     ),
     Fault(
         "a scale-up is a stall",
         "jobs/stall_checks.py",
-        "until if now < until else None)",
-        "None)",
+        "since + patience if now - since < patience else None",
+        "None",
     ),
     Fault(
         "a rank without a peer counts as a crash",

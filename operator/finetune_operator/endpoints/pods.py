@@ -132,7 +132,9 @@ def _find_scheduling_stall(pod: Manifest, patience: timedelta, now: datetime) ->
         return Stalled("ClaimNotFound", f"PersistentVolumeClaim {missing[1]!r} does not exist")
     text = f"pod {pod['metadata']['name']} cannot be scheduled: {shorten(message)}"
     since = parse_time(condition.get("lastTransitionTime"))
-    until = since + patience if since is not None and now < since + patience else None
+    until = None
+    if since is not None and now - since < patience:
+        until = min(since, now) + patience
     return Stalled(read_reason(condition.get("reason"), "Unschedulable"), text, until)
 
 

@@ -66,7 +66,7 @@ def _find_scheduling_stall(
     now: datetime,
 ) -> Stalled | None:
     since = pod.unscheduled_since
-    if since is None or pod.has_ended or now < since + SCHEDULING_PATIENCE:
+    if since is None or pod.has_ended or now - since < SCHEDULING_PATIENCE:
         return None
     for claim in claims if _ABOUT_VOLUMES.search(pod.unscheduled_message) else ():
         found = view.get("PersistentVolumeClaim", namespace, claim) or {}
@@ -76,8 +76,8 @@ def _find_scheduling_stall(
                 f"PersistentVolumeClaim {claim} has no volume: {pod.unscheduled_message}",
             )
     message = f"pod {pod.name}: {pod.unscheduled_message}"
-    until = since + patience
-    return Stalled("Unschedulable", message, until if now < until else None)
+    until = since + patience if now - since < patience else None
+    return Stalled("Unschedulable", message, until)
 
 
 def _find_creation_stall(attempt: Attempt, now: datetime) -> Stalled | None:

@@ -431,6 +431,16 @@ def test_a_replica_more_that_waits_for_a_new_node_is_no_stall_either() -> None:
     assert world.condition("Stalled") == ("True", "Unschedulable")
 
 
+@pytest.mark.parametrize("time", ["9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z", "soon"])
+def test_a_scheduler_may_write_any_time(time: str) -> None:
+    world = start_pods()
+    status = unscheduled("0/2 nodes are available")
+    status["conditions"][0]["lastTransitionTime"] = time
+    world.change("Pod", "glossary-r1-0", {"status": status})
+    world.settle()
+    assert "0/2 nodes are available" in world.status["message"]
+
+
 def test_an_image_that_is_missing_is_reported_before_a_node_that_may_still_come() -> None:
     world = World()
     world.edit(replicas=2)

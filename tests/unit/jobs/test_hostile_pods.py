@@ -124,7 +124,9 @@ CONDITIONS = st.lists(
         optional={
             "reason": LONG,
             "message": LONG,
-            "lastTransitionTime": st.sampled_from(["2026-01-05T12:00:00Z", "0001-01-01T00:00:00Z"]),
+            "lastTransitionTime": st.sampled_from(
+                ["2026-01-05T12:00:00Z", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"]
+            ),
         },
     ),
     max_size=3,

@@ -207,3 +207,17 @@ def test_what_a_person_has_to_provide_is_reported_before_a_node_that_may_still_c
     world.tick(10)
     world.settle()
     assert stalled(world)[0] == "ImagePullFailed"
+
+
+@pytest.mark.parametrize("time", ["9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z", "soon"])
+def test_a_scheduler_may_write_any_time(time: str) -> None:
+    world = World()
+    world.run_until("train")
+    (_, pod) = world.add_pods("glossary-train-1")
+    status = {"type": "PodScheduled", "status": "False", "lastTransitionTime": time}
+    world.replace_fields(pod, {"nodeName": None})
+    world.replace_status(pod, {"phase": "Pending", "conditions": [status]})
+    node = {"name": "node9", "failures": 2, "excluded": True}
+    world.write_status(world.job, {**world.status, "nodes": [node]})
+    world.settle()
+    assert world.status["phase"] == "Queued"

@@ -73,7 +73,7 @@ def check_exclusion(
     """
     avoided = list_excluded_nodes(nodes)
     waiting = [p.unscheduled_since for p in attempt.pods if p.unscheduled_since and not p.has_ended]
-    if not avoided or not waiting or now < min(waiting) + patience:
+    if not avoided or not waiting or now - min(waiting) < patience:
         return None
     if has_other_pods(observed, attempt, now):
         return None

@@ -41,7 +41,7 @@ def check_waiting_gang(
     started = attempt.job_started()
     if missing and started is not None:
         since.append(started)
-    if not since or now < min(since) + patience:
+    if not since or now - min(since) < patience:
         return None
     cause = (
         f"pod {unscheduled[0].name}: {unscheduled[0].unscheduled_message}"
