@@ -33,7 +33,7 @@ def test_a_stage_succeeds_and_the_rest_of_its_pods_is_ended(is_first: bool) -> N
     assert "glossary-evaluate-1" in world.names("Job")
 
 
-def test_a_rank_that_failed_beside_a_proxy_counts_as_failed() -> None:
+def test_a_rank_that_failed_next_to_a_proxy_counts_as_failed() -> None:
     world, pods = training()
     end_trainer(world, pods[0], 75, failed("train", "RankFailed"), False)
     world.settle()
