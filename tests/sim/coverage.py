@@ -19,6 +19,8 @@ STATES = (
     "node lost under a pod",
     "node excluded",
     "pod could not be scheduled",
+    "sidecar ran on",
+    "gang gave its devices back",
     "train tried again",
     "watch missed events",
     "watch delivered late",

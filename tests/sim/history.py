@@ -16,9 +16,10 @@ from tests.sim.invariants import Violation, require
 from tests.sim.machine import Machine, Step
 
 ACTIONS = tuple(sorted(name[3:] for name in vars(Machine) if name.startswith("do_")))
-DRAWN = (*ACTIONS, *["operator_fault"] * 8, *["cut_gang"] * 3)
+DRAWN = (*ACTIONS, *["operator_fault"] * 8, *["cut_gang"] * 3, *["fill_nodes"] * 2)
 """The simulation exists for what happens between two calls of the operator, and for zombies, which
-are rare: a gang must be training when it is partitioned, and stay undisturbed for a while."""
+are rare: a gang must be training when it is partitioned, and stay undisturbed for a while. Nodes
+must be taken before a gang starts."""
 SECONDS = (0.5, 2.0, 6.0, 15.0, 40.0, 150.0)
 WAITS = (0.0, 0.4, 1.0, 2.0, 4.0, 7.0, 12.0, 40.0)
 WRITES_AT_FIRST, WRITES_PER_STEP = 250, 60

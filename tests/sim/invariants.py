@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from finetune_operator.decision import ATTEMPT_LABEL, JOB_UID_LABEL, STAGE_LABEL, Manifest
+from finetune_operator.jobs.policies.waiting_gang import GANG_UNSCHEDULABLE
 
 from tests.sim.clock import Clock
 from tests.sim.controllers import finished
@@ -163,6 +164,8 @@ class Invariants:
                     live=live,
                 )
         self.trainer.met(f"phase {phase}")
+        if (after.get("failure") or {}).get("reason") == GANG_UNSCHEDULABLE:
+            self.trainer.met("gang gave its devices back")
 
     def _live(self, uid: str) -> list[Manifest]:
         """Jobs that run, or would."""
@@ -179,7 +182,7 @@ class Invariants:
         """Whether its pods have ended; its controller may not have recorded that yet."""
         wanted = job["spec"]["template"]["metadata"]["labels"].items()
         pods = [
-            pod["status"].get("phase")
+            _stage_phase(pod)
             for pod in self._server.list("Pod")
             if wanted <= (pod["metadata"].get("labels") or {}).items()
         ]
@@ -259,7 +262,7 @@ class Invariants:
         return any(
             pod["metadata"]["ownerReferences"][0]["uid"] == _uid(job)
             and "deletionTimestamp" not in pod["metadata"]
-            and pod["status"].get("phase") in ("Pending", "Running")
+            and _stage_phase(pod) in ("Pending", "Running")
             for pod in self._server.list("Pod", job["metadata"]["namespace"])
         )
 
@@ -283,6 +286,14 @@ class Invariants:
 
 def _name(found: Manifest) -> str:
     return str(found["metadata"]["name"])
+
+
+def _stage_phase(pod: Manifest) -> str:
+    """The pod's phase, or how its first container ended where a sidecar runs on."""
+    for container in pod["status"].get("containerStatuses") or ():
+        if terminated := container["state"].get("terminated"):
+            return "Failed" if terminated["exitCode"] else "Succeeded"
+    return str(pod["status"].get("phase") or "Pending")
 
 
 def _uid(found: Manifest) -> str:

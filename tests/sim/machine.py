@@ -37,7 +37,7 @@ CONTROLLERS = build_controllers(
         trainer_image="registry.example/trainer:1",
         serving_image="vllm:1",
         progress_interval=5.0,
-        scale_up_seconds=120.0,
+        scale_up_seconds=60.0,
     )
 )
 
@@ -278,6 +278,11 @@ class Machine:
         self.server.patch("FineTuneJob", NAMESPACE, NAME, patch)
         return True
 
+    def do_inject_sidecars(self, _which: int, _seconds: float) -> bool:
+        """A service mesh: pods have another container, which does not end by itself."""
+        self.nodes.has_sidecars = True
+        return True
+
     def do_delete_job(self, _which: int, _seconds: float) -> bool:
         """kubectl delete finetunejob."""
         if self.job is None:
@@ -452,6 +457,12 @@ class Machine:
         if node.powered and not node.linked and not node.evicted:
             self.invariants.own_faults += 1  # its ranks lost their peers for an unknown reason
         self.nodes.bring_back(name)
+
+    def do_fill_nodes(self, which: int, seconds: float) -> bool:
+        """A gang that starts now gets one node, and waits for another."""
+        self.nodes.fill(NODES[which % len(NODES)], 6 * seconds)
+        self.wait(5 * seconds)
+        return True
 
     def do_drain(self, which: int, seconds: float) -> bool:
         """kubectl drain of a node."""

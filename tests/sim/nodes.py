@@ -59,6 +59,8 @@ class Nodes:
         self._clock = clock
         self._trainer = trainer
         self._met = met
+        self.has_sidecars = False
+        """Whether pods have a container that ends only with the pod."""
         self.nodes = {name: Node(name, number) for number, name in enumerate(NODES)}
         trainer.exited = self._exited
         server.listeners.append(self._seen)
@@ -101,6 +103,13 @@ class Nodes:
         for pod in pods:
             self.evict(pod, "EvictionByEvictionAPI")
         return len(pods)
+
+    def fill(self, free: str, seconds: float) -> None:
+        """Other work takes every node but one for some time."""
+        for node in self.nodes.values():
+            if node.name != free:
+                node.cordoned = True
+                self._clock.after(seconds, setattr, node, "cordoned", False)
 
     def evict(self, pod: Manifest, reason: str) -> None:
         """Mark a pod as disrupted and delete it with its grace."""
@@ -271,9 +280,16 @@ class Nodes:
                 "message": process.message,
                 "finishedAt": self._clock.text(),
             }
+            phase = "Failed" if process.code else "Succeeded"
+            is_deleted = "deletionTimestamp" in pod["metadata"]
+            containers = [{"name": "trainer", "state": {"terminated": terminated}}]
+            if self.has_sidecars and not is_deleted and process.code != LOST_TRACK:
+                self._met("sidecar ran on")
+                phase = "Running"
+                containers.insert(0, {"name": "proxy", "state": {"running": {}}})
             status = {
-                "phase": "Failed" if process.code else "Succeeded",
-                "containerStatuses": [{"name": "trainer", "state": {"terminated": terminated}}],
+                "phase": phase,
+                "containerStatuses": containers,
             }
             pod = self._status(pod, status)
         if "deletionTimestamp" in pod["metadata"]:
