@@ -25,6 +25,10 @@ WEATHER = {"name": "weather", "parameters": {"type": "object", "properties": {}}
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Köln"}}}
 
 
+def call_with(arguments: Any) -> dict[str, Any]:
+    return {"role": "assistant", "tool_calls": [{"name": "weather", "arguments": arguments}]}
+
+
 def read_one(folder: Path, row: dict[str, Any], **fields: Any) -> Any:
     (sample,) = read(folder, "a.jsonl", json_lines(row), **fields)
     return sample
@@ -221,6 +225,10 @@ def test_tools_and_calls_are_read_in_every_usual_form(
         ({"documents": '{"text": "x"}'}, "WrongType"),
         ({"documents": {}}, "WrongType"),
         ({"tools": [{"name": "weather", "description": "\ud800"}]}, "BrokenRow"),
+        # JSON texts inside a list and inside a call are parsed too.
+        ({"tools": ['{"name": "weather", "description": "\\ud800"}']}, "BrokenRow"),
+        ({"tools": [{"name": "f", "parameters": '{"a": {"enum": ["\\ud800"]}}'}]}, "BrokenRow"),
+        ({"conversations": [ASK, call_with(r'{"city": "\ud800"}')]}, "BrokenRow"),
     ],
 )
 def test_tools_that_cannot_be_read_are_refused(

@@ -22,17 +22,22 @@ _TOOL_EXAMPLE = '[{"type": "function", "function": {"name": "...", "parameters":
 
 def read_tools(value: Any, name: str) -> tuple[Json, ...]:
     """The tools of a column, a list or its JSON text; empty where the column is."""
-    entries = _read_entries(value, f"the column {name!r}")
-    return tuple(_read_tool(parse_json_text(entry), name) for entry in entries)
+    tools = tuple(_read_tool(parse_json_text(entry), name) for entry in _read_entries(value))
+    return _check_json(tools, f"the column {name!r}")
 
 
-def _read_entries(value: Any, what: str) -> list[Any]:
+def _read_entries(value: Any) -> list[Any]:
     """The entries of a list or its JSON text, or the only entry; none where the value is empty."""
     value = parse_json_text(value)
     if is_empty(value):
         return []
-    to_json_text(value, what)
     return value if isinstance(value, list) else [value]
+
+
+def _check_json(entries: tuple[Json, ...], what: str) -> tuple[Json, ...]:
+    """The same entries, in which JSON texts are parsed; RowError where JSON cannot write them."""
+    to_json_text(entries, what)
+    return entries
 
 
 def _read_tool(entry: Any, name: str) -> Json:
@@ -78,7 +83,7 @@ def read_documents(value: Any, name: str) -> tuple[Json, ...]:
     if documents in (None, ""):
         return ()
     if isinstance(documents, list) and all(isinstance(each, dict) for each in documents):
-        return tuple(_read_entries(documents, f"the column {name!r}"))
+        return _check_json(tuple(documents), f"the column {name!r}")
     raise RowError(
         "WrongType",
         f"the column {name!r} is not a list of documents",
@@ -88,7 +93,8 @@ def read_documents(value: Any, name: str) -> tuple[Json, ...]:
 
 def read_calls(value: Any, number: int) -> tuple[Json, ...]:
     """The calls of turn `number`: a list of them or one, or the JSON text of either."""
-    return tuple(_read_call(entry, number) for entry in _read_entries(value, f"turn {number}"))
+    calls = tuple(_read_call(entry, number) for entry in _read_entries(value))
+    return _check_json(calls, f"turn {number}")
 
 
 def _read_call(entry: Any, number: int) -> Json:
