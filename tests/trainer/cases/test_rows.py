@@ -229,6 +229,8 @@ def test_tools_and_calls_are_read_in_every_usual_form(
         ({"tools": ['{"name": "weather", "description": "\\ud800"}']}, "BrokenRow"),
         ({"tools": [{"name": "f", "parameters": '{"a": {"enum": ["\\ud800"]}}'}]}, "BrokenRow"),
         ({"conversations": [ASK, call_with(r'{"city": "\ud800"}')]}, "BrokenRow"),
+        ({"conversations": [ASK, call_with(0)]}, "BadTools"),
+        ({"conversations": [ASK, call_with(False)]}, "BadTools"),
     ],
 )
 def test_tools_that_cannot_be_read_are_refused(

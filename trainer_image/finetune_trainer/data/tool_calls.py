@@ -105,7 +105,7 @@ def _read_call(entry: Any, number: int) -> Json:
         if not is_empty({**entry, **function}[key]):
             raise _bad_call(number, f"a call has {key!r}, which cannot be used")
     keys = ((part, key) for part in (function, entry) for key in _ARGUMENT_KEYS)
-    given = [parse_json_text(part[key]) for part, key in keys if part.get(key)]
+    given = [parse_json_text(part[key]) for part, key in keys if not is_empty(part.get(key))]
     arguments = given[0] if given else {}
     if any(each != arguments for each in given):
         raise _bad_call(number, f"{function['name']} has different arguments under two keys")
