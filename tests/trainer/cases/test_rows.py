@@ -327,3 +327,10 @@ def test_a_date_in_a_reference_is_an_error_of_the_row(tmp_path: Path) -> None:
     content = (tmp_path / "a.parquet").read_bytes()
     failure = read_failure(tmp_path, "a.parquet", content, objective="GRPO", grpo=RULES)
     assert (failure.reason, failure.line) == ("WrongType", 1)
+
+
+def test_a_value_that_is_nested_too_deeply_is_an_error_of_the_row(tmp_path: Path) -> None:
+    deep = f'{{"prompt": "p", "completion": "c", "metadata": {"[" * 700}{"]" * 700}}}'
+    content = json_lines({"prompt": "p", "completion": "c"}) + deep
+    failure = read_failure(tmp_path, "a.jsonl", content)
+    assert (failure.reason, failure.line) == ("BrokenRow", 2)

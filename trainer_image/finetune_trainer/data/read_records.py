@@ -87,8 +87,9 @@ class SourceReader:
             try:
                 mapping = mapping or self._find_mapping(record)
                 samples.append(self._make_sample(record, mapping, source))
-            except RowError as error:
-                self.errors.add(error, record.file, record.line)
+            except (RowError, RecursionError) as error:
+                row_error = error if isinstance(error, RowError) else _nested_too_deeply()
+                self.errors.add(row_error, record.file, record.line)
                 if mapping is None and self.errors.errors:
                     break  # the next row would settle what the columns of all rows mean
         self.errors.raise_if_any()
@@ -229,6 +230,10 @@ def read_samples(
     samples = reader.read(files, source)
     assert reader.format
     return reader.format, samples
+
+
+def _nested_too_deeply() -> RowError:
+    return RowError("BrokenRow", "a value is nested too deeply", "Simplify it.")
 
 
 def _check_end(conversation: Any) -> None:
