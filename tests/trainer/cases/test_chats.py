@@ -34,6 +34,13 @@ AS_OBJECT = (
 ADDED_TEXT = "{{ '<call>' + call.function.name + ' ' + call.function.arguments + '</call>' }}"
 JOINED_TEXT = "{{ '<call>' ~ call.function.name ~ ' ' ~ call.function.arguments ~ '</call>' }}"
 
+TEXT_ONLY = (
+    "{{ '<call>' + call.function.name + ' ' }}"
+    "{% if call.function.arguments is string %}{{ call.function.arguments }}{% endif %}"
+    "{{ '</call>' }}"
+)
+"""Drops arguments that are an object."""
+
 
 def make_template(content: str = "{{ m.content or '' }}", call: str = AS_OBJECT) -> str:
     return TOOLS.replace("CONTENT", content).replace("CALL", call)
@@ -81,8 +88,14 @@ def split_text(tokenizer: Any, found: ConversationTokens) -> tuple[str, str]:
 
 @pytest.mark.parametrize(
     "template",
-    [make_template(), make_template(call=ADDED_TEXT), make_template(call=JOINED_TEXT), null_only()],
-    ids=["object", "added text", "joined text", "null content"],
+    [
+        make_template(),
+        make_template(call=ADDED_TEXT),
+        make_template(call=JOINED_TEXT),
+        make_template(call=TEXT_ONLY),
+        null_only(),
+    ],
+    ids=["object", "added text", "joined text", "text only", "null content"],
 )
 def test_calls_and_reasoning_are_learnt_and_results_are_not(tokenizer: Any, template: str) -> None:
     context, learnt = split_text(tokenizer, tokenize(tokenizer, CHAT, template))
@@ -116,6 +129,7 @@ def test_evaluation_renders_the_prompt_that_was_trained(tokenizer: Any) -> None:
     [
         (CHATML, "the reasoning of turn 2"),
         (make_template(call=""), "the calls of turn 2"),
+        (make_template(call="{{ call.function.name }}"), "the arguments of calls of turn 2"),
         (make_template().replace("{% if tools %}", "{% if false %}"), "the tool weather"),
         (make_template(content="{{ m.content if m.role != 'tool' else '' }}"), "result in turn 3"),
     ],

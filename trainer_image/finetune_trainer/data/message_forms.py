@@ -126,7 +126,7 @@ class MarkedChat:
 
 
 def mark_chat(turns: Sequence[Turn], context: ChatContext) -> MarkedChat:
-    """Mark texts, calls, results of tools, names, tools and documents."""
+    """Mark texts, calls with their arguments, results of tools, names, tools and documents."""
     marks: dict[str, str] = {}
 
     def mark(text: str, what: str) -> str:
@@ -135,7 +135,12 @@ def mark_chat(turns: Sequence[Turn], context: ChatContext) -> MarkedChat:
 
     def mark_call(call: Json, number: int) -> Json:
         name = mark(call["function"]["name"], f"the calls of turn {number}")
-        return {**call, "function": {**call["function"], "name": name}}
+        what = f"the arguments of calls of turn {number}"
+        arguments = {
+            mark(str(key), what): mark(value, what) if isinstance(value, str) else value
+            for key, value in call["function"]["arguments"].items()
+        }
+        return {**call, "function": {"name": name, "arguments": arguments}}
 
     def mark_turn(turn: Turn, number: int) -> Turn:
         changed: dict[str, Any] = {}
