@@ -189,6 +189,32 @@ def test_a_text_with_a_token_of_the_template_is_refused(tokenizer: Any, role: st
         ChatTokenizer(tokenizer, 256, 512).tokenize_prompt((*turns, Turn("user", "And?")))
 
 
+END = "<|im_end|>"
+QUOTED_CALL = {"type": "function", "function": {"name": "f", "arguments": {"text": END}}}
+QUOTED_TOOL = {"type": "function", "function": {"name": "f", "description": END}}
+
+
+@pytest.mark.parametrize(
+    ("sample", "words"),
+    [
+        (
+            MessagesSample((CHAT.turns[0], Turn("assistant", "", tool_calls=(QUOTED_CALL,)))),
+            "turn 2",
+        ),
+        (MessagesSample((Turn("user", "Hi", name=END), CHAT.turns[3])), "turn 1"),
+        (MessagesSample(CHAT.turns, context=ChatContext(tools=(QUOTED_TOOL,))), "tools"),
+        (MessagesSample(CHAT.turns, context=ChatContext(documents=({"text": END},))), "documents"),
+    ],
+)
+def test_a_token_of_the_template_outside_of_texts_is_refused(
+    tokenizer: Any, sample: MessagesSample, words: str
+) -> None:
+    found = tokenize(tokenizer, sample, make_template())
+    assert isinstance(found, RowError)
+    assert (found.reason, END in found.message) == ("BadConversation", True)
+    assert words in found.message
+
+
 def test_a_result_that_the_template_drops_is_refused_though_its_text_is_elsewhere(
     tokenizer: Any,
 ) -> None:

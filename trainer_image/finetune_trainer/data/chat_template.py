@@ -18,6 +18,7 @@ pad token that equals EOS hides nothing.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -140,7 +141,7 @@ class ChatTokenizer:
 
         Raises RowError where the template cannot render them, or leaves a part of them out.
         """
-        self._check_contents(turns)
+        self._check_contents(turns, context)
         _, text = self._renderer.render_completely(turns, context, add_generation_prompt=True)
         return self._tokenize_texts([text])[text]
 
@@ -159,7 +160,7 @@ class ChatTokenizer:
         write the last answer after the prompt that a server renders.
         """
         turns = conversation.turns
-        self._check_contents(turns)
+        self._check_contents(turns, conversation.context)
         chat, rendered = self._renderer.render_completely(turns, conversation.context)
         prompt = chat.render(turns[:-1], add_generation_prompt=True)
         text = prompt + self._answer_after(prompt, rendered, turns[-1])
@@ -198,14 +199,26 @@ class ChatTokenizer:
             turns[-1],
         )
 
-    def _check_contents(self, turns: Sequence[Turn]) -> None:
+    def _check_contents(self, turns: Sequence[Turn], context: ChatContext) -> None:
         """Raise RowError where a text has a token that begins or ends a turn, where an answer has
         one at which servers stop, or where a turn that is not the assistant's has weight 0 and
         prompts are learnt."""
+        for name, entries in context.to_json().items():
+            text = json.dumps(entries, ensure_ascii=False)
+            if token := next((each for each in self._control_tokens if each in text), None):
+                raise RowError(
+                    "BadConversation",
+                    f"the {name} have {token}, a token with which the chat template begins or ends "
+                    "a turn",
+                    "Remove it from the text.",
+                )
         for number, turn in enumerate(turns, 1):
             stop_tokens = self._stop_tokens if turn.role == "assistant" else ()
+            texts = [turn.content, turn.reasoning or "", turn.name or ""]
+            if turn.tool_calls:
+                texts.append(json.dumps(turn.tool_calls, ensure_ascii=False))
             for token in (*self._control_tokens, *stop_tokens):
-                if token in turn.content or token in (turn.reasoning or ""):
+                if any(token in text for text in texts):
                     effect = (
                         "a token with which the chat template begins or ends a turn"
                         if token in self._control_tokens
