@@ -116,6 +116,7 @@ def test_turns_of_weight_0_are_context(tmp_path: Path, key: str) -> None:
         ({**ANSWER, "audio": {"data": "AAAA"}}, "'audio'"),
         ({**ANSWER, "refusal": "No."}, "'refusal'"),
         ({**ANSWER, "reasoning": "a", "thinking": "b"}, "two different reasonings"),
+        ({**ANSWER, "content": "<think>a</think>c", "reasoning": "a"}, "</think>"),
         ({**ANSWER, "content": [{"type": "tool_use", "name": "f"}]}, "not text"),
         ({**ANSWER, "content": None}, "null"),
     ],
@@ -159,6 +160,13 @@ def test_reasoning_is_read_from_a_key_of_its_own(tmp_path: Path, turn: dict[str,
 def test_reasoning_is_read_from_a_column(tmp_path: Path) -> None:
     sample = read_one(tmp_path, {"prompt": "p", "reasoning": "because", "completion": "c"})
     assert sample.turns[-1].reasoning == "because"
+
+
+def test_reasoning_of_a_column_and_in_the_answer_is_refused(tmp_path: Path) -> None:
+    row = {"prompt": "p", "reasoning": "a", "completion": "<think>a</think>c"}
+    failure = read_failure(tmp_path, "a.jsonl", json_lines(row))
+    assert (failure.reason, failure.line) == ("BadConversation", 1)
+    assert read_one(tmp_path, {**row, "reasoning": " "}).turns[-1].reasoning is None
 
 
 OPENAI = [

@@ -16,6 +16,7 @@ from finetune_trainer.data.tool_calls import parse_json_text
 from finetune_trainer.data.turns import (
     Turn,
     Turns,
+    check_one_thought,
     check_placeholder,
     looks_like_turns,
     parse_turns,
@@ -145,7 +146,10 @@ def check_conversation(turns: Sequence[Turn]) -> Turns:
 
 def with_reasoning(turn: Turn, reasoning: str | None) -> Turn:
     """The turn with the reasoning of a column of its own."""
-    return replace(turn, reasoning=reasoning) if reasoning else turn
+    if not (reasoning or "").strip():
+        return turn
+    check_one_thought(turn.content, "the answer")
+    return replace(turn, reasoning=reasoning)
 
 
 def _check_order(turns: Sequence[Turn]) -> None:

@@ -269,6 +269,8 @@ def _parse_turn(entry: Mapping[str, Any], number: int) -> Turn:
         raise _bad_turn(
             f"turn {number} of the {role} {what}", "Only turns of the assistant can have that."
         )
+    if reasoning:
+        check_one_thought(text, f"turn {number}")
     return Turn(
         role,
         text,
@@ -409,6 +411,15 @@ def check_placeholder(text: str, what: str) -> None:
         is_html = placeholder != "<image>" and placeholder.replace("<", "</") in text
         if (text.startswith(placeholder) or stripped.endswith(placeholder)) and not is_html:
             raise _bad_turn(f"{what} has the placeholder {placeholder}", _REFUSED_KEYS["image"])
+
+
+def check_one_thought(text: str, what: str) -> None:
+    """RowError where the text of an answer that has reasoning apart from it has a thought too."""
+    if "</think>" in text:
+        raise _bad_turn(
+            f"{what} has reasoning apart from its text, and </think> in its text",
+            "Keep the reasoning in one of the two.",
+        )
 
 
 def _first(entry: Mapping[str, Any], keys: Iterable[str]) -> Any:
