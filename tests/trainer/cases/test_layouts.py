@@ -157,6 +157,14 @@ def test_keys_of_parts_are_listed(tmp_path: Path) -> None:
     assert found.ignored_columns == ("messages[].content[].cache_control",)
 
 
+def test_keys_of_what_a_tool_returned_are_used(tmp_path: Path) -> None:
+    call = {"role": "assistant", "tool_calls": [{"name": "f"}]}
+    row = {"messages": [USER, call, {"role": "tool", "content": [{"a": 1}, "b"]}, ASSISTANT]}
+    found = read_dataset([[write_file(tmp_path, "a.jsonl", json_lines(row))]], None, job())
+    assert found.ignored_columns == ()
+    assert found.train[0].turns[2].content == '[{"a": 1}, "b"]'
+
+
 @pytest.mark.parametrize("as_text", [False, True])
 def test_prompts_and_completions_can_be_conversations(tmp_path: Path, as_text: bool) -> None:
     prompt, completion = [{"role": "system", "content": "s"}, USER], [ASSISTANT]

@@ -192,7 +192,11 @@ def unused_turn_keys(value: Any) -> set[str]:
         if not turn.keys() <= _USED_KEYS:
             found |= _unused(turn, _USED_KEYS)
         content = turn.get("content") or turn.get("value")
-        for part in content if isinstance(content, list) else ():
+        if not isinstance(content, list):
+            continue
+        if _is_json_result(_role_of(_first(turn, _ROLE_KEYS)), content):
+            continue
+        for part in content:
             if isinstance(part, dict):
                 found.update(f"content[].{key}" for key in _unused(part, _PART_KEYS))
     # A prompt or an answer can be a text that happens to be JSON.
@@ -305,7 +309,7 @@ def _read_content(
 ) -> tuple[str, str | None]:
     """Text and reasoning of the content of a turn."""
     what, thought = f"content of turn {number}", None
-    if isinstance(content, list) and not (role == "tool" and not _are_parts(content)):
+    if isinstance(content, list) and not _is_json_result(role, content):
         content, thought = _join_parts(content, number)
     elif role == "tool" and isinstance(content, dict | list | int | float):
         content = to_json_text(content, what)
@@ -322,8 +326,10 @@ def _check_text(content: Any, role: str, number: int, may_be_empty: bool = False
     return text
 
 
-def _are_parts(content: list[Any]) -> bool:
-    return bool(content) and all(isinstance(part, dict) and "type" in part for part in content)
+def _is_json_result(role: str | None, content: list[Any]) -> bool:
+    """Whether a list is what a tool returned, and not the parts of a text."""
+    are_parts = bool(content) and all(isinstance(each, dict) and "type" in each for each in content)
+    return role == "tool" and not are_parts
 
 
 def _join_parts(parts: list[Any], number: int) -> tuple[str, str | None]:
