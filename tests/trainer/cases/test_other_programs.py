@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
@@ -57,6 +58,12 @@ def test_the_column_names_of_a_second_file_are_no_row(
     assert (failure.reason, failure.line) == ("BrokenRow", 3)
     policy = {"policy": "Skip", "max": "50%"}
     assert len(read(tmp_path, name, file * 2, invalidRows=policy)) == 2
+
+
+def test_a_byte_order_mark_may_begin_each_of_joined_files(tmp_path: Path) -> None:
+    file = "\ufeff" + json_lines({"prompt": "p", "completion": "c"})
+    assert len(read(tmp_path, "a.jsonl", file * 2)) == 2
+    assert len(read(tmp_path, "a.json", file * 2)) == 2
 
 
 def test_a_word_that_is_the_name_of_the_only_column_is_a_row(tmp_path: Path) -> None:
@@ -130,6 +137,18 @@ def test_a_reference_without_a_word_is_refused_where_words_are_compared(
 def test_a_date_is_not_called_a_number(tmp_path: Path) -> None:
     content = parquet(prompt=[datetime.date(2020, 1, 1)], completion=["c"])
     assert "holds a date, not a text" in read_failure(tmp_path, "a.parquet", content).message
+
+
+def test_rows_after_the_end_of_a_stream_are_not_lost(tmp_path: Path) -> None:
+    sink = pyarrow.BufferOutputStream()
+    table = pyarrow.table({"prompt": ["p", "q"], "completion": ["c", "d"]})
+    with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    stream = sink.getvalue().to_pybytes()
+    assert len(read(tmp_path, "a.arrow", stream)) == 2
+    failure = read_failure(tmp_path, "a.arrow", stream * 2)
+    assert (failure.reason, failure.line) == ("BrokenRow", 3)
+    assert "goes on after the end" in failure.message
 
 
 def test_frames_without_data_are_skipped(tmp_path: Path) -> None:

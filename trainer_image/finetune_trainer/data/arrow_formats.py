@@ -53,6 +53,8 @@ def parse_arrow(path: Path) -> Iterator[NumberedRow]:
                 yield reader.schema
                 for batch in reader:
                     yield from _slices(batch)
+                if file.tell() < file.size():
+                    raise pyarrow.ArrowInvalid("the file goes on after the end of its stream")
             if not _has_end_mark(path):
                 raise pyarrow.ArrowInvalid("the end of the stream is missing")
 
