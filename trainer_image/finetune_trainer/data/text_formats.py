@@ -33,8 +33,9 @@ def parse_json_lines(stream: IO[bytes]) -> Iterator[NumberedRow]:
 def parse_json(text: str) -> Any:
     """One line as JSON, or its RowError."""
     try:
-        # Without its line break, which the decoder would count as a line of its own.
-        return JSON.decode(text.rstrip("\r\n"))
+        # Without its line break, which the decoder would count as a line of its own. Of joined
+        # files each may begin with a byte order mark.
+        return JSON.decode(text.rstrip("\r\n").removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
         return json_error(error, "Write one complete JSON object per line.")
 
