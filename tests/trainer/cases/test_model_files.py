@@ -264,6 +264,7 @@ def build(folder: Path) -> None:
         ({"torch_dtype": "int8"}, "has torch_dtype 'int8'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised (gptq)"),
         ({"quantization_config": "fp8"}, "quantised (some method)"),
+        ({"quantization_config": {}}, "quantised (some method)"),
         ({"model_type": "own", "auto_map": {"AutoModel": "m.M"}}, "code of its own"),
         ({"model_type": 7}, "has no model_type"),
         ({"architectures": ["LlamaForQuestionAnswering"]}, "is not a causal language model"),

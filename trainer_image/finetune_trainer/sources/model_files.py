@@ -149,7 +149,8 @@ def check_config(folder: Path, uri: str) -> dict[str, Any]:
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise unsupported_model(uri, f"{CONFIG} has no model_type")
-    if quantised := config.get("quantization_config") or config.get("compression_config"):
+    settings = (config.get(name) for name in ("quantization_config", "compression_config"))
+    if (quantised := next((each for each in settings if each is not None), None)) is not None:
         how = quantised.get("quant_method") if isinstance(quantised, dict) else None
         raise unsupported_model(
             uri,
