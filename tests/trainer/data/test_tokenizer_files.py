@@ -241,3 +241,17 @@ def test_a_tokenizer_that_splits_the_tokens_of_templates_is_refused(tmp_path: Pa
     edit_json(folder / "tokenizer_config.json", split_special_tokens=True)
     with pytest.raises(UserError, match="split_special_tokens"):
         load_tokenizer(folder)
+
+
+def test_a_length_of_the_tokenizer_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "model")
+    edit_json(folder / "tokenizer_config.json", model_max_length="512")
+    with pytest.raises(UserError, match="has model_max_length '512'"):
+        load_tokenizer(folder)
+
+
+def test_an_empty_token_ends_no_sequence(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "model")
+    edit_json(folder / "tokenizer_config.json", eos_token="")
+    with pytest.raises(UserError, match="no end-of-sequence token"):
+        load_tokenizer(folder)

@@ -55,7 +55,7 @@ def load_tokenizer(folder: Path, changes: Tokenizer | None = None, date: str | N
     be used or changed.
     """
     tokenizer = read_tokenizer(folder)
-    if tokenizer.eos_token_id is None:
+    if not tokenizer.eos_token:
         raise UserError(
             "UnsupportedModel",
             "The tokenizer has no end-of-sequence token, so the model could not learn to stop.",

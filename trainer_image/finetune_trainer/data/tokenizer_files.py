@@ -115,7 +115,7 @@ def _read_vocabulary(folder: Path) -> Any:
 
 def _load(folder: Path, kind: Any, **options: Any) -> Any:
     try:
-        return kind.from_pretrained(
+        tokenizer = kind.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True, **options
         )
     except Exception as error:
@@ -127,6 +127,12 @@ def _load(folder: Path, kind: Any, **options: Any) -> Any:
             if (folder / TOKENIZER_JSON).is_file()
             else _REMEDY,
         ) from None
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise _unreadable(
+            f"tokenizer_config.json has model_max_length {tokenizer.model_max_length!r}",
+            "Write it as a number, or remove it.",
+        )
+    return tokenizer
 
 
 def _is_better(plain: Any, named: Any) -> bool:
