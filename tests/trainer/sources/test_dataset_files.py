@@ -243,11 +243,24 @@ def test_the_card_declares_configurations(root: Path) -> None:
     assert chosen(root, config="german") == ["de/train.jsonl"]
 
 
-def test_a_broken_card_is_refused(root: Path) -> None:
+DEEP = "[" * 2000 + "]" * 2000
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("README.md", "---\nconfigs: [\n---\n"),
+        ("README.md", f"---\nconfigs: {DEEP}\n---\n"),
+        ("dataset_dict.json", f'{{"splits": {DEEP}}}'),
+        ("state.json", f'{{"_data_files": {DEEP}}}'),
+    ],
+)
+def test_a_broken_card_is_refused(root: Path, name: str, content: str) -> None:
     write(root, "a.jsonl")
-    write(root, "README.md", content="---\nconfigs: [\n---\n")
+    write(root, "a.arrow")
+    write(root, name, content=content)
     failure = refusal(root)
-    assert (failure.reason, failure.file) == ("BrokenFile", "README.md")
+    assert (failure.reason, failure.file) == ("BrokenFile", name)
     assert chosen(root, files="*.jsonl") == ["a.jsonl"]
 
 

@@ -247,6 +247,14 @@ def test_text_file_named_safetensors_is_reported(tmp_path: Path) -> None:
         read_header(path)
 
 
+def test_a_header_that_is_nested_too_deeply_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    header = b'{"a": ' + b"[" * 2000 + b"]" * 2000 + b"}"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match="its header is not valid"):
+        read_header(path)
+
+
 def test_tiny_model_is_the_same_every_time(tmp_path: Path, tiny_model_folder: Path) -> None:
     again = tiny_model(tmp_path / "again")
     for path in tiny_model_folder.iterdir():

@@ -43,7 +43,7 @@ def read_card(path: Path) -> list[CardConfig]:
 
     try:
         metadata = metadata_load(path)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         detail = str(error).split("\n")[0][:200]
         raise CardError(f"its front matter is not valid YAML: {detail}") from None
     except ValueError:  # front matter that is not a mapping declares nothing
@@ -105,7 +105,7 @@ def read_dataset_dict(path: Path) -> list[str]:
     """The splits that a dataset_dict.json names; CardError where it is malformed."""
     try:
         splits = json.loads(path.read_bytes())["splits"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise CardError("it is not the dataset_dict.json that save_to_disk writes") from None
     if not isinstance(splits, list) or not all(isinstance(each, str) for each in splits):
         raise CardError("splits is not a list of names")
@@ -119,5 +119,5 @@ def read_saved_files(path: Path) -> list[str]:
         return [str(file["filename"]) for file in json.loads(path.read_bytes())["_data_files"]]
     except KeyError:
         return []
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise CardError("it is not the state.json that save_to_disk writes") from None

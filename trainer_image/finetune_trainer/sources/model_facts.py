@@ -246,7 +246,7 @@ def read_header(path: Path) -> Header:
             header = json.loads(file.read(length))
             tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
             end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             raise _broken(path, "its header is not valid") from None
     if not tensors or size != 8 + length + end:
         raise _broken(path, f"it has {size} bytes instead of {8 + length + end}")
