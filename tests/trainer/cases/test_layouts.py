@@ -75,6 +75,12 @@ def test_calls_in_turns_of_their_own_are_one_turn(tmp_path: Path) -> None:
     assert [call["function"]["name"] for call in sample.turns[1].tool_calls] == ["f", "g"]
 
 
+def test_a_call_of_another_name_stays_a_turn_of_its_own(tmp_path: Path) -> None:
+    calls = [{"role": "assistant", "tool_calls": [{"name": "f"}], "name": name} for name in "ab"]
+    sample = read_one(tmp_path, {"messages": [USER, *calls]})
+    assert [turn.name for turn in sample.turns] == [None, "a", "b"]
+
+
 @pytest.mark.parametrize(
     "tool",
     [

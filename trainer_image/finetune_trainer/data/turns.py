@@ -149,7 +149,8 @@ def _join_calls(turns: list[Turn]) -> list[Turn]:
     for turn in turns:
         last = joined[-1] if joined else None
         is_call = bool(turn.tool_calls) and not turn.content and turn.reasoning is None
-        if last and is_call and last.role == "assistant" and last.is_learnt == turn.is_learnt:
+        is_same = last and last.role == "assistant" and last.is_learnt == turn.is_learnt
+        if last and is_call and is_same and turn.name in (None, last.name):
             joined[-1] = replace(last, tool_calls=(*last.tool_calls, *turn.tool_calls))
         else:
             joined.append(turn)
