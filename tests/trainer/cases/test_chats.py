@@ -157,6 +157,14 @@ def test_documents_that_the_template_leaves_out_are_refused(tokenizer: Any) -> N
     assert isinstance(found, RowError)
     documents = "{% for d in documents %}{{ d.title + d.text }}{% endfor %}"
     assert isinstance(tokenize(tokenizer, sample, documents + CHATML), ConversationTokens)
+    nested = {"title": "A", "text": "b", "source": {"urls": ["https://example.org"]}}
+    found = tokenize(
+        tokenizer,
+        MessagesSample(turns, context=ChatContext(documents=(nested,))),
+        documents + CHATML,
+    )
+    assert isinstance(found, RowError)
+    assert "the source of document 1" in found.message
 
 
 @pytest.mark.parametrize("template", [CHATML, CHATML_GENERATION])
@@ -241,6 +249,16 @@ def test_parameters_that_the_template_drops_are_refused(tokenizer: Any) -> None:
     found = tokenize(tokenizer, sample, names_only)
     assert isinstance(found, RowError)
     assert "the parameter city" in found.message
+
+
+def test_the_description_of_a_tool_that_the_template_drops_is_refused(tokenizer: Any) -> None:
+    tool = {"type": "function", "function": {"name": "weather", "description": "Of a city."}}
+    sample = MessagesSample(CHAT.turns, context=ChatContext(tools=(tool,)))
+    assert isinstance(tokenize(tokenizer, sample, make_template()), ConversationTokens)
+    names_only = make_template().replace("{{ t | tojson }}", "{{ t.function.name }}")
+    found = tokenize(tokenizer, sample, names_only)
+    assert isinstance(found, RowError)
+    assert "the description of the tool weather" in found.message
 
 
 def test_weight_0_of_a_users_turn_is_refused_where_prompts_are_learnt(tokenizer: Any) -> None:

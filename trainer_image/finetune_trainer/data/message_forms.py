@@ -158,6 +158,9 @@ def mark_chat(turns: Sequence[Turn], context: ChatContext) -> MarkedChat:
         name = tool["function"]["name"]
         marked_name = mark(name, f"the tool {name}")
         function = {**tool["function"], "name": marked_name}
+        description = function.get("description")
+        if isinstance(description, str) and description.strip():
+            function["description"] = mark(description, f"the description of the tool {name}")
         parameters = function.get("parameters")
         parameters = parameters if isinstance(parameters, dict) else {}
         properties = parameters.get("properties")
@@ -170,11 +173,20 @@ def mark_chat(turns: Sequence[Turn], context: ChatContext) -> MarkedChat:
         return {**tool, "function": function}
 
     def mark_document(document: Json, number: int) -> Json:
-        texts = {key: value for key, value in document.items() if isinstance(value, str)}
         return {
-            **document,
-            **{key: mark(text, f"the {key} of document {number}") for key, text in texts.items()},
+            key: mark_texts(value, f"the {key} of document {number}")
+            for key, value in document.items()
         }
+
+    def mark_texts(value: Any, what: str) -> Any:
+        match value:
+            case str():
+                return mark(value, what)
+            case list():
+                return [mark_texts(each, what) for each in value]
+            case dict():
+                return {key: mark_texts(each, what) for key, each in value.items()}
+        return value
 
     marked = tuple(mark_turn(turn, number) for number, turn in enumerate(turns, 1))
     marked_context = ChatContext(
