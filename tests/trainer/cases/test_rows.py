@@ -114,6 +114,7 @@ def test_turns_of_weight_0_are_context(tmp_path: Path, key: str) -> None:
         ({**ANSWER, "weight": 0}, "weight 0"),
         ({**ANSWER, "train": "yes"}, "train 'yes'"),
         ({**ANSWER, "audio": {"data": "AAAA"}}, "'audio'"),
+        ({**ANSWER, "train_detail": [{"begin_offset": 0, "train": False}]}, "'train_detail'"),
         ({**ANSWER, "refusal": "No."}, "'refusal'"),
         ({**ANSWER, "reasoning": "a", "thinking": "b"}, "two different reasonings"),
         ({**ANSWER, "content": "<think>a</think>c", "reasoning": "a"}, "</think>"),

@@ -75,7 +75,7 @@ _REFUSED_KEYS = {
     "tools": "Put the tools into a column tools of the row.",
     "functions": "Put the tools into a column tools of the row.",
     "loss_scale": "Give the turn weight 0 or 1.",
-    "training_detail": "Give the turn weight 0 or 1.",
+    **dict.fromkeys(("training_detail", "train_detail"), "Give the turn weight 0 or 1."),
     "refusal": "Write the refusal as the content of the turn.",
     "channel": "Write what is not of the channel final as reasoning_content of the answer.",
     "recipient": "Write calls of tools as tool_calls.",
