@@ -22,6 +22,7 @@ from pathlib import Path
 
 from hack.cluster.images import Image, blobs, import_image, listed, remember, remembered
 from hack.cluster.paths import cache_dir, locked, put
+from hack.cluster.prerequisites import install
 from hack.cluster.process import read_text, run, succeeds, wait_for, warn
 
 _KEEP = 4
@@ -145,6 +146,7 @@ def _fill(root: Path, wanted: dict[str, str], images: list[Image]) -> dict[str, 
 @contextlib.contextmanager
 def serve(root: Path) -> Iterator[list[str]]:
     """A containerd of its own on `root`, as the command prefix of `ctr`."""
+    install(["containerd", "runc"])
     disabled = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
     with tempfile.TemporaryDirectory(prefix="golden-") as name:  # a socket's path must be short
         state = Path(name)
