@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,12 +37,10 @@ class Containerd:
         """Names and digests of the images that are here."""
         return listed(run([*self.ctr, "images", "ls"]))
 
-    def start(
-        self, reference: str, *command: str, options: Sequence[str] = ()
-    ) -> subprocess.CompletedProcess[str]:
+    def start(self, reference: str, *command: str) -> subprocess.CompletedProcess[str]:
         """Run `command` in a container whose root is read-only and which has only /tmp."""
         mount = "type=tmpfs,src=tmpfs,dst=/tmp,options=rw:mode=1777"
-        argv = [*self.ctr, "run", "--rm", "--read-only", "--mount", mount, *options, reference]
+        argv = [*self.ctr, "run", "--rm", "--read-only", "--mount", mount, reference]
         name = f"test-{os.getpid()}"
         return subprocess.run(
             [*argv, name, *command], capture_output=True, text=True, timeout=120, check=False

@@ -45,16 +45,6 @@ def test_image_starts_without_root_on_a_read_only_root(containerd: Containerd, n
     assert set(found["versions"]) == set(MODULES[name])
 
 
-def test_the_trainer_starts_as_a_user_that_the_cluster_has_assigned(containerd: Containerd) -> None:
-    """The id has no entry in the image's list of users; pods have these variables."""
-    who = "import getpass, os; print(os.getuid(), getpass.getuser(), os.path.expanduser('~'))"
-    command = ("python", "-c", f"{who}\nimport torch._inductor.codecache, finetune_trainer.train")
-    options = ("--user=1000650000:0", "--env=HOME=/tmp", "--env=USER=finetune")
-    done = containerd.start(catalog.reference("trainer"), *command, options=options)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["1000650000", "finetune", "/tmp"]
-
-
 def test_no_module_is_compiled_at_start(containerd: Containerd) -> None:
     done = containerd.start(catalog.reference("trainer"), "python", "-c", UNCOMPILED)
     assert done.returncode == 0, done.stderr
