@@ -6,6 +6,8 @@ share base and libraries, so a node holds them once.
 
 from __future__ import annotations
 
+import os
+
 from hack.images.layers import CHECKOUT, base_layer, code_layer, ml_layer, operator_layer
 from hack.images.oci import OciImage
 
@@ -23,6 +25,9 @@ _ENVIRONMENT = (
     "HOME=/tmp",
 )
 _CODE = ("PYTHONPATH=/app",)
+_PASSED_ON = ("ONEDNN_MAX_CPU_ISA",)
+"""Variables of the builder that the images get: ONEDNN_MAX_CPU_ISA=AVX512_CORE hides the bf16
+instructions of a CPU from PyTorch, so that `make demo` runs as on a CPU without them."""
 _OFFLINE = ("VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1")
 
 
@@ -44,9 +49,10 @@ def reference(name: str) -> str:
 
 
 def _settings(environment: tuple[str, ...], **more: object) -> dict[str, object]:
+    passed_on = [f"{name}={os.environ[name]}" for name in _PASSED_ON if os.environ.get(name)]
     return {
         "User": "65532:65532",
         "WorkingDir": "/tmp",
-        "Env": [*_ENVIRONMENT, *environment],
+        "Env": [*_ENVIRONMENT, *environment, *passed_on],
         **more,
     }
