@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
-from finetune_api.acceleratorprofile import AcceleratorProfileSpec
+from finetune_api.acceleratorprofile import AcceleratorProfileSpec, Toleration
 from finetune_api.base import (
     DNS_LABEL_PATTERN,
+    LABEL_KEY_PATTERN,
     LABEL_VALUE_PATTERN,
     OBJECT_NAME_PATTERN,
     QUANTITY_PATTERN,
@@ -132,6 +133,14 @@ def test_helm_accepts_no_name_that_the_operator_refuses() -> None:
     assert known["optionalName"]["pattern"] == f"^({OBJECT_NAME_PATTERN[1:-1]})?$"
     assert known["namespace"]["pattern"] == DNS_LABEL_PATTERN
     assert known["quantity"]["pattern"] == QUANTITY_PATTERN
+    toleration = known["toleration"]["properties"]
+    assert toleration.keys() == {each.alias for each in Toleration.model_fields.values()}
+    key, value = (
+        known["nodeSelector"]["propertyNames"],
+        known["nodeSelector"]["additionalProperties"],
+    )
+    assert key["pattern"] == toleration["key"]["pattern"] == LABEL_KEY_PATTERN
+    assert value["pattern"] == toleration["value"]["pattern"] == LABEL_VALUE_PATTERN
 
 
 def test_the_lease_is_in_a_watched_namespace() -> None:
@@ -212,6 +221,8 @@ def test_the_values_schema_has_every_field_of_a_profile() -> None:
         ("logFormat=xml", "/logFormat"),
         ("workspace.claimName=a..b", "/workspace/claimName"),
         ("watchNamespaces={team.a}", "/watchNamespaces/0"),
+        ("cpuPods.nodeSelector.pool=a b", "/cpuPods/nodeSelector/pool"),
+        ("cpuPods.tolerations[0].operator=Any", "/cpuPods/tolerations/0/operator"),
     ],
 )
 def test_helm_refuses_an_invalid_value_by_name(value: str, message: str) -> None:
