@@ -42,6 +42,7 @@ def kubelet(own_plane: ControlPlane, tmp_path: Path) -> Iterator[Kubelet]:
     for each in kubelet.starts:
         each.process.kill()
         each.process.wait()
+    print("".join(each.log.read_text()[-4000:] for each in kubelet.starts[-2:]))
 
 
 def is_carried_out(kubelet: Kubelet, api: Api, name: str) -> bool:
