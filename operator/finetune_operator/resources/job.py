@@ -11,11 +11,12 @@ from finetune_operator.resources.pod import StagePods, build_stage_pod_spec
 
 def build_stage_job(metadata: AttemptMetadata, pods: StagePods, settings: Settings) -> Manifest:
     """Job of one attempt; Indexed where its pods must find each other."""
+    common = metadata.to_manifest()
     return add_spec_hash(
         {
             "apiVersion": "batch/v1",
             "kind": "Job",
-            "metadata": metadata.to_manifest(),
+            "metadata": {**common, "labels": {**common["labels"], **metadata.queue_labels}},
             "spec": {
                 "completions": pods.nodes,
                 "parallelism": pods.nodes,

@@ -58,6 +58,10 @@ def build_owner_reference(owner: Manifest) -> dict[str, Any]:
     }
 
 
+KUEUE_PREFIX = "kueue.x-k8s.io/"
+QUEUE_LABEL = KUEUE_PREFIX + "queue-name"
+
+
 @dataclass(frozen=True)
 class AttemptMetadata:
     """What the children of one attempt of a FineTuneJob have in common: name, labels, owner."""
@@ -85,6 +89,12 @@ class AttemptMetadata:
     def labels(self) -> dict[str, str]:
         """Labels of every child and pod."""
         return build_labels({JOB_NAME_LABEL: self.job["metadata"]["name"], **self.selector})
+
+    @property
+    def queue_labels(self) -> dict[str, str]:
+        """Labels by which Kueue finds the queue and the priority of a Job, from the FineTuneJob."""
+        labels: dict[str, str] = self.job["metadata"].get("labels") or {}
+        return {key: value for key, value in labels.items() if key.startswith(KUEUE_PREFIX)}
 
     def to_manifest(self) -> dict[str, Any]:
         """The metadata of a child that the job owns."""

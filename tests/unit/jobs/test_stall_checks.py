@@ -196,6 +196,7 @@ def test_job_that_a_queue_holds_back_is_no_stall() -> None:
     world.settle()
     assert world.condition("Stalled")["status"] == "False"
     assert "its Job is suspended" in world.status["message"]
+    assert "no label kueue.x-k8s.io/queue-name" in world.status["message"]
 
 
 def test_what_a_person_has_to_provide_is_reported_before_a_node_that_may_still_come() -> None:
@@ -221,3 +222,20 @@ def test_a_scheduler_may_write_any_time(time: str) -> None:
     world.write_status(world.job, {**world.status, "nodes": [node]})
     world.settle()
     assert world.status["phase"] == "Queued"
+
+
+def test_labels_of_kueue_reach_the_jobs_and_not_their_pods() -> None:
+    job = job_manifest()
+    queue = {"kueue.x-k8s.io/queue-name": "team-a", "kueue.x-k8s.io/priority-class": "high"}
+    job["metadata"]["labels"] = {**queue, "team": "a"}
+    world = World(job)
+    world.settle()
+    made = world.need("Job", "glossary-prepare-1")
+    labels = made["metadata"]["labels"]
+    assert queue.items() <= labels.items()
+    assert "team" not in labels
+    assert not queue.keys() & made["spec"]["template"]["metadata"]["labels"].keys()
+    world.patch(made, {"spec": {"suspend": True}})
+    world.tick(21)
+    world.settle()
+    assert world.status["message"].endswith("as by a queue without free capacity")
