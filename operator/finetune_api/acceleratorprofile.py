@@ -43,12 +43,12 @@ class Toleration(SpecModel):
 
     model_config = validation_config(
         cel(
-            "self.operator == 'Equal' || !has(self.value)",
+            "!has(self.operator) || self.operator == 'Equal' || !has(self.value)",
             "value is only for operator Equal; leave value out, or set operator to Equal",
             ".value",
         ),
         cel(
-            "self.operator == 'Exists' || has(self.key)",
+            "(has(self.operator) && self.operator == 'Exists') || has(self.key)",
             "operator Equal needs a key; set key, or set operator to Exists",
             ".key",
         ),

@@ -73,7 +73,9 @@ def structural_schema(model: type[BaseModel], *, spec: bool) -> Schema:
     """The structural schema of a model.
 
     A spec gets defaults and must be bounded. A status gets no defaults: a field that the operator
-    left out of a status stays out. Raises SchemaError.
+    left out of a status stays out. Nor do items of lists: tools that compare a list with the one in
+    git, as Argo CD does, would find the default that the API server has filled in. The description
+    has it instead. Raises SchemaError.
     """
     _check_described(model)
     raw = model.model_json_schema(schema_generator=_WithFactories)
@@ -103,7 +105,7 @@ class _Rewriter:
         self.definitions = definitions
         self.spec = spec
 
-    def rewrite(self, raw: Schema, where: str) -> Schema:
+    def rewrite(self, raw: Schema, where: str, in_list: bool = False) -> Schema:
         """Rewrite one node and everything below it."""
         raw = self._resolve(raw, where)
         if unknown := [k for k in raw if k not in (*KEPT, *REWRITTEN)]:
@@ -114,10 +116,14 @@ class _Rewriter:
         out |= {key: raw[key] for key in KEPT if key in raw}
         if "const" in raw:
             out["enum"] = [raw["const"]]
-        if self.spec and raw.get("default") is not None:
-            out["default"] = raw["default"]
+        default = raw.get("default")
+        if self.spec and default is not None and in_list:
+            text = f"{default:g}" if isinstance(default, float) else default
+            out["description"] += f" Absent means {text}."
+        elif self.spec and default is not None:
+            out["default"] = default
         self._exclusive(raw, out, where)
-        self._children(raw, out, where)
+        self._children(raw, out, where, in_list)
         self._check_bounds(out, where)
         return out
 
@@ -137,16 +143,16 @@ class _Rewriter:
             raise SchemaError(f"{where}: give it a type; a CRD needs one for every field")
         return raw
 
-    def _children(self, raw: Schema, out: Schema, where: str) -> None:
+    def _children(self, raw: Schema, out: Schema, where: str, in_list: bool) -> None:
         if "items" in raw:
-            out["items"] = self.rewrite(raw["items"], f"{where}[]")
+            out["items"] = self.rewrite(raw["items"], f"{where}[]", in_list=True)
         if isinstance(values := raw.get("additionalProperties"), dict):
-            out["additionalProperties"] = self.rewrite(values, f"{where}{{}}")
+            out["additionalProperties"] = self.rewrite(values, f"{where}{{}}", in_list)
         if "properties" in raw:
             if required := raw.get("required"):
                 out["required"] = required
             out["properties"] = {
-                name: self.rewrite(node, f"{where}.{name}")
+                name: self.rewrite(node, f"{where}.{name}", in_list)
                 for name, node in raw["properties"].items()
             }
 

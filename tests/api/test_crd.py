@@ -70,6 +70,16 @@ def table(plane: ControlPlane, *words: str) -> dict[str, str]:
     return {heading[cell].strip(): row[cell].strip() for cell in cells}
 
 
+def test_a_list_comes_back_as_it_was_written(api: Api, namespace: str) -> None:
+    """Argo CD compares whole lists with those in git."""
+    wish = job(namespace)
+    wish["spec"]["grpo"] = {"rewards": [{"type": "json"}]}
+    wish["spec"]["objective"] = "GRPO"
+    found = api.create(wish)["spec"]
+    assert found["dataset"]["train"] == wish["spec"]["dataset"]["train"]
+    assert found["grpo"]["rewards"] == wish["spec"]["grpo"]["rewards"]
+
+
 def test_kubectl_get_shows_the_state_of_a_job_in_one_line(
     control_plane: ControlPlane, api: Api, namespace: str
 ) -> None:

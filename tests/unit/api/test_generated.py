@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -54,3 +56,21 @@ def test_a_string_that_other_parsers_read_as_another_type_is_quoted(text: str) -
 
 def test_a_crd_contains_no_helm_template() -> None:
     assert not [name for name, text in crd.render_crds().items() if "{{" in text]
+
+
+@pytest.mark.parametrize("name", FOLDERS["crds"])
+def test_no_item_of_a_list_has_a_default(name: str) -> None:
+    """Argo CD would find that the list in the cluster differs from the one in git."""
+
+    def look(schema: Any, in_list: bool) -> Iterator[str]:
+        if isinstance(schema, dict):
+            for key, value in schema.items():
+                if key == "default" and in_list and not isinstance(value, dict):
+                    yield f"a default {value!r}"
+                yield from look(value, in_list or key == "items")
+        elif isinstance(schema, list):
+            for each in schema:
+                yield from look(each, in_list)
+
+    (version,) = yaml.safe_load(FOLDERS["crds"][name])["spec"]["versions"]
+    assert list(look(version["schema"], False)) == []
