@@ -146,6 +146,13 @@ class Attempt:
         """Whether containers that are not the trainer's are left after the trainer's has ended."""
         return self.job is not None and any(pod.has_sidecar_left for pod in self.pods)
 
+    def may_run(self, now: datetime) -> bool:
+        """Whether a pod may still run whose Job, or the garbage collector, will end it."""
+        return any(
+            not pod.has_ended and not pod.is_given_up(now) and not pod.is_orphan
+            for pod in self.pods
+        )
+
     def began(self) -> datetime | None:
         """When its first child was created, of those that still exist."""
         times = [self.job_created(), *(pod.created_at for pod in self.pods)]

@@ -23,7 +23,7 @@ from finetune_operator.jobs.attempt_outcome import (
 )
 from finetune_operator.jobs.draft import Context, Draft
 from finetune_operator.jobs.observe import Attempt, PodFacts
-from finetune_operator.jobs.policies.node_exclusion import check_exclusion
+from finetune_operator.jobs.policies.node_exclusion import LIFTED, check_exclusion
 from finetune_operator.jobs.policies.retry import (
     LEAST_DELAY,
     decide_retry,
@@ -304,13 +304,17 @@ def _retry(
         draft.update_stage(stage.name, message=message)
     due = parse_time(draft.stage(stage.name).retry_at) or ctx.now
     left = (due - ctx.now).total_seconds()
-    if left <= 0 and attempt.job is None:
+    failure = recorded_failure(draft.status, attempt)
+    # Nothing is wrong with the pods of an attempt that the operator gave up: until they have ended,
+    # one that waits may get a node, and the gang train.
+    is_given_up = failure is not None and failure.reason in (GANG_UNSCHEDULABLE, LIFTED)
+    gives_back = failure is not None and failure.reason == GANG_UNSCHEDULABLE
+    has_ended = not is_given_up or not attempt.may_run(ctx.now)
+    if left <= 0 and attempt.job is None and has_ended:
         _launch(ctx, draft, stage, attempt.number + 1)
         return
     draft.update(phase=stage.phase(attempt) if stage.name != "train" else "Queued")
     draft.requeue_within(left if left > 0 else LEAST_DELAY)
-    failure = recorded_failure(draft.status, attempt)
-    gives_back = failure is not None and failure.reason == GANG_UNSCHEDULABLE
     if attempt.job is not None and (left <= 0 or gives_back):
         draft.delete.append(object_ref(attempt.job))
     draft.update(message=draft.stage(stage.name).message or draft.status.message)

@@ -187,3 +187,16 @@ def test_ranks_wait_longer_than_the_operator() -> None:
     world, _ = half_scheduled()
     env = {each["name"]: each["value"] for each in world.container("train")["env"]}
     assert float(env["FINETUNE_RENDEZVOUS_TIMEOUT"]) > PATIENCE
+
+
+def test_the_next_attempt_waits_until_the_pods_of_the_last_one_are_gone() -> None:
+    """A slow garbage collector leaves them for a while, and the one that waits may get a node."""
+    world, pods = half_scheduled()
+    world.grace = 600
+    world.tick(PATIENCE)
+    world.settle()
+    recover(world, 301)
+    assert world.names("Job") == ["glossary-prepare-1"]
+    world.remove_pod(pods[0])
+    recover(world, 1)
+    assert "glossary-train-2" in world.names("Job")
