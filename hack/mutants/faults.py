@@ -83,14 +83,20 @@ FAULTS = (
     Fault(
         "attempts follow each other at once",
         "jobs/stage_runner.py",
-        "if left <= 0 and attempt.job is None:",
-        "if attempt.job is None:",
+        "if left <= 0 and attempt.job is None and has_ended:",
+        "if attempt.job is None and has_ended:",
     ),
     Fault(
         "the next attempt starts alongside the one before",
         "jobs/stage_runner.py",
-        "if left <= 0 and attempt.job is None:",
-        "if left <= 0:",
+        "if left <= 0 and attempt.job is None and has_ended:",
+        "if left <= 0 and has_ended:",
+    ),
+    Fault(
+        "the next attempt starts alongside pods that were given up",
+        "jobs/stage_runner.py",
+        "has_ended = not is_given_up or not attempt.may_run(ctx.now)",
+        "has_ended = True",
     ),
     Fault(
         "the Job of an ended attempt stays",
