@@ -4,7 +4,8 @@
 
 The same model, rows, seed and order of the rows; the precisions take turns of one optimizer step,
 so other load slows all alike. Prints Markdown for docs/benchmarks.md: a summary, and the loss of
-every step. ONEDNN_MAX_CPU_ISA=AVX512_CORE hides the bf16 instructions of a CPU that has them.
+every step but the last, which is recorded after the turns have ended.
+ONEDNN_MAX_CPU_ISA=AVX512_CORE hides the bf16 instructions of a CPU that has them.
 """
 
 from __future__ import annotations
