@@ -95,7 +95,7 @@ FAULTS = (
     Fault(
         "the next attempt starts alongside pods that were given up",
         "jobs/stage_runner.py",
-        "has_ended = not is_given_up or not attempt.may_run(ctx.now)",
+        "has_ended = reason not in (GANG_UNSCHEDULABLE, LIFTED) or not attempt.may_run(ctx.now)",
         "has_ended = True",
     ),
     Fault(

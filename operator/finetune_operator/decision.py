@@ -10,7 +10,7 @@ read an outdated object, nothing of the decision is carried out. `controllers` f
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol
 
 from finetune_api.acceleratorprofile import CpuPods
@@ -124,11 +124,17 @@ class Settings:
     """User and group of every pod, the `nonroot` of distroless images; None where the cluster
     assigns them."""
     cpu_pods: CpuPods = field(default_factory=CpuPods)
+    """Where prepare, export and the janitor run."""
     lost_node_seconds: int = 30
     """Seconds after which the pods of a node that is not ready or unreachable are given up."""
     scale_up_seconds: float = 600.0
     """Seconds that an autoscaler may take to add a node, before a pod without one is reported as
     Stalled and a gang gives its other devices back."""
+
+    @property
+    def scale_up_patience(self) -> timedelta:
+        """`scale_up_seconds` as a duration."""
+        return timedelta(seconds=self.scale_up_seconds)
 
 
 @dataclass(frozen=True)

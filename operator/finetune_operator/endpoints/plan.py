@@ -174,7 +174,7 @@ def _advance_target(observed: Observed, view: View, settings: Settings, now: dat
         if isinstance(children, Stalled):
             return _Target(revision, _wait(children))
         create = children
-    patience = timedelta(seconds=settings.scale_up_seconds)
+    patience = settings.scale_up_patience
     return _Target(revision, assess_revision(revision, observed, view, patience, now), create)
 
 
@@ -266,7 +266,7 @@ def _find_active_stall(
     """Why the active revision has fewer ready pods than replicas."""
     if active is None or len(pods.select_ready(active.pods)) >= observed.spec.replicas:
         return None
-    patience = timedelta(seconds=settings.scale_up_seconds)
+    patience = settings.scale_up_patience
     return pods.find_stall(active.pods, patience, now) or workload.find_creation_stall(active)
 
 

@@ -87,6 +87,10 @@ class PodFacts:
         """Whether it reached a final phase."""
         return self.phase in FINAL_PHASES
 
+    def may_run(self, now: datetime) -> bool:
+        """Whether it has not ended, and can be ended."""
+        return not self.has_ended and not self.is_given_up(now)
+
     def is_given_up(self, now: datetime) -> bool:
         """Whether the kubelet is overdue to end it: its node is dead, and it cannot be ended."""
         return (
@@ -148,10 +152,7 @@ class Attempt:
 
     def may_run(self, now: datetime) -> bool:
         """Whether a pod may still run whose Job, or the garbage collector, will end it."""
-        return any(
-            not pod.has_ended and not pod.is_given_up(now) and not pod.is_orphan
-            for pod in self.pods
-        )
+        return any(pod.may_run(now) and not pod.is_orphan for pod in self.pods)
 
     def began(self) -> datetime | None:
         """When its first child was created, of those that still exist."""

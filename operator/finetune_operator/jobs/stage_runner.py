@@ -232,7 +232,7 @@ def _watch(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> Fai
     if stage.name == "train" and plan and not (progress and progress.stage == "train"):
         draft.update(progress=initial_progress(plan))
     draft.update(phase=stage.phase(attempt), message=running_message(draft.status, attempt))
-    patience = timedelta(seconds=ctx.settings.scale_up_seconds)
+    patience = ctx.settings.scale_up_patience
     outcome = check_exclusion(
         ctx.observed, attempt, draft.status.nodes, patience, ctx.now
     ) or check_waiting_gang(ctx.observed, attempt, patience, ctx.now)
@@ -307,15 +307,14 @@ def _retry(
     failure = recorded_failure(draft.status, attempt)
     # Nothing is wrong with the pods of an attempt that the operator gave up: until they have ended,
     # one that waits may get a node, and the gang train.
-    is_given_up = failure is not None and failure.reason in (GANG_UNSCHEDULABLE, LIFTED)
-    gives_back = failure is not None and failure.reason == GANG_UNSCHEDULABLE
-    has_ended = not is_given_up or not attempt.may_run(ctx.now)
+    reason = failure.reason if failure else None
+    has_ended = reason not in (GANG_UNSCHEDULABLE, LIFTED) or not attempt.may_run(ctx.now)
     if left <= 0 and attempt.job is None and has_ended:
         _launch(ctx, draft, stage, attempt.number + 1)
         return
     draft.update(phase=stage.phase(attempt) if stage.name != "train" else "Queued")
     draft.requeue_within(left if left > 0 else LEAST_DELAY)
-    if attempt.job is not None and (left <= 0 or gives_back):
+    if attempt.job is not None and (left <= 0 or reason == GANG_UNSCHEDULABLE):
         draft.delete.append(object_ref(attempt.job))
     draft.update(message=draft.stage(stage.name).message or draft.status.message)
 

@@ -240,25 +240,26 @@ def test_a_result_that_the_template_drops_is_refused_though_its_text_is_elsewher
     assert "result in turn 3" in found.message
 
 
-def test_parameters_that_the_template_drops_are_refused(tokenizer: Any) -> None:
-    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
-    tool = {"type": "function", "function": {"name": "weather", "parameters": schema}}
+@pytest.mark.parametrize(
+    ("detail", "dropped"),
+    [
+        (
+            {"parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+            "the parameter city",
+        ),
+        ({"description": "Of a city."}, "the description of the tool weather"),
+    ],
+)
+def test_a_part_of_a_tool_that_the_template_drops_is_refused(
+    tokenizer: Any, detail: dict[str, Any], dropped: str
+) -> None:
+    tool = {"type": "function", "function": {"name": "weather", **detail}}
     sample = MessagesSample(CHAT.turns, context=ChatContext(tools=(tool,)))
     assert isinstance(tokenize(tokenizer, sample, make_template()), ConversationTokens)
     names_only = make_template().replace("{{ t | tojson }}", "{{ t.function.name }}")
     found = tokenize(tokenizer, sample, names_only)
     assert isinstance(found, RowError)
-    assert "the parameter city" in found.message
-
-
-def test_the_description_of_a_tool_that_the_template_drops_is_refused(tokenizer: Any) -> None:
-    tool = {"type": "function", "function": {"name": "weather", "description": "Of a city."}}
-    sample = MessagesSample(CHAT.turns, context=ChatContext(tools=(tool,)))
-    assert isinstance(tokenize(tokenizer, sample, make_template()), ConversationTokens)
-    names_only = make_template().replace("{{ t | tojson }}", "{{ t.function.name }}")
-    found = tokenize(tokenizer, sample, names_only)
-    assert isinstance(found, RowError)
-    assert "the description of the tool weather" in found.message
+    assert dropped in found.message
 
 
 def test_weight_0_of_a_users_turn_is_refused_where_prompts_are_learnt(tokenizer: Any) -> None:

@@ -62,7 +62,7 @@ def check_waiting_gang(
 def has_other_pods(observed: Observed, attempt: Attempt, now: datetime) -> bool:
     """Whether pods of other attempts of the job have not ended and may still end."""
     others = [p for each in observed.all_attempts() if each is not attempt for p in each.pods]
-    return any(not pod.has_ended and not pod.is_given_up(now) for pod in others)
+    return any(pod.may_run(now) for pod in others)
 
 
 def spread_delay(attempt: Attempt) -> float:
