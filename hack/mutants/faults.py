@@ -101,8 +101,8 @@ FAULTS = (
     Fault(
         "the Job of an ended attempt stays",
         "jobs/stage_runner.py",
-        "if attempt.job is not None and (left <= 0 or gives_back):\n        draft.delete.append(",
-        "if False:\n        draft.delete.append(",
+        "if attempt.job is not None and (left <= 0 or",
+        "if False and (left <= 0 or",
     ),
     Fault(
         "a job that has ended runs on",
@@ -185,7 +185,7 @@ FAULTS = (
     Fault(
         "a gang gives its devices back only when the next attempt is due",
         "jobs/stage_runner.py",
-        "(left <= 0 or gives_back)",
+        "(left <= 0 or reason == GANG_UNSCHEDULABLE)",
         "left <= 0",
     ),
     Fault(
