@@ -45,7 +45,7 @@ IN_NAMESPACES: dict[tuple[str, str], set[str]] = {
     ("", "configmaps"): READ | {"create"},
     ("", "persistentvolumeclaims"): READ | {"create"},
     ("", "services"): READ | {"create", "patch"},
-    ("", "events"): {"create", "patch"},
+    ("", "events"): READ | {"create", "patch"},
     ("apps", "deployments"): READ | {"create", "patch", "delete"},
     ("serving.kserve.io", "inferenceservices"): READ | {"create", "patch", "delete"},
     ("serving.kserve.io", "servingruntimes"): READ | {"create", "delete"},

@@ -17,6 +17,7 @@ from tests.sim.clock import Clock
 from tests.sim.server import ApiServer, Happening
 
 TRACKING = "batch.kubernetes.io/job-tracking"
+QUOTA_REFUSAL = 'pods "x" is forbidden: exceeded quota: team'
 OWNED = ("Job", "Pod", "ConfigMap", "Service", "Deployment")
 
 
@@ -30,7 +31,10 @@ class JobController:
         self._due: set[tuple[str, str]] = set()
         self._made: dict[str, int] = {}
         self._counted: dict[str, set[str]] = {}
+        self._refusals: dict[str, int] = {}
         self.delay = 0.3
+        self.quota: int | None = None
+        """How many pods the namespace may have; None without a ResourceQuota."""
         server.listeners.append(self._seen)
 
     def _seen(self, _what: Happening, found: Manifest, _old: Manifest | None) -> None:
@@ -71,9 +75,36 @@ class JobController:
     def _create(self, job: Manifest, missing: int) -> None:
         uid = job["metadata"]["uid"]
         for _ in range(missing):
+            active = [pod for pod in self._server.list("Pod") if not _over(pod)]
+            if self.quota is not None and len(active) >= self.quota:
+                self._report_refusal(job)
+                return
             number = self._made.get(uid, 0)
             self._made[uid] = number + 1
             self._server.create(_pod(job, number))
+
+    def _report_refusal(self, job: Manifest) -> None:
+        """By an event on the Job, whose count grows with each try; the tries become rarer."""
+        self._met("quota refused a pod")
+        meta = job["metadata"]
+        times = self._refusals[meta["uid"]] = self._refusals.get(meta["uid"], 0) + 1
+        space, name = meta["namespace"], f"{meta['name']}.{meta['uid']}"
+        seen = {"lastTimestamp": self._clock.text(), "count": times}
+        if self._server.find("Event", space, name):
+            self._server.patch("Event", space, name, seen)
+        else:
+            event = {
+                "kind": "Event",
+                "metadata": {"name": name, "namespace": space},
+                "involvedObject": {"kind": "Job", "name": meta["name"], "uid": meta["uid"]},
+                "reason": "FailedCreate",
+                "message": f"Error creating: {QUOTA_REFUSAL}",
+            }
+            self._server.create(event | seen)
+        key = space, meta["name"]
+        if key not in self._due:
+            self._due.add(key)
+            self._clock.after(min(2.0**times, 60.0), self._sync, key)
 
     def _finish(self, job: Manifest, kind: str, pods: list[Manifest]) -> None:
         meta = job["metadata"]

@@ -20,6 +20,8 @@ STATES = (
     "node excluded",
     "pod could not be scheduled",
     "sidecar ran on",
+    "quota refused a pod",
+    "refusal of a pod reported",
     "gang gave its devices back",
     "train tried again",
     "watch missed events",

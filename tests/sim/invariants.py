@@ -115,7 +115,7 @@ class Invariants:
                 self._status(new, before, after)
         elif kind == "Job" and what == "ADDED":
             self._job(new)
-        elif kind == "Event" and what != "DELETED":
+        elif kind == "Event" and what != "DELETED" and new["reason"] != "FailedCreate":
             said = f"{new['involvedObject']['uid']} {new['reason']} {new['message']}"
             self._repeats[said] += 1
             require(

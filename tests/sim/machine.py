@@ -18,12 +18,12 @@ from finetune_operator.decision import JOB_UID_LABEL, Manifest, Settings
 from finetune_operator.engine.kube_client import ApiError, Invalid
 
 from tests.sim.clock import Clock
-from tests.sim.controllers import GarbageCollector, JobController
+from tests.sim.controllers import QUOTA_REFUSAL, GarbageCollector, JobController
 from tests.sim.invariants import TERMINAL, Invariants, require
 from tests.sim.nodes import NODES, Nodes
 from tests.sim.operators import KINDS, Operator
 from tests.sim.port import FAULTS, Fault
-from tests.sim.server import ApiServer
+from tests.sim.server import ApiServer, Happening
 from tests.sim.trainer import SAVE_SECONDS, Process, Trainer, termination_message
 from tests.unit.jobs.world import CPU_PROFILE, NAMESPACE, job_manifest
 
@@ -84,6 +84,7 @@ class Machine:
         self.invariants.leaders = lambda: sum(each.leads() for each in self.operators)
         self._leader = 0
         self._takeover = False
+        self.server.listeners.append(self._seen)
         self._populate()
 
     def start(self) -> None:
@@ -114,6 +115,12 @@ class Machine:
     def writes(self) -> int:
         """Writes that any operator has sent."""
         return sum(operator.port.writes for operator in self.operators)
+
+    def _seen(self, _what: Happening, new: Manifest, _old: Manifest | None) -> None:
+        if new["kind"] == "FineTuneJob" and QUOTA_REFUSAL in str(
+            (new.get("status") or {}).get("message")
+        ):
+            self.met("refusal of a pod reported")
 
     def _populate(self) -> None:
         self.server.create(
@@ -190,6 +197,7 @@ class Machine:
             self._return(name)
             self.nodes.nodes[name].cordoned = False
         self.trainer.save_seconds = SAVE_SECONDS
+        self.jobs.quota = None
         self.jobs.delay, self.garbage.delay = 0.3, 0.4
         for operator in self.operators:
             operator.port.fault, operator.port.down_until = None, 0.0
@@ -423,6 +431,14 @@ class Machine:
             self.server.delete(found["kind"], meta["namespace"], meta["name"], grace=grace)
         except ApiError:
             return
+
+    # Quotas
+
+    def do_lower_quota(self, which: int, seconds: float) -> bool:
+        """The namespace may have no pod, or one, for some time."""
+        self.jobs.quota = which % 2
+        self.clock.after(4 * seconds, setattr, self.jobs, "quota", None)
+        return True
 
     # Nodes
 

@@ -75,16 +75,10 @@ class Port:
         self.reach()
         return self._server.get(kind, namespace, name)
 
-    async def list(
-        self, of: Resource, namespace: str = "", selector: str = ""
-    ) -> tuple[list[Manifest], str]:
-        """All objects of a kind that match the selector, and the version of the list."""
+    async def list(self, of: Resource, namespace: str = "") -> tuple[list[Manifest], str]:
+        """All objects of a kind that its selectors match, and the version of the list."""
         self.reach()
-        items = [
-            each
-            for each in self._server.list(of.kind, namespace)
-            if selected(each, selector or of.selector)
-        ]
+        items = [each for each in self._server.list(of.kind, namespace) if selected(each, of)]
         return items, str(self._server.version)
 
     async def create(self, manifest: Manifest) -> Manifest:

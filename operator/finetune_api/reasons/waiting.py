@@ -146,9 +146,10 @@ WAITING = Group(
         Reason(
             "PodsNotCreated",
             JOB,
-            "The Job controller has created too few pods, usually because of a quota or an "
-            "admission policy.",
-            "Run `kubectl describe job NAME` with the name in the message, and correct the cause.",
+            "The API server refuses pods of the job: a quota, a LimitRange or an admission policy. "
+            "The message has its words.",
+            "Correct the cause that the message names; where a quota asks for limits, set "
+            "`limitsPerDevice` in the AcceleratorProfile and `cpuPods.limits` in the chart.",
         ),
         Reason(
             "ProfileAmbiguous",

@@ -25,6 +25,8 @@ class Resource:
     is_namespaced: bool = True
     selector: str = ""
     """Label selector of the objects that are watched."""
+    fields: str = ""
+    """Field selector of the objects that are watched."""
     is_optional: bool = False
     """Whether a cluster may lack the kind."""
 
@@ -46,6 +48,7 @@ class Resource:
 
 
 _OURS = f"{MANAGED_BY_LABEL}={MANAGER}"
+_REFUSED_PODS = "involvedObject.kind=Job,reason=FailedCreate"
 
 WATCHED: tuple[Resource, ...] = (
     Resource("FineTuneJob", FINETUNE_GROUP, "v1alpha1", "finetunejobs"),
@@ -58,6 +61,8 @@ WATCHED: tuple[Resource, ...] = (
     Resource("Service", "", "v1", "services", selector=_OURS),
     Resource("ConfigMap", "", "v1", "configmaps", selector=_OURS),
     Resource("Deployment", "apps", "v1", "deployments", selector=_OURS),
+    # The only place where the Job controller reports why the API server refuses a pod.
+    Resource("Event", "", "v1", "events", fields=_REFUSED_PODS),
     Resource(
         "InferenceService",
         KSERVE_GROUP,
@@ -72,9 +77,8 @@ WATCHED: tuple[Resource, ...] = (
     ),
 )
 LEASE = Resource("Lease", "coordination.k8s.io", "v1", "leases")
-EVENT = Resource("Event", "", "v1", "events")
 
-_BY_KIND = {each.kind: each for each in (*WATCHED, LEASE, EVENT)}
+_BY_KIND = {each.kind: each for each in (*WATCHED, LEASE)}
 
 
 def resource(kind: str) -> Resource:

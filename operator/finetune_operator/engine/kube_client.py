@@ -153,10 +153,10 @@ class KubeClient:
         return await self._read(resource(kind).path(namespace, name))
 
     async def list(self, of: Resource, namespace: str = "") -> tuple[list[Manifest], str]:
-        """All objects of a kind, and the resourceVersion of the list."""
+        """All objects of a kind that its selectors match, and the resourceVersion of the list."""
         items: list[Manifest] = []
         version = ""
-        async for page in self._pages(of.path(namespace), of.selector):
+        async for page in self._pages(of, namespace):
             items.extend(page.get("items") or ())
             version = page["metadata"].get("resourceVersion", "")
         for item in items:  # the items of a list lack these two
@@ -164,10 +164,11 @@ class KubeClient:
             item.setdefault("apiVersion", of.api_version)
         return items, version
 
-    async def _pages(self, path: str, selector: str) -> AsyncIterator[Manifest]:
-        query = {"limit": str(PAGE)} | ({"labelSelector": selector} if selector else {})
+    async def _pages(self, of: Resource, namespace: str) -> AsyncIterator[Manifest]:
+        selectors = {"labelSelector": of.selector, "fieldSelector": of.fields}
+        query = {"limit": str(PAGE)} | {name: text for name, text in selectors.items() if text}
         while True:
-            page = await self._read(path, query)
+            page = await self._read(of.path(namespace), query)
             yield page
             token = page["metadata"].get("continue")
             if not token:

@@ -5,8 +5,9 @@ Nothing that reads an Attempt needs raw manifests; the status of a pod is read i
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, get_args
 
@@ -43,6 +44,7 @@ from finetune_operator.resources.configmap import IMAGE_ANNOTATION, RUN_FILE
 KILL_SLACK = timedelta(seconds=10)
 """Time after a pod's deadline in which the kubelet reports that it killed it."""
 STAGES: tuple[StageName, ...] = get_args(StageName)
+_EVENT_PREFIXES = re.compile(r"^(\(combined from similar events\): )?(Error creating: )?")
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
 
@@ -114,6 +116,8 @@ class Attempt:
     """Image of its pods, from its ConfigMap."""
     planned: int = 1
     """Nodes in the plan of the job's training, as its status has it."""
+    pod_refusal: str = ""
+    """Why the API server last refused one of its pods; empty where it has them all."""
 
     @property
     def nodes(self) -> int:
@@ -220,24 +224,41 @@ def observe(job: Manifest, view: View) -> Observed:
         configmap = next(iter(configs.get(key, ())), None)
         config = _parse_run_config(configmap) if configmap else None
         annotations = (configmap or {}).get("metadata", {}).get("annotations") or {}
+        child = next(
+            (j for j in jobs.get(key, ()) if not j["metadata"].get("deletionTimestamp")), None
+        )
         attempt = Attempt(
             stage=stage,
             number=number,
-            job=next(
-                (j for j in jobs.get(key, ()) if not j["metadata"].get("deletionTimestamp")), None
-            ),
+            job=child,
             pods=_newest_pods(pods.get(key, ())),
             config=config,
             run=json.loads(configmap["data"][RUN_FILE]) if configmap and config else None,
             image=annotations.get(IMAGE_ANNOTATION),
             planned=planned,
         )
+        if child is not None and attempt.is_live and len(attempt.pods) < attempt.nodes:
+            attempt = replace(attempt, pod_refusal=_find_pod_refusal(child, view))
         attempts.setdefault(stage, []).append(attempt)
     return Observed(
         attempts={stage: tuple(found) for stage, found in attempts.items()},
         newest={s: a for s, found in attempts.items() for a in found if a.job or a.pods},
         configured={s: a for s, found in attempts.items() for a in found if a.config},
     )
+
+
+def _find_pod_refusal(job: Manifest, view: View) -> str:
+    """What the API server answered when the Job controller last tried to create a pod: a quota, a
+    LimitRange, or admission. Nothing but an event on the Job reports it."""
+    uid = job["metadata"]["uid"]
+    refusals = [
+        (at, text)
+        for event in view.list("Event", job["metadata"]["namespace"])
+        if (event.get("involvedObject") or {}).get("uid") == uid
+        and (at := parse_time(event.get("lastTimestamp") or event.get("eventTime")))
+        and (text := _EVENT_PREFIXES.sub("", read_text(event.get("message"))))
+    ]
+    return max(refusals, default=(None, ""))[1]
 
 
 def _group_by_attempt(

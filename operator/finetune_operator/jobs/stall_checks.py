@@ -93,9 +93,11 @@ def _find_creation_stall(attempt: Attempt, now: datetime) -> Stalled | None:
 
 
 def describe_missing_pods(attempt: Attempt) -> str:
-    """How many pods the Job controller has not created, and where the reason is found."""
+    """How many pods the Job controller has created, and why the API server refuses others."""
     name = attempt.job["metadata"]["name"] if attempt.job else attempt.stage
+    missing = f"Job {name} has {len(attempt.pods)} of {attempt.nodes} pods"
+    if attempt.pod_refusal:
+        return f"{missing}; the API server refuses others: {attempt.pod_refusal}"
     return (
-        f"Job {name} has {len(attempt.pods)} of {attempt.nodes} pods; a quota or an admission "
-        f"policy may refuse them: kubectl describe job {name}"
+        f"{missing}; a quota or an admission policy may refuse others: kubectl describe job {name}"
     )

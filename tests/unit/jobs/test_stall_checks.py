@@ -1,5 +1,7 @@
 """What is missing is named, and the job continues by itself when it appears."""
 
+from typing import Any
+
 import pytest
 
 from tests.unit.jobs.world import CPU_PROFILE, World, job_manifest
@@ -167,6 +169,68 @@ def test_pods_that_are_never_created() -> None:
     reason, message = stalled(world)
     assert reason == "PodsNotCreated"
     assert "kubectl describe job glossary-prepare-1" in message
+
+
+QUOTA = (
+    'pods "glossary-prepare-1-x" is forbidden: exceeded quota: team, requested: '
+    "limits.cpu=1, used: limits.cpu=8, limited: limits.cpu=8"
+)
+LIMIT_RANGE = (
+    'Pod "glossary-prepare-1-y" is invalid: spec.containers[0].resources.requests: '
+    'Invalid value: "1Gi": must be less than or equal to memory limit of 512Mi'
+)
+
+
+def test_refused_pods_are_reported_in_the_words_of_the_api_server() -> None:
+    world = World()
+    world.settle()
+    world.refuse_pods("glossary-prepare-1", f"Error creating: {QUOTA}")
+    world.tick(21)
+    world.settle()
+    assert stalled(world) == (
+        "PodsNotCreated",
+        f"Job glossary-prepare-1 has 0 of 1 pods; the API server refuses others: {QUOTA}",
+    )
+    repeated = f"(combined from similar events): Error creating: {LIMIT_RANGE}"
+    world.refuse_pods("glossary-prepare-1", repeated)
+    world.settle()
+    assert stalled(world)[1].endswith(f"refuses others: {LIMIT_RANGE}")
+    assert [e.reason for e in world.events if e.type == "Warning"] == ["PodsNotCreated"]
+    world.add_pods("glossary-prepare-1")
+    goes_on(world)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"involvedObject": {"kind": "Job", "name": "glossary-prepare-1", "uid": "before"}},
+        {"involvedObject": None},
+        {"message": None},
+        {"message": "", "lastTimestamp": None},
+        {"message": 7, "lastTimestamp": "yesterday"},
+    ],
+)
+def test_an_event_that_explains_nothing_is_ignored(changes: dict[str, Any]) -> None:
+    world = World()
+    world.settle()
+    world.refuse_pods("glossary-prepare-1", **{"message": QUOTA, **changes})
+    world.tick(21)
+    world.settle()
+    reason, message = stalled(world)
+    assert reason == "PodsNotCreated"
+    assert "kubectl describe job glossary-prepare-1" in message
+
+
+def test_the_newest_of_several_refusals_is_reported() -> None:
+    world = World()
+    world.settle()
+    world.tick(21)
+    world.refuse_pods("glossary-prepare-1", "the last", lastTimestamp=world.time())
+    world.refuse_pods("glossary-prepare-1", "an older one", lastTimestamp=world.time(-9))
+    newest = {"lastTimestamp": None, "eventTime": world.time(-5).replace("Z", ".123456Z")}
+    world.refuse_pods("glossary-prepare-1", "one of events.k8s.io", **newest)
+    world.settle()
+    assert stalled(world)[1].endswith("refuses others: the last")
 
 
 def test_a_stall_has_one_event() -> None:

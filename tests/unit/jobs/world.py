@@ -250,6 +250,21 @@ class World(Cluster):
                 self.set_status(pod, podIP="10.0.0.7")
         return self.pods(job_name)
 
+    def refuse_pods(self, job_name: str, message: str, **changes: Any) -> Manifest:
+        """The event by which the Job controller reports that the API server refused a pod."""
+        job, number = self.need("Job", job_name), next(self._numbers)
+        involved = {"kind": "Job", "namespace": NAMESPACE, "name": job_name}
+        event = {
+            "kind": "Event",
+            "metadata": {"name": f"{job_name}.{number}", "namespace": NAMESPACE},
+            "involvedObject": {**involved, "uid": job["metadata"]["uid"]},
+            "type": "Warning",
+            "reason": "FailedCreate",
+            "message": message,
+            "lastTimestamp": self.time(),
+        }
+        return self.load({**event, **changes})
+
     def set_waiting(self, pod: Manifest, reason: str, message: str) -> None:
         state = {"waiting": {"reason": reason, "message": message}}
         statuses = [{"name": "trainer", "state": state}]
