@@ -7,7 +7,7 @@ the scheduling fields into the pods. The author of a job can set none of this.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, JsonValue, StringConstraints
 
 from finetune_api.base import (
     RESOURCE_PATTERN,
@@ -64,8 +64,17 @@ class Toleration(SpecModel):
     """Taint effect; absent means every effect."""
 
 
+class Limits(SpecModel):
+    """Limits of a container's resources, which the quota of a namespace may ask for."""
+
+    cpu: Quantity | None = None
+    """Limit of CPU; absent means none."""
+    memory: Quantity | None = None
+    """Limit of memory, above which the kernel ends the process."""
+
+
 class CpuPods(SpecModel):
-    """Where pods without devices run: prepare, export and the janitor. A value of the chart."""
+    """How pods without devices run: prepare, export and the janitor. A value of the chart."""
 
     node_selector: Annotated[dict[LabelKey, LabelValue], CheckedKeys()] = Field(
         default_factory=dict, max_length=16
@@ -73,6 +82,9 @@ class CpuPods(SpecModel):
     """Labels of the nodes, which become the pods' nodeSelector."""
     tolerations: list[Toleration] = Field(default_factory=list, max_length=16)
     """Tolerations that pods need to run there."""
+    limits: Limits | None = None
+    """Limits of each pod; one that is below what a pod requests is raised to the request. Absent
+    means no limit."""
 
 
 class EnvVar(SpecModel):
@@ -101,8 +113,23 @@ class ServingDefaults(SpecModel):
     """Further arguments of the vLLM server, one in each item."""
 
 
+def _not_below(limit: str, request: str) -> dict[str, JsonValue]:
+    path = f"self.limitsPerDevice.{limit}"
+    return cel(
+        f"!has(self.limitsPerDevice) || !has({path}) || "
+        f"quantity({path}).compareTo(quantity(self.{request})) >= 0",
+        f"limitsPerDevice.{limit} is less than {request}, which is requested; raise it, or lower "
+        f"{request}",
+        f".limitsPerDevice.{limit}",
+    )
+
+
 class AcceleratorProfileSpec(SpecModel):
     """Sizes and scheduling of one pool of nodes."""
+
+    model_config = validation_config(
+        _not_below("cpu", "cpuPerDevice"), _not_below("memory", "hostMemoryPerDevice")
+    )
 
     default: bool = False
     """Whether jobs and endpoints that name no profile use this one. Mark at most one profile."""
@@ -126,9 +153,12 @@ class AcceleratorProfileSpec(SpecModel):
     cpu_per_device: Quantity = "4"
     """CPU requested for each device."""
     host_memory_per_device: Quantity = "16Gi"
-    """Host memory requested for each device; on an accelerator pool it is the limit too. It holds a
-    copy of what a checkpoint saves (with AdamW 12 bytes for each trained weight, divided among the
-    devices) and what is offloaded; with FSDP the first pod loads the whole model into it."""
+    """Host memory requested for each device. It holds a copy of what a checkpoint saves (with AdamW
+    12 bytes for each trained weight, divided among the devices) and what is offloaded; with FSDP
+    the first pod loads the whole model into it."""
+    limits_per_device: Limits | None = None
+    """Limits for each device. Absent means no limit of CPU, and of memory `hostMemoryPerDevice` on
+    an accelerator pool and none on a CPU pool."""
     shared_memory: Quantity = "1Gi"
     """Size of /dev/shm, which NCCL and vLLM use."""
     collective_timeout_seconds: int | None = Field(default=None, ge=60, le=3600)

@@ -390,6 +390,14 @@ def test_an_invalid_toleration_is_refused(
         ({"nodeSelector": {"pool": "h100 "}}, "must be the value of a label"),
         ({"resourceName": "gpu"}, "must be the name of an extended resource"),
         ({"serving": {"image": " vllm:1"}}, "spec.serving.image"),
+        (
+            {"cpuPerDevice": "4", "limitsPerDevice": {"cpu": "3999m"}},
+            "limitsPerDevice.cpu is less than cpuPerDevice",
+        ),
+        (
+            {"limitsPerDevice": {"memory": "16G"}},
+            "limitsPerDevice.memory is less than hostMemoryPerDevice",
+        ),
         ({"env": [{"name": "LD_PRELOAD", "value": "x"}]}, "must begin with NCCL_, GLOO_"),
         ({"env": [{"name": "NCCL_A", "value": v} for v in "xy"]}, "Duplicate value"),
     ],
@@ -398,6 +406,13 @@ def test_a_profile_is_refused_for(api: Api, changes: dict[str, Any], message: st
     with pytest.raises(ApiError) as refusal:
         api.create(profile(**changes))
     assert message in refusal.value.message
+
+
+def test_a_profile_with_limits_of_its_requests_or_more_is_accepted(api: Api) -> None:
+    limits = {"cpu": "4000m", "memory": "17Gi"}
+    made = api.create(profile(limitsPerDevice=limits))
+    assert made["spec"]["limitsPerDevice"] == limits
+    api.delete("AcceleratorProfile", "", made["metadata"]["name"])
 
 
 def profile(**changes: Any) -> Manifest:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from finetune_api.acceleratorprofile import AcceleratorProfileSpec, Toleration
+from finetune_api.acceleratorprofile import AcceleratorProfileSpec, Limits, Toleration
 from finetune_api.base import (
     DNS_LABEL_PATTERN,
     LABEL_KEY_PATTERN,
@@ -68,6 +68,7 @@ def test_the_operator_parses_the_arguments_of_the_chart() -> None:
         r"cpuPods.nodeSelector.kubernetes\.io/arch=amd64",
         "cpuPods.tolerations[0].key=cpu",
         "cpuPods.tolerations[0].operator=Exists",
+        "cpuPods.limits.cpu=4500m",
         "logFormat=text",
     )
     pinned = "serving.image.digest=sha256:" + 64 * "a"
@@ -82,6 +83,7 @@ def test_the_operator_parses_the_arguments_of_the_chart() -> None:
     assert options.settings.lost_node_seconds == 0
     assert options.settings.cpu_pods.node_selector == {"kubernetes.io/arch": "amd64"}
     assert [each.key for each in options.settings.cpu_pods.tolerations] == ["cpu"]
+    assert options.settings.cpu_pods.limits == Limits(cpu="4500m")
     assert options.lease_namespace == "finetune-system"
     assert options.lease_name == RELEASE
     assert options.log_format == "text"
@@ -223,6 +225,8 @@ def test_the_values_schema_has_every_field_of_a_profile() -> None:
         ("watchNamespaces={team.a}", "/watchNamespaces/0"),
         ("cpuPods.nodeSelector.pool=a b", "/cpuPods/nodeSelector/pool"),
         ("cpuPods.tolerations[0].operator=Any", "/cpuPods/tolerations/0/operator"),
+        ("cpuPods.limits.gpu=1", "/cpuPods/limits"),
+        ("profiles.pools.cpu.limitsPerDevice.memory=much", "/limitsPerDevice/memory"),
     ],
 )
 def test_helm_refuses_an_invalid_value_by_name(value: str, message: str) -> None:

@@ -15,6 +15,7 @@ from finetune_operator.decision import Manifest, Settings
 from finetune_operator.names import JANITOR, WORKSPACE_JOBS
 from finetune_operator.resources.metadata import add_spec_hash, build_labels
 from finetune_operator.resources.pod import build_scheduling
+from finetune_operator.resources.resource_requirements import build_host_resources
 from finetune_operator.resources.security_context import (
     CONTAINER_SECURITY_CONTEXT,
     build_pod_security_context,
@@ -27,6 +28,7 @@ KEEP_FOLDER = "/etc/finetune"
 LEDGER_KEY = "kept"
 LIST_SECONDS = 900
 """Age at which the list is out of date and Kubernetes ends the Job."""
+REQUESTS = {"cpu": "50m", "memory": "64Mi"}
 MARGIN_SECONDS = 1800
 """The janitor keeps folders younger than this, by the volume's clock, because the list may be older
 than their jobs."""
@@ -119,7 +121,7 @@ def _build_pod_spec(arguments: list[str], settings: Settings) -> Manifest:
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["python", "-m", "finetune_trainer.janitor"],
         "args": arguments,
-        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
+        "resources": build_host_resources(REQUESTS, settings.cpu_pods.limits),
         "securityContext": deepcopy(CONTAINER_SECURITY_CONTEXT),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [

@@ -1,33 +1,50 @@
 """Requests and limits of a container, from a profile or from the size of a model."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from finetune_api.acceleratorprofile import AcceleratorProfileSpec
+from finetune_api.acceleratorprofile import AcceleratorProfileSpec, Limits
 
-from finetune_operator.planner.quantity import GIB, multiply_quantity
+from finetune_operator.planner.quantity import GIB, multiply_quantity, parse_quantity
+
+Requests = dict[str, str]
+"""By name of a resource, the quantity that a container requests."""
 
 
 def build_device_resources(profile: AcceleratorProfileSpec, devices: int) -> dict[str, Any]:
     """Resources of a pod with `devices` devices of a pool.
 
-    Only accelerator pools get limits, because their pods own the nodes. A CPU pool is shared, and
-    a limit there would throttle a process that could use idle cores.
+    Only accelerator pools have a limit of memory by default, because their pods own the nodes. A
+    CPU pool is shared, and a limit there would throttle a process that could use idle cores.
     """
     requests = {
         "cpu": multiply_quantity(profile.cpu_per_device, devices),
         "memory": multiply_quantity(profile.host_memory_per_device, devices),
     }
-    if profile.resource_name is None:
-        return {"requests": requests}
-    limits = {"memory": requests["memory"], profile.resource_name: str(devices)}
-    return {"requests": {**requests, profile.resource_name: str(devices)}, "limits": limits}
+    limits: Requests = {}
+    if profile.resource_name is not None:
+        requests[profile.resource_name] = str(devices)
+        limits = {name: requests[name] for name in ("memory", profile.resource_name)}
+    for name, quantity in _list_limits(profile.limits_per_device).items():
+        limits[name] = multiply_quantity(quantity, devices)
+    return {"requests": requests, **({"limits": limits} if limits else {})}
 
 
-def build_host_resources(weight_bytes: int) -> dict[str, Any]:
-    """Resources of a pod without devices that holds 1.5 times the weights of a model in memory."""
+def build_host_requests(weight_bytes: int) -> Requests:
+    """Requests of a pod without devices that holds 1.5 times the weights of a model in memory."""
     memory = GIB + weight_bytes * 3 // 2
-    return {"requests": {"cpu": "500m", "memory": f"{-(-memory // GIB)}Gi"}}
+    return {"cpu": "500m", "memory": f"{-(-memory // GIB)}Gi"}
 
 
-WITHOUT_MODEL = build_host_resources(0)
-"""Resources of a pod that holds no weights in memory."""
+def build_host_resources(requests: Mapping[str, str], limits: Limits | None) -> dict[str, Any]:
+    """Resources of a pod without devices; a limit below its request is raised to it."""
+    raised = {
+        name: max(quantity, requests[name], key=parse_quantity)
+        for name, quantity in _list_limits(limits).items()
+    }
+    return {"requests": dict(requests), **({"limits": raised} if raised else {})}
+
+
+def _list_limits(limits: Limits | None) -> Mapping[str, str]:
+    given = {"cpu": limits.cpu, "memory": limits.memory} if limits else {}
+    return {name: quantity for name, quantity in given.items() if quantity is not None}

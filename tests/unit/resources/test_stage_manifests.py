@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from finetune_api.acceleratorprofile import CpuPods
+from finetune_api.acceleratorprofile import CpuPods, Limits
 from finetune_operator.decision import (
     HASH_ANNOTATION,
     JOB_UID_LABEL,
@@ -19,6 +19,7 @@ from finetune_operator.resources.janitor import build_janitor_job, build_ledger
 from finetune_operator.resources.pod import LOST_NODE_TAINTS
 from finetune_operator.resources.resource_requirements import (
     build_device_resources,
+    build_host_requests,
     build_host_resources,
 )
 from finetune_operator.resources.workspace_pvc import build_workspace_pvc
@@ -275,13 +276,46 @@ def test_accelerator_pools_have_limits_and_cpu_pools_have_none() -> None:
     assert cpu == {"requests": {"cpu": "8", "memory": "360Gi"}}
 
 
+@pytest.mark.parametrize(
+    ("resource", "limits", "expected"),
+    [
+        (None, {"cpu": "6"}, {"cpu": "12"}),
+        (None, {"cpu": "4500m", "memory": "200Gi"}, {"cpu": "9000m", "memory": "400Gi"}),
+        ("x.y/gpu", {"cpu": "6"}, {"cpu": "12", "memory": "360Gi", "x.y/gpu": "2"}),
+        ("x.y/gpu", {"memory": "190Gi"}, {"memory": "380Gi", "x.y/gpu": "2"}),
+    ],
+)
+def test_a_pool_can_have_limits(
+    resource: str | None, limits: dict[str, str], expected: dict[str, str]
+) -> None:
+    changes = {"resource_name": resource, "limits_per_device": Limits.model_validate(limits)}
+    found = build_device_resources(H100.model_copy(update=changes), 2)
+    assert found["limits"] == expected
+    assert found["requests"]["cpu"] == "8"
+
+
+def test_pods_without_devices_can_have_limits_which_are_never_below_their_requests() -> None:
+    limits = Limits.model_validate({"cpu": "250m", "memory": "8Gi"})
+    small = build_host_resources(build_host_requests(0), limits)
+    assert small == {
+        "requests": {"cpu": "500m", "memory": "1Gi"},
+        "limits": {"cpu": "500m", "memory": "8Gi"},
+    }
+    large = build_host_resources(build_host_requests(140 * 10**9), limits)
+    assert large["limits"]["memory"] == large["requests"]["memory"] == "197Gi"
+    settings = replace(SETTINGS, cpu_pods=CpuPods(limits=limits))
+    janitor = build_janitor_job("n", "uid", [], frozenset(), START, settings)
+    (container,) = janitor["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"] == {"cpu": "250m", "memory": "8Gi"}
+
+
 def test_stages_without_devices_run_anywhere_with_memory_for_the_weights() -> None:
     for stage in ("prepare", "export"):
         pod = _pod_of(stage, **CREDENTIALS, pool=GPU_POOL)
         assert "nodeSelector" not in pod
         assert {each["key"] for each in pod["tolerations"]} == set(LOST_NODE_TAINTS)
         assert "nvidia.com/gpu" not in pod["containers"][0]["resources"]["requests"]
-    assert build_host_resources(16 * 2**30)["requests"]["memory"] == "25Gi"
+    assert build_host_requests(16 * 2**30)["memory"] == "25Gi"
 
 
 def test_the_cluster_can_assign_users_and_groups() -> None:

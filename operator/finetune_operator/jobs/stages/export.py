@@ -13,7 +13,10 @@ from finetune_operator.names import artifact_path, artifact_uri, job_path, model
 from finetune_operator.planner.quantity import GIB
 from finetune_operator.profiles import find_profile
 from finetune_operator.resources.pod import Mount, StagePods
-from finetune_operator.resources.resource_requirements import build_host_resources
+from finetune_operator.resources.resource_requirements import (
+    build_host_requests,
+    build_host_resources,
+)
 from finetune_operator.stalled import Stalled
 
 
@@ -53,7 +56,10 @@ def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> St
         return profile
     model = ctx.spec.model
     return StagePods(
-        resources=build_host_resources(config.model.weight_bytes if config.model else 0),
+        resources=build_host_resources(
+            build_host_requests(config.model.weight_bytes if config.model else 0),
+            ctx.settings.cpu_pods.limits,
+        ),
         shared_memory=profile.spec.shared_memory,
         mounts=(
             Mount(Paths().model_cache, model_path(model.uri, model.revision), is_read_only=True),

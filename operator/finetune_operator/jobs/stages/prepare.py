@@ -24,7 +24,10 @@ from finetune_operator.jobs.stages.base import Accepted, PodStage
 from finetune_operator.names import artifact_folder, claim_name, job_path, model_path
 from finetune_operator.profiles import find_profile
 from finetune_operator.resources.pod import Mount, SecretEnv, StagePods
-from finetune_operator.resources.resource_requirements import WITHOUT_MODEL
+from finetune_operator.resources.resource_requirements import (
+    build_host_requests,
+    build_host_resources,
+)
 from finetune_operator.stalled import Stalled
 from finetune_operator.workspaces.plan import check_janitor
 
@@ -74,7 +77,7 @@ def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> St
         return stalled
     model, volumes = ctx.spec.model, f"{Paths().volumes}/{workspace}"
     return StagePods(
-        resources=WITHOUT_MODEL,
+        resources=build_host_resources(build_host_requests(0), ctx.settings.cpu_pods.limits),
         shared_memory=profile.spec.shared_memory,
         mounts=(
             Mount(Paths().model_cache, model_path(model.uri, model.revision)),
