@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -118,6 +119,31 @@ def test_job_waits_for_a_missing_claim_and_goes_on(running: Platform) -> None:
     # The new volume is empty, so the job continues until it looks for the model in it.
     found = wait_for_phase(running.kubectl, "waits-claim", "Failed", 120)
     assert found["status"]["failure"]["reason"] == "ModelNotFound"
+
+
+QUOTA = {"kind": "ResourceQuota", "spec": {"hard": {"requests.cpu": "100m"}}}
+SMALL_LIMITS = {"type": "Container", "default": {"memory": "512Mi"}}
+LIMIT_RANGE = {"kind": "LimitRange", "spec": {"limits": [SMALL_LIMITS]}}
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "words"),
+    [
+        ("quota", QUOTA, "exceeded quota: later, requested: requests.cpu=500m"),
+        ("limit-range", LIMIT_RANGE, "must be less than or equal to memory limit of 512Mi"),
+    ],
+)
+def test_job_whose_pods_are_refused_waits_and_goes_on(
+    running: Platform, name: str, policy: dict[str, Any], words: str
+) -> None:
+    _absent(running, policy["kind"], "later")
+    running.kubectl.apply({"apiVersion": "v1", "metadata": {"name": "later"}, **policy})
+    try:
+        running.kubectl.apply(tiny_job(f"waits-{name}"))
+        _stalled(running, f"waits-{name}", "PodsNotCreated", words)
+    finally:
+        running.kubectl.run("delete", policy["kind"], "later")
+    _goes_on(running, f"waits-{name}")
 
 
 def _absent(running: Platform, kind: str, name: str) -> None:
