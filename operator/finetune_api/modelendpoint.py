@@ -91,6 +91,10 @@ class RevisionStatus(StatusModel):
     """When the operator first saw it, RFC 3339 in UTC."""
     ready_at: ShortText | None = None
     """When it first got the traffic, RFC 3339 in UTC."""
+    retry_at: ShortText | None = None
+    """When a new revision with the same content starts because this one failed, RFC 3339 in UTC."""
+    failed_before: int = Field(default=0, ge=0)
+    """Revisions with the same content that failed one after the other before this one."""
 
 
 class ModelEndpointStatus(StatusModel):

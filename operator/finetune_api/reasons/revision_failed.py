@@ -4,10 +4,11 @@ from finetune_api.reasons.reason import ENDPOINT, Group, Reason
 
 REVISION = Group(
     "A revision failed",
-    "The revision's state is `Failed`, its message begins with the reason, and `Stalled` is "
-    "`True` with it. The revision before, if any, keeps the traffic. The operator does not try the "
-    "same revision again: correct the cause, and change the artifact, the profile or the endpoint, "
-    "which makes a new revision.",
+    "The revision's state is `Failed`, and its message begins with the reason. The revision "
+    "before, if any, keeps the traffic. After `CrashLoop`, `StartTimeout`, `FailedToLoad` and "
+    "`BlockedByFailedLoad` the operator starts a new revision with the same content, three times; "
+    "until then `Reconciling` is `True` with the reason. Otherwise `Stalled` is: correct the "
+    "cause, and change the artifact, the profile or the endpoint, which starts a new revision.",
     (
         Reason(
             "BlockedByFailedLoad",

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from finetune_operator.decision import Decision, EventRecord, Manifest, ObjectRef, Settings, View
 from finetune_operator.endpoints import pods, workload
+from finetune_operator.endpoints.failure import RevisionFailure
 from finetune_operator.endpoints.observe import (
     Observed,
     Revision,
@@ -157,7 +158,7 @@ def _generation_of(endpoint: Manifest) -> int:
 
 def _advance_target(observed: Observed, view: View, settings: Settings, now: datetime) -> _Target:
     """The revision that the spec requires; its children are created if they are missing."""
-    chosen = choose_revision(observed, settings)
+    chosen = choose_revision(observed, settings, now)
     if isinstance(chosen, Stalled):
         return _Target(None, _wait(chosen))
     if isinstance(chosen, NewRevision):
@@ -191,6 +192,7 @@ def _start_revision(observed: Observed, new: NewRevision, now: datetime) -> Revi
         state="Starting",
         key=new.key,
         created_at=format_time(now),
+        failed_before=new.failed_before,
     )
     return Revision(new.number, record, is_recorded=False, child=None, predictor=None, pods=())
 
@@ -252,6 +254,9 @@ def _update_records(
             update = {"state": "Active", "message": None, "ready_at": ready_at}
         elif target.revision is not None and number == target.revision.number:
             update = {"state": target.assessment.state, "message": target.assessment.message}
+            problem = target.assessment.problem
+            if isinstance(problem, RevisionFailure) and problem.retry_at:
+                update["retry_at"] = format_time(problem.retry_at)
         elif record.state == "Failed":
             update = {}
         else:

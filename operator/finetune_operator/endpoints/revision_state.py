@@ -1,15 +1,15 @@
 """The state of a revision that does not take traffic yet: starting, being checked, or failed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from finetune_api.modelendpoint import RevisionState
 
 from finetune_operator.decision import HttpRequest, View
 from finetune_operator.endpoints import parity_check, pods, workload
-from finetune_operator.endpoints.failure import RevisionFailure
+from finetune_operator.endpoints.failure import RevisionFailure, find_retry_time
 from finetune_operator.endpoints.observe import Observed, Revision
-from finetune_operator.manifest import read_reason
+from finetune_operator.manifest import parse_time, read_reason
 from finetune_operator.resources.vllm import START_SECONDS
 from finetune_operator.stalled import Stalled
 
@@ -37,20 +37,34 @@ def assess_revision(
 ) -> Assessment:
     """Assess the revision that is to take the traffic next; `patience` is what a scale-up of the
     cluster may take."""
-    if revision.record.state == "Failed":
-        reason, _, message = (revision.record.message or "").partition(": ")
+    record = revision.record
+    if record.state == "Failed":
+        reason, _, message = (record.message or "").partition(": ")
         return _fail(
             RevisionFailure(
                 reason=read_reason(reason, "RevisionFailed"),
                 message=message or "the status holds no reason for it",
-            )
+                retry_at=parse_time(record.retry_at),
+            ),
+            now,
         )
+    assessment = _assess_progress(revision, observed, view, patience, now)
+    failure = assessment.problem
+    if isinstance(failure, RevisionFailure):
+        retry_at = find_retry_time(failure.reason, record.failed_before, now)
+        return _fail(replace(failure, retry_at=retry_at), now)
+    return assessment
+
+
+def _assess_progress(
+    revision: Revision, observed: Observed, view: View, patience: timedelta, now: datetime
+) -> Assessment:
     crash = pods.find_crash(revision.pods)
     if crash is not None:
-        return _fail(crash)
+        return _fail(crash, now)
     progress = workload.check_progress(revision, observed.spec.replicas, now)
     if isinstance(progress, RevisionFailure):
-        return _fail(progress)
+        return _fail(progress, now)
     if progress == "Starting":
         return _assess_start(revision, observed.spec.replicas, patience, now)
     return _assess_checks(revision, observed, view, now)
@@ -65,7 +79,7 @@ def _assess_start(
     if started is not None and now - started >= START_TIMEOUT:
         minutes = int(START_TIMEOUT.total_seconds() // 60)
         text = f"no answer {minutes} minutes after the start of the container"
-        return _fail(RevisionFailure("StartTimeout", text))
+        return _fail(RevisionFailure("StartTimeout", text), now)
     count = len(pods.select_ready(revision.pods))
     message = stalled.message if stalled else f"{count} of {replicas} pods ready"
     due = [] if started is None else [started + START_TIMEOUT]
@@ -83,7 +97,7 @@ def _assess_checks(revision: Revision, observed: Observed, view: View, now: date
     if result.outcome == "Passed":
         return Assessment("Active")
     if isinstance(result.outcome, RevisionFailure):
-        return _fail(result.outcome)
+        return _fail(result.outcome, now)
     since = pods.find_ready_time(revision.pods)
     is_unreachable = result.has_error and since is not None and now - since >= UNREACHABLE_AFTER
     return Assessment(
@@ -95,5 +109,6 @@ def _assess_checks(revision: Revision, observed: Observed, view: View, now: date
     )
 
 
-def _fail(why: RevisionFailure) -> Assessment:
-    return Assessment("Failed", f"{why.reason}: {why.message}", why)
+def _fail(why: RevisionFailure, now: datetime) -> Assessment:
+    left = (why.retry_at - now).total_seconds() if why.retry_at else None
+    return Assessment("Failed", f"{why.reason}: {why.message}", why, requeue_after=left)

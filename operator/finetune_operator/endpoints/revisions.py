@@ -5,15 +5,17 @@ by name, devices); the second covers the pods that follow from it (the profile's
 the operator's own builders) together with the probe. A revision that takes traffic is replaced only
 when the first changes, so that an upgrade or an edited profile never restarts a model that serves.
 A revision that does not take traffic yet is replaced when either changes: that is how a user
-repairs a profile.
+repairs a profile. A failed one is replaced by one with the same key where a retry is due.
 """
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from finetune_api.modelendpoint import ModelEndpointSpec
 
 from finetune_operator.decision import Settings
 from finetune_operator.endpoints.observe import Observed, Revision, parse_revision_number
+from finetune_operator.manifest import parse_time
 from finetune_operator.resources.deployment import build_serving_pod_spec
 from finetune_operator.resources.metadata import compute_digest
 from finetune_operator.resources.vllm import Artifact, ServedRevision
@@ -26,9 +28,13 @@ class NewRevision:
 
     number: int
     key: str
+    failed_before: int
+    """Revisions with the same key that failed before it, one after the other."""
 
 
-def choose_revision(observed: Observed, settings: Settings) -> Revision | NewRevision | Stalled:
+def choose_revision(
+    observed: Observed, settings: Settings, now: datetime
+) -> Revision | NewRevision | Stalled:
     """The revision that the spec requires, or why a new one cannot be created now."""
     spec_digest, key = compute_spec_digest(observed.spec), _compute_key(observed, settings)
     active = observed.active
@@ -36,10 +42,16 @@ def choose_revision(observed: Observed, settings: Settings) -> Revision | NewRev
         return active
     newest = observed.revisions[-1] if observed.revisions else None
     if newest is not None and _is_current(newest, spec_digest, key):
-        return newest
+        retry_at = parse_time(newest.record.retry_at)
+        if retry_at is None or now < retry_at:
+            return newest
     if observed.name_conflict is not None:
         return observed.name_conflict
-    return key if isinstance(key, Stalled) else NewRevision(_next_number(observed), key)
+    if isinstance(key, Stalled):
+        return key
+    has_failed = newest is not None and newest.record.key == key and newest.record.retry_at
+    failed_before = newest.record.failed_before + 1 if newest and has_failed else 0
+    return NewRevision(_next_number(observed), key, failed_before)
 
 
 def compute_spec_digest(spec: ModelEndpointSpec) -> str:

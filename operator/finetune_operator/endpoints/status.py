@@ -18,6 +18,8 @@ from finetune_operator.stalled import Stalled
 KEPT_REVISIONS = 10
 MESSAGE_LIMIT = 1000
 """Characters of a message in the status."""
+RETRY_TEXT = 200
+"""Characters of it that are left for the text around the reason of a failure."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def _build_revision_event(record: RevisionStatus) -> EventRecord | None:
     if record.state == "Active":
         return EventRecord("Normal", "RevisionActive", f"{name} takes the traffic")
     if record.state == "Failed":
-        return EventRecord("Warning", "RevisionFailed", f"{name} failed: {record.message}")
+        text = f"{name} failed: {_describe_failure(record)}"
+        return EventRecord("Warning", "RevisionFailed", text)
     return None
 
 
@@ -104,7 +107,8 @@ def _choose_phase(rollout: Rollout, ready: int) -> EndpointPhase:
         return "Ready" if ready else "Deploying"
     if rollout.target is None:
         return "Pending"
-    return "Failed" if rollout.target.state == "Failed" else "Deploying"
+    is_retried = rollout.problem is not None and rollout.problem.is_expected
+    return "Failed" if rollout.target.state == "Failed" and not is_retried else "Deploying"
 
 
 def _build_message(observed: Observed, rollout: Rollout, ready: int) -> str:
@@ -125,7 +129,18 @@ def _build_message(observed: Observed, rollout: Rollout, ready: int) -> str:
 def _describe_target(target: RevisionStatus) -> str:
     verbs = {"Starting": "is starting", "Checking": "is being checked", "Failed": "failed"}
     verb = verbs.get(target.state, target.state)
-    return f"revision {target.revision} {verb}" + (f": {target.message}" if target.message else "")
+    message = _describe_failure(target) if target.state == "Failed" else target.message
+    return f"revision {target.revision} {verb}" + (f": {message}" if message else "")
+
+
+def _describe_failure(record: RevisionStatus) -> str:
+    """Why a revision failed, how often its content did, and when it is tried again."""
+    parts = [pods.shorten(record.message or "", MESSAGE_LIMIT - RETRY_TEXT)]
+    if record.failed_before:
+        parts.append(f"{record.failed_before + 1} failures in a row")
+    if record.retry_at:
+        parts.append(f"next try at {record.retry_at}")
+    return "; ".join(part for part in parts if part)
 
 
 def _build_conditions(
@@ -135,7 +150,7 @@ def _build_conditions(
     is_settled = bool(
         active and target and target.revision == active.number and ready >= observed.spec.replicas
     )
-    is_expected = isinstance(problem, Stalled) and problem.is_expected
+    is_expected = problem is not None and problem.is_expected
     is_moving = not is_settled and (problem is None or is_expected)
     readiness = (True, "RevisionActive") if ready else (False, "PodsNotReady")
     if active is None:

@@ -214,10 +214,13 @@ def test_three_restarts_fail_the_revision_with_the_last_error(
     world.set_container("glossary-r1-0", restarts=3, last=last, **state)
     world.settle()
     assert world.states() == {1: "Failed"}
-    assert world.condition("Stalled") == ("True", reason)
+    retry = "; next try at 2026-11-21T12:01:00Z" if reason == "CrashLoop" else ""
+    assert world.condition("Reconciling" if retry else "Stalled") == ("True", reason)
+    assert world.condition("Stalled" if retry else "Reconciling")[0] == "False"
+    assert world.status["phase"] == ("Deploying" if retry else "Failed")
     assert world.status["message"] == (
         f"revision 1 failed: {reason}: container vllm of pod glossary-r1-0 ended 3 times, last "
-        f"with {detail}"
+        f"with {detail}{retry}"
     )
     assert world.names("Deployment") == []
     assert [event.reason for event in world.events] == ["RevisionStarting", "RevisionFailed"]
@@ -273,7 +276,8 @@ def test_a_revision_fails_30_minutes_after_the_start_of_its_container() -> None:
     world.tick(1)
     world.settle()
     assert world.status["message"] == (
-        "revision 1 failed: StartTimeout: no answer 30 minutes after the start of the container"
+        "revision 1 failed: StartTimeout: no answer 30 minutes after the start of the container; "
+        "next try at 2026-11-21T13:31:00Z"
     )
 
 

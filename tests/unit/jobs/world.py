@@ -346,7 +346,13 @@ class World(Cluster):
             self.run_stage(name)
         self.settle()
 
-    def serve(self, state: str = "Active", digest: str = DIGEST, message: str = "") -> None:
+    def serve(
+        self,
+        state: str = "Active",
+        digest: str = DIGEST,
+        message: str = "",
+        retry_at: str | None = None,
+    ) -> None:
         """What the endpoint's own reconcile writes."""
         revision = {
             "revision": 1,
@@ -355,8 +361,10 @@ class World(Cluster):
             "state": state,
             "message": message,
             "readyAt": self.time() if state == "Active" else None,
+            "retryAt": retry_at,
         }
         status = {
+            "message": f"revision 1: {message}" if message else "",
             "phase": {"Active": "Ready", "Failed": "Failed"}.get(state, "Deploying"),
             "activeRevision": 1 if state == "Active" else None,
             "url": "http://glossary.team-a.svc/v1",

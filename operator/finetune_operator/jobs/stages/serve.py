@@ -115,6 +115,8 @@ def _judge(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest) -> Rollo
     if is_active and served.phase == "Ready":
         return _accept(ctx, served, revision)
     detail = revision.message or served.message
+    if revision.state == "Failed" and revision.retry_at:
+        return RolloutInProgress(f"endpoint {name}: {served.message}")
     if revision.state == "Failed":
         before = served.active_revision
         return Failure(

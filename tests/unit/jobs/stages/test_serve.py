@@ -97,6 +97,19 @@ def test_failed_revision_fails_the_job_with_the_endpoints_message() -> None:
     assert world.status["phase"] == "Failed"
 
 
+def test_a_job_waits_while_its_endpoint_tries_again() -> None:
+    world = World()
+    world.run_until("serve")
+    world.serve("Failed", message="CrashLoop: it ended", retry_at=world.time(60))
+    world.settle()
+    assert world.status["phase"] == "Deploying"
+    assert world.status["message"] == "endpoint glossary: revision 1: CrashLoop: it ended"
+    assert world.condition("Reconciling")["status"] == "True"
+    world.serve()
+    world.settle()
+    assert world.status["phase"] == "Succeeded"
+
+
 def test_job_that_was_overtaken_does_not_fight() -> None:
     world = World()
     world.run_until("serve")
