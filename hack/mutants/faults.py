@@ -12,6 +12,7 @@ JOBS = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "tests/unit/jobs")
 WORKSPACES = (*JOBS[:-1], "tests/unit/workspaces")
 RESOURCES = (*JOBS[:-1], "tests/unit/resources", "tests/unit/planner", "tests/unit/jobs")
 ENGINE = (*JOBS[:-1], "tests/unit/engine")
+ENDPOINTS = (*JOBS[:-1], "tests/unit/endpoints")
 FENCE = (*JOBS[:-1], "tests/api/engine/test_fence.py")
 LEASE = (*JOBS[:-1], "tests/api/engine/test_leader_election.py")
 LASTING = (*JOBS[:-1], "tests/api/engine/test_faults.py", "-k", "cannot_be_created")
@@ -308,6 +309,26 @@ FAULTS = (
         "if workspace is None or need <= workspace.free_bytes:",
         "if True:",
         RESOURCES,
+    ),
+    Fault(
+        "a revision that gave a wrong answer is tried again",
+        "endpoints/failure.py",
+        "if reason not in RETRIED or failures >= len(RETRY_DELAYS):",
+        "if failures >= len(RETRY_DELAYS):",
+        ENDPOINTS,
+    ),
+    Fault(
+        "a revision that crashes is tried again indefinitely",
+        "endpoints/revisions.py",
+        "newest.record.failed_before + 1 if newest and has_failed else 0",
+        "0",
+        ENDPOINTS,
+    ),
+    Fault(
+        "an event about another Job explains why pods are missing",
+        "jobs/observe.py",
+        'if (event.get("involvedObject") or {}).get("uid") == uid',
+        "if True",
     ),
     Fault(
         "the janitor removes what endpoints serve",

@@ -213,13 +213,16 @@ async def test_a_model_that_does_not_load_fails_with_the_message_of_kserve(
     error = "ValueError: unknown architecture"
     manager.fail_loading("glossary-r1", transition, state, "ModelLoadFailed", error)
     await operator.settle(NAME)
-    assert status(api, namespace)["phase"] == "Failed"
+    retry_at = status(api, namespace)["revisions"][0]["retryAt"]
     assert status(api, namespace)["message"] == (
-        f"revision 1 failed: {reason}: KServe: ModelLoadFailed: {error}"
+        f"revision 1 failed: {reason}: KServe: ModelLoadFailed: {error}; next try at {retry_at}"
     )
-    assert condition(api, namespace, "Stalled") == ("True", reason)
+    assert condition(api, namespace, "Reconciling") == ("True", reason)
     assert names(api, "InferenceService", namespace) == []
     assert names(api, "ServingRuntime", namespace) == []
+    operator.ahead = timedelta(seconds=61)
+    await operator.settle(NAME)
+    assert names(api, "InferenceService", namespace) == ["glossary-r2"]
 
 
 async def test_an_invalid_spec_is_a_failure_only_after_a_grace_period(
