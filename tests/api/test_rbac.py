@@ -275,7 +275,8 @@ def test_the_operator_cannot_read_secrets_run_pods_or_change_specs_of_users(
     refused(operator, "DELETE", f"{ours}/modelendpoints/bot")
     refused(operator, "DELETE", f"{core}/persistentvolumeclaims/finetune-workspace")
     refused(operator, "POST", f"{core}/serviceaccounts/default/token", {"spec": {}})
-    refused(operator, "GET", "/api/v1/nodes")
+    refused(operator, "GET", "/api/v1/nodes/any")
+    refused(operator, "PATCH", "/api/v1/nodes/any", {"spec": {"unschedulable": True}})
     refused(operator, "GET", "/api/v1/namespaces")
 
 
