@@ -142,6 +142,7 @@ def _may_still_report(pod: PodFacts, now: datetime) -> bool:
 def _find_cause(attempt: Attempt, now: datetime) -> FailedAttempt | None:
     """The earliest cause. Where a rank lost its peer, the peer gets time to report its own."""
     causes = sorted(_list_causes(attempt, now), key=lambda each: (each.at, CAUSE_RANK[each.kind]))
+    causes = [each for each in causes if not _is_end_of_job(each, attempt)] or causes
     consequences = [cause for cause in causes if _is_consequence(cause)]
     if not consequences:
         return causes[0] if causes else None
@@ -158,6 +159,15 @@ def _find_cause(attempt: Attempt, now: datetime) -> FailedAttempt | None:
         return _fail_missing_pod(attempt, first.at)
     is_silent = any(not pod.has_ended for pod in attempt.pods)
     return None if is_silent and now < first.at + PEER_PATIENCE else first
+
+
+def _is_end_of_job(cause: FailedAttempt, attempt: Attempt) -> bool:
+    """Whether the Job controller deleted the pod because another one had failed. Both times are
+    those of the control plane: a kubelet whose clock is ahead reports the failure as the later."""
+    failed_at, pod = attempt.job_failed_at(), cause.pod
+    if failed_at is None or cause.kind != "Preempted" or pod is None:
+        return False
+    return pod.deleted_at is not None and pod.deleted_at >= failed_at
 
 
 def _is_consequence(cause: FailedAttempt) -> bool:

@@ -183,6 +183,15 @@ class Attempt:
         status = (self.job or {}).get("status") or {}
         return parse_time(status.get("startTime")) or self.job_created()
 
+    def job_failed_at(self) -> datetime | None:
+        """When the Job controller found that a pod had failed, before it ended the others."""
+        times = [
+            parse_time(found.get("lastTransitionTime"))
+            for kind in ("FailureTarget", "Failed")
+            if (found := find_condition(self.job or {}, kind)).get("status") == "True"
+        ]
+        return min((at for at in times if at is not None), default=None)
+
     def job_end(self) -> datetime | None:
         """When the Job controller marked the Job Complete or Failed."""
         end = finished_condition(self.job) if self.job else None

@@ -25,6 +25,35 @@ def test_first_cause_decides_a_crash_whose_peers_were_asked_to_stop() -> None:
     assert world.status["restarts"] == 1
 
 
+@pytest.mark.parametrize("clock", [-50, -2, 2, 50])
+def test_the_first_cause_is_found_whatever_the_clocks_of_the_kubelets_say(clock: float) -> None:
+    world, pods = training()
+    world.end_pod(pods[1], 137, reason="OOMKilled", clock=clock)
+    world.tick(1)
+    world.end_job("glossary-train-1", "FailureTarget")
+    world.mark_deleted(pods[0], 120)
+    world.tick(2)
+    world.end_pod(pods[0], 76, clock=-clock)
+    world.settle()
+    assert world.status["failure"]["reason"] == "OutOfHostMemory"
+    assert world.status["restarts"] == 1
+
+
+def test_a_deletion_in_the_second_in_which_the_job_failed_is_a_cause_where_there_is_no_other() -> (
+    None
+):
+    world, pods = training()
+    world.mark_deleted(pods[0], 120)
+    world.end_pod(pods[0], 143)
+    world.end_job("glossary-train-1", "FailureTarget")
+    world.mark_deleted(pods[1], 120)
+    world.tick(1)
+    world.end_pod(pods[1], 143)
+    world.settle()
+    assert world.status["failure"]["reason"] == "PodDeleted"
+    assert world.status["restarts"] == 0
+
+
 def test_first_cause_decides_a_deleted_pod_whose_peers_then_crashed() -> None:
     world, pods = training()
     world.mark_deleted(pods[0], 120)

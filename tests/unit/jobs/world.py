@@ -287,13 +287,19 @@ class World(Cluster):
         self.replace_status(pod, {"phase": "Running", "podIP": "10.0.0.8"})
 
     def end_pod(
-        self, pod: Manifest, code: int, message: str = "", reason: str | None = None
+        self,
+        pod: Manifest,
+        code: int,
+        message: str = "",
+        reason: str | None = None,
+        clock: float = 0.0,
     ) -> None:
+        """The container ends; the clock of its kubelet is `clock` seconds ahead."""
         terminated = {
             "exitCode": code,
             "reason": reason or ("Completed" if code == 0 else "Error"),
             "message": message,
-            "finishedAt": self.time(),
+            "finishedAt": self.time(clock),
         }
         self.set_status(
             pod,
