@@ -156,8 +156,8 @@ FAULTS = (
     Fault(
         "no node is ever excluded",
         "jobs/attempt_children.py",
-        "excluded_hosts=_list_excluded_hosts(ctx, status)",
-        "excluded_hosts=()",
+        "excluded_nodes=list_excluded_nodes(status.nodes)",
+        "excluded_nodes=()",
     ),
     Fault(
         "an exclusion is never lifted",

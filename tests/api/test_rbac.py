@@ -50,7 +50,7 @@ IN_NAMESPACES: dict[tuple[str, str], set[str]] = {
     ("serving.kserve.io", "inferenceservices"): READ | {"create", "patch", "delete"},
     ("serving.kserve.io", "servingruntimes"): READ | {"create", "delete"},
 }
-EVERYWHERE = {("finetune.dev", "acceleratorprofiles"): READ, ("", "nodes"): {"list"}}
+EVERYWHERE = {("finetune.dev", "acceleratorprofiles"): READ}
 # Every authenticated user may query their own permissions.
 ASKING = {"authorization.k8s.io", "authentication.k8s.io"}
 

@@ -15,7 +15,6 @@ from typing import Any
 from finetune_operator.decision import ATTEMPT_LABEL, JOB_UID_LABEL, STAGE_LABEL, Manifest
 from finetune_operator.engine.kube_client import NotFound
 from finetune_operator.jobs.observe import INDEX_LABEL
-from finetune_operator.resources.pod import HOSTNAME_LABEL
 
 from tests.sim.clock import START, Clock
 from tests.sim.server import ApiServer, Happening
@@ -63,9 +62,6 @@ class Nodes:
         self.has_sidecars = False
         """Whether pods have a container that ends only with the pod."""
         self.nodes = {name: Node(name, number) for number, name in enumerate(NODES)}
-        for name in NODES:
-            labels = {HOSTNAME_LABEL: _host(name)}
-            server.create({"kind": "Node", "metadata": {"name": name, "labels": labels}})
         trainer.exited = self._exited
         server.listeners.append(self._seen)
 
@@ -325,22 +321,16 @@ class Nodes:
 
 
 def avoided(pod: Manifest) -> set[str]:
-    """Nodes that the pod's required affinity excludes, by the label of their host."""
+    """Nodes that the pod's required affinity excludes by name."""
     affinity = (pod["spec"].get("affinity") or {}).get("nodeAffinity") or {}
     required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
-    hosts = {
+    return {
         value
         for term in required.get("nodeSelectorTerms") or ()
-        for rule in term.get("matchExpressions") or ()
-        if (rule["key"], rule["operator"]) == (HOSTNAME_LABEL, "NotIn")
+        for rule in term.get("matchFields") or ()
+        if (rule["key"], rule["operator"]) == ("metadata.name", "NotIn")
         for value in rule["values"]
     }
-    return {name for name in NODES if _host(name) in hosts}
-
-
-def _host(name: str) -> str:
-    """Host names differ from the names of nodes, as in some clouds."""
-    return f"host-of-{name}"
 
 
 def _process(pod: Manifest) -> Process:

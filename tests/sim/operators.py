@@ -31,8 +31,7 @@ from tests.sim.server import ApiServer
 from tests.sim.watch import Watch, subscribe
 
 T = TypeVar("T")
-LISTED: tuple[Resource, ...] = tuple(each for each in WATCHED if not each.is_optional)
-KINDS = tuple(each for each in LISTED if not each.is_metadata_only)
+KINDS: tuple[Resource, ...] = tuple(each for each in WATCHED if not each.is_optional)
 METRICS = Metrics()
 MOST_AT_ONCE = 60
 """Reconciles without any time between them; more is a loop."""
@@ -214,11 +213,10 @@ class Operator:
         if not (self.alive and self._synced):
             return
         try:
-            for each in LISTED:
+            for each in KINDS:
                 drive(self.relister.relist(each))
-            for watch in self.watches.values():
-                if self._clock.now >= watch.cut_until:
-                    watch.missed = False
+                if self._clock.now >= self.watches[each.kind].cut_until:
+                    self.watches[each.kind].missed = False
         except ApiError:
             self._later(RETRY, self.relist)
 
@@ -230,13 +228,13 @@ class Operator:
 
     def _first(self) -> None:
         try:
-            for each in LISTED:
+            for each in KINDS:
                 drive(self.relister.relist(each))
         except ApiError:
             self._later(RETRY, self._first)
             return
         self._synced = True
-        self.cache.set_served_kinds(frozenset((each.group, each.kind) for each in LISTED))
+        self.cache.set_served_kinds(frozenset((each.group, each.kind) for each in KINDS))
         for key in self._controllers.initial_keys(self.cache):
             self.queue.add(key)
         self._later(PERIOD, self._now_and_then)

@@ -29,9 +29,6 @@ class Resource:
     """Field selector of the objects that are watched."""
     is_optional: bool = False
     """Whether a cluster may lack the kind."""
-    is_metadata_only: bool = False
-    """Whether the objects are listed without spec and status, and not watched: no key waits for a
-    change of them."""
 
     @property
     def api_version(self) -> str:
@@ -64,8 +61,6 @@ WATCHED: tuple[Resource, ...] = (
     Resource("Service", "", "v1", "services", selector=_OURS),
     Resource("ConfigMap", "", "v1", "configmaps", selector=_OURS),
     Resource("Deployment", "apps", "v1", "deployments", selector=_OURS),
-    # For their labels. As whole objects, those of a large cluster would be most of the cache.
-    Resource("Node", "", "v1", "nodes", False, is_metadata_only=True),
     # The only place where the Job controller reports why the API server refuses a pod.
     Resource("Event", "", "v1", "events", fields=_REFUSED_PODS),
     Resource(

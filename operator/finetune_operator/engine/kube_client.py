@@ -27,8 +27,6 @@ READ_ATTEMPTS = 3
 PAGE = 500
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
-JSON = "application/json"
-METADATA_LIST = f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
 class ApiError(Exception):
@@ -161,16 +159,16 @@ class KubeClient:
         async for page in self._pages(of, namespace):
             items.extend(page.get("items") or ())
             version = page["metadata"].get("resourceVersion", "")
-        for item in items:  # the items of a list lack these two, or have others in a metadata list
-            item.update(kind=of.kind, apiVersion=of.api_version)
+        for item in items:  # the items of a list lack these two
+            item.setdefault("kind", of.kind)
+            item.setdefault("apiVersion", of.api_version)
         return items, version
 
     async def _pages(self, of: Resource, namespace: str) -> AsyncIterator[Manifest]:
         selectors = {"labelSelector": of.selector, "fieldSelector": of.fields}
         query = {"limit": str(PAGE)} | {name: text for name, text in selectors.items() if text}
         while True:
-            accept = METADATA_LIST if of.is_metadata_only else JSON
-            page = await self._read(of.path(namespace), query, accept)
+            page = await self._read(of.path(namespace), query)
             yield page
             token = page["metadata"].get("continue")
             if not token:
@@ -223,12 +221,10 @@ class KubeClient:
             "DELETE", resource(ref.kind).path(ref.namespace, ref.name), {}, options
         )
 
-    async def _read(
-        self, path: str, query: Mapping[str, str] | None = None, accept: str = JSON
-    ) -> Manifest:
+    async def _read(self, path: str, query: Mapping[str, str] | None = None) -> Manifest:
         for attempt in range(1, READ_ATTEMPTS + 1):
             try:
-                return await self._request("GET", path, query or {}, None, accept=accept)
+                return await self._request("GET", path, query or {}, None)
             except Unavailable as error:
                 if attempt == READ_ATTEMPTS or error.retry_after is not None:
                     raise
@@ -241,11 +237,10 @@ class KubeClient:
         path: str,
         query: Mapping[str, str],
         body: Mapping[str, Any] | None,
-        content_type: str = JSON,
+        content_type: str = "application/json",
         timeout: float = TIMEOUT,
-        accept: str = JSON,
     ) -> Manifest:
-        headers = {"Accept": accept, "Content-Type": content_type}
+        headers = {"Accept": "application/json", "Content-Type": content_type}
         headers["User-Agent"] = self._api.user_agent
         await self._api.update_params_for_auth(
             headers, [], ["BearerToken"], path, method, body, request_auth=None

@@ -141,7 +141,7 @@ class Relister:
                 extra = {"resource": each.plural, "error": str(error)}
                 log.warning("Cannot relist a kind", extra=extra)
                 continue
-            if differed and not each.is_metadata_only:
+            if differed:
                 self._metrics.repairs.labels(each.kind).inc(differed)
                 log.info(
                     "A relist corrected the cache",

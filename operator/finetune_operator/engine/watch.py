@@ -124,7 +124,6 @@ async def run_watches(
     so the callback must install its own again.
     """
     asyncio.get_running_loop().set_exception_handler(log_lost_watcher)
-    kinds = [each for each in kinds if not each.is_metadata_only]
     registry = build_registry(client, kinds, event_handlers, on_relist, lease)
     tasks = await kopf.spawn_tasks(
         registry=registry,

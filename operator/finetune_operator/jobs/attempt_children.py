@@ -22,7 +22,6 @@ from finetune_operator.names import child_name, master_host
 from finetune_operator.resources.configmap import build_run_configmap
 from finetune_operator.resources.job import build_stage_job
 from finetune_operator.resources.metadata import AttemptMetadata
-from finetune_operator.resources.pod import HOSTNAME_LABEL
 from finetune_operator.resources.rendezvous_service import build_rendezvous_service
 from finetune_operator.resources.workspace_pvc import build_workspace_pvc
 from finetune_operator.stalled import Stalled
@@ -59,7 +58,7 @@ def build_children(
     if isinstance(pods, Stalled):
         return pods
     if status.nodes:
-        pods = replace(pods, excluded_hosts=_list_excluded_hosts(ctx, status))
+        pods = replace(pods, excluded_nodes=list_excluded_nodes(status.nodes))
     attempt = AttemptMetadata(ctx.job, stage.name, number)
     image = (previous.image if previous else None) or ctx.settings.trainer_image
     manifests = [] if claim else [build_workspace_pvc(ctx.namespace, ctx.settings)]
@@ -71,16 +70,6 @@ def build_children(
     manifests.append(build_stage_job(attempt, pods, replace(ctx.settings, trainer_image=image)))
     missing = tuple(child for child in manifests if _find_cached(ctx, child) is None)
     return AttemptChildren(config, missing, _find_name_conflict(ctx, manifests))
-
-
-def _list_excluded_hosts(ctx: Context, status: FineTuneJobStatus) -> list[str]:
-    """The labels kubernetes.io/hostname of the excluded nodes. A node that was added since the last
-    list, or is gone, is assumed to be named like its host."""
-    hosts = []
-    for name in list_excluded_nodes(status.nodes):
-        node = ctx.view.get("Node", "", name) or {"metadata": {}}
-        hosts.append((node["metadata"].get("labels") or {}).get(HOSTNAME_LABEL, name))
-    return hosts
 
 
 def build_missing_children(

@@ -34,7 +34,6 @@ CONTAINER = "trainer"
 GRACE_SECONDS = 30
 """Time between SIGTERM and SIGKILL for stages that have nothing to save."""
 
-HOSTNAME_LABEL = "kubernetes.io/hostname"
 LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 RENDEZVOUS_MARGIN = 300.0
 """Seconds that ranks wait for each other beyond the time that a scale-up may take."""
@@ -88,8 +87,8 @@ class StagePods:
     """Whether the kubelet ends a pod whose first process does not answer for minutes."""
     grace_seconds: int = GRACE_SECONDS
     """Time between SIGTERM and SIGKILL."""
-    excluded_hosts: Sequence[str] = ()
-    """Nodes that the pods must not run on, by their label kubernetes.io/hostname."""
+    excluded_nodes: Sequence[str] = ()
+    """Nodes, by name, that the pods must not run on."""
 
 
 def build_stage_pod_spec(
@@ -114,8 +113,8 @@ def build_stage_pod_spec(
     if pods.nodes > 1:
         spec["topologySpreadConstraints"] = [_spread_over_nodes(metadata, pods.nodes)]
     spec.update(build_scheduling(pods.profile or settings.cpu_pods, settings))
-    if pods.excluded_hosts:
-        spec["affinity"] = {"nodeAffinity": _exclude_hosts(pods.excluded_hosts)}
+    if pods.excluded_nodes:
+        spec["affinity"] = {"nodeAffinity": _exclude_nodes(pods.excluded_nodes)}
     return spec
 
 
@@ -235,16 +234,17 @@ def _spread_over_nodes(metadata: AttemptMetadata, nodes: int) -> Manifest:
     return {
         "maxSkew": 1,
         "minDomains": nodes,
-        "topologyKey": HOSTNAME_LABEL,
+        "topologyKey": "kubernetes.io/hostname",
         "whenUnsatisfiable": "DoNotSchedule",
         "labelSelector": {"matchLabels": metadata.selector},
     }
 
 
-def _exclude_hosts(hosts: Sequence[str]) -> Manifest:
-    """By label, because Karpenter adds no node for a pod with matchFields."""
-    others = {"key": HOSTNAME_LABEL, "operator": "NotIn", "values": list(hosts)}
-    terms = {"nodeSelectorTerms": [{"matchExpressions": [others]}]}
+def _exclude_nodes(nodes: Sequence[str]) -> Manifest:
+    """By metadata.name, because the label kubernetes.io/hostname may differ from the node's name.
+    A field selector compares with one value, so every node has its own expression."""
+    fields = [{"key": "metadata.name", "operator": "NotIn", "values": [name]} for name in nodes]
+    terms = {"nodeSelectorTerms": [{"matchFields": fields}]}
     return {"requiredDuringSchedulingIgnoredDuringExecution": terms}
 
 

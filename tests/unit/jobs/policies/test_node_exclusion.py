@@ -139,29 +139,14 @@ def test_a_node_that_failed_twice_is_avoided_and_named() -> None:
     world = fail_twice(World())
     assert world.status["nodes"] == [{"name": "node2", "failures": 2, "excluded": True}]
     assert world.status["restarts"] == 0
-    assert node_terms(world, "glossary-train-3") == without_host("node2")
-    event = next(event for event in world.events if event.reason == "NodeExcluded")
-    assert event.message.startswith("2 attempts ended because of node node2")
-
-
-def test_a_node_is_avoided_by_its_label_which_may_differ_from_its_name() -> None:
-    world = World()
-    labels = {"kubernetes.io/hostname": "ip-10-0-0-7"}
-    for name, its_labels in (("node1", None), ("node2", labels)):
-        world.load({"kind": "Node", "metadata": {"name": name, "labels": its_labels}})
-    fail_twice(world)
-    assert world.status["nodes"] == [{"name": "node2", "failures": 2, "excluded": True}]
-    assert node_terms(world, "glossary-train-3") == without_host("ip-10-0-0-7")
-
-
-def without_host(host: str) -> object:
-    """The affinity of a pod that runs on any host but one; Karpenter refuses matchFields."""
-    others = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": [host]}
-    return {
+    field = {"key": "metadata.name", "operator": "NotIn", "values": ["node2"]}
+    assert node_terms(world, "glossary-train-3") == {
         "requiredDuringSchedulingIgnoredDuringExecution": {
-            "nodeSelectorTerms": [{"matchExpressions": [others]}]
+            "nodeSelectorTerms": [{"matchFields": [field]}]
         }
     }
+    event = next(event for event in world.events if event.reason == "NodeExcluded")
+    assert event.message.startswith("2 attempts ended because of node node2")
 
 
 def test_the_profile_still_chooses_the_pool() -> None:
