@@ -320,15 +320,15 @@ FAULTS = (
     Fault(
         "a revision that crashes is tried again indefinitely",
         "endpoints/revisions.py",
-        "newest.record.failed_before + 1 if newest and has_failed else 0",
-        "0",
+        "    return newest.record.failed_before + 1\n",
+        "    return 0\n",
         ENDPOINTS,
     ),
     Fault(
-        "an event about another Job explains why pods are missing",
-        "jobs/observe.py",
-        'if (event.get("involvedObject") or {}).get("uid") == uid',
-        "if True",
+        "the oldest refusal of a pod is reported",
+        "jobs/pod_refusal.py",
+        "max(refusals, default",
+        "min(refusals, default",
     ),
     Fault(
         "the janitor removes what endpoints serve",

@@ -113,7 +113,7 @@ class ServingDefaults(SpecModel):
     """Further arguments of the vLLM server, one in each item."""
 
 
-def _not_below(limit: str, request: str) -> dict[str, JsonValue]:
+def _limit_rule(limit: str, request: str) -> dict[str, JsonValue]:
     path = f"self.limitsPerDevice.{limit}"
     return cel(
         f"!has(self.limitsPerDevice) || !has({path}) || "
@@ -128,7 +128,7 @@ class AcceleratorProfileSpec(SpecModel):
     """Sizes and scheduling of one pool of nodes."""
 
     model_config = validation_config(
-        _not_below("cpu", "cpuPerDevice"), _not_below("memory", "hostMemoryPerDevice")
+        _limit_rule("cpu", "cpuPerDevice"), _limit_rule("memory", "hostMemoryPerDevice")
     )
 
     default: bool = False

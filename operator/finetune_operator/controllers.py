@@ -2,8 +2,8 @@
 
 | key           | reconcile function    | woken by                                       |
 |---------------|-----------------------|------------------------------------------------|
-| FineTuneJob   | `reconcile_job`       | itself, its children, refused pods, claims,    |
-|               |                       | profiles, the endpoint it serves               |
+| FineTuneJob   | `reconcile_job`       | itself, its children, claims, profiles, the    |
+|               |                       | endpoint it serves                             |
 | ModelEndpoint | `reconcile_endpoint`  | itself, its children, claims, profiles         |
 | Workspace     | `reconcile_workspace` | new, terminal and deleted jobs, endpoints,     |
 |               |                       | claims, the janitor                            |
@@ -108,14 +108,6 @@ def _woken_by_claim(claim: Manifest, view: View) -> Iterator[Key]:
     yield from _may_wait(view, claim["metadata"]["namespace"])
 
 
-def _woken_by_event(event: Manifest, view: View) -> Iterator[Key]:
-    """The events that are watched are about batch/v1 Jobs, of any owner."""
-    name = (event.get("involvedObject") or {}).get("name") or ""
-    job = view.get("Job", event["metadata"]["namespace"], name)
-    if job is not None and name != JANITOR:
-        yield from _woken_by_child(job, view)
-
-
 def _woken_by_child(child: Manifest, view: View) -> Iterator[Key]:
     labels: Mapping[str, str] = child["metadata"].get("labels") or {}
     namespace = child["metadata"].get("namespace", "")
@@ -137,7 +129,6 @@ WOKEN_BY: Mapping[str, Callable[[Manifest, View], Iterator[Key]]] = {
     "ModelEndpoint": _woken_by_endpoint,
     "AcceleratorProfile": _woken_by_profile,
     "PersistentVolumeClaim": _woken_by_claim,
-    "Event": _woken_by_event,
 }
 """By kind of object; every other kind is a child, whose labels name the keys."""
 

@@ -72,8 +72,22 @@ class HttpRequest:
 
 
 @dataclass(frozen=True)
+class EventQuery:
+    """A query for the Kubernetes events about one object that have a reason. The body of its
+    response is the list of events; it is repeated as an HttpRequest is."""
+
+    id: str
+    namespace: str
+    uid: str
+    """Uid of the object."""
+    reason: str
+    interval: float = 30.0
+    """Seconds."""
+
+
+@dataclass(frozen=True)
 class HttpResponse:
-    """The result of an HttpRequest: a status and JSON body, or an error."""
+    """The result of an HttpRequest or EventQuery: a status and JSON body, or an error."""
 
     at: float
     """Unix time in seconds."""
@@ -97,7 +111,7 @@ class View(Protocol):
         """Objects of a kind that carry label=value."""
 
     def http_response(self, request_id: str) -> HttpResponse | None:
-        """The newest response to an HttpRequest of this process."""
+        """The newest response to an HttpRequest or EventQuery of this process."""
 
     def serves(self, group: str, kind: str) -> bool:
         """Whether the API server serves this kind (KServe may be absent)."""
@@ -150,7 +164,7 @@ class Decision:
     """The whole new status; written only where it differs. None keeps the old one."""
     events: tuple[EventRecord, ...] = ()
     """Recorded only after the status write that makes them true succeeded."""
-    requests: tuple[HttpRequest, ...] = ()
+    requests: tuple[HttpRequest | EventQuery, ...] = ()
     """The requests to repeat from now on; one that is not listed any more is dropped."""
     requeue_after: float | None = None
     """Seconds until the next reconcile even if no event arrives."""

@@ -17,7 +17,7 @@ from tests.sim.clock import Clock
 from tests.sim.server import ApiServer, Happening
 
 TRACKING = "batch.kubernetes.io/job-tracking"
-QUOTA_REFUSAL = 'pods "x" is forbidden: exceeded quota: team'
+QUOTA_REFUSAL = "is forbidden: exceeded quota: team"
 OWNED = ("Job", "Pod", "ConfigMap", "Service", "Deployment")
 
 
@@ -89,7 +89,8 @@ class JobController:
         meta = job["metadata"]
         times = self._refusals[meta["uid"]] = self._refusals.get(meta["uid"], 0) + 1
         space, name = meta["namespace"], f"{meta['name']}.{meta['uid']}"
-        seen = {"lastTimestamp": self._clock.text(), "count": times}
+        text = f'Error creating: pods "{meta["name"]}-{times:05}" {QUOTA_REFUSAL}'
+        seen = {"lastTimestamp": self._clock.text(), "count": times, "message": text}
         if self._server.find("Event", space, name):
             self._server.patch("Event", space, name, seen)
         else:
@@ -98,7 +99,6 @@ class JobController:
                 "metadata": {"name": name, "namespace": space},
                 "involvedObject": {"kind": "Job", "name": meta["name"], "uid": meta["uid"]},
                 "reason": "FailedCreate",
-                "message": f"Error creating: {QUOTA_REFUSAL}",
             }
             self._server.create(event | seen)
         key = space, meta["name"]

@@ -11,7 +11,13 @@ import random
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar, cast
 
-from finetune_operator.decision import ControllerTable, HttpRequest, HttpResponse, Key
+from finetune_operator.decision import (
+    ControllerTable,
+    EventQuery,
+    HttpRequest,
+    HttpResponse,
+    Key,
+)
 from finetune_operator.engine.cache import Cache
 from finetune_operator.engine.event_handlers import EventHandlers
 from finetune_operator.engine.event_recorder import EventRecorder
@@ -50,17 +56,22 @@ class FakePoller:
     """An HttpPoller without HTTP: the simulated pods answer."""
 
     def __init__(
-        self, clock: Clock, answer: Callable[[str], Any], on_response: Callable[[Key], None]
+        self,
+        port: Port,
+        clock: Clock,
+        answer: Callable[[str], Any],
+        on_response: Callable[[Key], None],
     ) -> None:
         self.responses: dict[str, HttpResponse] = {}
+        self._port = port
         self._clock = clock
         self._answer = answer
         self._on_response = on_response
-        self._requests: dict[Key, dict[str, HttpRequest]] = {}
+        self._requests: dict[Key, dict[str, HttpRequest | EventQuery]] = {}
         self._timers: dict[str, Timer] = {}
         self._due: dict[str, float] = {}
 
-    def set_requests(self, key: Key, requests: Iterable[HttpRequest]) -> None:
+    def set_requests(self, key: Key, requests: Iterable[HttpRequest | EventQuery]) -> None:
         """Poll these for the key from now on."""
         by_id = {request.id: request for request in requests}
         for request_id in self._requests.get(key, {}).keys() - by_id.keys():
@@ -79,9 +90,11 @@ class FakePoller:
         for timer in self._timers.values():
             timer.cancel()
 
-    def _poll(self, key: Key, request: HttpRequest) -> None:
+    def _poll(self, key: Key, request: HttpRequest | EventQuery) -> None:
         del self._timers[request.id]
-        body = self._answer(request.url)
+        body = (
+            self._query(request) if isinstance(request, EventQuery) else self._answer(request.url)
+        )
         at = self._clock.unix()
         self.responses[request.id] = (
             HttpResponse(at, error="no route to host")
@@ -90,6 +103,12 @@ class FakePoller:
         )
         self._due[request.id] = self._clock.now + request.interval
         self._on_response(key)
+
+    def _query(self, query: EventQuery) -> Any:
+        try:
+            return drive(self._port.list_events(query.namespace, query.uid, query.reason))
+        except ApiError:
+            return None
 
 
 class Operator:
@@ -128,7 +147,7 @@ class Operator:
         self.alive, self.leads_until, self._synced = True, float("inf"), False
         self.port.fault = None
         self.queue = WorkQueue(METRICS.queue, random.Random(self._life))
-        self.http_poller = FakePoller(clock, self._answer, self.queue.add)
+        self.http_poller = FakePoller(self.port, clock, self._answer, self.queue.add)
         self.cache = Cache(self.http_poller.responses)
         event_handlers = EventHandlers(self.cache, self.queue, self._controllers, METRICS.handovers)
         self.relister = Relister(port, self.cache, event_handlers, METRICS)

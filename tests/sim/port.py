@@ -6,7 +6,7 @@ thing that the process ever did.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -75,11 +75,26 @@ class Port:
         self.reach()
         return self._server.get(kind, namespace, name)
 
-    async def list(self, of: Resource, namespace: str = "") -> tuple[list[Manifest], str]:
-        """All objects of a kind that its selectors match, and the version of the list."""
+    async def list(
+        self, of: Resource, namespace: str = "", selector: str = ""
+    ) -> tuple[list[Manifest], str]:
+        """All objects of a kind that match the selector, and the version of the list."""
         self.reach()
-        items = [each for each in self._server.list(of.kind, namespace) if selected(each, of)]
+        items = [
+            each
+            for each in self._server.list(of.kind, namespace)
+            if selected(each, selector or of.selector)
+        ]
         return items, str(self._server.version)
+
+    async def list_events(self, namespace: str, uid: str, reason: str) -> Sequence[Manifest]:
+        """The events about an object that have a reason."""
+        self.reach()
+        return [
+            each
+            for each in self._server.list("Event", namespace)
+            if (each["involvedObject"]["uid"], each["reason"]) == (uid, reason)
+        ]
 
     async def create(self, manifest: Manifest) -> Manifest:
         """POST."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from finetune_operator.decision import Manifest
 from finetune_operator.engine.kinds import Resource
@@ -24,19 +23,10 @@ LATENCY = 0.05 + MOMENT
 """Seconds from a write to its event, without faults."""
 
 
-def selected(manifest: Manifest, of: Resource) -> bool:
-    """Whether the selectors of a kind match; empty ones match everything."""
-    label, _, value = of.selector.partition("=")
-    if label and (manifest["metadata"].get("labels") or {}).get(label) != value:
-        return False
-    for each in filter(None, of.fields.split(",")):
-        path, _, value = each.partition("=")
-        found: Any = manifest
-        for name in path.split("."):
-            found = (found or {}).get(name)
-        if found != value:
-            return False
-    return True
+def selected(manifest: Manifest, selector: str) -> bool:
+    """Whether label=value holds; an empty selector matches everything."""
+    label, _, value = selector.partition("=")
+    return not label or (manifest["metadata"].get("labels") or {}).get(label) == value
 
 
 class Watch:
@@ -67,7 +57,7 @@ class Watch:
 
     def happened(self, what: Happening, manifest: Manifest) -> None:
         """An object was written; the event is delivered later, or never."""
-        if not selected(manifest, self._of):
+        if not selected(manifest, self._of.selector):
             return
         if self._clock.now < self.cut_until:
             self._met("watch missed events")

@@ -32,15 +32,6 @@ def manifest(kind: str, name: str, phase: str = "", endpoint: str = "", **labels
     return made
 
 
-def refusal(job: str) -> Manifest:
-    """The event by which the Job controller reports that a pod was refused."""
-    event = manifest("Event", f"{job}.17f3")
-    return {**event, "involvedObject": {"kind": "Job", "namespace": "ns", "name": job}}
-
-
-WAITING = {JOB_NAME_LABEL: "waits", JOB_UID_LABEL: "uid-waits"}
-
-
 @pytest.fixture
 def cache() -> Cache:
     cache = Cache()
@@ -48,7 +39,6 @@ def cache() -> Cache:
     cache.put(manifest("FineTuneJob", "serves", "Deploying", endpoint="bot"))
     cache.put(manifest("FineTuneJob", "over", "Succeeded", endpoint="bot"))
     cache.put(manifest("ModelEndpoint", "bot"))
-    cache.put(manifest("Job", "waits-prepare-1", **WAITING))
     return cache
 
 
@@ -68,7 +58,7 @@ WORKSPACE = Key("Workspace", "ns", "finetune-janitor")
         (manifest("AcceleratorProfile", "a100"), {WAITS, SERVES, BOT}),
         (manifest("PersistentVolumeClaim", "data"), {WAITS, SERVES, BOT, WORKSPACE}),
         (
-            manifest("Pod", "p", **WAITING),
+            manifest("Pod", "p", **{JOB_NAME_LABEL: "waits", JOB_UID_LABEL: "uid-waits"}),
             {WAITS},
         ),
         (
@@ -80,9 +70,6 @@ WORKSPACE = Key("Workspace", "ns", "finetune-janitor")
         (manifest("Job", "finetune-janitor"), {WORKSPACE}),
         (manifest("Deployment", "bot-r1", **{ENDPOINT_LABEL: "bot"}), {BOT}),
         (manifest("Pod", "of-another-controller"), set()),
-        (refusal("waits-prepare-1"), {WAITS}),
-        (refusal("of-a-cron-job"), set()),
-        (refusal("finetune-janitor"), set()),
     ],
     ids=lambda value: value["kind"] if isinstance(value, dict) else "",
 )

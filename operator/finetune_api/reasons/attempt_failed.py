@@ -68,7 +68,9 @@ FAILED = Group(
             "OutOfHostMemory",
             ANY,
             "The kernel killed the pod because it used more host memory than its limit.",
-            "Raise `hostMemoryPerDevice` in the AcceleratorProfile.",
+            "Raise `hostMemoryPerDevice` in the AcceleratorProfile, or `limitsPerDevice.memory` if "
+            "it is set; for prepare and export, `cpuPods.limits.memory` in the chart, or the default "
+            "of the namespace's LimitRange.",
         ),
         Reason(
             "PeerLost",

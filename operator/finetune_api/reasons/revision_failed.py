@@ -5,7 +5,7 @@ from finetune_api.reasons.reason import ENDPOINT, Group, Reason
 REVISION = Group(
     "A revision failed",
     "The revision's state is `Failed`, and its message begins with the reason. The revision "
-    "before, if any, keeps the traffic. After `CrashLoop`, `StartTimeout`, `FailedToLoad` and "
+    "before, if any, keeps the traffic. After `CrashLoop`, `FailedToLoad` and "
     "`BlockedByFailedLoad` the operator starts a new revision with the same content, three times; "
     "until then `Reconciling` is `True` with the reason. Otherwise `Stalled` is: correct the "
     "cause, and change the artifact, the profile or the endpoint, which starts a new revision.",
@@ -39,7 +39,8 @@ REVISION = Group(
             "OOMKilled",
             ENDPOINT,
             "The kernel killed the container because it used more host memory than its limit.",
-            "Raise `hostMemoryPerDevice` in the AcceleratorProfile.",
+            "Raise `hostMemoryPerDevice` in the AcceleratorProfile, or `limitsPerDevice.memory` if "
+            "it is set.",
         ),
         Reason(
             "ParityMismatch",

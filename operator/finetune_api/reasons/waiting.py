@@ -146,10 +146,11 @@ WAITING = Group(
         Reason(
             "PodsNotCreated",
             JOB,
-            "The API server refuses pods of the job: a quota, a LimitRange or an admission policy. "
-            "The message has its words.",
-            "Correct the cause that the message names; where a quota asks for limits, set "
-            "`limitsPerDevice` in the AcceleratorProfile and `cpuPods.limits` in the chart.",
+            "The Job controller has created too few pods, usually because the API server refuses "
+            "them: a quota, a LimitRange or an admission policy. The message quotes its answer.",
+            "Correct the cause that the message names; without one, run `kubectl describe job "
+            "NAME`. Where a quota asks for limits, set `limitsPerDevice` in the AcceleratorProfile and "
+            "`cpuPods.limits` in the chart.",
         ),
         Reason(
             "ProfileAmbiguous",

@@ -1,14 +1,15 @@
 """Why a revision of an endpoint has failed, and when the next one with the same content is tried.
 
-A server that crashes, or does not start in time, may have met a broken device, a full node or a
-slow volume. Such a failure is tried again a few times, each time as a new revision. A wrong answer,
-too little memory or an invalid spec stay the same until somebody changes something.
+A server that crashes may have met a broken device, a full node or a slow volume, so its content is
+tried again a few times, each time as a new revision. KServe reports such a crash as a model that
+failed to load. A wrong answer, too little memory or an invalid spec stay the same until somebody
+changes something.
 """
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-RETRIED = frozenset({"CrashLoop", "StartTimeout", "FailedToLoad", "BlockedByFailedLoad"})
+RETRIED = frozenset({"CrashLoop", "FailedToLoad", "BlockedByFailedLoad"})
 RETRY_DELAYS = tuple(timedelta(minutes=minutes) for minutes in (1, 4, 16))
 
 
@@ -22,7 +23,7 @@ class RevisionFailure:
     """When another revision with the same content starts; None if nothing is tried again."""
 
     @property
-    def is_expected(self) -> bool:
+    def is_retried(self) -> bool:
         """Whether the roll-out continues by itself."""
         return self.retry_at is not None
 

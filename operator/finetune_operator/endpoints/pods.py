@@ -115,7 +115,10 @@ def _describe_crash(pod: Manifest, container: dict[str, Any]) -> RevisionFailure
     is_oom = reason == "OOMKilled"
     detail = find_last_error(last.get("message", ""))
     if is_oom:
-        detail = "give the AcceleratorProfile more hostMemoryPerDevice"
+        detail = (
+            "raise hostMemoryPerDevice in the AcceleratorProfile, or limitsPerDevice.memory if it "
+            "is set"
+        )
     return RevisionFailure(
         reason="OOMKilled" if is_oom else "CrashLoop",
         message=f"{text}: {detail}" if detail else text,

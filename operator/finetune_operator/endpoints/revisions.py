@@ -49,9 +49,14 @@ def choose_revision(
         return observed.name_conflict
     if isinstance(key, Stalled):
         return key
-    has_failed = newest is not None and newest.record.key == key and newest.record.retry_at
-    failed_before = newest.record.failed_before + 1 if newest and has_failed else 0
-    return NewRevision(_next_number(observed), key, failed_before)
+    return NewRevision(_next_number(observed), key, _count_failures(newest, key))
+
+
+def _count_failures(newest: Revision | None, key: str) -> int:
+    """Revisions with this key that failed one after the other, up to the newest."""
+    if newest is None or newest.record.key != key or newest.record.retry_at is None:
+        return 0
+    return newest.record.failed_before + 1
 
 
 def compute_spec_digest(spec: ModelEndpointSpec) -> str:

@@ -107,8 +107,15 @@ def _choose_phase(rollout: Rollout, ready: int) -> EndpointPhase:
         return "Ready" if ready else "Deploying"
     if rollout.target is None:
         return "Pending"
-    is_retried = rollout.problem is not None and rollout.problem.is_expected
-    return "Failed" if rollout.target.state == "Failed" and not is_retried else "Deploying"
+    has_failed = rollout.target.state == "Failed" and not _is_temporary(rollout.problem)
+    return "Failed" if has_failed else "Deploying"
+
+
+def _is_temporary(problem: Stalled | RevisionFailure | None) -> bool:
+    """Whether the roll-out continues by itself in spite of it."""
+    if isinstance(problem, RevisionFailure):
+        return problem.is_retried
+    return problem is not None and problem.is_expected
 
 
 def _build_message(observed: Observed, rollout: Rollout, ready: int) -> str:
@@ -150,8 +157,8 @@ def _build_conditions(
     is_settled = bool(
         active and target and target.revision == active.number and ready >= observed.spec.replicas
     )
-    is_expected = problem is not None and problem.is_expected
-    is_moving = not is_settled and (problem is None or is_expected)
+    is_temporary = _is_temporary(problem)
+    is_moving = not is_settled and (problem is None or is_temporary)
     readiness = (True, "RevisionActive") if ready else (False, "PodsNotReady")
     if active is None:
         readiness = (False, problem.reason if problem else "NoActiveRevision")
@@ -162,7 +169,7 @@ def _build_conditions(
     }
     if is_moving:
         desired["Reconciling"] = (True, problem.reason if problem else "RollingOut", message)
-    elif problem is not None and not is_expected:
+    elif problem is not None and not is_temporary:
         desired["Stalled"] = (True, problem.reason, problem.message)
     return _merge_conditions(observed.status.conditions, desired, observed.generation, now)
 

@@ -11,7 +11,8 @@ The path of one event, module by module:
 `writer`            one fenced status write, then creates, applies and deletes; answers to the cache
 `diff`              what of an object differs: merge-patch, subset, same child
 `event_recorder`    the Kubernetes events of a decision
-`http_poller`       the HTTP requests of a decision to pods; a response enqueues the key again
+`http_poller`       the requests of a decision to pods, and its queries for events; a response
+                    enqueues the key again
 
 What they share:
 

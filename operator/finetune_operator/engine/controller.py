@@ -55,7 +55,7 @@ class Controller:
         self._controllers = controllers
         self._health = health
         self.queue = WorkQueue(metrics.queue)
-        self.http_poller = HttpPoller(self.queue.add)
+        self.http_poller = HttpPoller(client, self.queue.add)
         self.cache = Cache(self.http_poller.responses)
         self._event_handlers = EventHandlers(self.cache, self.queue, controllers, metrics.handovers)
         self.relister = Relister(

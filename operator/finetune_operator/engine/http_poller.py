@@ -1,19 +1,25 @@
-"""HTTP poller: requests to pods, for the progress of a stage and the answers of a served model.
+"""HTTP poller: requests to pods, for the progress of a stage and the answers of a served model, and
+queries for events.
 
 A Decision lists the requests that its key needs. The poller repeats them, and each response
 enqueues the key; the next reconcile reads it from the `cache`. Pods are not trusted: a response is
 small and JSON, and no redirect is followed. Nothing else in the operator talks to pods.
+
+Events are queried while a job lacks pods, and not watched: the API server keeps no cache of them,
+so a watch would expire again and again, and every list would read the events of the whole cluster.
 """
 
 import asyncio
 import json
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
 
-from finetune_operator.decision import HttpRequest, HttpResponse, Key
+from finetune_operator.decision import EventQuery, HttpRequest, HttpResponse, Key
+from finetune_operator.engine.kube_client import ApiError, KubeClient
 
 RESPONSE_LIMIT_BYTES = 64 * 1024
 CONCURRENCY = 64
@@ -22,21 +28,22 @@ CONCURRENCY = 64
 class HttpPoller:
     """The requests that decisions list now, and the newest response to each."""
 
-    def __init__(self, on_response: Callable[[Key], None]) -> None:
+    def __init__(self, client: KubeClient, on_response: Callable[[Key], None]) -> None:
         self.responses: dict[str, HttpResponse] = {}
+        self._client = client
         self._on_response = on_response
         self._limit = asyncio.Semaphore(CONCURRENCY)
-        self._requests: dict[Key, dict[str, HttpRequest]] = {}
+        self._requests: dict[Key, dict[str, HttpRequest | EventQuery]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._due: dict[str, float] = {}
         self._session: aiohttp.ClientSession | None = None
 
-    def set_requests(self, key: Key, requests: Iterable[HttpRequest]) -> None:
+    def set_requests(self, key: Key, requests: Iterable[HttpRequest | EventQuery]) -> None:
         """Poll these for the key from now on; drop its other requests and their responses."""
         by_id = {request.id: request for request in requests}
         for request_id, old in self._requests.pop(key, {}).items():
             new = by_id.get(request_id)
-            if new is None or (new.url, new.body) != (old.url, old.body):
+            if new is None or replace(new, interval=old.interval) != old:
                 self._drop(request_id)
         if not by_id:
             return
@@ -62,15 +69,24 @@ class HttpPoller:
         self.responses.pop(request_id, None)
         self._due.pop(request_id, None)
 
-    async def _poll(self, key: Key, request: HttpRequest) -> None:
+    async def _poll(self, key: Key, request: HttpRequest | EventQuery) -> None:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(max(0.0, self._due.get(request.id, 0.0) - loop.time()))
         async with self._limit:
-            response = await self._send(request)
+            response = await (
+                self._query(request) if isinstance(request, EventQuery) else self._send(request)
+            )
         self.responses[request.id] = response
         self._due[request.id] = loop.time() + request.interval
         del self._tasks[request.id]
         self._on_response(key)
+
+    async def _query(self, query: EventQuery) -> HttpResponse:
+        try:
+            found = await self._client.list_events(query.namespace, query.uid, query.reason)
+        except ApiError as error:
+            return _error_response(str(error))
+        return HttpResponse(at=time.time(), status=200, body=found)
 
     async def _send(self, request: HttpRequest) -> HttpResponse:
         method = "GET" if request.body is None else "POST"

@@ -25,8 +25,6 @@ class Resource:
     is_namespaced: bool = True
     selector: str = ""
     """Label selector of the objects that are watched."""
-    fields: str = ""
-    """Field selector of the objects that are watched."""
     is_optional: bool = False
     """Whether a cluster may lack the kind."""
 
@@ -48,7 +46,6 @@ class Resource:
 
 
 _OURS = f"{MANAGED_BY_LABEL}={MANAGER}"
-_REFUSED_PODS = "involvedObject.kind=Job,reason=FailedCreate"
 
 WATCHED: tuple[Resource, ...] = (
     Resource("FineTuneJob", FINETUNE_GROUP, "v1alpha1", "finetunejobs"),
@@ -61,8 +58,6 @@ WATCHED: tuple[Resource, ...] = (
     Resource("Service", "", "v1", "services", selector=_OURS),
     Resource("ConfigMap", "", "v1", "configmaps", selector=_OURS),
     Resource("Deployment", "apps", "v1", "deployments", selector=_OURS),
-    # The only place where the Job controller reports why the API server refuses a pod.
-    Resource("Event", "", "v1", "events", fields=_REFUSED_PODS),
     Resource(
         "InferenceService",
         KSERVE_GROUP,
@@ -77,8 +72,9 @@ WATCHED: tuple[Resource, ...] = (
     ),
 )
 LEASE = Resource("Lease", "coordination.k8s.io", "v1", "leases")
+EVENT = Resource("Event", "", "v1", "events")
 
-_BY_KIND = {each.kind: each for each in (*WATCHED, LEASE)}
+_BY_KIND = {each.kind: each for each in (*WATCHED, LEASE, EVENT)}
 
 
 def resource(kind: str) -> Resource:

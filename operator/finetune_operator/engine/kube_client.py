@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 from kubernetes.aio import client, config
 
 from finetune_operator.decision import MANAGER, Manifest, ObjectRef
-from finetune_operator.engine.kinds import Resource, resource
+from finetune_operator.engine.kinds import EVENT, Resource, resource
 from finetune_operator.engine.server_clock import ServerClock
 
 TIMEOUT = 15.0
@@ -153,10 +153,10 @@ class KubeClient:
         return await self._read(resource(kind).path(namespace, name))
 
     async def list(self, of: Resource, namespace: str = "") -> tuple[list[Manifest], str]:
-        """All objects of a kind that its selectors match, and the resourceVersion of the list."""
+        """All objects of a kind, and the resourceVersion of the list."""
         items: list[Manifest] = []
         version = ""
-        async for page in self._pages(of, namespace):
+        async for page in self._pages(of.path(namespace), of.selector):
             items.extend(page.get("items") or ())
             version = page["metadata"].get("resourceVersion", "")
         for item in items:  # the items of a list lack these two
@@ -164,16 +164,21 @@ class KubeClient:
             item.setdefault("apiVersion", of.api_version)
         return items, version
 
-    async def _pages(self, of: Resource, namespace: str) -> AsyncIterator[Manifest]:
-        selectors = {"labelSelector": of.selector, "fieldSelector": of.fields}
-        query = {"limit": str(PAGE)} | {name: text for name, text in selectors.items() if text}
+    async def _pages(self, path: str, selector: str) -> AsyncIterator[Manifest]:
+        query = {"limit": str(PAGE)} | ({"labelSelector": selector} if selector else {})
         while True:
-            page = await self._read(of.path(namespace), query)
+            page = await self._read(path, query)
             yield page
             token = page["metadata"].get("continue")
             if not token:
                 return
             query["continue"] = token
+
+    async def list_events(self, namespace: str, uid: str, reason: str) -> Sequence[Manifest]:
+        """The events about the object with this uid that have a reason, at most PAGE of them."""
+        query = {"fieldSelector": f"involvedObject.uid={uid},reason={reason}", "limit": str(PAGE)}
+        found = await self._read(EVENT.path(namespace), query)
+        return found.get("items") or ()
 
     async def kinds_of(self, of: Resource) -> frozenset[str]:
         """The kinds that the API server serves in this group and version."""

@@ -99,11 +99,9 @@ def build_settings(kinds: Collection[Resource], lease: LeaseWatch) -> kopf.Opera
     settings.watching.connect_timeout = 5
     settings.watching.chunk_size = 500
     for each in kinds:
-        key = (each.group, each.version, each.plural)
         if each.selector:
+            key = (each.group, each.version, each.plural)
             settings.watching.label_selectors[key] = each.selector
-        if each.fields:
-            settings.watching.field_selectors[key] = each.fields
     key = (LEASE.group, LEASE.version, LEASE.plural)
     settings.watching.field_selectors[key] = f"metadata.name={lease.name}"
     return settings

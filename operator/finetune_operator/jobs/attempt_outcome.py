@@ -12,12 +12,13 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from finetune_api.failure import Failure
-from finetune_api.protocol import ExitCode
+from finetune_api.protocol import ExitCode, StageName
 from finetune_api.stage_result import StageResult
 
 from finetune_operator.jobs.observe import KILL_SLACK, Attempt, PodFacts
 from finetune_operator.jobs.stages.base import Accepted
 
+DEVICE_STAGES: tuple[StageName, ...] = ("train", "evaluate")
 FailureKind = Literal["UserError", "Crashed", "Disrupted", "Preempted"]
 CAUSE_RANK = {"Disrupted": 0, "Crashed": 1, "Preempted": 2}
 """Which of two causes in the same second came first; the API server counts in seconds."""
@@ -32,6 +33,13 @@ PEER_PATIENCE = timedelta(seconds=30)
 happened."""
 CLOCK_SLACK = timedelta(minutes=1)
 """Difference up to which times of kubelets are taken as they are, to find out what came first."""
+POOL_MEMORY = (
+    "raise hostMemoryPerDevice in the AcceleratorProfile, or limitsPerDevice.memory if it is set"
+)
+HOST_MEMORY = (
+    "raise cpuPods.limits.memory in the chart, or the default of the namespace's LimitRange"
+)
+"""What helps against too little memory in pods with devices, and in others."""
 JOB_DELETED = "JobDeleted"
 REFUSED = "RefusedByNode"
 """Reason of a pod that was scheduled and never ran, as for a device that its node does not have."""
@@ -101,7 +109,7 @@ def _find_user_error(attempt: Attempt, now: datetime, accept: Accept) -> FailedA
     for pod in attempt.pods:
         if pod.exit_code == ExitCode.USER_ERROR:
             reported = pod.result.failure if pod.result else None
-            failure = reported or _infer_failure(pod)
+            failure = reported or _infer_failure(attempt, pod)
             accepted = accept(pod.result) if pod.result else None
             return fail_attempt(attempt, "UserError", _end_time(pod, now), failure, pod, accepted)
     return None
@@ -189,7 +197,7 @@ def _list_causes(attempt: Attempt, now: datetime) -> Iterator[FailedAttempt]:
             failure = Failure(reason="PodDeleted", message=_deletion_message(pod))
             yield fail_attempt(attempt, "Preempted", pod.deleted_at, failure, pod)
         elif pod.phase == "Failed":
-            failure = _reported_failure(pod)
+            failure = _reported_failure(attempt, pod)
             kind: FailureKind = "Disrupted" if failure.reason in FENCED else "Crashed"
             if failure.reason in NO_PEER and (absent := _describe_absent_peer(attempt)):
                 kind = "Disrupted"
@@ -242,12 +250,12 @@ def _plausible_time(at: datetime, pod: PodFacts, now: datetime) -> datetime:
     return at if (pod.created_at or at) - CLOCK_SLACK <= at <= now + CLOCK_SLACK else now
 
 
-def _reported_failure(pod: PodFacts) -> Failure:
+def _reported_failure(attempt: Attempt, pod: PodFacts) -> Failure:
     """The failure in the pod's termination message, unless the kubelet reports a better one: a
     first process that outlived the kill of a rank cannot report the reason."""
     failure = pod.result.failure if pod.result else None
     if failure is None or (failure.reason == "RankFailed" and pod.exit_reason == "OOMKilled"):
-        return _infer_failure(pod)
+        return _infer_failure(attempt, pod)
     return failure
 
 
@@ -278,13 +286,13 @@ def _eviction_failure(pod: PodFacts, message: str) -> Failure:
     )
 
 
-def _infer_failure(pod: PodFacts) -> Failure:
+def _infer_failure(attempt: Attempt, pod: PodFacts) -> Failure:
     """The failure of a pod that left no result, as far as the kubelet's status shows it."""
     if pod.exit_reason == "OOMKilled":
         return Failure(
             reason="OutOfHostMemory",
             message=f"pod {pod.name} was killed for using more host memory than it may",
-            remedy="raise hostMemoryPerDevice in the AcceleratorProfile",
+            remedy=POOL_MEMORY if attempt.stage in DEVICE_STAGES else HOST_MEMORY,
         )
     if pod.refusal:
         return Failure(

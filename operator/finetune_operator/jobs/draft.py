@@ -14,7 +14,7 @@ from finetune_api.jobspec import FineTuneJobSpec
 from finetune_api.protocol import StageName
 from finetune_api.run_config import JobRef, RunConfig
 
-from finetune_operator.decision import HttpRequest, Manifest, ObjectRef, Settings, View
+from finetune_operator.decision import EventQuery, HttpRequest, Manifest, ObjectRef, Settings, View
 from finetune_operator.jobs.observe import Observed
 from finetune_operator.stalled import Stalled
 
@@ -59,7 +59,7 @@ class Draft:
     create: list[Manifest] = field(default_factory=list)
     apply: list[Manifest] = field(default_factory=list)
     delete: list[ObjectRef] = field(default_factory=list)
-    requests: list[HttpRequest] = field(default_factory=list)
+    requests: list[HttpRequest | EventQuery] = field(default_factory=list)
     requeue_after: float | None = None
 
     @property

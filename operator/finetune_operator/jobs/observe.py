@@ -5,7 +5,6 @@ Nothing that reads an Attempt needs raw manifests; the status of a pod is read i
 
 import contextlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -23,6 +22,7 @@ from finetune_operator.decision import (
     Manifest,
     View,
 )
+from finetune_operator.jobs import pod_refusal
 from finetune_operator.jobs.pod_status import (
     FINAL_PHASES,
     Disruption,
@@ -44,7 +44,6 @@ from finetune_operator.resources.configmap import IMAGE_ANNOTATION, RUN_FILE
 KILL_SLACK = timedelta(seconds=10)
 """Time after a pod's deadline in which the kubelet reports that it killed it."""
 STAGES: tuple[StageName, ...] = get_args(StageName)
-_EVENT_PREFIXES = re.compile(r"^(\(combined from similar events\): )?(Error creating: )?")
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
 
@@ -117,7 +116,7 @@ class Attempt:
     planned: int = 1
     """Nodes in the plan of the job's training, as its status has it."""
     pod_refusal: str = ""
-    """Why the API server last refused one of its pods; empty where it has them all."""
+    """Why the API server last refused one of its pods; empty while that is not known."""
 
     @property
     def nodes(self) -> int:
@@ -135,6 +134,13 @@ class Attempt:
     def leader(self) -> PodFacts | None:
         """The pod with index 0."""
         return next((pod for pod in self.pods if pod.index == 0), None)
+
+    @property
+    def lacks_pods(self) -> bool:
+        """Whether the Job controller has pods left to create, and nothing holds the Job back."""
+        if self.job is None or self.job_end() is not None or self.is_suspended:
+            return False
+        return len(self.pods) < self.nodes
 
     @property
     def is_live(self) -> bool:
@@ -246,28 +252,15 @@ def observe(job: Manifest, view: View) -> Observed:
             image=annotations.get(IMAGE_ANNOTATION),
             planned=planned,
         )
-        if child is not None and attempt.is_live and len(attempt.pods) < attempt.nodes:
-            attempt = replace(attempt, pod_refusal=_find_pod_refusal(child, view))
+        if child is not None and attempt.lacks_pods:
+            response = view.http_response(pod_refusal.query_id(child))
+            attempt = replace(attempt, pod_refusal=pod_refusal.read_refusal(child, response))
         attempts.setdefault(stage, []).append(attempt)
     return Observed(
         attempts={stage: tuple(found) for stage, found in attempts.items()},
         newest={s: a for s, found in attempts.items() for a in found if a.job or a.pods},
         configured={s: a for s, found in attempts.items() for a in found if a.config},
     )
-
-
-def _find_pod_refusal(job: Manifest, view: View) -> str:
-    """What the API server answered when the Job controller last tried to create a pod: a quota, a
-    LimitRange, or admission. Nothing but an event on the Job reports it."""
-    uid = job["metadata"]["uid"]
-    refusals = [
-        (at, text)
-        for event in view.list("Event", job["metadata"]["namespace"])
-        if (event.get("involvedObject") or {}).get("uid") == uid
-        and (at := parse_time(event.get("lastTimestamp") or event.get("eventTime")))
-        and (text := _EVENT_PREFIXES.sub("", read_text(event.get("message"))))
-    ]
-    return max(refusals, default=(None, ""))[1]
 
 
 def _group_by_attempt(

@@ -23,6 +23,7 @@ from finetune_operator.jobs.attempt_outcome import (
 )
 from finetune_operator.jobs.draft import Context, Draft
 from finetune_operator.jobs.observe import Attempt, PodFacts
+from finetune_operator.jobs.pod_refusal import refusal_query
 from finetune_operator.jobs.policies.node_exclusion import LIFTED, check_exclusion
 from finetune_operator.jobs.policies.retry import (
     LEAST_DELAY,
@@ -55,7 +56,7 @@ from finetune_operator.jobs.stages.serve import (
     holds_artifact,
     roll_out,
 )
-from finetune_operator.jobs.stall_checks import find_stall
+from finetune_operator.jobs.stall_checks import QUERY_PATIENCE, find_stall, has_waited_for_pods
 from finetune_operator.jobs.status_messages import format_attempt, retry_message, running_message
 from finetune_operator.jobs.suspend import SUSPENDED, Stopping, check_suspended
 from finetune_operator.manifest import format_time, object_ref, parse_time
@@ -236,6 +237,8 @@ def _watch(ctx: Context, draft: Draft, stage: PodStage, attempt: Attempt) -> Fai
     outcome = check_exclusion(
         ctx.observed, attempt, draft.status.nodes, patience, ctx.now
     ) or check_waiting_gang(ctx.observed, attempt, patience, ctx.now)
+    if attempt.job is not None and has_waited_for_pods(attempt, QUERY_PATIENCE, ctx.now):
+        draft.requests.append(refusal_query(attempt.job))
     leader = attempt.leader()
     if leader is not None and leader.phase == "Running":
         outcome = _poll_progress(ctx, draft, attempt, leader) or outcome

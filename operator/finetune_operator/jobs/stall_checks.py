@@ -15,6 +15,8 @@ SCHEDULING_PATIENCE = timedelta(seconds=10)
 """Time in which the scheduler may find a node before the status says that it found none."""
 CREATION_PATIENCE = timedelta(seconds=20)
 """Time in which the Job controller may create pods."""
+QUERY_PATIENCE = timedelta(seconds=5)
+"""Time after which the operator looks for the reason."""
 _MISSING = re.compile(r'(secret|configmap|serviceaccount) "?([^"\s]+)"? not found')
 
 _ABOUT_VOLUMES = re.compile(r"persistent ?volume", re.IGNORECASE)
@@ -82,22 +84,24 @@ def _find_scheduling_stall(
 
 def _find_creation_stall(attempt: Attempt, now: datetime) -> Stalled | None:
     """A quota or an admission policy rejects pods with an event on the Job only."""
-    if attempt.job is None or len(attempt.pods) >= attempt.nodes or attempt.job_end():
-        return None
-    if attempt.is_suspended:
-        return None
-    started = attempt.job_started()
-    if started is None or now < started + CREATION_PATIENCE:
+    if not has_waited_for_pods(attempt, CREATION_PATIENCE, now):
         return None
     return Stalled("PodsNotCreated", describe_missing_pods(attempt))
+
+
+def has_waited_for_pods(attempt: Attempt, patience: timedelta, now: datetime) -> bool:
+    """Whether the Job controller has had this time, and not created every pod."""
+    started = attempt.job_started()
+    return attempt.lacks_pods and started is not None and now >= started + patience
 
 
 def describe_missing_pods(attempt: Attempt) -> str:
     """How many pods the Job controller has created, and why the API server refuses others."""
     name = attempt.job["metadata"]["name"] if attempt.job else attempt.stage
-    missing = f"Job {name} has {len(attempt.pods)} of {attempt.nodes} pods"
+    count = f"Job {name} has {len(attempt.pods)} of {attempt.nodes} pods"
+    missing = "the others" if attempt.pods else "them"
     if attempt.pod_refusal:
-        return f"{missing}; the API server refuses others: {attempt.pod_refusal}"
+        return f"{count}; the API server refuses {missing}: {attempt.pod_refusal}"
     return (
-        f"{missing}; a quota or an admission policy may refuse others: kubectl describe job {name}"
+        f"{count}; a quota or an admission policy may refuse {missing}: kubectl describe job {name}"
     )

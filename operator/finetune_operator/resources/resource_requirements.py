@@ -7,8 +7,8 @@ from finetune_api.acceleratorprofile import AcceleratorProfileSpec, Limits
 
 from finetune_operator.planner.quantity import GIB, multiply_quantity, parse_quantity
 
-Requests = dict[str, str]
-"""By name of a resource, the quantity that a container requests."""
+Quantities = dict[str, str]
+"""Quantities by the name of a resource."""
 
 
 def build_device_resources(profile: AcceleratorProfileSpec, devices: int) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def build_device_resources(profile: AcceleratorProfileSpec, devices: int) -> dic
         "cpu": multiply_quantity(profile.cpu_per_device, devices),
         "memory": multiply_quantity(profile.host_memory_per_device, devices),
     }
-    limits: Requests = {}
+    limits: Quantities = {}
     if profile.resource_name is not None:
         requests[profile.resource_name] = str(devices)
         limits = {name: requests[name] for name in ("memory", profile.resource_name)}
@@ -30,7 +30,7 @@ def build_device_resources(profile: AcceleratorProfileSpec, devices: int) -> dic
     return {"requests": requests, **({"limits": limits} if limits else {})}
 
 
-def build_host_requests(weight_bytes: int) -> Requests:
+def build_host_requests(weight_bytes: int) -> Quantities:
     """Requests of a pod without devices that holds 1.5 times the weights of a model in memory."""
     memory = GIB + weight_bytes * 3 // 2
     return {"cpu": "500m", "memory": f"{-(-memory // GIB)}Gi"}

@@ -76,7 +76,7 @@ class Bench:
             lambda: self.is_leader(),
             self.confirm_leadership,
         )
-        self._http_pollers.append(HttpPoller(self.queue.add))
+        self._http_pollers.append(HttpPoller(self.client, self.queue.add))
         self._reconciler = Reconciler(
             controllers,
             self.cache,

@@ -39,7 +39,7 @@ class Operator:
         self._responded = asyncio.Event()
         metrics = Metrics()
         self._queue = WorkQueue(metrics.queue)
-        self._http_poller = HttpPoller(lambda _key: self._responded.set())
+        self._http_poller = HttpPoller(cluster, lambda _key: self._responded.set())
         self._cache = Cache(self._http_poller.responses)
         controllers = build_controllers(SETTINGS)
         event_handlers = EventHandlers(self._cache, self._queue, controllers, metrics.handovers)

@@ -203,7 +203,8 @@ def test_a_crash_loop_is_stalled_after_two_restarts() -> None:
         (
             OUT_OF_MEMORY,
             "OOMKilled",
-            "OOMKilled (exit code 137): give the AcceleratorProfile more hostMemoryPerDevice",
+            "OOMKilled (exit code 137): raise hostMemoryPerDevice in the AcceleratorProfile, or "
+            "limitsPerDevice.memory if it is set",
         ),
     ],
 )
@@ -276,8 +277,7 @@ def test_a_revision_fails_30_minutes_after_the_start_of_its_container() -> None:
     world.tick(1)
     world.settle()
     assert world.status["message"] == (
-        "revision 1 failed: StartTimeout: no answer 30 minutes after the start of the container; "
-        "next try at 2026-11-21T13:31:00Z"
+        "revision 1 failed: StartTimeout: no answer 30 minutes after the start of the container"
     )
 
 

@@ -5,10 +5,12 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import pairwise
 
+import kubernetes.aio.client
 import pytest
 from aiohttp import web
-from finetune_operator.decision import HttpRequest, HttpResponse, Key
+from finetune_operator.decision import EventQuery, HttpRequest, HttpResponse, Key
 from finetune_operator.engine.http_poller import RESPONSE_LIMIT_BYTES, HttpPoller
+from finetune_operator.engine.kube_client import KubeClient
 
 KEY = Key("FineTuneJob", "default", "a")
 
@@ -32,13 +34,18 @@ class Pod:
             return web.Response(text="<html>")
         if request.path == "/slow":
             await asyncio.sleep(30)
+        if request.path == "/api/v1/namespaces/denied/events":
+            return web.json_response({"kind": "Status", "message": "events is denied"}, status=403)
+        if request.path == "/api/v1/namespaces/default/events":
+            events = [{"message": request.query["fieldSelector"]}]
+            return web.json_response({"kind": "EventList", "metadata": {}, "items": events})
         return web.Response(body=json.dumps({"step": len(self.received)}).encode())
 
 
 @pytest.fixture
 async def pod() -> AsyncIterator[Pod]:
     pod, app = Pod(), web.Application()
-    app.router.add_route("*", "/{path}", pod.respond)
+    app.router.add_route("*", "/{path:.*}", pod.respond)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -48,9 +55,19 @@ async def pod() -> AsyncIterator[Pod]:
 
 
 @pytest.fixture
-async def poll_once(pod: Pod) -> AsyncIterator[Callable[[str], Awaitable[HttpResponse]]]:
+async def kube_client(pod: Pod) -> AsyncIterator[KubeClient]:
+    """A client whose API server is the same HTTP server."""
+    client = KubeClient(kubernetes.aio.client.Configuration(host=pod.url))
+    yield client
+    await client.close()
+
+
+@pytest.fixture
+async def poll_once(
+    pod: Pod, kube_client: KubeClient
+) -> AsyncIterator[Callable[[str], Awaitable[HttpResponse]]]:
     responded = asyncio.Event()
-    poller = HttpPoller(lambda _key: responded.set())
+    poller = HttpPoller(kube_client, lambda _key: responded.set())
 
     async def poll_once(path: str, body: dict[str, str] | None = None) -> HttpResponse:
         poller.set_requests(KEY, [HttpRequest("x", pod.url + path, body, timeout=0.5)])
@@ -94,9 +111,11 @@ async def test_a_request_with_a_body_is_posted(
     assert response.body == {"received": {"prompt": "hello"}}
 
 
-async def test_a_pod_that_does_not_listen_is_an_error_and_no_exception() -> None:
+async def test_a_pod_that_does_not_listen_is_an_error_and_no_exception(
+    kube_client: KubeClient,
+) -> None:
     responded = asyncio.Event()
-    poller = HttpPoller(lambda _key: responded.set())
+    poller = HttpPoller(kube_client, lambda _key: responded.set())
     poller.set_requests(KEY, [HttpRequest("x", "http://127.0.0.1:9/progress")])
     async with asyncio.timeout(5):
         await responded.wait()
@@ -104,7 +123,9 @@ async def test_a_pod_that_does_not_listen_is_an_error_and_no_exception() -> None
     await poller.close()
 
 
-async def test_a_request_is_repeated_after_its_interval_and_no_sooner(pod: Pod) -> None:
+async def test_a_request_is_repeated_after_its_interval_and_no_sooner(
+    pod: Pod, kube_client: KubeClient
+) -> None:
     enough = asyncio.Event()
     request = HttpRequest("x", pod.url + "/progress", interval=0.2)
 
@@ -116,7 +137,7 @@ async def test_a_request_is_repeated_after_its_interval_and_no_sooner(pod: Pod) 
         if len(pod.received) == 4:
             enough.set()
 
-    poller = HttpPoller(on_response)
+    poller = HttpPoller(kube_client, on_response)
     poller.set_requests(KEY, [request])
     async with asyncio.timeout(10):
         await enough.wait()
@@ -125,9 +146,11 @@ async def test_a_request_is_repeated_after_its_interval_and_no_sooner(pod: Pod) 
     assert all(later - earlier >= 0.2 for earlier, later in pairwise(times))
 
 
-async def test_a_request_that_is_no_longer_set_is_dropped_with_its_response(pod: Pod) -> None:
+async def test_a_request_that_is_no_longer_set_is_dropped_with_its_response(
+    pod: Pod, kube_client: KubeClient
+) -> None:
     responded = asyncio.Event()
-    poller = HttpPoller(lambda _key: responded.set())
+    poller = HttpPoller(kube_client, lambda _key: responded.set())
     poller.set_requests(
         KEY, [HttpRequest("x", pod.url + "/progress"), HttpRequest("slow", pod.url + "/slow")]
     )
@@ -138,3 +161,24 @@ async def test_a_request_that_is_no_longer_set_is_dropped_with_its_response(pod:
     poller.set_requests(KEY, [])
     assert not poller.responses
     await poller.close()
+
+
+@pytest.mark.parametrize(
+    ("namespace", "body", "error"),
+    [
+        ("default", [{"message": "involvedObject.uid=7,reason=FailedCreate"}], None),
+        ("denied", None, "403 events is denied"),
+    ],
+)
+async def test_events_are_queried_at_the_api_server(
+    kube_client: KubeClient, namespace: str, body: object, error: str | None
+) -> None:
+    responded = asyncio.Event()
+    poller = HttpPoller(kube_client, lambda _key: responded.set())
+    poller.set_requests(KEY, [EventQuery("x", namespace, "7", "FailedCreate")])
+    async with asyncio.timeout(5):
+        await responded.wait()
+    response = poller.responses["x"]
+    await poller.close()
+    assert response.body == body
+    assert (error in response.error) if error and response.error else response.error is error

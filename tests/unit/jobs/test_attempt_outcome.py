@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.unit.jobs.world import (
+    World,
     failed,
     recover,
     result,
@@ -64,6 +65,18 @@ def test_first_cause_decides_a_deleted_pod_whose_peers_then_crashed() -> None:
     world.settle()
     assert world.status["restarts"] == 0
     assert world.status["failure"]["reason"] == "PodDeleted"
+
+
+def test_the_remedy_for_a_pod_without_devices_is_a_limit_that_is_in_no_profile() -> None:
+    world = World()
+    world.settle()
+    (pod,) = world.add_pods("glossary-prepare-1")
+    world.end_pod(pod, 137, reason="OOMKilled")
+    world.settle()
+    remedy = world.status["failure"]["remedy"]
+    assert "cpuPods.limits.memory" in remedy
+    assert "LimitRange" in remedy
+    assert "AcceleratorProfile" not in remedy
 
 
 PEER_LOST = failed("train", "PeerLost")

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from finetune_operator.decision import HttpResponse
 
 from tests.unit.jobs.world import CPU_PROFILE, World, job_manifest
 
@@ -172,11 +173,11 @@ def test_pods_that_are_never_created() -> None:
 
 
 QUOTA = (
-    'pods "glossary-prepare-1-x" is forbidden: exceeded quota: team, requested: '
+    'pods "glossary-prepare-1-…" is forbidden: exceeded quota: team, requested: '
     "limits.cpu=1, used: limits.cpu=8, limited: limits.cpu=8"
 )
 LIMIT_RANGE = (
-    'Pod "glossary-prepare-1-y" is invalid: spec.containers[0].resources.requests: '
+    'Pod "glossary-prepare-1-…" is invalid: spec.containers[0].resources.requests: '
     'Invalid value: "1Gi": must be less than or equal to memory limit of 512Mi'
 )
 
@@ -184,17 +185,22 @@ LIMIT_RANGE = (
 def test_refused_pods_are_reported_in_the_words_of_the_api_server() -> None:
     world = World()
     world.settle()
-    world.refuse_pods("glossary-prepare-1", f"Error creating: {QUOTA}")
+    world.refuse_pods("glossary-prepare-1", f"Error creating: {QUOTA.replace('…', 'x2bq7')}")
     world.tick(21)
     world.settle()
     assert stalled(world) == (
         "PodsNotCreated",
-        f"Job glossary-prepare-1 has 0 of 1 pods; the API server refuses others: {QUOTA}",
+        f"Job glossary-prepare-1 has 0 of 1 pods; the API server refuses them: {QUOTA}",
     )
+    before = world.server.version
+    world.refuse_pods("glossary-prepare-1", f"Error creating: {QUOTA.replace('…', 'k44lw')}")
+    world.settle()
+    assert world.server.version == before + 1, "no write for another name of the pod"
     repeated = f"(combined from similar events): Error creating: {LIMIT_RANGE}"
+    world.tick(1)
     world.refuse_pods("glossary-prepare-1", repeated)
     world.settle()
-    assert stalled(world)[1].endswith(f"refuses others: {LIMIT_RANGE}")
+    assert stalled(world)[1].endswith(f"refuses them: {LIMIT_RANGE}")
     assert [e.reason for e in world.events if e.type == "Warning"] == ["PodsNotCreated"]
     world.add_pods("glossary-prepare-1")
     goes_on(world)
@@ -203,8 +209,6 @@ def test_refused_pods_are_reported_in_the_words_of_the_api_server() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"involvedObject": {"kind": "Job", "name": "glossary-prepare-1", "uid": "before"}},
-        {"involvedObject": None},
         {"message": None},
         {"message": "", "lastTimestamp": None},
         {"message": 7, "lastTimestamp": "yesterday"},
@@ -229,8 +233,45 @@ def test_the_newest_of_several_refusals_is_reported() -> None:
     world.refuse_pods("glossary-prepare-1", "an older one", lastTimestamp=world.time(-9))
     newest = {"lastTimestamp": None, "eventTime": world.time(-5).replace("Z", ".123456Z")}
     world.refuse_pods("glossary-prepare-1", "one of events.k8s.io", **newest)
+    repeated = {"eventTime": world.time(-60), "series": {"lastObservedTime": world.time(-1)}}
+    world.refuse_pods("glossary-prepare-1", "a series", lastTimestamp=None, **repeated)
     world.settle()
-    assert stalled(world)[1].endswith("refuses others: the last")
+    assert stalled(world)[1].endswith("refuses them: the last")
+
+
+def test_without_the_permission_to_list_events_the_message_names_a_command() -> None:
+    world = World()
+    world.settle()
+    world.tick(5)
+    world.reconcile()
+    (query,) = world.decision.requests
+    assert (query.id, query.interval) == (
+        f"pod-refusals/{world.need('Job', 'glossary-prepare-1')['metadata']['uid']}",
+        30,
+    )
+    world.answer_queries = lambda: None  # type: ignore[method-assign]
+    world.responses[query.id] = HttpResponse(at=0.0, error="403 events is forbidden")
+    world.tick(16)
+    world.settle()
+    assert "kubectl describe job glossary-prepare-1" in stalled(world)[1]
+
+
+def test_events_are_queried_only_while_a_job_lacks_pods() -> None:
+    world = World()
+    world.settle()
+    world.tick(4)
+    world.settle()
+    assert world.decision.requests == ()
+    world.tick(1)
+    world.settle()
+    assert len(world.decision.requests) == 1
+    world.patch(world.need("Job", "glossary-prepare-1"), {"spec": {"suspend": True}})
+    world.settle()
+    assert world.decision.requests == ()
+    world.patch(world.need("Job", "glossary-prepare-1"), {"spec": {"suspend": None}})
+    world.add_pods("glossary-prepare-1", phase="Pending")
+    world.settle()
+    assert world.decision.requests == ()
 
 
 def test_a_stall_has_one_event() -> None:

@@ -16,6 +16,7 @@ from finetune_operator.decision import (
     ATTEMPT_LABEL,
     STAGE_LABEL,
     Decision,
+    EventQuery,
     EventRecord,
     HttpResponse,
     Manifest,
@@ -162,6 +163,7 @@ class World(Cluster):
 
     def reconcile(self) -> Decision:
         """One decision, carried out."""
+        self.answer_queries()
         before = self.snapshot()
         self.decision = reconcile_job(self.job, self, self.settings, self.now)
         assert self.snapshot() == before, "a plan must not change its input"
@@ -249,6 +251,14 @@ class World(Cluster):
             if phase == "Running":
                 self.set_status(pod, podIP="10.0.0.7")
         return self.pods(job_name)
+
+    def answer_queries(self) -> None:
+        """The API server answers the queries for events."""
+        for query in self.decision.requests:
+            if isinstance(query, EventQuery):
+                found = [e for e in self.list("Event", NAMESPACE) if is_about(e, query)]
+                at = self.now.timestamp()
+                self.responses[query.id] = HttpResponse(at=at, status=200, body=found)
 
     def refuse_pods(self, job_name: str, message: str, **changes: Any) -> Manifest:
         """The event by which the Job controller reports that the API server refused a pod."""
@@ -377,6 +387,11 @@ class World(Cluster):
             "revisions": [revision],
         }
         self.replace_status(self.need("ModelEndpoint", "glossary"), status)
+
+
+def is_about(event: Manifest, query: EventQuery) -> bool:
+    """Whether the API server would return the event."""
+    return (event["involvedObject"]["uid"], event["reason"]) == (query.uid, query.reason)
 
 
 def result(stage: str, attempt: int = 1, **changes: Any) -> str:

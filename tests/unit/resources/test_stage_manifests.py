@@ -304,6 +304,12 @@ def test_pods_without_devices_can_have_limits_which_are_never_below_their_reques
     large = build_host_resources(build_host_requests(140 * 10**9), limits)
     assert large["limits"]["memory"] == large["requests"]["memory"] == "197Gi"
     settings = replace(SETTINGS, cpu_pods=CpuPods(limits=limits))
+    world = World()
+    world.settings = settings
+    world.run_until("serve")
+    for stage in ("prepare", "export"):
+        assert world.container(stage)["resources"]["limits"]["memory"] == "8Gi"
+    assert "limits" not in world.container("train")["resources"]
     janitor = build_janitor_job("n", "uid", [], frozenset(), START, settings)
     (container,) = janitor["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"cpu": "250m", "memory": "8Gi"}

@@ -12,15 +12,13 @@ from dataclasses import replace
 from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.jobstatus import NodeFailures, SuspectedNodes
-from finetune_api.protocol import StageName
 
-from finetune_operator.jobs.attempt_outcome import FailedAttempt
+from finetune_operator.jobs.attempt_outcome import DEVICE_STAGES, FailedAttempt
 from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.policies.node_exclusion import count_failure, find_node_of_host
 from finetune_operator.jobs.progress import join_few
 
 SUSPECT_REASONS = frozenset({"LossNotFinite", "OutOfMemory"})
-DEVICE_STAGES: tuple[StageName, ...] = ("train", "evaluate")
 MOST_NAMES = 16
 """Nodes that a single failure excludes at most."""
 

@@ -114,11 +114,13 @@ def _judge(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest) -> Rollo
     is_active = revision.revision == served.active_revision and revision.state == "Active"
     if is_active and served.phase == "Ready":
         return _accept(ctx, served, revision)
-    detail = revision.message or served.message
     if revision.state == "Failed" and revision.retry_at:
         return RolloutInProgress(f"endpoint {name}: {served.message}")
+    detail = revision.message or served.message
     if revision.state == "Failed":
         before = served.active_revision
+        if revision.failed_before:
+            detail = f"{detail}; {revision.failed_before + 1} failures in a row"
         return Failure(
             stage="serve",
             reason="DeploymentFailed",

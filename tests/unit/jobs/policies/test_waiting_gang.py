@@ -95,12 +95,14 @@ def test_a_gang_of_which_a_quota_refuses_a_pod_gives_its_devices_back() -> None:
     world.run_until("train")
     pods = world.add_pods("glossary-train-1")
     world.remove_pod(pods[1])
-    refusal = 'pods "glossary-train-1-1-x" is forbidden: exceeded quota: team'
-    world.refuse_pods("glossary-train-1", f"Error creating: {refusal}")
-    world.tick(PATIENCE)
+    refusal = 'pods "glossary-train-1-…" is forbidden: exceeded quota: team'
+    world.refuse_pods("glossary-train-1", f"Error creating: {refusal.replace('…', '1-x2bq7')}")
+    world.tick(PATIENCE - 1)
+    world.settle()
+    world.tick(1)
     world.settle()
     assert world.status["failure"]["reason"] == "GangUnschedulable"
-    assert world.status["failure"]["message"].endswith(f"refuses others: {refusal}")
+    assert world.status["failure"]["message"].endswith(f"refuses the others: {refusal}")
 
 
 def test_two_gangs_that_hold_each_other_try_again_at_different_times() -> None:
