@@ -69,8 +69,8 @@ FAILED = Group(
             ANY,
             "The kernel killed the pod because it used more host memory than its limit.",
             "Raise `hostMemoryPerDevice` in the AcceleratorProfile, or `limitsPerDevice.memory` if "
-            "it is set; for prepare and export, `cpuPods.limits.memory` in the chart, or the default "
-            "of the namespace's LimitRange.",
+            "it is set; for prepare and export, `cpuPods.limits.memory` in the chart, or the "
+            "default of the namespace's LimitRange.",
         ),
         Reason(
             "PeerLost",

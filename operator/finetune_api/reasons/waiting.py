@@ -149,8 +149,8 @@ WAITING = Group(
             "The Job controller has created too few pods, usually because the API server refuses "
             "them: a quota, a LimitRange or an admission policy. The message quotes its answer.",
             "Correct the cause that the message names; without one, run `kubectl describe job "
-            "NAME`. Where a quota asks for limits, set `limitsPerDevice` in the AcceleratorProfile and "
-            "`cpuPods.limits` in the chart.",
+            "NAME`. Where a quota asks for limits, set `limitsPerDevice` in the AcceleratorProfile "
+            "and `cpuPods.limits` in the chart.",
         ),
         Reason(
             "ProfileAmbiguous",
