@@ -9,6 +9,7 @@ from typing import Any
 from finetune_operator.decision import ENDPOINT_LABEL, REVISION_LABEL, Manifest
 from finetune_operator.resources import vllm
 from finetune_operator.resources.metadata import add_spec_hash
+from finetune_operator.resources.scheduling import build_pull_secrets, build_scheduling
 from finetune_operator.resources.security_context import build_pod_security_context
 from finetune_operator.resources.vllm import ServedRevision
 
@@ -69,7 +70,8 @@ def build_serving_pod_spec(served: ServedRevision) -> dict[str, Any]:
         # As PID 1 vLLM would ignore SIGTERM while it starts.
         "shareProcessNamespace": True,
         "terminationGracePeriodSeconds": 60,
-        **vllm.build_scheduling(profile, served.settings),
+        **build_scheduling(profile),
+        **build_pull_secrets(served.settings),
         "containers": [container],
         "volumes": [
             {"name": "model", "persistentVolumeClaim": claim},

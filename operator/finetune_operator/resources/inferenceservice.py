@@ -8,6 +8,7 @@ traffic.
 from finetune_operator.decision import Manifest
 from finetune_operator.resources import vllm
 from finetune_operator.resources.metadata import add_spec_hash
+from finetune_operator.resources.scheduling import build_pull_secrets, build_scheduling
 from finetune_operator.resources.security_context import build_pod_security_context
 from finetune_operator.resources.servingruntime import (
     MODEL_FORMAT,
@@ -44,7 +45,8 @@ def build_inference_service(served: ServedRevision) -> Manifest:
                     # As PID 1 vLLM would ignore SIGTERM while it starts.
                     "shareProcessNamespace": True,
                     "terminationGracePeriodSeconds": 60,
-                    **vllm.build_scheduling(profile, served.settings),
+                    **build_scheduling(profile),
+                    **build_pull_secrets(served.settings),
                     "deploymentStrategy": {
                         "type": "RollingUpdate",
                         "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},

@@ -14,8 +14,8 @@ from datetime import datetime
 from finetune_operator.decision import Manifest, Settings
 from finetune_operator.names import JANITOR, WORKSPACE_JOBS
 from finetune_operator.resources.metadata import add_spec_hash, build_labels
-from finetune_operator.resources.pod import build_scheduling
 from finetune_operator.resources.resource_requirements import build_host_resources
+from finetune_operator.resources.scheduling import build_pull_secrets, build_scheduling
 from finetune_operator.resources.security_context import (
     CONTAINER_SECURITY_CONTEXT,
     build_pod_security_context,
@@ -144,9 +144,8 @@ def _build_pod_spec(arguments: list[str], settings: Settings) -> Manifest:
             {"name": "keep", "downwardAPI": {"items": [{"path": "keep", "fieldRef": annotation}]}},
         ],
     }
-    spec.update(build_scheduling(settings.cpu_pods, settings))
+    spec.update(build_scheduling(settings.cpu_pods, settings.lost_node_seconds))
     if settings.trainer_service_account:
         spec["serviceAccountName"] = settings.trainer_service_account
-    if settings.image_pull_secrets:
-        spec["imagePullSecrets"] = [{"name": name} for name in settings.image_pull_secrets]
+    spec.update(build_pull_secrets(settings))
     return spec

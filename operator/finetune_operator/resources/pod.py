@@ -11,7 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune_api.acceleratorprofile import AcceleratorProfileSpec, CpuPods
+from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.protocol import (
     COLLECTIVE_TIMEOUT_ENV,
     RENDEZVOUS_TIMEOUT_ENV,
@@ -24,6 +24,7 @@ from finetune_api.run_config import Paths
 from finetune_operator.decision import Manifest, Settings
 from finetune_operator.resources.configmap import RUN_FILE
 from finetune_operator.resources.metadata import AttemptMetadata
+from finetune_operator.resources.scheduling import build_pull_secrets, build_scheduling
 from finetune_operator.resources.security_context import (
     CONTAINER_SECURITY_CONTEXT,
     build_pod_security_context,
@@ -34,7 +35,6 @@ CONTAINER = "trainer"
 GRACE_SECONDS = 30
 """Time between SIGTERM and SIGKILL for stages that have nothing to save."""
 
-LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 RENDEZVOUS_MARGIN = 300.0
 """Seconds that ranks wait for each other beyond the time that a scale-up may take."""
 
@@ -106,13 +106,12 @@ def build_stage_pod_spec(
     }
     if settings.trainer_service_account:
         spec["serviceAccountName"] = settings.trainer_service_account
-    if settings.image_pull_secrets:
-        spec["imagePullSecrets"] = [{"name": name} for name in settings.image_pull_secrets]
+    spec.update(build_pull_secrets(settings))
     if pods.has_rendezvous:
         spec["subdomain"] = metadata.name
     if pods.nodes > 1:
         spec["topologySpreadConstraints"] = [_spread_over_nodes(metadata, pods.nodes)]
-    spec.update(build_scheduling(pods.profile or settings.cpu_pods, settings))
+    spec.update(build_scheduling(pods.profile or settings.cpu_pods, settings.lost_node_seconds))
     if pods.excluded_nodes:
         spec["affinity"] = {"nodeAffinity": _exclude_nodes(pods.excluded_nodes)}
     return spec
@@ -246,20 +245,3 @@ def _exclude_nodes(nodes: Sequence[str]) -> Manifest:
     fields = [{"key": "metadata.name", "operator": "NotIn", "values": [name]} for name in nodes]
     terms = {"nodeSelectorTerms": [{"matchFields": fields}]}
     return {"requiredDuringSchedulingIgnoredDuringExecution": terms}
-
-
-def build_scheduling(pool: AcceleratorProfileSpec | CpuPods, settings: Settings) -> Manifest:
-    """nodeSelector and tolerations of a pool, and for how long a pod stays bound to a lost node.
-
-    The API server's default is five minutes, in which the devices of the whole gang would be idle.
-    """
-    given, seconds = pool.tolerations, settings.lost_node_seconds
-    lost = [
-        {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}
-        for key in LOST_NODE_TAINTS
-        if not any(each.key in (key, None) and each.effect in ("NoExecute", None) for each in given)
-    ]
-    fields: Manifest = {"tolerations": [*(each.to_wire() for each in given), *lost]}
-    if pool.node_selector:
-        fields["nodeSelector"] = dict(pool.node_selector)
-    return fields

@@ -171,18 +171,6 @@ def build_volumes(profile: AcceleratorProfileSpec) -> list[dict[str, Any]]:
     return [{"name": "tmp", "emptyDir": {}}, {"name": "shm", "emptyDir": shared}]
 
 
-def build_scheduling(profile: AcceleratorProfileSpec, settings: Settings) -> dict[str, Any]:
-    """Scheduling fields and pull secrets, which a Pod and a KServe predictor name alike."""
-    fields: dict[str, Any] = {}
-    if profile.node_selector:
-        fields["nodeSelector"] = dict(profile.node_selector)
-    if profile.tolerations:
-        fields["tolerations"] = [each.to_wire() for each in profile.tolerations]
-    if settings.image_pull_secrets:
-        fields["imagePullSecrets"] = [{"name": name} for name in settings.image_pull_secrets]
-    return fields
-
-
 def _build_probe(period: int, failures: int, timeout: int) -> dict[str, Any]:
     return {
         "httpGet": {"path": "/health", "port": PORT},

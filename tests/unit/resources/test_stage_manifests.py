@@ -16,12 +16,12 @@ from finetune_operator.decision import (
 )
 from finetune_operator.jobs.plan import reconcile_job
 from finetune_operator.resources.janitor import build_janitor_job, build_ledger
-from finetune_operator.resources.pod import LOST_NODE_TAINTS
 from finetune_operator.resources.resource_requirements import (
     build_device_resources,
     build_host_requests,
     build_host_resources,
 )
+from finetune_operator.resources.scheduling import LOST_NODE_TAINTS
 from finetune_operator.resources.workspace_pvc import build_workspace_pvc
 
 from tests.unit.jobs.world import JOB_UID, NAMESPACE, SETTINGS, START, World, job_manifest
