@@ -23,12 +23,7 @@ from finetune_api.base import (
     list_map_key,
     validation_config,
 )
-
-EnvName = Annotated[
-    str,
-    StringConstraints(pattern=r"^(NCCL|GLOO|UCX|FI|OMP|KMP|VLLM|TORCH)_[A-Z0-9_]+$", max_length=64),
-    PatternMessage("must begin with NCCL_, GLOO_, UCX_, FI_, OMP_, KMP_, VLLM_ or TORCH_"),
-]
+from finetune_api.pod_options import EnvVar
 
 ResourceName = Annotated[
     str,
@@ -82,19 +77,13 @@ class CpuPods(SpecModel):
     """Labels of the nodes, which become the pods' nodeSelector."""
     tolerations: list[Toleration] = Field(default_factory=list, max_length=16)
     """Tolerations that pods need to run there."""
+    env: list[EnvVar] = Field(
+        default_factory=list, max_length=32, json_schema_extra=list_map_key("name")
+    )
+    """Environment of these pods: proxies, CA bundles, the Hugging Face endpoint."""
     limits: Limits | None = None
     """Limits of each pod; one that is below what a pod requests is raised to the request. Absent
     means no limit."""
-
-
-class EnvVar(SpecModel):
-    """An environment variable for communication or runtime libraries."""
-
-    name: EnvName
-    """Name of the variable, with the prefix NCCL_, GLOO_, UCX_, FI_, OMP_, KMP_, VLLM_ or
-    TORCH_."""
-    value: Annotated[str, StringConstraints(max_length=1024)]
-    """Value of the variable."""
 
 
 class ServingDefaults(SpecModel):
@@ -167,7 +156,8 @@ class AcceleratorProfileSpec(SpecModel):
     env: list[EnvVar] = Field(
         default_factory=list, max_length=32, json_schema_extra=list_map_key("name")
     )
-    """Environment of training and serving pods on this pool (NCCL settings of the network)."""
+    """Environment of training, evaluation and serving pods on this pool: settings of NCCL and other
+    libraries, proxies, CA bundles."""
     serving: ServingDefaults = Field(default_factory=ServingDefaults)
     """How vLLM runs on this pool."""
 

@@ -399,6 +399,7 @@ def test_an_invalid_toleration_is_refused(
             "limitsPerDevice.memory is less than hostMemoryPerDevice",
         ),
         ({"env": [{"name": "LD_PRELOAD", "value": "x"}]}, "must begin with NCCL_, GLOO_"),
+        ({"env": [{"name": "HF_TOKEN", "value": "x"}]}, "or be HTTP_PROXY, HTTPS_PROXY, NO_PROXY"),
         ({"env": [{"name": "NCCL_A", "value": v} for v in "xy"]}, "Duplicate value"),
     ],
 )

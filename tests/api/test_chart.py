@@ -18,6 +18,7 @@ from finetune_api.base import (
     OBJECT_NAME_PATTERN,
     QUANTITY_PATTERN,
 )
+from finetune_api.pod_options import ENV_PATTERN, EnvVar
 from finetune_operator import settings
 
 from hack.cluster.errors import ClusterError
@@ -69,6 +70,8 @@ def test_the_operator_parses_the_arguments_of_the_chart() -> None:
         "cpuPods.tolerations[0].key=cpu",
         "cpuPods.tolerations[0].operator=Exists",
         "cpuPods.limits.cpu=4500m",
+        "cpuPods.env[0].name=NO_PROXY",
+        r"cpuPods.env[0].value=.svc\,10.0.0.0/8",
         "logFormat=text",
     )
     pinned = "serving.image.digest=sha256:" + 64 * "a"
@@ -84,6 +87,7 @@ def test_the_operator_parses_the_arguments_of_the_chart() -> None:
     assert options.settings.cpu_pods.node_selector == {"kubernetes.io/arch": "amd64"}
     assert [each.key for each in options.settings.cpu_pods.tolerations] == ["cpu"]
     assert options.settings.cpu_pods.limits == Limits(cpu="4500m")
+    assert options.settings.cpu_pods.env == [EnvVar(name="NO_PROXY", value=".svc,10.0.0.0/8")]
     assert options.lease_namespace == "finetune-system"
     assert options.lease_name == RELEASE
     assert options.log_format == "text"
@@ -143,6 +147,7 @@ def test_helm_accepts_no_name_that_the_operator_refuses() -> None:
     )
     assert key["pattern"] == toleration["key"]["pattern"] == LABEL_KEY_PATTERN
     assert value["pattern"] == toleration["value"]["pattern"] == LABEL_VALUE_PATTERN
+    assert known["env"]["items"]["properties"]["name"]["pattern"] == ENV_PATTERN
 
 
 def test_the_lease_is_in_a_watched_namespace() -> None:
@@ -226,6 +231,7 @@ def test_the_values_schema_has_every_field_of_a_profile() -> None:
         ("cpuPods.nodeSelector.pool=a b", "/cpuPods/nodeSelector/pool"),
         ("cpuPods.tolerations[0].operator=Any", "/cpuPods/tolerations/0/operator"),
         ("cpuPods.limits.gpu=1", "/cpuPods/limits"),
+        ("cpuPods.env[0].name=LD_PRELOAD,cpuPods.env[0].value=x", "/cpuPods/env/0/name"),
         ("profiles.pools.cpu.limitsPerDevice.memory=much", "/limitsPerDevice/memory"),
     ],
 )

@@ -115,7 +115,7 @@ def _build_arguments(claim_uid: str, now: datetime, settings: Settings) -> list[
 
 
 def _build_pod_spec(arguments: list[str], settings: Settings) -> Manifest:
-    container = {
+    container: Manifest = {
         "name": "janitor",
         "image": settings.trainer_image,
         "imagePullPolicy": settings.image_pull_policy,
@@ -129,6 +129,8 @@ def _build_pod_spec(arguments: list[str], settings: Settings) -> Manifest:
             {"name": "keep", "mountPath": KEEP_FOLDER, "readOnly": True},
         ],
     }
+    if settings.cpu_pods.env:
+        container["env"] = [each.to_wire() for each in settings.cpu_pods.env]
     annotation = {"fieldPath": f"metadata.annotations['{KEEP_ANNOTATION}']"}
     spec: Manifest = {
         "restartPolicy": "Never",

@@ -165,7 +165,7 @@ def _build_secret_variable(key: SecretKey) -> Manifest:
 def _build_environment(
     metadata: AttemptMetadata, pods: StagePods, settings: Settings
 ) -> dict[str, str]:
-    """The profile's variables win, because the platform team knows its network and its cores."""
+    """The pool's variables win, because the platform team knows its network and its cores."""
     # PyTorch looks up the user's name, and an id that the cluster assigns has none in the image.
     env = {
         "HOME": "/tmp",
@@ -180,10 +180,10 @@ def _build_environment(
         seconds = settings.scale_up_seconds + RENDEZVOUS_MARGIN
         env[RENDEZVOUS_TIMEOUT_ENV] = f"{seconds:g}"
     env.update(pods.env)
-    if pods.profile is not None:
-        if timeout := pods.profile.collective_timeout_seconds:
-            env[COLLECTIVE_TIMEOUT_ENV] = str(timeout)
-        env.update({variable.name: variable.value for variable in pods.profile.env})
+    if pods.profile is not None and (timeout := pods.profile.collective_timeout_seconds):
+        env[COLLECTIVE_TIMEOUT_ENV] = str(timeout)
+    pool = pods.profile or settings.cpu_pods
+    env.update({variable.name: variable.value for variable in pool.env})
     return env
 
 

@@ -1,0 +1,79 @@
+"""What the options of a pool, of the chart and of a job change in pods, and in which."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from finetune_api.acceleratorprofile import AcceleratorProfile, CpuPods
+from finetune_operator.decision import Manifest, Settings
+from finetune_operator.endpoints.observe import parse_artifact
+from finetune_operator.resources.deployment import build_deployment
+from finetune_operator.resources.janitor import build_janitor_job
+from finetune_operator.resources.vllm import Artifact, ServedRevision
+
+from tests.unit.endpoints.world import artifact, endpoint
+from tests.unit.jobs.world import CPU_PROFILE, SETTINGS, START, World, job_manifest
+
+GPUS = {**CPU_PROFILE, "resourceName": "nvidia.com/gpu"}
+WITH_DEVICES = ["train", "evaluate"]
+WITHOUT_DEVICES = ["prepare", "export"]
+STAGES = ["prepare", "train", "evaluate", "export"]
+
+
+def build_templates(
+    pool: dict[str, Any], cpu_pods: dict[str, Any] | None = None, **spec: Any
+) -> dict[str, Manifest]:
+    """The pod templates of every stage of a job, and of the janitor."""
+    settings = replace(SETTINGS, cpu_pods=CpuPods.model_validate(cpu_pods or {}))
+    world = World(job_manifest(**spec))
+    world.settings = settings
+    world.add_profile("cpu", {**GPUS, **pool})
+    world.run_until("export")
+    jobs = {stage: world.need("Job", f"glossary-{stage}-1") for stage in STAGES}
+    jobs["janitor"] = build_janitor_job("n", "uid", [], frozenset(), START, settings)
+    return {name: job["spec"]["template"] for name, job in jobs.items()}
+
+
+def build_served(**pool: Any) -> ServedRevision:
+    """A revision that is served on the pool."""
+    found = parse_artifact(**artifact("a"))
+    assert isinstance(found, Artifact)
+    return ServedRevision(
+        endpoint=endpoint(),
+        number=1,
+        key="spec-pod",
+        artifact=found,
+        profile=AcceleratorProfile.model_validate({"name": "h100", "spec": {**GPUS, **pool}}),
+        gpus=1,
+        replicas=1,
+        settings=Settings(trainer_image="trainer:v1", serving_image="vllm:v1"),
+    )
+
+
+def container_of(template: Manifest) -> Manifest:
+    """The only container of a pod template."""
+    (container,) = template["spec"]["containers"]
+    return dict(container)
+
+
+def env_of(template: Manifest) -> dict[str, str]:
+    """The environment of a pod template's container."""
+    return {each["name"]: each["value"] for each in container_of(template).get("env", ())}
+
+
+PROXY = {"name": "HTTPS_PROXY", "value": "http://proxy:3128"}
+
+
+def test_every_pod_gets_the_environment_of_its_own_pool() -> None:
+    mirror = {"name": "HF_ENDPOINT", "value": "https://hub.example"}
+    templates = build_templates({"env": [PROXY]}, {"env": [mirror]})
+    for stage in WITH_DEVICES:
+        assert env_of(templates[stage])["HTTPS_PROXY"] == "http://proxy:3128"
+        assert "HF_ENDPOINT" not in env_of(templates[stage])
+    for name in (*WITHOUT_DEVICES, "janitor"):
+        assert env_of(templates[name])["HF_ENDPOINT"] == "https://hub.example"
+        assert "HTTPS_PROXY" not in env_of(templates[name])
+    assert env_of(build_deployment(build_served(env=[PROXY]))["spec"]["template"]).keys() >= {
+        "HTTPS_PROXY"
+    }
