@@ -135,7 +135,10 @@ def open_gs(address: Address) -> StoreSource:
         token = "google_default"
     with typed_errors(address):
         system = gcsfs.GCSFileSystem(
-            token=token, skip_instance_cache=True, use_listings_cache=False
+            token=token,
+            session_kwargs={"trust_env": True},
+            skip_instance_cache=True,
+            use_listings_cache=False,
         )
     if address.version is not None:
         # Not by gcsfs's name#generation, which it reads wrongly where a name has ? or # in it.
@@ -185,11 +188,12 @@ def open_https(address: Address) -> StoreSource:
 
 
 async def _https_client(loop: Any = None, **options: Any) -> Any:
-    """A session with the current SSL_CERT_FILE; aiohttp would keep that of its import."""
+    """A session with the environment's proxies and its current SSL_CERT_FILE; aiohttp would keep
+    that of its import."""
     import aiohttp
 
     connector = aiohttp.TCPConnector(ssl=ssl.create_default_context())
-    return aiohttp.ClientSession(connector=connector, **options)
+    return aiohttp.ClientSession(connector=connector, trust_env=True, **options)
 
 
 def _open(address: Address, system: Any) -> StoreSource:
