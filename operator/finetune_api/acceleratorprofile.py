@@ -17,6 +17,7 @@ from finetune_api.base import (
     ObjectName,
     PatternMessage,
     Quantity,
+    RefusedPattern,
     SpecModel,
     WireModel,
     cel,
@@ -29,6 +30,14 @@ ResourceName = Annotated[
     str,
     StringConstraints(pattern=RESOURCE_PATTERN, max_length=253),
     PatternMessage("must be the name of an extended resource, such as nvidia.com/gpu"),
+]
+ExtraResourceName = Annotated[
+    str,
+    StringConstraints(
+        pattern=rf"{RESOURCE_PATTERN}|^hugepages-[1-9][0-9]*(Ki|Mi|Gi)$", max_length=253
+    ),
+    PatternMessage("must be an extended resource such as rdma/hca, or hugepages-2Mi"),
+    RefusedPattern(r"kubernetes\.io/", "must not be of kubernetes.io, which pods cannot request"),
 ]
 IMAGE_PATTERN = r"^[!-~]+$"
 
@@ -117,7 +126,31 @@ class AcceleratorProfileSpec(SpecModel):
     """Sizes and scheduling of one pool of nodes."""
 
     model_config = validation_config(
-        _limit_rule("cpu", "cpuPerDevice"), _limit_rule("memory", "hostMemoryPerDevice")
+        _limit_rule("cpu", "cpuPerDevice"),
+        _limit_rule("memory", "hostMemoryPerDevice"),
+        cel(
+            "!has(self.resourceName) || !has(self.extraResources) || "
+            "!(self.resourceName in self.extraResources)",
+            "extraResources has resourceName, of which a pod gets as many as it has devices; leave "
+            "it out there",
+            ".extraResources",
+        ),
+        cel(
+            "!has(self.extraResources) || self.extraResources.all(name, "
+            "quantity(self.extraResources[name]).isInteger() && "
+            "quantity(self.extraResources[name]).asInteger() > 0)",
+            "quantities of extraResources must be whole numbers above 0",
+            ".extraResources",
+        ),
+        cel(
+            "!has(self.extraResources) || self.extraResources.all(name, "
+            "!name.startsWith('hugepages-') || "
+            "!quantity(self.extraResources[name]).isInteger() || "
+            "quantity(self.extraResources[name]).asInteger() % "
+            "quantity(name.substring(10)).asInteger() == 0)",
+            "hugepages of extraResources must be a multiple of the size of their pages",
+            ".extraResources",
+        ),
     )
 
     default: bool = False
@@ -148,6 +181,12 @@ class AcceleratorProfileSpec(SpecModel):
     limits_per_device: Limits | None = None
     """Limits for each device. Absent means no limit of CPU, and of memory `hostMemoryPerDevice` on
     an accelerator pool and none on a CPU pool."""
+    extra_resources: Annotated[dict[ExtraResourceName, Quantity], CheckedKeys()] = Field(
+        default_factory=dict, max_length=8
+    )
+    """Further resources of each training, evaluation and serving pod, however many devices it has:
+    extended resources such as rdma/hca or vpc.amazonaws.com/efa, and hugepages-2Mi or
+    hugepages-1Gi. They become request and limit."""
     shared_memory: Quantity = "1Gi"
     """Size of /dev/shm, which NCCL and vLLM use."""
     collective_timeout_seconds: int | None = Field(default=None, ge=60, le=3600)

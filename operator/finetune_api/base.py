@@ -5,6 +5,7 @@ operator and the trainer write and read back: an unknown field is ignored, so th
 can read the status or stage result of a newer one.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
@@ -13,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     JsonValue,
     StringConstraints,
@@ -20,6 +22,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_after_validator_function
 
 CHILD_NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 CHILD_NAME_MAX = 40
@@ -62,6 +65,31 @@ class PatternMessage:
 
 
 @dataclass(frozen=True)
+class RefusedPattern:
+    """Makes the model and the API server reject the strings that match a pattern."""
+
+    pattern: str
+    message: str
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, text: str) -> str:
+        if re.search(self.pattern, text):
+            raise ValueError(self.message)
+        return text
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        out = handler(schema)
+        rule = cel(f"!self.matches(r'{self.pattern}')", self.message)
+        return {**out, "x-kubernetes-validations": [*out["x-kubernetes-validations"], rule]}
+
+
+@dataclass(frozen=True)
 class CheckedKeys:
     """Makes the API server check the keys of a map as the model does."""
 
@@ -69,9 +97,11 @@ class CheckedKeys:
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         out = handler(schema)
-        (rule,) = out.pop("propertyNames")["x-kubernetes-validations"]
-        every = f"self.all(key, {rule['rule'].replace('self.', 'key.')})"
-        return {**out, "x-kubernetes-validations": [cel(every, f"a key {rule['message']}")]}
+        rules = []
+        for each in out.pop("propertyNames")["x-kubernetes-validations"]:
+            rule = each["rule"].replace("self.", "key.")
+            rules.append(cel(f"self.all(key, {rule})", f"a key {each['message']}"))
+        return {**out, "x-kubernetes-validations": rules}
 
 
 @dataclass(frozen=True)

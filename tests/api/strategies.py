@@ -6,6 +6,7 @@ or left out. So a test finds a rule that only the CRD or only the model has.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from finetune_api.schema import ANY_VALUE, Schema, structural_schema
@@ -15,6 +16,8 @@ from pydantic import BaseModel
 # Characters of a YAML file; control characters and lone surrogates are not among them.
 TEXT = st.characters(min_codepoint=0x20, max_codepoint=0x2FF, exclude_categories=("Cc", "Cs"))
 SAFE_INTEGER = 2**53 - 1
+KEY_PATTERN = re.compile(r"self\.all\(key, key\.matches\(r'(.*)'\)\)")
+"""The rule that gives the keys of a map a pattern."""
 
 
 def specs(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
@@ -48,6 +51,9 @@ def of(schema: Schema) -> st.SearchStrategy[Any]:
 def _object(schema: Schema) -> st.SearchStrategy[dict[str, Any]]:
     if isinstance(values := schema.get("additionalProperties"), dict):
         keys = st.from_regex(r"[a-z]{1,8}(\.[a-z]{1,8}/[a-z]{1,8})?", fullmatch=True)
+        for rule in schema.get("x-kubernetes-validations", ()):
+            if pattern := KEY_PATTERN.fullmatch(rule["rule"]):
+                keys = keys.filter(re.compile(pattern[1]).search)
         return st.dictionaries(keys, of(values), max_size=min(schema["maxProperties"], 3))
     fields = {name: of(field) for name, field in schema["properties"].items()}
     required = set(schema.get("required", ()))

@@ -390,6 +390,15 @@ def test_an_invalid_toleration_is_refused(
         ({"nodeSelector": {"pool": "h100 "}}, "must be the value of a label"),
         ({"resourceName": "gpu"}, "must be the name of an extended resource"),
         ({"serving": {"image": " vllm:1"}}, "spec.serving.image"),
+        ({"extraResources": {"memory": "1Gi"}}, "a key must be an extended resource"),
+        ({"extraResources": {"x.kubernetes.io/a": "1"}}, "a key must not be of kubernetes.io"),
+        ({"extraResources": {"rdma/hca": "500m"}}, "must be whole numbers above 0"),
+        ({"extraResources": {"rdma/hca": "0"}}, "must be whole numbers above 0"),
+        ({"extraResources": {"hugepages-2Mi": "3Mi"}}, "a multiple of the size of their pages"),
+        (
+            {"resourceName": "nvidia.com/gpu", "extraResources": {"nvidia.com/gpu": "1"}},
+            "extraResources has resourceName, of which a pod gets as many as it has devices",
+        ),
         (
             {"cpuPerDevice": "4", "limitsPerDevice": {"cpu": "3999m"}},
             "limitsPerDevice.cpu is less than cpuPerDevice",
@@ -413,6 +422,13 @@ def test_a_profile_with_limits_of_its_requests_or_more_is_accepted(api: Api) -> 
     limits = {"cpu": "4000m", "memory": "17Gi"}
     made = api.create(profile(limitsPerDevice=limits))
     assert made["spec"]["limitsPerDevice"] == limits
+    api.delete("AcceleratorProfile", "", made["metadata"]["name"])
+
+
+def test_a_profile_with_extra_resources_is_accepted(api: Api) -> None:
+    extra = {"vpc.amazonaws.com/efa": "32", "hugepages-2Mi": "5Gi", "hugepages-1Gi": "1024Mi"}
+    made = api.create(profile(resourceName="nvidia.com/gpu", extraResources=extra))
+    assert made["spec"]["extraResources"] == extra
     api.delete("AcceleratorProfile", "", made["metadata"]["name"])
 
 

@@ -27,6 +27,9 @@ def build_device_resources(profile: AcceleratorProfileSpec, devices: int) -> dic
         limits = {name: requests[name] for name in ("memory", profile.resource_name)}
     for name, quantity in _list_limits(profile.limits_per_device).items():
         limits[name] = multiply_quantity(quantity, devices)
+    # Kubernetes does not overcommit these, so request and limit must be equal.
+    requests.update(profile.extra_resources)
+    limits.update(profile.extra_resources)
     return {"requests": requests, **({"limits": limits} if limits else {})}
 
 

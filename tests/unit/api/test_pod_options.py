@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from finetune_api.acceleratorprofile import CpuPods
+from finetune_api.acceleratorprofile import AcceleratorProfileSpec, CpuPods
 from finetune_api.pod_options import EnvVar
 from pydantic import ValidationError
 
@@ -42,6 +42,19 @@ OTHER_ENV_NAMES = [
     "XNCCL_DEBUG",
     "HF_ENDPOINT_2",
 ]
+EXTRA_RESOURCES = ["rdma/hca", "vpc.amazonaws.com/efa", "hugepages-2Mi", "hugepages-64Ki"]
+OTHER_RESOURCES = [
+    "cpu",
+    "memory",
+    "ephemeral-storage",
+    "limits.cpu",
+    "hugepages-",
+    "hugepages-2",
+    "kubernetes.io/x",
+    "x.kubernetes.io/gpu",
+    "a b/c",
+    "",
+]
 
 
 @pytest.mark.parametrize("name", ENV_NAMES)
@@ -60,3 +73,24 @@ def test_pods_without_devices_take_the_same_variables() -> None:
     assert [each.name for each in pods.env] == ["HTTPS_PROXY"]
     with pytest.raises(ValidationError, match="LD_PRELOAD"):
         CpuPods.model_validate({"env": [{"name": "LD_PRELOAD", "value": "/x.so"}]})
+
+
+def pool(**fields: object) -> AcceleratorProfileSpec:
+    return AcceleratorProfileSpec.model_validate({"memoryPerDevice": "80Gi", **fields})
+
+
+@pytest.mark.parametrize("name", EXTRA_RESOURCES)
+def test_a_pool_may_have_the_extra_resource(name: str) -> None:
+    assert pool(extraResources={name: "4"}).extra_resources == {name: "4"}
+
+
+@pytest.mark.parametrize("name", OTHER_RESOURCES)
+def test_a_pool_may_not_have_the_extra_resource(name: str) -> None:
+    with pytest.raises(ValidationError, match="extraResources"):
+        pool(extraResources={name: "4"})
+
+
+def test_a_pool_has_eight_extra_resources_at_most() -> None:
+    assert len(pool(extraResources={f"a/r{n}": "1" for n in range(8)}).extra_resources) == 8
+    with pytest.raises(ValidationError, match="at most 8"):
+        pool(extraResources={f"a/r{n}": "1" for n in range(9)})

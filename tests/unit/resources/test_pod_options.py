@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from finetune_api.acceleratorprofile import AcceleratorProfile, CpuPods
+from finetune_api.acceleratorprofile import AcceleratorProfile, AcceleratorProfileSpec, CpuPods
 from finetune_operator.decision import Manifest, Settings
 from finetune_operator.endpoints.observe import parse_artifact
 from finetune_operator.resources.deployment import build_deployment
+from finetune_operator.resources.inferenceservice import build_inference_service
 from finetune_operator.resources.janitor import build_janitor_job
+from finetune_operator.resources.resource_requirements import build_device_resources
 from finetune_operator.resources.vllm import Artifact, ServedRevision
 
 from tests.unit.endpoints.world import artifact, endpoint
@@ -77,3 +79,22 @@ def test_every_pod_gets_the_environment_of_its_own_pool() -> None:
     assert env_of(build_deployment(build_served(env=[PROXY]))["spec"]["template"]).keys() >= {
         "HTTPS_PROXY"
     }
+
+
+def test_every_pod_with_devices_gets_the_extra_resources_whatever_its_devices_are() -> None:
+    extra = {"rdma/hca": "1", "hugepages-2Mi": "512Mi"}
+    templates = build_templates({"extraResources": extra, "devicesPerNode": 4})
+    resources = [container_of(templates[stage])["resources"] for stage in WITH_DEVICES]
+    served = build_served(extraResources=extra)
+    resources.append(container_of(build_deployment(served)["spec"]["template"])["resources"])
+    resources.append(build_inference_service(served)["spec"]["predictor"]["model"]["resources"])
+    for each in resources:
+        assert each["requests"].items() >= extra.items()
+        assert each["limits"].items() >= extra.items()
+    for name in (*WITHOUT_DEVICES, "janitor"):
+        assert not container_of(templates[name])["resources"]["requests"].keys() & extra.keys()
+
+
+def test_a_cpu_pool_limits_its_extra_resources_alone() -> None:
+    spec = AcceleratorProfileSpec.model_validate({**CPU_PROFILE, "extraResources": {"rdma/x": "1"}})
+    assert build_device_resources(spec, 2)["limits"] == {"rdma/x": "1"}
