@@ -161,6 +161,9 @@ class AcceleratorProfileSpec(SpecModel):
     """Labels of the nodes in this pool, which become the pods' nodeSelector."""
     tolerations: list[Toleration] = Field(default_factory=list, max_length=16)
     """Tolerations that pods need to run on this pool."""
+    host_network: bool = False
+    """Whether training pods use the network of their node, for fabrics that pods cannot reach
+    otherwise. They reserve its ports 9400 and 29500, so a node runs one of them at a time."""
     resource_name: ResourceName | None = None
     """Extended resource of one device, for example nvidia.com/gpu; absent means a CPU pool."""
     devices_per_node: int = Field(default=1, ge=1, le=64)

@@ -308,7 +308,8 @@ def _read_pod(manifest: Manifest) -> PodFacts:
         name=meta["name"],
         uid=meta["uid"],
         index=_index(meta),
-        host=spec.get("hostname") or meta["name"],
+        # On the host network gethostname() returns the name of the node.
+        host=spec.get("nodeName" if spec.get("hostNetwork") else "hostname") or meta["name"],
         node=spec.get("nodeName"),
         phase=read_phase(manifest),
         has_sidecar_left=has_sidecar_left(manifest),

@@ -14,6 +14,7 @@ from typing import Any
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
 from finetune_api.protocol import (
     COLLECTIVE_TIMEOUT_ENV,
+    RENDEZVOUS_PORT,
     RENDEZVOUS_TIMEOUT_ENV,
     RUN_CONFIG_PATH,
     TELEMETRY_PORT,
@@ -76,6 +77,8 @@ class StagePods:
     nodes: int = 1
     has_rendezvous: bool = False
     """Whether the pods find each other: indexed, with a headless Service."""
+    has_host_network: bool = False
+    """Whether the pods use the network of their node, and its ports."""
     profile: AcceleratorProfileSpec | None = None
     """Profile of the nodes to run on; None for stages without devices, which run on `cpu_pods`."""
     env: Mapping[str, str] = field(default_factory=dict)
@@ -109,6 +112,10 @@ def build_stage_pod_spec(
     spec.update(build_pull_secrets(settings))
     if pods.has_rendezvous:
         spec["subdomain"] = metadata.name
+    if pods.has_host_network:
+        spec["hostNetwork"] = True
+        # The default policy would ask the node's resolver, which knows no Service.
+        spec["dnsPolicy"] = "ClusterFirstWithHostNet"
     if pods.nodes > 1:
         spec["topologySpreadConstraints"] = [_spread_over_nodes(metadata, pods.nodes)]
     spec.update(build_scheduling(pods.profile or settings.cpu_pods, settings.lost_node_seconds))
@@ -128,7 +135,7 @@ def _build_container(metadata: AttemptMetadata, pods: StagePods, settings: Setti
             *({"name": k, "value": v} for k, v in environment.items()),
             *(_build_secret_variable(each) for each in pods.secret_keys),
         ],
-        "ports": [{"name": "telemetry", "containerPort": TELEMETRY_PORT, "protocol": "TCP"}],
+        "ports": _build_ports(pods),
         "resources": deepcopy(dict(pods.resources)),
         "securityContext": deepcopy(CONTAINER_SECURITY_CONTEXT),
         "terminationMessagePath": TERMINATION_PATH,
@@ -142,6 +149,19 @@ def _build_container(metadata: AttemptMetadata, pods: StagePods, settings: Setti
             {"prefix": secret.prefix, "secretRef": {"name": secret.name}} for secret in pods.secrets
         ]
     return container
+
+
+def _build_ports(pods: StagePods) -> list[Manifest]:
+    """On the host network also the port of the rendezvous: the scheduler places no two pods that
+    need the same port of a node on it."""
+    named = {"telemetry": TELEMETRY_PORT}
+    if pods.has_host_network:
+        named["rendezvous"] = RENDEZVOUS_PORT
+    ports: list[Manifest] = []
+    for name, number in named.items():
+        host = {"hostPort": number} if pods.has_host_network else {}
+        ports.append({"name": name, "containerPort": number, **host, "protocol": "TCP"})
+    return ports
 
 
 def _build_liveness_probe() -> Manifest:

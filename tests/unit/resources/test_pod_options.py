@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from finetune_api.acceleratorprofile import AcceleratorProfile, AcceleratorProfileSpec, CpuPods
+from finetune_api.protocol import RENDEZVOUS_PORT, TELEMETRY_PORT
 from finetune_operator.decision import Manifest, Settings
 from finetune_operator.endpoints.observe import parse_artifact
 from finetune_operator.resources.deployment import build_deployment
@@ -98,3 +99,26 @@ def test_every_pod_with_devices_gets_the_extra_resources_whatever_its_devices_ar
 def test_a_cpu_pool_limits_its_extra_resources_alone() -> None:
     spec = AcceleratorProfileSpec.model_validate({**CPU_PROFILE, "extraResources": {"rdma/x": "1"}})
     assert build_device_resources(spec, 2)["limits"] == {"rdma/x": "1"}
+
+
+def test_only_training_pods_use_the_host_network_and_reserve_their_ports_there() -> None:
+    templates = build_templates({"hostNetwork": True})
+    pod = templates.pop("train")
+    assert pod["spec"]["hostNetwork"] is True
+    assert pod["spec"]["dnsPolicy"] == "ClusterFirstWithHostNet"
+    ports = {each["name"]: each for each in container_of(pod)["ports"]}
+    assert {name: each["containerPort"] for name, each in ports.items()} == {
+        "telemetry": TELEMETRY_PORT,
+        "rendezvous": RENDEZVOUS_PORT,
+    }
+    assert all(each["hostPort"] == each["containerPort"] for each in ports.values())
+    served = build_served(hostNetwork=True)
+    templates["served"] = build_deployment(served)["spec"]["template"]
+    templates["kserve"] = {"spec": build_inference_service(served)["spec"]["predictor"]}
+    for template in templates.values():
+        assert not {"hostNetwork", "dnsPolicy"} & template["spec"].keys()
+
+
+def test_on_the_network_of_pods_no_port_of_the_node_is_used() -> None:
+    (port,) = container_of(build_templates({})["train"])["ports"]
+    assert "hostPort" not in port

@@ -109,6 +109,7 @@ def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> St
         nodes=config.plan.nodes,
         has_rendezvous=True,
         profile=profile.spec,
+        has_host_network=profile.spec.host_network,
         env=env,
         has_liveness_probe=True,
         grace_seconds=grace_seconds(status.checkpoint, size, status.workspace),

@@ -26,6 +26,14 @@ def evict(reason: str, message: str, world: World, pod: Manifest) -> None:
     world.set_status(pod, phase="Failed", reason=reason, message=message)
 
 
+def stall_on_host_network(world: World, pod: Manifest) -> None:
+    """There the name of a rank's host is that of its node."""
+    for each in world.pods(owner_of(pod)):
+        world.replace_fields(each, {"hostNetwork": True})
+    message = "No sign of life from rank 0 on host node1, after step 12."
+    world.end_pod(pod, 75, failed("train", "RankStalled", message=message))
+
+
 BLAME = {
     "a lost node": (lose_node, "node2"),
     "a crash without a message": (lambda w, p: w.end_pod(p, 139), "node2"),
@@ -46,6 +54,7 @@ BLAME = {
         lambda w, p: w.end_pod(p, 75, failed("train", "RankStalled", message=STALLED)),
         "node1",
     ),
+    "a stalled rank on the host network": (stall_on_host_network, "node1"),
     "stalled ranks on several hosts": (
         lambda w, p: w.end_pod(
             p,
