@@ -24,7 +24,7 @@ from finetune_api.base import (
     list_map_key,
     validation_config,
 )
-from finetune_api.pod_options import EnvVar
+from finetune_api.pod_options import EnvVar, PodMetadata, PriorityClassName
 
 ResourceName = Annotated[
     str,
@@ -86,6 +86,13 @@ class CpuPods(SpecModel):
     """Labels of the nodes, which become the pods' nodeSelector."""
     tolerations: list[Toleration] = Field(default_factory=list, max_length=16)
     """Tolerations that pods need to run there."""
+    runtime_class_name: ObjectName | None = None
+    """RuntimeClass of these pods; absent means the nodes' default."""
+    priority_class_name: PriorityClassName | None = None
+    """PriorityClass of these pods, unless their job names another one; absent means the cluster's
+    default."""
+    pod_metadata: PodMetadata | None = None
+    """Labels and annotations of these pods, which win over those of a job."""
     env: list[EnvVar] = Field(
         default_factory=list, max_length=32, json_schema_extra=list_map_key("name")
     )
@@ -161,6 +168,13 @@ class AcceleratorProfileSpec(SpecModel):
     """Labels of the nodes in this pool, which become the pods' nodeSelector."""
     tolerations: list[Toleration] = Field(default_factory=list, max_length=16)
     """Tolerations that pods need to run on this pool."""
+    runtime_class_name: ObjectName | None = None
+    """RuntimeClass of the pods on this pool; absent means the nodes' default."""
+    priority_class_name: PriorityClassName | None = None
+    """PriorityClass of the pods on this pool, unless their job names another one; absent means the
+    cluster's default."""
+    pod_metadata: PodMetadata | None = None
+    """Labels and annotations of the pods on this pool, which win over those of a job."""
     host_network: bool = False
     """Whether training pods use the network of their node, for fabrics that pods cannot reach
     otherwise. They reserve its ports 9400 and 29500, so a node runs one of them at a time."""

@@ -70,6 +70,8 @@ class RefusedPattern:
 
     pattern: str
     message: str
+    exempt_prefix: str | None = None
+    """Beginning of strings that are admitted all the same."""
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -77,7 +79,8 @@ class RefusedPattern:
         return no_info_after_validator_function(self._check, handler(source))
 
     def _check(self, text: str) -> str:
-        if re.search(self.pattern, text):
+        is_exempt = self.exempt_prefix is not None and text.startswith(self.exempt_prefix)
+        if re.search(self.pattern, text) and not is_exempt:
             raise ValueError(self.message)
         return text
 
@@ -85,8 +88,11 @@ class RefusedPattern:
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         out = handler(schema)
-        rule = cel(f"!self.matches(r'{self.pattern}')", self.message)
-        return {**out, "x-kubernetes-validations": [*out["x-kubernetes-validations"], rule]}
+        rule = f"!self.matches(r'{self.pattern}')"
+        if self.exempt_prefix is not None:
+            rule += f" || self.startsWith('{self.exempt_prefix}')"
+        rules = [*out["x-kubernetes-validations"], cel(rule, self.message)]
+        return {**out, "x-kubernetes-validations": rules}
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,18 @@ sets itself: a free pod template would lend the author of a job the operator's r
 
 from typing import Annotated
 
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 
-from finetune_api.base import PatternMessage, SpecModel
+from finetune_api.base import (
+    CheckedKeys,
+    LabelKey,
+    LabelValue,
+    LongText,
+    ObjectName,
+    PatternMessage,
+    RefusedPattern,
+    SpecModel,
+)
 
 ENV_PATTERN = (
     r"^((NCCL|GLOO|UCX|FI|OMP|KMP|VLLM|TORCH|CUDA|ONEDNN|NVIDIA)_[A-Z0-9_]+"
@@ -24,6 +33,42 @@ EnvName = Annotated[
         "REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE, AWS_CA_BUNDLE or HF_ENDPOINT"
     ),
 ]
+
+SYSTEM_CLASS_PATTERN = r"^system-"
+PriorityClassName = Annotated[
+    ObjectName,
+    RefusedPattern(
+        SYSTEM_CLASS_PATTERN, "must not begin with system-, which is for components of the cluster"
+    ),
+]
+RESERVED_KEY_PATTERN = (
+    r"^(app|job-name|controller-uid|pod-template-hash)$"
+    r"|^([^/]+\.)?(kubernetes\.io|finetune\.dev)/|^serving\.kserve\.io/"
+)
+AUTOSCALER_PREFIX = "cluster-autoscaler.kubernetes.io/"
+MetadataKey = Annotated[
+    LabelKey,
+    RefusedPattern(
+        RESERVED_KEY_PATTERN,
+        "must not be app, job-name, controller-uid or pod-template-hash, or of finetune.dev, "
+        "kubernetes.io (except cluster-autoscaler.kubernetes.io) or serving.kserve.io, which the "
+        "operator and Kubernetes set",
+        AUTOSCALER_PREFIX,
+    ),
+]
+
+
+class PodMetadata(SpecModel):
+    """Labels and annotations of pods, in addition to those that the operator sets."""
+
+    labels: Annotated[dict[MetadataKey, LabelValue], CheckedKeys()] = Field(
+        default_factory=dict, max_length=16
+    )
+    """Labels, for example of a team or a cost centre."""
+    annotations: Annotated[dict[MetadataKey, LongText], CheckedKeys()] = Field(
+        default_factory=dict, max_length=16
+    )
+    """Annotations, which webhooks and network plugins read."""
 
 
 class EnvVar(SpecModel):

@@ -128,8 +128,8 @@ def _build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--progress-interval", _seconds, 2.0, "seconds between polls of a running stage")
     add("--scale-up-seconds", _seconds, 600.0, "seconds that an autoscaler may take to add a node")
     add("--user-id", _user, 65532, "user and group of every pod; 0: the cluster assigns them")
-    add("--cpu-pods", _cpu_pods, None, "how pods without devices run, as JSON: nodeSelector, "
-        "tolerations, env, limits")  # fmt: skip
+    add("--cpu-pods", _cpu_pods, None, "how prepare, export and the janitor run, as JSON: "
+        "nodeSelector, tolerations, env and others")  # fmt: skip
     add("--lost-node-seconds", _whole_seconds, 30, "seconds until the pods of a node that is not "
         "ready are given up")  # fmt: skip
     add("--namespace", _namespace, (), "namespace to serve; may be repeated; none: all",

@@ -390,6 +390,19 @@ def test_an_invalid_toleration_is_refused(
         ({"nodeSelector": {"pool": "h100 "}}, "must be the value of a label"),
         ({"resourceName": "gpu"}, "must be the name of an extended resource"),
         ({"serving": {"image": " vllm:1"}}, "spec.serving.image"),
+        ({"priorityClassName": "system-node-critical"}, "must not begin with system-"),
+        ({"runtimeClassName": "Kata"}, "must be the name of an object"),
+        ({"podMetadata": {"labels": {"app": "x"}}}, "a key must not be app, job-name"),
+        (
+            {
+                "podMetadata": {
+                    "annotations": {"container.apparmor.security.beta.kubernetes.io/a": "x"}
+                }
+            },
+            "or of finetune.dev, kubernetes.io",
+        ),
+        ({"podMetadata": {"labels": {"a b": "x"}}}, "a key must be the key of a label"),
+        ({"podMetadata": {"labels": {"team": "a b"}}}, "must be the value of a label"),
         ({"extraResources": {"memory": "1Gi"}}, "a key must be an extended resource"),
         ({"extraResources": {"x.kubernetes.io/a": "1"}}, "a key must not be of kubernetes.io"),
         ({"extraResources": {"rdma/hca": "500m"}}, "must be whole numbers above 0"),
@@ -422,6 +435,13 @@ def test_a_profile_with_limits_of_its_requests_or_more_is_accepted(api: Api) -> 
     limits = {"cpu": "4000m", "memory": "17Gi"}
     made = api.create(profile(limitsPerDevice=limits))
     assert made["spec"]["limitsPerDevice"] == limits
+    api.delete("AcceleratorProfile", "", made["metadata"]["name"])
+
+
+def test_a_profile_may_keep_pods_from_eviction(api: Api) -> None:
+    annotations = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
+    made = api.create(profile(podMetadata={"annotations": annotations}))
+    assert made["spec"]["podMetadata"]["annotations"] == annotations
     api.delete("AcceleratorProfile", "", made["metadata"]["name"])
 
 

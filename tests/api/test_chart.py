@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from finetune_api.acceleratorprofile import AcceleratorProfileSpec, Limits, Toleration
+from finetune_api.acceleratorprofile import AcceleratorProfileSpec, CpuPods, Limits, Toleration
 from finetune_api.base import (
     DNS_LABEL_PATTERN,
     LABEL_KEY_PATTERN,
@@ -18,7 +18,14 @@ from finetune_api.base import (
     OBJECT_NAME_PATTERN,
     QUANTITY_PATTERN,
 )
-from finetune_api.pod_options import ENV_PATTERN, EnvVar
+from finetune_api.pod_options import (
+    AUTOSCALER_PREFIX,
+    ENV_PATTERN,
+    RESERVED_KEY_PATTERN,
+    SYSTEM_CLASS_PATTERN,
+    EnvVar,
+    PodMetadata,
+)
 from finetune_operator import settings
 
 from hack.cluster.errors import ClusterError
@@ -70,6 +77,9 @@ def test_the_operator_parses_the_arguments_of_the_chart() -> None:
         "cpuPods.tolerations[0].key=cpu",
         "cpuPods.tolerations[0].operator=Exists",
         "cpuPods.limits.cpu=4500m",
+        "cpuPods.runtimeClassName=kata",
+        "cpuPods.priorityClassName=batch",
+        r"cpuPods.podMetadata.annotations.sidecar\.istio\.io/inject=off",
         "cpuPods.env[0].name=NO_PROXY",
         r"cpuPods.env[0].value=.svc\,10.0.0.0/8",
         "logFormat=text",
@@ -87,6 +97,10 @@ def test_the_operator_parses_the_arguments_of_the_chart() -> None:
     assert options.settings.cpu_pods.node_selector == {"kubernetes.io/arch": "amd64"}
     assert [each.key for each in options.settings.cpu_pods.tolerations] == ["cpu"]
     assert options.settings.cpu_pods.limits == Limits(cpu="4500m")
+    assert options.settings.cpu_pods.runtime_class_name == "kata"
+    assert options.settings.cpu_pods.priority_class_name == "batch"
+    metadata = PodMetadata(annotations={"sidecar.istio.io/inject": "off"})
+    assert options.settings.cpu_pods.pod_metadata == metadata
     assert options.settings.cpu_pods.env == [EnvVar(name="NO_PROXY", value=".svc,10.0.0.0/8")]
     assert options.lease_namespace == "finetune-system"
     assert options.lease_name == RELEASE
@@ -148,6 +162,19 @@ def test_helm_accepts_no_name_that_the_operator_refuses() -> None:
     assert key["pattern"] == toleration["key"]["pattern"] == LABEL_KEY_PATTERN
     assert value["pattern"] == toleration["value"]["pattern"] == LABEL_VALUE_PATTERN
     assert known["env"]["items"]["properties"]["name"]["pattern"] == ENV_PATTERN
+    assert known["priorityClassName"]["allOf"][1] == {"not": {"pattern": SYSTEM_CLASS_PATTERN}}
+    assert known["metadataKey"]["pattern"] == LABEL_KEY_PATTERN
+    exempt, reserved = known["metadataKey"]["anyOf"]
+    assert exempt["pattern"] == "^" + re.escape(AUTOSCALER_PREFIX).replace(r"\-", "-")
+    assert reserved == {"not": {"pattern": RESERVED_KEY_PATTERN}}
+    labels = known["podMetadata"]["properties"]["labels"]["additionalProperties"]
+    assert labels["pattern"] == LABEL_VALUE_PATTERN
+
+
+def test_the_values_schema_has_every_option_of_pods_without_devices() -> None:
+    schema = json.loads((OPERATOR / "values.schema.json").read_text())
+    known = schema["properties"]["cpuPods"]["properties"].keys()
+    assert known == {each.alias for each in CpuPods.model_fields.values()}
 
 
 def test_the_lease_is_in_a_watched_namespace() -> None:
@@ -231,6 +258,12 @@ def test_the_values_schema_has_every_field_of_a_profile() -> None:
         ("cpuPods.nodeSelector.pool=a b", "/cpuPods/nodeSelector/pool"),
         ("cpuPods.tolerations[0].operator=Any", "/cpuPods/tolerations/0/operator"),
         ("cpuPods.limits.gpu=1", "/cpuPods/limits"),
+        ("cpuPods.priorityClassName=system-node-critical", "/cpuPods/priorityClassName"),
+        ("cpuPods.podMetadata.labels.app=x", "invalid propertyName 'app'"),
+        (
+            r"cpuPods.podMetadata.labels.finetune\.dev/stage=x",
+            "invalid propertyName 'finetune.dev/stage'",
+        ),
         ("cpuPods.env[0].name=LD_PRELOAD,cpuPods.env[0].value=x", "/cpuPods/env/0/name"),
         ("profiles.pools.cpu.limitsPerDevice.memory=much", "/limitsPerDevice/memory"),
     ],

@@ -10,6 +10,7 @@ repairs a profile. A failed one is replaced by one with the same key where a ret
 
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from finetune_api.modelendpoint import ModelEndpointSpec
 
@@ -97,7 +98,11 @@ def _compute_key(observed: Observed, settings: Settings) -> str | Stalled:
     if isinstance(served, Stalled):
         return served
     probe = observed.spec.probe.to_wire() if observed.spec.probe else None
-    pod_digest = compute_digest([build_serving_pod_spec(replace(served, replicas=1)), probe], 12)
+    content: list[Any] = [build_serving_pod_spec(replace(served, replicas=1)), probe]
+    if (metadata := served.profile.spec.pod_metadata) is not None:
+        # Only where there is some, so that the keys of earlier releases stay as they are.
+        content.append(metadata.to_wire())
+    pod_digest = compute_digest(content, 12)
     return f"{compute_spec_digest(observed.spec)}-{pod_digest}"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune_operator.decision import ENDPOINT_LABEL, REVISION_LABEL, Manifest
 from finetune_operator.resources import vllm
-from finetune_operator.resources.metadata import add_spec_hash
+from finetune_operator.resources.metadata import add_spec_hash, build_pod_metadata
 from finetune_operator.resources.scheduling import build_pull_secrets, build_scheduling
 from finetune_operator.resources.security_context import build_pod_security_context
 from finetune_operator.resources.vllm import ServedRevision
@@ -38,7 +38,9 @@ def build_deployment(served: ServedRevision) -> Manifest:
                     "matchLabels": {key: labels[key] for key in (ENDPOINT_LABEL, REVISION_LABEL)}
                 },
                 "template": {
-                    "metadata": {"labels": {APP_LABEL: served.name, **labels}},
+                    "metadata": build_pod_metadata(
+                        {APP_LABEL: served.name, **labels}, [served.profile.spec.pod_metadata]
+                    ),
                     "spec": build_serving_pod_spec(served),
                 },
             },

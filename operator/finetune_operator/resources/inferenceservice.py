@@ -7,7 +7,7 @@ traffic.
 
 from finetune_operator.decision import Manifest
 from finetune_operator.resources import vllm
-from finetune_operator.resources.metadata import add_spec_hash
+from finetune_operator.resources.metadata import add_spec_hash, build_pod_metadata
 from finetune_operator.resources.scheduling import build_pull_secrets, build_scheduling
 from finetune_operator.resources.security_context import build_pod_security_context
 from finetune_operator.resources.servingruntime import (
@@ -38,7 +38,7 @@ def build_inference_service(served: ServedRevision) -> Manifest:
                 "predictor": {
                     "minReplicas": served.replicas,
                     "maxReplicas": served.replicas,
-                    "labels": served.build_labels(),
+                    **build_pod_metadata(served.build_labels(), [profile.pod_metadata]),
                     "automountServiceAccountToken": False,
                     "enableServiceLinks": False,
                     "securityContext": build_pod_security_context(served.settings.user_id),

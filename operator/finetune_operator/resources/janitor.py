@@ -13,7 +13,7 @@ from datetime import datetime
 
 from finetune_operator.decision import Manifest, Settings
 from finetune_operator.names import JANITOR, WORKSPACE_JOBS
-from finetune_operator.resources.metadata import add_spec_hash, build_labels
+from finetune_operator.resources.metadata import add_spec_hash, build_labels, build_pod_metadata
 from finetune_operator.resources.resource_requirements import build_host_resources
 from finetune_operator.resources.scheduling import build_pull_secrets, build_scheduling
 from finetune_operator.resources.security_context import (
@@ -49,10 +49,11 @@ def build_janitor_job(
     """
     labels = build_labels({"app.kubernetes.io/component": "janitor"})
     template = {
-        "metadata": {
-            "labels": labels,
-            "annotations": {KEEP_ANNOTATION: format_keep_list(keep, gone)},
-        },
+        "metadata": build_pod_metadata(
+            labels,
+            [settings.cpu_pods.pod_metadata],
+            {KEEP_ANNOTATION: format_keep_list(keep, gone)},
+        ),
         "spec": _build_pod_spec(_build_arguments(claim_uid, now, settings), settings),
     }
     return add_spec_hash(

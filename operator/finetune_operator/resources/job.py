@@ -5,13 +5,13 @@ podFailurePolicy because a Job with one waits indefinitely for a pod on a dead n
 """
 
 from finetune_operator.decision import Manifest, Settings
-from finetune_operator.resources.metadata import AttemptMetadata, add_spec_hash
+from finetune_operator.resources.metadata import AttemptMetadata, add_spec_hash, build_pod_metadata
 from finetune_operator.resources.pod import StagePods, build_stage_pod_spec
 
 
 def build_stage_job(metadata: AttemptMetadata, pods: StagePods, settings: Settings) -> Manifest:
     """Job of one attempt; Indexed where its pods must find each other."""
-    common = metadata.to_manifest()
+    common, pool = metadata.to_manifest(), pods.profile or settings.cpu_pods
     return add_spec_hash(
         {
             "apiVersion": "batch/v1",
@@ -23,7 +23,7 @@ def build_stage_job(metadata: AttemptMetadata, pods: StagePods, settings: Settin
                 "completionMode": "Indexed" if pods.has_rendezvous else "NonIndexed",
                 "backoffLimit": 0,
                 "template": {
-                    "metadata": {"labels": metadata.labels},
+                    "metadata": build_pod_metadata(metadata.labels, [pool.pod_metadata]),
                     "spec": build_stage_pod_spec(metadata, pods, settings),
                 },
             },

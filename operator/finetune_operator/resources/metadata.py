@@ -6,11 +6,12 @@ before from another client's object of the same name.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from finetune_api.pod_options import PodMetadata
 from finetune_api.protocol import StageName
 
 from finetune_operator.decision import (
@@ -44,6 +45,22 @@ def add_spec_hash(manifest: Manifest) -> Manifest:
 def build_labels(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """The labels of a child: the operator's own, and those that identify the child."""
     return {MANAGED_BY_LABEL: MANAGER, **(more or {})}
+
+
+def build_pod_metadata(
+    labels: Mapping[str, str],
+    given: Iterable[PodMetadata | None],
+    annotations: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The metadata of a pod template: the operator's own labels and annotations, and those given,
+    of which a later one wins."""
+    out: dict[str, dict[str, str]] = {"labels": {}, "annotations": {}}
+    for each in filter(None, given):
+        out["labels"] |= each.labels
+        out["annotations"] |= each.annotations
+    out["labels"] |= labels
+    out["annotations"] |= annotations or {}
+    return {key: value for key, value in out.items() if value}
 
 
 def build_owner_reference(owner: Manifest) -> dict[str, Any]:

@@ -10,7 +10,7 @@ LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreacha
 
 
 def build_scheduling(pool: Pool, lost_node_seconds: int | None = None) -> Manifest:
-    """The fields of a pod's spec that choose its node.
+    """The fields of a pod's spec that choose its node, its runtime and its priority.
 
     `lost_node_seconds` is for how long the pod stays bound to a lost node. The API server's default
     is five minutes, in which the devices of a whole gang would be idle; None keeps it, for pods
@@ -24,6 +24,10 @@ def build_scheduling(pool: Pool, lost_node_seconds: int | None = None) -> Manife
         fields["tolerations"] = tolerations
     if pool.node_selector:
         fields["nodeSelector"] = dict(pool.node_selector)
+    if pool.runtime_class_name is not None:
+        fields["runtimeClassName"] = pool.runtime_class_name
+    if pool.priority_class_name is not None:
+        fields["priorityClassName"] = pool.priority_class_name
     return fields
 
 

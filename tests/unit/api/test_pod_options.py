@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec, CpuPods
-from finetune_api.pod_options import EnvVar
+from finetune_api.pod_options import EnvVar, PodMetadata
 from pydantic import ValidationError
 
 ENV_NAMES = [
@@ -56,6 +56,30 @@ OTHER_RESOURCES = [
     "",
 ]
 
+METADATA_KEYS = [
+    "team",
+    "example.com/team",
+    "azure.workload.identity/use",
+    "sidecar.istio.io/inject",
+    "kueue.x-k8s.io/podset-required-topology",
+    "k8s.v1.cni.cncf.io/networks",
+    "cluster-autoscaler.kubernetes.io/safe-to-evict",
+    "my-kubernetes.io/a",
+]
+RESERVED_KEYS = [
+    "app",
+    "job-name",
+    "controller-uid",
+    "pod-template-hash",
+    "finetune.dev/job-uid",
+    "app.kubernetes.io/managed-by",
+    "batch.kubernetes.io/job-completion-index",
+    "container.apparmor.security.beta.kubernetes.io/trainer",
+    "kubernetes.io/hostname",
+    "x.cluster-autoscaler.kubernetes.io/a",
+    "serving.kserve.io/inferenceservice",
+]
+
 
 @pytest.mark.parametrize("name", ENV_NAMES)
 def test_a_pool_may_set_the_variable(name: str) -> None:
@@ -94,3 +118,35 @@ def test_a_pool_has_eight_extra_resources_at_most() -> None:
     assert len(pool(extraResources={f"a/r{n}": "1" for n in range(8)}).extra_resources) == 8
     with pytest.raises(ValidationError, match="at most 8"):
         pool(extraResources={f"a/r{n}": "1" for n in range(9)})
+
+
+@pytest.mark.parametrize("field", ["labels", "annotations"])
+@pytest.mark.parametrize("key", METADATA_KEYS)
+def test_a_pod_may_have_the_key(key: str, field: str) -> None:
+    assert PodMetadata.model_validate({field: {key: "x"}}).to_wire()[field] == {key: "x"}
+
+
+@pytest.mark.parametrize("field", ["labels", "annotations"])
+@pytest.mark.parametrize("key", [*RESERVED_KEYS, "a b", "", "/a", "a/", "A.b/c/d"])
+def test_a_pod_may_not_have_the_key(key: str, field: str) -> None:
+    with pytest.raises(ValidationError, match=field):
+        PodMetadata.model_validate({field: {key: "x"}})
+
+
+def test_a_reserved_key_is_refused_with_the_keys_that_are_reserved() -> None:
+    with pytest.raises(ValidationError, match=r"must not be app, .* or of finetune\.dev"):
+        CpuPods.model_validate({"podMetadata": {"labels": {"app": "x"}}})
+
+
+def test_values_of_labels_are_short_and_those_of_annotations_any_text() -> None:
+    text = '[{"name": "rdma net"}]'
+    assert PodMetadata(annotations={"a": text}).annotations == {"a": text}
+    with pytest.raises(ValidationError, match="labels"):
+        PodMetadata(labels={"a": text})
+
+
+@pytest.mark.parametrize("name", ["system-node-critical", "system-cluster-critical", "High"])
+def test_a_priority_class_is_not_one_of_the_system(name: str) -> None:
+    for model in (CpuPods, AcceleratorProfileSpec):
+        with pytest.raises(ValidationError, match="priorityClassName"):
+            model.model_validate({"memoryPerDevice": "1Gi", "priorityClassName": name})

@@ -11,7 +11,7 @@ from finetune_operator.decision import Manifest, Settings
 from finetune_operator.endpoints.observe import parse_artifact
 from finetune_operator.resources.deployment import build_deployment
 from finetune_operator.resources.inferenceservice import build_inference_service
-from finetune_operator.resources.janitor import build_janitor_job
+from finetune_operator.resources.janitor import KEEP_ANNOTATION, build_janitor_job
 from finetune_operator.resources.resource_requirements import build_device_resources
 from finetune_operator.resources.vllm import Artifact, ServedRevision
 
@@ -122,3 +122,62 @@ def test_only_training_pods_use_the_host_network_and_reserve_their_ports_there()
 def test_on_the_network_of_pods_no_port_of_the_node_is_used() -> None:
     (port,) = container_of(build_templates({})["train"])["ports"]
     assert "hostPort" not in port
+
+
+CLASSES = {"runtimeClassName": "kata", "priorityClassName": "batch"}
+
+
+def find_classes(fields: Manifest) -> dict[str, str]:
+    """The classes that a pod's spec names."""
+    return {name: fields[name] for name in CLASSES if name in fields}
+
+
+def test_every_pod_of_a_pool_has_its_classes() -> None:
+    templates = build_templates(CLASSES)
+    for stage in STAGES:
+        expected = CLASSES if stage in WITH_DEVICES else {}
+        assert find_classes(templates[stage]["spec"]) == expected
+    served = build_served(**CLASSES)
+    assert find_classes(build_deployment(served)["spec"]["template"]["spec"]) == CLASSES
+    assert find_classes(build_inference_service(served)["spec"]["predictor"]) == CLASSES
+
+
+def test_pods_without_devices_have_the_classes_of_the_chart() -> None:
+    templates = build_templates({}, CLASSES)
+    for name, template in templates.items():
+        expected = {} if name in WITH_DEVICES else CLASSES
+        assert find_classes(template["spec"]) == expected
+
+
+METADATA = {"labels": {"cost": "ml"}, "annotations": {"sidecar.istio.io/inject": "false"}}
+
+
+def has_metadata(template: Manifest) -> bool:
+    """Whether a pod has the labels and annotations of METADATA in addition to its own."""
+    labels = template["metadata"]["labels"]
+    assert labels["app.kubernetes.io/managed-by"] == "finetune-operator"
+    annotations = template["metadata"].get("annotations", {})
+    return (labels.get("cost"), annotations.get("sidecar.istio.io/inject")) == ("ml", "false")
+
+
+def test_every_pod_of_a_pool_has_its_labels_and_annotations() -> None:
+    templates = build_templates({"podMetadata": METADATA})
+    assert {name for name, each in templates.items() if has_metadata(each)} == {*WITH_DEVICES}
+    served = build_served(podMetadata=METADATA)
+    assert has_metadata(build_deployment(served)["spec"]["template"])
+    predictor = build_inference_service(served)["spec"]["predictor"]
+    assert has_metadata({"metadata": predictor})
+
+
+def test_pods_without_devices_have_the_labels_and_annotations_of_the_chart() -> None:
+    templates = build_templates({}, {"podMetadata": METADATA})
+    found = {name for name, each in templates.items() if has_metadata(each)}
+    assert found == {*WITHOUT_DEVICES, "janitor"}
+    assert KEEP_ANNOTATION in templates["janitor"]["metadata"]["annotations"]
+
+
+def test_labels_of_pods_are_not_those_of_their_job_or_deployment() -> None:
+    """The Deployment's selector cannot change, and Kueue reads the labels of the Job."""
+    deployment = build_deployment(build_served(podMetadata=METADATA))
+    assert "cost" not in deployment["metadata"]["labels"]
+    assert "cost" not in deployment["spec"]["selector"]["matchLabels"]
