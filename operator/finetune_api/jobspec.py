@@ -15,6 +15,7 @@ from finetune_api.dataset import Dataset
 from finetune_api.method import Method
 from finetune_api.model import ModelSource
 from finetune_api.objective import DPO, GRPO, KTO, ORPO, SFT, Objective, Reward, SimPO
+from finetune_api.pod_options import PodMetadata, PriorityClassName
 from finetune_api.tracking import Tracking
 from finetune_api.training import Training
 
@@ -138,6 +139,14 @@ class FineTuneJobSpec(SpecModel):
     """Where the model is served; absent means that the job ends with the artifact."""
     tracking: Tracking | None = None
     """Experiment trackers; training always writes TensorBoard files to the job's report folder."""
+    service_account_name: ObjectName | None = None
+    """ServiceAccount of the job's pods, in its namespace, for credentials that a cloud gives to one
+    instead of a Secret. One of those that the installation allows (`trainer.serviceAccounts` of the
+    chart)."""
+    priority_class_name: PriorityClassName | None = None
+    """PriorityClass of the job's pods; absent means that of their pool."""
+    pod_metadata: PodMetadata | None = None
+    """Labels and annotations of the job's pods; those of their pool win."""
     max_restarts: int = Field(default=3, ge=0, le=100)
     """Number of failed attempts, over all stages, that the operator tries again. It never retries
     an error in the user's input, and it does not count attempts that ended because of the cluster

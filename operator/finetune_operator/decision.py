@@ -127,6 +127,8 @@ class Settings:
     image_pull_secrets: tuple[str, ...] = ()
     trainer_service_account: str = ""
     """ServiceAccount of stage pods; empty means default, never with a token mounted."""
+    allowed_service_accounts: tuple[str, ...] = ()
+    """ServiceAccounts that jobs may name for their stage pods instead."""
     workspace_claim: str = "finetune-workspace"
     workspace_size: str = "100Gi"
     workspace_storage_class: str | None = None

@@ -88,6 +88,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         image_pull_policy=args.image_pull_policy,
         image_pull_secrets=tuple(args.image_pull_secret),
         trainer_service_account=args.trainer_service_account,
+        allowed_service_accounts=tuple(args.allowed_service_account),
         workspace_claim=args.workspace_claim,
         workspace_size=args.workspace_size,
         workspace_storage_class=args.workspace_storage_class or None,
@@ -120,6 +121,8 @@ def _build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         choices=("Always", "IfNotPresent", "Never"))  # fmt: skip
     add("--image-pull-secret", _name, (), "Secret for the registry; may be repeated", is_list=True)
     add("--trainer-service-account", _text, "", "ServiceAccount of stage pods; none: default")
+    add("--allowed-service-account", _name, (), "ServiceAccount that jobs may name instead; may be "
+        "repeated", is_list=True)  # fmt: skip
     add("--workspace-claim", _name, "finetune-workspace", "claim that jobs of a namespace share")
     add("--workspace-size", _quantity, "100Gi", "size of a claim that the operator creates")
     add("--workspace-storage-class", _text, "", "its StorageClass; none: the cluster's default")

@@ -77,6 +77,7 @@ def test_the_operator_parses_the_arguments_of_the_chart() -> None:
         "cpuPods.tolerations[0].key=cpu",
         "cpuPods.tolerations[0].operator=Exists",
         "cpuPods.limits.cpu=4500m",
+        "trainer.serviceAccounts={s3-reader,gcs-reader}",
         "cpuPods.runtimeClassName=kata",
         "cpuPods.priorityClassName=batch",
         r"cpuPods.podMetadata.annotations.sidecar\.istio\.io/inject=off",
@@ -97,6 +98,7 @@ def test_the_operator_parses_the_arguments_of_the_chart() -> None:
     assert options.settings.cpu_pods.node_selector == {"kubernetes.io/arch": "amd64"}
     assert [each.key for each in options.settings.cpu_pods.tolerations] == ["cpu"]
     assert options.settings.cpu_pods.limits == Limits(cpu="4500m")
+    assert options.settings.allowed_service_accounts == ("s3-reader", "gcs-reader")
     assert options.settings.cpu_pods.runtime_class_name == "kata"
     assert options.settings.cpu_pods.priority_class_name == "batch"
     metadata = PodMetadata(annotations={"sidecar.istio.io/inject": "off"})
@@ -254,6 +256,7 @@ def test_the_values_schema_has_every_field_of_a_profile() -> None:
         ("profiles.pools.cpu.memory=6Gi", "/profiles/pools/cpu"),
         ("logFormat=xml", "/logFormat"),
         ("workspace.claimName=a..b", "/workspace/claimName"),
+        ("trainer.serviceAccounts={S3}", "/trainer/serviceAccounts/0"),
         ("watchNamespaces={team.a}", "/watchNamespaces/0"),
         ("cpuPods.nodeSelector.pool=a b", "/cpuPods/nodeSelector/pool"),
         ("cpuPods.tolerations[0].operator=Any", "/cpuPods/tolerations/0/operator"),

@@ -27,6 +27,13 @@ def test_repeated_flags_replace_the_variable() -> None:
     assert parse(argv, {"FINETUNE_NAMESPACE": "team-a"}).namespaces == ("x", "y")
 
 
+def test_service_accounts_of_jobs_are_a_list() -> None:
+    argv = ["--allowed-service-account", "s3-reader", "--allowed-service-account", "gcs.reader"]
+    allowed = parse([*IMAGES, *argv]).settings.allowed_service_accounts
+    assert allowed == ("s3-reader", "gcs.reader")
+    assert parse(IMAGES).settings.allowed_service_accounts == ()
+
+
 def test_names_of_a_claim_a_secret_and_a_lease_may_have_dots() -> None:
     argv = ["--workspace-claim", "a.b", "--image-pull-secret", "reg.cred", "--lease-name", "x.y"]
     options = parse([*IMAGES, "--namespace", "team-a", *argv])
@@ -57,6 +64,7 @@ def test_the_lease_is_in_the_pods_namespace_when_all_namespaces_are_served() -> 
         (IMAGES, {"FINETUNE_NAMESPACE": ","}, "FINETUNE_NAMESPACE: '' is not a name"),
         ([*IMAGES, "--workspace-size", "big"], {}, "'big' is not a quantity"),
         ([*IMAGES, "--model-retention-days", "-1"], {}, "'-1' is not a whole number from 0"),
+        ([*IMAGES, "--allowed-service-account", "S3"], {}, "'S3' is not a name of a Kubernetes"),
         ([*IMAGES, "--cpu-pods", "{"], {}, "the value: Invalid JSON"),
         ([*IMAGES, "--cpu-pods", '{"nodeSelector": {"a b": ""}}'], {}, "nodeSelector.a b"),
         ([*IMAGES, "--cpu-pods", '{"selector": {}}'], {}, "selector: Extra inputs"),

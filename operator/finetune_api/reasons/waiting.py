@@ -199,6 +199,14 @@ WAITING = Group(
             "Create the Secret.",
         ),
         Reason(
+            "ServiceAccountNotAllowed",
+            JOB,
+            "`spec.serviceAccountName` is not among the ServiceAccounts that the installation lets "
+            "jobs use.",
+            "Leave the field out, name one that the message lists, or add it to "
+            "`trainer.serviceAccounts` of the chart.",
+        ),
+        Reason(
             "TooManyDevices",
             ENDPOINT,
             "`spec.gpus` is more than a node of the AcceleratorProfile has.",

@@ -16,6 +16,7 @@ from finetune_operator.decision import Manifest
 from finetune_operator.jobs.draft import Context
 from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.policies.node_exclusion import list_excluded_nodes
+from finetune_operator.jobs.service_account import check_service_account
 from finetune_operator.jobs.stages.base import PodStage
 from finetune_operator.jobs.workspace_claim import check_workspace
 from finetune_operator.names import child_name, master_host
@@ -54,9 +55,16 @@ def build_children(
         config = previous.config.model_copy(update={"attempt": number, "master_host": host})
     claim = ctx.view.get("PersistentVolumeClaim", ctx.namespace, ctx.settings.workspace_claim)
     stalled = None if claim is None else check_workspace(claim, ctx.spec, config)
+    stalled = stalled or check_service_account(ctx.spec, ctx.settings)
     pods = stalled or stage.build_pods(ctx, status, config)
     if isinstance(pods, Stalled):
         return pods
+    pods = replace(
+        pods,
+        service_account_name=ctx.spec.service_account_name,
+        priority_class_name=ctx.spec.priority_class_name,
+        metadata=ctx.spec.pod_metadata,
+    )
     if status.nodes:
         pods = replace(pods, excluded_nodes=list_excluded_nodes(status.nodes))
     attempt = AttemptMetadata(ctx.job, stage.name, number)

@@ -12,6 +12,7 @@ from finetune_operator.resources.pod import StagePods, build_stage_pod_spec
 def build_stage_job(metadata: AttemptMetadata, pods: StagePods, settings: Settings) -> Manifest:
     """Job of one attempt; Indexed where its pods must find each other."""
     common, pool = metadata.to_manifest(), pods.profile or settings.cpu_pods
+    given = [pods.metadata, pool.pod_metadata]
     return add_spec_hash(
         {
             "apiVersion": "batch/v1",
@@ -23,7 +24,7 @@ def build_stage_job(metadata: AttemptMetadata, pods: StagePods, settings: Settin
                 "completionMode": "Indexed" if pods.has_rendezvous else "NonIndexed",
                 "backoffLimit": 0,
                 "template": {
-                    "metadata": build_pod_metadata(metadata.labels, [pool.pod_metadata]),
+                    "metadata": build_pod_metadata(metadata.labels, given),
                     "spec": build_stage_pod_spec(metadata, pods, settings),
                 },
             },

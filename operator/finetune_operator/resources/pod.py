@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec
+from finetune_api.pod_options import PodMetadata
 from finetune_api.protocol import (
+    CLOUD_IDENTITY_ENV,
     COLLECTIVE_TIMEOUT_ENV,
     RENDEZVOUS_PORT,
     RENDEZVOUS_TIMEOUT_ENV,
@@ -92,6 +94,12 @@ class StagePods:
     """Time between SIGTERM and SIGKILL."""
     excluded_nodes: Sequence[str] = ()
     """Nodes, by name, that the pods must not run on."""
+    service_account_name: str | None = None
+    """The job's own choice; None for that of the installation."""
+    priority_class_name: str | None = None
+    """The job's own choice; None for that of the pool."""
+    metadata: PodMetadata | None = None
+    """The job's own labels and annotations."""
 
 
 def build_stage_pod_spec(
@@ -107,8 +115,9 @@ def build_stage_pod_spec(
         "containers": [_build_container(metadata, pods, settings)],
         "volumes": _build_volumes(metadata, pods, settings),
     }
-    if settings.trainer_service_account:
-        spec["serviceAccountName"] = settings.trainer_service_account
+    if account := pods.service_account_name or settings.trainer_service_account:
+        # Without automountServiceAccountToken a cloud's webhook still adds a token of its own.
+        spec["serviceAccountName"] = account
     spec.update(build_pull_secrets(settings))
     if pods.has_rendezvous:
         spec["subdomain"] = metadata.name
@@ -119,6 +128,8 @@ def build_stage_pod_spec(
     if pods.nodes > 1:
         spec["topologySpreadConstraints"] = [_spread_over_nodes(metadata, pods.nodes)]
     spec.update(build_scheduling(pods.profile or settings.cpu_pods, settings.lost_node_seconds))
+    if pods.priority_class_name is not None:
+        spec["priorityClassName"] = pods.priority_class_name
     if pods.excluded_nodes:
         spec["affinity"] = {"nodeAffinity": _exclude_nodes(pods.excluded_nodes)}
     return spec
@@ -199,6 +210,8 @@ def _build_environment(
         # Ranks that gave up before the operator does would be a crash of the job.
         seconds = settings.scale_up_seconds + RENDEZVOUS_MARGIN
         env[RENDEZVOUS_TIMEOUT_ENV] = f"{seconds:g}"
+    if pods.service_account_name is not None:
+        env[CLOUD_IDENTITY_ENV] = "true"
     env.update(pods.env)
     if pods.profile is not None and (timeout := pods.profile.collective_timeout_seconds):
         env[COLLECTIVE_TIMEOUT_ENV] = str(timeout)

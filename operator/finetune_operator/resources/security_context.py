@@ -1,7 +1,8 @@
 """The security contexts of pods and containers.
 
 Every pod that the operator creates fits the `restricted` Pod Security Standard: not root, no
-capability, a read-only root file system.
+capability, a read-only root file system. The exception is `hostNetwork` of an AcceleratorProfile,
+with which training pods need the standard `privileged`.
 """
 
 from typing import Any

@@ -181,3 +181,23 @@ def test_labels_of_pods_are_not_those_of_their_job_or_deployment() -> None:
     deployment = build_deployment(build_served(podMetadata=METADATA))
     assert "cost" not in deployment["metadata"]["labels"]
     assert "cost" not in deployment["spec"]["selector"]["matchLabels"]
+
+
+def test_the_priority_of_a_job_wins_over_that_of_its_pools() -> None:
+    templates = build_templates(CLASSES, CLASSES, priorityClassName="urgent")
+    for stage in STAGES:
+        assert templates[stage]["spec"]["priorityClassName"] == "urgent"
+        assert templates[stage]["spec"]["runtimeClassName"] == "kata"
+    assert templates["janitor"]["spec"]["priorityClassName"] == "batch"
+
+
+def test_labels_and_annotations_are_merged_and_those_of_the_pool_win() -> None:
+    own = {"labels": {"cost": "mine", "owner": "ada"}, "annotations": {"owner": "ada"}}
+    templates = build_templates(
+        {"podMetadata": METADATA}, {"podMetadata": METADATA}, podMetadata=own
+    )
+    for stage in STAGES:
+        assert has_metadata(templates[stage])
+        assert templates[stage]["metadata"]["labels"]["owner"] == "ada"
+        assert templates[stage]["metadata"]["annotations"]["owner"] == "ada"
+    assert "owner" not in templates["janitor"]["metadata"]["labels"]
