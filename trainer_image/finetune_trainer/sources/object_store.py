@@ -1,8 +1,9 @@
 """s3://, gs:// and https:// addresses, through fsspec.
 
 Credentials come from the Secret alone, if it has keys; else from the identity of the pod (IRSA,
-workload identity federation), if it has one; else requests are anonymous, as for public data. No
-request waits for the metadata service of a cloud in which the cluster does not run.
+workload identity federation), if it has one; else requests are anonymous, as for public data. Only
+in a job that names a ServiceAccount the metadata server of GKE is asked, so that no other one waits
+for the metadata service of a cloud in which the cluster does not run.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from finetune_api.protocol import CLOUD_IDENTITY_ENV
 
 from finetune_trainer.runtime.errors import StageError
 from finetune_trainer.sources.address import Address, safe_parts
@@ -133,6 +136,9 @@ def open_gs(address: Address) -> StoreSource:
             raise address.access_denied("GOOGLE_APPLICATION_CREDENTIALS_JSON is not JSON") from None
     elif os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
         token = "google_default"
+    elif os.environ.get(CLOUD_IDENTITY_ENV):
+        # gcsfs asks the metadata server of GKE, and continues without a token if there is none.
+        token = None
     with typed_errors(address):
         system = gcsfs.GCSFileSystem(
             token=token,
