@@ -37,7 +37,10 @@ ExtraResourceName = Annotated[
         pattern=rf"{RESOURCE_PATTERN}|^hugepages-[1-9][0-9]*(Ki|Mi|Gi)$", max_length=253
     ),
     PatternMessage("must be an extended resource such as rdma/hca, or hugepages-2Mi"),
-    RefusedPattern(r"kubernetes\.io/", "must not be of kubernetes.io, which pods cannot request"),
+    RefusedPattern(
+        r"^requests\.|kubernetes\.io/",
+        "must not be of kubernetes.io or begin with requests., which pods cannot request",
+    ),
 ]
 IMAGE_PATTERN = r"^[!-~]+$"
 

@@ -52,6 +52,7 @@ OTHER_RESOURCES = [
     "hugepages-2",
     "kubernetes.io/x",
     "x.kubernetes.io/gpu",
+    "requests.example.com/gpu",
     "a b/c",
     "",
 ]
