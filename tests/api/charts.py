@@ -11,7 +11,7 @@ import yaml
 from hack.cluster.apiserver import ControlPlane
 from hack.cluster.binaries import program
 from hack.cluster.process import run
-from tests.api.client import Manifest
+from tests.api.client import Api, Manifest
 
 CHARTS = Path(__file__).resolve().parents[2] / "charts"
 OPERATOR = CHARTS / "finetune-operator"
@@ -50,3 +50,15 @@ def upgrade(plane: ControlPlane, release: str, chart: Path, *flags: str) -> str:
     """`helm upgrade --install` on a control plane."""
     where = ("--kubeconfig", plane.kubeconfig, "--namespace", SYSTEM, "--create-namespace")
     return helm("upgrade", "--install", release, chart, *where, *flags)
+
+
+def dry_run(plane: ControlPlane, manifests: list[Manifest]) -> None:
+    """Send the objects to the API server, which checks and drops them; ClusterError if it refuses
+    one. Their namespaces are created."""
+    api = Api(plane.kubeconfig)
+    known = {each["metadata"]["name"] for each in api.list("Namespace")}
+    for name in {each["metadata"].get("namespace", SYSTEM) for each in manifests} - known:
+        api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    flags = ("--server-side", "--dry-run=server", "--validate=strict", "-f", "-")
+    printed = plane.kubectl("apply", *flags, stdin=yaml.safe_dump_all(manifests))
+    assert printed.count("(server dry run)") == len(manifests), printed

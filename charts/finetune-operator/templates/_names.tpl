@@ -1,26 +1,44 @@
-{{- /* The name of a Service has no dots and begins with a letter; that of a release may have both. */ -}}
+{{- define "finetune.app" -}}
+{{- .Values.nameOverride | default .Chart.Name -}}
+{{- end -}}
+
+{{- /* The name of a Service has no dots and begins with a letter; those of releases and the overrides may differ. */ -}}
 {{- define "finetune.name" -}}
-{{- $release := .Release.Name | replace "." "-" -}}
-{{- if regexMatch "^[0-9]" $release -}}
-{{- $release = printf "r%s" $release -}}
+{{- $app := include "finetune.app" . -}}
+{{- $name := .Values.fullnameOverride -}}
+{{- if not $name -}}
+{{- $name = ternary .Release.Name (printf "%s-%s" .Release.Name $app) (contains $app .Release.Name) -}}
 {{- end -}}
-{{- if contains .Chart.Name $release -}}
-{{- $release | trunc 53 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-%s" $release .Chart.Name | trunc 53 | trimSuffix "-" -}}
+{{- $name = $name | replace "." "-" -}}
+{{- if regexMatch "^[0-9]" $name -}}
+{{- $name = printf "r%s" $name -}}
 {{- end -}}
+{{- $name | trunc 53 | trimAll "-" -}}
+{{- end -}}
+
+{{- define "finetune.serviceAccount" -}}
+{{- .Values.serviceAccount.name | default (include "finetune.name" .) -}}
 {{- end -}}
 
 {{- define "finetune.selector" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/name: {{ include "finetune.app" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
+{{- /* The labels of an object: (list $ further labels) */ -}}
+{{- define "finetune.labelsWith" -}}
+{{- $root := index . 0 -}}
+{{ include "finetune.selector" $root }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
+{{- with merge dict (index . 1) $root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
 {{- define "finetune.labels" -}}
-{{ include "finetune.selector" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{ include "finetune.labelsWith" (list . dict) }}
 {{- end -}}
 
 {{- /* The reference of an image: (list $ .Values.image) */ -}}
@@ -46,6 +64,6 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- define "finetune.subject" -}}
 subjects:
   - kind: ServiceAccount
-    name: {{ include "finetune.name" . }}
+    name: {{ include "finetune.serviceAccount" . }}
     namespace: {{ .Release.Namespace | quote }}
 {{- end -}}
