@@ -68,6 +68,10 @@ format: $(VENV)/.ready ## Format the code
 crds: $(VENV)/.ready ## Generate crds/, the chart's copy, and the generated pages of docs/
 	@PYTHONPATH=operator $(PY) -m finetune_api.crd
 
+.PHONY: charts
+charts: $(VENV)/.ready ## Generate the chart's README and docs/reference/network-policies.yaml
+	@$(PY) -m hack.charts
+
 COMPILE = "$$(cd "$(CURDIR)" && $(UV))" pip compile --quiet --generate-hashes --no-emit-index-url --no-header --python-version 3.11
 .PHONY: lock
 lock: ## Resolve every requirements file again, with hashes

@@ -10,7 +10,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = sorted(
-    [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), ROOT / "examples" / "README.md"]
+    [
+        *(ROOT / "docs").rglob("*.md"),
+        *ROOT.glob("*.md"),
+        *ROOT.glob("charts/*/README.md"),
+        ROOT / "examples" / "README.md",
+    ]
 )
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 TEST = re.compile(r"`(tests/[\w/]+\.py)?(?:::(\w+))?`")

@@ -1,0 +1,1 @@
+"""Generates the README of the chart, and the NetworkPolicies that are applied by hand."""
