@@ -1,8 +1,9 @@
 """The process: options, signals, leadership, exit status.
 
-A standby answers /healthz and waits for the Lease; the leader runs `engine.controller`. On SIGTERM
-the running reconciles end, then the process releases the Lease and exits with 0. A process that
-lost the Lease exits at once, in the middle of its work: another leader may be working already.
+A process first waits for CRDs that fit (`engine.crd_check`). A standby answers /healthz and waits
+for the Lease; the leader runs `engine.controller`. On SIGTERM the running reconciles end, then the
+process releases the Lease and exits with 0. A process that lost the Lease exits at once, in the
+middle of its work: another leader may be working already.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from finetune_operator import settings
 from finetune_operator.decision import ControllerTable, Settings
 from finetune_operator.engine import logs
 from finetune_operator.engine.controller import Controller, run_unless_stopped
+from finetune_operator.engine.crd_check import wait_for_crds
 from finetune_operator.engine.health import Health, serve_health
 from finetune_operator.engine.kube_client import KubeClient, NoConnection
 from finetune_operator.engine.leader_election import LeaderElection, LeadershipLost
@@ -39,7 +41,7 @@ def run(argv: Sequence[str], build_controllers: Callable[[Settings], ControllerT
 
 
 async def _run_replica(options: settings.Options, controllers: ControllerTable) -> int:
-    """Serve health and metrics, wait for the Lease, and lead."""
+    """Serve health and metrics, wait for the CRDs and the Lease, and lead."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -53,6 +55,9 @@ async def _run_replica(options: settings.Options, controllers: ControllerTable) 
     try:
         web = await serve_health(health, metrics, options.health_port)
         try:
+            namespace = settings.own_namespace(os.environ)
+            if await run_unless_stopped(stop, wait_for_crds(client, health, namespace)) is None:
+                return 0
             leader_election = LeaderElection(
                 client, options.lease_namespace, options.lease_name, options.identity
             )

@@ -317,7 +317,11 @@ def test_install_upgrade_and_uninstall_keep_every_job(tmp_path: Path) -> None:
         assert "maxRestarts" not in made["spec"]
 
         upgrade(plane, "crds", CRDS, "--wait")
-        upgrade(plane, RELEASE, OPERATOR, "--set=profiles.default=l4-24gb")
+        notes = upgrade(plane, RELEASE, OPERATOR, "--set=profiles.default=l4-24gb")
+        assert notes.index("NEW-CRDS-CHART") < notes.index("NEW-CHART")
+        # As the notes recommend, it keeps the values that were set.
+        assert "--reset-then-reuse-values" in notes
+        upgrade(plane, RELEASE, OPERATOR, "--reset-then-reuse-values", "--set=replicas=2")
         assert api.get("FineTuneJob", "default", "wish")["spec"]["maxRestarts"] == 3
         pools = api.list("AcceleratorProfile")
         default = [each["metadata"]["name"] for each in pools if each["spec"]["default"]]

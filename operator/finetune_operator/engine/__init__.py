@@ -17,6 +17,7 @@ The path of one event, module by module:
 What they share:
 
 `controller`        puts these parts together in the process that leads
+`crd_check`         whether the installed CRDs have what this version writes
 `kube_client`       the connection to the API server; `kinds` has the addresses of its objects
 `leader_election`   which process leads, by a Lease
 `server_clock`      what time it is at the API server

@@ -27,6 +27,11 @@ class Health:
         self._last_echo: float | None = None
         self._is_leader = False
         self._has_synced = False
+        self._unready_reason: str | None = None
+
+    def set_unready_reason(self, reason: str | None) -> None:
+        """This process cannot take over, for this reason; None once it can."""
+        self._unready_reason = reason
 
     def set_leading(self) -> None:
         """This process leads from now on; its cache is not complete yet."""
@@ -59,6 +64,8 @@ class Health:
 
     def readiness_problem(self) -> str | None:
         """Why the process is not ready; None if it is. A standby is ready to take over."""
+        if self._unready_reason is not None:
+            return self._unready_reason
         if self._is_leader and not self._has_synced:
             return "the first lists are not complete"
         return self.liveness_problem()

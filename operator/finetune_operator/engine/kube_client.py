@@ -188,6 +188,10 @@ class KubeClient:
             return frozenset()
         return frozenset(each["kind"] for each in found.get("resources") or ())
 
+    async def get_openapi(self, api_version: str) -> Manifest:
+        """The OpenAPI document of a group and version; raises NotFound when it is not served."""
+        return await self._read(f"/openapi/v3/apis/{api_version}", key="openapi")
+
     async def create(self, manifest: Manifest) -> Manifest:
         """POST; raises AlreadyExists when the name is taken."""
         of, namespace, _ = _address(manifest)
@@ -226,10 +230,12 @@ class KubeClient:
             "DELETE", resource(ref.kind).path(ref.namespace, ref.name), {}, options
         )
 
-    async def _read(self, path: str, query: Mapping[str, str] | None = None) -> Manifest:
+    async def _read(
+        self, path: str, query: Mapping[str, str] | None = None, key: str = "kind"
+    ) -> Manifest:
         for attempt in range(1, READ_ATTEMPTS + 1):
             try:
-                return await self._request("GET", path, query or {}, None)
+                return await self._request("GET", path, query or {}, None, key=key)
             except Unavailable as error:
                 if attempt == READ_ATTEMPTS or error.retry_after is not None:
                     raise
@@ -244,6 +250,7 @@ class KubeClient:
         body: Mapping[str, Any] | None,
         content_type: str = "application/json",
         timeout: float = TIMEOUT,
+        key: str = "kind",
     ) -> Manifest:
         headers = {"Accept": "application/json", "Content-Type": content_type}
         headers["User-Agent"] = self._api.user_agent
@@ -267,7 +274,7 @@ class KubeClient:
             raise  # our own bug: a manifest that is not JSON
         except Exception as error:  # the transport has many error types
             raise Unavailable(f"{what}: {error!r}") from error
-        return _decode(what, method, answer.status, answer.headers, data)
+        return _decode(what, method, answer.status, answer.headers, data, key)
 
 
 def _address(manifest: Manifest) -> tuple[Resource, str, str]:
@@ -279,10 +286,10 @@ def _address(manifest: Manifest) -> tuple[Resource, str, str]:
 
 
 def _decode(
-    what: str, method: str, status: int, headers: Mapping[str, str], data: bytes
+    what: str, method: str, status: int, headers: Mapping[str, str], data: bytes, key: str
 ) -> Manifest:
     if 200 <= status < 300:
-        return _parse_object(what, data)
+        return _parse_object(what, data, key)
     message = f"{what}: {status} {_error_message(data)}"
     if status == 404:
         raise NotFound(message)
@@ -297,13 +304,14 @@ def _decode(
     raise ApiError(message)
 
 
-def _parse_object(what: str, data: bytes) -> Manifest:
-    """Every answer of the API server is an object; a proxy in between sends anything else."""
+def _parse_object(what: str, data: bytes, key: str) -> Manifest:
+    """Every answer of the API server is an object with this key; a proxy in between sends anything
+    else."""
     try:
         found: Any = json.loads(data)
     except ValueError:
         found = None
-    if not isinstance(found, dict) or "kind" not in found:
+    if not isinstance(found, dict) or key not in found:
         raise Unavailable(f"{what}: the answer is no Kubernetes object: {_excerpt(data)}")
     return found
 

@@ -58,8 +58,14 @@ class Operator:
         return text in self.log.read_text()
 
     def is_healthy(self) -> bool:
+        return self._answers("healthz")
+
+    def is_ready(self) -> bool:
+        return self._answers("readyz")
+
+    def _answers(self, path: str) -> bool:
         try:
-            with urlopen(f"http://127.0.0.1:{self.port}/healthz", timeout=2) as answer:
+            with urlopen(f"http://127.0.0.1:{self.port}/{path}", timeout=2) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False

@@ -68,3 +68,12 @@ async def test_the_http_endpoints_report_liveness_and_readiness() -> None:
         assert [await asyncio.to_thread(status, path) for path in paths] == [503, 503, 200]
     finally:
         await runner.cleanup()
+
+
+def test_a_process_that_cannot_lead_is_alive_but_not_ready() -> None:
+    health = Health(clock=Clock())
+    health.set_unready_reason("the CRDs are old")
+    assert health.readiness_problem() == "the CRDs are old"
+    assert health.liveness_problem() is None
+    health.set_unready_reason(None)
+    assert health.readiness_problem() is None
