@@ -293,6 +293,24 @@ def old_crds(folder: Path) -> Path:
     return chart
 
 
+def test_profiles_are_refused_under_crds_that_would_drop_a_field(tmp_path: Path) -> None:
+    chart = old_crds(tmp_path)
+    path = chart / "templates" / "finetune.dev_acceleratorprofiles.yaml"
+    crd = yaml.safe_load(path.read_text())
+    (version,) = crd["spec"]["versions"]
+    del version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["sharedMemory"]
+    path.write_text(yaml.safe_dump(crd))
+    with started(tmp_path / "plane") as plane:
+        upgrade(plane, "crds", chart, "--wait")
+        message = r"profiles\.pools\.\S+\.sharedMemory: .* upgrade the chart finetune-operator-crds"
+        with pytest.raises(ClusterError, match=message):
+            upgrade(plane, RELEASE, OPERATOR)
+        upgrade(plane, "crds", CRDS, "--wait")
+        upgrade(plane, RELEASE, OPERATOR)
+        profile = Api(plane.kubeconfig).get("AcceleratorProfile", "", "h100-80gb")
+        assert profile["spec"]["sharedMemory"] == "64Gi"
+
+
 WISH: Manifest = {
     "apiVersion": "finetune.dev/v1alpha1",
     "kind": "FineTuneJob",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from finetune_api.base import LABEL_KEY_PATTERN, LABEL_VALUE_PATTERN
 from finetune_operator import settings
 
 from hack.cluster.apiserver import ControlPlane
@@ -256,6 +257,15 @@ def test_the_schema_names_every_value_and_nothing_else() -> None:
     values = yaml.safe_load((OPERATOR / "values.yaml").read_text())
     assert list(unknown_values(values, schema)) == []
     assert schema["properties"].keys() - values.keys() == {"global"}
+
+
+def test_keys_and_values_of_labels_are_checked_as_in_the_api() -> None:
+    known = json.loads((OPERATOR / "values.schema.json").read_text())["definitions"]
+    assert known["labels"]["patternProperties"][LABEL_KEY_PATTERN]["pattern"] == LABEL_VALUE_PATTERN
+    assert LABEL_KEY_PATTERN in known["annotations"]["patternProperties"]
+    toleration = known["podToleration"]["properties"]
+    assert toleration["key"]["pattern"] == LABEL_KEY_PATTERN
+    assert toleration["value"]["pattern"] == LABEL_VALUE_PATTERN
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_the_janitor_reaches_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", SERVING)
-def test_every_pod_may_ask_a_served_model_unless_the_values_name_some(name: str) -> None:
+def test_every_pod_may_call_a_served_model_unless_the_values_name_some(name: str) -> None:
     assert connects(policies(), GATEWAY, PODS[name], PORT)
     assert not connects(policies(), HUGGING_FACE, PODS[name], PORT)
     closed = policies("networkPolicy.serving.from=null")
