@@ -22,6 +22,8 @@ FLAGS = {
     "--serving-image": "serving.image.tag=other",
     "--image-pull-policy": "imagePullPolicy=Never",
     "--image-pull-secret": "imagePullSecrets={registry}",
+    "--trainer-service-account": "trainer.serviceAccount=stages",
+    "--allowed-service-account": "trainer.serviceAccounts[0]=s3-reader",
     "--workspace-claim": "workspace.claimName=other",
     "--workspace-size": "workspace.size=7Gi",
     "--workspace-storage-class": "workspace.storageClass=nfs",
@@ -40,10 +42,7 @@ FLAGS = {
     "--health-port": "healthPort=9000",
 }
 """A value that changes the flag."""
-WITHOUT_VALUE = {
-    "--kubeconfig": "the pod uses its ServiceAccount",
-    "--trainer-service-account": "extraArgs",
-}
+WITHOUT_VALUE = {"--kubeconfig": "the pod uses its ServiceAccount"}
 
 
 BUDGET = "PodDisruptionBudget"
