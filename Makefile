@@ -100,6 +100,11 @@ test-lint test-unit test-sim test-api test-trainer test-images test-cluster test
 e2e-training: $(VENV)/.ready ## Train sharded over two nodes and one job after another, on a real cluster
 	@$(PY) -m pytest tests/e2e/test_training.py -s -o timeout=2400
 
+.PHONY: e2e-platforms
+e2e-platforms: $(VENV)/.ready ## Run jobs under quotas, with sidecars, and on tainted nodes, on a real cluster
+	@$(PY) -m pytest tests/e2e/test_platforms.py tests/e2e/test_bad_input.py \
+	  -k "platforms or refused" -s -o timeout=2400
+
 .PHONY: matrix
 matrix: $(VENV)/.ready ## Train every method x objective x strategy that is allowed, and every architecture
 	@FINETUNE_MATRIX=all $(PY) -m hack.suite matrix

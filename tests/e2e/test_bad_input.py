@@ -130,7 +130,12 @@ LIMIT_RANGE = {"kind": "LimitRange", "spec": {"limits": [SMALL_LIMITS]}}
     ("name", "policy", "words"),
     [
         ("quota", QUOTA, "exceeded quota: later, requested: requests.cpu=500m"),
-        ("limit-range", LIMIT_RANGE, "must be less than or equal to memory limit of 512Mi"),
+        pytest.param(
+            "limit-range",
+            LIMIT_RANGE,
+            "must be less than or equal to memory limit of 512Mi",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_job_whose_pods_are_refused_waits_and_goes_on(

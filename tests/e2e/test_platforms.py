@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pytest
 from finetune_operator.resources.security_context import (
     CONTAINER_SECURITY_CONTEXT,
     build_pod_security_context,
 )
+from kubernetes import client
 
-from hack.demo.platform import VALUES, Platform
-from tests.e2e.jobs import until
+from hack.cluster import engine
+from hack.demo.kubectl import Kubectl
+from hack.demo.platform import NAMESPACE, VALUES, Platform
+from tests.e2e.chaos import faults
+from tests.e2e.history import JOB_LABEL, Watching
+from tests.e2e.jobs import tiny_job, until, wait_for_phase
+from tests.e2e.sidecars import SIDECAR, injected_sidecars
 
+TRAINER_IMAGE = f"{VALUES['trainer.image.repository']}:{VALUES['trainer.image.tag']}"
 ASSIGNED = 1000650000
 """A user as OpenShift assigns it; no image has an entry for it."""
 SCRIPT = """
@@ -23,11 +35,10 @@ print(os.getuid(), getpass.getuser(), os.path.expanduser("~"))
 
 def test_the_trainer_starts_as_a_user_that_the_cluster_assigns(running: Platform) -> None:
     name = "assigned-user"
-    image = f"{VALUES['trainer.image.repository']}:{VALUES['trainer.image.tag']}"
     user = {"runAsUser": ASSIGNED, "fsGroup": ASSIGNED}
     container: dict[str, Any] = {
         "name": "trainer",
-        "image": image,
+        "image": TRAINER_IMAGE,
         "command": ["python", "-c", SCRIPT],
         "env": [{"name": "HOME", "value": "/tmp"}, {"name": "USER", "value": "finetune"}],
         "securityContext": CONTAINER_SECURITY_CONTEXT,
@@ -56,3 +67,63 @@ def test_the_trainer_starts_as_a_user_that_the_cluster_assigns(running: Platform
     running.kubectl.run("delete", "pod", name)
     assert phase == "Succeeded", log
     assert log.split()[-3:] == [str(ASSIGNED), "finetune", "/tmp"]
+
+
+class Containers(Watching):
+    """The containers of every pod of a job, and the newest state of each pod."""
+
+    def __init__(self, api: client.CoreV1Api, job: str) -> None:
+        super().__init__(api.list_namespaced_pod, NAMESPACE)
+        self._job = job
+        self.names: dict[str, list[str]] = {}
+
+    def _record(self, found: dict[str, Any]) -> None:
+        if found["metadata"].get("labels", {}).get(JOB_LABEL) == self._job:
+            names = [each["name"] for each in found["spec"]["containers"]]
+            self.names[found["metadata"]["name"]] = names
+
+
+@pytest.mark.long
+def test_a_job_whose_pods_get_a_sidecar_that_runs_on_succeeds(
+    running: Platform, core: client.CoreV1Api, tmp_path: Path
+) -> None:
+    faults.needs_nodes(engine.choose())
+    name = "with-sidecar"
+    mesh = injected_sidecars(running.kubectl, tmp_path / "pki", TRAINER_IMAGE, {JOB_LABEL: name})
+    with Containers(core, name) as containers, mesh:
+        running.kubectl.apply(tiny_job(name))
+        found = wait_for_phase(running.kubectl, name, "Succeeded", 400)
+        assert found["status"].get("restarts", 0) == 0
+        assert len(containers.names) == 4
+        assert all(names == ["trainer", SIDECAR] for names in containers.names.values())
+        mine = ("get", "pods", "-l", f"{JOB_LABEL}={name}")
+        until("its pods to go", 120, lambda: not running.kubectl.json(*mine)["items"])
+    running.kubectl.run("delete", "finetunejob", name)
+
+
+@pytest.mark.long
+def test_a_job_runs_where_every_node_is_tainted(running: Platform) -> None:
+    name, toleration = "tainted", {"key": "pool", "operator": "Equal", "value": "ml"}
+    profile = running.kubectl.json("get", "acceleratorprofile", "cpu")
+    spec = {**profile["spec"], "default": False, "tolerations": [toleration]}
+    cpu_pods = json.dumps({"tolerations": [toleration]})
+    with faults.operator_option(running.system, "--cpu-pods", cpu_pods), tainted(running.kubectl):
+        running.kubectl.apply({**_bare(profile), "metadata": {"name": name}, "spec": spec})
+        running.kubectl.apply(tiny_job(name, compute={"profile": name}))
+        wait_for_phase(running.kubectl, name, "Succeeded", 400)
+    running.kubectl.run("delete", "finetunejob", name)
+    running.kubectl.run("delete", "acceleratorprofile", name)
+
+
+@contextlib.contextmanager
+def tainted(kubectl: Kubectl) -> Iterator[None]:
+    """Every node takes only pods that tolerate pool=ml."""
+    try:
+        kubectl.run("taint", "nodes", "--all", "pool=ml:NoSchedule")
+        yield
+    finally:
+        kubectl.run("taint", "nodes", "--all", "pool=ml:NoSchedule-")
+
+
+def _bare(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"]}

@@ -149,7 +149,7 @@ def cordoned(kubectl: Kubectl, node: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def operator_option(system: Kubectl, flag: str, value: int) -> Iterator[None]:
+def operator_option(system: Kubectl, flag: str, value: object) -> Iterator[None]:
     """The operator with another value of a flag of its Deployment."""
 
     def set_to(text: str) -> str:
