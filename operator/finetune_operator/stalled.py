@@ -13,8 +13,8 @@ class Stalled:
     reason: str
     message: str
     expected_until: datetime | None = None
-    """Time until which the cluster may still provide what is missing, as an autoscaler adds a node:
-    the message reports it, and the condition Stalled stays False."""
+    """Time until which the cluster may still provide what is missing, as an autoscaler adds a node
+    or a queue admits a Job: the message reports it, and the condition Stalled stays False."""
 
     @property
     def is_expected(self) -> bool:

@@ -44,5 +44,13 @@ STATES = Group(
             "Set `spec.suspend` to false to resume.",
         ),
         Reason("Training", JOB, "All training pods run.", ""),
+        Reason(
+            "WaitingForQueue",
+            JOB,
+            "`Reconciling` is `True`: another controller, such as Kueue, has suspended the Job of "
+            "the stage, and no pod of it runs.",
+            "Wait for the queue, or check it; the label `kueue.x-k8s.io/queue-name` of the "
+            "FineTuneJob names that of Kueue.",
+        ),
     ),
 )

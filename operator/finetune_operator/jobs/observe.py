@@ -131,6 +131,11 @@ class Attempt:
         """Whether another controller, such as a queue, holds the Job back; it gets no pods."""
         return bool((self.job or {}).get("spec", {}).get("suspend"))
 
+    @property
+    def is_held(self) -> bool:
+        """Whether another controller holds the Job back, and no pod of it is left."""
+        return self.is_suspended and not self.pods
+
     def leader(self) -> PodFacts | None:
         """The pod with index 0."""
         return next((pod for pod in self.pods if pod.index == 0), None)

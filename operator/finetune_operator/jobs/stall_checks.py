@@ -4,11 +4,12 @@ Every message names the thing that is missing. The job continues by itself when 
 """
 
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from finetune_operator.decision import View
 from finetune_operator.jobs.observe import Attempt, PodFacts
 from finetune_operator.manifest import IMAGE_REASONS
+from finetune_operator.resources.metadata import QUEUE_LABEL
 from finetune_operator.stalled import Stalled, choose_stall
 
 SCHEDULING_PATIENCE = timedelta(seconds=10)
@@ -17,6 +18,7 @@ CREATION_PATIENCE = timedelta(seconds=20)
 """Time in which the Job controller may create pods."""
 QUERY_PATIENCE = timedelta(seconds=5)
 """Time after which the operator looks for the reason."""
+INDEFINITELY = datetime.max.replace(tzinfo=UTC)
 _MISSING = re.compile(r'(secret|configmap|serviceaccount) "?([^"\s]+)"? not found')
 
 _ABOUT_VOLUMES = re.compile(r"persistent ?volume", re.IGNORECASE)
@@ -83,7 +85,10 @@ def _find_scheduling_stall(
 
 
 def _find_creation_stall(attempt: Attempt, now: datetime) -> Stalled | None:
-    """A quota or an admission policy rejects pods with an event on the Job only."""
+    """A queue holds the Job back; a quota or an admission policy rejects pods with an event on the
+    Job only."""
+    if attempt.is_held and attempt.job_end() is None:
+        return Stalled("WaitingForQueue", describe_held_job(attempt), INDEFINITELY)
     if not has_waited_for_pods(attempt, CREATION_PATIENCE, now):
         return None
     return Stalled("PodsNotCreated", describe_missing_pods(attempt))
@@ -93,6 +98,15 @@ def has_waited_for_pods(attempt: Attempt, patience: timedelta, now: datetime) ->
     """Whether the Job controller has had this time, and not created every pod."""
     started = attempt.job_started()
     return attempt.lacks_pods and started is not None and now >= started + patience
+
+
+def describe_held_job(attempt: Attempt) -> str:
+    """Why an attempt has no pods whose Job another controller has suspended."""
+    message = f"{attempt.stage} waits: its Job is suspended, as by a queue without free capacity"
+    labels = (attempt.job or {}).get("metadata", {}).get("labels") or {}
+    if QUEUE_LABEL in labels:
+        return message
+    return f"{message}; it is in no queue of Kueue, as the FineTuneJob has no label {QUEUE_LABEL}"
 
 
 def describe_missing_pods(attempt: Attempt) -> str:

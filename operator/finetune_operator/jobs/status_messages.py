@@ -7,8 +7,8 @@ from finetune_operator.jobs.attempt_outcome import FailedAttempt
 from finetune_operator.jobs.draft import MESSAGE_LIMIT
 from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.policies.suspect_node import MOST_NAMES, is_suspected
+from finetune_operator.jobs.stall_checks import describe_held_job
 from finetune_operator.manifest import format_time
-from finetune_operator.resources.metadata import QUEUE_LABEL
 
 PLAIN = {
     "Preempted": "was preempted",
@@ -59,14 +59,8 @@ def format_slowest_pod(attempt: Attempt) -> str:
 def running_message(status: FineTuneJobStatus, attempt: Attempt) -> str:
     """What an attempt does, as far as its pods show it."""
     stage = attempt.stage
-    if attempt.is_suspended and not attempt.pods:
-        message = f"{stage} waits: its Job is suspended, as by a queue without free capacity"
-        labels = (attempt.job or {}).get("metadata", {}).get("labels") or {}
-        if QUEUE_LABEL not in labels:
-            message += (
-                f"; it is in no queue of Kueue, as the FineTuneJob has no label {QUEUE_LABEL}"
-            )
-        return message
+    if attempt.is_held:
+        return describe_held_job(attempt)
     running = sum(pod.phase == "Running" for pod in attempt.pods)
     if any(pod.deadline is not None for pod in attempt.pods):
         return f"{stage} is stopping{format_slowest_pod(attempt)}"

@@ -300,6 +300,8 @@ def test_job_that_a_queue_holds_back_is_no_stall() -> None:
     world.tick(60)
     world.settle()
     assert world.condition("Stalled")["status"] == "False"
+    reconciling = world.condition("Reconciling")
+    assert (reconciling["status"], reconciling["reason"]) == ("True", "WaitingForQueue")
     assert "its Job is suspended" in world.status["message"]
     assert "no label kueue.x-k8s.io/queue-name" in world.status["message"]
 
