@@ -1,0 +1,107 @@
+"""What was applied shows no difference, and two managers of one manifest do not fight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_operator.decision import MANAGER
+
+from hack.cluster.apiserver import ControlPlane
+from tests.api.client import Api, ApiError, Manifest
+from tests.api.gitops.examples import GITOPS, JOBS, documents
+from tests.unit.endpoints.world import artifact, probe
+from tests.unit.gitops import job_cases
+
+ARGOCD, FLUX = "argocd-controller", "kustomize-controller"
+APPLIED = [*JOBS, GITOPS / "models" / "endpoint.yaml", GITOPS / "models" / "support-bot-2.yaml"]
+
+
+def placed(manifest: Manifest, namespace: str) -> Manifest:
+    return {**manifest, "metadata": {**manifest["metadata"], "namespace": namespace}}
+
+
+def write_status(api: Api, made: Manifest) -> Manifest:
+    """What the operator writes to an object after it was applied."""
+    (case,) = (each for each in job_cases.CASES.all if each.name == "is_training")
+    status = case.observe().found["status"] if made["kind"] == "FineTuneJob" else {}
+    name, namespace = made["metadata"]["name"], made["metadata"]["namespace"]
+    return api.patch(made["kind"], namespace, name, {"status": status}, "status")
+
+
+@pytest.mark.parametrize("path", APPLIED, ids=lambda path: path.name)
+def test_an_example_that_was_applied_shows_no_difference(
+    control_plane: ControlPlane, api: Api, namespace: str, path: Path
+) -> None:
+    for flags in ([], ["--server-side", "--field-manager", ARGOCD, "--force-conflicts"]):
+        place = ["--namespace", namespace, *flags, "-f", path]
+        control_plane.kubectl("apply", *place)
+        assert control_plane.kubectl("diff", *place) == ""
+    for each in documents(path):
+        write_status(api, placed(each, namespace))
+    assert control_plane.kubectl("diff", *place) == ""
+
+
+@pytest.mark.parametrize("path", APPLIED, ids=lambda path: path.name)
+def test_two_managers_of_an_example_do_not_fight(api: Api, namespace: str, path: Path) -> None:
+    for each in documents(path):
+        manifest = placed(each, namespace)
+        first = api.apply(manifest, ARGOCD)
+        write_status(api, manifest)
+        second = api.apply(manifest, FLUX)
+        assert second["spec"] == first["spec"]
+        assert second["metadata"]["generation"] == first["metadata"]["generation"]
+        for manager in (ARGOCD, FLUX, ARGOCD):
+            again = api.apply(manifest, manager)
+            version = again["metadata"]["resourceVersion"]
+            assert version == second["metadata"]["resourceVersion"], "it was written again"
+
+
+def test_suspend_that_git_leaves_out_is_not_set_back(
+    control_plane: ControlPlane, api: Api, namespace: str
+) -> None:
+    path = GITOPS / "models" / "support-bot-2.yaml"
+    (job,) = (placed(each, namespace) for each in documents(path))
+    api.apply(job, ARGOCD)
+    api.patch("FineTuneJob", namespace, "support-bot-2", {"spec": {"suspend": True}})
+    assert api.apply(job, ARGOCD)["spec"]["suspend"] is True
+    place = ["--namespace", namespace, "--server-side", "--field-manager", ARGOCD, "-f", path]
+    assert control_plane.kubectl("diff", *place) == ""
+
+
+def endpoint(namespace: str, **spec: Any) -> Manifest:
+    """A ModelEndpoint in Git."""
+    return {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "ModelEndpoint",
+        "metadata": {"name": "support-bot", "namespace": namespace},
+        "spec": {"replicas": 2, **spec},
+    }
+
+
+def test_an_endpoint_with_its_artifact_in_git_and_a_job_that_serves_in_it_conflict(
+    api: Api, namespace: str
+) -> None:
+    api.apply(endpoint(namespace, artifact=artifact("a")), ARGOCD)
+    served = endpoint(namespace, artifact=artifact("b"), probe=probe())
+    del served["spec"]["replicas"]
+    api.apply(served, MANAGER, force=True)  # as the stage serve does
+    with pytest.raises(ApiError) as conflict:
+        api.apply(endpoint(namespace, artifact=artifact("a")), ARGOCD)
+    assert conflict.value.status == 409
+    assert MANAGER in conflict.value.message
+    assert ".spec.artifact.digest" in conflict.value.message
+
+
+def test_an_endpoint_whose_artifact_git_leaves_to_the_job_keeps_it(
+    api: Api, namespace: str
+) -> None:
+    """Argo CD leaves ignored fields out of what it applies (RespectIgnoreDifferences)."""
+    api.apply(endpoint(namespace, artifact=artifact("a")), ARGOCD)
+    served = endpoint(namespace, artifact=artifact("b"), probe=probe())
+    del served["spec"]["replicas"]
+    api.apply(served, MANAGER, force=True)
+    kept = api.apply(endpoint(namespace), ARGOCD)["spec"]
+    assert (kept["artifact"], kept["replicas"]) == (artifact("b"), 2)
+    assert kept["probe"] == probe()
