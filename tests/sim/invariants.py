@@ -151,6 +151,8 @@ class Invariants:
             require(
                 each.get("attempt", 0) >= attempts.get(each["name"], 0), "attempts never go back"
             )
+        true = {each["type"] for each in after.get("conditions") or () if each["status"] == "True"}
+        require(not {"Stalled", "Reconciling"} <= true, "no job is stalled and reconciling at once")
         self._truth(uid, phase, after)
         if phase != "Suspended":
             self._suspended_since = None
