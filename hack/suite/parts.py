@@ -80,6 +80,7 @@ API = Part(
     "api",
     (
         _step("cluster programs", PYTHON, "-m", "hack.cluster", "binaries"),
+        _step("kstatus", PYTHON, "-m", "hack.gitops.kstatus"),
         _pytest("api", "tests/api"),
         _step("some mutants", PYTHON, "-m", "hack.mutants", *SOME_FAULTS),
     ),

@@ -1,0 +1,1 @@
+"""What GitOps tools report for our objects, by their own libraries."""

@@ -1,0 +1,66 @@
+"""What Flux reports for every state of our objects, by its own libraries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from finetune_operator.decision import Manifest
+
+from hack.cluster.errors import ClusterError
+from hack.gitops.kstatus import compute_statuses, program
+from tests.api.gitops.examples import GITOPS
+from tests.unit.gitops import endpoint_cases, job_cases
+from tests.unit.gitops.cases import Case
+from tests.unit.jobs.world import CPU_PROFILE
+
+CASES = [*job_cases.CASES.all, *endpoint_cases.CASES.all]
+ENDS = {"Succeeded": "Current", "Failed": "Failed", "Suspended": "Current"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _built() -> None:
+    try:
+        program()
+    except ClusterError as reason:
+        pytest.skip(f"no kstatus: {reason}")
+
+
+def statuses(*objects: Manifest) -> list[dict[str, str]]:
+    expressions: list[dict[str, Any]] = yaml.safe_load(
+        (GITOPS / "flux" / "models.yaml").read_text()
+    )["spec"]["healthCheckExprs"]
+    return compute_statuses(objects, expressions)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_status_is_that_of_the_case(case: Case) -> None:
+    (found,) = statuses(case.observe().found)
+    assert found == {"kstatus": case.expected.kstatus, "flux": case.expected.flux}
+
+
+def test_a_job_is_current_or_failed_at_its_end_and_otherwise_in_progress_or_stalled() -> None:
+    written = [each for case in job_cases.CASES.all for each in case.observe().written]
+    for job, found in zip(written, statuses(*written), strict=True):
+        status = job["status"]
+        stalled = any(
+            c["type"] == "Stalled" and c["status"] == "True" for c in status["conditions"]
+        )
+        expected = ENDS.get(status["phase"], "Failed" if stalled else "InProgress")
+        if status["observedGeneration"] != job["metadata"]["generation"]:
+            expected = "InProgress"
+        assert found == {"kstatus": expected, "flux": expected}, status
+
+
+def test_a_profile_is_current_and_an_object_that_is_being_deleted_terminating() -> None:
+    metadata = {"name": "cpu", "generation": 1}
+    profile = {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "AcceleratorProfile",
+        "metadata": metadata,
+        "spec": CPU_PROFILE,
+    }
+    deleted = {**profile, "metadata": {**metadata, "deletionTimestamp": "2026-01-05T12:00:00Z"}}
+    kinds = [found["kstatus"] for found in statuses(profile, deleted)]
+    assert kinds == ["Current", "Terminating"]
