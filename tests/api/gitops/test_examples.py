@@ -33,6 +33,18 @@ def test_the_models_are_applied_and_show_no_difference(control_plane: ControlPla
     assert control_plane.kubectl("diff", *tree) == ""
 
 
+def test_no_tool_deletes_a_model_by_accident(control_plane: ControlPlane) -> None:
+    protected = {
+        "Namespace": "Prune=false,Delete=false",
+        "FineTuneJob": "Prune=confirm,Delete=confirm",
+    }
+    found = {each["kind"]: each["metadata"] for each in kustomize(control_plane, GITOPS / "models")}
+    for kind, options in protected.items():
+        annotations = found[kind]["annotations"]
+        assert annotations["argocd.argoproj.io/sync-options"] == options
+        assert annotations["kustomize.toolkit.fluxcd.io/prune"] == "disabled"
+
+
 def test_the_endpoint_serves_an_artifact_of_the_workspace() -> None:
     endpoint = one(GITOPS / "models" / "endpoint.yaml", "support-bot")
     assert endpoint["spec"]["artifact"]["uri"].startswith("pvc://finetune-workspace/artifacts/")
