@@ -28,9 +28,17 @@ TEAM = jobs.NAMESPACE
 STAGES = ("prepare", "train", "evaluate", "export")
 ON = ("networkPolicy.enabled=true", f"watchNamespaces={{{TEAM}}}")
 HUGGING_FACE, METADATA = Outside("18.155.68.100"), Outside("169.254.169.254")
-API_SERVER = Outside("10.0.0.1")
+API_SERVER, NODE = Outside("10.0.0.1"), Outside("10.3.0.7")
 DNS = Pod("kube-system", {"k8s-app": "kube-dns"})
 PROMETHEUS = Pod("monitoring", {"app": "prometheus"})
+METADATA_SERVICES = (
+    "169.254.169.254",
+    "fd00:ec2::254",
+    "fd20:ce::254",
+    "100.100.100.200",
+    "168.63.129.16",
+)
+"""Of EC2, Google Cloud and others, EC2 and Google Cloud with IPv6, Alibaba Cloud, Azure."""
 GATEWAY = Pod("ingress", {"app": "gateway"})
 NEIGHBOUR = Pod(TEAM, {"app": "notebook"})
 
@@ -137,8 +145,16 @@ def test_every_pod_may_read_the_operators_metrics_unless_the_values_name_some() 
 def test_only_prepare_reaches_the_internet_and_never_the_metadata_of_a_cloud() -> None:
     for name, pod in PODS.items():
         assert connects(policies(), pod, HUGGING_FACE, 443) == (name == "prepare"), name
-        for address in ("169.254.169.254", "fd00:ec2::254", "fd20:ce::254"):
-            assert not connects(policies(), pod, Outside(address), 80), name
+        for address in METADATA_SERVICES:
+            assert not connects(policies(), pod, Outside(address), 80), (name, address)
+
+
+def test_the_operator_polls_training_pods_on_the_network_of_nodes_that_the_values_name() -> None:
+    leader, nodes = operator(*ON), "networkPolicy.nodes[0].ipBlock.cidr=10.3.0.0/16"
+    assert not connects(policies(), leader, NODE, TELEMETRY_PORT)
+    assert connects(policies(nodes), leader, NODE, TELEMETRY_PORT)
+    assert not connects(policies(nodes), leader, NODE, 10250)
+    assert not connects(policies(nodes), leader, Outside("10.4.0.7"), TELEMETRY_PORT)
 
 
 def test_prepare_reaches_what_the_values_allow_and_not_what_they_block() -> None:
@@ -209,7 +225,8 @@ def test_every_pod_may_call_a_served_model_unless_the_values_name_some(name: str
 
 
 @pytest.mark.parametrize(
-    "empty", ["dns.to", "apiServer.to", "metricsFrom", "serving.from", "prepare.to", "train.to"]
+    "empty",
+    ["dns.to", "apiServer.to", "metricsFrom", "serving.from", "nodes", "prepare.to", "train.to"],
 )
 def test_a_list_without_peers_never_allows_everything(empty: str) -> None:
     for policy in policies(f"networkPolicy.{empty}=null", "networkPolicy.prepare.internet=false"):

@@ -114,6 +114,8 @@ spec:
             cidr: 0.0.0.0/0
             except:
               - 169.254.0.0/16
+              - 100.100.100.200/32
+              - 168.63.129.16/32
               {{- range $policy.prepare.blockedCIDRs }}
               {{- if not (contains ":" .) }}
               - {{ . | quote }}
