@@ -28,11 +28,13 @@ from finetune_api.pod_options import (
 )
 from finetune_operator import settings
 
+from hack.cluster.apiserver import ControlPlane
 from hack.cluster.errors import ClusterError
 from tests.api.charts import CRDS, OPERATOR, RELEASE, helm, one, rendered, template, upgrade
 from tests.api.client import Api, Manifest
 from tests.api.conftest import started
 
+RBAC = "rbac.authorization.k8s.io/v1"
 PROFILES = {"a100-40gb", "a100-80gb", "h100-80gb", "h200-141gb", "l4-24gb", "cpu"}
 
 
@@ -309,6 +311,26 @@ def test_profiles_are_refused_under_crds_that_would_drop_a_field(tmp_path: Path)
         upgrade(plane, RELEASE, OPERATOR)
         profile = Api(plane.kubeconfig).get("AcceleratorProfile", "", "h100-80gb")
         assert profile["spec"]["sharedMemory"] == "64Gi"
+
+
+def test_a_release_without_profiles_needs_no_permission_for_crds(
+    control_plane: ControlPlane,
+) -> None:
+    """As that of a team, where the platform team has installed the CRDs and the profiles."""
+    groups = ["", "apps", "rbac.authorization.k8s.io", "finetune.dev", "policy"]
+    rule = {"apiGroups": groups, "resources": ["*"], "verbs": ["*"]}
+    role = {"apiVersion": RBAC, "kind": "ClusterRole", "metadata": {"name": "team"}}
+    binding = {
+        "apiVersion": RBAC,
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": "team"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "team"},
+        "subjects": [{"kind": "User", "name": "team"}],
+    }
+    manifests = yaml.safe_dump_all([{**role, "rules": [rule]}, binding])
+    control_plane.kubectl("apply", "-f", "-", stdin=manifests)
+    flags = ("--kube-as-user=team", "--dry-run=server", "--set=profiles.create=false")
+    assert "kind: Deployment" in upgrade(control_plane, "second", OPERATOR, *flags)
 
 
 WISH: Manifest = {
