@@ -281,6 +281,8 @@ def test_keys_and_values_of_labels_are_checked_as_in_the_api() -> None:
         ("workers=0", "/workers"),
         ("healthPort=80", "/healthPort"),
         ("podDisruptionBudget.maxUnavailable=half", "/podDisruptionBudget/maxUnavailable"),
+        ("podDisruptionBudget.maxUnavailable=0", "/podDisruptionBudget/maxUnavailable"),
+        ("podDisruptionBudget.maxUnavailable=0%", "/podDisruptionBudget/maxUnavailable"),
         ("serviceAccount.create=false", "/serviceAccount/name"),
         ("serviceAccount.name=a b", "/serviceAccount/name"),
         ("serviceAccount.annotations.a=1", "/serviceAccount/annotations/a"),
