@@ -87,22 +87,15 @@ def test_the_defaults_of_the_chart_are_those_of_the_flags() -> None:
     assert defaults(container()["args"]) == defaults(process)
 
 
-def test_extra_arguments_come_last_and_extra_variables_reach_the_container() -> None:
+def test_extra_variables_reach_the_container() -> None:
     made = container(
-        "extraArgs={--log-level=debug}",
         "extraEnv[0].name=HTTPS_PROXY",
         "extraEnv[0].value=http://proxy:3128",
         "extraEnv[1].name=NODE",
         "extraEnv[1].valueFrom.fieldRef.fieldPath=spec.nodeName",
     )
-    assert settings.parse(made["args"], {}).log_level == "debug"
     assert [each["name"] for each in made["env"]] == ["HTTPS_PROXY", "NODE"]
     assert "env" not in container()
-
-
-def test_a_flag_without_a_value_can_be_given_as_an_extra_argument() -> None:
-    made = container("extraArgs={--trainer-service-account=trainer}")
-    assert settings.parse(made["args"], {}).settings.trainer_service_account == "trainer"
 
 
 def test_the_port_of_metrics_and_probes_is_a_value() -> None:
@@ -288,7 +281,6 @@ def test_keys_and_values_of_labels_are_checked_as_in_the_api() -> None:
         ("serviceAccount.annotations.a=1", "/serviceAccount/annotations/a"),
         ("extraEnv[0].value=x", "/extraEnv/0"),
         ("extraEnv[0].name=1x", "/extraEnv/0/name"),
-        ("extraArgs={debug}", "/extraArgs/0"),
         ("podSecurityContext.runAsUsr=1", "/podSecurityContext"),
         ("podSecurityContext.seccompProfile.type=None", "/podSecurityContext/seccompProfile/type"),
         ("securityContext.capabilities.drop=ALL", "/securityContext/capabilities/drop"),
