@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ import yaml
 
 OPAQUE = frozenset({"profiles.pools"})
 """Maps of which the table has only the keys."""
+COMMENTED_VALUE = re.compile(r"[\w./-]+:(\s|$)|- ")
+"""The beginning of a line of YAML; prose has a space before the first colon."""
 PIPE = "\\|"
 HEAD = """<!-- Generated from values.yaml and Chart.yaml by `make charts`; edit those. -->
 
@@ -63,7 +66,8 @@ def render_readme(values: str, chart: str) -> str:
 
 
 def read_values(text: str) -> list[Value]:
-    """Every documented map and every value, in the order of the file."""
+    """Every documented map and every value, in the order of the file; ValueError for a comment
+    that looks like a value."""
     root = yaml.compose(text)
     assert isinstance(root, yaml.MappingNode)
     return list(_walk(root, yaml.safe_load(text), text.splitlines(), ""))
@@ -87,11 +91,18 @@ def _walk(
 
 
 def _comment_above(lines: Sequence[str], line: int, indent: int) -> str:
-    """The lines that begin with # at the indent of the key, without a gap."""
+    """The lines that begin with # at the indent of the key, without a gap; ValueError if one of
+    them is a value."""
     found: list[str] = []
     while line > 0 and lines[line - 1].startswith(" " * indent + "#"):
+        text = lines[line - 1].strip().removeprefix("#").strip()
+        if COMMENTED_VALUE.match(text):
+            raise ValueError(
+                f"values.yaml:{line}: {text!r} would be read as a description: "
+                "make it a value with a default, or begin the line with another word"
+            )
+        found.insert(0, text)
         line -= 1
-        found.insert(0, lines[line].strip().removeprefix("#").strip())
     return " ".join(found)
 
 

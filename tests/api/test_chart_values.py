@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 import yaml
+from finetune_api.acceleratorprofile import CpuPods
 from finetune_api.base import LABEL_KEY_PATTERN, LABEL_VALUE_PATTERN
+from finetune_api.pod_options import PodMetadata
 from finetune_operator import settings
 
 from hack.cluster.apiserver import ControlPlane
@@ -96,6 +98,39 @@ def test_extra_variables_reach_the_container() -> None:
     )
     assert [each["name"] for each in made["env"]] == ["HTTPS_PROXY", "NODE"]
     assert "env" not in container()
+
+
+def expand(argument: str, variables: Mapping[str, str]) -> str:
+    """What the kubelet makes of an argument: $(NAME) is the variable, and $$ a dollar sign."""
+
+    def replacement(match: re.Match[str]) -> str:
+        return "$" if match[1] is None else variables.get(match[1], match[0])
+
+    return re.sub(r"\$\$|\$\(([^)]*)\)", replacement, argument)
+
+
+def test_dollar_signs_reach_the_pods_without_devices() -> None:
+    password = "a$$b$(NODE)$$(NODE)$c"
+    made = container(
+        "extraEnv[0].name=NODE",
+        "extraEnv[0].value=node-1",
+        "cpuPods.env[0].name=HTTPS_PROXY",
+        f"cpuPods.env[0].value=http://me:{password}@proxy:3128",
+        f"cpuPods.podMetadata.annotations.note={password}",
+    )
+    variables = {each["name"]: each["value"] for each in made["env"]}
+    cpu_pods = settings.parse(
+        [expand(each, variables) for each in made["args"]], {}
+    ).settings.cpu_pods
+    assert [each.value for each in cpu_pods.env] == [f"http://me:{password}@proxy:3128"]
+    assert cpu_pods.pod_metadata == PodMetadata(annotations={"note": password})
+
+
+def test_pods_without_devices_have_no_class_unless_the_values_name_one() -> None:
+    cpu_pods = settings.parse(container()["args"], {}).settings.cpu_pods
+    assert (cpu_pods.runtime_class_name, cpu_pods.priority_class_name) == (None, None)
+    defaults = yaml.safe_load((OPERATOR / "values.yaml").read_text())["cpuPods"]
+    assert defaults.keys() == {each.alias for each in CpuPods.model_fields.values()}
 
 
 def test_the_port_of_metrics_and_probes_is_a_value() -> None:

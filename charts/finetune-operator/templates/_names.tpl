@@ -52,6 +52,17 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end -}}
 {{- end -}}
 
+{{- /* cpuPods as JSON, without the classes that are empty. */ -}}
+{{- define "finetune.cpuPods" -}}
+{{- $pods := deepCopy .Values.cpuPods -}}
+{{- range $key := list "runtimeClassName" "priorityClassName" -}}
+{{- if not (get $pods $key) -}}
+{{- $pods = omit $pods $key -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $pods -}}
+{{- end -}}
+
 {{- /* The operator watches the Lease too, so it must be in a watched namespace. */ -}}
 {{- define "finetune.leaseNamespace" -}}
 {{- if or (not .Values.watchNamespaces) (has .Release.Namespace .Values.watchNamespaces) -}}

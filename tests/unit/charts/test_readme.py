@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from hack.charts.readme import Value, read_values, render_readme
 
 CHART = Path(__file__).resolve().parents[3] / "charts" / "finetune-operator"
@@ -22,6 +24,20 @@ def test_every_value_is_described_or_belongs_to_a_map_that_is() -> None:
         parts = each.path.split(".")
         above = {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
         assert above & described, f"write a comment above {each.path} in values.yaml"
+
+
+@pytest.mark.parametrize("comment", ["class: kata", "class:", "a.b/c: {d: 1}", "- --flag"])
+def test_a_value_in_a_comment_is_refused(comment: str) -> None:
+    text = f"# A map.\none:\n  # {comment}\n  two: 2\n"
+    with pytest.raises(ValueError, match=r"values.yaml:3: .* would be read as a description"):
+        read_values(text)
+
+
+@pytest.mark.parametrize("comment", ["Format: json or text.", "digest sha256:...; all."])
+def test_prose_with_a_colon_or_dashes_is_a_description(comment: str) -> None:
+    assert read_values(f"# sha256:...; or words.\n# The {comment}\none: 1\n")[0].comment.endswith(
+        comment
+    )
 
 
 def test_comments_become_descriptions() -> None:
