@@ -27,8 +27,8 @@ def helm(*words: str | Path) -> str:
 
 @functools.cache
 def template(*settings: str, release: str = RELEASE, namespace: str = SYSTEM) -> str:
-    """The operator's chart rendered with `--set` settings."""
-    flags = [f"--set={each}" for each in settings]
+    """The operator's chart rendered with `--set` settings, which have no empty list: `name=[]`."""
+    flags = [f"--set{'-json' * each.endswith('=[]')}={each}" for each in settings]
     return helm(
         "template", release, OPERATOR, "--namespace", namespace, "--kube-version", "1.35.0", *flags
     )

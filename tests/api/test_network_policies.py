@@ -219,7 +219,7 @@ def test_the_janitor_reaches_nothing() -> None:
 def test_every_pod_may_call_a_served_model_unless_the_values_name_some(name: str) -> None:
     assert connects(policies(), GATEWAY, PODS[name], PORT)
     assert not connects(policies(), HUGGING_FACE, PODS[name], PORT)
-    closed = policies("networkPolicy.serving.from=null")
+    closed = policies("networkPolicy.serving.from=[]")
     assert not connects(closed, GATEWAY, PODS[name], PORT)
     assert connects(closed, operator(*ON), PODS[name], PORT)
 
@@ -229,7 +229,7 @@ def test_every_pod_may_call_a_served_model_unless_the_values_name_some(name: str
     ["dns.to", "apiServer.to", "metricsFrom", "serving.from", "nodes", "prepare.to", "train.to"],
 )
 def test_a_list_without_peers_never_allows_everything(empty: str) -> None:
-    for policy in policies(f"networkPolicy.{empty}=null", "networkPolicy.prepare.internet=false"):
+    for policy in policies(f"networkPolicy.{empty}=[]", "networkPolicy.prepare.internet=false"):
         for direction, peers in (("ingress", "from"), ("egress", "to")):
             for rule in policy["spec"].get(direction) or ():
                 assert rule[peers], policy["metadata"]["name"]
@@ -260,7 +260,7 @@ def test_when_all_namespaces_are_watched_only_the_operator_has_a_policy() -> Non
 
 def test_the_api_server_accepts_the_policies(control_plane: ControlPlane) -> None:
     dry_run(control_plane, policies())
-    closed = ("dns.to=null", "apiServer.to=null", "metricsFrom=null", "serving.from=null")
+    closed = ("dns.to=[]", "apiServer.to=[]", "metricsFrom=[]", "serving.from=[]")
     off = (*(f"networkPolicy.{each}" for each in closed), "networkPolicy.prepare.internet=false")
     dry_run(control_plane, policies(*off))
     dry_run(
