@@ -255,6 +255,8 @@ def test_the_values_schema_has_every_field_of_a_profile() -> None:
         ("workspace.size=big", "/workspace/size"),
         ("workspace.modelRetentionDays=-1", "/workspace/modelRetentionDays"),
         ("image.digest=sha256:12", "/image/digest"),
+        ("image.tag=a b", "/image/tag"),
+        ("trainer.image.repository=registry/$(NAME)", "/trainer/image/repository"),
         ("profiles.pools.cpu.memory=6Gi", "/profiles/pools/cpu"),
         ("logFormat=xml", "/logFormat"),
         ("workspace.claimName=a..b", "/workspace/claimName"),
