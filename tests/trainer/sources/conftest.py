@@ -16,6 +16,14 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
+@pytest.fixture(autouse=True)
+def _proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxies but those of the test, after which what a source has set is undone."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def web(certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))

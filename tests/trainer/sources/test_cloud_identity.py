@@ -41,8 +41,11 @@ def metadata_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
+        host = f"127.0.0.1:{server.server_port}"
         for name in ("GCE_METADATA_HOST", "GCE_METADATA_IP"):
-            monkeypatch.setenv(name, f"127.0.0.1:{server.server_port}")
+            monkeypatch.setenv(name, host)
+        # google-auth reads the variable when it is imported, which an earlier test may have done.
+        monkeypatch.setattr("google.auth.compute_engine._metadata._GCE_METADATA_HOST", host)
         yield
         server.shutdown()
         thread.join()
@@ -56,6 +59,22 @@ def test_only_a_pod_of_a_service_account_asks_for_its_token(
         bucket.token = "gke-token"
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.url)
         assert failure(ADDRESS).failure.reason == "AccessDenied"
+        monkeypatch.setenv(CLOUD_IDENTITY_ENV, "true")
+        source = open_source(ADDRESS, NOWHERE)
+        assert source.fetch(source.files[0], tmp_path).read_bytes() == ROWS
+
+
+@pytest.mark.usefixtures("metadata_server")
+@pytest.mark.parametrize("hosts", [None, "", ".svc,.cluster.local,10.0.0.0/8"])
+def test_the_token_never_comes_from_the_proxy_that_the_storage_is_behind(
+    hosts: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with running_bucket({"data/a.jsonl": ROWS}) as proxy:
+        proxy.token = "gke-token"
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://storage.example")
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        if hosts is not None:
+            monkeypatch.setenv("NO_PROXY", hosts)
         monkeypatch.setenv(CLOUD_IDENTITY_ENV, "true")
         source = open_source(ADDRESS, NOWHERE)
         assert source.fetch(source.files[0], tmp_path).read_bytes() == ROWS

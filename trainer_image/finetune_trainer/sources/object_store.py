@@ -3,7 +3,8 @@
 Credentials come from the Secret alone, if it has keys; else from the identity of the pod (IRSA,
 workload identity federation), if it has one; else requests are anonymous, as for public data. Only
 in a job that names a ServiceAccount the metadata server of GKE is asked, so that no other one waits
-for the metadata service of a cloud in which the cluster does not run.
+for the metadata service of a cloud in which the cluster does not run. No metadata server is reached
+through a proxy.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from finetune_api.protocol import CLOUD_IDENTITY_ENV
 from finetune_trainer.runtime.errors import StageError
 from finetune_trainer.sources.address import Address, safe_parts
 from finetune_trainer.sources.base import SourceFile, listing_revision
+from finetune_trainer.sources.metadata_servers import bypass_proxies
 
 _TAGS = ("ETag", "etag", "md5Hash", "crc32c", "Last-Modified", "LastModified", "updated")
 _POD_IDENTITY = (
@@ -97,6 +99,7 @@ def open_s3(address: Address) -> StoreSource:
     """List s3://bucket/key or s3://bucket/prefix."""
     import s3fs
 
+    bypass_proxies(os.environ)
     secret = address.credentials.get
     key = secret("AWS_ACCESS_KEY_ID")
     anonymous = not key and not any(os.environ.get(name) for name in _POD_IDENTITY)
@@ -127,6 +130,7 @@ def open_gs(address: Address) -> StoreSource:
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import gcsfs
 
+    bypass_proxies(os.environ)
     text = address.credentials.get("GOOGLE_APPLICATION_CREDENTIALS_JSON")
     token: Any = "anon"
     if text:
