@@ -140,9 +140,9 @@ class FineTuneJobSpec(SpecModel):
     tracking: Tracking | None = None
     """Experiment trackers; training always writes TensorBoard files to the job's report folder."""
     service_account_name: ObjectName | None = None
-    """ServiceAccount of the job's pods, in its namespace, for credentials that a cloud gives to one
-    instead of a Secret. One of those that the installation allows (`trainer.serviceAccounts` of the
-    chart)."""
+    """ServiceAccount of the pods of prepare, and of training if there is `tracking`, in the job's
+    namespace, for credentials that a cloud gives to one instead of a Secret. One of those that the
+    installation allows (`trainer.serviceAccounts` of the chart)."""
     priority_class_name: PriorityClassName | None = None
     """PriorityClass of the job's pods; absent means that of their pool."""
     pod_metadata: PodMetadata | None = None

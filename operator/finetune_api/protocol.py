@@ -23,8 +23,8 @@ COLLECTIVE_TIMEOUT_ENV = "FINETUNE_COLLECTIVE_TIMEOUT"
 RENDEZVOUS_TIMEOUT_ENV = "FINETUNE_RENDEZVOUS_TIMEOUT"
 """Environment variable: seconds that a rank waits until all ranks have started."""
 CLOUD_IDENTITY_ENV = "FINETUNE_CLOUD_IDENTITY"
-"""Environment variable: set where the job names a ServiceAccount, for which the cloud may give the
-pod credentials."""
+"""Environment variable: set where the pod runs as the ServiceAccount that the job names, for which
+the cloud may give it credentials."""
 SECRET_ENV_PREFIX = "FINETUNE_SECRET_"
 MODEL_SECRET_PREFIX = SECRET_ENV_PREFIX + "MODEL_"
 ADAPTER_SECRET_PREFIX = SECRET_ENV_PREFIX + "ADAPTER_"

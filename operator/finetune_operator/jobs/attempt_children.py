@@ -55,13 +55,13 @@ def build_children(
         config = previous.config.model_copy(update={"attempt": number, "master_host": host})
     claim = ctx.view.get("PersistentVolumeClaim", ctx.namespace, ctx.settings.workspace_claim)
     stalled = None if claim is None else check_workspace(claim, ctx.spec, config)
-    stalled = stalled or check_service_account(ctx.spec, ctx.settings)
     pods = stalled or stage.build_pods(ctx, status, config)
     if isinstance(pods, Stalled):
         return pods
+    if stalled := check_service_account(pods.service_account_name, ctx.settings):
+        return stalled
     pods = replace(
         pods,
-        service_account_name=ctx.spec.service_account_name,
         priority_class_name=ctx.spec.priority_class_name,
         metadata=ctx.spec.pod_metadata,
     )

@@ -1,18 +1,16 @@
-"""Whether a job may run as the ServiceAccount that it names, before a stage is launched.
+"""Whether a stage may run as the ServiceAccount that its job names, before it is launched.
 
 A cloud exchanges the ServiceAccount of a pod for credentials, so the platform team decides which
 ones the authors of jobs may use.
 """
 
-from finetune_api.jobspec import FineTuneJobSpec
-
 from finetune_operator.decision import Settings
 from finetune_operator.stalled import Stalled
 
 
-def check_service_account(spec: FineTuneJobSpec, settings: Settings) -> Stalled | None:
-    """Why the job may not run as its ServiceAccount."""
-    name, allowed = spec.service_account_name, settings.allowed_service_accounts
+def check_service_account(name: str | None, settings: Settings) -> Stalled | None:
+    """Why pods may not run as the ServiceAccount `name`; None is that of the installation."""
+    allowed = settings.allowed_service_accounts
     if name is None or name in allowed:
         return None
     return Stalled(

@@ -3,7 +3,8 @@
 A pod mounts only its own folders, each by subPath: a job can neither read another job's data nor
 write the shared base model outside prepare. It has no API token. Only prepare gets the Secrets that
 the job names, because prepare runs no code that came with the data; train gets the keys of its
-experiment trackers and nothing else of their Secret.
+experiment trackers and nothing else of their Secret. The ServiceAccount that the job names follows
+the same rule.
 """
 
 from collections.abc import Mapping, Sequence
@@ -95,7 +96,8 @@ class StagePods:
     excluded_nodes: Sequence[str] = ()
     """Nodes, by name, that the pods must not run on."""
     service_account_name: str | None = None
-    """The job's own choice; None for that of the installation."""
+    """The job's own choice, where the stage reads sources or reports to trackers; None for that of
+    the installation."""
     priority_class_name: str | None = None
     """The job's own choice; None for that of the pool."""
     metadata: PodMetadata | None = None

@@ -11,9 +11,11 @@ from finetune_api.protocol import CLOUD_IDENTITY_ENV
 from tests.unit.jobs.world import SETTINGS, World, job_manifest
 
 
-def world_with(name: str | None, *allowed: str, **settings: Any) -> World:
+def world_with(
+    name: str | None, *allowed: str, spec: dict[str, Any] | None = None, **settings: Any
+) -> World:
     """A job that names this ServiceAccount, where these are allowed."""
-    world = World(job_manifest(serviceAccountName=name))
+    world = World(job_manifest(serviceAccountName=name, **(spec or {})))
     world.settings = replace(SETTINGS, allowed_service_accounts=allowed, **settings)
     world.settle()
     return world
@@ -45,24 +47,50 @@ def test_the_job_continues_when_its_service_account_is_allowed() -> None:
     assert world.names("Job") == ["glossary-prepare-1"]
 
 
-def test_a_service_account_that_is_withdrawn_stalls_the_next_stage_only() -> None:
-    world = world_with("s3-reader", "s3-reader")
+TRACKED = {"tracking": {"wandb": {"project": "p"}, "credentialsSecret": "w"}}
+
+
+@pytest.mark.parametrize("is_tracked", [False, True])
+def test_a_service_account_that_is_withdrawn_stalls_the_next_stage_that_needs_it(
+    is_tracked: bool,
+) -> None:
+    world = world_with("s3-reader", "s3-reader", spec=TRACKED if is_tracked else {})
     world.settings = SETTINGS
     world.settle()
     assert world.condition("Stalled")["status"] == "False"
     world.run_stage("prepare")
-    assert world.condition("Stalled")["reason"] == "ServiceAccountNotAllowed"
-    assert world.names("Job") == ["glossary-prepare-1"]
+    if is_tracked:
+        assert world.condition("Stalled")["reason"] == "ServiceAccountNotAllowed"
+        assert world.names("Job") == ["glossary-prepare-1"]
+    else:
+        assert "glossary-train-1" in world.names("Job")
 
 
-def test_every_stage_runs_as_the_service_account_without_a_token_for_the_api_server() -> None:
-    world = world_with("s3-reader", "s3-reader", trainer_service_account="trainer")
-    world.run_until("export")
+def find_identities(world: World) -> dict[str, tuple[str, bool]]:
+    """By stage, the ServiceAccount of its pods and whether they ask a cloud for its identity."""
+    found = {}
     for stage in ("prepare", "train", "evaluate", "export"):
         pod = world.need("Job", f"glossary-{stage}-1")["spec"]["template"]["spec"]
-        assert pod["serviceAccountName"] == "s3-reader"
         assert pod["automountServiceAccountToken"] is False
-        assert {"name": CLOUD_IDENTITY_ENV, "value": "true"} in pod["containers"][0]["env"]
+        names = {each["name"] for each in pod["containers"][0]["env"]}
+        found[stage] = (pod["serviceAccountName"], CLOUD_IDENTITY_ENV in names)
+    return found
+
+
+@pytest.mark.parametrize("is_tracked", [False, True])
+def test_only_stages_that_reach_other_systems_run_as_the_service_account_of_the_job(
+    is_tracked: bool,
+) -> None:
+    spec = TRACKED if is_tracked else {}
+    world = world_with("s3-reader", "s3-reader", trainer_service_account="trainer", spec=spec)
+    world.run_until("export")
+    own, installed = ("s3-reader", True), ("trainer", False)
+    assert find_identities(world) == {
+        "prepare": own,
+        "train": own if is_tracked else installed,
+        "evaluate": installed,
+        "export": installed,
+    }
 
 
 def test_a_job_that_names_none_runs_as_the_one_of_the_installation() -> None:

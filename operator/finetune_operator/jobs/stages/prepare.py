@@ -91,6 +91,7 @@ def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> St
             if source.credentials_secret
         ],
         claims=claims,
+        service_account_name=ctx.spec.service_account_name,
     )
 
 

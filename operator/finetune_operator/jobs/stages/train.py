@@ -114,6 +114,7 @@ def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> St
         has_liveness_probe=True,
         grace_seconds=grace_seconds(status.checkpoint, size, status.workspace),
         secret_keys=tracker_keys(ctx.spec),
+        service_account_name=ctx.spec.service_account_name if ctx.spec.tracking else None,
     )
 
 
