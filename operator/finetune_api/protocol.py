@@ -25,6 +25,8 @@ RENDEZVOUS_TIMEOUT_ENV = "FINETUNE_RENDEZVOUS_TIMEOUT"
 CLOUD_IDENTITY_ENV = "FINETUNE_CLOUD_IDENTITY"
 """Environment variable: set where the pod runs as the ServiceAccount that the job names, for which
 the cloud may give it credentials."""
+NODE_NAME_ENV = "FINETUNE_NODE_NAME"
+"""Environment variable: the name of the pod's node, only in a pod on the network of its node."""
 SECRET_ENV_PREFIX = "FINETUNE_SECRET_"
 MODEL_SECRET_PREFIX = SECRET_ENV_PREFIX + "MODEL_"
 ADAPTER_SECRET_PREFIX = SECRET_ENV_PREFIX + "ADAPTER_"

@@ -104,3 +104,7 @@ def test_pods_on_the_host_network_reserve_their_ports(api: Api, namespace: str) 
         ("telemetry", 9400),
         ("rendezvous", 29500),
     ]
+    assert pod["spec"]["containers"][0]["env"][-1]["valueFrom"]["fieldRef"] == {
+        "apiVersion": "v1",
+        "fieldPath": "spec.nodeName",
+    }

@@ -313,7 +313,7 @@ def _read_pod(manifest: Manifest) -> PodFacts:
         name=meta["name"],
         uid=meta["uid"],
         index=_index(meta),
-        # On the host network gethostname() returns the name of the node.
+        # On the host network the trainer reports the name of the node (runtime/host_name.py).
         host=spec.get("nodeName" if spec.get("hostNetwork") else "hostname") or meta["name"],
         node=spec.get("nodeName"),
         phase=read_phase(manifest),

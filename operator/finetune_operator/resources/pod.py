@@ -17,6 +17,7 @@ from finetune_api.pod_options import PodMetadata
 from finetune_api.protocol import (
     CLOUD_IDENTITY_ENV,
     COLLECTIVE_TIMEOUT_ENV,
+    NODE_NAME_ENV,
     RENDEZVOUS_PORT,
     RENDEZVOUS_TIMEOUT_ENV,
     RUN_CONFIG_PATH,
@@ -41,6 +42,12 @@ GRACE_SECONDS = 30
 
 RENDEZVOUS_MARGIN = 300.0
 """Seconds that ranks wait for each other beyond the time that a scale-up may take."""
+
+_NODE_NAME: Manifest = {
+    "name": NODE_NAME_ENV,
+    "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}},
+}
+"""By which a rank on the host network reports its host; the kernel's host name may be another."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,7 @@ def _build_container(metadata: AttemptMetadata, pods: StagePods, settings: Setti
         "command": ["python", "-m", f"finetune_trainer.{metadata.stage}"],
         "env": [
             *({"name": k, "value": v} for k, v in environment.items()),
+            *([deepcopy(_NODE_NAME)] if pods.has_host_network else []),
             *(_build_secret_variable(each) for each in pods.secret_keys),
         ],
         "ports": _build_ports(pods),

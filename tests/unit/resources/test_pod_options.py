@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from finetune_api.acceleratorprofile import AcceleratorProfile, AcceleratorProfileSpec, CpuPods
-from finetune_api.protocol import RENDEZVOUS_PORT, TELEMETRY_PORT
+from finetune_api.protocol import NODE_NAME_ENV, RENDEZVOUS_PORT, TELEMETRY_PORT
 from finetune_operator.decision import Manifest, Settings
 from finetune_operator.endpoints.observe import parse_artifact
 from finetune_operator.resources.deployment import build_deployment
@@ -60,9 +60,10 @@ def container_of(template: Manifest) -> Manifest:
     return dict(container)
 
 
-def env_of(template: Manifest) -> dict[str, str]:
-    """The environment of a pod template's container."""
-    return {each["name"]: each["value"] for each in container_of(template).get("env", ())}
+def env_of(template: Manifest) -> dict[str, Any]:
+    """The environment of a pod template's container: values, or where they come from."""
+    variables = container_of(template).get("env", ())
+    return {each["name"]: each.get("value", each.get("valueFrom")) for each in variables}
 
 
 PROXY = {"name": "HTTPS_PROXY", "value": "http://proxy:3128"}
@@ -112,6 +113,7 @@ def test_only_training_pods_use_the_host_network_and_reserve_their_ports_there()
         "rendezvous": RENDEZVOUS_PORT,
     }
     assert all(each["hostPort"] == each["containerPort"] for each in ports.values())
+    assert env_of(pod)[NODE_NAME_ENV] == {"fieldRef": {"fieldPath": "spec.nodeName"}}
     served = build_served(hostNetwork=True)
     templates["served"] = build_deployment(served)["spec"]["template"]
     templates["kserve"] = {"spec": build_inference_service(served)["spec"]["predictor"]}
@@ -119,9 +121,11 @@ def test_only_training_pods_use_the_host_network_and_reserve_their_ports_there()
         assert not {"hostNetwork", "dnsPolicy"} & template["spec"].keys()
 
 
-def test_on_the_network_of_pods_no_port_of_the_node_is_used() -> None:
-    (port,) = container_of(build_templates({})["train"])["ports"]
+def test_pods_on_the_network_of_pods_have_neither_a_port_nor_the_name_of_the_node() -> None:
+    template = build_templates({})["train"]
+    (port,) = container_of(template)["ports"]
     assert "hostPort" not in port
+    assert NODE_NAME_ENV not in env_of(template)
 
 
 CLASSES = {"runtimeClassName": "kata", "priorityClassName": "batch"}

@@ -14,7 +14,6 @@ import json
 import logging
 import math
 import os
-import socket
 import sys
 import threading
 import time
@@ -32,6 +31,7 @@ from finetune_trainer.distributed.rank_timeouts import (
     collective_timeout,
 )
 from finetune_trainer.runtime.errors import RetryableError
+from finetune_trainer.runtime.host_name import get_host_name
 
 log = logging.getLogger("finetune")
 
@@ -116,7 +116,7 @@ class Heartbeat:
         is_waiting, place = locate_thread(sys._current_frames().get(self._main_thread or 0))
         step = int(self._reporter.state.get("step") or 0)
         self._reporter.report_beat()
-        return Beat(self._rank, socket.gethostname(), self._count, step, is_waiting, place)
+        return Beat(self._rank, get_host_name(), self._count, step, is_waiting, place)
 
     def _report_to_pod(self) -> None:
         report_count, waiting_since = self._reporter.report_count, time.monotonic()

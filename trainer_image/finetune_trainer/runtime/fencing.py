@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from finetune_api.protocol import StageName
 
 from finetune_trainer.runtime.errors import RetryableError
 from finetune_trainer.runtime.fsync import fsync_path, fsync_tree
+from finetune_trainer.runtime.host_name import get_host_name
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Attempt:
         try:
             # The file's name counts. Its content is for people, and may be missing after a crash.
             with contextlib.suppress(OSError):
-                host = {"host": socket.gethostname(), "pid": os.getpid()}
+                host = {"host": get_host_name(), "pid": os.getpid()}
                 os.write(descriptor, json.dumps(host).encode())
             os.fsync(descriptor)
         finally:

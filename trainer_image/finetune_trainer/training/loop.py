@@ -8,7 +8,6 @@ whether to stop: SIGTERM to any rank stops all ranks at the same step.
 
 import math
 import os
-import socket
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,6 +23,7 @@ from finetune_trainer.checkpointing.saver import Saver
 from finetune_trainer.data import sampler
 from finetune_trainer.distributed.rank_reporter import RankReporter
 from finetune_trainer.objectives import Objective, RankBatch
+from finetune_trainer.runtime.host_name import get_host_name
 from finetune_trainer.runtime.sigterm import StopRequest
 from finetune_trainer.strategies import TrainingStrategy
 from finetune_trainer.training import lr_scheduler
@@ -247,12 +247,12 @@ def accumulate_gradients(
 def hosts_with(is_affected: bool) -> list[str]:
     """Host names of the ranks for which the argument is true. A collective."""
     found: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, socket.gethostname() if is_affected else None)
+    dist.all_gather_object(found, get_host_name() if is_affected else None)
     return sorted({host for host in found if host})
 
 
 def gather_hosts() -> list[str]:
     """Host names of the pods, by node rank. A collective."""
     hosts: list[tuple[int, str]] = [(0, "")] * dist.get_world_size()
-    dist.all_gather_object(hosts, (int(os.environ.get("GROUP_RANK", "0")), socket.gethostname()))
+    dist.all_gather_object(hosts, (int(os.environ.get("GROUP_RANK", "0")), get_host_name()))
     return [host for _, host in sorted(set(hosts))]

@@ -8,7 +8,6 @@ folder at once, because a rank that fails must not wait for ranks that wait for 
 import json
 import logging
 import os
-import socket
 import sys
 import threading
 import time
@@ -34,6 +33,7 @@ from finetune_trainer.runtime.errors import (
     classify_error,
 )
 from finetune_trainer.runtime.fencing import Attempt, fenced_error
+from finetune_trainer.runtime.host_name import get_host_name
 from finetune_trainer.runtime.logs import configure_logging
 from finetune_trainer.runtime.sigterm import Stop, StopRequest
 from finetune_trainer.runtime.telemetry import RANK_FOLDER_ENV, RankFile, write_atomically
@@ -219,7 +219,7 @@ def join_process_group(run: RunConfig) -> None:
         if not torch.cuda.is_available():
             raise RetryableError(
                 "NoDevice",
-                f"No CUDA device on {socket.gethostname()}.",
+                f"No CUDA device on {get_host_name()}.",
                 "Check the node's driver and device plugin, and the profile's resourceName.",
             )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -311,7 +311,7 @@ def main() -> None:
         # Other ranks wait in a collective; an orderly exit would wait for them.
         os._exit(1)
 
-    reporter.report("starting", rank=rank, host=socket.gethostname(), pid=os.getpid(), step=0)
+    reporter.report("starting", rank=rank, host=get_host_name(), pid=os.getpid(), step=0)
     try:
         path = Path(os.environ.get("FINETUNE_RUN_CONFIG", RUN_CONFIG_PATH))
         run = RunConfig.model_validate_json(path.read_bytes())
