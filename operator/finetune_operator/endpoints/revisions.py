@@ -99,8 +99,9 @@ def _compute_key(observed: Observed, settings: Settings) -> str | Stalled:
         return served
     probe = observed.spec.probe.to_wire() if observed.spec.probe else None
     content: list[Any] = [build_serving_pod_spec(replace(served, replicas=1)), probe]
-    if (metadata := served.profile.spec.pod_metadata) is not None:
-        # Only where there is some, so that the keys of earlier releases stay as they are.
+    metadata = served.profile.spec.pod_metadata
+    if metadata is not None and (metadata.labels or metadata.annotations):
+        # Only where there are some, so that the keys of earlier releases stay as they are.
         content.append(metadata.to_wire())
     pod_digest = compute_digest(content, 12)
     return f"{compute_spec_digest(observed.spec)}-{pod_digest}"

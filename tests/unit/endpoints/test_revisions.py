@@ -40,5 +40,10 @@ def test_an_option_of_the_pods_makes_another_key(options: dict[str, Any]) -> Non
     assert compute_key(**options) != compute_key()
 
 
+@pytest.mark.parametrize("empty", [{}, {"labels": {}}, {"labels": {}, "annotations": {}}])
+def test_metadata_without_content_makes_no_other_key(empty: dict[str, Any]) -> None:
+    assert compute_key(podMetadata=empty) == compute_key()
+
+
 def test_the_host_network_is_not_for_served_models() -> None:
     assert compute_key(hostNetwork=True) == compute_key()
