@@ -7,7 +7,7 @@ the scheduling fields into the pods. The author of a job can set none of this.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, StringConstraints
+from pydantic import AfterValidator, Field, JsonValue, StringConstraints
 
 from finetune_api.base import (
     RESOURCE_PATTERN,
@@ -80,6 +80,15 @@ class Limits(SpecModel):
     """Limit of memory, above which the kernel ends the process."""
 
 
+def _refuse_duplicates(variables: list[EnvVar]) -> list[EnvVar]:
+    """What the API server does for profiles; the value of the chart does not pass through it."""
+    names = [each.name for each in variables]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is there more than once; keep one of them")
+    return variables
+
+
 class CpuPods(SpecModel):
     """How pods without devices run: prepare, export and the janitor. A value of the chart."""
 
@@ -96,7 +105,7 @@ class CpuPods(SpecModel):
     default."""
     pod_metadata: PodMetadata | None = None
     """Labels and annotations of these pods, which win over those of a job."""
-    env: list[EnvVar] = Field(
+    env: Annotated[list[EnvVar], AfterValidator(_refuse_duplicates)] = Field(
         default_factory=list, max_length=32, json_schema_extra=list_map_key("name")
     )
     """Environment of these pods: proxies, CA bundles, the Hugging Face endpoint."""

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from finetune_operator.settings import parse
 
 IMAGES = ["--trainer-image", "trainer:1", "--serving-image", "vllm:1"]
+TWICE = json.dumps({"env": [{"name": "NO_PROXY", "value": value} for value in (".svc", ".local")]})
 
 
 def test_flags_win_over_variables_and_lists_are_split() -> None:
@@ -68,6 +71,7 @@ def test_the_lease_is_in_the_pods_namespace_when_all_namespaces_are_served() -> 
         ([*IMAGES, "--cpu-pods", "{"], {}, "the value: Invalid JSON"),
         ([*IMAGES, "--cpu-pods", '{"nodeSelector": {"a b": ""}}'], {}, "nodeSelector.a b"),
         ([*IMAGES, "--cpu-pods", '{"selector": {}}'], {}, "selector: Extra inputs"),
+        ([*IMAGES, "--cpu-pods", TWICE], {}, "env: Value error, NO_PROXY is there more than once"),
         ([*IMAGES, "--no-such-flag"], {}, "--no-such-flag"),
         (
             [*IMAGES, "--namespace", "a", "--lease-namespace", "b"],

@@ -100,6 +100,12 @@ def test_pods_without_devices_take_the_same_variables() -> None:
         CpuPods.model_validate({"env": [{"name": "LD_PRELOAD", "value": "/x.so"}]})
 
 
+def test_pods_without_devices_have_each_variable_once() -> None:
+    twice = [{"name": "NO_PROXY", "value": ".svc"}, {"name": "NO_PROXY", "value": "10.0.0.0/8"}]
+    with pytest.raises(ValidationError, match="NO_PROXY is there more than once"):
+        CpuPods.model_validate({"env": twice})
+
+
 def pool(**fields: object) -> AcceleratorProfileSpec:
     return AcceleratorProfileSpec.model_validate({"memoryPerDevice": "80Gi", **fields})
 
