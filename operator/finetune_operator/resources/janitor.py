@@ -13,6 +13,7 @@ from datetime import datetime
 
 from finetune_operator.decision import Manifest, Settings
 from finetune_operator.names import JANITOR, WORKSPACE_JOBS
+from finetune_operator.resources.environment import build_pool_environment
 from finetune_operator.resources.metadata import add_spec_hash, build_labels, build_pod_metadata
 from finetune_operator.resources.resource_requirements import build_host_resources
 from finetune_operator.resources.scheduling import build_pull_secrets, build_scheduling
@@ -130,8 +131,8 @@ def _build_pod_spec(arguments: list[str], settings: Settings) -> Manifest:
             {"name": "keep", "mountPath": KEEP_FOLDER, "readOnly": True},
         ],
     }
-    if settings.cpu_pods.env:
-        container["env"] = [each.to_wire() for each in settings.cpu_pods.env]
+    if environment := build_pool_environment({}, settings.cpu_pods):
+        container["env"] = environment
     annotation = {"fieldPath": f"metadata.annotations['{KEEP_ANNOTATION}']"}
     spec: Manifest = {
         "restartPolicy": "Never",

@@ -28,6 +28,7 @@ from finetune_api.run_config import Paths
 
 from finetune_operator.decision import Manifest, Settings
 from finetune_operator.resources.configmap import RUN_FILE
+from finetune_operator.resources.environment import build_pool_environment
 from finetune_operator.resources.metadata import AttemptMetadata
 from finetune_operator.resources.scheduling import build_pull_secrets, build_scheduling
 from finetune_operator.resources.security_context import (
@@ -145,14 +146,13 @@ def build_stage_pod_spec(
 
 
 def _build_container(metadata: AttemptMetadata, pods: StagePods, settings: Settings) -> Manifest:
-    environment = _build_environment(metadata, pods, settings)
     container: Manifest = {
         "name": CONTAINER,
         "image": settings.trainer_image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["python", "-m", f"finetune_trainer.{metadata.stage}"],
         "env": [
-            *({"name": k, "value": v} for k, v in environment.items()),
+            *_build_environment(metadata, pods, settings),
             *([deepcopy(_NODE_NAME)] if pods.has_host_network else []),
             *(_build_secret_variable(each) for each in pods.secret_keys),
         ],
@@ -205,8 +205,7 @@ def _build_secret_variable(key: SecretKey) -> Manifest:
 
 def _build_environment(
     metadata: AttemptMetadata, pods: StagePods, settings: Settings
-) -> dict[str, str]:
-    """The pool's variables win, because the platform team knows its network and its cores."""
+) -> list[Manifest]:
     # PyTorch looks up the user's name, and an id that the cluster assigns has none in the image.
     env = {
         "HOME": "/tmp",
@@ -225,9 +224,7 @@ def _build_environment(
     env.update(pods.env)
     if pods.profile is not None and (timeout := pods.profile.collective_timeout_seconds):
         env[COLLECTIVE_TIMEOUT_ENV] = str(timeout)
-    pool = pods.profile or settings.cpu_pods
-    env.update({variable.name: variable.value for variable in pool.env})
-    return env
+    return build_pool_environment(env, pods.profile or settings.cpu_pods)
 
 
 def _build_volume_mounts(pods: StagePods) -> list[Manifest]:

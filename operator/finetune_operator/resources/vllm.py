@@ -17,6 +17,7 @@ from finetune_operator.decision import (
     Manifest,
     Settings,
 )
+from finetune_operator.resources.environment import build_pool_environment
 from finetune_operator.resources.metadata import build_labels, build_owner_reference
 from finetune_operator.resources.resource_requirements import build_device_resources
 from finetune_operator.resources.security_context import CONTAINER_SECURITY_CONTEXT
@@ -144,7 +145,7 @@ def build_revision_arguments(served: ServedRevision) -> list[str]:
     return arguments + list(served.profile.spec.serving.args)
 
 
-def build_environment(profile: AcceleratorProfileSpec) -> list[dict[str, str]]:
+def build_environment(profile: AcceleratorProfileSpec) -> list[Manifest]:
     """Environment: vLLM sends nothing out of the cluster and writes only below /tmp.
 
     USER is set because PyTorch looks up the user's name, and the image has none for its user id.
@@ -156,8 +157,7 @@ def build_environment(profile: AcceleratorProfileSpec) -> list[dict[str, str]]:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
     }
-    pool = {each.name: each.value for each in profile.env}
-    return [{"name": name, "value": value} for name, value in {**fixed, **pool}.items()]
+    return build_pool_environment(fixed, profile)
 
 
 def build_resources(profile: AcceleratorProfileSpec, gpus: int) -> dict[str, Any]:
