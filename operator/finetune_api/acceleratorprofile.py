@@ -213,9 +213,9 @@ class AcceleratorProfileSpec(SpecModel):
     extra_resources: Annotated[dict[ExtraResourceName, Quantity], CheckedKeys()] = Field(
         default_factory=dict, max_length=8
     )
-    """Further resources of each training, evaluation and serving pod, however many devices it has:
-    extended resources such as rdma/hca or vpc.amazonaws.com/efa, and hugepages-2Mi or
-    hugepages-1Gi. They become request and limit."""
+    """Further resources of each training pod, however many devices it has: extended resources such
+    as rdma/hca or vpc.amazonaws.com/efa, and hugepages-2Mi or hugepages-1Gi. They become request
+    and limit."""
     shared_memory: Quantity = "1Gi"
     """Size of /dev/shm, which NCCL and vLLM use."""
     collective_timeout_seconds: int | None = Field(default=None, ge=60, le=3600)

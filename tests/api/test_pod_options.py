@@ -12,7 +12,7 @@ from finetune_operator.decision import Settings
 from finetune_operator.resources.job import build_stage_job
 from finetune_operator.resources.metadata import AttemptMetadata
 from finetune_operator.resources.pod import Mount, StagePods
-from finetune_operator.resources.resource_requirements import build_device_resources
+from finetune_operator.resources.resource_requirements import build_training_resources
 
 from tests.api.client import Api, ApiError, Manifest
 from tests.api.test_cel import job
@@ -32,7 +32,7 @@ POOL = AcceleratorProfileSpec.model_validate(
     }
 )
 PODS = StagePods(
-    resources=build_device_resources(POOL, 8),
+    resources=build_training_resources(POOL, 8),
     shared_memory="1Gi",
     mounts=[Mount("/workspace/job", "jobs/1")],
     nodes=2,

@@ -27,10 +27,17 @@ def build_device_resources(profile: AcceleratorProfileSpec, devices: int) -> dic
         limits = {name: requests[name] for name in ("memory", profile.resource_name)}
     for name, quantity in _list_limits(profile.limits_per_device).items():
         limits[name] = multiply_quantity(quantity, devices)
-    # Kubernetes does not overcommit these, so request and limit must be equal.
-    requests.update(profile.extra_resources)
-    limits.update(profile.extra_resources)
     return {"requests": requests, **({"limits": limits} if limits else {})}
+
+
+def build_training_resources(profile: AcceleratorProfileSpec, devices: int) -> dict[str, Any]:
+    """Resources of a training pod: also those of the fabric that connects the gang."""
+    resources = build_device_resources(profile, devices)
+    if profile.extra_resources:
+        # Kubernetes does not overcommit these, so request and limit must be equal.
+        for part in ("requests", "limits"):
+            resources[part] = {**resources.get(part, {}), **profile.extra_resources}
+    return resources
 
 
 def build_host_requests(weight_bytes: int) -> Quantities:

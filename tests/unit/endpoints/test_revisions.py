@@ -15,7 +15,6 @@ OPTIONS: list[dict[str, Any]] = [
     {"podMetadata": {"annotations": {"cost": "ml"}}},
     {"runtimeClassName": "kata"},
     {"priorityClassName": "batch"},
-    {"extraResources": {"rdma/hca": "1"}},
 ]
 
 
@@ -45,5 +44,6 @@ def test_metadata_without_content_makes_no_other_key(empty: dict[str, Any]) -> N
     assert compute_key(podMetadata=empty) == compute_key()
 
 
-def test_the_host_network_is_not_for_served_models() -> None:
-    assert compute_key(hostNetwork=True) == compute_key()
+@pytest.mark.parametrize("pool", [{"hostNetwork": True}, {"extraResources": {"rdma/hca": "1"}}])
+def test_the_network_of_a_gang_is_not_for_served_models(pool: dict[str, Any]) -> None:
+    assert compute_key(**pool) == compute_key()

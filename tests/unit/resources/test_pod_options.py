@@ -12,7 +12,7 @@ from finetune_operator.endpoints.observe import parse_artifact
 from finetune_operator.resources.deployment import build_deployment
 from finetune_operator.resources.inferenceservice import build_inference_service
 from finetune_operator.resources.janitor import KEEP_ANNOTATION, build_janitor_job
-from finetune_operator.resources.resource_requirements import build_device_resources
+from finetune_operator.resources.resource_requirements import build_training_resources
 from finetune_operator.resources.vllm import Artifact, ServedRevision
 
 from tests.unit.endpoints.world import artifact, endpoint
@@ -83,23 +83,24 @@ def test_every_pod_gets_the_environment_of_its_own_pool() -> None:
     }
 
 
-def test_every_pod_with_devices_gets_the_extra_resources_whatever_its_devices_are() -> None:
+def test_only_training_pods_request_the_extra_resources() -> None:
     extra = {"rdma/hca": "1", "hugepages-2Mi": "512Mi"}
     templates = build_templates({"extraResources": extra, "devicesPerNode": 4})
-    resources = [container_of(templates[stage])["resources"] for stage in WITH_DEVICES]
+    resources = {name: container_of(each)["resources"] for name, each in templates.items()}
+    training = resources.pop("train")
+    assert training["requests"].items() >= extra.items()
+    assert training["limits"].items() >= extra.items()
     served = build_served(extraResources=extra)
-    resources.append(container_of(build_deployment(served)["spec"]["template"])["resources"])
-    resources.append(build_inference_service(served)["spec"]["predictor"]["model"]["resources"])
-    for each in resources:
-        assert each["requests"].items() >= extra.items()
-        assert each["limits"].items() >= extra.items()
-    for name in (*WITHOUT_DEVICES, "janitor"):
-        assert not container_of(templates[name])["resources"]["requests"].keys() & extra.keys()
+    resources["served"] = container_of(build_deployment(served)["spec"]["template"])["resources"]
+    predictor = build_inference_service(served)["spec"]["predictor"]
+    resources["kserve"] = predictor["model"]["resources"]
+    for each in resources.values():
+        assert not each["requests"].keys() & extra.keys()
 
 
 def test_a_cpu_pool_limits_its_extra_resources_alone() -> None:
     spec = AcceleratorProfileSpec.model_validate({**CPU_PROFILE, "extraResources": {"rdma/x": "1"}})
-    assert build_device_resources(spec, 2)["limits"] == {"rdma/x": "1"}
+    assert build_training_resources(spec, 2)["limits"] == {"rdma/x": "1"}
 
 
 def test_only_training_pods_use_the_host_network_and_reserve_their_ports_there() -> None:

@@ -22,7 +22,7 @@ from finetune_operator.planner.serving import plan_serving_devices
 from finetune_operator.planner.training_plan import plan_training
 from finetune_operator.profiles import find_profile
 from finetune_operator.resources.pod import Mount, SecretKey, StagePods
-from finetune_operator.resources.resource_requirements import build_device_resources
+from finetune_operator.resources.resource_requirements import build_training_resources
 from finetune_operator.stalled import Stalled
 
 LEAST_GRACE = 120
@@ -99,7 +99,7 @@ def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> St
     size = checkpoint_bytes(ctx.spec, config.model) if config.model else None
     model = ctx.spec.model
     return StagePods(
-        resources=build_device_resources(profile.spec, config.plan.gpus_per_node),
+        resources=build_training_resources(profile.spec, config.plan.gpus_per_node),
         shared_memory=profile.spec.shared_memory,
         mounts=(
             Mount(Paths().model_cache, model_path(model.uri, model.revision), is_read_only=True),
