@@ -12,7 +12,7 @@ import pytest
 from finetune_api import API_VERSION
 from finetune_api.crd import KINDS
 from finetune_operator.decision import Settings
-from finetune_operator.engine.crd_check import served_schemas
+from finetune_operator.engine.crd_check import select_served_schemas
 from finetune_operator.names import JANITOR
 from finetune_operator.resources.janitor import build_janitor_job, build_ledger, parse_keep_list
 
@@ -245,7 +245,7 @@ def test_the_operator_reads_the_schemas_of_the_crds_without_a_permission(
     installed: Installed,
 ) -> None:
     document = installed.operator.request("GET", f"/openapi/v3/apis/{API_VERSION}")
-    assert {kind.name for kind in KINDS} <= served_schemas(document).keys()
+    assert {kind.name for kind in KINDS} <= select_served_schemas(document).keys()
     crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
     refused(installed.operator, "GET", f"{crds}/finetunejobs.finetune.dev")
 

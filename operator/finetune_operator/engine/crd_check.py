@@ -1,10 +1,11 @@
 """Compares the installed CRDs with the models of this version, before the process may lead.
 
-The API server drops fields of a spec that its CRD does not have, and rejects a status with them,
-which would stop every job whose status needs one. So a process whose status does not fit waits,
-unready: the previous version keeps the Lease, and its Deployment keeps that pod. Fields that only
-specs miss cannot be set by users yet; their absence has a meaning, so the process leads and logs
-what is missing. More than this version knows is fine: that is a downgrade.
+The API server rejects what the operator writes with fields that the CRD does not have: statuses,
+and the specs of the ModelEndpoints that jobs serve in. That would stop every job that needs such a
+field. So a process whose writes do not fit waits, unready: the previous version keeps the Lease,
+and its Deployment keeps that pod. Fields of other specs cannot be set by users yet; their absence
+has a meaning, so the process leads and logs what is missing. More than this version knows is fine:
+that is a downgrade.
 
 What is installed comes from the OpenAPI document of the group, which every client may read; the
 CRDs themselves would need a permission. `main` calls this once; `relist` reports missing CRDs.
@@ -15,13 +16,13 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from finetune_api.crd import KINDS, object_schema
+from finetune_api.crd import KINDS, MODELENDPOINT, object_schema
 from finetune_api.schema import ANY_VALUE, Schema
 
 from finetune_operator.decision import Manifest
 from finetune_operator.engine.health import Health
 from finetune_operator.engine.kinds import FINETUNE_GROUP, resource
-from finetune_operator.engine.kube_client import ApiError, KubeClient, NotFound
+from finetune_operator.engine.kube_client import ApiError, KubeClient, NotFound, Unavailable
 
 RETRY = 2.0
 COMMAND = (
@@ -37,11 +38,13 @@ log = logging.getLogger(__name__)
 class Missing:
     """Paths of what the installed CRDs lack, each with the name of its CRD."""
 
-    spec: tuple[str, ...] = ()
-    status: tuple[str, ...] = ()
+    read: tuple[str, ...] = ()
+    """What only users write."""
+    written: tuple[str, ...] = ()
+    """What the operator writes."""
 
     def __str__(self) -> str:
-        paths = [*self.status, *self.spec]
+        paths = [*self.written, *self.read]
         more = [f"{len(paths) - SHOWN} more"] if len(paths) > SHOWN else []
         return ", ".join([*paths[:SHOWN], *more])
 
@@ -49,21 +52,30 @@ class Missing:
 async def wait_for_crds(client: KubeClient, health: Health, namespace: str) -> bool:
     """Return True once this process may lead; `namespace` is that of the command in the log."""
     wanted = {kind.name: object_schema(kind) for kind in KINDS}
-    reported = Missing()
+    reported, is_unavailable = Missing(), False
     while True:
         try:
             document = await client.get_openapi(resource("FineTuneJob").api_version)
         except NotFound:  # no CRDs yet
             break
-        except ApiError as error:
+        except Unavailable as error:
+            if not is_unavailable:
+                log.warning("Cannot compare the CRDs, trying again", extra={"error": str(error)})
+            is_unavailable = True
+            # If it were ready, its Deployment would end the pod of the previous version.
+            health.set_unready_reason(f"the CRDs have not been compared: {error}")
+            await asyncio.sleep(RETRY)
+            continue
+        except ApiError as error:  # it is refused, and would be again
             log.warning("Cannot compare the CRDs, continuing", extra={"error": str(error)})
             break
-        missing = find_missing(wanted, served_schemas(document))
-        if missing != reported and (missing.spec or missing.status):
+        is_unavailable = False
+        missing = find_missing(wanted, select_served_schemas(document))
+        if missing != reported and missing != Missing():
             extra = {"missing": str(missing), "command": COMMAND.format(namespace)}
             log.error("The CRDs are older than this operator, upgrade them", extra=extra)
         reported = missing
-        if not missing.status:
+        if not missing.written:
             break
         health.set_unready_reason(f"the CRDs lack {missing}")
         await asyncio.sleep(RETRY)
@@ -71,7 +83,7 @@ async def wait_for_crds(client: KubeClient, health: Health, namespace: str) -> b
     return True
 
 
-def served_schemas(document: Manifest) -> dict[str, Schema]:
+def select_served_schemas(document: Manifest) -> dict[str, Schema]:
     """The schema of each of our kinds in the OpenAPI document of the group and version."""
     schemas: Iterable[Schema] = document.get("components", {}).get("schemas", {}).values()
     return {
@@ -84,13 +96,14 @@ def served_schemas(document: Manifest) -> dict[str, Schema]:
 
 def find_missing(wanted: Mapping[str, Schema], served: Mapping[str, Schema]) -> Missing:
     """What the schemas by kind lack; a kind that is not served at all does not count."""
-    found: dict[str, list[str]] = {"spec": [], "status": []}
+    read: list[str] = []
+    written: list[str] = []
     for kind in KINDS:
         if kind.name in served:
             for path in _find_missing(wanted[kind.name], served[kind.name], ""):
-                part = "status" if path.startswith("status") else "spec"
-                found[part].append(f"{path} of {kind.crd_name}")
-    return Missing(tuple(found["spec"]), tuple(found["status"]))
+                is_written = kind is MODELENDPOINT or path.startswith("status")
+                (written if is_written else read).append(f"{path} of {kind.crd_name}")
+    return Missing(tuple(read), tuple(written))
 
 
 def _find_missing(wanted: Schema, served: Schema, path: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ from finetune_api.crd import FINETUNEJOB, KINDS, build_crd, object_schema
 from finetune_operator.engine.crd_check import (
     Missing,
     find_missing,
-    served_schemas,
+    select_served_schemas,
     wait_for_crds,
 )
 from finetune_operator.engine.health import Health
@@ -32,7 +32,7 @@ STATUS_FIELD = "status.restarts of finetunejobs.finetune.dev"
 
 
 def missing(api: Api) -> Missing:
-    return find_missing(WANTED, served_schemas(api.request("GET", DOCUMENT)))
+    return find_missing(WANTED, select_served_schemas(api.request("GET", DOCUMENT)))
 
 
 def apply(plane: ControlPlane, api: Api, crds: str, expected: Missing) -> None:
@@ -76,7 +76,7 @@ def test_an_operator_whose_status_does_not_fit_waits_for_the_crds_and_then_leads
     own_plane: ControlPlane, own_api: Api, start: Start
 ) -> None:
     old = old_crd("status", "restarts")
-    apply(own_plane, own_api, old, Missing(status=(STATUS_FIELD,)))
+    apply(own_plane, own_api, old, Missing(written=(STATUS_FIELD,)))
     operator = start()
     until("it logs what is missing", lambda: operator.has_logged("upgrade them"))
     line = operator.log.read_text()
@@ -96,7 +96,7 @@ def test_an_operator_that_misses_only_fields_of_a_spec_leads_and_logs_them(
     own_plane: ControlPlane, own_api: Api, start: Start
 ) -> None:
     old = old_crd("spec", "ttlSecondsAfterFinished")
-    apply(own_plane, own_api, old, Missing(spec=(SPEC_FIELD,)))
+    apply(own_plane, own_api, old, Missing(read=(SPEC_FIELD,)))
     operator = start()
     until("it leads", lambda: operator.has_logged("Cache complete"))
     assert operator.log.read_text().count(SPEC_FIELD) == 1
