@@ -1,4 +1,4 @@
-"""The state for which Flux takes an object: a small program around its own libraries.
+"""The state that Flux computes for an object: a small program around its own libraries.
 
 `python -m hack.gitops.kstatus` builds it (once, into the project's cache) and prints its path.
 """
@@ -18,7 +18,7 @@ from hack.cluster.process import run
 SOURCE = Program("kstatus", Path(__file__).resolve().parent / "gomod/kstatus", ".")
 
 
-def program() -> Path:
+def build_program() -> Path:
     """The path of the program, built if need be."""
     return built(SOURCE, "kstatus")
 
@@ -28,12 +28,12 @@ def compute_statuses(
 ) -> list[dict[str, str]]:
     """For each object its status by kstatus, and by Flux with these `healthCheckExprs`."""
     question = {"objects": objects, "healthCheckExprs": health_check_exprs}
-    answers: list[dict[str, str]] = json.loads(run([program()], stdin=json.dumps(question)))
+    answers: list[dict[str, str]] = json.loads(run([build_program()], stdin=json.dumps(question)))
     return answers
 
 
 if __name__ == "__main__":
     try:
-        print(program())
+        print(build_program())
     except ClusterError as error:
         sys.exit(str(error))

@@ -31,17 +31,17 @@ SPEC_FIELD = "spec.ttlSecondsAfterFinished of finetunejobs.finetune.dev"
 STATUS_FIELD = "status.restarts of finetunejobs.finetune.dev"
 
 
-def missing(api: Api) -> Missing:
+def read_missing(api: Api) -> Missing:
     return find_missing(WANTED, select_served_schemas(api.request("GET", DOCUMENT)))
 
 
 def apply(plane: ControlPlane, api: Api, crds: str, expected: Missing) -> None:
     """Apply CRDs and wait until the API server publishes their schemas."""
     plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=crds)
-    until("the schemas are published", lambda: missing(api) == expected)
+    until("the schemas are published", lambda: read_missing(api) == expected)
 
 
-def old_crd(part: str, field: str) -> str:
+def build_old_crd(part: str, field: str) -> str:
     """The CRD of jobs as an older version had it, without a field and the rules about it."""
     crd = build_crd(FINETUNEJOB)
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
@@ -69,13 +69,13 @@ def start(own_plane: ControlPlane, own_api: Api, tmp_path: Path) -> Iterator[Sta
 
 
 def test_the_api_server_publishes_all_that_the_models_have(own_api: Api) -> None:
-    until("the schemas are published", lambda: missing(own_api) == Missing())
+    until("the schemas are published", lambda: read_missing(own_api) == Missing())
 
 
 def test_an_operator_whose_status_does_not_fit_waits_for_the_crds_and_then_leads(
     own_plane: ControlPlane, own_api: Api, start: Start
 ) -> None:
-    old = old_crd("status", "restarts")
+    old = build_old_crd("status", "restarts")
     apply(own_plane, own_api, old, Missing(written=(STATUS_FIELD,)))
     operator = start()
     until("it logs what is missing", lambda: operator.has_logged("upgrade them"))
@@ -95,7 +95,7 @@ def test_an_operator_whose_status_does_not_fit_waits_for_the_crds_and_then_leads
 def test_an_operator_that_misses_only_fields_of_a_spec_leads_and_logs_them(
     own_plane: ControlPlane, own_api: Api, start: Start
 ) -> None:
-    old = old_crd("spec", "ttlSecondsAfterFinished")
+    old = build_old_crd("spec", "ttlSecondsAfterFinished")
     apply(own_plane, own_api, old, Missing(read=(SPEC_FIELD,)))
     operator = start()
     until("it leads", lambda: operator.has_logged("Cache complete"))
@@ -103,7 +103,7 @@ def test_an_operator_that_misses_only_fields_of_a_spec_leads_and_logs_them(
 
 
 def test_an_operator_under_current_crds_logs_nothing(own_api: Api, start: Start) -> None:
-    until("the schemas are published", lambda: missing(own_api) == Missing())
+    until("the schemas are published", lambda: read_missing(own_api) == Missing())
     operator = start()
     until("it leads", lambda: operator.has_logged("Cache complete"))
     assert "CRDs" not in operator.log.read_text()

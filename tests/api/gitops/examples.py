@@ -14,13 +14,13 @@ GITOPS = ROOT / "examples" / "gitops"
 JOBS = sorted((ROOT / "examples").glob("*.yaml"))
 
 
-def documents(path: Path) -> list[Manifest]:
+def read_documents(path: Path) -> list[Manifest]:
     """The objects of a file."""
     found: list[Any] = list(yaml.safe_load_all(path.read_text()))
     return found
 
 
-def one(path: Path, name: str) -> Manifest:
+def find_document(path: Path, name: str) -> Manifest:
     """The object of a file with this name."""
-    (found,) = (each for each in documents(path) if each["metadata"]["name"] == name)
+    (found,) = (each for each in read_documents(path) if each["metadata"]["name"] == name)
     return found

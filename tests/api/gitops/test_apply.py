@@ -10,7 +10,7 @@ from finetune_operator.decision import MANAGER
 
 from hack.cluster.apiserver import ControlPlane
 from tests.api.client import Api, ApiError, Manifest
-from tests.api.gitops.examples import GITOPS, JOBS, documents
+from tests.api.gitops.examples import GITOPS, JOBS, read_documents
 from tests.unit.endpoints.world import artifact, probe
 from tests.unit.gitops import job_cases
 
@@ -18,7 +18,7 @@ ARGOCD, FLUX = "argocd-controller", "kustomize-controller"
 APPLIED = [*JOBS, GITOPS / "models" / "endpoint.yaml", GITOPS / "models" / "support-bot-2.yaml"]
 
 
-def placed(manifest: Manifest, namespace: str) -> Manifest:
+def set_namespace(manifest: Manifest, namespace: str) -> Manifest:
     return {**manifest, "metadata": {**manifest["metadata"], "namespace": namespace}}
 
 
@@ -38,15 +38,15 @@ def test_an_example_that_was_applied_shows_no_difference(
         place = ["--namespace", namespace, *flags, "-f", path]
         control_plane.kubectl("apply", *place)
         assert control_plane.kubectl("diff", *place) == ""
-    for each in documents(path):
-        write_status(api, placed(each, namespace))
+    for each in read_documents(path):
+        write_status(api, set_namespace(each, namespace))
     assert control_plane.kubectl("diff", *place) == ""
 
 
 @pytest.mark.parametrize("path", APPLIED, ids=lambda path: path.name)
 def test_two_managers_of_an_example_do_not_fight(api: Api, namespace: str, path: Path) -> None:
-    for each in documents(path):
-        manifest = placed(each, namespace)
+    for each in read_documents(path):
+        manifest = set_namespace(each, namespace)
         first = api.apply(manifest, ARGOCD)
         write_status(api, manifest)
         second = api.apply(manifest, FLUX)
@@ -62,7 +62,7 @@ def test_suspend_that_git_leaves_out_is_not_set_back(
     control_plane: ControlPlane, api: Api, namespace: str
 ) -> None:
     path = GITOPS / "models" / "support-bot-2.yaml"
-    (job,) = (placed(each, namespace) for each in documents(path))
+    (job,) = (set_namespace(each, namespace) for each in read_documents(path))
     api.apply(job, ARGOCD)
     api.patch("FineTuneJob", namespace, "support-bot-2", {"spec": {"suspend": True}})
     assert api.apply(job, ARGOCD)["spec"]["suspend"] is True
@@ -70,7 +70,7 @@ def test_suspend_that_git_leaves_out_is_not_set_back(
     assert control_plane.kubectl("diff", *place) == ""
 
 
-def endpoint(namespace: str, **spec: Any) -> Manifest:
+def build_endpoint(namespace: str, **spec: Any) -> Manifest:
     """A ModelEndpoint in Git."""
     return {
         "apiVersion": "finetune.dev/v1alpha1",
@@ -83,12 +83,12 @@ def endpoint(namespace: str, **spec: Any) -> Manifest:
 def test_an_endpoint_with_its_artifact_in_git_and_a_job_that_serves_in_it_conflict(
     api: Api, namespace: str
 ) -> None:
-    api.apply(endpoint(namespace, artifact=artifact("a")), ARGOCD)
-    served = endpoint(namespace, artifact=artifact("b"), probe=probe())
+    api.apply(build_endpoint(namespace, artifact=artifact("a")), ARGOCD)
+    served = build_endpoint(namespace, artifact=artifact("b"), probe=probe())
     del served["spec"]["replicas"]
     api.apply(served, MANAGER, force=True)  # as the stage serve does
     with pytest.raises(ApiError) as conflict:
-        api.apply(endpoint(namespace, artifact=artifact("a")), ARGOCD)
+        api.apply(build_endpoint(namespace, artifact=artifact("a")), ARGOCD)
     assert conflict.value.status == 409
     assert MANAGER in conflict.value.message
     assert ".spec.artifact.digest" in conflict.value.message
@@ -98,10 +98,10 @@ def test_an_endpoint_whose_artifact_git_leaves_to_the_job_keeps_it(
     api: Api, namespace: str
 ) -> None:
     """Argo CD leaves ignored fields out of what it applies (RespectIgnoreDifferences)."""
-    api.apply(endpoint(namespace, artifact=artifact("a")), ARGOCD)
-    served = endpoint(namespace, artifact=artifact("b"), probe=probe())
+    api.apply(build_endpoint(namespace, artifact=artifact("a")), ARGOCD)
+    served = build_endpoint(namespace, artifact=artifact("b"), probe=probe())
     del served["spec"]["replicas"]
     api.apply(served, MANAGER, force=True)
-    kept = api.apply(endpoint(namespace), ARGOCD)["spec"]
+    kept = api.apply(build_endpoint(namespace), ARGOCD)["spec"]
     assert (kept["artifact"], kept["replicas"]) == (artifact("b"), 2)
     assert kept["probe"] == probe()

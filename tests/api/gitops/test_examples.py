@@ -13,17 +13,19 @@ import yaml
 from hack.cluster.apiserver import ControlPlane
 from tests.api.charts import helm
 from tests.api.client import Manifest
-from tests.api.gitops.examples import GITOPS, ROOT, documents, one
+from tests.api.gitops.examples import GITOPS, ROOT, find_document, read_documents
 
-OPERATOR = documents(GITOPS / "argocd" / "operator.yaml")[0]["spec"]
-MODELS = documents(GITOPS / "argocd" / "models.yaml")[0]["spec"]
-RELEASES = documents(GITOPS / "flux" / "operator" / "releases.yaml")
+OPERATOR = read_documents(GITOPS / "argocd" / "operator.yaml")[0]["spec"]
+MODELS = read_documents(GITOPS / "argocd" / "models.yaml")[0]["spec"]
+RELEASES = read_documents(GITOPS / "flux" / "operator" / "releases.yaml")
 KUSTOMIZATIONS = [
-    each for name in ("operator", "models") for each in documents(GITOPS / "flux" / f"{name}.yaml")
+    each
+    for name in ("operator", "models")
+    for each in read_documents(GITOPS / "flux" / f"{name}.yaml")
 ]
 
 
-def kustomize(plane: ControlPlane, folder: Path) -> list[Manifest]:
+def run_kustomize(plane: ControlPlane, folder: Path) -> list[Manifest]:
     return list(yaml.safe_load_all(plane.kubectl("kustomize", folder)))
 
 
@@ -46,11 +48,11 @@ def test_no_tool_deletes_a_model_by_accident(control_plane: ControlPlane) -> Non
 
 
 def test_the_endpoint_serves_an_artifact_of_the_workspace() -> None:
-    endpoint = one(GITOPS / "models" / "endpoint.yaml", "support-bot")
+    endpoint = find_document(GITOPS / "models" / "endpoint.yaml", "support-bot")
     assert endpoint["spec"]["artifact"]["uri"].startswith("pvc://finetune-workspace/artifacts/")
 
 
-def charts() -> Iterator[tuple[str, dict[str, Any]]]:
+def list_charts() -> Iterator[tuple[str, dict[str, Any]]]:
     """Each chart of the examples with its values."""
     for source in OPERATOR["sources"]:
         yield source["path"], source.get("helm", {}).get("valuesObject", {})
@@ -59,7 +61,7 @@ def charts() -> Iterator[tuple[str, dict[str, Any]]]:
         yield chart.removeprefix("./"), release["spec"].get("values", {})
 
 
-@pytest.mark.parametrize(("chart", "values"), charts())
+@pytest.mark.parametrize(("chart", "values"), list_charts())
 def test_the_charts_accept_the_values(chart: str, values: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "values.json"
     file.write_text(json.dumps(values))
@@ -78,7 +80,7 @@ def test_argo_cd_applies_on_the_server_and_does_not_delete_a_job_to_change_it() 
 def test_flux_finds_its_folders_and_the_operator_comes_first(control_plane: ControlPlane) -> None:
     operator, models = KUSTOMIZATIONS
     for each in KUSTOMIZATIONS:
-        assert kustomize(control_plane, ROOT / each["spec"]["path"])
+        assert run_kustomize(control_plane, ROOT / each["spec"]["path"])
         assert "force" not in each["spec"], "Flux would delete a job to change it"
     assert operator["spec"]["wait"] is True
     assert models["spec"]["dependsOn"] == [{"name": operator["metadata"]["name"]}]
@@ -90,7 +92,7 @@ def test_flux_waits_for_objects_that_it_applies(control_plane: ControlPlane) -> 
     _, models = KUSTOMIZATIONS
     applied = [
         {"name": each["metadata"]["name"], "kind": each["kind"], "apiVersion": each["apiVersion"]}
-        for each in kustomize(control_plane, GITOPS / "models")
+        for each in run_kustomize(control_plane, GITOPS / "models")
     ]
     for check in models["spec"]["healthChecks"]:
         assert {key: check[key] for key in ("name", "kind", "apiVersion")} in applied

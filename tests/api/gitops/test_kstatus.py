@@ -9,7 +9,7 @@ import yaml
 from finetune_operator.decision import Manifest
 
 from hack.cluster.errors import ClusterError
-from hack.gitops.kstatus import compute_statuses, program
+from hack.gitops.kstatus import build_program, compute_statuses
 from tests.api.gitops.examples import GITOPS
 from tests.unit.gitops import endpoint_cases, job_cases
 from tests.unit.gitops.cases import Case
@@ -20,14 +20,15 @@ ENDS = {"Succeeded": "Current", "Failed": "Failed", "Suspended": "Current"}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _built() -> None:
+def _build() -> None:
     try:
-        program()
+        build_program()
     except ClusterError as reason:
         pytest.skip(f"no kstatus: {reason}")
 
 
-def statuses(*objects: Manifest) -> list[dict[str, str]]:
+def compute_example_statuses(*objects: Manifest) -> list[dict[str, str]]:
+    """The statuses with the healthCheckExprs of the example for Flux."""
     expressions: list[dict[str, Any]] = yaml.safe_load(
         (GITOPS / "flux" / "models.yaml").read_text()
     )["spec"]["healthCheckExprs"]
@@ -36,13 +37,13 @@ def statuses(*objects: Manifest) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_status_is_that_of_the_case(case: Case) -> None:
-    (found,) = statuses(case.observe().found)
+    (found,) = compute_example_statuses(case.observe().found)
     assert found == {"kstatus": case.expected.kstatus, "flux": case.expected.flux}
 
 
 def test_a_job_is_current_or_failed_at_its_end_and_otherwise_in_progress_or_stalled() -> None:
     written = [each for case in job_cases.CASES.all for each in case.observe().written]
-    for job, found in zip(written, statuses(*written), strict=True):
+    for job, found in zip(written, compute_example_statuses(*written), strict=True):
         status = job["status"]
         stalled = any(
             c["type"] == "Stalled" and c["status"] == "True" for c in status["conditions"]
@@ -62,5 +63,5 @@ def test_a_profile_is_current_and_an_object_that_is_being_deleted_terminating() 
         "spec": CPU_PROFILE,
     }
     deleted = {**profile, "metadata": {**metadata, "deletionTimestamp": "2026-01-05T12:00:00Z"}}
-    kinds = [found["kstatus"] for found in statuses(profile, deleted)]
+    kinds = [found["kstatus"] for found in compute_example_statuses(profile, deleted)]
     assert kinds == ["Current", "Terminating"]

@@ -17,8 +17,8 @@ READY = "--for=condition=Ready"
 ENDED = "--for=jsonpath={.status.finishedAt}"
 
 
-def stored(api: Api, namespace: str, name: str) -> Manifest:
-    """The object of a case on the API server, with the status of the case."""
+def store_case(api: Api, namespace: str, name: str) -> Manifest:
+    """Create the object of a case on the API server, with the status of the case."""
     found = CASES[name].observe().found
     metadata = {"name": "glossary", "namespace": namespace}
     made = api.create({**found, "metadata": metadata, "status": None}, namespace)
@@ -27,7 +27,7 @@ def stored(api: Api, namespace: str, name: str) -> Manifest:
     return api.patch(made["kind"], namespace, "glossary", {"status": status}, "status")
 
 
-def returns(plane: ControlPlane, found: Manifest, condition: str) -> bool:
+def has_wait_ended(plane: ControlPlane, found: Manifest, condition: str) -> bool:
     """Whether `kubectl wait` ends before its timeout."""
     what = f"{found['kind'].lower()}/glossary"
     place = ["-n", found["metadata"]["namespace"]]
@@ -52,17 +52,17 @@ def returns(plane: ControlPlane, found: Manifest, condition: str) -> bool:
 def test_an_endpoint_is_waited_for_until_its_roll_out_has_ended(
     control_plane: ControlPlane, api: Api, namespace: str, case: str, ready: bool, settled: bool
 ) -> None:
-    found = stored(api, namespace, case)
-    assert returns(control_plane, found, READY) is ready
-    assert returns(control_plane, found, SETTLED) is settled
+    found = store_case(api, namespace, case)
+    assert has_wait_ended(control_plane, found, READY) is ready
+    assert has_wait_ended(control_plane, found, SETTLED) is settled
 
 
 def test_a_status_of_an_older_spec_ends_no_wait(
     control_plane: ControlPlane, api: Api, namespace: str
 ) -> None:
-    found = stored(api, namespace, "is_ready")
+    found = store_case(api, namespace, "is_ready")
     api.patch("ModelEndpoint", namespace, "glossary", {"spec": {"replicas": 2}})
-    assert not returns(control_plane, found, SETTLED)
+    assert not has_wait_ended(control_plane, found, SETTLED)
 
 
 @pytest.mark.parametrize(
@@ -72,4 +72,4 @@ def test_a_status_of_an_older_spec_ends_no_wait(
 def test_a_job_is_waited_for_until_its_end(
     control_plane: ControlPlane, api: Api, namespace: str, case: str, ended: bool
 ) -> None:
-    assert returns(control_plane, stored(api, namespace, case), ENDED) is ended
+    assert has_wait_ended(control_plane, store_case(api, namespace, case), ENDED) is ended

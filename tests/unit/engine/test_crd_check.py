@@ -22,17 +22,19 @@ WANTED = {kind.name: object_schema(kind) for kind in KINDS}
 JOBS = "finetunejobs.finetune.dev"
 
 
-def at(schema: Any, *path: str) -> Any:
+def get_schema(schema: Any, *path: str) -> Any:
     for name in path:
-        schema = schema[name] if name in ("items", "additionalProperties") else field(schema, name)
+        schema = (
+            schema[name] if name in ("items", "additionalProperties") else get_field(schema, name)
+        )
     return schema
 
 
-def field(schema: Any, name: str) -> Any:
+def get_field(schema: Any, name: str) -> Any:
     return schema["properties"][name]
 
 
-def installed(kind: str = "FineTuneJob") -> tuple[dict[str, Any], Any]:
+def copy_schemas(kind: str = "FineTuneJob") -> tuple[dict[str, Any], Any]:
     """Schemas to change, and that of one kind in them."""
     served = copy.deepcopy(WANTED)
     return served, served[kind]
@@ -43,9 +45,9 @@ def test_equal_crds_lack_nothing() -> None:
 
 
 def test_newer_crds_lack_nothing() -> None:
-    served, job = installed()
-    at(job, "spec")["properties"]["someday"] = {"type": "string"}
-    at(job, "status", "phase")["enum"].append("Someday")
+    served, job = copy_schemas()
+    get_schema(job, "spec")["properties"]["someday"] = {"type": "string"}
+    get_schema(job, "status", "phase")["enum"].append("Someday")
     assert find_missing(WANTED, served) == Missing()
 
 
@@ -54,10 +56,10 @@ def test_a_kind_that_is_not_served_does_not_count() -> None:
 
 
 def test_fields_of_a_spec_and_of_a_status_are_found_with_their_path() -> None:
-    served, job = installed()
-    del at(job, "spec", "training")["properties"]["seed"]
-    del at(job, "spec", "dataset", "train", "items")["properties"]["weight"]
-    del at(job, "status")["properties"]["restarts"]
+    served, job = copy_schemas()
+    del get_schema(job, "spec", "training")["properties"]["seed"]
+    del get_schema(job, "spec", "dataset", "train", "items")["properties"]["weight"]
+    del get_schema(job, "status")["properties"]["restarts"]
     found = find_missing(WANTED, served)
     assert set(found.read) == {
         f"spec.training.seed of {JOBS}",
@@ -67,21 +69,21 @@ def test_fields_of_a_spec_and_of_a_status_are_found_with_their_path() -> None:
 
 
 def test_the_spec_of_an_endpoint_counts_as_written_because_jobs_write_it() -> None:
-    served, endpoint = installed("ModelEndpoint")
-    del at(endpoint, "spec")["properties"]["gpus"]
+    served, endpoint = copy_schemas("ModelEndpoint")
+    del get_schema(endpoint, "spec")["properties"]["gpus"]
     found = find_missing(WANTED, served)
     assert found == Missing(written=("spec.gpus of modelendpoints.finetune.dev",))
 
 
 def test_values_that_an_enumeration_lacks_are_found() -> None:
-    served, job = installed()
-    at(job, "status", "phase")["enum"].remove("Deploying")
+    served, job = copy_schemas()
+    get_schema(job, "status", "phase")["enum"].remove("Deploying")
     assert find_missing(WANTED, served).written == (f"status.phase=Deploying of {JOBS}",)
 
 
 def test_a_profile_has_only_a_spec() -> None:
-    served, profile = installed("AcceleratorProfile")
-    del at(profile, "spec")["properties"]["env"]
+    served, profile = copy_schemas("AcceleratorProfile")
+    del get_schema(profile, "spec")["properties"]["env"]
     found = find_missing(WANTED, served)
     assert found == Missing(read=("spec.env of acceleratorprofiles.finetune.dev",))
 
@@ -147,8 +149,8 @@ def _no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_an_api_server_that_is_unavailable_is_asked_again_until_it_answers(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    served, job = installed()
-    del at(job, "status")["properties"]["restarts"]
+    served, job = copy_schemas()
+    del get_schema(job, "status")["properties"]["restarts"]
     error = Unavailable("503 starting")
     server = ApiServer(error, error, build_document(served), error)
     with caplog.at_level(logging.WARNING):

@@ -16,7 +16,7 @@ CASES = [*job_cases.CASES.all, *endpoint_cases.CASES.all]
 METADATA = {"name": "a", "generation": 1}
 
 
-def health(kind: str, **status: object) -> str:
+def compute_health(kind: str, **status: object) -> str:
     found: Manifest = {"kind": kind, "metadata": METADATA, "status": status}
     return check_health(found)["status"]
 
@@ -35,9 +35,9 @@ def test_the_health_is_that_of_the_case_with_the_message_of_the_status(case: Cas
 
 @pytest.mark.parametrize("kind", ["FineTuneJob", "ModelEndpoint"])
 def test_a_status_without_conditions_is_progressing(kind: str) -> None:
-    assert health(kind) == "Progressing"
-    assert health(kind, observedGeneration=1) == "Progressing"
-    assert health(kind, observedGeneration=1, conditions=[]) == "Progressing"
+    assert compute_health(kind) == "Progressing"
+    assert compute_health(kind, observedGeneration=1) == "Progressing"
+    assert compute_health(kind, observedGeneration=1, conditions=[]) == "Progressing"
 
 
 def test_a_profile_is_healthy_as_it_has_no_status() -> None:

@@ -20,42 +20,50 @@ JOB_CONDITIONS = ("Succeeded", "Reconciling", "Stalled", "Suspended", *STAGE_CON
 ENDPOINT_CONDITIONS = ("Ready", "Reconciling", "Stalled")
 
 
-def conditions(found: Manifest) -> dict[str, Any]:
+def get_conditions(found: Manifest) -> dict[str, Any]:
     return {each["type"]: each for each in (found.get("status") or {}).get("conditions", [])}
 
 
-def reached(cases: list[Case]) -> Iterator[dict[str, Any]]:
+def list_last_statuses(cases: list[Case]) -> Iterator[dict[str, Any]]:
     """The statuses at the end of the cases."""
     for case in cases:
         if status := case.observe().found.get("status"):
             yield status
 
 
-def values(cases: list[Case]) -> set[tuple[str, str]]:
-    return {(each["type"], each["status"]) for s in reached(cases) for each in s["conditions"]}
+def list_condition_values(cases: list[Case]) -> set[tuple[str, str]]:
+    return {
+        (each["type"], each["status"])
+        for s in list_last_statuses(cases)
+        for each in s["conditions"]
+    }
 
 
 def test_a_case_ends_in_every_phase_of_a_job() -> None:
-    assert {status["phase"] for status in reached(JOBS)} == {*get_args(Phase)}
+    assert {status["phase"] for status in list_last_statuses(JOBS)} == {*get_args(Phase)}
 
 
 def test_a_case_ends_in_every_phase_and_revision_state_of_an_endpoint() -> None:
-    assert {status["phase"] for status in reached(ENDPOINTS)} == {*get_args(EndpointPhase)}
-    states = {each["state"] for status in reached(ENDPOINTS) for each in status["revisions"]}
+    assert {status["phase"] for status in list_last_statuses(ENDPOINTS)} == {
+        *get_args(EndpointPhase)
+    }
+    states = {
+        each["state"] for status in list_last_statuses(ENDPOINTS) for each in status["revisions"]
+    }
     assert states == {*get_args(RevisionState)}
 
 
 def test_the_cases_have_every_value_of_every_condition() -> None:
     both = {(kind, value) for kind in JOB_CONDITIONS for value in ("True", "False")}
-    assert values(JOBS) == both | UNKNOWN
+    assert list_condition_values(JOBS) == both | UNKNOWN
     both = {(kind, value) for kind in ENDPOINT_CONDITIONS for value in ("True", "False")}
-    assert values(ENDPOINTS) == both
+    assert list_condition_values(ENDPOINTS) == both
 
 
 @pytest.mark.parametrize("case", [*JOBS, *ENDPOINTS], ids=lambda case: case.name)
 def test_no_status_is_stalled_and_reconciling_at_once(case: Case) -> None:
     for found in case.observe().written:
-        now = conditions(found)
+        now = get_conditions(found)
         assert {now["Stalled"]["status"], now["Reconciling"]["status"]} != {"True"}
         assert {each["observedGeneration"] for each in now.values()} == {
             found["status"]["observedGeneration"]
@@ -66,7 +74,7 @@ def test_no_status_is_stalled_and_reconciling_at_once(case: Case) -> None:
 def test_the_end_of_a_job_is_in_its_conditions(case: Case) -> None:
     """Current for kstatus if it succeeded, Failed if it failed, InProgress while it runs."""
     for found in case.observe().written:
-        now, phase = conditions(found), found["status"]["phase"]
+        now, phase = get_conditions(found), found["status"]["phase"]
         overall = tuple(now[kind]["status"] for kind in ("Succeeded", "Stalled", "Reconciling"))
         if phase in ("Succeeded", "Failed", "Suspended"):
             assert (

@@ -1,4 +1,4 @@
-// kstatus prints for which state Flux takes Kubernetes objects: by the rules of the kstatus library, and by the
+// kstatus prints the state that Flux computes for Kubernetes objects: by the rules of the kstatus library, and by the
 // healthCheckExprs of a Kustomization.
 //
 // Standard input is {"healthCheckExprs": [...], "objects": [...]}, standard output a list with {"kstatus": STATUS,
