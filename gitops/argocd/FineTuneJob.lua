@@ -18,7 +18,7 @@ local health = {status = "Progressing", message = status.message}
 if is_true("Succeeded") then
   health.status = "Healthy"
 elseif is_true("Stalled") then
-  -- The job has failed, or somebody has to provide what the message names.
+  -- The job has failed, or waits for a person to provide what the message names.
   health.status = "Degraded"
 elseif is_true("Suspended") then
   health.status = "Suspended"
