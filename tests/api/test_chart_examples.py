@@ -42,22 +42,11 @@ def test_an_example_has_one_default_profile(values: Path) -> None:
     assert [each.default for each in parsed].count(True) == 1
 
 
-@pytest.mark.parametrize("values", EXAMPLES, ids=lambda path: path.stem)
-def test_a_small_model_on_the_default_profile_takes_no_resources_of_a_whole_node(
-    values: Path,
-) -> None:
-    specs = [o["spec"] for o in rendered_with(values) if o["kind"] == "AcceleratorProfile"]
-    assert not [spec for spec in specs if spec["default"] and "extraResources" in spec]
-
-
-def test_the_pools_of_eks_differ_only_in_what_several_nodes_need() -> None:
+def test_training_on_eks_gets_the_devices_of_the_fabric() -> None:
     objects = rendered_with(OPERATOR / "examples" / "eks-efa.yaml")
-    pools = {o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "AcceleratorProfile"}
-    single, efa = pools.pop("h100-80gb"), pools.pop("h100-80gb-efa")
-    assert pools == {}
-    differ = {key for key in single.keys() | efa.keys() if single.get(key) != efa.get(key)}
-    assert differ == {"default", "maxNodes", "extraResources", "env"}
-    assert single["nodeSelector"].keys() == {"node.kubernetes.io/instance-type"}
+    (pool,) = (o["spec"] for o in objects if o["kind"] == "AcceleratorProfile")
+    assert pool["extraResources"].keys() == {"vpc.amazonaws.com/efa", "hugepages-2Mi"}
+    assert pool["nodeSelector"].keys() == {"node.kubernetes.io/instance-type"}
 
 
 def test_nodes_of_gke_are_selected_by_its_own_label_only() -> None:
