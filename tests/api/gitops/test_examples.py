@@ -40,7 +40,9 @@ def test_no_tool_deletes_a_model_by_accident(control_plane: ControlPlane) -> Non
         "Namespace": "Prune=false,Delete=false",
         "FineTuneJob": "Prune=confirm,Delete=confirm",
     }
-    found = {each["kind"]: each["metadata"] for each in kustomize(control_plane, GITOPS / "models")}
+    found = {
+        each["kind"]: each["metadata"] for each in run_kustomize(control_plane, GITOPS / "models")
+    }
     for kind, options in protected.items():
         annotations = found[kind]["annotations"]
         assert annotations["argocd.argoproj.io/sync-options"] == options
