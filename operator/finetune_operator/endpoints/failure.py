@@ -2,7 +2,7 @@
 
 A server that crashes may have met a broken device, a full node or a slow volume, so its content is
 tried again a few times, each time as a new revision. KServe reports such a crash as a model that
-failed to load. A wrong answer, too little memory or an invalid spec stay the same until somebody
+failed to load. A wrong answer, too little memory or an invalid spec stay the same until a user
 changes something.
 """
 

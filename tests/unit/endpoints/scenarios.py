@@ -27,3 +27,8 @@ def answer_checks(world: World, answer: str) -> None:
         world.settle()
         world.answer_requests(answer=answer)
     world.settle()
+
+
+def repair_profile(world: World) -> None:
+    change = {"spec": {"hostMemoryPerDevice": "8Gi"}}
+    world.change("AcceleratorProfile", "cpu", change, namespace="")
