@@ -20,7 +20,7 @@ AROUND = """Look around:
   kubectl -n {namespace} get ftj,mep
   kubectl -n {namespace} describe ftj {name}
   kubectl -n {namespace} port-forward service/{endpoint} 8000:80 &
-  curl -s localhost:8000/v1/models
+  curl -s --retry 5 --retry-connrefused localhost:8000/v1/models
 The whole report: {report}
 The cluster stays up; `make clean` takes it away."""
 
