@@ -247,40 +247,6 @@ def test_the_values_schema_has_every_field_of_a_profile() -> None:
     assert known == fields - {"default"}
 
 
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ("replica=2", "replica"),
-        ("profiles.default=none-such", 'profiles.default is "none-such"'),
-        ("workspace.size=big", "/workspace/size"),
-        ("workspace.modelRetentionDays=-1", "/workspace/modelRetentionDays"),
-        ("image.digest=sha256:12", "/image/digest"),
-        ("image.tag=a b", "/image/tag"),
-        ("trainer.image.repository=registry/$(NAME)", "/trainer/image/repository"),
-        ("profiles.pools.cpu.memory=6Gi", "/profiles/pools/cpu"),
-        ("logFormat=xml", "/logFormat"),
-        ("workspace.claimName=a..b", "/workspace/claimName"),
-        ("trainer.serviceAccounts={S3}", "/trainer/serviceAccounts/0"),
-        ("watchNamespaces={team.a}", "/watchNamespaces/0"),
-        ("cpuPods.nodeSelector.pool=a b", "/cpuPods/nodeSelector/pool"),
-        ("cpuPods.tolerations[0].operator=Any", "/cpuPods/tolerations/0/operator"),
-        ("cpuPods.limits.gpu=1", "/cpuPods/limits"),
-        ("cpuPods.priorityClassName=system-node-critical", "/cpuPods/priorityClassName"),
-        ("cpuPods.podMetadata.labels.app=x", "invalid propertyName 'app'"),
-        (
-            r"cpuPods.podMetadata.labels.finetune\.dev/stage=x",
-            "invalid propertyName 'finetune.dev/stage'",
-        ),
-        ("cpuPods.env[0].name=LD_PRELOAD,cpuPods.env[0].value=x", "/cpuPods/env/0/name"),
-        ("profiles.pools.cpu.limitsPerDevice.memory=much", "/limitsPerDevice/memory"),
-    ],
-)
-def test_helm_refuses_an_invalid_value_by_name(value: str, message: str) -> None:
-    with pytest.raises(ClusterError) as refusal:
-        template(value)
-    assert message in str(refusal.value)
-
-
 def old_crds(folder: Path) -> Path:
     """The chart of the CRDs as an older version had it: without a field and a column."""
     chart = Path(shutil.copytree(CRDS, folder / "old"))

@@ -70,7 +70,7 @@ def test_the_trainer_starts_as_a_user_that_the_cluster_assigns(running: Platform
 
 
 class Containers(Watching):
-    """The containers of every pod of a job, and the newest state of each pod."""
+    """The containers of every pod of a job."""
 
     def __init__(self, api: client.CoreV1Api, job: str) -> None:
         super().__init__(api.list_namespaced_pod, NAMESPACE)

@@ -14,6 +14,7 @@ from finetune_operator.decision import Manifest
 from finetune_operator.endpoints.failure import RevisionFailure
 from finetune_operator.manifest import IMAGE_REASONS, find_condition, parse_time, read_reason
 from finetune_operator.resources import deployment, servingruntime
+from finetune_operator.resources.resource_requirements import MORE_POOL_MEMORY
 from finetune_operator.stalled import Stalled, choose_stall
 
 MAX_RESTARTS = 3
@@ -115,10 +116,7 @@ def _describe_crash(pod: Manifest, container: dict[str, Any]) -> RevisionFailure
     is_oom = reason == "OOMKilled"
     detail = find_last_error(last.get("message", ""))
     if is_oom:
-        detail = (
-            "raise hostMemoryPerDevice in the AcceleratorProfile, or limitsPerDevice.memory if it "
-            "is set"
-        )
+        detail = MORE_POOL_MEMORY
     return RevisionFailure(
         reason="OOMKilled" if is_oom else "CrashLoop",
         message=f"{text}: {detail}" if detail else text,

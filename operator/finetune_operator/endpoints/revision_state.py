@@ -48,23 +48,22 @@ def assess_revision(
             ),
             now,
         )
-    assessment = _assess_progress(revision, observed, view, patience, now)
-    failure = assessment.problem
-    if isinstance(failure, RevisionFailure):
-        retry_at = find_retry_time(failure.reason, record.failed_before, now)
-        return _fail(replace(failure, retry_at=retry_at), now)
-    return assessment
+    found = _assess_progress(revision, observed, view, patience, now)
+    if isinstance(found, RevisionFailure):
+        retry_at = find_retry_time(found.reason, record.failed_before, now)
+        return _fail(replace(found, retry_at=retry_at), now)
+    return found
 
 
 def _assess_progress(
     revision: Revision, observed: Observed, view: View, patience: timedelta, now: datetime
-) -> Assessment:
+) -> Assessment | RevisionFailure:
     crash = pods.find_crash(revision.pods)
     if crash is not None:
-        return _fail(crash, now)
+        return crash
     progress = workload.check_progress(revision, observed.spec.replicas, now)
     if isinstance(progress, RevisionFailure):
-        return _fail(progress, now)
+        return progress
     if progress == "Starting":
         return _assess_start(revision, observed.spec.replicas, patience, now)
     return _assess_checks(revision, observed, view, now)
@@ -72,14 +71,14 @@ def _assess_progress(
 
 def _assess_start(
     revision: Revision, replicas: int, patience: timedelta, now: datetime
-) -> Assessment:
+) -> Assessment | RevisionFailure:
     stalled = pods.find_stall(revision.pods, patience, now)
     stalled = stalled or workload.find_creation_stall(revision)
     started = pods.find_start_time(revision.pods)
     if started is not None and now - started >= START_TIMEOUT:
         minutes = int(START_TIMEOUT.total_seconds() // 60)
         text = f"no answer {minutes} minutes after the start of the container"
-        return _fail(RevisionFailure("StartTimeout", text), now)
+        return RevisionFailure("StartTimeout", text)
     count = len(pods.select_ready(revision.pods))
     message = stalled.message if stalled else f"{count} of {replicas} pods ready"
     due = [] if started is None else [started + START_TIMEOUT]
@@ -89,7 +88,9 @@ def _assess_start(
     return Assessment("Starting", message, stalled, requeue_after=left)
 
 
-def _assess_checks(revision: Revision, observed: Observed, view: View, now: datetime) -> Assessment:
+def _assess_checks(
+    revision: Revision, observed: Observed, view: View, now: datetime
+) -> Assessment | RevisionFailure:
     ready = pods.select_ready(revision.pods)
     result = parity_check.check_pods(
         ready, observed.name, revision.number, observed.spec.probe, view
@@ -97,7 +98,7 @@ def _assess_checks(revision: Revision, observed: Observed, view: View, now: date
     if result.outcome == "Passed":
         return Assessment("Active")
     if isinstance(result.outcome, RevisionFailure):
-        return _fail(result.outcome, now)
+        return result.outcome
     since = pods.find_ready_time(revision.pods)
     is_unreachable = result.has_error and since is not None and now - since >= UNREACHABLE_AFTER
     return Assessment(

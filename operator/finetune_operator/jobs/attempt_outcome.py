@@ -17,6 +17,7 @@ from finetune_api.stage_result import StageResult
 
 from finetune_operator.jobs.observe import KILL_SLACK, Attempt, PodFacts
 from finetune_operator.jobs.stages.base import Accepted
+from finetune_operator.resources.resource_requirements import MORE_HOST_MEMORY, MORE_POOL_MEMORY
 
 DEVICE_STAGES: tuple[StageName, ...] = ("train", "evaluate")
 FailureKind = Literal["UserError", "Crashed", "Disrupted", "Preempted"]
@@ -33,13 +34,6 @@ PEER_PATIENCE = timedelta(seconds=30)
 happened."""
 CLOCK_SLACK = timedelta(minutes=1)
 """Difference up to which times of kubelets are taken as they are, to find out what came first."""
-POOL_MEMORY = (
-    "raise hostMemoryPerDevice in the AcceleratorProfile, or limitsPerDevice.memory if it is set"
-)
-HOST_MEMORY = (
-    "raise cpuPods.limits.memory in the chart, or the default of the namespace's LimitRange"
-)
-"""What helps against too little memory in pods with devices, and in others."""
 JOB_DELETED = "JobDeleted"
 REFUSED = "RefusedByNode"
 """Reason of a pod that was scheduled and never ran, as for a device that its node does not have."""
@@ -292,7 +286,7 @@ def _infer_failure(attempt: Attempt, pod: PodFacts) -> Failure:
         return Failure(
             reason="OutOfHostMemory",
             message=f"pod {pod.name} was killed for using more host memory than it may",
-            remedy=POOL_MEMORY if attempt.stage in DEVICE_STAGES else HOST_MEMORY,
+            remedy=MORE_POOL_MEMORY if attempt.stage in DEVICE_STAGES else MORE_HOST_MEMORY,
         )
     if pod.refusal:
         return Failure(

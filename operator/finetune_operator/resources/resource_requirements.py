@@ -9,6 +9,13 @@ from finetune_operator.planner.quantity import GIB, multiply_quantity, parse_qua
 
 Quantities = dict[str, str]
 """Quantities by the name of a resource."""
+MORE_POOL_MEMORY = (
+    "raise hostMemoryPerDevice in the AcceleratorProfile, or limitsPerDevice.memory if it is set"
+)
+MORE_HOST_MEMORY = (
+    "raise cpuPods.limits.memory in the chart, or the default of the namespace's LimitRange"
+)
+"""The remedy for a container with devices, or without, that used more memory than its limit."""
 
 
 def build_device_resources(profile: AcceleratorProfileSpec, devices: int) -> dict[str, Any]:

@@ -80,13 +80,18 @@ def build_endpoint(namespace: str, **spec: Any) -> Manifest:
     }
 
 
+def serve_in(api: Api, namespace: str) -> None:
+    """Set another artifact and its probe, as the stage serve of a job does."""
+    served = build_endpoint(namespace, artifact=artifact("b"), probe=probe())
+    del served["spec"]["replicas"]
+    api.apply(served, MANAGER, force=True)
+
+
 def test_an_endpoint_with_its_artifact_in_git_and_a_job_that_serves_in_it_conflict(
     api: Api, namespace: str
 ) -> None:
     api.apply(build_endpoint(namespace, artifact=artifact("a")), ARGOCD)
-    served = build_endpoint(namespace, artifact=artifact("b"), probe=probe())
-    del served["spec"]["replicas"]
-    api.apply(served, MANAGER, force=True)  # as the stage serve does
+    serve_in(api, namespace)
     with pytest.raises(ApiError) as conflict:
         api.apply(build_endpoint(namespace, artifact=artifact("a")), ARGOCD)
     assert conflict.value.status == 409
@@ -99,9 +104,7 @@ def test_an_endpoint_whose_artifact_git_leaves_to_the_job_keeps_it(
 ) -> None:
     """Argo CD leaves ignored fields out of what it applies (RespectIgnoreDifferences)."""
     api.apply(build_endpoint(namespace, artifact=artifact("a")), ARGOCD)
-    served = build_endpoint(namespace, artifact=artifact("b"), probe=probe())
-    del served["spec"]["replicas"]
-    api.apply(served, MANAGER, force=True)
+    serve_in(api, namespace)
     kept = api.apply(build_endpoint(namespace), ARGOCD)["spec"]
     assert (kept["artifact"], kept["replicas"]) == (artifact("b"), 2)
     assert kept["probe"] == probe()

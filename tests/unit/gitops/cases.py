@@ -6,11 +6,14 @@ writes and not what a test author thinks that it writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from finetune_operator.decision import Manifest
+
+from tests.unit.cluster import Cluster
 
 Health = Literal["Healthy", "Progressing", "Degraded", "Suspended"]
 Kstatus = Literal["Current", "InProgress", "Failed", "Unknown"]
@@ -54,12 +57,23 @@ class Case:
     observe: Callable[[], Observed]
 
 
-class Recorded(Protocol):
-    """A world that keeps what the operator wrote."""
+class Recorded(Cluster):
+    """A world around one object, and every status that was written to it."""
 
-    written: list[Manifest]
+    kind: str
+    name: str
 
-    def observe(self) -> Observed: ...
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.written: list[Manifest] = []
+
+    def write_status(self, planned_from: Manifest, status: Mapping[str, Any]) -> Manifest:
+        found = super().write_status(planned_from, status)
+        self.written.append(copy.deepcopy(found))
+        return found
+
+    def observe(self) -> Observed:
+        return Observed(copy.deepcopy(self.need(self.kind, self.name)), tuple(self.written))
 
 
 World = TypeVar("World", bound=Recorded)

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
 from typing import Any
 
-from finetune_operator.decision import EventRecord, Manifest
+from finetune_operator.decision import EventRecord
 from finetune_operator.endpoints.plan import build_rejected_endpoint_status
 
 from tests.unit.endpoints.scenarios import answer_checks
 from tests.unit.endpoints.world import NAME, World, artifact, endpoint
-from tests.unit.gitops.cases import DEGRADED, HEALTHY, PROGRESSING, UNREAD, Cases, Observed
+from tests.unit.gitops.cases import DEGRADED, HEALTHY, PROGRESSING, UNREAD, Cases, Recorded
 
 CRASH = {"reason": "Error", "exitCode": 1, "message": "RuntimeError: no kernel image"}
 
 
-class RecordedWorld(World):
+class RecordedWorld(Recorded, World):
     """An endpoint, and every status that was written to it."""
+
+    kind, name = "ModelEndpoint", NAME
 
     def __init__(self, **spec: Any) -> None:
         super().__init__(endpoint(**spec))
-        self.written: list[Manifest] = []
-
-    def write_status(self, planned_from: Manifest, status: Mapping[str, Any]) -> Manifest:
-        found = super().write_status(planned_from, status)
-        self.written.append(copy.deepcopy(found))
-        return found
-
-    def observe(self) -> Observed:
-        return Observed(copy.deepcopy(self.need("ModelEndpoint", NAME)), tuple(self.written))
 
     def start(self, number: int = 1) -> str:
         """The pod of a revision, which the scheduler has not placed yet."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
 from typing import Any
 
 from finetune_operator.decision import EventRecord, Manifest
@@ -17,27 +15,20 @@ from tests.unit.gitops.cases import (
     SUSPENDED,
     UNREAD,
     Cases,
-    Observed,
+    Recorded,
 )
 from tests.unit.jobs.world import DIGEST, World, failed, job_manifest, recover, training
 
 NO_NODE = "0/2 nodes are available: 2 Insufficient nvidia.com/gpu."
 
 
-class RecordedWorld(World):
+class RecordedWorld(Recorded, World):
     """A job, and every status that was written to it."""
+
+    kind, name = "FineTuneJob", "glossary"
 
     def __init__(self, **spec: Any) -> None:
         super().__init__(job_manifest(**spec))
-        self.written: list[Manifest] = []
-
-    def write_status(self, planned_from: Manifest, status: Mapping[str, Any]) -> Manifest:
-        found = super().write_status(planned_from, status)
-        self.written.append(copy.deepcopy(found))
-        return found
-
-    def observe(self) -> Observed:
-        return Observed(copy.deepcopy(self.job), tuple(self.written))
 
     def start(self, stage: str, phase: str = "Running") -> list[Manifest]:
         """Every stage before this one, and the pods of its first attempt."""
