@@ -121,7 +121,7 @@ async def run_watches(
     Calls `on_start` once kopf runs: kopf has replaced the handlers of SIGTERM and SIGINT by then,
     so the callback must install its own again.
     """
-    asyncio.get_running_loop().set_exception_handler(log_lost_watcher)
+    asyncio.get_running_loop().set_exception_handler(log_lost_task)
     registry = build_registry(client, kinds, event_handlers, on_relist, lease)
     tasks = await kopf.spawn_tasks(
         registry=registry,
@@ -140,13 +140,18 @@ async def run_watches(
         await _cancel_tasks(tasks)
 
 
-def log_lost_watcher(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """An exception handler of asyncio. Where several of kopf's watchers fail at once, kopf awaits
-    one of them; for each of the others asyncio would print a traceback at some later time."""
+def log_lost_task(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """An exception handler of asyncio. Where several of kopf's watchers, or several requests of its
+    discovery, fail at once, kopf awaits one of them; for each of the others asyncio would print a
+    traceback at some later time."""
     task = context.get("future")
-    if isinstance(task, asyncio.Task) and task.get_name().startswith("watcher for "):
-        extra = {"watcher": task.get_name(), "error": repr(context.get("exception"))}
-        log.info("Another watcher failed too", extra=extra)
+    if isinstance(task, asyncio.Task) and _is_of_kopf(task):
+        extra = {
+            "task": task.get_name(),
+            "function": getattr(task.get_coro(), "__name__", ""),
+            "error": repr(context.get("exception")),
+        }
+        log.info("Another task of kopf failed too", extra=extra)
     else:
         loop.default_exception_handler(context)
 

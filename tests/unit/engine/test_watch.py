@@ -5,32 +5,42 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_operator.engine.watch import KOPF_FOLDER, cancel_orphans, log_lost_watcher
+from finetune_operator.engine.watch import KOPF_FOLDER, cancel_orphans, log_lost_task
+
+FAILS = """
+async def fails():
+    raise ConnectionError("gone")
+"""
 
 
 @pytest.mark.parametrize(
-    ("name", "traceback"),
-    [("watcher for jobs.v1.batch@team-a", False), ("a task of another library", True)],
+    ("folder", "name", "traceback"),
+    [
+        (KOPF_FOLDER, "watcher for jobs.v1.batch@team-a", False),
+        (KOPF_FOLDER / "_cogs" / "clients", "Task-5558", False),
+        (KOPF_FOLDER.parent, "a task of another library", True),
+    ],
 )
-def test_a_watcher_that_fails_after_another_is_logged_in_one_line_without_a_traceback(
-    caplog: pytest.LogCaptureFixture, name: str, traceback: bool
+def test_a_task_of_kopf_that_fails_after_another_is_logged_in_one_line_without_a_traceback(
+    caplog: pytest.LogCaptureFixture, folder: Path, name: str, traceback: bool
 ) -> None:
-    async def fails() -> None:
-        raise ConnectionError("gone")
+    scope: dict[str, Any] = {}
+    exec(compile(FAILS, str(folder / "scanning.py"), "exec"), scope)
 
     async def lose() -> None:
-        asyncio.get_running_loop().set_exception_handler(log_lost_watcher)
-        task = asyncio.create_task(fails(), name=name)
+        asyncio.get_running_loop().set_exception_handler(log_lost_task)
+        task = asyncio.create_task(scope["fails"](), name=name)
         await asyncio.wait([task])
 
     caplog.set_level(logging.INFO)
     asyncio.run(lose())
     gc.collect()
     (record,) = (
-        each for each in caplog.records if name in getattr(each, "watcher", each.getMessage())
+        each for each in caplog.records if name in getattr(each, "task", each.getMessage())
     )
     assert bool(record.exc_info) == traceback
 
