@@ -63,7 +63,9 @@ LINT = Part(
         _step("imports", str(BIN / "lint-imports"), PYTHONPATH="operator:trainer_image"),
     ),
 )
-UNIT = Part("unit", (_pytest("unit", "tests/unit"),))
+# Two processes share the tests that hold on a busy machine, too.
+SHARED = ("-n", "2", "--dist", "loadfile")
+UNIT = Part("unit", (_pytest("unit", "tests/unit", *SHARED),))
 # Histories of a whole cluster in memory. Each change runs the same ones, enough of them that
 # everything happens which must; `make sim` draws others every time, and more of them.
 SIM_HISTORIES = ("--seed", "20261121", "--histories", "6000")
@@ -76,12 +78,15 @@ SIM = Part(
 )
 # Words in the names of a few faults; `make mutants` tries all of them.
 SOME_FAULTS = ("crash", "owner", "share", "fence", "last thing", "not frozen", "keeps its devices")
+# These measure how soon a process of the operator acts.
+TIMED = ("tests/api/engine", "tests/api/kserve", "tests/api/test_chart_runs.py")
 API = Part(
     "api",
     (
         _step("cluster programs", PYTHON, "-m", "hack.cluster", "binaries"),
         _step("kstatus", PYTHON, "-m", "hack.gitops.kstatus"),
-        _pytest("api", "tests/api"),
+        _pytest("in two processes", "tests/api", *(f"--ignore={path}" for path in TIMED), *SHARED),
+        _pytest("one at a time", *TIMED),
         _step("some mutants", PYTHON, "-m", "hack.mutants", *SOME_FAULTS),
     ),
 )
@@ -108,7 +113,7 @@ def chosen_tests(arguments: list[str]) -> Part:
     return Part("one", (_pytest("one", *arguments, *PATIENT),))
 
 
-# Tests that hold on a busy machine, too: two processes share them.
+# Tests of the trainer that hold on a busy machine, too.
 INDEPENDENT = tuple(
     f"tests/trainer/{name}"
     for name in (
@@ -125,7 +130,8 @@ TRAINER = Part(
         ML_ENVIRONMENT,
         _trainer_tests(
             "in two processes",
-            *("-n", "2", "--dist", "loadfile", *INDEPENDENT),
+            *SHARED,
+            *INDEPENDENT,
             OMP_NUM_THREADS="1",
         ),
         _trainer_tests(
