@@ -25,6 +25,9 @@ from finetune_operator.engine.kinds import FINETUNE_GROUP, resource
 from finetune_operator.engine.kube_client import ApiError, KubeClient, NotFound, Unavailable
 
 RETRY = 2.0
+REFUSALS = 5
+"""Answers 403 or 404 in a row after which the process continues: an API server that has just
+started gives them as well, until it knows its roles and CRDs."""
 COMMAND = (
     "helm upgrade --install finetune-operator-crds charts/finetune-operator-crds --namespace {}"
 )
@@ -52,12 +55,10 @@ class Missing:
 async def wait_for_crds(client: KubeClient, health: Health, namespace: str) -> bool:
     """Return True once this process may lead; `namespace` is that of the command in the log."""
     wanted = {kind.name: object_schema(kind) for kind in KINDS}
-    reported, is_unavailable = Missing(), False
+    reported, is_unavailable, refusals = Missing(), False, 0
     while True:
         try:
             document = await client.get_openapi(resource("FineTuneJob").api_version)
-        except NotFound:  # no CRDs yet
-            break
         except Unavailable as error:
             if not is_unavailable:
                 log.warning("Cannot compare the CRDs, trying again", extra={"error": str(error)})
@@ -66,10 +67,16 @@ async def wait_for_crds(client: KubeClient, health: Health, namespace: str) -> b
             health.set_unready_reason(f"the CRDs have not been compared: {error}")
             await asyncio.sleep(RETRY)
             continue
-        except ApiError as error:  # it is refused, and would be again
-            log.warning("Cannot compare the CRDs, continuing", extra={"error": str(error)})
+        except ApiError as error:
+            refusals += 1
+            if refusals < REFUSALS:
+                health.set_unready_reason(f"the CRDs have not been compared: {error}")
+                await asyncio.sleep(RETRY)
+                continue
+            if not isinstance(error, NotFound):  # `relist` reports CRDs that are not installed
+                log.warning("Cannot compare the CRDs, continuing", extra={"error": str(error)})
             break
-        is_unavailable = False
+        is_unavailable, refusals = False, 0
         missing = find_missing(wanted, select_served_schemas(document))
         if missing != reported and missing != Missing():
             extra = {"missing": str(missing), "command": COMMAND.format(namespace)}

@@ -167,9 +167,18 @@ async def test_an_api_server_that_is_unavailable_is_asked_again_until_it_answers
 
 
 @pytest.mark.parametrize("error", [Forbidden("403"), ApiError("401"), NotFound("404")])
-async def test_a_refusal_stops_nothing_because_another_request_would_not_help(
-    error: ApiError,
-) -> None:
-    server = ApiServer(error)
+async def test_an_answer_that_stays_a_refusal_stops_nothing(error: ApiError) -> None:
+    server = ApiServer(*[error] * 9)
     await server.wait()
-    assert server.problems == [None]
+    assert server.problems == [None] + [f"the CRDs have not been compared: {error}"] * 4
+
+
+@pytest.mark.parametrize("error", [Forbidden("403"), NotFound("404")])
+async def test_an_api_server_that_has_just_started_refuses_at_first(error: ApiError) -> None:
+    served, job = copy_schemas()
+    del get_schema(job, "status")["properties"]["restarts"]
+    server = ApiServer(error, error, build_document(served))
+    await server.wait()
+    unknown = f"the CRDs have not been compared: {error}"
+    lacking = f"the CRDs lack status.restarts of {JOBS}"
+    assert server.problems == [None, unknown, unknown, lacking]
