@@ -185,6 +185,13 @@ class SpecModel(WireModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class LocalObjectReference(SpecModel):
+    """An object in the namespace of the one that names it."""
+
+    name: ObjectName
+    """metadata.name."""
+
+
 class StatusModel(WireModel):
     """What the operator and the trainer write and read back: unknown fields are ignored."""
 

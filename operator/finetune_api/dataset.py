@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints
 
 from finetune_api.base import (
     FractionPercent,
-    ObjectName,
+    LocalObjectReference,
     PatternMessage,
     SpecModel,
     cel,
@@ -97,8 +97,8 @@ class DataSource(SpecModel):
     sha256: Sha256 | None = None
     """Digest that the content must have, as status.data.sources reports it: the SHA-256 of the one
     file, or of what sha256sum prints for all files in the order of their names."""
-    credentials_secret: ObjectName | None = None
-    """Secret in the job's namespace with the same keys as model.credentialsSecret."""
+    credentials_secret_ref: LocalObjectReference | None = None
+    """Secret in the job's namespace with the same keys as model.credentialsSecretRef."""
 
 
 class TrainSource(DataSource):

@@ -12,7 +12,7 @@ from finetune_api.base import (
     NOT_SPACE,
     SUBDOMAIN,
     AnyValue,
-    ObjectName,
+    LocalObjectReference,
     PatternMessage,
     SpecModel,
     cel,
@@ -86,7 +86,7 @@ class ModelAddress(SpecModel):
     revision: Revision | None = None
     """Branch, tag or commit of an hf:// model; absent means main. Name a commit for reproducible
     runs."""
-    credentials_secret: ObjectName | None = None
+    credentials_secret_ref: LocalObjectReference | None = None
     """Secret in the job's namespace with keys such as HF_TOKEN, AWS_ACCESS_KEY_ID,
     AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL or GOOGLE_APPLICATION_CREDENTIALS_JSON."""
 

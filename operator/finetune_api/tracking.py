@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import StringConstraints
 
-from finetune_api.base import NOT_SPACE, ObjectName, SpecModel, cel, validation_config
+from finetune_api.base import NOT_SPACE, LocalObjectReference, SpecModel, cel, validation_config
 
 TrackerUri = Annotated[str, StringConstraints(pattern=rf"^https?://{NOT_SPACE}+$", max_length=1024)]
 
@@ -43,14 +43,14 @@ class Tracking(SpecModel):
             ".wandb",
         ),
         cel(
-            "!has(self.wandb) || self.wandb.offline || has(self.credentialsSecret)",
+            "!has(self.wandb) || self.wandb.offline || has(self.credentialsSecretRef)",
             "Weights & Biases needs an API key: name a Secret with WANDB_API_KEY in "
-            "credentialsSecret, or set wandb.offline to true",
-            ".credentialsSecret",
+            "credentialsSecretRef, or set wandb.offline to true",
+            ".credentialsSecretRef",
         ),
     )
 
-    credentials_secret: ObjectName | None = None
+    credentials_secret_ref: LocalObjectReference | None = None
     """Secret in the job's namespace with the keys WANDB_API_KEY, MLFLOW_TRACKING_TOKEN,
     MLFLOW_TRACKING_USERNAME or MLFLOW_TRACKING_PASSWORD."""
     wandb: WandB | None = None

@@ -155,7 +155,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "spec.training.learningRate",
     ),
     "a Secret with a wrong name": (
-        {"model__credentialsSecret": "My Token"},
+        {"model__credentialsSecretRef": {"name": "My Token"}},
         "must be the name of an object",
     ),
 }

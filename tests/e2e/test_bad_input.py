@@ -93,7 +93,10 @@ def test_job_waits_for_a_missing_profile_and_goes_on(running: Platform) -> None:
 
 def test_job_waits_for_a_missing_secret_and_goes_on(running: Platform) -> None:
     _absent(running, "secret", "later-token")
-    source = {"uri": "pvc://demo-assets/models/tiny", "credentialsSecret": "later-token"}
+    source = {
+        "uri": "pvc://demo-assets/models/tiny",
+        "credentialsSecretRef": {"name": "later-token"},
+    }
     running.kubectl.apply(tiny_job("waits-secret", model=source))
     _stalled(running, "waits-secret", "SecretNotFound", "later-token")
     running.kubectl.run("create", "secret", "generic", "later-token", "--from-literal=HF_TOKEN=x")

@@ -13,7 +13,7 @@ INPUT = Group(
             "AccessDenied",
             "prepare",
             "The credentials give no read access to an address.",
-            "Put credentials with read access into a Secret and name it in `credentialsSecret`.",
+            "Put credentials with read access into a Secret and name it in `credentialsSecretRef`.",
         ),
         Reason(
             "AdapterIncomplete",
@@ -150,7 +150,7 @@ INPUT = Group(
             "DatasetNotFound",
             "prepare",
             "There is no data set at the address.",
-            "Correct the `uri`; a private data set needs a `credentialsSecret`.",
+            "Correct the `uri`; a private data set needs a `credentialsSecretRef`.",
         ),
         Reason(
             "DeadlineExceeded",
@@ -262,7 +262,7 @@ INPUT = Group(
             "prepare",
             "There is no model, or no adapter, at the address.",
             "Correct the `uri` of the field that the message names; what is private needs a "
-            "`credentialsSecret`.",
+            "`credentialsSecretRef`.",
         ),
         Reason(
             "NoChatTemplate",

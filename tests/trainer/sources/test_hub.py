@@ -185,7 +185,7 @@ def test_model_that_does_not_exist_is_not_found(hub: Hub) -> None:
     assert refusal.reason == "ModelNotFound"
     assert "hf://acme/nothing" in refusal.message
     assert "HF_TOKEN" in (refusal.remedy or "")
-    assert "model.credentialsSecret" in (refusal.remedy or "")
+    assert "model.credentialsSecretRef" in (refusal.remedy or "")
 
 
 def test_revision_that_does_not_exist_is_named(hub: Hub) -> None:
@@ -258,4 +258,4 @@ def test_data_set_that_does_not_exist_is_not_found(hub: Hub) -> None:
     )
     refusal = failure(address).failure
     assert refusal.reason == "DatasetNotFound"
-    assert "dataset.train[0].credentialsSecret" in (refusal.remedy or "")
+    assert "dataset.train[0].credentialsSecretRef" in (refusal.remedy or "")

@@ -47,7 +47,7 @@ def test_the_job_continues_when_its_service_account_is_allowed() -> None:
     assert world.names("Job") == ["glossary-prepare-1"]
 
 
-TRACKED = {"tracking": {"wandb": {"project": "p"}, "credentialsSecret": "w"}}
+TRACKED = {"tracking": {"wandb": {"project": "p"}, "credentialsSecretRef": {"name": "w"}}}
 
 
 @pytest.mark.parametrize("is_tracked", [False, True])

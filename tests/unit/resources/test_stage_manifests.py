@@ -30,10 +30,17 @@ from tests.unit.resources.golden import assert_golden
 
 STAGES = ["prepare", "train", "evaluate", "export"]
 CREDENTIALS = {
-    "model": {"uri": "hf://org/smol", "revision": "v1", "credentialsSecret": "hf-token"},
+    "model": {
+        "uri": "hf://org/smol",
+        "revision": "v1",
+        "credentialsSecretRef": {"name": "hf-token"},
+    },
     "dataset": {
-        "train": [{"uri": "s3://bucket/train.jsonl", "credentialsSecret": "s3-keys"}],
-        "validation": {"uri": "pvc://held-out/eval.jsonl", "credentialsSecret": "s3-keys"},
+        "train": [{"uri": "s3://bucket/train.jsonl", "credentialsSecretRef": {"name": "s3-keys"}}],
+        "validation": {
+            "uri": "pvc://held-out/eval.jsonl",
+            "credentialsSecretRef": {"name": "s3-keys"},
+        },
     },
 }
 GPU_POOL = {
@@ -184,12 +191,14 @@ def test_only_prepare_gets_secrets_claims_and_the_network() -> None:
 
 MIXTURE = {
     "objective": "GRPO",
-    "grpo": {"rewardModel": {"uri": "pvc://judges/one", "credentialsSecret": "judge-keys"}},
+    "grpo": {
+        "rewardModel": {"uri": "pvc://judges/one", "credentialsSecretRef": {"name": "judge-keys"}}
+    },
     "dataset": {
         "train": [
-            {"uri": "s3://one/rows.jsonl", "credentialsSecret": "keys-of-one"},
+            {"uri": "s3://one/rows.jsonl", "credentialsSecretRef": {"name": "keys-of-one"}},
             {"uri": "pvc://two/rows.jsonl"},
-            {"uri": "s3://three/rows.jsonl", "credentialsSecret": "keys-of-three"},
+            {"uri": "s3://three/rows.jsonl", "credentialsSecretRef": {"name": "keys-of-three"}},
         ]
     },
 }

@@ -120,7 +120,7 @@ class Address:
 
     @property
     def _secret_field(self) -> str:
-        return f"{self.spec_field}.credentialsSecret"
+        return f"{self.spec_field}.credentialsSecretRef"
 
 
 def safe_parts(path: str, address: Address) -> tuple[str, ...]:

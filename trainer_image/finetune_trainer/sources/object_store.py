@@ -164,7 +164,7 @@ def open_https(address: Address) -> StoreSource:
 
     if "@" in address.uri.split("://", 1)[1].split("/", 1)[0]:
         remedy = (
-            f"Put USERNAME and PASSWORD into the Secret {address.spec_field}.credentialsSecret."
+            f"Put USERNAME and PASSWORD into the Secret {address.spec_field}.credentialsSecretRef."
         )
         raise address.bad_address("a password does not belong in an address", remedy)
     if "#" in address.uri:

@@ -86,9 +86,9 @@ def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> St
             *(Mount(f"{volumes}/{folder}", folder, is_read_only=True) for folder in artifacts),
         ),
         secrets=[
-            SecretEnv(source.credentials_secret, prefix)
+            SecretEnv(source.credentials_secret_ref.name, prefix)
             for source, prefix in fetched
-            if source.credentials_secret
+            if source.credentials_secret_ref
         ],
         claims=claims,
         service_account_name=ctx.spec.service_account_name,

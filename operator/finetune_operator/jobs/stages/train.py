@@ -121,9 +121,9 @@ def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> St
 def tracker_keys(spec: FineTuneJobSpec) -> list[SecretKey]:
     """The keys of the Secret that the job's trackers read from the environment, and no others."""
     tracking = spec.tracking
-    if tracking is None or tracking.credentials_secret is None:
+    if tracking is None or tracking.credentials_secret_ref is None:
         return []
-    secret, keys = tracking.credentials_secret, []
+    secret, keys = tracking.credentials_secret_ref.name, []
     if tracking.wandb and not tracking.wandb.offline:
         keys.append(SecretKey(secret, "WANDB_API_KEY", is_required=True))
     if tracking.mlflow and tracking.mlflow.tracking_uri:

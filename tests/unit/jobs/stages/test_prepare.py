@@ -37,7 +37,7 @@ def test_an_address_that_no_parser_likes_is_left_to_prepare(uri: str) -> None:
 
 
 def test_the_adapter_has_a_secret_and_a_claim_of_its_own() -> None:
-    adapter = {"uri": "pvc://adapters/first", "credentialsSecret": "first-key"}
+    adapter = {"uri": "pvc://adapters/first", "credentialsSecretRef": {"name": "first-key"}}
     world = World(job_manifest(model={"uri": "hf://acme/tiny", "adapter": adapter}))
     world.add_claim("adapters")
     world.settle()

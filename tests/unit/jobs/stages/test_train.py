@@ -87,7 +87,7 @@ def environment(world: World, stage: str) -> dict[str, Any]:
 
 def test_only_train_sees_the_trackers_keys_and_no_other_key_of_the_secret() -> None:
     tracking = {
-        "credentialsSecret": "trackers",
+        "credentialsSecretRef": {"name": "trackers"},
         "wandb": {"project": "p"},
         "mlflow": {"experiment": "e", "trackingUri": "https://mlflow.example"},
     }
@@ -106,13 +106,13 @@ def test_only_train_sees_the_trackers_keys_and_no_other_key_of_the_secret() -> N
     "trackers", [{"wandb": {"project": "p", "offline": True}}, {"mlflow": {"experiment": "e"}}]
 )
 def test_a_tracker_that_sends_nothing_sees_no_key(trackers: dict[str, Any]) -> None:
-    world = World(job_manifest(tracking={"credentialsSecret": "trackers", **trackers}))
+    world = World(job_manifest(tracking={"credentialsSecretRef": {"name": "trackers"}, **trackers}))
     world.run_until("train")
     assert not [item for item in world.container("train")["env"] if "valueFrom" in item]
 
 
 def test_a_job_waits_for_a_missing_key_of_its_tracker() -> None:
-    tracking = {"credentialsSecret": "trackers", "wandb": {"project": "p"}}
+    tracking = {"credentialsSecretRef": {"name": "trackers"}, "wandb": {"project": "p"}}
     world = World(job_manifest(tracking=tracking))
     world.run_until("train")
     for pod in world.add_pods("glossary-train-1"):
