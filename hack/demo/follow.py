@@ -18,18 +18,14 @@ class TookTooLong(RuntimeError):
 
 
 def line_of(job: dict[str, Any]) -> str:
-    """Phase, step, loss, speed, time left and message of a job, in one line."""
+    """Phase, step, loss and message of a job, in one line."""
     status = job.get("status", {})
     progress = status.get("progress") or {}
     parts = [f"{status.get('phase', 'Pending'):<10}"]
-    if progress.get("summary"):
-        parts.append(f"step {progress['summary']}")
-    if progress.get("lossText"):
-        parts.append(f"loss {progress['lossText']}")
-    if progress.get("tokensPerSecond"):
-        parts.append(f"{progress['tokensPerSecond']:.0f} tokens/s")
-    if progress.get("eta"):
-        parts.append(f"ETA {progress['eta']}")
+    if progress.get("totalSteps"):
+        parts.append(f"step {progress['step']}/{progress['totalSteps']}")
+    if progress.get("loss") is not None:
+        parts.append(f"loss {progress['loss']}")
     if status.get("message"):
         parts.append(str(status["message"]))
     return "  ".join(parts)

@@ -40,7 +40,7 @@ class Column:
 
     name: str
     path: str
-    type: Literal["string", "integer", "boolean", "date"] = "string"
+    type: Literal["string", "integer", "number", "boolean", "date"] = "string"
     priority: int = 0
 
     def to_wire(self) -> dict[str, Any]:
@@ -153,9 +153,9 @@ FINETUNEJOB = Kind(
     status=FineTuneJobStatus,
     columns=(
         Column("Phase", ".status.phase"),
-        Column("Step", ".status.progress.summary"),
-        Column("Loss", ".status.progress.lossText"),
-        Column("ETA", ".status.progress.eta"),
+        Column("Step", ".status.progress.step", "integer"),
+        Column("Steps", ".status.progress.totalSteps", "integer"),
+        Column("Loss", ".status.progress.loss", "number"),
         Column("Message", ".status.message"),
         Column("Model", ".spec.model.uri", priority=1),
         Column("Endpoint", ".status.endpoint.name", priority=1),

@@ -58,12 +58,8 @@ class JobProgress(StatusModel):
     """Optimizer steps (train) or items (other stages) that are done."""
     total_steps: int | None = Field(default=None, ge=0)
     """Steps or items in total, when known."""
-    summary: ShortText = ""
-    """Step and total in a few characters, for kubectl get."""
     loss: float | None = None
-    """Token-weighted training loss of the last step."""
-    loss_text: ShortText | None = None
-    """The loss rounded, for kubectl get."""
+    """Token-weighted training loss of the last step, rounded to five significant digits."""
     tokens_per_second: float | None = None
     """Non-padding training tokens per second over all devices."""
     learning_rate: float | None = None
@@ -86,8 +82,8 @@ class JobProgress(StatusModel):
     """Peak memory of a process on its device, in bytes."""
     stalled_since: ShortText | None = None
     """Since when a rank sends no heartbeat, RFC 3339 in UTC; absent while all ranks do."""
-    eta: ShortText | None = None
-    """Estimated time to the end of the stage, such as 3m20s."""
+    eta_seconds: int | None = Field(default=None, ge=0)
+    """Estimated seconds to the end of the stage; absent while nothing runs."""
     updated_at: ShortText | None = None
     """When the pod reported it, RFC 3339 in UTC."""
 

@@ -53,10 +53,8 @@ JOB_STATUS = FineTuneJobStatus.model_validate(
             "stage": "train",
             "step": 40,
             "totalSteps": 380,
-            "summary": "40/380",
             "loss": 2.3456,
-            "lossText": "2.346",
-            "eta": "3m20s",
+            "etaSeconds": 200,
         },
     }
 ).to_wire()
@@ -92,9 +90,9 @@ def test_kubectl_get_shows_the_state_of_a_job_in_one_line(
     assert row == {
         "NAME": "wish",
         "PHASE": "Training",
-        "STEP": "40/380",
-        "LOSS": "2.346",
-        "ETA": "3m20s",
+        "STEP": "40",
+        "STEPS": "380",
+        "LOSS": "2.3456",
         "MESSAGE": "training on 2 nodes",
     }
     wide = table(control_plane, "ftj", "-n", namespace, "-o", "wide")

@@ -116,7 +116,8 @@ def test_status_tells_phase_plan_and_progress_while_it_runs(seen: Seen) -> None:
     full = [
         status["progress"]
         for status in training
-        if {"step", "totalSteps", "loss", "tokensPerSecond", "eta"} <= set(status["progress"])
+        if {"step", "totalSteps", "loss", "tokensPerSecond", "etaSeconds"}
+        <= set(status["progress"])
     ]
     assert full, "no progress with step, total, loss, tokens per second and ETA was seen"
     assert all(len(status["stages"]) == 5 for status in training)

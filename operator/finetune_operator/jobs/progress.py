@@ -68,9 +68,7 @@ def job_progress(progress: Progress, before: JobProgress | None, now: datetime) 
         stage=progress.stage,
         step=progress.step,
         total_steps=progress.total_steps,
-        summary=_format_summary(progress.step, progress.total_steps),
-        loss=_finite_or_none(progress.loss),
-        loss_text=format_loss(progress.loss),
+        loss=_round_loss(progress.loss),
         tokens_per_second=_round(progress.tokens_per_second),
         learning_rate=_finite_or_none(progress.learning_rate),
         epoch=_round(progress.epoch),
@@ -82,7 +80,7 @@ def job_progress(progress: Progress, before: JobProgress | None, now: datetime) 
         mfu=_round(progress.mfu),
         peak_memory_bytes=progress.peak_memory_bytes,
         stalled_since=_stalled_since(progress, before, now),
-        eta=format_duration(progress.eta_seconds),
+        eta_seconds=_round_up_eta(progress.eta_seconds),
     )
     if before is not None and before.model_copy(update={"updated_at": None}) == new:
         return before
@@ -128,43 +126,37 @@ def progress_message(progress: Progress) -> str | None:
     parts = [f"step {progress.step} of {progress.total_steps}"]
     if speed := _finite_or_none(progress.tokens_per_second):
         parts.append(f"{speed:.0f} tokens/s")
+    if left := format_duration(progress.eta_seconds):
+        parts.append(f"about {left} left")
     return f"{message or 'training'}: {', '.join(parts)}"
 
 
 def initial_progress(plan: TrainPlan) -> JobProgress:
     """What is known before the first response of a training pod."""
-    return JobProgress(
-        stage="train",
-        total_steps=plan.total_steps,
-        summary=f"0/{plan.total_steps}",
-    )
+    return JobProgress(stage="train", total_steps=plan.total_steps)
 
 
 def progress_at_step(progress: JobProgress | None, step: int) -> JobProgress | None:
     """The last progress of training, which continued for some steps after its last report."""
     if progress is None or progress.stage != "train":
         return progress
-    summary = _format_summary(step, progress.total_steps)
-    return progress.model_copy(update={"step": step, "summary": summary})
+    return progress.model_copy(update={"step": step})
 
 
 def clear_running_fields(progress: JobProgress | None) -> JobProgress | None:
     """Progress of a stage of which nothing runs now: no time left, and no rank that is silent."""
-    return progress and progress.model_copy(update={"eta": None, "stalled_since": None})
+    return progress and progress.model_copy(update={"eta_seconds": None, "stalled_since": None})
 
 
 def final_progress(facts: TrainFacts, plan: TrainPlan | None, at: str) -> JobProgress:
     """The last progress of training, from its result."""
-    total = plan.total_steps if plan else None
     is_best = facts.best_eval_loss is not None
     eval_loss = facts.best_eval_loss if is_best else facts.final_eval_loss
     return JobProgress(
         stage="train",
         step=facts.steps,
-        total_steps=total,
-        summary=_format_summary(facts.steps, total),
-        loss=_finite_or_none(facts.final_loss),
-        loss_text=format_loss(facts.final_loss),
+        total_steps=plan.total_steps if plan else None,
+        loss=_round_loss(facts.final_loss),
         tokens_per_second=_round(facts.tokens_per_second),
         world_size=facts.world_size,
         engine=facts.engine,
@@ -191,9 +183,9 @@ def join_few(items: Sequence[str]) -> str:
 
 def format_duration(seconds: float | None) -> str | None:
     """Seconds for people: 45s, 3m20s, 2h05m, 3d04h."""
-    if seconds is None or not 0 <= seconds <= LONGEST:
+    rounded = _round_up_eta(seconds)
+    if rounded is None:
         return None
-    rounded = math.ceil(seconds)
     if rounded < 60:
         return f"{rounded}s"
     if rounded < 3600:
@@ -203,8 +195,13 @@ def format_duration(seconds: float | None) -> str | None:
     return f"{rounded // 86400}d{rounded % 86400 // 3600:02d}h"
 
 
-def _format_summary(step: int, total: int | None) -> str:
-    return f"{step}/{total}" if total else (str(step) if step else "")
+def _round_up_eta(seconds: float | None) -> int | None:
+    return math.ceil(seconds) if seconds is not None and 0 <= seconds <= LONGEST else None
+
+
+def _round_loss(loss: float | None) -> float | None:
+    """Five significant digits, for the column of `kubectl get`."""
+    return None if loss is None else _finite_or_none(float(f"{loss:.5g}"))
 
 
 def _finite_or_none(number: float | None) -> float | None:

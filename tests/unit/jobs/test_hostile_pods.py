@@ -5,6 +5,7 @@ import copy
 import functools
 import json
 import os
+import sys
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ ODD: list[Any] = [
     2**63,
     10**400,
     1e308,
+    sys.float_info.max,
     float("nan"),
     float("inf"),
     "",
@@ -64,6 +66,7 @@ def test_any_number_that_a_pod_reports_is_tolerated(name: str) -> None:
             continue
         checkpoint = checkpoint_status(progress, None)
         wire = [job_progress(progress, None, START).to_wire(), checkpoint and checkpoint.to_wire()]
+        json.dumps(wire, allow_nan=False)
         numbers = [n for each in wire for n in (each or {}).values() if isinstance(n, int)]
         assert all(abs(number) < 2**63 for number in numbers)
         assert len(progress_message(progress) or "") < 4096

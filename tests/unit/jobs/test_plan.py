@@ -72,7 +72,7 @@ def test_a_job_runs_to_its_end_with_an_event_for_every_phase() -> None:
     assert status["endpoint"] == {"name": "glossary", "url": "http://glossary.team-a.svc/v1"}
     assert status["artifact"]["uri"] == "pvc://finetune-workspace/artifacts/glossary-1b4e28ba"
     assert status["training"]["worldSize"] == 2
-    assert (status["progress"]["summary"], status["progress"]["lossText"]) == ("30/30", "2.910")
+    assert [status["progress"][k] for k in ("step", "totalSteps", "loss")] == [30, 30, 2.91]
     assert "failure" not in status
     reasons = [event.reason for event in world.events]
     assert reasons == [
@@ -257,7 +257,7 @@ def test_progress_is_polled_from_index_0_and_shown() -> None:
     assert request.id == f"progress/{pods[0]['metadata']['uid']}"
     assert request.url == "http://10.0.0.7:9400/progress"
     assert decision.requeue_after == SETTINGS.progress_interval
-    assert world.status["progress"]["summary"] == "0/30"
+    assert world.status["progress"]["totalSteps"] == 30
     assert world.status["message"] == "train is running on 2 x 1 cpu with ZeRO2"
 
 

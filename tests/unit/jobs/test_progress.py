@@ -16,7 +16,7 @@ REPORTED: dict[str, Any] = {
     "message": "training",
     "step": 12,
     "totalSteps": 30,
-    "loss": 3.2104,
+    "loss": 3.210456,
     "learningRate": 0.002,
     "tokensPerSecond": 181.23456,
     "etaSeconds": 83.2,
@@ -45,15 +45,13 @@ def report(world: World, request: str, **changes: Any) -> dict[str, Any]:
     return dict(world.status["progress"])
 
 
-def test_a_response_is_shown_for_programs_and_for_kubectl() -> None:
+def test_a_response_is_shown_in_numbers_and_in_a_sentence() -> None:
     world, request = training()
     assert report(world, request) == {
         "stage": "train",
         "step": 12,
         "totalSteps": 30,
-        "summary": "12/30",
-        "loss": 3.2104,
-        "lossText": "3.210",
+        "loss": 3.2105,
         "tokensPerSecond": 181.235,
         "learningRate": 0.002,
         "worldSize": 2,
@@ -62,10 +60,10 @@ def test_a_response_is_shown_for_programs_and_for_kubectl() -> None:
         "evalLoss": 3.3,
         "mfu": 0.412,
         "peakMemoryBytes": 2500000000,
-        "eta": "1m24s",
+        "etaSeconds": 84,
         "updatedAt": "2026-01-05T12:00:00Z",
     }
-    assert world.status["message"] == "training: step 12 of 30, 181 tokens/s"
+    assert world.status["message"] == "training: step 12 of 30, 181 tokens/s, about 1m24s left"
 
 
 def test_a_response_without_news_causes_no_write() -> None:
@@ -96,7 +94,7 @@ def test_last_progress_stays_when_a_pod_does_not_respond(answer: HttpResponse) -
 def test_numbers_that_json_cannot_hold_are_left_out() -> None:
     world, request = training()
     progress = report(world, request, loss=math.nan, tokensPerSecond=math.inf, etaSeconds=math.nan)
-    assert not {"loss", "lossText", "tokensPerSecond", "eta"} & set(progress)
+    assert not {"loss", "tokensPerSecond", "etaSeconds"} & set(progress)
 
 
 def test_progress_of_a_stage_that_has_ended_is_not_shown_for_the_next() -> None:
@@ -122,15 +120,20 @@ def test_duration_is_short(seconds: float, text: str | None) -> None:
 
 def test_the_message_of_a_training_job_has_its_step_with_any_message_of_its_pod() -> None:
     world, request = training()
-    report(world, request, message="", tokensPerSecond=None)
+    report(world, request, message="", tokensPerSecond=None, etaSeconds=None)
     assert world.status["message"] == "training: step 12 of 30"
     report(world, request, message="saving a checkpoint", tokensPerSecond=math.nan)
-    assert world.status["message"] == "saving a checkpoint: step 12 of 30"
+    text = "saving a checkpoint: step 12 of 30, about 1m24s left"
+    assert world.status["message"] == text
 
 
 def test_a_response_with_a_name_too_long_for_the_status_is_ignored() -> None:
     world, request = training()
-    assert report(world, request, engine="E" * 300)["summary"] == "0/30"
+    assert report(world, request, engine="E" * 300) == {
+        "stage": "train",
+        "step": 0,
+        "totalSteps": 30,
+    }
 
 
 @pytest.mark.parametrize(

@@ -148,8 +148,8 @@ def test_message_names_the_step_of_a_preempted_job_and_where_it_resumes(first: i
     message = "train was preempted at step 120, resumes from step 120"
     assert world.status["message"] == world.stage("train")["message"] == message
     assert world.status["checkpoint"] == {"step": 120, "seconds": 2.5}
-    assert world.status["progress"]["summary"] == "120/200"
-    assert "eta" not in world.status["progress"]
+    assert world.status["progress"]["step"] == 120
+    assert "etaSeconds" not in world.status["progress"]
     recover(world, 1)
     message = "train is starting, attempt 2, resumes from step 120: 0 of 2 pods run"
     assert world.status["message"] == message
