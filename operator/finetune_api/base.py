@@ -8,7 +8,7 @@ can read the status or stage result of a newer one.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -19,6 +19,7 @@ from pydantic import (
     JsonValue,
     StringConstraints,
     ValidationError,
+    WithJsonSchema,
 )
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema
@@ -39,6 +40,11 @@ NOT_SPACE = r"[^\x00-\x20\x7f]"
 PERCENT_PATTERN = r"^-?[0-9]{1,3}(\.[0-9]{1,4})?%$"
 FRACTION_PATTERN = r"^([1-9][0-9]?(\.[0-9]{1,4})?|0\.0{0,3}[1-9][0-9]{0,3})%$"
 REASON_PATTERN = r"^[A-Za-z][A-Za-z0-9_]*$"
+CONDITION_TYPE_PATTERN = (
+    r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+    r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$"
+)
+CONDITION_REASON_PATTERN = r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
 
 
@@ -160,6 +166,10 @@ LabelKey = Annotated[
 ShortText = Annotated[str, StringConstraints(max_length=256)]
 LONG_TEXT = 4096
 LongText = Annotated[str, StringConstraints(max_length=LONG_TEXT)]
+Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
+"""A time in RFC 3339, of which the API server checks the format. The model does not: for one time
+in an item, `from_stored` would leave out the whole list."""
+ConditionStatus = Literal["True", "False", "Unknown"]
 Reason = Annotated[str, StringConstraints(pattern=REASON_PATTERN, max_length=128)]
 """Machine-readable cause, as a condition and an event can hold it."""
 
@@ -221,18 +231,20 @@ def list_map_key(key: str) -> dict[str, JsonValue]:
 
 
 class Condition(StatusModel):
-    """A Kubernetes condition (KEP-1623) with the generation that it was computed from."""
+    """A condition with the schema of metav1.Condition (KEP-1623)."""
 
-    type: Annotated[str, StringConstraints(max_length=64)]
+    type: Annotated[str, StringConstraints(pattern=CONDITION_TYPE_PATTERN, max_length=316)]
     """Name of the condition."""
-    status: Annotated[str, StringConstraints(pattern="^(True|False|Unknown)$", max_length=7)]
+    status: ConditionStatus
     """True, False or Unknown."""
-    reason: Annotated[str, StringConstraints(max_length=128)]
+    reason: Annotated[
+        str, StringConstraints(pattern=CONDITION_REASON_PATTERN, min_length=1, max_length=1024)
+    ]
     """Machine-readable cause of the last change, in CamelCase; docs/reasons.md lists all of
     them."""
-    message: LongText = ""
+    message: Annotated[str, StringConstraints(max_length=32768)]
     """Human-readable explanation of the reason."""
-    last_transition_time: Annotated[str, StringConstraints(max_length=32)]
+    last_transition_time: Time
     """When the status last changed, RFC 3339 in UTC."""
     observed_generation: int = Field(default=0, ge=0)
     """metadata.generation of the object that this condition was computed from."""

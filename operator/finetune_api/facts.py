@@ -7,6 +7,8 @@ from pydantic import Field, StringConstraints
 from finetune_api.base import LongText, ShortText, StatusModel
 from finetune_api.protocol import FINITE, Digest
 
+Day = Annotated[str, StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$")]
+
 
 class AdapterFacts(StatusModel):
     """Facts about model.adapter."""
@@ -121,7 +123,7 @@ class DataFacts(StatusModel):
     ignored_columns: list[ShortText] | None = Field(default=None, max_length=32)
     """Columns of the data, and keys of messages as messages[].key, that hold something and are not
     used."""
-    date: ShortText | None = None
+    date: Day | None = None
     """Day, YYYY-MM-DD, that every stage passes to a chat template that prints the current date;
     absent for templates that print none."""
     digest: Digest

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from finetune_api.base import Condition, LongText, ShortText, StatusModel, list_map_key
+from finetune_api.base import Condition, LongText, ShortText, StatusModel, Time, list_map_key
 from finetune_api.evaluation_summary import EvaluationSummary
 from finetune_api.facts import ArtifactRef, DataFacts, ModelFacts, TrainFacts, WorkspaceFacts
 from finetune_api.failure import Failure
@@ -39,11 +39,11 @@ class StageStatus(StatusModel):
     """Whether the stage waits, runs or has ended."""
     attempt: int = Field(default=0, ge=0)
     """Number of the attempt that runs or ran last, counted from 1; 0 before the first."""
-    started_at: ShortText | None = None
+    started_at: Time | None = None
     """Start of the first attempt, RFC 3339 in UTC."""
-    finished_at: ShortText | None = None
+    finished_at: Time | None = None
     """End of the stage, RFC 3339 in UTC."""
-    retry_at: ShortText | None = None
+    retry_at: Time | None = None
     """Earliest start of the next attempt, RFC 3339 in UTC; absent unless one waits."""
     message: LongText | None = None
     """What the stage does, or how it ended."""
@@ -80,11 +80,11 @@ class JobProgress(StatusModel):
     """Model FLOP/s utilisation, 0 to 1, where the profile has peakFlopsPerDevice."""
     peak_memory_bytes: int | None = None
     """Peak memory of a process on its device, in bytes."""
-    stalled_since: ShortText | None = None
+    stalled_since: Time | None = None
     """Since when a rank sends no heartbeat, RFC 3339 in UTC; absent while all ranks do."""
     eta_seconds: int | None = Field(default=None, ge=0)
     """Estimated seconds to the end of the stage; absent while nothing runs."""
-    updated_at: ShortText | None = None
+    updated_at: Time | None = None
     """When the pod reported it, RFC 3339 in UTC."""
 
 
@@ -185,12 +185,12 @@ class FineTuneJobStatus(StatusModel):
     node; suspending and resuming the job clears it."""
     workspace: WorkspaceFacts | None = None
     """What prepare measured on the workspace's volume."""
-    suspended_at: ShortText | None = None
+    suspended_at: Time | None = None
     """When the job was suspended, RFC 3339 in UTC; absent while it is not."""
     suspended_seconds: int = Field(default=0, ge=0)
     """Seconds that the job has spent suspended since it started, without the suspension that still
     lasts."""
-    started_at: ShortText | None = None
+    started_at: Time | None = None
     """When the first stage started, RFC 3339 in UTC."""
-    finished_at: ShortText | None = None
+    finished_at: Time | None = None
     """When the job ended, RFC 3339 in UTC."""

@@ -19,6 +19,7 @@ from finetune_api.base import (
     ShortText,
     SpecModel,
     StatusModel,
+    Time,
     list_map_key,
 )
 from finetune_api.evaluation_summary import ChatMessage
@@ -87,11 +88,11 @@ class RevisionStatus(StatusModel):
     """Fingerprint of artifact, profile, devices and pod; any change of them is a new revision."""
     message: LongText | None = None
     """What the revision waits for, or why it failed."""
-    created_at: ShortText | None = None
+    created_at: Time | None = None
     """When the operator first saw it, RFC 3339 in UTC."""
-    ready_at: ShortText | None = None
+    ready_at: Time | None = None
     """When it first got the traffic, RFC 3339 in UTC."""
-    retry_at: ShortText | None = None
+    retry_at: Time | None = None
     """When a new revision with the same content starts because this one failed, RFC 3339 in UTC."""
     failed_before: int = Field(default=0, ge=0)
     """Revisions with the same content that failed one after the other before this one."""

@@ -75,6 +75,8 @@ def _type(field: Schema) -> str:
         return f"map of {_type(values)}"
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
+    if field.get("format") == "date-time":
+        return "time"
     return str(field.get("type", "any value")) + _limits(field)
 
 

@@ -98,6 +98,16 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(argument)
 
 
+def _number_format(schema: Schema) -> str | None:
+    """Format of a number as Kubernetes has it: int32 for an integer whose bounds fit into it."""
+    if schema.get("type") == "number":
+        return "double"
+    if schema.get("type") != "integer":
+        return None
+    fits = schema.get("minimum", -(2**63)) >= -(2**31) and schema.get("maximum", 2**63) < 2**31
+    return "int32" if fits else "int64"
+
+
 class _Rewriter:
     """Rewrites one model's JSON Schema; `where` is the path for error messages."""
 
@@ -116,13 +126,15 @@ class _Rewriter:
         out |= {key: raw[key] for key in KEPT if key in raw}
         if "const" in raw:
             out["enum"] = [raw["const"]]
+        self._exclusive(raw, out, where)
+        if number_format := _number_format(out):
+            out["format"] = number_format
         default = raw.get("default")
         if self.spec and default is not None and in_list:
             text = f"{default:g}" if isinstance(default, float) else default
             out["description"] += f" Absent means {text}."
         elif self.spec and default is not None:
             out["default"] = default
-        self._exclusive(raw, out, where)
         self._children(raw, out, where, in_list)
         self._check_bounds(out, where)
         return out

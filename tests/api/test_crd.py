@@ -39,7 +39,8 @@ def endpoint(namespace: str, **spec: Any) -> Manifest:
 
 
 def condition(kind: str, status: str = "False") -> dict[str, Any]:
-    return {"type": kind, "status": status, "reason": "Running", "lastTransitionTime": NOW}
+    times = {"lastTransitionTime": NOW}
+    return {"type": kind, "status": status, "reason": "Running", "message": "", **times}
 
 
 JOB_STATUS = FineTuneJobStatus.model_validate(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from finetune_api.base import Condition
+from finetune_api.base import Condition, ConditionStatus
 from finetune_api.modelendpoint import EndpointPhase, ModelEndpointStatus, RevisionStatus
 
 from finetune_operator.decision import EventRecord
@@ -83,9 +83,9 @@ def list_events(old: ModelEndpointStatus, new: ModelEndpointStatus) -> tuple[Eve
         for each in new.revisions
         if before.get(each.revision) != each.state and (event := _build_revision_event(each))
     ]
-    stalled, was = _find_condition(new, "Stalled"), _find_condition(old, "Stalled")
-    is_new = stalled.status == "True" and (was.status != "True" or was.reason != stalled.reason)
-    if is_new and not any(each.type == "Warning" for each in events):
+    stalled, was = _find_stall(new), _find_stall(old)
+    is_new = stalled is not None and (was is None or was.reason != stalled.reason)
+    if stalled and is_new and not any(each.type == "Warning" for each in events):
         events.append(EventRecord("Warning", stalled.reason, stalled.message))
     return tuple(events)
 
@@ -184,7 +184,7 @@ def _merge_conditions(
     before = {each.type: each for each in old}
     merged = []
     for kind, (is_true, reason, message) in desired.items():
-        status = "True" if is_true else "False"
+        status: ConditionStatus = "True" if is_true else "False"
         last = before.get(kind)
         since = last.last_transition_time if last and last.status == status else format_time(now)
         merged.append(
@@ -210,6 +210,7 @@ def _select_newest(
     return [records[number] for number in numbers]
 
 
-def _find_condition(status: ModelEndpointStatus, kind: str) -> Condition:
-    absent = Condition(type=kind, status="Unknown", reason="", last_transition_time="")
-    return next((each for each in status.conditions if each.type == kind), absent)
+def _find_stall(status: ModelEndpointStatus) -> Condition | None:
+    """The condition Stalled where it is True."""
+    found = (e for e in status.conditions if e.type == "Stalled" and e.status == "True")
+    return next(found, None)

@@ -8,7 +8,7 @@ at once.
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from finetune_api.base import Condition
+from finetune_api.base import Condition, ConditionStatus
 from finetune_api.finetunejob import FineTuneJobStatus, StageStatus
 from finetune_api.protocol import StageName
 
@@ -28,7 +28,7 @@ STAGE_CONDITIONS: Mapping[StageName, str] = {
 EVENT_LIMIT = 1000
 """Characters of an event's message."""
 
-Desired = tuple[str, str, str, str]
+Desired = tuple[str, ConditionStatus, str, str]
 """Type, status, reason, message."""
 
 
@@ -103,7 +103,7 @@ def _build_suspended_condition(status: FineTuneJobStatus) -> Desired:
 
 
 def _build_stage_condition(status: FineTuneJobStatus, stage: StageStatus) -> Desired:
-    value = "True" if stage.state == "Succeeded" else "False"
+    value: ConditionStatus = "True" if stage.state == "Succeeded" else "False"
     reason: str = stage.state
     if stage.state == "Failed" and status.failure:
         reason = status.failure.reason

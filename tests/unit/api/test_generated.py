@@ -1,7 +1,8 @@
-"""The generated files in the repository are up to date."""
+"""The generated files are up to date, and the schemas follow the conventions of Kubernetes."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,3 +75,59 @@ def test_no_item_of_a_list_has_a_default(name: str) -> None:
 
     (version,) = yaml.safe_load(FOLDERS["crds"][name])["spec"]["versions"]
     assert list(look(version["schema"], False)) == []
+
+
+def fields(schema: Any) -> Iterator[tuple[str, Any]]:
+    """Name and schema of every field below a schema."""
+    if isinstance(schema, dict):
+        yield from schema.get("properties", {}).items()
+        for each in schema.values():
+            yield from fields(each)
+
+
+STATUSES = [kind for kind in crd.KINDS if kind.status]
+
+
+@pytest.mark.parametrize("kind", STATUSES, ids=lambda kind: kind.name)
+def test_every_time_of_a_status_has_the_format_of_a_time(kind: crd.Kind) -> None:
+    status = crd.object_schema(kind)["properties"]["status"]
+    times = {name: field for name, field in fields(status) if re.search("(At|Since|Time)$", name)}
+    assert times
+    assert {name for name, field in times.items() if field.get("format") != "date-time"} == set()
+
+
+@pytest.mark.parametrize("kind", STATUSES, ids=lambda kind: kind.name)
+def test_a_condition_has_the_schema_of_kubernetes(kind: crd.Kind) -> None:
+    """As controller-gen writes metav1.Condition."""
+    status = crd.object_schema(kind)["properties"]["status"]
+    schema = status["properties"]["conditions"]["items"]
+    dropped = ("description", "default")
+    properties = {
+        name: {key: value for key, value in field.items() if key not in dropped}
+        for name, field in schema["properties"].items()
+    }
+    assert sorted(schema["required"]) == [
+        "lastTransitionTime",
+        "message",
+        "reason",
+        "status",
+        "type",
+    ]
+    assert properties == {
+        "lastTransitionTime": {"type": "string", "format": "date-time"},
+        "message": {"type": "string", "maxLength": 32768},
+        "observedGeneration": {"type": "integer", "format": "int64", "minimum": 0},
+        "reason": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 1024,
+            "pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
+        },
+        "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
+        "type": {
+            "type": "string",
+            "maxLength": 316,
+            "pattern": r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+            r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$",
+        },
+    }

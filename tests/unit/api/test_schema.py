@@ -60,6 +60,7 @@ def test_an_inner_model_is_inlined_with_the_description_of_the_field() -> None:
         "description": "How many.",
         "type": "integer",
         "minimum": 1,
+        "format": "int64",
         "default": 3,
     }
 
@@ -83,12 +84,37 @@ def test_an_exclusive_bound_becomes_a_flag() -> None:
     assert properties()["share"] == {
         "description": "A share.",
         "type": "number",
+        "format": "double",
         "minimum": 0,
         "exclusiveMinimum": True,
         "maximum": 1,
         "exclusiveMaximum": True,
         "default": 0.5,
     }
+
+
+@pytest.mark.parametrize(
+    ("bounds", "number_format"),
+    [
+        ({}, "int64"),
+        ({"ge": 0}, "int64"),
+        ({"ge": 0, "le": 2**31 - 1}, "int32"),
+        ({"ge": -(2**31), "lt": 2**31}, "int64"),
+        ({"ge": 0, "le": 2**32 - 1}, "int64"),
+        ({"ge": -(2**31) - 1, "le": 5}, "int64"),
+    ],
+)
+def test_the_bounds_of_an_integer_decide_its_format(
+    bounds: dict[str, int], number_format: str
+) -> None:
+    class Sized(SpecModel):
+        """Something with a size."""
+
+        size: int = Field(**bounds)
+        """Its size."""
+
+    schema = structural_schema(Sized, spec=True)
+    assert schema["properties"]["size"]["format"] == number_format
 
 
 def test_lists_and_maps_keep_their_bounds_and_defaults() -> None:
