@@ -134,7 +134,7 @@ def _limit_rule(limit: str, request: str) -> dict[str, JsonValue]:
     path = f"self.limitsPerDevice.{limit}"
     return cel(
         f"!has(self.limitsPerDevice) || !has({path}) || "
-        f"quantity({path}).compareTo(quantity(self.{request})) >= 0",
+        f"quantity(string({path})).compareTo(quantity(string(self.{request}))) >= 0",
         f"limitsPerDevice.{limit} is less than {request}, which is requested; raise it, or lower "
         f"{request}",
         f".limitsPerDevice.{limit}",
@@ -156,16 +156,16 @@ class AcceleratorProfileSpec(SpecModel):
         ),
         cel(
             "!has(self.extraResources) || self.extraResources.all(name, "
-            "quantity(self.extraResources[name]).isInteger() && "
-            "quantity(self.extraResources[name]).asInteger() > 0)",
+            "quantity(string(self.extraResources[name])).isInteger() && "
+            "quantity(string(self.extraResources[name])).asInteger() > 0)",
             "quantities of extraResources must be whole numbers above 0",
             ".extraResources",
         ),
         cel(
             "!has(self.extraResources) || self.extraResources.all(name, "
             "!name.startsWith('hugepages-') || "
-            "!quantity(self.extraResources[name]).isInteger() || "
-            "quantity(self.extraResources[name]).asInteger() % "
+            "!quantity(string(self.extraResources[name])).isInteger() || "
+            "quantity(string(self.extraResources[name])).asInteger() % "
             "quantity(name.substring(10)).asInteger() == 0)",
             "hugepages of extraResources must be a multiple of the size of their pages",
             ".extraResources",

@@ -23,7 +23,10 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema
-from pydantic_core.core_schema import no_info_after_validator_function
+from pydantic_core.core_schema import (
+    no_info_after_validator_function,
+    no_info_before_validator_function,
+)
 
 CHILD_NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 CHILD_NAME_MAX = 40
@@ -45,7 +48,9 @@ CONDITION_TYPE_PATTERN = (
     r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$"
 )
 CONDITION_REASON_PATTERN = r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"
-QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
+QUANTITY_PATTERN = r"^\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)([mkMGTP]|[KMGTP]i|[eE][-+]?[0-9]{1,2})?$"
+"""What Kubernetes reads as a quantity, without signs and units that make no sense here."""
+INT_OR_STRING = "x-kubernetes-int-or-string"
 
 
 def cel(rule: str, message: str, field_path: str | None = None) -> dict[str, JsonValue]:
@@ -102,6 +107,31 @@ class RefusedPattern:
 
 
 @dataclass(frozen=True)
+class OrInteger:
+    """Makes the API server store an integer too, which the model reads as its text."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return no_info_before_validator_function(self._to_text, handler(source))
+
+    def _to_text(self, value: object) -> object:
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        return str(value) if is_integer else value
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        out = handler(schema)
+        del out["type"]
+        rules = [
+            {**each, "rule": each["rule"].replace("self.", "string(self).")}
+            for each in out["x-kubernetes-validations"]
+        ]
+        return {**out, INT_OR_STRING: True, "x-kubernetes-validations": rules}
+
+
+@dataclass(frozen=True)
 class CheckedKeys:
     """Makes the API server check the keys of a map as the model does."""
 
@@ -152,6 +182,7 @@ Quantity = Annotated[
     str,
     StringConstraints(pattern=QUANTITY_PATTERN, max_length=20),
     PatternMessage("must be a quantity such as 80Gi, 500m or 4"),
+    OrInteger(),
 ]
 LabelValue = Annotated[
     str,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune_api import API_VERSION
+from finetune_api.base import INT_OR_STRING
 from finetune_api.schema import Schema
 
 HEAD = f"""<!-- Generated from the models by `make crds`; edit those. -->
@@ -65,7 +66,7 @@ def _rules(schema: Schema, path: str) -> Iterator[str]:
 
 
 def _of_scalar(schema: Schema) -> bool:
-    return schema["type"] not in ("object", "array")
+    return schema.get("type") not in ("object", "array")
 
 
 def _type(field: Schema) -> str:
@@ -77,6 +78,8 @@ def _type(field: Schema) -> str:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if field.get("format") == "date-time":
         return "time"
+    if INT_OR_STRING in field:
+        return "integer or string"
     return str(field.get("type", "any value")) + _limits(field)
 
 

@@ -14,10 +14,12 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
+from finetune_api.base import INT_OR_STRING
+
 Schema = dict[str, Any]
 
 ANY_VALUE = "x-kubernetes-preserve-unknown-fields"
-"""On a value of any type; every other one has a type."""
+"""On a value of any type; every other one has a type, or INT_OR_STRING."""
 KEPT = (
     "type",
     "format",
@@ -35,6 +37,7 @@ KEPT = (
     "x-kubernetes-list-type",
     "x-kubernetes-list-map-keys",
     ANY_VALUE,
+    INT_OR_STRING,
 )
 REWRITTEN = (
     "$ref",
@@ -151,7 +154,7 @@ class _Rewriter:
             target = self.definitions[raw["$ref"].rsplit("/", 1)[1]]
             rest = {key: value for key, value in raw.items() if key != "$ref"}
             return self._resolve({**target, **rest}, where)
-        if "type" not in raw and ANY_VALUE not in raw:
+        if not {"type", ANY_VALUE, INT_OR_STRING} & raw.keys():
             raise SchemaError(f"{where}: give it a type; a CRD needs one for every field")
         return raw
 

@@ -348,6 +348,7 @@ def test_keys_and_values_of_labels_are_checked_as_in_the_api() -> None:
         ),
         ("cpuPods.env[0].name=LD_PRELOAD,cpuPods.env[0].value=x", "/cpuPods/env/0/name"),
         ("profiles.pools.cpu.limitsPerDevice.memory=much", "/limitsPerDevice/memory"),
+        ("profiles.pools.cpu.limitsPerDevice.memory=-1", "/limitsPerDevice/memory"),
     ],
 )
 def test_helm_refuses_an_invalid_value_with_its_path(value: str, path: str) -> None:
@@ -376,5 +377,9 @@ def test_the_api_server_accepts_a_release_with_every_value(control_plane: Contro
         "tolerations[0].operator=Exists",
         "tolerations[0].effect=NoExecute",
         "tolerations[0].tolerationSeconds=60",
+        "cpuPods.limits.memory=8589934592",
+        "workspace.size=107374182400",
+        "profiles.pools.cpu.memoryPerDevice=8589934592",
+        "profiles.pools.cpu.cpuPerDevice=1",
     ]
     dry_run(control_plane, rendered(*values, namespace=SYSTEM))

@@ -13,15 +13,17 @@ _SUFFIXES = {
     "M": Decimal(10**6),
     "G": Decimal(10**9),
     "T": Decimal(10**12),
+    "P": Decimal(10**15),
     "Ki": Decimal(2**10),
     "Mi": Decimal(2**20),
     "Gi": Decimal(2**30),
     "Ti": Decimal(2**40),
+    "Pi": Decimal(2**50),
 }
 
 
 def parse_quantity(quantity: str) -> Decimal:
-    """The number that a quantity such as 80Gi or 500m means."""
+    """The number that a quantity such as 80Gi, 500m or 1e3 means."""
     for length in (2, 1):
         factor = _SUFFIXES.get(quantity[-length:])
         if factor is not None:

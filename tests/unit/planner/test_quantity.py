@@ -15,6 +15,12 @@ from hypothesis import strategies as st
         ("1500m", 1),
         ("9223372036854775807", 2**63 - 1),
         ("10000000000G", 2**63 - 1),
+        ("1e99", 2**63 - 1),
+        ("1.5e3", 1500),
+        ("15E-1", 1),
+        ("2P", 2 * 10**15),
+        (".5Pi", 2**49),
+        ("+4.", 4),
     ],
 )
 def test_a_quantity_is_rounded_down_and_clamped_to_64_bits(quantity: str, number: int) -> None:
@@ -24,7 +30,7 @@ def test_a_quantity_is_rounded_down_and_clamped_to_64_bits(quantity: str, number
 @settings(deadline=None)
 @given(
     st.integers(0, 10**6),
-    st.sampled_from(["", "m", "k", "M", "G", "T", "Ki", "Mi", "Gi", "Ti"]),
+    st.sampled_from(["", "m", "k", "M", "G", "T", "P", "Ki", "Mi", "Gi", "Ti", "Pi", "e3", "E-1"]),
     st.integers(1, 64),
 )
 def test_a_multiple_of_a_quantity_has_the_multiple_of_its_value(
