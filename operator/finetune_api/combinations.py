@@ -123,7 +123,7 @@ def _adam_rules() -> Iterator[Rule]:
 
 
 ALL_VALUES: Mapping[str, tuple[str, ...]] = {
-    "method.type": ("LoRA", "Full", "QLoRA", "DoRA", "IA3", "AdaLoRA", "Prefix", "Bottleneck"),
+    "method.type": ("LoRA", "Full", "QLoRA", "DoRA", "IA3", "AdaLoRA", "Prefix"),
     "objective": get_args(Objective),
     "compute.strategy": ("DDP", *ZERO_STRATEGIES, "FSDP"),
     "dataset.format": get_args(Format),
@@ -157,12 +157,6 @@ FORMATS: Mapping[tuple[Objective, ...], tuple[Format, ...]] = {
 RULES: tuple[Rule, ...] = (
     *_section_rules(),
     *_format_rules(),
-    Rule(
-        (Is("method.type", ("Bottleneck",)),),
-        "method.type Bottleneck is not supported: no maintained library adds bottleneck adapters "
-        "to current transformers, and vLLM cannot serve them; set method.type to LoRA or DoRA",
-        "method.type",
-    ),
     Rule(
         (Is("method.type", ("Prefix",)), Is("training.packing", (True,))),
         "method Prefix does not support packing: only the first example of a sequence would have "

@@ -124,12 +124,10 @@ class MixtureOfExperts(SpecModel):
 class Method(SpecModel):
     """What is trained."""
 
-    type: Literal["LoRA", "Full", "QLoRA", "DoRA", "IA3", "AdaLoRA", "Prefix", "Bottleneck"] = (
-        "LoRA"
-    )
+    type: Literal["LoRA", "Full", "QLoRA", "DoRA", "IA3", "AdaLoRA", "Prefix"] = "LoRA"
     """LoRA, QLoRA (on a four-bit base), DoRA (Liu et al. 2024, arXiv 2402.09353), AdaLoRA and IA3
     train adapters, which export merges into the model. Prefix trains a prefix, which stays an
-    adapter. Full trains every weight. The API server rejects Bottleneck."""
+    adapter. Full trains every weight."""
     lora: LoRA | None = None
     """Settings of LoRA, QLoRA and DoRA; absent means their defaults."""
     quantization: Quantization | None = None

@@ -37,7 +37,6 @@ METHODS: dict[str, dict[str, Any]] = {
         "moe": {"experts": True},
     },
     "Full with experts": {"type": "Full", "moe": {}},
-    "Bottleneck": {"type": "Bottleneck"},
 }
 RATES = {"Full": 3e-3, "Full with experts": 3e-3, "IA3": 5e-2, "Prefix": 2e-2, "AdaLoRA": 2e-2}
 OBJECTIVES: dict[str, dict[str, Any]] = {

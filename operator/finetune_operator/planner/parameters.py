@@ -85,8 +85,7 @@ def trainable_parameters(model: ModelFacts, method: Method) -> int:
             settings = method.adalora or AdaLoRA()
             # One singular value in addition to a column and a row.
             return settings.initial_rank * _parameters_per_rank(model, settings.target_modules, 1)
-        case "LoRA" | "QLoRA" | "DoRA" | "Bottleneck":
-            # The API server rejects Bottleneck.
+        case "LoRA" | "QLoRA" | "DoRA":
             lora = method.lora or LoRA()
             count = lora.rank * _parameters_per_rank(model, lora.target_modules)
             if method.moe and method.moe.experts:

@@ -51,6 +51,11 @@ def test_a_message_says_what_to_do_in_one_sentence() -> None:
         assert any(word in rule.message for word in ("leave", "set ", "use ")), rule.message
 
 
+def test_no_value_is_refused_in_every_job() -> None:
+    """Such a value has no place in the API."""
+    assert [rule.message for rule in RULES if len(rule.when) < 2] == []
+
+
 def test_every_admitted_job_can_be_trained_with_a_strategy() -> None:
     cells = itertools.product(
         ALL_VALUES["method.type"], ALL_VALUES["objective"], OPTIMIZERS, OFFLOAD
@@ -91,7 +96,7 @@ def test_an_absent_switch_is_on_wherever_it_is_allowed(name: str) -> None:
 
 
 def test_a_change_that_breaks_no_further_rule_is_allowed() -> None:
-    broken = spec(method={"type": "Bottleneck"})
+    broken = spec(method={"type": "DoRA"}, training={"compile": True})
     assert refusal_messages(broken)
     assert allows(broken, training__packing=True)
     assert not allows(broken, method__type="Prefix", training__packing=True)
