@@ -51,6 +51,7 @@ CONDITION_REASON_PATTERN = r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"
 QUANTITY_PATTERN = r"^\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)([mkMGTP]|[KMGTP]i|[eE][-+]?[0-9]{1,2})?$"
 """What Kubernetes reads as a quantity, without signs and units that make no sense here."""
 INT_OR_STRING = "x-kubernetes-int-or-string"
+LIST_TYPE = "x-kubernetes-list-type"
 
 
 def cel(rule: str, message: str, field_path: str | None = None) -> dict[str, JsonValue]:
@@ -229,6 +230,8 @@ class SpecModel(WireModel):
 class LocalObjectReference(SpecModel):
     """An object in the namespace of the one that names it."""
 
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"x-kubernetes-map-type": "atomic"})
+
     name: ObjectName
     """metadata.name."""
 
@@ -258,7 +261,12 @@ def validation_config(*rules: dict[str, JsonValue]) -> ConfigDict:
 
 def list_map_key(key: str) -> dict[str, JsonValue]:
     """The json_schema_extra of a list whose items are identified by one of their fields."""
-    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
+    return {LIST_TYPE: "map", "x-kubernetes-list-map-keys": [key]}
+
+
+LIST_SET: dict[str, JsonValue] = {LIST_TYPE: "set"}
+"""The json_schema_extra of a list of names without duplicates, in any order. Not for one with a
+default: the first item that somebody applies would join those of the default."""
 
 
 class Condition(StatusModel):

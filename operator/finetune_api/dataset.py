@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import (
+    LIST_SET,
     FractionPercent,
     LocalObjectReference,
     PatternMessage,
@@ -171,7 +172,8 @@ class Dataset(SpecModel):
     )
 
     train: list[TrainSource] = Field(min_length=1, max_length=16)
-    """Training data; several sources are a mixture of tasks in one format."""
+    """Training data; several sources are a mixture of tasks in one format. A patch replaces the
+    whole list: two sources may have one address, with other splits."""
     temperature: float = Field(default=1.0, ge=1, le=100)
     """Temperature T of the mixture: a source of n examples is sampled in proportion to
     weight * n^(1/T) (Raffel et al. 2020, arXiv 1910.10683, section 3.5.2). With 1 every example
@@ -190,7 +192,9 @@ class Dataset(SpecModel):
     label) and preference, GRPO accepts prompt."""
     columns: Columns = Field(default_factory=Columns)
     """Column names where they differ from the default names."""
-    ignore_columns: list[Column] = Field(default_factory=list, max_length=64)
+    ignore_columns: list[Column] = Field(
+        default_factory=list, max_length=64, json_schema_extra=LIST_SET
+    )
     """Columns that are left out although they mean something; prepare refuses columns such as
     images or tools where it cannot use them."""
     invalid_rows: InvalidRows = Field(default_factory=InvalidRows)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.base import SpecModel, cel, validation_config
+from finetune_api.base import LIST_SET, SpecModel, cel, validation_config
 
 
 class LoRA(SpecModel):
@@ -29,7 +29,7 @@ class LoRA(SpecModel):
     rank_stabilized: bool = False
     """Scale the update by alpha / sqrt(rank), rsLoRA (Kalajdzievski 2023, arXiv 2312.03732)."""
     modules_to_save: list[Annotated[str, StringConstraints(min_length=1, max_length=128)]] = Field(
-        default_factory=list, max_length=16
+        default_factory=list, max_length=16, json_schema_extra=LIST_SET
     )
     """Names of embeddings, heads, norms or linear layers without adapters, all of whose weights are
     trained next to the adapters, such as embed_tokens and lm_head for a base model whose chat
@@ -88,13 +88,13 @@ class IA3(SpecModel):
     2205.05638)."""
 
     target_modules: list[Annotated[str, StringConstraints(min_length=1, max_length=128)]] = Field(
-        default_factory=list, max_length=64
+        default_factory=list, max_length=64, json_schema_extra=LIST_SET
     )
     """Names of the modules that are scaled; empty means keys, values and the last layer of each
     feed-forward block, or the one layer in which an architecture computes queries, keys and
     values."""
     feedforward_modules: list[Annotated[str, StringConstraints(min_length=1, max_length=128)]] = (
-        Field(default_factory=list, max_length=64)
+        Field(default_factory=list, max_length=64, json_schema_extra=LIST_SET)
     )
     """The targetModules whose input is scaled instead of their output; empty means those with the
     usual name of a last feed-forward layer."""

@@ -61,8 +61,8 @@ class Tokenizer(SpecModel):
     special_tokens: list[Annotated[str, StringConstraints(min_length=1, max_length=64)]] = Field(
         default_factory=list, max_length=64
     )
-    """Tokens that are added to the vocabulary, which must not contain them yet; the embedding gets
-    a row for each, which is trained."""
+    """Tokens that are added to the vocabulary in this order, which must not contain them yet; the
+    embedding gets a row for each, which is trained."""
     chat_template: Annotated[str, StringConstraints(min_length=1, max_length=32768)] | None = None
     """Jinja template that replaces the model's own; a base model needs one to learn conversations.
     Its special tokens must be in the vocabulary or in specialTokens; the token that ends an answer

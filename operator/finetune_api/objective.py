@@ -119,7 +119,8 @@ class GRPO(SpecModel):
     )
 
     rewards: list[RewardFunction] = Field(default_factory=list, max_length=8)
-    """Reward functions, whose values are summed with their weights."""
+    """Reward functions, whose values are summed with their weights. A patch replaces the whole
+    list: two of them may have one type, with other patterns."""
     reward_model: ModelAddress | None = None
     """A sequence classifier with one output, such as the artifact of a Reward job; its score of
     the conversation is added with weight 1."""

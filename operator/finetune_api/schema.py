@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
-from finetune_api.base import INT_OR_STRING
+from finetune_api.base import INT_OR_STRING, LIST_TYPE
 
 Schema = dict[str, Any]
 
@@ -34,8 +34,9 @@ KEPT = (
     "minProperties",
     "maxProperties",
     "x-kubernetes-validations",
-    "x-kubernetes-list-type",
+    LIST_TYPE,
     "x-kubernetes-list-map-keys",
+    "x-kubernetes-map-type",
     ANY_VALUE,
     INT_OR_STRING,
 )
@@ -160,6 +161,8 @@ class _Rewriter:
 
     def _children(self, raw: Schema, out: Schema, where: str, in_list: bool) -> None:
         if "items" in raw:
+            # Items without a name of their own, or whose order counts: one owner has the list.
+            out.setdefault(LIST_TYPE, "atomic")
             out["items"] = self.rewrite(raw["items"], f"{where}[]", in_list=True)
         if isinstance(values := raw.get("additionalProperties"), dict):
             out["additionalProperties"] = self.rewrite(values, f"{where}{{}}", in_list)

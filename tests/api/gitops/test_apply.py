@@ -11,6 +11,7 @@ from finetune_operator.decision import MANAGER
 from hack.cluster.apiserver import ControlPlane
 from tests.api.client import Api, ApiError, Manifest
 from tests.api.gitops.examples import GITOPS, JOBS, read_documents
+from tests.api.test_cel import job
 from tests.unit.endpoints.world import artifact, probe
 from tests.unit.gitops import job_cases
 
@@ -41,6 +42,17 @@ def test_an_example_that_was_applied_shows_no_difference(
     for each in read_documents(path):
         write_status(api, set_namespace(each, namespace))
     assert control_plane.kubectl("diff", *place) == ""
+
+
+def test_two_managers_add_names_to_one_list(api: Api, namespace: str) -> None:
+    """Other lists have one owner; a second manager meets a conflict."""
+    made = {}
+    for manager, name in ((ARGOCD, "image"), (FLUX, "audio")):
+        made = api.apply(job(namespace, dataset__ignoreColumns=[name]), manager)
+    assert sorted(made["spec"]["dataset"]["ignoreColumns"]) == ["audio", "image"]
+    other = job(namespace, dataset__train=[{"uri": "s3://bucket/others.jsonl"}])
+    with pytest.raises(ApiError, match=r"spec\.dataset\.train"):
+        api.apply(other, FLUX)
 
 
 @pytest.mark.parametrize("path", APPLIED, ids=lambda path: path.name)

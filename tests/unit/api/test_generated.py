@@ -85,6 +85,14 @@ def fields(schema: Any) -> Iterator[tuple[str, Any]]:
             yield from fields(each)
 
 
+@pytest.mark.parametrize("kind", crd.KINDS, ids=lambda kind: kind.name)
+def test_every_list_has_a_type_and_only_atomic_ones_a_default(kind: crd.Kind) -> None:
+    lists = [each for _, each in fields(crd.object_schema(kind)) if each.get("type") == "array"]
+    assert lists
+    types = [(each["x-kubernetes-list-type"], bool(each.get("default"))) for each in lists]
+    assert not {("set", True), ("map", True)} & set(types)
+
+
 STATUSES = [kind for kind in crd.KINDS if kind.status]
 
 
