@@ -36,9 +36,9 @@ def stored(api: Api, kind: Kind, namespace: str, spec: dict[str, Any]) -> dict[s
 
 def rules_over_fields(schema: Schema) -> set[str]:
     """Messages of the rules that compare several fields, which only the API server evaluates."""
-    if schema["type"] == "array":
+    if schema.get("type") == "array":
         return rules_over_fields(schema["items"])
-    if schema["type"] != "object":
+    if schema.get("type") != "object":
         return set()
     messages = {rule["message"] for rule in schema.get("x-kubernetes-validations", ())}
     return messages.union(*map(rules_over_fields, schema.get("properties", {}).values()))
