@@ -139,6 +139,9 @@ class Settings:
     user_id: int | None = 65532
     """User and group of every pod, the `nonroot` of distroless images; None where the cluster
     assigns them."""
+    architecture: str | None = None
+    """Architecture of the nodes for every pod whose pool names none; None where the images are
+    built for all of the cluster's."""
     cpu_pods: CpuPods = field(default_factory=CpuPods)
     """Where prepare, export and the janitor run."""
     lost_node_seconds: int = 30

@@ -96,6 +96,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         progress_interval=args.progress_interval,
         scale_up_seconds=args.scale_up_seconds,
         user_id=args.user_id or None,
+        architecture=args.architecture or None,
         cpu_pods=args.cpu_pods or CpuPods(),
         lost_node_seconds=args.lost_node_seconds,
     )
@@ -131,6 +132,8 @@ def _build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--progress-interval", _seconds, 2.0, "seconds between polls of a running stage")
     add("--scale-up-seconds", _seconds, 600.0, "seconds that an autoscaler may take to add a node")
     add("--user-id", _user, 65532, "user and group of every pod; 0: the cluster assigns them")
+    add("--architecture", _architecture, "amd64", "architecture of the nodes for pods whose pool "
+        "selects none; empty: any")  # fmt: skip
     add("--cpu-pods", _cpu_pods, None, "how prepare, export and the janitor run, as JSON: "
         "nodeSelector, tolerations, env and others")  # fmt: skip
     add("--lost-node-seconds", _whole_seconds, 30, "seconds until the pods of a node that is not "
@@ -250,6 +253,12 @@ def _cpu_pods(value: str) -> CpuPods:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the value"
         raise argparse.ArgumentTypeError(f"{value!r}: {where}: {first['msg']}") from error
+
+
+def _architecture(value: str) -> str:
+    if not re.fullmatch("[a-z0-9]*", value):
+        raise argparse.ArgumentTypeError(f"{value!r} is not an architecture such as amd64")
+    return value
 
 
 def _user(value: str) -> int:

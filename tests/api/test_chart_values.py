@@ -33,6 +33,7 @@ FLAGS = {
     "--progress-interval": "progressIntervalSeconds=7",
     "--scale-up-seconds": "scaleUpSeconds=7",
     "--user-id": "userId=7",
+    "--architecture": "architecture=arm64",
     "--cpu-pods": "cpuPods.nodeSelector.pool=cpu",
     "--lost-node-seconds": "lostNodeSeconds=7",
     "--namespace": "watchNamespaces={team}",
@@ -87,6 +88,20 @@ def test_the_defaults_of_the_chart_are_those_of_the_flags() -> None:
 
     process = ["--trainer-image=t", "--serving-image=s", f"--lease-namespace={SYSTEM}"]
     assert defaults(container()["args"]) == defaults(process)
+
+
+def test_the_operator_runs_on_nodes_for_which_its_image_is_built() -> None:
+    def selector(*values: str) -> Any:
+        return pod(*values)["spec"].get("nodeSelector")
+
+    assert selector() == {"kubernetes.io/arch": "amd64"}
+    assert selector("architecture=arm64", "nodeSelector.pool=system") == {
+        "kubernetes.io/arch": "arm64",
+        "pool": "system",
+    }
+    own = r"nodeSelector.kubernetes\.io/arch=arm64"
+    assert selector(own) == {"kubernetes.io/arch": "arm64"}
+    assert selector("architecture=") is None
 
 
 def test_extra_variables_reach_the_container() -> None:
@@ -337,6 +352,7 @@ def test_keys_and_values_of_labels_are_checked_as_in_the_api() -> None:
         ("workspace.claimName=a..b", "/workspace/claimName"),
         ("trainer.serviceAccounts={S3}", "/trainer/serviceAccounts/0"),
         ("watchNamespaces={team.a}", "/watchNamespaces/0"),
+        ("architecture=x86-64", "/architecture"),
         ("cpuPods.nodeSelector.pool=a b", "/cpuPods/nodeSelector/pool"),
         ("cpuPods.tolerations[0].operator=Any", "/cpuPods/tolerations/0/operator"),
         ("cpuPods.limits.gpu=1", "/cpuPods/limits"),

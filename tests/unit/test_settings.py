@@ -68,6 +68,7 @@ def test_the_lease_is_in_the_pods_namespace_when_all_namespaces_are_served() -> 
         ([*IMAGES, "--workspace-size", "big"], {}, "'big' is not a quantity"),
         ([*IMAGES, "--model-retention-days", "-1"], {}, "'-1' is not a whole number from 0"),
         ([*IMAGES, "--allowed-service-account", "S3"], {}, "'S3' is not a name of a Kubernetes"),
+        ([*IMAGES, "--architecture", "x86-64"], {}, "'x86-64' is not an architecture such as"),
         ([*IMAGES, "--cpu-pods", "{"], {}, "the value: Invalid JSON"),
         ([*IMAGES, "--cpu-pods", '{"nodeSelector": {"a b": ""}}'], {}, "nodeSelector.a b"),
         ([*IMAGES, "--cpu-pods", '{"selector": {}}'], {}, "selector: Extra inputs"),
@@ -92,3 +93,8 @@ def test_an_invalid_option_ends_the_process_with_one_line(
     stderr = capsys.readouterr().err
     assert message in stderr
     assert stderr.count("\n") == 1
+
+
+def test_pods_run_on_amd64_unless_the_images_run_on_every_node() -> None:
+    assert parse(IMAGES, {}).settings.architecture == "amd64"
+    assert parse([*IMAGES, "--architecture", ""], {}).settings.architecture is None

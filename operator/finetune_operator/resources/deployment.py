@@ -72,7 +72,7 @@ def build_serving_pod_spec(served: ServedRevision) -> dict[str, Any]:
         # As PID 1 vLLM would ignore SIGTERM while it starts.
         "shareProcessNamespace": True,
         "terminationGracePeriodSeconds": 60,
-        **build_scheduling(profile),
+        **build_scheduling(profile, served.settings),
         **build_pull_secrets(served.settings),
         "containers": [container],
         "volumes": [

@@ -45,7 +45,7 @@ def build_inference_service(served: ServedRevision) -> Manifest:
                     # As PID 1 vLLM would ignore SIGTERM while it starts.
                     "shareProcessNamespace": True,
                     "terminationGracePeriodSeconds": 60,
-                    **build_scheduling(profile),
+                    **build_scheduling(profile, served.settings),
                     **build_pull_secrets(served.settings),
                     "deploymentStrategy": {
                         "type": "RollingUpdate",

@@ -148,7 +148,7 @@ def _build_pod_spec(arguments: list[str], settings: Settings) -> Manifest:
             {"name": "keep", "downwardAPI": {"items": [{"path": "keep", "fieldRef": annotation}]}},
         ],
     }
-    spec.update(build_scheduling(settings.cpu_pods, settings.lost_node_seconds))
+    spec.update(build_scheduling(settings.cpu_pods, settings, settings.lost_node_seconds))
     if settings.trainer_service_account:
         spec["serviceAccountName"] = settings.trainer_service_account
     spec.update(build_pull_secrets(settings))

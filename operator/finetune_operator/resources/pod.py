@@ -137,7 +137,8 @@ def build_stage_pod_spec(
         spec["dnsPolicy"] = "ClusterFirstWithHostNet"
     if pods.nodes > 1:
         spec["topologySpreadConstraints"] = [_spread_over_nodes(metadata, pods.nodes)]
-    spec.update(build_scheduling(pods.profile or settings.cpu_pods, settings.lost_node_seconds))
+    pool = pods.profile or settings.cpu_pods
+    spec.update(build_scheduling(pool, settings, settings.lost_node_seconds))
     if pods.priority_class_name is not None:
         spec["priorityClassName"] = pods.priority_class_name
     if pods.excluded_nodes:

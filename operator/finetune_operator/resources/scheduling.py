@@ -9,8 +9,16 @@ Pool = AcceleratorProfileSpec | CpuPods
 LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
 
-def build_scheduling(pool: Pool, lost_node_seconds: int | None = None) -> Manifest:
+ARCHITECTURE_LABEL = "kubernetes.io/arch"
+"""The label of a node that the kubelet sets to its architecture."""
+
+
+def build_scheduling(
+    pool: Pool, settings: Settings, lost_node_seconds: int | None = None
+) -> Manifest:
     """The fields of a pod's spec that choose its node, its runtime and its priority.
+
+    The node has the architecture of the installation's images, unless the pool selects another.
 
     `lost_node_seconds` is for how long the pod stays bound to a lost node. The API server's default
     is five minutes, in which the devices of a whole gang would be idle; None keeps it, for pods
@@ -22,8 +30,9 @@ def build_scheduling(pool: Pool, lost_node_seconds: int | None = None) -> Manife
         tolerations += _tolerate_lost_node(pool.tolerations, lost_node_seconds)
     if tolerations:
         fields["tolerations"] = tolerations
-    if pool.node_selector:
-        fields["nodeSelector"] = dict(pool.node_selector)
+    images = {ARCHITECTURE_LABEL: settings.architecture} if settings.architecture else {}
+    if selector := {**images, **pool.node_selector}:
+        fields["nodeSelector"] = selector
     if pool.runtime_class_name is not None:
         fields["runtimeClassName"] = pool.runtime_class_name
     if pool.priority_class_name is not None:

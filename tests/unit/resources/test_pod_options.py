@@ -25,10 +25,14 @@ STAGES = ["prepare", "train", "evaluate", "export"]
 
 
 def build_templates(
-    pool: dict[str, Any], cpu_pods: dict[str, Any] | None = None, **spec: Any
+    pool: dict[str, Any],
+    cpu_pods: dict[str, Any] | None = None,
+    architecture: str | None = None,
+    **spec: Any,
 ) -> dict[str, Manifest]:
     """The pod templates of every stage of a job, and of the janitor."""
-    settings = replace(SETTINGS, cpu_pods=CpuPods.model_validate(cpu_pods or {}))
+    pods = CpuPods.model_validate(cpu_pods or {})
+    settings = replace(SETTINGS, cpu_pods=pods, architecture=architecture)
     world = World(job_manifest(**spec))
     world.settings = settings
     world.add_profile("cpu", {**GPUS, **pool})
@@ -52,6 +56,12 @@ def build_served(**pool: Any) -> ServedRevision:
         replicas=1,
         settings=Settings(trainer_image="trainer:v1", serving_image="vllm:v1"),
     )
+
+
+def build_serving_pods(served: ServedRevision) -> list[Manifest]:
+    """The pod of a revision as the Deployment has it, and as KServe gets it."""
+    deployment = build_deployment(served)["spec"]["template"]["spec"]
+    return [deployment, build_inference_service(served)["spec"]["predictor"]]
 
 
 def container_of(template: Manifest) -> Manifest:
@@ -206,3 +216,33 @@ def test_labels_and_annotations_are_merged_and_those_of_the_pool_win() -> None:
         assert templates[stage]["metadata"]["labels"]["owner"] == "ada"
         assert templates[stage]["metadata"]["annotations"]["owner"] == "ada"
     assert "owner" not in templates["janitor"]["metadata"]["labels"]
+
+
+ARM64 = {"kubernetes.io/arch": "arm64"}
+
+
+def test_every_pod_runs_on_nodes_for_which_the_images_are_built() -> None:
+    selector = {"kubernetes.io/arch": "amd64"}
+    templates = build_templates({}, architecture="amd64")
+    assert all(each["spec"]["nodeSelector"] == selector for each in templates.values())
+    settings = replace(SETTINGS, architecture="amd64")
+    for pod in build_serving_pods(replace(build_served(), settings=settings)):
+        assert pod["nodeSelector"] == selector
+
+
+def test_a_pool_can_select_another_architecture_and_other_labels() -> None:
+    pool = {"nodeSelector": {**ARM64, "pool": "gh200"}}
+    templates = build_templates(pool, {"nodeSelector": {"pool": "cpu"}}, architecture="amd64")
+    for stage in WITH_DEVICES:
+        assert templates[stage]["spec"]["nodeSelector"] == pool["nodeSelector"]
+    for name in [*WITHOUT_DEVICES, "janitor"]:
+        selector = {"kubernetes.io/arch": "amd64", "pool": "cpu"}
+        assert templates[name]["spec"]["nodeSelector"] == selector
+    settings = replace(SETTINGS, architecture="amd64")
+    for pod in build_serving_pods(replace(build_served(**pool), settings=settings)):
+        assert pod["nodeSelector"] == pool["nodeSelector"]
+
+
+def test_images_of_every_architecture_run_anywhere() -> None:
+    templates = build_templates({})
+    assert not any("nodeSelector" in each["spec"] for each in templates.values())
