@@ -112,6 +112,9 @@ class CpuPods(SpecModel):
     limits: Limits | None = None
     """Limits of each pod; one that is below what a pod requests is raised to the request. Absent
     means no limit."""
+    max_memory: Quantity | None = None
+    """Most memory that one of these pods may request: what the largest of their nodes has for
+    pods. A job whose export needs more fails before training. Absent means any."""
 
 
 class ServingDefaults(SpecModel):

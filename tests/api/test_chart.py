@@ -79,6 +79,7 @@ def test_the_operator_parses_the_arguments_of_the_chart() -> None:
         "cpuPods.tolerations[0].key=cpu",
         "cpuPods.tolerations[0].operator=Exists",
         "cpuPods.limits.cpu=4500m",
+        "cpuPods.maxMemory=60Gi",
         "trainer.serviceAccounts={s3-reader,gcs-reader}",
         "cpuPods.runtimeClassName=kata",
         "cpuPods.priorityClassName=batch",
@@ -100,6 +101,7 @@ def test_the_operator_parses_the_arguments_of_the_chart() -> None:
     assert options.settings.cpu_pods.node_selector == {"kubernetes.io/arch": "amd64"}
     assert [each.key for each in options.settings.cpu_pods.tolerations] == ["cpu"]
     assert options.settings.cpu_pods.limits == Limits(cpu="4500m")
+    assert options.settings.cpu_pods.max_memory == "60Gi"
     assert options.settings.allowed_service_accounts == ("s3-reader", "gcs-reader")
     assert options.settings.cpu_pods.runtime_class_name == "kata"
     assert options.settings.cpu_pods.priority_class_name == "batch"

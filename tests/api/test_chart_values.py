@@ -144,6 +144,7 @@ def test_dollar_signs_reach_the_pods_without_devices() -> None:
 def test_pods_without_devices_have_no_class_unless_the_values_name_one() -> None:
     cpu_pods = settings.parse(container()["args"], {}).settings.cpu_pods
     assert (cpu_pods.runtime_class_name, cpu_pods.priority_class_name) == (None, None)
+    assert cpu_pods.max_memory is None
     defaults = yaml.safe_load((OPERATOR / "values.yaml").read_text())["cpuPods"]
     assert defaults.keys() == {each.alias for each in CpuPods.model_fields.values()}
 
@@ -356,6 +357,7 @@ def test_keys_and_values_of_labels_are_checked_as_in_the_api() -> None:
         ("cpuPods.nodeSelector.pool=a b", "/cpuPods/nodeSelector/pool"),
         ("cpuPods.tolerations[0].operator=Any", "/cpuPods/tolerations/0/operator"),
         ("cpuPods.limits.gpu=1", "/cpuPods/limits"),
+        ("cpuPods.maxMemory=much", "/cpuPods/maxMemory"),
         ("cpuPods.priorityClassName=system-node-critical", "/cpuPods/priorityClassName"),
         ("cpuPods.podMetadata.labels.app=x", "invalid propertyName 'app'"),
         (

@@ -52,10 +52,10 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end -}}
 {{- end -}}
 
-{{- /* cpuPods as JSON, without the classes that are empty. */ -}}
+{{- /* cpuPods as JSON, without the texts that are empty. */ -}}
 {{- define "finetune.cpuPods" -}}
 {{- $pods := deepCopy .Values.cpuPods -}}
-{{- range $key := list "runtimeClassName" "priorityClassName" -}}
+{{- range $key := list "runtimeClassName" "priorityClassName" "maxMemory" -}}
 {{- if not (get $pods $key) -}}
 {{- $pods = omit $pods $key -}}
 {{- end -}}

@@ -174,8 +174,9 @@ INPUT = Group(
         ),
         Reason(
             "DoesNotFit",
-            "train, serve",
-            "The model does not fit into the memory of the profile's devices.",
+            "train, export, serve",
+            "The model does not fit into the memory of the profile's devices, or its export into "
+            "that of pods without devices.",
             "Take one of the changes that the message proposes.",
         ),
         Reason(

@@ -47,10 +47,9 @@ def build_training_resources(profile: AcceleratorProfileSpec, devices: int) -> d
     return resources
 
 
-def build_host_requests(weight_bytes: int) -> Quantities:
-    """Requests of a pod without devices that holds 1.5 times the weights of a model in memory."""
-    memory = GIB + weight_bytes * 3 // 2
-    return {"cpu": "500m", "memory": f"{-(-memory // GIB)}Gi"}
+def build_host_requests(memory_bytes: int) -> Quantities:
+    """Requests of a pod without devices that takes this memory."""
+    return {"cpu": "500m", "memory": f"{-(-memory_bytes // GIB)}Gi"}
 
 
 def build_host_resources(requests: Mapping[str, str], limits: Limits | None) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """What follows a failed attempt."""
 
 import json
+from dataclasses import replace
 
 import pytest
+from finetune_api.acceleratorprofile import CpuPods
 from finetune_operator.resources.configmap import RUN_FILE
 
 from tests.unit.jobs.world import (
@@ -209,6 +211,19 @@ def test_a_workspace_that_is_too_small_fails_the_job_before_it_requests_a_device
     assert world.status["phase"] == "Failed"
     assert world.status["failure"]["reason"] == "WorkspaceTooSmall"
     assert "enlarge claim finetune-workspace" in world.status["message"]
+    assert world.names("Job") == ["glossary-prepare-1"]
+
+
+def test_an_export_that_fits_nowhere_fails_the_job_before_it_requests_a_device() -> None:
+    world = World()
+    world.settings = replace(world.settings, cpu_pods=CpuPods(max_memory="1Gi"))
+    world.settle()
+    (pod,) = world.add_pods("glossary-prepare-1")
+    world.end_pod(pod, 0, result("prepare"))
+    world.settle()
+    failure = world.status["failure"]
+    assert (failure["stage"], failure["reason"]) == ("export", "DoesNotFit")
+    assert "raise cpuPods.maxMemory" in world.status["message"]
     assert world.names("Job") == ["glossary-prepare-1"]
 
 

@@ -305,13 +305,13 @@ def test_a_pool_can_have_limits(
 
 def test_pods_without_devices_can_have_limits_which_are_never_below_their_requests() -> None:
     limits = Limits.model_validate({"cpu": "250m", "memory": "8Gi"})
-    small = build_host_resources(build_host_requests(0), limits)
+    small = build_host_resources(build_host_requests(2**30), limits)
     assert small == {
         "requests": {"cpu": "500m", "memory": "1Gi"},
         "limits": {"cpu": "500m", "memory": "8Gi"},
     }
     large = build_host_resources(build_host_requests(140 * 10**9), limits)
-    assert large["limits"]["memory"] == large["requests"]["memory"] == "197Gi"
+    assert large["limits"]["memory"] == large["requests"]["memory"] == "131Gi"
     settings = replace(SETTINGS, cpu_pods=CpuPods(limits=limits))
     world = World()
     world.settings = settings
@@ -330,7 +330,7 @@ def test_stages_without_devices_run_anywhere_with_memory_for_the_weights() -> No
         assert "nodeSelector" not in pod
         assert {each["key"] for each in pod["tolerations"]} == set(LOST_NODE_TAINTS)
         assert "nvidia.com/gpu" not in pod["containers"][0]["resources"]["requests"]
-    assert build_host_requests(16 * 2**30)["memory"] == "25Gi"
+    assert build_host_requests(16 * 2**30 + 1)["memory"] == "17Gi"
 
 
 def test_the_cluster_can_assign_users_and_groups() -> None:

@@ -10,6 +10,7 @@ from finetune_operator.jobs.draft import Context
 from finetune_operator.jobs.observe import Attempt, Observed
 from finetune_operator.jobs.stages.base import Accepted, PodStage, planned_profile
 from finetune_operator.names import artifact_path, artifact_uri, job_path, model_path
+from finetune_operator.planner.export import export_memory_bytes
 from finetune_operator.planner.quantity import GIB
 from finetune_operator.profiles import find_profile
 from finetune_operator.resources.pod import Mount, StagePods
@@ -57,7 +58,7 @@ def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> St
     model = ctx.spec.model
     return StagePods(
         resources=build_host_resources(
-            build_host_requests(config.model.weight_bytes if config.model else 0),
+            build_host_requests(export_memory_bytes(config.model) if config.model else GIB),
             ctx.settings.cpu_pods.limits,
         ),
         shared_memory=profile.spec.shared_memory,

@@ -22,6 +22,7 @@ from finetune_operator.jobs.draft import Context
 from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.stages.base import Accepted, PodStage
 from finetune_operator.names import artifact_folder, claim_name, job_path, model_path
+from finetune_operator.planner.quantity import GIB
 from finetune_operator.profiles import find_profile
 from finetune_operator.resources.pod import Mount, SecretEnv, StagePods
 from finetune_operator.resources.resource_requirements import (
@@ -77,7 +78,7 @@ def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> St
         return stalled
     model, volumes = ctx.spec.model, f"{Paths().volumes}/{workspace}"
     return StagePods(
-        resources=build_host_resources(build_host_requests(0), ctx.settings.cpu_pods.limits),
+        resources=build_host_resources(build_host_requests(GIB), ctx.settings.cpu_pods.limits),
         shared_memory=profile.spec.shared_memory,
         mounts=(
             Mount(Paths().model_cache, model_path(model.uri, model.revision)),

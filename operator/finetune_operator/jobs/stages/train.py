@@ -17,6 +17,7 @@ from finetune_operator.jobs.stages.base import Accepted, PodStage
 from finetune_operator.jobs.stages.prepare import reward_mount
 from finetune_operator.names import child_name, job_path, master_host, model_path
 from finetune_operator.planner.disk import check_free_space, checkpoint_bytes
+from finetune_operator.planner.export import check_export_memory
 from finetune_operator.planner.quantity import floor_quantity
 from finetune_operator.planner.serving import plan_serving_devices
 from finetune_operator.planner.training_plan import plan_training
@@ -62,18 +63,21 @@ def build_config(
 
 
 def _plan(ctx: Context, status: FineTuneJobStatus) -> TrainPlan | Stalled | Failure:
-    """A model that could be trained but not stored or served is refused now, not after training."""
+    """A model that could be trained but not stored, exported or served is refused now, not after
+    training."""
     assert status.model is not None
     assert status.data is not None
     profile = find_profile(ctx.view, ctx.spec.compute.profile)
     if isinstance(profile, Stalled):
         return profile
-    full = check_free_space(ctx.spec, status.model, status.workspace, ctx.settings.workspace_claim)
+    refusal = check_free_space(
+        ctx.spec, status.model, status.workspace, ctx.settings.workspace_claim
+    ) or check_export_memory(status.model, ctx.settings.cpu_pods.max_memory)
     plan = plan_training(
         ctx.spec, status.model, status.data, profile.name, profile.spec, status.reward
     )
-    if isinstance(plan, TrainPlan) and full is not None:
-        return full
+    if isinstance(plan, TrainPlan) and refusal is not None:
+        return refusal
     if isinstance(plan, TrainPlan) and ctx.spec.serve is not None:
         target = (
             find_profile(ctx.view, ctx.spec.serve.profile) if ctx.spec.serve.profile else profile

@@ -1,0 +1,107 @@
+"""Export takes no more memory than the planner expects."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetune_api.facts import ModelFacts
+from finetune_operator.planner.export import export_memory_bytes
+from finetune_operator.planner.quantity import GIB, MIB
+from finetune_trainer.checkpointing.checkpoint_folder import hash_files
+from finetune_trainer.export import write_files
+from finetune_trainer.runtime.telemetry import Report
+
+from tests.trainer.jobs import make_run
+from tests.trainer.tiny import set_config, tiny_model
+
+HIDDEN, LAYERS, INTERMEDIATE = 1024, 12, 4096
+MARGIN = 64 * MIB
+"""What the process allocates besides tensors of the model."""
+
+
+def random_model(folder: Path) -> Path:
+    """A model in bf16 whose weights are large next to what a process takes anyway."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tiny_model(folder)
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 128}
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_hidden_layers": LAYERS}
+    set_config(folder, **sizes, **heads, dtype="bfloat16")
+    config = AutoConfig.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="100MB")
+    return folder
+
+
+def write_adapter(base: Path, output: Path) -> None:
+    """An adapter on every linear layer, as training leaves it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    lora = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    get_peft_model(model, lora).save_pretrained(output)
+    (output / "files.json").write_text(json.dumps({"files": hash_files(output)}))
+
+
+def model_facts(base: Path) -> ModelFacts:
+    sizes = [path.stat().st_size for path in base.glob("*.safetensors")]
+    return ModelFacts(
+        architecture="LlamaForCausalLM",
+        parameters=sum(sizes) // 2,
+        layers=LAYERS,
+        hidden_size=HIDDEN,
+        intermediate_size=INTERMEDIATE,
+        attention_heads=8,
+        key_value_heads=8,
+        vocabulary=2048,
+        context_length=512,
+        weight_bytes=sum(sizes),
+        folder=base.name,
+    )
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that the kernel cannot reclaim."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("RssAnon:"))
+    return int(line.split()[1]) * 1024
+
+
+class Peak:
+    """The largest `anonymous_bytes` while the block runs."""
+
+    def __enter__(self) -> Peak:
+        self.bytes = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._measure)
+        self._thread.start()
+        return self
+
+    def _measure(self) -> None:
+        while not self._done.wait(0.005):
+            self.bytes = max(self.bytes, anonymous_bytes())
+
+    def __exit__(self, *_: Any) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc of Linux")
+def test_export_of_merged_weights_takes_what_the_planner_expects(tmp_path: Path) -> None:
+    base = random_model(tmp_path / "base")
+    run = make_run(tmp_path, base, stage="export")
+    write_adapter(base, Path(run.paths.job) / "output")
+    before = anonymous_bytes()
+    with Peak() as peak:
+        write_files(run, Report("export", 1), tmp_path / "artifact")
+    facts = model_facts(base)
+    taken = peak.bytes - before
+    print(f"\nweights {facts.weight_bytes / MIB:.0f} MiB, export {taken / MIB:.0f} MiB")
+    assert taken <= export_memory_bytes(facts) - GIB + MARGIN
