@@ -153,6 +153,13 @@ WAITING = Group(
             "and `cpuPods.limits` in the chart.",
         ),
         Reason(
+            "PodsOrphaned",
+            JOB,
+            "The Job of an attempt was deleted without its pods (`--cascade=orphan`); they run, "
+            "and the next attempt would train alongside them.",
+            "Delete the pods that the message names, or wait for them.",
+        ),
+        Reason(
             "ProfileAmbiguous",
             BOTH,
             "Several AcceleratorProfiles are marked as default.",

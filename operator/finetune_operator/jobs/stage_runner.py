@@ -56,7 +56,12 @@ from finetune_operator.jobs.stages.serve import (
     holds_artifact,
     roll_out,
 )
-from finetune_operator.jobs.stall_checks import QUERY_PATIENCE, find_stall, has_waited_for_pods
+from finetune_operator.jobs.stall_checks import (
+    QUERY_PATIENCE,
+    find_orphans,
+    find_stall,
+    has_waited_for_pods,
+)
 from finetune_operator.jobs.status_messages import format_attempt, retry_message, running_message
 from finetune_operator.jobs.suspend import SUSPENDED, Stopping, check_suspended
 from finetune_operator.manifest import format_time, object_ref, parse_time
@@ -191,6 +196,9 @@ def _launch(ctx: Context, draft: Draft, stage: PodStage, number: int) -> None:
     draft.requeue_within(RECHECK)
     if isinstance(children, Failure):
         draft.fail(stage.name, children)
+        return
+    if orphaned := find_orphans(ctx.observed, f"{stage.name} {number}", ctx.now):
+        draft.stalled = orphaned
         return
     if isinstance(children, Stalled):
         draft.stalled = children

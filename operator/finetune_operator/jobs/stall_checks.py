@@ -7,7 +7,7 @@ import re
 from datetime import UTC, datetime, timedelta
 
 from finetune_operator.decision import View
-from finetune_operator.jobs.observe import Attempt, PodFacts
+from finetune_operator.jobs.observe import Attempt, Observed, PodFacts
 from finetune_operator.manifest import IMAGE_REASONS
 from finetune_operator.resources.metadata import QUEUE_LABEL
 from finetune_operator.stalled import Stalled, choose_stall
@@ -43,6 +43,28 @@ def find_stall(
             ),
             _find_creation_stall(attempt, now),
         ]
+    )
+
+
+def find_orphans(observed: Observed, following: str, now: datetime) -> Stalled | None:
+    """Pods whose Job was deleted without them (--cascade=orphan): no controller ends them, and the
+    attempt that follows would train alongside them, on other devices."""
+    pods = [
+        pod.name
+        for attempt in observed.all_attempts()
+        for pod in attempt.pods
+        if pod.is_orphan and pod.may_run(now)
+    ]
+    if not pods:
+        return None
+    named = " ".join(pods[:4])
+    were, it, have = ("were", "them", "they have") if pods[1:] else ("was", "it", "it has")
+    job = "their Job" if pods[1:] else "its Job"
+    subject = f"{len(pods)} pods" if pods[1:] else f"pod {named}"
+    return Stalled(
+        "PodsOrphaned",
+        f"{subject} {were} left when {job} was deleted without {it}, and would run alongside "
+        f"{following}; the job continues when {have} ended: kubectl delete pod {named}",
     )
 
 
