@@ -139,6 +139,8 @@ class Settings:
     user_id: int | None = 65532
     """User and group of every pod, the `nonroot` of distroless images; None where the cluster
     assigns them."""
+    has_ipv6_pods: bool = False
+    """Whether the cluster's Services, and so the probes of its pods, use IPv6 by default."""
     architecture: str | None = None
     """Architecture of the nodes for every pod whose pool names none; None where the images are
     built for all of the cluster's."""

@@ -58,7 +58,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Optio
         )
     pod = environ.get("POD_NAME") or socket.gethostname()
     return Options(
-        settings=_settings(args),
+        settings=_settings(args, environ),
         namespaces=namespaces,
         lease_namespace=lease_namespace,
         lease_name=args.lease_name,
@@ -81,7 +81,7 @@ def own_namespace(environ: Mapping[str, str]) -> str:
         return "default"
 
 
-def _settings(args: argparse.Namespace) -> Settings:
+def _settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
     return Settings(
         trainer_image=args.trainer_image,
         serving_image=args.serving_image,
@@ -96,6 +96,8 @@ def _settings(args: argparse.Namespace) -> Settings:
         progress_interval=args.progress_interval,
         scale_up_seconds=args.scale_up_seconds,
         user_id=args.user_id or None,
+        # The kubelet sets it to the address of the Service `kubernetes`.
+        has_ipv6_pods=":" in environ.get("KUBERNETES_SERVICE_HOST", ""),
         architecture=args.architecture or None,
         cpu_pods=args.cpu_pods or CpuPods(),
         lost_node_seconds=args.lost_node_seconds,

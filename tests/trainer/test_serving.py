@@ -25,7 +25,7 @@ START_SECONDS = 240.0
 
 
 def release_container() -> Manifest:
-    """The container of a revision on the chart's CPU profile."""
+    """The container of a revision on the chart's CPU profile, in a cluster with IPv6 addresses."""
     spec = yaml.safe_load(VALUES.read_text())["profiles"]["pools"]["cpu"]
     endpoint = {
         "apiVersion": "finetune.dev/v1alpha1",
@@ -40,7 +40,7 @@ def release_container() -> Manifest:
         profile=AcceleratorProfile.model_validate({"name": "cpu", "spec": spec}),
         gpus=1,
         replicas=1,
-        settings=Settings(trainer_image="trainer:v1", serving_image="vllm:v1"),
+        settings=Settings("trainer:v1", "vllm:v1", has_ipv6_pods=True),
     )
     pod = build_deployment(served)["spec"]["template"]["spec"]
     container: Manifest = pod["containers"][0]
@@ -52,8 +52,8 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def get(port: int, path: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+def get(port: int, path: str, host: str = "::1") -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(host, port, timeout=5)
     try:
         connection.request("GET", path)
         response = connection.getresponse()
@@ -106,6 +106,7 @@ def test_vllm_serves_where_the_only_python_is_python3(only_python3: str, tmp_pat
         wait_until_healthy(process, port, log)
         models = json.loads(get(port, "/v1/models")[1])
         assert [each["id"] for each in models["data"]] == ["glossary"]
+        assert get(port, "/health", "127.0.0.1")[0] == 200
     finally:
         process.kill()
         process.wait()

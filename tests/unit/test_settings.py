@@ -98,3 +98,11 @@ def test_an_invalid_option_ends_the_process_with_one_line(
 def test_pods_run_on_amd64_unless_the_images_run_on_every_node() -> None:
     assert parse(IMAGES, {}).settings.architecture == "amd64"
     assert parse([*IMAGES, "--architecture", ""], {}).settings.architecture is None
+
+
+@pytest.mark.parametrize(
+    ("address", "is_ipv6"), [("fd00:10:96::1", True), ("10.96.0.1", False), ("", False)]
+)
+def test_pods_have_the_address_family_of_the_services(address: str, is_ipv6: bool) -> None:
+    options = parse(IMAGES, {"KUBERNETES_SERVICE_HOST": address})
+    assert options.settings.has_ipv6_pods == is_ipv6

@@ -106,7 +106,7 @@ def build_container(
         "image": profile.serving.image or settings.serving_image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": list(COMMAND),
-        "args": build_common_arguments(profile),
+        "args": build_common_arguments(profile, settings),
         "env": build_environment(profile),
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "startupProbe": _build_probe(period=2, failures=START_SECONDS // 2, timeout=5),
@@ -121,16 +121,20 @@ def build_container(
     }
 
 
-def build_common_arguments(profile: AcceleratorProfileSpec) -> list[str]:
+def build_common_arguments(profile: AcceleratorProfileSpec, settings: Settings) -> list[str]:
     """Arguments that do not depend on the model.
 
+    By itself vLLM listens on IPv4 only; on :: it accepts both families, but does not start on a
+    node whose kernel has no IPv6.
     Without a length vLLM takes the model's own context, and does not start when the key-value cache
     of one such sequence does not fit: 131,072 tokens of Llama 3.1 8B take 16 GiB in addition to
     15 GiB of weights.
     """
     length = str(profile.serving.max_model_len or "auto")
+    host = ("--host", "::") if settings.has_ipv6_pods else ()
     return [
         *("--model", MODEL_PATH),
+        *host,
         *("--port", str(PORT)),
         *("--dtype", profile.serving.dtype),
         *("--max-model-len", length),

@@ -45,6 +45,13 @@ def test_ready_pods_take_no_traffic_before_their_checks() -> None:
     assert [request.url for request in world.requests] == ["http://10.0.1.0:8080/v1/models"]
 
 
+def test_a_pod_with_an_ipv6_address_is_checked() -> None:
+    world = start_checks()
+    world.set_status(world.need("Pod", "glossary-r1-0"), podIP="fd00::1:9")
+    world.settle()
+    assert [request.url for request in world.requests] == ["http://[fd00::1:9]:8080/v1/models"]
+
+
 def test_a_pod_that_lost_its_readiness_gets_no_request() -> None:
     world = start_checks()
     world.set_pod_ready("glossary-r1-0", ready=False)

@@ -70,6 +70,20 @@ async def test_the_http_endpoints_report_liveness_and_readiness() -> None:
         await runner.cleanup()
 
 
+async def test_it_answers_on_the_ipv6_address_of_a_pod() -> None:
+    runner = await serve_health(Health(), Metrics(), 0)
+    port = next(address[1] for address in runner.addresses if ":" in address[0])
+
+    def get_status() -> int:
+        with urlopen(f"http://[::1]:{port}/healthz", timeout=5) as answer:
+            return int(answer.status)
+
+    try:
+        assert await asyncio.to_thread(get_status) == 200
+    finally:
+        await runner.cleanup()
+
+
 def test_a_process_that_cannot_lead_is_alive_but_not_ready() -> None:
     health = Health(clock=Clock())
     health.set_unready_reason("the CRDs are old")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import pairwise
@@ -42,16 +43,24 @@ class Pod:
         return web.Response(body=json.dumps({"step": len(self.received)}).encode())
 
 
-@pytest.fixture
-async def pod() -> AsyncIterator[Pod]:
+@contextlib.asynccontextmanager
+async def running_pod(address: str) -> AsyncIterator[Pod]:
+    """A pod that listens on this address alone."""
     pod, app = Pod(), web.Application()
     app.router.add_route("*", "/{path:.*}", pod.respond)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    pod.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await web.TCPSite(runner, address, 0).start()
+    host = f"[{address}]" if ":" in address else address
+    pod.url = f"http://{host}:{runner.addresses[0][1]}"
     yield pod
     await runner.cleanup()
+
+
+@pytest.fixture
+async def pod() -> AsyncIterator[Pod]:
+    async with running_pod("127.0.0.1") as pod:
+        yield pod
 
 
 @pytest.fixture
@@ -109,6 +118,17 @@ async def test_a_request_with_a_body_is_posted(
 ) -> None:
     response = await poll_once("/echo", {"prompt": "hello"})
     assert response.body == {"received": {"prompt": "hello"}}
+
+
+async def test_a_pod_with_an_ipv6_address_is_reached(kube_client: KubeClient) -> None:
+    responded = asyncio.Event()
+    poller = HttpPoller(kube_client, lambda _key: responded.set())
+    async with running_pod("::1") as pod:
+        poller.set_requests(KEY, [HttpRequest("x", f"{pod.url}/progress")])
+        async with asyncio.timeout(5):
+            await responded.wait()
+    assert poller.responses["x"].body == {"step": 1}
+    await poller.close()
 
 
 async def test_a_pod_that_does_not_listen_is_an_error_and_no_exception(

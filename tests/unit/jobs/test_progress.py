@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from finetune_operator.decision import HttpResponse
+from finetune_operator.decision import HttpRequest, HttpResponse
 from finetune_operator.jobs.progress import format_duration, poll_interval, progress_request
 
 from tests.unit.jobs.world import World
@@ -29,6 +29,17 @@ REPORTED: dict[str, Any] = {
     "measures": {"expert_load/0": 0.5},
     "updatedAt": 1767614400.5,
 }
+
+
+def test_a_pod_with_an_ipv6_address_is_polled() -> None:
+    world = World()
+    world.run_until("train")
+    pods = world.add_pods("glossary-train-1")
+    world.replace_status(pods[0], {"phase": "Running", "podIP": "fd00::1:7"})
+    decision = world.settle()
+    (request,) = decision.requests
+    assert isinstance(request, HttpRequest)
+    assert request.url == "http://[fd00::1:7]:9400/progress"
 
 
 def training() -> tuple[World, str]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,17 @@ def test_kserve_runs_the_same_container_as_the_deployment() -> None:
     for field in ("image", "command", "env", "startupProbe", "readinessProbe", "securityContext"):
         assert plain[field] == runtime[field]
     assert plain["resources"] == model["resources"]
+
+
+def test_vllm_listens_on_both_families_where_pods_have_ipv6_addresses() -> None:
+    settings = replace(GPU.settings, has_ipv6_pods=True)
+    for each in (replace(CPU, settings=settings), replace(GPU, settings=settings)):
+        (container,) = build_deployment(each)["spec"]["template"]["spec"]["containers"]
+        arguments = container["args"]
+        assert arguments[arguments.index("--host") + 1] == "::"
+        assert "--host" in build_serving_runtime(each)["spec"]["containers"][0]["args"]
+    (container,) = build_deployment(GPU)["spec"]["template"]["spec"]["containers"]
+    assert "--host" not in container["args"]
 
 
 def test_double_braces_are_escaped_for_go_templates() -> None:
