@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -100,7 +102,12 @@ def test_vllm_serves_where_the_only_python_is_python3(only_python3: str, tmp_pat
     environment |= {"PATH": only_python3, "HOME": str(tmp_path)}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, env=environment, cwd=tmp_path, stdout=output, stderr=subprocess.STDOUT
+            command,
+            env=environment,
+            cwd=tmp_path,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         wait_until_healthy(process, port, log)
@@ -108,5 +115,6 @@ def test_vllm_serves_where_the_only_python_is_python3(only_python3: str, tmp_pat
         assert [each["id"] for each in models["data"]] == ["glossary"]
         assert get(port, "/health", "127.0.0.1")[0] == 200
     finally:
-        process.kill()
+        # The engine is a process of its own, which outlives the server when that is killed.
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
