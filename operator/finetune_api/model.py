@@ -18,6 +18,7 @@ from finetune_api.base import (
     cel,
     validation_config,
 )
+from finetune_api.hosts import RefusedServers, RefusedUserInfo
 
 _SEGMENT = r"[^\x00-\x20\x7f/]"
 _PATH = rf"([^\x00-\x1f\x7f]*{NOT_SPACE})?"
@@ -34,6 +35,8 @@ Uri = Annotated[
         "name of a repository or at its end, and no control characters; pvc:// needs the name of "
         "a claim after it"
     ),
+    RefusedUserInfo,
+    RefusedServers,
 ]
 
 Revision = Annotated[str, StringConstraints(min_length=1, max_length=128)]

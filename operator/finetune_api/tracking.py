@@ -7,9 +7,23 @@ from typing import Annotated
 
 from pydantic import StringConstraints
 
-from finetune_api.base import NOT_SPACE, LocalObjectReference, SpecModel, cel, validation_config
+from finetune_api.base import (
+    NOT_SPACE,
+    LocalObjectReference,
+    PatternMessage,
+    SpecModel,
+    cel,
+    validation_config,
+)
+from finetune_api.hosts import RefusedTrackers, RefusedUserInfo
 
-TrackerUri = Annotated[str, StringConstraints(pattern=rf"^https?://{NOT_SPACE}+$", max_length=1024)]
+TrackerUri = Annotated[
+    str,
+    StringConstraints(pattern=rf"^https?://{NOT_SPACE}+$", max_length=1024),
+    PatternMessage("trackingUri must start with http:// or https:// and contain no spaces"),
+    RefusedUserInfo,
+    RefusedTrackers,
+]
 
 
 class WandB(SpecModel):
