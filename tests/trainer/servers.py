@@ -104,10 +104,14 @@ class Hub:
         """Files whose content is sent only once their event is set."""
         self.broken_with: int | None = None
         """Status of the response to every request."""
+        self.redirects_to: str | None = None
+        """Where the response to every request leads."""
 
     def respond(self, method: str, target: str, headers: dict[str, str]) -> Response:
         """The response to one request."""
         self.requests += 1
+        if self.redirects_to:
+            return Response(302, headers={"Location": self.redirects_to})
         if self.broken_with:
             return Response(self.broken_with)
         path = urllib.parse.unquote(urllib.parse.urlsplit(target).path).lstrip("/")
@@ -200,10 +204,13 @@ class Web:
         self.headers: dict[str, str] = {}
         """Further headers of every file."""
         self.broken_with: int | None = None
+        self.redirects_to: str | None = None
         self.fetched: list[str] = []
 
     def respond(self, method: str, target: str, headers: dict[str, str]) -> Response:
         """The response to one request."""
+        if self.redirects_to:
+            return Response(302, headers={"Location": self.redirects_to})
         name = urllib.parse.unquote(urllib.parse.urlsplit(target).path).lstrip("/")
         if self.broken_with:
             return Response(self.broken_with)

@@ -293,6 +293,18 @@ def test_pod_reads_secrets_from_the_environment_and_shows_them_nowhere(
     assert not any(b"hf_s3cret" in path.read_bytes() for path in stored)
 
 
+def test_pod_connects_to_no_address_of_a_user_that_is_the_pod_itself(
+    world: World, hub: Hub
+) -> None:
+    code, result, log = run_as_pod(world, FINETUNE_SECRET_MODEL_HF_ENDPOINT=hub.url)
+    assert code == ExitCode.USER_ERROR
+    assert result.failure is not None
+    assert result.failure.reason == "ForbiddenAddress"
+    assert "model.uri hf://acme/tiny leads to 127.0.0.1" in result.failure.message
+    assert hub.requests == 0
+    assert "Traceback" not in log
+
+
 def test_pod_ends_with_a_typed_failure(world: World, hub: Hub) -> None:
     world.rows("rows.jsonl", [{"text": "no known column"}])
     code, result, log = run_as_pod(world, HF_ENDPOINT=hub.url)

@@ -39,6 +39,7 @@ from finetune_trainer.data.tokenizer import (
     special_token_ids,
 )
 from finetune_trainer.rewards import reward_functions
+from finetune_trainer.runtime.connection_guard import guard_connections
 from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.runtime.fencing import Attempt
 from finetune_trainer.runtime.stage import run_stage
@@ -306,7 +307,8 @@ def fetch_model_facts(
 def main() -> int:
     """Run the stage; the secrets leave the environment before anything else happens."""
     secrets = take_secrets(os.environ)
-    configure_hub_library(os.environ)
+    configure_hub_library(os.environ, secrets.values())
+    guard_connections(os.environ)
     return run_stage("prepare", lambda run, report: prepare(run, report, secrets))
 
 

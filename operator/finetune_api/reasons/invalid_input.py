@@ -206,6 +206,12 @@ INPUT = Group(
             "Set `method.moe.experts` to false, or `method.type` to Full.",
         ),
         Reason(
+            "ForbiddenAddress",
+            "prepare",
+            "An address leads to a metadata service, a link-local address or the pod itself.",
+            "Name another server; check redirects, DNS records and endpoints in Secrets.",
+        ),
+        Reason(
             "GateNotMet",
             "evaluate",
             "The tuned model missed a rule of `evaluation.gate`.",

@@ -156,7 +156,7 @@ INFO = {
 
 
 class Server:
-    """An MLflow server on loopback that records its requests, or refuses them, or hangs."""
+    """An MLflow server on loopback that records its requests, refuses them, hangs, or redirects."""
 
     def __init__(self, behaviour: str = "") -> None:
         self.requests: list[tuple[str, dict[str, Any], str | None]] = []
@@ -185,8 +185,12 @@ class Server:
                 if behaviour == "refuse":
                     message = f"no entry for {self.headers.get('Authorization')}"
                     status, body = 403, {"error_code": "PERMISSION_DENIED", "message": message}
+                if behaviour == "redirect":
+                    status = 307
                 data = json.dumps(body).encode()
                 self.send_response(status)
+                if status == 307:
+                    self.send_header("Location", "http://169.254.169.254/latest/meta-data/")
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
@@ -249,6 +253,14 @@ def test_a_tracker_that_fails_is_logged_once_and_stops_nothing(
     assert logged.count("Tracker failed") == logged.count("tracker=MLflow") == 1
     assert TOKEN not in logged
     assert len(charts(run)["train/loss"]) == 3
+
+
+@pytest.mark.parametrize("server", ["redirect"], indirect=True)
+def test_a_tracker_does_not_lead_to_a_metadata_service(
+    run_of: Any, server: Server, capfd: Any
+) -> None:
+    track(run_of({"mlflow": {"experiment": "tests", "trackingUri": server.url}}), range(1, 4))
+    assert "A connection to 169.254.169.254 was refused" in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize("server", ["hang"], indirect=True)

@@ -8,10 +8,13 @@ that would help.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
 
+from finetune_trainer.runtime.connection_guard import record_refusals
 from finetune_trainer.runtime.errors import RetryableError, UserError
 from finetune_trainer.sources.credentials import Credentials
 
@@ -109,6 +112,16 @@ class Address:
             "BadAddress", f"{self.spec_field}.uri {self.public_uri}: {detail}.", remedy
         )
 
+    def forbidden(self, host: str) -> UserError:
+        """The error for an address that leads to a host to which no job may connect."""
+        return UserError(
+            "ForbiddenAddress",
+            f"{self.spec_field}.uri {self.public_uri} leads to {host}, which is a metadata "
+            "service, a link-local or multicast address, or the pod itself.",
+            "Name another server; check the endpoint in the Secret of the source, and DNS records "
+            "and redirects of its server.",
+        )
+
     def source_unavailable(self, detail: str) -> RetryableError:
         """The error for a source that did not answer properly and may do so later."""
         return RetryableError(
@@ -121,6 +134,18 @@ class Address:
     @property
     def _secret_field(self) -> str:
         return f"{self.spec_field}.credentialsSecretRef"
+
+
+@contextmanager
+def checked_connections(address: Address) -> Iterator[None]:
+    """Report a connection that was refused in the body, whatever a library made of the error."""
+    with record_refusals() as refusals:
+        try:
+            yield
+        except Exception:
+            if refusals:
+                raise address.forbidden(refusals[-1]) from None
+            raise
 
 
 def safe_parts(path: str, address: Address) -> tuple[str, ...]:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from finetune_trainer.runtime.errors import StageError, UserError, is_disk_full
-from finetune_trainer.sources.address import Address, safe_parts
+from finetune_trainer.sources.address import Address, checked_connections, safe_parts
 from finetune_trainer.sources.base import SourceFile
+from finetune_trainer.sources.credentials import Credentials
 
 
 class HubSource:
@@ -85,8 +86,13 @@ def open_hub(address: Address) -> HubSource:
     return HubSource(address, repository, str(info.sha), wanted, folder)
 
 
-def configure_hub_library(environ: MutableMapping[str, str]) -> None:
+def configure_hub_library(
+    environ: MutableMapping[str, str], secrets: Iterable[Credentials]
+) -> None:
     """Settings of huggingface_hub, which it reads when it is imported."""
+    if any(secret.get("HF_ENDPOINT") for secret in secrets):
+        # A hub of the user's choice could lead the library of Xet, which is no Python, anywhere.
+        environ["HF_HUB_DISABLE_XET"] = "1"
     # The root file system is read-only, and the library writes below HF_HOME.
     environ.setdefault("HF_HOME", str(Path(tempfile.gettempdir()) / "huggingface"))
     environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -124,22 +130,23 @@ def _endpoint(address: Address) -> str | None:
 def _typed_errors(address: Address) -> Iterator[None]:
     from huggingface_hub import errors
 
-    try:
-        yield
-    except StageError:
-        raise
-    except errors.HFValidationError as error:
-        raise address.bad_address(str(error).split(":")[0], "Write hf://ORG/NAME.") from None
-    except errors.GatedRepoError:
-        raise address.access_denied("its owner requires an agreement first") from None
-    except errors.RevisionNotFoundError:
-        raise _no_revision(address) from None
-    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError) as error:
-        if isinstance(error, errors.LocalEntryNotFoundError):
-            raise _by_status(address, error.__cause__ or error) from None
-        raise address.not_found() from None
-    except Exception as error:
-        raise error if is_disk_full(error) else _by_status(address, error) from None
+    with checked_connections(address):
+        try:
+            yield
+        except StageError:
+            raise
+        except errors.HFValidationError as error:
+            raise address.bad_address(str(error).split(":")[0], "Write hf://ORG/NAME.") from None
+        except errors.GatedRepoError:
+            raise address.access_denied("its owner requires an agreement first") from None
+        except errors.RevisionNotFoundError:
+            raise _no_revision(address) from None
+        except (errors.RepositoryNotFoundError, errors.EntryNotFoundError) as error:
+            if isinstance(error, errors.LocalEntryNotFoundError):
+                raise _by_status(address, error.__cause__ or error) from None
+            raise address.not_found() from None
+        except Exception as error:
+            raise error if is_disk_full(error) else _by_status(address, error) from None
 
 
 def _no_revision(address: Address) -> UserError:

@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 from finetune_api.protocol import CLOUD_IDENTITY_ENV
 
 from finetune_trainer.runtime.errors import StageError
-from finetune_trainer.sources.address import Address, safe_parts
+from finetune_trainer.sources.address import Address, checked_connections, safe_parts
 from finetune_trainer.sources.base import SourceFile, listing_revision
 from finetune_trainer.sources.metadata_servers import bypass_proxies
 
@@ -141,8 +141,9 @@ def open_gs(address: Address) -> StoreSource:
     elif os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
         token = "google_default"
     elif os.environ.get(CLOUD_IDENTITY_ENV):
-        # gcsfs asks the metadata server of GKE, and continues without a token if there is none.
-        token = None
+        from finetune_trainer.sources.google_identity import find_identity
+
+        token = find_identity() or "anon"
     with typed_errors(address):
         system = gcsfs.GCSFileSystem(
             token=token,
@@ -269,12 +270,13 @@ def _describe(path: str, info: dict[str, Any]) -> SourceFile:
 @contextmanager
 def typed_errors(address: Address) -> Iterator[None]:
     """Turn exceptions of the libraries into the errors of `address`."""
-    try:
-        yield
-    except StageError:
-        raise
-    except Exception as error:
-        raise _to_typed_error(address, error) from None
+    with checked_connections(address):
+        try:
+            yield
+        except StageError:
+            raise
+        except Exception as error:
+            raise _to_typed_error(address, error) from None
 
 
 def _to_typed_error(address: Address, error: BaseException) -> BaseException:

@@ -25,6 +25,7 @@ from finetune_api.finetunejob import MLflow, WandB
 from finetune_api.protocol import RUN_CONFIG_PATH
 from finetune_api.run_config import RunConfig
 
+from finetune_trainer.runtime.connection_guard import guard_connections
 from finetune_trainer.runtime.logs import configure_logging
 
 log = logging.getLogger("finetune")
@@ -273,6 +274,7 @@ def run_trackers(is_stopping: Callable[[], bool]) -> Iterator[None]:
 def main() -> None:
     """Run the trackers of the run file's attempt until standard input is closed."""
     configure_logging()
+    guard_connections(os.environ, may_use_loopback=True)
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     # MLflow recommends a database instead of files.
     warnings.filterwarnings("ignore", category=FutureWarning)
