@@ -34,16 +34,17 @@ VERBS = (
     "impersonate",
     "*",
 )
-READ = {"get", "list", "watch"}
+WATCH = {"list", "watch"}
+READ = {"get"} | WATCH
 IN_NAMESPACES: dict[tuple[str, str], set[str]] = {
-    ("finetune.dev", "finetunejobs"): READ | {"delete"},
+    ("finetune.dev", "finetunejobs"): WATCH | {"delete"},
     ("finetune.dev", "finetunejobs/status"): {"patch"},
     ("finetune.dev", "finetunejobs/finalizers"): {"update"},
     ("finetune.dev", "modelendpoints"): READ | {"create", "patch"},
     ("finetune.dev", "modelendpoints/status"): {"patch"},
     ("finetune.dev", "modelendpoints/finalizers"): {"update"},
     ("batch", "jobs"): READ | {"create", "delete"},
-    ("", "pods"): READ,
+    ("", "pods"): WATCH,
     ("", "configmaps"): READ | {"create"},
     ("", "persistentvolumeclaims"): READ | {"create"},
     ("", "services"): READ | {"create", "patch"},
@@ -52,7 +53,7 @@ IN_NAMESPACES: dict[tuple[str, str], set[str]] = {
     ("serving.kserve.io", "inferenceservices"): READ | {"create", "patch", "delete"},
     ("serving.kserve.io", "servingruntimes"): READ | {"create", "delete"},
 }
-EVERYWHERE = {("finetune.dev", "acceleratorprofiles"): READ}
+EVERYWHERE = {("finetune.dev", "acceleratorprofiles"): WATCH}
 # Every authenticated user may query their own permissions.
 ASKING = {"authorization.k8s.io", "authentication.k8s.io"}
 

@@ -1,9 +1,9 @@
 {{- /* The operator's rights in a watched namespace: no Secrets, no wildcards, no exec, no logs. */ -}}
 {{- define "finetune.rules" -}}
-# delete: for ttlSecondsAfterFinished.
+# get is only for what the operator creates: where the name is taken already. delete: for ttlSecondsAfterFinished.
 - apiGroups: [finetune.dev]
   resources: [finetunejobs]
-  verbs: [get, list, watch, delete]
+  verbs: [list, watch, delete]
 - apiGroups: [finetune.dev]
   resources: [modelendpoints]
   verbs: [get, list, watch, create, patch]
@@ -19,7 +19,7 @@
   verbs: [get, list, watch, create, delete]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [""]
   resources: [configmaps, persistentvolumeclaims]
   verbs: [get, list, watch, create]
