@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from finetune_trainer.sources import Credentials
 from tests.trainer.servers import Hub, Repository
 from tests.trainer.tiny import tiny_rows, write_rows
 
+ROOT = Path(__file__).resolve().parents[2]
 UID = "0b0e7c0e-1111-4222-8333-444455556666"
 END = "<|im_end|>"
 """The text of the token that ends an answer of the tiny model."""
@@ -94,6 +99,31 @@ class World:
         found = json.loads((self.data / "manifest.json").read_text())
         assert isinstance(found, dict)
         return found
+
+
+def run_as_pod(
+    world: World, spec: Mapping[str, Any] | None = None, **environ: str
+) -> tuple[int, StageResult, str]:
+    """Run the stage as the process of a pod; returns its exit code, its result and its log."""
+    run_file, result_file = world.root / "run.json", world.root / "result.json"
+    run_file.write_text(world.run_config(**(spec or {})).model_dump_json(by_alias=True))
+    done = subprocess.run(
+        [sys.executable, "-m", "finetune_trainer.prepare"],
+        env={
+            "PATH": os.defpath,
+            "HOME": "/nonexistent",
+            "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'trainer_image'}",
+            "TMPDIR": str(world.root),
+            "FINETUNE_RUN_CONFIG": str(run_file),
+            "FINETUNE_TERMINATION_PATH": str(result_file),
+            "FINETUNE_TELEMETRY_PORT": "0",
+            **environ,
+        },
+        capture_output=True,
+        text=True,
+    )
+    result = StageResult.model_validate_json(result_file.read_bytes())
+    return done.returncode, result, done.stdout + done.stderr
 
 
 def use_model(hub: Hub, folder: Path, config: dict[str, Any] | None = None) -> None:

@@ -106,6 +106,8 @@ class Hub:
         """Status of the response to every request."""
         self.redirects_to: str | None = None
         """Where the response to every request leads."""
+        self.signature: str | None = None
+        """Content is sent for URLs with this signature, to which others are redirected."""
 
     def respond(self, method: str, target: str, headers: dict[str, str]) -> Response:
         """The response to one request."""
@@ -123,6 +125,9 @@ class Hub:
             if path.startswith(f"{name}/resolve/"):
                 revision, file = path.removeprefix(f"{name}/resolve/").split("/", 1)
                 refusal = self._refusal(repository, revision, headers)
+                if self.signature and method == "GET" and self.signature not in target:
+                    signed = f"{self.url}{target}?Signature={self.signature}"
+                    return refusal or Response(302, headers={"Location": signed})
                 return refusal or self._file(method, repository, file)
         return _error(401, "RepoNotFound", "Invalid username or password.")
 
@@ -333,7 +338,7 @@ def make_service_account(token_url: str) -> str:
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """A self-signed certificate for localhost, and its key."""
+    """A self-signed certificate for localhost and rows.example, and its key."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -341,7 +346,8 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    hosts = [x509.DNSName("localhost"), x509.DNSName("rows.example")]
+    names = [*hosts, x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)

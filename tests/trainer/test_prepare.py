@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from finetune_api.protocol import ExitCode
-from finetune_api.stage_result import StageResult
 from finetune_trainer.data.token_store import IGNORED, TokenStore
 from finetune_trainer.data.tokenizer import load_tokenizer
 from finetune_trainer.runtime.errors import RetryableError
 from finetune_trainer.runtime.telemetry import Report
 
-from tests.trainer.prepare_world import World, chat_rows, facts_of, found, use_model
+from tests.trainer.prepare_world import World, chat_rows, facts_of, found, run_as_pod, use_model
 from tests.trainer.servers import COMMIT, Hub
 from tests.trainer.tiny import CHATML, tiny_model, tiny_rows
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_result_describes_model_and_data(world: World) -> None:
@@ -256,41 +251,6 @@ def test_progress_counts_the_tokenised_rows(world: World) -> None:
     world.prepare()
     assert "tokenising 100/100" in messages
     assert any(line.startswith("downloading") for line in messages)
-
-
-def run_as_pod(world: World, **environ: str) -> tuple[int, StageResult, str]:
-    run_file, result_file = world.root / "run.json", world.root / "result.json"
-    run_file.write_text(world.run_config().model_dump_json(by_alias=True))
-    done = subprocess.run(
-        [sys.executable, "-m", "finetune_trainer.prepare"],
-        env={
-            "PATH": os.defpath,
-            "HOME": "/nonexistent",
-            "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'trainer_image'}",
-            "TMPDIR": str(world.root),
-            "FINETUNE_RUN_CONFIG": str(run_file),
-            "FINETUNE_TERMINATION_PATH": str(result_file),
-            "FINETUNE_TELEMETRY_PORT": "0",
-            **environ,
-        },
-        capture_output=True,
-        text=True,
-    )
-    result = StageResult.model_validate_json(result_file.read_bytes())
-    return done.returncode, result, done.stdout + done.stderr
-
-
-def test_pod_reads_secrets_from_the_environment_and_shows_them_nowhere(
-    world: World, hub: Hub
-) -> None:
-    hub.repositories["acme/tiny"].token = "hf_s3cret"
-    code, result, log = run_as_pod(
-        world, HF_ENDPOINT=hub.url, FINETUNE_SECRET_MODEL_HF_TOKEN="hf_s3cret"
-    )
-    assert (code, result.outcome) == (ExitCode.OK, "Succeeded"), log
-    assert "hf_s3cret" not in log
-    stored = [path for path in world.root.rglob("*") if path.is_file()]
-    assert not any(b"hf_s3cret" in path.read_bytes() for path in stored)
 
 
 def test_pod_connects_to_no_address_of_a_user_that_is_the_pod_itself(

@@ -42,11 +42,15 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging() -> None:
-    """Log to stderr from level INFO on, unless the process has configured its logging already."""
+    """Log to stderr from level INFO on, unless the process has configured its logging already.
+
+    Libraries log from WARNING on: in their INFO lines are URLs with signatures that open a file.
+    """
     handler = logging.StreamHandler(sys.stderr)
     is_json = os.environ.get(LOG_FORMAT_ENV) == "json"
     handler.setFormatter(JsonFormatter() if is_json else TextFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("finetune").setLevel(logging.INFO)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

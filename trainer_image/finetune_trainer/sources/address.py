@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from finetune_trainer.runtime.connection_guard import record_refusals
 from finetune_trainer.runtime.errors import RetryableError, UserError
@@ -134,6 +134,20 @@ class Address:
     @property
     def _secret_field(self) -> str:
         return f"{self.spec_field}.credentialsSecretRef"
+
+
+def public_spec(spec: Any) -> Any:
+    """A spec, or a part of it, with the public form of each address."""
+    if isinstance(spec, list):
+        return [public_spec(each) for each in spec]
+    if not isinstance(spec, dict):
+        return spec
+    return {
+        name: Address("dataset", value).public_uri
+        if name == "uri" and isinstance(value, str)
+        else public_spec(value)
+        for name, value in spec.items()
+    }
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from finetune_api.run_config import RunConfig
 
 from finetune_trainer.runtime.connection_guard import guard_connections
 from finetune_trainer.runtime.logs import configure_logging
+from finetune_trainer.sources.address import public_spec
 
 log = logging.getLogger("finetune")
 
@@ -110,7 +111,10 @@ class WeightsAndBiases:
             resume="allow",
             mode="offline" if settings.offline else "online",
             dir=report_folder(run),
-            config={"spec": run.raw_spec, "plan": run.plan.to_wire() if run.plan else None},
+            config={
+                "spec": public_spec(run.raw_spec),
+                "plan": run.plan.to_wire() if run.plan else None,
+            },
             settings=wandb.Settings(console="off", silent=True, disable_git=True),
         )
 
