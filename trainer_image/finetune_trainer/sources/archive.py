@@ -1,16 +1,22 @@
 """Unpacks a model that comes as one archive, without trusting the archive.
 
-Only plain files that a model needs are written, each below the target and never through a link, and
-no more bytes than the archive declares, so that a small download cannot fill the workspace.
+Only plain files that a model needs are written, each below the target, once, never through a link,
+and no more bytes than the archive declares, so that a small download cannot fill the workspace.
 """
 
 from __future__ import annotations
 
+import errno
+import lzma
+import os
+import struct
 import tarfile
+import unicodedata
 import zipfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -19,6 +25,21 @@ from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources.model_files import Layout
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
+MAX_MEMBERS = 100_000
+"""More files than any model has; their list stays in memory."""
+_MAX_NAME, _MAX_PATH = 255, 1024
+"""Bytes of a name and of a path that every file system takes."""
+_BROKEN = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OSError,
+    RuntimeError,  # encrypted, or compressed in an unknown way
+    ValueError,  # a name that is not UTF-8
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +79,9 @@ def _write(member: Member, path: Path, uri: str) -> None:
         while chunk := source.read(1 << 20):
             sink.write(chunk)
             if sink.tell() > member.size:
-                raise _unsafe(uri, member.name, "is longer than the archive declares")
+                raise _unsafe(
+                    uri, f"its member {member.name!r} is longer than the archive declares"
+                )
 
 
 def _root_folder(names: list[str], layout: Layout, uri: str) -> str:
@@ -79,12 +102,13 @@ def _members(archive: Path, uri: str) -> Iterator[list[Member]]:
     try:
         if zipfile.is_zipfile(archive) and archive.name.endswith(".zip"):
             with zipfile.ZipFile(archive) as packed:
-                yield [_check_member(member, uri) for member in _zip_members(packed, uri)]
+                yield _check_members(_zip_members(packed, uri), uri)
         else:
             with tarfile.open(archive) as tar:
-                yield [_check_member(member, uri) for member in _tar_members(tar, uri)]
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+                yield _check_members(_tar_members(tar, uri), uri)
+    except _BROKEN as error:
+        # EINVAL: a size that is negative leads tarfile to a place before the file.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise UserError(
             "BrokenArchive",
@@ -96,7 +120,7 @@ def _members(archive: Path, uri: str) -> Iterator[list[Member]]:
 def _zip_members(packed: zipfile.ZipFile, uri: str) -> Iterator[Member]:
     for info in packed.infolist():
         if (info.external_attr >> 16) & 0o170000 == 0o120000:
-            raise _unsafe(uri, info.filename, "is a link")
+            raise _unsafe(uri, f"its member {info.filename!r} is a link")
         if not info.is_dir():
             yield Member(info.filename, info.file_size, partial(packed.open, info))
 
@@ -106,7 +130,7 @@ def _tar_members(tar: tarfile.TarFile, uri: str) -> Iterator[Member]:
         if info.isdir():
             continue
         if not info.isfile():
-            raise _unsafe(uri, info.name, "is not a plain file")
+            raise _unsafe(uri, f"its member {info.name!r} is not a plain file")
         yield Member(info.name, info.size, partial(_open_member, tar, info))
 
 
@@ -117,16 +141,38 @@ def _open_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
     return stream
 
 
-def _check_member(member: Member, uri: str) -> Member:
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts or "\\" in member.name or "\0" in member.name:
-        raise _unsafe(uri, member.name, "leads out of the archive")
-    return Member(path.as_posix(), member.size, member.open)
+def _check_members(members: Iterable[Member], uri: str) -> list[Member]:
+    """All members with normal names; UserError where one is unsafe to write."""
+    checked: dict[str, Member] = {}
+    for member in members:
+        if len(checked) == MAX_MEMBERS:
+            raise _unsafe(uri, f"it has more than {MAX_MEMBERS} files")
+        name = _normal_name(member.name, uri)
+        if name in checked:
+            raise _unsafe(uri, f"its member {name!r} is there twice")
+        checked[name] = replace(member, name=name)
+    for name in checked:
+        for folder in PurePosixPath(name).parents:
+            if folder.as_posix() in checked:
+                raise _unsafe(uri, f"its member {folder.as_posix()!r} is a file and a folder")
+    return list(checked.values())
 
 
-def _unsafe(uri: str, name: str, why: str) -> UserError:
+def _normal_name(name: str, uri: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name:
+        raise _unsafe(uri, f"its member {name!r} leads out of the archive")
+    if any(unicodedata.category(each) == "Cc" for each in name):
+        raise _unsafe(uri, f"its member {name!r} has control characters in its name")
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if longest > _MAX_NAME or len(os.fsencode(name)) > _MAX_PATH:
+        raise _unsafe(uri, f"the name of its member {name[:64]!r}… is too long")
+    return path.as_posix()
+
+
+def _unsafe(uri: str, why: str) -> UserError:
     return UserError(
         "UnsafeArchive",
-        f"{uri} is refused: its member {name!r} {why}.",
-        "Pack only plain files with relative names.",
+        f"{uri} is refused: {why}.",
+        "Pack only plain files with relative names, each of them once.",
     )

@@ -57,8 +57,13 @@ class StoreSource:
         self.folder = None if is_one_file else ""
         self._system = system
         self._remote = {path: info["name"] for path, info in found.items()}
+        names: dict[tuple[str, ...], str] = {}
         for path in found:
-            safe_parts(path, address)
+            if (other := names.setdefault(safe_parts(path, address), path)) != path:
+                raise address.bad_address(
+                    f"the objects {other} and {path} would be one file",
+                    "Use names without empty parts between slashes.",
+                )
         self.files = tuple(_describe(path, found[path]) for path in sorted(found))
         self.revision = listing_revision(self.files)
 
