@@ -50,6 +50,24 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """The scale subresource: paths of the number of pods that is desired, of that which exists, and
+    of the label selector of the pods."""
+
+    desired: str
+    actual: str
+    selector: str
+
+    def to_wire(self) -> dict[str, str]:
+        """The subresource as the CRD has it."""
+        return {
+            "specReplicasPath": self.desired,
+            "statusReplicasPath": self.actual,
+            "labelSelectorPath": self.selector,
+        }
+
+
+@dataclass(frozen=True)
 class Kind:
     """A custom resource: its names, its models, its columns and rules over the whole object."""
 
@@ -62,6 +80,7 @@ class Kind:
     status: type[BaseModel] | None
     columns: tuple[Column, ...]
     rules: tuple[dict[str, Any], ...] = ()
+    scale: Scale | None = None
 
     @property
     def crd_name(self) -> str:
@@ -111,8 +130,8 @@ AFTER_END = FreezePoint(
 AFTER_ROLLOUT = FreezePoint(
     "has(oldSelf.status) && has(oldSelf.status.stages) && oldSelf.status.stages.exists(s, "
     "s.name == 'serve' && has(s.attempt) && s.attempt > 0)",
-    "cannot change after the job has updated its endpoint: edit the ModelEndpoint, or create "
-    "another one for the artifact",
+    "cannot change after the job has handed its model to the endpoint: set spec.artifact of the "
+    "ModelEndpoint to serve another model, or create another ModelEndpoint for this one",
 )
 
 
@@ -180,6 +199,7 @@ MODELENDPOINT = Kind(
         AGE,
     ),
     rules=_name_rules("Services and Deployments"),
+    scale=Scale(".spec.replicas", ".status.replicas", ".status.selector"),
 )
 ACCELERATORPROFILE = Kind(
     name="AcceleratorProfile",
@@ -211,6 +231,8 @@ def build_crd(kind: Kind, annotations: dict[str, str] | None = None) -> dict[str
     }
     if kind.status:
         version["subresources"] = {"status": {}}
+    if kind.scale:
+        version["subresources"]["scale"] = kind.scale.to_wire()
     everywhere = ["finetune", "all"] if kind.scope == "Namespaced" else ["finetune"]
     names = {
         "kind": kind.name,

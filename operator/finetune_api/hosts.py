@@ -48,6 +48,6 @@ RefusedTrackers = _refuse(
 RefusedUserInfo = RefusedPattern(
     r"^[a-z0-9]+://[^/?#]*@",
     "must have no user name or password before the host: put them into the Secret that "
-    "credentialsSecret names",
+    "credentialsSecretRef names",
 )
 """The spec of a job is copied to its ConfigMaps and its report, which are not for secrets."""

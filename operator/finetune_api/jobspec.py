@@ -70,8 +70,8 @@ class Serve(SpecModel):
     """Where the result is served."""
 
     endpoint: ChildName
-    """Name of the ModelEndpoint in the job's namespace that gets the artifact as its new revision;
-    the job creates it when it does not exist."""
+    """Name of the ModelEndpoint in the job's namespace that serves the model as its new revision;
+    the job creates it when it does not exist, and never changes one that does."""
     profile: ObjectName | None = None
     """AcceleratorProfile of an endpoint that the job creates; absent means the profile of training.
     An endpoint that exists keeps its own."""

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from finetune_api.base import Condition, LongText, ShortText, StatusModel, Time, list_map_key
-from finetune_api.evaluation_summary import EvaluationSummary
+from finetune_api.evaluation_summary import EvaluationSummary, ProbeRecord
 from finetune_api.facts import ArtifactRef, DataFacts, ModelFacts, TrainFacts, WorkspaceFacts
 from finetune_api.failure import Failure
 from finetune_api.protocol import StageName
@@ -166,6 +166,9 @@ class FineTuneJobStatus(StatusModel):
     """How training ended."""
     evaluation: EvaluationSummary | None = None
     """The tuned model compared with its base."""
+    probe: ProbeRecord | None = None
+    """Prompt and greedy answer of the tuned model, which the endpoint's new revision must
+    repeat."""
     artifact: ArtifactRef | None = None
     """The exported model."""
     endpoint: EndpointRef | None = None

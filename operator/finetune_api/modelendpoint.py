@@ -1,8 +1,9 @@
 """ModelEndpoint: a stable name and URL over immutable revisions of a model.
 
-A FineTuneJob with `serve` writes the artifact here; a user can do so too. Every new artifact digest
-is a new revision: the operator starts it alongside the old one, checks it, and only then switches
-the traffic, so that the URL never points at a model that does not answer.
+The spec names the artifact to serve, or leaves it out: then the endpoint follows the FineTuneJobs
+that name it in `serve.endpoint`. Every new artifact is a new revision: the operator starts it
+alongside the old one, checks it, and only then switches the traffic, so that the URL never points
+at a model that does not answer.
 """
 
 from typing import Annotated, Literal
@@ -20,9 +21,11 @@ from finetune_api.base import (
     SpecModel,
     StatusModel,
     Time,
+    cel,
     list_map_key,
+    validation_config,
 )
-from finetune_api.evaluation_summary import ChatMessage
+from finetune_api.evaluation_summary import ChatMessage, ProbeRecord
 from finetune_api.protocol import Digest
 
 ArtifactUri = Annotated[
@@ -55,11 +58,23 @@ class Probe(SpecModel):
 class ModelEndpointSpec(SpecModel):
     """Which model is served, and on what hardware."""
 
-    artifact: ServedArtifact
-    """Exported model to serve; a change rolls out a new revision."""
+    model_config = validation_config(
+        cel(
+            "!has(self.probe) || has(self.artifact)",
+            "probe holds an answer of the model in artifact: set artifact too, or remove probe, "
+            "because an endpoint without artifact takes the probe from the job whose model it "
+            "serves",
+            ".probe",
+        )
+    )
+
+    artifact: ServedArtifact | None = None
+    """Exported model to serve; a change rolls out a new revision. Absent means that the endpoint
+    follows the FineTuneJobs of its namespace whose serve.endpoint is its name: it serves the model
+    of the youngest one that has exported it (status.latest)."""
     probe: Probe | None = None
-    """Prompt with a known answer, which a new revision must repeat; absent means that the operator
-    only checks that /v1/models lists the model."""
+    """Prompt with a known answer of the artifact, which a new revision must repeat; absent means
+    that the operator only checks that /v1/models lists the model."""
     profile: ObjectName | None = None
     """AcceleratorProfile to serve on; absent means the profile that is marked as default."""
     gpus: int = Field(default=1, ge=1, le=64)
@@ -70,6 +85,30 @@ class ModelEndpointSpec(SpecModel):
 
 EndpointPhase = Literal["Pending", "Deploying", "Ready", "Failed"]
 RevisionState = Literal["Starting", "Checking", "Active", "Failed", "Retired"]
+
+
+class SourceJob(StatusModel):
+    """A FineTuneJob, which may have been deleted since."""
+
+    name: ShortText
+    """metadata.name of the job."""
+    uid: ShortText
+    """metadata.uid of the job."""
+    created_at: ShortText
+    """metadata.creationTimestamp of the job."""
+
+
+class ExportedModel(StatusModel):
+    """A model that a job exported for this endpoint."""
+
+    job: SourceJob
+    """Job that trained it."""
+    uri: LongText
+    """Address of the artifact."""
+    digest: Digest
+    """Digest of the artifact."""
+    probe: ProbeRecord | None = None
+    """Prompt and answer that the job recorded in evaluation, which a new revision must repeat."""
 
 
 class RevisionStatus(StatusModel):
@@ -115,8 +154,16 @@ class ModelEndpointStatus(StatusModel):
     """What manages the pods: a Deployment, or KServe where it is installed."""
     url: LongText | None = None
     """Base URL of the OpenAI API inside the cluster."""
+    latest: ExportedModel | None = None
+    """The model of the youngest job that has exported one for this endpoint, also after the job was
+    deleted; served unless spec.artifact names another one."""
     active_revision: int | None = Field(default=None, ge=1)
     """Number of the revision that gets the traffic."""
+    replicas: int = Field(default=0, ge=0)
+    """Number of pods of the active revision, for the scale subresource."""
+    selector: LongText | None = None
+    """Label selector of the pods of the active revision, for the scale subresource; absent without
+    an active revision."""
     revisions: list[RevisionStatus] = Field(
         default_factory=list, max_length=10, json_schema_extra=list_map_key("revision")
     )

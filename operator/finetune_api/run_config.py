@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import Field
 
 from finetune_api.base import StatusModel
-from finetune_api.evaluation_summary import EvaluationSummary, ProbeRecord
+from finetune_api.evaluation_summary import EvaluationSummary
 from finetune_api.facts import DataFacts, ModelFacts
 from finetune_api.jobspec import FineTuneJobSpec
 from finetune_api.protocol import StageName
@@ -67,8 +67,6 @@ class RunConfig(StatusModel):
     """What prepare reported about grpo.rewardModel, whose snapshot is in paths.reward_cache."""
     evaluation: EvaluationSummary | None = None
     """Result of evaluate; only for export."""
-    probe: ProbeRecord | None = None
-    """Prompt and answer recorded by evaluate; only for export, which keeps it for the roll-out."""
     artifact_uri: str | None = None
     """pvc:// address that the artifact will have; only for export."""
     paths: Paths = Field(default_factory=Paths)

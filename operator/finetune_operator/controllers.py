@@ -4,7 +4,8 @@
 |---------------|-----------------------|------------------------------------------------|
 | FineTuneJob   | `reconcile_job`       | itself, its children, claims, profiles, the    |
 |               |                       | endpoint it serves                             |
-| ModelEndpoint | `reconcile_endpoint`  | itself, its children, claims, profiles         |
+| ModelEndpoint | `reconcile_endpoint`  | itself, its children, claims, profiles, jobs   |
+|               |                       | that have handed a model over to it            |
 | Workspace     | `reconcile_workspace` | new, terminal and deleted jobs, endpoints,     |
 |               |                       | claims, the janitor                            |
 
@@ -31,6 +32,7 @@ from finetune_operator.decision import (
     View,
 )
 from finetune_operator.endpoints.plan import build_rejected_endpoint_status, reconcile_endpoint
+from finetune_operator.exported_models import find_endpoint_name, is_handed_over
 from finetune_operator.jobs.plan import build_rejected_job_status, reconcile_job
 from finetune_operator.names import JANITOR
 from finetune_operator.workspaces.plan import reconcile_workspace, workspace_key, workspace_keys
@@ -85,6 +87,8 @@ def keys_of_deleted(manifest: Manifest) -> Iterator[Key]:
 
 def _woken_by_job(job: Manifest, _view: View) -> Iterator[Key]:
     yield _key("FineTuneJob", job)
+    if is_handed_over(job) and (endpoint := find_endpoint_name(job)):
+        yield Key("ModelEndpoint", job["metadata"]["namespace"], endpoint)
     if (job.get("status") or {}).get("phase") in (None, "", *TERMINAL_PHASES):
         yield workspace_key(job)
 
@@ -94,7 +98,7 @@ def _woken_by_endpoint(endpoint: Manifest, view: View) -> Iterator[Key]:
     yield workspace_key(endpoint)
     metadata = endpoint["metadata"]
     for job in _list_nonterminal_jobs(view, metadata["namespace"]):
-        if ((job.get("spec") or {}).get("serve") or {}).get("endpoint") == metadata["name"]:
+        if find_endpoint_name(job) == metadata["name"]:
             yield _key("FineTuneJob", job)
 
 

@@ -2,7 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+
+INDEFINITELY = datetime.max.replace(tzinfo=UTC)
+"""`expected_until` of what is expected without a limit of time."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,11 @@ class Stalled:
     @property
     def is_expected(self) -> bool:
         return self.expected_until is not None
+
+    @property
+    def patience_ends(self) -> datetime | None:
+        """When it is not expected any more although nothing else has changed."""
+        return None if self.expected_until == INDEFINITELY else self.expected_until
 
 
 def choose_stall(stalls: Iterable[Stalled | None]) -> Stalled | None:

@@ -365,7 +365,7 @@ def test_a_job_that_has_ended_may_change_its_time_to_live_and_nothing_else(
 
 @pytest.mark.parametrize("phase", ["Deploying", "Suspended"])
 @pytest.mark.parametrize("serve", [None, {"endpoint": "other"}, {"profile": "l4"}])
-def test_after_the_job_has_updated_its_endpoint_serve_cannot_change(
+def test_after_the_job_has_handed_its_model_over_serve_cannot_change(
     api: Api, namespace: str, phase: str, serve: dict[str, str] | None
 ) -> None:
     api.create(job(namespace, serve__endpoint="bot"))
@@ -375,8 +375,8 @@ def test_after_the_job_has_updated_its_endpoint_serve_cannot_change(
 
     message = refusal_of(api, namespace, {"serve": serve})
 
-    assert "serve cannot change after the job has updated its endpoint" in message
-    assert "edit the ModelEndpoint" in message
+    assert "serve cannot change after the job has handed its model to the endpoint" in message
+    assert "set spec.artifact of the ModelEndpoint" in message
 
 
 def test_labels_and_status_of_a_started_job_may_change(api: Api, namespace: str) -> None:

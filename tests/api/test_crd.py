@@ -207,29 +207,17 @@ def test_a_status_has_one_condition_of_each_type(api: Api, namespace: str) -> No
         api.patch("FineTuneJob", namespace, "wish", {"status": twice}, "status")
 
 
-def test_the_operator_can_apply_an_endpoint_and_leaves_the_users_replicas_alone(
+def test_an_endpoint_without_an_artifact_follows_and_an_empty_spec_is_enough(
     api: Api, namespace: str
 ) -> None:
-    first = api.apply(endpoint(namespace), manager="finetune-operator")
-    assert first["spec"]["replicas"] == 1
-    mine = {**endpoint(namespace), "spec": {"replicas": 3}}
-    api.apply(mine, manager="kubectl")
-
-    new = {"uri": "pvc://finetune-workspace/artifacts/wish-76543210", "digest": DIGEST[:-1] + "1"}
-    rolled = api.apply(endpoint(namespace, artifact=new), manager="finetune-operator")
-
-    assert rolled["spec"]["artifact"] == new
-    assert rolled["spec"]["replicas"] == 3
+    made = api.create({**endpoint(namespace), "spec": {}})
+    assert made["spec"] == {"gpus": 1, "replicas": 1}
 
 
-def test_an_apply_that_changes_nothing_leaves_the_object_as_it_is(api: Api, namespace: str) -> None:
-    first = api.apply(endpoint(namespace), manager="finetune-operator")
-    again = api.apply(endpoint(namespace), manager="finetune-operator")
-    assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
-
-
-def test_a_user_who_applies_another_artifact_gets_a_conflict(api: Api, namespace: str) -> None:
-    api.apply(endpoint(namespace), manager="finetune-operator")
-    other = {"uri": "pvc://mine/model", "digest": DIGEST}
-    with pytest.raises(ApiError, match=r'conflict with "finetune-operator".*\.spec\.artifact\.uri'):
-        api.apply(endpoint(namespace, artifact=other), manager="kubectl")
+def test_a_probe_needs_the_artifact_whose_answer_it_holds(api: Api, namespace: str) -> None:
+    probe = {"messages": [{"role": "user", "content": "hi"}], "answer": "ho", "maxTokens": 8}
+    api.create(endpoint(namespace, probe=probe))
+    with pytest.raises(ApiError, match="set artifact too, or remove probe"):
+        api.patch("ModelEndpoint", namespace, "bot", {"spec": {"artifact": None}})
+    follow = {"spec": {"artifact": None, "probe": None}}
+    assert api.patch("ModelEndpoint", namespace, "bot", follow)["spec"]["replicas"] == 1

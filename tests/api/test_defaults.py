@@ -33,7 +33,7 @@ MINIMAL: dict[str, tuple[type[WireModel], list[dict[str, Any]]]] = {
     ),
     "ModelEndpoint": (
         ModelEndpointSpec,
-        [{"artifact": {"uri": "pvc://finetune-workspace/artifacts/a", "digest": DIGEST}}],
+        [{}, {"artifact": {"uri": "pvc://finetune-workspace/artifacts/a", "digest": DIGEST}}],
     ),
     "AcceleratorProfile": (
         AcceleratorProfileSpec,

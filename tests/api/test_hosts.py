@@ -47,4 +47,4 @@ def test_the_api_server_stores_no_password_of_an_address(api: Api, namespace: st
     mlflow = {"mlflow": {"experiment": "e", "trackingUri": secret}}
     for changes in ({"model": {"uri": secret}}, rows(secret), {"tracking": mlflow}):
         message = refusal(api, namespace, **changes)
-        assert "put them into the Secret that credentialsSecret names" in message
+        assert "put them into the Secret that credentialsSecretRef names" in message

@@ -42,6 +42,8 @@ def cache() -> Cache:
     return cache
 
 
+HANDED_OVER = manifest("FineTuneJob", "serves", "Deploying", endpoint="bot")
+HANDED_OVER["status"]["stages"] = [{"name": "serve", "state": "Running", "attempt": 1}]
 WAITS = Key("FineTuneJob", "ns", "waits")
 SERVES = Key("FineTuneJob", "ns", "serves")
 BOT = Key("ModelEndpoint", "ns", "bot")
@@ -54,6 +56,8 @@ WORKSPACE = Key("Workspace", "ns", "finetune-janitor")
         (manifest("FineTuneJob", "waits", "Pending"), {WAITS}),
         (manifest("FineTuneJob", "waits"), {WAITS, WORKSPACE}),
         (manifest("FineTuneJob", "waits", "Failed"), {WAITS, WORKSPACE}),
+        (manifest("FineTuneJob", "serves", "Deploying", endpoint="bot"), {SERVES}),
+        (HANDED_OVER, {SERVES, BOT}),
         (manifest("ModelEndpoint", "bot"), {BOT, SERVES, WORKSPACE}),
         (manifest("AcceleratorProfile", "a100"), {WAITS, SERVES, BOT}),
         (manifest("PersistentVolumeClaim", "data"), {WAITS, SERVES, BOT, WORKSPACE}),

@@ -408,7 +408,8 @@ INPUT = Group(
         Reason(
             "Superseded",
             "serve",
-            "The endpoint got another artifact before this one got the traffic.",
+            "The endpoint got the model of a younger job, or another `spec.artifact`, before this "
+            "job's model got the traffic.",
             "Set `spec.artifact` of the endpoint to this job's artifact if you want this model.",
         ),
         Reason(

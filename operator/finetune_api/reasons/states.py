@@ -45,6 +45,14 @@ STATES = Group(
         ),
         Reason("Training", JOB, "All training pods run.", ""),
         Reason(
+            "WaitingForJob",
+            ENDPOINT,
+            "`Reconciling` is `True`: the endpoint has no `spec.artifact`, and no job of its "
+            "namespace has exported a model for it yet.",
+            "Create a FineTuneJob whose `serve.endpoint` is the endpoint's name, or set "
+            "`spec.artifact`.",
+        ),
+        Reason(
             "WaitingForQueue",
             JOB,
             "`Reconciling` is `True`: another controller, such as Kueue, has suspended the Job of "

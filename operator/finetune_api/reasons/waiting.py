@@ -50,6 +50,14 @@ WAITING = Group(
             from_kubernetes=True,
         ),
         Reason(
+            "EndpointPinned",
+            JOB,
+            "The ModelEndpoint that `serve.endpoint` names has another model in `spec.artifact`, "
+            "and a job never changes it.",
+            "Set `spec.artifact` to the `uri` and `digest` of the job's `status.artifact`, remove "
+            "it so that the endpoint follows its jobs, or remove `serve` from the job.",
+        ),
+        Reason(
             "ErrImageNeverPull",
             ENDPOINT,
             "The image is not on the node, and the pull policy is `Never`.",

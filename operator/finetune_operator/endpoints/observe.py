@@ -1,4 +1,5 @@
-"""Everything that a plan reads about an endpoint: its spec, its history, its children in the cache.
+"""Everything that a plan reads about an endpoint: its spec, its history, its children in the cache,
+and the jobs whose models it may serve.
 
 The history is the union of the status and the children, so that no revision's number is used twice
 after a lost status write or a deleted child. The endpoint's Service, not the status, says which
@@ -9,9 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune_api.acceleratorprofile import AcceleratorProfile
-from finetune_api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus, RevisionStatus
+from finetune_api.evaluation_summary import ProbeRecord
+from finetune_api.modelendpoint import (
+    ExportedModel,
+    ModelEndpointSpec,
+    ModelEndpointStatus,
+    Probe,
+    RevisionStatus,
+)
 
 from finetune_operator.decision import ENDPOINT_LABEL, REVISION_LABEL, Manifest, View
+from finetune_operator.exported_models import find_latest_model
 from finetune_operator.profiles import find_profile
 from finetune_operator.resources.inferenceservice import predictor_name
 from finetune_operator.resources.vllm import (
@@ -21,7 +30,16 @@ from finetune_operator.resources.vllm import (
     Artifact,
     revision_name,
 )
-from finetune_operator.stalled import Stalled
+from finetune_operator.stalled import INDEFINITELY, Stalled
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What the endpoint is to serve."""
+
+    uri: str
+    digest: str
+    probe: Probe | ProbeRecord | None
 
 
 @dataclass(frozen=True)
@@ -60,7 +78,8 @@ class Observed:
     generation: int
     spec: ModelEndpointSpec
     status: ModelEndpointStatus
-    artifact: Artifact | Stalled
+    latest: ExportedModel | None
+    """The model of the youngest job that has exported one for this endpoint."""
     profile: AcceleratorProfile | Stalled
     revisions: tuple[Revision, ...]
     """By number, oldest first."""
@@ -75,6 +94,22 @@ class Observed:
 
     def find_revision(self, number: int | None) -> Revision | None:
         return next((each for each in self.revisions if each.number == number), None)
+
+    @property
+    def model(self) -> ServedModel | Stalled:
+        """The model that the spec names, else that of the youngest job."""
+        if self.spec.artifact is not None:
+            artifact = self.spec.artifact
+            return ServedModel(artifact.uri, artifact.digest, self.spec.probe)
+        if self.latest is not None:
+            return ServedModel(self.latest.uri, self.latest.digest, self.latest.probe)
+        text = f"waits for the model of a FineTuneJob with serve.endpoint: {self.name}"
+        return Stalled("WaitingForJob", text, INDEFINITELY)
+
+    @property
+    def probe(self) -> Probe | ProbeRecord | None:
+        """What a new revision must answer."""
+        return None if isinstance(self.model, Stalled) else self.model.probe
 
     @property
     def active(self) -> Revision | None:
@@ -109,7 +144,7 @@ def observe(endpoint: Manifest, view: View) -> Observed:
         generation=metadata.get("generation", 0),
         spec=spec,
         status=status,
-        artifact=parse_artifact(spec.artifact.uri, spec.artifact.digest),
+        latest=find_latest_model(view, namespace, name, status.latest),
         profile=choose_profile(spec, view),
         revisions=_collect_revisions(endpoint, status, view, has_kserve),
         service=service,

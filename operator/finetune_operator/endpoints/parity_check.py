@@ -1,7 +1,7 @@
 """The checks of a revision before it takes traffic.
 
 The operator sends every ready pod two requests: does vLLM list the model under the endpoint's name,
-and, where the spec has a probe, what does the model answer to it? Decoding is greedy and penalties
+and, where there is a probe, what does the model answer to it? Decoding is greedy and penalties
 are off, so the answer is a property of the weights. It must equal the recorded one, apart from
 white space at the end of both; anything else means that the pod does not serve the model that was
 evaluated. A wrong answer counts when the pod gave it twice. The operator repeats a request without
@@ -11,6 +11,7 @@ a response, because an unreachable pod says nothing about the model.
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from finetune_api.evaluation_summary import ProbeRecord
 from finetune_api.modelendpoint import Probe
 
 from finetune_operator.decision import HttpRequest, HttpResponse, Manifest, View
@@ -41,7 +42,7 @@ class CheckResult:
 
 
 def check_pods(
-    pods: list[Manifest], model: str, number: int, probe: Probe | None, view: View
+    pods: list[Manifest], model: str, number: int, probe: Probe | ProbeRecord | None, view: View
 ) -> CheckResult:
     """Send the requests to every pod, and evaluate the responses so far."""
     results = [_check_pod(pod, model, number, probe, view) for pod in pods]
@@ -57,7 +58,7 @@ def check_pods(
 
 
 def _check_pod(
-    pod: Manifest, model: str, number: int, probe: Probe | None, view: View
+    pod: Manifest, model: str, number: int, probe: Probe | ProbeRecord | None, view: View
 ) -> CheckResult:
     checks: list[_Check] = [_ModelListCheck(pod, model, number)]
     if probe is not None:
@@ -114,7 +115,7 @@ class _ModelListCheck(_Check):
 class _ParityCheck(_Check):
     path = "/v1/chat/completions"
 
-    def __init__(self, pod: Manifest, model: str, number: int, probe: Probe) -> None:
+    def __init__(self, pod: Manifest, model: str, number: int, probe: Probe | ProbeRecord) -> None:
         super().__init__(pod, model, number)
         self.expected = probe.answer.rstrip()
         self.body = build_chat_request(model, probe)
@@ -136,7 +137,7 @@ class _ParityCheck(_Check):
         return RevisionFailure("ParityMismatch", text)
 
 
-def build_chat_request(model: str, probe: Probe) -> dict[str, Any]:
+def build_chat_request(model: str, probe: Probe | ProbeRecord) -> dict[str, Any]:
     """The probe as a request of the OpenAI API.
 
     It sets the penalties, because vLLM otherwise takes them from generation_config.json.

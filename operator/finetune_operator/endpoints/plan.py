@@ -88,7 +88,8 @@ def reconcile_endpoint(
     except ValidationError as error:
         return _refuse_spec(endpoint, error, now)
 
-    # The target: the revision that the spec requires, how far it is, and its missing children.
+    # The target: the revision that the spec or the latest job requires, how far it is, and its
+    # missing children.
     target = _advance_target(observed, view, settings, now)
 
     # The active revision: the target as soon as it has passed its checks.
@@ -116,8 +117,8 @@ def reconcile_endpoint(
     removal = _remove_children(observed, target, records, active, now)
 
     waits = [removal.next_in, target.assessment.requeue_after]
-    if isinstance(problem, Stalled) and problem.expected_until is not None:
-        waits.append((problem.expected_until - now).total_seconds())
+    if isinstance(problem, Stalled) and problem.patience_ends is not None:
+        waits.append((problem.patience_ends - now).total_seconds())
     due = [seconds for seconds in waits if seconds is not None]
     return Decision(
         create=(
@@ -162,7 +163,7 @@ def _advance_target(observed: Observed, view: View, settings: Settings, now: dat
     if isinstance(chosen, Stalled):
         return _Target(None, _wait(chosen))
     if isinstance(chosen, NewRevision):
-        chosen = _start_revision(observed, chosen, now)
+        chosen = _start_revision(chosen, now)
     revision = chosen
     if observed.active is not None and revision.number == observed.active.number:
         return _Target(revision, Assessment("Active"))
@@ -183,12 +184,11 @@ def _wait(stalled: Stalled, requeue_after: float | None = None) -> Assessment:
     return Assessment("Starting", stalled.message, stalled, requeue_after=requeue_after)
 
 
-def _start_revision(observed: Observed, new: NewRevision, now: datetime) -> Revision:
-    artifact = observed.spec.artifact
+def _start_revision(new: NewRevision, now: datetime) -> Revision:
     record = RevisionStatus(
         revision=new.number,
-        digest=artifact.digest,
-        uri=artifact.uri,
+        digest=new.model.digest,
+        uri=new.model.uri,
         state="Starting",
         key=new.key,
         created_at=format_time(now),

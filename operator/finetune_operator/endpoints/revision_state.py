@@ -92,9 +92,7 @@ def _assess_checks(
     revision: Revision, observed: Observed, view: View, now: datetime
 ) -> Assessment | RevisionFailure:
     ready = pods.select_ready(revision.pods)
-    result = parity_check.check_pods(
-        ready, observed.name, revision.number, observed.spec.probe, view
-    )
+    result = parity_check.check_pods(ready, observed.name, revision.number, observed.probe, view)
     if result.outcome == "Passed":
         return Assessment("Active")
     if isinstance(result.outcome, RevisionFailure):

@@ -1,11 +1,12 @@
-"""Which revision the spec requires: an existing one, or a new number.
+"""Which revision an endpoint requires: an existing one, or a new number.
 
-The key of a revision is `<spec digest>-<pod digest>`. The first covers the spec (artifact, profile
-by name, devices); the second covers the pods that follow from it (the profile's content, the image,
-the operator's own builders) together with the probe. A revision that takes traffic is replaced only
-when the first changes, so that an upgrade or an edited profile never restarts a model that serves.
-A revision that does not take traffic yet is replaced when either changes: that is how a user
-repairs a profile. A failed one is replaced by one with the same key where a retry is due.
+The key of a revision is `<spec digest>-<pod digest>`. The first covers the artifact, which the spec
+names or a job has exported, and the rest of the spec (profile by name, devices); the second covers
+the pods that follow from it (the profile's content, the image, the operator's own builders)
+together with the probe. A revision that takes traffic is replaced only when the first changes, so
+that an upgrade or an edited profile never restarts a model that serves. A revision that does not
+take traffic yet is replaced when either changes: that is how a user repairs a profile. A failed one
+is replaced by one with the same key where a retry is due.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +16,13 @@ from typing import Any
 from finetune_api.modelendpoint import ModelEndpointSpec
 
 from finetune_operator.decision import Settings
-from finetune_operator.endpoints.observe import Observed, Revision, parse_revision_number
+from finetune_operator.endpoints.observe import (
+    Observed,
+    Revision,
+    ServedModel,
+    parse_artifact,
+    parse_revision_number,
+)
 from finetune_operator.manifest import parse_time
 from finetune_operator.resources.deployment import build_serving_pod_spec
 from finetune_operator.resources.metadata import compute_digest
@@ -25,9 +32,10 @@ from finetune_operator.stalled import Stalled
 
 @dataclass(frozen=True)
 class NewRevision:
-    """A revision that the spec requires and that does not exist yet."""
+    """A revision that the endpoint requires and that does not exist yet."""
 
     number: int
+    model: ServedModel
     key: str
     failed_before: int
     """Revisions with the same key that failed before it, one after the other."""
@@ -36,8 +44,12 @@ class NewRevision:
 def choose_revision(
     observed: Observed, settings: Settings, now: datetime
 ) -> Revision | NewRevision | Stalled:
-    """The revision that the spec requires, or why a new one cannot be created now."""
-    spec_digest, key = compute_spec_digest(observed.spec), _compute_key(observed, settings)
+    """The revision that the endpoint requires, or why a new one cannot be created now."""
+    model = observed.model
+    if isinstance(model, Stalled):
+        return model
+    spec_digest = _compute_spec_digest(observed.spec, model)
+    key = _compute_key(observed, model, spec_digest, settings)
     active = observed.active
     if active is not None and active.spec_digest == spec_digest:
         return active
@@ -50,7 +62,7 @@ def choose_revision(
         return observed.name_conflict
     if isinstance(key, Stalled):
         return key
-    return NewRevision(_next_number(observed), key, _count_failures(newest, key))
+    return NewRevision(_next_number(observed), model, key, _count_failures(newest, key))
 
 
 def _count_failures(newest: Revision | None, key: str) -> int:
@@ -60,9 +72,10 @@ def _count_failures(newest: Revision | None, key: str) -> int:
     return newest.record.failed_before + 1
 
 
-def compute_spec_digest(spec: ModelEndpointSpec) -> str:
+def _compute_spec_digest(spec: ModelEndpointSpec, model: ServedModel) -> str:
     """Digest of what the spec requires, without replicas and probe."""
-    return compute_digest([spec.artifact.to_wire(), spec.profile, spec.gpus], 12)
+    artifact = {"uri": model.uri, "digest": model.digest}
+    return compute_digest([artifact, spec.profile, spec.gpus], 12)
 
 
 def build_served_revision(
@@ -92,19 +105,21 @@ def _is_current(newest: Revision, spec_digest: str, key: str | Stalled) -> bool:
     return isinstance(key, Stalled) or newest.record.key == key
 
 
-def _compute_key(observed: Observed, settings: Settings) -> str | Stalled:
+def _compute_key(
+    observed: Observed, model: ServedModel, spec_digest: str, settings: Settings
+) -> str | Stalled:
     """The key of a new revision; number and replicas are left out of its pod digest."""
-    served = build_served_revision(observed, 1, "", observed.artifact, settings)
+    artifact = parse_artifact(model.uri, model.digest)
+    served = build_served_revision(observed, 1, "", artifact, settings)
     if isinstance(served, Stalled):
         return served
-    probe = observed.spec.probe.to_wire() if observed.spec.probe else None
+    probe = model.probe.to_wire() if model.probe else None
     content: list[Any] = [build_serving_pod_spec(replace(served, replicas=1)), probe]
     metadata = served.profile.spec.pod_metadata
     if metadata is not None and (metadata.labels or metadata.annotations):
         # Only where there are some, so that the keys of earlier releases stay as they are.
         content.append(metadata.to_wire())
-    pod_digest = compute_digest(content, 12)
-    return f"{compute_spec_digest(observed.spec)}-{pod_digest}"
+    return f"{spec_digest}-{compute_digest(content, 12)}"
 
 
 def _next_number(observed: Observed) -> int:

@@ -7,7 +7,7 @@ from datetime import datetime
 from finetune_api.base import Condition, ConditionStatus
 from finetune_api.modelendpoint import EndpointPhase, ModelEndpointStatus, RevisionStatus
 
-from finetune_operator.decision import EventRecord
+from finetune_operator.decision import ENDPOINT_LABEL, REVISION_LABEL, EventRecord
 from finetune_operator.endpoints import pods
 from finetune_operator.endpoints.failure import RevisionFailure
 from finetune_operator.endpoints.observe import Observed, Revision
@@ -29,7 +29,7 @@ class Rollout:
     active: Revision | None
     """The revision that takes the traffic from now on."""
     target: RevisionStatus | None
-    """The record of the revision that the spec requires; None while it cannot be created."""
+    """The record of the revision that the endpoint requires; None while it cannot be created."""
     problem: Stalled | RevisionFailure | None
     """What the roll-out waits for, or why it failed."""
     records: Mapping[int, RevisionStatus]
@@ -49,9 +49,17 @@ def build_status(observed: Observed, rollout: Rollout, now: datetime) -> ModelEn
         conditions=_build_conditions(observed, rollout, ready, message, now),
         runtime="KServe" if rollout.is_kserve else "Deployment",
         url=build_url(observed.namespace, observed.name) if active else None,
+        latest=observed.latest,
         active_revision=active.number if active else None,
+        replicas=len(pods.select_alive(active.pods)) if active else 0,
+        selector=_build_selector(observed.name, active.number) if active else None,
         revisions=_select_newest(rollout.records, active.number if active else None),
     )
+
+
+def _build_selector(name: str, number: int) -> str:
+    """The pods of a revision, for a HorizontalPodAutoscaler."""
+    return f"{ENDPOINT_LABEL}={name},{REVISION_LABEL}={number}"
 
 
 def build_stalled_status(

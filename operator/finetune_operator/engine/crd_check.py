@@ -1,7 +1,7 @@
 """Compares the installed CRDs with the models of this version, before the process may lead.
 
 The API server rejects what the operator writes with fields that the CRD does not have: statuses,
-and the specs of the ModelEndpoints that jobs serve in. That would stop every job that needs such a
+and the specs of the ModelEndpoints that jobs create. That would stop every job that needs such a
 field. So a process whose writes do not fit waits, unready: the previous version keeps the Lease,
 and its Deployment keeps that pod. Fields of other specs cannot be set by users yet; their absence
 has a meaning, so the process leads and logs what is missing. More than this version knows is fine:

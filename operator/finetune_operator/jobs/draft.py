@@ -57,7 +57,6 @@ class Draft:
     status: FineTuneJobStatus
     stalled: Stalled | None = None
     create: list[Manifest] = field(default_factory=list)
-    apply: list[Manifest] = field(default_factory=list)
     delete: list[ObjectRef] = field(default_factory=list)
     requests: list[HttpRequest | EventQuery] = field(default_factory=list)
     requeue_after: float | None = None

@@ -82,8 +82,8 @@ def reconcile_job(job: Manifest, view: View, settings: Settings, now: datetime) 
     if spec.active_deadline_seconds and not spec.suspend and not draft.has_ended:
         left = check_deadline(draft.status, spec.active_deadline_seconds, now)
         if isinstance(left, Failure):
-            # What the stages would create, apply or delete is dropped with the job.
-            draft.create, draft.apply, draft.delete = [], [], []
+            # What the stages would create or delete is dropped with the job.
+            draft.create, draft.delete = [], []
             assert left.stage is not None, "check_deadline names the stage"
             draft.fail(left.stage, left)
         elif left is not None:
@@ -160,7 +160,6 @@ def _round_off(job: Manifest, before: FineTuneJobStatus, draft: Draft, timestamp
     draft.update(conditions=conditions, observed_generation=generation)
     return Decision(
         create=tuple(draft.create),
-        apply=tuple(draft.apply),
         delete=tuple(draft.delete),
         status=draft.status.to_wire(),
         events=tuple(job_events(before, draft)),

@@ -53,8 +53,8 @@ from finetune_operator.jobs.stages.serve import (
     RolloutInProgress,
     endpoint_name,
     find_endpoint,
-    holds_artifact,
     roll_out,
+    takes_model,
 )
 from finetune_operator.jobs.stall_checks import (
     QUERY_PATIENCE,
@@ -135,14 +135,15 @@ def suspend_stage(ctx: Context, draft: Draft, stage: PodStage) -> bool:
 
 
 def run_serve(ctx: Context, draft: Draft) -> bool:
-    """Roll the artifact out as far as possible now; True when the endpoint serves it."""
+    """Roll the model out as far as possible now; True when the endpoint serves it."""
     stage_status = draft.stage("serve")
     if stage_status.state == "Succeeded":
         return True
     draft.update(phase="Deploying")
     draft.requeue_within(RECHECK)
     endpoint = find_endpoint(ctx)
-    if endpoint is not None and holds_artifact(endpoint, draft.status):
+    if endpoint is not None and takes_model(endpoint, draft.status):
+        # The hand-over: the endpoint follows the job from now on, and `serve` is frozen.
         started_at = stage_status.started_at or ctx.timestamp
         draft.update_stage("serve", state="Running", attempt=1, started_at=started_at)
     state = roll_out(ctx, draft.status, endpoint)
@@ -152,7 +153,6 @@ def run_serve(ctx: Context, draft: Draft) -> bool:
         draft.fail("serve", state)
     elif isinstance(state, RolloutInProgress):
         draft.create.extend(state.create)
-        draft.apply.extend(state.apply)
         draft.show("serve", state.message)
     else:
         draft.update(**state.facts, failure=None)

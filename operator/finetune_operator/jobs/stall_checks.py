@@ -4,13 +4,13 @@ Every message names the thing that is missing. The job continues by itself when 
 """
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from finetune_operator.decision import View
 from finetune_operator.jobs.observe import Attempt, Observed, PodFacts
 from finetune_operator.manifest import IMAGE_REASONS
 from finetune_operator.resources.metadata import QUEUE_LABEL
-from finetune_operator.stalled import Stalled, choose_stall
+from finetune_operator.stalled import INDEFINITELY, Stalled, choose_stall
 
 SCHEDULING_PATIENCE = timedelta(seconds=10)
 """Time in which the scheduler may find a node before the status says that it found none."""
@@ -18,7 +18,6 @@ CREATION_PATIENCE = timedelta(seconds=20)
 """Time in which the Job controller may create pods."""
 QUERY_PATIENCE = timedelta(seconds=5)
 """Time after which the operator looks for the reason."""
-INDEFINITELY = datetime.max.replace(tzinfo=UTC)
 _MISSING = re.compile(r'(secret|configmap|serviceaccount) "?([^"\s]+)"? not found')
 
 _ABOUT_VOLUMES = re.compile(r"persistent ?volume", re.IGNORECASE)

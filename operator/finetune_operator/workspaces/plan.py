@@ -2,12 +2,12 @@
 
 Everything follows from the cluster's state. What is needed: the folders of jobs that exist or have
 a child left (a pod in its grace period, or on a dead node, still writes), artifacts that endpoints
-and nonterminal jobs name, and models that nonterminal jobs use. A ledger, written when something is
-added, records what was needed since the last janitor started: if some of that is not needed any
-more, a janitor is due, whether an operator was running at that time or not. Folders of jobs in the
-ledger are removed at once, as a uid is never used again. One more janitor follows when the grace
-period of artifacts that nothing names is over, and otherwise one runs every day, as unused models
-expire. The very first one marks the volume as this claim's.
+serve or follow, those that nonterminal jobs name, and models that nonterminal jobs use. A ledger,
+written when something is added, records what was needed since the last janitor started: if some of
+that is not needed any more, a janitor is due, whether an operator was running at that time or not.
+Folders of jobs in the ledger are removed at once, as a uid is never used again. One more janitor
+follows when the grace period of artifacts that nothing names is over, and otherwise one runs every
+day, as unused models expire. The very first one marks the volume as this claim's.
 
 The janitor gets the list of what is needed when it is created. What a job or an endpoint names
 after that may be missing from the list: see `check_janitor`.
@@ -188,6 +188,7 @@ def _list_sources(job: Manifest, settings: Settings) -> Iterator[str]:
 def _list_served_uris(endpoint: Manifest) -> Iterator[str]:
     spec, status = endpoint.get("spec") or {}, endpoint.get("status") or {}
     yield str((spec.get("artifact") or {}).get("uri"))
+    yield str((status.get("latest") or {}).get("uri"))
     for revision in status.get("revisions") or ():
         yield str(revision.get("uri"))
 

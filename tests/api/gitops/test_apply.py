@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_operator.decision import MANAGER
+import yaml
 
 from hack.cluster.apiserver import ControlPlane
 from tests.api.client import Api, ApiError, Manifest
 from tests.api.gitops.examples import GITOPS, JOBS, read_documents
 from tests.api.test_cel import job
-from tests.unit.endpoints.world import artifact, probe
+from tests.unit.endpoints import world as endpoints
 from tests.unit.gitops import job_cases
 
 ARGOCD, FLUX = "argocd-controller", "kustomize-controller"
@@ -92,31 +92,36 @@ def build_endpoint(namespace: str, **spec: Any) -> Manifest:
     }
 
 
-def serve_in(api: Api, namespace: str) -> None:
-    """Set another artifact and its probe, as the stage serve of a job does."""
-    served = build_endpoint(namespace, artifact=artifact("b"), probe=probe())
-    del served["spec"]["replicas"]
-    api.apply(served, MANAGER, force=True)
+def write_endpoint_status(api: Api, namespace: str) -> None:
+    """What the operator writes when the endpoint has got the model of a job."""
+    world = endpoints.World(endpoints.following())
+    world.load(endpoints.exporting_job("a"))
+    world.roll_out()
+    api.patch("ModelEndpoint", namespace, "support-bot", {"status": world.status}, "status")
 
 
-def test_an_endpoint_with_its_artifact_in_git_and_a_job_that_serves_in_it_conflict(
-    api: Api, namespace: str
+@pytest.mark.parametrize("spec", [{}, {"artifact": endpoints.artifact("b")}])
+def test_an_endpoint_in_git_shows_no_difference_while_jobs_serve_in_it(
+    control_plane: ControlPlane, api: Api, namespace: str, tmp_path: Path, spec: dict[str, Any]
 ) -> None:
-    api.apply(build_endpoint(namespace, artifact=artifact("a")), ARGOCD)
-    serve_in(api, namespace)
-    with pytest.raises(ApiError) as conflict:
-        api.apply(build_endpoint(namespace, artifact=artifact("a")), ARGOCD)
-    assert conflict.value.status == 409
-    assert MANAGER in conflict.value.message
-    assert ".spec.artifact.digest" in conflict.value.message
+    path = tmp_path / "endpoint.yaml"
+    path.write_text(yaml.safe_dump(build_endpoint(namespace, **spec)))
+    place = ["--server-side", "--field-manager", ARGOCD, "-f", path]
+    control_plane.kubectl("apply", *place)
+    write_endpoint_status(api, namespace)
+    assert control_plane.kubectl("diff", *place) == ""
+    found = api.get("ModelEndpoint", namespace, "support-bot")
+    managers = {each["manager"]: each for each in found["metadata"]["managedFields"]}
+    assert "f:spec" in managers[ARGOCD]["fieldsV1"]
+    again = api.apply(build_endpoint(namespace, **spec), ARGOCD)
+    assert again["metadata"]["resourceVersion"] == found["metadata"]["resourceVersion"]
 
 
-def test_an_endpoint_whose_artifact_git_leaves_to_the_job_keeps_it(
-    api: Api, namespace: str
-) -> None:
-    """Argo CD leaves ignored fields out of what it applies (RespectIgnoreDifferences)."""
-    api.apply(build_endpoint(namespace, artifact=artifact("a")), ARGOCD)
-    serve_in(api, namespace)
-    kept = api.apply(build_endpoint(namespace), ARGOCD)["spec"]
-    assert (kept["artifact"], kept["replicas"]) == (artifact("b"), 2)
-    assert kept["probe"] == probe()
+def test_git_takes_over_an_endpoint_that_a_job_created(api: Api, namespace: str) -> None:
+    made = build_endpoint(namespace)
+    api.create({**made, "spec": {"profile": "cpu", "gpus": 1}})
+    pin = build_endpoint(namespace, artifact=endpoints.artifact("a"))
+    pinned = api.apply(pin, ARGOCD, force=True)["spec"]
+    assert (pinned["artifact"], pinned["replicas"]) == (endpoints.artifact("a"), 2)
+    followed = api.apply(build_endpoint(namespace), ARGOCD)["spec"]
+    assert followed == {"profile": "cpu", "gpus": 1, "replicas": 2}

@@ -53,7 +53,8 @@ def probe(answer: str = ANSWER) -> dict[str, Any]:
 
 
 def endpoint(letter: str = "a", **spec: Any) -> Manifest:
-    """A ModelEndpoint as the API server returns it."""
+    """A ModelEndpoint as the API server returns it; None leaves a field out."""
+    fields = {"artifact": artifact(letter), "probe": probe(), **spec}
     return {
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "ModelEndpoint",
@@ -63,7 +64,32 @@ def endpoint(letter: str = "a", **spec: Any) -> Manifest:
             "uid": "e0000000-0000-0000-0000-000000000001",
             "generation": 1,
         },
-        "spec": {"artifact": artifact(letter), "probe": probe(), **spec},
+        "spec": {key: value for key, value in fields.items() if value is not None},
+    }
+
+
+def following(**spec: Any) -> Manifest:
+    """A ModelEndpoint that serves what jobs export for it."""
+    return endpoint(artifact=None, probe=None, **spec)
+
+
+def exporting_job(letter: str, minute: int = 0, **changes: Any) -> Manifest:
+    """A FineTuneJob that was created in that minute and has handed its model over."""
+    name = f"job-{letter}"
+    artifact_ref = {**artifact(letter), "bytes": 1}
+    stages = [{"name": "serve", "state": "Running", "attempt": 1}]
+    status = {"artifact": artifact_ref, "probe": probe(), "stages": stages, **changes}
+    return {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {
+            "name": name,
+            "namespace": NAMESPACE,
+            "uid": f"uid-{name}",
+            "creationTimestamp": f"2026-11-21T11:{minute:02}:00Z",
+        },
+        "spec": {"serve": {"endpoint": NAME}},
+        "status": status,
     }
 
 

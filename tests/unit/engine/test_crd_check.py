@@ -68,7 +68,7 @@ def test_fields_of_a_spec_and_of_a_status_are_found_with_their_path() -> None:
     assert found.written == (f"status.restarts of {JOBS}",)
 
 
-def test_the_spec_of_an_endpoint_counts_as_written_because_jobs_write_it() -> None:
+def test_the_spec_of_an_endpoint_counts_as_written_because_jobs_create_it() -> None:
     served, endpoint = copy_schemas("ModelEndpoint")
     del get_schema(endpoint, "spec")["properties"]["gpus"]
     found = find_missing(WANTED, served)

@@ -8,7 +8,7 @@ from finetune_operator.decision import EventRecord
 from finetune_operator.endpoints.plan import build_rejected_endpoint_status
 
 from tests.unit.endpoints.scenarios import answer_checks
-from tests.unit.endpoints.world import NAME, World, artifact, endpoint
+from tests.unit.endpoints.world import NAME, World, artifact, endpoint, exporting_job
 from tests.unit.gitops.cases import DEGRADED, HEALTHY, PROGRESSING, UNREAD, Cases, Recorded
 
 CRASH = {"reason": "Error", "exitCode": 1, "message": "RuntimeError: no kernel image"}
@@ -109,6 +109,36 @@ def has_tried_its_first_revision_for_the_last_time(world: RecordedWorld) -> None
         world.crash(number)
         world.tick(60 * minutes)
         world.settle()
+
+
+# Without an artifact in the spec.
+
+
+@expect(PROGRESSING, artifact=None, probe=None)
+def waits_for_the_model_of_a_job(world: RecordedWorld) -> None:
+    world.settle()
+
+
+@expect(DEGRADED, artifact=None, probe=None, profile="h100")
+def misses_its_profile_when_a_job_has_a_model(world: RecordedWorld) -> None:
+    world.settle()
+    world.load(exporting_job("a"))
+    world.settle()
+
+
+@expect(HEALTHY, artifact=None, probe=None)
+def serves_the_model_of_a_job_that_was_deleted(world: RecordedWorld) -> None:
+    world.load(exporting_job("a"))
+    world.roll_out()
+    world.remove("FineTuneJob", "job-a")
+    world.settle()
+
+
+@expect(PROGRESSING)
+def serves_an_old_revision_and_waits_for_the_model_of_a_job(world: RecordedWorld) -> None:
+    world.roll_out()
+    world.edit(artifact=None, probe=None)
+    world.settle()
 
 
 # A revision that serves.

@@ -363,6 +363,15 @@ def has_a_model_that_its_endpoint_refused(world: RecordedWorld) -> None:
 
 
 @expect(DEGRADED)
+def waits_for_an_endpoint_that_is_pinned_to_another_model(world: RecordedWorld) -> None:
+    world.run_until("export")
+    pinned = {"artifact": {"uri": "pvc://finetune-workspace/artifacts/b", "digest": DIGEST}}
+    meta = {"name": "glossary", "namespace": world.namespace}
+    world.load({"kind": "ModelEndpoint", "metadata": meta, "spec": pinned})
+    world.run_stage("export")
+
+
+@expect(DEGRADED)
 def was_superseded_by_another_job(world: RecordedWorld) -> None:
     world.run_until("serve")
     other = {"uri": "pvc://finetune-workspace/artifacts/b", "digest": DIGEST.replace("ab", "cd")}

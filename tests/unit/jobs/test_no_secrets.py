@@ -9,13 +9,13 @@ from tests.unit.jobs.world import World, job_manifest
 
 SIGNATURE = "plantedsignature"
 SPEC: dict[str, Any] = {
-    "model": {"uri": "hf://org/model", "credentialsSecret": "hf"},
+    "model": {"uri": "hf://org/model", "credentialsSecretRef": {"name": "hf"}},
     "dataset": {
         "train": [
-            {"uri": f"https://example.org/rows.jsonl?sig={SIGNATURE}", "credentialsSecret": "web"}
+            {"uri": f"https://example.org/rows.jsonl?sig={SIGNATURE}", "credentialsSecretRef": {"name": "web"}}
         ]
     },
-    "tracking": {"wandb": {"project": "p"}, "credentialsSecret": "trackers"},
+    "tracking": {"wandb": {"project": "p"}, "credentialsSecretRef": {"name": "trackers"}},
 }
 HOLDERS = {"FineTuneJob", "ConfigMap"}
 """The spec, and run.json, from which prepare reads the address."""

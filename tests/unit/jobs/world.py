@@ -23,6 +23,7 @@ from finetune_operator.decision import (
     ObjectRef,
     Settings,
 )
+from finetune_operator.exported_models import read_source
 from finetune_operator.jobs.plan import reconcile_job
 
 from tests.unit.cluster import Cluster, owner_of
@@ -112,6 +113,7 @@ def job_manifest(**changes: Any) -> Manifest:
             "namespace": NAMESPACE,
             "uid": JOB_UID,
             "generation": 1,
+            "creationTimestamp": "2026-01-05T12:00:00Z",
         },
         "spec": {key: value for key, value in spec.items() if value is not None},
     }
@@ -368,12 +370,13 @@ class World(Cluster):
         digest: str = DIGEST,
         message: str = "",
         retry_at: str | None = None,
+        latest: Manifest | None = None,
     ) -> None:
-        """What the endpoint's own reconcile writes."""
+        """What the endpoint's own reconcile writes; `latest` is the job whose model it follows."""
         revision = {
             "revision": 1,
             "digest": digest,
-            "uri": "pvc://w/a",
+            "uri": self.status["artifact"]["uri"],
             "state": state,
             "message": message,
             "readyAt": self.time() if state == "Active" else None,
@@ -385,8 +388,15 @@ class World(Cluster):
             "activeRevision": 1 if state == "Active" else None,
             "url": "http://glossary.team-a.svc/v1",
             "revisions": [revision],
+            "latest": describe_model(latest or self.job),
         }
         self.replace_status(self.need("ModelEndpoint", "glossary"), status)
+
+
+def describe_model(job: Manifest) -> dict[str, Any]:
+    """What the status of an endpoint records about the model of a job."""
+    source = read_source(job).to_wire()
+    return {"job": source, "uri": "pvc://w/a", "digest": DIGEST}
 
 
 def is_about(event: Manifest, query: EventQuery) -> bool:

@@ -25,7 +25,7 @@ from tests.unit.resources.test_stage_manifests import CREDENTIALS, GPU_POOL, STA
 
 IDENTITY = {
     "serviceAccountName": "s3-reader",
-    "tracking": {"wandb": {"project": "p"}, "credentialsSecret": "w"},
+    "tracking": {"wandb": {"project": "p"}, "credentialsSecretRef": {"name": "w"}},
 }
 CONTAINERS = {"containers", "predictor"}
 SOURCES = Path(next(iter(resources.__path__)))

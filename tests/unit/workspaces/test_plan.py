@@ -132,6 +132,15 @@ def test_endpoint_keeps_the_artifact_of_every_revision() -> None:
     assert keep == {"artifacts/newer-00000000", OLD}
 
 
+def test_endpoint_keeps_the_model_that_it_follows_before_and_after_there_is_a_revision() -> None:
+    world = fresh()
+    job = {"name": "older", "uid": OTHER_UID, "createdAt": "2026-01-05T12:00:00Z"}
+    meta = {"name": "bot", "namespace": NAMESPACE, "uid": "endpoint"}
+    status = {"latest": {"job": job, "uri": OLD_URI, "digest": "sha256:0"}}
+    world.load({"kind": "ModelEndpoint", "metadata": meta, "spec": {}, "status": status})
+    assert OLD in list_needed(world, NAMESPACE, SETTINGS)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -1,10 +1,14 @@
 """evaluate: the tuned model against its base, and the gate."""
 
-from finetune_api.evaluation_summary import EvaluationSummary
+from contextlib import suppress
+
+from finetune_api.evaluation_summary import EvaluationSummary, ProbeRecord
 from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobStatus, Phase
+from finetune_api.modelendpoint import Probe
 from finetune_api.run_config import Paths, RunConfig
 from finetune_api.stage_result import StageResult
+from pydantic import ValidationError
 
 from finetune_operator.jobs.draft import Context
 from finetune_operator.jobs.observe import Attempt
@@ -63,7 +67,16 @@ def accept(ctx: Context, result: StageResult) -> Accepted | None:
     if summary is None:
         return None
     refusal = None if summary.passed else gate_failure(summary)
-    return Accepted({"evaluation": summary}, format_comparison(summary), refusal)
+    facts = {"evaluation": summary, "probe": _select_probe(result.probe)}
+    return Accepted(facts, format_comparison(summary), refusal)
+
+
+def _select_probe(record: ProbeRecord | None) -> ProbeRecord | None:
+    """The recorded probe, unless an endpoint could not ask it."""
+    with suppress(ValidationError):
+        Probe.model_validate(record.model_dump() if record else None)
+        return record
+    return None
 
 
 def format_comparison(summary: EvaluationSummary) -> str:

@@ -1,13 +1,12 @@
 """export: the folder that can be served, with a digest over every file."""
 
-from finetune_api.evaluation_summary import ProbeRecord
 from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobStatus, Phase
 from finetune_api.run_config import Paths, RunConfig
 from finetune_api.stage_result import StageResult
 
 from finetune_operator.jobs.draft import Context
-from finetune_operator.jobs.observe import Attempt, Observed
+from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.stages.base import Accepted, PodStage, planned_profile
 from finetune_operator.names import artifact_path, artifact_uri, job_path, model_path
 from finetune_operator.planner.export import export_memory_bytes
@@ -28,7 +27,7 @@ def phase(attempt: Attempt | None) -> Phase:
 def build_config(
     ctx: Context, status: FineTuneJobStatus, attempt: int
 ) -> RunConfig | Stalled | Failure:
-    """Also carries the probe: run.json outlives the pod whose result it came in."""
+    """With the results of evaluate, for the model card."""
     return ctx.run_config(
         "export",
         attempt,
@@ -36,18 +35,8 @@ def build_config(
         model=status.model,
         data=status.data,
         evaluation=status.evaluation,
-        probe=recorded_probe(ctx.observed),
         artifact_uri=artifact_uri(ctx.settings.workspace_claim, ctx.name, ctx.uid),
     )
-
-
-def recorded_probe(observed: Observed) -> ProbeRecord | None:
-    """The probe of the newest evaluation whose pod still exists."""
-    for attempt in reversed(observed.attempts.get("evaluate", ())):
-        leader = attempt.leader()
-        if leader and leader.result and leader.result.probe:
-            return leader.result.probe
-    return None
 
 
 def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> StagePods | Stalled:

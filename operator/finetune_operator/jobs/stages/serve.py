@@ -1,12 +1,11 @@
-"""serve: hand the artifact to a ModelEndpoint and wait until it takes the traffic.
+"""serve: hand the model over to a ModelEndpoint and wait until the model takes the traffic.
 
-The endpoint outlives the job and may have been made by hand, so the job sets only the artifact and
-its probe; it sets profile and devices when it creates the endpoint and never again. It sets the
-artifact once: a job that finds another one in its place later was superseded, and does not set its
-own again.
+The job creates the endpoint where there is none, and never writes to one that exists: an endpoint
+without `spec.artifact` follows its jobs by itself, and one with it belongs to whoever wrote it.
+The hand-over is the first attempt of the stage in the status of the job (`exported_models`). A job
+whose endpoint has got the model of a younger job, or was pinned to another one, was superseded.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +13,17 @@ from finetune_api import API_VERSION
 from finetune_api.facts import ArtifactRef
 from finetune_api.failure import Failure
 from finetune_api.finetunejob import EndpointRef, FineTuneJobStatus
-from finetune_api.modelendpoint import (
-    ModelEndpointSpec,
-    ModelEndpointStatus,
-    Probe,
-    RevisionStatus,
-    ServedArtifact,
-)
-from pydantic import ValidationError
+from finetune_api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus, RevisionStatus
 
 from finetune_operator.decision import Manifest
+from finetune_operator.exported_models import (
+    compute_age,
+    find_younger_exporter,
+    is_handed_over,
+    read_source,
+)
 from finetune_operator.jobs.draft import Context
 from finetune_operator.jobs.stages.base import Accepted, planned_profile
-from finetune_operator.jobs.stages.export import recorded_probe
 from finetune_operator.planner.serving import plan_serving_devices
 from finetune_operator.profiles import find_profile
 from finetune_operator.resources.metadata import build_labels
@@ -35,35 +32,43 @@ from finetune_operator.stalled import Stalled
 
 @dataclass(frozen=True)
 class RolloutInProgress:
-    """The endpoint does not serve the artifact yet: what to write, and what to wait for."""
+    """The endpoint does not serve the model yet: what to create, and what to wait for."""
 
     message: str
     create: tuple[Manifest, ...] = ()
-    apply: tuple[Manifest, ...] = ()
 
 
 RolloutState = Accepted | RolloutInProgress | Stalled | Failure
 
 
 def find_endpoint(ctx: Context) -> Manifest | None:
-    """The ModelEndpoint that the job names, whether it serves the job's artifact or not."""
+    """The ModelEndpoint that the job names, whether it serves the job's model or not."""
     return ctx.view.get("ModelEndpoint", ctx.namespace, endpoint_name(ctx))
 
 
-def holds_artifact(endpoint: Manifest, status: FineTuneJobStatus) -> bool:
-    """Whether the endpoint's spec names the job's artifact."""
+def takes_model(endpoint: Manifest, status: FineTuneJobStatus) -> bool:
+    """Whether the endpoint follows its jobs, or is pinned to the job's artifact."""
+    pinned = _find_pin(endpoint)
     artifact = _require_artifact(status)
-    held = (endpoint.get("spec") or {}).get("artifact") or {}
-    return (held.get("uri"), held.get("digest")) == (artifact.uri, artifact.digest)
+    return not pinned or pinned == {"uri": artifact.uri, "digest": artifact.digest}
 
 
 def roll_out(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest | None) -> RolloutState:
-    """What the roll-out needs now; Accepted when the endpoint serves the artifact."""
+    """What the roll-out needs now; Accepted when the endpoint serves the model."""
     if endpoint is None:
         return _create(ctx, status)
-    if holds_artifact(endpoint, status):
-        return _judge(ctx, status, endpoint)
-    return _set_artifact(ctx, status, endpoint)
+    served = ModelEndpointStatus.from_stored(endpoint.get("status"))
+    revision = _find_revision(served, _require_artifact(status))
+    replaced = _find_replacement(ctx, status, endpoint, served)
+    if isinstance(replaced, Failure) and revision is not None and revision.ready_at is not None:
+        # It took the traffic before it was replaced.
+        return _accept(ctx, status, endpoint, served, revision)
+    if replaced is not None:
+        return replaced
+    state = _judge(endpoint_name(ctx), served, revision)
+    if isinstance(state, RevisionStatus):
+        return _accept(ctx, status, endpoint, served, state)
+    return state
 
 
 def _create(ctx: Context, status: FineTuneJobStatus) -> RolloutInProgress | Stalled | Failure:
@@ -78,42 +83,66 @@ def _create(ctx: Context, status: FineTuneJobStatus) -> RolloutInProgress | Stal
         devices = plan_serving_devices(status.model, profile.name, profile.spec)
     if isinstance(devices, Failure):
         return devices
-    spec = _endpoint_spec(ctx, _require_artifact(status), profile=profile.name, gpus=devices)
-    endpoint = _endpoint_manifest(ctx, spec)
-    endpoint["metadata"]["labels"] = build_labels()
+    endpoint = _build_endpoint(ctx, profile=profile.name, gpus=devices)
     return RolloutInProgress(f"endpoint {name} is being created", create=(endpoint,))
 
 
-def _set_artifact(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest) -> RolloutState:
-    """Set the artifact, unless the job did before: then another job or a user has replaced it."""
-    name, artifact = endpoint_name(ctx), _require_artifact(status)
-    stage = next(stage for stage in status.stages if stage.name == "serve")
-    if stage.attempt == 0:
-        change = _endpoint_manifest(ctx, _endpoint_spec(ctx, artifact))
-        return RolloutInProgress(f"endpoint {name} is given the new artifact", apply=(change,))
-    served = ModelEndpointStatus.from_stored(endpoint.get("status"))
-    revision = _find_revision(served.revisions, artifact)
-    if revision is not None and revision.ready_at is not None:
-        return _accept(ctx, served, revision)
+def _build_endpoint(ctx: Context, **spec: Any) -> Manifest:
+    """An endpoint that follows its jobs; no job owns it."""
+    metadata = {"name": endpoint_name(ctx), "namespace": ctx.namespace, "labels": build_labels()}
+    set_fields = ModelEndpointSpec(**spec).model_dump(
+        mode="json", by_alias=True, exclude_none=True, exclude_unset=True
+    )
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "ModelEndpoint",
+        "metadata": metadata,
+        "spec": set_fields,
+    }
+
+
+def _find_replacement(
+    ctx: Context, status: FineTuneJobStatus, endpoint: Manifest, served: ModelEndpointStatus
+) -> Stalled | Failure | None:
+    """Which model the endpoint serves instead of the job's. Before the hand-over a person can still
+    decide for the job's; after it the job was superseded."""
+    name, artifact, pinned = endpoint_name(ctx), _require_artifact(status), _find_pin(endpoint)
+    own = f"{{uri: {artifact.uri}, digest: {artifact.digest}}}"
+    if takes_model(endpoint, status):
+        latest = None if pinned else served.latest
+        if latest is None or compute_age(latest.job) <= compute_age(read_source(ctx.job)):
+            return None
+        why = f"it has that of job {latest.job.name}, which is younger"
+    elif younger := find_younger_exporter(ctx.view, ctx.job):
+        why = f"job {younger}, which is younger, has exported one for it"
+    elif is_handed_over(ctx.job):
+        why = f"its spec.artifact was set to {pinned.get('uri')}"
+    else:
+        return Stalled(
+            "EndpointPinned",
+            f"endpoint {name} serves {pinned.get('uri')}, which its spec.artifact names, and a job "
+            f"never changes that: set spec.artifact to {own}, remove it so that the endpoint "
+            "follows its jobs, or remove serve from the job",
+        )
     return Failure(
         stage="serve",
         reason="Superseded",
-        message=f"endpoint {name} was given another artifact before this one took the traffic",
-        remedy=f"set spec.artifact of the endpoint to {artifact.uri} if this model is wanted",
+        message=f"the model did not take the traffic of endpoint {name}: {why}",
+        remedy=f"set spec.artifact of the endpoint to {own} if this model is wanted",
     )
 
 
-def _judge(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest) -> RolloutState:
-    name = endpoint_name(ctx)
-    served = ModelEndpointStatus.from_stored(endpoint.get("status"))
-    revision = _find_revision(served.revisions, _require_artifact(status))
+def _judge(
+    name: str, served: ModelEndpointStatus, revision: RevisionStatus | None
+) -> RevisionStatus | RolloutInProgress | Failure:
+    """The revision with the job's model where it takes the traffic, else how far it is."""
     if revision is None:
         return RolloutInProgress(
             f"endpoint {name}: {served.message or 'waiting for the new revision'}"
         )
     is_active = revision.revision == served.active_revision and revision.state == "Active"
     if is_active and served.phase == "Ready":
-        return _accept(ctx, served, revision)
+        return revision
     if revision.state == "Failed" and revision.retry_at:
         return RolloutInProgress(f"endpoint {name}: {served.message}")
     detail = revision.message or served.message
@@ -133,10 +162,17 @@ def _judge(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest) -> Rollo
     )
 
 
-def _accept(ctx: Context, served: ModelEndpointStatus, revision: RevisionStatus) -> Accepted:
+def _accept(
+    ctx: Context,
+    status: FineTuneJobStatus,
+    endpoint: Manifest,
+    served: ModelEndpointStatus,
+    revision: RevisionStatus,
+) -> Accepted:
     name, url = endpoint_name(ctx), served.url or ""
     message = f"revision {revision.revision} of endpoint {name} answers at {url}"
-    if _find_probe(ctx) is None:
+    probe = endpoint["spec"].get("probe") if _find_pin(endpoint) else status.probe
+    if probe is None:
         message += "; there was no probe, so its answers were not compared with evaluation's"
     return Accepted({"endpoint": EndpointRef(name=name, url=url)}, message)
 
@@ -146,46 +182,18 @@ def endpoint_name(ctx: Context) -> str:
     return ctx.spec.serve.endpoint
 
 
+def _find_pin(endpoint: Manifest) -> dict[str, Any]:
+    """The artifact in the endpoint's spec; empty where it follows its jobs."""
+    return (endpoint.get("spec") or {}).get("artifact") or {}
+
+
 def _require_artifact(status: FineTuneJobStatus) -> ArtifactRef:
     assert status.artifact is not None, "export has succeeded"
     return status.artifact
 
 
-def _find_revision(
-    revisions: Sequence[RevisionStatus], artifact: ArtifactRef
-) -> RevisionStatus | None:
-    """The newest revision with the artifact's digest."""
-    ours = [revision for revision in revisions if revision.digest == artifact.digest]
+def _find_revision(served: ModelEndpointStatus, artifact: ArtifactRef) -> RevisionStatus | None:
+    """The newest revision with the artifact."""
+    wanted = artifact.uri, artifact.digest
+    ours = [each for each in served.revisions if (each.uri, each.digest) == wanted]
     return ours[-1] if ours else None
-
-
-def _endpoint_spec(ctx: Context, artifact: ArtifactRef, **creation: Any) -> dict[str, Any]:
-    """The fields that the job sets, as the API server has them, without defaults."""
-    spec = ModelEndpointSpec(
-        artifact=ServedArtifact(uri=artifact.uri, digest=artifact.digest),
-        probe=_find_probe(ctx),
-        **creation,
-    )
-    return spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
-
-
-def _find_probe(ctx: Context) -> Probe | None:
-    """From export's run.json, or from the result of evaluate."""
-    export = ctx.observed.configured.get("export")
-    config = export.config if export else None
-    record = (config.probe if config else None) or recorded_probe(ctx.observed)
-    if record is None:
-        return None
-    try:
-        return Probe.model_validate(record.model_dump())
-    except ValidationError:
-        return None
-
-
-def _endpoint_manifest(ctx: Context, spec: dict[str, Any]) -> Manifest:
-    return {
-        "apiVersion": API_VERSION,
-        "kind": "ModelEndpoint",
-        "metadata": {"name": endpoint_name(ctx), "namespace": ctx.namespace},
-        "spec": spec,
-    }

@@ -1,5 +1,8 @@
 """What the status shows of an evaluation, for every objective."""
 
+from typing import Any
+
+import pytest
 from finetune_api.evaluation_summary import (
     EvaluationSummary,
     GateOutcome,
@@ -8,7 +11,7 @@ from finetune_api.evaluation_summary import (
 )
 from finetune_operator.jobs.stages.evaluate import format_comparison, gate_failure
 
-from tests.unit.jobs.world import World, job_manifest
+from tests.unit.jobs.world import PROBE, World, job_manifest
 
 LOSS = LossComparison(
     base=0.693, tuned=0.52, improvement_percent=25.0, low_percent=20.0, high_percent=30.0, tokens=9
@@ -44,3 +47,15 @@ def test_a_job_without_a_loss_ends_well() -> None:
     world.run_stage("export")
     assert world.status["phase"] == "Succeeded"
     assert world.status["message"].startswith("mean reward 0.100 -> 0.400; artifact at pvc://")
+
+
+@pytest.mark.parametrize("change", [{"maxTokens": 100_000}, {"messages": []}])
+def test_a_probe_that_no_endpoint_could_ask_is_left_out(change: dict[str, Any]) -> None:
+    world = World()
+    world.run_until("evaluate")
+    world.add_pods("glossary-evaluate-1")
+    world.settle()
+    world.succeed("evaluate", probe={**PROBE, **change})
+    world.settle()
+    assert "probe" not in world.status
+    assert "glossary-export-1" in world.names("Job")
