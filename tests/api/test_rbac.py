@@ -40,7 +40,7 @@ IN_NAMESPACES: dict[tuple[str, str], set[str]] = {
     ("finetune.dev", "finetunejobs"): WATCH | {"delete"},
     ("finetune.dev", "finetunejobs/status"): {"patch"},
     ("finetune.dev", "finetunejobs/finalizers"): {"update"},
-    ("finetune.dev", "modelendpoints"): READ | {"create", "patch"},
+    ("finetune.dev", "modelendpoints"): READ | {"create"},
     ("finetune.dev", "modelendpoints/status"): {"patch"},
     ("finetune.dev", "modelendpoints/finalizers"): {"update"},
     ("batch", "jobs"): READ | {"create", "delete"},
@@ -253,9 +253,8 @@ def test_the_operator_reads_the_schemas_of_the_crds_without_a_permission(
 
 def test_the_operator_rolls_out_an_endpoint(api: Api, installed: Installed) -> None:
     operator, namespace = installed.operator, installed.namespace
-    artifact = {"uri": "pvc://claim/folder", "digest": "sha256:" + 64 * "0"}
-    endpoint = child("ModelEndpoint", API_VERSION, namespace, spec={"artifact": artifact})
-    name = operator.apply(endpoint, manager=RELEASE)["metadata"]["name"]
+    endpoint = child("ModelEndpoint", API_VERSION, namespace, spec={"gpus": 1})
+    name = operator.create(endpoint)["metadata"]["name"]
     operator.patch("ModelEndpoint", namespace, name, {"status": {"phase": "Ready"}}, "status")
     labels = {"matchLabels": {"a": "b"}}
     template = {**TEMPLATE, "spec": {"containers": POD["containers"]}}
@@ -319,3 +318,5 @@ def test_users_who_may_edit_a_namespace_may_edit_its_jobs() -> None:
     edit = roles[f"{RELEASE}-edit"]
     assert edit["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-edit"] == "true"
     assert edit["rules"][0]["resources"] == ["finetunejobs", "modelendpoints"]
+    (scale,) = [r for r in edit["rules"] if r["resources"] == ["modelendpoints/scale"]]
+    assert {"get", "update", "patch"} == {*scale["verbs"]}

@@ -4,9 +4,10 @@
 - apiGroups: [finetune.dev]
   resources: [finetunejobs]
   verbs: [list, watch, delete]
+# A job creates the endpoint that it names; the spec of one that exists is never written.
 - apiGroups: [finetune.dev]
   resources: [modelendpoints]
-  verbs: [get, list, watch, create, patch]
+  verbs: [get, list, watch, create]
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/status, modelendpoints/status]
   verbs: [patch]
