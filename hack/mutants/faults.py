@@ -108,7 +108,8 @@ FAULTS = (
     Fault(
         "a job that has ended runs on",
         "jobs/plan.py",
-        "    if is_terminal(job):\n        return clean_up_terminal_job(job, view, now)\n",
+        "    if is_terminal(job):\n"
+        "        return clean_up_terminal_job(job, view, settings, now)\n",
         "",
     ),
     Fault(

@@ -152,6 +152,9 @@ class ArtifactRef(StatusModel):
     """SHA-256 of its manifest.json, which holds the SHA-256 of every file."""
     bytes: int = Field(ge=0)
     """Size of all its files in bytes."""
+    retention: ShortText | None = None
+    """How long it stays once nothing refers to it: `export.retain` of the job, or the default of
+    the installation when export began."""
 
 
 class TrainFacts(StatusModel):

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from finetune_api.artifact_retention import ArtifactRetention
 from finetune_api.base import ChildName, ObjectName, Percent, SpecModel, cel, validation_config
 from finetune_api.combinations import schema_rules
 from finetune_api.dataset import Dataset
@@ -77,6 +78,17 @@ class Serve(SpecModel):
     An endpoint that exists keeps its own."""
 
 
+class Export(SpecModel):
+    """What becomes of the exported model."""
+
+    retain: ArtifactRetention | None = None
+    """How long the artifact stays in the workspace once nothing refers to it any more: neither this
+    job, nor a ModelEndpoint, nor a job that starts from it. Always: until a user releases it.
+    WhileReferenced: not longer. A number of hours, such as 720h: for that long after the last
+    reference is gone. Absent means the installation's default (`workspace.artifactRetention` of the
+    chart), which is Always unless the platform team changed it."""
+
+
 class FineTuneJobSpec(SpecModel):
     """What the job does: model, data, training, evaluation and serving."""
 
@@ -135,6 +147,8 @@ class FineTuneJobSpec(SpecModel):
     """Where the job runs, and how training is distributed."""
     evaluation: Evaluation = Field(default_factory=Evaluation)
     """How the tuned model is compared with its base model."""
+    export: Export | None = None
+    """What becomes of the exported model; absent means the defaults of the installation."""
     serve: Serve | None = None
     """Where the model is served; absent means that the job ends with the artifact."""
     tracking: Tracking | None = None
@@ -157,6 +171,8 @@ class FineTuneJobSpec(SpecModel):
     active_deadline_seconds: int | None = Field(default=None, ge=1, le=31536000)
     """Seconds after its start at which a job that has not ended fails, without the time that it was
     suspended; absent means no deadline."""
-    ttl_seconds_after_finished: int | None = Field(default=None, ge=0, le=31536000)
+    ttl_seconds_after_finished: int | None = Field(default=None, ge=-1, le=31536000)
     """Seconds after its end at which the operator deletes the job and its files in the workspace,
-    except an artifact that an endpoint serves or another job starts from; absent means never."""
+    while its artifact stays as `export.retain` has it; -1 means never. Absent means the
+    installation's default (`defaultTtlSecondsAfterFinished` of the chart), which is never unless
+    the platform team set one."""

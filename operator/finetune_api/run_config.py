@@ -6,6 +6,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field
 
+from finetune_api.artifact_retention import ArtifactRetention
 from finetune_api.base import StatusModel
 from finetune_api.evaluation_summary import EvaluationSummary
 from finetune_api.facts import DataFacts, ModelFacts
@@ -69,6 +70,9 @@ class RunConfig(StatusModel):
     """Result of evaluate; only for export."""
     artifact_uri: str | None = None
     """pvc:// address that the artifact will have; only for export."""
+    artifact_retention: ArtifactRetention | None = None
+    """How long the artifact stays once nothing refers to it; only for export, and absent where
+    that is Always."""
     paths: Paths = Field(default_factory=Paths)
     """Folders inside the pod."""
     master_host: str | None = None

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol
 
 from finetune_api.acceleratorprofile import CpuPods
+from finetune_api.artifact_retention import ALWAYS
 
 Manifest = dict[str, Any]
 
@@ -134,6 +135,11 @@ class Settings:
     workspace_storage_class: str | None = None
     model_retention_days: int = 30
     """Days after which a base model that no job used is removed; 0 means never."""
+    artifact_retention: str = ALWAYS
+    """How long an artifact of a job without export.retain stays once nothing refers to it."""
+    default_ttl_seconds_after_finished: int | None = None
+    """Seconds after its end at which a job without a time to live of its own is deleted; None means
+    never."""
     progress_interval: float = 2.0
     """Seconds between polls of /progress of a running stage."""
     user_id: int | None = 65532

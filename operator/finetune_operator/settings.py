@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from finetune_api.acceleratorprofile import CpuPods
+from finetune_api.artifact_retention import ALWAYS, retention_seconds
 from finetune_api.base import DNS_LABEL_PATTERN, OBJECT_NAME_PATTERN, QUANTITY_PATTERN
 from pydantic import ValidationError
 
@@ -93,6 +94,8 @@ def _settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
         workspace_size=args.workspace_size,
         workspace_storage_class=args.workspace_storage_class or None,
         model_retention_days=args.model_retention_days,
+        artifact_retention=args.artifact_retention,
+        default_ttl_seconds_after_finished=args.default_ttl_seconds_after_finished,
         progress_interval=args.progress_interval,
         scale_up_seconds=args.scale_up_seconds,
         user_id=args.user_id or None,
@@ -131,6 +134,10 @@ def _build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--workspace-storage-class", _text, "", "its StorageClass; none: the cluster's default")
     add("--model-retention-days", _days, 30, "days until a base model that no job used is "
         "removed; 0: never")  # fmt: skip
+    add("--artifact-retention", _retention, ALWAYS, "how long an artifact stays once nothing "
+        "refers to it: Always, WhileReferenced or hours such as 720h")  # fmt: skip
+    add("--default-ttl-seconds-after-finished", _time_to_live, None, "seconds after its end at "
+        "which a job without ttlSecondsAfterFinished is deleted; none: never")  # fmt: skip
     add("--progress-interval", _seconds, 2.0, "seconds between polls of a running stage")
     add("--scale-up-seconds", _seconds, 600.0, "seconds that an autoscaler may take to add a node")
     add("--user-id", _user, 65532, "user and group of every pod; 0: the cluster assigns them")
@@ -238,6 +245,14 @@ def _quantity(value: str) -> str:
     return value
 
 
+def _retention(value: str) -> str:
+    try:
+        retention_seconds(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return value
+
+
 def _seconds(value: str) -> float:
     try:
         seconds = float(value)
@@ -269,6 +284,10 @@ def _user(value: str) -> int:
 
 def _whole_seconds(value: str) -> int:
     return _integer(value, 0, 3600)
+
+
+def _time_to_live(value: str) -> int:
+    return _integer(value, 0, 365 * 24 * 3600)
 
 
 def _count(value: str) -> int:

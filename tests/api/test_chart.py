@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec, CpuPods, Limits, Toleration
+from finetune_api.artifact_retention import RETENTION_PATTERN
 from finetune_api.base import (
     DNS_LABEL_PATTERN,
     LABEL_KEY_PATTERN,
@@ -159,6 +160,8 @@ def test_helm_accepts_no_name_that_the_operator_refuses() -> None:
     assert known["optionalName"]["pattern"] == f"^({OBJECT_NAME_PATTERN[1:-1]})?$"
     assert known["namespace"]["pattern"] == DNS_LABEL_PATTERN
     assert known["quantity"]["pattern"] == QUANTITY_PATTERN
+    workspace = json.loads((OPERATOR / "values.schema.json").read_text())["properties"]["workspace"]
+    assert workspace["properties"]["artifactRetention"]["pattern"] == RETENTION_PATTERN
     toleration = known["toleration"]["properties"]
     assert toleration.keys() == {each.alias for each in Toleration.model_fields.values()}
     key, value = (

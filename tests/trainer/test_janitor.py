@@ -145,6 +145,68 @@ def test_artifact_that_is_named_again_gets_a_new_grace_period(workspace: Path, k
     assert ARTIFACT in existing(workspace)
 
 
+def complete(root: Path, retention: str | None = None) -> None:
+    """What export leaves: a manifest, and the retention unless it is Always."""
+    (root / ARTIFACT / "manifest.json").write_text("{}")
+    if retention is not None:
+        (root / ARTIFACT / ".retention").write_text(retention)
+
+
+def test_complete_artifact_is_retained_however_long_nothing_refers_to_it(workspace: Path) -> None:
+    complete(workspace)
+    for _ in range(3):
+        lines = clean(workspace)
+    assert ARTIFACT in existing(workspace)
+    retained = f"Artifact retained, although nothing refers to it folder={ARTIFACT}"
+    assert any(f"{retained} retention=Always" in line and "bytes=7" in line for line in lines)
+
+
+def test_artifact_that_is_retained_while_referred_to_is_removed_afterwards(workspace: Path) -> None:
+    complete(workspace, "WhileReferenced")
+    clean(workspace)
+    lines = clean(workspace, f"jobs/{UID[:8]}", f"jobs/{OTHER[:8]}")
+    assert ARTIFACT in existing(workspace), "its job exists"
+    clean(workspace)
+    lines = clean(workspace)
+    assert ARTIFACT not in existing(workspace)
+    assert any(f"Artifact expired folder={ARTIFACT} retention=WhileReferenced" in x for x in lines)
+
+
+def test_artifact_stays_for_the_hours_of_its_retention(workspace: Path) -> None:
+    complete(workspace, "1h")
+    for _ in range(3):
+        lines = clean(workspace)
+    assert ARTIFACT in existing(workspace)
+    assert any("Artifact retained" in line and "retention=1h" in line for line in lines)
+
+
+def test_a_retention_that_cannot_be_read_retains_the_artifact(workspace: Path) -> None:
+    complete(workspace, "30 days")
+    for _ in range(3):
+        lines = clean(workspace)
+    assert ARTIFACT in existing(workspace)
+    assert any("Cannot read the retention of an artifact" in line for line in lines)
+
+
+def test_a_link_in_the_place_of_the_retention_retains_the_artifact(workspace: Path) -> None:
+    complete(workspace)
+    (workspace / "notes" / "retention").write_text("WhileReferenced")
+    (workspace / ARTIFACT / ".retention").symlink_to(workspace / "notes" / "retention")
+    for _ in range(3):
+        clean(workspace)
+    assert ARTIFACT in existing(workspace)
+
+
+def test_released_artifact_is_removed_when_nothing_refers_to_it(workspace: Path) -> None:
+    complete(workspace)
+    clean(workspace, f"jobs/{UID[:8]}", f"jobs/{OTHER[:8]}", gone=[ARTIFACT])
+    clean(workspace, ARTIFACT, gone=[ARTIFACT])
+    assert ARTIFACT in existing(workspace), "something refers to it"
+    clean(workspace, gone=[ARTIFACT])
+    clean(workspace, gone=[ARTIFACT])
+    assert ARTIFACT not in existing(workspace)
+
+
 def test_model_is_removed_when_no_job_used_it_for_the_retention_time(workspace: Path) -> None:
     clean(workspace, retention=LONG)
     assert MODEL in existing(workspace)

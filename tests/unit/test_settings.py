@@ -57,6 +57,8 @@ def test_the_lease_is_in_the_pods_namespace_when_all_namespaces_are_served() -> 
     [
         ([], {}, "--trainer-image"),
         ([*IMAGES, "--workers", "0"], {}, "'0' is not a whole number from 1 to 256"),
+        ([*IMAGES, "--default-ttl-seconds-after-finished", "-1"], {}, "from 0 to 31536000"),
+        ([*IMAGES, "--artifact-retention", "30d"], {}, "'30d' is not Always, WhileReferenced"),
         ([*IMAGES, "--log-format", "xml"], {}, "invalid choice: 'xml'"),
         (IMAGES, {"FINETUNE_LOG_FORMAT": "xml"}, "'xml' is not one of json, text"),
         (IMAGES, {"FINETUNE_WORKERS": "many"}, "FINETUNE_WORKERS: 'many' is not a whole number"),

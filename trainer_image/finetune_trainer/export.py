@@ -46,7 +46,7 @@ def export(run: RunConfig, report: Report) -> StageResult:
             folder = attempt.scratch / "artifact"
             manifest = write_files(run, report, folder)
             report.update("publishing", step=2)
-            publish_artifact(attempt, folder, target, manifest)
+            publish_artifact(attempt, folder, target, manifest, run.artifact_retention)
             artifact = find_artifact(run, target)
     if artifact is None:
         raise RetryableError(

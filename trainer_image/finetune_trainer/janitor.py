@@ -78,7 +78,8 @@ def check_list_age(listed_at: float, now: float, longest: float) -> None:
 
 
 def read_keep_list(path: Path) -> tuple[frozenset[str], frozenset[str]]:
-    """What must stay, and the jobs that are gone; raises CleanupRefused where the list was cut."""
+    """What must stay, and the deleted jobs and released artifacts; raises CleanupRefused where the
+    list was cut."""
     count, *entries = path.read_text().rstrip("\n").split("\n")
     if not count.isdigit() or int(count) != len(entries):
         raise CleanupRefused(

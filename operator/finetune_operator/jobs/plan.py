@@ -43,7 +43,7 @@ def reconcile_job(job: Manifest, view: View, settings: Settings, now: datetime) 
 
     # A terminal job: stop what still runs, and delete the job after its time to live.
     if is_terminal(job):
-        return clean_up_terminal_job(job, view, now)
+        return clean_up_terminal_job(job, view, settings, now)
 
     timestamp = format_time(now)
     before = FineTuneJobStatus.from_stored(job.get("status"))

@@ -42,9 +42,12 @@ def build_janitor_job(
     gone: frozenset[str] | set[str],
     now: datetime,
     settings: Settings,
+    released: Iterable[str] = (),
+    is_repeated: bool = False,
 ) -> Manifest:
-    """Job that removes everything except `keep`, and the folders of the jobs in `gone` at any age;
-    if `gone` is not empty, the annotation requests another janitor afterwards.
+    """Job that removes everything except `keep` and what is retained: the folders of the jobs in
+    `gone` at any age, and the artifacts in `released` although they are retained. If `gone` is not
+    empty or `is_repeated` is true, the annotation requests another janitor afterwards.
 
     It has no labels of a FineTuneJob, with which its pod would look like a stage that still writes.
     """
@@ -53,7 +56,7 @@ def build_janitor_job(
         "metadata": build_pod_metadata(
             labels,
             [settings.cpu_pods.pod_metadata],
-            {KEEP_ANNOTATION: format_keep_list(keep, gone)},
+            {KEEP_ANNOTATION: format_keep_list(keep, gone, released)},
         ),
         "spec": _build_pod_spec(_build_arguments(claim_uid, now, settings), settings),
     }
@@ -65,7 +68,7 @@ def build_janitor_job(
                 "name": JANITOR,
                 "namespace": namespace,
                 "labels": labels,
-                "annotations": {REPEAT_ANNOTATION: str(bool(gone)).lower()},
+                "annotations": {REPEAT_ANNOTATION: str(bool(gone) or is_repeated).lower()},
             },
             "spec": {
                 "backoffLimit": 0,
@@ -76,11 +79,14 @@ def build_janitor_job(
     )
 
 
-def format_keep_list(keep: Iterable[str], gone: Iterable[str] = ()) -> str:
+def format_keep_list(
+    keep: Iterable[str], gone: Iterable[str] = (), released: Iterable[str] = ()
+) -> str:
     """The number of entries, then one entry per line, so that the janitor detects a truncated list.
-    Jobs that certainly no longer exist come last, with a leading minus."""
-    jobs = (f"-{entry}" for entry in gone if entry.startswith(f"{WORKSPACE_JOBS}/"))
-    entries = [*sorted(keep), *sorted(jobs)]
+    Jobs that certainly no longer exist, and artifacts that are not retained, come last, with a
+    leading minus."""
+    jobs = (entry for entry in gone if entry.startswith(f"{WORKSPACE_JOBS}/"))
+    entries = [*sorted(keep), *sorted(f"-{entry}" for entry in (*jobs, *released))]
     return "\n".join([str(len(entries)), *entries])
 
 

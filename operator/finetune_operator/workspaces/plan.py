@@ -7,7 +7,13 @@ written when something is added, records what was needed since the last janitor 
 that is not needed any more, a janitor is due, whether an operator was running at that time or not.
 Folders of jobs in the ledger are removed at once, as a uid is never used again. One more janitor
 follows when the grace period of artifacts that nothing names is over, and otherwise one runs every
-day, as unused models expire. The very first one marks the volume as this claim's.
+day, as unused models and retained artifacts expire. The very first one marks the volume as this
+claim's.
+
+How long an artifact is retained once nothing names it is stored in its folder, because the job that
+said so may be gone. A user can end that time by an annotation of the claim, which names artifacts:
+they are removed as soon as nothing needs them. The ledger has them too, with a leading minus, so
+that a new one makes a janitor due.
 
 The janitor gets the list of what is needed when it is created. What a job or an endpoint names
 after that may be missing from the list: see `check_janitor`.
@@ -51,6 +57,8 @@ from finetune_operator.resources.janitor import (
 )
 from finetune_operator.stalled import Stalled
 
+RELEASE_ANNOTATION = "finetune.dev/release-artifacts"
+"""Annotation of the workspace's claim: addresses of artifacts, separated by spaces."""
 RECHECK = 15.0
 PERIOD = timedelta(days=1)
 REPEAT_AFTER = timedelta(seconds=MARGIN_SECONDS + LIST_SECONDS)
@@ -99,18 +107,23 @@ def _plan_janitor(
     keep = frozenset(list_needed(view, key.namespace, settings))
     lasting = {entry for entry in keep if not entry.startswith(WORKSPACE_MODELS)}
     recorded = _read_ledger(view, key.namespace)
-    gone = recorded - lasting
+    gone = {entry for entry in recorded - lasting if not entry.startswith("-")}
+    released = set(_list_released(claim, settings))
+    marked = {f"-{folder}" for folder in released}
+    is_due = bool(gone or marked - recorded)
     last = view.get("Job", key.namespace, JANITOR)
     if last is None and not gone and (left := _seconds_to_first(view, key.namespace, now)) > 0:
         ledger = _update_ledger(view, key.namespace, recorded | lasting)
         return Decision(apply=ledger, requeue_after=left)
     if last is None:
         uid = claim["metadata"]["uid"]
-        job = build_janitor_job(key.namespace, uid, keep, gone, now, settings)
-        ledger = _update_ledger(view, key.namespace, lasting)
+        job = build_janitor_job(
+            key.namespace, uid, keep, gone, now, settings, released, is_repeated=is_due
+        )
+        ledger = _update_ledger(view, key.namespace, lasting | marked)
         return Decision(create=(job,), apply=ledger, requeue_after=RECHECK)
     ledger = _update_ledger(view, key.namespace, recorded | lasting)
-    left = _seconds_to_next(last, bool(gone), now)
+    left = _seconds_to_next(last, is_due, now)
     if left > 0:
         return Decision(apply=ledger, requeue_after=left)
     delete = () if last["metadata"].get("deletionTimestamp") else (object_ref(last),)
@@ -193,6 +206,12 @@ def _list_served_uris(endpoint: Manifest) -> Iterator[str]:
         yield str(revision.get("uri"))
 
 
+def _list_released(claim: Manifest, settings: Settings) -> Iterator[str]:
+    """The folders of the artifacts whose retention a user has ended."""
+    annotations = claim["metadata"].get("annotations") or {}
+    return artifact_folders(annotations.get(RELEASE_ANNOTATION, "").split(), settings)
+
+
 def _read_ledger(view: View, namespace: str) -> set[str]:
     found = view.get("ConfigMap", namespace, JANITOR) or {}
     return set((found.get("data") or {}).get(LEDGER_KEY, "").split())
@@ -214,18 +233,18 @@ def _seconds_to_first(view: View, namespace: str, now: datetime) -> float:
     return (created + FIRST_AFTER - now).total_seconds()
 
 
-def _seconds_to_next(last: Manifest, is_something_gone: bool, now: datetime) -> float:
+def _seconds_to_next(last: Manifest, is_due: bool, now: datetime) -> float:
     """Seconds until the next janitor is due; RECHECK while the last one runs."""
     meta = last["metadata"]
     began = parse_time(meta.get("creationTimestamp")) or now
     if not is_finished(last):
         return RECHECK if now < began + STUCK_AFTER else 0.0
-    if is_something_gone:
+    if is_due:
         wait = SPACING
     elif (meta.get("annotations") or {}).get(REPEAT_ANNOTATION) == "true":
         wait = REPEAT_AFTER
     else:
         wait = PERIOD
     if find_condition(last, "Failed").get("status") == "True":
-        wait = AFTER_FAILURE if is_something_gone else min(wait, AFTER_FAILURE)
+        wait = AFTER_FAILURE if is_due else min(wait, AFTER_FAILURE)
     return (began + wait - now).total_seconds()

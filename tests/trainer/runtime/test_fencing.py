@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from finetune_trainer.checkpointing.artifact import MANIFEST, publish_artifact
+from finetune_trainer.checkpointing.artifact import publish_artifact
 from finetune_trainer.checkpointing.restore import TrainerState
 from finetune_trainer.distributed import collectives
 from finetune_trainer.runtime.errors import RetryableError
 from finetune_trainer.runtime.fencing import Attempt
+from finetune_trainer.sources.artifact_folder import MANIFEST
 from torch import distributed as dist
 
 from tests.trainer import pool

@@ -19,6 +19,7 @@ from finetune_operator.workspaces.plan import (
     FIRST_AFTER,
     PERIOD,
     RECHECK,
+    RELEASE_ANNOTATION,
     REPEAT_AFTER,
     SPACING,
     STUCK_AFTER,
@@ -237,6 +238,41 @@ def test_a_dropped_revision_triggers_a_janitor() -> None:
     assert not reconcile(world).delete
     add_endpoint(world, "pvc://finetune-workspace/artifacts/newer-00000000")
     assert reconcile(world).delete
+
+
+def release(world: World, *uris: str) -> None:
+    """The user ends the retention of these artifacts."""
+    claim = world.need("PersistentVolumeClaim", "finetune-workspace")
+    world.patch(claim, {"metadata": {"annotations": {RELEASE_ANNOTATION: " ".join(uris)}}})
+
+
+def test_a_released_artifact_triggers_two_janitors_that_may_remove_it() -> None:
+    world = fresh()
+    clean(world)
+    release(world, OLD_URI, "pvc://elsewhere/artifacts/a-00000000", "oops")
+    for wait in (SPACING, REPEAT_AFTER):
+        world.tick(wait.total_seconds())
+        assert reconcile(world).delete
+        clean(world)
+        assert {entry for entry in kept(world) if entry.startswith("-")} == {f"-{OLD}"}
+    assert reconcile(world).requeue_after == PERIOD.total_seconds()
+    release(world)
+    assert reconcile(world).requeue_after == PERIOD.total_seconds()
+
+
+def test_a_release_alone_does_not_hurry_the_first_janitor() -> None:
+    world = World()
+    world.settle()
+    release(world, OLD_URI)
+    assert reconcile(world).requeue_after == FIRST_AFTER.total_seconds()
+
+
+def test_a_released_artifact_that_an_endpoint_serves_is_kept() -> None:
+    world = fresh()
+    add_endpoint(world, OLD_URI)
+    release(world, OLD_URI)
+    reconcile(world)
+    assert {OLD, f"-{OLD}"} <= kept(world), "the janitor keeps what is in both"
 
 
 def test_the_end_of_a_job_alone_triggers_none() -> None:

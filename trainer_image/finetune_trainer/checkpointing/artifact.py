@@ -1,7 +1,8 @@
 """The artifact of a job: the exported folder, its manifest, and how it is published and checked.
 
 The folder is complete once manifest.json is in it. The manifest holds the SHA-256 of every other
-file, and its own digest identifies the artifact.
+file, and its own digest identifies the artifact. How long the artifact is retained is in a hidden
+file, which is not part of it.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from finetune_api.artifact_retention import ALWAYS
 from finetune_api.facts import AdapterFacts, ArtifactRef, ModelFacts
 from finetune_api.finetunejob import ModelAddress
 from finetune_api.run_config import RunConfig
@@ -21,8 +23,8 @@ from finetune_trainer.checkpointing.checkpoint_folder import hash_files
 from finetune_trainer.runtime.errors import RetryableError
 from finetune_trainer.runtime.fencing import Attempt
 from finetune_trainer.sources import Address
+from finetune_trainer.sources.artifact_folder import MANIFEST, RETENTION_FILE
 
-MANIFEST = "manifest.json"
 LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "safetensors", "tokenizers")
 
 
@@ -37,7 +39,7 @@ def find_artifact(run: RunConfig, target: Path) -> ArtifactRef | None:
         manifest = json.loads(content)
     except (FileNotFoundError, ValueError):
         return None
-    # Scratch folders of attempts have hidden names.
+    # Scratch folders of attempts and the retention have hidden names.
     published = {path.name for path in target.iterdir() if not path.name.startswith(".")}
     published.discard(MANIFEST)
     hashes = hash_files(target).items()
@@ -48,10 +50,13 @@ def find_artifact(run: RunConfig, target: Path) -> ArtifactRef | None:
         uri=run.artifact_uri,
         digest=f"sha256:{hashlib.sha256(content).hexdigest()}",
         bytes=sum(int(facts["size"]) for facts in files.values()) + len(content),
+        retention=run.artifact_retention or ALWAYS,
     )
 
 
-def publish_artifact(attempt: Attempt, folder: Path, target: Path, manifest: bytes) -> None:
+def publish_artifact(
+    attempt: Attempt, folder: Path, target: Path, manifest: bytes, retention: str | None = None
+) -> None:
     """Move the files from `folder` to `target`, the manifest last.
 
     The files of an earlier attempt are removed first, and its manifest before the others, so that
@@ -65,6 +70,8 @@ def publish_artifact(attempt: Attempt, folder: Path, target: Path, manifest: byt
         new = sorted(folder.iterdir())
     for path in new:
         attempt.publish(path, target / path.name)
+    if retention is not None:
+        attempt.publish_file(target / RETENTION_FILE, retention.encode())
     attempt.publish_file(target / MANIFEST, manifest)
 
 

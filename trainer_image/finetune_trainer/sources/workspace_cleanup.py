@@ -10,8 +10,10 @@ a few minutes old, so whatever was created after it must be safe by other means:
   back, so a janitor that froze and wakes up with an old list is still right about what it found
   then.
 - An artifact that nothing names any more may be named again. It is condemned first, and removed
-  when a later janitor still finds it unnamed after a grace period. While a janitor runs, the
-  operator lets no job and no endpoint begin to use an artifact that is missing from its list.
+  when a later janitor still finds it unnamed after a grace period, and after the time for which it
+  is retained (artifact_folder.py), which counts from then on. A user may end that time, not the
+  grace period. While a janitor runs, the operator lets no job and no endpoint begin to use an
+  artifact that is missing from its list.
 - A model is removed when no unfinished job names it and none has used it for the retention time,
   and under the lease of its revision (lease.py): prepare either marked it as used before, which the
   janitor sees, or finds it missing and fetches it again.
@@ -35,6 +37,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_api.artifact_retention import WHILE_REFERENCED, retention_seconds
+
+from finetune_trainer.sources.artifact_folder import read_retention
 from finetune_trainer.sources.cache import MARKER, PARTIAL_PREFIX
 from finetune_trainer.sources.download_progress import folder_bytes
 from finetune_trainer.sources.lease import LEASE_PREFIX, Lease
@@ -62,7 +67,8 @@ class CleanupRules:
     keep: frozenset[str]
     """`jobs/<first 8 digits of a uid>`, `artifacts/<folder>` and `models/<key>`."""
     gone: frozenset[str]
-    """`jobs/<first 8 digits of a uid>` of jobs that were deleted."""
+    """`jobs/<first 8 digits of a uid>` of jobs that were deleted, and `artifacts/<folder>` of those
+    that a user released, which are not retained any longer. What is in `keep` too stays."""
     margin_seconds: float
     """Age from which the list has the job of a folder, and grace period of an artifact."""
     retention_seconds: float
@@ -123,14 +129,23 @@ class WorkspaceCleanup:
             self._remove(path)
 
     def _check_artifact(self, path: Path) -> None:
-        mark, margin = self._condemned / path.name, self._rules.margin_seconds
-        if {f"artifacts/{path.name}", f"jobs/{path.name[-8:]}"} & self._rules.keep:
+        name, mark = f"artifacts/{path.name}", self._condemned / path.name
+        if {name, f"jobs/{path.name[-8:]}"} & self._rules.keep:
             mark.unlink(missing_ok=True)
-        elif not mark.exists():
+            return
+        is_released = name in self._rules.gone
+        retention = WHILE_REFERENCED if is_released else read_retention(path)
+        fields: dict[str, object] = {"folder": name, "retention": retention}
+        if not mark.exists():
             mark.touch()
-            fields = {"folder": self._name(path)}
-            log.info("Artifact condemned, it is removed later if nothing names it", extra=fields)
-        elif self._age(mark) >= margin and self._age(path) >= margin:
+            log.info("Artifact condemned, nothing refers to it any more", extra=fields)
+            return
+        fields["unreferenced_seconds"] = round(self._age(mark))
+        if self._age(mark) < retention_seconds(retention):
+            fields["bytes"] = folder_bytes(path)
+            log.info("Artifact retained, although nothing refers to it", extra=fields)
+        elif min(self._age(mark), self._age(path)) >= self._rules.margin_seconds:
+            log.info("Artifact expired", extra=fields)
             self._remove(path)
             mark.unlink(missing_ok=True)
 

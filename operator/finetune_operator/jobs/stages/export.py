@@ -1,5 +1,6 @@
 """export: the folder that can be served, with a digest over every file."""
 
+from finetune_api.artifact_retention import ALWAYS
 from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobStatus, Phase
 from finetune_api.run_config import Paths, RunConfig
@@ -36,7 +37,15 @@ def build_config(
         data=status.data,
         evaluation=status.evaluation,
         artifact_uri=artifact_uri(ctx.settings.workspace_claim, ctx.name, ctx.uid),
+        artifact_retention=_choose_retention(ctx),
     )
+
+
+def _choose_retention(ctx: Context) -> str | None:
+    """The job's own retention, else the installation's; None for Always, the trainer's default."""
+    own = ctx.spec.export.retain if ctx.spec.export else None
+    retention = own or ctx.settings.artifact_retention
+    return None if retention == ALWAYS else retention
 
 
 def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> StagePods | Stalled:

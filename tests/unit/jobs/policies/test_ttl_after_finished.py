@@ -1,10 +1,19 @@
 """A job that has ended: nothing of it runs on, and in time it goes."""
 
 import copy
+from dataclasses import replace
 
 from finetune_operator.decision import Decision, ObjectRef
 
-from tests.unit.jobs.world import JOB_UID, NAMESPACE, World, failed, job_manifest, training
+from tests.unit.jobs.world import (
+    JOB_UID,
+    NAMESPACE,
+    SETTINGS,
+    World,
+    failed,
+    job_manifest,
+    training,
+)
 
 OURS = ObjectRef("FineTuneJob", NAMESPACE, "glossary", JOB_UID)
 
@@ -100,6 +109,39 @@ def test_the_time_may_be_changed_after_the_end_and_that_is_seen() -> None:
     world.edit(ttlSecondsAfterFinished=None)
     world.tick(1000)
     assert world.reconcile().delete == ()
+
+
+def test_the_default_of_the_installation_is_for_jobs_without_a_time_of_their_own() -> None:
+    world = ended()
+    world.settings = replace(SETTINGS, default_ttl_seconds_after_finished=100)
+    assert world.reconcile().requeue_after == 100
+    world.edit(ttlSecondsAfterFinished=30)
+    assert world.reconcile().requeue_after == 30
+    world.edit(ttlSecondsAfterFinished=None)
+    world.tick(100)
+    assert world.reconcile().delete == (OURS,)
+
+
+def test_a_job_may_refuse_the_default_of_the_installation() -> None:
+    world = ended(ttlSecondsAfterFinished=-1)
+    world.settings = replace(SETTINGS, default_ttl_seconds_after_finished=0)
+    world.tick(10**8)
+    assert world.reconcile() == Decision()
+
+
+def test_the_status_has_the_time_at_which_the_job_goes() -> None:
+    world = ended(ttlSecondsAfterFinished=100)
+    assert world.status["expiresAt"] == world.time(100)
+    world.edit(ttlSecondsAfterFinished=50)
+    world.settle()
+    assert world.status["expiresAt"] == world.time(50)
+    world.edit(ttlSecondsAfterFinished=None)
+    world.settle()
+    assert "expiresAt" not in world.status
+    world.settings = replace(SETTINGS, default_ttl_seconds_after_finished=70)
+    world.settle()
+    assert world.status["expiresAt"] == world.time(70)
+    assert "ttlSecondsAfterFinished" not in world.job["spec"], "a default is not written into it"
 
 
 def test_a_status_without_its_end_counts_from_the_condition() -> None:

@@ -1,0 +1,42 @@
+"""How an artifact is published, and how long it is retained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from finetune_trainer.checkpointing.artifact import publish_artifact
+from finetune_trainer.runtime.fencing import Attempt
+from finetune_trainer.sources.artifact_folder import MANIFEST, RETENTION_FILE, read_retention
+
+
+def publish(root: Path, number: int, retention: str | None) -> Path:
+    """Publish an artifact of one file; its folder."""
+    target = root / "artifact"
+    target.mkdir(exist_ok=True)
+    with Attempt(root / "job", number, "export", home=target) as attempt:
+        folder = attempt.scratch / "artifact"
+        folder.mkdir()
+        (folder / "model").write_text("weights")
+        publish_artifact(attempt, folder, target, b"manifest", retention)
+    return target
+
+
+@pytest.mark.parametrize("retention", ["WhileReferenced", "720h"])
+def test_the_retention_is_stored_with_the_artifact(tmp_path: Path, retention: str) -> None:
+    target = publish(tmp_path, 1, retention)
+    assert read_retention(target) == retention
+    assert (target / MANIFEST).read_bytes() == b"manifest"
+
+
+def test_an_artifact_is_retained_unless_its_folder_says_otherwise(tmp_path: Path) -> None:
+    publish(tmp_path, 1, "1h")
+    target = publish(tmp_path, 2, None)
+    assert read_retention(target) == "Always"
+    assert not (target / RETENTION_FILE).exists(), "of an attempt that was replaced"
+
+
+def test_a_folder_that_export_has_not_completed_is_not_retained(tmp_path: Path) -> None:
+    target = publish(tmp_path, 1, "Always")
+    (target / MANIFEST).unlink()
+    assert read_retention(target) == "WhileReferenced"
