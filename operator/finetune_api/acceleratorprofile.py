@@ -12,13 +12,16 @@ from pydantic import AfterValidator, Field, JsonValue, StringConstraints
 from finetune_api.base import (
     RESOURCE_PATTERN,
     CheckedKeys,
+    Condition,
     LabelKey,
     LabelValue,
+    LongText,
     ObjectName,
     PatternMessage,
     Quantity,
     RefusedPattern,
     SpecModel,
+    StatusModel,
     WireModel,
     cel,
     list_map_key,
@@ -240,3 +243,23 @@ class AcceleratorProfile(WireModel):
     """metadata.name."""
     spec: AcceleratorProfileSpec
     """Sizes and scheduling."""
+
+
+class AcceleratorProfileStatus(StatusModel):
+    """Whether the profile can be used, and what uses it now. An operator that watches only some
+    namespaces writes none."""
+
+    observed_generation: int = Field(default=0, ge=0)
+    """metadata.generation that this status was computed from."""
+    message: LongText = ""
+    """Why the profile cannot be used; empty where it can."""
+    conditions: list[Condition] = Field(
+        default_factory=list, max_length=16, json_schema_extra=list_map_key("type")
+    )
+    """Conditions of type Ready and Stalled; docs/reasons.md explains their reasons."""
+    jobs: int = Field(default=0, ge=0)
+    """FineTuneJobs that have not ended and run on this pool, whether they have pods or wait."""
+    endpoints: int = Field(default=0, ge=0)
+    """ModelEndpoints that serve on this pool."""
+    training_devices: int = Field(default=0, ge=0)
+    """Devices that training pods hold on nodes; on a CPU pool, training processes."""

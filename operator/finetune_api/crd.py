@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel
 
 from finetune_api import GROUP, VERSION, combinations_page, reasons_page
-from finetune_api.acceleratorprofile import AcceleratorProfileSpec
+from finetune_api.acceleratorprofile import AcceleratorProfileSpec, AcceleratorProfileStatus
 from finetune_api.base import CHILD_NAME_MAX, CHILD_NAME_PATTERN, cel
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus
@@ -77,7 +77,7 @@ class Kind:
     scope: Literal["Namespaced", "Cluster"]
     description: str
     spec: type[BaseModel]
-    status: type[BaseModel] | None
+    status: type[BaseModel]
     columns: tuple[Column, ...]
     rules: tuple[dict[str, Any], ...] = ()
     scale: Scale | None = None
@@ -208,12 +208,17 @@ ACCELERATORPROFILE = Kind(
     scope="Cluster",
     description="A pool of nodes: its sizes and scheduling, as the platform team describes it.",
     spec=AcceleratorProfileSpec,
-    status=None,
+    status=AcceleratorProfileStatus,
     columns=(
         Column("Default", ".spec.default", "boolean"),
         Column("Resource", ".spec.resourceName"),
         Column("Devices", ".spec.devicesPerNode", "integer"),
         Column("Memory", ".spec.memoryPerDevice"),
+        Column("Jobs", ".status.jobs", "integer"),
+        Column("Endpoints", ".status.endpoints", "integer"),
+        Column("Training", ".status.trainingDevices", "integer"),
+        Column("Ready", '.status.conditions[?(@.type=="Ready")].status'),
+        Column("Message", ".status.message", priority=1),
         AGE,
     ),
 )
@@ -228,9 +233,8 @@ def build_crd(kind: Kind, annotations: dict[str, str] | None = None) -> dict[str
         "storage": True,
         "schema": {"openAPIV3Schema": object_schema(kind)},
         "additionalPrinterColumns": [column.to_wire() for column in kind.columns],
+        "subresources": {"status": {}},
     }
-    if kind.status:
-        version["subresources"] = {"status": {}}
     if kind.scale:
         version["subresources"]["scale"] = kind.scale.to_wire()
     everywhere = ["finetune", "all"] if kind.scope == "Namespaced" else ["finetune"]
@@ -260,9 +264,8 @@ def object_schema(kind: Kind) -> Schema:
         "kind": {"description": f"{kind.name}.", "type": "string"},
         "metadata": {"type": "object"},
         "spec": structural_schema(kind.spec, spec=True),
+        "status": structural_schema(kind.status, spec=False),
     }
-    if kind.status:
-        properties["status"] = structural_schema(kind.status, spec=False)
     out: Schema = {
         "description": kind.description,
         "type": "object",

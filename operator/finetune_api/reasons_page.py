@@ -9,8 +9,8 @@ HEAD = """<!-- Generated from finetune_api.reasons by `make crds`; edit that. --
 
 # Reasons
 
-Every reason in a condition, an event or a failure of a FineTuneJob or a ModelEndpoint. The message
-next to the reason has the details: names, files, lines and numbers.
+Every reason in a condition, an event or a failure of a FineTuneJob, a ModelEndpoint ("both") or an
+AcceleratorProfile. The message next to the reason has the details: names, files, lines and numbers.
 
 ```
 kubectl describe ftj NAME

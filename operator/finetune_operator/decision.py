@@ -31,9 +31,9 @@ HASH_ANNOTATION = "finetune.dev/spec-hash"
 
 @dataclass(frozen=True, order=True)
 class Key:
-    """What a reconcile is about."""
+    """What a reconcile is about. Cluster-scoped objects have namespace ''."""
 
-    kind: Literal["FineTuneJob", "ModelEndpoint", "Workspace"]
+    kind: Literal["FineTuneJob", "ModelEndpoint", "AcceleratorProfile", "Workspace"]
     namespace: str
     name: str
 
@@ -154,6 +154,8 @@ class Settings:
     """Where prepare, export and the janitor run."""
     lost_node_seconds: int = 30
     """Seconds after which the pods of a node that is not ready or unreachable are given up."""
+    watches_all_namespaces: bool = True
+    """Whether this operator sees every object that may use a profile, and writes its status."""
     scale_up_seconds: float = 600.0
     """Seconds that an autoscaler may take to add a node, before a pod without one is reported as
     Stalled and a gang gives its other devices back."""
@@ -199,8 +201,9 @@ class ControllerTable:
     """By kind of key: what it needs now."""
     on_rejected: Mapping[str, OnRejected]
     """By kind of key: the status that shows the user what the API server rejects."""
-    keys_of: Callable[[Manifest, View], Iterable[Key]]
-    """The keys to enqueue when this object was changed or deleted."""
+    keys_of: Callable[[Manifest, View, Manifest | None], Iterable[Key]]
+    """The keys to enqueue when this object was changed or deleted. The last argument is the object
+    before the change; None where it is new, deleted, or to be handled as if it were new."""
     keys_of_deleted: Callable[[Manifest], Iterable[Key]] = lambda _deleted: ()
     """More keys to enqueue when this object was deleted."""
     initial_keys: Callable[[View], Iterable[Key]] = lambda _view: ()

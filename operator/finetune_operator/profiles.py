@@ -21,10 +21,7 @@ def find_profile(
             text = f"AcceleratorProfile {name} does not exist; this continues when it is created"
             return Stalled("ProfileNotFound", text)
         return _parse(found)
-    defaults = sorted(
-        (p for p in view.list("AcceleratorProfile") if (p.get("spec") or {}).get("default")),
-        key=lambda profile: str(profile["metadata"]["name"]),
-    )
+    defaults = list_defaults(view)
     if not defaults:
         text = f"no AcceleratorProfile is marked as default; mark one, or name one in {field}"
         return Stalled("ProfileNotFound", text)
@@ -36,6 +33,14 @@ def find_profile(
             f"name one in {field}",
         )
     return _parse(defaults[0])
+
+
+def list_defaults(view: View) -> list[Manifest]:
+    """The profiles that are marked as default, by name; it should be one."""
+    return sorted(
+        (p for p in view.list("AcceleratorProfile") if (p.get("spec") or {}).get("default")),
+        key=lambda profile: str(profile["metadata"]["name"]),
+    )
 
 
 def _parse(manifest: Manifest) -> AcceleratorProfile | Stalled:

@@ -104,6 +104,7 @@ def _settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
         architecture=args.architecture or None,
         cpu_pods=args.cpu_pods or CpuPods(),
         lost_node_seconds=args.lost_node_seconds,
+        watches_all_namespaces=not args.namespace,
     )
 
 

@@ -67,6 +67,12 @@ def children(api: Api, namespace: str) -> list[Manifest]:
     return [*api.list("Job", namespace), *api.list("Deployment", namespace)]
 
 
+def count_use(api: Api) -> tuple[int, int] | None:
+    """Jobs and endpoints in the status of the profile `cpu`."""
+    status = api.get("AcceleratorProfile", "", "cpu").get("status")
+    return (status["jobs"], status["endpoints"]) if status else None
+
+
 def phases(api: Api, namespace: str) -> list[str]:
     found = [api.get(kind, namespace, kind.lower()) for kind in SPECS]
     return [each.get("status", {}).get("phase", "") for each in found]
@@ -85,6 +91,7 @@ def test_the_operator_works_in_all_namespaces_or_in_the_listed_ones(tmp_path: Pa
                 wish(api, kind, "first")
             wait_for(lambda: len(children(api, "first")) == 2, 60, "a Job and a Deployment")
             wait_for(lambda: phases(api, "first") == ["Preparing", "Deploying"], 60, "phases")
+            wait_for(lambda: count_use(api) == (1, 1), 60, "the status of the profile")
         assert "orbidden" not in log.read_text()
 
         for kind in SPECS:
@@ -93,4 +100,5 @@ def test_the_operator_works_in_all_namespaces_or_in_the_listed_ones(tmp_path: Pa
         with operator(plane, tmp_path, "profiles.default=cpu", "watchNamespaces={second}") as log:
             wait_for(lambda: len(children(api, "second")) == 2, 60, "a Job and a Deployment")
         assert "orbidden" not in log.read_text()
+        assert count_use(api) == (1, 1), "an operator of some namespaces writes no counts"
         assert phases(api, "third") == ["", ""]

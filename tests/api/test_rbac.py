@@ -53,7 +53,8 @@ IN_NAMESPACES: dict[tuple[str, str], set[str]] = {
     ("serving.kserve.io", "inferenceservices"): READ | {"create", "patch", "delete"},
     ("serving.kserve.io", "servingruntimes"): READ | {"create", "delete"},
 }
-EVERYWHERE = {("finetune.dev", "acceleratorprofiles"): WATCH}
+PROFILE_STATUS = ("finetune.dev", "acceleratorprofiles/status")
+EVERYWHERE = {("finetune.dev", "acceleratorprofiles"): WATCH, PROFILE_STATUS: {"patch"}}
 # Every authenticated user may query their own permissions.
 ASKING = {"authorization.k8s.io", "authentication.k8s.io"}
 
@@ -301,6 +302,7 @@ def test_with_watched_namespaces_the_operator_has_permissions_only_there(
             assert allowed == verbs, resource
             assert not any(may(each.operator, v, group, resource, other) for v in VERBS)
         assert each.operator.list("AcceleratorProfile") is not None
+        assert not any(may(each.operator, verb, *PROFILE_STATUS, namespace) for verb in VERBS)
         assert may(each.operator, "get", "coordination.k8s.io", "leases", namespace, RELEASE)
 
 

@@ -33,8 +33,9 @@ Listener = Callable[[Happening, Manifest, Manifest | None], None]
 Admission = Callable[[Manifest, Manifest], str | None]
 """Why a change from the first to the second is refused; None lets it pass."""
 
-WITHOUT_STATUS = {"AcceleratorProfile", "ServingRuntime"}
-CUSTOM = {"FineTuneJob", "ModelEndpoint", "InferenceService", *WITHOUT_STATUS}
+WITHOUT_STATUS = {"ServingRuntime"}
+OURS = {"FineTuneJob", "ModelEndpoint", "AcceleratorProfile"}
+CUSTOM = {*OURS, "InferenceService", *WITHOUT_STATUS}
 STATUS_APART = {"Job", "Pod", "Deployment", "Service", *CUSTOM} - WITHOUT_STATUS
 COUNTS_GENERATIONS = {"Job", "Deployment", *CUSTOM}
 SERVER_OWNED = ("uid", "creationTimestamp", "generation", "deletionTimestamp")

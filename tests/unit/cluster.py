@@ -133,7 +133,7 @@ class Cluster:
         fence = {"resourceVersion": meta["resourceVersion"]}
         return self.server.patch(
             planned_from["kind"],
-            meta["namespace"],
+            meta.get("namespace", ""),
             meta["name"],
             {"metadata": fence, "status": patch},
             "status",

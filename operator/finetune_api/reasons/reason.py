@@ -28,4 +28,5 @@ class Group:
 
 
 JOB, ENDPOINT, BOTH = "FineTuneJob", "ModelEndpoint", "both"
+PROFILE, ALL_KINDS = "AcceleratorProfile", "all kinds"
 ANY = "any stage"

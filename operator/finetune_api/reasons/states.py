@@ -1,13 +1,13 @@
 """Reasons of conditions of an object on its way or at its end."""
 
-from finetune_api.reasons.reason import ENDPOINT, JOB, Group, Reason
+from finetune_api.reasons.reason import ENDPOINT, JOB, PROFILE, Group, Reason
 
 STATES = Group(
     "States",
     "Reasons of conditions of an object on its way or at its end. A FineTuneJob also records a "
     "Normal event with the new phase as its reason when the phase changes.",
     (
-        Reason("Clear", ENDPOINT, "`Stalled` is `False`: nothing is missing.", ""),
+        Reason("Clear", f"{ENDPOINT}, {PROFILE}", "`Stalled` is `False`: nothing is missing.", ""),
         Reason("Deploying", JOB, "The endpoint starts and checks the new revision.", ""),
         Reason("Evaluating", JOB, "evaluate compares the tuned model with its base model.", ""),
         Reason("Exporting", JOB, "export writes the artifact.", ""),
@@ -44,6 +44,7 @@ STATES = Group(
             "Set `spec.suspend` to false to resume.",
         ),
         Reason("Training", JOB, "All training pods run.", ""),
+        Reason("Usable", PROFILE, "The profile is valid, and not one of several defaults.", ""),
         Reason(
             "WaitingForJob",
             ENDPOINT,

@@ -1,6 +1,6 @@
 """What an object waits for."""
 
-from finetune_api.reasons.reason import BOTH, ENDPOINT, JOB, Group, Reason
+from finetune_api.reasons.reason import ALL_KINDS, BOTH, ENDPOINT, JOB, Group, Reason
 
 WAITING = Group(
     "Waiting",
@@ -169,13 +169,14 @@ WAITING = Group(
         ),
         Reason(
             "ProfileAmbiguous",
-            BOTH,
-            "Several AcceleratorProfiles are marked as default.",
+            ALL_KINDS,
+            "Several AcceleratorProfiles are marked as default. Jobs and endpoints that name none "
+            "wait.",
             "Leave `default: true` on one of them, or name a profile in the spec.",
         ),
         Reason(
             "ProfileInvalid",
-            BOTH,
+            ALL_KINDS,
             "The operator cannot read the AcceleratorProfile, usually because it is older than the "
             "installed CRDs.",
             "Upgrade the operator, or correct the field that the message names.",

@@ -48,7 +48,7 @@ class EventHandlers:
             return False
         if kind == "Pod":
             self._record_stage_end(manifest, old)
-        self.enqueue_keys_of(manifest)
+        self.enqueue_keys_of(manifest, old)
         return True
 
     def on_write(self, manifest: Manifest, written_by: Key) -> bool:
@@ -57,9 +57,10 @@ class EventHandlers:
         The watch delivers it too, but then the cache has it already: so the keys that it wakes are
         enqueued now, except the key whose reconcile wrote it.
         """
+        old = self._cache.get(*address_of(manifest))
         if not self._cache.put(manifest):
             return False
-        for key in self._controllers.keys_of(manifest, self._cache):
+        for key in self._controllers.keys_of(manifest, self._cache, old):
             if key != written_by:
                 self._queue.add(key)
         return True
@@ -79,9 +80,9 @@ class EventHandlers:
         self.enqueue_keys_of(manifest)
         return known is not None
 
-    def enqueue_keys_of(self, manifest: Manifest) -> None:
-        """Enqueue every key that the object wakes."""
-        for key in self._controllers.keys_of(manifest, self._cache):
+    def enqueue_keys_of(self, manifest: Manifest, old: Manifest | None = None) -> None:
+        """Enqueue every key that the object wakes, given what it was before."""
+        for key in self._controllers.keys_of(manifest, self._cache, old):
             self._queue.add(key)
 
     def retained_pods(self, key: Key) -> Sequence[Manifest]:

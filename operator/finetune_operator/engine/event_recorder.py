@@ -64,23 +64,22 @@ class EventRecorder:
 
     async def _update_count(self, about: Manifest, series: _Series, now: datetime) -> None:
         patch = {"count": series.count, "lastTimestamp": format_time(now)}
-        await self._client.patch("Event", about["metadata"]["namespace"], series.name, patch)
+        await self._client.patch("Event", _namespace_of(about), series.name, patch)
         series.written = now
 
     async def _create(self, about: Manifest, event: EventRecord, now: datetime) -> _Series:
         metadata = about["metadata"]
         name = f"{metadata['name']}.{uuid.uuid4().hex[:16]}"
+        place = {key: metadata[key] for key in ("namespace", "name", "uid") if key in metadata}
         await self._client.create(
             {
                 "apiVersion": "v1",
                 "kind": "Event",
-                "metadata": {"name": name, "namespace": metadata["namespace"]},
+                "metadata": {"name": name, "namespace": _namespace_of(about)},
                 "involvedObject": {
                     "apiVersion": about["apiVersion"],
                     "kind": about["kind"],
-                    "namespace": metadata["namespace"],
-                    "name": metadata["name"],
-                    "uid": metadata["uid"],
+                    **place,
                 },
                 "type": event.type,
                 "reason": event.reason,
@@ -94,3 +93,9 @@ class EventRecorder:
             }
         )
         return _Series(name, 1, now)
+
+
+def _namespace_of(about: Manifest) -> str:
+    """Where the events about an object are; for a cluster-scoped one the API server accepts only
+    `default`, and `kubectl describe` looks there."""
+    return str(about["metadata"].get("namespace") or "default")

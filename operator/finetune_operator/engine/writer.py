@@ -21,7 +21,7 @@ from finetune_operator.decision import (
     Manifest,
     ObjectRef,
 )
-from finetune_operator.engine.cache import Cache, is_newer
+from finetune_operator.engine.cache import Cache, address_of, is_newer
 from finetune_operator.engine.diff import (
     add_applied_hash,
     has_same_owner,
@@ -144,8 +144,8 @@ class Writer:
         return answer
 
     async def _patch(self, verb: str, loaded: Manifest, patch: Mapping[str, Any]) -> Manifest:
-        kind, metadata = loaded["kind"], loaded["metadata"]
-        namespace, name = metadata["namespace"], metadata["name"]
+        kind, namespace, name = address_of(loaded)
+        metadata = loaded["metadata"]
         fenced = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, **patch}
         call = self._client.patch(kind, namespace, name, fenced, "status")
         try:

@@ -11,11 +11,11 @@ from finetune_operator.decision import Manifest
 from hack.cluster.errors import ClusterError
 from hack.gitops.kstatus import build_program, compute_statuses
 from tests.api.gitops.examples import GITOPS
-from tests.unit.gitops import endpoint_cases, job_cases
+from tests.unit.gitops import endpoint_cases, job_cases, profile_cases
 from tests.unit.gitops.cases import Case
 from tests.unit.jobs.world import CPU_PROFILE
 
-CASES = [*job_cases.CASES.all, *endpoint_cases.CASES.all]
+CASES = [*job_cases.CASES.all, *endpoint_cases.CASES.all, *profile_cases.CASES.all]
 ENDS = {"Succeeded": "Current", "Failed": "Failed", "Suspended": "Current"}
 
 
@@ -54,7 +54,7 @@ def test_a_job_is_current_or_failed_at_its_end_and_otherwise_in_progress_or_stal
         assert found == {"kstatus": expected, "flux": expected}, status
 
 
-def test_a_profile_is_current_and_an_object_that_is_being_deleted_terminating() -> None:
+def test_an_object_without_a_status_is_current_until_it_is_being_deleted() -> None:
     metadata = {"name": "cpu", "generation": 1}
     profile = {
         "apiVersion": "finetune.dev/v1alpha1",

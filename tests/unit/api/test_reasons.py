@@ -35,7 +35,7 @@ CALLS: dict[str, int | str] = {
 """Callables that take a reason, and its position or keyword."""
 COLLECTIONS = ("REASONS", "DISRUPTION_REASONS", "WAITING_REASONS")
 """Module-level constants of the operator that hold reasons: elements of a set, values of a map."""
-CONDITIONS = ("jobs/reporting.py", "endpoints/status.py")
+CONDITIONS = ("jobs/reporting.py", "endpoints/status.py", "acceleratorprofiles/plan.py")
 """Modules that build conditions from tuples."""
 
 

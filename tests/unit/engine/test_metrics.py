@@ -20,7 +20,7 @@ def manifest(kind: str, name: str, version: int, phase: str = "", **labels: str)
 
 def test_a_handover_is_measured_from_the_end_of_a_stage_to_the_job_of_the_next() -> None:
     metrics, cache = Metrics(), Cache()
-    controllers = ControllerTable({}, {}, keys_of=lambda _manifest, _view: ())
+    controllers = ControllerTable({}, {}, keys_of=lambda _manifest, _view, _old: ())
     event_handlers = EventHandlers(cache, WorkQueue(metrics.queue), controllers, metrics.handovers)
     labels = {JOB_NAME_LABEL: "job", STAGE_LABEL: "prepare"}
     event_handlers.on_update(manifest("Pod", "p", 1, "Running", **labels))

@@ -7,12 +7,12 @@ import yaml
 from finetune_operator.decision import Manifest
 from lupa.lua51 import LuaError
 
-from tests.unit.gitops import endpoint_cases, job_cases
+from tests.unit.gitops import endpoint_cases, job_cases, profile_cases
 from tests.unit.gitops.argocd import FOLDER, KINDS, check_health, read_script, run_script
 from tests.unit.gitops.cases import Case
 from tests.unit.jobs.world import CPU_PROFILE
 
-CASES = [*job_cases.CASES.all, *endpoint_cases.CASES.all]
+CASES = [*job_cases.CASES.all, *endpoint_cases.CASES.all, *profile_cases.CASES.all]
 METADATA = {"name": "a", "generation": 1}
 
 
@@ -40,7 +40,8 @@ def test_a_status_without_conditions_is_progressing(kind: str) -> None:
     assert compute_health(kind, observedGeneration=1, conditions=[]) == "Progressing"
 
 
-def test_a_profile_is_healthy_as_it_has_no_status() -> None:
+def test_a_profile_without_a_status_is_healthy() -> None:
+    """Operators that watch only some namespaces write none."""
     profile = {"kind": "AcceleratorProfile", "metadata": METADATA, "spec": CPU_PROFILE}
     assert check_health(profile)["status"] == "Healthy"
 

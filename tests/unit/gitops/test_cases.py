@@ -11,13 +11,15 @@ from finetune_api.modelendpoint import EndpointPhase, RevisionState
 from finetune_operator.decision import Manifest
 from finetune_operator.jobs.reporting import STAGE_CONDITIONS
 
-from tests.unit.gitops import endpoint_cases, job_cases
+from tests.unit.gitops import endpoint_cases, job_cases, profile_cases
 from tests.unit.gitops.cases import Case
 
 JOBS, ENDPOINTS = job_cases.CASES.all, endpoint_cases.CASES.all
+PROFILES = profile_cases.CASES.all
 UNKNOWN = {("Succeeded", "Unknown")}
 JOB_CONDITIONS = ("Succeeded", "Reconciling", "Stalled", "Suspended", *STAGE_CONDITIONS.values())
 ENDPOINT_CONDITIONS = ("Ready", "Reconciling", "Stalled")
+PROFILE_CONDITIONS = ("Ready", "Stalled")
 
 
 def get_conditions(found: Manifest) -> dict[str, Any]:
@@ -58,6 +60,8 @@ def test_the_cases_have_every_value_of_every_condition() -> None:
     assert list_condition_values(JOBS) == both | UNKNOWN
     both = {(kind, value) for kind in ENDPOINT_CONDITIONS for value in ("True", "False")}
     assert list_condition_values(ENDPOINTS) == both
+    both = {(kind, value) for kind in PROFILE_CONDITIONS for value in ("True", "False")}
+    assert list_condition_values(PROFILES) == both
 
 
 @pytest.mark.parametrize("case", [*JOBS, *ENDPOINTS], ids=lambda case: case.name)

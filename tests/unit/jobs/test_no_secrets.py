@@ -12,7 +12,10 @@ SPEC: dict[str, Any] = {
     "model": {"uri": "hf://org/model", "credentialsSecretRef": {"name": "hf"}},
     "dataset": {
         "train": [
-            {"uri": f"https://example.org/rows.jsonl?sig={SIGNATURE}", "credentialsSecretRef": {"name": "web"}}
+            {
+                "uri": f"https://example.org/rows.jsonl?sig={SIGNATURE}",
+                "credentialsSecretRef": {"name": "web"},
+            }
         ]
     },
     "tracking": {"wandb": {"project": "p"}, "credentialsSecretRef": {"name": "trackers"}},

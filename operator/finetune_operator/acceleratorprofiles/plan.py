@@ -1,0 +1,82 @@
+"""AcceleratorProfile: its status, for those who watch a pool with `kubectl get`.
+
+A profile belongs to the whole cluster, and so does its status. An operator that watches only some
+namespaces would count only those, and two of them would overwrite each other's counts with every
+event, so only one that watches all namespaces writes it.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from finetune_api.acceleratorprofile import AcceleratorProfileStatus
+from finetune_api.base import Condition
+
+from finetune_operator.acceleratorprofiles.use import count_use
+from finetune_operator.decision import Decision, Manifest, Settings, View
+from finetune_operator.manifest import find_condition, format_time
+from finetune_operator.profiles import find_profile, list_defaults
+from finetune_operator.stalled import Stalled
+
+
+def reconcile_profile(profile: Manifest, view: View, settings: Settings, now: datetime) -> Decision:
+    """The status of a profile; it has no children."""
+    metadata = profile["metadata"]
+    if not settings.watches_all_namespaces or metadata.get("deletionTimestamp"):
+        return Decision()
+    problem = find_problem(profile, view)
+    use = count_use(metadata["name"], view)
+    status = AcceleratorProfileStatus(
+        observed_generation=metadata.get("generation") or 0,
+        message=problem.message if problem else "",
+        conditions=_build_conditions(profile, problem, now),
+        jobs=use.jobs,
+        endpoints=use.endpoints,
+        training_devices=use.training_devices,
+    )
+    return Decision(status=status.to_wire())
+
+
+def find_problem(profile: Manifest, view: View) -> Stalled | None:
+    """Why the profile cannot be used as its spec says; None where it can."""
+    name = profile["metadata"]["name"]
+    parsed = find_profile(view, name)
+    if isinstance(parsed, Stalled):
+        return parsed
+    others = [each["metadata"]["name"] for each in list_defaults(view)]
+    if name not in others or len(others) == 1:
+        return None
+    others.remove(name)
+    return Stalled(
+        "ProfileAmbiguous",
+        f"AcceleratorProfile {', '.join(others)} is marked as default too, so jobs and endpoints "
+        "that name no profile wait; leave the mark on one",
+    )
+
+
+def _build_conditions(profile: Manifest, problem: Stalled | None, now: datetime) -> list[Condition]:
+    desired: Mapping[str, tuple[bool, str, str]] = {
+        "Ready": (True, "Usable", ""),
+        "Stalled": (False, "Clear", ""),
+    }
+    if problem is not None:
+        desired = {
+            "Ready": (False, problem.reason, problem.message),
+            "Stalled": (True, problem.reason, problem.message),
+        }
+    return [_build_condition(profile, kind, *each, now) for kind, each in desired.items()]
+
+
+def _build_condition(
+    profile: Manifest, kind: str, is_true: bool, reason: str, message: str, now: datetime
+) -> Condition:
+    """One that keeps its status keeps its transition time."""
+    status, last = ("True" if is_true else "False"), find_condition(profile, kind)
+    is_kept = last.get("status") == status and last.get("lastTransitionTime")
+    return Condition(
+        type=kind,
+        status=status,
+        reason=reason,
+        message=message,
+        last_transition_time=last["lastTransitionTime"] if is_kept else format_time(now),
+        observed_generation=profile["metadata"].get("generation") or 0,
+    )
