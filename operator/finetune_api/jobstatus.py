@@ -197,5 +197,5 @@ class FineTuneJobStatus(StatusModel):
     """When the first stage started, RFC 3339 in UTC."""
     finished_at: Time | None = None
     """When the job ended, RFC 3339 in UTC."""
-    expires_at: ShortText | None = None
+    expires_at: Time | None = None
     """When the operator deletes the job that has ended, RFC 3339 in UTC; absent means never."""
