@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from finetune_api.metrics import METRICS
+
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 100
 
@@ -107,21 +109,16 @@ def _plan(report: dict[str, Any]) -> list[str]:
 
 
 def _evaluation(evaluation: dict[str, Any]) -> list[str]:
-    loss = evaluation["loss"]
-    lines = [
-        f"Evaluation{'':<24}{'base':>10}{'tuned':>10}{'change':>12}",
-        f"  {'held-out loss (nats/token)':<32}{loss['base']:>10.4f}{loss['tuned']:>10.4f}"
-        f"{-loss['improvementPercent']:>11.1f}%",
-        f"  {'improvement, 95 % interval':<32}"
-        f"{loss['lowPercent']:>9.1f}%{loss['highPercent']:>9.1f}%",
-    ]
-    for key, label in (("exactMatch", "exact match"), ("rougeL", "ROUGE-L")):
-        pair = evaluation.get(key)
-        if pair:
-            change = 100 * (pair["tuned"] - pair["base"])
-            lines.append(
-                f"  {label:<32}{pair['base']:>10.3f}{pair['tuned']:>10.3f}{change:>+8.1f} pts"
-            )
+    lines = [f"Evaluation{'':<18}{'base':>10}{'tuned':>10}{'better by':>12}{'95 % interval':>20}"]
+    for found in evaluation["comparisons"]:
+        interval = f"{found['low']:.3f} to {found['high']:.3f}"
+        lines.append(
+            f"  {METRICS[found['metric']].label:<26}{found['value']:>10.3f}{found['tuned']:>10.3f}"
+            f"{found['improvement']:>12.3f}{interval:>20}"
+        )
+        if "relativePercent" in found:
+            interval = f"{found['relativeLowPercent']:.1f} to {found['relativeHighPercent']:.1f} %"
+            lines.append(f"{'':<48}{found['relativePercent']:>10.1f} %{interval:>20}")
     return lines
 
 

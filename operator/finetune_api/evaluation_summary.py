@@ -1,10 +1,11 @@
-"""The result of evaluate: the tuned model beside its base, and the probe of the roll-out."""
+"""The result of evaluate: the tuned model compared with its base, and the probe of the roll-out."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.base import SpecModel, StatusModel
+from finetune_api.base import ShortText, SpecModel, StatusModel
+from finetune_api.metrics import MetricName, Unit
 from finetune_api.protocol import FINITE
 
 
@@ -17,72 +18,86 @@ class ChatMessage(SpecModel):
     """Text of the turn."""
 
 
-class MetricPair(StatusModel):
-    """A metric of both models."""
+class MetricComparison(StatusModel):
+    """One metric of the tuned model and of a baseline."""
 
     model_config = FINITE
 
-    base: float
-    """Value of the base model."""
+    metric: MetricName
+    """loss: the objective's, in nats per token for SFT and Completion, else the mean of a pair or
+    an answer, with the base model itself as the reference. exactMatch: fraction of answers that
+    equal the reference after normalisation. rougeL: mean ROUGE-L F1 (Lin 2004).
+    preferenceAccuracy: fraction of held-out pairs whose better answer is preferred; DPO compares
+    log-probabilities, ORPO, SimPO and KTO log-probabilities per token (KTO over all pairs of a
+    desirable and an undesirable answer), Reward scores; the base model of Reward has the head that
+    training began from. reward: mean of the weighted rewards of greedy answers to held-out
+    prompts."""
+    value: float
+    """Value of the baseline."""
     tuned: float
     """Value of the tuned model."""
-
-
-class LossComparison(StatusModel):
-    """Held-out loss of both models, by the loss function of the objective."""
-
-    model_config = FINITE
-
-    base: float
-    """Loss of the base model: nats per token for SFT and Completion, else the mean loss of a pair
-    or an answer, with the base model itself as the reference."""
-    tuned: float
-    """Loss of the tuned model, in the same unit."""
-    improvement_percent: float
-    """100 * (base - tuned) / base."""
-    low_percent: float
-    """Lower end of the 95 % bootstrap interval of the improvement."""
-    high_percent: float
-    """Upper end of the 95 % bootstrap interval of the improvement."""
-    tokens: int = Field(ge=0)
-    """Tokens that were compared: of answers, or for a reward model of whole conversations."""
+    improvement: float
+    """How much better the tuned model is, in the unit of the metric: positive is better, for a loss
+    too."""
+    low: float
+    """Lower end of the 95 % interval of the improvement."""
+    high: float
+    """Upper end of the 95 % interval of the improvement."""
+    relative_percent: float | None = None
+    """100 * improvement / value; only for loss."""
+    relative_low_percent: float | None = None
+    """Lower end of the 95 % interval of the relative improvement."""
+    relative_high_percent: float | None = None
+    """Upper end of the 95 % interval of the relative improvement."""
+    p_value: float | None = Field(default=None, ge=0, le=1)
+    """Of McNemar's exact test that both models are right equally often; only for metrics that are 0
+    or 1 for each item."""
 
 
 class GateOutcome(StatusModel):
     """One rule of the gate and its result."""
 
-    metric: str
+    model_config = FINITE
+
+    metric: MetricName
     """Metric of the rule."""
-    required: str
+    statistic: Literal["Bound", "Estimate"] = "Bound"
+    """What was compared with the requirement: the lower end of the interval, or the estimate."""
+    unit: Unit
+    """Unit of the numbers: Percent of the baseline's value, Nats, Fraction from 0 to 1, or
+    Reward."""
+    required: float
     """Improvement that the rule requires."""
-    measured: str
-    """Improvement that was measured."""
+    measured: float | None = None
+    """Improvement that was measured; absent where the held-out rows do not have the metric."""
+    low: float | None = None
+    """Lower end of its 95 % interval."""
+    high: float | None = None
+    """Upper end of its 95 % interval."""
     passed: bool
-    """Whether the measured improvement is at least the required one."""
+    """Whether the low end, or the measured improvement, is at least the required one."""
 
 
 class EvaluationSummary(StatusModel):
     """The tuned model compared with its base."""
 
-    loss: LossComparison | None = None
-    """Held-out loss of the objective; absent for GRPO."""
-    preference_accuracy: MetricPair | None = None
-    """Fraction of held-out pairs whose better answer is preferred, 0 to 1. DPO compares
-    log-probabilities, ORPO, SimPO and KTO log-probabilities per token (KTO over all pairs of a
-    desirable and an undesirable answer), Reward scores; the base model of Reward has the head that
-    training began from."""
-    reward: MetricPair | None = None
-    """Mean of the weighted rewards of greedy answers to held-out prompts; only for GRPO."""
-    exact_match: MetricPair | None = None
-    """Fraction of answers that equal the reference after normalisation, 0 to 1."""
-    rouge_l: MetricPair | None = None
-    """Mean ROUGE-L F1 of the answers, 0 to 1 (Lin 2004)."""
+    comparisons: list[MetricComparison] = Field(default_factory=list, max_length=16)
+    """Every metric of both models, each with the interval of the difference."""
+    tokens: int | None = Field(default=None, ge=0)
+    """Tokens over which the loss was computed: of answers, or for a reward model of whole
+    conversations."""
     generations: int = Field(default=0, ge=0)
     """Number of prompts that both models answered."""
+    warnings: list[ShortText] = Field(default_factory=list, max_length=8)
+    """What limits the comparison, such as few answers."""
     gate: list[GateOutcome] = Field(default_factory=list)
     """Rules of the gate with their results."""
     passed: bool = True
     """Whether every rule of the gate passed."""
+
+    def find(self, metric: MetricName) -> MetricComparison | None:
+        """The comparison in one metric; None where it was not measured."""
+        return next((each for each in self.comparisons if each.metric == metric), None)
 
 
 class ProbeRecord(StatusModel):

@@ -10,9 +10,10 @@ from typing import Literal
 from pydantic import Field
 
 from finetune_api.artifact_retention import ArtifactRetention
-from finetune_api.base import ChildName, ObjectName, Percent, SpecModel, cel, validation_config
+from finetune_api.base import ChildName, ObjectName, SpecModel, cel, validation_config
 from finetune_api.combinations import schema_rules
 from finetune_api.dataset import Dataset
+from finetune_api.evaluation import Evaluation, objective_rule
 from finetune_api.method import Method
 from finetune_api.model import ModelSource
 from finetune_api.objective import DPO, GRPO, KTO, ORPO, SFT, Objective, Reward, SimPO
@@ -39,32 +40,6 @@ class Compute(SpecModel):
     offload: bool = False
     """Keep optimizer states (ZeRO; with ZeRO-3 the weights too) or all shards (FSDP) in host
     memory: slower, and larger models fit. On a CPU pool it saves nothing."""
-
-
-class GateRule(SpecModel):
-    """A minimum improvement; a job that misses it fails and serves nothing."""
-
-    metric: Literal["loss", "exactMatch", "rougeL", "preferenceAccuracy", "reward"]
-    """loss: held-out loss of the objective, as a percentage of the base model's loss; exactMatch,
-    rougeL and preferenceAccuracy (DPO, KTO, ORPO, SimPO, Reward): percentage points above the base
-    model; reward (GRPO): hundredths above the base model."""
-    min_improvement: Percent
-    """Minimum improvement over the base model, such as 5%; a negative value allows a regression of
-    that size."""
-
-
-class Evaluation(SpecModel):
-    """How the tuned model is compared with its base model."""
-
-    max_samples: int = Field(default=512, ge=1, le=100000)
-    """Maximum number of held-out rows for the loss."""
-    generations: int = Field(default=64, ge=3, le=10000)
-    """Maximum number of held-out prompts that both models answer, for exactMatch, rougeL and
-    reward."""
-    max_new_tokens: int = Field(default=128, ge=1, le=8192)
-    """Maximum length of an answer in tokens; for GRPO at least grpo.maxNewTokens."""
-    gate: list[GateRule] = Field(default_factory=list, max_length=8)
-    """Rules that the tuned model must pass, all of them; without a rule every model passes."""
 
 
 class Serve(SpecModel):
@@ -105,16 +80,7 @@ class FineTuneJobSpec(SpecModel):
             "with GRPO training.batchSize counts answers; set it to a multiple of grpo.generations",
             ".training.batchSize",
         ),
-        cel(
-            "self.evaluation.gate.all(g, g.metric == 'reward' ? self.objective == 'GRPO' : "
-            "g.metric == 'preferenceAccuracy' ? "
-            "self.objective in ['DPO', 'KTO', 'ORPO', 'SimPO', 'Reward'] : "
-            "g.metric == 'loss' ? self.objective != 'GRPO' : self.objective == 'SFT')",
-            "evaluation.gate has a metric that the objective does not measure; use loss for all "
-            "but GRPO, reward for GRPO, preferenceAccuracy for DPO, KTO, ORPO, SimPO and Reward, "
-            "exactMatch and rougeL for SFT",
-            ".evaluation.gate",
-        ),
+        objective_rule(),
     )
 
     model: ModelSource

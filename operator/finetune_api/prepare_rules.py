@@ -42,6 +42,13 @@ PREPARE_RULES: tuple[PrepareRule, ...] = (
         "Raise `training.maxSequenceLength`, or lower `grpo.maxNewTokens`.",
     ),
     PrepareRule(
+        "TooFewHeldOutRows",
+        "a rule of `evaluation.gate` with `statistic: Bound`, the default, and fewer than 8 "
+        "held-out rows or answers",
+        "The lower end of an interval over so few says nothing; hold out more rows, or set "
+        "`statistic` to Estimate.",
+    ),
+    PrepareRule(
         "MixedFormats",
         "sources of `dataset.train` and `dataset.validation` in different formats",
         "A job accepts one format; set `dataset.format` and `dataset.columns`, or run two jobs, "

@@ -122,12 +122,32 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an invalid name of a claim": ({"model__uri": "pvc://claim-/folder"}, "the name of a claim"),
     "an address with a control character": ({"model__uri": "hf://org/a\x07"}, "contain no spaces"),
     "a wrong gate": (
-        {"evaluation__gate": [{"metric": "loss", "minImprovement": "2"}]},
+        {"evaluation__gate": [{"metric": "loss", "minRelativeImprovement": "2"}]},
         "must be a percentage such as 2% or -0.5%",
     ),
     "an unknown metric": (
-        {"evaluation__gate": [{"metric": "bleu", "minImprovement": "2%"}]},
+        {"evaluation__gate": [{"metric": "wit", "minImprovement": 0.02}]},
         "spec.evaluation.gate[0].metric: Unsupported",
+    ),
+    "a gate without a minimum": (
+        {"evaluation__gate": [{"metric": "loss"}]},
+        "has either minImprovement or minRelativeImprovement",
+    ),
+    "a gate with two minima": (
+        {
+            "evaluation__gate": [
+                {"metric": "loss", "minImprovement": 0, "minRelativeImprovement": "2%"}
+            ]
+        },
+        "has either minImprovement or minRelativeImprovement",
+    ),
+    "an improvement relative to what may be 0": (
+        {"evaluation__gate": [{"metric": "rougeL", "minRelativeImprovement": "2%"}]},
+        "defined only for metrics that are always above 0",
+    ),
+    "points where a fraction is meant": (
+        {"evaluation__gate": [{"metric": "exactMatch", "minImprovement": 5}]},
+        "write 0.05 for five percentage points",
     ),
     "an endpoint that no Service can be named after": (
         {"serve__endpoint": "9bots"},
@@ -198,7 +218,7 @@ def test_a_job_is_refused_for(api: Api, namespace: str, what: str) -> None:
 def test_the_gate_on_preference_accuracy_needs_a_preference_objective(
     api: Api, namespace: str, objective: str
 ) -> None:
-    gate = [{"metric": "preferenceAccuracy", "minImprovement": "2%"}]
+    gate = [{"metric": "preferenceAccuracy", "minImprovement": 0.02}]
     manifest = job(namespace, objective=objective, evaluation__gate=gate)
     if objective in PREFERENCE_OBJECTIVES:
         assert api.create(manifest)["metadata"]["uid"]

@@ -67,6 +67,12 @@ def condition(found: dict[str, Any], kind: str) -> dict[str, Any]:
     return next((item for item in every if item["type"] == kind), {})
 
 
+def metric(evaluation: dict[str, Any], name: str) -> dict[str, Any]:
+    """A metric of status.evaluation, compared with the base model."""
+    found: dict[str, Any] = next(c for c in evaluation["comparisons"] if c["metric"] == name)
+    return found
+
+
 def events(kubectl: Kubectl, name: str) -> list[dict[str, Any]]:
     """Events about a FineTuneJob."""
     selector = f"involvedObject.kind=FineTuneJob,involvedObject.name={name}"

@@ -13,7 +13,7 @@ from hack.demo.kubectl import KubectlError
 from hack.demo.platform import Platform
 from hack.demo.timeline import Timeline
 from tests.e2e.history import ORDER, PodHistory
-from tests.e2e.jobs import job, tiny_job, until, wait_for_phase
+from tests.e2e.jobs import job, metric, tiny_job, until, wait_for_phase
 
 ENDPOINTS = {glossary.NAME: glossary.ENDPOINT}
 OPERATOR = "app.kubernetes.io/name=finetune-operator"
@@ -141,9 +141,10 @@ def test_conditions_are_there_from_the_first_write(seen: Seen) -> None:
 
 
 def test_tuned_model_is_ten_percent_better_outside_the_interval(seen: Seen) -> None:
-    loss = seen.report["evaluation"]["loss"]
-    assert loss["improvementPercent"] >= 10
-    assert 0 < loss["lowPercent"] <= loss["improvementPercent"] <= loss["highPercent"]
+    loss = metric(seen.report["evaluation"], "loss")
+    assert loss["relativePercent"] >= 10
+    assert 10 <= loss["relativeLowPercent"] <= loss["relativePercent"]
+    assert loss["relativePercent"] <= loss["relativeHighPercent"]
     assert seen.report["evaluation"]["passed"]
 
 

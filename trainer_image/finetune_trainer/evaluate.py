@@ -16,10 +16,11 @@ if __name__ == "__main__":
 from pathlib import Path
 from typing import Any
 
+from finetune_api.gate_report import gate_failure
 from finetune_api.run_config import RunConfig
 from finetune_api.stage_result import StageResult
 
-from finetune_trainer.evaluation.comparison import Measurements, gate_failure, summarise
+from finetune_trainer.evaluation.comparison import Measurements, summarise
 from finetune_trainer.evaluation.prompts import OBJECTIVES_WITH_ANSWERS, choose_prompts
 from finetune_trainer.evaluation.report import EVALUATION_REPORT, write_report
 from finetune_trainer.runtime.fencing import Attempt
@@ -78,7 +79,7 @@ def compare_models(run: RunConfig, report: Report, attempt: Attempt) -> StageRes
     answered = model_measurement.pair_answers(prompts, base, tuned)
     measurements = Measurements(
         losses=model_measurement.pair_losses(held_out, base, tuned),
-        preference_accuracy=model_measurement.pair_accuracies(held_out, base, tuned),
+        preferences=model_measurement.pair_preferences(held_out, base, tuned),
         rewards=model_measurement.score_answers(run, answered, device),
         answered=answered,
     )
@@ -91,7 +92,8 @@ def compare_models(run: RunConfig, report: Report, attempt: Attempt) -> StageRes
         outcome="Failed" if failure else "Succeeded",
         failure=failure,
         evaluation=summary,
-        probe=choose_probe(tokenizer, answered, PROBE_MARGINS[device]),
+        # A model that is not exported needs none, and the table of the gate needs its space.
+        probe=None if failure else choose_probe(tokenizer, answered, PROBE_MARGINS[device]),
         report=EVALUATION_REPORT,
         report_digest=digest,
     )

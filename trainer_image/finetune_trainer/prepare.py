@@ -38,6 +38,7 @@ from finetune_trainer.data.tokenizer import (
     prints_date,
     special_token_ids,
 )
+from finetune_trainer.evaluation.gate import check_gate
 from finetune_trainer.rewards import reward_functions
 from finetune_trainer.runtime.connection_guard import guard_connections
 from finetune_trainer.runtime.errors import UserError
@@ -137,6 +138,7 @@ def prepare(
         data = find_prepared_dataset(Path(run.paths.job) / "data", inputs)
         if data is None:
             data = prepare_dataset(run, inputs, datasets, target, report_progress)
+        check_gate(spec, data.eval_examples)
 
         # Fetch the weights, which are large.
         facts = fetch_model_facts(

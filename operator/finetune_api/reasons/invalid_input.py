@@ -419,6 +419,14 @@ INPUT = Group(
             "Name both, which are then trained as one weight, or neither.",
         ),
         Reason(
+            "TooFewHeldOutRows",
+            "prepare",
+            "A rule of `evaluation.gate` compares the lower end of an interval, and there are "
+            "fewer than 8 held-out rows.",
+            "Hold out more rows, raise `evaluation.maxSamples` or `evaluation.generations`, or set "
+            "the rule's `statistic` to Estimate.",
+        ),
+        Reason(
             "TooFewRows",
             "prepare",
             "The data has too few distinct rows to train and evaluate on.",

@@ -97,6 +97,8 @@ class Draft:
         failure = failure.model_copy(update={"stage": failure.stage or stage})
         text = f"{stage}: {failure.message}"
         if failure.remedy:
-            text += f" ({failure.remedy})"
+            # A message that ends with a table keeps its last line.
+            separator = "\n" if "\n" in failure.message else " "
+            text += f"{separator}({failure.remedy})"
         self.update(phase="Failed", failure=failure, message=text[:MESSAGE_LIMIT])
         self.update_stage(stage, state="Failed", message=failure.message)

@@ -36,7 +36,9 @@ def open_pairs(folder: Path, objective: str, **settings: Any) -> HeldOutSet:
 def test_simpo_and_orpo_prefer_by_the_likelihood_per_token(
     tmp_path: Path, objective: str, accuracy: float
 ) -> None:
-    assert open_pairs(tmp_path, objective).compute_accuracy(OUTPUTS) == accuracy
+    preferences = open_pairs(tmp_path, objective).measure_preferences(OUTPUTS)
+    assert preferences is not None
+    assert preferences.compute(np.ones((1, 2))) == accuracy
 
 
 @pytest.mark.parametrize("base", [0.0, -100.0])

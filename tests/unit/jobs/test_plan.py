@@ -303,7 +303,15 @@ def test_a_gate_that_does_not_hold_ends_the_job_and_keeps_the_figures() -> None:
     world = World()
     world.run_until("evaluate")
     world.add_pods("glossary-evaluate-1")
-    rule = {"metric": "loss", "required": "30%", "measured": "22.2%", "passed": False}
+    rule = {
+        "metric": "loss",
+        "unit": "Percent",
+        "required": 30,
+        "measured": 22.2,
+        "low": 20.1,
+        "high": 24.3,
+        "passed": False,
+    }
     evaluation = {
         **json.loads(result("evaluate"))["evaluation"],
         "gate": [rule],
@@ -314,8 +322,13 @@ def test_a_gate_that_does_not_hold_ends_the_job_and_keeps_the_figures() -> None:
     status = world.status
     assert status["phase"] == "Failed"
     assert status["failure"]["reason"] == "GateNotMet"
-    assert "loss improved by 22.2%, not 30%" in status["failure"]["message"]
-    assert status["evaluation"]["loss"]["tuned"] == 2.845
+    assert status["failure"]["message"].splitlines() == [
+        "the tuned model fails 1 of 1 rules of evaluation.gate (held-out loss):",
+        "metric  required         measured  95 % interval   result",
+        "loss    bound of 30.0 %  22.2 %    20.1 to 24.3 %  failed",
+    ]
+    assert status["message"].splitlines()[-1].startswith("(Read the answers")
+    assert status["evaluation"]["comparisons"][0]["tuned"] == 2.845
     assert "glossary-export-1" not in world.names("Job")
 
 
@@ -329,7 +342,7 @@ def test_a_gate_failure_that_came_as_an_error_keeps_the_figures_too() -> None:
     world.settle()
     assert world.status["phase"] == "Failed"
     assert world.status["failure"]["reason"] == "GateNotMet"
-    assert world.status["evaluation"]["loss"]["base"] == 3.656
+    assert world.status["evaluation"]["comparisons"][0]["value"] == 3.656
 
 
 def test_the_time_of_a_condition_moves_only_with_its_status() -> None:

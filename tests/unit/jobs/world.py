@@ -58,14 +58,20 @@ DATA = {
     "digest": DIGEST,
 }
 EVALUATION = {
-    "loss": {
-        "base": 3.656,
-        "tuned": 2.845,
-        "improvementPercent": 22.2,
-        "lowPercent": 20.1,
-        "highPercent": 24.3,
-        "tokens": 9000,
-    },
+    "comparisons": [
+        {
+            "metric": "loss",
+            "value": 3.656,
+            "tuned": 2.845,
+            "improvement": 0.811,
+            "low": 0.735,
+            "high": 0.888,
+            "relativePercent": 22.2,
+            "relativeLowPercent": 20.1,
+            "relativeHighPercent": 24.3,
+        }
+    ],
+    "tokens": 9000,
     "passed": True,
 }
 PROBE = {

@@ -1,29 +1,38 @@
-"""Compares the tuned model with the base: figures, their intervals, and the rules of the gate."""
+"""Compares the tuned model with the base: figures and their intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from finetune_api.evaluation_summary import (
-    EvaluationSummary,
-    GateOutcome,
-    LossComparison,
-    MetricPair,
-)
-from finetune_api.failure import Failure
-from finetune_api.finetunejob import FineTuneJobSpec, GateRule
+from finetune_api.evaluation_summary import EvaluationSummary, MetricComparison
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.metrics import METRICS, MetricName
 
 from finetune_trainer.data.answer_text import split_thought
-from finetune_trainer.metrics.bootstrap import bootstrap_interval
+from finetune_trainer.evaluation.gate import apply_rule
 from finetune_trainer.metrics.exact_match import exact_match
+from finetune_trainer.metrics.paired_bootstrap import mcnemar, resample
 from finetune_trainer.metrics.rouge import rouge_l
+from finetune_trainer.metrics.statistics import Correctness, Statistic, mean_of, ratio_of_sums
 from finetune_trainer.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from finetune_trainer.evaluation.parity_probe import AnsweredPrompt
+
+MANY_ITEMS = 400
+"""Items from which on the standard error of a fraction is at most two and a half points."""
+
+
+@dataclass(frozen=True)
+class PairedStatistics:
+    """A metric of both models, over the same items."""
+
+    base: Statistic
+    tuned: Statistic
 
 
 @dataclass(frozen=True)
@@ -45,18 +54,75 @@ class Measurements:
     """Everything measured of both models."""
 
     losses: PairedLosses | None
-    preference_accuracy: MetricPair | None
+    preferences: PairedStatistics | None
     rewards: list[tuple[float, float]] | None
     """The base model's and the tuned model's reward for each prompt; only for GRPO."""
     answered: Sequence[AnsweredPrompt]
 
 
-def compare_losses(losses: PairedLosses, seed: int) -> LossComparison:
-    """Mean losses, and the 95 % interval of the relative improvement.
+def summarise(measurements: Measurements, spec: FineTuneJobSpec) -> EvaluationSummary:
+    """All metrics, and the outcome of each rule of the gate."""
+    found = dict(list_statistics(measurements, spec))
+    comparisons = [compare_metric(name, both, spec.training.seed) for name, both in found.items()]
+    gate = [apply_rule(rule, comparisons) for rule in spec.evaluation.gate]
+    losses = measurements.losses
+    return EvaluationSummary(
+        comparisons=comparisons,
+        tokens=losses.tokens if losses else None,
+        generations=sum(each.base is not None for each in measurements.answered),
+        warnings=list(warn_of_few_items(found)),
+        gate=gate,
+        passed=all(outcome.passed for outcome in gate),
+    )
 
-    Raises UserError LossNotFinite, which a device can cause, or LossNotComparable.
-    """
-    weight = int(losses.weights.sum())
+
+def list_statistics(
+    measurements: Measurements, spec: FineTuneJobSpec
+) -> Iterator[tuple[MetricName, PairedStatistics]]:
+    """The metrics that the objective has, by name."""
+    if losses := measurements.losses:
+        check_losses(losses)
+        yield (
+            "loss",
+            PairedStatistics(
+                ratio_of_sums(losses.base, losses.weights),
+                ratio_of_sums(losses.tuned, losses.weights),
+            ),
+        )
+    if measurements.preferences:
+        yield "preferenceAccuracy", measurements.preferences
+    if measurements.rewards:
+        base, tuned = np.array(measurements.rewards).T  # [2, prompts]
+        yield "reward", PairedStatistics(mean_of(base), mean_of(tuned))
+    if spec.objective == "SFT":
+        yield from list_answer_statistics(measurements.answered)
+
+
+def list_answer_statistics(
+    answered: Sequence[AnsweredPrompt],
+) -> Iterator[tuple[MetricName, PairedStatistics]]:
+    """Metrics of answers with a reference."""
+    # Only the answer is compared: thoughts differ where answers are the same.
+    answers = [
+        tuple(split_thought(text)[1] for text in (each.base.text, each.tuned.text, each.reference))
+        for each in answered
+        if each.base is not None
+    ]
+    if not answers:
+        return
+
+    def score(metric: Callable[[str, str], float]) -> tuple[np.ndarray, np.ndarray]:
+        base = np.array([metric(base, reference) for base, _, reference in answers])
+        return base, np.array([metric(tuned, reference) for _, tuned, reference in answers])
+
+    base, tuned = score(exact_match)
+    yield "exactMatch", PairedStatistics(Correctness(base > 0), Correctness(tuned > 0))
+    base, tuned = score(rouge_l)
+    yield "rougeL", PairedStatistics(mean_of(base), mean_of(tuned))
+
+
+def check_losses(losses: PairedLosses) -> None:
+    """Raises UserError LossNotFinite, which a device can cause, or LossNotComparable."""
     base, tuned = float(losses.base.sum()), float(losses.tuned.sum())
     found = (
         f"The held-out loss of the base model is {base} and of the tuned model {tuned}, over "
@@ -65,90 +131,57 @@ def compare_losses(losses: PairedLosses, seed: int) -> LossComparison:
     if not np.isfinite(base) or not np.isfinite(tuned):
         remedy = "Lower training.learningRate, or give a larger held-out set."
         raise UserError("LossNotFinite", f"{found}.", remedy)
-    if not weight or base <= 0:
+    if not losses.weights.sum() or base <= 0:
         raise UserError(
             "LossNotComparable",
             f"{found}, so no improvement can be computed.",
             "Hold out rows of weights above 0 that the base model does not predict with certainty.",
         )
-    low, high = bootstrap_interval(losses.base, losses.tuned, seed)
-    return LossComparison(
-        base=base / weight,
-        tuned=tuned / weight,
-        improvement_percent=100 * (base - tuned) / base,
-        low_percent=low,
-        high_percent=high,
-        tokens=losses.tokens,
+
+
+def compare_metric(name: MetricName, both: PairedStatistics, seed: int) -> MetricComparison:
+    """One metric of both models, with the interval of the improvement."""
+    metric, once = METRICS[name], np.ones((1, both.base.items))
+    value, after = (float(each.compute(once)[0]) for each in (both.base, both.tuned))
+    resamples = resample(both.base, both.tuned, seed)
+    improvements = metric.improve(resamples.first, resamples.second)
+    interval = resamples.interval(improvements)
+    improvement = metric.improve(value, after)
+    relative, relative_interval = None, None
+    if metric.is_ratio_scale:
+        relative = 100 * improvement / value
+        with np.errstate(invalid="ignore", divide="ignore"):
+            relative_interval = resamples.interval(100 * improvements / resamples.first)
+    p_value = None
+    if isinstance(both.base, Correctness) and isinstance(both.tuned, Correctness):
+        p_value = mcnemar(both.base, both.tuned)
+    return MetricComparison(
+        metric=name,
+        value=round_figure(value),
+        tuned=round_figure(after),
+        improvement=round_figure(improvement),
+        low=round_figure(interval.low),
+        high=round_figure(interval.high),
+        relative_percent=relative if relative is None else round_figure(relative),
+        relative_low_percent=relative_interval and round_figure(relative_interval.low),
+        relative_high_percent=relative_interval and round_figure(relative_interval.high),
+        p_value=p_value if p_value is None else round_figure(p_value),
     )
 
 
-def summarise(measurements: Measurements, spec: FineTuneJobSpec) -> EvaluationSummary:
-    """All metrics, and the outcome of each rule of the gate."""
-    # Only the answer is compared: thoughts differ where answers are the same.
-    answers = [
-        tuple(split_thought(text)[1] for text in (each.base.text, each.tuned.text, each.reference))
-        for each in measurements.answered
-        if each.base is not None
+def round_figure(value: float) -> float:
+    """Six significant digits: the figures of many metrics must fit into a termination message."""
+    return float(f"{value:.6g}")
+
+
+def warn_of_few_items(found: dict[MetricName, PairedStatistics]) -> Iterator[str]:
+    """A sentence about the fraction with the fewest items, unless they are many."""
+    fractions = [
+        (both.base.items, METRICS[name].label)
+        for name, both in found.items()
+        if METRICS[name].unit == "Fraction"
     ]
-
-    def mean_scores(score: Callable[[str, str], float]) -> MetricPair | None:
-        if not answers or spec.objective != "SFT":
-            return None
-        return MetricPair(
-            base=float(np.mean([score(base, reference) for base, _, reference in answers])),
-            tuned=float(np.mean([score(tuned, reference) for _, tuned, reference in answers])),
-        )
-
-    losses = measurements.losses
-    loss = compare_losses(losses, spec.training.seed) if losses else None
-    rewards = np.mean(measurements.rewards, axis=0).tolist() if measurements.rewards else None
-    pairs = {
-        "exactMatch": mean_scores(exact_match),
-        "rougeL": mean_scores(rouge_l),
-        "preferenceAccuracy": measurements.preference_accuracy,
-        "reward": MetricPair(base=rewards[0], tuned=rewards[1]) if rewards else None,
-    }
-    gate = [apply_rule(rule, loss, pairs) for rule in spec.evaluation.gate]
-    return EvaluationSummary(
-        loss=loss,
-        preference_accuracy=pairs["preferenceAccuracy"],
-        reward=pairs["reward"],
-        exact_match=pairs["exactMatch"],
-        rouge_l=pairs["rougeL"],
-        generations=len(answers),
-        gate=gate,
-        passed=all(outcome.passed for outcome in gate),
-    )
-
-
-def apply_rule(
-    rule: GateRule, loss: LossComparison | None, pairs: dict[str, MetricPair | None]
-) -> GateOutcome:
-    """The loss improves relative to the base, in percent; other metrics in percentage points."""
-    required = float(rule.min_improvement.rstrip("%"))
-    measured: float | None
-    if rule.metric == "loss":
-        measured = loss.improvement_percent if loss else None
-    else:
-        pair = pairs.get(rule.metric)
-        measured = 100 * (pair.tuned - pair.base) if pair else None
-    return GateOutcome(
-        metric=rule.metric,
-        required=rule.min_improvement,
-        measured="not measured" if measured is None else f"{measured:.2f}%",
-        passed=measured is not None and measured >= required,
-    )
-
-
-def gate_failure(summary: EvaluationSummary) -> Failure | None:
-    """The failure of a tuned model that the gate does not let through; None where it passes."""
-    unmet = [outcome for outcome in summary.gate if not outcome.passed]
-    if not unmet:
-        return None
-    listed = ", ".join(f"{o.metric} improved by {o.measured}, not {o.required}" for o in unmet)
-    return Failure(
-        reason="GateNotMet",
-        message=f"The tuned model is not good enough: {listed}.",
-        remedy="Look at the answers in the evaluation report; train longer, on more or better "
-        "data, or lower the requirements of evaluation.gate.",
-    )
+    items, label = min(fractions, default=(MANY_ITEMS, ""))
+    if items < MANY_ITEMS:
+        error = 100 * 0.5 / math.sqrt(items)
+        yield f"{label} of {items} items has a standard error of up to {error:.1f} points"

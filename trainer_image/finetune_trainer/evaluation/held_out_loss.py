@@ -17,6 +17,7 @@ from finetune_api.finetunejob import FineTuneJobSpec
 
 from finetune_trainer.data.length_batches import group_by_length
 from finetune_trainer.data.token_store import PackedSequence, TokenStore
+from finetune_trainer.metrics.statistics import Correctness, PairOrderStatistic, Statistic
 from finetune_trainer.objectives.collate import collate
 from finetune_trainer.objectives.dpo import dpo_losses
 from finetune_trainer.objectives.kto import (
@@ -70,9 +71,8 @@ class HeldOutSet(Protocol):
     def compute_losses(self, outputs: ModelOutputs, base: ModelOutputs) -> HeldOutLosses:
         """The losses of a model whose reference is the base."""
 
-    def compute_accuracy(self, outputs: ModelOutputs) -> float | None:
-        """Fraction of pairs whose better completion the model prefers, 0 to 1; None without
-        pairs."""
+    def measure_preferences(self, outputs: ModelOutputs) -> Statistic | None:
+        """How often the model prefers the better completion of a pair; None without pairs."""
 
 
 def open_held_out(spec: FineTuneJobSpec, folder: Path) -> HeldOutSet | None:
@@ -108,7 +108,7 @@ class HeldOutTokens:
         """In nats, weighted by tokens."""
         return HeldOutLosses(-outputs.values, outputs.tokens)
 
-    def compute_accuracy(self, outputs: ModelOutputs) -> float | None:
+    def measure_preferences(self, outputs: ModelOutputs) -> Statistic | None:
         return None
 
 
@@ -139,11 +139,11 @@ class HeldOutPreferences:
         dpo = self._spec.dpo or finetunejob.DPO()
         return weigh_equally(dpo_losses(dpo, logps, reference, tokens))
 
-    def compute_accuracy(self, outputs: ModelOutputs) -> float | None:
+    def measure_preferences(self, outputs: ModelOutputs) -> Statistic | None:
         """By log-probability, for ORPO and SimPO per token."""
         if self._spec.objective in ("ORPO", "SimPO"):
-            return preference_accuracy(outputs.values / np.maximum(1, outputs.tokens))
-        return preference_accuracy(outputs.values)
+            return find_preferences(outputs.values / np.maximum(1, outputs.tokens))
+        return find_preferences(outputs.values)
 
 
 class HeldOutScores:
@@ -171,9 +171,9 @@ class HeldOutScores:
         scores = torch.from_numpy(outputs.values).view(-1, 2)  # [pairs, 2], chosen first
         return weigh_equally(reward_losses(self._settings, scores))
 
-    def compute_accuracy(self, outputs: ModelOutputs) -> float | None:
+    def measure_preferences(self, outputs: ModelOutputs) -> Statistic | None:
         """By score; the base has the head that training began from."""
-        return preference_accuracy(outputs.values)
+        return find_preferences(outputs.values)
 
 
 class HeldOutUnpairedPreferences:
@@ -206,16 +206,14 @@ class HeldOutUnpairedPreferences:
         losses = kto_losses(self._settings, logps[:count], reference[:count], is_desirable, kl)
         return weigh_equally(losses)
 
-    def compute_accuracy(self, outputs: ModelOutputs) -> float | None:
+    def measure_preferences(self, outputs: ModelOutputs) -> Statistic | None:
         """Over all pairs of a desirable and an undesirable completion, by log-probability per
         token, because their prompts and lengths differ."""
         # [completions]
         means = (outputs.values / np.maximum(1, outputs.tokens))[: len(self.indices)]
-        desirable, undesirable = means[self._is_desirable], means[~self._is_desirable]
-        if not len(desirable) or not len(undesirable):
+        if self._is_desirable.all() or not self._is_desirable.any():
             return None
-        # [desirable, undesirable]
-        return float((desirable[:, None] > undesirable[None, :]).mean())
+        return PairOrderStatistic(means, self._is_desirable)
 
 
 def choose_indices(spec: FineTuneJobSpec, count: int) -> np.ndarray:
@@ -237,10 +235,10 @@ def weigh_equally(losses: torch.Tensor) -> HeldOutLosses:
     return HeldOutLosses(losses.numpy(), np.ones(len(losses), dtype=np.int64))
 
 
-def preference_accuracy(values: np.ndarray) -> float | None:
-    """Fraction of pairs whose first value is the larger one; `values` is [2 * pairs]."""
+def find_preferences(values: np.ndarray) -> Correctness | None:
+    """Which pairs have a first value that is the larger one; `values` is [2 * pairs]."""
     pairs = values.reshape(-1, 2)
-    return float((pairs[:, 0] > pairs[:, 1]).mean()) if len(pairs) else None
+    return Correctness(pairs[:, 0] > pairs[:, 1]) if len(pairs) else None
 
 
 def compute_logps(

@@ -4,7 +4,9 @@ from typing import Any
 
 from finetune_api.base import SpecModel
 from finetune_api.finetunejob import AdaLoRA, LoRA, Method, Prefix, Quantization
+from finetune_api.gate_report import format_interval, format_value
 from finetune_api.method import without_adapter_dropout
+from finetune_api.metrics import METRICS
 from finetune_api.objective import DROPOUT_OBJECTIVES
 from finetune_api.run_config import RunConfig
 
@@ -85,23 +87,22 @@ def evaluation_table(run: RunConfig) -> list[str]:
     summary, objective = run.evaluation, run.spec.objective
     if summary is None:
         return []
-    lines = ["", "## Evaluation on held-out rows", "", "| Metric | Base | Tuned |"]
-    lines.append("| --- | --- | --- |")
+    lines = ["", "## Evaluation on held-out rows", ""]
+    lines.append("| Metric | Base | Tuned | Improvement | 95 % interval |")
+    lines.append("| --- | --- | --- | --- | --- |")
     is_per_token = objective in ("SFT", "Completion")
-    metrics: dict[str, Any] = {
-        "loss (nats per token)" if is_per_token else f"{objective} loss": summary.loss,
-        "better answer preferred": summary.preference_accuracy,
-        "mean reward": summary.reward,
-        "exact match": summary.exact_match,
-        "ROUGE-L": summary.rouge_l,
-    }
-    lines += [
-        f"| {name} | {pair.base:.4f} | {pair.tuned:.4f} |" for name, pair in metrics.items() if pair
-    ]
-    if loss := summary.loss:
-        lines += [
-            "",
-            f"The loss improved by {loss.improvement_percent:.2f} % "
-            f"(95 % interval {loss.low_percent:.2f} to {loss.high_percent:.2f} %).",
-        ]
+    for found in summary.comparisons:
+        label = METRICS[found.metric].label
+        if found.metric == "loss":
+            label = "loss (nats per token)" if is_per_token else f"{objective} loss"
+        lines.append(
+            f"| {label} | {found.value:.4f} | {found.tuned:.4f} | {found.improvement:.4f} | "
+            f"{found.low:.4f} to {found.high:.4f} |"
+        )
+        if found.relative_percent is not None:
+            low, high = found.relative_low_percent or 0.0, found.relative_high_percent or 0.0
+            lines.append(
+                f"| {label}, relative | | | {format_value(found.relative_percent, 'Percent')} | "
+                f"{format_interval(low, high, 'Percent')} |"
+            )
     return lines

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from finetune_api.evaluation_summary import MetricPair
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run_config import RunConfig
 
-from finetune_trainer.evaluation.comparison import PairedLosses
+from finetune_trainer.evaluation.comparison import PairedLosses, PairedStatistics
 from finetune_trainer.evaluation.held_out_loss import HeldOutSet, ModelOutputs
 from finetune_trainer.evaluation.parity_probe import AnsweredPrompt
 from finetune_trainer.evaluation.prompts import HeldOutPrompt, max_answer_tokens
@@ -86,17 +85,17 @@ def pair_losses(
     return PairedLosses(base_losses.losses, tuned_losses.losses, base_losses.weights, tokens)
 
 
-def pair_accuracies(
+def pair_preferences(
     held_out: HeldOutSet | None, base: ModelMeasurement, tuned: ModelMeasurement
-) -> MetricPair | None:
-    """How often each model prefers the better answer, 0 to 1; None without preferences."""
+) -> PairedStatistics | None:
+    """How often each model prefers the better answer; None without preferences."""
     if held_out is None or base.outputs is None or tuned.outputs is None:
         return None
-    base_accuracy = held_out.compute_accuracy(base.outputs)
-    tuned_accuracy = held_out.compute_accuracy(tuned.outputs)
-    if base_accuracy is None or tuned_accuracy is None:
+    base_preferences = held_out.measure_preferences(base.outputs)
+    tuned_preferences = held_out.measure_preferences(tuned.outputs)
+    if base_preferences is None or tuned_preferences is None:
         return None
-    return MetricPair(base=base_accuracy, tuned=tuned_accuracy)
+    return PairedStatistics(base_preferences, tuned_preferences)
 
 
 def pair_answers(

@@ -2,9 +2,11 @@
 
 from contextlib import suppress
 
-from finetune_api.evaluation_summary import EvaluationSummary, ProbeRecord
+from finetune_api.evaluation_summary import EvaluationSummary, MetricComparison, ProbeRecord
 from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobStatus, Phase
+from finetune_api.gate_report import format_interval, gate_failure
+from finetune_api.metrics import METRICS, Metric
 from finetune_api.modelendpoint import Probe
 from finetune_api.run_config import Paths, RunConfig
 from finetune_api.stage_result import StageResult
@@ -66,7 +68,7 @@ def accept(ctx: Context, result: StageResult) -> Accepted | None:
     summary = result.evaluation
     if summary is None:
         return None
-    refusal = None if summary.passed else gate_failure(summary)
+    refusal = gate_failure(summary)
     facts = {"evaluation": summary, "probe": _select_probe(result.probe)}
     return Accepted(facts, format_comparison(summary), refusal)
 
@@ -80,34 +82,24 @@ def _select_probe(record: ProbeRecord | None) -> ProbeRecord | None:
 
 
 def format_comparison(summary: EvaluationSummary) -> str:
-    """The measurements of both models in one line: the loss, or what the objective has besides or
-    instead."""
-    parts = []
-    if (loss := summary.loss) is not None:
-        better = "better" if loss.improvement_percent >= 0 else "worse"
-        parts.append(
-            f"held-out loss {loss.base:.3f} -> {loss.tuned:.3f}, "
-            f"{abs(loss.improvement_percent):.1f} % {better} (95 % interval "
-            f"{loss.low_percent:.1f} to {loss.high_percent:.1f} %)"
-        )
-    if (reward := summary.reward) is not None:
-        parts.append(f"mean reward {reward.base:.3f} -> {reward.tuned:.3f}")
-    if (preferred := summary.preference_accuracy) is not None:
-        parts.append(
-            f"better answer preferred {100 * preferred.base:.1f} % -> {100 * preferred.tuned:.1f} %"
-        )
-    return ", ".join(parts) or f"{summary.generations} answers compared"
+    """The figures of the objective for both models in one line, and what limits them."""
+    found = [(METRICS[each.metric], each) for each in summary.comparisons]
+    # Answers are compared in the status; of GRPO they are all there is.
+    shown = [each for each in found if not each[0].is_of_answers or each[0].unit == "Reward"]
+    parts = [_format_metric(metric, comparison) for metric, comparison in shown or found[:1]]
+    parts += summary.warnings
+    return "; ".join(parts) or f"{summary.generations} answers compared"
 
 
-def gate_failure(summary: EvaluationSummary) -> Failure:
-    """GateNotMet: the rules of the gate that do not hold."""
-    broken = [rule for rule in summary.gate if not rule.passed]
-    rules = ", ".join(f"{r.metric} improved by {r.measured}, not {r.required}" for r in broken)
-    return Failure(
-        stage="evaluate",
-        reason="GateNotMet",
-        message=f"the tuned model is not good enough: {rules or format_comparison(summary)}",
-        remedy="train longer or on more data, or lower evaluation.gate",
+def _format_metric(metric: Metric, found: MetricComparison) -> str:
+    pair = f"{metric.label} {found.value:.3f} -> {found.tuned:.3f}"
+    if found.relative_percent is None:
+        return f"{pair} (95 % interval of the difference {found.low:.3f} to {found.high:.3f})"
+    better = "better" if found.relative_percent >= 0 else "worse"
+    low, high = found.relative_low_percent or 0.0, found.relative_high_percent or 0.0
+    return (
+        f"{pair}, {abs(found.relative_percent):.1f} % {better} "
+        f"(95 % interval {format_interval(low, high, 'Percent')})"
     )
 
 
