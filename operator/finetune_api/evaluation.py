@@ -1,14 +1,54 @@
 """How the tuned model is compared with its base, and which improvements the gate requires."""
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, StringConstraints
 
-from finetune_api.base import Percent, SpecModel, cel, validation_config
+from finetune_api.base import (
+    ChildName,
+    Percent,
+    SpecModel,
+    cel,
+    list_map_key,
+    validation_config,
+)
 from finetune_api.metrics import METRICS, MetricName, names_by_objectives
 
 RATIO_METRICS = [name for name, metric in METRICS.items() if metric.is_ratio_scale]
 FRACTIONS = [name for name, metric in METRICS.items() if metric.unit == "Fraction"]
+ANSWER_METRICS = [name for name, metric in METRICS.items() if metric.is_of_answers]
+BASE = "base"
+"""Name of the baseline that every evaluation has: the base model with the prompts of the rows."""
+TUNED = "tuned"
+"""Name of the tuned model among those of baselines."""
+
+
+class Baseline(SpecModel):
+    """The base model with another prompt, which the tuned model is compared with as well."""
+
+    model_config = validation_config(
+        cel(
+            "has(self.systemPrompt) || has(self.examples)",
+            "a baseline has another prompt than the base model alone; give systemPrompt, examples "
+            "or both",
+        ),
+        cel(
+            f"!(self.name in ['{BASE}', '{TUNED}'])",
+            f"{BASE} is the base model with the prompts of the rows, and {TUNED} the tuned model; "
+            "give the baseline another name",
+            ".name",
+        ),
+    )
+
+    name: ChildName
+    """Name by which rules of the gate and the status refer to it; base and tuned are taken."""
+    system_prompt: Annotated[str, StringConstraints(min_length=1, max_length=8192)] | None = None
+    """System turn of every prompt, in the place of the row's own."""
+    examples: int | None = Field(default=None, ge=1, le=32)
+    """Number of training rows that are written before every prompt as turns of user and assistant.
+    The seed chooses them, never from held-out rows. A prompt that would exceed the model's context
+    gets fewer."""
 
 
 class GateRule(SpecModel):
@@ -46,6 +86,9 @@ class GateRule(SpecModel):
     """Minimum improvement in the unit of the metric: nats, a fraction (0.05 is five percentage
     points) or reward. Lower is better for loss, higher for the others; a negative value allows a
     regression of that size."""
+    baseline: ChildName | None = None
+    """Name of the baseline that is compared with, for metrics of answers; absent means the base
+    model with the prompts of the rows."""
     statistic: Literal["Bound", "Estimate"] = "Bound"
     """What must be at least the minimum: Bound is the lower end of the 95 % interval of the
     improvement, so that chance alone rarely passes; Estimate is the improvement itself."""
@@ -62,12 +105,46 @@ class Evaluation(SpecModel):
     answers of up to two and a half."""
     max_new_tokens: int = Field(default=128, ge=1, le=8192)
     """Maximum length of an answer in tokens; for GRPO at least grpo.maxNewTokens."""
+    baselines: list[Baseline] = Field(
+        default_factory=list, max_length=3, json_schema_extra=list_map_key("name")
+    )
+    """The base model with other prompts, for SFT and GRPO. A prompt costs less than training, so a
+    tuned model should be better than the best of them. Each answers as many prompts as the base
+    model does, which takes as long again."""
     gate: list[GateRule] = Field(default_factory=list, max_length=8)
     """Rules that the tuned model must pass, all of them; without a rule every model passes."""
 
 
-def objective_rule() -> dict[str, JsonValue]:
-    """The rule of a job's spec that its objective measures the metrics of the gate."""
+def objective_rules() -> Iterator[dict[str, JsonValue]]:
+    """The rules of a job's spec about its objective and its evaluation.
+
+    Those of the evaluation alone are here too: the API server also applies rules of a section to
+    its default, {}, which has no fields yet.
+    """
+    yield cel(
+        "self.evaluation.gate.all(g, !has(g.baseline) || "
+        "self.evaluation.baselines.exists(b, b.name == g.baseline))",
+        "a rule of evaluation.gate compares with a baseline that evaluation.baselines does not "
+        "have; leave baseline out for the base model",
+        ".evaluation.gate",
+    )
+    yield cel(
+        f"self.evaluation.gate.all(g, !has(g.baseline) || g.metric in {ANSWER_METRICS})",
+        "baselines are compared by their answers; give a rule with a baseline one of the metrics "
+        f"{', '.join(ANSWER_METRICS)}",
+        ".evaluation.gate",
+    )
+    yield cel(
+        "size(self.evaluation.baselines) == 0 || self.objective in ['SFT', 'GRPO']",
+        "baselines are compared by their answers, which only SFT and GRPO evaluate; leave "
+        "evaluation.baselines out",
+        ".evaluation.baselines",
+    )
+    yield cel(
+        "self.evaluation.baselines.all(b, !has(b.examples) || self.objective == 'SFT')",
+        "examples have answers, which only rows of SFT have; give the baseline a systemPrompt",
+        ".evaluation.baselines",
+    )
     groups = list(names_by_objectives())
     measured = " && ".join(
         f"(!(g.metric in {names}) || self.objective in {list(objectives)})"
@@ -76,7 +153,7 @@ def objective_rule() -> dict[str, JsonValue]:
     listed = "; ".join(
         f"{', '.join(names)} for {', '.join(objectives)}" for objectives, names in groups
     )
-    return cel(
+    yield cel(
         f"self.evaluation.gate.all(g, {measured})",
         f"evaluation.gate has a metric that the objective does not measure; there is {listed}",
         ".evaluation.gate",

@@ -32,6 +32,9 @@ class MetricComparison(StatusModel):
     desirable and an undesirable answer), Reward scores; the base model of Reward has the head that
     training began from. reward: mean of the weighted rewards of greedy answers to held-out
     prompts."""
+    baseline: ShortText = "base"
+    """base: the base model with the prompts of the rows; else the name of one of
+    evaluation.baselines."""
     value: float
     """Value of the baseline."""
     tuned: float
@@ -54,6 +57,17 @@ class MetricComparison(StatusModel):
     or 1 for each item."""
 
 
+class PromptComparison(StatusModel):
+    """The tuned model compared with the base model under its best prompt."""
+
+    metric: MetricName
+    """Metric by which the best prompt was chosen: the first that compares answers."""
+    baseline: ShortText
+    """The best baseline by that metric; base, where no other prompt is better."""
+    is_beaten: bool
+    """Whether the tuned model is better: the lower end of the interval is above 0."""
+
+
 class GateOutcome(StatusModel):
     """One rule of the gate and its result."""
 
@@ -61,6 +75,8 @@ class GateOutcome(StatusModel):
 
     metric: MetricName
     """Metric of the rule."""
+    baseline: ShortText = "base"
+    """What the tuned model was compared with."""
     statistic: Literal["Bound", "Estimate"] = "Bound"
     """What was compared with the requirement: the lower end of the interval, or the estimate."""
     unit: Unit
@@ -82,7 +98,12 @@ class EvaluationSummary(StatusModel):
     """The tuned model compared with its base."""
 
     comparisons: list[MetricComparison] = Field(default_factory=list, max_length=16)
-    """Every metric of both models, each with the interval of the difference."""
+    """Every metric of the tuned model and its base, each with the interval of the difference; of
+    the other baselines the first metric that compares answers. The evaluation report has all
+    metrics of all baselines."""
+    best_prompt: PromptComparison | None = None
+    """Whether the tuned model is better than the best prompt; absent without
+    evaluation.baselines."""
     tokens: int | None = Field(default=None, ge=0)
     """Tokens over which the loss was computed: of answers, or for a reward model of whole
     conversations."""
@@ -96,8 +117,9 @@ class EvaluationSummary(StatusModel):
     """Whether every rule of the gate passed."""
 
     def find(self, metric: MetricName) -> MetricComparison | None:
-        """The comparison in one metric; None where it was not measured."""
-        return next((each for each in self.comparisons if each.metric == metric), None)
+        """The comparison with the base in one metric; None where it was not measured."""
+        found = (each for each in self.comparisons if each.baseline == "base")
+        return next((each for each in found if each.metric == metric), None)
 
 
 class ProbeRecord(StatusModel):

@@ -4,7 +4,7 @@ The spec is defined in finetune_api.jobspec, the status in finetune_api.jobstatu
 """
 
 from finetune_api.dataset import Columns, Dataset, DataSource, TrainSource
-from finetune_api.evaluation import Evaluation, GateRule
+from finetune_api.evaluation import Baseline, Evaluation, GateRule
 from finetune_api.jobspec import Compute, FineTuneJobSpec, Serve
 from finetune_api.jobstatus import (
     EndpointRef,
@@ -38,6 +38,7 @@ __all__ = [
     "ORPO",
     "SFT",
     "AdaLoRA",
+    "Baseline",
     "Checkpointing",
     "Columns",
     "Compute",

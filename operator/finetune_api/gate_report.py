@@ -5,7 +5,7 @@ from finetune_api.failure import Failure
 from finetune_api.metrics import METRICS, Unit
 
 _SUFFIXES: dict[Unit, str] = {"Percent": " %", "Nats": " nats"}
-_HEADER = ("metric", "required", "measured", "95 % interval", "result")
+_HEADER = ("metric", "baseline", "required", "measured", "95 % interval", "result")
 
 
 def format_value(value: float, unit: Unit) -> str:
@@ -50,6 +50,7 @@ def _row(outcome: GateOutcome) -> tuple[str, ...]:
     low, high, measured = outcome.low, outcome.high, outcome.measured
     return (
         outcome.metric,
+        outcome.baseline,
         f"{outcome.statistic.lower()} of {format_value(outcome.required, outcome.unit)}",
         "nothing" if measured is None else format_value(measured, outcome.unit),
         "" if low is None or high is None else format_interval(low, high, outcome.unit),

@@ -13,7 +13,7 @@ from finetune_api.artifact_retention import ArtifactRetention
 from finetune_api.base import ChildName, ObjectName, SpecModel, cel, validation_config
 from finetune_api.combinations import schema_rules
 from finetune_api.dataset import Dataset
-from finetune_api.evaluation import Evaluation, objective_rule
+from finetune_api.evaluation import Evaluation, objective_rules
 from finetune_api.method import Method
 from finetune_api.model import ModelSource
 from finetune_api.objective import DPO, GRPO, KTO, ORPO, SFT, Objective, Reward, SimPO
@@ -80,7 +80,7 @@ class FineTuneJobSpec(SpecModel):
             "with GRPO training.batchSize counts answers; set it to a multiple of grpo.generations",
             ".training.batchSize",
         ),
-        objective_rule(),
+        *objective_rules(),
     )
 
     model: ModelSource

@@ -49,6 +49,24 @@ PREPARE_RULES: tuple[PrepareRule, ...] = (
         "`statistic` to Estimate.",
     ),
     PrepareRule(
+        "TooFewExamples",
+        "a baseline of `evaluation.baselines` with more `examples` than there are training rows of "
+        "user and assistant turns without tools",
+        "Held-out rows cannot be examples; lower `examples`.",
+    ),
+    PrepareRule(
+        "BaselineTooLong",
+        "a baseline of `evaluation.baselines` whose examples do not fit into the model's context "
+        "with the shortest held-out prompt and an answer",
+        "Longer prompts would have fewer still; lower `examples`, or shorten `systemPrompt`.",
+    ),
+    PrepareRule(
+        "BaselineUnsupported",
+        "a baseline of `evaluation.baselines` whose `systemPrompt` the model's chat template "
+        "refuses",
+        "Some templates have no system turn; leave `systemPrompt` out.",
+    ),
+    PrepareRule(
         "MixedFormats",
         "sources of `dataset.train` and `dataset.validation` in different formats",
         "A job accepts one format; set `dataset.format` and `dataset.columns`, or run two jobs, "

@@ -145,6 +145,45 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"evaluation__gate": [{"metric": "rougeL", "minRelativeImprovement": "2%"}]},
         "defined only for metrics that are always above 0",
     ),
+    "a baseline without a prompt": (
+        {"evaluation__baselines": [{"name": "nothing"}]},
+        "give systemPrompt, examples or both",
+    ),
+    "a baseline with the name of the base": (
+        {"evaluation__baselines": [{"name": "base", "examples": 2}]},
+        "give the baseline another name",
+    ),
+    "two baselines of one name": (
+        {"evaluation__baselines": [{"name": "few", "examples": n} for n in (2, 4)]},
+        "Duplicate value",
+    ),
+    "a gate against an unknown baseline": (
+        {
+            "evaluation__gate": [
+                {"metric": "rougeL", "minImprovement": 0, "baseline": "few"},
+            ]
+        },
+        "a baseline that evaluation.baselines does not have",
+    ),
+    "a loss against a baseline": (
+        {
+            "evaluation__baselines": [{"name": "few", "examples": 2}],
+            "evaluation__gate": [{"metric": "loss", "minImprovement": 0, "baseline": "few"}],
+        },
+        "baselines are compared by their answers; give",
+    ),
+    "baselines of an objective without answers": (
+        {"objective": "DPO", "evaluation__baselines": [{"name": "few", "examples": 2}]},
+        "which only SFT and GRPO evaluate",
+    ),
+    "examples of rows without answers": (
+        {
+            "objective": "GRPO",
+            "grpo": {"rewards": [{"type": "length"}]},
+            "evaluation__baselines": [{"name": "few", "examples": 2}],
+        },
+        "examples have answers, which only rows of SFT have",
+    ),
     "points where a fraction is meant": (
         {"evaluation__gate": [{"metric": "exactMatch", "minImprovement": 5}]},
         "write 0.05 for five percentage points",

@@ -26,7 +26,10 @@ MINIMAL: dict[str, tuple[type[WireModel], list[dict[str, Any]]]] = {
                 "dataset": {**DATASET, "columns": {}},
                 "method": {"lora": {}},
                 "training": {"checkpoint": {}},
-                "evaluation": {"gate": [{"metric": "loss", "minImprovement": "2%"}]},
+                "evaluation": {
+                    "baselines": [{"name": "few", "examples": 2}],
+                    "gate": [{"metric": "loss", "minRelativeImprovement": "2%"}],
+                },
                 "serve": {"endpoint": "bot"},
             },
         ],

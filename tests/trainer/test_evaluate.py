@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from finetune_api.evaluation_summary import EvaluationSummary
+from finetune_api.evaluation_summary import EvaluationSummary, MetricComparison
 from finetune_api.progress import Progress
 from finetune_api.protocol import ExitCode
 from finetune_api.run_config import RunConfig
 from finetune_api.stage_result import StageResult
 from finetune_trainer import evaluate, export, methods
 from finetune_trainer.checkpointing.artifact import make_manifest
+from finetune_trainer.data.json_lines import write_json_lines
 from finetune_trainer.data.token_store import TokenStore
 from finetune_trainer.data.tokenizer import decode_tokens, load_tokenizer
 from finetune_trainer.distributed.rank_reporter import RankReporter
@@ -33,7 +34,7 @@ from finetune_trainer.training import worker
 from torch import distributed as dist
 
 from tests.trainer.jobs import NoStop, environment, make_run, write_data, write_run
-from tests.trainer.tiny import tiny_model
+from tests.trainer.tiny import tiny_model, tiny_rows
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -42,6 +43,10 @@ EVALUATION: dict[str, Any] = {
     "generations": 6,
     "maxNewTokens": 24,
     "gate": [{"metric": "loss", "minRelativeImprovement": "5%"}],
+    "baselines": [
+        {"name": "polite", "systemPrompt": "Answer in one sentence."},
+        {"name": "few-shot", "examples": 2},
+    ],
 }
 STEPS = 60
 
@@ -73,6 +78,11 @@ def job(
     root = tmp_path_factory.mktemp(request.param)
     model = bf16_model(root / "models" / "tiny")
     write_data(root / "job" / "data", model)
+    shown = [
+        {"messages": [{"role": "user", "content": row["prompt"]}], "reference": row["completion"]}
+        for row in tiny_rows(2, seed=9)
+    ]
+    write_json_lines(root / "job" / "data" / "examples.jsonl", shown)
     run = make_run(root, model, method=request.param, world_size=1, steps=STEPS)
     finished, _ = worker.train(run, RankReporter(RankFile(root, 0)), NoStop())
     assert finished
@@ -109,10 +119,14 @@ def test_the_tuned_model_is_better_and_passes_the_gate(
     assert loss is not None
     assert loss.tuned < 0.95 * loss.value
     assert 0 < loss.low < loss.improvement < loss.high
-    assert 5 < loss.relative_low_percent < loss.relative_percent < loss.relative_high_percent
+    low, high = loss.relative_low_percent, loss.relative_high_percent
+    assert low is not None
+    assert high is not None
+    assert loss.relative_percent is not None
+    assert 5 < low < loss.relative_percent < high
     assert result.evaluation.gate[0].passed
     assert result.evaluation.generations == 6
-    assert progress.step == progress.total_steps == 2 * (10 + 6)
+    assert progress.step == progress.total_steps == 2 * (10 + 6) + 2 * 6
 
 
 def test_the_loss_is_weighted_by_tokens(
@@ -156,8 +170,33 @@ def test_the_report_holds_every_example_and_answer(
     assert mean == pytest.approx(loss.tuned, rel=1e-5)
     prompts = (job[0] / "job" / "data" / "eval.jsonl").read_text()
     for sample in body["samples"]:
+        assert sample["baselines"].keys() == {"polite", "few-shot"}
         assert json.dumps(sample["reference"]) in prompts
         assert sample["tuned"]["tokens"] <= 24
+
+
+def test_every_baseline_is_compared_with_the_tuned_model(
+    job: tuple[Path, Path, str], evaluated: tuple[StageResult, Progress]
+) -> None:
+    summary = evaluated[0].evaluation
+    assert summary is not None
+    found = {(each.metric, each.baseline): each for each in summary.comparisons}
+    assert list(found)[-2:] == [("rougeL", "polite"), ("rougeL", "few-shot")]
+    assert len({each.tuned for (metric, _), each in found.items() if metric == "rougeL"}) == 1
+    assert summary.best_prompt is not None
+    best = max((each for (metric, _), each in found.items() if metric == "rougeL"), key=base_value)
+    assert found["rougeL", summary.best_prompt.baseline].value == best.value
+    body = json.loads((job[0] / "job" / "report" / "evaluation.json").read_bytes())
+    compared = {(each["metric"], each["baseline"]) for each in body["comparisons"]}
+    names = ("base", "polite", "few-shot")
+    assert compared == {
+        ("loss", "base"),
+        *((metric, name) for metric in ("rougeL", "exactMatch") for name in names),
+    }
+
+
+def base_value(comparison: MetricComparison) -> float:
+    return comparison.value
 
 
 def test_a_missed_gate_fails_the_job_with_figures(
@@ -185,8 +224,8 @@ def test_a_missed_gate_fails_the_job_with_figures(
     assert first == (
         "the tuned model fails 2 of 3 rules of evaluation.gate (held-out loss, exact match):"
     )
-    assert header.split() == ["metric", "required", "measured", "95", "%", "interval", "result"]
-    assert rows[0].startswith("loss        bound of 99.5 %")
+    assert header.split()[:4] == ["metric", "baseline", "required", "measured"]
+    assert rows[0].startswith("loss        base      bound of 99.5 %")
     assert [row.split()[-1] for row in rows] == ["failed", "passed", "failed"]
     assert result.probe is None
     assert result.evaluation is not None

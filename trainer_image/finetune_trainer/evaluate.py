@@ -20,7 +20,7 @@ from finetune_api.gate_report import gate_failure
 from finetune_api.run_config import RunConfig
 from finetune_api.stage_result import StageResult
 
-from finetune_trainer.evaluation.comparison import Measurements, summarise
+from finetune_trainer.evaluation.comparison import Measurements, compare_all, summarise
 from finetune_trainer.evaluation.prompts import OBJECTIVES_WITH_ANSWERS, choose_prompts
 from finetune_trainer.evaluation.report import EVALUATION_REPORT, write_report
 from finetune_trainer.runtime.fencing import Attempt
@@ -57,7 +57,8 @@ def compare_models(run: RunConfig, report: Report, attempt: Attempt) -> StageRes
     prompts = choose_prompts(run, tokenizer)
     base_prompts = prompts if spec.objective in OBJECTIVES_WITH_ANSWERS else []
     sequences = held_out.sequence_count if held_out else 0
-    total = 2 * sequences + len(base_prompts) + len(prompts)
+    baselines = [baseline.name for baseline in spec.evaluation.baselines]
+    total = 2 * sequences + (1 + len(baselines)) * len(base_prompts) + len(prompts)
     progress = model_measurement.ItemProgress(report, total)
 
     # Measure one model after the other: two may be more than the device holds.
@@ -65,7 +66,7 @@ def compare_models(run: RunConfig, report: Report, attempt: Attempt) -> StageRes
     place = choose_placement(device)
     model = load_initial_model(run, dtype, device=place).eval()
     base = model_measurement.measure_model(
-        model, tokenizer, held_out, base_prompts, spec, progress, "base model"
+        model, tokenizer, held_out, base_prompts, spec, progress, "base model", baselines
     )
     model = load_tuned_model(run, dtype, base=model, device=place).eval()
     tuned = model_measurement.measure_model(
@@ -83,8 +84,9 @@ def compare_models(run: RunConfig, report: Report, attempt: Attempt) -> StageRes
         rewards=model_measurement.score_answers(run, answered, device),
         answered=answered,
     )
-    summary = summarise(measurements, spec)
-    digest = write_report(run, attempt, summary, measurements, held_out)
+    comparisons = compare_all(measurements, spec)
+    summary = summarise(comparisons, measurements, spec)
+    digest = write_report(run, attempt, summary, comparisons, measurements, held_out)
     failure = gate_failure(summary)
     return StageResult(
         stage="evaluate",

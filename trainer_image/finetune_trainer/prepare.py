@@ -38,7 +38,7 @@ from finetune_trainer.data.tokenizer import (
     prints_date,
     special_token_ids,
 )
-from finetune_trainer.evaluation.gate import check_gate
+from finetune_trainer.evaluation.requirements import check_evaluation
 from finetune_trainer.rewards import reward_functions
 from finetune_trainer.runtime.connection_guard import guard_connections
 from finetune_trainer.runtime.errors import UserError
@@ -138,7 +138,6 @@ def prepare(
         data = find_prepared_dataset(Path(run.paths.job) / "data", inputs)
         if data is None:
             data = prepare_dataset(run, inputs, datasets, target, report_progress)
-        check_gate(spec, data.eval_examples)
 
         # Fetch the weights, which are large.
         facts = fetch_model_facts(
@@ -276,7 +275,15 @@ def prepare_dataset(
         validation = files.pop(VALIDATION, None)
         train = list(files.values())
         return build_dataset(
-            attempt, job / "data", inputs, train, validation, target, report_progress, facts
+            attempt,
+            job / "data",
+            inputs,
+            train,
+            validation,
+            target,
+            report_progress,
+            facts,
+            check=lambda prepared: check_evaluation(prepared, target),
         )
 
 

@@ -94,6 +94,19 @@ INPUT = Group(
             "Correct the row; the message shows the form.",
         ),
         Reason(
+            "BaselineTooLong",
+            "prepare",
+            "No held-out prompt leaves space for all examples of a baseline in the model's "
+            "context.",
+            "Lower its `examples`, shorten its `systemPrompt`, or lower `evaluation.maxNewTokens`.",
+        ),
+        Reason(
+            "BaselineUnsupported",
+            "prepare",
+            "The model's chat template refuses the prompt of a baseline.",
+            "Leave out its `systemPrompt`, or use a model whose template takes it.",
+        ),
+        Reason(
             "BatchTooSmall",
             "train",
             "`training.batchSize` is less than one micro-batch on each device.",
@@ -417,6 +430,12 @@ INPUT = Group(
             "prepare, train",
             "`method.lora.modulesToSave` has one of two modules that share a weight.",
             "Name both, which are then trained as one weight, or neither.",
+        ),
+        Reason(
+            "TooFewExamples",
+            "prepare",
+            "A baseline has more `examples` than the training data has rows that can be examples.",
+            "Lower its `examples`, or leave it out.",
         ),
         Reason(
             "TooFewHeldOutRows",

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from finetune_api.evaluation_summary import MetricComparison
 from finetune_api.finetunejob import FineTuneJobSpec, GateRule
-from finetune_trainer.evaluation.gate import apply_rule, check_gate
+from finetune_trainer.evaluation.gate import apply_rule
+from finetune_trainer.evaluation.requirements import check_gate
 from finetune_trainer.runtime.errors import UserError
 
 LOSS = MetricComparison(
@@ -59,6 +60,16 @@ def test_the_outcome_has_the_numbers() -> None:
     assert (outcome.required, outcome.measured, outcome.low, outcome.high) == (2.5, 10, 5, 15)
     missing = apply_rule(rule, [])
     assert (missing.measured, missing.passed) == (None, False)
+
+
+def test_a_rule_compares_with_its_baseline() -> None:
+    few_shot = MATCH.model_copy(update={"baseline": "few-shot", "low": 0.01})
+    rule = {"metric": "exactMatch", "minImprovement": 0}
+    for baseline, passed in ((None, False), ("few-shot", True)):
+        outcome = apply_rule(
+            GateRule.model_validate({**rule, "baseline": baseline}), [MATCH, few_shot]
+        )
+        assert (outcome.baseline, outcome.passed) == (baseline or "base", passed)
 
 
 @pytest.mark.parametrize(

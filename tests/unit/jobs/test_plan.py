@@ -324,8 +324,8 @@ def test_a_gate_that_does_not_hold_ends_the_job_and_keeps_the_figures() -> None:
     assert status["failure"]["reason"] == "GateNotMet"
     assert status["failure"]["message"].splitlines() == [
         "the tuned model fails 1 of 1 rules of evaluation.gate (held-out loss):",
-        "metric  required         measured  95 % interval   result",
-        "loss    bound of 30.0 %  22.2 %    20.1 to 24.3 %  failed",
+        "metric  baseline  required         measured  95 % interval   result",
+        "loss    base      bound of 30.0 %  22.2 %    20.1 to 24.3 %  failed",
     ]
     assert status["message"].splitlines()[-1].startswith("(Read the answers")
     assert status["evaluation"]["comparisons"][0]["tuned"] == 2.845

@@ -19,6 +19,7 @@ from finetune_api.facts import DataFacts, SourceFacts
 from finetune_api.finetunejob import FineTuneJobSpec, Objective
 
 from finetune_trainer.data.chat_template import ChatTokenizer
+from finetune_trainer.data.examples import choose_examples
 from finetune_trainer.data.message_forms import NO_CONTEXT
 from finetune_trainer.data.mixture import draw_epoch
 from finetune_trainer.data.prepared_dataset import DatasetInputs, PreparedDataset, write_dataset
@@ -69,10 +70,12 @@ def build_dataset(
     target: TargetModel,
     report_progress: ProgressCallback,
     sources: Sequence[SourceFacts] = (),
+    check: Callable[[PreparedDataset], None] = lambda prepared: None,
 ) -> DataFacts:
     """Write `folder` from the files of each source; UserError where a row cannot be used.
 
-    `sources` are the facts about the sources, which do not count the rows yet.
+    `sources` are the facts about the sources, which do not count the rows yet. `check` raises
+    UserError where the job needs other data; then nothing is written.
     """
     spec = inputs.spec
     report_progress("reading rows", 0, None)
@@ -88,7 +91,6 @@ def build_dataset(
     drawn_from = [tokens.sample.source for tokens in train_tokens]
     epoch, mixture = draw_epoch(drawn_from, weights, spec.dataset.temperature, spec.training.seed)
     check_vocabulary([*train_tokens, *held_out_tokens], target.vocabulary)
-    report_progress("writing tokens", 0, None)
     prepared = PreparedDataset(
         inputs=inputs,
         format=samples.format,
@@ -99,12 +101,15 @@ def build_dataset(
         epoch=epoch,
         mixture=mixture,
         held_out=held_out_tokens,
+        examples=choose_examples(split.train, spec),
         template_sha256=hashlib.sha256(str(target.tokenizer.chat_template).encode()).hexdigest(),
         date=target.date,
         tokenizer_digest=target.tokenizer_digest,
         skipped=samples.errors.skipped,
         ignored_columns=samples.ignored_columns,
     )
+    check(prepared)
+    report_progress("writing tokens", 0, None)
     return write_dataset(attempt, folder, prepared)
 
 

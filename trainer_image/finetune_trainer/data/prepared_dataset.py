@@ -12,6 +12,8 @@ records what it was made from, and a later attempt that would make the same keep
   documents where the row has them. SFT and GRPO: messages and reference (null where GRPO has
   none); DPO, ORPO, SimPO and Reward: messages, chosen and rejected; KTO: messages, completion and
   label; Completion: file and line of each sequence.
+- examples.jsonl: only where a baseline of the evaluation has examples, messages and reference of
+  training samples.
 - train.jsonl: only for GRPO, messages and reference of each sequence of the training store.
 - manifest.json: settings, facts, counts of every source, and the SHA-256 of every file.
 """
@@ -30,11 +32,12 @@ from finetune_api.dataset import Format
 from finetune_api.facts import DataFacts, SkippedRows, SourceFacts
 from finetune_api.finetunejob import FineTuneJobSpec
 
+from finetune_trainer.data.examples import count_examples
 from finetune_trainer.data.json_lines import write_json_lines
 from finetune_trainer.data.mixture import MixtureSource
 from finetune_trainer.data.packing import one_per_sequence, pack_samples
 from finetune_trainer.data.row_errors import SkippedRow
-from finetune_trainer.data.samples import UnpairedPreferenceSample
+from finetune_trainer.data.samples import Sample, UnpairedPreferenceSample
 from finetune_trainer.data.split import Split
 from finetune_trainer.data.token_store import DESIRABLE, TokenizedSample, TokenStore
 from finetune_trainer.data.tokenize import SampleTokens
@@ -44,6 +47,7 @@ from finetune_trainer.sources.dataset_files import DataFile, data_digest
 
 VERSION = 3
 MANIFEST = "manifest.json"
+EXAMPLES = "examples.jsonl"
 MAX_COLUMNS, MAX_NAME, MAX_REASONS, MAX_SKIPPED = 32, 128, 16, 100
 """Ignored columns, characters of each, and reasons of skipped rows in the status; rows of each
 reason in the manifest."""
@@ -71,6 +75,7 @@ class DatasetInputs:
             "training": [spec.training.seed, spec.training.max_sequence_length, self.is_packed],
             "tokenizer": changes.to_wire() if changes else None,
             "lossOn": sft.loss_on if sft else None,
+            "examples": count_examples(spec),
             "answers": [grpo.max_new_tokens, [r.type for r in grpo.rewards]] if grpo else None,
         }
         text = json.dumps(parts, sort_keys=True)
@@ -92,6 +97,8 @@ class PreparedDataset:
     """Which of them an epoch takes, as indices."""
     mixture: list[MixtureSource]
     held_out: list[SampleTokens]
+    examples: Sequence[Sample]
+    """Training samples for the prompts of baselines."""
     template_sha256: str
     """Of the chat template, in hex."""
     date: str | None
@@ -126,11 +133,13 @@ def write_dataset(attempt: Attempt, folder: Path, prepared: PreparedDataset) -> 
     held_out = TokenStore.write(scratch / "eval", tokenized, one_per_sequence(len(tokenized)))
     _write_desirable(scratch / "eval", prepared.held_out)
     lines = [
-        _to_line(tokens)
+        to_line(tokens)
         for tokens in prepared.held_out
         for _ in (tokens.tokenized if prepared.format == "completion" else (None,))
     ]
     write_json_lines(scratch / "eval.jsonl", lines)
+    if prepared.examples:
+        write_json_lines(scratch / EXAMPLES, (example.to_json() for example in prepared.examples))
     facts = _facts(prepared, epoch, train, held_out)
     _write_manifest(scratch, prepared, facts)
     fsync_tree(scratch)
@@ -138,7 +147,8 @@ def write_dataset(attempt: Attempt, folder: Path, prepared: PreparedDataset) -> 
     return facts
 
 
-def _to_line(tokens: SampleTokens) -> dict[str, Any]:
+def to_line(tokens: SampleTokens) -> dict[str, Any]:
+    """The line of eval.jsonl."""
     line = tokens.sample.to_json()
     return line if tokens.answer is None else {**line, "reference": tokens.answer}
 

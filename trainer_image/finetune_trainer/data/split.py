@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from finetune_trainer.data.samples import Sample
 from finetune_trainer.runtime.errors import UserError
 
 DEFAULT_HOLDOUT = "10%"
+S = TypeVar("S", bound=Sample)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def hold_out_fraction(samples: Sequence[Sample], percent: str | None, seed: int)
         held_out.remove(max(position, key=lambda key: position[key]))
     return Split(
         train=[each for each in samples if each.key not in held_out],
-        held_out=_shuffle([each for each in samples if each.key in held_out], seed),
+        held_out=shuffle([each for each in samples if each.key in held_out], seed),
         duplicate_count=len(samples) - len(position),
     )
 
@@ -71,7 +73,7 @@ def hold_out_validation(train: Sequence[Sample], validation: Sequence[Sample], s
     distinct = len({each.key for each in kept}) + len(held_out)
     return Split(
         train=kept,
-        held_out=_shuffle(list(validation), seed),
+        held_out=shuffle(list(validation), seed),
         duplicate_count=len(kept) + len(validation) - distinct,
         overlap_count=len(train) - len(kept),
     )
@@ -87,7 +89,8 @@ def too_few_samples(count: int, distinct: int) -> UserError:
     )
 
 
-def _shuffle(samples: list[Sample], seed: int) -> list[Sample]:
+def shuffle(samples: Sequence[S], seed: int) -> list[S]:
+    """The samples in an order that is random but always the same."""
     # Evaluation may take only the first samples, so they must represent all of them.
     return sorted(samples, key=lambda each: _hash_to_fraction(each.key, seed))
 

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from finetune_api.evaluation_summary import EvaluationSummary, MetricComparison
+from finetune_api.evaluation import BASE, TUNED
+from finetune_api.evaluation_summary import (
+    EvaluationSummary,
+    MetricComparison,
+    PromptComparison,
+)
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.metrics import METRICS, MetricName
 
@@ -22,6 +27,7 @@ from finetune_trainer.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from finetune_trainer.evaluation.parity_probe import AnsweredPrompt
+    from finetune_trainer.generation.greedy import Answer
 
 MANY_ITEMS = 400
 """Items from which on the standard error of a fraction is at most two and a half points."""
@@ -29,7 +35,7 @@ MANY_ITEMS = 400
 
 @dataclass(frozen=True)
 class PairedStatistics:
-    """A metric of both models, over the same items."""
+    """A metric of a baseline and the tuned model, over the same items."""
 
     base: Statistic
     tuned: Statistic
@@ -51,74 +57,110 @@ class PairedLosses:
 
 @dataclass(frozen=True)
 class Measurements:
-    """Everything measured of both models."""
+    """Everything measured of the tuned model and its baselines."""
 
     losses: PairedLosses | None
     preferences: PairedStatistics | None
-    rewards: list[tuple[float, float]] | None
-    """The base model's and the tuned model's reward for each prompt; only for GRPO."""
+    rewards: dict[str, np.ndarray] | None
+    """The reward of each answer, float64 [prompts], by the name of the baseline, and under TUNED;
+    only for GRPO."""
     answered: Sequence[AnsweredPrompt]
 
 
-def summarise(measurements: Measurements, spec: FineTuneJobSpec) -> EvaluationSummary:
-    """All metrics, and the outcome of each rule of the gate."""
-    found = dict(list_statistics(measurements, spec))
-    comparisons = [compare_metric(name, both, spec.training.seed) for name, both in found.items()]
+def answers_by_name(answered: Sequence[AnsweredPrompt]) -> dict[str, list[Answer]]:
+    """The answers to all prompts by the name of the baseline, and last under TUNED; none where only
+    the tuned model has answered."""
+    base = [each.base for each in answered if each.base is not None]
+    if not base:
+        return {}
+    prompted = {name: [each.prompted[name] for each in answered] for name in answered[0].prompted}
+    return {BASE: base, **prompted, TUNED: [each.tuned for each in answered]}
+
+
+def compare_all(measurements: Measurements, spec: FineTuneJobSpec) -> list[MetricComparison]:
+    """Every metric of the tuned model against every baseline that has it, the base first."""
+    found = [
+        compare_metric(metric, baseline, both, spec.training.seed)
+        for metric, baseline, both in list_statistics(measurements, spec)
+    ]
+    return sorted(found, key=lambda each: each.baseline != BASE)
+
+
+def summarise(
+    comparisons: Sequence[MetricComparison], measurements: Measurements, spec: FineTuneJobSpec
+) -> EvaluationSummary:
+    """What the status has: the comparison with the base, the leading metric of the other baselines,
+    and the outcome of each rule of the gate."""
     gate = [apply_rule(rule, comparisons) for rule in spec.evaluation.gate]
-    losses = measurements.losses
+    losses, best = measurements.losses, find_best_prompt(comparisons)
+    leading = best.metric if best else None
     return EvaluationSummary(
-        comparisons=comparisons,
+        comparisons=[
+            each for each in comparisons if each.baseline == BASE or each.metric == leading
+        ],
+        best_prompt=best,
         tokens=losses.tokens if losses else None,
         generations=sum(each.base is not None for each in measurements.answered),
-        warnings=list(warn_of_few_items(found)),
+        warnings=list(warn_of_few_items(measurements, comparisons)),
         gate=gate,
         passed=all(outcome.passed for outcome in gate),
     )
 
 
+def find_best_prompt(comparisons: Sequence[MetricComparison]) -> PromptComparison | None:
+    """The baseline that is best by the first metric of answers; None with the base alone."""
+    leading = next((each.metric for each in comparisons if METRICS[each.metric].is_of_answers), "")
+    found = [each for each in comparisons if each.metric == leading]
+    if len(found) < 2:
+        return None
+    # The smallest improvement over it: the tuned model is the same for all.
+    best = min(found, key=lambda each: each.improvement)
+    return PromptComparison(metric=best.metric, baseline=best.baseline, is_beaten=best.low > 0)
+
+
 def list_statistics(
     measurements: Measurements, spec: FineTuneJobSpec
-) -> Iterator[tuple[MetricName, PairedStatistics]]:
-    """The metrics that the objective has, by name."""
+) -> Iterator[tuple[MetricName, str, PairedStatistics]]:
+    """The metrics that the objective has, each with the name of the baseline."""
     if losses := measurements.losses:
         check_losses(losses)
-        yield (
-            "loss",
-            PairedStatistics(
-                ratio_of_sums(losses.base, losses.weights),
-                ratio_of_sums(losses.tuned, losses.weights),
-            ),
-        )
+        both = (ratio_of_sums(each, losses.weights) for each in (losses.base, losses.tuned))
+        yield "loss", BASE, PairedStatistics(*both)
     if measurements.preferences:
-        yield "preferenceAccuracy", measurements.preferences
+        yield "preferenceAccuracy", BASE, measurements.preferences
+    metrics: dict[MetricName, dict[str, Statistic]] = {}
     if measurements.rewards:
-        base, tuned = np.array(measurements.rewards).T  # [2, prompts]
-        yield "reward", PairedStatistics(mean_of(base), mean_of(tuned))
+        rewards = measurements.rewards.items()
+        metrics["reward"] = {name: mean_of(values) for name, values in rewards}
     if spec.objective == "SFT":
-        yield from list_answer_statistics(measurements.answered)
+        metrics = dict(score_answers(measurements.answered))
+    for metric, statistics in metrics.items():
+        for name, statistic in statistics.items():
+            if name != TUNED:
+                yield metric, name, PairedStatistics(statistic, statistics[TUNED])
 
 
-def list_answer_statistics(
+def score_answers(
     answered: Sequence[AnsweredPrompt],
-) -> Iterator[tuple[MetricName, PairedStatistics]]:
-    """Metrics of answers with a reference."""
+) -> Iterator[tuple[MetricName, dict[str, Statistic]]]:
+    """Metrics of answers with a reference, for every baseline and the tuned model, by name."""
     # Only the answer is compared: thoughts differ where answers are the same.
-    answers = [
-        tuple(split_thought(text)[1] for text in (each.base.text, each.tuned.text, each.reference))
-        for each in answered
-        if each.base is not None
-    ]
-    if not answers:
-        return
+    references = [split_thought(each.reference)[1] for each in answered]
+    answers = {
+        name: [split_thought(answer.text)[1] for answer in given]
+        for name, given in answers_by_name(answered).items()
+    }
 
-    def score(metric: Callable[[str, str], float]) -> tuple[np.ndarray, np.ndarray]:
-        base = np.array([metric(base, reference) for base, _, reference in answers])
-        return base, np.array([metric(tuned, reference) for _, tuned, reference in answers])
+    def score(metric: Callable[[str, str], float]) -> dict[str, np.ndarray]:
+        return {
+            name: np.array([metric(*pair) for pair in zip(given, references, strict=True)])
+            for name, given in answers.items()
+        }
 
-    base, tuned = score(exact_match)
-    yield "exactMatch", PairedStatistics(Correctness(base > 0), Correctness(tuned > 0))
-    base, tuned = score(rouge_l)
-    yield "rougeL", PairedStatistics(mean_of(base), mean_of(tuned))
+    if answers:
+        yield "rougeL", {name: mean_of(scores) for name, scores in score(rouge_l).items()}
+        right = score(exact_match)
+        yield "exactMatch", {name: Correctness(scores > 0) for name, scores in right.items()}
 
 
 def check_losses(losses: PairedLosses) -> None:
@@ -139,8 +181,10 @@ def check_losses(losses: PairedLosses) -> None:
         )
 
 
-def compare_metric(name: MetricName, both: PairedStatistics, seed: int) -> MetricComparison:
-    """One metric of both models, with the interval of the improvement."""
+def compare_metric(
+    name: MetricName, baseline: str, both: PairedStatistics, seed: int
+) -> MetricComparison:
+    """One metric of the tuned model and a baseline, with the interval of the improvement."""
     metric, once = METRICS[name], np.ones((1, both.base.items))
     value, after = (float(each.compute(once)[0]) for each in (both.base, both.tuned))
     resamples = resample(both.base, both.tuned, seed)
@@ -157,6 +201,7 @@ def compare_metric(name: MetricName, both: PairedStatistics, seed: int) -> Metri
         p_value = mcnemar(both.base, both.tuned)
     return MetricComparison(
         metric=name,
+        baseline=baseline,
         value=round_figure(value),
         tuned=round_figure(after),
         improvement=round_figure(improvement),
@@ -174,14 +219,17 @@ def round_figure(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def warn_of_few_items(found: dict[MetricName, PairedStatistics]) -> Iterator[str]:
-    """A sentence about the fraction with the fewest items, unless they are many."""
-    fractions = [
-        (both.base.items, METRICS[name].label)
-        for name, both in found.items()
-        if METRICS[name].unit == "Fraction"
-    ]
-    items, label = min(fractions, default=(MANY_ITEMS, ""))
-    if items < MANY_ITEMS:
-        error = 100 * 0.5 / math.sqrt(items)
-        yield f"{label} of {items} items has a standard error of up to {error:.1f} points"
+def warn_of_few_items(
+    measurements: Measurements, comparisons: Sequence[MetricComparison]
+) -> Iterator[str]:
+    """A sentence about fractions of few items, of which chance moves each by several points."""
+    answers = sum(each.base is not None for each in measurements.answered)
+    preferences = measurements.preferences
+    for metric in dict.fromkeys(each.metric for each in comparisons):
+        if METRICS[metric].unit != "Fraction":
+            continue
+        items = answers if METRICS[metric].is_of_answers else preferences and preferences.base.items
+        if items and items < MANY_ITEMS:
+            error = 100 * 0.5 / math.sqrt(items)
+            yield f"a fraction of {items} items has a standard error of up to {error:.1f} points"
+            return

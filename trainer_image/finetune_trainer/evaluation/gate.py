@@ -4,30 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from finetune_api.evaluation import BASE
 from finetune_api.evaluation_summary import GateOutcome, MetricComparison
-from finetune_api.finetunejob import FineTuneJobSpec, GateRule
+from finetune_api.finetunejob import GateRule
 from finetune_api.metrics import METRICS, Unit
 
-from finetune_trainer.metrics.paired_bootstrap import MIN_ITEMS
-from finetune_trainer.runtime.errors import UserError
-
 _NOTHING = (None, None, None)
-
-
-def check_gate(spec: FineTuneJobSpec, rows: int) -> None:
-    """Raises UserError where `rows` held-out rows are too few for the lower end of an interval."""
-    for number, rule in enumerate(spec.evaluation.gate):
-        is_of_answers = METRICS[rule.metric].is_of_answers
-        limit = spec.evaluation.generations if is_of_answers else spec.evaluation.max_samples
-        if rule.statistic == "Bound" and min(rows, limit) < MIN_ITEMS:
-            field = "generations" if is_of_answers else "maxSamples"
-            raise UserError(
-                "TooFewHeldOutRows",
-                f"evaluation.gate[{number}] compares the lower end of an interval, for which "
-                f"{min(rows, limit)} held-out rows are too few: {MIN_ITEMS} are needed.",
-                f"Set its statistic to Estimate, or hold out more rows and set "
-                f"evaluation.{field} to {MIN_ITEMS} or more.",
-            )
 
 
 def apply_rule(rule: GateRule, comparisons: Sequence[MetricComparison]) -> GateOutcome:
@@ -35,7 +17,11 @@ def apply_rule(rule: GateRule, comparisons: Sequence[MetricComparison]) -> GateO
 
     A metric that the held-out rows do not have fails its rule.
     """
-    found = next((each for each in comparisons if each.metric == rule.metric), None)
+    baseline = rule.baseline or BASE
+    found = next(
+        (each for each in comparisons if (each.metric, each.baseline) == (rule.metric, baseline)),
+        None,
+    )
     estimate, low, high = (found.improvement, found.low, found.high) if found else _NOTHING
     unit: Unit = METRICS[rule.metric].unit
     required = rule.min_improvement or 0.0
@@ -50,6 +36,7 @@ def apply_rule(rule: GateRule, comparisons: Sequence[MetricComparison]) -> GateO
     decisive = low if rule.statistic == "Bound" else estimate
     return GateOutcome(
         metric=rule.metric,
+        baseline=baseline,
         statistic=rule.statistic,
         unit=unit,
         required=required,

@@ -3,6 +3,7 @@
 from typing import Any
 
 from finetune_api.base import SpecModel
+from finetune_api.evaluation import BASE
 from finetune_api.finetunejob import AdaLoRA, LoRA, Method, Prefix, Quantization
 from finetune_api.gate_report import format_interval, format_value
 from finetune_api.method import without_adapter_dropout
@@ -95,6 +96,8 @@ def evaluation_table(run: RunConfig) -> list[str]:
         label = METRICS[found.metric].label
         if found.metric == "loss":
             label = "loss (nats per token)" if is_per_token else f"{objective} loss"
+        if found.baseline != BASE:
+            label += f", against the base with the prompt {found.baseline}"
         lines.append(
             f"| {label} | {found.value:.4f} | {found.tuned:.4f} | {found.improvement:.4f} | "
             f"{found.low:.4f} to {found.high:.4f} |"

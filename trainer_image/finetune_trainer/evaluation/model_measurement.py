@@ -11,7 +11,11 @@ import torch
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run_config import RunConfig
 
-from finetune_trainer.evaluation.comparison import PairedLosses, PairedStatistics
+from finetune_trainer.evaluation.comparison import (
+    PairedLosses,
+    PairedStatistics,
+    answers_by_name,
+)
 from finetune_trainer.evaluation.held_out_loss import HeldOutSet, ModelOutputs
 from finetune_trainer.evaluation.parity_probe import AnsweredPrompt
 from finetune_trainer.evaluation.prompts import HeldOutPrompt, max_answer_tokens
@@ -49,6 +53,8 @@ class ModelMeasurement:
     outputs: ModelOutputs | None
     """None where the objective has no held-out loss."""
     answers: list[Answer]
+    prompted: dict[str, list[Answer]]
+    """Answers to the prompts of the baselines, by name; empty for the tuned model."""
 
 
 def measure_model(
@@ -59,18 +65,27 @@ def measure_model(
     spec: FineTuneJobSpec,
     progress: ItemProgress,
     name: str,
+    baselines: Sequence[str] = (),
 ) -> ModelMeasurement:
-    """Run a model on all held-out rows, and generate its greedy answers to the prompts."""
+    """Run a model on all held-out rows, and generate its greedy answers to the prompts, also to
+    those of the named baselines."""
     outputs = None
     if held_out:
         report_done = progress.start_part(f"held-out loss of the {name}")
         outputs = held_out.run_model(model, report_done)
     if not prompts:
-        return ModelMeasurement(outputs, [])
-    report_done = progress.start_part(f"answers of the {name}")
-    inputs = [prompt.input_ids for prompt in prompts]
-    answers = generate_answers(model, tokenizer, inputs, max_answer_tokens(spec), report_done)
-    return ModelMeasurement(outputs, answers)
+        return ModelMeasurement(outputs, [], {})
+
+    def answer(inputs: Sequence[list[int]], whose: str) -> list[Answer]:
+        report_done = progress.start_part(f"answers of the {whose}")
+        return generate_answers(model, tokenizer, inputs, max_answer_tokens(spec), report_done)
+
+    answers = answer([prompt.input_ids for prompt in prompts], name)
+    prompted = {
+        each: answer([p.baselines[each].input_ids for p in prompts], f"baseline {each}")
+        for each in baselines
+    }
+    return ModelMeasurement(outputs, answers, prompted)
 
 
 def pair_losses(
@@ -101,26 +116,33 @@ def pair_preferences(
 def pair_answers(
     prompts: Sequence[HeldOutPrompt], base: ModelMeasurement, tuned: ModelMeasurement
 ) -> list[AnsweredPrompt]:
-    """Each prompt with the answers of both models, or of the tuned model alone."""
+    """Each prompt with the answers of all, or of the tuned model alone."""
     base_answers: Sequence[Answer | None] = base.answers or [None] * len(prompts)
     return [
-        AnsweredPrompt(prompt.messages, prompt.reference, base_answer, tuned_answer, prompt.context)
-        for prompt, base_answer, tuned_answer in zip(
-            prompts, base_answers, tuned.answers, strict=True
+        AnsweredPrompt(
+            prompt.messages,
+            prompt.reference,
+            base_answers[index],
+            tuned.answers[index],
+            prompt.context,
+            {name: answers[index] for name, answers in base.prompted.items()},
         )
+        for index, prompt in enumerate(prompts)
     ]
 
 
 def score_answers(
     run: RunConfig, answered: Sequence[AnsweredPrompt], device: str
-) -> list[tuple[float, float]] | None:
-    """The weighted reward of the base model's and the tuned model's answers; None without GRPO.
+) -> dict[str, np.ndarray] | None:
+    """The weighted reward of each answer, float64 [prompts], by the name of the baseline, and under
+    TUNED; None without GRPO.
 
     Raises UserError RewardNotFinite.
     """
     spec = run.spec
     if spec.grpo is None:
         return None
+    answers = answers_by_name(answered)
     scorer = RewardScorer(run, spec.grpo, torch.device(device))
     completions = [
         Completion(
@@ -129,9 +151,8 @@ def score_answers(
             len(answer.tokens) < max_answer_tokens(spec),
             prompt.reference,
         )
-        for prompt in answered
-        for answer in (prompt.base, prompt.tuned)
-        if answer is not None
+        for given in answers.values()
+        for prompt, answer in zip(answered, given, strict=True)
     ]
     totals = scorer.sum_weighted(scorer.score(completions))
     if not np.isfinite(totals).all():
@@ -140,4 +161,4 @@ def score_answers(
             "The reward of a held-out answer is not a number.",
             "Check the reward model: it may not belong to its tokenizer.",
         )
-    return [(float(base), float(tuned)) for base, tuned in totals.reshape(-1, 2)]
+    return dict(zip(answers, totals.reshape(len(answers), -1), strict=True))

@@ -4,8 +4,8 @@ Rounding differs between programs, and where two tokens are nearly equally likel
 them. So the probe is an answer in which the tuned model was sure of every token.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_api.evaluation_summary import ChatMessage, ProbeRecord
@@ -25,7 +25,7 @@ MAX_PROBE_BYTES = 1500
 
 @dataclass(frozen=True)
 class AnsweredPrompt:
-    """A held-out prompt with the answers of both models."""
+    """A held-out prompt with the answers of the tuned model and its baselines."""
 
     messages: list[dict[str, Any]]
     reference: str
@@ -33,6 +33,8 @@ class AnsweredPrompt:
     """None where only the tuned model answers."""
     tuned: Answer
     context: ChatContext = NO_CONTEXT
+    prompted: Mapping[str, Answer] = field(default_factory=dict)
+    """The base model's answers under the other baselines, by name."""
 
     @property
     def is_plain(self) -> bool:

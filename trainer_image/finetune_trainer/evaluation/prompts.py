@@ -4,8 +4,8 @@ Where answers are compared, both models answer. Otherwise the tuned model answer
 of the answers can be the probe of the roll-out.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from finetune_api.run_config import RunConfig
 
 from finetune_trainer.data.json_lines import read_json_lines
 from finetune_trainer.data.message_forms import NO_CONTEXT, ChatContext
+from finetune_trainer.evaluation.baselines import BaselinePrompt, open_baselines
 
 OBJECTIVES_WITH_ANSWERS = ("SFT", "GRPO")
 """Objectives whose evaluation compares the models' answers."""
@@ -34,6 +35,8 @@ class HeldOutPrompt:
     input_ids: list[int]
     """The messages and the beginning of the answer."""
     context: ChatContext = NO_CONTEXT
+    baselines: Mapping[str, BaselinePrompt] = field(default_factory=dict)
+    """Its prompt under each baseline other than the base, by name."""
 
 
 def choose_prompts(run: RunConfig, tokenizer: Any) -> list[HeldOutPrompt]:
@@ -41,7 +44,7 @@ def choose_prompts(run: RunConfig, tokenizer: Any) -> list[HeldOutPrompt]:
 
     Where answers are compared, as many as the job requests; otherwise some, for the probe; none
     where the model gives no answers. They come in an order that the seed decides, and leave tokens
-    for an answer in the model's context.
+    for an answer in the model's context, under every baseline.
     """
     from finetune_trainer.generation.greedy import tokenize_messages
 
@@ -52,16 +55,23 @@ def choose_prompts(run: RunConfig, tokenizer: Any) -> list[HeldOutPrompt]:
         spec.evaluation.generations if spec.objective in OBJECTIVES_WITH_ANSWERS else PROBE_PROMPTS
     )
     context = run.model.context_length if run.model else 1 << 30
+    longest = context - max_answer_tokens(spec)
     prompts: list[HeldOutPrompt] = []
     data = Path(run.paths.job) / "data"
+    prompters = open_baselines(spec, data, tokenizer, longest)
     for line in read_held_out_prompts(spec, data, tokenizer):
         if len(prompts) == count:
             break
         chat_context = ChatContext(tuple(line.get("tools", ())), tuple(line.get("documents", ())))
         input_ids = tokenize_messages(tokenizer, line["messages"], chat_context)
-        if len(input_ids) + max_answer_tokens(spec) <= context:
-            reference = _find_reference(line)
-            prompts.append(HeldOutPrompt(line["messages"], reference, input_ids, chat_context))
+        written = {each.name: each.write(line["messages"], chat_context) for each in prompters}
+        baselines = {name: prompt for name, prompt in written.items() if prompt is not None}
+        if len(input_ids) <= longest and len(baselines) == len(prompters):
+            prompts.append(
+                HeldOutPrompt(
+                    line["messages"], _find_reference(line), input_ids, chat_context, baselines
+                )
+            )
     return prompts
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from finetune_api.evaluation_summary import EvaluationSummary
+from finetune_api.evaluation import BASE, TUNED
+from finetune_api.evaluation_summary import EvaluationSummary, MetricComparison
 from finetune_api.run_config import RunConfig
 
 from finetune_trainer.runtime.fencing import Attempt
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from finetune_trainer.evaluation.comparison import Measurements
     from finetune_trainer.evaluation.held_out_loss import HeldOutSet
     from finetune_trainer.generation.greedy import Answer
@@ -24,6 +28,7 @@ def write_report(
     run: RunConfig,
     attempt: Attempt,
     summary: EvaluationSummary,
+    comparisons: Sequence[MetricComparison],
     measurements: Measurements,
     held_out: HeldOutSet | None,
 ) -> str:
@@ -36,8 +41,7 @@ def write_report(
             {"index": int(i), "weight": int(w), "baseLoss": float(b), "tunedLoss": float(t)}
             for i, w, b, t in rows
         ]
-    no_rewards: list[tuple[float | None, float | None]] = [(None, None)] * len(answered)
-    rewards = measurements.rewards or no_rewards
+    rewards = measurements.rewards or {}
     body = {
         "job": run.job.to_wire(),
         "attempt": run.attempt,
@@ -45,15 +49,21 @@ def write_report(
         # The date that the chat template printed; with one there is no probe.
         "date": run.data.date if run.data else None,
         "summary": summary.to_wire(),
+        # Every metric against every baseline; the summary has the headline.
+        "comparisons": [comparison.to_wire() for comparison in comparisons],
         "examples": examples,
         "samples": [
             {
                 "messages": prompt.messages,
                 "reference": prompt.reference,
-                "base": _answer_record(prompt.base, base_reward),
-                "tuned": _answer_record(prompt.tuned, tuned_reward),
+                BASE: _answer_record(prompt.base, rewards.get(BASE), index),
+                TUNED: _answer_record(prompt.tuned, rewards.get(TUNED), index),
+                "baselines": {
+                    name: _answer_record(answer, rewards.get(name), index)
+                    for name, answer in prompt.prompted.items()
+                },
             }
-            for prompt, (base_reward, tuned_reward) in zip(answered, rewards, strict=True)
+            for index, prompt in enumerate(answered)
         ],
     }
     content = json.dumps(body, indent=1, ensure_ascii=False).encode()
@@ -63,9 +73,11 @@ def write_report(
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-def _answer_record(answer: Answer | None, reward: float | None) -> dict[str, Any] | None:
-    """An answer and its reward; None where the model gave no answer."""
+def _answer_record(
+    answer: Answer | None, rewards: np.ndarray | None, index: int
+) -> dict[str, Any] | None:
+    """The answer to a prompt and its reward; None where the model gave no answer."""
     if not answer:
         return None
     record = {"text": answer.text, "tokens": len(answer.tokens)}
-    return record if reward is None else {**record, "reward": reward}
+    return record if rewards is None else {**record, "reward": float(rewards[index])}

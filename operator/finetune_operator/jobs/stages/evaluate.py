@@ -83,10 +83,15 @@ def _select_probe(record: ProbeRecord | None) -> ProbeRecord | None:
 
 def format_comparison(summary: EvaluationSummary) -> str:
     """The figures of the objective for both models in one line, and what limits them."""
-    found = [(METRICS[each.metric], each) for each in summary.comparisons]
+    found = [
+        (METRICS[each.metric], each) for each in summary.comparisons if each.baseline == "base"
+    ]
     # Answers are compared in the status; of GRPO they are all there is.
     shown = [each for each in found if not each[0].is_of_answers or each[0].unit == "Reward"]
     parts = [_format_metric(metric, comparison) for metric, comparison in shown or found[:1]]
+    if best := summary.best_prompt:
+        verdict = "better" if best.is_beaten else "not shown to be better"
+        parts.append(f"{verdict} than the best prompt, {best.baseline}")
     parts += summary.warnings
     return "; ".join(parts) or f"{summary.generations} answers compared"
 

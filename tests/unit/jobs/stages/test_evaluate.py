@@ -3,7 +3,12 @@
 from typing import Any
 
 import pytest
-from finetune_api.evaluation_summary import EvaluationSummary, GateOutcome, MetricComparison
+from finetune_api.evaluation_summary import (
+    EvaluationSummary,
+    GateOutcome,
+    MetricComparison,
+    PromptComparison,
+)
 from finetune_api.gate_report import gate_failure, gate_table
 from finetune_operator.jobs.stages.evaluate import format_comparison
 
@@ -51,6 +56,15 @@ def test_reinforcement_learning_has_rewards_and_no_loss() -> None:
     )
 
 
+@pytest.mark.parametrize(("is_beaten", "verdict"), [(True, ""), (False, "not shown to be ")])
+def test_the_best_prompt_is_part_of_the_message(is_beaten: bool, verdict: str) -> None:
+    few_shot = EXACT_MATCH.model_copy(update={"baseline": "few-shot"})
+    best = PromptComparison(metric="exactMatch", baseline="few-shot", is_beaten=is_beaten)
+    summary = EvaluationSummary(comparisons=[LOSS, EXACT_MATCH, few_shot], best_prompt=best)
+    message = format_comparison(summary)
+    assert message.endswith(f"; {verdict}better than the best prompt, few-shot")
+
+
 def test_a_warning_of_few_answers_is_part_of_the_message() -> None:
     summary = EvaluationSummary(comparisons=[LOSS, EXACT_MATCH], warnings=[FEW])
     assert format_comparison(summary).endswith(f"; {FEW}")
@@ -64,15 +78,15 @@ def test_a_failed_gate_is_a_table_of_every_rule() -> None:
     ]
     intervals: list[dict[str, Any]] = [
         {"low": 1.25, "high": 5.0},
-        {},
+        {"baseline": "few-shot"},
         {"low": 0.5, "high": 3.5, "statistic": "Estimate"},
     ]
     gate = [GateOutcome(**rule, **more) for rule, more in zip(rules, intervals, strict=True)]
     assert gate_table(gate).splitlines() == [
-        "metric      required            measured  95 % interval     result",
-        "loss        bound of 5.0 %      3.1 %     1.2 to 5.0 %      failed",
-        "exactMatch  bound of -0.0200    nothing                     failed",
-        "reward      estimate of 1.0000  2.0000    0.5000 to 3.5000  passed",
+        "metric      baseline  required            measured  95 % interval     result",
+        "loss        base      bound of 5.0 %      3.1 %     1.2 to 5.0 %      failed",
+        "exactMatch  few-shot  bound of -0.0200    nothing                     failed",
+        "reward      base      estimate of 1.0000  2.0000    0.5000 to 3.5000  passed",
     ]
     failure = gate_failure(EvaluationSummary(gate=gate, passed=False))
     assert failure is not None
