@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from finetune_api.base import INT_OR_STRING, LIST_TYPE
 from finetune_api.schema import ANY_VALUE, Schema, structural_schema
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -18,6 +19,8 @@ TEXT = st.characters(min_codepoint=0x20, max_codepoint=0x2FF, exclude_categories
 SAFE_INTEGER = 2**53 - 1
 KEY_PATTERN = re.compile(r"self\.all\(key, key\.matches\(r'(.*)'\)\)")
 """The rule that gives the keys of a map a pattern."""
+MATCHES = re.compile(r"^(?:self|string\(self\))\.matches\(r'(.*)'\)$")
+"""The rule that gives a string a pattern."""
 
 
 def specs(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
@@ -32,6 +35,8 @@ def of(schema: Schema) -> st.SearchStrategy[Any]:
         return st.sampled_from(schema["enum"])
     if ANY_VALUE in schema:
         return st.booleans() | st.integers(0, SAFE_INTEGER) | st.text(TEXT, max_size=8)
+    if INT_OR_STRING in schema:
+        return st.integers(0, SAFE_INTEGER) | _string(schema)
     match schema["type"]:
         case "object":
             return _object(schema)
@@ -65,18 +70,19 @@ def _object(schema: Schema) -> st.SearchStrategy[dict[str, Any]]:
 
 def _array(schema: Schema) -> st.SearchStrategy[list[Any]]:
     key = schema.get("x-kubernetes-list-map-keys", [None])[0]
+    unique = str if schema[LIST_TYPE] == "set" else None
     return st.lists(
         of(schema["items"]),
         min_size=schema.get("minItems", 0),
         max_size=min(schema.get("maxItems", 3), 3),
-        unique_by=(lambda item: item[key]) if key else None,
+        unique_by=(lambda item: item[key]) if key else unique,
     )
 
 
 def _string(schema: Schema) -> st.SearchStrategy[str]:
     patterns = [schema["pattern"]] if "pattern" in schema else []
     for rule in schema.get("x-kubernetes-validations", ()):
-        patterns.append(rule["rule"].removeprefix("self.matches(r'").removesuffix("')"))
+        patterns.append(MATCHES.sub(r"\1", rule["rule"]))
     least, most = schema.get("minLength", 0), schema.get("maxLength", 256)
     if not patterns:
         return st.text(TEXT, min_size=least, max_size=min(most, 20))

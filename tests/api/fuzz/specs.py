@@ -112,7 +112,7 @@ def _break(draw: st.DrawFn, spec: Spec, schema: Schema, place: Place, field: Sch
 
 def _wrong(field: Schema) -> st.SearchStrategy[Any]:
     wrong = [st.sampled_from(WRONG_TYPES)]
-    match field["type"]:
+    match field.get("type", "string"):  # a quantity has none
         case "string":
             wrong += [_strings(field), _strings(field)]
         case "integer" | "number":
@@ -129,7 +129,7 @@ def _wrong(field: Schema) -> st.SearchStrategy[Any]:
 
 def _strings(field: Schema) -> st.SearchStrategy[str]:
     """Almost valid strings: odd characters, one character too many, far too many."""
-    good = of(field)
+    good = of(field).map(str)
     most = field.get("maxLength", 64)
     odd = st.text(ODD_CHARACTERS + "aZ0-./:_", max_size=12)
     changed = st.tuples(good, odd, st.integers(0, 300))
