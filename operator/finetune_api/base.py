@@ -50,6 +50,8 @@ CONDITION_TYPE_PATTERN = (
 CONDITION_REASON_PATTERN = r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"
 QUANTITY_PATTERN = r"^\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)([mkMGTP]|[KMGTP]i|[eE][-+]?[0-9]{1,2})?$"
 """What Kubernetes reads as a quantity, without signs and units that make no sense here."""
+NOT_OBSERVED = -1
+"""observedGeneration of an object whose status the operator has not written."""
 INT_OR_STRING = "x-kubernetes-int-or-string"
 LIST_TYPE = "x-kubernetes-list-type"
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from finetune_api import GROUP, VERSION, combinations_page, reasons_page
 from finetune_api.acceleratorprofile import AcceleratorProfileSpec, AcceleratorProfileStatus
-from finetune_api.base import CHILD_NAME_MAX, CHILD_NAME_PATTERN, cel
+from finetune_api.base import CHILD_NAME_MAX, CHILD_NAME_PATTERN, NOT_OBSERVED, cel
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus
 from finetune_api.reference_page import HEAD, render_section
@@ -266,6 +266,9 @@ def object_schema(kind: Kind) -> Schema:
         "spec": structural_schema(kind.spec, spec=True),
         "status": structural_schema(kind.status, spec=False),
     }
+    if kind.scope == "Namespaced":  # whose status every operator writes
+        # Without it kstatus would report an object that the operator has not seen as finished.
+        properties["status"]["default"] = {"observedGeneration": NOT_OBSERVED}
     out: Schema = {
         "description": kind.description,
         "type": "object",

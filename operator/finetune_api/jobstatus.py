@@ -8,7 +8,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from finetune_api.base import Condition, LongText, ShortText, StatusModel, Time, list_map_key
+from finetune_api.base import (
+    NOT_OBSERVED,
+    Condition,
+    LongText,
+    ShortText,
+    StatusModel,
+    Time,
+    list_map_key,
+)
 from finetune_api.evaluation_summary import EvaluationSummary, ProbeRecord
 from finetune_api.facts import ArtifactRef, DataFacts, ModelFacts, TrainFacts, WorkspaceFacts
 from finetune_api.failure import Failure
@@ -137,8 +145,9 @@ class SuspectedNodes(StatusModel):
 class FineTuneJobStatus(StatusModel):
     """State of the job, derived from its children."""
 
-    observed_generation: int = Field(default=0, ge=0)
-    """metadata.generation that this status was computed from."""
+    observed_generation: int = Field(default=NOT_OBSERVED, ge=NOT_OBSERVED)
+    """metadata.generation that this status was computed from; -1 before the operator has written
+    one."""
     phase: Phase = "Pending"
     """State of the job in one word."""
     message: LongText = ""

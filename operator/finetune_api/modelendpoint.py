@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import (
+    NOT_OBSERVED,
     NOT_SPACE,
     SUBDOMAIN,
     Condition,
@@ -140,8 +141,9 @@ class RevisionStatus(StatusModel):
 class ModelEndpointStatus(StatusModel):
     """Which revision gets the traffic, and the state of the others."""
 
-    observed_generation: int = Field(default=0, ge=0)
-    """metadata.generation that this status was computed from."""
+    observed_generation: int = Field(default=NOT_OBSERVED, ge=NOT_OBSERVED)
+    """metadata.generation that this status was computed from; -1 before the operator has written
+    one."""
     phase: EndpointPhase = "Pending"
     """State of the endpoint in one word."""
     message: LongText = ""

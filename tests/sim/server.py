@@ -37,6 +37,8 @@ WITHOUT_STATUS = {"ServingRuntime"}
 OURS = {"FineTuneJob", "ModelEndpoint", "AcceleratorProfile"}
 CUSTOM = {*OURS, "InferenceService", *WITHOUT_STATUS}
 STATUS_APART = {"Job", "Pod", "Deployment", "Service", *CUSTOM} - WITHOUT_STATUS
+UNSEEN = {"observedGeneration": -1}
+FIRST_STATUS = {"Pod": {"phase": "Pending"}, "FineTuneJob": UNSEEN, "ModelEndpoint": UNSEEN}
 COUNTS_GENERATIONS = {"Job", "Deployment", *CUSTOM}
 SERVER_OWNED = ("uid", "creationTimestamp", "generation", "deletionTimestamp")
 POD_GRACE = 30
@@ -88,8 +90,8 @@ class ApiServer:
         made = {**manifest, "metadata": meta}
         if kind in STATUS_APART:
             made.pop("status", None)
-            if kind == "Pod":
-                made["status"] = {"phase": "Pending"}
+            if kind in FIRST_STATUS:
+                made["status"] = FIRST_STATUS[kind]
         return self._store("ADDED", made, None)
 
     def restore(self, manifest: Manifest) -> Manifest:

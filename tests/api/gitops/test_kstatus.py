@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +11,14 @@ from finetune_operator.decision import Manifest
 
 from hack.cluster.errors import ClusterError
 from hack.gitops.kstatus import build_program, compute_statuses
-from tests.api.gitops.examples import GITOPS
+from tests.api.client import Api
+from tests.api.gitops.examples import GITOPS, JOBS, read_documents
 from tests.unit.gitops import endpoint_cases, job_cases, profile_cases
 from tests.unit.gitops.cases import Case
 from tests.unit.jobs.world import CPU_PROFILE
 
 CASES = [*job_cases.CASES.all, *endpoint_cases.CASES.all, *profile_cases.CASES.all]
+UNSEEN = [JOBS[0], GITOPS / "models" / "endpoint.yaml"]
 ENDS = {"Succeeded": "Current", "Failed": "Failed", "Suspended": "Current"}
 
 
@@ -65,3 +68,23 @@ def test_an_object_without_a_status_is_current_until_it_is_being_deleted() -> No
     deleted = {**profile, "metadata": {**metadata, "deletionTimestamp": "2026-01-05T12:00:00Z"}}
     kinds = [found["kstatus"] for found in compute_example_statuses(profile, deleted)]
     assert kinds == ["Current", "Terminating"]
+
+
+@pytest.mark.parametrize("path", UNSEEN, ids=lambda path: path.name)
+def test_an_object_that_the_operator_has_not_seen_is_in_progress(
+    api: Api, namespace: str, path: Path
+) -> None:
+    """The API server fills in observedGeneration -1, whatever the object was created with."""
+    for manifest in read_documents(path):
+        metadata = {**manifest["metadata"], "namespace": namespace}
+        kind, name = manifest["kind"], metadata["name"]
+        made = api.create({**manifest, "metadata": metadata, "status": {"message": "by me"}})
+        found = api.get(kind, namespace, name)
+        (listed,) = (each for each in api.list(kind) if each["metadata"]["uid"] == uid_of(made))
+        for each in (made, found, listed):
+            assert each["status"] == {"observedGeneration": -1}
+        assert compute_example_statuses(found) == [{"kstatus": "InProgress", "flux": "InProgress"}]
+
+
+def uid_of(manifest: Manifest) -> str:
+    return str(manifest["metadata"]["uid"])

@@ -65,6 +65,7 @@ def endpoint(letter: str = "a", **spec: Any) -> Manifest:
             "generation": 1,
         },
         "spec": {key: value for key, value in fields.items() if value is not None},
+        "status": {"observedGeneration": -1},
     }
 
 

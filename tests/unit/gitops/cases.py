@@ -34,8 +34,6 @@ HEALTHY = Expected("Healthy", "Current", "Current")
 DEGRADED = Expected("Degraded", "Failed", "Failed")
 SUSPENDED = Expected("Suspended", "Current", "Current")
 HELD = Expected("Suspended", "InProgress", "InProgress")
-UNREAD = Expected("Progressing", "Current", "Unknown")
-"""The operator has not written a status: kstatus treats any such object as finished."""
 
 
 @dataclass(frozen=True)

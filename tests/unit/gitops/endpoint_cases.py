@@ -9,7 +9,7 @@ from finetune_operator.endpoints.plan import build_rejected_endpoint_status
 
 from tests.unit.endpoints.scenarios import answer_checks
 from tests.unit.endpoints.world import NAME, World, artifact, endpoint, exporting_job
-from tests.unit.gitops.cases import DEGRADED, HEALTHY, PROGRESSING, UNREAD, Cases, Recorded
+from tests.unit.gitops.cases import DEGRADED, HEALTHY, PROGRESSING, Cases, Recorded
 
 CRASH = {"reason": "Error", "exitCode": 1, "message": "RuntimeError: no kernel image"}
 
@@ -39,7 +39,7 @@ CASES = Cases(RecordedWorld)
 expect = CASES.expect
 
 
-@expect(UNREAD)
+@expect(PROGRESSING)
 def was_just_created(world: RecordedWorld) -> None:
     pass
 

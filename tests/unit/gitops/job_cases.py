@@ -13,7 +13,6 @@ from tests.unit.gitops.cases import (
     HELD,
     PROGRESSING,
     SUSPENDED,
-    UNREAD,
     Cases,
     Recorded,
 )
@@ -45,7 +44,7 @@ expect = CASES.expect
 # Before the operator, and between an edit and the operator.
 
 
-@expect(UNREAD)
+@expect(PROGRESSING)
 def was_just_created(world: RecordedWorld) -> None:
     pass
 

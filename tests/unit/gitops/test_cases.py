@@ -27,9 +27,10 @@ def get_conditions(found: Manifest) -> dict[str, Any]:
 
 
 def list_last_statuses(cases: list[Case]) -> Iterator[dict[str, Any]]:
-    """The statuses at the end of the cases."""
+    """The statuses at the end of the cases, of those in which the operator has written one."""
     for case in cases:
-        if status := case.observe().found.get("status"):
+        status = case.observe().found.get("status", {})
+        if "conditions" in status:
             yield status
 
 

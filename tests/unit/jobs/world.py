@@ -122,6 +122,7 @@ def job_manifest(**changes: Any) -> Manifest:
             "creationTimestamp": "2026-01-05T12:00:00Z",
         },
         "spec": {key: value for key, value in spec.items() if value is not None},
+        "status": {"observedGeneration": -1},
     }
 
 
