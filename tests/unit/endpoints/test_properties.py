@@ -7,7 +7,15 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.endpoints.world import NAME, NAMESPACE, Crash, World, artifact
+from tests.unit.endpoints.world import (
+    NAME,
+    NAMESPACE,
+    Crash,
+    World,
+    artifact,
+    exporting_job,
+    following,
+)
 
 ERROR = {"reason": "Error", "exitCode": 1, "message": "ValueError: no"}
 
@@ -105,3 +113,53 @@ def test_traffic_goes_only_to_checked_revisions_and_the_roll_out_always_ends(
     assert {pod["metadata"]["labels"]["app"] for pod in world.list("Pod", NAMESPACE)} == {
         f"{NAME}-r{last}"
     }
+
+
+def _load_job(world: World, letter: str, minute: int) -> None:
+    world.load(exporting_job(letter, minute))
+
+
+def _delete_jobs(world: World) -> None:
+    for name in world.names("FineTuneJob"):
+        world.remove("FineTuneJob", name)
+
+
+FOLLOWING: dict[str, Callable[[World], None]] = {
+    **{
+        f"job {letter}": lambda world, letter=letter, minute=minute: _load_job(
+            world, letter, minute
+        )
+        for minute, letter in enumerate("abc")
+    },
+    "jobs deleted": _delete_jobs,
+    "pinned": lambda world: world.edit(artifact=artifact("d")),
+    "unpinned": lambda world: world.edit(artifact=None),
+    **{
+        name: ACTIONS[name]
+        for name in (
+            "passes its checks",
+            "wrong answer",
+            "crashes",
+            "operator crashes between two writes",
+            "operator restarts",
+            "a minute",
+        )
+    },
+}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(sorted(FOLLOWING)), max_size=30))
+def test_an_endpoint_that_follows_never_goes_back_to_an_older_job(story: list[str]) -> None:
+    world = World(following())
+    newest = ""
+    for action in story:
+        FOLLOWING[action](world)
+        world.reconcile()
+        name = (world.status.get("latest") or {"job": {"name": ""}})["job"]["name"]
+        assert name >= newest
+        newest = name
+        revisions = world.status["revisions"]
+        is_pinned = "artifact" in world.need("ModelEndpoint", NAME)["spec"]
+        if revisions and revisions[-1]["state"] == "Starting" and not is_pinned:
+            assert revisions[-1]["uri"].endswith(newest)
