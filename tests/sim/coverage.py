@@ -29,6 +29,11 @@ STATES = (
     "zombie trained alongside its successor",
     "zombie was fenced",
     "call while the API server was down",
+    "endpoint got a model",
+    "endpoint got a newer model",
+    "failed: Superseded",
+    "janitor ran",
+    "artifact removed",
 )
 
 

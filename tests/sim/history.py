@@ -15,11 +15,18 @@ from tests.sim.clock import running
 from tests.sim.invariants import Violation, require
 from tests.sim.machine import Machine, Step
 
-ACTIONS = tuple(sorted(name[3:] for name in vars(Machine) if name.startswith("do_")))
-DRAWN = (*ACTIONS, *["operator_fault"] * 8, *["cut_gang"] * 3, *["fill_nodes"] * 2)
+ACTIONS = tuple(sorted(name[3:] for name in dir(Machine) if name.startswith("do_")))
+DRAWN = (
+    *ACTIONS,
+    *["operator_fault"] * 8,
+    *["cut_gang"] * 3,
+    *["fill_nodes"] * 2,
+    *["create_other_job"] * 2,
+    *["other_job_exports"] * 3,
+)
 """The simulation exists for what happens between two calls of the operator, and for zombies, which
 are rare: a gang must be training when it is partitioned, and stay undisturbed for a while. Nodes
-must be taken before a gang starts."""
+must be taken before a gang starts. Another job must be created before it exports."""
 SECONDS = (0.5, 2.0, 6.0, 15.0, 40.0, 150.0)
 WAITS = (0.0, 0.4, 1.0, 2.0, 4.0, 7.0, 12.0, 40.0)
 WRITES_AT_FIRST, WRITES_PER_STEP = 250, 60
@@ -66,6 +73,7 @@ def play(history: History, met: Counter[str]) -> None:
         for step in history:
             machine.play(step)
         machine.settle()
+        machine.forget_jobs()
         most = WRITES_AT_FIRST + WRITES_PER_STEP * len(history)
         require(machine.writes <= most, "no loop of writes", writes=machine.writes)
 

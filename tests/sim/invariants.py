@@ -42,9 +42,10 @@ def require(holds: object, promise: str, **seen: object) -> None:
 class Invariants:
     """Checks every write, and what the gangs do."""
 
-    def __init__(self, server: ApiServer, clock: Clock) -> None:
+    def __init__(self, server: ApiServer, clock: Clock, job: str) -> None:
         self._server = server
         self._clock = clock
+        self._job_name = job
         self.trainer: Trainer
         self.nodes: Nodes
         self.allowed_restarts = 0
@@ -55,6 +56,10 @@ class Invariants:
         self.user_errors = 0
         self.deadlines = 0
         self.leaders: Callable[[], int] = lambda: 1
+        self.may_be_superseded: Callable[[str], bool] = lambda _: False
+        """Whether the endpoint of the job with this uid can have got another model."""
+        self.was_served: Callable[[str], bool] = lambda _: False
+        """Whether a server has loaded the artifact at this address."""
         self._two_leaders_at = float("-inf")
         self._repeats: Counter[str] = Counter()
         self._suspended_since: float | None = None
@@ -109,7 +114,8 @@ class Invariants:
         kind = new["kind"]
         if self.leaders() > 1:
             self._two_leaders_at = self._clock.now
-        if kind == "FineTuneJob" and what == "MODIFIED" and old is not None:
+        is_ours = new["metadata"]["name"] == self._job_name
+        if kind == "FineTuneJob" and is_ours and what == "MODIFIED" and old is not None:
             before, after = old.get("status") or {}, new.get("status") or {}
             if before != after:
                 self._status(new, before, after)
@@ -197,7 +203,9 @@ class Invariants:
         newest = max((step for step, _ in workspace.checkpoints), default=0)
         require(claimed <= newest, "every reported checkpoint exists", claimed=claimed)
         for each in status.get("stages") or ():
-            if each["state"] == "Succeeded":
+            if each["state"] == "Succeeded" and each["name"] == "serve":
+                require(self.was_served(status["artifact"]["uri"]), "a served model was loaded")
+            elif each["state"] == "Succeeded":
                 require(each["name"] in done, f"{each['name']} is reported as done only when it is")
         if phase == "Succeeded":
             require("export" in done, "a job that succeeded has an artifact")
@@ -210,13 +218,16 @@ class Invariants:
             }
             require(len(ran) >= 2, "Training is reported only when every pod of the gang has run")
         if phase == "Failed":
-            self._failed(status)
+            self._failed(uid, status)
 
-    def _failed(self, status: dict[str, Any]) -> None:
+    def _failed(self, uid: str, status: dict[str, Any]) -> None:
         reason = (status.get("failure") or {}).get("reason", "")
         self.trainer.met(f"failed: {reason}")
         if reason == "BrokenRow":
             require(self.user_errors, "what is reported as the user's error is one")
+            return
+        if reason == "Superseded":
+            require(self.may_be_superseded(uid), "a job is superseded by another model only")
             return
         if reason == "DeadlineExceeded":
             require(self.deadlines, "a job without a deadline is never late")

@@ -16,14 +16,22 @@ from finetune_api.crd import MUTABLE
 from finetune_operator.controllers import build_controllers
 from finetune_operator.decision import JOB_UID_LABEL, Manifest, Settings
 from finetune_operator.engine.kube_client import ApiError, Invalid
+from finetune_operator.exported_models import is_handed_over
+from finetune_operator.names import artifact_path
+from finetune_operator.workspaces.plan import PERIOD, REPEAT_AFTER
 
+from tests.sim.artifacts import Artifacts
 from tests.sim.clock import Clock
 from tests.sim.controllers import QUOTA_REFUSAL, GarbageCollector, JobController
+from tests.sim.endpoint_actions import ENDPOINT, OTHERS, EndpointActions
+from tests.sim.endpoint_invariants import CLAIM, EndpointInvariants, named_folders
 from tests.sim.invariants import TERMINAL, Invariants, require
+from tests.sim.node_actions import NodeActions
 from tests.sim.nodes import NODES, Nodes
 from tests.sim.operators import KINDS, Operator
 from tests.sim.port import FAULTS, Fault
 from tests.sim.server import ApiServer, Happening
+from tests.sim.serving import Deployments
 from tests.sim.trainer import SAVE_SECONDS, Process, Trainer, termination_message
 from tests.unit.jobs.world import CPU_PROFILE, NAMESPACE, job_manifest
 
@@ -32,6 +40,8 @@ MOST_RESTARTS = 3
 PATIENCE = 7200.0
 """Seconds within which a job must come to rest once faults have stopped."""
 QUIET = 600.0
+CLEANED_UP = 3 * REPEAT_AFTER.total_seconds()
+"""Seconds within which a janitor has removed what is no longer needed."""
 CONTROLLERS = build_controllers(
     Settings(
         trainer_image="registry.example/trainer:1",
@@ -53,7 +63,10 @@ class Step:
 
 
 def frozen_spec(old: Manifest, new: Manifest) -> str | None:
-    """The CRD's rule: once a job has started, only some fields of its spec may change."""
+    """The CRD's rules: once a job has started, only some fields of its spec may change, and `serve`
+    until the model is handed over."""
+    if is_handed_over(old) and old["spec"].get("serve") != new["spec"].get("serve"):
+        return "spec.serve cannot change after the job has handed its model to the endpoint"
     if not (old.get("status") or {}).get("startedAt"):
         return None
     before, after = old["spec"], new["spec"]
@@ -63,7 +76,7 @@ def frozen_spec(old: Manifest, new: Manifest) -> str | None:
     return None
 
 
-class Machine:
+class Machine(EndpointActions, NodeActions):
     """The cluster of one history."""
 
     def __init__(self, met: Counter[str]) -> None:
@@ -71,14 +84,21 @@ class Machine:
         self.server = ApiServer(self.clock)
         self.server.admission["FineTuneJob"] = frozen_spec
         self._counter = met
-        self.invariants = Invariants(self.server, self.clock)
+        self.invariants = Invariants(self.server, self.clock, NAME)
+        self.endpoints = EndpointInvariants(self.server, self.met)
+        self.artifacts = Artifacts(self.server, self.clock, self.met)
+        self.artifacts.removing = self.endpoints.removes
+        self.deployments = Deployments(self.server, self.clock)
+        self.invariants.may_be_superseded = self.endpoints.may_be_superseded
+        self.invariants.was_served = self.deployments.ready_uris.__contains__
         self.trainer = Trainer(self.clock, self.invariants, self.met)
         self.nodes = Nodes(self.server, self.clock, self.trainer, self.met)
         self.jobs = JobController(self.server, self.clock, self.met)
         self.garbage = GarbageCollector(self.server, self.clock)
         self.invariants.trainer, self.invariants.nodes = self.trainer, self.nodes
+        self.trainer.worked = self._worked
         self.operators = [
-            Operator(name, self.server, self.clock, CONTROLLERS, self.nodes.answer, self.met)
+            Operator(name, self.server, self.clock, CONTROLLERS, self._answer, self.met)
             for name in "ab"
         ]
         self.invariants.leaders = lambda: sum(each.leads() for each in self.operators)
@@ -116,7 +136,18 @@ class Machine:
         """Writes that any operator has sent."""
         return sum(operator.port.writes for operator in self.operators)
 
-    def _seen(self, _what: Happening, new: Manifest, _old: Manifest | None) -> None:
+    def _answer(self, url: str) -> Any:
+        return self.deployments.answer(url) or self.nodes.answer(url)
+
+    def _worked(self, process: Process) -> None:
+        if not process.job:
+            self.artifacts.clean(process.batch)
+        elif process.stage == "export":
+            self.artifacts.add(artifact_path(NAME, process.job))
+
+    def _seen(self, what: Happening, new: Manifest, _old: Manifest | None) -> None:
+        if what == "ADDED" and new["metadata"]["name"] == CLAIM:
+            self.server.restore({**new, "status": {"phase": "Bound"}})
         if new["kind"] == "FineTuneJob" and QUOTA_REFUSAL in str(
             (new.get("status") or {}).get("message")
         ):
@@ -139,7 +170,8 @@ class Machine:
                 "status": {"phase": "Bound"},
             }
         )
-        manifest = job_manifest(serve=None, maxRestarts=MOST_RESTARTS)
+        self.create_other_job(OTHERS[0])
+        manifest = job_manifest(serve={"endpoint": ENDPOINT}, maxRestarts=MOST_RESTARTS)
         manifest["metadata"] = {"name": NAME, "namespace": NAMESPACE}
         self.server.create(manifest)
         self.invariants.allowed_restarts = self.invariants.least_restarts = MOST_RESTARTS
@@ -190,11 +222,28 @@ class Machine:
         self.wait(60.0)
         self._idle()
         self._again()
+        if self.endpoint is not None:
+            self.endpoints.check_at_rest(self.endpoint)
         self._tidy()
 
+    def forget_jobs(self) -> None:
+        """Without jobs the workspace keeps what the endpoint names, and nothing else."""
+        before = set(self.artifacts.folders)
+        for job in self.server.list("FineTuneJob", NAMESPACE):
+            self.server.delete("FineTuneJob", NAMESPACE, job["metadata"]["name"])
+        if self.server.find("PersistentVolumeClaim", NAMESPACE, CLAIM) is None:
+            return
+        self.wait(CLEANED_UP)
+        named = named_folders(self.endpoint) if self.endpoint is not None else set()
+        if not named >= set(self.artifacts.folders):
+            self.wait(PERIOD.total_seconds() + CLEANED_UP)  # the operator never saw their jobs
+        left = set(self.artifacts.folders)
+        require(before & named <= left <= named, "the janitor removes all that nothing names")
+
     def _calm(self) -> None:
+        self.do_unpin(0, 0.0)
         for name in NODES:
-            self._return(name)
+            self.return_node(name)
             self.nodes.nodes[name].cordoned = False
         self.trainer.save_seconds = SAVE_SECONDS
         self.jobs.quota = None
@@ -277,6 +326,15 @@ class Machine:
         except Invalid:
             return True
         raise AssertionError("the stand-in for the CRD's rule let it pass")
+
+    def do_drop_serve(self, _which: int, _seconds: float) -> bool:
+        """kubectl patch: serve nothing, which the CRD refuses after the hand-over."""
+        if self.job is None or "serve" not in self.job["spec"]:
+            return False
+        try:
+            return self._edit({"serve": None})
+        except Invalid:
+            return False
 
     def do_touch(self, which: int, _seconds: float) -> bool:
         """A user labels the job: a new resourceVersion and nothing else."""
@@ -431,58 +489,6 @@ class Machine:
             self.server.delete(found["kind"], meta["namespace"], meta["name"], grace=grace)
         except ApiError:
             return
-
-    # Quotas
-
-    def do_lower_quota(self, which: int, seconds: float) -> bool:
-        """The namespace may have no pod, or one, for some time."""
-        self.jobs.quota = which % 2
-        self.clock.after(4 * seconds, setattr, self.jobs, "quota", None)
-        return True
-
-    # Nodes
-
-    def do_cut_node(self, which: int, _seconds: float) -> bool:
-        """A node cannot reach the API server, or no host at all; its pods keep running."""
-        self.nodes.cut(NODES[which % len(NODES)], wholly=which // len(NODES) % 2 == 1)
-        return True
-
-    def do_cut_gang(self, which: int, _seconds: float) -> bool:
-        """A switch fails: no node of a gang reaches the API server, and its ranks keep training."""
-        gangs = [gang for gang in self.trainer.gangs.values() if gang.can_publish]
-        if not gangs:
-            return False
-        for rank in gangs[which % len(gangs)].ranks.values():
-            self.nodes.cut(rank.node)
-        return True
-
-    def do_power_off(self, which: int, _seconds: float) -> bool:
-        """A node loses its power."""
-        self.nodes.power_off(NODES[which % len(NODES)])
-        return True
-
-    def do_node_returns(self, _which: int, _seconds: float) -> bool:
-        """Every node is back."""
-        gone = [name for name, node in self.nodes.nodes.items() if not node.reachable]
-        for name in gone:
-            self._return(name)
-        return bool(gone)
-
-    def _return(self, name: str) -> None:
-        node = self.nodes.nodes[name]
-        if node.powered and not node.linked and not node.evicted:
-            self.invariants.own_faults += 1  # its ranks lost their peers for an unknown reason
-        self.nodes.bring_back(name)
-
-    def do_fill_nodes(self, which: int, seconds: float) -> bool:
-        """A gang that starts now gets one node, and waits for another."""
-        self.nodes.fill(NODES[which % len(NODES)], 6 * seconds)
-        self.wait(5 * seconds)
-        return True
-
-    def do_drain(self, which: int, seconds: float) -> bool:
-        """kubectl drain of a node."""
-        return self.nodes.drain(NODES[which % len(NODES)], seconds) > 0
 
 
 def _of_a_job(found: Manifest) -> bool:

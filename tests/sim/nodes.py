@@ -18,6 +18,7 @@ from finetune_operator.jobs.observe import INDEX_LABEL
 
 from tests.sim.clock import START, Clock
 from tests.sim.server import ApiServer, Happening
+from tests.sim.serving import is_serving
 from tests.sim.trainer import Process, Trainer
 
 NOT_READY = 8.0
@@ -214,7 +215,7 @@ class Nodes:
     # The kubelets
 
     def _seen(self, what: Happening, pod: Manifest, old: Manifest | None) -> None:
-        if pod["kind"] != "Pod":
+        if pod["kind"] != "Pod" or is_serving(pod):
             return
         if what == "ADDED":
             self._clock.after(0.1, self._schedule, pod)
@@ -283,7 +284,8 @@ class Nodes:
             phase = "Failed" if process.code else "Succeeded"
             is_deleted = "deletionTimestamp" in pod["metadata"]
             containers = [{"name": "trainer", "state": {"terminated": terminated}}]
-            if self.has_sidecars and not is_deleted and process.code != LOST_TRACK:
+            has_sidecar = self.has_sidecars and process.job  # a mesh leaves janitors alone
+            if has_sidecar and not is_deleted and process.code != LOST_TRACK:
                 self._met("sidecar ran on")
                 phase = "Running"
                 containers.insert(0, {"name": "proxy", "state": {"running": {}}})

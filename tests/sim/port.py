@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from finetune_operator.decision import JOB_UID_LABEL, Manifest, ObjectRef
+from finetune_operator.decision import Manifest, ObjectRef
 from finetune_operator.engine.kinds import Resource
 from finetune_operator.engine.kube_client import Conflict, Unavailable
+from finetune_operator.names import JANITOR
 
 from tests.sim.clock import Clock
 from tests.sim.server import ApiServer
@@ -68,7 +69,7 @@ class Port:
         self.fault: Fault | None = None
         self.down_until = 0.0
         self.writes = 0
-        """Writes about a job; those about the workspace's daily janitor do not count."""
+        """Writes about a job or an endpoint; those about the workspace's janitor do not count."""
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest:
         """One object."""
@@ -98,11 +99,11 @@ class Port:
 
     async def create(self, manifest: Manifest) -> Manifest:
         """POST."""
-        return await self._write(lambda: self._server.create(manifest), _about_a_job(manifest))
+        return await self._write(lambda: self._server.create(manifest), _counts(manifest))
 
     async def apply(self, manifest: Manifest) -> Manifest:
         """Server-side apply."""
-        return await self._write(lambda: self._server.apply(manifest), _about_a_job(manifest))
+        return await self._write(lambda: self._server.apply(manifest), _counts(manifest))
 
     async def replace(self, manifest: Manifest) -> Manifest:
         """PUT."""
@@ -114,14 +115,15 @@ class Port:
         """Merge-patch."""
         return await self._write(
             lambda: self._server.patch(kind, namespace, name, patch, subresource),
-            kind in ("FineTuneJob", "Event"),
+            kind in ("FineTuneJob", "ModelEndpoint", "Event"),
             patch=True,
         )
 
     async def delete(self, ref: ObjectRef) -> Manifest:
         """Delete in the background."""
         return await self._write(
-            lambda: self._server.delete(ref.kind, ref.namespace, ref.name, uid=ref.uid)
+            lambda: self._server.delete(ref.kind, ref.namespace, ref.name, uid=ref.uid),
+            ref.name != JANITOR,
         )
 
     def reach(self) -> None:
@@ -170,6 +172,5 @@ class Port:
                 return made
 
 
-def _about_a_job(manifest: Manifest) -> bool:
-    labels = manifest["metadata"].get("labels") or {}
-    return manifest["kind"] == "Event" or JOB_UID_LABEL in labels
+def _counts(manifest: Manifest) -> bool:
+    return manifest["metadata"]["name"] != JANITOR and manifest["kind"] != "PersistentVolumeClaim"

@@ -236,6 +236,8 @@ class Trainer:
         self.processes: dict[str, Process] = {}
         self.gangs: dict[str, Gang] = {}
         self.exited: Callable[[Process], None] = lambda _: None
+        self.worked: Callable[[Process], None] = lambda _: None
+        """Called when a stage other than training, or a janitor, has done its work."""
         self._workspaces: dict[str, Workspace] = {}
 
     def workspace(self, job: str) -> Workspace:
@@ -301,6 +303,7 @@ class Trainer:
         if process.hung:
             self.clock.after(STAGE_SECONDS, self._worked, process)
             return
+        self.worked(process)
         if process.job:
             self.workspace(process.job).done.add(process.stage)
             self.exit(
