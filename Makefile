@@ -133,7 +133,7 @@ fuzz: $(VENV)/.ready ## Read N damaged data files and N statuses of pods; send N
 	  $(PY) -m pytest tests/api/fuzz -s -o timeout=86400
 
 .PHONY: mutants
-mutants: $(VENV)/.ready ## Break the operator in sixty ways and count what the tests detect
+mutants: $(VENV)/.ready ## Break the operator in about seventy ways and count what the tests detect
 	@$(PY) -m hack.suite mutants
 
 ##@ Benchmarks (each against a baseline in the same run)

@@ -158,7 +158,7 @@ CLUSTER = Part("cluster", (_pytest("cluster", "tests/cluster", *PATIENT),))
 E2E = Part("e2e", (_pytest("e2e", "tests/e2e", "-s", "-m", "not long", *PATIENT),))
 # Every fault on the real cluster; the end-to-end tests play a few of them. `make chaos`.
 CHAOS = Part("chaos", (_pytest("chaos", "tests/e2e/chaos", "-s", *PATIENT),))
-# Breaks copies of the operator in sixty ways. `make mutants`.
+# Breaks copies of the operator in about seventy ways. `make mutants`.
 MUTANTS = Part("mutants", (_step("mutants", PYTHON, "-m", "hack.mutants"),))
 
 PARTS = (LINT, UNIT, SIM, API, TRAINER, IMAGES, CLUSTER, E2E)

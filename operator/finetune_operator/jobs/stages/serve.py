@@ -1,7 +1,8 @@
 """serve: hand the model over to a ModelEndpoint and wait until the model takes the traffic.
 
 The job creates the endpoint where there is none, and never writes to one that exists: an endpoint
-without `spec.artifact` follows its jobs by itself, and one with it belongs to whoever wrote it.
+without `spec.artifact` follows its jobs by itself, and one with it belongs to the person or tool that
+wrote it.
 The hand-over is the first attempt of the stage in the status of the job (`exported_models`). A job
 whose endpoint has got the model of a younger job, or was pinned to another one, was superseded.
 """
@@ -65,7 +66,7 @@ def roll_out(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest | None)
         return _accept(ctx, status, endpoint, served, revision)
     if replaced is not None:
         return replaced
-    state = _judge(endpoint_name(ctx), served, revision)
+    state = _check_revision(endpoint_name(ctx), served, revision)
     if isinstance(state, RevisionStatus):
         return _accept(ctx, status, endpoint, served, state)
     return state
@@ -132,7 +133,7 @@ def _find_replacement(
     )
 
 
-def _judge(
+def _check_revision(
     name: str, served: ModelEndpointStatus, revision: RevisionStatus | None
 ) -> RevisionStatus | RolloutInProgress | Failure:
     """The revision with the job's model where it takes the traffic, else how far it is."""
