@@ -1,1 +1,1 @@
-"""AcceleratorProfile: its status. Start with plan.py, use.py says what counts."""
+"""AcceleratorProfile: its status. Start with plan.py, use.py defines what counts."""

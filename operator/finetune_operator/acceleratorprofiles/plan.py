@@ -37,7 +37,7 @@ def reconcile_profile(profile: Manifest, view: View, settings: Settings, now: da
 
 
 def find_problem(profile: Manifest, view: View) -> Stalled | None:
-    """Why the profile cannot be used as its spec says; None where it can."""
+    """Why the profile cannot be used as it is specified; None where it can."""
     name = profile["metadata"]["name"]
     parsed = find_profile(view, name)
     if isinstance(parsed, Stalled):

@@ -10,8 +10,8 @@ follows when the grace period of artifacts that nothing names is over, and other
 day, as unused models and retained artifacts expire. The very first one marks the volume as this
 claim's.
 
-How long an artifact is retained once nothing names it is stored in its folder, because the job that
-said so may be gone. A user can end that time by an annotation of the claim, which names artifacts:
+How long an artifact is retained once nothing names it is stored in its folder, because its job
+may be gone. A user can end that time by an annotation of the claim, which names artifacts:
 they are removed as soon as nothing needs them. The ledger has them too, with a leading minus, so
 that a new one makes a janitor due.
 

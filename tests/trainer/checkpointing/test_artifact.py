@@ -29,7 +29,7 @@ def test_the_retention_is_stored_with_the_artifact(tmp_path: Path, retention: st
     assert (target / MANIFEST).read_bytes() == b"manifest"
 
 
-def test_an_artifact_is_retained_unless_its_folder_says_otherwise(tmp_path: Path) -> None:
+def test_an_artifact_without_a_file_is_retained(tmp_path: Path) -> None:
     publish(tmp_path, 1, "1h")
     target = publish(tmp_path, 2, None)
     assert read_retention(target) == "Always"

@@ -1,10 +1,10 @@
 """serve: hand the model over to a ModelEndpoint and wait until the model takes the traffic.
 
 The job creates the endpoint where there is none, and never writes to one that exists: an endpoint
-without `spec.artifact` follows its jobs by itself, and one with it belongs to the person or tool that
-wrote it.
-The hand-over is the first attempt of the stage in the status of the job (`exported_models`). A job
-whose endpoint has got the model of a younger job, or was pinned to another one, was superseded.
+without `spec.artifact` follows its jobs by itself, and one with it belongs to the person or the
+tool that wrote it. The hand-over is the first attempt of the stage in the status of the job
+(`exported_models`). A job whose endpoint has got the model of a younger job, or was pinned to
+another one, was superseded.
 """
 
 from dataclasses import dataclass
