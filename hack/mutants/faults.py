@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 JOBS = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "tests/unit/jobs")
 WORKSPACES = (*JOBS[:-1], "tests/unit/workspaces")
+PROFILES = (*JOBS[:-1], "tests/unit/acceleratorprofiles")
 RESOURCES = (*JOBS[:-1], "tests/unit/resources", "tests/unit/planner", "tests/unit/jobs")
 ENGINE = (*JOBS[:-1], "tests/unit/engine")
 ENDPOINTS = (*JOBS[:-1], "tests/unit/endpoints")
@@ -146,8 +147,8 @@ FAULTS = (
     Fault(
         "the time to live is over at once",
         "jobs/policies/ttl_after_finished.py",
-        "(ended + timedelta(seconds=seconds) - now)",
-        "(ended - now)",
+        "return ended + timedelta(seconds=seconds)",
+        "return ended",
     ),
     Fault(
         "one failure excludes a node",
@@ -399,6 +400,26 @@ FAULTS = (
         '        yield job_entry(job["metadata"]["uid"])\n',
         "",
         WORKSPACES,
+    ),
+    Fault(
+        "a job's own retention is ignored",
+        "jobs/stages/export.py",
+        "    retention = own or ctx.settings.artifact_retention\n",
+        "    retention = ctx.settings.artifact_retention\n",
+    ),
+    Fault(
+        "an operator of some namespaces counts what uses a profile",
+        "acceleratorprofiles/plan.py",
+        "not settings.watches_all_namespaces or ",
+        "",
+        PROFILES,
+    ),
+    Fault(
+        "jobs that have ended use a profile",
+        "acceleratorprofiles/use.py",
+        "not job.has_ended and ",
+        "",
+        PROFILES,
     ),
     Fault(
         "conditions change their time at every reconcile",
