@@ -38,7 +38,7 @@ helm upgrade finetune-operator charts/finetune-operator --namespace finetune-sys
   --reset-then-reuse-values --set replicas=2
 ```
 
-[examples/](examples/) has values for OpenShift, GKE, EKS and clusters without internet;
+[examples/](examples/) has values for OpenShift, GKE, EKS, Karpenter and clusters without internet;
 [operations](../../docs/operations.md) explains them.
 
 ## Values

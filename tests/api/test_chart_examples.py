@@ -57,6 +57,20 @@ def test_nodes_of_gke_are_selected_by_its_own_label_only() -> None:
     assert keys == {"cloud.google.com/gke-accelerator"}
 
 
+def test_karpenter_knows_the_labels_of_every_pool_before_it_has_nodes() -> None:
+    objects = rendered_with(OPERATOR / "examples" / "karpenter.yaml")
+    profiles = {
+        o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "AcceleratorProfile"
+    }
+    assert profiles.keys() == {"h100-80gb", "a100-80gb", "l4-24gb"}
+    keys = {key for spec in profiles.values() for key in spec["nodeSelector"]}
+    assert keys == {
+        "karpenter.k8s.aws/instance-gpu-name",
+        "karpenter.k8s.aws/instance-gpu-count",
+        "node.kubernetes.io/instance-type",
+    }
+
+
 def test_without_internet_nothing_public_is_reached() -> None:
     values = OPERATOR / "examples" / "air-gapped.yaml"
     objects = rendered_with(values, "--set=watchNamespaces={team-a}")
@@ -69,7 +83,7 @@ def test_without_internet_nothing_public_is_reached() -> None:
 
 def test_the_documentation_names_every_example() -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
     assert [each.name for each in EXAMPLES if f"examples/{each.name}" not in page] == []
 
 
