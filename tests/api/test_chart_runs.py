@@ -101,4 +101,8 @@ def test_the_operator_works_in_all_namespaces_or_in_the_listed_ones(tmp_path: Pa
             wait_for(lambda: len(children(api, "second")) == 2, 60, "a Job and a Deployment")
         assert "orbidden" not in log.read_text()
         assert count_use(api) == (1, 1), "an operator of some namespaces writes no counts"
+        # As docs/tasks/describe-a-pool.md removes it.
+        remove = '[{"op": "remove", "path": "/status"}]'
+        plane.kubectl("patch", "accel", "cpu", "--subresource=status", "--type=json", "-p", remove)
+        assert count_use(api) is None
         assert phases(api, "third") == ["", ""]

@@ -55,8 +55,9 @@ FAILED = Group(
             ANY,
             "The workspace, the pod's shared memory or the node's disk is full; the message says "
             "which.",
-            "Enlarge the workspace or delete jobs, raise the profile's `sharedMemory`, or free "
-            "disk space on the node.",
+            'Enlarge the workspace, or delete jobs and release artifacts (docs/operations.md, "How '
+            "long a model stays\"); raise the profile's `sharedMemory`; or free disk space on the "
+            "node.",
         ),
         Reason(
             "NoTrainedWeights",
@@ -132,7 +133,8 @@ FAILED = Group(
             "WorkspaceFull",
             "prepare",
             "The workspace has less free space than a download needs.",
-            "Enlarge the workspace's claim, or delete jobs that are no longer needed.",
+            "Enlarge the workspace's claim, or delete jobs and release artifacts that are no "
+            "longer needed.",
         ),
         Reason(
             "WrongWorldSize",

@@ -75,7 +75,7 @@ def _propose_remedies(
 ) -> list[str]:
     ways = [
         f"enlarge claim {claim} by {format_bytes(missing)}",
-        "delete FineTuneJobs whose artifacts are no longer needed",
+        "delete FineTuneJobs, and release artifacts, that are no longer needed",
     ]
     fewer = -(-missing // checkpoint_bytes(spec, model))
     keep = spec.training.checkpoint.keep_last - fewer

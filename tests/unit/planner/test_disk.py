@@ -78,8 +78,8 @@ def test_too_little_free_space_is_refused_with_figures_and_remedies() -> None:
         "artifact of 15.0 GiB; claim finetune-workspace has 400.0 GiB free"
     )
     assert refusal.remedy == (
-        "enlarge claim finetune-workspace by 78.6 GiB; or delete FineTuneJobs whose artifacts "
-        "are no longer needed; or set training.checkpoint.keepLast to 3"
+        "enlarge claim finetune-workspace by 78.6 GiB; or delete FineTuneJobs, and release "
+        "artifacts, that are no longer needed; or set training.checkpoint.keepLast to 3"
     )
     fewer = spec(method={"type": "Full"}, training={"checkpoint": {"keepLast": 3}})
     assert check_free_space(fewer, LLAMA_8B, workspace(400 * 1024**3), "w") is None

@@ -126,7 +126,8 @@ def disk_full_failure(error: BaseException) -> Failure:
     file = os.fsdecode(error.filename) if isinstance(error, OSError) and error.filename else None
     where, remedy = (
         "volume",
-        "Enlarge the workspace claim or delete jobs that are no longer needed.",
+        "Enlarge the workspace claim, or delete jobs and release artifacts that are no longer "
+        "needed.",
     )
     if _SHARED_MEMORY in f"{file} {error}":
         where = "pod's shared memory"

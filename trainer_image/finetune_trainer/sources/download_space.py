@@ -22,5 +22,6 @@ def require_free_space(needed: int, folder: Path, what: str, free: FreeBytes = f
         raise RetryableError(
             "WorkspaceFull",
             f"{what} needs {needed} bytes more and the workspace has {available} free.",
-            "Enlarge the claim of the workspace or delete jobs that are no longer needed.",
+            "Enlarge the workspace claim, or delete jobs and release artifacts that are no longer "
+            "needed.",
         )
