@@ -46,6 +46,21 @@ def container(*values: str) -> dict[str, Any]:
     return found
 
 
+def test_every_image_can_be_pinned_by_its_digest() -> None:
+    names = ("image", "trainer", "serving")
+    digests = {name: f"sha256:{number:064x}" for number, name in enumerate(names)}
+    found = container(
+        f"image.digest={digests['image']}",
+        f"trainer.image.digest={digests['trainer']}",
+        f"serving.image.digest={digests['serving']}",
+        "image.tag=v1",
+    )
+    options = settings.parse(found["args"], {}).settings
+    assert found["image"] == f"ghcr.io/finetune-dev/finetune-operator@{digests['image']}"
+    assert options.trainer_image == f"ghcr.io/finetune-dev/finetune-trainer@{digests['trainer']}"
+    assert options.serving_image == f"vllm/vllm-openai@{digests['serving']}"
+
+
 def profiles(*values: str) -> dict[str, dict[str, Any]]:
     found = [each for each in rendered(*values) if each["kind"] == "AcceleratorProfile"]
     return {each["metadata"]["name"]: each["spec"] for each in found}

@@ -118,3 +118,9 @@ def test_the_spec_hash_ignores_itself_and_changes_with_the_manifest() -> None:
     other = build_deployment(served(profile(), replicas=2))
     hashes = {each["metadata"]["annotations"][HASH_ANNOTATION] for each in (once, other)}
     assert len(hashes) == 2
+
+
+@pytest.mark.parametrize("revision", [CPU, GPU], ids=["cpu", "gpu"])
+def test_a_server_runs_no_code_of_the_model(revision: ServedRevision) -> None:
+    for build in (build_deployment, build_inference_service, build_serving_runtime):
+        assert "trust" not in str(build(revision))
