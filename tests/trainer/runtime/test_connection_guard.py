@@ -85,6 +85,7 @@ def test_a_process_may_be_allowed_the_loopback_interface_and_nothing_else() -> N
     [
         ("HTTPS_PROXY", "http://localhost:3128", 3128),
         ("http_proxy", "http://user:password@127.0.0.1", 80),
+        ("HTTP_PROXY", "127.0.0.1:3128", 3128),
         ("HF_ENDPOINT", "https://127.0.0.1/hub", 443),
         ("AWS_ENDPOINT_URL", "http://localhost:9000", 9000),
     ],
@@ -97,6 +98,12 @@ def test_what_the_platform_team_has_set_is_admitted_at_its_port(
     for host, other in (("127.0.0.1", port + 1), ("127.0.0.2", port)):
         with pytest.raises(UserError):
             connect(guard, host, other)
+
+
+def test_a_url_that_is_none_is_ignored() -> None:
+    for url in ("http://127.0.0.1:many", "http://[", "://"):
+        with pytest.raises(UserError):
+            connect(ConnectionGuard({"HTTPS_PROXY": url}), "127.0.0.1", 80)
 
 
 def test_the_agent_of_eks_pod_identity_is_admitted_and_the_metadata_service_is_not() -> None:

@@ -70,12 +70,8 @@ class ConnectionGuard:
     def __init__(self, environ: Mapping[str, str], may_use_loopback: bool = False) -> None:
         """`environ` has the URLs of the platform team, which are admitted whatever they are."""
         self._networks = _FORBIDDEN if may_use_loopback else (*_FORBIDDEN, *_LOOPBACK)
-        urls = [urlsplit(url) for name in _TRUSTED_VARIABLES if (url := environ.get(name))]
-        self._trusted = {
-            (url.hostname, url.port or (443 if url.scheme == "https" else 80))
-            for url in urls
-            if url.hostname
-        }
+        urls = [url for name in _TRUSTED_VARIABLES if (url := environ.get(name))]
+        self._trusted = {place for url in urls if (place := _parse_place(url))}
 
     def __call__(self, event: str, arguments: tuple[object, ...]) -> None:
         """Check a connection; ignore other events."""
@@ -97,6 +93,16 @@ class ConnectionGuard:
     def _is_trusted(self, host: str, port: int) -> bool:
         names = [name for name, trusted_port in self._trusted if trusted_port == port]
         return any(host in _resolve(name, port) for name in names)
+
+
+def _parse_place(url: str) -> tuple[str, int] | None:
+    """Host and port of a URL, which as that of a proxy may have no scheme; None without them."""
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        return None
+    return (parts.hostname, port) if parts.hostname else None
 
 
 def _refuse(host: str) -> UserError:
