@@ -18,6 +18,7 @@ from kubernetes import client
 from hack.cluster import engine
 from hack.demo.kubectl import Kubectl
 from hack.demo.platform import NAMESPACE, VALUES, Platform
+from tests.e2e import only_python3
 from tests.e2e.chaos import faults
 from tests.e2e.history import JOB_LABEL, Watching
 from tests.e2e.jobs import tiny_job, until, wait_for_phase
@@ -113,6 +114,28 @@ def test_a_job_runs_where_every_node_is_tainted(running: Platform) -> None:
         wait_for_phase(running.kubectl, name, "Succeeded", 400)
     running.kubectl.run("delete", "finetunejob", name)
     running.kubectl.run("delete", "acceleratorprofile", name)
+
+
+@pytest.mark.long
+def test_a_model_is_served_by_an_image_whose_only_python_is_python3(
+    running: Platform, tmp_path: Path
+) -> None:
+    faults.needs_nodes(engine.choose())
+    image = only_python3.import_variant(engine.choose(), tmp_path)
+    name, kubectl = "only-python3", running.kubectl
+    usual = kubectl.json("get", "acceleratorprofile", "cpu")["spec"]["serving"]
+    # The context of the tiny model is shorter than what the profile serves.
+    serving = {**usual, "image": image, "maxModelLen": 256}
+    with faults.profile_with(kubectl, name, serving=serving, default=False):
+        kubectl.apply(tiny_job(name, serve={"endpoint": name, "profile": name}))
+        wait_for_phase(kubectl, name, "Succeeded", 900)
+        (pod,) = kubectl.json("get", "pods", "-l", f"finetune.dev/endpoint={name}")["items"]
+        assert pod["spec"]["containers"][0]["image"] == image
+        script = "import shutil; print(shutil.which('python'), shutil.which('python3'))"
+        found = kubectl.run("exec", pod["metadata"]["name"], "--", "python3", "-c", script)
+        assert found.split() == ["None", "/opt/venv/bin/python3"]
+        kubectl.run("delete", "modelendpoint", name)
+    kubectl.run("delete", "finetunejob", name)
 
 
 @contextlib.contextmanager

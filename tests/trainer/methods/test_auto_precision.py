@@ -11,6 +11,7 @@ import pytest
 import torch
 from finetune_api.train_plan import MemoryEstimate
 from finetune_trainer.methods import auto_precision
+from finetune_trainer.runtime import name_cache
 from finetune_trainer.runtime.errors import RetryableError
 
 from tests.trainer import pool
@@ -116,7 +117,10 @@ def test_a_precision_that_the_user_set_is_not_measured(runs: FailingCases) -> No
     assert auto_precision.require_decided(run) is run
 
 
-def test_the_merge_refuses_a_job_whose_precision_is_not_recorded(runs: FailingCases) -> None:
+def test_the_merge_refuses_a_job_whose_precision_is_not_recorded(
+    runs: FailingCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(name_cache, "CACHED_SECONDS", 0.0)
     run = make_run(runs.root / "lost", runs.model, **AUTO)
     with pytest.raises(RetryableError) as raised:
         auto_precision.require_decided(run)

@@ -7,6 +7,7 @@ others see must be as the newer one left it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -227,6 +228,19 @@ def save_after_replacement(job: Path) -> None:
 
 def test_an_attempt_that_was_replaced_publishes_nothing(tmp_path: Path) -> None:
     pool.run(in_process_group, save_after_replacement, tmp_path, world=2, folder=tmp_path / "logs")
+
+
+def test_a_stale_handle_of_the_scratch_folder_is_a_replacement(tmp_path: Path) -> None:
+    """Over NFS the folder that the later attempt removed is no missing file."""
+    older = Attempt(tmp_path, 1)
+    older.claim()
+    stale = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    with pytest.raises(OSError, match="Stale"), older.fencing_errors():
+        raise stale
+    Attempt(tmp_path, 2).claim()
+    with pytest.raises(RetryableError) as caught, older.fencing_errors():
+        raise stale
+    assert caught.value.failure.reason == "Fenced"
 
 
 def test_an_attempt_starts_only_once(tmp_path: Path) -> None:

@@ -5,13 +5,18 @@ folder of their attempt. Once all are done, rank 0 adds the marker file COMPLETE
 SHA-256 and the size of every file, and publishes the folder with one rename. A folder without a
 marker is not a checkpoint. An attempt that was replaced may keep a device busy for a while, but it
 cannot publish anything into the run (see `fencing`).
+
+A node that mounts the volume over NFS may list a folder as it was up to a minute ago, but it opens
+a file as it is. So the newest checkpoint is also named in checkpoints/latest.json, and its files
+are read by the names in its marker.
 """
 
+import contextlib
 import errno
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +27,8 @@ from finetune_trainer.runtime.fsync import fsync_path, fsync_tree, sha256_file
 log = logging.getLogger("finetune")
 
 MARKER = "COMPLETE"
+LATEST = "latest.json"
+"""File next to the folders of attempts that names the newest checkpoint."""
 
 
 FOLDER_NAME = re.compile(r"step-([0-9]{8,})")
@@ -54,6 +61,18 @@ def hash_files(folder: Path, index: int = 0, stride: int = 1) -> FileList:
     return {str(path.relative_to(folder)): hash_file(path) for path in files[index::stride]}
 
 
+def hash_listed_files(
+    folder: Path, names: Iterable[str], index: int = 0, stride: int = 1
+) -> FileList:
+    """SHA-256 and size of files whose names are known, or of every `stride`-th one of them from
+    `index` on; those that are missing are left out."""
+    found = {}
+    for name in sorted(names)[index::stride]:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            found[name] = hash_file(folder / name)
+    return found
+
+
 def hash_file(path: Path) -> dict[str, Any]:
     return {"sha256": sha256_file(path), "size": path.stat().st_size}
 
@@ -74,15 +93,22 @@ def publish_checkpoint(
     for folder in (final.parent, final.parent.parent):
         folder.chmod(0o755)
     attempt.publish(partial, final)
+    name = json.dumps({"folder": f"{final.parent.name}/{final.name}"})
+    try:
+        attempt.publish_file(final.parent.parent / LATEST, name.encode())
+    except OSError as error:
+        # The checkpoint is complete, and listed.
+        log.warning("The newest checkpoint was not recorded", extra={"error": str(error)})
 
 
 def list_checkpoints(job: Path, attempt: int) -> list[SavedCheckpoint]:
     """Complete checkpoints of this and earlier attempts, latest step first."""
+    folders = {f for _, each in attempt_folders(job, attempt) for f in _list_folder(each)}
+    folders |= _read_latest(job, attempt)
     checkpoints = []
-    for number, attempt_folder in attempt_folders(job, attempt):
-        for folder in _list_folder(attempt_folder):
-            if name := FOLDER_NAME.fullmatch(folder.name):
-                checkpoints += _read_marker(folder, number, int(name[1]))
+    for folder in folders:
+        if name := FOLDER_NAME.fullmatch(folder.name):
+            checkpoints += _read_marker(folder, int(folder.parent.name), int(name[1]))
     return sorted(checkpoints, key=lambda c: (c.step, c.attempt), reverse=True)
 
 
@@ -92,6 +118,19 @@ def attempt_folders(job: Path, attempt: int) -> Iterator[tuple[int, Path]]:
     for folder in _list_folder(job / "checkpoints"):
         if is_attempt_number(folder.name) and int(folder.name) <= attempt:
             yield int(folder.name), folder
+
+
+def _read_latest(job: Path, attempt: int) -> set[Path]:
+    """The folder that latest.json names, if it is one of this or an earlier attempt. Retention may
+    have removed it since."""
+    try:
+        named = str(json.loads((job / "checkpoints" / LATEST).read_bytes())["folder"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    number, _, step = named.partition("/")
+    if not (is_attempt_number(number) and int(number) <= attempt and FOLDER_NAME.fullmatch(step)):
+        return set()
+    return {job / "checkpoints" / number / step}
 
 
 def _list_folder(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from finetune_trainer.checkpointing.checkpoint_folder import (
     UNREADABLE_ERRNOS,
     FileList,
     SavedCheckpoint,
-    hash_files,
+    hash_listed_files,
     list_checkpoints,
     sort_best_first,
 )
@@ -100,7 +100,7 @@ def _restore_first_intact(
         where = {"checkpoint": str(checkpoint.folder)}
         hashed = None
         if checkpoint.is_readable:
-            hashed = _hash_readable(checkpoint.folder, rank, world_size)
+            hashed = _hash_readable(checkpoint, rank, world_size)
         file_lists = collectives.all_gather(hashed)
         if None in file_lists:
             log.warning("Checkpoint ignored, it cannot be read", extra=where)
@@ -111,7 +111,7 @@ def _restore_first_intact(
             log.warning("Checkpoint ignored, its files differ from its marker", extra=where)
             continue
         state = strategy.state_dict()
-        sharded_format.read_shards(checkpoint.folder, state)
+        sharded_format.read_shards(checkpoint.folder, files, state)
         strategy.finish_restore(state)
         sharded_format.load_stateful(checkpoint.folder, stateful)
         marker = checkpoint.marker
@@ -127,10 +127,11 @@ def _restore_first_intact(
     return None
 
 
-def _hash_readable(folder: Path, index: int, stride: int) -> FileList | None:
-    """As `hash_files`; None if the volume returns an error for a file."""
+def _hash_readable(checkpoint: SavedCheckpoint, index: int, stride: int) -> FileList | None:
+    """As `hash_listed_files`, of the files in the marker; None if the volume returns an error for
+    one."""
     try:
-        return hash_files(folder, index, stride)
+        return hash_listed_files(checkpoint.folder, checkpoint.marker["files"], index, stride)
     except OSError as error:
         if error.errno not in UNREADABLE_ERRNOS:
             raise

@@ -6,8 +6,9 @@ the elements of its own shard, so no rank holds more than its shard in memory. R
 more file for what is small and equal on all ranks, such as the state of early stopping.
 """
 
+import fnmatch
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
@@ -66,8 +67,9 @@ def write_shard(folder: Path, rank: int, shard: Mapping[str, torch.Tensor]) -> P
     return path
 
 
-def read_shards(folder: Path, state: StateDict) -> None:
-    """Overwrite every fragment of `state` with its elements from the files.
+def read_shards(folder: Path, names: Iterable[str], state: StateDict) -> None:
+    """Overwrite every fragment of `state` with its elements from those of the files that are
+    shards.
 
     Raises ValueError where the files lack some of them.
     """
@@ -75,8 +77,8 @@ def read_shards(folder: Path, state: StateDict) -> None:
 
     with ExitStack() as stack, torch.no_grad():
         entries: dict[str, list[tuple[int, Any]]] = defaultdict(list)
-        for path in sorted(folder.glob("rank-*.safetensors")):
-            file = stack.enter_context(safe_open(path, "pt"))
+        for shard in sorted(fnmatch.filter(names, "rank-*.safetensors")):
+            file = stack.enter_context(safe_open(folder / shard, "pt"))
             for entry in file.keys():  # noqa: SIM118
                 name, _, start = entry.rpartition("@")
                 entries[name].append((int(start), file.get_slice(entry)))

@@ -15,7 +15,7 @@ import torch
 from finetune_api.finetunejob import Quantization
 from finetune_api.run_config import RunConfig
 
-from finetune_trainer.checkpointing.checkpoint_folder import hash_files
+from finetune_trainer.checkpointing.checkpoint_folder import hash_listed_files
 from finetune_trainer.methods import (
     DTYPES,
     adapter_folder,
@@ -29,6 +29,7 @@ from finetune_trainer.methods.merged_weights import FourBitBase, four_bit_base, 
 from finetune_trainer.methods.modules_to_save import TIED_WARNING, load_copies, restore_originals
 from finetune_trainer.methods.partial_output import TRAINED_WEIGHTS, load_partial_output
 from finetune_trainer.runtime.errors import RetryableError
+from finetune_trainer.runtime.name_cache import wait_for_file
 
 
 def base_folder(run: RunConfig) -> Path:
@@ -104,7 +105,7 @@ def release_weights(base: Any) -> None:
 def verify_output(output: Path) -> None:
     """Raise RetryableError where the trained weights differ from the list that training wrote."""
     listed = output / "files.json"
-    if not listed.is_file():
+    if not wait_for_file(listed):
         raise RetryableError(
             "NoTrainedWeights",
             "Training wrote no weights.",
@@ -112,7 +113,7 @@ def verify_output(output: Path) -> None:
             file=str(listed),
         )
     wanted = json.loads(listed.read_text())["files"]
-    found = {name: facts for name, facts in hash_files(output).items() if name != listed.name}
+    found = hash_listed_files(output, wanted)
     if found != wanted:
         names = wanted.keys() | found.keys()
         wrong = sorted(name for name in names if found.get(name) != wanted.get(name))

@@ -21,6 +21,7 @@ from torch import distributed as dist
 from finetune_trainer.distributed import collectives
 from finetune_trainer.runtime.errors import RetryableError
 from finetune_trainer.runtime.fencing import Attempt
+from finetune_trainer.runtime.name_cache import wait_for_file
 
 log = logging.getLogger("finetune")
 
@@ -61,13 +62,14 @@ def require_decided(run: RunConfig) -> RunConfig:
     """
     if run.spec.training.precision != "Auto":
         return run
-    decided = read_decision(run)
+    path = Path(run.paths.job) / FILE_NAME
+    decided = read_decision(run) if wait_for_file(path) else None
     if decided is None:
         raise RetryableError(
             "NoTrainedWeights",
             "Training recorded no precision.",
             "Check the workspace's storage.",
-            file=str(Path(run.paths.job) / FILE_NAME),
+            file=str(path),
         )
     return with_precision(run, decided)
 

@@ -10,6 +10,7 @@ is held, so a process that dies leaves none behind.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -87,12 +88,13 @@ class Attempt:
     def fencing_errors(self) -> Iterator[None]:
         """Raise Fenced, or VolumeUnavailable, for a file that is missing with the scratch folder.
 
-        Any other FileNotFoundError passes.
+        Any other OSError passes.
         """
         try:
             yield
-        except FileNotFoundError:
-            if self.scratch.is_dir():
+        except OSError as error:
+            # Over NFS a handle of the folder that a later attempt removed is stale.
+            if error.errno not in (errno.ENOENT, errno.ESTALE) or self.scratch.is_dir():
                 raise
             self.require_newest()
             if not self._claim_file.exists():
