@@ -41,8 +41,8 @@ ROWS = 1500
 PROFILE = "chaos"
 """Like that for CPUs, but with less memory, so that several jobs fit on two nodes."""
 MEMORY = "2Gi"
-PATIENCE = 300.0
-"""Seconds for a job to get from one point to the next."""
+PATIENCE = 600.0
+"""Seconds for a job to get from one point to the next, also on a machine with a load of ten."""
 
 
 def write_rows(path: Path) -> None:

@@ -102,6 +102,7 @@ def test_a_gang_without_its_last_node_gives_its_device_back_and_trains_later(are
         assert sorted(phases(run)) == ["Pending", "Running"]
         run.until("the end of the attempt", lambda: bool(run.status.get("failure")))
         failure = run.status["failure"]
+        run.until("its device to be free", lambda: not running(run, 1))
         run.until("another attempt", lambda: run.attempt == 2, HANGING)
     at = time.time()
     run.until_ended(seconds=HANGING)
