@@ -134,7 +134,7 @@ class Reconciler:
         else:
             changed = await self._write_status(key, loaded, decision)
             if writes and not changed:
-                await self._writer.check_fence(loaded)
+                await self._writer.check_fence(key, loaded)
             try:
                 changed |= await self._writer.write_children(key, writes)
             except ApiError as error:
@@ -153,7 +153,7 @@ class Reconciler:
         """Write children that the API server rejected before. The status reports the rejection, so
         it is written last, once the children exist."""
         if writes:
-            await self._writer.check_fence(loaded)
+            await self._writer.check_fence(key, loaded)
         changed = await self._writer.write_children(key, writes)
         self._rejected_uids.pop(key, None)
         changed |= await self._write_status(key, loaded, decision)

@@ -118,15 +118,17 @@ class Writer:
         self._event_handlers.on_write(answer, key)
         return is_newer(answer, loaded)
 
-    async def check_fence(self, loaded: Manifest | None) -> None:
+    async def check_fence(self, key: Key, loaded: Manifest | None) -> None:
         """Change nothing, but raise if another client has written the object since or another
         process leads.
 
-        A patch that changes nothing is checked against the resourceVersion in it like any other. A
-        key without an object, such as a workspace, is checked against the Lease.
+        A patch that changes nothing is checked against the resourceVersion in it like any other. On
+        an object without a status it stores the default of the status, so the cache gets the
+        answer. A key without an object, such as a workspace, is checked against the Lease.
         """
         if loaded is not None:
-            await self._patch("fence", loaded, {})
+            answer = await self._patch("fence", loaded, {})
+            self._event_handlers.on_write(answer, key)
         elif not self.is_leader() or not await self._confirm_leadership():
             raise NotLeading("another process holds the lease")
 

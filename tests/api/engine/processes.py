@@ -84,4 +84,4 @@ def holder(api: Api, namespace: str) -> str:
 
 def prepared(api: Api, namespace: str, name: str) -> bool:
     """Whether a status was written, which comes before the children."""
-    return "status" in api.get("FineTuneJob", namespace, name)
+    return "phase" in api.get("FineTuneJob", namespace, name)["status"]

@@ -321,7 +321,10 @@ async def test_jobs_are_carried_out_when_a_fifth_of_all_requests_fail(
 
         def done() -> bool:
             jobs = api.list("FineTuneJob", namespace)
-            return all("status" in each for each in jobs) and len(children(api, namespace)) == 40
+            return (
+                all("phase" in each["status"] for each in jobs)
+                and len(children(api, namespace)) == 40
+            )
 
         started = time.monotonic()
         await until(f"all are prepared (seed {seed})", done, 120)

@@ -50,7 +50,7 @@ async def test_a_crash_between_any_two_writes_is_repaired_by_the_next_process(
     await bench.reconcile(toy.reconcile, "a")
     before = uids(api, namespace)
     assert len(before) == max(0, min(writes - 1, 2)), "the status is the first write"
-    assert ("status" in api.get("FineTuneJob", namespace, "a")) == (writes > 0)
+    assert ("phase" in api.get("FineTuneJob", namespace, "a")["status"]) == (writes > 0)
 
     bench.forget_everything()
     bench.is_leader = lambda: True
@@ -135,7 +135,7 @@ async def test_a_status_decided_on_an_outdated_object_is_refused(
     api.patch("FineTuneJob", namespace, "a", {"metadata": {"annotations": {"by": "user"}}})
 
     assert await bench.reconcile(toy.reconcile, "a") == "conflict"
-    assert "status" not in api.get("FineTuneJob", namespace, "a")
+    assert "phase" not in api.get("FineTuneJob", namespace, "a")["status"]
     assert not uids(api, namespace), "nothing of the decision is carried out"
     assert not api.list("Event", namespace), "events follow their status"
 

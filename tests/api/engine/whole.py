@@ -66,4 +66,4 @@ async def until(what: str, condition: Callable[[], bool], seconds: float = 60) -
 
 def prepared(api: Api, name: str, namespace: str = "default") -> Callable[[], bool]:
     """A condition: the job has a status, which is written before its children are created."""
-    return lambda: "status" in api.get("FineTuneJob", namespace, name)
+    return lambda: "phase" in api.get("FineTuneJob", namespace, name)["status"]
