@@ -18,6 +18,8 @@ from finetune_api.metrics import METRICS, MetricName, names_by_objectives
 RATIO_METRICS = [name for name, metric in METRICS.items() if metric.is_ratio_scale]
 FRACTIONS = [name for name, metric in METRICS.items() if metric.unit == "Fraction"]
 ANSWER_METRICS = [name for name, metric in METRICS.items() if metric.is_of_answers]
+Normalization = Literal["None", "Whitespace", "Text", "SQuAD"]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 BASE = "base"
 """Name of the baseline that every evaluation has: the base model with the prompts of the rows."""
 TUNED = "tuned"
@@ -76,16 +78,14 @@ class GateRule(SpecModel):
     )
 
     metric: MetricName
-    """loss: held-out loss of the objective, in nats (all but GRPO); exactMatch and rougeL (SFT) and
-    preferenceAccuracy (DPO, KTO, ORPO, SimPO, Reward): fractions from 0 to 1; reward (GRPO): mean
-    reward of an answer."""
+    """A metric that the objective measures; one that evaluation.metrics leaves out is refused."""
     min_relative_improvement: Percent | None = None
-    """Minimum improvement in percent of the baseline's value, such as 2%; only for loss. A negative
-    value allows a regression of that size."""
+    """Minimum improvement in percent of the baseline's value, such as 2%; only for loss and
+    perplexity. A negative value allows a regression of that size."""
     min_improvement: float | None = Field(default=None, ge=-1000, le=1000)
     """Minimum improvement in the unit of the metric: nats, a fraction (0.05 is five percentage
-    points) or reward. Lower is better for loss, higher for the others; a negative value allows a
-    regression of that size."""
+    points), perplexity or reward. Lower is better for loss and perplexity, higher for the others; a
+    negative value allows a regression of that size."""
     baseline: ChildName | None = None
     """Name of the baseline that is compared with, for metrics of answers; absent means the base
     model with the prompts of the rows."""
@@ -100,11 +100,27 @@ class Evaluation(SpecModel):
     max_samples: int = Field(default=512, ge=1, le=100000)
     """Maximum number of held-out rows for the loss."""
     generations: int = Field(default=64, ge=3, le=10000)
-    """Maximum number of held-out prompts that both models answer, for exactMatch, rougeL and
-    reward. A fraction of 64 answers has a standard error of up to six percentage points, of 400
-    answers of up to two and a half."""
+    """Maximum number of held-out prompts that both models answer, for metrics of answers. A
+    fraction of 64 answers has a standard error of up to six percentage points, of 400 answers of up
+    to two and a half."""
     max_new_tokens: int = Field(default=128, ge=1, le=8192)
     """Maximum length of an answer in tokens; for GRPO at least grpo.maxNewTokens."""
+    metrics: list[MetricName] = Field(default_factory=list, max_length=8)
+    """What is measured, in the order in which it is reported. loss (all but GRPO) is the held-out
+    loss of the objective and perplexity (SFT, Completion) its exponential; preferenceAccuracy (DPO,
+    KTO, ORPO, SimPO, Reward) is how often the better answer is preferred; reward (GRPO) the mean
+    reward of answers. SFT compares answers with references: accuracy, macroF1 and microF1 of
+    labels, exactMatch, jsonFields (F1 of the fields of JSON objects), rougeL, bleu and chrF, all
+    from 0 to 1. Empty means loss, preferenceAccuracy and reward where the objective has them, and
+    for SFT also accuracy and macroF1 if the held-out answers are a few labels, jsonFields and
+    exactMatch if they are JSON objects, else rougeL and exactMatch."""
+    normalization: Normalization = "Text"
+    """What does not count when answers are compared by exactMatch, labels and fields: Text: case,
+    punctuation, white space and compatibility forms; SQuAD: case, punctuation, white space and the
+    words a, an and the; Whitespace: its amount and kind; None: every character counts."""
+    labels: list[Label] = Field(default_factory=list, max_length=100)
+    """Classes of accuracy, macroF1 and microF1, and of the confusion table in the report. Empty
+    means the different held-out answers."""
     baselines: list[Baseline] = Field(
         default_factory=list, max_length=3, json_schema_extra=list_map_key("name")
     )
@@ -152,6 +168,22 @@ def objective_rules() -> Iterator[dict[str, JsonValue]]:
     )
     listed = "; ".join(
         f"{', '.join(names)} for {', '.join(objectives)}" for objectives, names in groups
+    )
+    yield cel(
+        "size(self.evaluation.labels) == 0 || self.objective == 'SFT'",
+        "only answers of SFT are compared with labels; leave evaluation.labels out",
+        ".evaluation.labels",
+    )
+    yield cel(
+        "size(self.evaluation.metrics) == 0 || "
+        "self.evaluation.gate.all(g, g.metric in self.evaluation.metrics)",
+        "evaluation.gate has a metric that evaluation.metrics leaves out; add it there",
+        ".evaluation.metrics",
+    )
+    yield cel(
+        f"self.evaluation.metrics.all(m, {measured.replace('g.metric', 'm')})",
+        f"evaluation.metrics has a metric that the objective does not measure; there is {listed}",
+        ".evaluation.metrics",
     )
     yield cel(
         f"self.evaluation.gate.all(g, {measured})",

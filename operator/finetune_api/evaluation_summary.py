@@ -26,7 +26,7 @@ class MetricComparison(StatusModel):
     metric: MetricName
     """loss: the objective's, in nats per token for SFT and Completion, else the mean of a pair or
     an answer, with the base model itself as the reference. exactMatch: fraction of answers that
-    equal the reference after normalisation. rougeL: mean ROUGE-L F1 (Lin 2004).
+    equal the reference after evaluation.normalization. rougeL: mean ROUGE-L F1 (Lin 2004).
     preferenceAccuracy: fraction of held-out pairs whose better answer is preferred; DPO compares
     log-probabilities, ORPO, SimPO and KTO log-probabilities per token (KTO over all pairs of a
     desirable and an undesirable answer), Reward scores; the base model of Reward has the head that
@@ -47,7 +47,7 @@ class MetricComparison(StatusModel):
     high: float
     """Upper end of the 95 % interval of the improvement."""
     relative_percent: float | None = None
-    """100 * improvement / value; only for loss."""
+    """100 * improvement / value; only for loss and perplexity."""
     relative_low_percent: float | None = None
     """Lower end of the 95 % interval of the relative improvement."""
     relative_high_percent: float | None = None
@@ -80,8 +80,8 @@ class GateOutcome(StatusModel):
     statistic: Literal["Bound", "Estimate"] = "Bound"
     """What was compared with the requirement: the lower end of the interval, or the estimate."""
     unit: Unit
-    """Unit of the numbers: Percent of the baseline's value, Nats, Fraction from 0 to 1, or
-    Reward."""
+    """Unit of the numbers: Percent of the baseline's value, Nats, Perplexity, Fraction from 0
+    to 1, or Reward."""
     required: float
     """Improvement that the rule requires."""
     measured: float | None = None

@@ -6,8 +6,21 @@ from typing import Any, Literal, TypeVar
 
 from finetune_api.objective import Objective
 
-MetricName = Literal["loss", "exactMatch", "rougeL", "preferenceAccuracy", "reward"]
-Unit = Literal["Percent", "Nats", "Fraction", "Reward"]
+MetricName = Literal[
+    "loss",
+    "perplexity",
+    "accuracy",
+    "macroF1",
+    "microF1",
+    "exactMatch",
+    "jsonFields",
+    "rougeL",
+    "bleu",
+    "chrF",
+    "preferenceAccuracy",
+    "reward",
+]
+Unit = Literal["Percent", "Nats", "Perplexity", "Fraction", "Reward"]
 """Of an improvement; Percent only of one that is relative to the baseline."""
 
 
@@ -44,8 +57,15 @@ LOSSES: tuple[Objective, ...] = ("SFT", "Completion", "DPO", "KTO", "ORPO", "Sim
 PREFERENCES: tuple[Objective, ...] = ("DPO", "KTO", "ORPO", "SimPO", "Reward")
 METRICS: Mapping[MetricName, Metric] = {
     "loss": Metric("Nats", LOSSES, "held-out loss", is_lower_better=True),
+    "perplexity": Metric("Perplexity", ("SFT", "Completion"), "perplexity", is_lower_better=True),
+    "accuracy": Metric("Fraction", ("SFT",), "accuracy", is_of_answers=True),
+    "macroF1": Metric("Fraction", ("SFT",), "macro F1", is_of_answers=True),
+    "microF1": Metric("Fraction", ("SFT",), "micro F1", is_of_answers=True),
     "exactMatch": Metric("Fraction", ("SFT",), "exact match", is_of_answers=True),
+    "jsonFields": Metric("Fraction", ("SFT",), "JSON fields", is_of_answers=True),
     "rougeL": Metric("Fraction", ("SFT",), "ROUGE-L", is_of_answers=True),
+    "bleu": Metric("Fraction", ("SFT",), "BLEU", is_of_answers=True),
+    "chrF": Metric("Fraction", ("SFT",), "chrF", is_of_answers=True),
     "preferenceAccuracy": Metric("Fraction", PREFERENCES, "better answer preferred"),
     "reward": Metric("Reward", ("GRPO",), "mean reward", is_of_answers=True),
 }

@@ -67,6 +67,12 @@ PREPARE_RULES: tuple[PrepareRule, ...] = (
         "Some templates have no system turn; leave `systemPrompt` out.",
     ),
     PrepareRule(
+        "MetricUnsupported",
+        "`jsonFields` for answers that are no JSON objects; accuracy and F1 for more than 100 "
+        "different answers, or one that `evaluation.labels` lacks",
+        "The metric is not defined; choose other metrics, or complete `evaluation.labels`.",
+    ),
+    PrepareRule(
         "MixedFormats",
         "sources of `dataset.train` and `dataset.validation` in different formats",
         "A job accepts one format; set `dataset.format` and `dataset.columns`, or run two jobs, "

@@ -145,6 +145,21 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"evaluation__gate": [{"metric": "rougeL", "minRelativeImprovement": "2%"}]},
         "defined only for metrics that are always above 0",
     ),
+    "a gate on a metric that is left out": (
+        {
+            "evaluation__metrics": ["loss", "chrF"],
+            "evaluation__gate": [{"metric": "rougeL", "minImprovement": 0}],
+        },
+        "evaluation.gate has a metric that evaluation.metrics leaves out",
+    ),
+    "a metric of another objective": (
+        {"evaluation__metrics": ["loss", "reward"]},
+        "evaluation.metrics has a metric that the objective does not measure",
+    ),
+    "labels of an objective without answers": (
+        {"objective": "DPO", "evaluation__labels": ["good", "bad"]},
+        "only answers of SFT are compared with labels",
+    ),
     "a baseline without a prompt": (
         {"evaluation__baselines": [{"name": "nothing"}]},
         "give systemPrompt, examples or both",

@@ -20,8 +20,14 @@ from finetune_api.gate_report import gate_failure
 from finetune_api.run_config import RunConfig
 from finetune_api.stage_result import StageResult
 
+from finetune_trainer.evaluation.answer_metrics import describe_answers
 from finetune_trainer.evaluation.comparison import Measurements, compare_all, summarise
-from finetune_trainer.evaluation.prompts import OBJECTIVES_WITH_ANSWERS, choose_prompts
+from finetune_trainer.evaluation.metric_choice import choose_metrics
+from finetune_trainer.evaluation.prompts import (
+    OBJECTIVES_WITH_ANSWERS,
+    choose_prompts,
+    list_references,
+)
 from finetune_trainer.evaluation.report import EVALUATION_REPORT, write_report
 from finetune_trainer.runtime.fencing import Attempt
 from finetune_trainer.runtime.stage import run_stage
@@ -55,6 +61,7 @@ def compare_models(run: RunConfig, report: Report, attempt: Attempt) -> StageRes
     tokenizer = load_job_tokenizer(run)
     held_out = open_held_out(spec, job / "data" / "eval")
     prompts = choose_prompts(run, tokenizer)
+    choice = choose_metrics(spec, list_references(spec, job / "data"))
     base_prompts = prompts if spec.objective in OBJECTIVES_WITH_ANSWERS else []
     sequences = held_out.sequence_count if held_out else 0
     baselines = [baseline.name for baseline in spec.evaluation.baselines]
@@ -84,9 +91,11 @@ def compare_models(run: RunConfig, report: Report, attempt: Attempt) -> StageRes
         rewards=model_measurement.score_answers(run, answered, device),
         answered=answered,
     )
-    comparisons = compare_all(measurements, spec)
+    comparisons = compare_all(measurements, choice, spec)
     summary = summarise(comparisons, measurements, spec)
-    digest = write_report(run, attempt, summary, comparisons, measurements, held_out)
+    answers, references = measurements.texts()
+    details = describe_answers(answers, references, choice, spec.evaluation.normalization)
+    digest = write_report(run, attempt, summary, comparisons, measurements, held_out, details)
     failure = gate_failure(summary)
     return StageResult(
         stage="evaluate",

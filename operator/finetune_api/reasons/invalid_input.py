@@ -260,6 +260,13 @@ INPUT = Group(
             "Lower `training.learningRate`, raise `training.warmupRatio`, or use bf16 or fp32.",
         ),
         Reason(
+            "MetricUnsupported",
+            "prepare",
+            "The held-out answers cannot have a metric of `evaluation.metrics` or the gate, as an "
+            "answer is no JSON object or not one of the labels.",
+            "Choose other metrics, correct the rows, or complete `evaluation.labels`.",
+        ),
+        Reason(
             "MissingColumn",
             "prepare",
             "A row lacks a column that its format needs.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,17 @@ from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.metrics import METRICS, MetricName
 
 from finetune_trainer.data.answer_text import split_thought
+from finetune_trainer.evaluation.answer_metrics import score_texts
 from finetune_trainer.evaluation.gate import apply_rule
-from finetune_trainer.metrics.exact_match import exact_match
+from finetune_trainer.evaluation.metric_choice import MetricChoice
 from finetune_trainer.metrics.paired_bootstrap import mcnemar, resample
-from finetune_trainer.metrics.rouge import rouge_l
-from finetune_trainer.metrics.statistics import Correctness, Statistic, mean_of, ratio_of_sums
+from finetune_trainer.metrics.statistics import (
+    Correctness,
+    Statistic,
+    exponential,
+    mean_of,
+    ratio_of_sums,
+)
 from finetune_trainer.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,6 +72,17 @@ class Measurements:
     only for GRPO."""
     answered: Sequence[AnsweredPrompt]
 
+    def texts(self) -> tuple[dict[str, list[str]], list[str]]:
+        """The answers to all prompts by name, as in `answers_by_name`, and their references.
+
+        Without thoughts, which differ where answers are the same.
+        """
+        answers = {
+            name: [split_thought(answer.text)[1] for answer in given]
+            for name, given in answers_by_name(self.answered).items()
+        }
+        return answers, [split_thought(each.reference)[1] for each in self.answered]
+
 
 def answers_by_name(answered: Sequence[AnsweredPrompt]) -> dict[str, list[Answer]]:
     """The answers to all prompts by the name of the baseline, and last under TUNED; none where only
@@ -77,13 +94,17 @@ def answers_by_name(answered: Sequence[AnsweredPrompt]) -> dict[str, list[Answer
     return {BASE: base, **prompted, TUNED: [each.tuned for each in answered]}
 
 
-def compare_all(measurements: Measurements, spec: FineTuneJobSpec) -> list[MetricComparison]:
-    """Every metric of the tuned model against every baseline that has it, the base first."""
+def compare_all(
+    measurements: Measurements, choice: MetricChoice, spec: FineTuneJobSpec
+) -> list[MetricComparison]:
+    """Every chosen metric of the tuned model against every baseline that has it, the base first."""
     found = [
         compare_metric(metric, baseline, both, spec.training.seed)
-        for metric, baseline, both in list_statistics(measurements, spec)
+        for metric, baseline, both in list_statistics(measurements, choice, spec)
+        if metric in choice.metrics
     ]
-    return sorted(found, key=lambda each: each.baseline != BASE)
+    order = choice.metrics.index
+    return sorted(found, key=lambda each: (each.baseline != BASE, order(each.metric)))
 
 
 def summarise(
@@ -119,13 +140,16 @@ def find_best_prompt(comparisons: Sequence[MetricComparison]) -> PromptCompariso
 
 
 def list_statistics(
-    measurements: Measurements, spec: FineTuneJobSpec
+    measurements: Measurements, choice: MetricChoice, spec: FineTuneJobSpec
 ) -> Iterator[tuple[MetricName, str, PairedStatistics]]:
-    """The metrics that the objective has, each with the name of the baseline."""
+    """The metrics that the objective has, each with the name of the baseline; of answers only those
+    that are chosen."""
     if losses := measurements.losses:
         check_losses(losses)
         both = (ratio_of_sums(each, losses.weights) for each in (losses.base, losses.tuned))
         yield "loss", BASE, PairedStatistics(*both)
+        logs = (ratio_of_sums(each, losses.weights) for each in (losses.base, losses.tuned))
+        yield "perplexity", BASE, PairedStatistics(*map(exponential, logs))
     if measurements.preferences:
         yield "preferenceAccuracy", BASE, measurements.preferences
     metrics: dict[MetricName, dict[str, Statistic]] = {}
@@ -133,34 +157,12 @@ def list_statistics(
         rewards = measurements.rewards.items()
         metrics["reward"] = {name: mean_of(values) for name, values in rewards}
     if spec.objective == "SFT":
-        metrics = dict(score_answers(measurements.answered))
+        answers, references = measurements.texts()
+        metrics |= score_texts(answers, references, choice, spec.evaluation.normalization)
     for metric, statistics in metrics.items():
         for name, statistic in statistics.items():
             if name != TUNED:
                 yield metric, name, PairedStatistics(statistic, statistics[TUNED])
-
-
-def score_answers(
-    answered: Sequence[AnsweredPrompt],
-) -> Iterator[tuple[MetricName, dict[str, Statistic]]]:
-    """Metrics of answers with a reference, for every baseline and the tuned model, by name."""
-    # Only the answer is compared: thoughts differ where answers are the same.
-    references = [split_thought(each.reference)[1] for each in answered]
-    answers = {
-        name: [split_thought(answer.text)[1] for answer in given]
-        for name, given in answers_by_name(answered).items()
-    }
-
-    def score(metric: Callable[[str, str], float]) -> dict[str, np.ndarray]:
-        return {
-            name: np.array([metric(*pair) for pair in zip(given, references, strict=True)])
-            for name, given in answers.items()
-        }
-
-    if answers:
-        yield "rougeL", {name: mean_of(scores) for name, scores in score(rouge_l).items()}
-        right = score(exact_match)
-        yield "exactMatch", {name: Correctness(scores > 0) for name, scores in right.items()}
 
 
 def check_losses(losses: PairedLosses) -> None:

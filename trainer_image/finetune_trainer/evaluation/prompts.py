@@ -13,6 +13,7 @@ import numpy as np
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run_config import RunConfig
 
+from finetune_trainer.data.answer_text import split_thought
 from finetune_trainer.data.json_lines import read_json_lines
 from finetune_trainer.data.message_forms import NO_CONTEXT, ChatContext
 from finetune_trainer.evaluation.baselines import BaselinePrompt, open_baselines
@@ -99,6 +100,12 @@ def read_held_out_prompts(
     rows = read_json_lines(data / "eval.jsonl")
     for index in generator.permutation(len(rows)):
         yield rows[int(index)]
+
+
+def list_references(spec: FineTuneJobSpec, data: Path) -> list[str]:
+    """The right answers of all held-out rows of SFT, without thoughts; else none."""
+    rows = read_json_lines(data / "eval.jsonl") if spec.objective == "SFT" else []
+    return [split_thought(_find_reference(row))[1] for row in rows]
 
 
 def _find_reference(row: dict[str, Any]) -> str:

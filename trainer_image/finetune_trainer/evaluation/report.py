@@ -31,8 +31,9 @@ def write_report(
     comparisons: Sequence[MetricComparison],
     measurements: Measurements,
     held_out: HeldOutSet | None,
+    details: dict[str, Any],
 ) -> str:
-    """Publish the report; returns its digest, `sha256:` and hex."""
+    """Publish the report with the `details` of answers; returns its digest, `sha256:` and hex."""
     losses, answered = measurements.losses, measurements.answered
     examples: list[dict[str, Any]] = []
     if losses is not None and held_out is not None:
@@ -51,6 +52,7 @@ def write_report(
         "summary": summary.to_wire(),
         # Every metric against every baseline; the summary has the headline.
         "comparisons": [comparison.to_wire() for comparison in comparisons],
+        **details,
         "examples": examples,
         "samples": [
             {

@@ -5,19 +5,24 @@ from __future__ import annotations
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.metrics import METRICS
 
+from finetune_trainer.data.answer_text import split_thought
 from finetune_trainer.data.message_forms import NO_CONTEXT
 from finetune_trainer.data.pipeline import TargetModel
 from finetune_trainer.data.prepared_dataset import PreparedDataset, to_line
 from finetune_trainer.data.row_errors import RowError
 from finetune_trainer.evaluation.baselines import make_prompters
+from finetune_trainer.evaluation.metric_choice import choose_metrics
 from finetune_trainer.evaluation.prompts import max_answer_tokens
 from finetune_trainer.metrics.paired_bootstrap import MIN_ITEMS
 from finetune_trainer.runtime.errors import UserError
 
 
 def check_evaluation(prepared: PreparedDataset, target: TargetModel) -> None:
-    """Raises UserError where the gate or a baseline cannot be evaluated on this data."""
-    check_gate(prepared.inputs.spec, len(prepared.held_out))
+    """Raises UserError where the gate, a metric or a baseline cannot be evaluated on this data."""
+    spec = prepared.inputs.spec
+    check_gate(spec, len(prepared.held_out))
+    lines = [to_line(tokens) for tokens in prepared.held_out] if spec.objective == "SFT" else []
+    choose_metrics(spec, [split_thought(line["reference"])[1] for line in lines])
     check_baselines(prepared, target)
 
 

@@ -56,6 +56,11 @@ def mean_of(scores: np.ndarray) -> SumStatistic:
     return ratio_of_sums(scores, np.ones(len(scores)))
 
 
+def exponential(statistic: SumStatistic) -> SumStatistic:
+    """The exponential of a metric: perplexity, of a mean loss."""
+    return SumStatistic(statistic.parts, lambda sums: np.exp(statistic.combine(sums)))
+
+
 def _divide(sums: np.ndarray) -> np.ndarray:
     return np.asarray(sums[..., 0] / sums[..., 1])
 

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from finetune_api.evaluation import BASE
+from finetune_api.evaluation_summary import EvaluationSummary
 from finetune_api.facts import DataFacts
 from finetune_api.failure import Failure
 from finetune_api.protocol import (
@@ -154,6 +156,7 @@ def termination_message(result: StageResult, limit: int = TERMINATION_MAX_BYTES)
         lambda r: {"train": r.train and r.train.model_copy(update={"hosts": r.train.hosts[:4]})},
         lambda r: {"data": _shorten_sources(r.data)},
         lambda r: {"data": r.data and r.data.model_copy(update={"sources": None})},
+        lambda r: {"evaluation": _shorten_comparisons(r.evaluation)},
         lambda r: {"probe": None},
         lambda r: {"failure": _shorten_texts(r.failure, 200)},
         lambda r: {"evaluation": None},
@@ -173,6 +176,14 @@ def _shorten_sources(data: DataFacts | None) -> DataFacts | None:
     without = {"uri": None, "version": None, "digest": None}
     sources = [source.model_copy(update=without) for source in data.sources]
     return data.model_copy(update={"sources": sources})
+
+
+def _shorten_comparisons(summary: EvaluationSummary | None) -> EvaluationSummary | None:
+    """Without other baselines than the base, which the evaluation report has too."""
+    if summary is None:
+        return None
+    kept = [each for each in summary.comparisons if each.baseline == BASE]
+    return summary.model_copy(update={"comparisons": kept})
 
 
 def _shorten_texts(failure: Failure | None, limit: int) -> Failure | None:
