@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
 from tests.sim.clock import running
 from tests.sim.endpoint_actions import ENDPOINT, OTHERS
-from tests.sim.history import listen
 from tests.sim.invariants import Violation
 from tests.sim.machine import Machine, Step
 from tests.sim.port import FAULTS
@@ -20,14 +17,7 @@ EXPORTS = Step("other_job_exports", 0, 2.0, 40.0)
 YOUNGER = Step("create_other_job", 2, 2.0, 4.0)
 
 
-@pytest.fixture(autouse=True)
-def raise_violations() -> Iterator[None]:
-    """A violation ends the test, even where the engine would log it and retry."""
-    log = logging.getLogger("finetune_operator")
-    before = log.handlers[:], log.level, log.propagate
-    listen()
-    yield
-    log.handlers[:], log.level, log.propagate = before
+pytestmark = pytest.mark.usefixtures("raise_violations")
 
 
 def play(*steps: Step) -> Machine:

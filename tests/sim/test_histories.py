@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
 from tests.sim.clock import running
-from tests.sim.history import decode, encode, listen, play
+from tests.sim.history import decode, encode, play
 from tests.sim.invariants import Violation
 from tests.sim.machine import Machine, Step
 
@@ -22,14 +20,7 @@ TROUBLE = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def raise_violations() -> Iterator[None]:
-    """A violation ends the test, even where the engine would log it and retry."""
-    log = logging.getLogger("finetune_operator")
-    before = log.handlers[:], log.level, log.propagate
-    listen()
-    yield
-    log.handlers[:], log.level, log.propagate = before
+pytestmark = pytest.mark.usefixtures("raise_violations")
 
 
 def test_a_history_can_be_encoded_and_decoded() -> None:
