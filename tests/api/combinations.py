@@ -17,6 +17,8 @@ from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.predicates import Above, Given, Is, NotEmpty, Predicate
 from finetune_api.schema import Schema, structural_schema
 
+from tests.api.strategies import MATCHES
+
 Spec = dict[str, Any]
 SCHEMA: Schema = structural_schema(FineTuneJobSpec, spec=True)
 WORDS = ("a", "hf://org/model", "2%")
@@ -59,8 +61,8 @@ def sample(schema: Schema) -> Any:
 
 
 def _word(schema: Schema) -> str:
-    rules = schema.get("x-kubernetes-validations", ())
-    patterns = [rule["rule"].removeprefix("self.matches(r'").removesuffix("')") for rule in rules]
+    rules = [each["rule"] for each in schema.get("x-kubernetes-validations", ())]
+    patterns = [found[1] for rule in rules if (found := MATCHES.match(rule))]
     return next(word for word in WORDS if all(re.match(pattern, word) for pattern in patterns))
 
 

@@ -21,6 +21,8 @@ KEY_PATTERN = re.compile(r"self\.all\(key, key\.matches\(r'(.*)'\)\)")
 """The rule that gives the keys of a map a pattern."""
 MATCHES = re.compile(r"^(?:self|string\(self\))\.matches\(r'(.*)'\)$")
 """The rule that gives a string a pattern."""
+REFUSES = re.compile(r"^!self\.matches\(r'(.*)'\)$")
+"""The rule that refuses the strings with a pattern."""
 
 
 def specs(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
@@ -80,15 +82,17 @@ def _array(schema: Schema) -> st.SearchStrategy[list[Any]]:
 
 
 def _string(schema: Schema) -> st.SearchStrategy[str]:
+    rules = [each["rule"] for each in schema.get("x-kubernetes-validations", ())]
     patterns = [schema["pattern"]] if "pattern" in schema else []
-    for rule in schema.get("x-kubernetes-validations", ()):
-        patterns.append(MATCHES.sub(r"\1", rule["rule"]))
+    patterns += [found[1] for rule in rules if (found := MATCHES.match(rule))]
+    refused = [re.compile(found[1]) for rule in rules if (found := REFUSES.match(rule))]
     least, most = schema.get("minLength", 0), schema.get("maxLength", 256)
     if not patterns:
         return st.text(TEXT, min_size=least, max_size=min(most, 20))
     # In Python `$` also matches before a line break, which Go and Rust do not do.
     strict = patterns[0].replace("$", r"\Z")
-    return st.from_regex(strict, alphabet=TEXT).filter(lambda text: least <= len(text) <= most)
+    fitting = st.from_regex(strict, alphabet=TEXT).filter(lambda text: least <= len(text) <= most)
+    return fitting.filter(lambda text: not any(each.search(text) for each in refused))
 
 
 def _number(schema: Schema) -> st.SearchStrategy[float]:
