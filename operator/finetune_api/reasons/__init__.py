@@ -1,8 +1,8 @@
 """Every reason that a user can meet in a condition, an event or a failure, and its remedy.
 
-docs/reasons.md is generated from these tables, one file per group of reasons. The test in
-tests/unit/api/test_reasons.py compares them with the reasons that the operator and the trainer
-produce, so a new reason needs a row here.
+docs/reasons.md is generated from these tables: one file per group of reasons, and for the group of
+invalid input one per subject. The test in tests/unit/api/test_reasons.py compares them with the
+reasons that the operator and the trainer produce, so a new reason needs a row here.
 """
 
 from finetune_api.reasons.attempt_failed import FAILED
