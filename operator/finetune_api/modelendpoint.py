@@ -95,7 +95,7 @@ class SourceJob(StatusModel):
     """metadata.name of the job."""
     uid: ShortText
     """metadata.uid of the job."""
-    created_at: ShortText
+    created_at: Time
     """metadata.creationTimestamp of the job."""
 
 
