@@ -132,6 +132,7 @@ def test_kubectl_get_shows_a_useful_line_at_every_moment(seen: Seen) -> None:
 
 
 def test_conditions_are_there_from_the_first_write(seen: Seen) -> None:
+    # The API server gives every object a status with observedGeneration -1.
     written = [state for state in seen.states if state["status"]["observedGeneration"] > 0]
     assert written
     for state in written:
