@@ -105,23 +105,28 @@ async def _engine(cluster: KubeClient, namespace: str, jobs: int) -> tuple[float
 async def _alone(cluster: KubeClient, engine: Controller, namespace: str, name: str) -> float:
     started = time.perf_counter()
     await cluster.create(toy.finetune_job(namespace, name))
-    while not (engine.cache.get("FineTuneJob", namespace, name) or {}).get("status"):
+    while not _has_phase(engine.cache.get("FineTuneJob", namespace, name)):
         await asyncio.sleep(0.001)
     return time.perf_counter() - started
 
 
 async def _until_prepared(engine: Controller, namespace: str, jobs: int) -> None:
-    """The cache holds a status only once the API server has answered its write."""
+    """The cache holds a phase only once the API server has answered its write."""
     async with asyncio.timeout(300):
         while True:
             found = engine.cache.list("FineTuneJob", namespace)
             if (
                 len(found) == jobs
-                and all("status" in each for each in found)
+                and all(_has_phase(each) for each in found)
                 and engine.queue.is_idle
             ):
                 return
             await asyncio.sleep(0.01)
+
+
+def _has_phase(job: Manifest | None) -> bool:
+    """Whether the operator has written the status, which every object has by default."""
+    return "phase" in ((job or {}).get("status") or {})
 
 
 async def _namespace(cluster: KubeClient, name: str) -> None:
