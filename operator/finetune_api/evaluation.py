@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, StringConstraints
 
 from finetune_api.base import (
+    LIST_SET,
     ChildName,
     Percent,
     SpecModel,
@@ -118,7 +119,7 @@ class Evaluation(SpecModel):
     """What does not count when answers are compared by exactMatch, labels and fields: Text: case,
     punctuation, white space and compatibility forms; SQuAD: case, punctuation, white space and the
     words a, an and the; Whitespace: its amount and kind; None: every character counts."""
-    labels: list[Label] = Field(default_factory=list, max_length=100)
+    labels: list[Label] = Field(default_factory=list, max_length=100, json_schema_extra=LIST_SET)
     """Classes of accuracy, macroF1 and microF1, and of the confusion table in the report. Empty
     means the different held-out answers."""
     baselines: list[Baseline] = Field(

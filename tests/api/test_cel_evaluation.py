@@ -50,6 +50,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"objective": "DPO", "evaluation__labels": ["good", "bad"]},
         "only answers of SFT are compared with labels",
     ),
+    "a label twice": ({"evaluation__labels": ["good", "bad", "good"]}, "Duplicate value"),
     "a baseline without a prompt": (
         {"evaluation__baselines": [{"name": "nothing"}]},
         "give systemPrompt, examples or both",
