@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
-from finetune_api import crd
+from finetune_api import API_VERSION, crd
 from finetune_operator.decision import Manifest
 
 from tests.unit.endpoints.world import GPU_PROFILE
-from tests.unit.gitops import endpoint_cases, job_cases
+from tests.unit.gitops import endpoint_cases, job_cases, profile_cases
 from tests.unit.gitops.cases import Cases
 from tests.unit.jobs.world import CPU_PROFILE
 
@@ -29,7 +29,9 @@ JOBS = {
 }
 """Names of the jobs, and the cases that they come from; test_crd_upgrade.py refers to some."""
 ENDPOINTS = {"endpoint": "has_switched_to_a_second_revision"}
+POOLS = {"pool": "can_be_used"}
 PROFILES = {"cpu": CPU_PROFILE, "gpu": {**GPU_PROFILE, "cpuPerDevice": 8}}
+"""Specs of profiles without a status, as with an operator that watches only some namespaces."""
 HEADER = """\
 # What the first release stored: its custom resources with every status that it wrote. Its schema is
 # in crds/. Written by `python -m tests.api.first_release` until that release, and only added to
@@ -39,13 +41,18 @@ HEADER = """\
 
 def build_objects() -> Iterator[Manifest]:
     """The objects, without what their namespace and the API server add."""
-    for cases, names in ((job_cases.CASES, JOBS), (endpoint_cases.CASES, ENDPOINTS)):
+    written = (
+        (job_cases.CASES, JOBS),
+        (endpoint_cases.CASES, ENDPOINTS),
+        (profile_cases.CASES, POOLS),
+    )
+    for cases, names in written:
         for name, case in names.items():
             found = _observe(cases, case)
-            kept = {key: found[key] for key in ("apiVersion", "kind", "spec", "status")}
-            yield {**kept, "metadata": {"name": name}}
+            kept = {key: found[key] for key in ("kind", "spec", "status")}
+            yield {"apiVersion": API_VERSION, **kept, "metadata": {"name": name}}
     for name, spec in PROFILES.items():
-        kind = {"apiVersion": "finetune.dev/v1alpha1", "kind": "AcceleratorProfile"}
+        kind = {"apiVersion": API_VERSION, "kind": "AcceleratorProfile"}
         yield {**kind, "metadata": {"name": name}, "spec": spec}
 
 
