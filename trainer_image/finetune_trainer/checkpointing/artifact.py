@@ -13,7 +13,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from finetune_api.artifact_retention import ALWAYS
 from finetune_api.facts import AdapterFacts, ArtifactRef, ModelFacts
 from finetune_api.finetunejob import ModelAddress
 from finetune_api.run_config import RunConfig
@@ -23,7 +22,7 @@ from finetune_trainer.checkpointing.checkpoint_folder import hash_files
 from finetune_trainer.runtime.errors import RetryableError
 from finetune_trainer.runtime.fencing import Attempt
 from finetune_trainer.sources import Address
-from finetune_trainer.sources.artifact_folder import MANIFEST, RETENTION_FILE
+from finetune_trainer.sources.artifact_folder import MANIFEST, RETENTION_FILE, read_retention
 
 LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "safetensors", "tokenizers")
 
@@ -50,7 +49,8 @@ def find_artifact(run: RunConfig, target: Path) -> ArtifactRef | None:
         uri=run.artifact_uri,
         digest=f"sha256:{hashlib.sha256(content).hexdigest()}",
         bytes=sum(int(facts["size"]) for facts in files.values()) + len(content),
-        retention=run.artifact_retention or ALWAYS,
+        # Another attempt may have published it, when the installation had another default.
+        retention=read_retention(target),
     )
 
 

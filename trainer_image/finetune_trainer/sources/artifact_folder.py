@@ -21,12 +21,12 @@ log = logging.getLogger("finetune")
 def read_retention(folder: Path) -> str:
     """The retention of an artifact; Always where it cannot be read, WhileReferenced for a folder
     that export has not completed."""
-    if not os.path.lexists(folder / MANIFEST):
-        return WHILE_REFERENCED
     path = folder / RETENTION_FILE
-    if not os.path.lexists(path):
-        return ALWAYS
     try:
+        if not _exists(folder / MANIFEST):
+            return WHILE_REFERENCED
+        if not _exists(path):
+            return ALWAYS
         # Neither a link is followed, nor a pipe waited for.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
         with os.fdopen(os.open(path, flags), "rb") as file:
@@ -37,3 +37,12 @@ def read_retention(folder: Path) -> str:
         log.error("Cannot read the retention of an artifact, it is retained", extra=extra)
         return ALWAYS
     return retention
+
+
+def _exists(path: Path) -> bool:
+    """Raises OSError where that cannot be seen, for example because a file server is away."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
