@@ -402,6 +402,13 @@ FAULTS = (
         WORKSPACES,
     ),
     Fault(
+        "the time of an artifact goes on during a reference that no janitor has seen",
+        "resources/janitor.py",
+        "for entry in set(gone) - jobs)",
+        "for entry in set())",
+        WORKSPACES,
+    ),
+    Fault(
         "a job's own retention is ignored",
         "jobs/stages/export.py",
         "    retention = own or ctx.settings.artifact_retention\n",

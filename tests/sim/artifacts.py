@@ -1,7 +1,7 @@
 """The artifacts in the workspace, and the janitor that removes them.
 
 It has the janitor's rules and no others: what its list does not have is condemned by one pass, and
-removed by a later one after the grace period.
+removed by a later one after the grace period, which a reference in between begins again.
 """
 
 from __future__ import annotations
@@ -46,9 +46,12 @@ class Artifacts:
         for folder, created in list(self._created.items()):
             if {folder, job_entry(folder[-8:])} & keep:
                 self._condemned.pop(folder, None)
-            elif now - min(self._condemned.setdefault(folder, now), now) < MARGIN_SECONDS:
                 continue
-            elif now - created >= MARGIN_SECONDS:
+            if f"+{folder}" in keep:
+                self._condemned.pop(folder, None)
+            if now - min(self._condemned.setdefault(folder, now), now) < MARGIN_SECONDS:
+                continue
+            if now - created >= MARGIN_SECONDS:
                 self._met("artifact removed")
                 self.removing(folder)
                 del self._created[folder], self._condemned[folder]

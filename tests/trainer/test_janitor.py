@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 JOB = f"jobs/{UID}"
 ARTIFACT = "artifacts/support-bot-0b0e7c0e"
 MODEL = f"models/{KEY}/{REVISION}"
+NOTHING: tuple[frozenset[str], frozenset[str], frozenset[str]]
+NOTHING = (frozenset(), frozenset(), frozenset())
 SHORT, LONG = 2.0, 3600.0
 """Seconds: an age that is reached within a test, and one that is not."""
 
@@ -42,12 +44,14 @@ def clean(
     root: Path,
     *keep: str,
     gone: Iterable[str] = (),
+    recent: Iterable[str] = (),
     margin: float = 0.0,
     retention: float = 0.0,
     claim: str = "mine",
 ) -> list[str]:
     """One janitor, which succeeds; its log lines."""
-    rules = CleanupRules(claim, frozenset(keep), frozenset(gone), margin, retention)
+    lists = (frozenset(each) for each in (keep, gone, recent))
+    rules = CleanupRules(claim, *lists, margin, retention)
     code, lines = janitor(root, rules)
     assert code == ExitCode.OK, lines
     return lines
@@ -207,6 +211,27 @@ def test_released_artifact_is_removed_when_nothing_refers_to_it(workspace: Path)
     assert ARTIFACT not in existing(workspace)
 
 
+def test_hours_begin_again_for_an_artifact_that_was_referred_to_between_two_janitors(
+    workspace: Path,
+) -> None:
+    clean(workspace)
+    mark = workspace / ".janitor" / "condemned" / Path(ARTIFACT).name
+    grow_old(mark)
+    lines = clean(workspace, recent=[ARTIFACT], margin=SHORT)
+    assert ARTIFACT in existing(workspace), "no janitor has seen the reference, and it is gone"
+    assert any("Artifact condemned" in line for line in lines)
+    grow_old(mark)
+    clean(workspace, margin=SHORT)
+    assert ARTIFACT not in existing(workspace)
+
+
+def test_a_release_does_not_end_the_grace_period_after_a_recent_reference(workspace: Path) -> None:
+    complete(workspace)
+    for recent in ((), [ARTIFACT]):
+        clean(workspace, gone=[ARTIFACT], recent=recent)
+        assert ARTIFACT in existing(workspace)
+
+
 def test_model_is_removed_when_no_job_used_it_for_the_retention_time(workspace: Path) -> None:
     clean(workspace, retention=LONG)
     assert MODEL in existing(workspace)
@@ -269,7 +294,7 @@ def test_link_in_the_place_of_the_janitors_own_folders_is_refused(
 ) -> None:
     (workspace / folder).parent.mkdir(exist_ok=True)
     (workspace / folder).symlink_to(workspace / "notes")
-    code, lines = janitor(workspace, CleanupRules("mine", frozenset(), frozenset(), 0, 0))
+    code, lines = janitor(workspace, CleanupRules("mine", *NOTHING, 0, 0))
     assert code == ExitCode.USER_ERROR
     assert existing(workspace) == ALL
     assert "is a link" in lines[0]
@@ -287,7 +312,7 @@ def test_folders_with_other_names_stay(workspace: Path) -> None:
 def test_nothing_is_removed_from_a_volume_that_two_claims_share(workspace: Path) -> None:
     clean(workspace, f"jobs/{UID[:8]}", f"jobs/{OTHER[:8]}", claim="first")
     for claim in ("second", "first"):
-        code, lines = janitor(workspace, CleanupRules(claim, frozenset(), frozenset(), 0, 0))
+        code, lines = janitor(workspace, CleanupRules(claim, *NOTHING, 0, 0))
         assert code == ExitCode.USER_ERROR
         assert "uses the same folder of the volume" in lines[0]
     assert existing(workspace) == ALL
@@ -325,12 +350,14 @@ def test_list_that_was_cut_is_refused(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(("text", "size"), [("0", 0), ("1\njobs/a", 1), ("1\njobs/a\n", 1)])
 def test_complete_list_is_read(tmp_path: Path, text: str, size: int) -> None:
     (tmp_path / "keep").write_text(text)
-    assert len(read_keep_list(tmp_path / "keep")[0]) == size
+    assert len(read_keep_list(tmp_path / "keep").keep) == size
 
 
-def test_deleted_jobs_are_listed_with_a_minus(tmp_path: Path) -> None:
-    (tmp_path / "keep").write_text("2\njobs/a\n-jobs/b")
-    assert read_keep_list(tmp_path / "keep") == ({"jobs/a"}, {"jobs/b"})
+def test_deleted_jobs_are_listed_with_a_minus_and_recent_references_with_a_plus(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "keep").write_text("3\njobs/a\n+artifacts/c\n-jobs/b")
+    assert read_keep_list(tmp_path / "keep") == ({"jobs/a"}, {"jobs/b"}, {"artifacts/c"})
 
 
 @pytest.mark.parametrize("age", [901.0, -901.0, float("nan")])

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from finetune_api.protocol import ExitCode
 
@@ -37,20 +38,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
         check_list_age(arguments.listed_at, time.time(), arguments.list_seconds)
-        keep, gone = read_keep_list(arguments.keep)
+        listed = read_keep_list(arguments.keep)
     except CleanupRefused as refusal:
         log.error("Nothing was removed", extra={"error": str(refusal)})
         return int(ExitCode.RETRYABLE)
     rules = CleanupRules(
         claim=arguments.claim,
-        keep=keep,
-        gone=gone,
+        keep=listed.keep,
+        gone=listed.gone,
+        recent=listed.recent,
         margin_seconds=arguments.margin_seconds,
         retention_seconds=arguments.model_retention_days * DAY_SECONDS,
     )
     code = clean_workspace(arguments.root, rules)
     if code == ExitCode.OK:
-        log.info("Cleanup done", extra={"kept_entries": len(keep)})
+        log.info("Cleanup done", extra={"kept_entries": len(listed.keep)})
     return int(code)
 
 
@@ -77,17 +79,29 @@ def check_list_age(listed_at: float, now: float, longest: float) -> None:
         )
 
 
-def read_keep_list(path: Path) -> tuple[frozenset[str], frozenset[str]]:
-    """What must stay, and the deleted jobs and released artifacts; raises CleanupRefused where the
-    list was cut."""
+class KeepList(NamedTuple):
+    """The entries of the operator's list; `CleanupRules` explains them."""
+
+    keep: frozenset[str]
+    gone: frozenset[str]
+    """Listed with a leading minus."""
+    recent: frozenset[str]
+    """Listed with a leading plus."""
+
+
+def read_keep_list(path: Path) -> KeepList:
+    """The operator's list; raises CleanupRefused where it was cut."""
     count, *entries = path.read_text().rstrip("\n").split("\n")
     if not count.isdigit() or int(count) != len(entries):
         raise CleanupRefused(
             f"the list of what to keep is incomplete: it announces {count!r} entries and has "
             f"{len(entries)}"
         )
-    gone = {entry for entry in entries if entry.startswith("-")}
-    return frozenset(entries) - gone, frozenset(entry.removeprefix("-") for entry in gone)
+    return KeepList(
+        keep=frozenset(entry for entry in entries if entry[:1] not in ("-", "+")),
+        gone=frozenset(entry[1:] for entry in entries if entry.startswith("-")),
+        recent=frozenset(entry[1:] for entry in entries if entry.startswith("+")),
+    )
 
 
 def clean_workspace(root: Path, rules: CleanupRules) -> ExitCode:

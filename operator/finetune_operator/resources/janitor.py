@@ -46,8 +46,9 @@ def build_janitor_job(
     is_repeated: bool = False,
 ) -> Manifest:
     """Job that removes everything except `keep` and what is retained: the folders of the jobs in
-    `gone` at any age, and the artifacts in `released` although they are retained. If `gone` is not
-    empty or `is_repeated` is true, the annotation requests another janitor afterwards.
+    `gone` at any age, and the artifacts in `released` although they are retained. The time of the
+    artifacts in `gone` begins again. If `gone` is not empty or `is_repeated` is true, the
+    annotation requests another janitor afterwards.
 
     It has no labels of a FineTuneJob, with which its pod would look like a stage that still writes.
     """
@@ -83,15 +84,16 @@ def format_keep_list(
     keep: Iterable[str], gone: Iterable[str] = (), released: Iterable[str] = ()
 ) -> str:
     """The number of entries, then one entry per line, so that the janitor detects a truncated list.
-    Jobs that certainly no longer exist, and artifacts that are not retained, come last, with a
-    leading minus."""
-    jobs = (entry for entry in gone if entry.startswith(f"{WORKSPACE_JOBS}/"))
-    entries = [*sorted(keep), *sorted(f"-{entry}" for entry in (*jobs, *released))]
+    Artifacts that something referred to since the last janitor have a leading plus; jobs that
+    certainly no longer exist, and artifacts that are not retained, a leading minus."""
+    jobs = {entry for entry in gone if entry.startswith(f"{WORKSPACE_JOBS}/")}
+    recent = sorted(f"+{entry}" for entry in set(gone) - jobs)
+    entries = [*sorted(keep), *recent, *sorted(f"-{entry}" for entry in (*jobs, *released))]
     return "\n".join([str(len(entries)), *entries])
 
 
 def parse_keep_list(job: Manifest) -> frozenset[str]:
-    """The entries of a janitor's list."""
+    """The entries of a janitor's list, as `format_keep_list` wrote them."""
     annotations = job["spec"]["template"]["metadata"].get("annotations") or {}
     return frozenset(annotations.get(KEEP_ANNOTATION, "").split("\n")[1:])
 

@@ -11,7 +11,9 @@ day, as unused models and retained artifacts expire. The very first one marks th
 claim's.
 
 How long an artifact is retained once nothing names it is stored in its folder, because its job
-may be gone. A user can end that time by an annotation of the claim, which names artifacts:
+may be gone. That time begins again after a reference, also after one that no janitor has seen: the
+list has the artifacts of the ledger that are not needed any more, and a janitor that failed leaves
+them to the next one. A user can end that time by an annotation of the claim, which names artifacts:
 they are removed as soon as nothing needs them. The ledger has them too, with a leading minus, so
 that a new one makes a janitor due.
 
@@ -122,10 +124,11 @@ def _plan_janitor(
         )
         ledger = _update_ledger(view, key.namespace, lasting | marked)
         return Decision(create=(job,), apply=ledger, requeue_after=RECHECK)
-    ledger = _update_ledger(view, key.namespace, recorded | lasting)
     left = _seconds_to_next(last, is_due, now)
     if left > 0:
+        ledger = _update_ledger(view, key.namespace, recorded | lasting)
         return Decision(apply=ledger, requeue_after=left)
+    ledger = _update_ledger(view, key.namespace, recorded | lasting | _list_unseen(last))
     delete = () if last["metadata"].get("deletionTimestamp") else (object_ref(last),)
     return Decision(apply=ledger, delete=delete, requeue_after=RECHECK)
 
@@ -207,9 +210,21 @@ def _list_served_uris(endpoint: Manifest) -> Iterator[str]:
 
 
 def _list_released(claim: Manifest, settings: Settings) -> Iterator[str]:
-    """The folders of the artifacts whose retention a user has ended."""
+    """The folders of the artifacts whose retention a user has ended. The address of a file in an
+    artifact, or of something else, releases nothing."""
     annotations = claim["metadata"].get("annotations") or {}
-    return artifact_folders(annotations.get(RELEASE_ANNOTATION, "").split(), settings)
+    for uri in annotations.get(RELEASE_ANNOTATION, "").split():
+        for folder in artifact_folders((uri,), settings):
+            if uri.rstrip("/") == f"pvc://{settings.workspace_claim}/{folder}":
+                yield folder
+
+
+def _list_unseen(janitor: Manifest) -> set[str]:
+    """The artifacts with a recent reference that this janitor may not have recorded."""
+    if find_condition(janitor, "Complete").get("status") == "True":
+        return set()
+    recent = (entry for entry in parse_keep_list(janitor) if entry.startswith("+"))
+    return {entry.removeprefix("+") for entry in recent}
 
 
 def _read_ledger(view: View, namespace: str) -> set[str]:

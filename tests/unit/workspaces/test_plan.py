@@ -4,13 +4,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from finetune_operator.decision import JOB_UID_LABEL, Decision, Manifest, Settings
+from finetune_operator.decision import JOB_UID_LABEL, Decision, Settings
 from finetune_operator.names import model_path
 from finetune_operator.resources.janitor import (
     LIST_SECONDS,
     MARGIN_SECONDS,
     build_janitor_job,
-    build_ledger,
     format_keep_list,
     parse_keep_list,
 )
@@ -19,84 +18,30 @@ from finetune_operator.workspaces.plan import (
     FIRST_AFTER,
     PERIOD,
     RECHECK,
-    RELEASE_ANNOTATION,
     REPEAT_AFTER,
     SPACING,
     STUCK_AFTER,
     check_janitor,
     list_needed,
-    reconcile_workspace,
     workspace_key,
     workspace_keys,
 )
 
-from tests.unit.jobs.world import JOB_UID, NAMESPACE, SETTINGS, START, World, job_manifest
-
-OTHER_UID = "77777777-2fa1-41d2-883f-0016d3cca427"
-OLD = "artifacts/older-0a0a0a0a"
-OLD_URI = f"pvc://finetune-workspace/{OLD}"
-JANITOR = "finetune-janitor"
-ENDED = [{"type": "Succeeded", "status": "True"}]
-
-
-def fresh() -> World:
-    """A job that has begun; its namespace has a workspace by now."""
-    world = World()
-    world.settle()
-    kept_before = build_ledger(NAMESPACE, [])
-    kept_before["metadata"]["creationTimestamp"] = (START - FIRST_AFTER).isoformat()
-    world.load(kept_before)
-    return world
-
-
-def reconcile(world: World, settings: Settings = SETTINGS) -> Decision:
-    """One decision about the workspace, carried out."""
-    decision = reconcile_workspace(
-        workspace_key({"metadata": {"namespace": NAMESPACE}}), world, settings, world.now
-    )
-    for manifest in decision.create:
-        world.create(manifest)
-    for manifest in decision.apply:
-        old = world.get("ConfigMap", NAMESPACE, JANITOR) or {"metadata": {}}
-        made = old["metadata"].get("creationTimestamp", world.now.isoformat())
-        meta = {**manifest["metadata"], "creationTimestamp": made}
-        world.load({**manifest, "metadata": meta})
-    for ref in decision.delete:
-        world.delete(ref)
-    return decision
-
-
-def janitor(world: World) -> Manifest | None:
-    return world.get("Job", NAMESPACE, JANITOR)
-
-
-def kept(world: World) -> frozenset[str]:
-    found = janitor(world)
-    assert found is not None
-    return parse_keep_list(found)
-
-
-def clean(world: World, outcome: str = "Complete") -> None:
-    """A janitor from its start to its end."""
-    assert janitor(world) is None
-    reconcile(world)
-    world.end_job(JANITOR, outcome)
-
-
-def forget(world: World) -> None:
-    """The job is deleted and all its children are collected."""
-    for kind in ("FineTuneJob", "Pod", "Service", "ConfigMap", "Job"):
-        for name in world.names(kind):
-            if kind in ("FineTuneJob", "Pod", "Service") or name.startswith("glossary-"):
-                world.remove(kind, name)
-
-
-def add_endpoint(world: World, uri: str, *older: str) -> None:
-    revisions = [{"uri": each} for each in older]
-    meta = {"name": "bot", "namespace": NAMESPACE, "uid": "endpoint"}
-    spec = {"artifact": {"uri": uri}}
-    status = {"revisions": revisions}
-    world.load({"kind": "ModelEndpoint", "metadata": meta, "spec": spec, "status": status})
+from tests.unit.jobs.world import JOB_UID, NAMESPACE, SETTINGS, World, job_manifest
+from tests.unit.workspaces.world import (
+    ENDED,
+    JANITOR,
+    OLD,
+    OLD_URI,
+    OTHER_UID,
+    add_endpoint,
+    clean,
+    forget,
+    fresh,
+    janitor,
+    kept,
+    reconcile,
+)
 
 
 def test_jobs_keep_their_folders_whether_they_have_ended_or_not() -> None:
@@ -238,41 +183,6 @@ def test_a_dropped_revision_triggers_a_janitor() -> None:
     assert not reconcile(world).delete
     add_endpoint(world, "pvc://finetune-workspace/artifacts/newer-00000000")
     assert reconcile(world).delete
-
-
-def release(world: World, *uris: str) -> None:
-    """The user ends the retention of these artifacts."""
-    claim = world.need("PersistentVolumeClaim", "finetune-workspace")
-    world.patch(claim, {"metadata": {"annotations": {RELEASE_ANNOTATION: " ".join(uris)}}})
-
-
-def test_a_released_artifact_triggers_two_janitors_that_may_remove_it() -> None:
-    world = fresh()
-    clean(world)
-    release(world, OLD_URI, "pvc://elsewhere/artifacts/a-00000000", "oops")
-    for wait in (SPACING, REPEAT_AFTER):
-        world.tick(wait.total_seconds())
-        assert reconcile(world).delete
-        clean(world)
-        assert {entry for entry in kept(world) if entry.startswith("-")} == {f"-{OLD}"}
-    assert reconcile(world).requeue_after == PERIOD.total_seconds()
-    release(world)
-    assert reconcile(world).requeue_after == PERIOD.total_seconds()
-
-
-def test_a_release_alone_does_not_hurry_the_first_janitor() -> None:
-    world = World()
-    world.settle()
-    release(world, OLD_URI)
-    assert reconcile(world).requeue_after == FIRST_AFTER.total_seconds()
-
-
-def test_a_released_artifact_that_an_endpoint_serves_is_kept() -> None:
-    world = fresh()
-    add_endpoint(world, OLD_URI)
-    release(world, OLD_URI)
-    reconcile(world)
-    assert {OLD, f"-{OLD}"} <= kept(world), "the janitor keeps what is in both"
 
 
 def test_the_end_of_a_job_alone_triggers_none() -> None:

@@ -12,8 +12,9 @@ a few minutes old, so whatever was created after it must be safe by other means:
 - An artifact that nothing names any more may be named again. It is condemned first, and removed
   when a later janitor still finds it unnamed after a grace period, and after the time for which it
   is retained (artifact_folder.py), which counts from then on. A user may end that time, not the
-  grace period. While a janitor runs, the operator lets no job and no endpoint begin to use an
-  artifact that is missing from its list.
+  grace period. Both begin again after a reference, also after one that came and went between two
+  janitors, which the operator lists. While a janitor runs, the operator lets no job and no endpoint
+  begin to use an artifact that is missing from its list.
 - A model is removed when no unfinished job names it and none has used it for the retention time,
   and under the lease of its revision (lease.py): prepare either marked it as used before, which the
   janitor sees, or finds it missing and fetches it again.
@@ -69,6 +70,8 @@ class CleanupRules:
     gone: frozenset[str]
     """`jobs/<first 8 digits of a uid>` of jobs that were deleted, and `artifacts/<folder>` of those
     that a user released, which are not retained any longer. What is in `keep` too stays."""
+    recent: frozenset[str]
+    """`artifacts/<folder>` that something referred to since the janitor before."""
     margin_seconds: float
     """Age from which the list has the job of a folder, and grace period of an artifact."""
     retention_seconds: float
@@ -136,6 +139,8 @@ class WorkspaceCleanup:
         is_released = name in self._rules.gone
         retention = WHILE_REFERENCED if is_released else read_retention(path)
         fields: dict[str, object] = {"folder": name, "retention": retention}
+        if name in self._rules.recent:
+            mark.unlink(missing_ok=True)
         if not mark.exists():
             mark.touch()
             log.info("Artifact condemned, nothing refers to it any more", extra=fields)
