@@ -424,8 +424,8 @@ FAULTS = (
     Fault(
         "jobs that have ended use a profile",
         "acceleratorprofiles/use.py",
-        "not job.has_ended and ",
-        "",
+        "sum(not use.has_ended for use, _ in users)",
+        "len(users)",
         PROFILES,
     ),
     Fault(

@@ -47,6 +47,8 @@ from finetune_operator.names import JANITOR
 from finetune_operator.workspaces.plan import reconcile_workspace, workspace_key, workspace_keys
 
 TERMINAL_PHASES = ("Succeeded", "Failed")
+PROFILE_DELAY = 2.0
+"""Seconds for which changes of what uses the profiles are collected into one status."""
 
 
 def build_controllers(settings: Settings) -> ControllerTable:
@@ -69,6 +71,7 @@ def build_controllers(settings: Settings) -> ControllerTable:
         keys_of=keys_of,
         keys_of_deleted=keys_of_deleted,
         initial_keys=lambda view: workspace_keys(view, settings),
+        delays={"AcceleratorProfile": PROFILE_DELAY},
     )
 
 

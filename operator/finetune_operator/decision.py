@@ -208,3 +208,10 @@ class ControllerTable:
     """More keys to enqueue when this object was deleted."""
     initial_keys: Callable[[View], Iterable[Key]] = lambda _view: ()
     """The keys to enqueue after the first lists, for what was deleted while no operator ran."""
+    delays: Mapping[str, float] = field(default_factory=dict)
+    """By kind of key: the seconds between the first of several changes and the one reconcile for
+    all of them. Absent means none."""
+
+    def delay_of(self, key: Key) -> float:
+        """The seconds by which a reconcile for a change is delayed."""
+        return self.delays.get(key.kind, 0.0)

@@ -7,7 +7,7 @@ uses the default one, if there is exactly one.
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_operator.decision import JOB_NAME_LABEL, JOB_UID_LABEL, STAGE_LABEL, Manifest, View
+from finetune_operator.decision import JOB_UID_LABEL, STAGE_LABEL, Manifest, View
 from finetune_operator.manifest import is_terminal
 from finetune_operator.profiles import list_defaults
 
@@ -37,18 +37,16 @@ def count_use(name: str, view: View) -> ProfileUse:
     """What uses the profile of this name in the namespaces that the View has."""
     defaults = list_defaults(view)
     default = defaults[0]["metadata"]["name"] if len(defaults) == 1 else None
-    jobs = [get_job_use(job) for job in view.list("FineTuneJob")]
     served = [get_endpoint_profile(endpoint) for endpoint in view.list("ModelEndpoint")]
+    users = [
+        (use, job)
+        for job in view.list("FineTuneJob")
+        if ((use := get_job_use(job)).profile or default) == name
+    ]
     return ProfileUse(
-        jobs=sum(not job.has_ended and (job.profile or default) == name for job in jobs),
+        jobs=sum(not use.has_ended for use, _ in users),
         endpoints=sum((profile or default) == name for profile in served),
-        training_devices=sum(
-            use.devices_per_pod
-            for pod in view.list("Pod")
-            if holds_devices(pod)
-            and (use := _find_use_of_pod(pod, view)) is not None
-            and (use.profile or default) == name
-        ),
+        training_devices=sum(use.devices_per_pod * _count_holders(job, view) for use, job in users),
     )
 
 
@@ -77,10 +75,8 @@ def holds_devices(pod: Manifest) -> bool:
     return is_training and bool((pod.get("spec") or {}).get("nodeName")) and not has_ended
 
 
-def _find_use_of_pod(pod: Manifest, view: View) -> JobUse | None:
-    """The use of the pod's job, also of one that has ended; None where it was deleted."""
-    metadata = pod["metadata"]
-    job = view.get("FineTuneJob", metadata["namespace"], metadata["labels"].get(JOB_NAME_LABEL, ""))
-    if job is None or job["metadata"]["uid"] != metadata["labels"].get(JOB_UID_LABEL):
-        return None
-    return get_job_use(job)
+def _count_holders(job: Manifest, view: View) -> int:
+    """The pods of a job that hold devices, also after its end."""
+    metadata = job["metadata"]
+    pods = view.list_by_label("Pod", metadata["namespace"], JOB_UID_LABEL, metadata["uid"])
+    return sum(holds_devices(pod) for pod in pods)

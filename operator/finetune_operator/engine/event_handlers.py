@@ -62,7 +62,7 @@ class EventHandlers:
             return False
         for key in self._controllers.keys_of(manifest, self._cache, old):
             if key != written_by:
-                self._queue.add(key)
+                self._enqueue(key)
         return True
 
     def on_delete(self, manifest: Manifest) -> bool:
@@ -76,14 +76,17 @@ class EventHandlers:
         if kind == "FineTuneJob":
             self._handovers.forget_job(namespace, name)
         for key in self._controllers.keys_of_deleted(manifest):
-            self._queue.add(key)
+            self._enqueue(key)
         self.enqueue_keys_of(manifest)
         return known is not None
 
     def enqueue_keys_of(self, manifest: Manifest, old: Manifest | None = None) -> None:
         """Enqueue every key that the object wakes, given what it was before."""
         for key in self._controllers.keys_of(manifest, self._cache, old):
-            self._queue.add(key)
+            self._enqueue(key)
+
+    def _enqueue(self, key: Key) -> None:
+        self._queue.add_after(key, self._controllers.delay_of(key))
 
     def retained_pods(self, key: Key) -> Sequence[Manifest]:
         """Deleted pods of a job that the cache keeps until the job has seen how they ended."""

@@ -145,7 +145,7 @@ class Reconciler:
                 await self._record_events(loaded, decision)
         self._http_poller.set_requests(key, decision.requests)
         # The cache has our own writes already, so no watch will wake the key for them.
-        return 0.0 if changed else decision.requeue_after
+        return self._controllers.delay_of(key) if changed else decision.requeue_after
 
     async def _write_rejected_children(
         self, key: Key, loaded: Manifest | None, decision: Decision, writes: ChildWrites
