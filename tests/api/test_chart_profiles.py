@@ -143,10 +143,47 @@ def test_a_pool_that_is_removed_with_its_mark_cannot_stay_a_second_default(
 ) -> None:
     pool = "--set=profiles.pools.big.memoryPerDevice=64Gi"
     install(plane, RELEASE, pool, "--set=profiles.default=big")
-    message = re.escape('profiles.default is "cpu", but AcceleratorProfile big, which is not in')
-    with pytest.raises(ClusterError, match=message):
-        install(plane, RELEASE, "--set=profiles.default=cpu")
+    for default in ("cpu", ""):
+        message = re.escape(f'is marked as default, but profiles.default is "{default}": delete')
+        with pytest.raises(ClusterError, match=f"AcceleratorProfile big, which .* {message}"):
+            install(plane, RELEASE, f"--set=profiles.default={default}")
     install(plane, RELEASE, pool, "--set=profiles.default=cpu")
     install(plane, RELEASE, "--set=profiles.default=cpu")
     assert names(api) == ["big", "cpu"]
     plane.kubectl("delete", "accel", "big")
+
+
+def test_a_default_pool_that_is_deleted_with_its_values_is_no_second_default(
+    plane: ControlPlane, api: Api
+) -> None:
+    """As with `profiles.keep: false`, and in an upgrade from a chart that kept no profiles."""
+    pool = ("--set=profiles.pools.big.memoryPerDevice=64Gi", "--set=profiles.default=big")
+    install(plane, RELEASE, *pool, "--set=profiles.keep=false")
+    install(plane, RELEASE, "--set=profiles.default=cpu")
+    assert names(api) == ["cpu"]
+    assert (
+        api.get("AcceleratorProfile", "", "cpu")["metadata"]["annotations"].items() >= KEEP.items()
+    )
+
+
+def test_a_default_profile_without_the_chart_needs_no_default_in_the_values(
+    plane: ControlPlane, api: Api
+) -> None:
+    (profile,) = (each for each in profiles() if each["metadata"]["name"] == "cpu")
+    spec = {**profile["spec"], "default": True}
+    api.create({**profile, "metadata": {"name": "own"}, "spec": spec})
+    install(plane, RELEASE)
+    assert names(api) == ["cpu", "own"]
+
+
+def test_a_rollback_to_a_pool_that_was_removed_needs_its_profile_deleted_first(
+    plane: ControlPlane, api: Api
+) -> None:
+    where = ("--kubeconfig", plane.kubeconfig, "--namespace", SYSTEM)
+    install(plane, RELEASE, "--set=profiles.pools.big.memoryPerDevice=64Gi")
+    install(plane, RELEASE)
+    with pytest.raises(ClusterError, match='no AcceleratorProfile with the name "big" found'):
+        helm("rollback", RELEASE, "1", *where)
+    plane.kubectl("delete", "accel", "big")
+    helm("rollback", RELEASE, "1", *where)
+    assert names(api) == ["big", "cpu"]

@@ -23,17 +23,21 @@
 {{- $annotations := .metadata.annotations | default dict -}}
 {{- $release := get $annotations "meta.helm.sh/release-name" -}}
 {{- $namespace := get $annotations "meta.helm.sh/release-namespace" -}}
+{{- $isOwn := and (eq (toString $release) $root.Release.Name) (eq (toString $namespace) $root.Release.Namespace) -}}
+{{- $isKept := eq (get $annotations "helm.sh/resource-policy") "keep" -}}
+{{- /* Helm deletes one that is in no pool any more, unless it is kept. */ -}}
+{{- $stays := not (and $isOwn $root.Release.IsUpgrade (not $isKept)) -}}
 {{- if and $spec (not $release) -}}
 {{- fail (printf "AcceleratorProfile %s exists and belongs to no release: set profiles.pools.%s=null, or delete it first" $name $name) -}}
-{{- else if and $spec (or (ne $release $root.Release.Name) (ne $namespace $root.Release.Namespace)) -}}
+{{- else if and $spec (not $isOwn) -}}
 {{- fail (printf "AcceleratorProfile %s belongs to the release %s in the namespace %s: set profiles.create=false, or profiles.pools.%s=null; if that release is gone, delete the profile" $name $release $namespace $name) -}}
 {{- else if and $spec $root.Release.IsInstall -}}
 {{- $wanted := include "finetune.withDefaults" (list $schema (set (deepCopy $spec) "default" (eq $name $default))) -}}
 {{- if ne ($wanted | fromJson | toJson) (.spec | toJson | fromJson | toJson) -}}
 {{- fail (printf "AcceleratorProfile %s stayed from an earlier installation and differs from the values, and Helm would not change it: delete it first (kubectl delete accel %s)" $name $name) -}}
 {{- end -}}
-{{- else if and (not $spec) $default .spec.default -}}
-{{- fail (printf "profiles.default is %q, but AcceleratorProfile %s, which is not in profiles.pools, is marked as default too: delete it, or set its spec.default to false" $default $name) -}}
+{{- else if and (not $spec) .spec.default $stays (or $default $isOwn) -}}
+{{- fail (printf "AcceleratorProfile %s, which is not in profiles.pools, is marked as default, but profiles.default is %q: delete it, or set its spec.default to false" $name $default) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
