@@ -10,12 +10,12 @@ follows when the grace period of artifacts that nothing names is over, and other
 day, as unused models and retained artifacts expire. The very first one marks the volume as this
 claim's.
 
-How long an artifact is retained once nothing names it is stored in its folder, because its job
-may be gone. That time begins again after a reference, also after one that no janitor has seen: the
-list has the artifacts of the ledger that are not needed any more, and a janitor that failed leaves
-them to the next one. A user can end that time by an annotation of the claim, which names artifacts:
-they are removed as soon as nothing needs them. The ledger has them too, with a leading minus, so
-that a new one makes a janitor due.
+How long an artifact is retained once nothing names it is stored in its folder, because its job may
+be gone. That time begins again after a reference, also after one that no janitor has seen: the list
+has the artifacts of the ledger that are not needed any more. They stay in the ledger with a leading
+plus until a janitor has completed. A user can end that time by an annotation of the claim, which
+names artifacts: they are removed as soon as nothing needs them. The ledger has them too, with a
+leading minus, so that a new one makes a janitor due.
 
 The janitor gets the list of what is needed when it is created. What a job or an endpoint names
 after that may be missing from the list: see `check_janitor`.
@@ -43,6 +43,7 @@ from finetune_operator.manifest import (
 )
 from finetune_operator.names import (
     JANITOR,
+    WORKSPACE_ARTIFACTS,
     WORKSPACE_MODELS,
     artifact_folder,
     job_entry,
@@ -109,7 +110,8 @@ def _plan_janitor(
     keep = frozenset(list_needed(view, key.namespace, settings))
     lasting = {entry for entry in keep if not entry.startswith(WORKSPACE_MODELS)}
     recorded = _read_ledger(view, key.namespace)
-    gone = {entry for entry in recorded - lasting if not entry.startswith("-")}
+    gone = {entry for entry in recorded - lasting if entry[0] not in "+-"}
+    recent = {entry for entry in recorded if entry.startswith("+")}
     released = set(_list_released(claim, settings))
     marked = {f"-{folder}" for folder in released}
     is_due = bool(gone or marked - recorded)
@@ -119,16 +121,19 @@ def _plan_janitor(
         return Decision(apply=ledger, requeue_after=left)
     if last is None:
         uid = claim["metadata"]["uid"]
+        recent |= {f"+{entry}" for entry in gone if entry.startswith(WORKSPACE_ARTIFACTS)}
+        gone |= {entry.removeprefix("+") for entry in recent}
         job = build_janitor_job(
             key.namespace, uid, keep, gone, now, settings, released, is_repeated=is_due
         )
-        ledger = _update_ledger(view, key.namespace, lasting | marked)
+        ledger = _update_ledger(view, key.namespace, lasting | marked | recent)
         return Decision(create=(job,), apply=ledger, requeue_after=RECHECK)
+    if find_condition(last, "Complete").get("status") == "True":
+        recorded -= recent
+    ledger = _update_ledger(view, key.namespace, recorded | lasting)
     left = _seconds_to_next(last, is_due, now)
     if left > 0:
-        ledger = _update_ledger(view, key.namespace, recorded | lasting)
         return Decision(apply=ledger, requeue_after=left)
-    ledger = _update_ledger(view, key.namespace, recorded | lasting | _list_unseen(last))
     delete = () if last["metadata"].get("deletionTimestamp") else (object_ref(last),)
     return Decision(apply=ledger, delete=delete, requeue_after=RECHECK)
 
@@ -217,14 +222,6 @@ def _list_released(claim: Manifest, settings: Settings) -> Iterator[str]:
         for folder in artifact_folders((uri,), settings):
             if uri.rstrip("/") == f"pvc://{settings.workspace_claim}/{folder}":
                 yield folder
-
-
-def _list_unseen(janitor: Manifest) -> set[str]:
-    """The artifacts with a recent reference that this janitor may not have recorded."""
-    if find_condition(janitor, "Complete").get("status") == "True":
-        return set()
-    recent = (entry for entry in parse_keep_list(janitor) if entry.startswith("+"))
-    return {entry.removeprefix("+") for entry in recent}
 
 
 def _read_ledger(view: View, namespace: str) -> set[str]:

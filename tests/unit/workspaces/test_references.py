@@ -71,6 +71,14 @@ def test_a_reference_that_a_failed_janitor_has_not_recorded_is_listed_again(
     assert f"+{OLD}" in kept(world)
 
 
+def test_a_reference_is_listed_again_when_a_user_deletes_the_failed_janitor() -> None:
+    world = fresh()
+    drop_reference(world, "Failed")
+    world.remove("Job", JANITOR)
+    clean(world)
+    assert f"+{OLD}" in kept(world)
+
+
 def release(world: World, *uris: str) -> None:
     """The user ends the retention of these artifacts."""
     claim = world.need("PersistentVolumeClaim", "finetune-workspace")
