@@ -19,23 +19,21 @@ def find_latest_model(
 ) -> ExportedModel | None:
     """The latest model that was handed over to an endpoint; `recorded` is that of its status, whose
     job may be gone."""
-    models = [
-        model
-        for job in _list_exporters(view, namespace, endpoint)
-        if is_handed_over(job) and (model := _read_model(job))
-    ]
-    if recorded is not None:
-        models.append(recorded)
-    return max(models, key=lambda model: compute_age(model.job), default=None)
+    exporters = [job for job in _list_exporters(view, namespace, endpoint) if is_handed_over(job)]
+    for job in sorted(exporters, key=_compute_job_age, reverse=True):
+        if recorded is not None and _compute_job_age(job) <= compute_age(recorded.job):
+            break
+        if model := _read_model(job):
+            return model
+    return recorded
 
 
 def find_younger_exporter(view: View, job: Manifest) -> str | None:
     """The name of a younger job that has exported a model for the same endpoint."""
-    age = compute_age(read_source(job))
-    endpoint = find_endpoint_name(job)
+    age, endpoint = _compute_job_age(job), find_endpoint_name(job)
     exporters = _list_exporters(view, job["metadata"]["namespace"], endpoint or "")
-    sources = [read_source(each) for each in exporters]
-    return next((each.name for each in sources if compute_age(each) > age), None)
+    younger = (each for each in exporters if _compute_job_age(each) > age)
+    return next((str(each["metadata"]["name"]) for each in younger), None)
 
 
 def find_endpoint_name(job: Manifest) -> str | None:
@@ -61,6 +59,10 @@ def compute_age(job: SourceJob) -> tuple[str, str, str]:
     """A key by which a younger job sorts later. The API server writes times in whole seconds of
     UTC; name and uid decide between two jobs of one second."""
     return job.created_at, job.name, job.uid
+
+
+def _compute_job_age(job: Manifest) -> tuple[str, str, str]:
+    return compute_age(read_source(job))
 
 
 def _list_exporters(view: View, namespace: str, endpoint: str) -> Iterator[Manifest]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from finetune_api.finetunejob import FineTuneJobStatus
+from finetune_operator import exported_models
 from finetune_operator.decision import EventRecord
 from finetune_operator.endpoints.plan import build_rejected_endpoint_status
 
@@ -120,6 +123,27 @@ def test_of_two_jobs_of_the_same_second_the_name_decides(order: str) -> None:
         world.load(exporting_job(letter))
         world.settle()
     assert world.status["latest"]["job"]["name"] == "job-b"
+
+
+def test_the_statuses_of_older_jobs_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading one takes a quarter of a millisecond, and a namespace may keep hundreds of jobs."""
+    read = []
+
+    class Recorded(FineTuneJobStatus):
+        @classmethod
+        def from_stored(cls, written: Mapping[str, Any] | None) -> Recorded:
+            read.append(written)
+            return super().from_stored(written)
+
+    monkeypatch.setattr(exported_models, "FineTuneJobStatus", Recorded)
+    world = World(following())
+    for minute, letter in enumerate("abcdef"):
+        world.load(exporting_job(letter, minute))
+    world.reconcile()
+    assert world.status["latest"]["job"]["name"] == "job-f"
+    assert len(read) == 1
+    world.reconcile()
+    assert len(read) == 1
 
 
 UNFINISHED: dict[str, dict[str, Any]] = {

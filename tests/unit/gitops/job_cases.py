@@ -373,6 +373,7 @@ def waits_for_an_endpoint_that_is_pinned_to_another_model(world: RecordedWorld) 
 @expect(DEGRADED)
 def was_superseded_by_another_job(world: RecordedWorld) -> None:
     world.run_until("serve")
+    world.serve("Checking")
     other = {"uri": "pvc://finetune-workspace/artifacts/b", "digest": DIGEST.replace("ab", "cd")}
     world.replace_fields(world.need("ModelEndpoint", "glossary"), {"artifact": other})
     world.settle()

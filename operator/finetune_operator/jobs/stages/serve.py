@@ -59,6 +59,11 @@ def roll_out(ctx: Context, status: FineTuneJobStatus, endpoint: Manifest | None)
     if endpoint is None:
         return _create(ctx, status)
     served = ModelEndpointStatus.from_stored(endpoint.get("status"))
+    is_given = takes_model(endpoint, status) or is_handed_over(ctx.job)
+    if is_given and not _has_recorded(served, ctx.job):
+        # Its revisions are of an earlier time, and a job that ends may be deleted at once.
+        text = served.message or "it has not been reconciled yet"
+        return RolloutInProgress(f"endpoint {endpoint_name(ctx)}: {text}")
     revision = _find_revision(served, _require_artifact(status))
     replaced = _find_replacement(ctx, status, endpoint, served)
     if isinstance(replaced, Failure) and revision is not None and revision.ready_at is not None:
@@ -191,6 +196,13 @@ def _find_pin(endpoint: Manifest) -> dict[str, Any]:
 def _require_artifact(status: FineTuneJobStatus) -> ArtifactRef:
     assert status.artifact is not None, "export has succeeded"
     return status.artifact
+
+
+def _has_recorded(served: ModelEndpointStatus, job: Manifest) -> bool:
+    """Whether the endpoint was reconciled after the hand-over: from then on it never goes back to
+    the model of an older job."""
+    latest = served.latest
+    return latest is not None and compute_age(latest.job) >= compute_age(read_source(job))
 
 
 def _find_revision(served: ModelEndpointStatus, artifact: ArtifactRef) -> RevisionStatus | None:

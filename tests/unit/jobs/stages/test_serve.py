@@ -204,10 +204,32 @@ def test_a_job_whose_endpoint_is_pinned_to_another_model_after_the_hand_over_was
 ):
     world = World()
     world.run_until("serve")
+    world.serve("Checking")
     add_endpoint(world, artifact=PINNED)
     world.settle()
     assert world.status["failure"]["reason"] == "Superseded"
     assert endpoint(world)["artifact"] == PINNED
+
+
+@pytest.mark.parametrize("state", ["Active", "Failed"])
+@pytest.mark.parametrize("artifact", [None, OWN, PINNED], ids=["follows", "own", "other"])
+def test_a_job_does_not_end_before_its_endpoint_has_recorded_its_model(
+    state: str, artifact: dict[str, str] | None
+) -> None:
+    """The revision is of a time when the endpoint was pinned to the model. A job that ends may be
+    deleted at once, and the endpoint would go back to the older model."""
+    world = World()
+    world.run_until("serve")
+    spec = {"artifact": artifact} if artifact else {}
+    world.serve(state, latest=other_job(world, "2026-01-05T11:00:00Z"))
+    add_endpoint(world, **spec)
+    world.settle()
+    assert world.stage("serve")["attempt"] == 1
+    assert world.status["phase"] == "Deploying"
+    world.serve(state)
+    add_endpoint(world, **spec)
+    world.settle()
+    assert world.status["phase"] in ("Succeeded", "Failed")
 
 
 @pytest.mark.parametrize("how", ["pinned", "followed"])
