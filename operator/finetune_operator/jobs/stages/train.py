@@ -2,9 +2,11 @@
 
 import math
 
+from finetune_api.acceleratorprofile import AcceleratorProfile
 from finetune_api.facts import WorkspaceFacts
 from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase
+from finetune_api.jobspec import Serve
 from finetune_api.jobstatus import CheckpointStatus
 from finetune_api.run_config import Paths, RunConfig
 from finetune_api.stage_result import StageResult
@@ -15,6 +17,7 @@ from finetune_operator.jobs.observe import Attempt
 from finetune_operator.jobs.progress import format_loss
 from finetune_operator.jobs.stages.base import Accepted, PodStage
 from finetune_operator.jobs.stages.prepare import reward_mount
+from finetune_operator.jobs.stages.serve import find_endpoint
 from finetune_operator.names import child_name, job_path, master_host, model_path
 from finetune_operator.planner.disk import check_free_space, checkpoint_bytes
 from finetune_operator.planner.export import check_export_memory
@@ -79,14 +82,22 @@ def _plan(ctx: Context, status: FineTuneJobStatus) -> TrainPlan | Stalled | Fail
     if isinstance(plan, TrainPlan) and refusal is not None:
         return refusal
     if isinstance(plan, TrainPlan) and ctx.spec.serve is not None:
-        target = (
-            find_profile(ctx.view, ctx.spec.serve.profile) if ctx.spec.serve.profile else profile
-        )
+        target = _find_serving_profile(ctx, ctx.spec.serve, profile)
         if not isinstance(target, Stalled):
             devices = plan_serving_devices(status.model, target.name, target.spec)
             if isinstance(devices, Failure):
                 return devices
     return plan
+
+
+def _find_serving_profile(
+    ctx: Context, serve: Serve, training: AcceleratorProfile
+) -> AcceleratorProfile | Stalled:
+    """The profile of the endpoint, which keeps its own where it exists."""
+    endpoint = find_endpoint(ctx)
+    if endpoint is not None:
+        return find_profile(ctx.view, (endpoint.get("spec") or {}).get("profile"))
+    return find_profile(ctx.view, serve.profile) if serve.profile else training
 
 
 def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> StagePods | Stalled:

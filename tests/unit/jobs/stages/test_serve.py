@@ -275,6 +275,19 @@ def test_model_that_could_not_be_served_is_refused_before_the_training() -> None
     assert world.names("Job") == ["glossary-prepare-1"]
 
 
+def test_whether_a_model_fits_is_decided_by_the_profile_of_an_endpoint_that_exists() -> None:
+    world = World(job_manifest(serve={"endpoint": "glossary", "profile": "tiny"}))
+    world.add_profile("tiny", {"resourceName": "example.com/npu", "memoryPerDevice": "1Gi"})
+    add_endpoint(world, profile="cpu")
+    world.run_until("serve")
+    assert world.status["phase"] == "Deploying"
+    world = World(job_manifest(serve={"endpoint": "glossary", "profile": "cpu"}))
+    world.add_profile("tiny", {"resourceName": "example.com/npu", "memoryPerDevice": "1Gi"})
+    add_endpoint(world, profile="tiny")
+    world.run_until("train")
+    assert world.status["failure"]["reason"] == "DoesNotFit"
+
+
 STAGES = ["prepare", "train", "evaluate", "export"]
 
 
