@@ -16,7 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
-from hack.mutants.faults import FAULTS, Fault
+from hack.mutants.fault import Fault
+from hack.mutants.faults import FAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = (".*", "__pycache__")

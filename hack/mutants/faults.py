@@ -6,34 +6,22 @@ unnoticed. `suite` is what has to fail: the cheapest tests that hold the promise
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-JOBS = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "tests/unit/jobs")
-WORKSPACES = (*JOBS[:-1], "tests/unit/workspaces")
-PROFILES = (*JOBS[:-1], "tests/unit/acceleratorprofiles")
-RESOURCES = (*JOBS[:-1], "tests/unit/resources", "tests/unit/planner", "tests/unit/jobs")
-ENGINE = (*JOBS[:-1], "tests/unit/engine")
-ENDPOINTS = (*JOBS[:-1], "tests/unit/endpoints")
-FENCE = (*JOBS[:-1], "tests/api/engine/test_fence.py")
-LEASE = (*JOBS[:-1], "tests/api/engine/test_leader_election.py")
-LASTING = (*JOBS[:-1], "tests/api/engine/test_faults.py", "-k", "cannot_be_created")
-CONTROLLERS = (*JOBS[:-1], "tests/unit/test_controllers.py")
-SIMULATION = ("-m", "tests.sim", "--seed", "20261121", "--histories", "600")
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One way to be wrong."""
-
-    name: str
-    file: str
-    """Below operator/finetune_operator."""
-    right: str
-    wrong: str
-    suite: tuple[str, ...] = JOBS
-
+from hack.mutants.endpoint_faults import ENDPOINT_FAULTS
+from hack.mutants.fault import (
+    ENDPOINTS,
+    ENGINE,
+    FENCE,
+    LASTING,
+    LEASE,
+    PROFILES,
+    RESOURCES,
+    SIMULATION,
+    WORKSPACES,
+    Fault,
+)
 
 FAULTS = (
+    *ENDPOINT_FAULTS,
     Fault(
         "children have no owner",
         "resources/metadata.py",
@@ -346,53 +334,6 @@ FAULTS = (
         '    yield str((status.get("latest") or {}).get("uri"))\n',
         "",
         WORKSPACES,
-    ),
-    Fault(
-        "the job that exported last is followed, however old it is",
-        "exported_models.py",
-        "return max(models, key=lambda model: compute_age(model.job), default=None)",
-        "return models[0] if models else None",
-        ENDPOINTS,
-    ),
-    Fault(
-        "an endpoint goes back to an older job when the latest one is deleted",
-        "exported_models.py",
-        "        models.append(recorded)\n",
-        "        pass\n",
-        ENDPOINTS,
-    ),
-    Fault(
-        "a model is followed that its job may still keep back",
-        "exported_models.py",
-        "if is_handed_over(job) and (model := _read_model(job))",
-        "if (model := _read_model(job))",
-        ENDPOINTS,
-    ),
-    Fault(
-        "the probe of a job is not asked",
-        "endpoints/observe.py",
-        "ServedModel(self.latest.uri, self.latest.digest, self.latest.probe)",
-        "ServedModel(self.latest.uri, self.latest.digest, None)",
-        ENDPOINTS,
-    ),
-    Fault(
-        "a job that hands its model over wakes no endpoint",
-        "controllers.py",
-        "if is_handed_over(job) and (endpoint := find_endpoint_name(job)):",
-        "if False and (endpoint := find_endpoint_name(job)):",
-        CONTROLLERS,
-    ),
-    Fault(
-        "a job hands its model over to an endpoint that is pinned to another one",
-        "jobs/stages/serve.py",
-        "return not pinned or pinned == {",
-        "return True or pinned == {",
-    ),
-    Fault(
-        "a job waits although its endpoint has the model of a younger one",
-        "jobs/stages/serve.py",
-        "latest = None if pinned else served.latest",
-        "latest = None",
     ),
     Fault(
         "the janitor removes the folders of living jobs",
