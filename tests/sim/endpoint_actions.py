@@ -116,7 +116,8 @@ class EndpointActions:
             "finishedAt": at,
             "observedGeneration": job["metadata"]["generation"],
         }
-        self.server.patch("FineTuneJob", NAMESPACE, name, {"status": status}, "status")
+        with self.endpoints.user():
+            self.server.patch("FineTuneJob", NAMESPACE, name, {"status": status}, "status")
 
     def _edit_endpoint(self, spec: dict[str, Any]) -> bool:
         if self.endpoint is None:

@@ -35,12 +35,13 @@ class EndpointInvariants:
         self._followed: dict[str, Age] = {}
         """By uid of an endpoint, the youngest job whose model became a revision of it."""
         self._was_pinned = False
+        self._was_deleted = False
         self._user_writes = False
         server.listeners.append(self._seen)
 
     @contextmanager
     def user(self) -> Iterator[None]:
-        """What is written inside is written by a person or a GitOps tool."""
+        """What is written inside is not written by the operator."""
         self._user_writes = True
         yield
         self._user_writes = False
@@ -79,9 +80,13 @@ class EndpointInvariants:
     def _seen(self, what: Happening, new: Manifest, old: Manifest | None) -> None:
         if new["kind"] == "FineTuneJob" and what != "DELETED":
             self._job(new)
+            if old is not None and _was_decided(new) and not _was_decided(old):
+                self._decided(new)
         elif new["kind"] == "ModelEndpoint" and what == "ADDED":
             pinned = {"artifact", "probe"} & new["spec"].keys()
             require(self._user_writes or not pinned, "a job creates an endpoint that follows")
+        elif new["kind"] == "ModelEndpoint" and what == "DELETED":
+            self._was_deleted = True
         elif new["kind"] == "ModelEndpoint" and what == "MODIFIED" and old is not None:
             same = new["spec"] == old["spec"]
             require(same or self._user_writes, "the operator never writes the spec of an endpoint")
@@ -98,6 +103,16 @@ class EndpointInvariants:
             self._exported[uid] = artifact["uri"]
         if is_handed_over(job):
             self._handed_over.add(uid)
+
+    def _decided(self, job: Manifest) -> None:
+        """A job that was handed over may be deleted as soon as it has ended."""
+        if self._user_writes or self._was_deleted or not is_handed_over(job):
+            return
+        for endpoint in self._server.list("ModelEndpoint"):
+            latest = (endpoint.get("status") or {}).get("latest")
+            require(latest, "a job ends only after its endpoint has recorded the model")
+            age, own = self._ages[latest["job"]["uid"]], self._ages[job["metadata"]["uid"]]
+            require(age >= own, "a job ends only after its endpoint has recorded it", age=age)
 
     def _status(self, endpoint: Manifest, before: dict[str, Any], after: dict[str, Any]) -> None:
         latest = after.get("latest")
@@ -125,6 +140,14 @@ class EndpointInvariants:
         require(revision["uri"] == latest["uri"], "a new revision has the latest model")
         require(age >= self._followed.get(uid, age), "an endpoint never goes back to an older job")
         self._followed[uid] = age
+
+
+def _was_decided(job: Manifest) -> bool:
+    """Whether a job ended because of what its endpoint does."""
+    status = job.get("status") or {}
+    reason = (status.get("failure") or {}).get("reason")
+    has_failed = status.get("phase") == "Failed" and reason in ("Superseded", "DeploymentFailed")
+    return status.get("phase") == "Succeeded" or has_failed
 
 
 def named_folders(endpoint: Manifest) -> set[str | None]:

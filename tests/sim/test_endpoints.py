@@ -64,6 +64,25 @@ def test_the_model_of_a_deleted_job_is_kept_while_it_is_served() -> None:
     assert latest(machine) == "glossary"
 
 
+def test_a_model_that_was_served_before_its_hand_over_is_followed_after_the_job_is_deleted() -> (
+    None
+):
+    """The endpoint is pinned to it while the job is suspended."""
+    machine = Machine(Counter())
+    with running(machine.clock):
+        machine.start()
+        for step in (Step("apply_endpoint", 0, 0.0, 1.0), EXPORTS, Step("pin", 0, 0.0, 150.0)):
+            machine.play(step)
+        assert "EndpointPinned" in str(machine.status["conditions"])
+        machine.play(Step("suspend", 0, 0.0, 5.0))
+        machine.play(Step("pin", 1, 0.0, 60.0))
+        machine.play(Step("time_to_live", 0, 0.0, 1.0))
+        machine.play(Step("resume", 0, 0.0, 60.0))
+        machine.settle()
+    assert machine.job is None
+    assert latest(machine) == "glossary"
+
+
 def test_an_operator_that_writes_the_spec_of_an_endpoint_is_a_violation() -> None:
     machine = play()
     with pytest.raises(Violation, match="never writes the spec"):
