@@ -125,3 +125,15 @@ def test_git_takes_over_an_endpoint_that_a_job_created(api: Api, namespace: str)
     assert (pinned["artifact"], pinned["replicas"]) == (endpoints.artifact("a"), 2)
     followed = api.apply(build_endpoint(namespace), ARGOCD)["spec"]
     assert followed == {"profile": "cpu", "gpus": 1, "replicas": 2}
+
+
+def test_replicas_that_leave_git_stay_where_something_else_has_set_them(
+    control_plane: ControlPlane, api: Api, namespace: str
+) -> None:
+    api.apply(build_endpoint(namespace), ARGOCD)
+    control_plane.kubectl("scale", "-n", namespace, "mep/support-bot", "--replicas=3")
+    without = build_endpoint(namespace)
+    del without["spec"]["replicas"]
+    assert api.apply(without, ARGOCD)["spec"] == {"gpus": 1, "replicas": 3}
+    api.apply(build_endpoint(namespace), ARGOCD, force=True)
+    assert api.apply(without, ARGOCD)["spec"] == {"gpus": 1, "replicas": 1}
