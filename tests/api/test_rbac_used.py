@@ -10,8 +10,8 @@ from tests.api.charts import RELEASE, rendered
 from tests.api.client import Manifest
 from tests.unit.requests import Request, find_requests
 
-USED = find_requests()
 INSTALLATIONS = [(), ("watchNamespaces={team-a}",)]
+USED = {settings: find_requests(watches_all_namespaces=not settings) for settings in INSTALLATIONS}
 
 
 def find_granted(*settings: str) -> set[Request]:
@@ -34,14 +34,14 @@ def expand(rule: Manifest) -> Iterator[Request]:
 
 @pytest.mark.parametrize("settings", INSTALLATIONS, ids=["all namespaces", "one namespace"])
 def test_every_request_of_the_operator_is_granted(settings: tuple[str, ...]) -> None:
-    assert USED - find_granted(*settings) == set()
+    assert USED[settings] - find_granted(*settings) == set()
 
 
 @pytest.mark.parametrize("settings", INSTALLATIONS, ids=["all namespaces", "one namespace"])
 def test_nothing_is_granted_that_the_operator_does_not_request(settings: tuple[str, ...]) -> None:
-    assert find_granted(*settings) - USED == set()
+    assert find_granted(*settings) - USED[settings] == set()
 
 
 def test_the_plays_reach_most_of_what_the_operator_does() -> None:
     """Both tests above would pass with nothing used and nothing granted."""
-    assert len(USED) > 50
+    assert min(map(len, USED.values())) > 50

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -18,6 +19,7 @@ from finetune_operator.engine.kinds import EVENT, LEASE, WATCHED, resource
 from finetune_operator.engine.kube_client import AlreadyExists
 from finetune_operator.names import JANITOR
 
+from tests.unit.acceleratorprofiles import world as profiles
 from tests.unit.endpoints import world as endpoints
 from tests.unit.endpoints.world import artifact
 from tests.unit.gitops import endpoint_cases, job_cases
@@ -37,9 +39,9 @@ class Request:
     name: str = ""
 
 
-def find_requests() -> set[Request]:
+def find_requests(watches_all_namespaces: bool) -> set[Request]:
     """Every request that the operator makes, with the names of objects that have a fixed one."""
-    return set(_of_engine()) | set(_of_plans())
+    return set(_of_engine()) | _of_plans() | _of_profiles(watches_all_namespaces)
 
 
 def _request(verb: str, kind: str, subresource: str = "", name: str = "") -> Request:
@@ -59,6 +61,7 @@ def _of_engine() -> Iterator[Request]:
         yield _request(verb, EVENT.kind)
 
 
+@cache
 def _of_plans() -> set[Request]:
     with _recording() as requests:
         for case in (*job_cases.CASES.all, *endpoint_cases.CASES.all):
@@ -66,6 +69,14 @@ def _of_plans() -> set[Request]:
         _play_ends_of_jobs()
         _play_kserve()
         _play_workspace()
+    return requests
+
+
+def _of_profiles(watches_all_namespaces: bool) -> set[Request]:
+    world = profiles.Pools()
+    world.settings = replace(world.settings, watches_all_namespaces=watches_all_namespaces)
+    with _recording() as requests:
+        world.observe_profile()
     return requests
 
 
@@ -126,6 +137,7 @@ def _recording() -> Iterator[set[Request]]:
     with ExitStack() as patches:
         for module, name in (
             (jobs, "reconcile_job"),
+            (profiles, "reconcile_profile"),
             (endpoints, "reconcile_endpoint"),
             (workspaces, "reconcile_workspace"),
         ):
