@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import socket
 
 import pytest
@@ -34,6 +35,11 @@ FORBIDDEN = [
     "::ffff:a9fe:a9fe",
     "::169.254.169.254",
     "64:ff9b::a9fe:a9fe",
+    "64:ff9b:1::a9fe:a9fe",
+    "::ffff:0:a9fe:a9fe",
+    "2002:a9fe:a9fe::1",
+    "fd00:42::42",
+    "fd00:a9fe:a9fe::1",
 ]
 LOOPBACK = ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"]
 ADMITTED = [
@@ -45,6 +51,7 @@ ADMITTED = [
     "fd12:3456::1",
     "2606:4700::1111",
     "64:ff9b::808:808",
+    "2002:808:808::1",
     "::ffff:10.0.0.1",
 ]
 
@@ -106,12 +113,29 @@ def test_a_url_that_is_none_is_ignored() -> None:
             connect(ConnectionGuard({"HTTPS_PROXY": url}), "127.0.0.1", 80)
 
 
-def test_the_agent_of_eks_pod_identity_is_admitted_and_the_metadata_service_is_not() -> None:
-    agent = "http://169.254.170.23/v1/credentials"
+@pytest.mark.parametrize(
+    ("agent", "address"),
+    [
+        ("http://169.254.170.23/v1/credentials", "169.254.170.23"),
+        ("http://[fd00:ec2::23]/v1/credentials", "fd00:ec2::23"),
+    ],
+)
+def test_the_agent_of_eks_pod_identity_is_admitted_and_the_metadata_service_is_not(
+    agent: str, address: str
+) -> None:
     guard = ConnectionGuard({"AWS_CONTAINER_CREDENTIALS_FULL_URI": agent})
-    connect(guard, "169.254.170.23", 80)
-    with pytest.raises(UserError):
-        connect(guard, "169.254.169.254", 80)
+    connect(guard, address, 80)
+    for other in ("169.254.169.254", "fd00:ec2::254"):
+        with pytest.raises(UserError):
+            connect(guard, other, 80)
+
+
+def test_names_are_resolved_by_a_cache_at_a_link_local_address() -> None:
+    """That of NodeLocal DNSCache, to which the C library connects."""
+    guard = ConnectionGuard({})
+    guard("socket.getaddrinfo", ("rows.example", 443, 0, 0, 0))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as query:
+        guard("socket.sendto", (query, ("169.254.20.10", 53)))
 
 
 def test_a_library_may_fetch_the_identity_of_the_pod() -> None:
@@ -129,6 +153,27 @@ def test_a_name_that_a_library_does_not_resolve_is_resolved(
     monkeypatch.setattr(connection_guard.socket, "getaddrinfo", lambda host, port: [place])
     with pytest.raises(UserError):
         connect(ConnectionGuard({}), "rebound.example", 80)
+
+
+@pytest.mark.parametrize(
+    "host", ["", "<broadcast>", "gone.invalid", b"127.0.0.1", bytearray(b"::1")]
+)
+def test_what_is_no_plain_address_is_refused(
+    host: str | bytes | bytearray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python connects to all of them, if the name had an address a moment ago."""
+
+    def find_nothing(*_: object) -> None:
+        raise socket.gaierror
+
+    monkeypatch.setattr(connection_guard.socket, "getaddrinfo", find_nothing)
+    with socket.socket() as connecting, pytest.raises(UserError):
+        ConnectionGuard({})("socket.connect", (connecting, (host, 80)))
+
+
+def test_a_socket_of_the_c_module_is_checked() -> None:
+    with pytest.raises(UserError):
+        ConnectionGuard({})("socket.connect", (_socket.socket(), ("127.0.0.1", 80)))
 
 
 def test_other_sockets_and_events_are_not_checked() -> None:

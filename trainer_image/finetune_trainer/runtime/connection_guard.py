@@ -32,6 +32,8 @@ _FORBIDDEN = tuple(
             "224.0.0.0/4",
             "255.255.255.255/32",
             "::/128",
+            "fd00:42::42/128",  # the metadata service of Scaleway
+            "fd00:a9fe:a9fe::1/128",  # the metadata service of Akamai
             "fd00:ec2::/32",  # services of EC2's nodes
             "fd20:ce::254/128",  # the metadata service of Google Cloud
             "fe80::/10",
@@ -40,9 +42,11 @@ _FORBIDDEN = tuple(
     )
 )
 _LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
-_IPV4_INSIDE = tuple(map(ip_network, ("::/96", "::ffff:0:0/96", "64:ff9b::/96")))
-"""IPv6 addresses whose last 32 bits are the IPv4 address that is reached: two notations, and that
-of translators (NAT64)."""
+_IPV4_INSIDE = tuple(
+    map(ip_network, ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48"))
+)
+"""IPv6 addresses whose last 32 bits are the IPv4 address that is reached: two notations, and those
+of translators (SIIT, NAT64)."""
 _TRUSTED_VARIABLES = (
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
     "AWS_ENDPOINT_URL",
@@ -78,16 +82,21 @@ class ConnectionGuard:
         if event != "socket.connect" or _is_exempt.get():
             return
         connecting, address = arguments
-        assert isinstance(connecting, socket.socket)
+        assert isinstance(connecting, socket.SocketType)
         if connecting.family in (socket.AF_INET, socket.AF_INET6) and isinstance(address, tuple):
-            host, port = str(address[0]), int(address[1])
-            for found in _resolve(host, port):
+            host, port = address[0], int(address[1])
+            host = host if isinstance(host, str) else bytes(host).decode(errors="replace")
+            # A name that has no address now had one a moment ago, when Python resolved it.
+            for found in _resolve(host, port) or [host]:
                 if self._is_forbidden(found) and not self._is_trusted(found, port):
                     connecting.close()  # libraries do it only after an OSError
                     raise _refuse(found)
 
     def _is_forbidden(self, host: str) -> bool:
-        address = _real_address(ip_address(host))
+        try:
+            address = _real_address(ip_address(host))
+        except ValueError:
+            return True
         return any(address in network for network in self._networks)
 
     def _is_trusted(self, host: str, port: int) -> bool:
@@ -117,7 +126,7 @@ def _refuse(host: str) -> UserError:
 
 
 def _resolve(host: str, port: int) -> list[str]:
-    """The addresses of a host; none where it has none, so that the connection fails by itself."""
+    """The addresses of a host; none where it has none."""
     try:
         ip_address(host)
     except ValueError:
@@ -128,6 +137,11 @@ def _resolve(host: str, port: int) -> list[str]:
 
 
 def _real_address(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """The IPv4 address that an IPv6 address leads to, or the address itself."""
+    if isinstance(address, IPv4Address):
+        return address
+    if address.sixtofour is not None:
+        return address.sixtofour
     is_notation = int(address) > 1 and any(address in network for network in _IPV4_INSIDE)
     return IPv4Address(int(address) & 0xFFFFFFFF) if is_notation else address
 
