@@ -210,13 +210,22 @@ class Web:
         """Further headers of every file."""
         self.broken_with: int | None = None
         self.redirects_to: str | None = None
+        self.redirects_by = "Location"
+        """The header that has it."""
+        self.redirects: dict[str, str] = {}
+        """Where the names of files lead that are not there."""
         self.fetched: list[str] = []
+        self.authorizations: list[str | None] = []
+        """The Authorization header of every request."""
 
     def respond(self, method: str, target: str, headers: dict[str, str]) -> Response:
         """The response to one request."""
+        self.authorizations.append(headers.get("authorization"))
         if self.redirects_to:
-            return Response(302, headers={"Location": self.redirects_to})
+            return Response(302, headers={self.redirects_by: self.redirects_to})
         name = urllib.parse.unquote(urllib.parse.urlsplit(target).path).lstrip("/")
+        if name in self.redirects:
+            return Response(302, headers={"Location": self.redirects[name]})
         if self.broken_with:
             return Response(self.broken_with)
         if self.authorization and headers.get("authorization") != self.authorization:

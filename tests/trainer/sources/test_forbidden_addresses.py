@@ -102,7 +102,7 @@ def test_the_pod_itself_is_refused(guard: Guard, host: str) -> None:
 
 def test_a_server_that_redirects_to_the_metadata_service_is_refused(web: Web, guard: Guard) -> None:
     guard(web.url)
-    web.redirects_to = f"http://{METADATA}/latest/meta-data/"
+    web.redirects_to = f"https://{METADATA}/latest/meta-data/"
     refused(Address("dataset", f"{web.url}/rows.jsonl"))
 
 
@@ -112,7 +112,7 @@ def test_a_server_that_redirects_after_it_was_listed_is_refused(
     guard(web.url)
     address = Address("dataset", f"{web.url}/rows.jsonl")
     source = open_source(address, NOWHERE)
-    web.redirects_to = f"http://{METADATA}/latest/meta-data/"
+    web.redirects_to = f"https://{METADATA}/latest/meta-data/"
     with pytest.raises(UserError, match=f"leads to {METADATA}"):
         source.fetch(source.files[0], tmp_path)
     assert not list(tmp_path.glob("rows.jsonl"))

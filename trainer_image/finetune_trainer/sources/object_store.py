@@ -15,6 +15,7 @@ import os
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -189,27 +190,39 @@ def open_https(address: Address) -> StoreSource:
     if token := secret("TOKEN"):
         options["headers"]["Authorization"] = f"Bearer {token}"
     elif (user := secret("USERNAME")) and (password := secret("PASSWORD")):
-        options["auth"] = aiohttp.BasicAuth(user, password)
+        # Not as the session's auth, which aiohttp sends to every server that it is redirected to.
+        options["headers"]["Authorization"] = aiohttp.BasicAuth(user, password).encode()
     system = HTTPFileSystem(
-        client_kwargs=options, get_client=_https_client, skip_instance_cache=True
+        client_kwargs=options,
+        get_client=partial(_https_client, address),
+        skip_instance_cache=True,
     )
     with typed_errors(address):
         info = system.info(address.uri)
-    if not str(info.get("url", address.uri)).startswith("https://"):
-        raise address.bad_address(
-            "it redirects to an address without TLS", "Use the final address."
-        )
     name = unquote(safe_parts(address.path, address)[-1]).replace("/", "_")
     return StoreSource(address, system, {name: {**info, "name": address.uri}}, is_one_file=True)
 
 
-async def _https_client(loop: Any = None, **options: Any) -> Any:
-    """A session with the environment's proxies and its current SSL_CERT_FILE; aiohttp would keep
-    that of its import."""
+async def _https_client(address: Address, loop: Any = None, **options: Any) -> Any:
+    """A session with the environment's proxies and its current SSL_CERT_FILE (aiohttp would keep
+    that of its import) that follows no redirect to an address without TLS."""
     import aiohttp
+    from yarl import URL
 
+    async def check_redirect(session: Any, context: Any, redirect: Any) -> None:
+        headers = redirect.response.headers
+        location = headers.get("Location") or headers.get("URI", "")  # as aiohttp reads them
+        if redirect.url.join(URL(location)).scheme != "https":
+            raise address.bad_address(
+                "it redirects to an address without TLS", "Use the final address."
+            )
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(check_redirect)
     connector = aiohttp.TCPConnector(ssl=ssl.create_default_context())
-    return aiohttp.ClientSession(connector=connector, trust_env=True, **options)
+    return aiohttp.ClientSession(
+        connector=connector, trust_env=True, trace_configs=[trace], **options
+    )
 
 
 def _open(address: Address, system: Any) -> StoreSource:
@@ -288,6 +301,9 @@ def _to_typed_error(address: Address, error: BaseException) -> BaseException:
     from botocore.exceptions import ParamValidationError
 
     chain = _cause_chain(error)
+    for each in chain:
+        if isinstance(each, StageError):
+            return each
     if any(isinstance(each, ParamValidationError) for each in chain):
         return address.bad_address(
             "the name of the bucket is not valid", f"Write {address.scheme}://BUCKET/PATH."
