@@ -171,6 +171,14 @@ def test_gs_key_that_is_not_json_is_reported_without_repeating_it(bucket: Bucket
     assert "s3cret" not in refusal.message
 
 
+@pytest.mark.parametrize("key", ["null", "[]", '"cloud"', '"/etc/hostname"', '"browser"'])
+def test_gs_key_that_is_no_object_is_refused(bucket: Bucket, key: str) -> None:
+    secrets = Credentials({"GOOGLE_APPLICATION_CREDENTIALS_JSON": key})
+    refusal = failure(Address("dataset", "gs://acme/data", None, secrets)).failure
+    assert refusal.reason == "AccessDenied"
+    assert "is no JSON object" in refusal.message
+
+
 def test_https_file_is_found_and_fetched(web: Web, tmp_path: Path) -> None:
     source = open_source(Address("dataset", f"{web.url}/rows.jsonl?signature=s3cret"), NOWHERE)
     assert paths(source) == ["rows.jsonl"]

@@ -144,6 +144,8 @@ def open_gs(address: Address) -> StoreSource:
             token = json.loads(text)
         except ValueError:
             raise address.access_denied("GOOGLE_APPLICATION_CREDENTIALS_JSON is not JSON") from None
+        if not isinstance(token, dict):  # gcsfs takes a string for a file or a way to log in
+            raise address.access_denied("GOOGLE_APPLICATION_CREDENTIALS_JSON is no JSON object")
     elif os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
         token = "google_default"
     elif os.environ.get(CLOUD_IDENTITY_ENV):
