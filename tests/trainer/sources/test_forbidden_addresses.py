@@ -14,6 +14,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from aiobotocore.httpsession import AIOHTTPSession
 from finetune_api.protocol import CLOUD_IDENTITY_ENV
 from finetune_trainer.runtime.connection_guard import ConnectionGuard
 from finetune_trainer.runtime.errors import UserError
@@ -145,17 +146,25 @@ def test_a_name_with_several_forbidden_addresses_is_refused(
     assert error.reason == "ForbiddenAddress"
 
 
-def test_an_s3_endpoint_of_a_secret_is_refused(
+def test_an_s3_endpoint_of_a_secret_is_refused_at_once(
     guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guard()
-    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)  # by default they take twenty seconds
+    sent: list[object] = []
+    send = AIOHTTPSession.send
+
+    async def record(self: object, request: object) -> object:
+        sent.append(request)
+        return await send(self, request)
+
+    monkeypatch.setattr(AIOHTTPSession, "send", record)
     secrets = {
         "AWS_ENDPOINT_URL": f"http://{METADATA}",
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
     }
     refused(Address("dataset", "s3://acme/rows.jsonl", None, Credentials(secrets)))
+    assert len(sent) == 1
 
 
 def test_an_s3_endpoint_of_the_platform_team_is_used(guard: Guard) -> None:

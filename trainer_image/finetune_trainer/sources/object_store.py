@@ -121,12 +121,30 @@ def open_s3(address: Address) -> StoreSource:
             "connect_timeout": 15,
             "read_timeout": 60,
             "retries": {"max_attempts": 3, "mode": "standard"},
+            "http_session_cls": _s3_session(),
         },
         skip_instance_cache=True,
         use_listings_cache=False,
         version_aware=address.version is not None,
     )
     return _open(address, system)
+
+
+def _s3_session() -> type:
+    """Sessions in which no connection that was refused looks like one to try again."""
+    from aiobotocore.httpsession import AIOHTTPSession
+    from botocore.exceptions import HTTPClientError
+
+    class Session(AIOHTTPSession):  # type: ignore[misc]
+        async def send(self, request: Any) -> Any:
+            try:
+                return await super().send(request)
+            except HTTPClientError as error:
+                if isinstance(refusal := error.kwargs.get("error"), StageError):
+                    raise refusal from None
+                raise
+
+    return Session
 
 
 def open_gs(address: Address) -> StoreSource:
