@@ -27,7 +27,7 @@ def tar_with(members: Members, mode: str = "w:gz") -> bytes:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode=mode) as tar:  # type: ignore[call-overload]
         for name, content in members:
-            info = member(name)
+            info = member(name, tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return packed.getvalue()
@@ -121,17 +121,19 @@ def test_a_name_that_is_too_long_for_a_file_is_refused(
 
 
 @pytest.mark.parametrize(("pack", "suffix"), PACKERS)
+@pytest.mark.parametrize("name", ["{}.txt", "{}/"])
 def test_an_archive_with_very_many_members_is_refused(
     tmp_path: Path,
     pack: Callable[[Members], bytes],
     suffix: str,
+    name: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(archive, "MAX_MEMBERS", 100)
-    members = [("config.json", b"{}"), *((f"{number}.txt", b"") for number in range(100))]
+    members = [("config.json", b"{}"), *((name.format(each), b"") for each in range(100))]
     error = refused(tmp_path, pack(members), suffix)
     assert error.failure.reason == "UnsafeArchive"
-    assert "more than 100 files" in error.failure.message
+    assert "more than 100 files and folders" in error.failure.message
 
 
 @pytest.mark.parametrize(("pack", "suffix"), PACKERS)

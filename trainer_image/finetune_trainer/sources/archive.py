@@ -26,7 +26,7 @@ from finetune_trainer.sources.model_files import Layout
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
 MAX_MEMBERS = 100_000
-"""More files than any model has; their list stays in memory."""
+"""More files and folders than any model has; their list stays in memory."""
 _MAX_NAME, _MAX_PATH = 255, 1024
 """Bytes of a name and of a path that every file system takes."""
 _BROKEN = (
@@ -118,7 +118,8 @@ def _members(archive: Path, uri: str) -> Iterator[list[Member]]:
 
 
 def _zip_members(packed: zipfile.ZipFile, uri: str) -> Iterator[Member]:
-    for info in packed.infolist():
+    for number, info in enumerate(packed.infolist()):
+        _check_number(number, uri)
         if (info.external_attr >> 16) & 0o170000 == 0o120000:
             raise _unsafe(uri, f"its member {info.filename!r} is a link")
         if not info.is_dir():
@@ -126,7 +127,8 @@ def _zip_members(packed: zipfile.ZipFile, uri: str) -> Iterator[Member]:
 
 
 def _tar_members(tar: tarfile.TarFile, uri: str) -> Iterator[Member]:
-    for info in tar:
+    for number, info in enumerate(tar):
+        _check_number(number, uri)
         if info.isdir():
             continue
         if not info.isfile():
@@ -145,8 +147,6 @@ def _check_members(members: Iterable[Member], uri: str) -> list[Member]:
     """All members with normal names; UserError where one is unsafe to write."""
     checked: dict[str, Member] = {}
     for member in members:
-        if len(checked) == MAX_MEMBERS:
-            raise _unsafe(uri, f"it has more than {MAX_MEMBERS} files")
         name = _normal_name(member.name, uri)
         if name in checked:
             raise _unsafe(uri, f"its member {name!r} is there twice")
@@ -156,6 +156,11 @@ def _check_members(members: Iterable[Member], uri: str) -> list[Member]:
             if folder.as_posix() in checked:
                 raise _unsafe(uri, f"its member {folder.as_posix()!r} is a file and a folder")
     return list(checked.values())
+
+
+def _check_number(number: int, uri: str) -> None:
+    if number == MAX_MEMBERS:
+        raise _unsafe(uri, f"it has more than {MAX_MEMBERS} files and folders")
 
 
 def _normal_name(name: str, uri: str) -> str:
