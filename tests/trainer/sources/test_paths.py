@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from finetune_trainer.runtime.errors import UserError
 from finetune_trainer.sources import Address, Credentials, open_source
 from finetune_trainer.sources.snapshot import open_snapshot
 
@@ -93,6 +94,30 @@ def test_two_objects_that_would_be_one_file_are_refused(monkeypatch: pytest.Monk
         refusal = failure(Address("dataset", "gs://acme/data")).failure
     assert refusal.reason == "BadAddress"
     assert "a//rows.jsonl" in refusal.message
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl/more.jsonl", "x" * 251, "x" * 300])
+def test_an_object_whose_name_cannot_be_a_file_is_refused_when_it_is_needed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    objects = {"data/rows.jsonl": ROWS, f"data/{name}": ROWS}
+    for order in (1, -1):
+        with running_bucket(objects) as bucket:
+            monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.url)
+            source = open_source(Address("dataset", "gs://acme/data"), NOWHERE)
+            with pytest.raises(UserError, match="cannot become a file") as caught:
+                _ = [source.fetch(file, tmp_path / str(order)) for file in source.files[::order]]
+        assert caught.value.failure.reason == "BadAddress"
+
+
+def test_an_object_that_would_be_the_folder_itself_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with running_bucket({"data/.": ROWS, "data/rows.jsonl": ROWS}) as bucket:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.url)
+        refusal = failure(Address("dataset", "gs://acme/data")).failure
+    assert refusal.reason == "BadAddress"
+    assert "would be a folder" in refusal.message
 
 
 def test_a_model_whose_files_have_names_with_dots_is_refused(

@@ -35,6 +35,8 @@ _POD_IDENTITY = (
     "AWS_ACCESS_KEY_ID",
 )
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
+_NOT_A_FILE = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
+"""What the workspace answers where an object's name is that of a folder, or too long."""
 _NO_VERSION = {
     400: "the server answered 400: the version does not have the form that it should, or the "
     "credentials have expired",
@@ -60,9 +62,12 @@ class StoreSource:
         self._remote = {path: info["name"] for path, info in found.items()}
         names: dict[tuple[str, ...], str] = {}
         for path in found:
-            if (other := names.setdefault(safe_parts(path, address), path)) != path:
+            parts = safe_parts(path, address)
+            if not parts or (other := names.setdefault(parts, path)) != path:
                 raise address.bad_address(
-                    f"the objects {other} and {path} would be one file",
+                    f"the objects {other} and {path} would be one file"
+                    if parts
+                    else f"the object {path} would be a folder",
                     "Use names without empty parts between slashes.",
                 )
         self.files = tuple(_describe(path, found[path]) for path in sorted(found))
@@ -85,7 +90,18 @@ class StoreSource:
 
     def fetch(self, file: SourceFile, folder: Path) -> Path:
         """Download one file; it gets its name when it is complete."""
-        target = folder / file.path
+        try:
+            return self._download(file, folder / file.path)
+        except OSError as error:
+            if error.errno not in _NOT_A_FILE:
+                raise
+            raise self.address.bad_address(
+                f"the object {file.path} cannot become a file: {error.strerror}",
+                "Rename it: a name must not be a folder of other objects, nor have more than 250 "
+                "bytes between two slashes.",
+            ) from None
+
+    def _download(self, file: SourceFile, target: Path) -> Path:
         if target.is_file() and target.stat().st_size == file.size:
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -328,7 +344,8 @@ def _to_typed_error(address: Address, error: BaseException) -> BaseException:
         return address.bad_address(
             "the name of the bucket is not valid", f"Write {address.scheme}://BUCKET/PATH."
         )
-    if any(getattr(each, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for each in chain):
+    local = (errno.ENOSPC, errno.EDQUOT, *_NOT_A_FILE)
+    if any(getattr(each, "errno", None) in local for each in chain):
         return error
     statuses = [status for each in chain if (status := _status(each)) is not None]
     codes = {str(_s3_code(each)) for each in chain}
