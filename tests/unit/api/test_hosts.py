@@ -21,6 +21,10 @@ METADATA = [
     "[fd00:ec2::254]",
     "[FD00:EC2::23]:443",
     "[fd20:ce::254]",
+    "[fd20:00ce::254]",
+    "[fd00:0ec2::254]",
+    "[fd00:42::42]",
+    "[fd00:a9fe:a9fe::1]",
     "[fe80::1]",
 ]
 OTHER_SPELLINGS = [
@@ -36,6 +40,17 @@ OTHER_SPELLINGS = [
     "0",
     "[::ffff:169.254.169.254]",
     "[::ffff:a9fe:a9fe]",
+    "[0:0:0:0:0:ffff:a9fe:a9fe]",
+    "[0000::ffff:169.254.169.254]",
+    "[::0:ffff:169.254.169.254]",
+    "[::169.254.169.254]",
+    "[::127.0.0.1]",
+    "[0:0:0:0:0:0:0:1]",
+    "[::0001]",
+    "[::0]",
+    "169.254.169.25%34",
+    "%6cocalhost",
+    "169.254.169.254\\.example.org",
 ]
 NOWHERE = ["0.0.0.0", "[::]", "224.0.0.1", "239.255.255.250", "255.255.255.255", "[ff02::1]"]
 LOOPBACK = ["localhost", "localhost:8443", "rows.localhost", "127.0.0.1", "127.8.9.10:80", "[::1]"]
@@ -55,6 +70,9 @@ SERVERS = [
     "127.example.org",
     "1.2.3.4.example.org",
     "[fd12:3456::1]:8443",
+    "[fd00:42::43]",
+    "[fd00:42:1::42]",
+    "[64:ff9b::808:808]",
     "[2001:db8::1]",
 ]
 URI, TRACKER = TypeAdapter[str](Uri), TypeAdapter[str](TrackerUri)
@@ -74,6 +92,11 @@ def test_models_and_data_come_from_no_metadata_service_and_not_from_the_pod_itse
 def test_no_tracker_is_a_metadata_service(scheme: str, host: str) -> None:
     with pytest.raises(ValidationError, match="must not name a metadata service"):
         TRACKER.validate_python(f"{scheme}://{host}/mlflow")
+
+
+@pytest.mark.parametrize("host", LOOPBACK)
+def test_a_tracker_may_be_in_the_pod(host: str) -> None:
+    TRACKER.validate_python(f"http://{host}/mlflow")
 
 
 @pytest.mark.parametrize("host", SERVERS)
