@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,12 +33,21 @@ def program() -> Path:
 
 
 @contextlib.contextmanager
-def s3_server(access_key: str = "test-key", secret_key: str = "test-secret") -> Iterator[S3Server]:
-    """Run the server on a free port of the loopback interface; it ends with the block."""
+def s3_server(
+    access_key: str = "test-key",
+    secret_key: str = "test-secret",
+    *,
+    address: str = "127.0.0.1",
+    within: Sequence[str] = (),
+) -> Iterator[S3Server]:
+    """Run the server on a free port of `address`; it ends with the block.
+
+    `within` is what a command starts with that runs elsewhere, as in another network.
+    """
     keys = {"S3_ACCESS_KEY_ID": access_key, "S3_SECRET_ACCESS_KEY": secret_key}
     with subprocess.Popen(
-        [program()],
-        env={**os.environ, **keys},
+        [*within, program()],
+        env={**os.environ, **keys, "S3_ADDRESS": address},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

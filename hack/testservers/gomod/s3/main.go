@@ -1,8 +1,8 @@
 // An S3 server for tests: the one behind `rclone serve s3`, in memory, with signatures checked.
 //
-// It listens on a free port of the loopback interface and prints the address. The one key it knows
-// comes from the environment: S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY. It ends with its parent,
-// when standard input is closed.
+// It listens on a free port of the address S3_ADDRESS, by default the loopback interface's, and
+// prints its URL. The one key it knows comes from the environment: S3_ACCESS_KEY_ID and
+// S3_SECRET_ACCESS_KEY. It ends with its parent, when standard input is closed.
 package main
 
 import (
@@ -61,7 +61,11 @@ func main() {
 	if key == "" || secret == "" {
 		log.Fatal("set S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY")
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	address := os.Getenv("S3_ADDRESS")
+	if address == "" {
+		address = "127.0.0.1"
+	}
+	listener, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
 	if err != nil {
 		log.Fatal(err)
 	}
