@@ -117,13 +117,27 @@ def _namespaces(kubectl: Kubectl) -> None:
 
 def _install(system: Kubectl) -> None:
     installed = _exists(system)
-    settings = [f"--set-string={key}={value}" for key, value in VALUES.items()]
-    settings.append(f"--set=lostNodeSeconds={LOST_NODE_SECONDS}")
     _helm_upgrade(system, f"{RELEASE}-crds", CRDS_CHART, "--wait")
-    _helm_upgrade(system, RELEASE, CHART, *settings)
+    _upgrade_operator(system)
     if installed:
         # The tag stays `dev` while the image behind it changes.
         system.run("rollout", "restart", f"deployment/{RELEASE}")
+    _wait_for_operator(system)
+
+
+def set_values(system: Kubectl, *flags: str) -> None:
+    """Upgrade the operator to the demo's values and those that `flags` of helm set."""
+    _upgrade_operator(system, *flags)
+    _wait_for_operator(system)
+
+
+def _upgrade_operator(system: Kubectl, *flags: str) -> None:
+    settings = [f"--set-string={key}={value}" for key, value in VALUES.items()]
+    settings.append(f"--set=lostNodeSeconds={LOST_NODE_SECONDS}")
+    _helm_upgrade(system, RELEASE, CHART, *settings, *flags)
+
+
+def _wait_for_operator(system: Kubectl) -> None:
     try:
         wait = ("rollout", "status", f"deployment/{RELEASE}", "--timeout=120s")
         system.run(*wait, timeout=150)
