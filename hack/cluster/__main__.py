@@ -33,6 +33,9 @@ def parser() -> argparse.ArgumentParser:
     up = add("up", "bring the cluster up")
     seconds = "seconds without a heartbeat after which a node is NotReady"
     up.add_argument("--grace", type=float, default=os.environ.get(GRACE, "20"), help=seconds)
+    up.add_argument(
+        "--network-policies", action="store_true", help="enforce NetworkPolicies, with kube-router"
+    )
     add("down", "take the cluster away, also after a crash")
     add("status", "show machines, daemons and their memory")
     add("kubeconfig", "print the path of the kubeconfig")
@@ -71,7 +74,7 @@ def perform(arguments: argparse.Namespace) -> None:
     engine = choose()
     match arguments.command:
         case "up":
-            engine.up(arguments.grace)
+            engine.up(arguments.grace, arguments.network_policies)
         case "down":
             engine.down()
         case "status":

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hack.cluster import policies
 from hack.cluster.binaries import program
 from hack.cluster.cgroups import PREFIX
 from hack.cluster.layout import (
@@ -78,6 +79,8 @@ def command(machine: str, component: str) -> list[str | Path]:
         node: Flags = {"hostname-override": machine, "node-ip": NODES[machine].ip, "v": 2}
         node |= {"config": folder / "kubelet.yaml", "kubeconfig": PKI / f"{machine}.kubeconfig"}
         return [program("kubelet"), *_words(node)]
+    if component == policies.COMPONENT:
+        return policies.command(machine)
     return [program({"kube-proxy": component}[component]), f"--config={folder / 'kube-proxy.yaml'}"]
 
 

@@ -29,9 +29,12 @@ class KindCluster:
 
     nodes = (f"{NAME}-worker", f"{NAME}-worker2")
 
-    def up(self, grace: float) -> None:
-        """Create the cluster, or say that it is up; the grace period is in `kind-config.yaml`."""
-        del grace
+    def up(self, grace: float, network_policies: bool = False) -> None:
+        """Create the cluster, or say that it is up; the grace period is in `kind-config.yaml`.
+
+        The network plugin of kind enforces NetworkPolicies by itself.
+        """
+        del grace, network_policies
         if len(ready_nodes()) == len(self.nodes) + 1:
             print(f"the cluster is up: export KUBECONFIG={shlex.quote(str(KUBECONFIG))}")
             return

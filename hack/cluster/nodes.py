@@ -15,14 +15,24 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from hack.cluster import binaries, cgroups, components, golden, layout, network, objects, volumes
+from hack.cluster import (
+    binaries,
+    cgroups,
+    components,
+    golden,
+    layout,
+    network,
+    objects,
+    policies,
+    volumes,
+)
 from hack.cluster.errors import ClusterError
 from hack.cluster.images import Image, blobs, import_image, listed
 from hack.cluster.kubectl import answers, apply, ready_nodes
 from hack.cluster.layout import CONTROL_PLANE, LOGS, NODES, PKI, RUN
 from hack.cluster.machine import MOUNT_POINTS, Machine, names
 from hack.cluster.paths import CHECKOUT, KUBECONFIG, VOLUMES, cache_dir, locked, put
-from hack.cluster.prerequisites import CLUSTER, install
+from hack.cluster.prerequisites import CLUSTER, POLICIES, install
 from hack.cluster.process import Steps, read_text, run, succeeds, wait_for
 from hack.cluster.tinyimage import pause_image
 
@@ -43,16 +53,20 @@ class NodesCluster:
 
     nodes = tuple(NODES)
 
-    def up(self, grace: float) -> None:
-        """Bring the cluster up, or say that it is; a node silent for `grace` s is NotReady."""
+    def up(self, grace: float, network_policies: bool = False) -> None:
+        """Bring the cluster up, or say that it is; a node silent for `grace` s is NotReady.
+
+        With `network_policies` it enforces them from now on, also one that was up.
+        """
         with _exclusive():
-            if self._healthy():
-                print(f"the cluster is up: export KUBECONFIG={shlex.quote(str(KUBECONFIG))}")
-                return
-            if _leftovers():
+            healthy = self._healthy()
+            if not healthy and _leftovers():
                 self._down()
             try:
-                self._up(grace)
+                if not healthy:
+                    self._up(grace)
+                if network_policies and not policies.WANTED.exists():
+                    self._enforce_policies()
             except ClusterError as error:
                 raise ClusterError(f"{error} (logs: {LOGS}; `down` cleans up)") from None
         print(f"the cluster is up: export KUBECONFIG={shlex.quote(str(KUBECONFIG))}")
@@ -80,6 +94,17 @@ class NodesCluster:
         wait_for(lambda: answers(*account), 60, "the default service account", 0.2)
         put(RUN / "complete", "")
         steps.done("both nodes Ready")
+
+    def _enforce_policies(self) -> None:
+        steps = Steps()
+        install(POLICIES)
+        policies.program()
+        policies.issue_certificate()
+        apply(policies.access())
+        for name in NODES:
+            self.start(name, policies.COMPONENT)
+        put(policies.WANTED, "")
+        steps.done("kube-router on both nodes")
 
     def down(self) -> None:
         """Take everything away, also after a crash; the image cache and the logs stay."""
@@ -134,6 +159,8 @@ class NodesCluster:
         self._start_containerd(machine)
         self.start(node, "kubelet")
         self.start(node, "kube-proxy")
+        if policies.WANTED.exists():
+            self.start(node, policies.COMPONENT)
 
     def freeze(self, node: str) -> None:
         """The node hangs: nothing on it runs, its network stays connected."""

@@ -39,7 +39,9 @@ BUILD = {
     # Debian keeps what `python3 -m venv` needs in a package of its own.
     "python3-venv": "/usr/lib/python3*/ensurepip/__init__.py",
 }
-PACKAGES = CLUSTER | BUILD
+# Only a cluster that enforces NetworkPolicies needs it.
+POLICIES = {"ipset": "/usr/sbin/ipset"}
+PACKAGES = CLUSTER | BUILD | POLICIES
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _NO_SERVICES = "#!/bin/sh\n# written by finetune-operator's hack.cluster\nexit 101\n"
 
@@ -49,7 +51,7 @@ def missing(names: Iterable[str]) -> list[str]:
     return [name for name in names if not any(Path("/").glob(PACKAGES[name].lstrip("/")))]
 
 
-def install(names: Iterable[str] = tuple(PACKAGES)) -> None:
+def install(names: Iterable[str] = (*CLUSTER, *BUILD)) -> None:
     """Install what is missing of `names`; ClusterError where that is not possible."""
     wanted = missing(names)
     if not wanted:
