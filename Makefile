@@ -101,9 +101,9 @@ e2e-training: $(VENV)/.ready ## Train sharded over two nodes and one job after a
 	@$(PY) -m pytest tests/e2e/test_training.py -s -o timeout=2400
 
 .PHONY: e2e-platforms
-e2e-platforms: $(VENV)/.ready ## Run jobs under quotas, with sidecars, and on tainted nodes, on a real cluster
-	@$(PY) -m pytest tests/e2e/test_platforms.py tests/e2e/test_bad_input.py \
-	  -k "platforms or refused" -s -o timeout=2400
+e2e-platforms: $(VENV)/.ready ## Run jobs under quotas, network policies, with sidecars, and on tainted nodes, on a real cluster
+	@$(PY) -m pytest tests/e2e/test_platforms.py tests/e2e/test_network_policies.py tests/e2e/test_bad_input.py \
+	  -k "platforms or network_policies or refused" -s -o timeout=2400
 
 .PHONY: matrix
 matrix: $(VENV)/.ready ## Train every method x objective x strategy that is allowed, and every architecture
