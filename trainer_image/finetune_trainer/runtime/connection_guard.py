@@ -5,8 +5,8 @@ redirect of a server, by the DNS record of a name. The pods have the network of 
 maybe an identity that a metadata service would hand out. So the guard is where no library passes it
 by: an audit hook of Python, which gets the address of each connection, with its name resolved.
 
-It does not see what a proxy connects to, nor what opens sockets outside Python: the C library, which
-asks a DNS server that may be link-local, hf_xet, and the client of W&B.
+It does not see what a proxy connects to, nor what opens sockets outside Python: the C library,
+which asks a DNS server that may be link-local, hf_xet, and the client of W&B.
 """
 
 from __future__ import annotations
