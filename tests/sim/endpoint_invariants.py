@@ -111,6 +111,7 @@ class EndpointInvariants:
         for endpoint in self._server.list("ModelEndpoint"):
             latest = (endpoint.get("status") or {}).get("latest")
             require(latest, "a job ends only after its endpoint has recorded the model")
+            assert latest is not None
             age, own = self._ages[latest["job"]["uid"]], self._ages[job["metadata"]["uid"]]
             require(age >= own, "a job ends only after its endpoint has recorded it", age=age)
 
