@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,46 @@ from finetune_operator.planner.export import export_memory_bytes
 from finetune_operator.planner.quantity import GIB, MIB
 from finetune_trainer.checkpointing.checkpoint_folder import hash_files
 from finetune_trainer.export import write_files
+from finetune_trainer.methods.target_modules import linear_layers
 from finetune_trainer.runtime.telemetry import Report
 
 from tests.trainer.jobs import make_run
 from tests.trainer.tiny import set_config, tiny_model
 
 HIDDEN, LAYERS, INTERMEDIATE = 1024, 12, 4096
+EXPERTS, EXPERT_SIZE = 24, 256
 MARGIN = 64 * MIB
 """What the process allocates besides tensors of the model."""
 
 
 def random_model(folder: Path) -> Path:
-    """A model in bf16 whose weights are large next to what a process takes anyway."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """A Llama in bf16 whose weights are large next to what a process takes anyway."""
+    from transformers import AutoConfig
 
     tiny_model(folder)
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 128}
     sizes = {"hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_hidden_layers": LAYERS}
     set_config(folder, **sizes, **heads, dtype="bfloat16")
-    config = AutoConfig.from_pretrained(folder)
+    return write_weights(folder, AutoConfig.from_pretrained(folder))
+
+
+def random_mixture(folder: Path) -> Path:
+    """A mixture of experts, whose weights are nearly all in its experts."""
+    from transformers import Qwen3MoeConfig
+
+    tiny_model(folder)
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 128}
+    sizes = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "vocab_size": 2048}
+    experts = {"moe_intermediate_size": EXPERT_SIZE, "num_experts": EXPERTS}
+    return write_weights(
+        folder, Qwen3MoeConfig(**heads, **sizes, **experts, intermediate_size=EXPERT_SIZE)
+    )
+
+
+def write_weights(folder: Path, config: Any) -> Path:
+    """Replace the weights in a folder by random ones in several files."""
+    from transformers import AutoModelForCausalLM
+
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="100MB")
@@ -40,24 +62,24 @@ def random_model(folder: Path) -> Path:
 
 
 def write_adapter(base: Path, output: Path) -> None:
-    """An adapter on every linear layer, as training leaves it."""
+    """An adapter on the linear layers of every block, without experts, as training leaves it."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-    lora = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = LoraConfig(r=8, target_modules=linear_layers(model), task_type="CAUSAL_LM")
     get_peft_model(model, lora).save_pretrained(output)
     (output / "files.json").write_text(json.dumps({"files": hash_files(output)}))
 
 
-def model_facts(base: Path) -> ModelFacts:
+def model_facts(base: Path, intermediate_size: int) -> ModelFacts:
     sizes = [path.stat().st_size for path in base.glob("*.safetensors")]
     return ModelFacts(
         architecture="LlamaForCausalLM",
         parameters=sum(sizes) // 2,
         layers=LAYERS,
         hidden_size=HIDDEN,
-        intermediate_size=INTERMEDIATE,
+        intermediate_size=intermediate_size,
         attention_heads=8,
         key_value_heads=8,
         vocabulary=2048,
@@ -94,14 +116,20 @@ class Peak:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc of Linux")
-def test_export_of_merged_weights_takes_what_the_planner_expects(tmp_path: Path) -> None:
-    base = random_model(tmp_path / "base")
+@pytest.mark.parametrize(
+    ("make_model", "intermediate_size"),
+    [(random_model, INTERMEDIATE), (random_mixture, EXPERT_SIZE)],
+)
+def test_export_of_merged_weights_takes_what_the_planner_expects(
+    tmp_path: Path, make_model: Callable[[Path], Path], intermediate_size: int
+) -> None:
+    base = make_model(tmp_path / "base")
     run = make_run(tmp_path, base, stage="export")
     write_adapter(base, Path(run.paths.job) / "output")
     before = anonymous_bytes()
     with Peak() as peak:
         write_files(run, Report("export", 1), tmp_path / "artifact")
-    facts = model_facts(base)
+    facts = model_facts(base, intermediate_size)
     taken = peak.bytes - before
     print(f"\nweights {facts.weight_bytes / MIB:.0f} MiB, export {taken / MIB:.0f} MiB")
-    assert taken <= export_memory_bytes(facts) - GIB + MARGIN
+    assert taken <= export_memory_bytes(run.spec, facts) - GIB + MARGIN

@@ -56,7 +56,9 @@ def build_pods(ctx: Context, status: FineTuneJobStatus, config: RunConfig) -> St
     model = ctx.spec.model
     return StagePods(
         resources=build_host_resources(
-            build_host_requests(export_memory_bytes(config.model) if config.model else GIB),
+            build_host_requests(
+                export_memory_bytes(config.spec, config.model) if config.model else GIB
+            ),
             ctx.settings.cpu_pods.limits,
         ),
         shared_memory=profile.spec.shared_memory,

@@ -75,7 +75,7 @@ def _plan(ctx: Context, status: FineTuneJobStatus) -> TrainPlan | Stalled | Fail
         return profile
     refusal = check_free_space(
         ctx.spec, status.model, status.workspace, ctx.settings.workspace_claim
-    ) or check_export_memory(status.model, ctx.settings.cpu_pods.max_memory)
+    ) or check_export_memory(ctx.spec, status.model, ctx.settings.cpu_pods.max_memory)
     plan = plan_training(
         ctx.spec, status.model, status.data, profile.name, profile.spec, status.reward
     )
