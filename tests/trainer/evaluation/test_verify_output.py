@@ -38,6 +38,14 @@ def test_a_file_that_is_missing_or_different_is_named(output: Path, change: obje
     assert raised.value.failure.reason == "TrainedWeightsChanged"
 
 
+def test_a_file_that_training_did_not_write_is_named(output: Path) -> None:
+    """transformers would load model.safetensors in place of the shards that an index names."""
+    (output / "model.safetensors").write_text("other")
+    with pytest.raises(RetryableError, match=r"model\.safetensors") as raised:
+        verify_output(output)
+    assert raised.value.failure.reason == "TrainedWeightsChanged"
+
+
 def test_weights_that_training_did_not_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

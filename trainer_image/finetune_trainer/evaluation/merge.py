@@ -114,9 +114,9 @@ def verify_output(output: Path) -> None:
         )
     wanted = json.loads(listed.read_text())["files"]
     found = hash_listed_files(output, wanted)
-    if found != wanted:
-        names = wanted.keys() | found.keys()
-        wrong = sorted(name for name in names if found.get(name) != wanted.get(name))
+    present = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
+    differ = {name for name, facts in wanted.items() if found.get(name) != facts}
+    if wrong := sorted(differ | (present - wanted.keys() - {listed.name})):
         raise RetryableError(
             "TrainedWeightsChanged",
             f"The trained weights are not those that training wrote: {', '.join(wrong)}.",
