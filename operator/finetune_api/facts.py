@@ -44,7 +44,8 @@ class ModelFacts(StatusModel):
     context_length: int = Field(ge=1)
     """Longest sequence in tokens that the model supports, multiplied by the job's model.rope."""
     weight_bytes: int = Field(ge=1)
-    """Size of the weight files in bytes."""
+    """Size of the weights in bytes: that of their files, or of the same weights in the config's
+    dtype if that is larger."""
     revision: ShortText | None = None
     """Resolved revision or fingerprint of the source."""
     folder: ShortText

@@ -17,7 +17,7 @@ from finetune_trainer.sources.model_facts import (
     model_sizes,
     read_header,
 )
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from tests.trainer import families
 from tests.trainer.tiny import tiny_model
@@ -175,6 +175,16 @@ def test_facts_of_the_tiny_model_agree_with_its_weights(tiny_model_folder: Path)
     assert facts.architecture == "LlamaForCausalLM"
     assert facts.weight_bytes == (tiny_model_folder / "model.safetensors").stat().st_size
     assert facts.folder == tiny_model_folder.name
+
+
+def test_weights_are_as_large_as_results_in_the_dtype_of_the_config(tmp_path: Path) -> None:
+    """Export loads and writes them in that dtype."""
+    file = tiny_model(tmp_path) / "model.safetensors"
+    save_file({name: value.astype(np.float16) for name, value in load_file(file).items()}, file)
+    config = json.loads((tmp_path / "config.json").read_text())
+    facts = model_facts(tmp_path, config, [file.name], "main")
+    assert config["dtype"] == "float32"
+    assert facts.weight_bytes == 4 * facts.parameters
 
 
 @pytest.mark.parametrize(

@@ -70,13 +70,17 @@ def model_facts(
     # Many configs leave the key out, and the defaults of the architectures differ.
     text = _read_text_config(folder, folder.name)
     is_tied = bool(getattr(text, "tie_word_embeddings", False))
+    parameters = count_parameters(headers, has_tied_weights=is_tied)
+    # Results are saved in the config's dtype (methods.saved_dtype), which the files may not have.
+    dtype = getattr(text, "dtype", None)
+    saved = parameters * dtype.itemsize if dtype else 0
     return ModelFacts(
         **sizes,
         architecture=first_architecture(config) or config["model_type"],
         context_length=context_length(config),
-        parameters=count_parameters(headers, has_tied_weights=is_tied),
+        parameters=parameters,
         has_tied_embeddings=is_tied,
-        weight_bytes=sum((folder / name).stat().st_size for name in weights),
+        weight_bytes=max(sum((folder / name).stat().st_size for name in weights), saved),
         revision=revision,
         folder=folder.name,
     )
