@@ -5,7 +5,7 @@ run the same weights differ by rounding, which can change an answer only where a
 the margins show which answer another server must reproduce exactly.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from finetune_trainer.data.tokenizer import decode_tokens, find_end_of_turn
 from finetune_trainer.generation.padding import pad_left
 
 BATCH_SIZE = 32
+TOKENS_PER_BATCH = 65536
+"""Most tokens of a batch with its answers: prompts with examples may be as long as the context."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,7 @@ def generate_answers(
     text = model.config.get_text_config()
     used_cache, text.use_cache = text.use_cache, True
     answers: dict[int, Answer] = {}
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    for start in range(0, len(order), BATCH_SIZE):
-        chosen = order[start : start + BATCH_SIZE]
+    for chosen in batch_prompts([len(prompt) for prompt in prompts], max_new_tokens):
         ids, mask = pad_left([prompts[index] for index in chosen], pad, model.device)
         recorder = MarginRecorder()
         with torch.inference_mode():
@@ -107,6 +107,19 @@ def generate_answers(
         report_done(len(answers))
     model.generation_config, text.use_cache = original_config, used_cache
     return [answers[index] for index in range(len(prompts))]
+
+
+def batch_prompts(lengths: Sequence[int], max_new_tokens: int) -> Iterator[list[int]]:
+    """The indices of prompts that are answered together, the shortest first."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        tokens = (len(batch) + 1) * (lengths[index] + max_new_tokens)
+        if batch and (len(batch) == BATCH_SIZE or tokens > TOKENS_PER_BATCH):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 def cut_at_end_token(
