@@ -50,8 +50,8 @@ class Baseline(SpecModel):
     """System turn of every prompt, in the place of the row's own."""
     examples: int | None = Field(default=None, ge=1, le=32)
     """Number of training rows that are written before every prompt as turns of user and assistant.
-    The seed chooses them, never from held-out rows. A prompt that would exceed the model's context
-    gets fewer."""
+    The seed chooses them, never from held-out rows or their questions. A prompt that would exceed
+    the model's context gets fewer."""
 
 
 class GateRule(SpecModel):

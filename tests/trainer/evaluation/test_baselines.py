@@ -18,6 +18,7 @@ from tests.trainer.prepare_world import World, facts_of
 from tests.trainer.tiny import CONTEXT, tiny_model, tiny_rows
 
 USER = {"role": "user", "content": "What is a byte?"}
+ANSWER = {"role": "assistant", "content": "Two bytes."}
 SYSTEM = {"role": "system", "content": "You are terse."}
 EXAMPLES: list[dict[str, Any]] = [
     {"messages": [SYSTEM, {"role": "user", "content": "q1"}], "reference": "a1"},
@@ -81,6 +82,22 @@ def test_prepare_chooses_examples_from_training_rows_only(
             turns = add_prompt(None, chosen[:count], prompt.messages)
             assert prompt.baselines[name].examples == count
             assert prompt.baselines[name].input_ids == tokenize_messages(tokenizer, turns)
+
+
+def test_no_example_has_the_question_of_a_held_out_row(world: World) -> None:
+    held_out = {"messages": [USER, {"role": "assistant", "content": "Eight bits."}]}
+    asked = {"role": "user", "content": "what is  a BYTE?"}
+    again = {"messages": [SYSTEM, asked, {"role": "assistant", "content": "8 bits."}]}
+    longer = {"messages": [*again["messages"], {**USER, "content": "And a word?"}, ANSWER]}
+    other = {"messages": [{**USER, "content": "What is a bit?"}, ANSWER]}
+    world.rows("validation.jsonl", [held_out])
+    world.rows("rows.jsonl", [again, longer, other])
+    dataset = {"validation": {"uri": "pvc://data/validation.jsonl"}}
+    facts_of(world.prepare(dataset=dataset, **baselines({"name": "one", "examples": 1})))
+    (example,) = read_json_lines(world.data / "examples.jsonl")
+    assert example["messages"] == [{**USER, "content": "What is a bit?"}]
+    failure = world.fails_again(dataset=dataset, **baselines({"name": "two", "examples": 2}))
+    assert failure.reason == "TooFewExamples"
 
 
 def test_the_same_rows_in_another_order_give_the_same_examples(world: World) -> None:

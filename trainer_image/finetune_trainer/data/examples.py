@@ -17,22 +17,48 @@ def count_examples(spec: FineTuneJobSpec) -> int:
     return max((baseline.examples or 0 for baseline in spec.evaluation.baselines), default=0)
 
 
-def choose_examples(train: Sequence[Sample], spec: FineTuneJobSpec) -> list[MessagesSample]:
+def choose_examples(
+    train: Sequence[Sample], held_out: Sequence[Sample], spec: FineTuneJobSpec
+) -> list[MessagesSample]:
     """As many distinct training samples as a baseline needs, in an order that the seed decides.
+
+    None has the question of a held-out sample, not even with another system turn or answer: the
+    prompt would contain it with its answer.
 
     Raises UserError where there are fewer that can be turns of another conversation.
     """
     count = count_examples(spec)
-    fitting = [each for each in train if isinstance(each, MessagesSample) and _can_be_turns(each)]
+    if not count:
+        return []
+    asked = {
+        question
+        for each in held_out
+        if isinstance(each, MessagesSample)
+        for question in _questions(each)[-1:]
+    }
+    fitting = [
+        each
+        for each in train
+        if isinstance(each, MessagesSample)
+        and _can_be_turns(each)
+        and asked.isdisjoint(_questions(each))
+    ]
     chosen = list({each.key: each for each in shuffle(fitting, spec.training.seed)}.values())
     if len(chosen) < count:
         raise UserError(
             "TooFewExamples",
             f"A baseline of evaluation.baselines has {count} examples, and the training data has "
-            f"{len(chosen)} distinct rows of user and assistant turns without tools.",
+            f"{len(chosen)} distinct rows of user and assistant turns, without tools and without "
+            "the question of a held-out row.",
             f"Set its examples to {len(chosen)} or less, or leave it out.",
         )
     return chosen[:count]
+
+
+def _questions(sample: MessagesSample) -> list[str]:
+    """The turns of the user, without differences in case and white space."""
+    asked = (turn.content for turn in sample.turns if turn.role == "user")
+    return [" ".join(text.casefold().split()) for text in asked]
 
 
 def _can_be_turns(sample: MessagesSample) -> bool:

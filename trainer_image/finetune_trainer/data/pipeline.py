@@ -101,7 +101,7 @@ def build_dataset(
         epoch=epoch,
         mixture=mixture,
         held_out=held_out_tokens,
-        examples=choose_examples(split.train, spec),
+        examples=choose_examples(split.train, split.held_out, spec),
         template_sha256=hashlib.sha256(str(target.tokenizer.chat_template).encode()).hexdigest(),
         date=target.date,
         tokenizer_digest=target.tokenizer_digest,
