@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from finetune_trainer.metrics.json_fields import match_fields, parse_fields, sco
 from finetune_trainer.metrics.ngrams import bleu, chrf
 from finetune_trainer.metrics.normalization import NORMALIZATIONS, is_same_text
 from finetune_trainer.metrics.rouge import rouge_l
-from finetune_trainer.metrics.statistics import Correctness, Statistic, mean_of
+from finetune_trainer.metrics.statistics import Correctness, Statistic, SumStatistic, mean_of
 
 Texts = Sequence[str]
 Score = Callable[[Texts, Texts], Statistic]
@@ -29,8 +30,13 @@ def score_texts(
     normalization: Normalization,
 ) -> dict[MetricName, dict[str, Statistic]]:
     """Every chosen metric of answers, by the name of who gave them; of thoughts nothing counts."""
-    classified = classify_all(answers, references, choice, normalization)
     normalise = NORMALIZATIONS[normalization]
+
+    def classes(metric: MetricName) -> Score:
+        return lambda given, expected: _of_classes(
+            classify(given, expected, choice.labels, normalise), metric
+        )
+
     scores: dict[MetricName, Score] = {
         "exactMatch": lambda given, expected: Correctness(
             np.array([is_same_text(*p, normalization) for p in zip(given, expected, strict=True)])
@@ -48,14 +54,13 @@ def score_texts(
         ),
         "bleu": bleu,
         "chrF": chrf,
+        **{metric: classes(metric) for metric in CLASS_METRICS},
     }
-    found: dict[MetricName, dict[str, Statistic]] = {}
-    for metric in choice.metrics:
-        if score := scores.get(metric):
-            found[metric] = {name: score(given, references) for name, given in answers.items()}
-        elif metric in CLASS_METRICS:
-            found[metric] = {name: _of_classes(each, metric) for name, each in classified.items()}
-    return found
+    chosen = {metric: scores[metric] for metric in choice.metrics if metric in scores}
+    return {
+        metric: {name: _score(score, given, references) for name, given in answers.items()}
+        for metric, score in chosen.items()
+    }
 
 
 def describe_answers(
@@ -96,6 +101,18 @@ def classify_all(
         name: classify(given, references, choice.labels, normalise)
         for name, given in answers.items()
     }
+
+
+def _score(score: Score, given: Texts, references: Texts) -> Statistic:
+    """The metric; with the extremes of an average item, if it follows from sums."""
+    found = score(given, references)
+    if not isinstance(found, SumStatistic):
+        return found
+    right, wrong = score(references, references), score([""] * len(references), references)
+    assert isinstance(right, SumStatistic)
+    assert isinstance(wrong, SumStatistic)
+    extremes = np.stack([right.parts.mean(axis=0), wrong.parts.mean(axis=0)])
+    return replace(found, extremes=extremes)
 
 
 def _of_classes(classified: Classified, metric: MetricName) -> Statistic:

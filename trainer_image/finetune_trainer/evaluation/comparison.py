@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from finetune_trainer.evaluation.parity_probe import AnsweredPrompt
     from finetune_trainer.generation.greedy import Answer
 
+SMALLEST_BASE = 1e-9
+"""Least value by which an improvement is divided."""
 MANY_ITEMS = 400
 """Items from which on the standard error of a fraction is at most two and a half points."""
 
@@ -154,8 +156,8 @@ def list_statistics(
         yield "preferenceAccuracy", BASE, measurements.preferences
     metrics: dict[MetricName, dict[str, Statistic]] = {}
     if measurements.rewards:
-        rewards = measurements.rewards.items()
-        metrics["reward"] = {name: mean_of(values) for name, values in rewards}
+        rewards, largest = measurements.rewards.items(), largest_reward(spec)
+        metrics["reward"] = {name: mean_of(values, largest) for name, values in rewards}
     if spec.objective == "SFT":
         answers, references = measurements.texts()
         metrics |= score_texts(answers, references, choice, spec.evaluation.normalization)
@@ -163,6 +165,15 @@ def list_statistics(
         for name, statistic in statistics.items():
             if name != TUNED:
                 yield metric, name, PairedStatistics(statistic, statistics[TUNED])
+
+
+def largest_reward(spec: FineTuneJobSpec) -> float:
+    """By how much the rewards of two answers differ at most; of a reward model, whose scores have
+    no limits, 1."""
+    if spec.grpo is None:
+        return 0.0
+    weights = [abs(each.weight) for each in spec.grpo.rewards]
+    return sum(weights) + (1.0 if spec.grpo.reward_model else 0.0)
 
 
 def check_losses(losses: PairedLosses) -> None:
@@ -196,8 +207,10 @@ def compare_metric(
     relative, relative_interval = None, None
     if metric.is_ratio_scale:
         relative = 100 * improvement / value
-        with np.errstate(invalid="ignore", divide="ignore"):
-            relative_interval = resamples.interval(100 * improvements / resamples.first)
+        # A resample may have only items that the base predicts with certainty.
+        relative_interval = resamples.interval(
+            100 * improvements / np.maximum(SMALLEST_BASE, resamples.first)
+        )
     p_value = None
     if isinstance(both.base, Correctness) and isinstance(both.tuned, Correctness):
         p_value = mcnemar(both.base, both.tuned)

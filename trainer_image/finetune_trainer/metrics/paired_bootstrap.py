@@ -3,10 +3,10 @@
 The interval comes from a paired bootstrap (Koehn 2004): items are drawn with replacement, the same
 for both models, so that items that are hard for both cancel out. Two corrections make it honest for
 few items. The percentiles are expanded by as much as a t interval is wider than a normal one
-(Hesterberg 2015). And where every item is right or wrong, one item that only the
-first model gets right and one that only the second gets right are added before resampling, as
-Agresti and Min (2005) do: without them the interval is a point if both models are right about the
-same items, however few those are.
+(Hesterberg 2015). And where models can be equal for an item, one item that only the first model
+gets right and one that only the second gets right are added before resampling, as Agresti and Min
+(2005) do for right and wrong: without them the interval is a point if both models are equal for all
+items, however few those are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from finetune_trainer.metrics.statistics import Correctness, Statistic
+from finetune_trainer.metrics.statistics import Correctness, Statistic, SumStatistic
 
 RESAMPLES = 2000
 COUNTS_AT_ONCE = 4_000_000
@@ -55,11 +55,33 @@ class PairedResamples:
 
 def resample(first: Statistic, second: Statistic, seed: int) -> PairedResamples:
     """The metric of both models in resamples that the seed decides; both have the same items."""
+    items = first.items
     if isinstance(first, Correctness) and isinstance(second, Correctness):
         first, second = first.append(True, False), second.append(False, True)
+    elif isinstance(first, SumStatistic) and isinstance(second, SumStatistic):
+        first, second = add_disagreement(first, second)
     drawn = [(first.compute(c), second.compute(c)) for c in draw_counts(first.items, seed)]
     both = np.concatenate(drawn, axis=1)  # [2, resamples]
-    return PairedResamples(both[0], both[1], first.items)
+    return PairedResamples(both[0], both[1], items)
+
+
+def add_disagreement(
+    first: SumStatistic, second: SumStatistic
+) -> tuple[SumStatistic, SumStatistic]:
+    """With one item that the first model alone gets right, and one that the second alone does.
+
+    They are as right as the models differ about other items on average, of which one more is
+    assumed that differs wholly: so they count fully if the models are equal for all items, or if an
+    item is right or wrong, and hardly where scores differ a little for every item.
+    """
+    if first.extremes is None:
+        return first, second
+    right, wrong = first.extremes
+    largest = float(abs(first.combine(right) - first.combine(wrong)))
+    differences = np.abs(first.combine(first.parts) - second.combine(second.parts))
+    share = (largest + differences.sum()) / (1 + np.count_nonzero(differences)) / largest
+    better = wrong + min(1.0, share) * (right - wrong)
+    return first.append(better, wrong), second.append(wrong, better)
 
 
 def draw_counts(items: int, seed: int) -> Iterator[np.ndarray]:

@@ -7,10 +7,13 @@ for many resamples at once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+
+LARGEST_EXPONENT = 700.0
+"""A model of a higher loss, in nats, is broken; the next power of e has no float64."""
 
 
 class Statistic(Protocol):
@@ -36,6 +39,9 @@ class SumStatistic:
     """float64 [items, parts]: what each item adds to each sum."""
     combine: Callable[[np.ndarray], np.ndarray]
     """The metric from sums [..., parts]."""
+    extremes: np.ndarray | None = None
+    """What a wholly right item and a wholly wrong one add, float64 [2, parts], of a metric in which
+    two models can be equal for every item; None for one that is continuous, such as a loss."""
 
     @property
     def items(self) -> int:
@@ -44,6 +50,10 @@ class SumStatistic:
     def compute(self, counts: np.ndarray) -> np.ndarray:
         return self.combine(counts @ self.parts)
 
+    def append(self, *parts: np.ndarray) -> SumStatistic:
+        """With more items."""
+        return replace(self, parts=np.concatenate([self.parts, parts]))
+
 
 def ratio_of_sums(values: np.ndarray, weights: np.ndarray) -> SumStatistic:
     """sum(values) / sum(weights), both [items]."""
@@ -51,14 +61,18 @@ def ratio_of_sums(values: np.ndarray, weights: np.ndarray) -> SumStatistic:
     return SumStatistic(parts, _divide)
 
 
-def mean_of(scores: np.ndarray) -> SumStatistic:
-    """The mean of one score for each item, [items]."""
-    return ratio_of_sums(scores, np.ones(len(scores)))
+def mean_of(scores: np.ndarray, largest: float = 0.0) -> SumStatistic:
+    """The mean of one score for each item, [items]; `largest` is that of a right item where a wrong
+    one has 0."""
+    extremes = np.array([[largest, 1.0], [0.0, 1.0]]) if largest else None
+    return replace(ratio_of_sums(scores, np.ones(len(scores))), extremes=extremes)
 
 
 def exponential(statistic: SumStatistic) -> SumStatistic:
-    """The exponential of a metric: perplexity, of a mean loss."""
-    return SumStatistic(statistic.parts, lambda sums: np.exp(statistic.combine(sums)))
+    """The exponential of a metric: perplexity, of a mean loss; finite for every loss."""
+    return SumStatistic(
+        statistic.parts, lambda sums: np.exp(np.minimum(LARGEST_EXPONENT, statistic.combine(sums)))
+    )
 
 
 def _divide(sums: np.ndarray) -> np.ndarray:
