@@ -11,6 +11,9 @@ from finetune_trainer.evaluation.gate import apply_rule
 from finetune_trainer.evaluation.requirements import check_gate
 from finetune_trainer.runtime.errors import UserError
 
+from tests.trainer.prepare_world import World
+from tests.trainer.tiny import CONTEXT
+
 LOSS = MetricComparison(
     metric="loss",
     value=2.0,
@@ -103,3 +106,24 @@ def test_a_bound_of_few_rows_is_refused(
         check_gate(job("Bound"), rows)
     assert raised.value.failure.reason == "TooFewHeldOutRows"
     assert f"evaluation.{field}" in str(raised.value.failure.remedy)
+
+
+def test_prompts_without_space_for_an_answer_are_found_before_training(world: World) -> None:
+    gate = [{"metric": "exactMatch", "minImprovement": 0, "statistic": "Estimate"}]
+    failure = world.fails(evaluation={"gate": gate, "maxNewTokens": CONTEXT})
+    assert failure.reason == "TooFewHeldOutRows"
+    assert failure.message.startswith("Only 0 of ")
+    assert f"an answer of {CONTEXT} tokens" in failure.message
+
+
+def test_preferences_need_answers_of_both_kinds(world: World) -> None:
+    rows = [{"prompt": f"What is {n}?", "completion": f"{n}.", "label": True} for n in range(20)]
+    world.rows("validation.jsonl", rows[:8])
+    world.rows("rows.jsonl", [*rows[8:], {**rows[0], "completion": "Ask.", "label": False}])
+    failure = world.fails(
+        objective="KTO",
+        dataset={"validation": {"uri": "pvc://data/validation.jsonl"}},
+        evaluation={"gate": [{"metric": "preferenceAccuracy", "minImprovement": 0}]},
+    )
+    assert failure.reason == "MetricUnsupported"
+    assert "all 8 held-out answers that are evaluated are desirable" in failure.message

@@ -34,6 +34,8 @@ def job(objective: str = "SFT", **evaluation: Any) -> FineTuneJobSpec:
         # Twice each may be chance.
         (["yes", "no"] * 2, ("loss", "rougeL", "exactMatch"), ()),
         (["yes"] * 9, ("loss", "rougeL", "exactMatch"), ()),
+        # An empty answer would be the label "-".
+        (["+", "-"] * 9, ("loss", "rougeL", "exactMatch"), ()),
         (OBJECTS, ("loss", "jsonFields", "exactMatch"), ()),
         ([*OBJECTS, "none"], ("loss", "rougeL", "exactMatch"), ()),
         (SENTENCES * 9, ("loss", "accuracy", "macroF1"), tuple(sorted(SENTENCES))),
@@ -68,9 +70,15 @@ def test_metrics_of_the_gate_are_measured() -> None:
 
 
 def test_labels_of_the_job_keep_their_order() -> None:
-    chosen = choose_metrics(job(labels=["sales", "outage", "billing"]), TEAMS[:2])
-    assert chosen.labels == ("sales", "outage", "billing")
+    chosen = choose_metrics(job(labels=["outage", "billing"]), TEAMS)
+    assert chosen.labels == ("outage", "billing")
     assert chosen.metrics == ("loss", "accuracy", "macroF1")
+
+
+def test_a_class_that_is_never_held_out_can_be_a_wrong_answer() -> None:
+    labels = ["sales", "outage", "billing"]
+    chosen = choose_metrics(job(labels=labels, metrics=["accuracy", "microF1"]), TEAMS)
+    assert chosen.labels == tuple(labels)
 
 
 def test_requested_classes_are_the_different_answers() -> None:
@@ -84,6 +92,8 @@ def test_requested_classes_are_the_different_answers() -> None:
         ({"metrics": ["jsonFields"]}, [*OBJECTS, "a word"], "'a word' is no JSON object"),
         ({"metrics": ["accuracy"]}, [f"text {n}" for n in range(101)], "101 different texts"),
         ({"labels": ["billing"]}, TEAMS, "evaluation.labels lacks the held-out answer 'outage'"),
+        ({"labels": ["billing", "outage", "sales"]}, TEAMS, "no held-out answer is 'sales'"),
+        ({"labels": ["+", "-"]}, ["+", "-"], "of the label '-' evaluation.normalization leaves"),
         ({"labels": ["a", "A"]}, ["a"], "two labels of evaluation.labels are the same"),
         (
             {"gate": [{"metric": "jsonFields", "minImprovement": 0}]},

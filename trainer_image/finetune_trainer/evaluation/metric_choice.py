@@ -12,7 +12,7 @@ from finetune_trainer.metrics.json_fields import parse_fields
 from finetune_trainer.metrics.normalization import NORMALIZATIONS
 from finetune_trainer.runtime.errors import UserError
 
-CLASS_METRICS = ("accuracy", "macroF1", "microF1")
+CLASS_METRICS: tuple[MetricName, ...] = ("accuracy", "macroF1", "microF1")
 MAX_LABELS, MAX_LABEL_LENGTH, ROWS_PER_LABEL = 20, 40, 3
 """Answers are labels if there are no more than 20, of 40 characters, each given three times on
 average."""
@@ -46,6 +46,8 @@ def choose_metrics(spec: FineTuneJobSpec, references: Sequence[str]) -> MetricCh
         return MetricChoice(metrics)
     labels = labels or find_distinct(references, normalise)
     _check_labels(labels, references, normalise)
+    if "macroF1" in metrics:
+        _check_classes(labels, references, normalise)
     return MetricChoice(metrics, labels)
 
 
@@ -53,7 +55,9 @@ def find_labels(references: Sequence[str], normalise: Callable[[str], str]) -> t
     """The different answers; none where they are not a few labels."""
     found = find_distinct(references, normalise)
     is_few = 2 <= len(found) <= MAX_LABELS and len(references) >= ROWS_PER_LABEL * len(found)
-    is_short = all(len(each) <= MAX_LABEL_LENGTH and "\n" not in each for each in found)
+    is_short = all(
+        len(each) <= MAX_LABEL_LENGTH and "\n" not in each and normalise(each) for each in found
+    )
     return found if is_few and is_short else ()
 
 
@@ -99,6 +103,14 @@ def _check_labels(
             "two labels of evaluation.labels are the same after evaluation.normalization",
             "Leave one of them out, or set evaluation.normalization to None.",
         )
+    if "" in known:
+        empty = next(label for label in labels if not normalise(label))
+        raise _unsupported(
+            "accuracy and F1",
+            f"of the label {empty!r} evaluation.normalization leaves nothing, so that an empty "
+            "answer would be right",
+            "Set evaluation.normalization to Whitespace or None, or rename the label in the data.",
+        )
     if len(known) > MAX_CLASSES:
         raise _unsupported(
             "accuracy and F1",
@@ -111,6 +123,21 @@ def _check_labels(
             "accuracy and F1",
             f"evaluation.labels lacks the held-out answer {other[:60]!r}",
             "Add it, or correct the row.",
+        )
+
+
+def _check_classes(
+    labels: Sequence[str], references: Sequence[str], normalise: Callable[[str], str]
+) -> None:
+    found = {normalise(reference) for reference in references}
+    missing = [label for label in labels if normalise(label) not in found]
+    if missing:
+        raise _unsupported(
+            "macroF1",
+            f"no held-out answer is {missing[0]!r} of evaluation.labels, so the F1 of that class "
+            "is not known",
+            "Correct the label, hold out rows of it (dataset.holdout, dataset.validation), leave "
+            "it out, or choose evaluation.metrics without macroF1.",
         )
 
 

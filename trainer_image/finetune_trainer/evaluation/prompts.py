@@ -4,7 +4,7 @@ Where answers are compared, both models answer. Otherwise the tuned model answer
 of the answers can be the probe of the roll-out.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from finetune_api.run_config import RunConfig
 from finetune_trainer.data.answer_text import split_thought
 from finetune_trainer.data.json_lines import read_json_lines
 from finetune_trainer.data.message_forms import NO_CONTEXT, ChatContext
-from finetune_trainer.evaluation.baselines import BaselinePrompt, open_baselines
+from finetune_trainer.evaluation.baselines import BaselinePrompt, BaselinePrompter, open_baselines
 
 OBJECTIVES_WITH_ANSWERS = ("SFT", "GRPO")
 """Objectives whose evaluation compares the models' answers."""
@@ -47,8 +47,6 @@ def choose_prompts(run: RunConfig, tokenizer: Any) -> list[HeldOutPrompt]:
     where the model gives no answers. They come in an order that the seed decides, and leave tokens
     for an answer in the model's context, under every baseline.
     """
-    from finetune_trainer.generation.greedy import tokenize_messages
-
     spec = run.spec
     if spec.objective == "Reward":
         return []
@@ -57,10 +55,24 @@ def choose_prompts(run: RunConfig, tokenizer: Any) -> list[HeldOutPrompt]:
     )
     context = run.model.context_length if run.model else 1 << 30
     longest = context - max_answer_tokens(spec)
-    prompts: list[HeldOutPrompt] = []
     data = Path(run.paths.job) / "data"
     prompters = open_baselines(spec, data, tokenizer, longest)
-    for line in read_held_out_prompts(spec, data, tokenizer):
+    lines = read_held_out_prompts(spec, data, tokenizer)
+    return select_prompts(lines, prompters, tokenizer, longest, count)
+
+
+def select_prompts(
+    lines: Iterable[Mapping[str, Any]],
+    prompters: Sequence[BaselinePrompter],
+    tokenizer: Any,
+    longest: int,
+    count: int,
+) -> list[HeldOutPrompt]:
+    """The first `count` lines whose prompt has at most `longest` tokens, under every baseline."""
+    from finetune_trainer.generation.greedy import tokenize_messages
+
+    prompts: list[HeldOutPrompt] = []
+    for line in lines:
         if len(prompts) == count:
             break
         chat_context = ChatContext(tuple(line.get("tools", ())), tuple(line.get("documents", ())))
@@ -98,8 +110,13 @@ def read_held_out_prompts(
                 yield {"messages": [{"role": "user", "content": text}]}
         return
     rows = read_json_lines(data / "eval.jsonl")
-    for index in generator.permutation(len(rows)):
-        yield rows[int(index)]
+    yield from (rows[index] for index in order_prompts(spec, len(rows)))
+
+
+def order_prompts(spec: FineTuneJobSpec, rows: int) -> list[int]:
+    """The order in which held-out rows are answered, which the seed decides."""
+    order: list[int] = np.random.default_rng(spec.training.seed).permutation(rows).tolist()
+    return order
 
 
 def list_references(spec: FineTuneJobSpec, data: Path) -> list[str]:
@@ -108,6 +125,6 @@ def list_references(spec: FineTuneJobSpec, data: Path) -> list[str]:
     return [split_thought(_find_reference(row))[1] for row in rows]
 
 
-def _find_reference(row: dict[str, Any]) -> str:
+def _find_reference(row: Mapping[str, Any]) -> str:
     columns = ("reference", "chosen", "completion")
     return next((row[name] for name in columns if row.get(name) is not None), "")
