@@ -105,6 +105,9 @@ def _find_user_error(attempt: Attempt, now: datetime, accept: Accept) -> FailedA
             reported = pod.result.failure if pod.result else None
             failure = reported or _infer_failure(attempt, pod)
             accepted = accept(pod.result) if pod.result else None
+            if accepted and accepted.refusal:
+                # The pod's may be cut to fit into a termination message.
+                failure = accepted.refusal
             return fail_attempt(attempt, "UserError", _end_time(pod, now), failure, pod, accepted)
     return None
 

@@ -15,9 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from finetune_api.evaluation_summary import ChatMessage, EvaluationSummary, ProbeRecord
+from finetune_api.evaluation_summary import (
+    ChatMessage,
+    EvaluationSummary,
+    MetricComparison,
+    ProbeRecord,
+)
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.gate_report import gate_failure
+from finetune_api.metrics import METRICS
 from finetune_api.stage_result import StageResult
 from finetune_trainer.data.token_store import IGNORED, TokenizedSample, TokenStore
 from finetune_trainer.data.tokenizer import load_tokenizer
@@ -226,11 +232,10 @@ def test_the_largest_evaluation_fits_into_a_termination_message(
     )
     message = termination_message(result)
     assert len(message) <= 4096
-    kept = json.loads(message)["evaluation"]
-    # The report has the other baselines.
-    assert {each["baseline"] for each in kept["comparisons"]} == {"base"}
-    assert (len(kept["comparisons"]), len(kept["gate"])) == (8, 8)
-    assert json.loads(message)["failure"]["message"].endswith("passed")
+    kept = EvaluationSummary.model_validate(json.loads(message)["evaluation"])
+    # The operator writes the message again, from the outcomes.
+    assert gate_failure(kept) == gate_failure(full)
+    assert len(kept.comparisons) >= 8
     # A model that passes has a probe of 1,500 bytes, for which other baselines make room.
     probe = ProbeRecord(
         messages=[ChatMessage(role="user", content="q" * 1200)], answer="a" * 200, max_tokens=32
@@ -241,3 +246,55 @@ def test_the_largest_evaluation_fits_into_a_termination_message(
     assert len(message) <= 4096
     assert json.loads(message)["probe"]["answer"]
     assert len(json.loads(message)["evaluation"]["comparisons"]) >= 8
+
+
+def test_the_longest_names_and_figures_leave_the_outcomes_of_the_gate(
+    summary: EvaluationSummary,
+) -> None:
+    long = -1.23457e-05
+    figures = dict.fromkeys(("value", "tuned", "improvement", "low", "high"), long)
+    relative = {f"relative_{each}percent": long for each in ("", "low_", "high_")}
+    names = ["b" * 39 + str(number) for number in range(3)]
+    measured = [name for name, metric in METRICS.items() if "SFT" in metric.objectives]
+    compared = [
+        MetricComparison(
+            metric=name,
+            p_value=1.23457e-05 if name in ("accuracy", "exactMatch") else None,
+            **figures,
+            **(relative if METRICS[name].is_ratio_scale else {}),
+        )
+        for name in measured
+    ]
+    compared += [
+        MetricComparison(metric="accuracy", baseline=name, p_value=1.23457e-05, **figures)
+        for name in names
+    ]
+    gate = [
+        summary.gate[0].model_copy(
+            update={
+                "metric": measured[2 + number],
+                "baseline": names[number % 3],
+                "unit": "Fraction",
+                "statistic": "Estimate",
+                "passed": False,
+                **dict.fromkeys(("required", "measured", "low", "high"), long),
+            }
+        )
+        for number in range(8)
+    ]
+    full = summary.model_copy(update={"comparisons": compared, "gate": gate, "passed": False})
+    result = StageResult(
+        stage="evaluate",
+        attempt=1,
+        outcome="Failed",
+        failure=gate_failure(full),
+        evaluation=full,
+        report="report/evaluation.json",
+        report_digest="sha256:" + "0" * 64,
+    )
+    message = termination_message(result)
+    assert len(message) <= 4096
+    kept = EvaluationSummary.model_validate(json.loads(message)["evaluation"])
+    assert kept.gate == gate
+    assert kept.warnings[-1].startswith("comparisons of ")
+    assert "only in the evaluation report" in kept.warnings[-1]

@@ -337,11 +337,17 @@ def test_a_gate_failure_that_came_as_an_error_keeps_the_figures_too() -> None:
     world.run_until("evaluate")
     (pod,) = world.add_pods("glossary-evaluate-1")
     message = json.loads(failed("evaluate", "GateNotMet"))
-    message["evaluation"] = json.loads(result("evaluate"))["evaluation"]
+    rule = {"metric": "loss", "unit": "Nats", "required": 1, "measured": 0.5, "passed": False}
+    evaluation = json.loads(result("evaluate"))["evaluation"]
+    message["evaluation"] = {**evaluation, "gate": [rule], "passed": False}
     world.end_pod(pod, 64, json.dumps(message))
     world.settle()
     assert world.status["phase"] == "Failed"
     assert world.status["failure"]["reason"] == "GateNotMet"
+    # The pod's message may be cut, and follows from the figures.
+    table = world.status["failure"]["message"].splitlines()
+    expected = "loss base bound of 1.0000 nats 0.5000 nats failed"
+    assert table[-1].split() == expected.split()
     assert world.status["evaluation"]["comparisons"][0]["value"] == 3.656
 
 

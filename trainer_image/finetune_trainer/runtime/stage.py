@@ -156,9 +156,12 @@ def termination_message(result: StageResult, limit: int = TERMINATION_MAX_BYTES)
         lambda r: {"train": r.train and r.train.model_copy(update={"hosts": r.train.hosts[:4]})},
         lambda r: {"data": _shorten_sources(r.data)},
         lambda r: {"data": r.data and r.data.model_copy(update={"sources": None})},
-        lambda r: {"evaluation": _shorten_comparisons(r.evaluation)},
+        # The operator writes the table of a gate again, from the figures.
+        lambda r: {"failure": _shorten_texts(r.failure, 100 if r.evaluation else 1200)},
+        lambda r: {"evaluation": _shorten_comparisons(r.evaluation, is_base_kept=True)},
         lambda r: {"probe": None},
         lambda r: {"failure": _shorten_texts(r.failure, 200)},
+        lambda r: {"evaluation": _shorten_comparisons(r.evaluation, is_base_kept=False)},
         lambda r: {"evaluation": None},
         lambda r: {"train": None},
     ]
@@ -178,12 +181,19 @@ def _shorten_sources(data: DataFacts | None) -> DataFacts | None:
     return data.model_copy(update={"sources": sources})
 
 
-def _shorten_comparisons(summary: EvaluationSummary | None) -> EvaluationSummary | None:
-    """Without other baselines than the base, which the evaluation report has too."""
+def _shorten_comparisons(
+    summary: EvaluationSummary | None, is_base_kept: bool
+) -> EvaluationSummary | None:
+    """Without other baselines, or without any comparison; with a warning that they are missing."""
     if summary is None:
         return None
-    kept = [each for each in summary.comparisons if each.baseline == BASE]
-    return summary.model_copy(update={"comparisons": kept})
+    kept = [each for each in summary.comparisons if is_base_kept and each.baseline == BASE]
+    if len(kept) == len(summary.comparisons):
+        return summary
+    missing = "of other baselines" if is_base_kept else "of metrics"
+    warning = f"comparisons {missing} are only in the evaluation report, for lack of space"
+    warnings = [each for each in summary.warnings if not each.startswith("comparisons of ")]
+    return summary.model_copy(update={"comparisons": kept, "warnings": [*warnings, warning]})
 
 
 def _shorten_texts(failure: Failure | None, limit: int) -> Failure | None:
