@@ -26,14 +26,28 @@ def gate_failure(summary: EvaluationSummary) -> Failure | None:
     if summary.passed:
         return None
     failed = [METRICS[outcome.metric].label for outcome in summary.gate if not outcome.passed]
+    few = ", ".join(dict.fromkeys(filter(None, map(_name_limit, summary.gate))))
+    more = (
+        f" Where the measured value meets the requirement and its bound does not, chance may "
+        f"explain the difference: hold out more rows and raise {few}."
+        if few
+        else ""
+    )
     return Failure(
         reason="GateNotMet",
         message=f"the tuned model fails {len(failed)} of {len(summary.gate)} rules of "
         f"evaluation.gate ({', '.join(dict.fromkeys(failed))}):\n{gate_table(summary.gate)}",
         remedy="Read the answers in the evaluation report. Train longer, on more or better data, "
-        "or lower evaluation.gate; where the measured value meets the requirement and its interval "
-        "does not, evaluate on more held-out rows.",
+        f"or lower evaluation.gate.{more}",
     )
+
+
+def _name_limit(outcome: GateOutcome) -> str | None:
+    """The field that limits the rows of a rule that only the width of its interval fails."""
+    if outcome.passed or outcome.measured is None or outcome.measured < outcome.required:
+        return None
+    is_of_answers = METRICS[outcome.metric].is_of_answers
+    return "evaluation.generations" if is_of_answers else "evaluation.maxSamples"
 
 
 def gate_table(gate: list[GateOutcome]) -> str:

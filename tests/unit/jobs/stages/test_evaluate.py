@@ -10,6 +10,7 @@ from finetune_api.evaluation_summary import (
     PromptComparison,
 )
 from finetune_api.gate_report import gate_failure, gate_table
+from finetune_api.metrics import MetricName
 from finetune_operator.jobs.stages.evaluate import format_comparison
 
 from tests.unit.jobs.world import PROBE, World, job_manifest
@@ -92,6 +93,26 @@ def test_a_failed_gate_is_a_table_of_every_rule() -> None:
     assert failure is not None
     assert failure.message.startswith("the tuned model fails 2 of 3 rules of evaluation.gate (")
     assert gate_failure(EvaluationSummary()) is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "measured", "field"),
+    [
+        ("exactMatch", 0.1, "evaluation.generations"),
+        ("loss", 0.1, "evaluation.maxSamples"),
+        ("loss", 0.04, None),
+    ],
+)
+def test_a_rule_that_only_its_interval_fails_asks_for_more_rows(
+    metric: MetricName, measured: float, field: str | None
+) -> None:
+    outcome = GateOutcome(
+        metric=metric, unit="Fraction", required=0.05, measured=measured, low=0.01, passed=False
+    )
+    failure = gate_failure(EvaluationSummary(gate=[outcome], passed=False))
+    assert failure is not None
+    expected = f"chance may explain the difference: hold out more rows and raise {field}."
+    assert (failure.remedy or "").endswith(expected if field else "or lower evaluation.gate.")
 
 
 def test_a_job_without_a_loss_ends_well() -> None:
