@@ -44,14 +44,14 @@ PREPARE_RULES: tuple[PrepareRule, ...] = (
     PrepareRule(
         "TooFewHeldOutRows",
         "a rule of `evaluation.gate` with `statistic: Bound`, the default, and fewer than 8 "
-        "held-out rows or answers",
-        "The lower end of an interval over so few says nothing; hold out more rows, or set "
-        "`statistic` to Estimate.",
+        "held-out rows, or prompts that leave space for an answer in the model's context",
+        "The lower end of an interval over so few says nothing; hold out more or shorter rows, "
+        "lower `evaluation.maxNewTokens`, or set `statistic` to Estimate.",
     ),
     PrepareRule(
         "TooFewExamples",
         "a baseline of `evaluation.baselines` with more `examples` than there are training rows of "
-        "user and assistant turns without tools",
+        "user and assistant turns without tools and without the question of a held-out row",
         "Held-out rows cannot be examples; lower `examples`.",
     ),
     PrepareRule(
@@ -69,7 +69,8 @@ PREPARE_RULES: tuple[PrepareRule, ...] = (
     PrepareRule(
         "MetricUnsupported",
         "`jsonFields` for answers that are no JSON objects; accuracy and F1 for more than 100 "
-        "different answers, or one that `evaluation.labels` lacks",
+        "different answers, or one that `evaluation.labels` lacks; `macroF1` with a label that no "
+        "held-out answer is; `preferenceAccuracy` of KTO with one kind of answers held out",
         "The metric is not defined; choose other metrics, or complete `evaluation.labels`.",
     ),
     PrepareRule(

@@ -33,7 +33,7 @@ EVALUATION = (
         "MetricUnsupported",
         "prepare",
         "The held-out answers cannot have a metric of `evaluation.metrics` or the gate, as an "
-        "answer is no JSON object or not one of the labels.",
+        "answer is no JSON object or not one of the labels, or a class is never held out.",
         "Choose other metrics, correct the rows, or complete `evaluation.labels`.",
     ),
     Reason(
@@ -46,8 +46,9 @@ EVALUATION = (
         "TooFewHeldOutRows",
         "prepare",
         "A rule of `evaluation.gate` compares the lower end of an interval, and there are "
-        "fewer than 8 held-out rows.",
-        "Hold out more rows, raise `evaluation.maxSamples` or `evaluation.generations`, or set "
-        "the rule's `statistic` to Estimate.",
+        "fewer than 8 held-out rows, or prompts that leave space for an answer.",
+        "Hold out more or shorter rows, raise `evaluation.maxSamples` or "
+        "`evaluation.generations`, lower `evaluation.maxNewTokens`, or set the rule's "
+        "`statistic` to Estimate.",
     ),
 )
