@@ -1,8 +1,9 @@
 """BLEU and chrF of a set of answers, from the counts of matching n-grams of every answer.
 
 Both are of the whole set and not means over answers, and a bootstrap needs the counts of each
-answer. sacreBLEU has them, but not in its interface; see docs/decisions/0009-libraries.md. The
-results are those of sacreBLEU, except that words are found in every script.
+answer, and the scores of many resamples at once; see docs/decisions/0009-libraries.md for why these
+are not sacreBLEU's. The results are those of sacreBLEU with effective_order, except that words are
+found in every script.
 """
 
 from __future__ import annotations
