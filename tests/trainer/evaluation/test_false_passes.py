@@ -103,7 +103,9 @@ EQUAL: dict[MetricName, Draw] = {
 @pytest.mark.parametrize("items", [8, 40])
 @pytest.mark.parametrize("metric", EQUAL)
 def test_a_model_that_is_equal_to_its_base_rarely_passes(metric: MetricName, items: int) -> None:
-    lows = lower_ends(metric, EQUAL[metric], items)
+    # Few rows of very different lengths are the hardest case, 4.2 % in 1,000 draws.
+    runs = 1000 if metric == "perplexity" else RUNS
+    lows = lower_ends(metric, EQUAL[metric], items, runs)
     assert np.mean(lows > 1e-9) <= LARGEST_SHARE
 
 
@@ -161,11 +163,11 @@ def test_figures_of_a_broken_model_are_finite() -> None:
     assert compare_metric("perplexity", "base", both, 1).low < -1e300
 
 
-def lower_ends(metric: MetricName, draw: Draw, items: int) -> np.ndarray:
-    """The lower ends of the improvement in many simulations, float64 [RUNS]."""
+def lower_ends(metric: MetricName, draw: Draw, items: int, runs: int = RUNS) -> np.ndarray:
+    """The lower ends of the improvement in many simulations, float64 [runs]."""
     generator = np.random.default_rng(20261130)
     found: list[Any] = []
-    for run in range(RUNS):
+    for run in range(runs):
         both = draw(generator, items)
         resamples = resample(both.base, both.tuned, run)
         improvements = METRICS[metric].improve(resamples.first, resamples.second)
