@@ -56,7 +56,7 @@ else:
 ASK = """
 import json, sys, urllib.request
 body = {"model": sys.argv[2], "messages": [{"role": "user", "content": "What is a byte?"}],
-        "max_tokens": 4}
+        "max_tokens": 4, "temperature": 0}
 headers = {"Content-Type": "application/json"}
 request = urllib.request.Request(sys.argv[1], json.dumps(body).encode(), headers)
 print(json.load(urllib.request.urlopen(request, timeout=120))["choices"][0]["finish_reason"])
@@ -146,6 +146,22 @@ def served(peers: list[str], running: Platform, history: PodHistory) -> Iterator
     kubectl.run("delete", "finetunejob", NAME)
 
 
+def test_a_stage_is_open_to_the_operator_only_and_reaches_nothing_outside(
+    peers: list[str], running: Platform, source: S3Server
+) -> None:
+    kubectl, store = running.kubectl, urlsplit(source.url)
+    with training(kubectl, "watched") as pod:
+        stage = address(kubectl, pod)
+        refused_by_policies(
+            running,
+            {
+                **{f"{peer} -> telemetry": (peer, stage, 9400) for peer in ("client", *peers)},
+                "training pod -> object store": (pod, str(store.hostname), int(store.port or 0)),
+                "training pod -> API server": (pod, CONTROL_PLANE_IP, 6443),
+            },
+        )
+
+
 def test_a_job_trains_and_is_served_with_all_policies_in_force(
     served: dict[str, Any], running: Platform, history: PodHistory
 ) -> None:
@@ -159,40 +175,37 @@ def test_a_job_trains_and_is_served_with_all_policies_in_force(
     assert answer.strip() in ("length", "stop")
 
 
-def test_what_the_values_do_not_allow_is_refused_by_the_policies(
-    served: dict[str, Any], peers: list[str], running: Platform, source: S3Server
+def test_a_served_model_is_open_to_those_that_the_values_name_only(
+    served: dict[str, Any], peers: list[str], running: Platform
 ) -> None:
-    kubectl, store = running.kubectl, urlsplit(source.url)
-    with training(kubectl, "watched") as pod:
-        stage, model = address(kubectl, pod), address(kubectl, model_pod(kubectl))
-        connections = {
-            **{f"{peer} -> telemetry": (peer, stage, 9400) for peer in peers},
-            **{f"{peer} -> model": (peer, model, 8080) for peer in peers},
-            "training pod -> object store": (pod, str(store.hostname), int(store.port or 0)),
-            "training pod -> API server": (pod, CONTROL_PLANE_IP, 6443),
-            "training pod -> model": (pod, model, 8080),
-        }
+    kubectl = running.kubectl
+    (found,) = kubectl.json("get", "pods", "-l", f"finetune.dev/endpoint={NAME}")["items"]
+    model = address(kubectl, found["metadata"]["name"])
+    assert connect(kubectl, "client", model, 8080) == "connected"
+    refused_by_policies(running, {f"{peer} -> model": (peer, model, 8080) for peer in peers})
 
-        def outcomes() -> dict[str, str]:
-            found = {name: connect(kubectl, *words) for name, words in connections.items()}
-            print("", *(f"{name}: {outcome}" for name, outcome in found.items()), sep="\n  ")
-            return found
 
-        def all_refused() -> bool:
-            return all(outcome.startswith("refused") for outcome in outcomes().values())
+def refused_by_policies(running: Platform, connections: dict[str, tuple[str, str, int]]) -> None:
+    """Hold that connections are refused with the policies, made without them, and refused again."""
 
-        def all_connected() -> bool:
-            return set(outcomes().values()) == {"connected"}
+    def outcomes() -> list[str]:
+        found = {name: connect(running.kubectl, *each) for name, each in connections.items()}
+        print("", *(f"{name}: {outcome}" for name, outcome in found.items()), sep="\n  ")
+        return list(found.values())
 
-        assert all_refused()
-        assert connect(kubectl, "client", model, 8080) == "connected"
-        assert connect(kubectl, "client", stage, 9400).startswith("refused")
-        try:
-            apply_policies(running.system, {**ON, "enabled": False})
-            until("every connection to be made without policies", 60, all_connected, every=1)
-        finally:
-            apply_policies(running.system, ON)
-        until("every connection to be refused again", 60, all_refused, every=1)
+    def all_refused() -> bool:
+        return all(outcome.startswith("refused") for outcome in outcomes())
+
+    def all_connected() -> bool:
+        return set(outcomes()) == {"connected"}
+
+    assert all_refused()
+    try:
+        apply_policies(running.system, {**ON, "enabled": False})
+        until("every connection to be made without policies", 60, all_connected, every=1)
+    finally:
+        apply_policies(running.system, ON)
+    until("every connection to be refused again", 60, all_refused, every=1)
 
 
 def apply_policies(system: Kubectl, values: dict[str, Any]) -> None:
@@ -242,12 +255,6 @@ def connect(kubectl: Kubectl, pod: str, host: str, port: int) -> str:
 def address(kubectl: Kubectl, pod: str) -> str:
     """The address of a pod."""
     return str(kubectl.json("get", "pod", pod)["status"]["podIP"])
-
-
-def model_pod(kubectl: Kubectl) -> str:
-    """The pod that serves the model."""
-    (pod,) = kubectl.json("get", "pods", "-l", f"finetune.dev/endpoint={NAME}")["items"]
-    return str(pod["metadata"]["name"])
 
 
 def _steps(found: dict[str, Any]) -> int:
