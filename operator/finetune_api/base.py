@@ -268,7 +268,7 @@ def list_map_key(key: str) -> dict[str, JsonValue]:
 
 LIST_SET: dict[str, JsonValue] = {LIST_TYPE: "set"}
 """The json_schema_extra of a list of names without duplicates, in any order. Not for one with a
-default: the first item that somebody applies would join those of the default."""
+default: the first item that a user applies would join those of the default."""
 
 
 class Condition(StatusModel):

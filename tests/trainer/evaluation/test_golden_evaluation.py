@@ -203,6 +203,19 @@ def test_the_verdicts_of_the_gate_are_known(summary: EvaluationSummary) -> None:
     }
 
 
+def failed_result(summary: EvaluationSummary) -> StageResult:
+    """What evaluate reports of a model that failed its gate."""
+    return StageResult(
+        stage="evaluate",
+        attempt=1,
+        outcome="Failed",
+        failure=gate_failure(summary),
+        evaluation=summary,
+        report="report/evaluation.json",
+        report_digest="sha256:" + "0" * 64,
+    )
+
+
 def test_the_largest_evaluation_fits_into_a_termination_message(
     summary: EvaluationSummary,
 ) -> None:
@@ -221,15 +234,7 @@ def test_the_largest_evaluation_fits_into_a_termination_message(
     full = summary.model_copy(
         update={"comparisons": [*compared, *prompted], "gate": [summary.gate[-1]] * 8}
     )
-    result = StageResult(
-        stage="evaluate",
-        attempt=1,
-        outcome="Failed",
-        failure=gate_failure(full),
-        evaluation=full,
-        report="report/evaluation.json",
-        report_digest="sha256:" + "0" * 64,
-    )
+    result = failed_result(full)
     message = termination_message(result)
     assert len(message) <= 4096
     kept = EvaluationSummary.model_validate(json.loads(message)["evaluation"])
@@ -283,15 +288,7 @@ def test_the_longest_names_and_figures_leave_the_outcomes_of_the_gate(
         for number in range(8)
     ]
     full = summary.model_copy(update={"comparisons": compared, "gate": gate, "passed": False})
-    result = StageResult(
-        stage="evaluate",
-        attempt=1,
-        outcome="Failed",
-        failure=gate_failure(full),
-        evaluation=full,
-        report="report/evaluation.json",
-        report_digest="sha256:" + "0" * 64,
-    )
+    result = failed_result(full)
     message = termination_message(result)
     assert len(message) <= 4096
     kept = EvaluationSummary.model_validate(json.loads(message)["evaluation"])
