@@ -168,10 +168,12 @@ def test_a_job_trains_and_is_served_with_all_policies_in_force(
     assert served["status"].get("restarts", 0) == 0
     assert served["status"]["training"]["worldSize"] == 2
     assert len({pod.node for pod in history.of(NAME, "train")}) == 2
-    url = f"http://{NAME}.{NAMESPACE}/v1/chat/completions"
-    answer = running.kubectl.run(
-        "exec", "client", "--", "python", "-c", ASK, url, NAME, timeout=180
-    )
+    host, kubectl = f"{NAME}.{NAMESPACE}", running.kubectl
+    # The nodes learn of a Service's endpoints a moment after the job does. With kube-router a
+    # connection that comes earlier is not refused but lost, so a long one would be so for good.
+    until("the Service", 60, lambda: connect(kubectl, "client", host, 80) == "connected")
+    url = f"http://{host}/v1/chat/completions"
+    answer = kubectl.run("exec", "client", "--", "python", "-c", ASK, url, NAME, timeout=180)
     assert answer.strip() in ("length", "stop")
 
 
