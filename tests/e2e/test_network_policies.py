@@ -166,8 +166,8 @@ def test_a_job_trains_and_is_served_with_all_policies_in_force(
     assert served["status"]["training"]["worldSize"] == 2
     assert len({pod.node for pod in history.of(NAME, "train")}) == 2
     host, kubectl = f"{NAME}.{NAMESPACE}", running.kubectl
-    # The nodes learn of a Service's endpoints a moment after the job does. With kube-router a
-    # connection that comes earlier is not refused but lost, so a long one would be so for good.
+    # The nodes learn of a Service's endpoints a moment after the job does, and a connection that
+    # came earlier was seen to time out.
     until("the Service", 60, lambda: connect(kubectl, "client", host, 80) == "connected")
     # The operator has sent it a recorded prompt; the client asks what is served.
     url = f"http://{host}/v1/models"
