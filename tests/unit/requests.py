@@ -18,13 +18,14 @@ from finetune_operator.decision import Decision, EventQuery, Manifest, Settings,
 from finetune_operator.engine.kinds import EVENT, LEASE, WATCHED, resource
 from finetune_operator.engine.kube_client import AlreadyExists
 from finetune_operator.names import JANITOR
+from finetune_operator.workspaces.plan import PERIOD
 
 from tests.unit.acceleratorprofiles import world as profiles
 from tests.unit.endpoints import world as endpoints
 from tests.unit.endpoints.world import artifact
 from tests.unit.gitops import endpoint_cases, job_cases
 from tests.unit.jobs import world as jobs
-from tests.unit.workspaces import test_plan as workspaces
+from tests.unit.workspaces import world as workspaces
 
 FIXED_NAMES = (JANITOR,)
 
@@ -118,7 +119,7 @@ def _play_workspace() -> None:
     world = workspaces.fresh()
     for _ in range(3):
         workspaces.reconcile(world)
-        world.tick(workspaces.PERIOD.total_seconds())
+        world.tick(PERIOD.total_seconds())
 
 
 @contextmanager
