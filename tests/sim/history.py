@@ -23,10 +23,13 @@ DRAWN = (
     *["fill_nodes"] * 2,
     *["create_other_job"] * 2,
     *["other_job_exports"] * 3,
+    *["pin"] * 2,
+    *["unpin"] * 3,
 )
 """The simulation exists for what happens between two calls of the operator, and for zombies, which
 are rare: a gang must be training when it is partitioned, and stay undisturbed for a while. Nodes
-must be taken before a gang starts. Another job must be created before it exports."""
+must be taken before a gang starts. Another job must be created before it exports, and a model
+exported before an endpoint is pinned to it."""
 SECONDS = (0.5, 2.0, 6.0, 15.0, 40.0, 150.0)
 WAITS = (0.0, 0.4, 1.0, 2.0, 4.0, 7.0, 12.0, 40.0)
 WRITES_AT_FIRST, WRITES_PER_STEP = 250, 60
