@@ -116,9 +116,11 @@ def build_controllers(_: Settings) -> ControllerTable:
 
 
 def make_controllers(reconcile_job: Reconcile) -> ControllerTable:
-    """Controllers that call this function for jobs and need nothing for workspaces."""
+    """Controllers that call this function for jobs; the other keys that `keys_of` finds need
+    nothing."""
+    others = ("ModelEndpoint", "AcceleratorProfile", "Workspace")
     return ControllerTable(
-        reconcile={"FineTuneJob": reconcile_job, "Workspace": do_nothing},
+        reconcile={"FineTuneJob": reconcile_job} | dict.fromkeys(others, do_nothing),
         on_rejected={},
         keys_of=keys_of,
     )
