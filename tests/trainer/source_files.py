@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
+import s3fs
 from finetune_trainer.runtime.errors import StageError, UserError
 from finetune_trainer.sources import Address, Credentials, Source, open_source
 
@@ -31,6 +32,17 @@ def failure(
 def paths(source: Source) -> list[str]:
     """The paths of the files of a source."""
     return [file.path for file in source.files]
+
+
+def s3_client(server: S3Server, **options: Any) -> Any:
+    """A client of the test server with its key, for uploads."""
+    return s3fs.S3FileSystem(
+        key=server.access_key,
+        secret=server.secret_key,
+        endpoint_url=server.url,
+        skip_instance_cache=True,
+        **options,
+    )
 
 
 def on_s3(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import s3fs
 from finetune_api.protocol import ExitCode
 from finetune_trainer.runtime.errors import StageError
 from finetune_trainer.sources import Address, Credentials, open_source
@@ -19,7 +18,7 @@ from finetune_trainer.sources.address import public_spec
 from hack.testservers.s3 import S3Server, s3_server
 from tests.trainer.prepare_world import World, run_as_pod
 from tests.trainer.servers import Hub, Web, make_certificate, running_web
-from tests.trainer.source_files import NOWHERE
+from tests.trainer.source_files import NOWHERE, s3_client
 from tests.trainer.tiny import tiny_rows
 
 TOKEN, KEY, SIGNATURE = "hf_plantedtoken", "plantedkey", "plantedsignature"
@@ -32,12 +31,7 @@ def rows_file() -> bytes:
 @pytest.fixture
 def s3() -> Iterator[S3Server]:
     with s3_server(secret_key=KEY) as server:
-        client = s3fs.S3FileSystem(
-            key=server.access_key,
-            secret=server.secret_key,
-            endpoint_url=server.url,
-            skip_instance_cache=True,
-        )
+        client = s3_client(server)
         client.mkdir("acme")
         client.pipe_file("acme/rows.jsonl", rows_file())
         yield server

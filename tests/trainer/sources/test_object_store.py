@@ -8,25 +8,27 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 import pytest
-import s3fs
 from finetune_trainer.runtime.errors import RetryableError
 from finetune_trainer.sources import Address, Credentials, open_source
 from finetune_trainer.sources.snapshot import open_snapshot
 
 from hack.testservers.s3 import S3Server, s3_server
 from tests.trainer.servers import Bucket, Web, make_service_account, running_bucket
-from tests.trainer.source_files import NOWHERE, ROWS, failure, ignore_progress, on_s3, paths
+from tests.trainer.source_files import (
+    NOWHERE,
+    ROWS,
+    failure,
+    ignore_progress,
+    on_s3,
+    paths,
+    s3_client,
+)
 
 
 @pytest.fixture(scope="module")
 def s3(tiny_model_folder: Path) -> Iterator[S3Server]:
     with s3_server() as server:
-        client = s3fs.S3FileSystem(
-            key=server.access_key,
-            secret=server.secret_key,
-            endpoint_url=server.url,
-            skip_instance_cache=True,
-        )
+        client = s3_client(server)
         client.mkdir("acme")
         client.pipe_file("acme/data/train.jsonl", ROWS * 3)
         client.pipe_file("acme/data/more/b.jsonl", ROWS)
@@ -62,9 +64,7 @@ def test_s3_model_is_downloaded_and_cached(
 
 
 def test_s3_revision_changes_with_the_content(s3: S3Server) -> None:
-    client = s3fs.S3FileSystem(
-        key=s3.access_key, secret=s3.secret_key, endpoint_url=s3.url, skip_instance_cache=True
-    )
+    client = s3_client(s3)
     seen = set()
     for content in (b"one", b"two"):
         client.pipe_file("acme/changing.jsonl", content)
@@ -74,9 +74,7 @@ def test_s3_revision_changes_with_the_content(s3: S3Server) -> None:
 
 def test_s3_names_may_have_any_character(s3: S3Server, tmp_path: Path) -> None:
     name = "My Data c#/50%off töne?[1] a+b&c.jsonl"
-    client = s3fs.S3FileSystem(
-        key=s3.access_key, secret=s3.secret_key, endpoint_url=s3.url, skip_instance_cache=True
-    )
+    client = s3_client(s3)
     client.pipe_file(f"acme/odd/{name}", ROWS)
     for uri in (f"s3://acme/odd/{name}", f"s3://acme/odd/{quote(name)}"):
         source = open_source(on_s3(s3, uri), NOWHERE)

@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-import s3fs
 from finetune_api.failure import Failure
 from finetune_trainer.runtime.errors import StageError, UserError
 from finetune_trainer.sources import Address, Credentials, open_source
@@ -25,6 +24,7 @@ from tests.trainer.source_files import (
     ignore_progress,
     on_s3,
     paths,
+    s3_client,
 )
 
 OLD, NEW = ROWS * 2, ROWS * 3
@@ -52,14 +52,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
 @functools.cache
 def client(server: S3Server) -> Any:
     """One client for all uploads: each takes a second to start."""
-    return s3fs.S3FileSystem(
-        key=server.access_key,
-        secret=server.secret_key,
-        endpoint_url=server.url,
-        skip_instance_cache=True,
-        use_listings_cache=False,
-        version_aware=True,
-    )
+    return s3_client(server, use_listings_cache=False, version_aware=True)
 
 
 def put(server: S3Server, name: str, content: bytes) -> str:
