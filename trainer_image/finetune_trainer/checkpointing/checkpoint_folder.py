@@ -54,11 +54,10 @@ class SavedCheckpoint:
     """False if the volume returns an error for the marker; `marker` is empty then."""
 
 
-def hash_files(folder: Path, index: int = 0, stride: int = 1) -> FileList:
-    """SHA-256 and size of all files below a folder but the marker, or of every `stride`-th one of
-    them from `index` on."""
+def hash_files(folder: Path) -> FileList:
+    """SHA-256 and size of all files below a folder but the marker."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
-    return {str(path.relative_to(folder)): hash_file(path) for path in files[index::stride]}
+    return {str(path.relative_to(folder)): hash_file(path) for path in files}
 
 
 def hash_listed_files(
