@@ -84,6 +84,17 @@ def test_prepare_chooses_examples_from_training_rows_only(
             assert prompt.baselines[name].input_ids == tokenize_messages(tokenizer, turns)
 
 
+def test_a_baseline_does_not_go_without_examples_that_are_missing(
+    world: World, tiny_model_folder: Path
+) -> None:
+    job = baselines({"name": "one", "examples": 1})
+    facts_of(world.prepare(**job))
+    (world.data / "examples.jsonl").unlink()
+    run = world.run_config(**job).model_copy(update={"stage": "evaluate"})
+    with pytest.raises(FileNotFoundError, match=r"examples\.jsonl"):
+        choose_prompts(run, load_tokenizer(tiny_model_folder))
+
+
 def test_no_example_has_the_question_of_a_held_out_row(world: World) -> None:
     held_out = {"messages": [USER, {"role": "assistant", "content": "Eight bits."}]}
     asked = {"role": "user", "content": "what is  a BYTE?"}
@@ -116,19 +127,19 @@ def test_without_baselines_there_are_no_examples(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("baseline", "settings", "reason"),
+    ("baseline", "settings"),
     [
-        ({"examples": 32}, {"maxNewTokens": 4}, "BaselineTooLong"),
-        ({"systemPrompt": "Be polite. " * 100}, {}, "BaselineTooLong"),
-        ({"examples": 2}, {"maxNewTokens": CONTEXT}, "BaselineTooLong"),
+        ({"examples": 32}, {"maxNewTokens": 4}),
+        ({"systemPrompt": "Be polite. " * 100}, {}),
+        ({"examples": 2}, {"maxNewTokens": CONTEXT}),
     ],
 )
 def test_a_baseline_that_cannot_fit_is_refused(
-    world: World, baseline: dict[str, Any], settings: dict[str, Any], reason: str
+    world: World, baseline: dict[str, Any], settings: dict[str, Any]
 ) -> None:
     failure = world.fails(**baselines({"name": "few", **baseline}, **settings))
-    assert failure.reason == reason
-    assert "few" in failure.message
+    assert failure.reason == "BaselineTooLong"
+    assert "The baseline few of evaluation.baselines is too long" in failure.message
 
 
 def test_more_examples_than_rows_are_refused(world: World) -> None:

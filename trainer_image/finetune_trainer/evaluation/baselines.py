@@ -13,6 +13,7 @@ from typing import Any
 
 from finetune_api.finetunejob import Baseline, FineTuneJobSpec
 
+from finetune_trainer.data.examples import count_examples
 from finetune_trainer.data.json_lines import read_json_lines
 from finetune_trainer.data.message_forms import ChatContext
 from finetune_trainer.data.prepared_dataset import EXAMPLES
@@ -63,8 +64,7 @@ def open_baselines(
     spec: FineTuneJobSpec, data: Path, tokenizer: Any, max_tokens: int
 ) -> list[BaselinePrompter]:
     """The baselines of a job; `data` is the prepared dataset."""
-    path = data / EXAMPLES
-    examples = read_json_lines(path) if path.is_file() else []
+    examples = read_json_lines(data / EXAMPLES) if count_examples(spec) else []
     return make_prompters(spec, examples, tokenizer, max_tokens)
 
 
