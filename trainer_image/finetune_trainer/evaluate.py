@@ -20,6 +20,7 @@ from finetune_api.gate_report import gate_failure
 from finetune_api.run_config import RunConfig
 from finetune_api.stage_result import StageResult
 
+from finetune_trainer.data.json_lines import read_json_lines
 from finetune_trainer.evaluation.answer_metrics import describe_answers
 from finetune_trainer.evaluation.comparison import Measurements, compare_all, summarise
 from finetune_trainer.evaluation.metric_choice import choose_metrics
@@ -61,7 +62,8 @@ def compare_models(run: RunConfig, report: Report, attempt: Attempt) -> StageRes
     tokenizer = load_job_tokenizer(run)
     held_out = open_held_out(spec, job / "data" / "eval")
     prompts = choose_prompts(run, tokenizer)
-    choice = choose_metrics(spec, list_references(spec, job / "data"))
+    rows = read_json_lines(job / "data" / "eval.jsonl")
+    choice = choose_metrics(spec, list_references(spec, rows))
     base_prompts = prompts if spec.objective in OBJECTIVES_WITH_ANSWERS else []
     sequences = held_out.sequence_count if held_out else 0
     baselines = [baseline.name for baseline in spec.evaluation.baselines]

@@ -119,9 +119,10 @@ def order_prompts(spec: FineTuneJobSpec, rows: int) -> list[int]:
     return order
 
 
-def list_references(spec: FineTuneJobSpec, data: Path) -> list[str]:
-    """The right answers of all held-out rows of SFT, without thoughts; else none."""
-    rows = read_json_lines(data / "eval.jsonl") if spec.objective == "SFT" else []
+def list_references(spec: FineTuneJobSpec, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The right answers of the held-out rows of SFT, without thoughts; else none."""
+    if spec.objective != "SFT":
+        return []
     return [split_thought(_find_reference(row))[1] for row in rows]
 
 

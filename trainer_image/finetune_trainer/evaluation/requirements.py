@@ -5,7 +5,6 @@ from __future__ import annotations
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.metrics import METRICS
 
-from finetune_trainer.data.answer_text import split_thought
 from finetune_trainer.data.message_forms import NO_CONTEXT
 from finetune_trainer.data.pipeline import TargetModel
 from finetune_trainer.data.prepared_dataset import PreparedDataset, to_line
@@ -13,7 +12,12 @@ from finetune_trainer.data.row_errors import RowError
 from finetune_trainer.data.samples import UnpairedPreferenceSample
 from finetune_trainer.evaluation.baselines import make_prompters
 from finetune_trainer.evaluation.metric_choice import choose_metrics
-from finetune_trainer.evaluation.prompts import max_answer_tokens, order_prompts, select_prompts
+from finetune_trainer.evaluation.prompts import (
+    list_references,
+    max_answer_tokens,
+    order_prompts,
+    select_prompts,
+)
 from finetune_trainer.metrics.paired_bootstrap import MIN_ITEMS
 from finetune_trainer.runtime.errors import UserError
 
@@ -23,8 +27,7 @@ def check_evaluation(prepared: PreparedDataset, target: TargetModel) -> None:
     spec = prepared.inputs.spec
     check_gate(spec, len(prepared.held_out))
     check_preferences(prepared)
-    lines = [to_line(tokens) for tokens in prepared.held_out] if spec.objective == "SFT" else []
-    choose_metrics(spec, [split_thought(line["reference"])[1] for line in lines])
+    choose_metrics(spec, list_references(spec, map(to_line, prepared.held_out)))
     check_baselines(prepared, target)
     check_prompts(prepared, target)
 
