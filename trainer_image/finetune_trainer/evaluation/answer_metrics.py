@@ -56,10 +56,10 @@ def score_texts(
         "chrF": chrf,
         **{metric: classes(metric) for metric in CLASS_METRICS},
     }
-    chosen = {metric: scores[metric] for metric in choice.metrics if metric in scores}
     return {
-        metric: {name: _score(score, given, references) for name, given in answers.items()}
-        for metric, score in chosen.items()
+        metric: _score_all(scores[metric], answers, references)
+        for metric in choice.metrics
+        if metric in scores
     }
 
 
@@ -71,8 +71,13 @@ def describe_answers(
 ) -> dict[str, Any]:
     """The confusion tables and figures of classes, and how often each field of JSON is right, for
     the report."""
+    normalise = NORMALIZATIONS[normalization]
     details: dict[str, Any] = {}
-    if classified := classify_all(answers, references, choice, normalization):
+    if answers and choice.labels:
+        classified = {
+            name: classify(given, references, choice.labels, normalise)
+            for name, given in answers.items()
+        }
         details["classes"] = {
             "labels": list(choice.labels),
             # A row for each expected label; the last column counts answers that are no label.
@@ -80,39 +85,25 @@ def describe_answers(
             "byClass": {name: each.by_class() for name, each in classified.items()},
         }
     if "jsonFields" in choice.metrics:
-        normalise = NORMALIZATIONS[normalization]
         details["fields"] = {
             name: _count_fields(given, references, normalise) for name, given in answers.items()
         }
     return details
 
 
-def classify_all(
-    answers: Mapping[str, Texts],
-    references: Texts,
-    choice: MetricChoice,
-    normalization: Normalization,
-) -> dict[str, Classified]:
-    """The labels of all answers; empty where no metric needs them."""
-    if not choice.labels:
-        return {}
-    normalise = NORMALIZATIONS[normalization]
-    return {
-        name: classify(given, references, choice.labels, normalise)
-        for name, given in answers.items()
-    }
-
-
-def _score(score: Score, given: Texts, references: Texts) -> Statistic:
-    """The metric; with the extremes of an average item, if it follows from sums."""
-    found = score(given, references)
-    if not isinstance(found, SumStatistic):
+def _score_all(
+    score: Score, answers: Mapping[str, Texts], references: Texts
+) -> dict[str, Statistic]:
+    """The metric of all; with the extremes of an average item, if it follows from sums."""
+    found = {name: score(given, references) for name, given in answers.items()}
+    sums = {name: each for name, each in found.items() if isinstance(each, SumStatistic)}
+    if not sums:
         return found
     right, wrong = score(references, references), score([""] * len(references), references)
     assert isinstance(right, SumStatistic)
     assert isinstance(wrong, SumStatistic)
     extremes = np.stack([right.parts.mean(axis=0), wrong.parts.mean(axis=0)])
-    return replace(found, extremes=extremes)
+    return {name: replace(each, extremes=extremes) for name, each in sums.items()}
 
 
 def _of_classes(classified: Classified, metric: MetricName) -> Statistic:

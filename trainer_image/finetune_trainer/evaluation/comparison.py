@@ -148,10 +148,9 @@ def list_statistics(
     that are chosen."""
     if losses := measurements.losses:
         check_losses(losses)
-        both = (ratio_of_sums(each, losses.weights) for each in (losses.base, losses.tuned))
+        both = [ratio_of_sums(each, losses.weights) for each in (losses.base, losses.tuned)]
         yield "loss", BASE, PairedStatistics(*both)
-        logs = (ratio_of_sums(each, losses.weights) for each in (losses.base, losses.tuned))
-        yield "perplexity", BASE, PairedStatistics(*map(exponential, logs))
+        yield "perplexity", BASE, PairedStatistics(*map(exponential, both))
     if measurements.preferences:
         yield "preferenceAccuracy", BASE, measurements.preferences
     metrics: dict[MetricName, dict[str, Statistic]] = {}
