@@ -31,10 +31,10 @@ LARGEST_SHARE = 0.06
 Draw = Callable[[np.random.Generator, int], PairedStatistics]
 
 
-def draw_answers(metric: MetricName, base_errors: float, tuned_errors: float) -> Draw:
-    """Answers of both models, in which each word is wrong with these probabilities."""
+def draw_answers(metric: MetricName, errors: float) -> Draw:
+    """Answers of both models, in which each word is wrong with this probability."""
 
-    def corrupt(generator: np.random.Generator, text: str, errors: float) -> str:
+    def corrupt(generator: np.random.Generator, text: str) -> str:
         pool = (*LABELS, "none") if metric in CLASS_METRICS else WORDS
         words = [
             str(generator.choice(pool)) if generator.random() < errors else word
@@ -50,8 +50,7 @@ def draw_answers(metric: MetricName, base_errors: float, tuned_errors: float) ->
                 " ".join(generator.choice(WORDS, generator.integers(3, 12))) for _ in range(items)
             ]
         answers = {
-            name: [corrupt(generator, text, errors) for text in references]
-            for name, errors in (("base", base_errors), ("tuned", tuned_errors))
+            name: [corrupt(generator, text) for text in references] for name in ("base", "tuned")
         }
         if metric == "jsonFields":
             references = [write_object(text) for text in references]
@@ -89,12 +88,12 @@ def draw_orders(generator: np.random.Generator, items: int) -> PairedStatistics:
 
 
 EQUAL: dict[MetricName, Draw] = {
-    "macroF1": draw_answers("macroF1", 0.3, 0.3),
-    "microF1": draw_answers("microF1", 0.3, 0.3),
-    "jsonFields": draw_answers("jsonFields", 0.2, 0.2),
-    "bleu": draw_answers("bleu", 0.3, 0.3),
-    "chrF": draw_answers("chrF", 0.3, 0.3),
-    "rougeL": draw_answers("rougeL", 0.3, 0.3),
+    "macroF1": draw_answers("macroF1", 0.3),
+    "microF1": draw_answers("microF1", 0.3),
+    "jsonFields": draw_answers("jsonFields", 0.2),
+    "bleu": draw_answers("bleu", 0.3),
+    "chrF": draw_answers("chrF", 0.3),
+    "rougeL": draw_answers("rougeL", 0.3),
     "perplexity": draw_perplexities,
     "preferenceAccuracy": draw_orders,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,9 @@ def test_weights_are_found_by_their_names_where_the_listing_is_old(output: Path)
 
 
 @pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_text("other")])
-def test_a_file_that_is_missing_or_different_is_named(output: Path, change: object) -> None:
-    assert callable(change)
+def test_a_file_that_is_missing_or_different_is_named(
+    output: Path, change: Callable[[Path], object]
+) -> None:
     change(output / "adapter_model.safetensors")
     with pytest.raises(RetryableError, match=r"adapter_model\.safetensors") as raised:
         verify_output(output)
