@@ -168,7 +168,7 @@ def test_complete_artifact_is_retained_however_long_nothing_refers_to_it(workspa
 def test_artifact_that_is_retained_while_referred_to_is_removed_afterwards(workspace: Path) -> None:
     complete(workspace, "WhileReferenced")
     clean(workspace)
-    lines = clean(workspace, f"jobs/{UID[:8]}", f"jobs/{OTHER[:8]}")
+    clean(workspace, f"jobs/{UID[:8]}", f"jobs/{OTHER[:8]}")
     assert ARTIFACT in existing(workspace), "its job exists"
     clean(workspace)
     lines = clean(workspace)
