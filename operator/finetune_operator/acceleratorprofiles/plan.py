@@ -42,14 +42,13 @@ def find_problem(profile: Manifest, view: View) -> Stalled | None:
     parsed = find_profile(view, name)
     if isinstance(parsed, Stalled):
         return parsed
-    others = [each["metadata"]["name"] for each in list_defaults(view)]
-    if name not in others or len(others) == 1:
+    defaults = [each["metadata"]["name"] for each in list_defaults(view)]
+    if name not in defaults or len(defaults) == 1:
         return None
-    others.remove(name)
     return Stalled(
         "ProfileAmbiguous",
-        f"AcceleratorProfile {', '.join(others)} is marked as default too, so jobs and endpoints "
-        "that name no profile wait; leave the mark on one",
+        f"AcceleratorProfiles {', '.join(defaults)} are all marked as default, so jobs and "
+        "endpoints that name no profile wait; leave the mark on one",
     )
 
 

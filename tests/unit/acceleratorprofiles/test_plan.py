@@ -85,21 +85,23 @@ def test_a_profile_is_ready_and_its_status_is_written_once() -> None:
     assert world.server.version == version
 
 
-def test_two_default_profiles_name_each_other() -> None:
+def test_several_default_profiles_are_all_named() -> None:
     world = Pools(job_manifest(compute={"nodes": 2}))
     world.add_pool("a", default=True)
     world.add_pool("b", default=True)
-    for name, other in (("a", "b"), ("b", "a")):
+    world.add_pool("c", default=True)
+    for name in ("a", "b", "c"):
         status = world.observe_profile(name)
         for kind, value in (("Ready", "False"), ("Stalled", "True")):
             condition = get_condition(status, kind)
             assert (condition["status"], condition["reason"]) == (value, "ProfileAmbiguous")
-            assert f"AcceleratorProfile {other} is marked" in condition["message"]
+            assert "AcceleratorProfiles a, b, c are all marked" in condition["message"]
         assert (status["message"], status["jobs"]) == (condition["message"], 0)
     assert get_condition(world.observe_profile(), "Ready")["status"] == "True"
 
     world.tick(60)
     world.remove("AcceleratorProfile", "b")
+    world.remove("AcceleratorProfile", "c")
     status = world.observe_profile("a")
     assert get_condition(status, "Ready")["lastTransitionTime"] == world.time()
     assert (status["message"], status["jobs"]) == ("", 1)
