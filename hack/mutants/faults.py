@@ -371,8 +371,8 @@ FAULTS = (
     ),
     Fault(
         "conditions change their time at every reconcile",
-        "jobs/reporting.py",
-        "since = old.last_transition_time if old and old.status == value else timestamp",
+        "manifest.py",
+        "since = last.last_transition_time if last and last.status == status else timestamp",
         "since = timestamp",
     ),
     Fault(

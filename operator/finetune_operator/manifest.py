@@ -1,11 +1,12 @@
-"""Reading raw Kubernetes objects: times, conditions, references, whether a job is terminal, and
-which reasons of a waiting container concern its image."""
+"""Raw Kubernetes objects: times, conditions, references, whether a job is terminal, and which
+reasons of a waiting container concern its image."""
 
 import re
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from finetune_api.base import REASON_PATTERN
+from finetune_api.base import REASON_PATTERN, Condition, ConditionStatus
 
 from finetune_operator.decision import Manifest, ObjectRef
 
@@ -53,6 +54,32 @@ def find_condition(manifest: Manifest, kind: str) -> dict[str, Any]:
     """The condition of this type in the object's status; empty where there is none."""
     conditions = (manifest.get("status") or {}).get("conditions") or ()
     return next((each for each in conditions if each.get("type") == kind), {})
+
+
+def merge_conditions(
+    old: Iterable[Condition],
+    desired: Mapping[str, tuple[ConditionStatus, str, str]],
+    generation: int,
+    timestamp: str,
+) -> list[Condition]:
+    """The desired conditions: by type their status, reason and message. One that keeps its status
+    keeps its transition time."""
+    before = {each.type: each for each in old}
+    merged = []
+    for kind, (status, reason, message) in desired.items():
+        last = before.get(kind)
+        since = last.last_transition_time if last and last.status == status else timestamp
+        merged.append(
+            Condition(
+                type=kind,
+                status=status,
+                reason=reason,
+                message=message,
+                last_transition_time=since,
+                observed_generation=generation,
+            )
+        )
+    return merged
 
 
 def is_terminal(job: Manifest) -> bool:

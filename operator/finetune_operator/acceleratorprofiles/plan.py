@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from finetune_api.acceleratorprofile import AcceleratorProfileStatus
-from finetune_api.base import Condition
+from finetune_api.base import Condition, ConditionStatus
 
 from finetune_operator.acceleratorprofiles.use import count_use
 from finetune_operator.decision import Decision, Manifest, Settings, View
-from finetune_operator.manifest import find_condition, format_time
+from finetune_operator.manifest import format_time, merge_conditions
 from finetune_operator.profiles import find_profile, list_defaults
 from finetune_operator.stalled import Stalled
 
@@ -53,29 +53,15 @@ def find_problem(profile: Manifest, view: View) -> Stalled | None:
 
 
 def _build_conditions(profile: Manifest, problem: Stalled | None, now: datetime) -> list[Condition]:
-    desired: Mapping[str, tuple[bool, str, str]] = {
-        "Ready": (True, "Usable", ""),
-        "Stalled": (False, "Clear", ""),
+    desired: Mapping[str, tuple[ConditionStatus, str, str]] = {
+        "Ready": ("True", "Usable", ""),
+        "Stalled": ("False", "Clear", ""),
     }
     if problem is not None:
         desired = {
-            "Ready": (False, problem.reason, problem.message),
-            "Stalled": (True, problem.reason, problem.message),
+            "Ready": ("False", problem.reason, problem.message),
+            "Stalled": ("True", problem.reason, problem.message),
         }
-    return [_build_condition(profile, kind, *each, now) for kind, each in desired.items()]
-
-
-def _build_condition(
-    profile: Manifest, kind: str, is_true: bool, reason: str, message: str, now: datetime
-) -> Condition:
-    """One that keeps its status keeps its transition time."""
-    status, last = ("True" if is_true else "False"), find_condition(profile, kind)
-    is_kept = last.get("status") == status and last.get("lastTransitionTime")
-    return Condition(
-        type=kind,
-        status=status,
-        reason=reason,
-        message=message,
-        last_transition_time=last["lastTransitionTime"] if is_kept else format_time(now),
-        observed_generation=profile["metadata"].get("generation") or 0,
-    )
+    old = AcceleratorProfileStatus.from_stored(profile.get("status"))
+    generation = profile["metadata"].get("generation") or 0
+    return merge_conditions(old.conditions, desired, generation, format_time(now))

@@ -1,6 +1,6 @@
 """The status of an endpoint: phase, message, three conditions, and the newest revisions."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -11,7 +11,7 @@ from finetune_operator.decision import ENDPOINT_LABEL, REVISION_LABEL, EventReco
 from finetune_operator.endpoints import pods
 from finetune_operator.endpoints.failure import RevisionFailure
 from finetune_operator.endpoints.observe import Observed, Revision
-from finetune_operator.manifest import format_time
+from finetune_operator.manifest import format_time, merge_conditions
 from finetune_operator.resources.endpoint_service import build_url
 from finetune_operator.stalled import Stalled
 
@@ -67,14 +67,15 @@ def build_stalled_status(
 ) -> ModelEndpointStatus:
     """The status of an endpoint that the operator cannot reconcile: the roll-out stays as it is."""
     message = pods.shorten(why.message, MESSAGE_LIMIT)
-    desired = {
-        "Reconciling": (False, why.reason, message),
-        "Stalled": (True, why.reason, message),
+    desired: dict[str, tuple[ConditionStatus, str, str]] = {
+        "Reconciling": ("False", why.reason, message),
+        "Stalled": ("True", why.reason, message),
     }
     if not any(each.type == "Ready" for each in old.conditions):
-        desired["Ready"] = (False, why.reason, message)
+        desired["Ready"] = ("False", why.reason, message)
     kept = [each for each in old.conditions if each.type not in desired]
-    conditions = [*kept, *_merge_conditions(old.conditions, desired, generation, now)]
+    merged = merge_conditions(old.conditions, desired, generation, format_time(now))
+    conditions = [*kept, *merged]
     update = {
         "observed_generation": generation,
         "message": message,
@@ -167,45 +168,22 @@ def _build_conditions(
     )
     is_temporary = _is_temporary(problem)
     is_moving = not is_settled and (problem is None or is_temporary)
-    readiness = (True, "RevisionActive") if ready else (False, "PodsNotReady")
+    is_ready: ConditionStatus = "True" if active and ready else "False"
+    reason = "RevisionActive" if ready else "PodsNotReady"
     if active is None:
-        readiness = (False, problem.reason if problem else "NoActiveRevision")
-    desired = {
-        "Ready": (*readiness, message),
-        "Reconciling": (False, "Settled", ""),
-        "Stalled": (False, "Clear", ""),
+        reason = problem.reason if problem else "NoActiveRevision"
+    desired: dict[str, tuple[ConditionStatus, str, str]] = {
+        "Ready": (is_ready, reason, message),
+        "Reconciling": ("False", "Settled", ""),
+        "Stalled": ("False", "Clear", ""),
     }
     if is_moving:
-        desired["Reconciling"] = (True, problem.reason if problem else "RollingOut", message)
+        desired["Reconciling"] = ("True", problem.reason if problem else "RollingOut", message)
     elif problem is not None and not is_temporary:
-        desired["Stalled"] = (True, problem.reason, problem.message)
-    return _merge_conditions(observed.status.conditions, desired, observed.generation, now)
-
-
-def _merge_conditions(
-    old: Iterable[Condition],
-    desired: Mapping[str, tuple[bool, str, str]],
-    generation: int,
-    now: datetime,
-) -> list[Condition]:
-    """The desired conditions; one that keeps its status keeps its transition time."""
-    before = {each.type: each for each in old}
-    merged = []
-    for kind, (is_true, reason, message) in desired.items():
-        status: ConditionStatus = "True" if is_true else "False"
-        last = before.get(kind)
-        since = last.last_transition_time if last and last.status == status else format_time(now)
-        merged.append(
-            Condition(
-                type=kind,
-                status=status,
-                reason=reason,
-                message=message,
-                last_transition_time=since,
-                observed_generation=generation,
-            )
-        )
-    return merged
+        desired["Stalled"] = ("True", problem.reason, problem.message)
+    return merge_conditions(
+        observed.status.conditions, desired, observed.generation, format_time(now)
+    )
 
 
 def _select_newest(

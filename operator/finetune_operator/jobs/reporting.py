@@ -16,6 +16,7 @@ from finetune_operator.decision import EventRecord
 from finetune_operator.jobs.draft import MESSAGE_LIMIT, Draft
 from finetune_operator.jobs.policies.node_exclusion import list_excluded_nodes
 from finetune_operator.jobs.suspend import SUSPENDED
+from finetune_operator.manifest import merge_conditions
 from finetune_operator.stalled import Stalled
 
 STAGE_CONDITIONS: Mapping[StageName, str] = {
@@ -42,21 +43,10 @@ def job_conditions(
         _build_suspended_condition(status),
         *(_build_stage_condition(status, stage) for stage in status.stages),
     ]
-    before = {each.type: each for each in status.conditions}
-    conditions = []
-    for kind, value, reason, message in desired:
-        old = before.get(kind)
-        since = old.last_transition_time if old and old.status == value else timestamp
-        condition = Condition(
-            type=kind,
-            status=value,
-            reason=reason,
-            message=message[:MESSAGE_LIMIT],
-            last_transition_time=since,
-            observed_generation=generation,
-        )
-        conditions.append(condition)
-    return conditions
+    by_type = {
+        kind: (value, reason, message[:MESSAGE_LIMIT]) for kind, value, reason, message in desired
+    }
+    return merge_conditions(status.conditions, by_type, generation, timestamp)
 
 
 def _build_overall_conditions(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from finetune_api.base import ConditionStatus
 from finetune_api.jobstatus import Phase, StageState
 from finetune_api.prepare_rules import PREPARE_RULES
 from finetune_api.reasons import GROUPS, REASONS
@@ -128,7 +129,7 @@ def from_conditions(module: ast.Module) -> Iterator[str]:
             if len(given) == 4 and "True False Unknown".find(next(literals(given[1]), "?")) >= 0:
                 yield from literals(given[2])
             elif isinstance(given[0], ast.Name) or (
-                isinstance(given[0], ast.Constant) and isinstance(given[0].value, bool)
+                isinstance(given[0], ast.Constant) and given[0].value in get_args(ConditionStatus)
             ):
                 yield from (text for text in literals(given[1]) if text[:1].isupper())
 
