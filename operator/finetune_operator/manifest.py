@@ -1,5 +1,5 @@
-"""Raw Kubernetes objects: times, conditions, references, whether a job is terminal, and which
-reasons of a waiting container concern its image."""
+"""Raw Kubernetes objects: times, conditions, references, whether a job or a pod has ended, and
+which reasons of a waiting container concern its image."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -14,6 +14,7 @@ IMAGE_REASONS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
 )
 """Reasons of a waiting container whose image the kubelet cannot pull."""
+FINAL_POD_PHASES = ("Succeeded", "Failed")
 
 
 def parse_time(text: object) -> datetime | None:
@@ -101,6 +102,11 @@ def finished_condition(job: Manifest) -> dict[str, Any] | None:
         if found.get("status") == "True":
             return found
     return None
+
+
+def has_pod_ended(pod: Manifest) -> bool:
+    """Whether a pod has reached a final phase; an evicted one stays as an object."""
+    return (pod.get("status") or {}).get("phase") in FINAL_POD_PHASES
 
 
 def object_ref(manifest: Manifest) -> ObjectRef:

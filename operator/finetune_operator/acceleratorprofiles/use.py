@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_operator.decision import JOB_UID_LABEL, STAGE_LABEL, Manifest, View
-from finetune_operator.manifest import is_terminal
+from finetune_operator.manifest import has_pod_ended, is_terminal
 from finetune_operator.profiles import list_defaults
-
-ENDED_PHASES = ("Succeeded", "Failed")
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,8 @@ def get_endpoint_profile(endpoint: Manifest) -> str | None:
 def holds_devices(pod: Manifest) -> bool:
     """Whether a training pod has a node and has not ended."""
     is_training = (pod["metadata"].get("labels") or {}).get(STAGE_LABEL) == "train"
-    has_ended = (pod.get("status") or {}).get("phase") in ENDED_PHASES
-    return is_training and bool((pod.get("spec") or {}).get("nodeName")) and not has_ended
+    has_node = bool((pod.get("spec") or {}).get("nodeName"))
+    return is_training and has_node and not has_pod_ended(pod)
 
 
 def _count_holders(job: Manifest, view: View) -> int:

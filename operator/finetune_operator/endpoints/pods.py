@@ -44,12 +44,6 @@ def select_ready(pods: Sequence[Manifest]) -> list[Manifest]:
     return [pod for pod in pods if is_ready(pod)]
 
 
-def select_alive(pods: Sequence[Manifest]) -> list[Manifest]:
-    """The pods that have not ended; an evicted one stays as an object."""
-    ended = ("Succeeded", "Failed")
-    return [pod for pod in pods if (pod.get("status") or {}).get("phase") not in ended]
-
-
 def find_ready_time(pods: Sequence[Manifest]) -> datetime | None:
     """When the last of the ready pods became ready."""
     times = [

@@ -11,7 +11,7 @@ from finetune_operator.decision import ENDPOINT_LABEL, REVISION_LABEL, EventReco
 from finetune_operator.endpoints import pods
 from finetune_operator.endpoints.failure import RevisionFailure
 from finetune_operator.endpoints.observe import Observed, Revision
-from finetune_operator.manifest import format_time, merge_conditions
+from finetune_operator.manifest import format_time, has_pod_ended, merge_conditions
 from finetune_operator.resources.endpoint_service import build_url
 from finetune_operator.stalled import Stalled
 
@@ -51,7 +51,7 @@ def build_status(observed: Observed, rollout: Rollout, now: datetime) -> ModelEn
         url=build_url(observed.namespace, observed.name) if active else None,
         latest=observed.latest,
         active_revision=active.number if active else None,
-        replicas=len(pods.select_alive(active.pods)) if active else 0,
+        replicas=sum(not has_pod_ended(pod) for pod in active.pods) if active else 0,
         selector=_build_selector(observed.name, active.number) if active else None,
         revisions=_select_newest(rollout.records, active.number if active else None),
     )

@@ -23,8 +23,7 @@ from finetune_operator.decision import (
 from finetune_operator.engine.cache import Cache, address_of
 from finetune_operator.engine.metrics import HandoverTimer
 from finetune_operator.engine.workqueue import WorkQueue
-
-ENDED_PHASES = ("Succeeded", "Failed")
+from finetune_operator.manifest import has_pod_ended
 
 
 class EventHandlers:
@@ -108,10 +107,10 @@ class EventHandlers:
             "Pod", metadata["namespace"], JOB_UID_LABEL, metadata["labels"].get(JOB_UID_LABEL, "")
         )
         attempt = _attempt_of(pod)
-        return all(_has_ended(each) for each in siblings if _attempt_of(each) == attempt)
+        return all(has_pod_ended(each) for each in siblings if _attempt_of(each) == attempt)
 
     def _record_stage_end(self, pod: Manifest, old: Manifest | None) -> None:
-        if _is_ended_stage_pod(pod) and (old is None or not _has_ended(old)):
+        if _is_ended_stage_pod(pod) and (old is None or not has_pod_ended(old)):
             job = _job_key(pod)
             stage, _ = _attempt_of(pod)
             self._handovers.record_stage_end(job.namespace, job.name, stage)
@@ -119,11 +118,7 @@ class EventHandlers:
 
 def _is_ended_stage_pod(manifest: Manifest) -> bool:
     labels: Mapping[str, str] = manifest["metadata"].get("labels") or {}
-    return manifest["kind"] == "Pod" and JOB_NAME_LABEL in labels and _has_ended(manifest)
-
-
-def _has_ended(pod: Manifest) -> bool:
-    return (pod.get("status") or {}).get("phase") in ENDED_PHASES
+    return manifest["kind"] == "Pod" and JOB_NAME_LABEL in labels and has_pod_ended(manifest)
 
 
 def _job_key(pod: Manifest) -> Key:

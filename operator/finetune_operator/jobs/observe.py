@@ -24,7 +24,6 @@ from finetune_operator.decision import (
 )
 from finetune_operator.jobs import pod_refusal
 from finetune_operator.jobs.pod_status import (
-    FINAL_PHASES,
     Disruption,
     container_state,
     find_disruption,
@@ -34,6 +33,7 @@ from finetune_operator.jobs.pod_status import (
     read_phase,
 )
 from finetune_operator.manifest import (
+    FINAL_POD_PHASES,
     find_condition,
     finished_condition,
     parse_time,
@@ -86,7 +86,7 @@ class PodFacts:
     @property
     def has_ended(self) -> bool:
         """Whether it reached a final phase."""
-        return self.phase in FINAL_PHASES
+        return self.phase in FINAL_POD_PHASES
 
     def may_run(self, now: datetime) -> bool:
         """Whether it has not ended, and can be ended."""

@@ -14,10 +14,15 @@ from finetune_api.stage_result import StageResult
 from pydantic import ValidationError
 
 from finetune_operator.decision import Manifest
-from finetune_operator.manifest import find_condition, parse_time, read_reason, read_text
+from finetune_operator.manifest import (
+    find_condition,
+    has_pod_ended,
+    parse_time,
+    read_reason,
+    read_text,
+)
 from finetune_operator.resources.pod import CONTAINER
 
-FINAL_PHASES = ("Succeeded", "Failed")
 DISRUPTION_REASONS = frozenset({"Evicted", "NodeShutdown", "Terminated", "NodeLost", "Preempting"})
 """status.reason of pods that the kubelet or the node ended, where no condition says so."""
 LOST_TRACK = frozenset({"ContainerStatusUnknown", "Unknown"})
@@ -67,7 +72,7 @@ def has_sidecar_left(pod: Manifest) -> bool:
     a moment later, and only then why it ended the pod.
     """
     status = pod.get("status") or {}
-    if status.get("phase") in FINAL_PHASES or not container_state(pod).get("terminated"):
+    if has_pod_ended(pod) or not container_state(pod).get("terminated"):
         return False
     states = (each.get("state") or {} for each in status.get("containerStatuses") or ())
     return any(not state.get("terminated") for state in states)
