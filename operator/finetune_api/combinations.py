@@ -24,9 +24,9 @@ BITSANDBYTES_OPTIMIZERS = ("AdamW8bit", "PagedAdamW", "PagedAdamW8bit")
 """Optimizers of the bitsandbytes library."""
 UNSHARDED_OPTIMIZERS = (*BITSANDBYTES_OPTIMIZERS, "Adafactor")
 """Optimizers that cannot work on shards of a weight."""
-PAIR_OBJECTIVES = ("DPO", "ORPO", "SimPO", "Reward")
+PAIR_OBJECTIVES: tuple[Objective, ...] = ("DPO", "ORPO", "SimPO", "Reward")
 """Objectives whose unit of a batch is a pair of sequences."""
-PREFERENCE_OBJECTIVES = (*PAIR_OBJECTIVES, "KTO")
+PREFERENCE_OBJECTIVES: tuple[Objective, ...] = (*PAIR_OBJECTIVES, "KTO")
 
 
 @dataclass(frozen=True)

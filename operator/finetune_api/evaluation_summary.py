@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import ShortText, SpecModel, StatusModel
+from finetune_api.evaluation import BASE
 from finetune_api.metrics import MetricName, Unit
 from finetune_api.protocol import FINITE
 
@@ -32,7 +33,7 @@ class MetricComparison(StatusModel):
     desirable and an undesirable answer), Reward scores; the base model of Reward has the head that
     training began from. reward: mean of the weighted rewards of greedy answers to held-out
     prompts."""
-    baseline: ShortText = "base"
+    baseline: ShortText = BASE
     """base: the base model with the prompts of the rows; else the name of one of
     evaluation.baselines."""
     value: float
@@ -75,7 +76,7 @@ class GateOutcome(StatusModel):
 
     metric: MetricName
     """Metric of the rule."""
-    baseline: ShortText = "base"
+    baseline: ShortText = BASE
     """What the tuned model was compared with."""
     statistic: Literal["Bound", "Estimate"] = "Bound"
     """What was compared with the requirement: the lower end of the interval, or the estimate."""
@@ -118,7 +119,7 @@ class EvaluationSummary(StatusModel):
 
     def find(self, metric: MetricName) -> MetricComparison | None:
         """The comparison with the base in one metric; None where it was not measured."""
-        found = (each for each in self.comparisons if each.baseline == "base")
+        found = (each for each in self.comparisons if each.baseline == BASE)
         return next((each for each in found if each.metric == metric), None)
 
 

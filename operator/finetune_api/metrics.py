@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from finetune_api.combinations import PREFERENCE_OBJECTIVES
 from finetune_api.objective import Objective
 
 MetricName = Literal[
@@ -22,8 +23,6 @@ MetricName = Literal[
 ]
 Unit = Literal["Percent", "Nats", "Perplexity", "Fraction", "Reward"]
 """Of an improvement; Percent only of one that is relative to the baseline."""
-
-
 Number = TypeVar("Number", float, Any)
 
 
@@ -53,8 +52,7 @@ class Metric:
         return before - after if self.is_lower_better else after - before
 
 
-LOSSES: tuple[Objective, ...] = ("SFT", "Completion", "DPO", "KTO", "ORPO", "SimPO", "Reward")
-PREFERENCES: tuple[Objective, ...] = ("DPO", "KTO", "ORPO", "SimPO", "Reward")
+LOSSES: tuple[Objective, ...] = ("SFT", "Completion", *PREFERENCE_OBJECTIVES)
 METRICS: Mapping[MetricName, Metric] = {
     "loss": Metric("Nats", LOSSES, "held-out loss", is_lower_better=True),
     "perplexity": Metric("Perplexity", ("SFT", "Completion"), "perplexity", is_lower_better=True),
@@ -66,7 +64,7 @@ METRICS: Mapping[MetricName, Metric] = {
     "rougeL": Metric("Fraction", ("SFT",), "ROUGE-L", is_of_answers=True),
     "bleu": Metric("Fraction", ("SFT",), "BLEU", is_of_answers=True),
     "chrF": Metric("Fraction", ("SFT",), "chrF", is_of_answers=True),
-    "preferenceAccuracy": Metric("Fraction", PREFERENCES, "better answer preferred"),
+    "preferenceAccuracy": Metric("Fraction", PREFERENCE_OBJECTIVES, "better answer preferred"),
     "reward": Metric("Reward", ("GRPO",), "mean reward", is_of_answers=True),
 }
 

@@ -1,7 +1,6 @@
 """evaluate: the tuned model against its base, and the gate."""
 
-from contextlib import suppress
-
+from finetune_api.evaluation import BASE
 from finetune_api.evaluation_summary import EvaluationSummary, MetricComparison, ProbeRecord
 from finetune_api.failure import Failure
 from finetune_api.finetunejob import FineTuneJobStatus, Phase
@@ -74,18 +73,19 @@ def accept(ctx: Context, result: StageResult) -> Accepted | None:
 
 
 def _select_probe(record: ProbeRecord | None) -> ProbeRecord | None:
-    """The recorded probe, unless an endpoint could not ask it."""
-    with suppress(ValidationError):
-        Probe.model_validate(record.model_dump() if record else None)
-        return record
-    return None
+    """The recorded probe; None where there is none, or an endpoint could not ask it."""
+    if record is None:
+        return None
+    try:
+        Probe.model_validate(record.model_dump())
+    except ValidationError:
+        return None
+    return record
 
 
 def format_comparison(summary: EvaluationSummary) -> str:
     """The figures of the objective for both models in one line, and what limits them."""
-    found = [
-        (METRICS[each.metric], each) for each in summary.comparisons if each.baseline == "base"
-    ]
+    found = [(METRICS[each.metric], each) for each in summary.comparisons if each.baseline == BASE]
     # Answers are compared in the status; of GRPO they are all there is.
     shown = [each for each in found if not each[0].is_of_answers or each[0].unit == "Reward"]
     parts = [_format_metric(metric, comparison) for metric, comparison in shown or found[:1]]
