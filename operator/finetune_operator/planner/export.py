@@ -5,8 +5,8 @@ memory until they are saved. Saving a mixture of experts copies the gate and up 
 experts as well, because the files hold them apart. Anonymous memory, measured with LoRA in bf16:
 
 - 0.45 GiB for the process, whatever the model;
-- 1.0 times the weights of a Llama, 1.6 times those of a mixture of experts, and the adapter in
-  fp32 (tests/trainer/test_export_memory.py);
+- 1.0 times the weights of a Llama, 1.5 times those of a mixture of experts, and the adapter in
+  fp32 (tests/trainer/test_export_memory.py prints them);
 - up to 3.4 fp32 copies of the largest weight while it is merged.
 
 A model of method Full is saved from the mapped files and takes less, unless it is a mixture of
