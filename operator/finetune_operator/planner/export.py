@@ -2,12 +2,12 @@
 
 Export maps the files of the base model, merges each weight in fp32, and holds the merged weights in
 memory until they are saved. Saving a mixture of experts copies the gate and up weights of all its
-experts as well, because the files hold them apart. Anonymous memory, measured with LoRA in bf16:
+experts as well, because the files hold them apart. Anonymous memory:
 
-- 0.45 GiB for the process, whatever the model;
+- 0.4 GiB for the process, whatever the model, for which 1 GiB is requested;
 - 1.0 times the weights of a Llama, 1.5 times those of a mixture of experts, and the adapter in
-  fp32 (tests/trainer/test_export_memory.py prints them);
-- up to 3.4 fp32 copies of the largest weight while it is merged.
+  fp32, with LoRA in bf16 (tests/trainer/test_export_memory.py prints these and the process's);
+- `FP32_COPIES` of the largest weight while it is merged, by the code of PEFT.
 
 A model of method Full is saved from the mapped files and takes less, unless it is a mixture of
 experts or has weights that were not trained.
@@ -24,7 +24,7 @@ from finetune_operator.planner.quantity import GIB, floor_quantity, format_bytes
 FP32_COPIES = 4
 """The weight, its update before and after it is scaled, and the weight merged before it."""
 MARGIN = 0.05
-"""Of what is held: page tables, which count for the pod, and what the allocator keeps."""
+"""Of what is held, chosen: page tables, which count for the pod, and what the allocator keeps."""
 
 
 def export_memory_bytes(spec: FineTuneJobSpec, model: ModelFacts) -> int:
